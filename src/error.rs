@@ -1,0 +1,116 @@
+//! What went wrong, as seen by the one who has to act on it.
+//!
+//! Every room has its own error enum with a fact per field. All of them implement [`Coded`]: a
+//! [`ErrorKind`] that says what a caller can do about it, and a stable [`Code`] that its message
+//! begins with where it leaves the process (`[IOV-2001] …`). The gRPC status, the C code, the
+//! Python exception and the exit status of the program all derive from the kind, in one place each.
+
+use std::fmt;
+
+/// What a caller can do about an error.
+///
+/// The names are those of the gRPC status codes that they become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The request is wrong: change it.
+    InvalidArgument,
+    /// Nothing valid at that time, or an unknown timeframe, table or path.
+    NotFound,
+    /// The name is taken by something else.
+    AlreadyExists,
+    /// Try again later: a source is down or its answer unusable, memory is pinned, draining.
+    Unavailable,
+    /// Can never fit, or over the quota.
+    ResourceExhausted,
+    /// The state does not allow it: lease ended, MetaHeader stale, unknown session.
+    FailedPrecondition,
+    /// Who are you?
+    Unauthenticated,
+    /// You may not.
+    PermissionDenied,
+    /// The caller's deadline passed first.
+    DeadlineExceeded,
+    /// A bug of ours.
+    Internal,
+}
+
+impl ErrorKind {
+    /// The upper-case name of the gRPC status code, e.g. `NOT_FOUND`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "INVALID_ARGUMENT",
+            Self::NotFound => "NOT_FOUND",
+            Self::AlreadyExists => "ALREADY_EXISTS",
+            Self::Unavailable => "UNAVAILABLE",
+            Self::ResourceExhausted => "RESOURCE_EXHAUSTED",
+            Self::FailedPrecondition => "FAILED_PRECONDITION",
+            Self::Unauthenticated => "UNAUTHENTICATED",
+            Self::PermissionDenied => "PERMISSION_DENIED",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Self::Internal => "INTERNAL",
+        }
+    }
+
+    /// The exit status of the program: 1 failed, 2 usage, 3 not found, 4 unavailable, 5 not allowed.
+    pub const fn exit_status(self) -> u8 {
+        match self {
+            Self::InvalidArgument => 2,
+            Self::NotFound => 3,
+            Self::Unavailable | Self::DeadlineExceeded => 4,
+            Self::Unauthenticated | Self::PermissionDenied => 5,
+            Self::AlreadyExists
+            | Self::ResourceExhausted
+            | Self::FailedPrecondition
+            | Self::Internal => 1,
+        }
+    }
+
+    /// Whether the very same request can succeed later, without a change.
+    pub const fn is_transient(self) -> bool {
+        matches!(self, Self::Unavailable | Self::DeadlineExceeded)
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The stable number of an error, shown as `IOV-1234`.
+///
+/// The thousands tell the room: 1 requests and tables, 2 validity and what is (not) found,
+/// 3 sources, 4 shared memory, 5 sessions, leases and timeframes, 6 access, 7 the client,
+/// 8 the command line, 9 our own bugs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Code(pub u16);
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IOV-{:04}", self.0)
+    }
+}
+
+/// An error that knows its kind and its stable code.
+pub trait Coded: std::error::Error {
+    /// What a caller can do about it.
+    fn kind(&self) -> ErrorKind;
+
+    /// The stable number of this error.
+    fn code(&self) -> Code;
+
+    /// `[IOV-1234] ` followed by the error and all of its causes, on one line.
+    ///
+    /// This is the form in which an error leaves the process.
+    fn message(&self) -> String {
+        use fmt::Write as _;
+        let mut text = format!("[{}] {self}", self.code());
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            // Writing to a String cannot fail.
+            let _ = write!(text, ": {error}");
+            cause = error.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,13 @@
+//! Keeps condition objects in shared memory for the time in which they are valid.
+
+pub mod clock;
+pub mod error;
+pub mod interval;
+pub mod object;
+#[cfg(feature = "cache")]
+pub mod source;
+
+pub use clock::Clock;
+pub use error::{Code, Coded, ErrorKind};
+pub use interval::{Timestamp, ValidityInterval};
+pub use object::{CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};

@@ -1,0 +1,294 @@
+//! Names of objects and of their versions, and what is known of a version without its bytes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{Code, Coded, ErrorKind};
+use crate::interval::{Timestamp, ValidityInterval};
+
+/// The name under which all versions of one condition are kept, e.g. `TPC/Calib/VDriftTgl`.
+///
+/// One to ten elements of `[A-Za-z0-9._-]+` separated by `/`, none of them all digits, none `.`
+/// or `..` (CCDB takes the first all-digit element of a URL for a time).
+///
+/// ```
+/// use iovcache::ObjectPath;
+/// assert!("TPC/Calib/VDriftTgl".parse::<ObjectPath>().is_ok());
+/// for wrong in ["", "/TPC", "TPC/", "TPC//A", "TPC/12", "TPC/..", "TPC/%2e%2e", "a b"] {
+///     assert!(wrong.parse::<ObjectPath>().is_err(), "{wrong:?}");
+/// }
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct ObjectPath(Arc<str>);
+
+impl ObjectPath {
+    /// How many elements a path may have.
+    pub const MAX_ELEMENTS: usize = 10;
+
+    /// Checks `text` against the grammar.
+    ///
+    /// # Errors
+    /// [`InvalidPath`] says which rule is broken.
+    pub fn new(text: &str) -> Result<Self, InvalidPath> {
+        match Self::broken_rule(text) {
+            None => Ok(Self(text.into())),
+            Some(rule) => Err(InvalidPath { path: text.chars().take(200).collect(), rule }),
+        }
+    }
+
+    fn broken_rule(text: &str) -> Option<&'static str> {
+        let mut elements = 0;
+        for element in text.split('/') {
+            elements += 1;
+            if element.is_empty() {
+                return Some("an element is empty");
+            }
+            if !element.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+                return Some("only A-Z a-z 0-9 . _ - may stand in an element");
+            }
+            if element.bytes().all(|b| b.is_ascii_digit()) {
+                return Some("an element may not be all digits");
+            }
+            if element == "." || element == ".." {
+                return Some("an element may not be . or ..");
+            }
+        }
+        (elements > Self::MAX_ELEMENTS).then_some("it has more than 10 elements")
+    }
+
+    /// The path as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this path is `prefix` or lies below it, element by element.
+    pub fn starts_with(&self, prefix: &str) -> bool {
+        let prefix = prefix.trim_end_matches('/');
+        match self.0.strip_prefix(prefix) {
+            Some(rest) => prefix.is_empty() || rest.is_empty() || rest.starts_with('/'),
+            None => false,
+        }
+    }
+}
+
+impl FromStr for ObjectPath {
+    type Err = InvalidPath;
+    fn from_str(text: &str) -> Result<Self, InvalidPath> {
+        Self::new(text)
+    }
+}
+
+impl<'de> Deserialize<'de> for ObjectPath {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        Self::new(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+impl fmt::Display for ObjectPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ObjectPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// A text that is no object path.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path:?} is no object path: {rule}; expected 1 to 10 elements like TPC/Calib/VDriftTgl")]
+pub struct InvalidPath {
+    /// What was given (its first 200 characters).
+    pub path: String,
+    /// The rule that it breaks.
+    pub rule: &'static str,
+}
+
+impl Coded for InvalidPath {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::InvalidArgument
+    }
+    fn code(&self) -> Code {
+        Code(2002)
+    }
+}
+
+/// The name of one version of an object: a UUID, CCDB's ETag.
+///
+/// Two versions with equal bytes have two ids.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ObjectId(Uuid);
+
+impl ObjectId {
+    /// The namespace of derived ids: UUID version 5 of `iovcache.object` in the DNS namespace.
+    pub const NAMESPACE: Uuid = Uuid::from_u128(0x843c_7c4b_f63e_5c9e_a3ab_0916_e80e_0eac);
+
+    /// The id with this UUID.
+    pub const fn from_uuid(uuid: Uuid) -> Self {
+        Self(uuid)
+    }
+
+    /// The id whose UUID has these 16 bytes, in RFC 9562's order.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// The 16 bytes of the UUID, in RFC 9562's order.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+
+    /// Parses a UUID, or says that the text is none.
+    pub fn parse(text: &str) -> Option<Self> {
+        // Only the usual form with four hyphens: the crate would take braces and URNs too.
+        (text.len() == 36).then(|| Uuid::try_parse(text).ok().map(Self)).flatten()
+    }
+
+    /// The id of a version whose source names none (UUID version 5).
+    ///
+    /// The name that is hashed: path, from, until, created (all in ms) and the MD5 of the content
+    /// in lower-case hex, with a line feed between them.
+    pub fn derived(
+        path: &ObjectPath,
+        validity: ValidityInterval,
+        created: Timestamp,
+        md5: Md5Sum,
+    ) -> Self {
+        let name = format!("{path}\n{}\n{}\n{created}\n{md5}", validity.from(), validity.until());
+        Self(Uuid::new_v5(&Self::NAMESPACE, name.as_bytes()))
+    }
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0.as_hyphenated(), f)
+    }
+}
+
+impl fmt::Debug for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An MD5 sum, shown as 32 lower-case hex digits (as CCDB's `Content-MD5`, which is not base64).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Md5Sum(pub [u8; 16]);
+
+impl Md5Sum {
+    /// Parses 32 hex digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return None;
+        }
+        u128::from_str_radix(text, 16).ok().map(|n| Self(n.to_be_bytes()))
+    }
+}
+
+impl fmt::Display for Md5Sum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for Md5Sum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// All that is known of one version of an object, but for its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Under which path it stands.
+    pub path: ObjectPath,
+    /// Which version it is.
+    pub id: ObjectId,
+    /// When it holds.
+    pub validity: ValidityInterval,
+    /// When it was created; of versions that hold at one time the one created last wins.
+    pub created: Timestamp,
+    /// Its size in bytes, where the source says so before the body.
+    pub size_bytes: Option<u64>,
+    /// The MD5 of its bytes, where the source gives it.
+    pub md5: Option<Md5Sum>,
+    /// What else its maker wrote down.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl ObjectInfo {
+    /// What decides between versions that hold at the same time: the greatest wins.
+    ///
+    /// Creation time first, then the later `from`, then the greater id.
+    pub fn rank(&self) -> (Timestamp, Timestamp, ObjectId) {
+        (self.created, self.validity.from(), self.id)
+    }
+}
+
+/// Inclusive limits on creation times, with which a run of yesterday can be repeated today.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct CreationLimits {
+    /// Nothing created before this is seen.
+    pub not_before: Option<Timestamp>,
+    /// Nothing created after this is seen.
+    pub not_after: Option<Timestamp>,
+}
+
+impl CreationLimits {
+    /// Whether a version created at `created` is seen.
+    pub fn admit(self, created: Timestamp) -> bool {
+        self.not_before.is_none_or(|limit| created >= limit)
+            && self.not_after.is_none_or(|limit| created <= limit)
+    }
+
+    /// What passes both: `other` can narrow `self`, never widen it.
+    #[must_use]
+    pub fn narrowed_by(self, other: Self) -> Self {
+        Self {
+            not_before: self.not_before.max(other.not_before),
+            not_after: match (self.not_after, other.not_after) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            },
+        }
+    }
+}
+
+/// Which versions of which path are asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Query {
+    /// The path.
+    pub path: ObjectPath,
+    /// Metadata that a version must have, key by key, exactly.
+    pub metadata: BTreeMap<String, String>,
+    /// Limits on its creation time.
+    pub limits: CreationLimits,
+}
+
+impl Query {
+    /// Every version of `path`.
+    pub const fn all(path: ObjectPath) -> Self {
+        Self {
+            path,
+            metadata: BTreeMap::new(),
+            limits: CreationLimits { not_before: None, not_after: None },
+        }
+    }
+
+    /// Whether `version` is one that is asked for (its validity is not looked at).
+    pub fn matches(&self, version: &ObjectInfo) -> bool {
+        version.path == self.path
+            && self.limits.admit(version.created)
+            && self.metadata.iter().all(|(key, value)| version.metadata.get(key) == Some(value))
+    }
+}

@@ -1,0 +1,228 @@
+//! Where objects come from: one trait, several implementations, one suite that all of them pass.
+//!
+//! ```text
+//!  cache ──look_up(query, at)──▶ Source ──▶ Knowledge: within this span, these versions decide
+//!        ──fetch(version, body)─▶        ──▶ bytes, straight into the caller's memory
+//!        ──paths(prefix)────────▶        ──▶ which paths there are
+//! ```
+//!
+//! The two questions are kept apart on purpose: *which version at t* is small and changes, *the
+//! bytes of a version* are large and never change. A source does not know where the bytes go: it
+//! writes into a [`Body`] that the cache implements over a block in shared memory.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::error::{Code, Coded, ErrorKind};
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+
+/// What a source knows of a path around a timestamp.
+///
+/// For every timestamp in `span`, the versions in `versions` that hold there, and no others,
+/// decide (those created last win); where none of them holds, nothing is valid. Outside of `span`
+/// nothing is said.
+#[derive(Debug, Clone)]
+pub struct Knowledge {
+    /// Where this is all there is to know; it contains the timestamp that was asked for.
+    pub span: ValidityInterval,
+    /// All versions that match the query and hold anywhere in `span`, in any order.
+    pub versions: Vec<Arc<ObjectInfo>>,
+    /// What was passed over because it could not be read, each named.
+    pub problems: Vec<Problem>,
+}
+
+/// An entry of a source that could not be used and was passed over.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Problem {
+    /// Which entry: a file, a URL.
+    pub entry: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// A path that a source knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathSummary {
+    /// The path.
+    pub path: ObjectPath,
+    /// How many versions it has.
+    pub versions: u64,
+}
+
+/// A place from which versions of objects can be had.
+#[async_trait]
+pub trait Source: fmt::Debug + Send + Sync + 'static {
+    /// The URL under which this source was configured, without credentials.
+    fn url(&self) -> &str;
+
+    /// How long an answer of [`look_up`](Self::look_up) may be used before it is asked again.
+    fn refresh(&self) -> Duration;
+
+    /// Which versions decide at `at`, and in which span around it.
+    ///
+    /// `held` is the version that the caller has for `at` from an earlier answer, if any: a source
+    /// that can ask conditionally spares itself the rest.
+    ///
+    /// # Errors
+    /// [`SourceError`]. That nothing is valid is no error but an empty list of versions.
+    async fn look_up(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        held: Option<&Arc<ObjectInfo>>,
+    ) -> Result<Knowledge, SourceError>;
+
+    /// Writes the bytes of `version` into `body`, all of them, checked against size and MD5 as far
+    /// as `version` or the source itself give them.
+    ///
+    /// After an error what `body` holds means nothing.
+    ///
+    /// # Errors
+    /// [`SourceError`], also what `body` answered.
+    async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError>;
+
+    /// The paths that are `prefix` or lie below it (`""`: all), sorted.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError>;
+}
+
+/// Where the bytes of an object go: a block in shared memory, or a buffer in a test.
+#[async_trait]
+pub trait Body: Send {
+    /// Makes room for `size_bytes` in all; keeps what was written before.
+    ///
+    /// Called before the first byte with the size as announced; again, with a larger size, only
+    /// where the source did not know it.
+    ///
+    /// # Errors
+    /// [`BodyError`] if so much cannot be had.
+    async fn reserve(&mut self, size_bytes: u64) -> Result<(), BodyError>;
+
+    /// The room that is reserved and not yet written.
+    fn spare(&mut self) -> &mut [u8];
+
+    /// Says that the first `count` bytes of [`spare`](Self::spare) are now written.
+    ///
+    /// # Panics
+    /// If `count` is more than the spare room.
+    fn advance(&mut self, count: usize);
+
+    /// How many bytes were written so far.
+    fn written_bytes(&self) -> u64;
+}
+
+/// Why a [`Body`] takes no bytes.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum BodyError {
+    /// It can never fit.
+    #[error("{size_bytes} bytes can never fit: {limit_bytes} is the limit")]
+    TooLarge {
+        /// What was asked for.
+        size_bytes: u64,
+        /// What could be had at most.
+        limit_bytes: u64,
+    },
+    /// There is no room now.
+    #[error("no room for {size_bytes} bytes now: {reason}")]
+    NoRoom {
+        /// What was asked for.
+        size_bytes: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a source did not answer.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// It could not be reached, or not in time, or said 5xx.
+    #[error("{url} did not answer for {what}: {reason}")]
+    Down {
+        /// The source.
+        url: String,
+        /// The path, version or URL that was asked for.
+        what: String,
+        /// What happened.
+        reason: String,
+    },
+    /// It answered something that cannot be used: no ETag, a wrong length, a wrong MD5.
+    #[error("{url} gave an unusable answer for {what}: {reason}")]
+    Unusable {
+        /// The source.
+        url: String,
+        /// The path, version or URL that was asked for.
+        what: String,
+        /// What is wrong with it: what was expected, what was got.
+        reason: String,
+    },
+    /// It has no such version (any more).
+    #[error("{url} has no version {id} of {path}")]
+    NoSuchVersion {
+        /// The source.
+        url: String,
+        /// The path.
+        path: ObjectPath,
+        /// The version.
+        id: ObjectId,
+    },
+    /// It refuses us.
+    #[error("{url} does not let us read {what}: {reason}")]
+    NotAllowed {
+        /// The source.
+        url: String,
+        /// What was asked for.
+        what: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The configuration of the source is wrong.
+    #[error("source {url:?}: {reason}")]
+    Configuration {
+        /// As configured.
+        url: String,
+        /// What is wrong, and what is expected.
+        reason: String,
+    },
+    /// The bytes cannot be taken.
+    #[error("{what} cannot be stored")]
+    Body {
+        /// The path and version.
+        what: String,
+        /// Why.
+        #[source]
+        error: BodyError,
+    },
+}
+
+impl Coded for SourceError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Down { .. } | Self::Unusable { .. } | Self::NoSuchVersion { .. } => {
+                ErrorKind::Unavailable
+            }
+            Self::NotAllowed { .. } => ErrorKind::PermissionDenied,
+            Self::Configuration { .. } => ErrorKind::InvalidArgument,
+            Self::Body { error: BodyError::TooLarge { .. }, .. } => ErrorKind::ResourceExhausted,
+            Self::Body { error: BodyError::NoRoom { .. }, .. } => ErrorKind::Unavailable,
+        }
+    }
+
+    fn code(&self) -> Code {
+        Code(match self {
+            Self::Down { .. } => 3001,
+            Self::Unusable { .. } => 3002,
+            Self::NoSuchVersion { .. } => 3003,
+            Self::NotAllowed { .. } => 3004,
+            Self::Configuration { .. } => 3005,
+            Self::Body { .. } => 3006,
+        })
+    }
+}
