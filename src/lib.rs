@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod error;
+pub mod index;
 pub mod interval;
 pub mod object;
 #[cfg(feature = "cache")]

@@ -1,0 +1,311 @@
+//! Which version serves which rows.
+//!
+//! Three ways, for three kinds of timestamps: sorted ones gallop from border to border; nearly
+//! sorted ones are looked at block by block, most of which lie between two borders; for the rest a
+//! branch-free search, several at a time, so that their cache misses overlap.
+
+use std::hint::select_unpredictable;
+
+use super::timeline::{State, Timeline};
+use super::timestamps::{BLOCK_ROWS, Order, Timestamps};
+
+/// What serves a run of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Slot {
+    /// This version: an index for [`Timeline::version`].
+    Version(u32),
+    /// Nothing is valid there.
+    Absent,
+    /// It is not known what is valid there.
+    Unknown,
+    /// The timestamps are null.
+    Null,
+}
+
+impl From<State> for Slot {
+    fn from(state: State) -> Self {
+        match state {
+            State::Version(index) => Self::Version(index),
+            State::Absent => Self::Absent,
+            State::Unknown => Self::Unknown,
+        }
+    }
+}
+
+/// Rows that follow each other and are served by the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The first row.
+    pub start: usize,
+    /// The row behind the last one.
+    pub end: usize,
+    /// What serves them.
+    pub slot: Slot,
+}
+
+/// The runs of one column: they tile its rows, and neighbours differ.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Runs(Vec<Run>);
+
+impl Runs {
+    /// The runs, in the order of their rows.
+    pub fn iter(&self) -> impl Iterator<Item = Run> {
+        self.0.iter().copied()
+    }
+
+    fn push(&mut self, end: usize, slot: Slot) {
+        match self.0.last_mut() {
+            Some(last) if last.slot == slot => last.end = end,
+            last => {
+                let start = last.map_or(0, |last| last.end);
+                self.0.push(Run { start, end, slot });
+            }
+        }
+    }
+}
+
+/// Which version serves which rows.
+///
+/// Sorted timestamps cost O(runs × log(rows per run)), others O(rows × log(versions)) at most.
+pub fn join(timeline: &Timeline, timestamps: &Timestamps) -> Runs {
+    let mut runs = Runs::default();
+    let (values, order) = (timestamps.values(), timestamps.order());
+    let mut done = 0;
+    for valid in timestamps.valid() {
+        if done < valid.start {
+            runs.push(timestamps.row_end(valid.start - 1), Slot::Null);
+        }
+        done = valid.end;
+        let mut emit = |end: usize, place: usize| {
+            runs.push(timestamps.row_end(end - 1), timeline.state(place).into());
+        };
+        match order {
+            Order::Sorted => sorted(timeline.starts(), values, valid, &mut emit),
+            Order::Blocks(blocks) => {
+                by_blocks(timeline.starts(), values, blocks, valid, &mut emit);
+            }
+        }
+    }
+    if done < values.len() {
+        runs.push(timestamps.len(), Slot::Null);
+    }
+    runs
+}
+
+type Entries = std::ops::Range<usize>;
+
+/// Ascending values: from border to border.
+fn sorted(starts: &[i64], values: &[i64], entries: Entries, emit: &mut impl FnMut(usize, usize)) {
+    let values = &values[..entries.end];
+    let mut entry = entries.start;
+    let mut place = 0;
+    while entry < values.len() {
+        // starts[0] is the least i64, so the first value finds a place.
+        place += gallop(&starts[place..], |&start| start <= values[entry]) - 1;
+        entry = match starts.get(place + 1) {
+            Some(&border) => entry + gallop(&values[entry..], |&at| at < border),
+            None => values.len(),
+        };
+        emit(entry, place);
+    }
+}
+
+/// How many of the first ones fulfil `below`, which some first ones do and no later ones.
+fn gallop(items: &[i64], below: impl Fn(&i64) -> bool) -> usize {
+    let mut end = 1;
+    while end < items.len() && below(&items[end]) {
+        end *= 2;
+    }
+    let known = end / 2;
+    known + items[known..items.len().min(end)].partition_point(below)
+}
+
+/// Any values, of which most blocks lie between two borders.
+fn by_blocks(
+    starts: &[i64],
+    values: &[i64],
+    blocks: &[(i64, i64)],
+    entries: Entries,
+    emit: &mut impl FnMut(usize, usize),
+) {
+    let mut entry = entries.start;
+    let mut place = 0;
+    while entry < entries.end {
+        let block = entry / BLOCK_ROWS;
+        let end = entries.end.min((block + 1) * BLOCK_ROWS);
+        let (least, most) = blocks[block];
+        let holds = |place: usize| {
+            starts[place] <= least && starts.get(place + 1).is_none_or(|&border| most < border)
+        };
+        if !holds(place) {
+            place = search(starts, least);
+        }
+        if holds(place) {
+            emit(end, place);
+        } else {
+            // Only what lies between the least and the greatest can come.
+            let last = place + search(&starts[place..], most);
+            each(&starts[place..=last], &values[entry..end], |at, found| {
+                emit(entry + at + 1, place + found);
+            });
+        }
+        entry = end;
+    }
+}
+
+/// How many searches run side by side.
+const LANES: usize = 16;
+
+fn each(starts: &[i64], values: &[i64], mut emit: impl FnMut(usize, usize)) {
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for (chunk, values) in chunks.iter().enumerate() {
+        let mut places = [0; LANES];
+        let mut length = starts.len();
+        while length > 1 {
+            let half = length / 2;
+            for (place, &value) in places.iter_mut().zip(values) {
+                *place =
+                    select_unpredictable(starts[*place + half] <= value, *place + half, *place);
+            }
+            length -= half;
+        }
+        for (lane, place) in places.into_iter().enumerate() {
+            emit(chunk * LANES + lane, place);
+        }
+    }
+    let first = values.len() - rest.len();
+    for (at, &value) in rest.iter().enumerate() {
+        emit(first + at, search(starts, value));
+    }
+}
+
+/// The last place whose start is not after `value`; 0 if there is none.
+fn search(starts: &[i64], value: i64) -> usize {
+    let mut place = 0;
+    let mut length = starts.len();
+    while length > 1 {
+        let half = length / 2;
+        place = select_unpredictable(starts[place + half] <= value, place + half, place);
+        length -= half;
+    }
+    place
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use arrow_buffer::NullBuffer;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::clock::Moment;
+    use crate::interval::{Timestamp, ValidityInterval};
+    use crate::object::{ObjectId, ObjectInfo, ObjectPath};
+
+    fn timeline(pieces: &[(i64, i64)], unknown_from: Option<i64>) -> Timeline {
+        let at = Timestamp::from_millis;
+        let versions: Vec<_> = pieces
+            .iter()
+            .enumerate()
+            .map(|(n, &(from, until))| {
+                Arc::new(ObjectInfo {
+                    path: ObjectPath::new("A").unwrap(),
+                    id: ObjectId::from_bytes([n as u8; 16]),
+                    validity: ValidityInterval::new(at(from), at(until)).unwrap(),
+                    created: at(n as i64),
+                    size_bytes: None,
+                    md5: None,
+                    metadata: BTreeMap::new(),
+                })
+            })
+            .collect();
+        let until = unknown_from.unwrap_or(i64::MAX);
+        let span = ValidityInterval::new(at(i64::MIN), at(until)).unwrap();
+        Timeline::unknown().learn(span, &versions, Moment::default())
+    }
+
+    /// Row by row.
+    fn naive(timeline: &Timeline, timestamps: &Timestamps) -> Vec<Slot> {
+        let slot = |row| match timestamps.value(row) {
+            None => Slot::Null,
+            Some(at) => timeline.at(at).state.into(),
+        };
+        (0..timestamps.len()).map(slot).collect()
+    }
+
+    fn expanded(runs: &Runs) -> Vec<Slot> {
+        runs.iter().flat_map(|run| std::iter::repeat_n(run.slot, run.end - run.start)).collect()
+    }
+
+    fn check(timeline: &Timeline, timestamps: &Timestamps) {
+        let runs = join(timeline, timestamps);
+        assert_eq!(expanded(&runs), naive(timeline, timestamps));
+        assert!(runs.0.windows(2).all(|pair| pair[0].slot != pair[1].slot));
+        assert!(runs.0.iter().all(|run| run.start < run.end));
+    }
+
+    #[test]
+    fn no_rows_give_no_runs() {
+        let none = Timestamps::new(Vec::new(), None);
+        assert_eq!(join(&timeline(&[(0, 10)], None), &none), Runs::default());
+    }
+
+    #[test]
+    fn borders_and_extremes_belong_where_the_interval_says() {
+        let timeline = timeline(&[(10, 20), (i64::MIN, 0)], Some(100));
+        let times = [i64::MIN, -1, 0, 9, 10, 19, 20, 99, 100, i64::MAX - 1, i64::MAX];
+        check(&timeline, &Timestamps::new(times.to_vec(), None));
+        check(&timeline, &Timestamps::new(times.iter().rev().copied().collect::<Vec<_>>(), None));
+    }
+
+    #[test]
+    fn a_million_sorted_rows_fall_into_as_many_runs_as_there_are_spans() {
+        let pieces: Vec<_> = (0..100).map(|n| (n * 10_000, n * 10_000 + 10_000)).collect();
+        let timestamps = Timestamps::new((0..1_000_000).collect::<Vec<i64>>(), None);
+        assert_eq!(join(&timeline(&pieces, None), &timestamps).0.len(), 100);
+    }
+
+    fn any_pieces() -> impl Strategy<Value = Vec<(i64, i64)>> {
+        let piece = (-50..50_i64, 1..40_i64).prop_map(|(from, length)| (from, from + length));
+        proptest::collection::vec(piece, 0..20)
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_the_row_by_row_look_up_for_timestamps_of_every_order(
+            pieces in any_pieces(),
+            unknown_from in proptest::option::of(0..60_i64),
+            mut rows in proptest::collection::vec(proptest::option::weighted(0.9, -60..100_i64), 0..1500),
+            sort in 0..3_u8,
+        ) {
+            match sort {
+                0 => rows.sort_unstable(),
+                // Nearly sorted: only neighbours are swapped.
+                1 => {
+                    rows.sort_unstable();
+                    for pair in rows.chunks_exact_mut(3) {
+                        pair.swap(0, 2);
+                    }
+                }
+                _ => {}
+            }
+            let timestamps: Timestamps = rows.into_iter().collect();
+            check(&timeline(&pieces, unknown_from), &timestamps);
+        }
+
+        #[test]
+        fn run_encoded_timestamps_give_the_same(
+            pieces in any_pieces(),
+            entries in proptest::collection::vec((proptest::option::of(-60..100_i64), 1..50_i32), 1..80),
+        ) {
+            let mut end = 0;
+            let ends: Vec<i32> = entries.iter().map(|(_, rows)| { end += rows; end }).collect();
+            let values: Vec<i64> = entries.iter().map(|(at, _)| at.unwrap_or(3)).collect();
+            let nulls = NullBuffer::from_iter(entries.iter().map(|(at, _)| at.is_some()));
+            let timestamps = Timestamps::run_encoded(values, Some(nulls), ends);
+            check(&timeline(&pieces, None), &timestamps);
+        }
+    }
+}

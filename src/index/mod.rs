@@ -1,0 +1,19 @@
+//! Who is valid when, and which rows that makes. Pure: no I/O, no clock of its own.
+//!
+//! ```text
+//!  versions (overlapping)  ──learn──▶ Timeline: a step function over all of time
+//!    v1 ├──────────────┤                 ┌v1┬──v2──┬─v1─┐
+//!    v2    ├──────┤  created later    ───┴──┴──────┴────┴── absent / unknown
+//!
+//!  Timeline × Timestamps ──join──▶ Runs: rows 0..7 v1, 7..9 v2, 9..20 v1
+//! ```
+//!
+//! The cost of all that follows goes with the number of runs, not of rows.
+
+mod join;
+mod timeline;
+mod timestamps;
+
+pub use join::{Run, Runs, Slot, join};
+pub use timeline::{Span, State, Step, Timeline};
+pub use timestamps::Timestamps;

@@ -1,0 +1,185 @@
+//! The timestamps of a table: as they came, run-encoded ones never expanded.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use arrow_buffer::{NullBuffer, ScalarBuffer};
+
+use crate::interval::Timestamp;
+
+/// Rows of one block of which the least and the greatest timestamp are kept.
+pub(super) const BLOCK_ROWS: usize = 256;
+
+/// One timestamp per row; some may be null.
+///
+/// What is stored are *entries*: one per row, or, run-encoded, one per run of rows.
+#[derive(Debug, Clone)]
+pub struct Timestamps {
+    values: ScalarBuffer<i64>,
+    nulls: Option<NullBuffer>,
+    /// Run-encoded: the row behind the last one of each entry, ascending.
+    ends: Option<ScalarBuffer<i32>>,
+    order: OnceLock<Order>,
+}
+
+/// How the entries are ordered, found out once for all columns.
+#[derive(Debug, Clone)]
+pub(super) enum Order {
+    /// Ascending, nulls aside.
+    Sorted,
+    /// Least and greatest value of each block of [`BLOCK_ROWS`] entries, nulls not left out.
+    Blocks(Vec<(i64, i64)>),
+}
+
+impl Timestamps {
+    /// The most rows that a table can have: Arrow's run ends and dictionary keys are Int32.
+    pub const MAX_ROWS: usize = i32::MAX as usize;
+
+    /// One entry per row.
+    ///
+    /// # Panics
+    /// If there are more than [`MAX_ROWS`](Self::MAX_ROWS), or not as many nulls as values.
+    pub fn new(values: impl Into<ScalarBuffer<i64>>, nulls: Option<NullBuffer>) -> Self {
+        let values = values.into();
+        assert!(values.len() <= Self::MAX_ROWS, "{} rows are too many", values.len());
+        assert!(nulls.as_ref().is_none_or(|nulls| nulls.len() == values.len()));
+        let nulls = nulls.filter(|nulls| nulls.null_count() > 0);
+        Self { values, nulls, ends: None, order: OnceLock::new() }
+    }
+
+    /// One entry per run of rows.
+    ///
+    /// # Panics
+    /// If there is not one end and one null flag per value, or the ends do not ascend from 1 on.
+    pub fn run_encoded(
+        values: impl Into<ScalarBuffer<i64>>,
+        nulls: Option<NullBuffer>,
+        ends: impl Into<ScalarBuffer<i32>>,
+    ) -> Self {
+        let (plain, ends) = (Self::new(values, nulls), ends.into());
+        assert_eq!(ends.len(), plain.values.len());
+        assert!(ends.first().is_none_or(|&end| end > 0) && ends.is_sorted_by(|a, b| a < b));
+        Self { ends: Some(ends), ..plain }
+    }
+
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        match &self.ends {
+            None => self.values.len(),
+            Some(ends) => ends.last().map_or(0, |&end| end as usize),
+        }
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Whether any row is null.
+    pub fn has_nulls(&self) -> bool {
+        self.nulls.is_some()
+    }
+
+    /// The timestamp of `row`; `None` where it is null.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn value(&self, row: usize) -> Option<Timestamp> {
+        let entry = match &self.ends {
+            None => row,
+            Some(ends) => ends.partition_point(|&end| end as usize <= row),
+        };
+        self.entry(entry)
+    }
+
+    fn entry(&self, entry: usize) -> Option<Timestamp> {
+        let value = Timestamp::from_millis(self.values[entry]);
+        self.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(entry)).then_some(value)
+    }
+
+    /// The runs of equal timestamps: the row behind the last one of each, and its timestamp.
+    pub fn runs(&self) -> impl Iterator<Item = (usize, Option<Timestamp>)> {
+        let mut entries = (0..self.values.len()).peekable();
+        std::iter::from_fn(move || {
+            let mut last = entries.next()?;
+            let value = self.entry(last);
+            while let Some(next) = entries.next_if(|&next| self.entry(next) == value) {
+                last = next;
+            }
+            Some((self.row_end(last), value))
+        })
+    }
+
+    /// Whether both have the same timestamp in every row, however encoded.
+    pub fn same_rows(&self, other: &Self) -> bool {
+        self.runs().eq(other.runs())
+    }
+
+    /// The row behind the last one of an entry.
+    pub(super) fn row_end(&self, entry: usize) -> usize {
+        self.ends.as_ref().map_or(entry + 1, |ends| ends[entry] as usize)
+    }
+
+    /// The entries themselves; where [`valid`](Self::valid) does not reach, they mean nothing.
+    pub(super) fn values(&self) -> &[i64] {
+        &self.values
+    }
+
+    /// The ranges of entries that are not null.
+    pub(super) fn valid(&self) -> Vec<Range<usize>> {
+        match &self.nulls {
+            None if self.values.is_empty() => Vec::new(),
+            None => vec![0..self.values.len()],
+            Some(nulls) => nulls.valid_slices().map(|(start, end)| start..end).collect(),
+        }
+    }
+
+    pub(super) fn order(&self) -> &Order {
+        self.order.get_or_init(|| {
+            let ascending = match &self.nulls {
+                None => self.values.is_sorted(),
+                Some(nulls) => nulls.valid_indices().map(|entry| self.values[entry]).is_sorted(),
+            };
+            if ascending {
+                return Order::Sorted;
+            }
+            let blocks = self.values.chunks(BLOCK_ROWS).map(|block| {
+                let bounds = (i64::MAX, i64::MIN);
+                block.iter().fold(bounds, |(least, most), &at| (least.min(at), most.max(at)))
+            });
+            Order::Blocks(blocks.collect())
+        })
+    }
+}
+
+impl FromIterator<Option<i64>> for Timestamps {
+    /// One row per item, in milliseconds.
+    ///
+    /// # Panics
+    /// If there are more than [`MAX_ROWS`](Self::MAX_ROWS).
+    fn from_iter<I: IntoIterator<Item = Option<i64>>>(rows: I) -> Self {
+        let rows: Vec<Option<i64>> = rows.into_iter().collect();
+        let nulls = NullBuffer::from_iter(rows.iter().map(Option::is_some));
+        let values: Vec<i64> = rows.into_iter().map(Option::unwrap_or_default).collect();
+        Self::new(values, Some(nulls))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_rows_are_the_same_however_they_are_encoded() {
+        let plain: Timestamps = [Some(5), Some(5), None, Some(7)].into_iter().collect();
+        let nulls = NullBuffer::from(vec![true, false, true]);
+        let encoded = Timestamps::run_encoded(vec![5, 99, 7], Some(nulls), vec![2, 3, 4]);
+        assert!(plain.same_rows(&encoded));
+        assert_eq!(encoded.len(), 4);
+        for row in 0..4 {
+            assert_eq!(plain.value(row), encoded.value(row));
+        }
+        let other: Timestamps = [Some(5), Some(5), Some(0), Some(7)].into_iter().collect();
+        assert!(!plain.same_rows(&other));
+    }
+}
