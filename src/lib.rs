@@ -5,6 +5,7 @@ pub mod error;
 pub mod index;
 pub mod interval;
 pub mod object;
+pub mod shm;
 #[cfg(feature = "cache")]
 pub mod source;
 

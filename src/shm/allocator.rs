@@ -1,0 +1,372 @@
+//! Which places of a segment are free: two-level segregated fit (TLSF), its state outside of the
+//! segment.
+//!
+//! Lengths are counted in granules. Free places hang in lists by length class: 16 classes per power
+//! of two, with a bit for each class that has any, so taking and giving cost O(1). A place knows its
+//! neighbours, so free ones always become one.
+//!
+//! M. Masmano et al., *TLSF: a new dynamic memory allocator for real-time systems*, ECRTS 2004.
+
+/// Classes per power of two.
+const SUBCLASS_BITS: u32 = 4;
+const SUBCLASSES: u32 = 1 << SUBCLASS_BITS;
+const LEVELS: usize = (u32::BITS - SUBCLASS_BITS + 1) as usize;
+const NONE: u32 = u32::MAX;
+
+/// A place that was taken; giving it back needs this, once.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Place(u32);
+
+#[derive(Debug, Clone, Copy)]
+struct Node {
+    start: u32,
+    length: u32,
+    /// Neighbours in the segment.
+    left: u32,
+    right: u32,
+    /// Neighbours in the list of a class; `next` also in the list of unused nodes.
+    previous: u32,
+    next: u32,
+    free: bool,
+}
+
+/// The free and taken places of one segment.
+#[derive(Debug)]
+pub(crate) struct Allocator {
+    nodes: Vec<Node>,
+    unused: u32,
+    lists: [[u32; SUBCLASSES as usize]; LEVELS],
+    /// By level: which of its classes have any free place.
+    classes: [u16; LEVELS],
+    /// Which levels have any.
+    levels: u32,
+    taken: u32,
+}
+
+/// The class in which a free place of `length` hangs.
+fn class_of(length: u32) -> (usize, usize) {
+    if length < SUBCLASSES {
+        return (0, length as usize);
+    }
+    let top = length.ilog2();
+    let subclass = (length >> (top - SUBCLASS_BITS)) & (SUBCLASSES - 1);
+    ((top - SUBCLASS_BITS + 1) as usize, subclass as usize)
+}
+
+/// The least class of which every place has `length` at least.
+fn class_that_fits(length: u32) -> Option<(usize, usize)> {
+    if length < SUBCLASSES {
+        return Some(class_of(length));
+    }
+    let step = 1 << (length.ilog2() - SUBCLASS_BITS);
+    Some(class_of(length.checked_add(step - 1)?))
+}
+
+impl Allocator {
+    /// All of `length` granules are free.
+    pub(crate) fn new(length: u32) -> Self {
+        let mut allocator = Self {
+            nodes: Vec::new(),
+            unused: NONE,
+            lists: [[NONE; SUBCLASSES as usize]; LEVELS],
+            classes: [0; LEVELS],
+            levels: 0,
+            taken: 0,
+        };
+        if length > 0 {
+            let all = allocator.node(Node {
+                start: 0,
+                length,
+                left: NONE,
+                right: NONE,
+                previous: NONE,
+                next: NONE,
+                free: false,
+            });
+            allocator.hang(all);
+        }
+        allocator
+    }
+
+    /// Takes a place of `length` granules (at least 1): its start and what gives it back.
+    pub(crate) fn take(&mut self, length: u32) -> Option<(u32, Place)> {
+        debug_assert!(length > 0);
+        let found = self.find(length)?;
+        self.unhang(found);
+        let Node { start, length: whole, right, .. } = self.nodes[found as usize];
+        if whole > length {
+            let rest = self.node(Node {
+                start: start + length,
+                length: whole - length,
+                left: found,
+                right,
+                previous: NONE,
+                next: NONE,
+                free: false,
+            });
+            if right != NONE {
+                self.nodes[right as usize].left = rest;
+            }
+            let node = &mut self.nodes[found as usize];
+            node.length = length;
+            node.right = rest;
+            self.hang(rest);
+        }
+        self.taken += 1;
+        Some((start, Place(found)))
+    }
+
+    /// Gives a place back.
+    pub(crate) fn give(&mut self, place: Place) {
+        let Place(mut node) = place;
+        debug_assert!(!self.nodes[node as usize].free);
+        self.taken -= 1;
+        let left = self.nodes[node as usize].left;
+        if left != NONE && self.nodes[left as usize].free {
+            self.unhang(left);
+            self.join(left, node);
+            node = left;
+        }
+        let right = self.nodes[node as usize].right;
+        if right != NONE && self.nodes[right as usize].free {
+            self.unhang(right);
+            self.join(node, right);
+        }
+        self.hang(node);
+    }
+
+    /// Whether no place is taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.taken == 0
+    }
+
+    /// How many granules are taken. Walks all places.
+    pub(crate) fn taken_length(&self) -> u32 {
+        self.places().iter().filter(|(.., free)| !free).map(|(_, length, _)| length).sum()
+    }
+
+    /// The longest place that could be taken now. Walks one list.
+    pub(crate) fn largest_free(&self) -> u32 {
+        if self.levels == 0 {
+            return 0;
+        }
+        let level = self.levels.ilog2() as usize;
+        let class = self.classes[level].ilog2() as usize;
+        self.hanging(level, class).map(|node| self.nodes[node as usize].length).max().unwrap_or(0)
+    }
+
+    fn find(&self, length: u32) -> Option<u32> {
+        if let Some((level, class)) = class_that_fits(length) {
+            let here = self.classes[level] & (u16::MAX << class);
+            if here != 0 {
+                return Some(self.lists[level][here.trailing_zeros() as usize]);
+            }
+            let above = self.levels & u32::MAX.checked_shl(level as u32 + 1).unwrap_or(0);
+            if above != 0 {
+                let level = above.trailing_zeros() as usize;
+                return Some(self.lists[level][self.classes[level].trailing_zeros() as usize]);
+            }
+        }
+        // Before it is refused: in its own class some are long enough.
+        let (level, class) = class_of(length);
+        self.hanging(level, class).find(|&node| self.nodes[node as usize].length >= length)
+    }
+
+    fn hanging(&self, level: usize, class: usize) -> impl Iterator<Item = u32> {
+        let first = self.lists[level][class];
+        std::iter::successors((first != NONE).then_some(first), |&node| {
+            let next = self.nodes[node as usize].next;
+            (next != NONE).then_some(next)
+        })
+    }
+
+    fn node(&mut self, node: Node) -> u32 {
+        if self.unused == NONE {
+            self.nodes.push(node);
+            return (self.nodes.len() - 1) as u32;
+        }
+        let index = self.unused;
+        self.unused = self.nodes[index as usize].next;
+        self.nodes[index as usize] = node;
+        index
+    }
+
+    /// `right` becomes a part of `left`.
+    fn join(&mut self, left: u32, right: u32) {
+        let Node { length, right: beyond, .. } = self.nodes[right as usize];
+        let node = &mut self.nodes[left as usize];
+        node.length += length;
+        node.right = beyond;
+        if beyond != NONE {
+            self.nodes[beyond as usize].left = left;
+        }
+        self.nodes[right as usize].next = self.unused;
+        self.unused = right;
+    }
+
+    fn hang(&mut self, index: u32) {
+        let (level, class) = class_of(self.nodes[index as usize].length);
+        let first = self.lists[level][class];
+        let node = &mut self.nodes[index as usize];
+        (node.free, node.previous, node.next) = (true, NONE, first);
+        if first != NONE {
+            self.nodes[first as usize].previous = index;
+        }
+        self.lists[level][class] = index;
+        self.classes[level] |= 1 << class;
+        self.levels |= 1 << level;
+    }
+
+    fn unhang(&mut self, index: u32) {
+        let Node { length, previous, next, .. } = self.nodes[index as usize];
+        let (level, class) = class_of(length);
+        self.nodes[index as usize].free = false;
+        if next != NONE {
+            self.nodes[next as usize].previous = previous;
+        }
+        if previous != NONE {
+            self.nodes[previous as usize].next = next;
+            return;
+        }
+        self.lists[level][class] = next;
+        if next == NONE {
+            self.classes[level] &= !(1 << class);
+            if self.classes[level] == 0 {
+                self.levels &= !(1 << level);
+            }
+        }
+    }
+
+    /// Every place in order: start, length, whether it is free.
+    fn places(&self) -> Vec<(u32, u32, bool)> {
+        let mut unused = vec![false; self.nodes.len()];
+        let mut node = self.unused;
+        while node != NONE {
+            unused[node as usize] = true;
+            node = self.nodes[node as usize].next;
+        }
+        let mut places: Vec<_> = self
+            .nodes
+            .iter()
+            .zip(unused)
+            .filter(|(_, unused)| !unused)
+            .map(|(node, _)| (node.start, node.length, node.free))
+            .collect();
+        places.sort_unstable();
+        places
+    }
+
+    /// What is wrong with it, if anything: places tile the segment, free neighbours are one.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for pair in self.places().windows(2) {
+            let [(start, length, free), (next, _, next_free)] = [pair[0], pair[1]];
+            if start + length != next {
+                faults.push(format!("place {start}+{length} does not reach to {next}"));
+            }
+            if free && next_free {
+                faults.push(format!("free places at {start} and {next} are not one"));
+            }
+        }
+        let taken = self.places().iter().filter(|(.., free)| !free).count();
+        if taken != self.taken as usize {
+            faults.push(format!("{taken} places are taken, {} are counted", self.taken));
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_place_of_the_class_that_fits_is_long_enough() {
+        for length in (1..5000).chain([u32::MAX / 2 - 3, 1 << 31]) {
+            let Some(fits) = class_that_fits(length) else { continue };
+            // The shortest place that hangs there.
+            let (level, class) = (fits.0 as u32, fits.1 as u32);
+            let shortest = match level {
+                0 => class,
+                _ => (SUBCLASSES + class) << (level - 1),
+            };
+            assert!(shortest >= length, "{length}: {fits:?} holds {shortest}");
+            assert_eq!(class_of(shortest), fits);
+        }
+    }
+
+    #[test]
+    fn what_exactly_fills_the_segment_is_found() {
+        for length in [1, 15, 16, 17, 33, 1000, 1_000_003] {
+            let mut allocator = Allocator::new(length);
+            let (start, place) = allocator.take(length).unwrap();
+            assert_eq!(start, 0);
+            assert_eq!(allocator.largest_free(), 0);
+            assert!(allocator.take(1).is_none());
+            allocator.give(place);
+            assert_eq!(allocator.largest_free(), length);
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Take(u32),
+        Give(prop::sample::Index),
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (1..200_u32).prop_map(Step::Take),
+            (1..20_u32).prop_map(Step::Take),
+            any::<prop::sample::Index>().prop_map(Step::Give),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn places_never_overlap_and_all_come_back(
+            whole in 1..3000_u32,
+            steps in proptest::collection::vec(any_step(), 0..300),
+        ) {
+            let mut allocator = Allocator::new(whole);
+            // The naive model: one flag per granule.
+            let mut taken = vec![false; whole as usize];
+            let mut held: Vec<(u32, u32, Place)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Take(length) => {
+                        let longest = taken
+                            .split(|taken| *taken)
+                            .map(<[bool]>::len)
+                            .max()
+                            .unwrap_or(0) as u32;
+                        prop_assert_eq!(allocator.largest_free(), longest);
+                        match allocator.take(length) {
+                            Some((start, place)) => {
+                                let range = start as usize..(start + length) as usize;
+                                prop_assert!(taken[range.clone()].iter().all(|taken| !taken));
+                                taken[range].fill(true);
+                                held.push((start, length, place));
+                            }
+                            None => prop_assert!(longest < length),
+                        }
+                    }
+                    Step::Give(_) if held.is_empty() => {}
+                    Step::Give(index) => {
+                        let (start, length, place) = held.swap_remove(index.index(held.len()));
+                        taken[start as usize..(start + length) as usize].fill(false);
+                        allocator.give(place);
+                    }
+                }
+                prop_assert!(allocator.faults().is_empty(), "{:?}", allocator.faults());
+            }
+            for (.., place) in held {
+                allocator.give(place);
+            }
+            prop_assert!(allocator.is_empty());
+            prop_assert_eq!(allocator.largest_free(), whole);
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The attach socket: how segments come to the processes that read them.
+//!
+//! ```text
+//!  client ── {"hello": 1, "consumer": "…"} ──────────────▶ service
+//!         ◀── {"session", "epoch", "segments": […]} + fds ──
+//!         ◀── the same form for each new segment ─────────── whenever one is made
+//!         ── {"need": {"kind", "id"}} ───────────────────▶ it is sent again
+//!  hang-up: the session is over, and all that it held is let go
+//! ```
+//!
+//! One line of JSON per message; the descriptors of the segments that a line names come with it as
+//! SCM_RIGHTS, in the same order, at most 253 at a time (what the kernel takes). Linux only.
+
+mod client;
+mod wire;
+
+pub use client::{AttachError, Attachment};
+pub use wire::{
+    Announcement, ClientMessage, Hello, LineReader, MAX_DESCRIPTORS, Need, PeerCredentials,
+    SegmentEntry, WireError, parse_hello, parse_need, send,
+};

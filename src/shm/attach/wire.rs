@@ -1,0 +1,350 @@
+//! Lines of JSON with descriptors beside them, over a Unix stream socket.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Code, Coded, ErrorKind};
+use crate::shm::pool::{Kind, SharedSegment};
+
+/// How many descriptors the kernel takes with one message (SCM_MAX_FD).
+pub const MAX_DESCRIPTORS: usize = 253;
+
+/// The longest line.
+const MAX_LINE_BYTES: usize = 64 << 10;
+
+/// The first line of a client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// The version of what is spoken: 1.
+    pub hello: u32,
+    /// What the process calls itself.
+    pub consumer: String,
+    /// What lets it in, where a token is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+/// Which segment a client asks for again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Need {
+    /// Segment or region.
+    pub kind: Kind,
+    /// Its number.
+    pub id: u16,
+}
+
+/// Every later line of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientMessage {
+    /// What is asked for.
+    pub need: Need,
+}
+
+/// One segment of an announcement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentEntry {
+    /// Segment or region.
+    pub kind: Kind,
+    /// Its number.
+    pub id: u16,
+    /// All of it, in bytes.
+    pub size: u64,
+}
+
+impl From<&SharedSegment> for SegmentEntry {
+    fn from(shared: &SharedSegment) -> Self {
+        Self { kind: shared.kind(), id: shared.id(), size: shared.size_bytes() }
+    }
+}
+
+/// Every line of the service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announcement {
+    /// The name of the session, for requests.
+    pub session: String,
+    /// The instance, in hexadecimal digits.
+    pub epoch: String,
+    /// The segments whose descriptors come with this line, in the same order.
+    pub segments: Vec<SegmentEntry>,
+}
+
+/// Why a line is not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WireError {
+    /// The socket fails.
+    #[error("the attach socket")]
+    Io(#[from] io::Error),
+    /// The peer has hung up.
+    #[error("the peer hung up")]
+    HungUp,
+    /// No message is so long.
+    #[error("a line of more than {MAX_LINE_BYTES} bytes")]
+    TooLong,
+    /// Descriptors were lost on the way: the process may open no more files.
+    #[error("descriptors were lost: too many open files")]
+    DescriptorsLost,
+    /// It is not what the protocol says.
+    #[error("expected {expected}: {reason}")]
+    Malformed {
+        /// What was expected.
+        expected: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl Coded for WireError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Io(error) => match error.kind() {
+                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+                _ => ErrorKind::Unavailable,
+            },
+            Self::HungUp => ErrorKind::Unavailable,
+            Self::DescriptorsLost => ErrorKind::ResourceExhausted,
+            Self::TooLong | Self::Malformed { .. } => ErrorKind::InvalidArgument,
+        }
+    }
+
+    fn code(&self) -> Code {
+        Code(match self {
+            Self::Io(_) => 4060,
+            Self::HungUp => 4061,
+            Self::TooLong => 4062,
+            Self::DescriptorsLost => 4063,
+            Self::Malformed { .. } => 4064,
+        })
+    }
+}
+
+/// The first line of a client.
+///
+/// # Errors
+/// [`WireError::Malformed`], which names unknown fields.
+pub fn parse_hello(line: &[u8]) -> Result<Hello, WireError> {
+    const EXPECTED: &str = r#"{"hello": 1, "consumer": "<name>"}"#;
+    let malformed = |reason| WireError::Malformed { expected: EXPECTED, reason };
+    let hello: Hello =
+        serde_json::from_slice(line).map_err(|error| malformed(error.to_string()))?;
+    if hello.hello != 1 {
+        return Err(malformed(format!("hello is {}, only 1 is spoken", hello.hello)));
+    }
+    let length = hello.consumer.len();
+    if length == 0 || length > 200 || hello.consumer.chars().any(char::is_control) {
+        return Err(malformed("a consumer's name has 1 to 200 printable characters".into()));
+    }
+    Ok(hello)
+}
+
+/// A later line of a client.
+///
+/// # Errors
+/// [`WireError::Malformed`], which names unknown fields.
+pub fn parse_need(line: &[u8]) -> Result<Need, WireError> {
+    let message: Result<ClientMessage, _> = serde_json::from_slice(line);
+    message.map(|message| message.need).map_err(|error| WireError::Malformed {
+        expected: r#"{"need": {"kind": "segment", "id": 0}}"#,
+        reason: error.to_string(),
+    })
+}
+
+/// Sends as much of `bytes` as the socket takes, `descriptors` with the first of them.
+///
+/// # Errors
+/// What the socket says; `WouldBlock` where it is full.
+///
+/// # Panics
+/// If there are more than [`MAX_DESCRIPTORS`].
+pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)), "too many descriptors");
+    }
+    let slices = [IoSlice::new(bytes)];
+    Ok(sendmsg(socket, &slices, &mut control, SendFlags::NOSIGNAL)?)
+}
+
+/// Takes lines apart and keeps the descriptors that came, in their order.
+#[derive(Debug, Default)]
+pub struct LineReader {
+    bytes: Vec<u8>,
+    /// So many were searched for the end of the line.
+    searched: usize,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+impl LineReader {
+    /// Reads once from the socket.
+    ///
+    /// # Errors
+    /// [`WireError`]; `Io` of kind `WouldBlock` where nothing is there.
+    pub fn read(&mut self, socket: impl AsFd) -> Result<(), WireError> {
+        let mut piece = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(&mut piece)];
+        let got = recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC)
+            .map_err(io::Error::from)?;
+        // Taken out before anything else, so that on errors they are closed.
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors.extend(descriptors);
+            }
+        }
+        if got.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(WireError::DescriptorsLost);
+        }
+        if got.bytes == 0 {
+            return Err(WireError::HungUp);
+        }
+        self.bytes.extend_from_slice(&piece[..got.bytes]);
+        if self.bytes.len() > MAX_LINE_BYTES && !self.bytes.contains(&b'\n') {
+            return Err(WireError::TooLong);
+        }
+        Ok(())
+    }
+
+    /// The next whole line, without its end.
+    pub fn line(&mut self) -> Option<Vec<u8>> {
+        let Some(found) = self.bytes[self.searched..].iter().position(|&byte| byte == b'\n') else {
+            self.searched = self.bytes.len();
+            return None;
+        };
+        let rest = self.bytes.split_off(self.searched + found + 1);
+        let mut line = std::mem::replace(&mut self.bytes, rest);
+        self.searched = 0;
+        line.pop();
+        Some(line)
+    }
+
+    /// The next descriptor that came.
+    pub fn descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptors.pop_front()
+    }
+
+    /// How many descriptors came and were not taken.
+    pub fn descriptors(&self) -> usize {
+        self.descriptors.len()
+    }
+}
+
+/// Who is on the other end of a Unix socket, as the kernel says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerCredentials {
+    /// Its process, when it connected.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+impl PeerCredentials {
+    /// Of the peer of this socket (SO_PEERCRED).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn of(socket: impl AsFd) -> io::Result<Self> {
+        let peer = sockopt::socket_peercred(socket)?;
+        Ok(Self {
+            pid: peer.pid.as_raw_nonzero().get(),
+            uid: peer.uid.as_raw(),
+            gid: peer.gid.as_raw(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn lines_come_whole_whatever_the_pieces_they_come_in() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let mut reader = LineReader::default();
+        for piece in ["{\"a\"", ": 1}\n{", "}\n", "\nrest"] {
+            ours.write_all(piece.as_bytes()).unwrap();
+            reader.read(&theirs).unwrap();
+        }
+        assert_eq!(reader.line(), Some(b"{\"a\": 1}".to_vec()));
+        assert_eq!(reader.line(), Some(b"{}".to_vec()));
+        assert_eq!(reader.line(), Some(Vec::new()));
+        assert_eq!(reader.line(), None);
+        drop(ours);
+        assert!(matches!(reader.read(&theirs), Err(WireError::HungUp)));
+    }
+
+    #[test]
+    fn an_endless_line_is_refused() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || {
+            let _ = (&ours).write_all(&vec![b'x'; 1 << 20]);
+        });
+        let mut reader = LineReader::default();
+        let error = loop {
+            if let Err(error) = reader.read(&theirs) {
+                break error;
+            }
+        };
+        assert!(matches!(error, WireError::TooLong));
+        drop(theirs);
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn descriptors_keep_their_order_and_close_on_exec() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let files: Vec<File> =
+            (0..MAX_DESCRIPTORS).map(|_| tempfile::tempfile().unwrap()).collect();
+        for (n, file) in files.iter().enumerate() {
+            file.set_len(n as u64).unwrap();
+        }
+        let borrowed: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
+        assert_eq!(send(&ours, b"two\nlines\n", &borrowed).unwrap(), 10);
+        let mut reader = LineReader::default();
+        reader.read(&theirs).unwrap();
+        assert_eq!(reader.descriptors(), MAX_DESCRIPTORS);
+        for n in 0..MAX_DESCRIPTORS {
+            let file = File::from(reader.descriptor().unwrap());
+            assert_eq!(file.metadata().unwrap().len(), n as u64);
+            let flags = rustix::io::fcntl_getfd(&file).unwrap();
+            assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_hello_is_named() {
+        let error = |line: &str| parse_hello(line.as_bytes()).unwrap_err().to_string();
+        assert!(error(r#"{"hello": 1, "consumer": "a", "colour": 3}"#).contains("colour"));
+        assert!(error(r#"{"hello": 2, "consumer": "a"}"#).contains("hello is 2"));
+        assert!(error(r#"{"hello": 1, "consumer": ""}"#).contains("1 to 200"));
+        assert!(error(r#"{"hello": 1}"#).contains("consumer"));
+        let error = parse_need(br#"{"need": {"kind": "segment", "id": 1, "x": 1}}"#).unwrap_err();
+        assert!(error.to_string().contains('x'));
+    }
+
+    #[test]
+    fn the_kernel_says_who_the_peer_is() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let peer = PeerCredentials::of(&ours).unwrap();
+        assert_eq!(peer.pid.unsigned_abs(), std::process::id());
+        assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
+    }
+}

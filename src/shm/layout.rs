@@ -1,0 +1,246 @@
+//! The bytes that cross processes, once: drawn in `schemas/segment.md`.
+//!
+//! The MetaHeader is `fair::mq::shmem::MetaHeader` as x86-64 lays it out, and the chunk header in
+//! front of a payload is what FairMQ's shmem reads as its own; so an unmodified FairMQ consumer
+//! resolves our headers. Everything is little endian.
+
+use std::fmt;
+use std::mem::{offset_of, size_of};
+
+use crate::error::{Code, Coded, ErrorKind};
+
+const _: () = assert!(cfg!(target_endian = "little"), "the layout is little endian");
+
+/// Where an object lies in shared memory: 40 bytes that fit into a message or a table's cell.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MetaHeader {
+    /// Bytes of the payload.
+    pub size: u64,
+    /// The generation of the block; never 0.
+    pub hint: u64,
+    /// Managed: offset of the chunk header (the payload stands 16 bytes behind it) from the start
+    /// of the segment. Unmanaged: offset of the payload from the start of the region.
+    pub handle: i64,
+    /// -1; FairMQ's reference counts, which are not used.
+    pub shared: i64,
+    /// The unmanaged region, else 0.
+    pub region_id: u16,
+    /// The managed segment, else 0.
+    pub segment_id: u16,
+    /// 1: managed segment, 0: unmanaged region.
+    pub managed: u8,
+    pub(super) pad: [u8; 3],
+}
+
+const _: () = assert!(size_of::<MetaHeader>() == MetaHeader::BYTES);
+const _: () = assert!(offset_of!(MetaHeader, hint) == 8);
+const _: () = assert!(offset_of!(MetaHeader, handle) == 16);
+const _: () = assert!(offset_of!(MetaHeader, shared) == 24);
+const _: () = assert!(offset_of!(MetaHeader, region_id) == 32);
+const _: () = assert!(offset_of!(MetaHeader, segment_id) == 34);
+const _: () = assert!(offset_of!(MetaHeader, managed) == 36);
+
+fn part<const N: usize>(bytes: &[u8; MetaHeader::BYTES], at: usize) -> [u8; N] {
+    let mut part = [0; N];
+    part.copy_from_slice(&bytes[at..at + N]);
+    part
+}
+
+impl MetaHeader {
+    /// How many bytes it has.
+    pub const BYTES: usize = 40;
+
+    /// A header in a managed segment.
+    pub const fn managed(segment_id: u16, handle: i64, size: u64, generation: u64) -> Self {
+        let (shared, pad) = (-1, [0; 3]);
+        Self { size, hint: generation, handle, shared, region_id: 0, segment_id, managed: 1, pad }
+    }
+
+    /// A header in an unmanaged region.
+    pub const fn unmanaged(region_id: u16, handle: i64, size: u64, generation: u64) -> Self {
+        let (shared, pad) = (-1, [0; 3]);
+        Self { size, hint: generation, handle, shared, region_id, segment_id: 0, managed: 0, pad }
+    }
+
+    /// The bytes, little endian.
+    pub fn to_bytes(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[0..8].copy_from_slice(&self.size.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.hint.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.handle.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.shared.to_le_bytes());
+        bytes[32..34].copy_from_slice(&self.region_id.to_le_bytes());
+        bytes[34..36].copy_from_slice(&self.segment_id.to_le_bytes());
+        bytes[36] = self.managed;
+        bytes
+    }
+
+    /// From 40 bytes. Whether they make sense is for the resolver to say.
+    ///
+    /// # Errors
+    /// [`NotAMetaHeader`] if these are not 40 bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, NotAMetaHeader> {
+        match bytes.try_into() {
+            Ok(bytes) => Ok(Self::from_array(bytes)),
+            Err(_) => Err(NotAMetaHeader { got_bytes: bytes.len() }),
+        }
+    }
+
+    /// From exactly 40 bytes.
+    pub fn from_array(bytes: &[u8; Self::BYTES]) -> Self {
+        Self {
+            size: u64::from_le_bytes(part(bytes, 0)),
+            hint: u64::from_le_bytes(part(bytes, 8)),
+            handle: i64::from_le_bytes(part(bytes, 16)),
+            shared: i64::from_le_bytes(part(bytes, 24)),
+            region_id: u16::from_le_bytes(part(bytes, 32)),
+            segment_id: u16::from_le_bytes(part(bytes, 34)),
+            managed: bytes[36],
+            pad: [0; 3],
+        }
+    }
+}
+
+impl fmt::Debug for MetaHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { size, hint, handle, region_id, segment_id, .. } = self;
+        match self.managed {
+            0 => write!(f, "region {region_id} + {handle}: {size} bytes, generation {hint}"),
+            _ => write!(f, "segment {segment_id} + {handle}: {size} bytes, generation {hint}"),
+        }
+    }
+}
+
+/// These are not the bytes of a MetaHeader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a MetaHeader has 40 bytes, these are {got_bytes}")]
+pub struct NotAMetaHeader {
+    /// How many bytes there are.
+    pub got_bytes: usize,
+}
+
+impl Coded for NotAMetaHeader {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::InvalidArgument
+    }
+    fn code(&self) -> Code {
+        Code(4020)
+    }
+}
+
+/// The instance of a service; its successor has another.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Epoch(pub u64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Everything begins at a multiple of this, and takes a multiple of it.
+pub(crate) const GRANULE_BYTES: u64 = 64;
+
+/// What stands in front of each payload: our header of 48 bytes and the chunk header of 16.
+pub const BLOCK_OVERHEAD_BYTES: u64 = 64;
+
+/// Our part of a block's header.
+#[repr(C)]
+pub(crate) struct BlockHeader {
+    /// Stored last, with Release, when all else is there; zeroed first when the block is given up.
+    pub(crate) generation: u64,
+    pub(crate) size: u64,
+    pub(crate) object_id: [u8; 16],
+    /// CRC-32C (Castagnoli) of the payload.
+    pub(crate) crc32c: u32,
+    pub(crate) flags: u32,
+    pub(crate) reserved: u64,
+}
+
+/// What FairMQ's shmem reads in front of a payload as its own header.
+#[repr(C)]
+pub(crate) struct ChunkHeader {
+    pub(crate) fields: [u16; 4],
+    pub(crate) reserved: u64,
+}
+
+impl ChunkHeader {
+    pub(crate) const FIELDS: [u16; 4] = [2, 0, 8, 1];
+}
+
+const _: () = assert!(size_of::<BlockHeader>() == 48);
+const _: () = assert!(size_of::<ChunkHeader>() == 16);
+const _: () = assert!(offset_of!(BlockHeader, size) == 8);
+const _: () = assert!(offset_of!(BlockHeader, object_id) == 16);
+const _: () = assert!(offset_of!(BlockHeader, crc32c) == 32);
+const _: () =
+    assert!((size_of::<BlockHeader>() + size_of::<ChunkHeader>()) as u64 == BLOCK_OVERHEAD_BYTES);
+
+/// The first bytes of a segment, before the first block.
+pub const SEGMENT_HEADER_BYTES: u64 = 4096;
+
+/// The head of a segment.
+#[repr(C)]
+pub(crate) struct SegmentHeader {
+    /// 2: what Boost.Interprocess takes as 'initialised'.
+    pub(crate) initialised: u32,
+    pub(crate) unused: [u32; 15],
+    pub(crate) magic: [u8; 8],
+    pub(crate) version: u32,
+    /// 1 once the segment is given back: nothing in it will be valid any more.
+    pub(crate) retired: u32,
+    pub(crate) epoch: u64,
+    pub(crate) segment_id: u32,
+    pub(crate) reserved: u32,
+    /// All of the segment, this header included.
+    pub(crate) size: u64,
+}
+
+impl SegmentHeader {
+    pub(crate) const MAGIC: [u8; 8] = *b"IOVCACHE";
+    pub(crate) const VERSION: u32 = 1;
+}
+
+const _: () = assert!(offset_of!(SegmentHeader, magic) == 64);
+const _: () = assert!(offset_of!(SegmentHeader, version) == 72);
+const _: () = assert!(offset_of!(SegmentHeader, retired) == 76);
+const _: () = assert!(offset_of!(SegmentHeader, epoch) == 80);
+const _: () = assert!(offset_of!(SegmentHeader, segment_id) == 88);
+const _: () = assert!(offset_of!(SegmentHeader, size) == 96);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_are_those_of_the_drawing() {
+        let header = MetaHeader::managed(7, 268_435_504, 106_964, 9_223_372_036_854_775_809);
+        let hex: String = header.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "d4a101000000000001000000000000803000001000000000ffffffffffffffff0000070001000000"
+        );
+        assert_eq!(MetaHeader::from_bytes(&header.to_bytes()), Ok(header));
+        let header = MetaHeader::unmanaged(2000, 0, 64, 42);
+        let hex: String = header.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "40000000000000002a000000000000000000000000000000ffffffffffffffffd007000000000000"
+        );
+    }
+
+    #[test]
+    fn only_forty_bytes_are_a_header() {
+        for length in [0, 39, 41] {
+            let bytes = vec![0; length];
+            assert_eq!(MetaHeader::from_bytes(&bytes), Err(NotAMetaHeader { got_bytes: length }));
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Shared memory: blocks in sealed segments, written by one process and read by many.
+//!
+//! ```text
+//!  segment (a memfd, sealed: consumers can neither write nor truncate it)
+//!  ┌────────────┬──────────────────────────┬──────────────────────┬──────────
+//!  │ 4 KiB head │ block                    │ block                │ free …
+//!  └────────────┼────────┬───────┬─────────┼──────────────────────┴──────────
+//!               │ header │ chunk │ payload │
+//!               │ 48 B   │ 16 B  │ size B  │  rounded up to 64 B
+//!               └────────┴───────┴─────────┘
+//!                        ▲       ▲
+//!       MetaHeader.handle┘       └ what resolving gives
+//!
+//!  service:   Pool ─reserve─▶ Reservation ─publish─▶ Block ─drop─▶ free
+//!  consumer:  attach socket ─▶ Mappings ─resolve(MetaHeader)─▶ &[u8]
+//! ```
+//!
+//! Only the service writes; what it knows of free and used places stands outside of the segments,
+//! so nothing that a consumer does can harm it, and no lock is shared between processes. This room
+//! and `ffi` are the only ones with unsafe code.
+//!
+//! Linux only: memfd, seals, SCM_RIGHTS.
+
+mod allocator;
+pub mod attach;
+mod backing;
+mod layout;
+mod mapping;
+mod pool;
+mod region;
+mod resolver;
+
+pub use backing::Backing;
+pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
+pub use pool::{
+    Block, Kind, Pool, PoolError, PoolOptions, PoolReport, Reservation, SharedSegment, Usage,
+};
+pub use region::{Region, RegionError};
+pub use resolver::{AddError, Mappings, ResolveError};
