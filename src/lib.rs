@@ -8,6 +8,7 @@ pub mod object;
 pub mod shm;
 #[cfg(feature = "cache")]
 pub mod source;
+pub mod table;
 
 pub use clock::Clock;
 pub use error::{Code, Coded, ErrorKind};

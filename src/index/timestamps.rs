@@ -62,6 +62,41 @@ impl Timestamps {
         Self { ends: Some(ends), ..plain }
     }
 
+    /// The same entries, each now a run of rows that ends before the row of `ends`.
+    ///
+    /// # Panics
+    /// As [`run_encoded`](Self::run_encoded).
+    #[must_use]
+    pub fn with_ends(self, ends: Vec<i32>) -> Self {
+        let own = self.ends.is_some();
+        assert!(!own, "runs of runs");
+        Self::run_encoded(self.values, self.nulls, ends)
+    }
+
+    /// The rows of all parts, one after the other; run-encoded if any of them is.
+    ///
+    /// # Panics
+    /// If there are more than [`MAX_ROWS`](Self::MAX_ROWS).
+    pub fn concat(parts: &[Self]) -> Self {
+        let rows: usize = parts.iter().map(Self::len).sum();
+        assert!(rows <= Self::MAX_ROWS, "{rows} rows are too many");
+        let values: Vec<i64> = parts.iter().flat_map(|part| part.values.iter().copied()).collect();
+        let nulls = parts
+            .iter()
+            .flat_map(|part| (0..part.values.len()).map(|entry| part.entry(entry).is_some()));
+        let nulls = NullBuffer::from_iter(nulls);
+        if parts.iter().all(|part| part.ends.is_none()) {
+            return Self::new(values, Some(nulls));
+        }
+        let mut before = 0;
+        let mut ends = Vec::with_capacity(values.len());
+        for part in parts {
+            ends.extend((0..part.values.len()).map(|entry| (before + part.row_end(entry)) as i32));
+            before += part.len();
+        }
+        Self::run_encoded(values, Some(nulls), ends)
+    }
+
     /// How many rows there are.
     pub fn len(&self) -> usize {
         match &self.ends {
@@ -85,11 +120,14 @@ impl Timestamps {
     /// # Panics
     /// If there is no such row.
     pub fn value(&self, row: usize) -> Option<Timestamp> {
-        let entry = match &self.ends {
+        self.entry(self.entry_of(row))
+    }
+
+    fn entry_of(&self, row: usize) -> usize {
+        match &self.ends {
             None => row,
             Some(ends) => ends.partition_point(|&end| end as usize <= row),
-        };
-        self.entry(entry)
+        }
     }
 
     fn entry(&self, entry: usize) -> Option<Timestamp> {
@@ -99,7 +137,12 @@ impl Timestamps {
 
     /// The runs of equal timestamps: the row behind the last one of each, and its timestamp.
     pub fn runs(&self) -> impl Iterator<Item = (usize, Option<Timestamp>)> {
-        let mut entries = (0..self.values.len()).peekable();
+        self.runs_from(0)
+    }
+
+    /// The runs from `row` on, which may lie within the first of them.
+    pub fn runs_from(&self, row: usize) -> impl Iterator<Item = (usize, Option<Timestamp>)> {
+        let mut entries = (self.entry_of(row)..self.values.len()).peekable();
         std::iter::from_fn(move || {
             let mut last = entries.next()?;
             let value = self.entry(last);

@@ -1,0 +1,126 @@
+//! What a table holds, before it gets its Arrow form: runs of cells.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::index::Timestamps;
+use crate::interval::ValidityInterval;
+use crate::object::{ObjectInfo, ObjectPath};
+use crate::shm::MetaHeader;
+
+/// Bytes that somebody keeps in place as long as this lives.
+pub type Payload = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// How an object came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheState {
+    /// It was in shared memory.
+    Hit,
+    /// It was loaded for this table.
+    Loaded,
+    /// That it is the right one could not be confirmed by the source in time.
+    Stale,
+}
+
+impl CacheState {
+    /// As it stands in the objects view.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Loaded => "loaded",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// One distinct object of a column.
+#[derive(Clone)]
+pub struct Cell {
+    /// Where it lies.
+    pub header: MetaHeader,
+    /// Which version it is.
+    pub version: Arc<ObjectInfo>,
+    /// How it came.
+    pub cache: CacheState,
+    /// Its bytes.
+    pub payload: Payload,
+}
+
+impl Cell {
+    pub(super) fn bytes(&self) -> &[u8] {
+        (*self.payload).as_ref()
+    }
+}
+
+impl fmt::Debug for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cell({} at {:?}, {})", self.version.id, self.header, self.cache.name())
+    }
+}
+
+/// Rows that one cell serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CellRun {
+    /// The row behind the last one; the first is the end of the run before.
+    pub end: i32,
+    /// A place among the column's cells; `None`: null.
+    pub cell: Option<u32>,
+}
+
+/// A column of a table.
+#[derive(Debug, Clone)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// Whose objects.
+    pub path: ObjectPath,
+    /// They tile the rows, and neighbours differ.
+    pub runs: Vec<CellRun>,
+    /// The distinct objects.
+    pub cells: Vec<Cell>,
+}
+
+impl Column {
+    /// The places of the runs that touch the rows from `from` to before `until`.
+    pub(super) fn runs_within(&self, from: i32, until: i32) -> std::ops::Range<usize> {
+        let first = self.runs.partition_point(|run| run.end <= from);
+        let last = first + self.runs[first..].partition_point(|run| run.end < until);
+        if from < until { first..last + 1 } else { first..first }
+    }
+}
+
+/// A piece of time that one object serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IntervalRow {
+    /// The piece.
+    pub interval: ValidityInterval,
+    /// A place among the column's cells.
+    pub cell: u32,
+}
+
+/// The effective spans of a column over a range.
+#[derive(Debug, Clone)]
+pub struct IntervalColumn {
+    /// Its name.
+    pub name: String,
+    /// Whose objects.
+    pub path: ObjectPath,
+    /// In order; where nothing is valid there is none.
+    pub rows: Vec<IntervalRow>,
+    /// The distinct objects.
+    pub cells: Vec<Cell>,
+}
+
+/// What a table holds.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// A cell for each timestamp; of the views rows, objects and chunks.
+    Rows {
+        /// The columns, as they were asked for.
+        columns: Arc<Vec<Column>>,
+        /// One per row.
+        timestamps: Arc<Timestamps>,
+    },
+    /// Of the view intervals.
+    Intervals(Vec<IntervalColumn>),
+}

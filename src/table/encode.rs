@@ -1,0 +1,503 @@
+//! From runs of cells to record batches: as many as it takes to keep each small on the wire.
+
+use std::sync::Arc;
+
+use arrow_array::builder::{
+    BinaryBuilder, Int64Builder, MapBuilder, MapFieldNames, StringBuilder, UInt64Builder,
+};
+use arrow_array::{
+    Array, ArrayRef, DictionaryArray, Int32Array, Int64Array, RecordBatch, RecordBatchOptions,
+    RunArray, types::Int32Type,
+};
+use arrow_buffer::{NullBuffer, ScalarBuffer};
+use arrow_data::ArrayData;
+use arrow_schema::SchemaRef;
+
+use super::cells::cell_array;
+use super::content::{Cell, Column, Content, IntervalColumn};
+use super::request::{CellKind, Encoding, View};
+use super::shape::Shape;
+use crate::error::{Code, Coded, ErrorKind};
+use crate::index::Timestamps;
+use crate::object::ObjectPath;
+use crate::shm::MetaHeader;
+
+/// Batches of MetaHeaders stay below this, so that with their heads they are below 2 MiB.
+const BATCH_BYTES: u64 = 1_900 << 10;
+/// Batches of payloads aim at this; one row can have more.
+const PAYLOAD_BATCH_BYTES: u64 = 16 << 20;
+/// A payload cell can have this much.
+const MAX_CELL_BYTES: u64 = 64 << 20;
+/// All payloads of one batch or dictionary can have this much.
+const MAX_PAYLOADS_BYTES: u64 = 1 << 30;
+/// One chunk of the view chunks.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Rows of one batch of the views objects and intervals.
+const RECORD_ROWS: usize = 4_000;
+
+/// Why a table has no such Arrow form.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// Objects are too large to be cells.
+    #[error(
+        "column {column:?} ({path}) has {bytes} bytes of payload where {limit_bytes} are possible: \
+         read large objects with \"view\": \"chunks\", or through shared memory"
+    )]
+    TooLarge {
+        /// The column.
+        column: String,
+        /// Its path.
+        path: ObjectPath,
+        /// What it has.
+        bytes: u64,
+        /// What is possible.
+        limit_bytes: u64,
+    },
+    /// AliceO2's cell names a managed segment, and the objects lie in a region.
+    #[error("the cell o2 needs managed segments, the objects lie in region {region}")]
+    Unmanaged {
+        /// The region.
+        region: u16,
+    },
+    /// A bug of ours.
+    #[error("the table cannot be put together: {reason}")]
+    Arrow {
+        /// What Arrow says.
+        reason: String,
+    },
+}
+
+impl Coded for EncodeError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::TooLarge { .. } => ErrorKind::ResourceExhausted,
+            Self::Unmanaged { .. } => ErrorKind::InvalidArgument,
+            Self::Arrow { .. } => ErrorKind::Internal,
+        }
+    }
+
+    fn code(&self) -> Code {
+        Code(match self {
+            Self::TooLarge { .. } => 1020,
+            Self::Unmanaged { .. } => 1021,
+            Self::Arrow { .. } => 9010,
+        })
+    }
+}
+
+/// The batches of a table, made one after the other; at least one, if only an empty one.
+pub struct Batches {
+    shape: Shape,
+    schema: SchemaRef,
+    content: Content,
+    /// By column: the values of the dictionary, the same array in all batches.
+    dictionaries: Vec<ArrayRef>,
+    next: usize,
+    over: bool,
+}
+
+impl Content {
+    /// The batches of this in the given form.
+    pub fn batches(&self, shape: &Shape) -> Batches {
+        Batches {
+            schema: shape.schema(),
+            shape: shape.clone(),
+            content: self.clone(),
+            dictionaries: Vec::new(),
+            next: 0,
+            over: false,
+        }
+    }
+}
+
+impl Iterator for Batches {
+    type Item = Result<RecordBatch, EncodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.over {
+            return None;
+        }
+        let made = match self.content.clone() {
+            Content::Rows { columns, timestamps } => match self.shape.view {
+                View::Chunks => self.chunk(&columns),
+                View::Objects => self.objects(&columns),
+                View::Rows | View::Intervals => self.rows(&columns, &timestamps),
+            },
+            Content::Intervals(columns) => self.intervals(&columns),
+        };
+        self.over |= made.is_err();
+        Some(made)
+    }
+}
+
+impl Batches {
+    /// The schema of all of them.
+    pub fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn batch(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch, EncodeError> {
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
+    }
+
+    fn rows(
+        &mut self,
+        columns: &[Column],
+        timestamps: &Timestamps,
+    ) -> Result<RecordBatch, EncodeError> {
+        if self.next == 0 {
+            self.begin(columns)?;
+        }
+        let rows = timestamps.len();
+        let from = self.next;
+        let until = self.end_of_batch(columns, from, rows)?;
+        self.next = until;
+        self.over = until == rows;
+        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns.len() + 1);
+        if self.shape.timestamps_column {
+            arrays.push(Arc::new(timestamps_array(timestamps, from, until)));
+        }
+        for (place, column) in columns.iter().enumerate() {
+            arrays.push(match self.shape.encoding {
+                Encoding::RunEnd => self.run_end(column, place, from, until)?,
+                Encoding::Dictionary => self.dictionary(column, place, from, until)?,
+                Encoding::Plain => {
+                    let places = expanded(column, from, until);
+                    cell_array(self.shape.cell, &column.cells, &places)?
+                }
+            });
+        }
+        self.batch(arrays, until - from)
+    }
+
+    /// Checks what cannot be sent, and makes the dictionaries.
+    fn begin(&mut self, columns: &[Column]) -> Result<(), EncodeError> {
+        for column in columns {
+            if self.shape.cell == CellKind::Payload {
+                let largest = column.cells.iter().map(|cell| cell.bytes().len() as u64).max();
+                self.check_payload(column, largest.unwrap_or(0), MAX_CELL_BYTES)?;
+            }
+            if self.shape.encoding == Encoding::Dictionary {
+                if self.shape.cell == CellKind::Payload {
+                    let all = column.cells.iter().map(|cell| cell.bytes().len() as u64).sum();
+                    self.check_payload(column, all, MAX_PAYLOADS_BYTES)?;
+                }
+                let places: Vec<_> = (0..column.cells.len() as u32).map(Some).collect();
+                self.dictionaries.push(cell_array(self.shape.cell, &column.cells, &places)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_payload(
+        &self,
+        column: &Column,
+        bytes: u64,
+        limit_bytes: u64,
+    ) -> Result<(), EncodeError> {
+        if bytes <= limit_bytes {
+            return Ok(());
+        }
+        let (column, path) = (column.name.clone(), column.path.clone());
+        Err(EncodeError::TooLarge { column, path, bytes, limit_bytes })
+    }
+
+    /// The row behind the last one of the batch that begins with `from`.
+    fn end_of_batch(
+        &self,
+        columns: &[Column],
+        from: usize,
+        rows: usize,
+    ) -> Result<usize, EncodeError> {
+        let payload = self.shape.cell == CellKind::Payload;
+        let most = if payload { PAYLOAD_BATCH_BYTES } else { BATCH_BYTES };
+        if self.bytes(columns, from, rows) <= most {
+            return Ok(rows);
+        }
+        let (mut fits, mut too_far) = (from + 1, rows);
+        while fits + 1 < too_far {
+            let middle = fits + (too_far - fits) / 2;
+            if self.bytes(columns, from, middle) <= most { fits = middle } else { too_far = middle }
+        }
+        // A payload crosses once per run: so it is not cut in two where that can be helped.
+        if payload && self.shape.encoding == Encoding::RunEnd {
+            fits = whole_runs(columns, from, fits, rows);
+            let bytes = self.bytes(columns, from, fits);
+            if let Some(first) = columns.first() {
+                self.check_payload(first, bytes, MAX_PAYLOADS_BYTES)?;
+            }
+        }
+        Ok(fits)
+    }
+
+    /// What a batch of these rows takes on the wire, but for its head.
+    fn bytes(&self, columns: &[Column], from: usize, until: usize) -> u64 {
+        let rows = (until - from) as u64;
+        let cell_bytes = match self.shape.cell {
+            CellKind::Binary | CellKind::Struct => MetaHeader::BYTES as u64,
+            CellKind::O2 => 24,
+            CellKind::Payload => 8,
+        };
+        let timestamps = if self.shape.timestamps_column { rows * 8 + rows / 8 } else { 0 };
+        let column_bytes = |column: &Column| {
+            // Buffers are padded to 64 bytes, and there are some per column.
+            let padding = 512;
+            let runs = column.runs_within(from as i32, until as i32);
+            padding
+                + match self.shape.encoding {
+                    Encoding::Dictionary => rows * 4 + rows / 8,
+                    Encoding::RunEnd => {
+                        let count = runs.len() as u64;
+                        count * (4 + cell_bytes)
+                            + count / 8
+                            + self.payload_bytes(column, runs, None)
+                    }
+                    Encoding::Plain => {
+                        let window = Some((from as i32, until as i32));
+                        rows * cell_bytes + rows / 8 + self.payload_bytes(column, runs, window)
+                    }
+                }
+        };
+        timestamps + columns.iter().map(column_bytes).sum::<u64>()
+    }
+
+    /// The bytes of the runs' objects: each once, or once per row of the window.
+    fn payload_bytes(
+        &self,
+        column: &Column,
+        runs: std::ops::Range<usize>,
+        window: Option<(i32, i32)>,
+    ) -> u64 {
+        if self.shape.cell != CellKind::Payload {
+            return 0;
+        }
+        runs.map(|place| {
+            let run = column.runs[place];
+            let times = window.map_or(1, |(from, until)| {
+                let start = if place == 0 { 0 } else { column.runs[place - 1].end };
+                (run.end.min(until) - start.max(from)).unsigned_abs().into()
+            });
+            run.cell.map_or(0, |cell| column.cells[cell as usize].bytes().len() as u64 * times)
+        })
+        .sum()
+    }
+
+    fn run_end(
+        &self,
+        column: &Column,
+        place: usize,
+        from: usize,
+        until: usize,
+    ) -> Result<ArrayRef, EncodeError> {
+        let (from, until) = (from as i32, until as i32);
+        let runs = &column.runs[column.runs_within(from, until)];
+        let ends = Int32Array::from_iter_values(runs.iter().map(|run| run.end.min(until) - from));
+        let places: Vec<_> = runs.iter().map(|run| run.cell).collect();
+        let values = cell_array(self.shape.cell, &column.cells, &places)?;
+        // Not RunArray::try_new: that takes every value for nullable.
+        let place = place + usize::from(self.shape.timestamps_column);
+        let data = ArrayData::builder(self.schema.field(place).data_type().clone())
+            .len((until - from) as usize)
+            .add_child_data(ends.into_data())
+            .add_child_data(values.to_data())
+            .build()?;
+        Ok(Arc::new(RunArray::<Int32Type>::from(data)))
+    }
+
+    fn dictionary(
+        &self,
+        column: &Column,
+        place: usize,
+        from: usize,
+        until: usize,
+    ) -> Result<ArrayRef, EncodeError> {
+        let mut keys: Vec<i32> = Vec::with_capacity(until - from);
+        let mut start = from as i32;
+        let runs = &column.runs[column.runs_within(start, until as i32)];
+        for run in runs {
+            let end = run.end.min(until as i32);
+            let key = run.cell.map_or(0, |cell| cell as i32);
+            keys.resize(keys.len() + (end - start) as usize, key);
+            start = end;
+        }
+        let nulls = runs.iter().any(|run| run.cell.is_none()).then(|| {
+            NullBuffer::from_iter(expanded(column, from, until).iter().map(Option::is_some))
+        });
+        let keys = Int32Array::new(ScalarBuffer::from(keys), nulls);
+        Ok(Arc::new(DictionaryArray::try_new(keys, Arc::clone(&self.dictionaries[place]))?))
+    }
+
+    /// The record of what served the rows: one row per run.
+    fn objects(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
+        let mut records = columns
+            .iter()
+            .flat_map(|column| {
+                let starts = std::iter::once(0).chain(column.runs.iter().map(|run| run.end));
+                let runs = column.runs.iter().zip(starts);
+                runs.filter_map(move |(run, start)| {
+                    Some((column, start, run.end, &column.cells[run.cell? as usize]))
+                })
+            })
+            .skip(self.next)
+            .peekable();
+        let mut texts: [StringBuilder; 4] = Default::default();
+        let mut numbers: [Int64Builder; 5] = Default::default();
+        let mut sizes: [UInt64Builder; 2] = Default::default();
+        let names = MapFieldNames {
+            entry: "entries".to_owned(),
+            key: "key".to_owned(),
+            value: "value".to_owned(),
+        };
+        let value =
+            Arc::new(arrow_schema::Field::new("value", arrow_schema::DataType::Utf8, false));
+        let mut metadata = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new())
+            .with_values_field(value);
+        let mut rows = 0;
+        for (column, start, end, cell) in records.by_ref().take(RECORD_ROWS) {
+            let version = &cell.version;
+            let id = version.id.to_string();
+            let said = [&column.name[..], column.path.as_str(), &id, cell.cache.name()];
+            texts.iter_mut().zip(said).for_each(|(builder, text)| builder.append_value(text));
+            let counted = [
+                i64::from(start),
+                i64::from(end),
+                version.validity.from().as_millis(),
+                version.validity.until().as_millis(),
+                version.created.as_millis(),
+            ];
+            numbers.iter_mut().zip(counted).for_each(|(builder, n)| builder.append_value(n));
+            sizes[0].append_value(cell.header.size);
+            sizes[1].append_value(cell.header.hint);
+            for (key, value) in &version.metadata {
+                metadata.keys().append_value(key);
+                metadata.values().append_value(value);
+            }
+            metadata.append(true)?;
+            rows += 1;
+        }
+        self.over = records.peek().is_none();
+        drop(records);
+        self.next += rows;
+        let [column, path, id, cache] =
+            texts.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let [start, end, from, until, created] =
+            numbers.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let [size, generation] =
+            sizes.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let metadata: ArrayRef = Arc::new(metadata.finish());
+        self.batch(
+            vec![
+                column, path, start, end, id, from, until, created, size, generation, cache,
+                metadata,
+            ],
+            rows,
+        )
+    }
+
+    /// The effective spans.
+    fn intervals(&mut self, columns: &[IntervalColumn]) -> Result<RecordBatch, EncodeError> {
+        let mut spans = columns
+            .iter()
+            .flat_map(|column| column.rows.iter().map(move |row| (column, row)))
+            .skip(self.next)
+            .peekable();
+        let mut texts: [StringBuilder; 3] = Default::default();
+        let mut borders: [Int64Builder; 2] = Default::default();
+        let mut cells: Vec<Cell> = Vec::new();
+        for (column, row) in spans.by_ref().take(RECORD_ROWS) {
+            let cell = &column.cells[row.cell as usize];
+            let id = cell.version.id.to_string();
+            let said = [&column.name[..], column.path.as_str(), &id];
+            texts.iter_mut().zip(said).for_each(|(builder, text)| builder.append_value(text));
+            borders[0].append_value(row.interval.from().as_millis());
+            borders[1].append_value(row.interval.until().as_millis());
+            if self.shape.cell == CellKind::Payload && cell.bytes().len() as u64 > MAX_CELL_BYTES {
+                return Err(EncodeError::TooLarge {
+                    column: column.name.clone(),
+                    path: column.path.clone(),
+                    bytes: cell.bytes().len() as u64,
+                    limit_bytes: MAX_CELL_BYTES,
+                });
+            }
+            cells.push(cell.clone());
+            let payloads: u64 = match self.shape.cell {
+                CellKind::Payload => cells.iter().map(|cell| cell.bytes().len() as u64).sum(),
+                _ => 0,
+            };
+            if payloads >= PAYLOAD_BATCH_BYTES {
+                break;
+            }
+        }
+        self.over = spans.peek().is_none();
+        drop(spans);
+        self.next += cells.len();
+        let places: Vec<_> = (0..cells.len() as u32).map(Some).collect();
+        let [column, path, id] =
+            texts.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let [from, until] = borders.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let cell = cell_array(self.shape.cell, &cells, &places)?;
+        self.batch(vec![column, path, from, until, id, cell], cells.len())
+    }
+
+    /// The next piece of the one object.
+    fn chunk(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
+        let cell = columns.first().and_then(|column| column.cells.first());
+        let bytes = cell.map_or(&[][..], Cell::bytes);
+        let end = bytes.len().min(self.next + CHUNK_BYTES);
+        let piece = &bytes[self.next..end];
+        let rows = usize::from(!piece.is_empty());
+        let offsets = Int64Array::from_iter_values((0..rows).map(|_| self.next as i64));
+        let mut pieces = BinaryBuilder::with_capacity(rows, piece.len());
+        if rows == 1 {
+            pieces.append_value(piece);
+        }
+        self.next = end;
+        self.over = end == bytes.len();
+        self.batch(vec![Arc::new(offsets), Arc::new(pieces.finish())], rows)
+    }
+}
+
+/// The place of the cell of each row.
+fn expanded(column: &Column, from: usize, until: usize) -> Vec<Option<u32>> {
+    let mut places = Vec::with_capacity(until - from);
+    let mut start = from as i32;
+    for run in &column.runs[column.runs_within(start, until as i32)] {
+        let end = run.end.min(until as i32);
+        places.resize(places.len() + (end - start) as usize, run.cell);
+        start = end;
+    }
+    places
+}
+
+/// The last row up to `wanted` at which a run of every column ends, or the first one after it.
+fn whole_runs(columns: &[Column], from: usize, wanted: usize, rows: usize) -> usize {
+    let ends_at =
+        |column: &Column, row: i32| column.runs.binary_search_by_key(&row, |run| run.end).is_ok();
+    let common = |row: &i32| columns.iter().all(|column| ends_at(column, *row));
+    let Some(first) = columns.first() else { return rows };
+    let (from, wanted) = (from as i32, wanted as i32);
+    let runs = &first.runs[first.runs_within(from, rows as i32)];
+    let ends = || runs.iter().map(|run| run.end).filter(|&end| from < end);
+    let before = ends().take_while(|&end| end <= wanted).filter(common).last();
+    let end = before.or_else(|| ends().filter(|&end| wanted < end).find(common));
+    end.map_or(rows, |end| end as usize)
+}
+
+fn timestamps_array(timestamps: &Timestamps, from: usize, until: usize) -> Int64Array {
+    let mut builder = Int64Builder::with_capacity(until - from);
+    let mut start = from;
+    for (end, value) in timestamps.runs_from(from) {
+        let end = end.min(until);
+        match value {
+            Some(at) => builder.append_value_n(at.as_millis(), end - start),
+            None => builder.append_nulls(end - start),
+        }
+        start = end;
+        if end == until {
+            break;
+        }
+    }
+    builder.finish()
+}

@@ -1,0 +1,45 @@
+//! Tables: what is asked for, and the Arrow form of the answer. Shared by service and clients.
+//!
+//! ```text
+//!  JSON ──▶ Request ──(cache: versions, pins)──▶ Content (runs of cells) ──┐
+//!                                                                          ▼
+//!  Shape (encoding, cell, view, nulls) ─▶ schema ──────────▶ batches ─▶ IPC messages
+//!                                                               │ on the other side
+//!                                            runs of MetaHeaders ◀── decode
+//! ```
+//!
+//! Everything works on runs of rows; only `plain` and the keys of `dictionary` ever expand them.
+
+mod action;
+mod cells;
+mod content;
+mod decode;
+mod encode;
+mod ipc;
+mod lock;
+mod request;
+mod shape;
+mod status;
+mod times;
+
+pub use action::{
+    ActionError, Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer,
+    Register, Release, SegmentsAnswer, action_types, parse_action,
+};
+pub use content::{
+    CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Payload,
+};
+pub use decode::{CellValue, DecodeError, column_runs};
+pub use encode::{Batches, EncodeError};
+pub use ipc::{Message, MessageWriter};
+pub use lock::LockEntry;
+pub use request::{
+    CellKind, ColumnList, ColumnRequest, Columns, Encoding, Missing, RangeRequest, Request,
+    RequestError, View, When,
+};
+pub use shape::{Meta, Shape};
+pub use status::{
+    ConsumerState, MemoryStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeState,
+    TimeframeStatus,
+};
+pub use times::{TimestampsError, timestamps_from_array, timestamps_from_batches};

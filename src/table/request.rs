@@ -1,0 +1,532 @@
+//! What a table is asked for with: JSON, every rule checked, every unknown field refused by name.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use super::lock::LockEntry;
+use crate::error::{Code, Coded, ErrorKind};
+use crate::index::Timestamps;
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{CreationLimits, ObjectPath, Query};
+
+/// The shape of a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Encoding {
+    /// `Dictionary<Int32, cell>`.
+    #[default]
+    Dictionary,
+    /// `RunEndEncoded<Int32, cell>`.
+    RunEnd,
+    /// The cell itself in every row.
+    Plain,
+}
+
+/// What stands in a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CellKind {
+    /// The MetaHeader's bytes: `FixedSizeBinary(40)`.
+    #[default]
+    Binary,
+    /// The MetaHeader's seven fields: `Struct`.
+    Struct,
+    /// handle, segment id, size: `FixedSizeList<Int64>[3]`, the cell of AliceO2's CCDB tables.
+    O2,
+    /// The object's bytes: `LargeBinary`.
+    Payload,
+}
+
+/// What the rows of the answer are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum View {
+    /// One per timestamp.
+    #[default]
+    Rows,
+    /// One per run: which version served it.
+    Objects,
+    /// One per effective span that touches a range.
+    Intervals,
+    /// Pieces of one object.
+    Chunks,
+}
+
+/// What happens where nothing is valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Missing {
+    /// The request fails.
+    #[default]
+    Error,
+    /// The cell is null.
+    Null,
+}
+
+/// One column that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ColumnRequest {
+    /// Its name in the table.
+    pub name: String,
+    /// Whose objects.
+    pub path: ObjectPath,
+    /// Metadata that a version must have.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl ColumnRequest {
+    /// Which versions that asks for, within these limits.
+    pub fn query(&self, limits: CreationLimits) -> Query {
+        Query { path: self.path.clone(), metadata: self.metadata.clone(), limits }
+    }
+}
+
+/// Columns in the order in which they were named, each name once.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ColumnList(pub Vec<ColumnRequest>);
+
+/// `"path"` or `{"path": …, "metadata": {…}}`.
+struct OneColumn {
+    path: ObjectPath,
+    metadata: BTreeMap<String, String>,
+}
+
+impl<'de> Deserialize<'de> for OneColumn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Full {
+            path: ObjectPath,
+            #[serde(default)]
+            metadata: BTreeMap<String, String>,
+        }
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = OneColumn;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(r#"a path, or {"path": …, "metadata": {…}}"#)
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<OneColumn, E> {
+                let path = ObjectPath::new(text).map_err(E::custom)?;
+                Ok(OneColumn { path, metadata: BTreeMap::new() })
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<OneColumn, A::Error> {
+                let Full { path, metadata } = Full::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(OneColumn { path, metadata })
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl<'de> Deserialize<'de> for ColumnList {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = ColumnList;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(r#"columns as {"<name>": "<path>", …}"#)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ColumnList, A::Error> {
+                let mut columns: Vec<ColumnRequest> = Vec::new();
+                let mut names = std::collections::HashSet::new();
+                while let Some((name, column)) = map.next_entry::<String, OneColumn>()? {
+                    if name.is_empty() {
+                        return Err(A::Error::custom("a column needs a name"));
+                    }
+                    if !names.insert(name.clone()) {
+                        return Err(A::Error::custom(format!("column {name:?} stands twice")));
+                    }
+                    let OneColumn { path, metadata } = column;
+                    columns.push(ColumnRequest { name, path, metadata });
+                }
+                Ok(ColumnList(columns))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+impl Serialize for ColumnList {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Full<'a> {
+            path: &'a ObjectPath,
+            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+            metadata: &'a BTreeMap<String, String>,
+        }
+        serializer.collect_map(
+            self.0.iter().map(|column| {
+                (&column.name, Full { path: &column.path, metadata: &column.metadata })
+            }),
+        )
+    }
+}
+
+/// Which columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Columns {
+    /// These.
+    Own(Vec<ColumnRequest>),
+    /// Those that the configuration names so.
+    Table(String),
+    /// Those that the timeframe was registered with.
+    Registered,
+}
+
+impl Columns {
+    /// From the two fields of a message, of which at most one may be there.
+    pub(super) fn of(
+        columns: Option<ColumnList>,
+        table: Option<String>,
+    ) -> Result<Self, RequestError> {
+        match (columns, table) {
+            (Some(_), Some(_)) => Err(RequestError::TooMany { fields: "columns, table" }),
+            (Some(ColumnList(columns)), None) if columns.is_empty() => {
+                Err(RequestError::Field { field: "columns", reason: "it names none".into() })
+            }
+            (Some(ColumnList(columns)), None) => Ok(Self::Own(columns)),
+            (None, Some(table)) => Ok(Self::Table(table)),
+            (None, None) => Ok(Self::Registered),
+        }
+    }
+}
+
+/// `{"from", "until", "step"}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RangeRequest {
+    /// The first millisecond inside.
+    pub from: Timestamp,
+    /// The first that is no longer inside.
+    pub until: Timestamp,
+    /// Milliseconds from row to row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<i64>,
+}
+
+impl RangeRequest {
+    /// A range can have so many rows.
+    pub const MAX_ROWS: u64 = 1 << 26;
+
+    fn wrong(reason: String) -> RequestError {
+        RequestError::Field { field: "range", reason }
+    }
+
+    /// The time from `from` to `until`.
+    ///
+    /// # Errors
+    /// [`RequestError`] if there is none.
+    pub fn interval(&self) -> Result<ValidityInterval, RequestError> {
+        ValidityInterval::new(self.from, self.until).map_err(|error| Self::wrong(error.to_string()))
+    }
+
+    /// One timestamp per step.
+    fn timestamps(&self) -> Result<Timestamps, RequestError> {
+        let interval = self.interval()?;
+        let Some(step) = self.step else {
+            return Err(Self::wrong("it needs a step, but for the view intervals".into()));
+        };
+        if step <= 0 {
+            return Err(Self::wrong(format!("step is {step}, it must be positive")));
+        }
+        let (from, until) = (interval.from().as_millis(), interval.until().as_millis());
+        let rows = until.abs_diff(from).div_ceil(step.unsigned_abs());
+        if rows > Self::MAX_ROWS {
+            let most = Self::MAX_ROWS;
+            return Err(Self::wrong(format!("it has {rows} rows, at most {most} are possible")));
+        }
+        // Below `until`, so it does not overflow.
+        let values: Vec<i64> = (0..rows as i64).map(|row| from + row * step).collect();
+        Ok(Timestamps::new(values, None))
+    }
+}
+
+/// For which times.
+#[derive(Debug, Clone)]
+pub enum When {
+    /// The timestamps of a timeframe in flight.
+    Timeframe(u64),
+    /// These.
+    Timestamps(Timestamps),
+    /// All effective spans between two times.
+    Range(ValidityInterval),
+}
+
+/// A request for a table.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Which columns.
+    pub columns: Columns,
+    /// For which times.
+    pub when: When,
+    /// Who reads.
+    pub consumer: Option<String>,
+    /// For which session the objects are pinned.
+    pub session: Option<String>,
+    /// The shape of the columns.
+    pub encoding: Encoding,
+    /// What stands in a cell.
+    pub cell: CellKind,
+    /// What the rows are.
+    pub view: View,
+    /// What happens where nothing is valid.
+    pub missing: Missing,
+    /// Whether the timestamps come first.
+    pub timestamps_column: bool,
+    /// Which versions are seen.
+    pub limits: CreationLimits,
+    /// The only versions that there are.
+    pub lock: Option<Vec<LockEntry>>,
+    /// How long it may take, the source included.
+    pub wait: Duration,
+}
+
+/// Why a request is no request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// It is not the JSON that is expected.
+    #[error("this is no {what}: {reason}")]
+    Malformed {
+        /// What was expected.
+        what: &'static str,
+        /// What is wrong, unknown fields by name.
+        reason: String,
+    },
+    /// A field says something impossible.
+    #[error("{field}: {reason}")]
+    Field {
+        /// Which.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// One is needed.
+    #[error("one of {fields} is needed")]
+    NoneOf {
+        /// Of these.
+        fields: &'static str,
+    },
+    /// Only one may stand there.
+    #[error("only one of {fields} may be given")]
+    TooMany {
+        /// Of these.
+        fields: &'static str,
+    },
+}
+
+impl Coded for RequestError {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::InvalidArgument
+    }
+
+    fn code(&self) -> Code {
+        Code(match self {
+            Self::Malformed { .. } => 1001,
+            Self::Field { .. } => 1002,
+            Self::NoneOf { .. } => 1003,
+            Self::TooMany { .. } => 1004,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    columns: Option<ColumnList>,
+    table: Option<String>,
+    timeframe: Option<u64>,
+    timestamps: Option<Vec<Option<i64>>>,
+    range: Option<RangeRequest>,
+    consumer: Option<String>,
+    session: Option<String>,
+    #[serde(default)]
+    encoding: Encoding,
+    #[serde(default)]
+    cell: CellKind,
+    #[serde(default)]
+    view: View,
+    #[serde(default)]
+    missing: Missing,
+    #[serde(default)]
+    timestamps_column: bool,
+    not_after: Option<Timestamp>,
+    not_before: Option<Timestamp>,
+    lock: Option<Vec<LockEntry>>,
+    wait_ms: Option<u64>,
+}
+
+impl Request {
+    /// How long a request may take that does not say.
+    pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
+
+    /// From JSON.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
+        let raw: Raw = parse_json("request", json)?;
+        let columns = Columns::of(raw.columns, raw.table)?;
+        let when = match (raw.timeframe, raw.timestamps, raw.range) {
+            (Some(timeframe), None, None) => When::Timeframe(timeframe),
+            (None, Some(timestamps), None) => When::Timestamps(timestamps.into_iter().collect()),
+            (None, None, Some(range)) if raw.view == View::Intervals => {
+                if range.step.is_some() {
+                    let reason = "it has no step for the view intervals".to_owned();
+                    return Err(RequestError::Field { field: "range", reason });
+                }
+                When::Range(range.interval()?)
+            }
+            (None, None, Some(range)) => When::Timestamps(range.timestamps()?),
+            (None, None, None) => {
+                return Err(RequestError::NoneOf { fields: "timeframe, timestamps, range" });
+            }
+            _ => return Err(RequestError::TooMany { fields: "timeframe, timestamps, range" }),
+        };
+        if columns == Columns::Registered && !matches!(when, When::Timeframe(_)) {
+            return Err(RequestError::NoneOf { fields: "columns, table" });
+        }
+        let request = Self {
+            columns,
+            when,
+            consumer: raw.consumer,
+            session: raw.session,
+            encoding: raw.encoding,
+            cell: raw.cell,
+            view: raw.view,
+            missing: raw.missing,
+            timestamps_column: raw.timestamps_column,
+            limits: CreationLimits { not_before: raw.not_before, not_after: raw.not_after },
+            lock: raw.lock,
+            wait: raw.wait_ms.map_or(Self::DEFAULT_WAIT, Duration::from_millis),
+        };
+        request.check_view()?;
+        Ok(request)
+    }
+
+    fn check_view(&self) -> Result<(), RequestError> {
+        let wrong =
+            |field, reason: &str| Err(RequestError::Field { field, reason: reason.to_owned() });
+        match (self.view, &self.when) {
+            (View::Intervals, When::Range(_)) => {}
+            (View::Intervals, _) => return wrong("view", "intervals needs a range without a step"),
+            (View::Chunks, When::Timestamps(timestamps)) => {
+                if timestamps.len() != 1 || timestamps.has_nulls() {
+                    return wrong("view", "chunks needs exactly one timestamp");
+                }
+            }
+            (View::Chunks, _) => return wrong("view", "chunks needs exactly one timestamp"),
+            (View::Rows | View::Objects, _) => {}
+        }
+        if self.view == View::Chunks
+            && matches!(&self.columns, Columns::Own(columns) if columns.len() != 1)
+        {
+            return wrong("view", "chunks needs exactly one column");
+        }
+        if self.timestamps_column && self.view != View::Rows {
+            return wrong("timestamps_column", "only the view rows has timestamps");
+        }
+        if let Columns::Own(columns) = &self.columns
+            && self.timestamps_column
+            && columns.iter().any(|column| column.name == "timestamp")
+        {
+            return wrong("timestamps_column", "a column is named timestamp already");
+        }
+        for (field, name) in [("consumer", &self.consumer), ("session", &self.session)] {
+            if name.as_ref().is_some_and(|name| name.is_empty() || name.len() > 200) {
+                return wrong(field, "a name has 1 to 200 bytes");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// JSON of a known form.
+pub(super) fn parse_json<'a, T: Deserialize<'a>>(
+    what: &'static str,
+    json: &'a [u8],
+) -> Result<T, RequestError> {
+    serde_json::from_slice(json)
+        .map_err(|error| RequestError::Malformed { what, reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(json: &str) -> String {
+        Request::parse(json.as_bytes()).unwrap_err().message()
+    }
+
+    #[test]
+    fn columns_keep_their_order_and_may_ask_for_metadata() {
+        let request = Request::parse(
+            br#"{"columns": {"z": "Z/Z", "a": {"path": "A/A", "metadata": {"k": "v"}}},
+                "timestamps": [5, null]}"#,
+        )
+        .unwrap();
+        let Columns::Own(columns) = request.columns else { panic!() };
+        assert_eq!(columns[0].name, "z");
+        assert_eq!(columns[1].metadata["k"], "v");
+        assert_eq!(request.wait, Duration::from_secs(60));
+        let When::Timestamps(timestamps) = request.when else { panic!() };
+        assert_eq!((timestamps.value(0).is_some(), timestamps.value(1)), (true, None));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert!(
+            error(r#"{"columns": {"a": "A"}, "timestamps": [1], "colour": 1}"#).contains("colour")
+        );
+        assert!(
+            error(r#"{"columns": {"a": {"path": "A", "x": 1}}, "timestamps": [1]}"#)
+                .contains("`x`")
+        );
+        assert!(error(r#"{"columns": {"a": "A", "a": "B"}, "timestamps": [1]}"#).contains("twice"));
+        assert!(error(r#"{"columns": {"a": "12"}, "timestamps": [1]}"#).contains("all digits"));
+        assert!(error(r#"{"columns": {}, "timestamps": [1]}"#).contains("columns"));
+        assert!(
+            error(r#"{"columns": {"a": "A"}, "table": "t", "timestamps": [1]}"#).contains("table")
+        );
+        assert!(error(r#"{"timestamps": [1]}"#).contains("columns, table"));
+        assert!(error(r#"{"columns": {"a": "A"}}"#).contains("timeframe, timestamps, range"));
+        let both = r#"{"columns": {"a": "A"}, "timestamps": [1], "timeframe": 1}"#;
+        assert!(error(both).contains("only one of"));
+        assert!(error("[1, 2").starts_with("[IOV-1001] this is no request"));
+        assert!(error(r#"{"columns": {"a": "A"}, "timestamps": [1.5]}"#).contains("1.5"));
+        let view = |extra: &str| error(&format!(r#"{{"columns": {{"a": "A"}}, {extra}}}"#));
+        assert!(
+            view(r#""timestamps": [1], "view": "intervals"}"#.trim_end_matches('}'))
+                .contains("range")
+        );
+        assert!(view(r#""timestamps": [1, 2], "view": "chunks""#).contains("one timestamp"));
+        assert!(view(r#""range": {"from": 0, "until": 9}"#).contains("step"));
+        assert!(view(r#""range": {"from": 0, "until": 9, "step": 0}"#).contains("positive"));
+        assert!(view(r#""range": {"from": 9, "until": 9, "step": 1}"#).contains("from < until"));
+        let endless =
+            format!(r#""range": {{"from": {}, "until": {}, "step": 1}}"#, i64::MIN, i64::MAX);
+        assert!(view(&endless).contains("rows"));
+    }
+
+    #[test]
+    fn a_range_has_a_row_for_each_step_before_its_end() {
+        let rows = |from: i64, until: i64, step: i64| {
+            let [from, until] = [from, until].map(Timestamp::from_millis);
+            let range = RangeRequest { from, until, step: Some(step) };
+            let timestamps = range.timestamps().unwrap();
+            (0..timestamps.len()).map(|row| timestamps.value(row).unwrap().as_millis()).collect()
+        };
+        let all: Vec<i64> = rows(0, 10, 5);
+        assert_eq!(all, [0, 5]);
+        let all: Vec<i64> = rows(0, 11, 5);
+        assert_eq!(all, [0, 5, 10]);
+        let all: Vec<i64> = rows(i64::MIN, i64::MAX, i64::MAX);
+        assert_eq!(all, [i64::MIN, -1, i64::MAX - 1]);
+    }
+}

@@ -1,0 +1,332 @@
+//! Timestamps out of Arrow: every type that a table of timestamps comes in, converted exactly or
+//! refused.
+
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::{
+    ArrowPrimitiveType, Int64Type, RunEndIndexType, TimestampMicrosecondType,
+    TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt64Type,
+};
+use arrow_array::{Array, RecordBatch, RunArray};
+use arrow_buffer::{ArrowNativeType as _, NullBuffer, ScalarBuffer};
+use arrow_schema::{DataType, TimeUnit};
+
+use crate::error::{Code, Coded, ErrorKind};
+use crate::index::Timestamps;
+
+/// The name of the column in tables of timestamps, and in ours.
+pub(super) const TIMESTAMP: &str = "timestamp";
+/// What AliceO2's tables call it.
+const O2_TIMESTAMP: &str = "fTimestamp";
+/// What is taken.
+const EXPECTED: &str = "int64 or uint64 in milliseconds, or timestamp; plain, dictionary or \
+                        run-end encoded";
+
+/// Why these are no timestamps.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TimestampsError {
+    /// No column of a fitting type, or several and none has the name.
+    #[error("there is no column of timestamps: expected one named timestamp or fTimestamp, or \
+             only one of a fitting type ({EXPECTED}); there are {}", columns.join(", "))]
+    NoColumn {
+        /// Name and type of each column.
+        columns: Vec<String>,
+    },
+    /// The column has another type.
+    #[error("column {column:?} is {got}, expected {EXPECTED}")]
+    Type {
+        /// The column.
+        column: String,
+        /// Its type.
+        got: String,
+    },
+    /// A value cannot be given in milliseconds as i64.
+    #[error("column {column:?} has the value {value}, which is no i64 in milliseconds")]
+    Overflow {
+        /// The column.
+        column: String,
+        /// The value.
+        value: String,
+    },
+    /// More rows than Int32 can count.
+    #[error("{rows} timestamps are too many, at most {} are possible", Timestamps::MAX_ROWS)]
+    TooMany {
+        /// How many there are.
+        rows: usize,
+    },
+    /// The batches do not belong together.
+    #[error("batch {batch} has other columns than the first")]
+    Batches {
+        /// Which, counted from 0.
+        batch: usize,
+    },
+    /// There is no batch.
+    #[error("there is no batch of timestamps")]
+    Empty,
+}
+
+impl Coded for TimestampsError {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::InvalidArgument
+    }
+
+    fn code(&self) -> Code {
+        Code(match self {
+            Self::NoColumn { .. } => 1010,
+            Self::Type { .. } => 1011,
+            Self::Overflow { .. } => 1012,
+            Self::TooMany { .. } => 1013,
+            Self::Batches { .. } => 1014,
+            Self::Empty => 1015,
+        })
+    }
+}
+
+fn fits(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Int64 | DataType::UInt64 | DataType::Timestamp(..) => true,
+        DataType::Dictionary(_, values) => fits(values),
+        DataType::RunEndEncoded(_, values) => fits(values.data_type()),
+        _ => false,
+    }
+}
+
+/// The timestamps of a table: column `timestamp`, else `fTimestamp`, else the only one that fits.
+///
+/// # Errors
+/// [`TimestampsError`].
+pub fn timestamps_from_batches(batches: &[RecordBatch]) -> Result<Timestamps, TimestampsError> {
+    let first = batches.first().ok_or(TimestampsError::Empty)?;
+    let schema = first.schema();
+    let named = [TIMESTAMP, O2_TIMESTAMP].iter().find_map(|name| schema.index_of(name).ok());
+    let place = named.or_else(|| {
+        let fields = schema.fields().iter().enumerate();
+        let mut fitting = fields.filter(|(_, field)| fits(field.data_type()));
+        match (fitting.next(), fitting.next()) {
+            (Some((place, _)), None) => Some(place),
+            _ => None,
+        }
+    });
+    let place = place.ok_or_else(|| TimestampsError::NoColumn {
+        columns: schema
+            .fields()
+            .iter()
+            .map(|field| format!("{} ({})", field.name(), field.data_type()))
+            .collect(),
+    })?;
+    let name = schema.field(place).name();
+    let mut parts = Vec::with_capacity(batches.len());
+    for (batch, table) in batches.iter().enumerate() {
+        if table.num_columns() != schema.fields().len() {
+            return Err(TimestampsError::Batches { batch });
+        }
+        parts.push(timestamps_from_array(name, table.column(place))?);
+    }
+    if parts.len() == 1
+        && let Some(only) = parts.pop()
+    {
+        return Ok(only);
+    }
+    let rows = parts.iter().map(Timestamps::len).sum();
+    if rows > Timestamps::MAX_ROWS {
+        return Err(TimestampsError::TooMany { rows });
+    }
+    Ok(Timestamps::concat(&parts))
+}
+
+/// The timestamps in one array; `column` is its name, for errors.
+///
+/// # Errors
+/// [`TimestampsError`].
+pub fn timestamps_from_array(
+    column: &str,
+    array: &dyn Array,
+) -> Result<Timestamps, TimestampsError> {
+    if array.len() > Timestamps::MAX_ROWS {
+        return Err(TimestampsError::TooMany { rows: array.len() });
+    }
+    let wrong_type =
+        || TimestampsError::Type { column: column.to_owned(), got: array.data_type().to_string() };
+    match array.data_type() {
+        DataType::Int64 => {
+            let array = array.as_primitive::<Int64Type>();
+            Ok(Timestamps::new(array.values().clone(), array.nulls().cloned()))
+        }
+        DataType::Timestamp(TimeUnit::Millisecond, _) => {
+            let array = array.as_primitive::<TimestampMillisecondType>();
+            Ok(Timestamps::new(array.values().clone(), array.nulls().cloned()))
+        }
+        DataType::UInt64 => converted::<UInt64Type>(column, array, |at| i64::try_from(at).ok()),
+        DataType::Timestamp(TimeUnit::Second, _) => {
+            converted::<TimestampSecondType>(column, array, |at| at.checked_mul(1_000))
+        }
+        DataType::Timestamp(TimeUnit::Microsecond, _) => {
+            converted::<TimestampMicrosecondType>(column, array, |at| Some(at.div_euclid(1_000)))
+        }
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => {
+            converted::<TimestampNanosecondType>(column, array, |at| Some(at.div_euclid(1_000_000)))
+        }
+        DataType::Dictionary(..) => {
+            let dictionary = array.as_any_dictionary_opt().ok_or_else(wrong_type)?;
+            let values = timestamps_from_array(column, dictionary.values())?;
+            if values.is_empty() {
+                // Then every key is null.
+                let nothing = ScalarBuffer::from(vec![0; array.len()]);
+                return Ok(Timestamps::new(nothing, Some(NullBuffer::new_null(array.len()))));
+            }
+            let keys = dictionary.normalized_keys();
+            let rows = keys.into_iter().enumerate().map(|(row, key)| {
+                let there = dictionary.keys().is_valid(row);
+                if there { values.value(key).map(|at| at.as_millis()) } else { None }
+            });
+            Ok(rows.collect())
+        }
+        DataType::RunEndEncoded(ends, _) => match ends.data_type() {
+            DataType::Int16 => runs::<arrow_array::types::Int16Type>(column, array),
+            DataType::Int32 => runs::<arrow_array::types::Int32Type>(column, array),
+            DataType::Int64 => runs::<Int64Type>(column, array),
+            _ => Err(wrong_type()),
+        },
+        _ => Err(wrong_type()),
+    }
+}
+
+fn converted<T: ArrowPrimitiveType>(
+    column: &str,
+    array: &dyn Array,
+    to_millis: impl Fn(T::Native) -> Option<i64>,
+) -> Result<Timestamps, TimestampsError> {
+    let array = array.as_primitive::<T>();
+    let mut millis = Vec::with_capacity(array.len());
+    for (row, &value) in array.values().iter().enumerate() {
+        match to_millis(value) {
+            Some(at) => millis.push(at),
+            // What stands under a null means nothing.
+            None if array.is_null(row) => millis.push(0),
+            None => {
+                let (column, value) = (column.to_owned(), format!("{value:?}"));
+                return Err(TimestampsError::Overflow { column, value });
+            }
+        }
+    }
+    Ok(Timestamps::new(millis, array.nulls().cloned()))
+}
+
+fn runs<R: RunEndIndexType>(
+    column: &str,
+    array: &dyn Array,
+) -> Result<Timestamps, TimestampsError> {
+    let Some(array) = array.as_any().downcast_ref::<RunArray<R>>() else {
+        let got = array.data_type().to_string();
+        return Err(TimestampsError::Type { column: column.to_owned(), got });
+    };
+    if array.is_empty() {
+        return Ok(Timestamps::new(Vec::new(), None));
+    }
+    // A slice of a run array keeps all of its runs: only those that it touches count.
+    let run_ends = array.run_ends();
+    let (first, last) = (run_ends.get_start_physical_index(), run_ends.get_end_physical_index());
+    let offset = run_ends.offset();
+    let mut ends = Vec::with_capacity(last - first + 1);
+    for end in &run_ends.values()[first..=last] {
+        let end = (end.as_usize() - offset).min(array.len());
+        ends.push(i32::try_from(end).map_err(|_| TimestampsError::TooMany { rows: end })?);
+    }
+    let values = array.values().slice(first, last - first + 1);
+    let values = timestamps_from_array(column, &values)?;
+    Ok(values.with_ends(ends))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{
+        ArrayRef, DictionaryArray, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray,
+        TimestampMillisecondArray, TimestampNanosecondArray, TimestampSecondArray, UInt64Array,
+    };
+
+    use super::*;
+
+    fn rows(array: &dyn Array) -> Vec<Option<i64>> {
+        let timestamps = timestamps_from_array("t", array).unwrap();
+        let value = |row| timestamps.value(row).map(|at| at.as_millis());
+        (0..timestamps.len()).map(value).collect()
+    }
+
+    fn error(array: &dyn Array) -> String {
+        timestamps_from_array("t", array).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_type_is_converted_exactly_and_finer_ones_are_floored() {
+        assert_eq!(rows(&Int64Array::from(vec![Some(-1), None])), [Some(-1), None]);
+        assert_eq!(rows(&UInt64Array::from(vec![7, i64::MAX as u64])), [Some(7), Some(i64::MAX)]);
+        let zone = TimestampSecondArray::from(vec![-2, 3]).with_timezone("Europe/Zurich");
+        assert_eq!(rows(&zone), [Some(-2000), Some(3000)]);
+        assert_eq!(rows(&TimestampMillisecondArray::from(vec![5])), [Some(5)]);
+        let micros = TimestampMicrosecondArray::from(vec![1999, -1, -1000, -1001]);
+        assert_eq!(rows(&micros), [Some(1), Some(-1), Some(-1), Some(-2)]);
+        let nanos = TimestampNanosecondArray::from(vec![1_999_999, -1]);
+        assert_eq!(rows(&nanos), [Some(1), Some(-1)]);
+    }
+
+    #[test]
+    fn what_is_no_i64_in_milliseconds_is_refused_unless_it_is_null() {
+        assert!(error(&UInt64Array::from(vec![u64::MAX])).contains("18446744073709551615"));
+        assert!(error(&TimestampSecondArray::from(vec![i64::MAX])).contains("no i64"));
+        let nulls = Some(NullBuffer::from(vec![false]));
+        assert_eq!(rows(&UInt64Array::new(vec![u64::MAX].into(), nulls)), [None]);
+        assert!(error(&StringArray::from(vec!["noon"])).contains("Utf8"));
+    }
+
+    #[test]
+    fn dictionaries_are_looked_up_and_their_nulls_kept_on_both_sides() {
+        let values: ArrayRef = Arc::new(Int64Array::from(vec![Some(10), None]));
+        let keys = Int32Array::from(vec![Some(0), Some(1), None, Some(0)]);
+        let dictionary = DictionaryArray::new(keys, values);
+        assert_eq!(rows(&dictionary), [Some(10), None, None, Some(10)]);
+        assert_eq!(rows(&dictionary.slice(2, 2)), [None, Some(10)]);
+        let none: ArrayRef = Arc::new(Int64Array::from(Vec::<i64>::new()));
+        let empty = DictionaryArray::new(Int32Array::from(vec![None, None]), none);
+        assert_eq!(rows(&empty), [None, None]);
+    }
+
+    #[test]
+    fn runs_are_not_expanded_and_slices_of_them_are_right() {
+        let ends = Int32Array::from(vec![2, 3, 1_000_000]);
+        let values = Int64Array::from(vec![Some(1), None, Some(3)]);
+        let runs = RunArray::try_new(&ends, &values).unwrap();
+        let timestamps = timestamps_from_array("t", &runs).unwrap();
+        assert_eq!(timestamps.len(), 1_000_000);
+        assert_eq!(timestamps.runs().count(), 3);
+        let slice = runs.slice(1, 3);
+        assert_eq!(rows(&slice), [Some(1), None, Some(3)]);
+        assert_eq!(rows(&runs.slice(5, 0)), []);
+    }
+
+    #[test]
+    fn the_column_is_found_by_name_or_by_being_the_only_one() {
+        let batch = |columns: &[&str]| {
+            RecordBatch::try_from_iter(columns.iter().zip(1_i64..).map(|(name, value)| {
+                let column: ArrayRef = match *name {
+                    "text" => Arc::new(StringArray::from(vec!["x"])),
+                    _ => Arc::new(Int64Array::from(vec![value])),
+                };
+                (*name, column)
+            }))
+            .unwrap()
+        };
+        let first = |columns: &[&str]| {
+            let found = timestamps_from_batches(&[batch(columns), batch(columns)])?;
+            assert_eq!(found.len(), 2);
+            Ok::<_, TimestampsError>(found.value(1).unwrap().as_millis())
+        };
+        assert_eq!(first(&["orbit", "fTimestamp", "timestamp"]), Ok(3));
+        assert_eq!(first(&["orbit", "fTimestamp"]), Ok(2));
+        assert_eq!(first(&["text", "orbit"]), Ok(2));
+        assert!(matches!(first(&["a", "b"]), Err(TimestampsError::NoColumn { .. })));
+        assert!(matches!(first(&["text"]), Err(TimestampsError::NoColumn { .. })));
+        assert_eq!(timestamps_from_batches(&[]).unwrap_err(), TimestampsError::Empty);
+    }
+}
