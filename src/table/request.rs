@@ -241,8 +241,8 @@ impl RangeRequest {
             let most = Self::MAX_ROWS;
             return Err(Self::wrong(format!("it has {rows} rows, at most {most} are possible")));
         }
-        // Below `until`, so it does not overflow.
-        let values: Vec<i64> = (0..rows as i64).map(|row| from + row * step).collect();
+        // The sum lies below `until`; the product alone may overflow, and wraps back.
+        let values: Vec<i64> = (0..rows as i64).map(|row| from.wrapping_add(row.wrapping_mul(step))).collect();
         Ok(Timestamps::new(values, None))
     }
 }

@@ -1,1 +1,93 @@
-fn main() {}
+//! The program `iovcache`: one file per command.
+//!
+//! Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 usage, 3 not
+//! found, 4 unavailable, 5 not allowed.
+
+mod cat;
+mod common;
+mod demo;
+mod import;
+mod ls;
+mod papers;
+mod put;
+mod serve;
+mod status;
+mod table;
+mod timeline;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::common::Failure;
+
+/// Keeps condition objects in shared memory for the time in which they are valid, and answers
+/// Arrow Flight requests with tables of their MetaHeaders.
+#[derive(Debug, Parser)]
+#[command(name = "iovcache", version, propagate_version = true)]
+pub(crate) struct Program {
+    /// What is logged on stderr: error, warn, info, debug, trace, or a filter like
+    /// `iovcache=debug`.
+    #[arg(long, global = true, env = "IOVCACHE_LOG", default_value = "warn", value_name = "FILTER")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service.
+    Serve(Box<serve::Arguments>),
+    /// Put one version of an object into a repository folder.
+    Put(put::Arguments),
+    /// Put all objects of a manifest into a repository folder.
+    Import(import::Arguments),
+    /// Ask for a table and print it.
+    Table(Box<table::Arguments>),
+    /// Write the bytes of an object to stdout.
+    Cat(cat::Arguments),
+    /// List the paths that a service knows.
+    Ls(ls::Arguments),
+    /// Show which version of a path is valid when.
+    Timeline(timeline::Arguments),
+    /// Show what a service does: memory, timeframes, sessions, sources.
+    Status(status::Arguments),
+    /// Show all of it at work, without any file or server.
+    Demo(demo::Arguments),
+    /// Write the completions of a shell to stdout.
+    Completions(papers::CompletionsArguments),
+    /// Write the manual page to stdout.
+    Man,
+}
+
+fn main() -> ExitCode {
+    let program = Program::parse();
+    if let Err(failure) = common::log_to_stderr(&program.log) {
+        return failure.tell();
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::io("cannot start", error).tell(),
+    };
+    let done = runtime.block_on(async {
+        match program.command {
+            Command::Serve(arguments) => serve::run(*arguments).await,
+            Command::Put(arguments) => put::run(arguments).await,
+            Command::Import(arguments) => import::run(arguments).await,
+            Command::Table(arguments) => table::run(*arguments).await,
+            Command::Cat(arguments) => cat::run(arguments).await,
+            Command::Ls(arguments) => ls::run(arguments).await,
+            Command::Timeline(arguments) => timeline::run(arguments).await,
+            Command::Status(arguments) => status::run(arguments).await,
+            Command::Demo(arguments) => demo::run(arguments).await,
+            Command::Completions(arguments) => papers::completions(&arguments),
+            Command::Man => papers::man(),
+        }
+    });
+    // A blocking read of a dead disk must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.tell(),
+    }
+}
