@@ -1,5 +1,7 @@
 //! Keeps condition objects in shared memory for the time in which they are valid.
 
+#[cfg(feature = "cache")]
+pub mod cache;
 pub mod clock;
 pub mod error;
 pub mod index;
@@ -9,7 +11,11 @@ pub mod shm;
 #[cfg(feature = "cache")]
 pub mod source;
 pub mod table;
+#[cfg(feature = "cache")]
+pub mod telemetry;
 
+#[cfg(feature = "cache")]
+pub use cache::Cache;
 pub use clock::Clock;
 pub use error::{Code, Coded, ErrorKind};
 pub use interval::{Timestamp, ValidityInterval};

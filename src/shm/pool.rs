@@ -335,7 +335,7 @@ impl Pool {
         bytes.checked_next_multiple_of(GRANULE_BYTES).unwrap_or(u64::MAX)
     }
 
-    /// Calls `listener` for each segment that is made from now on, before anything lies in it.
+    /// Calls `listener` for each segment that is made from now on, once it is listed.
     pub fn on_new_segment(&self, listener: impl Fn(&SharedSegment) + Send + Sync + 'static) {
         *lock(&self.0.listener) = Some(Box::new(listener));
     }
@@ -422,13 +422,18 @@ impl Pool {
                 return Err(PoolError::Segment { bytes, error });
             }
         };
+        let shared = SharedSegment(Arc::clone(&area));
+        let taken = {
+            let mut state = lock(&inner.state);
+            let allocator = Allocator::new(area.granules());
+            state.areas.insert(id, Slot { area, allocator });
+            state.take(granules)
+        };
+        // Told once it is listed, and before anything is published in it by us.
         if let Some(listener) = &*lock(&inner.listener) {
-            listener(&SharedSegment(Arc::clone(&area)));
+            listener(&shared);
         }
-        let mut state = lock(&inner.state);
-        let allocator = Allocator::new(area.granules());
-        state.areas.insert(id, Slot { area, allocator });
-        Ok(state.take(granules))
+        Ok(taken)
     }
 
     /// How much there is of what.
@@ -647,6 +652,12 @@ impl Reservation {
             self.digest.update(fresh);
             self.digested = count;
         }
+    }
+
+    /// What is settled so far.
+    pub fn settled(&self) -> &[u8] {
+        // SAFETY: as in `rest_mut`; settled bytes are not written any more.
+        unsafe { self.place.area.mapping().bytes(self.place.payload(), self.digested) }
     }
 
     /// Writes the whole payload.

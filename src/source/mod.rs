@@ -10,6 +10,10 @@
 //! bytes of a version* are large and never change. A source does not know where the bytes go: it
 //! writes into a [`Body`] that the cache implements over a block in shared memory.
 
+mod memory;
+mod open;
+pub mod repository;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +23,9 @@ use async_trait::async_trait;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+
+pub use memory::MemorySource;
+pub use open::{SourceOptions, open};
 
 /// What a source knows of a path around a timestamp.
 ///
@@ -85,11 +92,37 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// [`SourceError`], also what `body` answered.
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError>;
 
+    /// Whether it answers, host by host.
+    fn health(&self) -> Vec<SourceHealth>;
+
     /// The paths that are `prefix` or lie below it (`""`: all), sorted.
     ///
     /// # Errors
     /// [`SourceError`].
     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError>;
+}
+
+/// Whether a source answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SourceState {
+    /// Its last answer was one, or it was not asked yet.
+    #[default]
+    Up,
+    /// It could not be reached.
+    Down,
+}
+
+/// How a source, or one host of it, does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceHealth {
+    /// Its URL, without credentials.
+    pub url: String,
+    /// Whether it answers.
+    pub state: SourceState,
+    /// What it was asked.
+    pub requests: u64,
+    /// What of that failed.
+    pub failures: u64,
 }
 
 /// Where the bytes of an object go: a block in shared memory, or a buffer in a test.
@@ -115,6 +148,25 @@ pub trait Body: Send {
 
     /// How many bytes were written so far.
     fn written_bytes(&self) -> u64;
+}
+
+/// Writes all of `bytes`; where `body` has no more room, it is asked for.
+///
+/// # Errors
+/// [`BodyError`] if there is none.
+pub async fn write_all(body: &mut dyn Body, mut bytes: &[u8]) -> Result<(), BodyError> {
+    while !bytes.is_empty() {
+        if body.spare().is_empty() {
+            let more = (bytes.len() as u64).max(body.written_bytes());
+            body.reserve(body.written_bytes().saturating_add(more)).await?;
+        }
+        let spare = body.spare();
+        let count = spare.len().min(bytes.len());
+        spare[..count].copy_from_slice(&bytes[..count]);
+        body.advance(count);
+        bytes = &bytes[count..];
+    }
+    Ok(())
 }
 
 /// Why a [`Body`] takes no bytes.

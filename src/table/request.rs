@@ -242,7 +242,8 @@ impl RangeRequest {
             return Err(Self::wrong(format!("it has {rows} rows, at most {most} are possible")));
         }
         // The sum lies below `until`; the product alone may overflow, and wraps back.
-        let values: Vec<i64> = (0..rows as i64).map(|row| from.wrapping_add(row.wrapping_mul(step))).collect();
+        let values: Vec<i64> =
+            (0..rows as i64).map(|row| from.wrapping_add(row.wrapping_mul(step))).collect();
         Ok(Timestamps::new(values, None))
     }
 }

@@ -1,0 +1,40 @@
+//! `completions` and `man`: written from the very definition of the commands.
+
+use std::io::{self, Write as _};
+
+use clap::CommandFactory as _;
+
+use crate::Program;
+use crate::common::Failure;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompletionsArguments {
+    /// For which shell.
+    shell: clap_complete::Shell,
+}
+
+pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    clap_complete::generate(arguments.shell, &mut Program::command(), "iovcache", &mut text);
+    write(&text)
+}
+
+pub(crate) fn man() -> Result<(), Failure> {
+    let mut text = Vec::new();
+    let command = Program::command().disable_help_subcommand(true);
+    let render = |command: clap::Command, text: &mut Vec<u8>| {
+        clap_mangen::Man::new(command)
+            .render(text)
+            .map_err(|error| Failure::io("cannot write the manual", error))
+    };
+    render(command.clone(), &mut text)?;
+    for sub in command.get_subcommands() {
+        let name = format!("iovcache-{}", sub.get_name());
+        render(sub.clone().name(name), &mut text)?;
+    }
+    write(&text)
+}
+
+fn write(text: &[u8]) -> Result<(), Failure> {
+    io::stdout().write_all(text).map_err(|error| Failure::io("cannot write to stdout", error))
+}

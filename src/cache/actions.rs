@@ -1,0 +1,257 @@
+//! What else can be done with a cache: report, release, look, and end.
+
+use std::path::Path;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::error::CacheError;
+use super::lease::LeaseId;
+use super::{Cache, Inner};
+use crate::object::ObjectPath;
+use crate::shm::Epoch;
+use crate::source::{PathSummary, Problem, SourceState as State};
+use crate::table::{
+    Consumed, ConsumedAnswer, MemoryStatus, Prefetch, Request, SegmentsAnswer, SourceState,
+    SourceStatus, Status, TimeframeStatus,
+};
+
+impl Cache {
+    /// A consumer is done with a timeframe, or with all below one.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownTimeframe`], [`CacheError::UnknownConsumer`].
+    pub fn consumed(&self, consumed: &Consumed) -> Result<ConsumedAnswer, CacheError> {
+        let Inner { timeframes, leases, .. } = &*self.0;
+        let dropped = match consumed {
+            Consumed::One { timeframe, consumer } => {
+                let dropped = timeframes.consumed(*timeframe, consumer)?;
+                leases.end_reader(*timeframe, consumer);
+                dropped.into_iter().collect()
+            }
+            Consumed::Below { oldest_possible, consumer } => {
+                let (done, dropped) = timeframes.oldest_possible(consumer, *oldest_possible);
+                for timeframe in done {
+                    leases.end_reader(timeframe, consumer);
+                }
+                dropped
+            }
+        };
+        let dropped = dropped.iter().map(|timeframe| timeframe.id()).collect();
+        Ok(ConsumedAnswer { dropped, in_flight: timeframes.len() as u64 })
+    }
+
+    /// Drops a timeframe, whoever still waits for it.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownTimeframe`].
+    pub fn drop_timeframe(&self, timeframe: u64) -> Result<ConsumedAnswer, CacheError> {
+        let dropped = self.0.timeframes.drop_timeframe(timeframe)?;
+        for consumer in dropped.status().consumers.keys() {
+            self.0.leases.end_reader(timeframe, consumer);
+        }
+        let in_flight = self.0.timeframes.len() as u64;
+        Ok(ConsumedAnswer { dropped: vec![timeframe], in_flight })
+    }
+
+    /// Loads what a range of time needs. What it loads is not pinned: it can be thrown out again.
+    /// Gives the number of objects that are there now.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn prefetch(
+        &self,
+        prefetch: &Prefetch,
+        patience: Option<Duration>,
+    ) -> Result<u64, CacheError> {
+        self.check_open()?;
+        let wait = patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
+        let deadline = Instant::now() + wait;
+        let columns = self.columns(&prefetch.columns, None)?;
+        let spans = self.spans(&columns, prefetch.range);
+        let what = "the source to say which versions hold";
+        let spans = super::answer::by_deadline(what, deadline, spans).await?;
+        let got = self.0.loader.pin_all(&spans.versions(), deadline).await?;
+        Ok(got.len() as u64)
+    }
+
+    /// Forgets what is known of a path: the next request asks the source. Objects in memory whose
+    /// versions are still the right ones are used on.
+    pub fn invalidate(&self, path: &ObjectPath) {
+        self.0.catalog.forget(path);
+        self.0.residency.unlist(|resident| resident.path() == path);
+    }
+
+    /// Ends a lease; whether there was any.
+    pub fn release(&self, lease: &LeaseId) -> bool {
+        self.0.leases.end(lease)
+    }
+
+    /// Ends all leases that were opened under a ticket; how many there were.
+    pub fn release_ticket(&self, ticket: &[u8]) -> usize {
+        let leases = self.0.leases.of_ticket(ticket);
+        leases.iter().filter(|lease| self.0.leases.end(lease)).count()
+    }
+
+    /// Gives a lease its time anew: how long it lasts now, if it runs out at all.
+    ///
+    /// # Errors
+    /// [`CacheError::LeaseEnded`].
+    pub fn renew(&self, lease: &LeaseId) -> Result<Option<Duration>, CacheError> {
+        self.0.leases.renew(lease)
+    }
+
+    /// Gives all leases that were opened under a ticket their time anew.
+    ///
+    /// # Errors
+    /// [`CacheError::LeaseEnded`] if there is none.
+    pub fn renew_ticket(&self, ticket: &[u8]) -> Result<Option<Duration>, CacheError> {
+        let leases = self.0.leases.of_ticket(ticket);
+        let mut shortest = None;
+        let mut renewed = 0;
+        for lease in &leases {
+            let Ok(time) = self.0.leases.renew(lease) else { continue };
+            renewed += 1;
+            shortest = match (shortest, time) {
+                (Some(a), Some(b)) => Some(Duration::min(a, b)),
+                (a, b) => a.or(b),
+            };
+        }
+        match renewed {
+            0 => Err(CacheError::LeaseEnded { lease: "of this ticket".to_owned() }),
+            _ => Ok(shortest),
+        }
+    }
+
+    /// Opens a lease for a request whose table is to be fetched later. It pins nothing yet.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn open_lease_for(&self, ticket: &[u8]) -> Result<LeaseId, CacheError> {
+        use super::lease::{Owner, Terms};
+        let ticket = (!ticket.is_empty()).then(|| ticket.to_vec());
+        let terms = Terms { owner: Owner::Nobody, timeframe: None, ticket };
+        self.0.leases.open(terms, Vec::new())
+    }
+
+    /// The paths that the source knows at `prefix` and below, sorted.
+    ///
+    /// # Errors
+    /// What the source answers.
+    pub async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, CacheError> {
+        self.0.catalog.paths(prefix).await
+    }
+
+    /// What the source has that cannot be read, each with the reason.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.0.catalog.problems()
+    }
+
+    /// The timeframes in flight, by id.
+    pub fn timeframes(&self) -> Vec<TimeframeStatus> {
+        self.0.timeframes.all().iter().map(|timeframe| timeframe.status()).collect()
+    }
+
+    /// The segments of shared memory.
+    pub fn segments(&self) -> SegmentsAnswer {
+        SegmentsAnswer {
+            epoch: self.epoch().to_string(),
+            attach: self.attach_path().map(|path| path.display().to_string()),
+            segments: self.0.pool.segments().iter().map(Into::into).collect(),
+        }
+    }
+
+    /// This instance.
+    pub fn epoch(&self) -> Epoch {
+        self.0.pool.epoch()
+    }
+
+    /// Where processes attach, once [`serve_attach`](Self::serve_attach) runs.
+    pub fn attach_path(&self) -> Option<&Path> {
+        self.0.attach_path.get().map(AsRef::as_ref)
+    }
+
+    /// One picture of everything.
+    pub fn status(&self) -> Status {
+        let inner = &*self.0;
+        let usage = inner.pool.usage();
+        let uptime = inner.clock.now().since(inner.started);
+        let sources = inner.catalog.source().health();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: self.epoch().to_string(),
+            pid: std::process::id(),
+            uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
+            memory: MemoryStatus {
+                total_bytes: usage.total_bytes,
+                used_bytes: usage.used_bytes,
+                pinned_bytes: inner.residency.pinned_bytes(),
+                free_bytes: usage.free_bytes,
+                largest_free_bytes: usage.largest_free_bytes,
+            },
+            objects: inner.residency.objects() as u64,
+            hits: inner.counters.hits.get(),
+            loads: inner.counters.loads.get(),
+            waits: inner.counters.waits.get(),
+            evictions: inner.counters.evictions.get(),
+            stale: inner.counters.stale.get(),
+            timeframes: self.timeframes(),
+            sessions: inner.leases.sessions(),
+            sources: sources
+                .into_iter()
+                .map(|source| SourceStatus {
+                    url: source.url,
+                    state: match source.state {
+                        State::Up => SourceState::Up,
+                        State::Down => SourceState::Down,
+                    },
+                    requests: source.requests,
+                    failures: source.failures,
+                })
+                .collect(),
+        }
+    }
+
+    /// Looks whether everything adds up: no place both free and taken, the bytes that are pinned
+    /// those of the leases and timeframes, every object as it was published.
+    ///
+    /// It means something only while nobody asks anything.
+    ///
+    /// # Errors
+    /// All that is wrong, each in a sentence.
+    pub fn check(&self) -> Result<(), Vec<String>> {
+        let inner = &*self.0;
+        let mut faults = inner.pool.check().err().unwrap_or_default();
+        faults.extend(inner.residency.faults());
+        let mut held = inner.leases.pin_sets();
+        held.extend(inner.timeframes.pin_sets());
+        faults.extend(inner.residency.faults_of_pins(&held));
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    /// Takes no new work.
+    pub fn drain(&self) {
+        self.0.draining.cancel();
+    }
+
+    /// Ends everything: no new work is taken, all sessions, leases and timeframes end.
+    pub fn close(&self) {
+        self.drain();
+        self.0.timeframes.clear();
+        self.0.leases.end_everything();
+        self.0.residency.unlist(|_| true);
+    }
+
+    /// # Errors
+    /// [`CacheError::Draining`].
+    pub(super) fn check_open(&self) -> Result<(), CacheError> {
+        if self.0.draining.is_cancelled() { Err(CacheError::Draining) } else { Ok(()) }
+    }
+
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+}

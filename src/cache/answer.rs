@@ -1,0 +1,463 @@
+//! A request answered: its timestamps, its versions, their bytes, and who holds them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use futures::future::try_join_all;
+use tokio::time::{Instant, timeout_at};
+
+use super::Cache;
+use super::catalog::Known;
+use super::error::CacheError;
+use super::lease::{LeaseId, Owner, Terms};
+use super::plan::{Assembled, Plan, Spans};
+use super::resident::PinSet;
+use super::timeframe::{Load, Timeframe};
+use crate::clock::Moment;
+use crate::index::{Timeline, Timestamps};
+use crate::interval::ValidityInterval;
+use crate::object::{CreationLimits, ObjectInfo};
+use crate::table::{
+    Batches, ColumnRequest, Columns, Content, EncodeError, LockEntry, Meta, Missing, Request,
+    RequestError, Shape, View, When,
+};
+
+/// Who asks, beyond what stands in the request itself.
+#[derive(Debug, Clone, Default)]
+pub struct Asker {
+    /// The ticket under which the client can name the lease later.
+    pub ticket: Option<Vec<u8>>,
+    /// A lease that was opened for this request before.
+    pub lease: Option<LeaseId>,
+    /// When the client stops waiting, if that is sooner than the request's own `wait_ms`.
+    pub patience: Option<Duration>,
+}
+
+/// A table whose objects are in shared memory and pinned.
+///
+/// It holds its pins itself too, until it is dropped: so nothing goes while it is being sent, even
+/// if its lease ends.
+#[derive(Debug)]
+pub struct Answer {
+    shape: Shape,
+    content: Content,
+    lease: LeaseId,
+    rows: u64,
+    pins: Arc<PinSet>,
+}
+
+impl Answer {
+    /// The lease that keeps the table's objects.
+    pub fn lease(&self) -> &LeaseId {
+        &self.lease
+    }
+
+    /// The table's schema.
+    pub fn schema(&self) -> SchemaRef {
+        self.shape.schema()
+    }
+
+    /// How many timestamps, or effective spans, it answers.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// The table's batches, made one after the other; at least one, if only an empty one.
+    pub fn batches(&self) -> Batches {
+        self.content.batches(&self.shape)
+    }
+
+    /// All batches at once.
+    ///
+    /// # Errors
+    /// [`EncodeError`].
+    pub fn to_batches(&self) -> Result<Vec<RecordBatch>, EncodeError> {
+        self.batches().collect()
+    }
+
+    /// What is pinned for it, one pin per distinct object.
+    pub fn pins(&self) -> &PinSet {
+        &self.pins
+    }
+}
+
+/// What can be said of a table before anything is loaded.
+#[derive(Debug, Clone)]
+pub struct Described {
+    /// The table's schema.
+    pub schema: SchemaRef,
+    /// Its rows, where they can be told without a look at the versions.
+    pub rows: Option<u64>,
+}
+
+/// For which rows a table is asked.
+enum Subject {
+    Timestamps(Arc<Timestamps>),
+    Timeframe(Arc<Timeframe>),
+    Range(ValidityInterval),
+}
+
+/// How far a deadline is, in the words of errors.
+fn wait_ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Cache {
+    /// The columns that a message asks for; `registered` is what a timeframe has.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownTable`].
+    pub(crate) fn columns(
+        &self,
+        columns: &Columns,
+        registered: Option<&[ColumnRequest]>,
+    ) -> Result<Vec<ColumnRequest>, CacheError> {
+        match columns {
+            Columns::Own(columns) => Ok(columns.clone()),
+            Columns::Table(name) => match self.0.tables.get(name) {
+                Some(columns) => Ok(columns.clone()),
+                None => Err(CacheError::UnknownTable {
+                    name: name.clone(),
+                    known: self.0.tables.keys().cloned().collect(),
+                }),
+            },
+            Columns::Registered => match registered {
+                Some(columns) => Ok(columns.to_vec()),
+                None => Err(RequestError::NoneOf { fields: "columns, table" }.into()),
+            },
+        }
+    }
+
+    fn subject(&self, request: &Request) -> Result<Subject, CacheError> {
+        Ok(match &request.when {
+            When::Timeframe(id) => Subject::Timeframe(self.0.timeframes.get(*id)?),
+            When::Timestamps(timestamps) => Subject::Timestamps(Arc::new(timestamps.clone())),
+            When::Range(range) => Subject::Range(*range),
+        })
+    }
+
+    fn shape(
+        &self,
+        request: &Request,
+        subject: &Subject,
+        columns: &[ColumnRequest],
+        lease: Option<&LeaseId>,
+    ) -> Result<Shape, CacheError> {
+        if request.view == View::Chunks && columns.len() != 1 {
+            let reason = "chunks needs exactly one column".to_owned();
+            return Err(RequestError::Field { field: "view", reason }.into());
+        }
+        let (nulls, timeframe) = match subject {
+            Subject::Timestamps(timestamps) => (timestamps.has_nulls(), None),
+            Subject::Range(_) => (false, None),
+            Subject::Timeframe(timeframe) => {
+                (timeframe.registration.plan.timestamps().has_nulls(), Some(timeframe.id()))
+            }
+        };
+        let columns =
+            columns.iter().map(|column| (column.name.clone(), column.path.clone())).collect();
+        let meta = Meta {
+            epoch: self.0.pool.epoch().to_string(),
+            attach: self.attach_path().map(|path| path.display().to_string()),
+            timeframe,
+            lease: lease.map(LeaseId::to_string),
+        };
+        Ok(Shape::new(request, columns, nulls, meta))
+    }
+
+    /// The schema of the table that `request` asks for. Loads nothing, asks no source.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn describe(&self, request: &Request) -> Result<Described, CacheError> {
+        let subject = self.subject(request)?;
+        let (registered, rows) = match &subject {
+            Subject::Timestamps(timestamps) => (None, Some(timestamps.len() as u64)),
+            Subject::Timeframe(timeframe) => (
+                Some(&timeframe.registration.columns[..]),
+                Some(timeframe.registration.plan.rows() as u64),
+            ),
+            Subject::Range(_) => (None, None),
+        };
+        let columns = self.columns(&request.columns, registered)?;
+        let shape = self.shape(request, &subject, &columns, None)?;
+        let rows = rows.filter(|_| request.view == View::Rows);
+        Ok(Described { schema: shape.schema(), rows })
+    }
+
+    /// Waits until every object of the table is in shared memory and pinned for who asks.
+    ///
+    /// # Errors
+    /// [`CacheError`]. After one, nothing is held.
+    pub async fn answer(&self, request: &Request, asker: &Asker) -> Result<Answer, CacheError> {
+        let answered = self.try_answer(request, asker).await;
+        let counters = &self.0.counters;
+        match &answered {
+            Ok(answer) => {
+                counters.tables.add(1);
+                counters.rows.add(answer.rows);
+            }
+            Err(_) => counters.errors.add(1),
+        }
+        answered
+    }
+
+    async fn try_answer(&self, request: &Request, asker: &Asker) -> Result<Answer, CacheError> {
+        self.check_open()?;
+        if let Some(session) = &request.session {
+            self.0.leases.check_session(session)?;
+        }
+        let subject = self.subject(request)?;
+        let reader = self.reader(request, &subject)?;
+        let wait = asker.patience.map_or(request.wait, |patience| patience.min(request.wait));
+        let deadline = Instant::now() + wait.min(Duration::from_secs(86_400));
+        let registered = match &subject {
+            Subject::Timeframe(timeframe) => Some(&timeframe.registration.columns[..]),
+            _ => None,
+        };
+        let columns = self.columns(&request.columns, registered)?;
+        // Before anything is loaded: what cannot be sent need not be.
+        self.shape(request, &subject, &columns, None)?;
+        let (content, pins, rows) = match &subject {
+            Subject::Range(range) => {
+                let known = self.known_over(request, &columns, *range, deadline).await?;
+                let spans = Spans::new(*range, known);
+                let got = self.0.loader.pin_all(&spans.versions(), deadline).await?;
+                let (columns, pins) = spans.assemble(got);
+                let rows = columns.iter().map(|column| column.rows.len() as u64).sum();
+                (Content::Intervals(columns), pins, rows)
+            }
+            Subject::Timestamps(timestamps) => {
+                let known = self.known_at(request, &columns, timestamps, None, deadline).await?;
+                let plan = Plan::new(Arc::clone(timestamps), known);
+                check_missing(&plan, request)?;
+                let got = self.0.loader.pin_all(&plan.versions(), deadline).await?;
+                rows_of(&plan, &plan.assemble(got))
+            }
+            Subject::Timeframe(timeframe) => {
+                self.rows_of_timeframe(request, &columns, timeframe, deadline).await?
+            }
+        };
+        let lease = self.open_lease(request, asker, reader.clone(), &pins)?;
+        if let (Subject::Timeframe(timeframe), Some((_, consumer))) = (&subject, &reader)
+            && request.view == View::Rows
+        {
+            timeframe.set_delivered(consumer);
+        }
+        let shape = self.shape(request, &subject, &columns, Some(&lease))?;
+        Ok(Answer { shape, content, lease, rows, pins })
+    }
+
+    /// The timeframe and the consumer that reads it, if anybody can be said to.
+    fn reader(
+        &self,
+        request: &Request,
+        subject: &Subject,
+    ) -> Result<Option<(u64, String)>, CacheError> {
+        let Subject::Timeframe(timeframe) = subject else { return Ok(None) };
+        if let Some(consumer) = &request.consumer {
+            timeframe.check_reader(consumer)?;
+            return Ok(Some((timeframe.id(), consumer.clone())));
+        }
+        // A session that does not say for whom it reads is the consumer that it attached as, if
+        // the timeframe waits for that one.
+        let session = request.session.as_ref();
+        let consumer = session.and_then(|session| self.0.leases.consumer_of(session));
+        Ok(consumer
+            .filter(|consumer| timeframe.check_reader(consumer).is_ok())
+            .map(|consumer| (timeframe.id(), consumer)))
+    }
+
+    fn open_lease(
+        &self,
+        request: &Request,
+        asker: &Asker,
+        reader: Option<(u64, String)>,
+        pins: &Arc<PinSet>,
+    ) -> Result<LeaseId, CacheError> {
+        if let Some(lease) = &asker.lease {
+            self.0.leases.add(lease, Arc::clone(pins))?;
+            return Ok(lease.clone());
+        }
+        let owner = match &request.session {
+            Some(session) => Owner::Session(session.clone()),
+            None if reader.is_some() => Owner::Consumer,
+            None => Owner::Nobody,
+        };
+        let terms = Terms { owner, timeframe: reader, ticket: asker.ticket.clone() };
+        self.0.leases.open(terms, vec![Arc::clone(pins)])
+    }
+
+    /// What a timeframe was registered with, or other columns for its timestamps.
+    async fn rows_of_timeframe(
+        &self,
+        request: &Request,
+        columns: &[ColumnRequest],
+        timeframe: &Arc<Timeframe>,
+        deadline: Instant,
+    ) -> Result<(Content, Arc<PinSet>, u64), CacheError> {
+        let plan = &timeframe.registration.plan;
+        let as_registered = columns == timeframe.registration.columns
+            && request.limits == CreationLimits::default()
+            && request.lock.is_none();
+        if as_registered {
+            check_missing(plan, request)?;
+            let assembled = self.assembled(timeframe, deadline).await?;
+            return Ok(rows_of(plan, &assembled));
+        }
+        let timestamps = plan.timestamps();
+        let known = self.known_at(request, columns, timestamps, Some(timeframe), deadline).await?;
+        let plan = Plan::new(Arc::clone(timestamps), known);
+        check_missing(&plan, request)?;
+        let got = self.0.loader.pin_all(&plan.versions(), deadline).await?;
+        Ok(rows_of(&plan, &plan.assemble(got)))
+    }
+
+    /// The objects of a timeframe: waits for who loads them, and tries itself meanwhile.
+    async fn assembled(
+        &self,
+        timeframe: &Arc<Timeframe>,
+        deadline: Instant,
+    ) -> Result<Arc<Assembled>, CacheError> {
+        let gone = || CacheError::UnknownTimeframe { timeframe: timeframe.id() };
+        let mut load = timeframe.load();
+        match &*load.borrow() {
+            Load::Ready(assembled) => return Ok(Arc::clone(assembled)),
+            Load::Gone => return Err(gone()),
+            Load::Loading => {}
+        }
+        tokio::select! {
+            biased;
+            changed = load.wait_for(|load| !matches!(load, Load::Loading)) => match changed.as_deref() {
+                Ok(Load::Ready(assembled)) => Ok(Arc::clone(assembled)),
+                _ => Err(gone()),
+            },
+            loaded = self.load_timeframe(timeframe, deadline) => {
+                loaded?;
+                match &*timeframe.load().borrow() {
+                    Load::Ready(assembled) => Ok(Arc::clone(assembled)),
+                    Load::Loading | Load::Gone => Err(gone()),
+                }
+            }
+        }
+    }
+
+    /// Loads and pins all objects of a timeframe.
+    pub(super) async fn load_timeframe(
+        &self,
+        timeframe: &Arc<Timeframe>,
+        deadline: Instant,
+    ) -> Result<(), CacheError> {
+        let plan = &timeframe.registration.plan;
+        let got = self.0.loader.pin_all(&plan.versions(), deadline).await?;
+        timeframe.set_ready(Arc::new(plan.assemble(got)));
+        Ok(())
+    }
+
+    /// What is known of each column at the timestamps; of those that a timeframe was registered
+    /// with, what was known then.
+    pub(super) async fn known_at(
+        &self,
+        request: &Request,
+        columns: &[ColumnRequest],
+        timestamps: &Timestamps,
+        timeframe: Option<&Timeframe>,
+        deadline: Instant,
+    ) -> Result<Vec<(ColumnRequest, Known)>, CacheError> {
+        let limits = self.0.limits.narrowed_by(request.limits);
+        let registered = timeframe
+            .filter(|_| request.limits == CreationLimits::default())
+            .map(|timeframe| &timeframe.registration.plan);
+        let known = columns.iter().map(async |column| {
+            let known = match &request.lock {
+                Some(lock) => locked(lock, column)?,
+                None => match registered.and_then(|plan| plan.known(column)) {
+                    Some(known) => known.clone(),
+                    None => self.0.catalog.known_at(&column.query(limits), timestamps).await?,
+                },
+            };
+            Ok::<_, CacheError>((column.clone(), known))
+        });
+        by_deadline("the source to say which versions hold", deadline, try_join_all(known)).await
+    }
+
+    async fn known_over(
+        &self,
+        request: &Request,
+        columns: &[ColumnRequest],
+        range: ValidityInterval,
+        deadline: Instant,
+    ) -> Result<Vec<(ColumnRequest, Known)>, CacheError> {
+        let limits = self.0.limits.narrowed_by(request.limits);
+        let known = columns.iter().map(async |column| {
+            let known = match &request.lock {
+                Some(lock) => locked(lock, column)?,
+                None => self.0.catalog.known_over(&column.query(limits), range).await?,
+            };
+            Ok::<_, CacheError>((column.clone(), known))
+        });
+        by_deadline("the source to say which versions hold", deadline, try_join_all(known)).await
+    }
+
+    /// What is known of columns over a range, for the service's own limits.
+    pub(super) async fn spans(
+        &self,
+        columns: &[ColumnRequest],
+        range: ValidityInterval,
+    ) -> Result<Spans, CacheError> {
+        let mut known = Vec::with_capacity(columns.len());
+        for column in columns {
+            let query = column.query(self.0.limits);
+            known.push((column.clone(), self.0.catalog.known_over(&query, range).await?));
+        }
+        Ok(Spans::new(range, known))
+    }
+}
+
+/// # Errors
+/// What `work` says, or [`CacheError::DeadlineExceeded`].
+pub(super) async fn by_deadline<T>(
+    what: &str,
+    deadline: Instant,
+    work: impl Future<Output = Result<T, CacheError>>,
+) -> Result<T, CacheError> {
+    let began = Instant::now();
+    match timeout_at(deadline, work).await {
+        Ok(done) => done,
+        Err(_) => {
+            Err(CacheError::DeadlineExceeded { what: what.to_owned(), wait_ms: wait_ms(began) })
+        }
+    }
+}
+
+/// Only the versions of the lock are there, each for its own interval.
+fn locked(lock: &[LockEntry], column: &ColumnRequest) -> Result<Known, CacheError> {
+    let mut versions: Vec<Arc<ObjectInfo>> = Vec::new();
+    for entry in lock.iter().filter(|entry| entry.is_for(&column.name, &column.path)) {
+        let version = entry.version().map_err(|error| RequestError::Field {
+            field: "lock",
+            reason: format!("{} {}: {error}", entry.path, entry.object_id),
+        })?;
+        if !versions.iter().any(|known| known.id == version.id) {
+            versions.push(version);
+        }
+    }
+    let timeline = Timeline::unknown().learn(ValidityInterval::ALL, &versions, Moment::default());
+    Ok(Known { timeline: Arc::new(timeline), stale: false })
+}
+
+fn check_missing(plan: &Plan, request: &Request) -> Result<(), CacheError> {
+    match request.missing {
+        Missing::Error if !plan.missing().is_empty() => {
+            Err(CacheError::Missing { columns: plan.missing().to_vec() })
+        }
+        Missing::Error | Missing::Null => Ok(()),
+    }
+}
+
+fn rows_of(plan: &Plan, assembled: &Assembled) -> (Content, Arc<PinSet>, u64) {
+    let (columns, timestamps) = (Arc::clone(&assembled.columns), Arc::clone(plan.timestamps()));
+    (Content::Rows { columns, timestamps }, Arc::clone(&assembled.pins), plan.rows() as u64)
+}

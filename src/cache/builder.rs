@@ -1,0 +1,174 @@
+//! How a cache is made.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::catalog::Catalog;
+use super::lease::Leases;
+use super::loader::Loader;
+use super::residency::Residency;
+use super::timeframe::Timeframes;
+use super::{Cache, Inner};
+use crate::clock::Clock;
+use crate::error::{Code, Coded, ErrorKind};
+use crate::object::CreationLimits;
+use crate::shm::{Pool, PoolError, PoolOptions};
+use crate::source::Source;
+use crate::table::ColumnRequest;
+use crate::telemetry::Counters;
+
+/// How long a lease without an owner lasts, unless it is set otherwise.
+const LEASE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Describes a cache; [`build`](Self::build) makes it.
+#[derive(Debug)]
+pub struct CacheBuilder {
+    source: Option<Arc<dyn Source>>,
+    memory: PoolOptions,
+    limits: CreationLimits,
+    tables: BTreeMap<String, Vec<ColumnRequest>>,
+    clock: Clock,
+    lease_limit: Duration,
+}
+
+impl Default for CacheBuilder {
+    fn default() -> Self {
+        Self {
+            source: None,
+            memory: PoolOptions::default(),
+            limits: CreationLimits::default(),
+            tables: BTreeMap::new(),
+            clock: Clock::system(),
+            lease_limit: LEASE_LIMIT,
+        }
+    }
+}
+
+/// Why a cache cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// Nowhere to get objects from.
+    #[error("source: a cache needs one")]
+    NoSource,
+    /// The shared memory cannot be had.
+    #[error("memory")]
+    Memory(#[from] PoolError),
+}
+
+impl Coded for BuildError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoSource => ErrorKind::InvalidArgument,
+            Self::Memory(error) => error.kind(),
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::NoSource => Code(8001),
+            Self::Memory(error) => error.code(),
+        }
+    }
+}
+
+impl CacheBuilder {
+    /// Where objects come from. There is no default.
+    #[must_use]
+    pub fn source(mut self, source: Arc<dyn Source>) -> Self {
+        self.source = Some(source);
+        self
+    }
+
+    /// The shared memory. Default: 4 GiB in segments of 512 MiB, memfds.
+    #[must_use]
+    pub fn memory(mut self, memory: PoolOptions) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// Which versions are seen, by any request. Default: all.
+    #[must_use]
+    pub fn creation_limits(mut self, limits: CreationLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Sets of columns that requests may name. Default: none.
+    #[must_use]
+    pub fn tables(mut self, tables: BTreeMap<String, Vec<ColumnRequest>>) -> Self {
+        self.tables = tables;
+        self
+    }
+
+    /// The clock by which leases run out and answers get old. Default: the system's.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// How long a lease lasts that belongs to no session and no consumer. Default: 60 s.
+    #[must_use]
+    pub fn lease_limit(mut self, limit: Duration) -> Self {
+        self.lease_limit = limit;
+        self
+    }
+
+    /// Makes the cache. It needs a tokio runtime around it.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub fn build(self) -> Result<Cache, BuildError> {
+        let source = self.source.ok_or(BuildError::NoSource)?;
+        let pool = Pool::new(self.memory)?;
+        let grown = watch::Sender::new(());
+        pool.on_new_segment({
+            let grown = grown.clone();
+            move |_| {
+                grown.send_replace(());
+            }
+        });
+        let counters = Arc::new(Counters::default());
+        let residency = Residency::new(pool.clone(), Arc::clone(&counters));
+        let catalog =
+            Arc::new(Catalog::new(Arc::clone(&source), self.clock.clone(), Arc::clone(&counters)));
+        let leases =
+            Arc::new(Leases::new(self.clock.clone(), self.lease_limit, Arc::clone(&counters)));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&catalog).keep_fresh());
+        tasks.spawn({
+            let leases = Arc::clone(&leases);
+            let pause =
+                (self.lease_limit / 20).clamp(Duration::from_millis(5), Duration::from_secs(1));
+            async move {
+                loop {
+                    tokio::time::sleep(pause).await;
+                    leases.expire();
+                }
+            }
+        });
+        Ok(Cache(Arc::new(Inner {
+            started: self.clock.now(),
+            clock: self.clock,
+            loader: Loader::new(Arc::clone(&residency), source, Arc::clone(&counters)),
+            timeframes: Timeframes::new(Arc::clone(&counters)),
+            counters,
+            pool,
+            residency,
+            catalog,
+            leases,
+            limits: self.limits,
+            tables: self.tables,
+            attach_path: OnceLock::new(),
+            grown,
+            draining: CancellationToken::new(),
+            tasks: Mutex::new(tasks),
+        })))
+    }
+}

@@ -1,0 +1,291 @@
+//! Who is valid when, as far as it is known, and how it gets known.
+//!
+//! ```text
+//!  known(query, timestamps) ──▶ Timeline ──all known and fresh──▶ use it, no lock taken
+//!                                  │ unknown or too old
+//!                                  ▼
+//!                one look-up per (query, t) ──▶ Source ──▶ learn ──▶ Timeline
+//!                                  │ fails, but an older answer is there
+//!                                  └──▶ use that one, marked stale
+//! ```
+
+use std::collections::HashSet;
+use std::collections::hash_map::{Entry, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::error::CacheError;
+use super::flight::{Flights, Lost};
+use crate::clock::{Clock, Moment};
+use crate::error::Coded as _;
+use crate::index::{State, Timeline, Timestamps};
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{ObjectPath, Query};
+use crate::source::{PathSummary, Problem, Source, SourceError};
+use crate::telemetry::Counters;
+
+/// How many timelines are kept; beyond, those that were used longest ago go.
+const MAX_SERIES: usize = 100_000;
+/// How many look-ups one table may need per column before it is refused as unreasonable.
+const MAX_LOOK_UPS: usize = 100_000;
+/// How many problems are remembered.
+const MAX_PROBLEMS: usize = 10_000;
+/// A series that nobody asked for this long is not refreshed in the background any more.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// The timelines of all queries that were asked so far.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    source: Arc<dyn Source>,
+    clock: Clock,
+    counters: Arc<Counters>,
+    series: RwLock<HashMap<Query, Arc<Series>>>,
+    look_ups: Flights<(Query, Timestamp), Result<(), SourceError>>,
+    /// What was passed over, so that each is told once.
+    problems: Mutex<HashSet<Problem>>,
+}
+
+#[derive(Debug)]
+struct Series {
+    timeline: ArcSwap<Timeline>,
+    used: AtomicU64,
+}
+
+impl Series {
+    fn used(&self) -> Moment {
+        Moment::from_millis(self.used.load(Ordering::Relaxed))
+    }
+}
+
+/// A timeline on which all that was asked for is known.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) timeline: Arc<Timeline>,
+    /// The source could not confirm it in time.
+    pub(crate) stale: bool,
+}
+
+impl Catalog {
+    pub(crate) fn new(source: Arc<dyn Source>, clock: Clock, counters: Arc<Counters>) -> Self {
+        Self {
+            source,
+            clock,
+            counters,
+            series: RwLock::default(),
+            look_ups: Flights::default(),
+            problems: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn source(&self) -> &Arc<dyn Source> {
+        &self.source
+    }
+
+    fn series(&self, query: &Query) -> Arc<Series> {
+        let now = self.clock.now();
+        let millis = u64::try_from(now.since(Moment::default()).as_millis()).unwrap_or(u64::MAX);
+        let known = {
+            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            series.get(query).map(Arc::clone)
+        };
+        let series = known.unwrap_or_else(|| {
+            let mut all = self.series.write().unwrap_or_else(PoisonError::into_inner);
+            if all.len() >= MAX_SERIES {
+                let mut used: Vec<Moment> = all.values().map(|series| series.used()).collect();
+                used.sort_unstable();
+                let limit = used[used.len() / 4];
+                all.retain(|_, series| series.used() > limit);
+            }
+            match all.entry(query.clone()) {
+                Entry::Occupied(entry) => Arc::clone(entry.get()),
+                Entry::Vacant(entry) => Arc::clone(entry.insert(Arc::new(Series {
+                    timeline: ArcSwap::from_pointee(Timeline::unknown()),
+                    used: AtomicU64::new(millis),
+                }))),
+            }
+        });
+        series.used.store(millis, Ordering::Relaxed);
+        series
+    }
+
+    /// What was learned before this is too old: so much less than the refresh time ago that what is
+    /// put into the source is seen within that, the source's own listing included.
+    fn oldest_fresh(&self) -> Moment {
+        let age = self.clock.now().since(Moment::default());
+        Moment::default().after(age.saturating_sub(self.source.refresh().mul_f64(0.75)))
+    }
+
+    /// The timeline of `query`, known and fresh at each of `timestamps`.
+    ///
+    /// # Errors
+    /// What the source answered, where nothing older is known.
+    pub(crate) async fn known_at(
+        self: &Arc<Self>,
+        query: &Query,
+        timestamps: &Timestamps,
+    ) -> Result<Known, CacheError> {
+        let wanted = |timeline: &Timeline, oldest: Moment| {
+            let wanted = |at: Timestamp| {
+                let step = timeline.at(at);
+                let unknown = step.state == State::Unknown;
+                (unknown || step.learned < oldest).then_some((at, unknown))
+            };
+            // In the very last millisecond nothing is ever valid: that need not be asked.
+            let mut distinct =
+                timestamps.runs().filter_map(|(_, at)| at).filter(|at| *at != Timestamp::MAX);
+            // All of it was learned at once: one timestamp tells for all.
+            if timeline.is_whole() { wanted(distinct.next()?) } else { distinct.find_map(wanted) }
+        };
+        self.known(query, wanted).await
+    }
+
+    /// The timeline of `query`, known and fresh all over `range`.
+    ///
+    /// # Errors
+    /// What the source answered, where nothing older is known.
+    pub(crate) async fn known_over(
+        self: &Arc<Self>,
+        query: &Query,
+        range: ValidityInterval,
+    ) -> Result<Known, CacheError> {
+        let wanted = |timeline: &Timeline, oldest: Moment| {
+            timeline.steps(range).find_map(|span| {
+                let unknown = span.state == State::Unknown;
+                let old = span.learned < oldest;
+                (unknown || old).then_some((span.interval.from(), unknown))
+            })
+        };
+        self.known(query, wanted).await
+    }
+
+    /// Asks the source until `wanted` finds nothing more that is unknown or too old: it gives a
+    /// timestamp to ask for, and whether nothing at all is known there.
+    async fn known(
+        self: &Arc<Self>,
+        query: &Query,
+        wanted: impl Fn(&Timeline, Moment) -> Option<(Timestamp, bool)>,
+    ) -> Result<Known, CacheError> {
+        let series = self.series(query);
+        // As of now: what is learned from here on is fresh, however long it takes.
+        let mut oldest = self.oldest_fresh();
+        let mut stale = false;
+        for _ in 0..MAX_LOOK_UPS {
+            let timeline = series.timeline.load_full();
+            let Some((at, unknown)) = wanted(&timeline, oldest) else {
+                return Ok(Known { timeline, stale });
+            };
+            match self.look_up(query, &series, at).await {
+                Ok(()) => {}
+                Err(error) if !unknown && error.kind().is_transient() => {
+                    tracing::warn!(path = %query.path, %at, %error, "serving an older answer");
+                    (stale, oldest) = (true, Moment::default());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(CacheError::TooManyLookUps { path: query.path.clone(), limit: MAX_LOOK_UPS })
+    }
+
+    async fn look_up(
+        self: &Arc<Self>,
+        query: &Query,
+        series: &Arc<Series>,
+        at: Timestamp,
+    ) -> Result<(), CacheError> {
+        let work = || {
+            let (catalog, series, query) = (Arc::clone(self), Arc::clone(series), query.clone());
+            async move { catalog.ask(&query, &series, at).await }
+        };
+        match self.look_ups.join((query.clone(), at), || None, work).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(CacheError::LookUp { path: query.path.clone(), at, error }),
+            Err(Lost) => Err(CacheError::Lost { what: format!("the look-up of {}", query.path) }),
+        }
+    }
+
+    async fn ask(&self, query: &Query, series: &Series, at: Timestamp) -> Result<(), SourceError> {
+        self.counters.look_ups.add(1);
+        // As of before the question: what is put meanwhile may or may not be in the answer.
+        let asked = self.clock.now();
+        let held = series.timeline.load().version_at(at).cloned();
+        let knowledge = match self.source.look_up(query, at, held.as_ref()).await {
+            Ok(knowledge) => knowledge,
+            Err(error) => {
+                self.counters.look_up_failures.add(1);
+                return Err(error);
+            }
+        };
+        self.tell(knowledge.problems);
+        let (span, versions) = (knowledge.span, knowledge.versions);
+        series.timeline.rcu(|timeline| timeline.learn(span, &versions, asked));
+        Ok(())
+    }
+
+    /// Says once of each entry that was passed over that it was.
+    fn tell(&self, found: Vec<Problem>) {
+        if found.is_empty() {
+            return;
+        }
+        let mut told = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        for problem in found {
+            if told.len() < MAX_PROBLEMS && !told.contains(&problem) {
+                tracing::warn!(entry = %problem.entry, reason = %problem.reason, "passed over");
+                self.counters.problems.add(1);
+                told.insert(problem);
+            }
+        }
+    }
+
+    /// What was passed over so far because it could not be read.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let told = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut problems: Vec<Problem> = told.iter().cloned().collect();
+        problems.sort_by(|a, b| a.entry.cmp(&b.entry));
+        problems
+    }
+
+    /// Asks again for every timeline in use whose answer gets old, so that requests need not wait.
+    ///
+    /// Runs until it is dropped.
+    pub(crate) async fn keep_fresh(self: Arc<Self>) {
+        let pause = self.source.refresh().mul_f64(0.5).max(Duration::from_millis(20));
+        loop {
+            tokio::time::sleep(pause).await;
+            let now = self.clock.now();
+            let busy: Vec<(Query, Arc<Series>)> = {
+                let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+                let busy = series.iter().filter(|(_, series)| now.since(series.used()) < BUSY);
+                busy.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
+            };
+            for (query, series) in busy {
+                // Only where one answer covers everything: else there is no telling which time to
+                // ask for, and requests ask for their own.
+                let timeline = series.timeline.load();
+                let whole = timeline.is_whole();
+                drop(timeline);
+                if whole {
+                    // A failure is told to the request that needs the answer.
+                    let _ = self.look_up(&query, &series, Timestamp::default()).await;
+                }
+            }
+        }
+    }
+
+    /// The paths that are `prefix` or lie below it, sorted.
+    ///
+    /// # Errors
+    /// What the source answered.
+    pub(crate) async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, CacheError> {
+        let found = self.source.paths(prefix).await;
+        found.map_err(|error| CacheError::Paths { prefix: prefix.to_owned(), error })
+    }
+
+    /// Forgets what is known of a path.
+    pub(crate) fn forget(&self, path: &ObjectPath) {
+        let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
+        series.retain(|query, _| query.path != *path);
+    }
+}

@@ -1,0 +1,269 @@
+//! Why a cache does not answer.
+
+use std::sync::Arc;
+
+use crate::error::{Code, Coded, ErrorKind};
+use crate::interval::Timestamp;
+use crate::object::{InvalidPath, ObjectId, ObjectPath};
+use crate::shm::PoolError;
+use crate::source::SourceError;
+use crate::table::{EncodeError, RequestError, TimestampsError};
+
+/// Nothing is valid for some timestamps of one column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingColumn {
+    /// The column.
+    pub column: String,
+    /// Its path.
+    pub path: ObjectPath,
+    /// The earliest timestamp without an object.
+    pub first: Timestamp,
+    /// The latest timestamp without an object.
+    pub last: Timestamp,
+    /// How many rows have none.
+    pub rows: u64,
+}
+
+impl std::fmt::Display for MissingColumn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { column, path, first, last, rows } = self;
+        write!(f, "column {column:?} ({path}): {rows} rows, first at {first}, last at {last}")
+    }
+}
+
+fn list(columns: &[MissingColumn]) -> String {
+    columns.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Why a cache does not answer.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// The request is wrong.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The timestamps cannot be used.
+    #[error(transparent)]
+    Timestamps(#[from] TimestampsError),
+    /// A path is none.
+    #[error(transparent)]
+    Path(#[from] InvalidPath),
+    /// The table cannot be put into this shape.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// There is no object at some timestamps.
+    #[error("no object is valid for {}", list(columns))]
+    Missing {
+        /// Every such column.
+        columns: Vec<MissingColumn>,
+    },
+    /// No such table in the configuration.
+    #[error("no table {name:?} is configured; there are: {}", known.join(", "))]
+    UnknownTable {
+        /// What was asked for.
+        name: String,
+        /// The names of those that are configured.
+        known: Vec<String>,
+    },
+    /// No such timeframe is in flight.
+    #[error("timeframe {timeframe} is not in flight: not registered yet, or consumed and dropped")]
+    UnknownTimeframe {
+        /// What was asked for.
+        timeframe: u64,
+    },
+    /// The timeframe does not wait for this consumer.
+    #[error("timeframe {timeframe} has no consumer {consumer:?}; it has {}", known.join(", "))]
+    UnknownConsumer {
+        /// The timeframe.
+        timeframe: u64,
+        /// Who asked.
+        consumer: String,
+        /// Whom it was registered for.
+        known: Vec<String>,
+    },
+    /// The consumer has already said that it is done with the timeframe.
+    #[error("consumer {consumer:?} has reported timeframe {timeframe} as consumed")]
+    AlreadyConsumed {
+        /// The timeframe.
+        timeframe: u64,
+        /// Who asked.
+        consumer: String,
+    },
+    /// The id is taken by a timeframe of another content.
+    #[error("timeframe {timeframe} is in flight with other {difference}")]
+    TimeframeExists {
+        /// The id.
+        timeframe: u64,
+        /// What differs: timestamps, columns or consumers.
+        difference: &'static str,
+    },
+    /// No such session.
+    #[error("session {session:?} is not known: it never was, or its process went away")]
+    UnknownSession {
+        /// What was given.
+        session: String,
+    },
+    /// The lease is over.
+    #[error("lease {lease:?} has ended: released, or its time ran out")]
+    LeaseEnded {
+        /// What was given.
+        lease: String,
+    },
+    /// The source did not say which version holds.
+    #[error("cannot tell which version of {path} holds at {at}")]
+    LookUp {
+        /// The path.
+        path: ObjectPath,
+        /// The timestamp.
+        at: Timestamp,
+        /// What the source answered.
+        #[source]
+        error: SourceError,
+    },
+    /// The source did not list its paths.
+    #[error("cannot list the paths below {prefix:?}")]
+    Paths {
+        /// The prefix.
+        prefix: String,
+        /// What the source answered.
+        #[source]
+        error: SourceError,
+    },
+    /// A table would need unreasonably many questions to the source.
+    #[error("{path} would need more than {limit} look-ups for one table")]
+    TooManyLookUps {
+        /// The path.
+        path: ObjectPath,
+        /// The limit.
+        limit: usize,
+    },
+    /// The bytes of an object could not be loaded.
+    #[error("cannot load version {id} of {path}")]
+    Load {
+        /// The path.
+        path: ObjectPath,
+        /// The version.
+        id: ObjectId,
+        /// What the source answered.
+        #[source]
+        error: SourceError,
+    },
+    /// Two sources, or one at two times, give different bytes for one id.
+    #[error("version {id} stands for other bytes under {path} than under {other}")]
+    TwoContents {
+        /// The id.
+        id: ObjectId,
+        /// The path that was asked for.
+        path: ObjectPath,
+        /// The path under which it is resident.
+        other: ObjectPath,
+    },
+    /// All that is left of the memory is pinned, and the deadline passed.
+    #[error(
+        "no room for {needed_bytes} bytes within the time given: {pinned_bytes} of {total_bytes} \
+         bytes are pinned"
+    )]
+    MemoryPinned {
+        /// What is needed.
+        needed_bytes: u64,
+        /// What is pinned.
+        pinned_bytes: u64,
+        /// What there is.
+        total_bytes: u64,
+    },
+    /// It can never fit.
+    #[error("{what} needs {needed_bytes} bytes, and the memory has {limit_bytes} in all")]
+    NeverFits {
+        /// The table or object.
+        what: String,
+        /// What it needs.
+        needed_bytes: u64,
+        /// What there is.
+        limit_bytes: u64,
+    },
+    /// Shared memory cannot be had from the system.
+    #[error("shared memory")]
+    Pool(#[source] Arc<PoolError>),
+    /// The deadline passed.
+    #[error("not done within {wait_ms} ms: {what}")]
+    DeadlineExceeded {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        wait_ms: u64,
+    },
+    /// The cache is going down.
+    #[error("the service is shutting down")]
+    Draining,
+    /// A bug of ours: a task ended without a result.
+    #[error("{what} ended without a result")]
+    Lost {
+        /// The task.
+        what: String,
+    },
+}
+
+impl CacheError {
+    /// Whether the same request can succeed later, without a change.
+    pub fn is_transient(&self) -> bool {
+        self.kind().is_transient()
+    }
+}
+
+impl Coded for CacheError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Request(error) => error.kind(),
+            Self::Timestamps(error) => error.kind(),
+            Self::Path(error) => error.kind(),
+            Self::Encode(error) => error.kind(),
+            Self::Missing { .. }
+            | Self::UnknownTable { .. }
+            | Self::UnknownTimeframe { .. }
+            | Self::UnknownConsumer { .. } => ErrorKind::NotFound,
+            Self::TimeframeExists { .. } => ErrorKind::AlreadyExists,
+            Self::UnknownSession { .. }
+            | Self::LeaseEnded { .. }
+            | Self::AlreadyConsumed { .. } => ErrorKind::FailedPrecondition,
+            Self::LookUp { error, .. } | Self::Paths { error, .. } | Self::Load { error, .. } => {
+                error.kind()
+            }
+            Self::TooManyLookUps { .. } => ErrorKind::ResourceExhausted,
+            Self::TwoContents { .. } | Self::MemoryPinned { .. } | Self::Draining => {
+                ErrorKind::Unavailable
+            }
+            Self::NeverFits { .. } => ErrorKind::ResourceExhausted,
+            Self::Pool(error) => error.kind(),
+            Self::DeadlineExceeded { .. } => ErrorKind::DeadlineExceeded,
+            Self::Lost { .. } => ErrorKind::Internal,
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Request(error) => error.code(),
+            Self::Timestamps(error) => error.code(),
+            Self::Path(error) => error.code(),
+            Self::Encode(error) => error.code(),
+            Self::LookUp { error, .. } | Self::Paths { error, .. } | Self::Load { error, .. } => {
+                error.code()
+            }
+            Self::Pool(error) => error.code(),
+            Self::Missing { .. } => Code(2010),
+            Self::UnknownTable { .. } => Code(2011),
+            Self::TooManyLookUps { .. } => Code(2012),
+            Self::TwoContents { .. } => Code(3010),
+            Self::MemoryPinned { .. } => Code(4010),
+            Self::NeverFits { .. } => Code(4011),
+            Self::UnknownSession { .. } => Code(5001),
+            Self::LeaseEnded { .. } => Code(5002),
+            Self::UnknownTimeframe { .. } => Code(5010),
+            Self::UnknownConsumer { .. } => Code(5011),
+            Self::AlreadyConsumed { .. } => Code(5012),
+            Self::TimeframeExists { .. } => Code(5013),
+            Self::DeadlineExceeded { .. } => Code(5020),
+            Self::Draining => Code(5021),
+            Self::Lost { .. } => Code(9001),
+        }
+    }
+}

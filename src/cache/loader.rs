@@ -1,0 +1,369 @@
+//! Brings the bytes of versions into shared memory and pins them, all of a table's or none.
+//!
+//! ```text
+//!  pin_all ──resident──▶ pin
+//!     │ not resident
+//!     ▼
+//!  one flight per object ──▶ Source::fetch ──▶ BlockBody ──▶ published block ──▶ pin
+//!     │ no room
+//!     ▼
+//!  let go of all, wait for the turn; whose turn it is keeps what it gets, until all is there
+//! ```
+//!
+//! Nobody waits for memory while holding some, but the one whose turn it is: so two tables that
+//! each lack what the other has cannot wait for each other.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use tokio::time::Instant;
+
+use super::error::CacheError;
+use super::flight::{Flights, Lost};
+use super::residency::Residency;
+use super::resident::Pin;
+use crate::object::{ObjectId, ObjectInfo};
+use crate::shm::{Pool, PoolError, Reservation};
+use crate::source::{Body, BodyError, Source, SourceError};
+use crate::table::CacheState;
+use crate::telemetry::Counters;
+
+/// How many objects of one table are fetched at a time.
+const PARALLEL_LOADS: usize = 16;
+
+/// Brings objects into shared memory.
+#[derive(Debug)]
+pub(crate) struct Loader {
+    residency: Arc<Residency>,
+    source: Arc<dyn Source>,
+    counters: Arc<Counters>,
+    flights: Flights<ObjectId, Result<Pin, LoadFailure>>,
+    /// Whose turn it is to wait for memory, in the order of asking.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// Why one object did not come.
+#[derive(Debug, Clone)]
+enum LoadFailure {
+    Source(SourceError),
+    NoRoom { needed_bytes: u64 },
+    Pool(Arc<PoolError>),
+}
+
+/// A pinned object and how it came.
+#[derive(Debug, Clone)]
+pub(crate) struct Got {
+    pub(crate) pin: Pin,
+    pub(crate) how: CacheState,
+}
+
+impl Loader {
+    pub(crate) fn new(
+        residency: Arc<Residency>,
+        source: Arc<dyn Source>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let (flights, turn) = (Flights::default(), tokio::sync::Mutex::default());
+        Self { residency, source, counters, flights, turn }
+    }
+
+    /// Pins every one of `versions` (distinct ids), loading what is not resident.
+    ///
+    /// # Errors
+    /// [`CacheError::NeverFits`] at once where that is so; [`CacheError::MemoryPinned`] if by
+    /// `deadline` there was no room; what the source answered.
+    pub(crate) async fn pin_all(
+        &self,
+        versions: &[Arc<ObjectInfo>],
+        deadline: Instant,
+    ) -> Result<HashMap<ObjectId, Got>, CacheError> {
+        let mut got = HashMap::with_capacity(versions.len());
+        self.check_known_sizes(versions)?;
+        let began = Instant::now();
+        let first_try = tokio::time::timeout_at(deadline, self.try_pin_all(versions, &mut got));
+        let Ok(tried) = first_try.await else {
+            return Err(CacheError::DeadlineExceeded {
+                what: "objects to be loaded".to_owned(),
+                wait_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            });
+        };
+        let Some(needed_bytes) = tried? else { return Ok(got) };
+        got.clear();
+        self.counters.waits.add(1);
+        let mut lacking_bytes = needed_bytes;
+        let waiting = async {
+            let _turn = self.turn.lock().await;
+            loop {
+                // Listen first, try then: room that is made in between is not missed.
+                let mut room = std::pin::pin!(self.residency.room());
+                room.as_mut().enable();
+                let Some(needed_bytes) = self.try_pin_all(versions, &mut got).await? else {
+                    return Ok::<_, CacheError>(());
+                };
+                lacking_bytes = needed_bytes;
+                let held: u64 = got.values().map(|got| got.pin.charged_bytes()).sum();
+                let all = held.saturating_add(Pool::charge(needed_bytes));
+                self.check_fits(all, versions.len())?;
+                room.await;
+            }
+        };
+        match tokio::time::timeout_at(deadline, waiting).await {
+            Ok(done) => done?,
+            Err(_) => {
+                return Err(CacheError::MemoryPinned {
+                    needed_bytes: Pool::charge(lacking_bytes),
+                    pinned_bytes: self.residency.pinned_bytes(),
+                    total_bytes: self.residency.pool().total_bytes(),
+                });
+            }
+        }
+        Ok(got)
+    }
+
+    /// # Errors
+    /// [`CacheError::NeverFits`] if these can never be in memory together, as far as their sizes
+    /// are known.
+    pub(crate) fn check_known_sizes(&self, versions: &[Arc<ObjectInfo>]) -> Result<(), CacheError> {
+        let known = versions.iter().filter_map(|version| version.size_bytes).map(Pool::charge);
+        self.check_fits(known.fold(0, u64::saturating_add), versions.len())
+    }
+
+    fn check_fits(&self, needed_bytes: u64, objects: usize) -> Result<(), CacheError> {
+        let limit_bytes = self.residency.pool().total_bytes();
+        if needed_bytes <= limit_bytes {
+            return Ok(());
+        }
+        let what = format!("a table of {objects} distinct objects");
+        Err(CacheError::NeverFits { what, needed_bytes, limit_bytes })
+    }
+
+    /// Pins what is not in `got` yet. `Some(bytes)`: an object of that size found no room.
+    async fn try_pin_all(
+        &self,
+        versions: &[Arc<ObjectInfo>],
+        got: &mut HashMap<ObjectId, Got>,
+    ) -> Result<Option<u64>, CacheError> {
+        let mut absent = Vec::new();
+        for version in versions {
+            if got.contains_key(&version.id) {
+                continue;
+            }
+            match self.residency.pin(version.id) {
+                Some(pin) => {
+                    same_content(version, &pin)?;
+                    self.counters.hits.add(1);
+                    got.insert(version.id, Got { pin, how: CacheState::Hit });
+                }
+                None => absent.push(Arc::clone(version)),
+            }
+        }
+        let loads = absent.into_iter().map(|version| self.load(version));
+        let mut loads = futures::stream::iter(loads).buffer_unordered(PARALLEL_LOADS);
+        let mut no_room = None;
+        while let Some((version, loaded)) = loads.next().await {
+            match loaded {
+                Ok(pin) => {
+                    same_content(&version, &pin)?;
+                    got.insert(version.id, Got { pin, how: CacheState::Loaded });
+                }
+                Err(LoadFailure::NoRoom { needed_bytes }) => {
+                    no_room = no_room.max(Some(needed_bytes));
+                }
+                Err(failure) => return Err(failure.of(&version)),
+            }
+        }
+        Ok(no_room)
+    }
+
+    async fn load(&self, version: Arc<ObjectInfo>) -> (Arc<ObjectInfo>, Result<Pin, LoadFailure>) {
+        let id = version.id;
+        let landed = || self.residency.pin(id).map(Ok);
+        let work = || {
+            let load = Load {
+                residency: Arc::clone(&self.residency),
+                source: Arc::clone(&self.source),
+                counters: Arc::clone(&self.counters),
+            };
+            let version = Arc::clone(&version);
+            async move { load.run(&version).await }
+        };
+        let loaded = match self.flights.join(id, landed, work).await {
+            Ok(result) => result,
+            Err(Lost) => Err(LoadFailure::Source(SourceError::Unusable {
+                url: self.source.url().to_owned(),
+                what: format!("{} {id}", version.path),
+                reason: "the load ended without a result".into(),
+            })),
+        };
+        (version, loaded)
+    }
+}
+
+/// One id is one content; where both sides say what it is, they must agree.
+fn same_content(version: &ObjectInfo, pin: &Pin) -> Result<(), CacheError> {
+    let resident = pin.resident();
+    let other_md5 = matches!((version.md5, resident.md5()), (Some(a), Some(b)) if a != b);
+    let other_size = version.size_bytes.is_some_and(|bytes| bytes != resident.block().size_bytes());
+    if other_md5 || other_size {
+        return Err(CacheError::TwoContents {
+            id: version.id,
+            path: version.path.clone(),
+            other: resident.path().clone(),
+        });
+    }
+    Ok(())
+}
+
+impl LoadFailure {
+    fn of(self, version: &ObjectInfo) -> CacheError {
+        let (path, id) = (version.path.clone(), version.id);
+        match self {
+            Self::Source(error) => CacheError::Load { path, id, error },
+            Self::NoRoom { needed_bytes } => CacheError::NeverFits {
+                what: format!("version {id} of {path}"),
+                needed_bytes,
+                limit_bytes: 0,
+            },
+            Self::Pool(error) => match &*error {
+                PoolError::NeverFits { needed_bytes, limit_bytes } => CacheError::NeverFits {
+                    what: format!("version {id} of {path}"),
+                    needed_bytes: *needed_bytes,
+                    limit_bytes: *limit_bytes,
+                },
+                _ => CacheError::Pool(error),
+            },
+        }
+    }
+}
+
+struct Load {
+    residency: Arc<Residency>,
+    source: Arc<dyn Source>,
+    counters: Arc<Counters>,
+}
+
+impl Load {
+    async fn run(self, version: &Arc<ObjectInfo>) -> Result<Pin, LoadFailure> {
+        let mut body = BlockBody {
+            residency: Arc::clone(&self.residency),
+            reservation: None,
+            written: 0,
+            failure: None,
+        };
+        let fetched = match self.source.fetch(version, &mut body).await {
+            Ok(()) => body.finish(version, self.source.url()).await,
+            Err(error) => Err(body.failure.take().unwrap_or(LoadFailure::Source(error))),
+        };
+        match fetched {
+            Ok(reservation) => {
+                let block = reservation.publish(version.id);
+                self.counters.loads.add(1);
+                self.counters.loaded_bytes.add(block.size_bytes());
+                Ok(self.residency.admit(version, block))
+            }
+            Err(failure) => {
+                if !matches!(failure, LoadFailure::NoRoom { .. }) {
+                    self.counters.load_failures.add(1);
+                }
+                // The room that was taken is free again.
+                drop(body);
+                self.residency.ring();
+                Err(failure)
+            }
+        }
+    }
+}
+
+/// The memory of a block that is being written: where a source puts the bytes.
+struct BlockBody {
+    residency: Arc<Residency>,
+    reservation: Option<Reservation>,
+    written: usize,
+    failure: Option<LoadFailure>,
+}
+
+impl BlockBody {
+    async fn take_room(&mut self, size_bytes: u64) -> Result<(), BodyError> {
+        let residency = Arc::clone(&self.residency);
+        // A new segment takes its time: the kernel zeroes every page of it.
+        let reserved = tokio::task::spawn_blocking(move || residency.reserve(size_bytes)).await;
+        let mut fresh = match reserved {
+            Ok(Ok(reservation)) => reservation,
+            Ok(Err(error)) => {
+                let answer = match error {
+                    PoolError::NeverFits { limit_bytes, .. } => {
+                        BodyError::TooLarge { size_bytes, limit_bytes }
+                    }
+                    _ => BodyError::NoRoom { size_bytes, reason: error.to_string() },
+                };
+                self.failure = Some(match error {
+                    PoolError::NoRoom { .. } => LoadFailure::NoRoom { needed_bytes: size_bytes },
+                    other => LoadFailure::Pool(Arc::new(other)),
+                });
+                return Err(answer);
+            }
+            Err(error) => return Err(BodyError::NoRoom { size_bytes, reason: error.to_string() }),
+        };
+        if let Some(small) = self.reservation.take() {
+            fresh.rest_mut(0)[..self.written].copy_from_slice(&small.settled()[..self.written]);
+            fresh.settle(self.written);
+        }
+        self.reservation = Some(fresh);
+        Ok(())
+    }
+
+    async fn finish(
+        &mut self,
+        version: &ObjectInfo,
+        url: &str,
+    ) -> Result<Reservation, LoadFailure> {
+        if self.reservation.is_none() && self.take_room(0).await.is_err() {
+            return Err(self.failure.take().unwrap_or(LoadFailure::NoRoom { needed_bytes: 0 }));
+        }
+        match self.reservation.take() {
+            Some(reservation) if reservation.size_bytes() == self.written as u64 => Ok(reservation),
+            other => Err(LoadFailure::Source(SourceError::Unusable {
+                url: url.to_owned(),
+                what: format!("{} {}", version.path, version.id),
+                reason: format!(
+                    "{} bytes came of {} that were announced",
+                    self.written,
+                    other.map_or(0, |reservation| reservation.size_bytes())
+                ),
+            })),
+        }
+    }
+}
+
+#[async_trait]
+impl Body for BlockBody {
+    async fn reserve(&mut self, size_bytes: u64) -> Result<(), BodyError> {
+        match &self.reservation {
+            Some(reservation) if reservation.size_bytes() == size_bytes => Ok(()),
+            _ => self.take_room(size_bytes).await,
+        }
+    }
+
+    fn spare(&mut self) -> &mut [u8] {
+        let written = self.written;
+        match &mut self.reservation {
+            Some(reservation) => reservation.rest_mut(written),
+            None => &mut [],
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        let spare = self.spare().len();
+        assert!(count <= spare, "advanced by {count} bytes where {spare} were spare");
+        self.written += count;
+        if let Some(reservation) = &mut self.reservation {
+            reservation.settle(self.written);
+        }
+    }
+
+    fn written_bytes(&self) -> u64 {
+        self.written as u64
+    }
+}

@@ -1,0 +1,106 @@
+//! The cache: owns the objects, knows who is valid when, and who holds what.
+//!
+//! ```text
+//!  request ─▶ Catalog: which version at which timestamp ─▶ Plan (runs of rows)
+//!                 │ unknown: one look-up per (query, t)
+//!                 ▼
+//!               Source
+//!                 ▲
+//!                 │ absent: one load per object
+//!  Plan ─▶ Loader ┴▶ Residency: objects in shared memory ─▶ pins ─▶ Assembled
+//!                                                            │
+//!                     Leases: sessions, timeframes, time ◀───┘ hold them
+//! ```
+//!
+//! A [`Cache`] needs no server: it can be embedded into a process that registers timeframes, takes
+//! the tables as record batches, and hands the attach socket to its consumers.
+
+mod actions;
+mod answer;
+mod attach;
+mod builder;
+mod catalog;
+mod error;
+mod flight;
+mod lease;
+mod loader;
+mod plan;
+mod register;
+mod residency;
+mod resident;
+mod timeframe;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use answer::{Answer, Asker, Described};
+pub use attach::PeerPolicy;
+pub use builder::{BuildError, CacheBuilder};
+pub use error::{CacheError, MissingColumn};
+pub use lease::LeaseId;
+pub use resident::{Pin, PinSet};
+
+use self::catalog::Catalog;
+use self::lease::Leases;
+use self::loader::Loader;
+use self::residency::Residency;
+use self::timeframe::Timeframes;
+use crate::clock::{Clock, Moment};
+use crate::object::CreationLimits;
+use crate::shm::Pool;
+use crate::table::ColumnRequest;
+use crate::telemetry::Counters;
+
+/// Keeps condition objects in shared memory and answers with tables of their MetaHeaders.
+///
+/// Clones are the same cache. When the last one is dropped, its segments go; mappings of consumers
+/// stay readable, but no MetaHeader resolves in them any more.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    clock: Clock,
+    started: Moment,
+    counters: Arc<Counters>,
+    pool: Pool,
+    residency: Arc<Residency>,
+    catalog: Arc<Catalog>,
+    loader: Loader,
+    leases: Arc<Leases>,
+    timeframes: Timeframes,
+    /// What is seen of the versions, for every request.
+    limits: CreationLimits,
+    /// Sets of columns that requests may name.
+    tables: BTreeMap<String, Vec<ColumnRequest>>,
+    attach_path: OnceLock<PathBuf>,
+    /// Told of each new segment.
+    grown: watch::Sender<()>,
+    /// Set when no new work is taken.
+    draining: CancellationToken,
+    /// The tasks that keep timelines fresh, let leases expire, load timeframes.
+    tasks: std::sync::Mutex<JoinSet<()>>,
+}
+
+impl Cache {
+    /// Starts to describe a cache.
+    pub fn builder() -> CacheBuilder {
+        CacheBuilder::default()
+    }
+
+    /// What it counted since its start.
+    pub fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("residency", &self.0.residency).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,129 @@
+//! Timeframes come: registered for consumers, and loaded at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Cache;
+use super::answer::by_deadline;
+use super::error::CacheError;
+use super::plan::Plan;
+use super::timeframe::{Entered, Load, Registration, Timeframe};
+use crate::error::Coded as _;
+use crate::index::Timestamps;
+use crate::table::{PutAnswer, Register, Request, TimeframeState};
+
+/// After how long a timeframe that could not be loaded is tried again, the first time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// And at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long one try may take; without a limit a dead source would never be asked anew.
+const TRY_LIMIT: Duration = Duration::from_secs(60);
+
+impl Cache {
+    /// Registers a timeframe and starts to load what it needs.
+    ///
+    /// Which versions serve it is decided now: what the source gets later does not change it. That
+    /// nothing is valid for some timestamps is told to those who ask for its table.
+    ///
+    /// # Errors
+    /// [`CacheError::TimeframeExists`] if the id is in flight with another content,
+    /// [`CacheError::NeverFits`] if its objects can never be in memory together, and what the
+    /// source answers.
+    pub async fn register(
+        &self,
+        timeframe: u64,
+        timestamps: Timestamps,
+        register: &Register,
+        patience: Option<Duration>,
+    ) -> Result<PutAnswer, CacheError> {
+        let entered = self.try_register(timeframe, timestamps, register, patience).await;
+        if entered.is_err() {
+            self.0.counters.errors.add(1);
+        }
+        let (timeframe, state) = match entered? {
+            Entered::New(timeframe) => {
+                self.load_in_background(Arc::clone(&timeframe));
+                let state = timeframe.status().state;
+                (timeframe, state_name(state))
+            }
+            Entered::Known(timeframe) => {
+                let state = timeframe.status().state;
+                (timeframe, state_name(state))
+            }
+            Entered::Consumed(timeframe) => (timeframe, "consumed"),
+        };
+        let plan = &timeframe.registration.plan;
+        Ok(PutAnswer {
+            timeframe: timeframe.id(),
+            rows: plan.rows() as u64,
+            objects: plan.versions().len() as u64,
+            state: state.to_owned(),
+        })
+    }
+
+    async fn try_register(
+        &self,
+        timeframe: u64,
+        timestamps: Timestamps,
+        register: &Register,
+        patience: Option<Duration>,
+    ) -> Result<Entered, CacheError> {
+        self.check_open()?;
+        let wait = patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
+        let deadline = Instant::now() + wait;
+        let columns = self.columns(&register.columns, None)?;
+        let known = async {
+            let mut known = Vec::with_capacity(columns.len());
+            for column in &columns {
+                let query = column.query(self.0.limits);
+                known.push((column.clone(), self.0.catalog.known_at(&query, &timestamps).await?));
+            }
+            Ok(known)
+        };
+        let what = "the source to say which versions hold";
+        let known = by_deadline(what, deadline, known).await?;
+        let plan = Plan::new(Arc::new(timestamps), known);
+        self.0.loader.check_known_sizes(&plan.versions())?;
+        let consumers = register.consumers.clone();
+        self.0.timeframes.register(Registration { timeframe, columns, consumers, plan })
+    }
+
+    /// Loads until it is there, or the timeframe is gone.
+    fn load_in_background(&self, timeframe: Arc<Timeframe>) {
+        let cache = self.clone();
+        let load = async move {
+            let mut load = timeframe.load();
+            let loaded = async {
+                let mut pause = FIRST_PAUSE;
+                while let Err(error) =
+                    cache.load_timeframe(&timeframe, Instant::now() + TRY_LIMIT).await
+                {
+                    let message = error.message();
+                    tracing::warn!(timeframe = timeframe.id(), "not loaded yet: {message}");
+                    if !error.kind().is_transient() {
+                        // Who asks for its table is told why.
+                        return;
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            };
+            tokio::select! {
+                () = loaded => {}
+                _ = load.wait_for(|load| matches!(load, Load::Gone)) => {}
+                () = cache.0.draining.cancelled() => {}
+            }
+        };
+        self.spawn(load);
+    }
+}
+
+const fn state_name(state: TimeframeState) -> &'static str {
+    match state {
+        TimeframeState::Loading => "loading",
+        TimeframeState::Ready => "ready",
+        TimeframeState::Delivered => "delivered",
+    }
+}

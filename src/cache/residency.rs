@@ -1,0 +1,374 @@
+//! Which objects are in shared memory, and which of them have to go when room is needed.
+//!
+//! ```text
+//!             load                    last pin gone
+//!   (source) ──────▶ resident, pinned ─────────────▶ resident, candidate ──evicted──▶ (free)
+//!                        ▲                                │
+//!                        └──────────── pinned again ──────┘
+//! ```
+//!
+//! An object lives as long as one `Arc<Resident>` does. Each pin holds one, and the map by id holds
+//! one for each candidate and only a `Weak` for the others: so eviction never takes what is pinned.
+//!
+//! Who goes first among the candidates is moka's decision (weighed by bytes, TinyLFU); it holds ids
+//! and weights, no objects. moka neither knows pins nor can be told to free so and so much; what
+//! makes it fit is the **ballast**: one entry of its own whose weight stands for all bytes that the
+//! candidates may not use, i.e. what is pinned and what is being asked for. Growing the ballast
+//! lets moka evict in its own order, least recently used first; and as it stays, an object whose
+//! last pin goes is admitted only if it is more popular than what would have to go for it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use super::resident::{Pin, PinSet, Resident};
+use crate::object::{ObjectId, ObjectInfo};
+use crate::shm::{Block, Pool, PoolError, Reservation};
+use crate::telemetry::Counters;
+
+const SHARDS: usize = 64;
+
+/// The objects in shared memory.
+pub(crate) struct Residency {
+    pool: Pool,
+    map: Arc<Map>,
+    /// Ids and weights of the candidates, and the ballast.
+    policy: moka::sync::Cache<Key, u32>,
+    /// Bytes per unit of weight: moka counts in u32.
+    weight_unit_bytes: u64,
+    pinned_bytes: AtomicU64,
+    under_pressure: AtomicBool,
+    evicting: Mutex<()>,
+    /// Rung whenever memory may have become free.
+    room: Notify,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Key {
+    Ballast,
+    Object(ObjectId),
+}
+
+/// The objects by id, in shards.
+struct Map {
+    hasher: RandomState,
+    shards: Vec<Mutex<HashMap<ObjectId, Place>>>,
+    /// Bytes of the candidates.
+    candidate_bytes: AtomicU64,
+    counters: Arc<Counters>,
+}
+
+struct Place {
+    resident: Weak<Resident>,
+    /// There while the object is a candidate, or is pinned and was one before.
+    candidate: Option<Arc<Resident>>,
+}
+
+impl Map {
+    fn shard(&self, id: ObjectId) -> MutexGuard<'_, HashMap<ObjectId, Place>> {
+        let index = self.hasher.hash_one(id) as usize % SHARDS;
+        lock(&self.shards[index])
+    }
+
+    /// The object is a candidate no more. The reference is returned so that it is dropped outside
+    /// of the lock.
+    fn unlist(&self, id: ObjectId) -> Option<Arc<Resident>> {
+        let candidate = self.shard(id).get_mut(&id)?.candidate.take()?;
+        self.candidate_bytes.fetch_sub(candidate.block().charged_bytes(), Ordering::Relaxed);
+        Some(candidate)
+    }
+
+    fn candidates(&self, which: impl Fn(&Resident) -> bool) -> Vec<ObjectId> {
+        let listed = |place: &Place| place.candidate.as_ref().is_some_and(|r| which(r));
+        self.shards
+            .iter()
+            .flat_map(|shard| {
+                let shard = lock(shard);
+                let ids = shard.iter().filter(|(_, place)| listed(place)).map(|(id, _)| *id);
+                ids.collect::<Vec<_>>()
+            })
+            .collect()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Residency {
+    pub(crate) fn new(pool: Pool, counters: Arc<Counters>) -> Arc<Self> {
+        let total_bytes = pool.total_bytes();
+        // Fine enough for a block, coarse enough that the whole of the memory fits into u32.
+        let weight_unit_bytes = (total_bytes >> 31).next_power_of_two().max(64);
+        let map = Arc::new(Map {
+            hasher: RandomState::new(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            candidate_bytes: AtomicU64::new(0),
+            counters,
+        });
+        let policy = moka::sync::Cache::builder()
+            .max_capacity((total_bytes / weight_unit_bytes).max(1))
+            .weigher(|_: &Key, weight: &u32| *weight)
+            .eviction_listener({
+                let map = Arc::clone(&map);
+                move |key, _, cause| {
+                    if let Key::Object(id) = *key
+                        && let Some(resident) = map.unlist(id)
+                        && cause.was_evicted()
+                        && resident.pins() == 0
+                    {
+                        map.counters.evictions.add(1);
+                    }
+                }
+            })
+            .build();
+        Arc::new(Self {
+            pool,
+            map,
+            policy,
+            weight_unit_bytes,
+            pinned_bytes: AtomicU64::new(0),
+            under_pressure: AtomicBool::new(false),
+            evicting: Mutex::new(()),
+            room: Notify::new(),
+        })
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Pins the object if it is resident. This is the one touch that counts for its popularity.
+    pub(crate) fn pin(&self, id: ObjectId) -> Option<Pin> {
+        let pin = {
+            let shard = self.map.shard(id);
+            Pin::new(shard.get(&id)?.resident.upgrade()?)
+        };
+        let _ = self.policy.get(&Key::Object(id));
+        Some(pin)
+    }
+
+    /// Room for `size_bytes`, if need be at the cost of candidates.
+    ///
+    /// # Errors
+    /// [`PoolError::NoRoom`] if all that is left is pinned, and what the pool says else.
+    pub(crate) fn reserve(&self, size_bytes: u64) -> Result<Reservation, PoolError> {
+        match self.pool.reserve(size_bytes) {
+            Err(PoolError::NoRoom { .. }) => {}
+            other => return other,
+        }
+        // One evicts at a time, or two would throw out twice as much as they need.
+        let _evicting = lock(&self.evicting);
+        let mut wanted_bytes = Pool::charge(size_bytes);
+        loop {
+            match self.pool.reserve(size_bytes) {
+                Err(error @ PoolError::NoRoom { .. }) => {
+                    if self.map.candidate_bytes.load(Ordering::Relaxed) == 0 {
+                        return Err(error);
+                    }
+                }
+                other => return other,
+            }
+            self.press_out(wanted_bytes);
+            // What was thrown out may lie scattered, or be pinned by somebody: ask for more.
+            wanted_bytes = wanted_bytes.saturating_mul(2);
+        }
+    }
+
+    /// Takes at least `wanted_bytes` of candidates off the list, or all of them.
+    fn press_out(&self, wanted_bytes: u64) {
+        self.under_pressure.store(true, Ordering::Relaxed);
+        let candidate_bytes = || self.map.candidate_bytes.load(Ordering::Relaxed);
+        let keep_bytes = candidate_bytes().saturating_sub(wanted_bytes);
+        self.set_ballast(self.pool.total_bytes().saturating_sub(keep_bytes));
+        loop {
+            let before = candidate_bytes();
+            if before <= keep_bytes {
+                return;
+            }
+            self.policy.run_pending_tasks();
+            if candidate_bytes() == before {
+                break;
+            }
+        }
+        // Rounding of the weights, or a candidate that moka has yet to hear of.
+        if keep_bytes == 0 {
+            self.unlist(|_| true);
+        }
+    }
+
+    /// Candidates that `which` picks are none any more; unless pinned, they are gone.
+    pub(crate) fn unlist(&self, which: impl Fn(&Resident) -> bool) {
+        for id in self.map.candidates(which) {
+            self.policy.invalidate(&Key::Object(id));
+            drop(self.map.unlist(id));
+        }
+        self.policy.run_pending_tasks();
+    }
+
+    fn set_ballast(&self, bytes: u64) {
+        if !self.policy.contains_key(&Key::Ballast) {
+            // Without weight it is always admitted, and an update is never refused.
+            self.policy.insert(Key::Ballast, 0);
+            self.policy.run_pending_tasks();
+        }
+        let most = self.policy.policy().max_capacity().unwrap_or(0);
+        let weight = u64::from(self.weight(bytes)).min(most);
+        self.policy.insert(Key::Ballast, u32::try_from(weight).unwrap_or(u32::MAX));
+    }
+
+    fn weight(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes.div_ceil(self.weight_unit_bytes)).unwrap_or(u32::MAX)
+    }
+
+    /// Takes a published block in and pins it.
+    ///
+    /// If the object is resident already, that one is pinned and `block` given up.
+    pub(crate) fn admit(self: &Arc<Self>, version: &ObjectInfo, block: Block) -> Pin {
+        let fresh = Resident::new(version.path.clone(), version.md5, block, Arc::downgrade(self));
+        let mut shard = self.map.shard(version.id);
+        let resident = match shard.get(&version.id).and_then(|place| place.resident.upgrade()) {
+            Some(earlier) => earlier,
+            None => {
+                let resident = Arc::downgrade(&fresh);
+                shard.insert(version.id, Place { resident, candidate: None });
+                Arc::clone(&fresh)
+            }
+        };
+        drop(shard);
+        Pin::new(resident)
+    }
+
+    /// An object is gone, and its block with it.
+    pub(super) fn forget(&self, id: ObjectId) {
+        {
+            let mut shard = self.map.shard(id);
+            // Meanwhile the object may have been loaded anew: then the place is not ours.
+            if shard.get(&id).is_some_and(|place| place.resident.strong_count() == 0) {
+                shard.remove(&id);
+            }
+        }
+        self.ring();
+    }
+
+    pub(super) fn count_pinned(&self, bytes: u64) {
+        self.pinned_bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// The last pin of `resident` is gone: it becomes a candidate.
+    pub(super) fn last_pin_gone(&self, resident: &Arc<Resident>) {
+        let bytes = resident.block().charged_bytes();
+        self.pinned_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        let listed = {
+            let mut shard = self.map.shard(resident.id());
+            match shard.get_mut(&resident.id()) {
+                Some(place)
+                    if place.candidate.is_none()
+                        && place.resident.ptr_eq(&Arc::downgrade(resident)) =>
+                {
+                    place.candidate = Some(Arc::clone(resident));
+                    self.map.candidate_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    true
+                }
+                _ => false,
+            }
+        };
+        if listed {
+            if self.under_pressure.load(Ordering::Relaxed) {
+                let used = self.pool.used_bytes();
+                let candidates = self.map.candidate_bytes.load(Ordering::Relaxed);
+                self.set_ballast(used.saturating_sub(candidates));
+            }
+            self.policy.insert(Key::Object(resident.id()), self.weight(bytes));
+        }
+        self.ring();
+    }
+
+    /// Wakes all who wait for [`room`](Self::room).
+    pub(crate) fn ring(&self) {
+        self.room.notify_waiters();
+    }
+
+    /// Comes when memory may have become free.
+    pub(crate) fn room(&self) -> Notified<'_> {
+        self.room.notified()
+    }
+
+    /// Every resident object, as of now.
+    pub(crate) fn residents(&self) -> Vec<Arc<Resident>> {
+        self.map
+            .shards
+            .iter()
+            .flat_map(|shard| {
+                let shard = lock(shard);
+                let residents = shard.values().filter_map(|place| place.resident.upgrade());
+                residents.collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// What is wrong with the objects and the bytes that are counted for them, if anything.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let residents = self.residents();
+        let mut faults: Vec<String> = residents
+            .iter()
+            .filter(|resident| !resident.block().is_intact())
+            .map(|resident| format!("{resident:?} is not as it was published"))
+            .collect();
+        let bytes = |which: &dyn Fn(&Resident) -> bool| -> u64 {
+            let chosen = residents.iter().filter(|resident| which(resident));
+            chosen.map(|resident| resident.block().charged_bytes()).sum()
+        };
+        let (all, pinned) = (bytes(&|_| true), bytes(&|resident| resident.pins() > 0));
+        if all != self.pool.used_bytes() {
+            let used = self.pool.used_bytes();
+            faults.push(format!("objects take {all} bytes, {used} are counted as used"));
+        }
+        if pinned != self.pinned_bytes() {
+            let counted = self.pinned_bytes();
+            faults.push(format!("{pinned} bytes are pinned, {counted} are counted"));
+        }
+        faults
+    }
+
+    /// Whether the pins of the objects are those of `held`, each set counted once.
+    pub(crate) fn faults_of_pins(&self, held: &[Arc<PinSet>]) -> Vec<String> {
+        let mut sets: Vec<*const PinSet> = Vec::new();
+        let mut pins: HashMap<ObjectId, u32> = HashMap::new();
+        for set in held {
+            if !sets.contains(&Arc::as_ptr(set)) {
+                sets.push(Arc::as_ptr(set));
+                set.pins().iter().for_each(|pin| *pins.entry(pin.id()).or_default() += 1);
+            }
+        }
+        let wrong = |resident: &Arc<Resident>| {
+            let held = pins.get(&resident.id()).copied().unwrap_or(0);
+            (held != resident.pins()).then(|| format!("{resident:?}: {held} are held"))
+        };
+        self.residents().iter().filter_map(wrong).collect()
+    }
+
+    /// How many objects are resident.
+    pub(crate) fn objects(&self) -> usize {
+        self.map.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    /// Bytes of memory that pins keep.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        self.pinned_bytes.load(Ordering::Acquire)
+    }
+}
+
+impl fmt::Debug for Residency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Residency")
+            .field("objects", &self.objects())
+            .field("pinned_bytes", &self.pinned_bytes())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,327 @@
+//! Timeframes in flight: what they need stays until each of their consumers is done with them.
+//!
+//! ```text
+//!  register ──▶ loading ──all pinned──▶ ready ──each consumer was sent it──▶ delivered
+//!                                                          │ each consumer has consumed it
+//!                                                          ▼
+//!                                                       dropped
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::error::CacheError;
+use super::plan::{Assembled, Plan};
+use super::resident::PinSet;
+use crate::table::{ColumnRequest, ConsumerState, TimeframeState, TimeframeStatus};
+use crate::telemetry::Counters;
+
+/// What a timeframe was registered with.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    pub(crate) timeframe: u64,
+    pub(crate) columns: Vec<ColumnRequest>,
+    /// For whom it waits; empty: for those who ask.
+    pub(crate) consumers: Vec<String>,
+    pub(crate) plan: Plan,
+}
+
+/// Whether the objects of a timeframe are there.
+#[derive(Debug, Clone)]
+pub(crate) enum Load {
+    Loading,
+    Ready(Arc<Assembled>),
+    /// It was dropped.
+    Gone,
+}
+
+/// A timeframe in flight.
+#[derive(Debug)]
+pub(crate) struct Timeframe {
+    pub(crate) registration: Registration,
+    load: watch::Sender<Load>,
+    consumers: Mutex<BTreeMap<String, ConsumerState>>,
+}
+
+impl Timeframe {
+    fn new(registration: Registration) -> Self {
+        let consumers =
+            registration.consumers.iter().map(|name| (name.clone(), ConsumerState::Waiting));
+        let consumers = Mutex::new(consumers.collect());
+        Self { registration, load: watch::Sender::new(Load::Loading), consumers }
+    }
+
+    fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, ConsumerState>> {
+        self.consumers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.registration.timeframe
+    }
+
+    /// Tells how far its objects are, and each change.
+    pub(crate) fn load(&self) -> watch::Receiver<Load> {
+        self.load.subscribe()
+    }
+
+    /// Its objects are there; they stay pinned as long as it is in flight.
+    pub(crate) fn set_ready(&self, assembled: Arc<Assembled>) {
+        self.load.send_if_modified(|load| {
+            let loading = matches!(load, Load::Loading);
+            if loading {
+                *load = Load::Ready(assembled);
+            }
+            loading
+        });
+    }
+
+    /// It is not in flight any more: nothing is held for it, and who loads it can stop.
+    fn set_gone(&self) {
+        let before = self.load.send_replace(Load::Gone);
+        drop(before);
+    }
+
+    /// Whether `consumer` may read it.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownConsumer`], [`CacheError::AlreadyConsumed`].
+    pub(crate) fn check_reader(&self, consumer: &str) -> Result<(), CacheError> {
+        let timeframe = self.id();
+        match self.consumers().get(consumer) {
+            Some(ConsumerState::Consumed) => {
+                Err(CacheError::AlreadyConsumed { timeframe, consumer: consumer.to_owned() })
+            }
+            Some(ConsumerState::Waiting | ConsumerState::Delivered) => Ok(()),
+            None if self.registration.consumers.is_empty() => Ok(()),
+            None => Err(CacheError::UnknownConsumer {
+                timeframe,
+                consumer: consumer.to_owned(),
+                known: self.registration.consumers.clone(),
+            }),
+        }
+    }
+
+    /// `consumer` is being sent its table.
+    pub(crate) fn set_delivered(&self, consumer: &str) {
+        let mut consumers = self.consumers();
+        let state = consumers.entry(consumer.to_owned()).or_insert(ConsumerState::Waiting);
+        if *state == ConsumerState::Waiting {
+            *state = ConsumerState::Delivered;
+        }
+    }
+
+    /// Returns whether now all are done.
+    fn set_consumed(&self, consumer: &str) -> bool {
+        let mut consumers = self.consumers();
+        consumers.insert(consumer.to_owned(), ConsumerState::Consumed);
+        consumers.values().all(|state| *state == ConsumerState::Consumed)
+    }
+
+    fn waits_for(&self, consumer: &str) -> bool {
+        self.consumers().get(consumer).is_some_and(|state| *state != ConsumerState::Consumed)
+    }
+
+    pub(crate) fn status(&self) -> TimeframeStatus {
+        let load = self.load.borrow().clone();
+        let consumers = self.consumers();
+        let delivered = !consumers.is_empty()
+            && consumers.values().all(|state| *state != ConsumerState::Waiting);
+        let state = match &load {
+            Load::Loading | Load::Gone => TimeframeState::Loading,
+            Load::Ready(_) if delivered => TimeframeState::Delivered,
+            Load::Ready(_) => TimeframeState::Ready,
+        };
+        TimeframeStatus {
+            timeframe: self.id(),
+            state,
+            rows: self.registration.plan.rows() as u64,
+            objects: self.registration.plan.versions().len() as u64,
+            bytes: match &load {
+                Load::Ready(assembled) => assembled.charged_bytes(),
+                Load::Loading | Load::Gone => 0,
+            },
+            consumers: consumers.clone(),
+        }
+    }
+
+    fn difference(&self, other: &Registration) -> Option<&'static str> {
+        let own = &self.registration;
+        if own.columns != other.columns {
+            return Some("columns");
+        }
+        if !own.plan.timestamps().same_rows(other.plan.timestamps()) {
+            return Some("timestamps");
+        }
+        let sorted = |names: &[String]| {
+            let mut names = names.to_vec();
+            names.sort_unstable();
+            names
+        };
+        (sorted(&own.consumers) != sorted(&other.consumers)).then_some("consumers")
+    }
+}
+
+/// All timeframes in flight, and how far each consumer is.
+#[derive(Debug)]
+pub(crate) struct Timeframes {
+    counters: Arc<Counters>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    in_flight: BTreeMap<u64, Arc<Timeframe>>,
+    /// By consumer: all timeframes below are done. Never goes back.
+    watermarks: HashMap<String, u64>,
+}
+
+/// What came of a registration.
+pub(crate) enum Entered {
+    /// It is in flight now.
+    New(Arc<Timeframe>),
+    /// It was before, with the same content.
+    Known(Arc<Timeframe>),
+    /// All of its consumers are done with it already: it never was in flight.
+    Consumed(Arc<Timeframe>),
+}
+
+impl Timeframes {
+    pub(crate) fn new(counters: Arc<Counters>) -> Self {
+        Self { counters, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// # Errors
+    /// [`CacheError::TimeframeExists`] if the id is in flight with another content.
+    pub(crate) fn register(&self, registration: Registration) -> Result<Entered, CacheError> {
+        let mut state = self.state();
+        if let Some(timeframe) = state.in_flight.get(&registration.timeframe) {
+            if let Some(difference) = timeframe.difference(&registration) {
+                let timeframe = registration.timeframe;
+                return Err(CacheError::TimeframeExists { timeframe, difference });
+            }
+            return Ok(Entered::Known(Arc::clone(timeframe)));
+        }
+        let timeframe = Arc::new(Timeframe::new(registration));
+        self.counters.timeframes_registered.add(1);
+        let mut done = false;
+        for name in &timeframe.registration.consumers {
+            if state.watermarks.get(name).is_some_and(|&oldest| timeframe.id() < oldest) {
+                done = timeframe.set_consumed(name);
+            }
+        }
+        if done {
+            self.counters.timeframes_dropped.add(1);
+            return Ok(Entered::Consumed(timeframe));
+        }
+        state.in_flight.insert(timeframe.id(), Arc::clone(&timeframe));
+        Ok(Entered::New(timeframe))
+    }
+
+    /// # Errors
+    /// [`CacheError::UnknownTimeframe`].
+    pub(crate) fn get(&self, timeframe: u64) -> Result<Arc<Timeframe>, CacheError> {
+        let state = self.state();
+        let found = state.in_flight.get(&timeframe).map(Arc::clone);
+        found.ok_or(CacheError::UnknownTimeframe { timeframe })
+    }
+
+    /// `consumer` is done with `timeframe`. Returns the timeframe if that dropped it.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownTimeframe`], [`CacheError::UnknownConsumer`].
+    pub(crate) fn consumed(
+        &self,
+        timeframe: u64,
+        consumer: &str,
+    ) -> Result<Option<Arc<Timeframe>>, CacheError> {
+        let mut state = self.state();
+        let Some(entry) = state.in_flight.get(&timeframe) else {
+            // To say it twice is no mistake.
+            if state.watermarks.get(consumer).is_some_and(|&oldest| timeframe < oldest) {
+                return Ok(None);
+            }
+            return Err(CacheError::UnknownTimeframe { timeframe });
+        };
+        match entry.check_reader(consumer) {
+            Ok(()) => {}
+            Err(CacheError::AlreadyConsumed { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        if !entry.set_consumed(consumer) {
+            return Ok(None);
+        }
+        Ok(self.remove(&mut state, timeframe))
+    }
+
+    fn remove(&self, state: &mut State, timeframe: u64) -> Option<Arc<Timeframe>> {
+        let dropped = state.in_flight.remove(&timeframe)?;
+        self.counters.timeframes_dropped.add(1);
+        dropped.set_gone();
+        Some(dropped)
+    }
+
+    /// `consumer` is done with all timeframes below `oldest`. Returns those of which it was still
+    /// expected, and those that are dropped now.
+    pub(crate) fn oldest_possible(
+        &self,
+        consumer: &str,
+        oldest: u64,
+    ) -> (Vec<u64>, Vec<Arc<Timeframe>>) {
+        let mut state = self.state();
+        let mark = state.watermarks.entry(consumer.to_owned()).or_insert(0);
+        *mark = oldest.max(*mark);
+        let below: Vec<Arc<Timeframe>> = state
+            .in_flight
+            .range(..oldest)
+            .map(|(_, timeframe)| timeframe)
+            .filter(|timeframe| timeframe.waits_for(consumer))
+            .map(Arc::clone)
+            .collect();
+        let mut dropped = Vec::new();
+        for timeframe in &below {
+            if timeframe.set_consumed(consumer) {
+                dropped.extend(self.remove(&mut state, timeframe.id()));
+            }
+        }
+        (below.iter().map(|timeframe| timeframe.id()).collect(), dropped)
+    }
+
+    /// Drops a timeframe whoever still waits for it.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownTimeframe`].
+    pub(crate) fn drop_timeframe(&self, timeframe: u64) -> Result<Arc<Timeframe>, CacheError> {
+        let dropped = self.remove(&mut self.state(), timeframe);
+        dropped.ok_or(CacheError::UnknownTimeframe { timeframe })
+    }
+
+    /// What is pinned for those that are there.
+    pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
+        let pins = |timeframe: &Arc<Timeframe>| match &*timeframe.load.borrow() {
+            Load::Ready(assembled) => Some(Arc::clone(&assembled.pins)),
+            Load::Loading | Load::Gone => None,
+        };
+        self.all().iter().filter_map(pins).collect()
+    }
+
+    /// All of them, by id.
+    pub(crate) fn all(&self) -> Vec<Arc<Timeframe>> {
+        self.state().in_flight.values().map(Arc::clone).collect()
+    }
+
+    /// How many are in flight.
+    pub(crate) fn len(&self) -> usize {
+        self.state().in_flight.len()
+    }
+
+    pub(crate) fn clear(&self) {
+        let dropped = std::mem::take(&mut self.state().in_flight);
+        dropped.values().for_each(|timeframe| timeframe.set_gone());
+    }
+}

@@ -1,0 +1,162 @@
+//! Why a client does not get what it asked for.
+
+use std::io;
+use std::path::PathBuf;
+
+use tonic::Status;
+
+use crate::error::{Code, Coded, ErrorKind};
+use crate::shm::{ResolveError, attach::AttachError};
+use crate::table::DecodeError;
+
+/// Why a client does not get what it asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The address is none.
+    #[error("{url:?} is no address of a service: {reason}; expected grpc://host:port or \
+             grpc+unix:///path/flight.sock")]
+    Address {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The service cannot be reached.
+    #[error("cannot reach {url}: {reason}")]
+    Connect {
+        /// Where.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+    /// The service answered with an error, which is told as it came.
+    #[error("{message}")]
+    Service {
+        /// What the caller can do about it.
+        kind: ErrorKind,
+        /// The service's own code.
+        code: Code,
+        /// What it said, without the code.
+        message: String,
+    },
+    /// The service's answer is not what the protocol says.
+    #[error("the service's answer cannot be read: {reason}")]
+    Answer {
+        /// What was expected, what was got.
+        reason: String,
+    },
+    /// The table cannot be read.
+    #[error("the table cannot be read")]
+    Decode(#[from] DecodeError),
+    /// The attach socket does not let us in.
+    #[error("cannot attach to {path}")]
+    Attach {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: AttachError,
+    },
+    /// A MetaHeader does not resolve.
+    #[error("a cell does not resolve")]
+    Resolve(#[from] ResolveError),
+    /// The table has no such column.
+    #[error("the table has no column {name:?}; it has {}", known.join(", "))]
+    NoSuchColumn {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// The column has no such row.
+    #[error("row {row} is not in the table: it has {rows}")]
+    NoSuchRow {
+        /// What was asked for.
+        row: usize,
+        /// How many there are.
+        rows: usize,
+    },
+    /// Something could not be read or written.
+    #[error("{what}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// Why it failed.
+        #[source]
+        error: io::Error,
+    },
+}
+
+impl ClientError {
+    /// What a status of the service says.
+    pub(super) fn of(status: &Status) -> Self {
+        let kind = match status.code() {
+            tonic::Code::InvalidArgument => ErrorKind::InvalidArgument,
+            tonic::Code::NotFound => ErrorKind::NotFound,
+            tonic::Code::AlreadyExists => ErrorKind::AlreadyExists,
+            tonic::Code::Unavailable | tonic::Code::Aborted => ErrorKind::Unavailable,
+            tonic::Code::ResourceExhausted | tonic::Code::OutOfRange => {
+                ErrorKind::ResourceExhausted
+            }
+            tonic::Code::FailedPrecondition => ErrorKind::FailedPrecondition,
+            tonic::Code::Unauthenticated => ErrorKind::Unauthenticated,
+            tonic::Code::PermissionDenied => ErrorKind::PermissionDenied,
+            tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => ErrorKind::DeadlineExceeded,
+            tonic::Code::Ok
+            | tonic::Code::Unknown
+            | tonic::Code::Unimplemented
+            | tonic::Code::Internal
+            | tonic::Code::DataLoss => ErrorKind::Internal,
+        };
+        let text = status.message();
+        let coded = text.strip_prefix("[IOV-").and_then(|rest| {
+            let (number, message) = rest.split_once("] ")?;
+            Some((Code(number.parse().ok()?), message))
+        });
+        let (code, message) = coded.unwrap_or((Code(7010), text));
+        Self::Service { kind, code, message: message.to_owned() }
+    }
+}
+
+impl From<Status> for ClientError {
+    fn from(status: Status) -> Self {
+        Self::of(&status)
+    }
+}
+
+impl Coded for ClientError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Address { .. } | Self::NoSuchColumn { .. } | Self::NoSuchRow { .. } => {
+                ErrorKind::InvalidArgument
+            }
+            Self::Connect { .. } => ErrorKind::Unavailable,
+            Self::Service { kind, .. } => *kind,
+            Self::Answer { .. } => ErrorKind::Internal,
+            Self::Decode(error) => error.kind(),
+            Self::Attach { error, .. } => error.kind(),
+            Self::Resolve(error) => error.kind(),
+            Self::Io { error, .. } => match error.kind() {
+                io::ErrorKind::NotFound => ErrorKind::NotFound,
+                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+                _ => ErrorKind::FailedPrecondition,
+            },
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Address { .. } => Code(7001),
+            Self::Connect { .. } => Code(7002),
+            Self::Service { code, .. } => *code,
+            Self::Answer { .. } => Code(7003),
+            Self::Decode(error) => error.code(),
+            Self::Attach { error, .. } => error.code(),
+            Self::Resolve(error) => error.code(),
+            Self::NoSuchColumn { .. } => Code(7004),
+            Self::NoSuchRow { .. } => Code(7005),
+            Self::Io { .. } => Code(7006),
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! What a client asks for.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// A request for a table, built step by step; what is wrong with it is said by the service.
+///
+/// ```
+/// use iovcache::client::TableRequest;
+/// let request = TableRequest::new()
+///     .column("vdrift", "TPC/Calib/VDriftTgl")
+///     .range(1_000, 9_000, 1_000)
+///     .missing_as_null();
+/// assert!(request.to_json().contains("\"step\":1000"));
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct TableRequest {
+    columns: Vec<(String, Value)>,
+    fields: BTreeMap<&'static str, Value>,
+}
+
+impl TableRequest {
+    /// Asks for nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.fields.insert(name, value.into());
+        self
+    }
+
+    /// One more column with the objects of `path`.
+    #[must_use]
+    pub fn column(mut self, name: impl Into<String>, path: impl Into<String>) -> Self {
+        self.columns.push((name.into(), Value::from(path.into())));
+        self
+    }
+
+    /// One more column with the objects of `path` that have this metadata, key by key.
+    #[must_use]
+    pub fn column_with_metadata(
+        mut self,
+        name: impl Into<String>,
+        path: impl Into<String>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Self {
+        let metadata: Map<String, Value> =
+            metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
+        let column = Map::from_iter([
+            ("path".to_owned(), Value::from(path.into())),
+            ("metadata".to_owned(), Value::from(metadata)),
+        ]);
+        self.columns.push((name.into(), Value::from(column)));
+        self
+    }
+
+    /// The columns of a table that the service's configuration names, instead of own ones.
+    #[must_use]
+    pub fn table(self, name: impl Into<String>) -> Self {
+        self.with("table", name.into())
+    }
+
+    /// One row per timestamp (ms since the Unix epoch); `None` gives a null cell.
+    #[must_use]
+    pub fn timestamps<T: Into<Option<i64>>>(self, at: impl IntoIterator<Item = T>) -> Self {
+        let at: Vec<Value> = at.into_iter().map(|at| Value::from(at.into())).collect();
+        self.with("timestamps", at)
+    }
+
+    /// One row per `step` ms from `from` (inside) to `until` (not inside).
+    #[must_use]
+    pub fn range(self, from: i64, until: i64, step: i64) -> Self {
+        self.with("range", serde_json::json!({"from": from, "until": until, "step": step}))
+    }
+
+    /// All effective spans between `from` and `until`, instead of rows.
+    #[must_use]
+    pub fn intervals(self, from: i64, until: i64) -> Self {
+        self.with("range", serde_json::json!({"from": from, "until": until})).view("intervals")
+    }
+
+    /// The timestamps, and unless others are named the columns, of a timeframe in flight.
+    #[must_use]
+    pub fn timeframe(self, timeframe: u64) -> Self {
+        self.with("timeframe", timeframe)
+    }
+
+    /// The consumer that reads a timeframe.
+    #[must_use]
+    pub fn consumer(self, name: impl Into<String>) -> Self {
+        self.with("consumer", name.into())
+    }
+
+    /// `rows` (default), `objects`, `intervals` or `chunks`.
+    #[must_use]
+    pub fn view(self, view: impl Into<String>) -> Self {
+        self.with("view", view.into())
+    }
+
+    /// `dictionary`, `run_end` or `plain`.
+    #[must_use]
+    pub fn encoding(self, encoding: impl Into<String>) -> Self {
+        self.with("encoding", encoding.into())
+    }
+
+    /// `binary` (default), `struct`, `o2` or `payload`.
+    #[must_use]
+    pub fn cell(self, cell: impl Into<String>) -> Self {
+        self.with("cell", cell.into())
+    }
+
+    /// Where nothing is valid, a null cell instead of an error.
+    #[must_use]
+    pub fn missing_as_null(self) -> Self {
+        self.with("missing", "null")
+    }
+
+    /// Prepends the timestamps as column `timestamp`.
+    #[must_use]
+    pub fn timestamps_column(self) -> Self {
+        self.with("timestamps_column", true)
+    }
+
+    /// Only versions created at or before `millis`.
+    #[must_use]
+    pub fn not_after(self, millis: i64) -> Self {
+        self.with("not_after", millis)
+    }
+
+    /// Only versions created at or after `millis`.
+    #[must_use]
+    pub fn not_before(self, millis: i64) -> Self {
+        self.with("not_before", millis)
+    }
+
+    /// The very versions of an earlier table: the rows of its `objects` view.
+    #[must_use]
+    pub fn lock(self, rows: Vec<Value>) -> Self {
+        self.with("lock", rows)
+    }
+
+    /// How long the service may take, its source included.
+    #[must_use]
+    pub fn wait(self, limit: Duration) -> Self {
+        self.with("wait_ms", u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Names the session, as the client does for what it asks by itself.
+    pub(super) fn session(self, session: &str) -> Self {
+        self.with("session", session)
+    }
+
+    pub(super) fn get(&self, field: &str) -> Option<&Value> {
+        self.fields.get(field)
+    }
+
+    /// The value of `field`, set to `value` if it is not there.
+    pub(super) fn or(self, field: &'static str, value: &str) -> Self {
+        if self.fields.contains_key(field) { self } else { self.with(field, value) }
+    }
+
+    /// The request as it crosses the wire (`schemas/request.schema.json`).
+    pub fn to_json(&self) -> String {
+        // The order of the columns counts, and serde_json's map would sort them.
+        struct Columns<'a>(&'a [(String, Value)]);
+        impl Serialize for Columns<'_> {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_map(self.0.iter().map(|(name, column)| (name, column)))
+            }
+        }
+        #[derive(Serialize)]
+        struct Message<'a> {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            columns: Option<Columns<'a>>,
+            #[serde(flatten)]
+            fields: &'a BTreeMap<&'static str, Value>,
+        }
+        let columns = (!self.columns.is_empty()).then_some(Columns(&self.columns));
+        let message = Message { columns, fields: &self.fields };
+        // Strings and values of JSON: nothing in them can fail.
+        serde_json::to_string(&message).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_columns_keep_the_order_in_which_they_were_named() {
+        let request = TableRequest::new().column("z", "Z/Z").column("a", "A/A").timestamps([1, 2]);
+        assert_eq!(
+            request.to_json(),
+            r#"{"columns":{"z":"Z/Z","a":"A/A"},"timestamps":[1,2]}"#
+        );
+    }
+
+    #[test]
+    fn a_null_timestamp_crosses_as_null() {
+        let request = TableRequest::new().table("tpc").timestamps([Some(1), None]);
+        assert_eq!(request.to_json(), r#"{"table":"tpc","timestamps":[1,null]}"#);
+    }
+}

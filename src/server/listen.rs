@@ -1,0 +1,279 @@
+//! The sockets of a service: bound before anything else starts, so that what is taken is said at once.
+//!
+//! ```text
+//!  DIR/lock         held by the one service that this folder belongs to
+//!  DIR/flight.sock  Flight over a Unix socket
+//!  DIR/attach.sock  the attach socket
+//! ```
+//!
+//! Linux only: the lock is `flock`, and goes with the process however that ends. So what a dead
+//! service left in its folder is known to be left, and is replaced.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::error::{Code, Coded, ErrorKind};
+
+/// Where a service listens.
+#[derive(Debug, Clone)]
+pub struct ListenOptions {
+    /// Flight over TCP; port 0 picks one.
+    pub flight: Option<SocketAddr>,
+    /// `/metrics`, `/healthz`, `/readyz`; port 0 picks one.
+    pub http: Option<SocketAddr>,
+    /// The folder of `flight.sock` and `attach.sock`; `None`: one of its own.
+    pub socket_folder: Option<PathBuf>,
+    /// The mode of the sockets. Who may use them is decided by the credentials of the peer too.
+    pub socket_mode: u32,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self { flight: None, http: None, socket_folder: None, socket_mode: 0o600 }
+    }
+}
+
+/// The sockets, bound and listening.
+#[derive(Debug)]
+pub struct Listeners {
+    pub(super) flight: Option<TcpListener>,
+    pub(super) http: Option<TcpListener>,
+    pub(super) flight_unix: UnixListener,
+    pub(super) attach: UnixListener,
+    folder: Folder,
+}
+
+/// Why a service cannot listen.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListenError {
+    /// A TCP port cannot be had.
+    #[error("cannot listen on {address}")]
+    Tcp {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// The folder belongs to another service that runs.
+    #[error("{folder} belongs to another service (pid {pid}); use another folder for the sockets")]
+    Taken {
+        /// The folder.
+        folder: PathBuf,
+        /// Whose it is, as it says itself.
+        pid: String,
+    },
+    /// A file or socket cannot be made.
+    #[error("cannot make {path}")]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// The path of a Unix socket can have 107 bytes.
+    #[error("{path} is too long for a Unix socket: {got} bytes, at most 107 are possible")]
+    TooLong {
+        /// Which.
+        path: PathBuf,
+        /// How long it is.
+        got: usize,
+    },
+}
+
+impl Coded for ListenError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Tcp { .. } | Self::Path { .. } => ErrorKind::FailedPrecondition,
+            Self::Taken { .. } => ErrorKind::AlreadyExists,
+            Self::TooLong { .. } => ErrorKind::InvalidArgument,
+        }
+    }
+
+    fn code(&self) -> Code {
+        Code(match self {
+            Self::Tcp { .. } => 8010,
+            Self::Taken { .. } => 8011,
+            Self::Path { .. } => 8012,
+            Self::TooLong { .. } => 8013,
+        })
+    }
+}
+
+impl Listeners {
+    /// Binds all of them, or none.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub async fn bind(options: &ListenOptions) -> Result<Self, ListenError> {
+        let folder = Folder::take(options.socket_folder.as_deref())?;
+        let flight_unix = folder.socket("flight.sock", options.socket_mode)?;
+        let attach = folder.socket("attach.sock", options.socket_mode)?;
+        Ok(Self {
+            flight: tcp(options.flight).await?,
+            http: tcp(options.http).await?,
+            flight_unix,
+            attach,
+            folder,
+        })
+    }
+
+    /// The addresses of Flight, TCP first, as a client takes them.
+    pub fn flight_urls(&self) -> Vec<String> {
+        let tcp = self.flight.iter().filter_map(|listener| listener.local_addr().ok());
+        let unix = format!("grpc+unix://{}", self.folder.path.join("flight.sock").display());
+        tcp.map(|address| format!("grpc://{address}")).chain([unix]).collect()
+    }
+
+    /// The path of the attach socket.
+    pub fn attach_path(&self) -> PathBuf {
+        self.folder.path.join("attach.sock")
+    }
+
+    /// The address of `/metrics`.
+    pub fn http_url(&self) -> Option<String> {
+        let address = self.http.as_ref()?.local_addr().ok()?;
+        Some(format!("http://{address}"))
+    }
+}
+
+async fn tcp(address: Option<SocketAddr>) -> Result<Option<TcpListener>, ListenError> {
+    let Some(address) = address else { return Ok(None) };
+    let bound = TcpListener::bind(address).await;
+    bound.map(Some).map_err(|error| ListenError::Tcp { address, error })
+}
+
+/// The folder of the sockets, ours as long as this lives.
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    /// Made by us: it goes with us.
+    own: bool,
+    _lock: File,
+}
+
+impl Folder {
+    fn take(wanted: Option<&Path>) -> Result<Self, ListenError> {
+        let (path, own) = match wanted {
+            Some(path) => (std::path::absolute(path).unwrap_or_else(|_| path.into()), false),
+            None => (own_folder(), true),
+        };
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error| ListenError::Path { path, error }
+        };
+        fs::DirBuilder::new()
+            .recursive(!own)
+            .mode(0o700)
+            .create(&path)
+            .map_err(failed(&path))?;
+        let lock_path = path.join("lock");
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(failed(&lock_path))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            let _ = lock.read_to_string(&mut pid);
+            return Err(ListenError::Taken { folder: path, pid: pid.trim().to_owned() });
+        }
+        lock.set_len(0)
+            .and_then(|()| lock.rewind())
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .map_err(failed(&lock_path))?;
+        Ok(Self { path, own, _lock: lock })
+    }
+
+    fn socket(&self, name: &str, mode: u32) -> Result<UnixListener, ListenError> {
+        let path = self.path.join(name);
+        let got = path.as_os_str().len();
+        if got > 107 {
+            return Err(ListenError::TooLong { path, got });
+        }
+        let made = (|| {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let listener = UnixListener::bind(&path)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+            Ok(listener)
+        })();
+        made.map_err(|error| ListenError::Path { path, error })
+    }
+}
+
+/// A folder that nobody else uses: under `$XDG_RUNTIME_DIR`, else under `/tmp`.
+fn own_folder() -> PathBuf {
+    let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let base = base.filter(|base| base.is_dir()).unwrap_or_else(|| PathBuf::from("/tmp"));
+    let name = uuid::Uuid::new_v4().simple().to_string();
+    base.join(format!("iovcache-{}-{}", std::process::id(), &name[..12]))
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        for name in ["flight.sock", "attach.sock"] {
+            let _ = fs::remove_file(self.path.join(name));
+        }
+        if self.own {
+            let _ = fs::remove_file(self.path.join("lock"));
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_folder_belongs_to_one_service_and_what_a_dead_one_left_is_replaced() {
+        let base = tempfile::tempdir().unwrap();
+        let options = ListenOptions {
+            socket_folder: Some(base.path().join("sockets")),
+            ..ListenOptions::default()
+        };
+        let first = Listeners::bind(&options).await.unwrap();
+        let error = Listeners::bind(&options).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        drop(first);
+        // A socket that is left, as after SIGKILL.
+        fs::write(base.path().join("sockets/flight.sock"), "").unwrap();
+        let second = Listeners::bind(&options).await.unwrap();
+        assert!(second.attach_path().exists());
+        let mode = fs::metadata(second.attach_path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_folder_of_its_own_goes_with_the_service() {
+        let listeners = Listeners::bind(&ListenOptions::default()).await.unwrap();
+        let folder = listeners.folder.path.clone();
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+        drop(listeners);
+        assert!(!folder.exists());
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let options = ListenOptions { flight: Some(address), ..ListenOptions::default() };
+        let error = Listeners::bind(&options).await.unwrap_err();
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+    }
+}

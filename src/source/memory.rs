@@ -1,0 +1,111 @@
+//! A source in memory: for tests, and for workflows that make their objects themselves.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{
+    Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, SourceState, write_all,
+};
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+
+const URL: &str = "memory:";
+
+/// Versions and their bytes, put at run time.
+#[derive(Debug, Default)]
+pub struct MemorySource {
+    paths: RwLock<BTreeMap<ObjectPath, BTreeMap<ObjectId, Held>>>,
+    requests: AtomicU64,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    info: Arc<ObjectInfo>,
+    bytes: Arc<[u8]>,
+}
+
+impl MemorySource {
+    /// Without any version.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Puts a version; one of the same path and id is replaced. Its size becomes that of `bytes`.
+    pub fn put(&self, mut info: ObjectInfo, bytes: impl Into<Arc<[u8]>>) {
+        let bytes = bytes.into();
+        info.size_bytes = Some(bytes.len() as u64);
+        let mut paths = self.paths.write().unwrap_or_else(PoisonError::into_inner);
+        let versions = paths.entry(info.path.clone()).or_default();
+        versions.insert(info.id, Held { info: Arc::new(info), bytes });
+    }
+}
+
+#[async_trait]
+impl Source for MemorySource {
+    fn url(&self) -> &str {
+        URL
+    }
+
+    fn refresh(&self) -> Duration {
+        // It can be asked as often as one likes.
+        Duration::ZERO
+    }
+
+    async fn look_up(
+        &self,
+        query: &Query,
+        _at: Timestamp,
+        _held: Option<&Arc<ObjectInfo>>,
+    ) -> Result<Knowledge, SourceError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+        let versions = paths.get(&query.path).into_iter().flat_map(BTreeMap::values);
+        let versions = versions.map(|held| &held.info).filter(|info| query.matches(info));
+        let versions = versions.map(Arc::clone).collect();
+        Ok(Knowledge { span: ValidityInterval::ALL, versions, problems: Vec::new() })
+    }
+
+    async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let held = {
+            let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+            paths.get(&version.path).and_then(|versions| versions.get(&version.id)).cloned()
+        };
+        let Some(Held { bytes, .. }) = held else {
+            let (url, path, id) = (URL.to_owned(), version.path.clone(), version.id);
+            return Err(SourceError::NoSuchVersion { url, path, id });
+        };
+        let stored = async {
+            body.reserve(bytes.len() as u64).await?;
+            write_all(body, &bytes).await
+        };
+        stored.await.map_err(|error| SourceError::Body {
+            what: format!("{} {}", version.path, version.id),
+            error,
+        })
+    }
+
+    fn health(&self) -> Vec<SourceHealth> {
+        vec![SourceHealth {
+            url: URL.to_owned(),
+            state: SourceState::Up,
+            requests: self.requests.load(Ordering::Relaxed),
+            failures: 0,
+        }]
+    }
+
+    async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+        let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+        let below = paths.iter().filter(|(path, _)| path.starts_with(prefix));
+        Ok(below
+            .map(|(path, versions)| PathSummary {
+                path: path.clone(),
+                versions: versions.len() as u64,
+            })
+            .collect())
+    }
+}

@@ -1,0 +1,86 @@
+//! One version in a repository: its two files, and what its properties say.
+
+use std::collections::BTreeMap;
+
+use super::properties::Properties;
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+
+pub(super) const PROPERTIES: &str = ".properties";
+
+pub(super) const VALID_UNTIL: &str = "ValidUntil";
+pub(super) const CREATE_TIME: &str = "CreateTime";
+pub(super) const CONTENT_MD5: &str = "Content-MD5";
+pub(super) const FILE_SIZE: &str = "File-Size";
+pub(super) const INITIAL_VALIDITY: &str = "InitialValidityLimit";
+pub(super) const FILE_NAME: &str = "OriginalFileName";
+pub(super) const CONTENT_TYPE: &str = "Content-Type";
+pub(super) const LAST_MODIFIED: &str = "Last-Modified";
+
+/// What the server notes for itself; all else is the users' metadata.
+const SYSTEM_KEYS: [&str; 10] = [
+    VALID_UNTIL,
+    CREATE_TIME,
+    CONTENT_MD5,
+    FILE_SIZE,
+    INITIAL_VALIDITY,
+    FILE_NAME,
+    CONTENT_TYPE,
+    LAST_MODIFIED,
+    "UploadedFrom",
+    "UpdatedFrom",
+];
+
+/// Whether a key is one that the server notes for itself.
+pub(super) fn is_system_key(key: &str) -> bool {
+    SYSTEM_KEYS.contains(&key)
+}
+
+/// The version that a blob of `size_bytes` and its properties are.
+///
+/// # Errors
+/// What is wrong with them, in a sentence.
+pub(super) fn version(
+    path: &ObjectPath,
+    from: Timestamp,
+    name: &str,
+    size_bytes: u64,
+    properties: &Properties,
+) -> Result<ObjectInfo, String> {
+    let number = |key: &str| -> Result<Option<i64>, String> {
+        let Some(text) = properties.get(key) else { return Ok(None) };
+        let number = text.trim().parse();
+        number.map(Some).map_err(|_| format!("{key} is {text:?}, expected milliseconds"))
+    };
+    let needed = |key: &str| number(key)?.ok_or_else(|| format!("{key} is not there"));
+    let until = Timestamp::from_millis(needed(VALID_UNTIL)?);
+    let created = Timestamp::from_millis(needed(CREATE_TIME)?);
+    let validity = ValidityInterval::new(from, until).map_err(|error| error.to_string())?;
+    if let Some(size) = number(FILE_SIZE)?
+        && u64::try_from(size) != Ok(size_bytes)
+    {
+        return Err(format!("{FILE_SIZE} is {size}, and the file has {size_bytes} bytes"));
+    }
+    let md5 = match properties.get(CONTENT_MD5) {
+        None => None,
+        Some(text) => {
+            let md5 = Md5Sum::parse(text.trim());
+            Some(md5.ok_or_else(|| format!("{CONTENT_MD5} is {text:?}, expected 32 hex digits"))?)
+        }
+    };
+    let mut metadata: BTreeMap<String, String> = properties
+        .iter()
+        .filter(|(key, _)| !is_system_key(key))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    let id = match (ObjectId::parse(name), md5) {
+        (Some(id), _) => id,
+        (None, Some(md5)) => {
+            metadata.insert("source_id".to_owned(), name.to_owned());
+            ObjectId::derived(path, validity, created, md5)
+        }
+        (None, None) => return Err("its name is no UUID and it has no Content-MD5".to_owned()),
+    };
+    let (path, size_bytes) = (path.clone(), Some(size_bytes));
+    Ok(ObjectInfo { path, id, validity, created, size_bytes, md5, metadata })
+}

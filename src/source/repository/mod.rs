@@ -1,0 +1,23 @@
+//! Repositories: objects in folders, in the layout of CCDB's local server, so that either can serve
+//! the other's.
+//!
+//! ```text
+//!  <root>/TPC/Calib/VDriftTgl/            the path
+//!                  └─ 1730895294000/      where the interval begins (ms)
+//!                       ├─ <uuid>             the bytes
+//!                       └─ <uuid>.properties  ValidUntil, CreateTime, Content-MD5, metadata …
+//! ```
+//!
+//! A version is there once both files are. Reading goes through the `object_store` crate, so the
+//! same layout can lie in a bucket; writing is for local folders.
+
+mod entry;
+mod manifest;
+mod properties;
+mod reader;
+mod writer;
+
+pub use manifest::{Imported, ManifestError, import};
+pub use properties::{Properties, PropertiesError};
+pub use reader::{RepositoryOptions, RepositorySource};
+pub use writer::{NewVersion, RepositoryError, RepositoryWriter, Stored};
