@@ -1,0 +1,214 @@
+//! What the tests of the program share: a real service in a process of its own, and a repository.
+//!
+//! Every wait is bounded, every process is ended by its pid.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Longer than anything here takes on a slow and busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The program under test.
+pub fn iovcache() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_iovcache"))
+}
+
+/// Runs the program to its end.
+pub fn run(arguments: &[&str]) -> Output {
+    iovcache().args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Runs the program to its end, which must be a good one, and gives what it wrote to stdout.
+pub fn run_well(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    assert!(
+        output.status.success(),
+        "iovcache {arguments:?}: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A service in a process of its own.
+pub struct Service {
+    child: Child,
+    /// The line that it printed when it was ready.
+    pub ready: Value,
+    pub folder: tempfile::TempDir,
+}
+
+impl Service {
+    /// Starts `iovcache serve` with Unix sockets in a folder of its own and TCP on a free port.
+    pub fn start(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let sockets = folder.path().join("s");
+        let mut child = iovcache()
+            .arg("serve")
+            .args(["--listen", "127.0.0.1:0", "--memory", "64MiB", "--segment", "16MiB"])
+            .arg("--socket")
+            .arg(&sockets)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let _ = BufReader::new(stdout).read_line(&mut line);
+            let _ = sender.send(line);
+        });
+        let line = receiver.recv_timeout(PATIENCE).unwrap_or_default();
+        let Ok(ready) = serde_json::from_str(&line) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("no ready line but {line:?}; {}", read_all(child.stderr.take()));
+        };
+        Self { child, ready, folder }
+    }
+
+    /// A service over a repository folder, which sees changes within 0.2 s.
+    pub fn over(repository: &Path, arguments: &[&str]) -> Self {
+        let source = format!("file://{}", repository.display());
+        let mut all = vec!["--source", source.as_str(), "--refresh", "200ms"];
+        all.extend_from_slice(arguments);
+        Self::start(&all)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn tcp(&self) -> String {
+        self.ready["flight"][0].as_str().unwrap().to_owned()
+    }
+
+    pub fn unix(&self) -> String {
+        self.ready["flight"][1].as_str().unwrap().to_owned()
+    }
+
+    pub fn attach(&self) -> PathBuf {
+        self.ready["attach"].as_str().unwrap().into()
+    }
+
+    pub fn http(&self) -> String {
+        self.ready["http"].as_str().unwrap().trim_start_matches("http://").to_owned()
+    }
+
+    /// Sends SIGTERM and waits for the end: the exit status and what it wrote to stderr.
+    pub fn stop(mut self) -> (Option<i32>, String) {
+        self.signal("TERM");
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return (status.code(), read_all(self.child.stderr.take()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the service did not stop");
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) -> tempfile::TempDir {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn read_all(stderr: Option<ChildStderr>) -> String {
+    let mut text = String::new();
+    if let Some(mut stderr) = stderr {
+        let _ = stderr.read_to_string(&mut text);
+    }
+    text
+}
+
+/// Waits until `condition` gives something.
+pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "in vain waited for: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A version to be put into a repository.
+pub struct Version<'a> {
+    pub path: &'a str,
+    pub from: i64,
+    pub until: i64,
+    pub created: i64,
+    pub bytes: &'a [u8],
+}
+
+/// Puts a version by means of the program, as a user would; gives its id.
+pub fn put(repository: &Path, version: &Version<'_>) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), version.bytes).unwrap();
+    let [from, until, created] =
+        [version.from, version.until, version.created].map(|millis| millis.to_string());
+    let told = run_well(&[
+        "put",
+        "--json",
+        "--repository",
+        repository.to_str().unwrap(),
+        version.path,
+        file.path().to_str().unwrap(),
+        &format!("--from={from}"),
+        &format!("--until={until}"),
+        &format!("--created={created}"),
+    ]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    told["id"].as_str().unwrap().to_owned()
+}
+
+/// The folder with the real objects, where it is there.
+pub fn shared() -> Option<PathBuf> {
+    let folder = match std::env::var_os("IOVCACHE_SHARED") {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
+    };
+    folder.join("data/alice-lhc24/manifest.csv").exists().then_some(folder)
+}
+
+/// One plain GET.
+pub fn http_get(address: &str, path: &str) -> (u16, String) {
+    use std::io::Write as _;
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
+}
