@@ -2,11 +2,15 @@
 
 #[cfg(feature = "cache")]
 pub mod cache;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod clock;
 pub mod error;
 pub mod index;
 pub mod interval;
 pub mod object;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod shm;
 #[cfg(feature = "cache")]
 pub mod source;

@@ -24,7 +24,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("table", &["clock", "error", "index", "interval", "object", "shm"]),
     (
         "cache",
+        &["clock", "error", "index", "interval", "object", "shm", "source", "table", "telemetry"],
+    ),
+    (
+        "server",
         &[
+            "cache",
             "clock",
             "error",
             "index",
@@ -35,10 +40,6 @@ const ARROWS: &[(&str, &[&str])] = &[
             "table",
             "telemetry",
         ],
-    ),
-    (
-        "server",
-        &["cache", "clock", "error", "index", "interval", "object", "shm", "source", "table", "telemetry"],
     ),
     ("client", &["error", "interval", "object", "shm", "index", "table"]),
     ("ffi", &["client", "error", "shm"]),

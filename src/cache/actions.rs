@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use tokio::net::UnixListener;
 use tokio::time::Instant;
 
 use super::error::CacheError;
-use super::lease::LeaseId;
+use super::lease::{LeaseId, Owner, Terms};
 use super::{Cache, Inner};
 use crate::object::ObjectPath;
 use crate::shm::Epoch;
@@ -124,15 +125,24 @@ impl Cache {
         }
     }
 
-    /// Opens a lease for a request whose table is to be fetched later. It pins nothing yet.
+    /// Opens a lease for a request whose table is to be fetched later, and says how long it lasts.
+    /// It pins nothing yet.
     ///
     /// # Errors
-    /// [`CacheError`].
-    pub fn open_lease_for(&self, ticket: &[u8]) -> Result<LeaseId, CacheError> {
-        use super::lease::{Owner, Terms};
-        let ticket = (!ticket.is_empty()).then(|| ticket.to_vec());
-        let terms = Terms { owner: Owner::Nobody, timeframe: None, ticket };
-        self.0.leases.open(terms, Vec::new())
+    /// [`CacheError::Draining`].
+    pub fn open_lease(&self) -> Result<(LeaseId, Duration), CacheError> {
+        self.check_open()?;
+        let terms = Terms { owner: Owner::Nobody, timeframe: None, ticket: None };
+        let lease = self.0.leases.open(terms, Vec::new())?;
+        Ok((lease, self.0.leases.time_limit()))
+    }
+
+    /// Whether a process is attached under this name.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSession`].
+    pub fn check_session(&self, session: &str) -> Result<(), CacheError> {
+        self.0.leases.check_session(session)
     }
 
     /// The paths that the source knows at `prefix` and below, sorted.
@@ -170,6 +180,15 @@ impl Cache {
     /// Where processes attach, once [`serve_attach`](Self::serve_attach) runs.
     pub fn attach_path(&self) -> Option<&Path> {
         self.0.attach_path.get().map(AsRef::as_ref)
+    }
+
+    /// Tells clients where processes attach; only the first such socket counts.
+    pub fn tell_attach_path(&self, listener: &UnixListener) {
+        if let Ok(address) = listener.local_addr()
+            && let Some(path) = address.as_pathname()
+        {
+            let _ = self.0.attach_path.set(path.to_owned());
+        }
     }
 
     /// One picture of everything.

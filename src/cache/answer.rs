@@ -81,6 +81,11 @@ impl Answer {
     pub fn pins(&self) -> &PinSet {
         &self.pins
     }
+
+    /// Keeps all of it in shared memory for as long as that lives.
+    pub fn hold(&self) -> Arc<PinSet> {
+        Arc::clone(&self.pins)
+    }
 }
 
 /// What can be said of a table before anything is loaded.
@@ -240,7 +245,7 @@ impl Cache {
                 self.rows_of_timeframe(request, &columns, timeframe, deadline).await?
             }
         };
-        let lease = self.open_lease(request, asker, reader.clone(), &pins)?;
+        let lease = self.lease_for(request, asker, reader.clone(), &pins)?;
         if let (Subject::Timeframe(timeframe), Some((_, consumer))) = (&subject, &reader)
             && request.view == View::Rows
         {
@@ -270,7 +275,7 @@ impl Cache {
             .map(|consumer| (timeframe.id(), consumer)))
     }
 
-    fn open_lease(
+    fn lease_for(
         &self,
         request: &Request,
         asker: &Asker,

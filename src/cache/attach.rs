@@ -76,12 +76,7 @@ impl Cache {
         policy: PeerPolicy,
         stop: CancellationToken,
     ) {
-        if let Ok(address) = listener.local_addr()
-            && let Some(path) = address.as_pathname()
-        {
-            // The first one is told to clients.
-            let _ = self.0.attach_path.set(path.to_owned());
-        }
+        self.tell_attach_path(&listener);
         let mut connections = tokio::task::JoinSet::new();
         loop {
             let accepted = tokio::select! {

@@ -116,7 +116,8 @@ where
     }
 
     /// How many flights are under way.
-    pub(crate) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         lock(&self.under_way).len()
     }
 }

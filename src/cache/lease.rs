@@ -107,6 +107,11 @@ impl Leases {
         Self { clock, time_limit, counters, state: Mutex::default() }
     }
 
+    /// How long a lease lasts that belongs to nobody.
+    pub(crate) const fn time_limit(&self) -> Duration {
+        self.time_limit
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -277,11 +282,6 @@ impl Leases {
     pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
         let state = self.state();
         state.leases.values().flat_map(|lease| lease.pins.iter().map(Arc::clone)).collect()
-    }
-
-    /// How many leases are open.
-    pub(crate) fn len(&self) -> usize {
-        self.state().leases.len()
     }
 }
 

@@ -12,7 +12,7 @@ use super::plan::Plan;
 use super::timeframe::{Entered, Load, Registration, Timeframe};
 use crate::error::Coded as _;
 use crate::index::Timestamps;
-use crate::table::{PutAnswer, Register, Request, TimeframeState};
+use crate::table::{PutAnswer, Register, Request};
 
 /// After how long a timeframe that could not be loaded is tried again, the first time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -46,11 +46,11 @@ impl Cache {
             Entered::New(timeframe) => {
                 self.load_in_background(Arc::clone(&timeframe));
                 let state = timeframe.status().state;
-                (timeframe, state_name(state))
+                (timeframe, state.name())
             }
             Entered::Known(timeframe) => {
                 let state = timeframe.status().state;
-                (timeframe, state_name(state))
+                (timeframe, state.name())
             }
             Entered::Consumed(timeframe) => (timeframe, "consumed"),
         };
@@ -117,13 +117,5 @@ impl Cache {
             }
         };
         self.spawn(load);
-    }
-}
-
-const fn state_name(state: TimeframeState) -> &'static str {
-    match state {
-        TimeframeState::Loading => "loading",
-        TimeframeState::Ready => "ready",
-        TimeframeState::Delivered => "delivered",
     }
 }

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use tonic::Status;
 
 use crate::error::{Code, Coded, ErrorKind};
-use crate::shm::{ResolveError, attach::AttachError};
+use crate::shm::ResolveError;
+use crate::shm::attach::AttachError;
 use crate::table::DecodeError;
 
 /// Why a client does not get what it asked for.
@@ -14,8 +15,10 @@ use crate::table::DecodeError;
 #[non_exhaustive]
 pub enum ClientError {
     /// The address is none.
-    #[error("{url:?} is no address of a service: {reason}; expected grpc://host:port or \
-             grpc+unix:///path/flight.sock")]
+    #[error(
+        "{url:?} is no address of a service: {reason}; expected grpc://host:port or \
+             grpc+unix:///path/flight.sock"
+    )]
     Address {
         /// What was given.
         url: String,

@@ -48,8 +48,10 @@ impl TableRequest {
         path: impl Into<String>,
         metadata: &BTreeMap<String, String>,
     ) -> Self {
-        let metadata: Map<String, Value> =
-            metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
+        let metadata: Map<String, Value> = metadata
+            .iter()
+            .map(|(key, value)| (key.clone(), Value::from(value.as_str())))
+            .collect();
         let column = Map::from_iter([
             ("path".to_owned(), Value::from(path.into())),
             ("metadata".to_owned(), Value::from(metadata)),
@@ -193,10 +195,7 @@ mod tests {
     #[test]
     fn the_columns_keep_the_order_in_which_they_were_named() {
         let request = TableRequest::new().column("z", "Z/Z").column("a", "A/A").timestamps([1, 2]);
-        assert_eq!(
-            request.to_json(),
-            r#"{"columns":{"z":"Z/Z","a":"A/A"},"timestamps":[1,2]}"#
-        );
+        assert_eq!(request.to_json(), r#"{"columns":{"z":"Z/Z","a":"A/A"},"timestamps":[1,2]}"#);
     }
 
     #[test]

@@ -145,8 +145,7 @@ impl Collector for Figures {
             let counter = ConstCounter::new(value);
             let unit = name.ends_with("_bytes").then_some(&Unit::Bytes);
             let name = name.trim_end_matches("_bytes");
-            let place =
-                encoder.encode_descriptor(name, help, unit, counter.metric_type())?;
+            let place = encoder.encode_descriptor(name, help, unit, counter.metric_type())?;
             counter.encode(place)?;
         }
         let status = self.0.status();
@@ -176,7 +175,8 @@ impl Collector for Figures {
             (
                 "sources_up",
                 "Sources that answer.",
-                status.sources.iter().filter(|source| source.state == SourceState::Up).count() as u64,
+                status.sources.iter().filter(|source| source.state == SourceState::Up).count()
+                    as u64,
             ),
         ];
         for (name, help, value) in gauges {

@@ -46,7 +46,7 @@ pub struct Listeners {
     pub(super) http: Option<TcpListener>,
     pub(super) flight_unix: UnixListener,
     pub(super) attach: UnixListener,
-    folder: Folder,
+    pub(super) folder: Folder,
 }
 
 /// Why a service cannot listen.
@@ -153,7 +153,7 @@ async fn tcp(address: Option<SocketAddr>) -> Result<Option<TcpListener>, ListenE
 
 /// The folder of the sockets, ours as long as this lives.
 #[derive(Debug)]
-struct Folder {
+pub(super) struct Folder {
     path: PathBuf,
     /// Made by us: it goes with us.
     own: bool,
@@ -170,11 +170,7 @@ impl Folder {
             let path = path.to_owned();
             move |error| ListenError::Path { path, error }
         };
-        fs::DirBuilder::new()
-            .recursive(!own)
-            .mode(0o700)
-            .create(&path)
-            .map_err(failed(&path))?;
+        fs::DirBuilder::new().recursive(!own).mode(0o700).create(&path).map_err(failed(&path))?;
         let lock_path = path.join("lock");
         let mut lock = OpenOptions::new()
             .read(true)

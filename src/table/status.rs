@@ -64,6 +64,17 @@ pub enum ConsumerState {
     Consumed,
 }
 
+impl ConsumerState {
+    /// As it crosses the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Delivered => "delivered",
+            Self::Consumed => "consumed",
+        }
+    }
+}
+
 /// How far a timeframe is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -74,6 +85,17 @@ pub enum TimeframeState {
     Ready,
     /// And each of its consumers was sent its table.
     Delivered,
+}
+
+impl TimeframeState {
+    /// As it crosses the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Ready => "ready",
+            Self::Delivered => "delivered",
+        }
+    }
 }
 
 /// A timeframe in flight.

@@ -1,12 +1,14 @@
 //! What the commands share: how they fail, how they log, how they read sizes and times.
 
 use std::fmt;
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use iovcache::client::{Client, ClientError, ClientOptions};
 use iovcache::error::{Coded, ErrorKind};
+use iovcache::{Clock, Timestamp};
 
 /// Why a command failed: one line for a person, a status for a program.
 #[derive(Debug)]
@@ -32,6 +34,12 @@ impl Failure {
         Self { status, message: message.to_string() }
     }
 
+    /// There is no such thing.
+    pub(crate) fn not_found(message: impl fmt::Display) -> Self {
+        let status = ErrorKind::NotFound.exit_status();
+        Self { status, message: message.to_string() }
+    }
+
     /// It did not work.
     pub(crate) fn failed(message: impl fmt::Display) -> Self {
         Self { status: 1, message: message.to_string() }
@@ -47,6 +55,45 @@ impl Failure {
 impl<E: Coded> From<E> for Failure {
     fn from(error: E) -> Self {
         Self { status: error.kind().exit_status(), message: error.message() }
+    }
+}
+
+/// Which service.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Server {
+    /// The service: grpc://host:port or grpc+unix:///path/flight.sock.
+    #[arg(
+        long = "server",
+        value_name = "URL",
+        env = "IOVCACHE_SERVER",
+        default_value = "grpc://127.0.0.1:50051"
+    )]
+    url: String,
+}
+
+impl Server {
+    pub(crate) async fn connect(&self) -> Result<Client, ClientError> {
+        self.connect_with(ClientOptions::default()).await
+    }
+
+    pub(crate) async fn connect_with(&self, options: ClientOptions) -> Result<Client, ClientError> {
+        Client::connect_with(&self.url, options).await
+    }
+}
+
+/// The time of day.
+pub(crate) fn now() -> Timestamp {
+    Clock::system().wall()
+}
+
+/// Writes to stdout. That nobody reads on (`| head`) is no failure.
+pub(crate) fn out(text: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::io("cannot write to stdout", error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -76,7 +123,9 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
         "MB" => 1_000_000,
         "GB" => 1_000_000_000,
         "TB" => 1_000_000_000_000,
-        other => return Err(format!("unknown unit {other:?}; there are KiB, MiB, GiB, kB, MB, GB")),
+        other => {
+            return Err(format!("unknown unit {other:?}; there are KiB, MiB, GiB, kB, MB, GB"));
+        }
     };
     let wrong = || format!("{text:?} is no number of bytes; expected e.g. 4GiB");
     let bytes = match number.parse::<u64>() {

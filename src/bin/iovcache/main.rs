@@ -9,6 +9,7 @@ mod demo;
 mod import;
 mod ls;
 mod papers;
+mod picture;
 mod put;
 mod serve;
 mod status;
@@ -28,7 +29,13 @@ use crate::common::Failure;
 pub(crate) struct Program {
     /// What is logged on stderr: error, warn, info, debug, trace, or a filter like
     /// `iovcache=debug`.
-    #[arg(long, global = true, env = "IOVCACHE_LOG", default_value = "warn", value_name = "FILTER")]
+    #[arg(
+        long,
+        global = true,
+        env = "IOVCACHE_LOG",
+        default_value = "warn",
+        value_name = "FILTER"
+    )]
     log: String,
     #[command(subcommand)]
     command: Command,

@@ -1,11 +1,9 @@
 //! `completions` and `man`: written from the very definition of the commands.
 
-use std::io::{self, Write as _};
-
 use clap::CommandFactory as _;
 
 use crate::Program;
-use crate::common::Failure;
+use crate::common::{Failure, out};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CompletionsArguments {
@@ -16,7 +14,7 @@ pub(crate) struct CompletionsArguments {
 pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<(), Failure> {
     let mut text = Vec::new();
     clap_complete::generate(arguments.shell, &mut Program::command(), "iovcache", &mut text);
-    write(&text)
+    out(&text)
 }
 
 pub(crate) fn man() -> Result<(), Failure> {
@@ -32,9 +30,5 @@ pub(crate) fn man() -> Result<(), Failure> {
         let name = format!("iovcache-{}", sub.get_name());
         render(sub.clone().name(name), &mut text)?;
     }
-    write(&text)
-}
-
-fn write(text: &[u8]) -> Result<(), Failure> {
-    io::stdout().write_all(text).map_err(|error| Failure::io("cannot write to stdout", error))
+    out(&text)
 }

@@ -1,0 +1,373 @@
+//! `demo`: a repository, a service and three consumers at work, each a process of its own, and what
+//! came of it.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use iovcache::client::{Client, ClientError, ClientOptions, TableRequest};
+use iovcache::error::ErrorKind;
+use iovcache::source::repository::{NewVersion, RepositoryWriter};
+use iovcache::table::ColumnRequest;
+use iovcache::{ObjectPath, Timestamp, ValidityInterval};
+use serde::{Deserialize, Serialize};
+
+use crate::common::{Failure, progress, show_bytes};
+use crate::picture::{Bar, bars};
+use crate::status::show;
+
+/// The versions that the demo makes: path, from, until, created, kilobytes. They overlap.
+const VERSIONS: [(&str, i64, i64, i64, usize); 9] = [
+    ("Demo/Calib/Drift", 0, 6_000, 1, 40),
+    ("Demo/Calib/Drift", 1_500, 2_500, 5, 40),
+    ("Demo/Calib/Drift", 4_000, 9_000, 3, 40),
+    ("Demo/Calib/Drift", 7_000, 7_200, 8, 40),
+    ("Demo/Calib/Noise", 0, 5_000, 1, 200),
+    ("Demo/Calib/Noise", 3_300, 8_000, 2, 200),
+    ("Demo/Calib/Noise", 8_000, 9_000, 2, 200),
+    ("Demo/Config/Run", 0, 4_500, 1, 1),
+    ("Demo/Config/Run", 4_500, 9_000, 1, 1),
+];
+/// The columns of each timeframe.
+const COLUMNS: [(&str, &str); 3] =
+    [("drift", "Demo/Calib/Drift"), ("noise", "Demo/Calib/Noise"), ("run", "Demo/Config/Run")];
+/// Name and milliseconds of work per timeframe of each consumer.
+const CONSUMERS: [(&str, u64); 3] = [("quick", 1), ("steady", 8), ("slow", 25)];
+/// Timestamps of one timeframe, one per millisecond step.
+const ROWS: i64 = 200;
+/// Nothing here takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// How many timeframes are registered.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..=45))]
+    timeframes: u64,
+    /// Be a consumer of the demo: its name.
+    #[arg(long, hide = true, requires = "flight")]
+    consumer: Option<String>,
+    /// The service that the consumer asks.
+    #[arg(long, hide = true)]
+    flight: Option<String>,
+    /// How long the consumer works on a timeframe.
+    #[arg(long, hide = true, default_value_t = 0)]
+    work_ms: u64,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    match (&arguments.consumer, &arguments.flight) {
+        (Some(name), Some(flight)) => consume(name, flight, &arguments).await,
+        _ => show_all(arguments.timeframes).await,
+    }
+}
+
+/// What a consumer saw.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Report {
+    consumer: String,
+    timeframes: u64,
+    rows: u64,
+    /// Rows whose bytes are not those of the version that is right for their timestamp.
+    wrong: u64,
+    bytes: u64,
+    /// How long it waited for its tables, in microseconds, sorted.
+    waits_us: Vec<u64>,
+}
+
+/// A process that ends with this.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn own_program() -> Result<Command, Failure> {
+    let program = std::env::current_exe();
+    program.map(Command::new).map_err(|error| Failure::io("cannot find this program", error))
+}
+
+fn timestamps_of(timeframe: u64) -> Vec<i64> {
+    let first = i64::try_from(timeframe).unwrap_or(0) * ROWS;
+    (first..first + ROWS).collect()
+}
+
+/// The bytes of a version say which one it is, again and again.
+fn content(version: &(&str, i64, i64, i64, usize)) -> Vec<u8> {
+    let (path, from, until, created, kilobytes) = version;
+    let line = format!("{path} [{from}, {until}) created {created}\n");
+    line.bytes().cycle().take(kilobytes * 1_000).collect()
+}
+
+/// What is right for a timestamp, by looking at every version.
+fn right(path: &str, at: i64) -> Option<Vec<u8>> {
+    let valid = VERSIONS
+        .iter()
+        .filter(|(name, from, until, ..)| *name == path && (*from..*until).contains(&at));
+    valid.max_by_key(|(_, from, _, created, _)| (*created, *from)).map(content)
+}
+
+async fn show_all(timeframes: u64) -> Result<(), Failure> {
+    let folder = std::env::temp_dir().join(format!("iovcache-demo-{}", std::process::id()));
+    let shown = show_in(&folder, timeframes).await;
+    let _ = std::fs::remove_dir_all(&folder);
+    shown
+}
+
+async fn show_in(folder: &Path, timeframes: u64) -> Result<(), Failure> {
+    let began = Instant::now();
+    let repository = folder.join("repository");
+    fill(&repository, &folder.join("object"))?;
+    println!(
+        "1. A repository of {} versions under 3 paths; intervals overlap, and of those that \
+              hold, the one created last wins.\n",
+        VERSIONS.len()
+    );
+
+    let (service, flight) = serve(&repository, &folder.join("sockets"))?;
+    let client = Client::connect(&flight).await?;
+    for (_, path) in COLUMNS {
+        println!("   {path}");
+        println!("{}", indented(&bars(&spans(&client, path).await?)));
+    }
+
+    println!(
+        "2. {timeframes} timeframes of {ROWS} rows, and three consumers of different speed, \
+              each a process of its own.\n"
+    );
+    let columns: Vec<ColumnRequest> = COLUMNS
+        .iter()
+        .map(|(name, path)| {
+            Ok(ColumnRequest {
+                name: (*name).to_owned(),
+                path: ObjectPath::new(path)?,
+                metadata: Default::default(),
+            })
+        })
+        .collect::<Result<_, iovcache::object::InvalidPath>>()?;
+    let names: Vec<String> = CONSUMERS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let started = Instant::now();
+    let mut consumers = Vec::new();
+    for (name, work_ms) in CONSUMERS {
+        let child = own_program()?
+            .args(["demo", "--consumer", name, "--flight", &flight])
+            .args(["--timeframes", &timeframes.to_string()])
+            .args(["--work-ms", &work_ms.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| Failure::io("cannot start a consumer", error))?;
+        consumers.push(Process(child));
+    }
+    let bar = progress("timeframes", timeframes);
+    let mut halfway = None;
+    for timeframe in 0..timeframes {
+        let rows = timestamps_of(timeframe).into_iter().map(Some).collect();
+        client.put_timeframe(timeframe, rows, &columns, &names).await?;
+        if timeframe == timeframes / 2 {
+            halfway = Some(client.status().await?);
+        }
+        bar.set_position(timeframe + 1);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    bar.finish_and_clear();
+    let mut reports = Vec::new();
+    for mut consumer in consumers {
+        let read = tokio::task::spawn_blocking(move || report_of(&mut consumer));
+        reports.push(read.await.map_err(Failure::failed)??);
+    }
+    let took = started.elapsed();
+    if let Some(status) = halfway {
+        println!("   Halfway (timeframes in flight are those that somebody still reads):");
+        println!("{}", indented(&show(&status)));
+    }
+
+    println!("3. One table, as runs: which version served which rows of timeframe 7.\n");
+    show_table(&client).await?;
+
+    println!("4. What came of it.\n");
+    println!(
+        "   {:<8} {:>10} {:>8} {:>6} {:>12}   waited for a table",
+        "", "timeframes", "rows", "wrong", "bytes read"
+    );
+    for report in &reports {
+        let at = |share: f64| {
+            let last = report.waits_us.len().saturating_sub(1);
+            report.waits_us.get((last as f64 * share) as usize).copied().unwrap_or(0)
+        };
+        println!(
+            "   {:<8} {:>10} {:>8} {:>6} {:>12}   median {} µs, 99 % {} µs",
+            report.consumer,
+            report.timeframes,
+            report.rows,
+            report.wrong,
+            show_bytes(report.bytes),
+            at(0.5),
+            at(0.99)
+        );
+    }
+    let status = client.status().await?;
+    println!("\n   In the end nothing is pinned any more:");
+    println!("{}", indented(&show(&status)));
+    let wrong: u64 = reports.iter().map(|report| report.wrong).sum();
+    let rows: u64 = reports.iter().map(|report| report.rows).sum();
+    println!(
+        "   {rows} rows in {} ms, {wrong} of them wrong. All of this took {:.1} s.",
+        took.as_millis(),
+        began.elapsed().as_secs_f64()
+    );
+    drop(service);
+    if wrong > 0 {
+        return Err(Failure::failed(format!("{wrong} rows were wrong")));
+    }
+    if status.memory.pinned_bytes > 0 || !status.timeframes.is_empty() {
+        return Err(Failure::failed("something is still held"));
+    }
+    Ok(())
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("   {line}\n")).collect()
+}
+
+fn fill(repository: &Path, file: &Path) -> Result<(), Failure> {
+    let writer = RepositoryWriter::new(repository)?;
+    for version in &VERSIONS {
+        let (path, from, until, created, _) = *version;
+        std::fs::write(file, content(version))
+            .map_err(|error| Failure::io(file.display(), error))?;
+        let [from, until, created] = [from, until, created].map(Timestamp::from_millis);
+        let version = NewVersion {
+            path: ObjectPath::new(path)?,
+            validity: ValidityInterval::new(from, until)?,
+            created,
+            id: None,
+            file_name: "object".to_owned(),
+            metadata: Default::default(),
+        };
+        writer.put_file(&version, file)?;
+    }
+    Ok(())
+}
+
+fn serve(repository: &Path, sockets: &Path) -> Result<(Process, String), Failure> {
+    let mut child = own_program()?
+        .arg("serve")
+        .arg("--source")
+        .arg(format!("file://{}", repository.display()))
+        .arg("--socket")
+        .arg(sockets)
+        .args(["--listen", "127.0.0.1:0", "--memory", "16MiB", "--segment", "4MiB"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| Failure::io("cannot start the service", error))?;
+    let stdout = child.stdout.take();
+    let service = Process(child);
+    let mut line = String::new();
+    if let Some(stdout) = stdout {
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .map_err(|error| Failure::io("the service does not start", error))?;
+    }
+    let ready: serde_json::Value =
+        serde_json::from_str(&line).map_err(|_| Failure::failed("the service does not start"))?;
+    let urls = ready["flight"].as_array().into_iter().flatten();
+    let unix = urls.filter_map(|url| url.as_str()).find(|url| url.starts_with("grpc+unix"));
+    let unix = unix.ok_or_else(|| Failure::failed("the service has no Unix socket"))?;
+    Ok((service, unix.to_owned()))
+}
+
+async fn spans(client: &Client, path: &str) -> Result<Vec<Bar>, Failure> {
+    let request = TableRequest::new().column("object", path).intervals(-1_000, 10_000);
+    let table = client.table(request.cell("payload")).await?;
+    let mut spans = Vec::new();
+    for batch in table.batches() {
+        use arrow_array::cast::AsArray as _;
+        use arrow_array::types::Int64Type;
+        let from = batch.column(2).as_primitive::<Int64Type>();
+        let until = batch.column(3).as_primitive::<Int64Type>();
+        let cells = batch.column(5).as_binary::<i64>();
+        for row in 0..batch.num_rows() {
+            let first = cells.value(row).split(|&byte| byte == b'\n').next().unwrap_or_default();
+            let label = String::from_utf8_lossy(first);
+            let label = label.split_once(' ').map_or("", |(_, label)| label).to_owned();
+            spans.push(Bar { from: from.value(row), until: until.value(row), label });
+        }
+    }
+    Ok(spans)
+}
+
+async fn show_table(client: &Client) -> Result<(), Failure> {
+    let mut request = TableRequest::new().timestamps(timestamps_of(7));
+    for (name, path) in COLUMNS {
+        request = request.column(name, path);
+    }
+    let table = client.table(request).await?;
+    for name in table.columns() {
+        for run in table.column(name)?.runs() {
+            let (rows, bytes) = run?;
+            let first = bytes.and_then(|bytes| bytes.split(|&byte| byte == b'\n').next());
+            let first = String::from_utf8_lossy(first.unwrap_or_default()).into_owned();
+            println!("   {name:<6} rows {:>3} to {:>3}  {first}", rows.start, rows.end - 1);
+        }
+    }
+    println!();
+    Ok(())
+}
+
+fn report_of(consumer: &mut Process) -> Result<Report, Failure> {
+    let mut line = String::new();
+    if let Some(stdout) = consumer.0.stdout.take() {
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .map_err(|error| Failure::io("a consumer says nothing", error))?;
+    }
+    serde_json::from_str(&line).map_err(|_| Failure::failed("a consumer failed"))
+}
+
+/// The process of a consumer: reads every timeframe, checks each run, says that it is done.
+async fn consume(name: &str, flight: &str, arguments: &Arguments) -> Result<(), Failure> {
+    let options = ClientOptions { consumer: Some(name.to_owned()), ..ClientOptions::default() };
+    let client = Client::connect_with(flight, options).await?;
+    let mut report = Report { consumer: name.to_owned(), ..Report::default() };
+    let deadline = Instant::now() + PATIENCE;
+    for timeframe in 0..arguments.timeframes {
+        let request = TableRequest::new().timeframe(timeframe).consumer(name);
+        let (table, wait) = loop {
+            let asked = Instant::now();
+            match client.table(request.clone()).await {
+                Ok(table) => break (table, asked.elapsed()),
+                // It is yet to come.
+                Err(ClientError::Service { kind: ErrorKind::NotFound, .. })
+                    if Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        report.timeframes += 1;
+        report.waits_us.push(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX));
+        let at = timestamps_of(timeframe);
+        for (column, path) in COLUMNS {
+            for run in table.column(column)?.runs() {
+                let (rows, bytes) = run?;
+                report.rows += rows.len() as u64;
+                report.bytes += bytes.map_or(0, <[u8]>::len) as u64;
+                let wrong = rows.filter(|&row| right(path, at[row]).as_deref() != bytes);
+                report.wrong += wrong.count() as u64;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(arguments.work_ms)).await;
+        drop(table);
+        client.consumed(timeframe, name).await?;
+    }
+    report.waits_us.sort_unstable();
+    println!("{}", serde_json::json!(report));
+    Ok(())
+}

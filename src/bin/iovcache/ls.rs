@@ -1,0 +1,33 @@
+//! `ls`: the paths that a service knows.
+
+use clap::Args;
+use serde_json::json;
+
+use crate::common::{Failure, Server, out};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    server: Server,
+    /// Only this path and those below it.
+    #[arg(default_value = "")]
+    prefix: String,
+    /// One JSON object per line.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let client = arguments.server.connect().await?;
+    let paths = client.paths(&arguments.prefix).await?;
+    let mut text = String::new();
+    for entry in paths {
+        let line = match arguments.json {
+            true => json!({"path": entry.path, "objects": entry.objects}).to_string(),
+            false => format!("{:>8}  {}", entry.objects, entry.path),
+        };
+        text.push_str(&line);
+        text.push('\n');
+    }
+    out(text.as_bytes())
+}

@@ -1,0 +1,202 @@
+//! `serve`: runs the service until SIGTERM or SIGINT.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use iovcache::cache::PeerPolicy;
+use iovcache::server::{Config, ListenOptions, Listeners, ServeOptions};
+use iovcache::shm::{Backing, PoolOptions, Region};
+use iovcache::source::{Source, SourceOptions};
+use iovcache::{Cache, CreationLimits, Timestamp};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::common::{Failure, parse_bytes, parse_duration};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Where objects come from: file:///folder, memory: (may be given several times, asked in
+    /// order).
+    #[arg(long = "source", value_name = "URL")]
+    sources: Vec<String>,
+    /// Where Flight listens on TCP; port 0 picks one.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// The folder of flight.sock and attach.sock; by default one of its own under
+    /// $XDG_RUNTIME_DIR, else /tmp.
+    #[arg(long, value_name = "FOLDER")]
+    socket: Option<PathBuf>,
+    /// Where /metrics, /healthz and /readyz are; port 0 picks one.
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<SocketAddr>,
+    /// Shared memory in all.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    memory: Option<u64>,
+    /// Shared memory of one segment.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    segment: Option<u64>,
+    /// What is put into a repository is seen within this.
+    #[arg(long, value_name = "TIME")]
+    refresh: Option<String>,
+    /// Only versions created at or before this are seen (ms).
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    not_after: Option<i64>,
+    /// Only versions created at or after this are seen (ms).
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    not_before: Option<i64>,
+    /// What segments are made of: memfd (sealed), or shm (named files in --shm-folder).
+    #[arg(long, value_enum, default_value_t = BackingKind::Memfd)]
+    backing: BackingKind,
+    /// The folder of named segments.
+    #[arg(long, value_name = "FOLDER", default_value = "/dev/shm/iovcache")]
+    shm_folder: PathBuf,
+    /// An existing shared-memory file that somebody else owns: all objects go there, unmanaged.
+    #[arg(long, value_name = "FILE", requires = "region_id")]
+    region: Option<PathBuf>,
+    /// The id of that region.
+    #[arg(long, value_name = "ID", requires = "region")]
+    region_id: Option<u16>,
+    /// A user that may attach, beside one's own and root (may be given several times).
+    #[arg(long = "allow-uid", value_name = "UID")]
+    allow_uids: Vec<u32>,
+    /// A group that may attach (may be given several times).
+    #[arg(long = "allow-gid", value_name = "GID")]
+    allow_gids: Vec<u32>,
+    /// A configuration in TOML; what stands on the command line counts more.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum BackingKind {
+    Memfd,
+    Shm,
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    parse_bytes(text)
+}
+
+/// The default ports; a chosen one of Flight at 0 takes HTTP's with it.
+const FLIGHT: ([u8; 4], u16) = ([127, 0, 0, 1], 50_051);
+const HTTP: ([u8; 4], u16) = ([127, 0, 0, 1], 50_052);
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let config = match &arguments.config {
+        None => Config::default(),
+        Some(file) => {
+            let text = std::fs::read_to_string(file)
+                .map_err(|error| Failure::io(file.display(), error))?;
+            Config::parse(&text)?
+        }
+    };
+    let size =
+        |given: Option<u64>, configured: &Option<String>, default: u64| match (given, configured) {
+            (Some(bytes), _) => Ok(bytes),
+            (None, Some(text)) => parse_bytes(text).map_err(Failure::usage),
+            (None, None) => Ok(default),
+        };
+    let defaults = PoolOptions::default();
+    let region = match (&arguments.region, arguments.region_id) {
+        (Some(file), Some(id)) => Some(Region::open(file, id)?),
+        _ => None,
+    };
+    let memory = PoolOptions {
+        memory_bytes: size(arguments.memory, &config.memory, defaults.memory_bytes)?,
+        segment_bytes: size(arguments.segment, &config.segment, defaults.segment_bytes)?,
+        backing: match arguments.backing {
+            BackingKind::Memfd => Backing::Memfd,
+            BackingKind::Shm => Backing::Folder(arguments.shm_folder.clone()),
+        },
+        region,
+        first_generation: None,
+    };
+    let millis = |given: Option<i64>, configured| given.map(Timestamp::from_millis).or(configured);
+    let limits = CreationLimits {
+        not_before: millis(arguments.not_before, config.not_before),
+        not_after: millis(arguments.not_after, config.not_after),
+    };
+    let source = source(&arguments, &config)?;
+    let cache = Cache::builder()
+        .source(source)
+        .memory(memory)
+        .creation_limits(limits)
+        .tables(config.columns())
+        .build()?;
+
+    let flight = arguments.listen.or(config.listen).unwrap_or_else(|| FLIGHT.into());
+    let http = arguments.http.or(config.http).unwrap_or_else(|| {
+        let (host, port) = HTTP;
+        (host, if flight.port() == 0 { 0 } else { port }).into()
+    });
+    let listeners = Listeners::bind(&ListenOptions {
+        flight: Some(flight),
+        http: Some(http),
+        socket_folder: arguments.socket.clone().or_else(|| config.socket.clone()),
+        ..ListenOptions::default()
+    })
+    .await?;
+    let ready = json!({
+        "ready": true,
+        "flight": listeners.flight_urls(),
+        "attach": listeners.attach_path(),
+        "http": listeners.http_url(),
+        "epoch": cache.epoch().to_string(),
+        "pid": std::process::id(),
+    });
+    let mut policy = PeerPolicy::default();
+    policy.uids.extend(config.allow_uids.iter().chain(&arguments.allow_uids));
+    policy.gids.extend(config.allow_gids.iter().chain(&arguments.allow_gids));
+
+    let [mut terminate, mut interrupt] = [SignalKind::terminate(), SignalKind::interrupt()]
+        .map(|kind| signal(kind).map_err(|error| Failure::io("cannot listen for signals", error)));
+    let shutdown = async move {
+        let terminated = async {
+            match &mut terminate {
+                Ok(signal) => signal.recv().await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        let interrupted = async {
+            match &mut interrupt {
+                Ok(signal) => signal.recv().await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! { _ = terminated => {}, _ = interrupted => {} }
+    };
+    let tell = || {
+        let mut out = std::io::stdout();
+        let told = writeln!(out, "{ready}").and_then(|()| out.flush());
+        if let Err(error) = told {
+            tracing::warn!(%error, "nobody reads that the service is ready");
+        }
+        // systemd, where it waits for this.
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::debug!(%error, "systemd was not told");
+        }
+    };
+    let options = ServeOptions { policy, ..ServeOptions::default() };
+    iovcache::server::run(listeners, cache, options, shutdown, tell).await?;
+    Ok(())
+}
+
+fn source(arguments: &Arguments, config: &Config) -> Result<Arc<dyn Source>, Failure> {
+    let urls: Vec<&String> = match arguments.sources.is_empty() {
+        false => arguments.sources.iter().collect(),
+        true => config.sources.iter().map(|source| &source.url).collect(),
+    };
+    let refresh = arguments.refresh.as_ref().or(config.refresh.as_ref());
+    let refresh = refresh.map(|text| parse_duration(text)).transpose().map_err(Failure::usage)?;
+    let options = SourceOptions { refresh };
+    match urls[..] {
+        [] => {
+            Err(Failure::usage("no source: give --source file:///folder, or name one in --config"))
+        }
+        [url] => Ok(iovcache::source::open(url, options)?),
+        _ => Err(Failure::usage("only one source can be served for now")),
+    }
+}

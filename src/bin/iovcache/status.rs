@@ -1,0 +1,107 @@
+//! `status`: what a service does, once or again and again.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use clap::Args;
+use iovcache::table::{SourceState, Status};
+
+use crate::common::{Failure, Server, out, show_bytes};
+use crate::picture::gauge;
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    server: Server,
+    /// Again every second.
+    #[arg(long)]
+    watch: bool,
+    /// As it comes.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let client = arguments.server.connect().await?;
+    loop {
+        let status = client.status().await?;
+        let text = match arguments.json {
+            true => format!("{}\n", serde_json::json!(status)),
+            false => show(&status),
+        };
+        if arguments.watch && !arguments.json && std::io::stdout().is_terminal() {
+            // To the top left, and clear what is below.
+            out(b"\x1b[H\x1b[J")?;
+        }
+        out(text.as_bytes())?;
+        if !arguments.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// As a person likes to read it.
+pub(crate) fn show(status: &Status) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_status(&mut text, status);
+    text
+}
+
+fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
+    let Status { version, epoch, pid, memory, .. } = status;
+    let uptime = Duration::from_millis(status.uptime_ms).as_secs();
+    writeln!(text, "iovcache {version}, pid {pid}, epoch {epoch}, up {uptime} s")?;
+    let candidates = memory.used_bytes.saturating_sub(memory.pinned_bytes);
+    let picture = gauge(&[(memory.pinned_bytes, '█'), (candidates, '▒')], memory.total_bytes, 50);
+    writeln!(
+        text,
+        "memory   {picture}  {} pinned █, {} can go ▒, {} in all",
+        show_bytes(memory.pinned_bytes),
+        show_bytes(candidates),
+        show_bytes(memory.total_bytes)
+    )?;
+    let Status { objects, hits, loads, waits, evictions, stale, .. } = status;
+    writeln!(
+        text,
+        "objects  {objects} in memory: {hits} hits, {loads} loads, {evictions} evictions, {waits} \
+         waits, {stale} stale"
+    )?;
+    for source in &status.sources {
+        let state = match source.state {
+            SourceState::Up => "up",
+            SourceState::Down => "down",
+        };
+        let (requests, failures) = (source.requests, source.failures);
+        writeln!(
+            text,
+            "source   {state:<5} {} ({requests} requests, {failures} failed)",
+            source.url
+        )?;
+    }
+    for session in &status.sessions {
+        let (consumer, pid) = (&session.consumer, session.pid);
+        let pinned = show_bytes(session.pinned_bytes);
+        writeln!(text, "session  {consumer:<16} pid {pid:<8} {pinned} pinned")?;
+    }
+    for timeframe in &status.timeframes {
+        let consumers: Vec<String> = timeframe
+            .consumers
+            .iter()
+            .map(|(consumer, state)| format!("{consumer} {}", state.name()))
+            .collect();
+        writeln!(
+            text,
+            "timeframe {:<8} {:<9} {} rows, {} objects, {}; {}",
+            timeframe.timeframe,
+            timeframe.state.name(),
+            timeframe.rows,
+            timeframe.objects,
+            show_bytes(timeframe.bytes),
+            consumers.join(", ")
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,334 @@
+//! `table`: asks for a table and prints it.
+
+use std::fs::{self, File};
+use std::io::{BufReader, Seek as _};
+use std::path::{Path, PathBuf};
+
+use arrow_array::{Array as _, ArrayRef, RecordBatch, StringArray};
+use arrow_cast::display::{ArrayFormatter, FormatOptions};
+use arrow_cast::pretty::pretty_format_batches;
+use arrow_ipc::reader::{FileReader, StreamReader};
+use arrow_ipc::writer::StreamWriter;
+use arrow_schema::ArrowError;
+use clap::{Args, ValueEnum};
+use iovcache::client::{ClientOptions, TableRequest};
+use iovcache::table::{CellValue, column_runs, timestamps_from_batches};
+
+use crate::common::{Failure, Server, out};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    server: Server,
+    /// A column (may be given several times).
+    #[arg(long = "column", value_name = "NAME=PATH")]
+    columns: Vec<String>,
+    /// The columns that the service's configuration names so.
+    #[arg(long, value_name = "NAME", conflicts_with = "columns")]
+    table: Option<String>,
+    /// For these times (ms).
+    #[arg(long, value_name = "MS,MS…", value_delimiter = ',', allow_negative_numbers = true)]
+    #[arg(group = "when")]
+    at: Option<Vec<i64>>,
+    /// For the times in a file: text with one per line (ms, empty: null), or an Arrow file or
+    /// stream.
+    #[arg(long, value_name = "FILE", group = "when")]
+    timestamps: Option<PathBuf>,
+    /// For each step of a range; without a step with --view intervals.
+    #[arg(long, value_name = "FROM:UNTIL[:STEP]", group = "when", allow_hyphen_values = true)]
+    range: Option<String>,
+    /// For the times of a timeframe in flight.
+    #[arg(long, value_name = "ID", group = "when")]
+    timeframe: Option<u64>,
+    /// The consumer that reads a timeframe.
+    #[arg(long, value_name = "NAME")]
+    consumer: Option<String>,
+    /// What the rows are.
+    #[arg(long, value_enum, default_value_t = View::Rows)]
+    view: View,
+    /// How columns are encoded.
+    #[arg(long, value_enum)]
+    encoding: Option<Encoding>,
+    /// What stands in a cell.
+    #[arg(long, value_enum)]
+    cell: Option<Cell>,
+    /// Null cells where nothing is valid, instead of an error.
+    #[arg(long)]
+    missing_as_null: bool,
+    /// Only versions created at or before this are seen (ms).
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    not_after: Option<i64>,
+    /// Only versions created at or after this are seen (ms).
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    not_before: Option<i64>,
+    /// The very versions of an earlier table: what `--view objects --output json` wrote.
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
+    /// How long it may take.
+    #[arg(long, value_name = "TIME", value_parser = crate::common::parse_duration)]
+    wait: Option<std::time::Duration>,
+    /// How it is printed.
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum View {
+    Rows,
+    Objects,
+    Intervals,
+    Chunks,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Encoding {
+    Dictionary,
+    RunEnd,
+    Plain,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Cell {
+    Binary,
+    Struct,
+    O2,
+    Payload,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    Csv,
+    /// An array of objects.
+    Json,
+    /// An Arrow IPC stream.
+    Arrow,
+}
+
+/// The name of a value, as it crosses the wire.
+fn name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let request = request(&arguments)?;
+    // What is only printed need not be in shared memory of ours.
+    let options = ClientOptions { remote: true, ..ClientOptions::default() };
+    let client = arguments.server.connect_with(options).await?;
+    let batches = client.batches(&request).await?;
+    let unwritten = |error: ArrowError| Failure::failed(format!("cannot print the table: {error}"));
+    let text = match arguments.output {
+        Output::Arrow => stream(&batches).map_err(unwritten)?,
+        Output::Json => json(&batches).map_err(unwritten)?,
+        Output::Csv => csv(&batches).map_err(unwritten)?,
+        Output::Table => {
+            let readable: Vec<RecordBatch> =
+                batches.iter().map(readable).collect::<Result<_, _>>()?;
+            format!("{}\n", pretty_format_batches(&readable).map_err(unwritten)?).into_bytes()
+        }
+    };
+    out(&text)
+}
+
+fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
+    let mut request = TableRequest::new();
+    for column in &arguments.columns {
+        let (name, path) = column
+            .split_once('=')
+            .ok_or_else(|| Failure::usage(format!("--column {column:?}: expected NAME=PATH")))?;
+        request = request.column(name, path);
+    }
+    if let Some(table) = &arguments.table {
+        request = request.table(table);
+    }
+    if let Some(at) = &arguments.at {
+        request = request.timestamps(at.iter().copied());
+    } else if let Some(file) = &arguments.timestamps {
+        request = request.timestamps(timestamps(file)?);
+    } else if let Some(range) = &arguments.range {
+        request = with_range(request, range)?;
+    } else if let Some(timeframe) = arguments.timeframe {
+        request = request.timeframe(timeframe);
+    } else {
+        return Err(Failure::usage("for which times? --at, --timestamps, --range or --timeframe"));
+    }
+    if let Some(consumer) = &arguments.consumer {
+        request = request.consumer(consumer);
+    }
+    request = request.view(name(arguments.view));
+    if let Some(encoding) = arguments.encoding {
+        request = request.encoding(name(encoding));
+    }
+    if let Some(cell) = arguments.cell {
+        request = request.cell(name(cell));
+    }
+    if arguments.missing_as_null {
+        request = request.missing_as_null();
+    }
+    if arguments.view == View::Rows && arguments.output != Output::Arrow {
+        request = request.timestamps_column();
+    }
+    if let Some(not_after) = arguments.not_after {
+        request = request.not_after(not_after);
+    }
+    if let Some(not_before) = arguments.not_before {
+        request = request.not_before(not_before);
+    }
+    if let Some(file) = &arguments.lock {
+        let text = fs::read(file).map_err(|error| Failure::io(file.display(), error))?;
+        let rows = serde_json::from_slice(&text)
+            .map_err(|error| Failure::usage(format!("{}: {error}", file.display())))?;
+        request = request.lock(rows);
+    }
+    if let Some(wait) = arguments.wait {
+        request = request.wait(wait);
+    }
+    Ok(request)
+}
+
+fn with_range(request: TableRequest, range: &str) -> Result<TableRequest, Failure> {
+    let wrong = || Failure::usage(format!("--range {range:?}: expected FROM:UNTIL[:STEP] in ms"));
+    let numbers: Result<Vec<i64>, _> = range.split(':').map(str::parse).collect();
+    match numbers.map_err(|_| wrong())?[..] {
+        [from, until] => Ok(request.intervals(from, until)),
+        [from, until, step] => Ok(request.range(from, until, step)),
+        _ => Err(wrong()),
+    }
+}
+
+/// The times in a file.
+fn timestamps(path: &Path) -> Result<Vec<Option<i64>>, Failure> {
+    let failed = |error| Failure::io(path.display(), error);
+    let mut file = File::open(path).map_err(failed)?;
+    let wrong = |error: ArrowError| Failure::usage(format!("{}: {error}", path.display()));
+    if let Ok(reader) = FileReader::try_new_buffered(&file, None) {
+        return rows(&reader.collect::<Result<Vec<_>, _>>().map_err(wrong)?);
+    }
+    file.rewind().map_err(failed)?;
+    if let Ok(reader) = StreamReader::try_new(BufReader::new(&file), None) {
+        return rows(&reader.collect::<Result<Vec<_>, _>>().map_err(wrong)?);
+    }
+    let text = fs::read_to_string(path).map_err(failed)?;
+    let lines = text.lines().enumerate().map(|(number, line)| match line.trim() {
+        "" => Ok(None),
+        at => at.parse().map(Some).map_err(|_| {
+            let line = number + 1;
+            Failure::usage(format!("{}, line {line}: {at:?} is no time in ms", path.display()))
+        }),
+    });
+    lines.collect()
+}
+
+fn rows(batches: &[RecordBatch]) -> Result<Vec<Option<i64>>, Failure> {
+    let timestamps = timestamps_from_batches(batches)?;
+    let at = |row| timestamps.value(row).map(|at| at.as_millis());
+    Ok((0..timestamps.len()).map(at).collect())
+}
+
+fn stream(batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
+    let mut bytes = Vec::new();
+    if let Some(first) = batches.first() {
+        let mut writer = StreamWriter::try_new(&mut bytes, &first.schema())?;
+        for batch in batches {
+            writer.write(batch)?;
+        }
+        writer.finish()?;
+    }
+    Ok(bytes)
+}
+
+fn json(batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
+    let mut writer = arrow_json::WriterBuilder::new()
+        .with_explicit_nulls(true)
+        .build::<_, arrow_json::writer::JsonArray>(Vec::new());
+    for batch in batches {
+        writer.write(batch)?;
+    }
+    writer.finish()?;
+    let mut bytes = writer.into_inner();
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+fn csv(batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
+    let mut bytes = Vec::new();
+    for (number, batch) in batches.iter().enumerate() {
+        let texts =
+            batch.columns().iter().map(|column| text_of(column)).collect::<Result<_, _>>()?;
+        let names = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
+        bytes.extend(csv_of(names, texts, number == 0)?);
+    }
+    Ok(bytes)
+}
+
+fn csv_of(names: Vec<String>, columns: Vec<ArrayRef>, header: bool) -> Result<Vec<u8>, ArrowError> {
+    let batch = RecordBatch::try_from_iter(names.into_iter().zip(columns))?;
+    let mut bytes = Vec::new();
+    arrow_csv::WriterBuilder::new().with_header(header).build(&mut bytes).write(&batch)?;
+    Ok(bytes)
+}
+
+/// Each value as text; null stays null.
+fn text_of(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+    let options = FormatOptions::default();
+    let formatter = ArrayFormatter::try_new(column.as_ref(), &options)?;
+    let nulls = column.logical_nulls();
+    let text = |row| {
+        let null = nulls.as_ref().is_some_and(|nulls| nulls.is_null(row));
+        (!null).then(|| formatter.value(row).to_string())
+    };
+    let texts: StringArray = (0..column.len()).map(text).collect();
+    Ok(std::sync::Arc::new(texts))
+}
+
+/// The same batch, with cells as people read them: size and place instead of 40 bytes.
+fn readable(batch: &RecordBatch) -> Result<RecordBatch, Failure> {
+    let schema = batch.schema();
+    let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
+        let is_cell = field.metadata().contains_key("url") || field.name() == "cell";
+        let runs = if is_cell { column_runs(column).ok() } else { None };
+        let shown: ArrayRef = match runs {
+            Some(runs) => {
+                let mut start = 0;
+                let cells: StringArray = runs
+                    .into_iter()
+                    .flat_map(|(end, cell)| {
+                        let rows = end - start;
+                        start = end;
+                        std::iter::repeat_n(shown_cell(&cell), rows)
+                    })
+                    .collect();
+                std::sync::Arc::new(cells)
+            }
+            None => std::sync::Arc::clone(column),
+        };
+        (field.name().clone(), shown)
+    });
+    RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)))
+        .map_err(|error| Failure::failed(format!("cannot print the table: {error}")))
+}
+
+fn shown_cell(cell: &CellValue) -> Option<String> {
+    match cell {
+        CellValue::Null => None,
+        CellValue::Header(header) => {
+            let (kind, id) = match header.managed {
+                1 => ("segment", header.segment_id),
+                _ => ("region", header.region_id),
+            };
+            Some(format!("{} B in {kind} {id} at {}", header.size, header.handle))
+        }
+        CellValue::Payload(bytes) => {
+            let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= 40);
+            let plain = text.filter(|text| !text.trim_end().chars().any(char::is_control));
+            Some(
+                plain.map_or_else(
+                    || format!("{} B", bytes.len()),
+                    |text| text.trim_end().to_owned(),
+                ),
+            )
+        }
+    }
+}

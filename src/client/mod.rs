@@ -1,0 +1,40 @@
+//! The client: asks a service for tables, and resolves their cells.
+//!
+//! ```text
+//!  Client ──request──▶ service ──table of MetaHeaders──▶ Table ──get(row)──▶ &[u8]
+//!     └── attach socket ──▶ segments, mapped read-only ────┘
+//! ```
+//!
+//! On the node of the service, objects are read where they lie. Elsewhere they come over the wire,
+//! each once, and a table looks the same.
+//!
+//! ```no_run
+//! use iovcache::client::{Client, TableRequest};
+//!
+//! # async fn walk() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect("grpc+unix:///run/iovcache/flight.sock").await?;
+//! let request = TableRequest::new()
+//!     .column("vdrift", "TPC/Calib/VDriftTgl")
+//!     .timestamps([1_000, 3_000, 4_000]);
+//! let table = client.table(request).await?;
+//! for run in table.column("vdrift")?.runs() {
+//!     let (rows, bytes) = run?;
+//!     println!("rows {rows:?}: {} bytes", bytes.map_or(0, <[u8]>::len));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod connect;
+mod error;
+mod request;
+mod service;
+mod table;
+
+pub use error::ClientError;
+pub use request::TableRequest;
+pub use service::{Client, ClientOptions, PathEntry};
+pub use table::{Column, Run, Table};
+
+pub use crate::shm::Mappings as Resolver;
+pub use crate::shm::attach::Attachment;

@@ -1,0 +1,394 @@
+//! The calls of a service.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, Int64Array, RecordBatch};
+use arrow_flight::decode::FlightRecordBatchStream;
+use arrow_flight::error::FlightError;
+use arrow_flight::flight_service_client::FlightServiceClient;
+use arrow_flight::{Action, Criteria, FlightData, FlightDescriptor, Ticket};
+use arrow_schema::Schema;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::{Mutex, mpsc};
+use tonic::transport::Channel;
+
+use super::connect::Address;
+use super::error::ClientError;
+use super::request::TableRequest;
+use super::table::Table;
+use crate::error::ErrorKind;
+use crate::shm::attach::Attachment;
+use crate::table::{
+    ColumnRequest, ConsumedAnswer, MessageWriter, PutAnswer, Register, SegmentsAnswer, Status,
+};
+
+/// How a client introduces itself.
+#[derive(Debug, Clone, Default)]
+pub struct ClientOptions {
+    /// What the process calls itself. Default: `process-<pid>`.
+    pub consumer: Option<String>,
+    /// What lets it in, where a token is configured.
+    pub token: Option<String>,
+    /// Never attach, even on the node: objects come over the wire.
+    pub remote: bool,
+}
+
+/// A path that a service knows.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct PathEntry {
+    /// The path.
+    pub path: String,
+    /// How many versions it has.
+    pub objects: u64,
+}
+
+/// A connection to a service. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Client(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    address: Address,
+    url: String,
+    flight: FlightServiceClient<Channel>,
+    options: ClientOptions,
+    /// The session on the node, once it is known whether there can be one.
+    attached: Mutex<Attached>,
+    /// Leases that tables do not need any more.
+    releases: mpsc::UnboundedSender<String>,
+}
+
+#[derive(Debug)]
+enum Attached {
+    NotTried,
+    /// The service is on another node, or does not let us in.
+    Remote,
+    Here(Arc<Attachment>),
+}
+
+impl Client {
+    /// Connects to `grpc://host:port` or `grpc+unix:///path/flight.sock`.
+    ///
+    /// # Errors
+    /// [`ClientError::Address`], [`ClientError::Connect`].
+    pub async fn connect(url: &str) -> Result<Self, ClientError> {
+        Self::connect_with(url, ClientOptions::default()).await
+    }
+
+    /// Connects, and says who we are.
+    ///
+    /// # Errors
+    /// [`ClientError::Address`], [`ClientError::Connect`].
+    pub async fn connect_with(url: &str, options: ClientOptions) -> Result<Self, ClientError> {
+        let address = Address::parse(url)?;
+        let flight = address.connect(url).await?;
+        let (releases, freed) = mpsc::unbounded_channel();
+        tokio::spawn(release_leases(flight.clone(), freed));
+        let attached = match options.remote {
+            true => Attached::Remote,
+            false => Attached::NotTried,
+        };
+        let (url, attached) = (url.to_owned(), Mutex::new(attached));
+        Ok(Self(Arc::new(Inner { address, url, flight, options, attached, releases })))
+    }
+
+    /// Where the service is.
+    pub fn url(&self) -> &str {
+        &self.0.url
+    }
+
+    /// A table, with all of its objects pinned for as long as it lives.
+    ///
+    /// # Errors
+    /// [`ClientError`], most often `Service` with what the service said.
+    pub async fn table(&self, request: TableRequest) -> Result<Table, ClientError> {
+        match self.try_table(request.clone()).await {
+            // The service was restarted: its successor knows another session of ours.
+            Err(ClientError::Service { kind: ErrorKind::FailedPrecondition, .. })
+                if self.forget_lost_session().await =>
+            {
+                self.try_table(request).await
+            }
+            other => other,
+        }
+    }
+
+    async fn try_table(&self, request: TableRequest) -> Result<Table, ClientError> {
+        let attachment = match request.get("session") {
+            Some(_) => None,
+            None => self.attachment(&request).await?,
+        };
+        let request = request.or("encoding", "run_end");
+        let (request, own_session) = match &attachment {
+            Some(attachment) => (request.session(attachment.session()), true),
+            None => (request.or("cell", "payload"), false),
+        };
+        let (schema, batches) = self.get(&request).await?;
+        let lease = schema.metadata().get("iovcache.lease").cloned();
+        let releases = self.0.releases.clone();
+        let table = Table::new(&schema, batches, attachment, lease, releases)?;
+        if !own_session {
+            // The objects are here already.
+            table.let_go();
+        }
+        Ok(table)
+    }
+
+    /// The batches of a table as they come, with every field of the request as it is given.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn batches(&self, request: &TableRequest) -> Result<Vec<RecordBatch>, ClientError> {
+        let (_, batches) = self.get(request).await?;
+        Ok(batches)
+    }
+
+    async fn get(
+        &self,
+        request: &TableRequest,
+    ) -> Result<(Arc<Schema>, Vec<RecordBatch>), ClientError> {
+        let mut stream = self.stream(request).await?;
+        let mut batches = Vec::new();
+        while let Some(batch) = stream.next().await {
+            batches.push(batch.map_err(|error| of_flight(&error))?);
+        }
+        let schema = stream.schema().cloned();
+        let schema = schema.ok_or_else(|| answer("no schema came"))?;
+        Ok((schema, batches))
+    }
+
+    async fn stream(&self, request: &TableRequest) -> Result<FlightRecordBatchStream, ClientError> {
+        let ticket = Ticket::new(request.to_json());
+        let stream = self.0.flight.clone().do_get(ticket).await?.into_inner();
+        let stream = stream.map_err(|status| FlightError::Tonic(Box::new(status)));
+        Ok(FlightRecordBatchStream::new_from_flight_data(stream))
+    }
+
+    /// The bytes of the object of `path` at `at`, piece by piece, over the wire.
+    ///
+    /// # Errors
+    /// [`ClientError`], also what `take` says.
+    pub async fn chunks(
+        &self,
+        path: &str,
+        at: i64,
+        mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<(), ClientError> {
+        let request = TableRequest::new().column("object", path).timestamps([at]).view("chunks");
+        let mut stream = self.stream(&request).await?;
+        while let Some(batch) = stream.next().await {
+            let batch = batch.map_err(|error| of_flight(&error))?;
+            let bytes = batch.column_by_name("bytes");
+            let bytes = bytes
+                .and_then(|column| column.as_any().downcast_ref::<arrow_array::BinaryArray>())
+                .ok_or_else(|| answer("no column of bytes came"))?;
+            for piece in bytes.iter().flatten() {
+                take(piece).map_err(|error| ClientError::Io {
+                    what: "cannot write the object".to_owned(),
+                    error,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the session that we have is one of a service that is gone; then it is forgotten.
+    async fn forget_lost_session(&self) -> bool {
+        let mut attached = self.0.attached.lock().await;
+        let lost = matches!(&*attached, Attached::Here(attachment) if attachment.over().is_some());
+        if lost {
+            *attached = Attached::NotTried;
+        }
+        lost
+    }
+
+    /// The session on the node of the service, if we are on it.
+    async fn attachment(
+        &self,
+        request: &TableRequest,
+    ) -> Result<Option<Arc<Attachment>>, ClientError> {
+        let mut attached = self.0.attached.lock().await;
+        match &*attached {
+            Attached::Remote => return Ok(None),
+            Attached::Here(attachment) if attachment.over().is_none() => {
+                return Ok(Some(Arc::clone(attachment)));
+            }
+            Attached::Here(_) | Attached::NotTried => {}
+        }
+        // Beside a Unix socket it must be there; over TCP the service says where it would be.
+        let (path, must) = match self.0.address.folder() {
+            Some(folder) => (Some(folder.join("attach.sock")), true),
+            None => (self.attach_path(request).await?, false),
+        };
+        let path = path.filter(|path| must || path.exists());
+        let Some(path) = path else {
+            *attached = Attached::Remote;
+            return Ok(None);
+        };
+        match self.attach(&path).await {
+            Ok(attachment) => {
+                let attachment = Arc::new(attachment);
+                *attached = Attached::Here(Arc::clone(&attachment));
+                Ok(Some(attachment))
+            }
+            Err(error) if must => Err(error),
+            Err(_) => {
+                *attached = Attached::Remote;
+                Ok(None)
+            }
+        }
+    }
+
+    async fn attach_path(&self, request: &TableRequest) -> Result<Option<PathBuf>, ClientError> {
+        let descriptor = FlightDescriptor::new_cmd(request.to_json());
+        let result = self.0.flight.clone().get_schema(descriptor).await?.into_inner();
+        let schema = Schema::try_from(&result).map_err(|error| answer(&error.to_string()))?;
+        Ok(schema.metadata().get("iovcache.attach").map(PathBuf::from))
+    }
+
+    async fn attach(&self, path: &Path) -> Result<Attachment, ClientError> {
+        let (path, options) = (path.to_owned(), self.0.options.clone());
+        let opened = tokio::task::spawn_blocking(move || {
+            let consumer =
+                options.consumer.unwrap_or_else(|| format!("process-{}", std::process::id()));
+            Attachment::open(&path, &consumer, options.token.as_deref())
+                .map_err(|error| ClientError::Attach { path, error })
+        });
+        opened.await.map_err(|error| answer(&error.to_string()))?
+    }
+
+    /// Registers a timeframe with its timestamps (ms; `None`: null) for these consumers.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn put_timeframe(
+        &self,
+        timeframe: u64,
+        timestamps: Vec<Option<i64>>,
+        columns: &[ColumnRequest],
+        consumers: &[String],
+    ) -> Result<PutAnswer, ClientError> {
+        let column: ArrayRef = Arc::new(Int64Array::from(timestamps));
+        let batch = RecordBatch::try_from_iter([("timestamp", column)])
+            .map_err(|error| answer(&error.to_string()))?;
+        let (mut writer, schema) = MessageWriter::begin(&batch.schema());
+        let batch = writer.write(&batch).map_err(|error| answer(&error.to_string()))?;
+        let path = vec!["timeframe".to_owned(), timeframe.to_string()];
+        let first = FlightData {
+            flight_descriptor: Some(FlightDescriptor::new_path(path)),
+            data_header: schema.header.into(),
+            app_metadata: Register::to_json(columns, consumers).into(),
+            ..FlightData::default()
+        };
+        let rest = batch.into_iter().map(|message| FlightData {
+            data_header: message.header.into(),
+            data_body: message.body.into(),
+            ..FlightData::default()
+        });
+        let messages: Vec<FlightData> = [first].into_iter().chain(rest).collect();
+        let put = self.0.flight.clone().do_put(stream::iter(messages)).await?;
+        let result = put.into_inner().message().await?;
+        let result = result.ok_or_else(|| answer("no result came"))?;
+        serde_json::from_slice(&result.app_metadata).map_err(|error| answer(&error.to_string()))
+    }
+
+    /// Says that `consumer` is done with a timeframe.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn consumed(
+        &self,
+        timeframe: u64,
+        consumer: &str,
+    ) -> Result<ConsumedAnswer, ClientError> {
+        let body = json!({"timeframe": timeframe, "consumer": consumer});
+        self.act("consumed", &body).await
+    }
+
+    /// Says that `consumer` is done with all timeframes below `oldest`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn oldest_possible(
+        &self,
+        consumer: &str,
+        oldest: u64,
+    ) -> Result<ConsumedAnswer, ClientError> {
+        let body = json!({"consumer": consumer, "oldest_possible": oldest});
+        self.act("consumed", &body).await
+    }
+
+    /// One picture of the whole service.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.act("status", &json!({})).await
+    }
+
+    /// The segments of its shared memory.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn segments(&self) -> Result<SegmentsAnswer, ClientError> {
+        self.act("segments", &json!({})).await
+    }
+
+    /// Any action with a body in JSON.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn act<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        body: &serde_json::Value,
+    ) -> Result<T, ClientError> {
+        let action = Action::new(name, body.to_string());
+        let mut results = self.0.flight.clone().do_action(action).await?.into_inner();
+        let result = results.message().await?.ok_or_else(|| answer("no result came"))?;
+        serde_json::from_slice(&result.body).map_err(|error| answer(&error.to_string()))
+    }
+
+    /// The paths at `prefix` and below.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn paths(&self, prefix: &str) -> Result<Vec<PathEntry>, ClientError> {
+        let criteria = Criteria { expression: prefix.to_owned().into() };
+        let mut flights = self.0.flight.clone().list_flights(criteria).await?.into_inner();
+        let mut paths = Vec::new();
+        while let Some(flight) = flights.message().await? {
+            if let Ok(path) = serde_json::from_slice(&flight.app_metadata) {
+                paths.push(path);
+            }
+        }
+        Ok(paths)
+    }
+}
+
+fn answer(reason: &str) -> ClientError {
+    ClientError::Answer { reason: reason.to_owned() }
+}
+
+fn of_flight(error: &FlightError) -> ClientError {
+    match error {
+        FlightError::Tonic(status) => ClientError::of(status),
+        other => answer(&other.to_string()),
+    }
+}
+
+/// Ends leases as tables are dropped, in the background; ends itself with the last table.
+async fn release_leases(
+    mut flight: FlightServiceClient<Channel>,
+    mut freed: mpsc::UnboundedReceiver<String>,
+) {
+    while let Some(lease) = freed.recv().await {
+        let action = Action::new("release", json!({"lease": lease}).to_string());
+        // If it does not arrive, the service ends the lease with our session, or its time.
+        let _ = flight.do_action(action).await;
+    }
+}

@@ -1,0 +1,205 @@
+//! A table that a client got: its cells borrow from it.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow_array::RecordBatch;
+use arrow_schema::{Schema, SchemaRef};
+use tokio::sync::mpsc;
+
+use super::error::ClientError;
+use crate::shm::attach::Attachment;
+use crate::shm::{Mappings, MetaHeader};
+use crate::table::{CellValue, column_runs};
+
+/// A table and the objects of its cells, which stay where they are as long as it lives.
+#[derive(Debug)]
+pub struct Table {
+    schema: SchemaRef,
+    batches: Vec<RecordBatch>,
+    rows: usize,
+    columns: Vec<Cells>,
+    mappings: Arc<Mappings>,
+    /// Keeps the session, and with it the lease.
+    _attachment: Option<Arc<Attachment>>,
+    lease: Mutex<Option<String>>,
+    releases: mpsc::UnboundedSender<String>,
+}
+
+/// The runs of one column.
+#[derive(Debug)]
+struct Cells {
+    name: String,
+    /// The row behind the last one of each run, and its cell.
+    runs: Vec<(usize, CellValue)>,
+}
+
+impl Table {
+    pub(super) fn new(
+        schema: &SchemaRef,
+        batches: Vec<RecordBatch>,
+        attachment: Option<Arc<Attachment>>,
+        lease: Option<String>,
+        releases: mpsc::UnboundedSender<String>,
+    ) -> Result<Self, ClientError> {
+        let mut columns = Vec::new();
+        for (place, field) in schema.fields().iter().enumerate() {
+            // The timestamps stand beside the objects, and are no cells.
+            if !field.metadata().contains_key("url") {
+                continue;
+            }
+            let mut runs: Vec<(usize, CellValue)> = Vec::new();
+            let mut before = 0;
+            for batch in &batches {
+                for (end, cell) in column_runs(batch.column(place))? {
+                    match runs.last_mut() {
+                        Some((last, same)) if *same == cell => *last = before + end,
+                        _ => runs.push((before + end, cell)),
+                    }
+                }
+                before += batch.num_rows();
+            }
+            columns.push(Cells { name: field.name().clone(), runs });
+        }
+        let rows = batches.iter().map(RecordBatch::num_rows).sum();
+        let lease = Mutex::new(lease);
+        let mut table = Self {
+            schema: Arc::clone(schema),
+            batches,
+            rows,
+            columns,
+            mappings: Arc::default(),
+            _attachment: None,
+            lease,
+            releases,
+        };
+        if let Some(attachment) = attachment {
+            table.mappings = table.map(&attachment);
+            table._attachment = Some(attachment);
+        }
+        Ok(table)
+    }
+
+    /// The mappings in which every cell lies, as far as they come.
+    fn map(&self, attachment: &Attachment) -> Arc<Mappings> {
+        let headers = self.columns.iter().flat_map(|column| &column.runs);
+        let headers = headers.filter_map(|(_, cell)| match cell {
+            CellValue::Header(header) => Some(header),
+            CellValue::Null | CellValue::Payload(_) => None,
+        });
+        let mut mappings = attachment.mappings();
+        for header in headers {
+            if !mappings.knows(header) {
+                mappings = attachment.mappings_for(header);
+            }
+        }
+        mappings
+    }
+
+    /// How many rows it has.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Its schema, as it came.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Its batches, as they came.
+    pub fn batches(&self) -> &[RecordBatch] {
+        &self.batches
+    }
+
+    /// What keeps its objects.
+    pub fn lease(&self) -> Option<String> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The names of its columns.
+    pub fn columns(&self) -> impl Iterator<Item = &str> {
+        self.columns.iter().map(|column| column.name.as_str())
+    }
+
+    /// One of its columns.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSuchColumn`].
+    pub fn column(&self, name: &str) -> Result<Column<'_>, ClientError> {
+        match self.columns.iter().find(|column| column.name == name) {
+            Some(cells) => Ok(Column { table: self, cells }),
+            None => Err(ClientError::NoSuchColumn {
+                name: name.to_owned(),
+                known: self.columns().map(str::to_owned).collect(),
+            }),
+        }
+    }
+
+    /// The lease is not needed any more.
+    pub(super) fn let_go(&self) {
+        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(lease) = lease {
+            // If nobody listens, the connection is gone, and the lease with it.
+            let _ = self.releases.send(lease);
+        }
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+/// A column of a table.
+#[derive(Debug, Clone, Copy)]
+pub struct Column<'a> {
+    table: &'a Table,
+    cells: &'a Cells,
+}
+
+impl<'a> Column<'a> {
+    /// The object of a row; `None` where the cell is null. Does no I/O and no copy.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSuchRow`]; [`ClientError::Resolve`] if the service is gone and has given
+    /// the object up.
+    pub fn get(&self, row: usize) -> Result<Option<&'a [u8]>, ClientError> {
+        let run = self.cells.runs.partition_point(|(end, _)| *end <= row);
+        match self.cells.runs.get(run) {
+            Some((_, cell)) => self.bytes(cell),
+            None => Err(ClientError::NoSuchRow { row, rows: self.table.rows }),
+        }
+    }
+
+    /// The rows of each run, and the object that serves them.
+    pub fn runs(&self) -> impl Iterator<Item = Result<Run<'a>, ClientError>> {
+        let column = *self;
+        let mut start = 0;
+        self.cells.runs.iter().map(move |(end, cell)| {
+            let rows = start..*end;
+            start = *end;
+            Ok((rows, column.bytes(cell)?))
+        })
+    }
+
+    /// The MetaHeader of a row, if its cell is one.
+    pub fn header(&self, row: usize) -> Option<MetaHeader> {
+        let run = self.cells.runs.partition_point(|(end, _)| *end <= row);
+        match self.cells.runs.get(run)? {
+            (_, CellValue::Header(header)) => Some(*header),
+            (_, CellValue::Null | CellValue::Payload(_)) => None,
+        }
+    }
+
+    fn bytes(&self, cell: &'a CellValue) -> Result<Option<&'a [u8]>, ClientError> {
+        match cell {
+            CellValue::Null => Ok(None),
+            CellValue::Header(header) => Ok(Some(self.table.mappings.resolve(header)?)),
+            CellValue::Payload(bytes) => Ok(Some(bytes.as_slice())),
+        }
+    }
+}
+
+/// Rows that follow each other, and the object that serves them.
+pub type Run<'a> = (Range<usize>, Option<&'a [u8]>);

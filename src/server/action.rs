@@ -1,0 +1,130 @@
+//! DoAction: what else a client can ask for. Bodies are JSON, but for the two of Flight itself.
+
+use std::time::Duration;
+
+use arrow_flight::{
+    Action, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightEndpoint,
+    RenewFlightEndpointRequest,
+};
+use prost::Message as _;
+use serde::Serialize;
+use serde_json::json;
+use tonic::{Request, Response, Status};
+
+use super::flight::{Answers, Service, all, patience};
+use super::get::expiration;
+use super::status::status;
+use super::ticket;
+use crate::cache::{CacheError, LeaseId};
+use crate::error::Coded;
+use crate::table::{
+    Consumed, DropTimeframe, Invalidate, Nothing, Prefetch, Release, RequestError, action_types,
+    parse_action,
+};
+
+/// What an action answers: its bytes, or why there are none.
+type Done = Result<Vec<u8>, Box<dyn Coded + Send + Sync>>;
+
+fn json_of(answer: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(answer).unwrap_or_default()
+}
+
+impl Service {
+    pub(super) async fn act(
+        &self,
+        request: Request<Action>,
+    ) -> Result<Response<Answers<arrow_flight::Result>>, Status> {
+        let patience = patience(&request);
+        let Action { r#type, body } = request.into_inner();
+        let done = self.done(&r#type, &body, patience).await;
+        let body = done.map_err(|error| status(&*error))?;
+        Ok(all(vec![arrow_flight::Result { body: body.into() }]))
+    }
+
+    async fn done(&self, name: &str, body: &[u8], patience: Option<Duration>) -> Done {
+        let cache = &self.cache;
+        // A body that is left out is an empty one.
+        let body = if body.is_empty() { b"{}" } else { body };
+        match name {
+            "consumed" => Ok(json_of(&cache.consumed(&Consumed::parse(body)?)?)),
+            "prefetch" => {
+                let objects = cache.prefetch(&Prefetch::parse(body)?, patience).await?;
+                Ok(json_of(&json!({"objects": objects})))
+            }
+            "invalidate" => {
+                let Invalidate { path } = parse_action("invalidate", body)?;
+                cache.invalidate(&path);
+                Ok(json_of(&json!({"invalidated": path})))
+            }
+            "drop_timeframe" => {
+                let DropTimeframe { timeframe } = parse_action("drop_timeframe", body)?;
+                Ok(json_of(&cache.drop_timeframe(timeframe)?))
+            }
+            "release" => {
+                let Release { lease } = parse_action("release", body)?;
+                match cache.release(&LeaseId::from(lease.as_str())) {
+                    true => Ok(json_of(&json!({"released": lease}))),
+                    false => Err(CacheError::LeaseEnded { lease }.into()),
+                }
+            }
+            "segments" => {
+                let Nothing {} = parse_action("segments", body)?;
+                Ok(json_of(&cache.segments()))
+            }
+            "status" => {
+                let Nothing {} = parse_action("status", body)?;
+                Ok(json_of(&cache.status()))
+            }
+            "CancelFlightInfo" => self.cancel(body),
+            "RenewFlightEndpoint" => self.renew(body),
+            _ => {
+                let known: Vec<&str> = action_types().iter().map(|(name, _)| *name).collect();
+                let reason = format!("{name:?} is none; there are {}", known.join(", "));
+                Err(RequestError::Malformed { what: "action", reason }.into())
+            }
+        }
+    }
+
+    fn cancel(&self, body: &[u8]) -> Done {
+        let request = CancelFlightInfoRequest::decode(body).map_err(|error| malformed(&error))?;
+        let endpoints = request.info.unwrap_or_default().endpoint;
+        let mut ended = 0;
+        for ticket in endpoints.iter().filter_map(|endpoint| endpoint.ticket.as_ref()) {
+            ended += match ticket::lease(&ticket.ticket) {
+                Some(lease) => usize::from(self.cache.release(&lease)),
+                None => self.cache.release_ticket(&ticket.ticket),
+            };
+        }
+        let status = if ended > 0 { CancelStatus::Cancelled } else { CancelStatus::NotCancellable };
+        Ok(CancelFlightInfoResult::new(status).encode_to_vec())
+    }
+
+    fn renew(&self, body: &[u8]) -> Done {
+        let request =
+            RenewFlightEndpointRequest::decode(body).map_err(|error| malformed(&error))?;
+        let endpoint = request.endpoint.unwrap_or_default();
+        let ticket = endpoint.ticket.clone().unwrap_or_default();
+        let limit = match ticket::lease(&ticket.ticket) {
+            Some(lease) => self.cache.renew(&lease)?,
+            None => self.cache.renew_ticket(&ticket.ticket)?,
+        };
+        let renewed = FlightEndpoint { expiration_time: limit.map(expiration), ..endpoint };
+        Ok(renewed.encode_to_vec())
+    }
+}
+
+fn malformed(error: &prost::DecodeError) -> RequestError {
+    RequestError::Malformed { what: "message of Arrow Flight", reason: error.to_string() }
+}
+
+impl From<RequestError> for Box<dyn Coded + Send + Sync> {
+    fn from(error: RequestError) -> Self {
+        Box::new(error)
+    }
+}
+
+impl From<CacheError> for Box<dyn Coded + Send + Sync> {
+    fn from(error: CacheError) -> Self {
+        Box::new(error)
+    }
+}

@@ -1,0 +1,105 @@
+//! What a service is configured with: a TOML file, every unknown key refused by name.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Code, Coded, ErrorKind};
+use crate::interval::Timestamp;
+use crate::table::{ColumnList, ColumnRequest};
+
+/// The configuration of a service. What is not set is left to the command line and its defaults.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where Flight listens on TCP.
+    pub listen: Option<SocketAddr>,
+    /// The folder of the Unix sockets.
+    pub socket: Option<PathBuf>,
+    /// Where `/metrics`, `/healthz` and `/readyz` are.
+    pub http: Option<SocketAddr>,
+    /// Bytes of shared memory in all, e.g. `"4GiB"`.
+    pub memory: Option<String>,
+    /// Bytes of one segment, e.g. `"512MiB"`.
+    pub segment: Option<String>,
+    /// What is put into a repository is seen within this, e.g. `"1s"`.
+    pub refresh: Option<String>,
+    /// Only versions created at or before this are seen (ms).
+    pub not_after: Option<Timestamp>,
+    /// Only versions created at or after this are seen (ms).
+    pub not_before: Option<Timestamp>,
+    /// Users that may attach, beside the service's own and root.
+    pub allow_uids: Vec<u32>,
+    /// Groups that may attach.
+    pub allow_gids: Vec<u32>,
+    /// Sources, asked in order.
+    #[serde(rename = "source")]
+    pub sources: Vec<SourceConfig>,
+    /// Sets of columns that requests may name: `[tables.NAME]`, then `column = "path"`.
+    pub tables: BTreeMap<String, ColumnList>,
+}
+
+/// One source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// Where it is: `file:///dir`, `memory:`.
+    pub url: String,
+}
+
+/// Why a configuration is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct ConfigError {
+    /// Where and what.
+    pub reason: String,
+}
+
+impl Coded for ConfigError {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::InvalidArgument
+    }
+    fn code(&self) -> Code {
+        Code(8020)
+    }
+}
+
+impl Config {
+    /// From TOML.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the line, and unknown keys.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| ConfigError { reason: error.to_string() })
+    }
+
+    /// The sets of columns.
+    pub fn columns(&self) -> BTreeMap<String, Vec<ColumnRequest>> {
+        let columns = |list: &ColumnList| list.0.clone();
+        self.tables.iter().map(|(name, list)| (name.clone(), columns(list))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_is_read_and_what_is_unknown_is_named() {
+        let config = Config::parse(
+            "memory = \"1GiB\"\n[[source]]\nurl = \"file:///data\"\n\
+             [tables.tpc]\nvdrift = \"TPC/Calib/VDriftTgl\"\n\
+             noise = { path = \"TPC/Calib/Noise\", metadata = { run = \"1\" } }\n",
+        )
+        .unwrap();
+        assert_eq!(config.sources[0].url, "file:///data");
+        let tables = config.columns();
+        assert_eq!(tables["tpc"].len(), 2);
+        let error = Config::parse("memroy = \"1GiB\"").unwrap_err();
+        assert!(error.to_string().contains("memroy"), "{error}");
+        let error = Config::parse("[tables.tpc]\na = \"12\"").unwrap_err();
+        assert!(error.to_string().contains("all digits"), "{error}");
+    }
+}

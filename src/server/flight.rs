@@ -1,0 +1,160 @@
+//! The calls of Arrow Flight, each handed on to its own file.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use arrow_flight::flight_service_server::FlightService;
+use arrow_flight::{
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo,
+    HandshakeRequest, HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket,
+};
+use futures::stream::{self, Stream};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::cache::Cache;
+use crate::table::action_types;
+
+/// A stream of answers.
+pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Flight over a cache.
+#[derive(Debug, Clone)]
+pub(super) struct Service {
+    pub(super) cache: Cache,
+}
+
+impl Service {
+    pub(super) const fn new(cache: Cache) -> Self {
+        Self { cache }
+    }
+}
+
+/// So much before the client gives up, we do: so that it hears why.
+const HEADSTART: Duration = Duration::from_millis(20);
+
+/// How long the client waits, if it says so (`grpc-timeout`: up to 8 digits and a unit).
+pub(super) fn patience<T>(request: &Request<T>) -> Option<Duration> {
+    let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok()?;
+    let time = match unit {
+        "H" => Duration::from_secs(count.saturating_mul(3_600)),
+        "M" => Duration::from_secs(count.saturating_mul(60)),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    };
+    Some(time.saturating_sub(HEADSTART.min(time / 4)))
+}
+
+pub(super) fn all<T: Send + 'static>(answers: Vec<T>) -> Response<Answers<T>> {
+    Response::new(Box::pin(stream::iter(answers.into_iter().map(Ok))))
+}
+
+#[tonic::async_trait]
+impl FlightService for Service {
+    type HandshakeStream = Answers<HandshakeResponse>;
+    type ListFlightsStream = Answers<FlightInfo>;
+    type DoGetStream = Answers<FlightData>;
+    type DoPutStream = Answers<PutResult>;
+    type DoExchangeStream = Answers<FlightData>;
+    type DoActionStream = Answers<arrow_flight::Result>;
+    type ListActionsStream = Answers<ActionType>;
+
+    async fn handshake(
+        &self,
+        _request: Request<Streaming<HandshakeRequest>>,
+    ) -> Result<Response<Self::HandshakeStream>, Status> {
+        Err(Status::unimplemented("[IOV-1040] no authentication by handshake"))
+    }
+
+    async fn list_flights(
+        &self,
+        request: Request<Criteria>,
+    ) -> Result<Response<Self::ListFlightsStream>, Status> {
+        self.list(&request.into_inner().expression).await
+    }
+
+    async fn get_flight_info(
+        &self,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
+        self.info(request.into_inner())
+    }
+
+    async fn poll_flight_info(
+        &self,
+        _request: Request<FlightDescriptor>,
+    ) -> Result<Response<PollInfo>, Status> {
+        Err(Status::unimplemented("[IOV-1041] no PollFlightInfo yet: use GetFlightInfo and DoGet"))
+    }
+
+    async fn get_schema(
+        &self,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<SchemaResult>, Status> {
+        self.schema(request.get_ref())
+    }
+
+    async fn do_get(
+        &self,
+        request: Request<Ticket>,
+    ) -> Result<Response<Self::DoGetStream>, Status> {
+        self.get(request).await
+    }
+
+    async fn do_put(
+        &self,
+        request: Request<Streaming<FlightData>>,
+    ) -> Result<Response<Self::DoPutStream>, Status> {
+        self.put(request).await
+    }
+
+    async fn do_exchange(
+        &self,
+        _request: Request<Streaming<FlightData>>,
+    ) -> Result<Response<Self::DoExchangeStream>, Status> {
+        Err(Status::unimplemented("[IOV-1042] no DoExchange yet: use DoPut and DoGet"))
+    }
+
+    async fn do_action(
+        &self,
+        request: Request<Action>,
+    ) -> Result<Response<Self::DoActionStream>, Status> {
+        self.act(request).await
+    }
+
+    async fn list_actions(
+        &self,
+        _request: Request<Empty>,
+    ) -> Result<Response<Self::ListActionsStream>, Status> {
+        let types = action_types().iter().map(|(name, description)| ActionType {
+            r#type: (*name).to_owned(),
+            description: (*description).to_owned(),
+        });
+        Ok(all(types.collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clients_timeout_is_read_in_every_unit() {
+        let of = |text: &'static str| {
+            let mut request = Request::new(());
+            request.metadata_mut().insert("grpc-timeout", text.parse().unwrap());
+            patience(&request)
+        };
+        assert_eq!(of("2S"), Some(Duration::from_millis(1_980)));
+        assert_eq!(of("100m"), Some(Duration::from_millis(80)));
+        assert_eq!(of("40m"), Some(Duration::from_millis(30)));
+        assert_eq!(of("1H"), Some(Duration::from_millis(3_599_980)));
+        assert_eq!(of("x"), None);
+        assert_eq!(of("5"), None);
+        assert_eq!(patience(&Request::new(())), None);
+    }
+}

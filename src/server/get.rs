@@ -1,0 +1,213 @@
+//! Tables go out: DoGet, and what is said of them before (GetFlightInfo, GetSchema, ListFlights).
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arrow_flight::flight_descriptor::DescriptorType;
+use arrow_flight::{
+    FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, SchemaAsIpc, SchemaResult, Ticket,
+};
+use arrow_ipc::writer::IpcWriteOptions;
+use arrow_schema::Schema;
+use futures::stream;
+use prost::bytes::Bytes;
+use serde_json::json;
+use tonic::{Response, Status};
+
+use super::flight::{Answers, Service, all, patience};
+use super::status::status;
+use super::ticket;
+use crate::cache::{Answer, Asker};
+use crate::table::{EncodeError, Message, MessageWriter, Request, RequestError, View};
+
+/// Where timeframes stand among the flights.
+pub(super) const TIMEFRAME: &str = "timeframe";
+
+impl Service {
+    /// DoGet.
+    pub(super) async fn get(
+        &self,
+        request: tonic::Request<Ticket>,
+    ) -> Result<Response<Answers<FlightData>>, Status> {
+        let patience = patience(&request);
+        let ticket = request.into_inner().ticket;
+        let (request, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
+        let asker = Asker { ticket: Some(ticket.to_vec()), lease, patience };
+        let answer = self.cache.answer(&request, &asker).await.map_err(|error| status(&error))?;
+        // The first batch before the first byte: what cannot be sent is an error of the call.
+        match messages(&answer) {
+            Ok(messages) => Ok(Response::new(Box::pin(stream::iter(messages)))),
+            Err(error) => {
+                self.cache.release(answer.lease());
+                Err(status(&error))
+            }
+        }
+    }
+
+    /// GetSchema.
+    pub(super) fn schema(
+        &self,
+        descriptor: &FlightDescriptor,
+    ) -> Result<Response<SchemaResult>, Status> {
+        let request = request_of(descriptor).map_err(|error| status(&error))?;
+        let parsed = Request::parse(&request).map_err(|error| status(&error))?;
+        let described = self.cache.describe(&parsed).map_err(|error| status(&error))?;
+        let options = IpcWriteOptions::default();
+        let result = SchemaResult::try_from(SchemaAsIpc::new(&described.schema, &options));
+        result.map(Response::new).map_err(|error| status(&EncodeError::from(error)))
+    }
+
+    /// GetFlightInfo. Loads nothing.
+    pub(super) fn info(
+        &self,
+        descriptor: FlightDescriptor,
+    ) -> Result<Response<FlightInfo>, Status> {
+        let request = request_of(&descriptor).map_err(|error| status(&error))?;
+        let parsed = Request::parse(&request).map_err(|error| status(&error))?;
+        let described = self.cache.describe(&parsed).map_err(|error| status(&error))?;
+        if let Some(session) = &parsed.session {
+            self.cache.check_session(session).map_err(|error| status(&error))?;
+        }
+        // Who has a session, or reads a timeframe as a consumer, needs no lease with a time limit.
+        let owned = parsed.session.is_some()
+            || (parsed.consumer.is_some()
+                && matches!(parsed.when, crate::table::When::Timeframe(_)));
+        let (lease, limit) = if owned {
+            (None, None)
+        } else {
+            let (lease, limit) = self.cache.open_lease().map_err(|error| status(&error))?;
+            (Some(lease), Some(limit))
+        };
+        let ticket = ticket::issue(&request, lease.as_ref()).map_err(|error| status(&error))?;
+        let mut endpoint = FlightEndpoint::new().with_ticket(Ticket::new(ticket));
+        endpoint.expiration_time = limit.map(expiration);
+        let rows = described.rows.filter(|_| parsed.view == View::Rows);
+        let rows = rows.and_then(|rows| i64::try_from(rows).ok());
+        let info = with_schema(FlightInfo::new(), &described.schema)?
+            .with_descriptor(descriptor)
+            .with_endpoint(endpoint)
+            .with_total_records(rows.unwrap_or(-1))
+            .with_total_bytes(-1)
+            .with_ordered(true);
+        Ok(Response::new(info))
+    }
+
+    /// ListFlights: the paths below a prefix, and the timeframes in flight.
+    pub(super) async fn list(
+        &self,
+        prefix: &[u8],
+    ) -> Result<Response<Answers<FlightInfo>>, Status> {
+        let prefix = std::str::from_utf8(prefix).map_err(|_| {
+            let reason = "it is no UTF-8".to_owned();
+            status(&RequestError::Malformed { what: "prefix of paths", reason })
+        })?;
+        let mut flights = Vec::new();
+        if prefix != TIMEFRAME {
+            let paths = self.cache.paths(prefix).await.map_err(|error| status(&error))?;
+            for path in paths {
+                let about = json!({"path": path.path, "objects": path.versions});
+                let records = i64::try_from(path.versions).unwrap_or(-1);
+                flights.push(flight(vec![path.path.to_string()], records, &about)?);
+            }
+        }
+        if prefix.is_empty() || prefix == TIMEFRAME {
+            for timeframe in self.cache.timeframes() {
+                let about = json!(timeframe);
+                let path = vec![TIMEFRAME.to_owned(), timeframe.timeframe.to_string()];
+                let records = i64::try_from(timeframe.rows).unwrap_or(-1);
+                flights.push(flight(path, records, &about)?);
+            }
+        }
+        Ok(all(flights))
+    }
+}
+
+fn flight(
+    path: Vec<String>,
+    records: i64,
+    about: &serde_json::Value,
+) -> Result<FlightInfo, Status> {
+    let info = with_schema(FlightInfo::new(), &Schema::empty())?
+        .with_descriptor(FlightDescriptor::new_path(path))
+        .with_total_records(records)
+        .with_total_bytes(-1)
+        .with_app_metadata(about.to_string());
+    Ok(info)
+}
+
+fn with_schema(info: FlightInfo, schema: &Schema) -> Result<FlightInfo, Status> {
+    info.try_with_schema(schema).map_err(|error| status(&EncodeError::from(error)))
+}
+
+/// The time of day after so long, as Flight gives it.
+pub(super) fn expiration(after: Duration) -> prost_types::Timestamp {
+    let at = SystemTime::now() + after;
+    let at = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    prost_types::Timestamp {
+        seconds: i64::try_from(at.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(at.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// The request of a descriptor: its command, or the path of a timeframe.
+fn request_of(descriptor: &FlightDescriptor) -> Result<Vec<u8>, RequestError> {
+    let path: Vec<&str> = descriptor.path.iter().map(String::as_str).collect();
+    match (DescriptorType::try_from(descriptor.r#type), &path[..]) {
+        (Ok(DescriptorType::Path), [TIMEFRAME, id]) => {
+            let timeframe = timeframe_id(id)?;
+            Ok(json!({"timeframe": timeframe}).to_string().into_bytes())
+        }
+        (Ok(DescriptorType::Path), _) => Err(RequestError::Malformed {
+            what: "descriptor of a table",
+            reason: format!("path {path:?}, expected a command with a request in JSON"),
+        }),
+        _ => Ok(descriptor.cmd.to_vec()),
+    }
+}
+
+/// # Errors
+/// [`RequestError`] if it is no u64.
+pub(super) fn timeframe_id(text: &str) -> Result<u64, RequestError> {
+    text.parse().map_err(|_| RequestError::Field {
+        field: "timeframe",
+        reason: format!("{text:?} is no id, expected a number"),
+    })
+}
+
+impl From<Message> for FlightMessage {
+    fn from(message: Message) -> Self {
+        Self(FlightData {
+            data_header: Bytes::from(message.header),
+            data_body: Bytes::from(message.body),
+            ..FlightData::default()
+        })
+    }
+}
+
+/// A FlightData made of an IPC message.
+pub(super) struct FlightMessage(pub(super) FlightData);
+
+/// The messages of a table, made as they are asked for. The answer goes with them: what they name
+/// stays pinned until the last of them is sent.
+fn messages(
+    answer: &Answer,
+) -> Result<impl Iterator<Item = Result<FlightData, Status>> + Send + 'static, EncodeError> {
+    let mut batches = answer.batches();
+    let (mut writer, schema) = MessageWriter::begin(&batches.schema());
+    let first = match batches.next() {
+        Some(batch) => writer.write(&batch?)?,
+        None => Vec::new(),
+    };
+    let pins = answer.hold();
+    let first = [schema].into_iter().chain(first).map(Ok);
+    let rest = batches.flat_map(move |batch| {
+        let _pins = &pins;
+        match batch.and_then(|batch| writer.write(&batch)) {
+            Ok(messages) => messages.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        }
+    });
+    Ok(first.chain(rest).map(|message| match message {
+        Ok(message) => Ok(FlightMessage::from(message).0),
+        Err(error) => Err(status(&error)),
+    }))
+}
