@@ -138,13 +138,44 @@ impl Client {
         Ok(table)
     }
 
+    /// Lets the objects of a table go, and waits until the service knows. Dropping the table does
+    /// so too, but does not wait.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn release(&self, table: Table) -> Result<(), ClientError> {
+        match table.take_lease() {
+            None => Ok(()),
+            Some(lease) => {
+                let _: serde_json::Value = self.act("release", &json!({"lease": lease})).await?;
+                Ok(())
+            }
+        }
+    }
+
     /// The batches of a table as they come, with every field of the request as it is given.
+    ///
+    /// Unless the request names a session or a consumer, its objects are not kept: what it has of
+    /// MetaHeaders may soon be stale.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn batches(&self, request: &TableRequest) -> Result<Vec<RecordBatch>, ClientError> {
-        let (_, batches) = self.get(request).await?;
+        let (schema, batches) = self.get(request).await?;
+        if request.get("session").is_none() && request.get("consumer").is_none() {
+            self.end_lease(&schema).await?;
+        }
         Ok(batches)
+    }
+
+    async fn end_lease(&self, schema: &Schema) -> Result<(), ClientError> {
+        match schema.metadata().get("iovcache.lease") {
+            None => Ok(()),
+            Some(lease) => {
+                let _: serde_json::Value = self.act("release", &json!({"lease": lease})).await?;
+                Ok(())
+            }
+        }
     }
 
     async fn get(
@@ -193,7 +224,10 @@ impl Client {
                 })?;
             }
         }
-        Ok(())
+        match stream.schema().cloned() {
+            Some(schema) => self.end_lease(&schema).await,
+            None => Err(answer("no schema came")),
+        }
     }
 
     /// Whether the session that we have is one of a service that is gone; then it is forgotten.

@@ -135,10 +135,14 @@ impl Table {
         }
     }
 
+    /// The lease, to be released by who takes it.
+    pub(super) fn take_lease(&self) -> Option<String> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// The lease is not needed any more.
     pub(super) fn let_go(&self) {
-        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(lease) = lease {
+        if let Some(lease) = self.take_lease() {
             // If nobody listens, the connection is gone, and the lease with it.
             let _ = self.releases.send(lease);
         }

@@ -10,6 +10,9 @@ use iovcache::table::{SourceState, Status};
 use crate::common::{Failure, Server, out, show_bytes};
 use crate::picture::gauge;
 
+/// So many timeframes are shown, the oldest ones.
+const MAX_TIMEFRAMES: usize = 8;
+
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -86,7 +89,7 @@ fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
         let pinned = show_bytes(session.pinned_bytes);
         writeln!(text, "session  {consumer:<16} pid {pid:<8} {pinned} pinned")?;
     }
-    for timeframe in &status.timeframes {
+    for timeframe in status.timeframes.iter().take(MAX_TIMEFRAMES) {
         let consumers: Vec<String> = timeframe
             .consumers
             .iter()
@@ -103,5 +106,8 @@ fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
             consumers.join(", ")
         )?;
     }
-    Ok(())
+    match status.timeframes.len().saturating_sub(MAX_TIMEFRAMES) {
+        0 => Ok(()),
+        more => writeln!(text, "          and {more} more timeframes"),
+    }
 }
