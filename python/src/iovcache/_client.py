@@ -1,0 +1,398 @@
+"""The client: asks a service for tables."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from ._attach import Attachment
+from ._errors import FailedPrecondition, InvalidArgument, IovcacheError, translate
+from ._table import Table
+
+Columns = Mapping[str, Union[str, Mapping[str, Any]]]
+
+_OPTIONS = frozenset(
+    "encoding cell missing timestamps_column not_after not_before lock wait_ms session".split()
+)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except IovcacheError:
+        raise
+    except (flight.FlightError, pa.ArrowException, OSError) as error:
+        raise translate(error) from error
+
+
+def connect(
+    url: str,
+    *,
+    consumer: Optional[str] = None,
+    token: Optional[str] = None,
+    remote: bool = False,
+) -> "Client":
+    """Connects to ``grpc://host:port`` or ``grpc+unix:///path/flight.sock``.
+
+    Args:
+        url: where the service is.
+        consumer: what this process calls itself.
+        token: what lets it in, where a token is configured.
+        remote: never attach, even on the node: objects come over the wire.
+
+    Raises:
+        Unavailable: the service cannot be reached.
+    """
+    client = Client(url, consumer=consumer, token=token, remote=remote)
+    try:
+        client.status()
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+class Client:
+    """A connection to a service. Threads may share it."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        consumer: Optional[str] = None,
+        token: Optional[str] = None,
+        remote: bool = False,
+    ) -> None:
+        self.url = url
+        self._consumer = consumer or f"python-{os.getpid()}"
+        self._token = token
+        self._lock = threading.Lock()
+        self._attachment: Optional[Attachment] = None
+        self._remote = remote
+        with _translated():
+            self._flight = flight.connect(
+                _location(url),
+                # gRPC's C core would send the path of a Unix socket, which HTTP/2 forbids.
+                generic_options=[
+                    ("grpc.default_authority", "localhost"),
+                    ("grpc.max_send_message_length", -1),
+                    ("grpc.max_receive_message_length", -1),
+                ],
+            )
+
+    def close(self) -> None:
+        """Ends the session and the connection."""
+        with self._lock:
+            attachment, self._attachment = self._attachment, None
+        if attachment is not None:
+            attachment.close()
+        self._flight.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def table(
+        self,
+        columns: Union[Columns, str, None] = None,
+        *,
+        timestamps: Any = None,
+        range: Optional[Tuple[int, int, int]] = None,  # noqa: A002 - the request's own word
+        timeframe: Optional[int] = None,
+        consumer: Optional[str] = None,
+        **options: Any,
+    ) -> Table:
+        """A table, its objects kept until it is closed.
+
+        Args:
+            columns: ``{"name": "path"}`` or ``{"name": {"path": …, "metadata": {…}}}``, or the name
+                of a table of the service's configuration.
+            timestamps: milliseconds since the Unix epoch (int or None), or an array of pyarrow,
+                numpy or pandas, also of type timestamp.
+            range: (from, until, step) in milliseconds.
+            timeframe: the timestamps, and unless others are given the columns, of a timeframe.
+            consumer: who reads the timeframe.
+            **options: encoding, cell, missing, timestamps_column, not_after, not_before, lock,
+                wait_ms, as the request has them.
+
+        Raises:
+            NotFound: nothing is valid for some timestamps, each column named.
+            IovcacheError: and the other kinds of it.
+        """
+        unknown = set(options) - _OPTIONS
+        if unknown:
+            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+        request: Dict[str, Any] = dict(options)
+        if isinstance(columns, str):
+            request["table"] = columns
+        elif columns is not None:
+            request["columns"] = dict(columns)
+        if timestamps is not None:
+            request["timestamps"] = _millis(timestamps)
+        if range is not None:
+            request["range"] = dict(zip(("from", "until", "step"), range))
+        if timeframe is not None:
+            request["timeframe"] = timeframe
+        if consumer is not None:
+            request["consumer"] = consumer
+        request.setdefault("encoding", "run_end")
+        try:
+            return self._table(request)
+        except FailedPrecondition:
+            # The service was restarted: its successor knows another session of ours.
+            if not self._forget_lost_session():
+                raise
+            return self._table(request)
+
+    def _table(self, request: Dict[str, Any]) -> Table:
+        attachment = None if "session" in request else self._attach(request)
+        if attachment is not None:
+            request = {**request, "session": attachment.session}
+        elif "cell" not in request and "session" not in request:
+            request = {**request, "cell": "payload"}
+        arrow = self._get(request)
+        resolve = attachment.resolve if attachment is not None else None
+        return Table(arrow, resolve, self._release, lambda _: self._objects(request, arrow))
+
+    def _objects(self, request: Dict[str, Any], table: pa.Table) -> pa.Table:
+        # The very same request again: its objects are in memory still. What was put since then
+        # may win now, so what this says is compared with what the table holds.
+        request = {**request, "view": "objects"}
+        request.pop("timestamps_column", None)
+        objects = self._get(request)
+        self._release_lease(objects.schema.metadata)
+        if not _describes(objects, table):
+            message = "versions were put since the table was made: ask for the table anew"
+            raise FailedPrecondition(message)
+        return objects
+
+    def _get(self, request: Mapping[str, Any]) -> pa.Table:
+        ticket = flight.Ticket(json.dumps(request))
+        with _translated():
+            return self._flight.do_get(ticket).read_all()
+
+    def _release(self, table: Table) -> None:
+        self._release_lease(table.arrow.schema.metadata)
+
+    def _release_lease(self, metadata: Optional[Mapping[bytes, bytes]]) -> None:
+        lease = (metadata or {}).get(b"iovcache.lease")
+        if lease is not None:
+            # If it is over already, or the service gone, there is nothing to release.
+            with contextlib.suppress(IovcacheError):
+                self._act("release", {"lease": lease.decode()})
+
+    def put_timeframe(
+        self,
+        timeframe: int,
+        timestamps: Any,
+        *,
+        columns: Optional[Columns] = None,
+        table: Optional[str] = None,
+        consumers: Sequence[str] = (),
+    ) -> Dict[str, Any]:
+        """Registers a timeframe; what it needs is loaded, and kept until each consumer is done.
+
+        Returns:
+            ``{"timeframe", "rows", "objects", "state"}``
+        """
+        about: Dict[str, Any] = {"consumers": list(consumers)}
+        if columns is not None:
+            about["columns"] = dict(columns)
+        if table is not None:
+            about["table"] = table
+        array = _array(timestamps)
+        batch = pa.record_batch([array], names=["timestamp"])
+        descriptor = flight.FlightDescriptor.for_path("timeframe", str(timeframe))
+        with _translated():
+            writer, reader = self._flight.do_put(descriptor, batch.schema)
+            with writer:
+                # pyarrow can attach metadata to a batch only.
+                writer.write_with_metadata(batch, json.dumps(about).encode())
+                writer.done_writing()
+                result = reader.read()
+        if result is None:
+            raise translate(pa.ArrowException("the service sent no result"))
+        return dict(json.loads(result.to_pybytes()))
+
+    @contextlib.contextmanager
+    def timeframe(
+        self, timeframe: int, *, consumer: str, columns: Optional[Columns] = None, **options: Any
+    ) -> Iterator[Table]:
+        """The table of a timeframe; leaving it reports the timeframe as consumed.
+
+        If the body raises, it is not reported: who failed may ask again.
+        """
+        table = self.table(columns, timeframe=timeframe, consumer=consumer, **options)
+        with table:
+            yield table
+        self.consumed(timeframe, consumer=consumer)
+
+    def consumed(self, timeframe: int, *, consumer: str) -> Dict[str, Any]:
+        """Says that a consumer is done with a timeframe."""
+        return self._act("consumed", {"timeframe": timeframe, "consumer": consumer})
+
+    def oldest_possible(self, timeframe: int, *, consumer: str) -> Dict[str, Any]:
+        """Says that a consumer is done with all timeframes below one."""
+        return self._act("consumed", {"consumer": consumer, "oldest_possible": timeframe})
+
+    def prefetch(self, columns: Columns, *, range: Tuple[int, int]) -> Dict[str, Any]:  # noqa: A002
+        """Loads what a range of time needs, before it is asked for."""
+        bounds = {"from": range[0], "until": range[1]}
+        return self._act("prefetch", {"columns": dict(columns), "range": bounds})
+
+    def invalidate(self, path: str) -> Dict[str, Any]:
+        """Has the service forget what it knows of a path."""
+        return self._act("invalidate", {"path": path})
+
+    def drop_timeframe(self, timeframe: int) -> Dict[str, Any]:
+        """Drops a timeframe, whoever still waits for it."""
+        return self._act("drop_timeframe", {"timeframe": timeframe})
+
+    def status(self) -> Dict[str, Any]:
+        """One picture of the whole service."""
+        return self._act("status", {})
+
+    def segments(self) -> Dict[str, Any]:
+        """The segments of its shared memory."""
+        return self._act("segments", {})
+
+    def paths(self, prefix: str = "") -> Dict[str, int]:
+        """The paths at a prefix and below, and how many versions each has."""
+        with _translated():
+            flights = list(self._flight.list_flights(prefix.encode()))
+        about = (json.loads(info.app_metadata) for info in flights)
+        return {entry["path"]: entry["objects"] for entry in about if "path" in entry}
+
+    def _act(self, name: str, body: Mapping[str, Any]) -> Dict[str, Any]:
+        with _translated():
+            results = list(self._flight.do_action(flight.Action(name, json.dumps(body).encode())))
+        return dict(json.loads(results[0].body.to_pybytes()))
+
+    def _attach(self, request: Mapping[str, Any]) -> Optional[Attachment]:
+        with self._lock:
+            if self._remote:
+                return None
+            if self._attachment is not None and self._attachment.over is None:
+                return self._attachment
+            folder = _socket_folder(self.url)
+            if folder is not None:
+                path: Optional[str] = os.path.join(folder, "attach.sock")
+            else:
+                path = self._attach_path(request)
+                if path is None or not os.path.exists(path):
+                    self._remote = True
+                    return None
+            assert path is not None
+            try:
+                self._attachment = Attachment(path, self._consumer, self._token)
+            except IovcacheError:
+                if folder is not None:
+                    raise
+                # Over TCP it is enough that objects come over the wire.
+                self._remote = True
+                return None
+            return self._attachment
+
+    def _attach_path(self, request: Mapping[str, Any]) -> Optional[str]:
+        descriptor = flight.FlightDescriptor.for_command(json.dumps(request))
+        with _translated():
+            schema = self._flight.get_schema(descriptor).schema
+        path = (schema.metadata or {}).get(b"iovcache.attach")
+        return path.decode() if path is not None else None
+
+    def _forget_lost_session(self) -> bool:
+        with self._lock:
+            attachment = self._attachment
+            if attachment is None or attachment.over is None:
+                return False
+            self._attachment = None
+        attachment.close()
+        return True
+
+
+def _location(url: str) -> str:
+    return url if not url.startswith("grpc://") else "grpc+tcp://" + url[len("grpc://") :]
+
+
+def _socket_folder(url: str) -> Optional[str]:
+    prefix = "grpc+unix://"
+    return os.path.dirname(url[len(prefix) :]) if url.startswith(prefix) else None
+
+
+def _array(timestamps: Any) -> pa.Array:
+    """Timestamps of any kind as an Arrow array that the service takes."""
+    if isinstance(timestamps, pa.ChunkedArray):
+        timestamps = timestamps.combine_chunks()
+    if isinstance(timestamps, pa.Array):
+        return timestamps
+    try:
+        if hasattr(timestamps, "__array__") or hasattr(timestamps, "__arrow_array__"):
+            return pa.array(timestamps)
+        return pa.array(timestamps, pa.int64())
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError) as error:
+        raise InvalidArgument(f"these are no timestamps in milliseconds: {error}") from error
+
+
+def _millis(timestamps: Any) -> List[Optional[int]]:
+    """Timestamps of any kind as milliseconds; finer ones are floored, as the service does."""
+    if isinstance(timestamps, (list, tuple)) and all(
+        at is None or type(at) is int for at in timestamps
+    ):
+        return list(timestamps)
+    array = _array(timestamps)
+    kind = array.type
+    if pa.types.is_run_end_encoded(kind) or pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    values: Iterable[Any]
+    if pa.types.is_timestamp(kind):
+        values = (None if at is None else at for at in _integers(array))
+        scale, up = {"s": (1, 1000), "ms": (1, 1), "us": (1000, 1), "ns": (1_000_000, 1)}[kind.unit]
+        return [None if at is None else at * up // scale for at in values]
+    if pa.types.is_integer(kind):
+        return array.to_pylist()
+    raise InvalidArgument(f"timestamps of type {array.type} are none")
+
+
+def _integers(array: pa.Array) -> List[Optional[int]]:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    elif pa.types.is_run_end_encoded(array.type):
+        values = _integers(array.values)
+        start = 0
+        rows: List[Optional[int]] = []
+        for end, value in zip(array.run_ends.to_pylist(), values):
+            rows.extend([value] * (end - start))
+            start = end
+        return rows[array.offset : array.offset + len(array)]
+    return array.cast(pa.int64()).to_pylist()
+
+
+def _describes(objects: pa.Table, table: pa.Table) -> bool:
+    """Whether the objects are those whose MetaHeaders stand in the table (as far as it has any)."""
+    from ._table import _runs  # the runs of a column, however encoded
+
+    generations = {}
+    for row in objects.to_pylist():
+        generations.setdefault(row["column"], []).append((row["row_start"], row["generation"]))
+    for field, column in zip(table.schema, table.columns):
+        if not (field.metadata and b"url" in field.metadata):
+            continue
+        start, seen = 0, []
+        for end, cell in _runs(column):
+            if isinstance(cell, bytes):
+                seen.append((start, int.from_bytes(cell[8:16], "little")))
+            elif cell is not None:
+                return True
+            start = end
+        if seen != generations.get(field.name, []):
+            return False
+    return True

@@ -1,0 +1,139 @@
+"""A client that knows nothing of this package: pyarrow, the attach socket, and forty bytes."""
+
+import json
+import mmap
+import socket
+import struct
+
+import pyarrow.flight as flight
+import pytest
+from conftest import right
+
+DRIFT = "TPC/Calib/VDrift"
+
+
+class ByHand:
+    """What section after section of the interface says, written down once more."""
+
+    def __init__(self, service):
+        self.attach = socket.socket(socket.AF_UNIX)
+        self.attach.settimeout(30)
+        self.attach.connect(service.ready["attach"])
+        self.attach.sendall(b'{"hello": 1, "consumer": "by-hand"}\n')
+        self.maps = {}
+        self.session = self.hear()["session"]
+        options = [("grpc.default_authority", "localhost")]
+        self.flight = flight.connect(service.unix, generic_options=options)
+
+    def hear(self):
+        line, descriptors, _, _ = socket.recv_fds(self.attach, 65536, 253)
+        message = json.loads(line)
+        for segment, fd in zip(message["segments"], descriptors):
+            key = segment["kind"], segment["id"]
+            self.maps[key] = mmap.mmap(fd, segment["size"], prot=mmap.PROT_READ)
+        return message
+
+    def resolve(self, cell):
+        header = struct.unpack("<QQqqHHB3x", cell)
+        size, generation, handle, shared, _, number, managed = header
+        assert (shared, managed, handle % 16) == (-1, 1, 0)
+        while ("segment", number) not in self.maps:
+            self.hear()
+        block = memoryview(self.maps["segment", number])[handle - 48 :]
+        assert struct.unpack_from("<QQ", block) == (generation, size)
+        # FairMQ's own header stands before the payload.
+        assert struct.unpack_from("<4HQ", block, 48) == (2, 0, 8, 1, 0)
+        return bytes(block[64 : 64 + size])
+
+    def get(self, request):
+        return self.flight.do_get(flight.Ticket(json.dumps(request))).read_all()
+
+    def close(self):
+        self.flight.close()
+        self.attach.close()
+
+
+@pytest.fixture
+def by_hand(service):
+    client = ByHand(service)
+    yield client
+    client.close()
+
+
+def test_cells_resolve_to_the_right_bytes(by_hand, service):
+    times = [1000, 2999, 3000, 5000, 7000, 8999]
+    request = {"columns": {"drift": DRIFT}, "timestamps": times, "session": by_hand.session}
+    for encoding in ("dictionary", "plain"):
+        table = by_hand.get({**request, "encoding": encoding, "timestamps_column": True})
+        assert table["timestamp"].to_pylist() == times
+        cells = table["drift"].to_pylist()
+        assert [by_hand.resolve(cell) for cell in cells] == [right(DRIFT, at) for at in times]
+        metadata = table.schema.metadata
+        assert metadata[b"iovcache.attach"].decode() == service.ready["attach"]
+        assert metadata[b"iovcache.epoch"].decode() == service.ready["epoch"]
+        assert b"iovcache.lease" in metadata and b"iovcache.version" in metadata
+        assert table.schema.field("drift").metadata[b"url"] == DRIFT.encode()
+        assert not table.schema.field("drift").nullable
+
+
+def test_the_cells_struct_and_o2_say_the_same_as_the_bytes(by_hand):
+    request = {"columns": {"drift": DRIFT}, "timestamps": [1000, None], "encoding": "plain"}
+    request["session"] = by_hand.session
+    size, generation, handle, _, _, number, _ = struct.unpack(
+        "<QQqqHHB3x", by_hand.get(request)["drift"][0].as_py()
+    )
+    fields, null = by_hand.get({**request, "cell": "struct"})["drift"].to_pylist()
+    assert (fields["size"], fields["hint"], fields["handle"]) == (size, generation, handle)
+    assert null is None
+    table = by_hand.get({**request, "cell": "o2"})
+    assert table["drift"].to_pylist() == [[handle, number, size], None]
+    assert by_hand.get({**request, "cell": "payload"})["drift"].to_pylist() == [b"drift 1", None]
+
+
+def test_flight_info_schema_and_the_ticket(by_hand):
+    request = {"columns": {"drift": DRIFT}, "timestamps": [1000, 3000]}
+    descriptor = flight.FlightDescriptor.for_command(json.dumps(request))
+    info = by_hand.flight.get_flight_info(descriptor)
+    assert info.total_records == 2
+    assert info.schema.names == ["drift"]
+    assert by_hand.flight.get_schema(descriptor).schema.names == ["drift"]
+    endpoint = info.endpoints[0]
+    table = by_hand.flight.do_get(endpoint.ticket).read_all()
+    assert table.num_rows == 2
+    renewed = by_hand.flight.renew_flight_endpoint(flight.RenewFlightEndpointRequest(endpoint))
+    assert renewed.expiration_time is not None
+    cancelled = by_hand.flight.cancel_flight_info(flight.CancelFlightInfoRequest(info))
+    assert cancelled.status == flight.CancelStatus.CANCELLED
+    with pytest.raises(Exception, match="IOV-5002"):
+        by_hand.flight.do_get(endpoint.ticket).read_all()
+
+
+def test_intervals_and_chunks_and_locks(by_hand):
+    range_ = {"from": 0, "until": 10_000}
+    request = {"columns": {"drift": DRIFT}, "range": range_, "view": "intervals"}
+    spans = by_hand.get({**request, "session": by_hand.session}).to_pylist()
+    assert [(span["from"], span["until"]) for span in spans] == [
+        (1000, 3000),
+        (3000, 5000),
+        (5000, 7000),
+        (7000, 7001),
+        (7001, 9000),
+    ]
+    assert [by_hand.resolve(span["cell"]) for span in spans] == [
+        right(DRIFT, span["from"]) for span in spans
+    ]
+    chunks = {"columns": {"n": "TPC/Calib/Noise"}, "timestamps": [5], "view": "chunks"}
+    assert b"".join(by_hand.get(chunks)["bytes"].to_pylist()) == b"n" * 100_000
+    one = {"columns": {"drift": DRIFT}, "timestamps": [1000]}
+    lock = by_hand.get({**one, "view": "objects"}).to_pylist()
+    for row in lock:
+        row["metadata"] = dict(row["metadata"])
+    # At 4000 another version wins, unless only the locked ones are there.
+    locked = {**one, "timestamps": [4000], "lock": lock, "session": by_hand.session}
+    assert by_hand.resolve(by_hand.get(locked)["drift"][0].as_py()) == b"drift 1"
+
+
+def test_unknown_fields_are_refused_by_name(by_hand):
+    request = {"columns": {"drift": DRIFT}, "timestamps": [1000], "colour": "red"}
+    with pytest.raises(Exception, match=r"IOV-1001.*colour"):
+        by_hand.get(request)

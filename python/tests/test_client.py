@@ -1,0 +1,223 @@
+"""The package against the real service."""
+
+import datetime
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from conftest import right, until
+
+import iovcache
+
+DRIFT = "TPC/Calib/VDrift"
+NOISE = "TPC/Calib/Noise"
+TIMES = [1000, 2999, 3000, 4999, 5000, 7000, 7001, 8999]
+
+
+@pytest.fixture(params=["unix", "tcp", "remote"])
+def client(request, service):
+    url = service.unix if request.param == "unix" else service.tcp
+    with iovcache.connect(url, remote=request.param == "remote") as connected:
+        yield connected
+
+
+@pytest.mark.parametrize("encoding", ["run_end", "dictionary", "plain"])
+def test_every_row_has_the_bytes_of_the_version_created_last(client, encoding):
+    columns = {"drift": DRIFT, "noise": NOISE}
+    with client.table(columns, timestamps=TIMES, encoding=encoding) as table:
+        assert len(table) == len(TIMES) and table.column_names == ["drift", "noise"]
+        for row, at in enumerate(TIMES):
+            assert bytes(table["drift"][row]) == right(DRIFT, at)
+            assert table["noise"][row] == right(NOISE, at)
+        assert table["drift"][-1] == right(DRIFT, TIMES[-1])
+        with pytest.raises(IndexError):
+            table["drift"][len(TIMES)]
+        with pytest.raises(KeyError, match="noise"):
+            table["nosie"]
+
+
+def test_runs_tile_the_rows(client):
+    with client.table({"drift": DRIFT}, timestamps=TIMES) as table:
+        runs = list(table["drift"].runs())
+        assert [(start, end) for start, end, _ in runs] == [(0, 2), (2, 4), (4, 5), (5, 6), (6, 8)]
+        assert [bytes(view) for view in table["drift"]] == [right(DRIFT, at) for at in TIMES]
+
+
+def test_views_are_read_only_and_without_a_copy(service):
+    with iovcache.connect(service.unix) as client:
+        with client.table({"noise": NOISE}, timestamps=[1, 2]) as table:
+            view = table["noise"][0]
+            assert view.readonly
+            again = table["noise"][1]
+            first = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+            assert first == np.frombuffer(again, np.uint8).__array_interface__["data"][0]
+
+
+def test_a_null_timestamp_gives_a_null_cell(client):
+    with client.table({"drift": DRIFT}, timestamps=[1000, None, 3000]) as table:
+        assert table["drift"][1] is None
+        assert table.arrow.schema.field("drift").nullable
+
+
+def test_where_nothing_is_valid_is_said_or_null(client):
+    with pytest.raises(iovcache.NotFound, match=r"drift.*999") as caught:
+        client.table({"drift": DRIFT, "noise": NOISE}, timestamps=[999, 1000])
+    assert caught.value.code == "IOV-2010"
+    with client.table({"drift": DRIFT}, timestamps=[999, 1000], missing="null") as table:
+        assert table["drift"][0] is None and table["drift"][1] == b"drift 1"
+
+
+def test_the_objects_say_which_version_served_which_rows(client):
+    with client.table({"drift": DRIFT}, timestamps=TIMES) as table:
+        rows = table.objects.to_pylist()
+    assert [(row["row_start"], row["row_end"]) for row in rows] == [
+        (0, 2),
+        (2, 4),
+        (4, 5),
+        (5, 6),
+        (6, 8),
+    ]
+    assert [row["created"] for row in rows] == [1, 2, 1, 3, 1]
+    assert rows[0]["path"] == DRIFT and rows[0]["size"] == 7
+
+
+@pytest.mark.parametrize(
+    "timestamps",
+    [
+        np.array([1000, 3000]),
+        np.array([1000, 3000], dtype="datetime64[ms]"),
+        pd.Series([1000, 3000]),
+        pd.to_datetime([1_000_999_999, 3_000_000_000], unit="ns"),
+        pa.array([1000, 3000], pa.uint64()),
+        pa.array([1, 3], pa.timestamp("s")),
+        pa.array([1_000_999, 3_000_000], pa.timestamp("us", "UTC")),
+        pa.array([1000, 3000]).dictionary_encode(),
+        pa.chunked_array([[1000], [3000]]),
+        (1000, 3000),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_timestamps_come_in_every_kind(service, timestamps):
+    with iovcache.connect(service.unix) as client:
+        with client.table({"drift": DRIFT}, timestamps=timestamps) as table:
+            assert [bytes(view) for view in table["drift"]] == [b"drift 1", b"drift 2"]
+
+
+def test_what_are_no_timestamps_is_refused(service):
+    with iovcache.connect(service.unix) as client:
+        for wrong in (["noon"], [1.5], [datetime.timedelta(1)], pa.array(["noon"])):
+            with pytest.raises(iovcache.InvalidArgument):
+                client.table({"drift": DRIFT}, timestamps=wrong)
+
+
+def test_errors_are_typed(client):
+    with pytest.raises(iovcache.InvalidArgument):
+        client.table({"drift": "TPC/../x"}, timestamps=[1])
+    with pytest.raises(iovcache.NotFound):
+        client.table(timeframe=987654)
+    with pytest.raises(iovcache.NotFound):
+        client.table("no-such-table", timestamps=[1])
+    with pytest.raises(iovcache.FailedPrecondition):
+        client.table({"drift": DRIFT}, timestamps=[1000], session="nobody")
+    with pytest.raises(TypeError, match="colour"):
+        client.table({"drift": DRIFT}, timestamps=[1000], colour="red")
+
+
+def test_a_service_that_is_not_there_is_unavailable(tmp_path):
+    with pytest.raises(iovcache.Unavailable):
+        iovcache.connect("grpc://127.0.0.1:1")
+    with pytest.raises(iovcache.Unavailable):
+        iovcache.connect(f"grpc+unix://{tmp_path}/flight.sock")
+
+
+def test_a_timeframe_lives_until_its_consumers_are_done(client):
+    columns = {"drift": DRIFT}
+    answer = client.put_timeframe(42, TIMES, columns=columns, consumers=["a", "b"])
+    assert (answer["timeframe"], answer["rows"], answer["objects"]) == (42, len(TIMES), 3)
+    assert client.put_timeframe(42, TIMES, columns=columns, consumers=["a", "b"])["rows"] == 8
+    with pytest.raises(iovcache.AlreadyExists):
+        client.put_timeframe(42, TIMES[1:], columns=columns, consumers=["a", "b"])
+    with client.timeframe(42, consumer="a") as table:
+        assert bytes(table["drift"][2]) == b"drift 2"
+        state = client.status()["timeframes"][0]
+        assert state["consumers"] == {"a": "delivered", "b": "waiting"}
+    assert client.status()["timeframes"][0]["consumers"]["a"] == "consumed"
+    with pytest.raises(iovcache.NotFound):
+        client.table(timeframe=42, consumer="c")
+    assert client.oldest_possible(43, consumer="b")["dropped"] == [42]
+    assert client.status()["timeframes"] == []
+
+
+def test_after_it_is_closed_a_table_gives_nothing_and_holds_nothing(start):
+    service = start()
+    with iovcache.connect(service.unix) as client:
+        table = client.table({"noise": NOISE}, timestamps=[1])
+        assert client.status()["memory"]["pinned_bytes"] > 0
+        table.close()
+        with pytest.raises(iovcache.FailedPrecondition):
+            table["noise"][0]
+        assert client.status()["memory"]["pinned_bytes"] == 0
+
+
+def test_a_session_ends_with_its_client(start):
+    service = start()
+    with iovcache.connect(service.tcp, remote=True) as observer:
+        client = iovcache.connect(service.unix, consumer="short-lived")
+        client.table({"noise": NOISE}, timestamps=[1])
+        sessions = observer.status()["sessions"]
+        assert [session["consumer"] for session in sessions] == ["short-lived"]
+        assert sessions[0]["pinned_bytes"] > 100_000
+        client.close()
+        until("the session to end", lambda: not observer.status()["sessions"])
+        assert observer.status()["memory"]["pinned_bytes"] == 0
+
+
+def test_a_client_survives_a_restart_and_old_cells_are_stale(start):
+    service = start()
+    client = iovcache.connect(service.unix)
+    old = client.table({"drift": DRIFT}, timestamps=[1000])
+    header = old["drift"].header(0)
+    service.kill()
+    start()
+
+    def again():
+        try:
+            return client.table({"drift": DRIFT}, timestamps=[1000])
+        except iovcache.Unavailable:
+            return None
+
+    table = until("the successor to answer", again)
+    assert bytes(table["drift"][0]) == b"drift 1"
+    with pytest.raises(iovcache.IovcacheError):
+        client._attachment.resolver.resolve(header)
+    client.close()
+
+
+def test_paths_and_prefetch_and_invalidate(client):
+    assert client.paths() == {DRIFT: 3, NOISE: 1}
+    assert client.paths("TPC/Calib/Noise") == {NOISE: 1}
+    assert client.paths("TPC/Cal") == {}
+    assert client.prefetch({"drift": DRIFT}, range=(0, 10_000))["objects"] == 3
+    assert client.invalidate(DRIFT)["invalidated"] == DRIFT
+    assert client.segments()["epoch"] == client.status()["epoch"]
+
+
+def test_what_is_put_while_the_service_runs_is_seen(start, repository, tmp_path):
+    from conftest import put
+
+    service = start()
+    with iovcache.connect(service.unix) as client:
+        path = "New/Path"
+        client.put_timeframe(7, [5], columns={"drift": DRIFT}, consumers=["x"])
+        with pytest.raises(iovcache.NotFound):
+            client.table({"x": path}, timestamps=[5])
+        put(repository, (path, 0, 10, 1, b"fresh"), tmp_path)
+
+        def seen():
+            try:
+                return client.table({"x": path}, timestamps=[5])
+            except iovcache.NotFound:
+                return None
+
+        assert until("the new version", seen)["x"][0] == b"fresh"
