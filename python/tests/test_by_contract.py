@@ -48,6 +48,10 @@ class ByHand:
     def get(self, request):
         return self.flight.do_get(flight.Ticket(json.dumps(request))).read_all()
 
+    def act(self, name, body):
+        (result,) = self.flight.do_action(flight.Action(name, body))
+        return result.body.to_pybytes()
+
     def close(self):
         self.flight.close()
         self.attach.close()
@@ -100,12 +104,29 @@ def test_flight_info_schema_and_the_ticket(by_hand):
     endpoint = info.endpoints[0]
     table = by_hand.flight.do_get(endpoint.ticket).read_all()
     assert table.num_rows == 2
-    renewed = by_hand.flight.renew_flight_endpoint(flight.RenewFlightEndpointRequest(endpoint))
-    assert renewed.expiration_time is not None
-    cancelled = by_hand.flight.cancel_flight_info(flight.CancelFlightInfoRequest(info))
-    assert cancelled.status == flight.CancelStatus.CANCELLED
+    assert endpoint.expiration_time is not None
+    renewed = flight.FlightEndpoint.deserialize(
+        by_hand.act("RenewFlightEndpoint", message(endpoint.serialize()))
+    )
+    assert renewed.expiration_time.value >= endpoint.expiration_time.value
+    # CancelFlightInfoResult with the status CANCELLED.
+    assert by_hand.act("CancelFlightInfo", message(info.serialize())) == b"\x08\x01"
     with pytest.raises(Exception, match="IOV-5002"):
         by_hand.flight.do_get(endpoint.ticket).read_all()
+    # The shorthand: the request is a ticket too.
+    by_hand.get(request)
+    shorthand = flight.FlightEndpoint(json.dumps(request), [])
+    info = flight.FlightInfo(table.schema, descriptor, [shorthand], 2, -1)
+    assert by_hand.act("CancelFlightInfo", message(info.serialize())) == b"\x08\x01"
+
+
+def message(field):
+    """A message of protobuf whose field 1 is this message."""
+    length, varint = len(field), b""
+    while length > 127:
+        varint += bytes([length & 127 | 128])
+        length >>= 7
+    return b"\x0a" + varint + bytes([length]) + field
 
 
 def test_intervals_and_chunks_and_locks(by_hand):

@@ -131,21 +131,23 @@ def test_a_service_that_is_not_there_is_unavailable(tmp_path):
         iovcache.connect(f"grpc+unix://{tmp_path}/flight.sock")
 
 
-def test_a_timeframe_lives_until_its_consumers_are_done(client):
+def test_a_timeframe_lives_until_its_consumers_are_done(client, request):
+    # The watermark of a consumer never goes back: each client here has consumers of its own.
+    a, b = (f"{name}-{request.node.name}" for name in "ab")
     columns = {"drift": DRIFT}
-    answer = client.put_timeframe(42, TIMES, columns=columns, consumers=["a", "b"])
+    answer = client.put_timeframe(42, TIMES, columns=columns, consumers=[a, b])
     assert (answer["timeframe"], answer["rows"], answer["objects"]) == (42, len(TIMES), 3)
-    assert client.put_timeframe(42, TIMES, columns=columns, consumers=["a", "b"])["rows"] == 8
+    assert client.put_timeframe(42, TIMES, columns=columns, consumers=[a, b])["rows"] == 8
     with pytest.raises(iovcache.AlreadyExists):
-        client.put_timeframe(42, TIMES[1:], columns=columns, consumers=["a", "b"])
-    with client.timeframe(42, consumer="a") as table:
+        client.put_timeframe(42, TIMES[1:], columns=columns, consumers=[a, b])
+    with client.timeframe(42, consumer=a) as table:
         assert bytes(table["drift"][2]) == b"drift 2"
         state = client.status()["timeframes"][0]
-        assert state["consumers"] == {"a": "delivered", "b": "waiting"}
-    assert client.status()["timeframes"][0]["consumers"]["a"] == "consumed"
+        assert state["consumers"] == {a: "delivered", b: "waiting"}
+    assert client.status()["timeframes"][0]["consumers"][a] == "consumed"
     with pytest.raises(iovcache.NotFound):
-        client.table(timeframe=42, consumer="c")
-    assert client.oldest_possible(43, consumer="b")["dropped"] == [42]
+        client.table(timeframe=42, consumer="somebody else")
+    assert client.oldest_possible(43, consumer=b)["dropped"] == [42]
     assert client.status()["timeframes"] == []
 
 

@@ -337,7 +337,9 @@ def _array(timestamps: Any) -> pa.Array:
     try:
         if hasattr(timestamps, "__array__") or hasattr(timestamps, "__arrow_array__"):
             return pa.array(timestamps)
-        return pa.array(timestamps, pa.int64())
+        array = pa.array(timestamps)
+        # Without any value Arrow cannot tell the type; a float would lose its fraction silently.
+        return array.cast(pa.int64()) if pa.types.is_null(array.type) else array
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError) as error:
         raise InvalidArgument(f"these are no timestamps in milliseconds: {error}") from error
 
