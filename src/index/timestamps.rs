@@ -172,7 +172,7 @@ impl Timestamps {
     pub(super) fn valid(&self) -> Vec<Range<usize>> {
         match &self.nulls {
             None if self.values.is_empty() => Vec::new(),
-            None => vec![0..self.values.len()],
+            None => std::iter::once(0..self.values.len()).collect(),
             Some(nulls) => nulls.valid_slices().map(|(start, end)| start..end).collect(),
         }
     }

@@ -1,7 +1,7 @@
 //! What the tests of the program share: a real service in a process of its own, and a repository.
 //!
 //! Every wait is bounded, every process is ended by its pid.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};

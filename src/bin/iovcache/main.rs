@@ -43,7 +43,8 @@ pub(crate) struct Program {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the service.
+    /// Run the service. Of an option that is given twice the last counts.
+    #[command(args_override_self = true)]
     Serve(Box<serve::Arguments>),
     /// Put one version of an object into a repository folder.
     Put(put::Arguments),
