@@ -56,9 +56,7 @@ async fn at_every_border_the_version_created_last_is_served_on_unix_tcp_and_over
         .iter()
         .map(|at| if (3000..5000).contains(at) { &b"drift 2"[..] } else { b"drift 1" })
         .collect();
-    for (url, remote) in
-        [(service.unix(), false), (service.tcp(), false), (service.tcp(), true)]
-    {
+    for (url, remote) in [(service.unix(), false), (service.tcp(), false), (service.tcp(), true)] {
         let options = ClientOptions { remote, ..ClientOptions::default() };
         let client = Client::connect_with(&url, options).await.unwrap();
         assert_eq!(cells(&client, &times).await, right, "{url} remote: {remote}");
@@ -333,7 +331,8 @@ async fn a_successor_takes_the_sockets_of_a_killed_service_and_old_cells_are_sta
     let url = first.unix();
     let client = Client::connect(&url).await.unwrap();
     let old = client.table(at(&[2000])).await.unwrap();
-    let taken = run(&["serve", "--source", "memory:", "--socket", &sockets, "--listen", "127.0.0.1:0"]);
+    let taken =
+        run(&["serve", "--source", "memory:", "--socket", &sockets, "--listen", "127.0.0.1:0"]);
     assert_eq!(taken.status.code(), Some(1));
     let text = String::from_utf8_lossy(&taken.stderr).into_owned();
     assert!(text.contains(&format!("pid {}", first.pid())), "{text}");
@@ -387,12 +386,15 @@ async fn health_and_reflection_answer() {
     for name in ["", "arrow.flight.protocol.FlightService"] {
         let request = tonic_health::pb::HealthCheckRequest { service: name.to_owned() };
         let answer = health.check(request).await.unwrap().into_inner();
-        assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+        assert_eq!(
+            answer.status(),
+            tonic_health::pb::health_check_response::ServingStatus::Serving
+        );
     }
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
     use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-    use tonic_reflection::pb::v1::ServerReflectionRequest;
     let ask = MessageRequest::ListServices(String::new());
     let request = ServerReflectionRequest { host: String::new(), message_request: Some(ask) };
     let mut client = ServerReflectionClient::new(channel);
@@ -456,7 +458,10 @@ fn commands_print_data_and_leave_with_the_status_that_says_why() {
     assert_eq!(of("table", &["--column", "nonsense", "--at", "1"]).status.code(), Some(2));
     assert_eq!(run(&["ls", "--server", "grpc://127.0.0.1:1"]).status.code(), Some(4));
     assert_eq!(run(&["frobnicate"]).status.code(), Some(2));
-    assert_eq!(run(&["serve", "--source", "ftp://x", "--listen", "127.0.0.1:0"]).status.code(), Some(2));
+    assert_eq!(
+        run(&["serve", "--source", "ftp://x", "--listen", "127.0.0.1:0"]).status.code(),
+        Some(2)
+    );
     assert!(run_well(&["man"]).contains(".TH"));
     assert!(run_well(&["completions", "bash"]).contains("iovcache"));
 }
@@ -492,7 +497,8 @@ fn a_manifest_with_a_wrong_line_is_named_and_nothing_of_it_is_written() {
     assert_eq!(import("").0, Some(0));
     let service = Service::over(&repository, &[]);
     let server = service.unix();
-    let table = ["table", "--server", &server, "--column", "b=A/B", "--at", "1", "--view", "objects"];
+    let table =
+        ["table", "--server", &server, "--column", "b=A/B", "--at", "1", "--view", "objects"];
     let objects = run_well(&[&table[..], &["--output", "json"]].concat());
     let objects: serde_json::Value = serde_json::from_str(&objects).unwrap();
     assert_eq!(objects[0]["metadata"]["source_id"], "my-id");
@@ -519,5 +525,8 @@ fn both_ready_addresses_are_there_when_the_line_is_printed() {
     assert_eq!(service.ready["ready"], true);
     assert_eq!(service.ready["pid"], service.pid());
     until("the attach socket", || service.attach().exists().then_some(()));
-    assert!(service.tcp().starts_with("grpc://127.0.0.1:") && service.unix().starts_with("grpc+unix:///"));
+    assert!(
+        service.tcp().starts_with("grpc://127.0.0.1:")
+            && service.unix().starts_with("grpc+unix:///")
+    );
 }

@@ -81,6 +81,8 @@ struct State {
 struct Session {
     info: SessionStatus,
     leases: HashSet<LeaseId>,
+    /// Its process is gone: nothing more is held for it.
+    ending: bool,
 }
 
 #[derive(Debug)]
@@ -119,7 +121,9 @@ impl Leases {
     pub(crate) fn open_session(&self, consumer: String, pid: i32, uid: u32) -> String {
         let session = Uuid::new_v4().simple().to_string();
         let info = SessionStatus { session: session.clone(), consumer, pid, uid, pinned_bytes: 0 };
-        self.state().sessions.insert(session.clone(), Session { info, leases: HashSet::new() });
+        self.state()
+            .sessions
+            .insert(session.clone(), Session { info, leases: HashSet::new(), ending: false });
         self.counters.sessions_opened.add(1);
         session
     }
@@ -128,19 +132,24 @@ impl Leases {
     pub(crate) fn end_session(&self, session: &str) {
         let ended = {
             let mut state = self.state();
-            let Some(session) = state.sessions.remove(session) else { return };
-            state.end_all(session.leases)
+            let Some(entry) = state.sessions.get_mut(session) else { return };
+            entry.ending = true;
+            let leases = std::mem::take(&mut entry.leases);
+            state.end_all(leases)
         };
         self.counters.sessions_ended.add(1);
         if !ended.is_empty() {
             self.counters.sessions_ended_holding.add(1);
         }
+        // It is listed until all that it held is let go.
+        drop(ended);
+        self.state().sessions.remove(session);
     }
 
     /// # Errors
     /// [`CacheError::UnknownSession`].
     pub(crate) fn check_session(&self, session: &str) -> Result<(), CacheError> {
-        match self.state().sessions.contains_key(session) {
+        match self.state().sessions.get(session).is_some_and(|entry| !entry.ending) {
             true => Ok(()),
             false => Err(CacheError::UnknownSession { session: session.to_owned() }),
         }
@@ -159,7 +168,8 @@ impl Leases {
         let state = &mut *guard;
         let expires = match &terms.owner {
             Owner::Session(session) => {
-                let Some(entry) = state.sessions.get_mut(session) else {
+                let entry = state.sessions.get_mut(session).filter(|entry| !entry.ending);
+                let Some(entry) = entry else {
                     return Err(CacheError::UnknownSession { session: session.clone() });
                 };
                 entry.leases.insert(lease.clone());
