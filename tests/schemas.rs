@@ -103,8 +103,7 @@ async fn real_answers_are_as_their_schemas_say() {
     let client = Client::connect(&service.unix()).await.unwrap();
     let path = iovcache::ObjectPath::new("A/B").unwrap();
     let columns = [ColumnRequest { name: "b".into(), path, metadata: Default::default() }];
-    let put =
-        client.put_timeframe(1, vec![Some(1)], &columns, &["x".to_owned()]).await.unwrap();
+    let put = client.put_timeframe(1, vec![Some(1)], &columns, &["x".to_owned()]).await.unwrap();
     check("put-result", &json!(put));
     let _table = client.table(TableRequest::new().timeframe(1).consumer("x")).await.unwrap();
     let status: Value = client.act("status", &json!({})).await.unwrap();

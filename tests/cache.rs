@@ -1,0 +1,343 @@
+//! A cache inside of this process: many who ask at the same time, memory that is too small, leases
+//! that run out. After each, everything has to add up.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use iovcache::cache::{Answer, Asker, CacheError};
+use iovcache::error::{Coded, ErrorKind};
+use iovcache::index::Timestamps;
+use iovcache::shm::PoolOptions;
+use iovcache::source::{
+    Body, Knowledge, MemorySource, PathSummary, Source, SourceError, SourceHealth,
+};
+use iovcache::table::{CellValue, Consumed, Register, Request, column_runs};
+use iovcache::{
+    Cache, Clock, ObjectId, ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval,
+};
+
+fn version(path: &str, n: u8, from: i64, until: i64) -> ObjectInfo {
+    let [from, until, created] = [from, until, i64::from(n)].map(Timestamp::from_millis);
+    let mut id = [n; 16];
+    id[..8].copy_from_slice(&path.bytes().fold(7_u64, |h, b| h * 31 + u64::from(b)).to_be_bytes());
+    ObjectInfo {
+        path: ObjectPath::new(path).unwrap(),
+        id: ObjectId::from_bytes(id),
+        validity: ValidityInterval::new(from, until).unwrap(),
+        created,
+        size_bytes: None,
+        md5: None,
+        metadata: BTreeMap::new(),
+    }
+}
+
+/// What a version's bytes are, wherever it lies.
+fn bytes_of(path: &str, n: u8, size: usize) -> Vec<u8> {
+    let mut bytes = format!("{path} {n} ").into_bytes();
+    bytes.resize(size, n);
+    bytes
+}
+
+/// A source that counts what it is asked, and answers after a while.
+#[derive(Debug, Default)]
+struct Slow {
+    memory: MemorySource,
+    pause: Duration,
+    look_ups: AtomicU64,
+    fetches: AtomicU64,
+}
+
+#[async_trait]
+impl Source for Slow {
+    fn url(&self) -> &str {
+        self.memory.url()
+    }
+    fn refresh(&self) -> Duration {
+        Duration::from_secs(3600)
+    }
+    async fn look_up(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        held: Option<&Arc<ObjectInfo>>,
+    ) -> Result<Knowledge, SourceError> {
+        self.look_ups.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(self.pause).await;
+        self.memory.look_up(query, at, held).await
+    }
+    async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
+        self.fetches.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(self.pause).await;
+        self.memory.fetch(version, body).await
+    }
+    fn health(&self) -> Vec<SourceHealth> {
+        self.memory.health()
+    }
+    async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+        self.memory.paths(prefix).await
+    }
+}
+
+fn slow(pause_ms: u64, paths: &[&str], size: usize) -> Arc<Slow> {
+    let source = Slow { pause: Duration::from_millis(pause_ms), ..Slow::default() };
+    for path in paths {
+        for n in 0..4 {
+            let (from, until) = (i64::from(n) * 10, i64::from(n) * 10 + 10);
+            source.memory.put(version(path, n, from, until), bytes_of(path, n, size));
+        }
+    }
+    Arc::new(source)
+}
+
+fn cache_over(source: Arc<dyn Source>, memory_bytes: u64) -> Cache {
+    let memory = PoolOptions { memory_bytes, segment_bytes: 1 << 20, ..PoolOptions::default() };
+    Cache::builder().source(source).memory(memory).build().unwrap()
+}
+
+fn request(json: &str) -> Request {
+    Request::parse(json.as_bytes()).unwrap()
+}
+
+async fn ask(cache: &Cache, json: &str) -> Result<Answer, CacheError> {
+    cache.answer(&request(json), &Asker::default()).await
+}
+
+/// The bytes that the cells name.
+fn resolved(answer: &Answer) -> Vec<Option<Vec<u8>>> {
+    let pins = answer.pins();
+    let mut rows = Vec::new();
+    for batch in answer.to_batches().unwrap() {
+        let mut start = 0;
+        for (end, cell) in column_runs(batch.column(0)).unwrap() {
+            let bytes = match cell {
+                CellValue::Header(header) => {
+                    let pin = pins.pins().iter().find(|pin| pin.meta_header() == header);
+                    Some(pin.unwrap().payload().to_vec())
+                }
+                _ => None,
+            };
+            rows.extend(std::iter::repeat_n(bytes, end - start));
+            start = end;
+        }
+    }
+    rows
+}
+
+/// Everything adds up, once what was under way in the background is done.
+fn add_up(cache: &Cache) {
+    let mut checked = cache.check();
+    for _ in 0..1000 {
+        if checked.is_ok() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        checked = cache.check();
+    }
+    checked.unwrap();
+    let memory = cache.status().memory;
+    assert_eq!(memory.used_bytes + memory.free_bytes, memory.total_bytes);
+    assert!(memory.pinned_bytes <= memory.used_bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_who_want_the_same_cause_one_look_up_and_one_load() {
+    let source = slow(30, &["A/B"], 1000);
+    let cache = cache_over(Arc::clone(&source) as Arc<dyn Source>, 4 << 20);
+    let asked: Vec<_> = (0..500)
+        .map(|n| {
+            let cache = cache.clone();
+            tokio::spawn(async move {
+                let at = 10 + n % 10;
+                let json = format!(r#"{{"columns": {{"b": "A/B"}}, "timestamps": [{at}]}}"#);
+                let answer = ask(&cache, &json).await.unwrap();
+                assert_eq!(resolved(&answer), [Some(bytes_of("A/B", 1, 1000))]);
+                cache.release(answer.lease());
+            })
+        })
+        .collect();
+    for one in asked {
+        one.await.unwrap();
+    }
+    assert_eq!(source.fetches.load(Ordering::SeqCst), 1);
+    // One per distinct timestamp at most: each was unknown when it was asked for.
+    assert!(source.look_ups.load(Ordering::SeqCst) <= 10);
+    assert_eq!(cache.status().memory.pinned_bytes, 0);
+    add_up(&cache);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn with_four_times_the_memory_wanted_all_are_served_and_nothing_is_lost() {
+    let paths: Vec<String> = (0..8).map(|n| format!("Path{n}/X")).collect();
+    let names: Vec<&str> = paths.iter().map(String::as_str).collect();
+    // 8 paths x 4 versions x 250 kB in 2 MiB.
+    let source = slow(1, &names, 250_000);
+    let cache = cache_over(source, 2 << 20);
+    let asked: Vec<_> = (0..16_u64)
+        .map(|worker| {
+            let (cache, paths) = (cache.clone(), paths.clone());
+            tokio::spawn(async move {
+                let mut state = worker + 1;
+                for _ in 0..25 {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
+                    let path = &paths[(state >> 33) as usize % paths.len()];
+                    let n = (state >> 40) as u8 % 4;
+                    let at = i64::from(n) * 10 + 5;
+                    let json = format!(
+                        r#"{{"columns": {{"x": "{path}"}}, "timestamps": [{at}], "wait_ms": 50000}}"#
+                    );
+                    let answer = ask(&cache, &json).await.unwrap();
+                    assert_eq!(resolved(&answer), [Some(bytes_of(path, n, 250_000))]);
+                    tokio::task::yield_now().await;
+                    let lease = answer.lease().clone();
+                    drop(answer);
+                    assert!(cache.release(&lease));
+                }
+            })
+        })
+        .collect();
+    for one in asked {
+        one.await.unwrap();
+    }
+    let status = cache.status();
+    assert!(status.evictions > 0, "{status:?}");
+    assert_eq!(status.memory.pinned_bytes, 0);
+    add_up(&cache);
+}
+
+/// Each table needs three fifths of the memory, and half of that is also the other's.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_each_lack_what_the_other_has_do_not_wait_for_each_other() {
+    let source = slow(1, &["A/A", "B/B", "C/C"], 600_000);
+    let cache = cache_over(source, 2 << 20);
+    let asked: Vec<_> = (0..12)
+        .map(|n| {
+            let cache = cache.clone();
+            tokio::spawn(async move {
+                let (one, two) = [("A/A", "B/B"), ("B/B", "C/C"), ("C/C", "A/A")][n % 3];
+                let columns = format!(r#"{{"one": "{one}", "two": "{two}"}}"#);
+                let json =
+                    format!(r#"{{"columns": {columns}, "timestamps": [5], "wait_ms": 50000}}"#);
+                let answer = ask(&cache, &json).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                let lease = answer.lease().clone();
+                drop(answer);
+                cache.release(&lease);
+            })
+        })
+        .collect();
+    for one in asked {
+        one.await.unwrap();
+    }
+    add_up(&cache);
+}
+
+#[tokio::test]
+async fn a_lease_of_nobody_runs_out_and_can_be_renewed() {
+    let clock = Clock::manual(Timestamp::from_millis(0));
+    let cache = Cache::builder()
+        .source(slow(0, &["A/B"], 1000))
+        .memory(PoolOptions { memory_bytes: 4 << 20, ..PoolOptions::default() })
+        .clock(clock.clone())
+        .lease_limit(Duration::from_millis(100))
+        .build()
+        .unwrap();
+    let answer = ask(&cache, r#"{"columns": {"b": "A/B"}, "timestamps": [5]}"#).await.unwrap();
+    let lease = answer.lease().clone();
+    drop(answer);
+    clock.advance(Duration::from_millis(99));
+    assert_eq!(cache.renew(&lease).unwrap(), Some(Duration::from_millis(100)));
+    clock.advance(Duration::from_millis(99));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(cache.status().memory.pinned_bytes > 0);
+    clock.advance(Duration::from_millis(2));
+    for _ in 0..1000 {
+        if cache.status().memory.pinned_bytes == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(cache.status().memory.pinned_bytes, 0);
+    let error = cache.renew(&lease).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+    add_up(&cache);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeframe_is_dropped_when_the_last_consumer_is_done_and_its_id_is_free_again() {
+    let cache = cache_over(slow(5, &["A/B"], 1000), 4 << 20);
+    let register =
+        Register::parse(br#"{"columns": {"b": "A/B"}, "consumers": ["x", "y"]}"#).unwrap();
+    let times = || [Some(5), Some(15), None].into_iter().collect::<Timestamps>();
+    let answer = cache.register(42, times(), &register, None).await.unwrap();
+    assert_eq!((answer.rows, answer.objects), (3, 2));
+    let json = |name: &str| format!(r#"{{"timeframe": 42, "consumer": "{name}"}}"#);
+    for name in ["x", "y"] {
+        let answer = ask(&cache, &json(name)).await.unwrap();
+        let rows = resolved(&answer);
+        assert_eq!(rows[1], Some(bytes_of("A/B", 1, 1000)));
+        assert_eq!(rows[2], None);
+    }
+    assert_eq!(cache.timeframes()[0].state.name(), "delivered");
+    add_up(&cache);
+    let one = |name: &str| Consumed::One { timeframe: 42, consumer: name.to_owned() };
+    assert_eq!(cache.consumed(&one("x")).unwrap().dropped, [0_u64; 0]);
+    // Twice is no mistake, and asking afterwards is one.
+    assert_eq!(cache.consumed(&one("x")).unwrap().dropped, [0_u64; 0]);
+    let error = ask(&cache, &json("x")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+    let error = ask(&cache, &json("z")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert_eq!(cache.consumed(&one("y")).unwrap().dropped, [42]);
+    assert_eq!(cache.status().memory.pinned_bytes, 0);
+    add_up(&cache);
+    let other = [Some(25)].into_iter().collect::<Timestamps>();
+    assert_eq!(cache.register(42, other, &register, None).await.unwrap().rows, 1);
+    cache.drop_timeframe(42).unwrap();
+    add_up(&cache);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_watermark_of_a_consumer_never_goes_back() {
+    let cache = cache_over(slow(0, &["A/B"], 10), 4 << 20);
+    let register = Register::parse(br#"{"columns": {"b": "A/B"}, "consumers": ["x"]}"#).unwrap();
+    let times = || [Some(5)].into_iter().collect::<Timestamps>();
+    for id in [1, 2, 3] {
+        cache.register(id, times(), &register, None).await.unwrap();
+    }
+    let below = |oldest_possible| Consumed::Below { oldest_possible, consumer: "x".to_owned() };
+    assert_eq!(cache.consumed(&below(3)).unwrap().dropped, [1, 2]);
+    assert_eq!(cache.consumed(&below(1)).unwrap().dropped, [0_u64; 0]);
+    let late = cache.register(2, times(), &register, None).await.unwrap();
+    assert_eq!(late.state, "consumed");
+    assert_eq!(cache.timeframes().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_reaches_all_the_way_to_the_source() {
+    let source = slow(60_000, &["A/B"], 10);
+    let cache = cache_over(Arc::clone(&source) as Arc<dyn Source>, 4 << 20);
+    let json = r#"{"columns": {"b": "A/B"}, "timestamps": [5], "wait_ms": 50}"#;
+    let error = ask(&cache, json).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    // Nobody waits any more: asking again starts anew instead of joining what hangs.
+    let error = ask(&cache, json).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(source.look_ups.load(Ordering::SeqCst), 2);
+    add_up(&cache);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_end_nothing_is_taken_and_nothing_is_held() {
+    let cache = cache_over(slow(0, &["A/B"], 10), 4 << 20);
+    let json = r#"{"columns": {"b": "A/B"}, "timestamps": [5]}"#;
+    drop(ask(&cache, json).await.unwrap());
+    cache.close();
+    let error = ask(&cache, json).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let status = cache.status();
+    assert_eq!((status.objects, status.memory.used_bytes), (0, 0));
+    add_up(&cache);
+}
