@@ -177,7 +177,7 @@ impl Catalog {
             let Some((at, unknown)) = wanted(&timeline, oldest) else {
                 return Ok(Known { timeline, stale });
             };
-            match self.look_up(query, &series, at).await {
+            match self.look_up(query, &series, at, oldest).await {
                 Ok(()) => {}
                 Err(error) if !unknown && error.kind().is_transient() => {
                     tracing::warn!(path = %query.path, %at, %error, "serving an older answer");
@@ -194,12 +194,18 @@ impl Catalog {
         query: &Query,
         series: &Arc<Series>,
         at: Timestamp,
+        oldest: Moment,
     ) -> Result<(), CacheError> {
+        // Somebody's answer may have come in between our look at the timeline and now.
+        let landed = || {
+            let step = series.timeline.load().at(at);
+            (step.state != State::Unknown && step.learned >= oldest).then_some(Ok(()))
+        };
         let work = || {
             let (catalog, series, query) = (Arc::clone(self), Arc::clone(series), query.clone());
             async move { catalog.ask(&query, &series, at).await }
         };
-        match self.look_ups.join((query.clone(), at), || None, work).await {
+        match self.look_ups.join((query.clone(), at), landed, work).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(CacheError::LookUp { path: query.path.clone(), at, error }),
             Err(Lost) => Err(CacheError::Lost { what: format!("the look-up of {}", query.path) }),
@@ -268,7 +274,8 @@ impl Catalog {
                 drop(timeline);
                 if whole {
                     // A failure is told to the request that needs the answer.
-                    let _ = self.look_up(&query, &series, Timestamp::default()).await;
+                    let at = Timestamp::default();
+                    let _ = self.look_up(&query, &series, at, self.clock.now()).await;
                 }
             }
         }

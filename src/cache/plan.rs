@@ -169,7 +169,7 @@ fn cells(versions: &[Arc<ObjectInfo>], got: &HashMap<ObjectId, Got>, stale: bool
             header: got.pin.meta_header(),
             version: Arc::clone(version),
             cache: if stale { CacheState::Stale } else { got.how },
-            payload: Arc::new(got.pin.clone()),
+            payload: got.pin.bytes(),
         })
     };
     let cells: Vec<Cell> = versions.iter().filter_map(cell).collect();

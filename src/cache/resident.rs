@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use super::residency::Residency;
 use crate::object::{Md5Sum, ObjectId, ObjectPath};
 use crate::shm::{Block, MetaHeader};
+use crate::table::Payload;
 
 /// An object in shared memory. Its block is given up with the last `Arc`.
 pub(crate) struct Resident {
@@ -99,6 +100,12 @@ impl Pin {
         self.0.block.payload()
     }
 
+    /// The object's bytes, for those who keep them beyond a borrow. That is no pin: the object can
+    /// become a candidate for eviction, but its memory is not taken anew before this is gone.
+    pub(crate) fn bytes(&self) -> Payload {
+        Arc::clone(&self.0) as Payload
+    }
+
     /// Which version it is.
     pub fn id(&self) -> ObjectId {
         self.0.id()
@@ -132,10 +139,9 @@ impl fmt::Debug for Pin {
     }
 }
 
-/// The bytes of a pinned object, for those who keep them beyond a borrow.
-impl AsRef<[u8]> for Pin {
+impl AsRef<[u8]> for Resident {
     fn as_ref(&self) -> &[u8] {
-        self.payload()
+        self.block.payload()
     }
 }
 
