@@ -20,6 +20,8 @@ use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 
+pub mod ccdb;
+
 /// What a source knows of a path around a timestamp.
 ///
 /// For every timestamp in `span`, the versions in `versions` that hold there, and no others,
@@ -90,6 +92,48 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`SourceError`].
     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError>;
+
+    /// How the servers behind this source are; one entry where there is nothing to tell apart.
+    fn health(&self) -> Vec<SourceHealth> {
+        vec![SourceHealth {
+            url: self.url().to_owned(),
+            state: SourceState::Up,
+            requests: 0,
+            failures: 0,
+        }]
+    }
+}
+
+/// How a server behind a source is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceHealth {
+    /// Which server, without credentials.
+    pub url: String,
+    /// Whether it can be reached.
+    pub state: SourceState,
+    /// How many requests were sent to it.
+    pub requests: u64,
+    /// How many of them did not give what was asked for.
+    pub failures: u64,
+}
+
+/// Whether a server could be reached when it was last tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceState {
+    /// It answered, or was never tried.
+    Up,
+    /// The last connection was refused or timed out.
+    Down,
+}
+
+impl SourceState {
+    /// `up` or `down`, as in the service's `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
 }
 
 /// Where the bytes of an object go: a block in shared memory, or a buffer in a test.
