@@ -51,8 +51,11 @@ impl Address {
         let scheme = entries[0].split_once("://").map_or("", |(scheme, _)| scheme);
         let mut urls = Vec::with_capacity(entries.len());
         for entry in entries {
-            let full =
-                if entry.contains("://") { (*entry).to_owned() } else { format!("{scheme}://{entry}") };
+            let full = if entry.contains("://") {
+                (*entry).to_owned()
+            } else {
+                format!("{scheme}://{entry}")
+            };
             let wrong = |reason: String| SourceError::Configuration {
                 url: without_credentials(entry),
                 reason,
@@ -79,7 +82,8 @@ impl Address {
                 url.set_path(path.trim_end_matches('/'));
                 let user = decoded(url.username());
                 let password = url.password().map(decoded);
-                let credentials = (!user.is_empty() || password.is_some()).then_some((user, password));
+                let credentials =
+                    (!user.is_empty() || password.is_some()).then_some((user, password));
                 strip_credentials(&mut url);
                 Self { base: url, credentials }
             })
@@ -131,7 +135,9 @@ pub(super) fn strip_credentials(url: &mut Url) {
 
 fn without_credentials(text: &str) -> String {
     match (text.find("://"), text.rfind('@')) {
-        (Some(scheme), Some(at)) if at > scheme => format!("{}{}", &text[..scheme + 3], &text[at + 1..]),
+        (Some(scheme), Some(at)) if at > scheme => {
+            format!("{}{}", &text[..scheme + 3], &text[at + 1..])
+        }
         (None, Some(at)) => text[at + 1..].to_owned(),
         _ => text.to_owned(),
     }
@@ -179,7 +185,7 @@ impl AllowedPlaces {
     }
 
     /// Whether `url` may be followed for a source with these `own` hosts.
-    pub(super) fn admit(&self, url: &Url, own: &mut dyn Iterator<Item = &Address>) -> bool {
+    pub(super) fn admit<'a>(&self, url: &Url, mut own: impl Iterator<Item = &'a Address>) -> bool {
         if !matches!(url.scheme(), "http" | "https") {
             return false;
         }
@@ -191,14 +197,17 @@ impl AllowedPlaces {
                     && url.scheme() == "https"
                     && url.port_or_known_default() == Some(443))
         };
-        own.any(same_place) || self.0.iter().any(|place| place.holds(host, url.port_or_known_default()))
+        own.any(same_place)
+            || self.0.iter().any(|place| place.holds(host, url.port_or_known_default()))
     }
 }
 
 impl Place {
     fn parse(entry: &str) -> Result<Self, String> {
         let wrong = || {
-            format!("allowed_redirects has {entry:?}, expected host, host:port, *.domain or 10.0.0.0/8")
+            format!(
+                "allowed_redirects has {entry:?}, expected host, host:port, *.domain or 10.0.0.0/8"
+            )
         };
         if let Some((address, bits)) = entry.split_once('/') {
             let address: IpAddr = address.parse().map_err(|_| wrong())?;
@@ -211,7 +220,8 @@ impl Place {
         }
         // The URL parser knows about IPv6 in brackets, IDNA and the case of names.
         let url = Url::parse(&format!("http://{entry}/")).map_err(|_| wrong())?;
-        let plain = url.path() == "/" && url.username().is_empty() && !entry.contains(['?', '#', '*']);
+        let plain =
+            url.path() == "/" && url.username().is_empty() && !entry.contains(['?', '#', '*']);
         let name = url.host_str().filter(|_| plain).ok_or_else(wrong)?.to_owned();
         let port_text = entry.rsplit_once(':').map(|(_, port)| port);
         // `url.port()` hides 80, the default of http, even where it was written.
@@ -231,7 +241,8 @@ impl Place {
                         net.to_bits() & mask == ip.to_bits() & mask
                     }
                     (IpAddr::V6(net), Ok(IpAddr::V6(ip))) => {
-                        let mask = u128::MAX.checked_shl(128 - u32::from(*prefix_bits)).unwrap_or(0);
+                        let mask =
+                            u128::MAX.checked_shl(128 - u32::from(*prefix_bits)).unwrap_or(0);
                         net.to_bits() & mask == ip.to_bits() & mask
                     }
                     _ => false,
@@ -252,7 +263,7 @@ mod tests {
     fn admits(entries: &[&str], url: &str) -> bool {
         let entries: Vec<_> = entries.iter().map(|&e| e.to_owned()).collect();
         let own = Address::parse_list("http://ccdb:8080").unwrap();
-        AllowedPlaces::parse(&entries).unwrap().admit(&Url::parse(url).unwrap(), &mut own.iter())
+        AllowedPlaces::parse(&entries).unwrap().admit(&Url::parse(url).unwrap(), own.iter())
     }
 
     #[test]

@@ -250,10 +250,10 @@ mod tests {
         assert_eq!(named.version.validity.to_string(), "[1000, 2000)");
         assert_eq!(named.version.created.as_millis(), 1_795_421_839_444);
         let metadata: Vec<_> = named.version.metadata.into_iter().collect();
-        assert_eq!(metadata, [
-            ("quality".to_owned(), "good".to_owned()),
-            ("runnumber".to_owned(), "42".to_owned())
-        ]);
+        assert_eq!(
+            metadata,
+            [("quality".to_owned(), "good".to_owned()), ("runnumber".to_owned(), "42".to_owned())]
+        );
         assert_eq!(named.cache_valid_until, Some(Timestamp::from_millis(1900)));
         assert_eq!(named.version.size_bytes, None);
     }

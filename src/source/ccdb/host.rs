@@ -66,8 +66,7 @@ impl Host {
     }
 
     pub(super) fn health(&self) -> SourceHealth {
-        let state =
-            if self.breaker().in_a_row == 0 { SourceState::Up } else { SourceState::Down };
+        let state = if self.breaker().in_a_row == 0 { SourceState::Up } else { SourceState::Down };
         SourceHealth {
             url: self.address.label(),
             state,

@@ -161,8 +161,8 @@ impl Transport {
         let mut url = base.join(location).ok()?;
         strip_credentials(&mut url);
         url.set_fragment(None);
-        let mut own = self.hosts.iter().map(|host| &host.address);
-        self.allowed.admit(&url, &mut own).then_some(url)
+        let own = self.hosts.iter().map(|host| &host.address);
+        self.allowed.admit(&url, own).then_some(url)
     }
 
     /// One attempt at one URL: bulkhead, breaker, request, head of the answer.
@@ -248,10 +248,9 @@ impl Transport {
         tail: &str,
         ask: &Ask,
         what: &str,
+        deadline: Instant,
         check: &(dyn Fn(&Reply) -> Result<(), String> + Send + Sync),
     ) -> Result<Reply, SourceError> {
-        let started = Instant::now();
-        let deadline = started + Duration::from_millis(self.options.look_up_total_millis);
         let mut rounds = Rounds::new(&self.options, deadline);
         loop {
             for (index, host) in self.hosts_in_order() {
@@ -377,8 +376,7 @@ impl<'a> Rounds<'a> {
         self.retry |= failure.is_worth_a_retry();
         self.after = self.after.max(failure.after());
         // What says more stays: 'not here' and 'left alone' say less than what happened elsewhere.
-        let says_less =
-            matches!(failure, Failure::Missing { .. } | Failure::LeftAlone { .. });
+        let says_less = matches!(failure, Failure::Missing { .. } | Failure::LeftAlone { .. });
         if self.last.is_none() || !says_less {
             self.last = Some(failure);
         }
