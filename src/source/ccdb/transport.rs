@@ -460,8 +460,10 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
 
 /// An even draw from [0, 1).
 fn jitter() -> f64 {
-    // 53 random bits, as many as an f64 holds exactly; there is no need for a generator of our own.
-    (uuid::Uuid::new_v4().as_u128() as u64 >> 11) as f64 / (1u64 << 53) as f64
+    // 53 bits out of the lowest 62 of a random UUID, which are all random (above them stands its
+    // variant); an f64 holds so many exactly. There is no need for a generator of our own.
+    let bits = (uuid::Uuid::new_v4().as_u128() as u64 & (u64::MAX >> 2)) >> 9;
+    bits as f64 / (1u64 << 53) as f64
 }
 
 #[cfg(test)]
