@@ -241,7 +241,8 @@ impl State {
                 .filter(|replica| !http_only || !replica.starts_with("alien:"))
                 .collect();
         }
-        let host = if habits.absolute_urls { format!("http://{}", self.address) } else { "".into() };
+        let host =
+            if habits.absolute_urls { format!("http://{}", self.address) } else { "".into() };
         match self.kind {
             Kind::Local => vec![format!("{host}/{path}/{from}/{id}")],
             Kind::Memory => vec![format!("{from}/{id}")],
@@ -413,9 +414,8 @@ impl State {
 
 /// `If-Not-After` and `If-Not-Before`: inclusive, and 0 or less is no limit.
 fn created_within(version: &Version, request: &Request) -> bool {
-    let limit = |name| {
-        request.header(name).and_then(|text| text.parse::<i64>().ok()).filter(|ms| *ms > 0)
-    };
+    let limit =
+        |name| request.header(name).and_then(|text| text.parse::<i64>().ok()).filter(|ms| *ms > 0);
     limit("if-not-after").is_none_or(|ms| version.created <= ms)
         && limit("if-not-before").is_none_or(|ms| version.created >= ms)
 }
