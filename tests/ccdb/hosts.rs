@@ -142,3 +142,19 @@ async fn more_requests_than_a_connection_takes_are_no_failures() {
     assert_eq!(server.counts().connections, 2);
     assert_eq!(source.health()[0].failures, 0);
 }
+
+#[tokio::test]
+async fn not_here_is_no_answer_while_another_host_could_not_be_asked() {
+    let server = FakeCcdb::start(Kind::Sql).await;
+    server.upload(Upload::new("A/One", 0, 100));
+    let version = version_at(&source(&server, short()), "A/One", 50).await;
+    let empty = FakeCcdb::start(Kind::Sql).await;
+    for url in [
+        format!("{},http://{}", empty.url(), nobody()),
+        format!("http://{},{}", nobody(), empty.url()),
+    ] {
+        let source = CcdbSource::new(&url, CcdbOptions { retries: 1, ..short() }).unwrap();
+        let error = bytes_of(&source, &version).await.unwrap_err();
+        assert!(matches!(error, SourceError::Down { .. }), "{error:?}");
+    }
+}

@@ -8,6 +8,7 @@ mod faults;
 mod hosts;
 mod look_ups;
 mod property;
+mod throughput;
 
 use std::sync::Arc;
 

@@ -31,7 +31,8 @@ pub(crate) fn status(status: u16, message: &str) -> Reply {
          <b>Message</b> {message}</p><p><b>Description</b> {description}</p><hr class=\"line\" />\
          </body></html>"
     )
-    .into_bytes();
+    .into_bytes()
+    .into();
     // 400, 500 and 501 end the connection.
     reply.last = matches!(status, 400 | 500 | 501);
     reply
@@ -57,6 +58,7 @@ pub(crate) fn usage(request: &Request) -> Reply {
         method = request.method,
         target = request.target,
     )
-    .into_bytes();
+    .into_bytes()
+    .into();
     reply
 }

@@ -1,5 +1,6 @@
 //! Versions, and how each kind of server finds, names and lists them, mistakes included.
 
+use bytes::Bytes;
 use md5::{Digest as _, Md5};
 use uuid::Uuid;
 
@@ -15,7 +16,7 @@ pub struct Version {
     pub until: i64,
     pub created: i64,
     pub metadata: Vec<(String, String)>,
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// Of the bytes as uploaded: servers do not look at them again.
     pub md5: String,
 }
@@ -29,14 +30,14 @@ pub struct Upload {
     created: i64,
     id: Uuid,
     metadata: Vec<(String, String)>,
-    bytes: Vec<u8>,
+    bytes: Bytes,
 }
 
 impl Upload {
     /// A version of `path` for `[from, until)`, created at 1,000,000.
     pub fn new(path: &str, from: i64, until: i64) -> Self {
         let id = Uuid::new_v4();
-        let bytes = format!("{path} {from} {until} {id}").into_bytes();
+        let bytes = format!("{path} {from} {until} {id}").into_bytes().into();
         Self { path: path.into(), from, until, created: 1_000_000, id, metadata: vec![], bytes }
     }
 
@@ -56,7 +57,7 @@ impl Upload {
     }
 
     pub fn bytes(mut self, bytes: impl Into<Vec<u8>>) -> Self {
-        self.bytes = bytes.into();
+        self.bytes = Bytes::from(bytes.into());
         self
     }
 
@@ -363,7 +364,8 @@ impl State {
             objects.join(",\n"),
             folders.join(",\n")
         )
-        .into_bytes();
+        .into_bytes()
+        .into();
         reply
     }
 

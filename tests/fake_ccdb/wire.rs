@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -59,7 +60,7 @@ pub(crate) enum Pace {
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: Bytes,
     /// Whether the body is that of a version.
     pub(crate) is_version: bool,
     /// Whether the connection ends with it.
@@ -80,7 +81,7 @@ impl Reply {
         Self {
             status,
             headers: headers.map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec(),
-            body: Vec::new(),
+            body: Bytes::new(),
             is_version: false,
             last: false,
             pace: Pace::AtOnce,
@@ -120,9 +121,11 @@ impl Reply {
                 self.pace = Pace::Torn(self.body.len().saturating_sub(*missing));
             }
             Fault::FlippedBit => {
-                if let Some(byte) = self.body.last_mut() {
+                let mut bytes = self.body.to_vec();
+                if let Some(byte) = bytes.last_mut() {
                     *byte ^= 1;
                 }
+                self.body = bytes.into();
             }
             Fault::WrongMd5 => self.set("Content-MD5", "00000000000000000000000000000000"),
             Fault::Without(name) => self.headers.retain(|(n, _)| !n.eq_ignore_ascii_case(name)),

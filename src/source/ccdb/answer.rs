@@ -127,11 +127,16 @@ pub(super) fn id_in_location(location: &str) -> Option<ObjectId> {
 }
 
 /// The `from` of a file-backed server's address, `…/<path>/<from>/<UUID>` or `<from>/<UUID>`.
-fn from_in_location(location: &str) -> Option<Timestamp> {
-    let path = location.split(['?', '#']).next().unwrap_or_default();
-    let mut elements = path.rsplit('/');
-    ObjectId::parse(elements.next()?)?;
-    elements.next()?.parse().ok().map(Timestamp::from_millis)
+///
+/// Other addresses have numbers there too, and mean something else (`…/03/31287/<UUID>`).
+fn from_in_location(location: &str, path: &ObjectPath) -> Option<Timestamp> {
+    let address = location.split(['?', '#']).next().unwrap_or_default();
+    let (rest, id) = address.rsplit_once('/')?;
+    ObjectId::parse(id)?;
+    let (before, from) = rest.rsplit_once('/').unwrap_or(("", rest));
+    let is_ours = before.is_empty()
+        || before.strip_suffix(path.as_str()).is_some_and(|r| r.is_empty() || r.ends_with('/'));
+    from.parse().ok().filter(|_| is_ours).map(Timestamp::from_millis)
 }
 
 /// Reads the version of `path` that an answer for `at` names.
@@ -172,7 +177,7 @@ pub(super) fn read_version(
             Some(told) if told == id => {}
             _ => return Err(format!("ETag names {id}, but the body is at {location:?} ({url})")),
         }
-        if from_in_location(location).is_some_and(|told| told != from) {
+        if from_in_location(location, path).is_some_and(|told| told != from) {
             return Err(format!("Valid-From is {from}, but the body is at {location:?}"));
         }
     }
@@ -284,8 +289,20 @@ mod tests {
     fn a_location_on_the_grid_tells_the_id_even_without_its_slash() {
         let location = format!("alien:///alice/data/CCDB/Test/Rep/default{ID}");
         assert_eq!(id_in_location(&location).unwrap().to_string(), ID);
-        assert_eq!(from_in_location(&location), None);
         assert!(read(&headers(&[("location", &location)])).is_ok());
+    }
+
+    #[test]
+    fn only_an_address_below_the_path_tells_the_from() {
+        let path = ObjectPath::new("Test/Basic").unwrap();
+        let told = |location: &str| from_in_location(location, &path).map(Timestamp::as_millis);
+        for location in ["/Test/Basic/1000/", "http://a/base/Test/Basic/1000/", "1000/"] {
+            assert_eq!(told(&format!("{location}{ID}?x")), Some(1000), "{location}");
+        }
+        assert_eq!(told(&format!("alien:///alice/data/CCDB/Test/Basic/03/31287/{ID}")), None);
+        assert_eq!(told(&format!("/Other/Basic/1000/{ID}")), None);
+        assert_eq!(told(&format!("/download/{ID}")), None);
+        assert_eq!(told("/Test/Basic/1000/x"), None);
     }
 
     #[test]

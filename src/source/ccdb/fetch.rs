@@ -124,10 +124,10 @@ impl CcdbSource {
                     for location in &locations {
                         let Some(urls) = self.allowed(&place.url, location) else {
                             on_grid |= is_on_grid(location);
-                            rounds.note(Failure::unusable(format!(
+                            rounds.note_detour(format!(
                                 "{} leads to {location:?}, where we may not go",
                                 place.url
-                            )));
+                            ));
                             continue;
                         };
                         next.extend(urls.into_iter().map(|url| Candidate {
@@ -137,8 +137,7 @@ impl CcdbSource {
                         }));
                     }
                     if !next.is_empty() && next.iter().all(|c| seen.contains(c.url.as_str())) {
-                        let reason = format!("{} leads in a circle", place.url);
-                        rounds.note(Failure::unusable(reason));
+                        rounds.note_detour(format!("{} leads in a circle", place.url));
                     }
                     // What a redirect names comes before what we would have guessed next.
                     next.append(&mut places);

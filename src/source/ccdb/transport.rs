@@ -317,7 +317,11 @@ impl Transport {
         let headers = std::mem::take(head.response.headers_mut());
         let mut body = Vec::new();
         let mut overflow = false;
-        while ask.read_bytes > 0 {
+        loop {
+            // Whoever wants no body does not wait for one; a connection with one is given up.
+            if ask.read_bytes == 0 {
+                break;
+            }
             let step = Duration::from_millis(self.options.first_byte_millis);
             let until = deadline.min(Instant::now() + step);
             let chunk = match timeout_at(until, head.response.chunk()).await {
@@ -375,10 +379,22 @@ impl<'a> Rounds<'a> {
         self.attempts += 1;
         self.retry |= failure.is_worth_a_retry();
         self.after = self.after.max(failure.after());
-        // What says more stays: 'not here' and 'left alone' say less than what happened elsewhere.
-        let says_less = matches!(failure, Failure::Missing { .. } | Failure::LeftAlone { .. });
-        if self.last.is_none() || !says_less {
+        // What says more stays: 'not here' says less than 'left alone', and that less than what
+        // happened elsewhere. Only what every host said is then the answer.
+        let weight = |failure: &Failure| match failure {
+            Failure::Missing { .. } => 0,
+            Failure::LeftAlone { .. } => 1,
+            _ => 2,
+        };
+        if self.last.as_ref().is_none_or(|last| weight(&failure) >= weight(last)) {
             self.last = Some(failure);
+        }
+    }
+
+    /// Takes down a place that led nowhere, unless something that says more is known already.
+    pub(super) fn note_detour(&mut self, reason: String) {
+        if matches!(self.last, None | Some(Failure::Missing { .. } | Failure::LeftAlone { .. })) {
+            self.last = Some(Failure::Unusable { reason });
         }
     }
 
