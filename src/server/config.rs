@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::Timestamp;
+use crate::source::ccdb::CcdbOptions;
 use crate::table::{ColumnList, ColumnRequest};
 
 /// The configuration of a service. What is not set is left to the command line and its defaults.
@@ -37,6 +38,8 @@ pub struct Config {
     /// Sources, asked in order.
     #[serde(rename = "source")]
     pub sources: Vec<SourceConfig>,
+    /// Limits and habits with CCDB servers: `[ccdb]`.
+    pub ccdb: CcdbOptions,
     /// Sets of columns that requests may name: `[tables.NAME]`, then `column = "path"`.
     pub tables: BTreeMap<String, ColumnList>,
 }
@@ -45,7 +48,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
-    /// Where it is: `file:///dir`, `memory:`.
+    /// Where it is: `http(s)://host:port`, `file:///dir`, `memory:`.
     pub url: String,
 }
 

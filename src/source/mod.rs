@@ -10,6 +10,7 @@
 //! bytes of a version* are large and never change. A source does not know where the bytes go: it
 //! writes into a [`Body`] that the cache implements over a block in shared memory.
 
+pub mod ccdb;
 mod memory;
 mod open;
 pub mod repository;

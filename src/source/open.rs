@@ -4,21 +4,25 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ccdb::{CcdbOptions, CcdbSource};
 use super::repository::{RepositoryOptions, RepositorySource};
 use super::{MemorySource, Source, SourceError};
 
-/// What holds for any source.
-#[derive(Debug, Clone, Copy, Default)]
+/// What holds for sources of each kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SourceOptions {
-    /// What is put into a repository is seen within this. Default: 1 s.
+    /// What is put into a source is seen within this. Default: 1 s for a folder, 10 s for CCDB.
     pub refresh: Option<Duration>,
+    /// Limits and habits with CCDB servers.
+    pub ccdb: CcdbOptions,
 }
 
-/// Opens the source that `url` names: `file:///dir` or `memory:`.
+/// Opens the source that `url` names: `http(s)://host:port[/base]` (CCDB), `file:///dir` or
+/// `memory:`.
 ///
 /// # Errors
 /// [`SourceError::Configuration`] if it names none, or nothing is there.
-pub fn open(url: &str, options: SourceOptions) -> Result<Arc<dyn Source>, SourceError> {
+pub fn open(url: &str, options: &SourceOptions) -> Result<Arc<dyn Source>, SourceError> {
     let wrong = |reason: &str| SourceError::Configuration {
         url: url.to_owned(),
         reason: reason.to_owned(),
@@ -34,6 +38,13 @@ pub fn open(url: &str, options: SourceOptions) -> Result<Arc<dyn Source>, Source
                 RepositoryOptions { refresh: options.refresh.unwrap_or(defaults.refresh) };
             Ok(Arc::new(RepositorySource::open_folder(Path::new(folder), options)?))
         }
-        _ => Err(wrong("unknown scheme; there are file:///dir and memory:")),
+        "http" | "https" => {
+            let mut ccdb = options.ccdb.clone();
+            if let Some(refresh) = options.refresh {
+                ccdb.refresh_millis = u64::try_from(refresh.as_millis()).unwrap_or(u64::MAX);
+            }
+            Ok(Arc::new(CcdbSource::new(url, ccdb)?))
+        }
+        _ => Err(wrong("unknown scheme; there are http(s)://host:port, file:///dir and memory:")),
     }
 }

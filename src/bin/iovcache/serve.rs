@@ -18,8 +18,8 @@ use crate::common::{Failure, parse_bytes, parse_duration};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Where objects come from: file:///folder, memory: (may be given several times, asked in
-    /// order).
+    /// Where objects come from: http(s)://host:port (CCDB), file:///folder, memory: (may be given
+    /// several times, asked in order).
     #[arg(long = "source", value_name = "URL")]
     sources: Vec<String>,
     /// Where Flight listens on TCP; port 0 picks one.
@@ -191,12 +191,12 @@ fn source(arguments: &Arguments, config: &Config) -> Result<Arc<dyn Source>, Fai
     };
     let refresh = arguments.refresh.as_ref().or(config.refresh.as_ref());
     let refresh = refresh.map(|text| parse_duration(text)).transpose().map_err(Failure::usage)?;
-    let options = SourceOptions { refresh };
+    let options = SourceOptions { refresh, ccdb: config.ccdb.clone() };
     match urls[..] {
         [] => {
             Err(Failure::usage("no source: give --source file:///folder, or name one in --config"))
         }
-        [url] => Ok(iovcache::source::open(url, options)?),
+        [url] => Ok(iovcache::source::open(url, &options)?),
         _ => Err(Failure::usage("only one source can be served for now")),
     }
 }

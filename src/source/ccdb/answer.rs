@@ -1,0 +1,324 @@
+//! Reads a version out of the headers of an answer, and trusts none of them alone.
+//!
+//! The server sends a version's metadata as headers, and metadata named like a protocol header
+//! *replace* it: `ETag: foo`, `Valid-From: 7`. So the ETag must be a UUID and the same as in the
+//! address of the body (`Location`, else `Content-Location`), which no metadata reach; where that
+//! address holds the `from` as well (file-backed servers), it must be the same too.
+
+use std::collections::BTreeMap;
+
+use reqwest::Url;
+use reqwest::header::HeaderMap;
+
+use super::transport::latin1;
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+
+/// Headers of HTTP, of CCDB's server and of the caches in between: these are no metadata.
+const PROTOCOL_HEADERS: &[&str] = &[
+    "accept-ranges",
+    "age",
+    "allow",
+    "alt-svc",
+    "cache-control",
+    "cache-status",
+    "cache-valid-until",
+    "connection",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-location",
+    "content-md5",
+    "content-range",
+    "content-type",
+    "created",
+    "date",
+    "etag",
+    "expires",
+    "initialvaliditylimit",
+    "keep-alive",
+    "last-modified",
+    "link",
+    "location",
+    "pragma",
+    "proxy-authenticate",
+    "proxy-connection",
+    "referrer-policy",
+    "retry-after",
+    "server",
+    "server-timing",
+    "set-cookie",
+    "strict-transport-security",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "valid-from",
+    "valid-until",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+    "x-cache",
+    "x-cache-hits",
+    "x-cache-lookup",
+    "x-content-type-options",
+    "x-frame-options",
+    "x-powered-by",
+    "x-varnish",
+];
+
+/// Whether a header (in lower case) is no metadata.
+pub(super) fn is_protocol_header(name: &str) -> bool {
+    PROTOCOL_HEADERS.binary_search(&name).is_ok() || name.starts_with("access-control-")
+}
+
+/// What an answer to a look-up by time says.
+#[derive(Debug)]
+pub(super) struct Named {
+    pub(super) version: ObjectInfo,
+    /// Until when the server vouches for it (`Cache-Valid-Until`).
+    pub(super) cache_valid_until: Option<Timestamp>,
+    /// Where its body is, as written, in the server's order.
+    pub(super) locations: Vec<String>,
+}
+
+/// The one value of a header; none, or several that differ, are no value.
+pub(super) fn single(headers: &HeaderMap, name: &str) -> Option<String> {
+    let mut values = headers.get_all(name).iter().map(|value| latin1(Some(value.as_bytes())));
+    let first = values.next()?;
+    values.all(|other| other == first).then_some(first)
+}
+
+/// An ETag without weakness and quotes, if it is a UUID.
+pub(super) fn etag_id(headers: &HeaderMap) -> Option<ObjectId> {
+    let value = single(headers, "etag")?;
+    let text = value.trim();
+    let text = text.strip_prefix("W/").unwrap_or(text);
+    ObjectId::parse(text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(text))
+}
+
+/// A header that holds a time in milliseconds.
+pub(super) fn millis(headers: &HeaderMap, name: &str) -> Option<Timestamp> {
+    single(headers, name)?.trim().parse().ok().map(Timestamp::from_millis)
+}
+
+/// `Location` and every `Content-Location`, as written, in order.
+pub(super) fn locations(headers: &HeaderMap) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for name in ["location", "content-location"] {
+        for value in headers.get_all(name) {
+            let text = latin1(Some(value.as_bytes()));
+            if !text.is_empty() && !found.contains(&text) {
+                found.push(text);
+            }
+        }
+    }
+    found
+}
+
+/// The UUID at the end of an address, query aside.
+///
+/// The last 36 characters count and not the last element: on the Grid, servers have been seen to
+/// write `…/CCDB/<path><UUID>`, without the slash.
+pub(super) fn id_in_location(location: &str) -> Option<ObjectId> {
+    let path = location.split(['?', '#']).next().unwrap_or_default();
+    path.len().checked_sub(36).and_then(|start| path.get(start..)).and_then(ObjectId::parse)
+}
+
+/// The `from` of a file-backed server's address, `…/<path>/<from>/<UUID>` or `<from>/<UUID>`.
+///
+/// Other addresses have numbers there too, and mean something else (`…/03/31287/<UUID>`).
+fn from_in_location(location: &str, path: &ObjectPath) -> Option<Timestamp> {
+    let address = location.split(['?', '#']).next().unwrap_or_default();
+    let (rest, id) = address.rsplit_once('/')?;
+    ObjectId::parse(id)?;
+    let (before, from) = rest.rsplit_once('/').unwrap_or(("", rest));
+    let is_ours = before.is_empty()
+        || before.strip_suffix(path.as_str()).is_some_and(|r| r.is_empty() || r.ends_with('/'));
+    from.parse().ok().filter(|_| is_ours).map(Timestamp::from_millis)
+}
+
+/// Reads the version of `path` that an answer for `at` names.
+///
+/// # Errors
+/// What does not fit together.
+pub(super) fn read_version(
+    headers: &HeaderMap,
+    is_redirect: bool,
+    path: &ObjectPath,
+    at: Timestamp,
+    url: &Url,
+) -> Result<Named, String> {
+    let shown = |name: &str| format!("{:?}", single(headers, name).unwrap_or_default());
+    if !headers.contains_key("etag") || !headers.contains_key("valid-from") {
+        return Err("no ETag or no Valid-From, as in a page of usage".into());
+    }
+    let id = etag_id(headers)
+        .ok_or_else(|| format!("expected a UUID as ETag, got {}", shown("etag")))?;
+    let time = |name: &'static str| {
+        millis(headers, name)
+            .ok_or_else(|| format!("expected milliseconds as {name}, got {}", shown(name)))
+    };
+    let (from, until, created) = (time("valid-from")?, time("valid-until")?, time("created")?);
+    let validity = ValidityInterval::new(from, until).map_err(|error| error.to_string())?;
+    if !validity.contains(at) {
+        return Err(format!("{validity} of version {id} does not hold {at}"));
+    }
+    let locations = locations(headers);
+    // A redirect's Location comes from the server's own storage; a Content-Location may be
+    // metadata, so with a Location it only adds places to look for the body.
+    let telling = if is_redirect { &locations[..locations.len().min(1)] } else { &locations[..] };
+    if is_redirect && !headers.contains_key("location") {
+        return Err("a redirect without a Location".into());
+    }
+    for location in telling {
+        match id_in_location(location) {
+            Some(told) if told == id => {}
+            _ => return Err(format!("ETag names {id}, but the body is at {location:?} ({url})")),
+        }
+        if from_in_location(location, path).is_some_and(|told| told != from) {
+            return Err(format!("Valid-From is {from}, but the body is at {location:?}"));
+        }
+    }
+    let mut metadata = BTreeMap::new();
+    for name in headers.keys().map(|name| name.as_str()).filter(|name| !is_protocol_header(name)) {
+        let values: Vec<String> =
+            headers.get_all(name).iter().map(|v| latin1(Some(v.as_bytes()))).collect();
+        metadata.insert(name.to_owned(), values.join(", "));
+    }
+    let version = ObjectInfo {
+        path: path.clone(),
+        id,
+        validity,
+        created,
+        // On a redirect Content-Length is that of the empty body.
+        size_bytes: if is_redirect {
+            None
+        } else {
+            single(headers, "content-length").and_then(|text| text.trim().parse().ok())
+        },
+        md5: single(headers, "content-md5").and_then(|text| Md5Sum::parse(text.trim())),
+        metadata,
+    };
+    Ok(Named { version, cache_valid_until: millis(headers, "cache-valid-until"), locations })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::header::{HeaderName, HeaderValue};
+
+    const ID: &str = "4d201140-e716-11f1-8b62-7f0000010203";
+
+    fn headers(changes: &[(&str, &str)]) -> HeaderMap {
+        let location = format!("/Test/Basic/1000/{ID}");
+        let tag = format!("\"{ID}\"");
+        let mut map = HeaderMap::new();
+        for (name, value) in [
+            ("valid-until", "2000"),
+            ("valid-from", "1000"),
+            ("created", "1795421839444"),
+            ("etag", &tag),
+            ("quality", "good"),
+            ("runnumber", "42"),
+            ("location", &location),
+            ("content-length", "0"),
+        ]
+        .iter()
+        .chain(changes)
+        {
+            let name: HeaderName = name.parse().unwrap();
+            match *value {
+                "" => drop(map.remove(&name)),
+                value => drop(map.insert(name, HeaderValue::from_str(value).unwrap())),
+            }
+        }
+        map
+    }
+
+    fn read(map: &HeaderMap) -> Result<Named, String> {
+        let path = ObjectPath::new("Test/Basic").unwrap();
+        let url = Url::parse("http://ccdb:8080/Test/Basic/1500").unwrap();
+        read_version(map, map.contains_key("location"), &path, Timestamp::from_millis(1500), &url)
+    }
+
+    #[test]
+    fn the_list_of_protocol_headers_is_sorted() {
+        assert!(PROTOCOL_HEADERS.is_sorted());
+    }
+
+    #[test]
+    fn a_recorded_answer_is_read() {
+        let named = read(&headers(&[("cache-valid-until", "1900")])).unwrap();
+        assert_eq!(named.version.id.to_string(), ID);
+        assert_eq!(named.version.validity.to_string(), "[1000, 2000)");
+        assert_eq!(named.version.created.as_millis(), 1_795_421_839_444);
+        let metadata: Vec<_> = named.version.metadata.into_iter().collect();
+        assert_eq!(
+            metadata,
+            [("quality".to_owned(), "good".to_owned()), ("runnumber".to_owned(), "42".to_owned())]
+        );
+        assert_eq!(named.cache_valid_until, Some(Timestamp::from_millis(1900)));
+        assert_eq!(named.version.size_bytes, None);
+    }
+
+    #[test]
+    fn metadata_that_imitate_headers_are_not_believed() {
+        let other = "\"00000000-e716-11f1-8b62-7f0000010203\"";
+        for change in [
+            ("etag", "foo"),
+            ("etag", other),
+            ("etag", ""),
+            ("valid-from", "7"),
+            ("valid-from", "x"),
+            ("valid-from", ""),
+            ("valid-from", "3000"),
+            ("valid-until", "1500"),
+            ("valid-until", ""),
+            ("created", "yesterday"),
+            ("location", "/Test/Basic/1000/00000000-e716-11f1-8b62-7f0000010203"),
+            ("location", "/Test/Basic/7/4d201140-e716-11f1-8b62-7f0000010203"),
+            ("location", "/Test/Basic/1000/nothing"),
+        ] {
+            assert!(read(&headers(&[change])).is_err(), "{change:?}");
+        }
+    }
+
+    #[test]
+    fn a_location_on_the_grid_tells_the_id_even_without_its_slash() {
+        let location = format!("alien:///alice/data/CCDB/Test/Rep/default{ID}");
+        assert_eq!(id_in_location(&location).unwrap().to_string(), ID);
+        assert!(read(&headers(&[("location", &location)])).is_ok());
+    }
+
+    #[test]
+    fn only_an_address_below_the_path_tells_the_from() {
+        let path = ObjectPath::new("Test/Basic").unwrap();
+        let told = |location: &str| from_in_location(location, &path).map(Timestamp::as_millis);
+        for location in ["/Test/Basic/1000/", "http://a/base/Test/Basic/1000/", "1000/"] {
+            assert_eq!(told(&format!("{location}{ID}?x")), Some(1000), "{location}");
+        }
+        assert_eq!(told(&format!("alien:///alice/data/CCDB/Test/Basic/03/31287/{ID}")), None);
+        assert_eq!(told(&format!("/Other/Basic/1000/{ID}")), None);
+        assert_eq!(told(&format!("/download/{ID}")), None);
+        assert_eq!(told("/Test/Basic/1000/x"), None);
+    }
+
+    #[test]
+    fn two_etags_that_differ_are_none() {
+        let mut map = headers(&[]);
+        map.append("etag", HeaderValue::from_static("\"00000000-e716-11f1-8b62-7f0000010203\""));
+        assert!(read(&map).is_err());
+    }
+
+    #[test]
+    fn an_etag_is_read_in_every_form_that_servers_write() {
+        for text in [ID.to_owned(), format!("\"{ID}\""), format!("W/\"{ID}\""), ID.to_uppercase()] {
+            assert!(etag_id(&headers(&[("etag", &text)])).is_some(), "{text}");
+        }
+        for text in [format!("'{ID}'"), format!("{{{ID}}}"), "*".into()] {
+            assert!(etag_id(&headers(&[("etag", &text)])).is_none(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! One server as we experience it: is it there, how much do we ask of it at once, how often did
+//! it fail.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::address::Address;
+use super::options::CcdbOptions;
+use crate::source::{SourceHealth, SourceState};
+
+/// A server with its breaker, its bulkheads and its counters.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) address: Address,
+    /// Look-ups and bodies have a bulkhead each, so that slow bodies do not hold up look-ups.
+    pub(super) look_ups: Arc<Semaphore>,
+    pub(super) bodies: Arc<Semaphore>,
+    breaker: Mutex<Breaker>,
+    requests: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl Host {
+    pub(super) fn new(address: Address, options: &CcdbOptions) -> Self {
+        Self {
+            address,
+            look_ups: Arc::new(Semaphore::new(options.max_concurrent)),
+            bodies: Arc::new(Semaphore::new(options.max_concurrent)),
+            breaker: Mutex::new(Breaker {
+                limit: options.breaker_failures,
+                open_for: Duration::from_millis(options.breaker_open_millis),
+                in_a_row: 0,
+                open_until: None,
+            }),
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether a request may be made now; if not, when it may.
+    pub(super) fn admit(&self) -> Result<(), Duration> {
+        self.breaker().admit(Instant::now())
+    }
+
+    pub(super) fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request that did not give what was asked for, whatever the reason.
+    pub(super) fn count_failure(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The server is there: it answered something.
+    pub(super) fn connected(&self) {
+        self.breaker().connected();
+    }
+
+    /// A connection was refused or timed out. Nothing else speaks against the host as a whole.
+    pub(super) fn refused(&self) {
+        self.breaker().refused(Instant::now());
+    }
+
+    pub(super) fn health(&self) -> SourceHealth {
+        let state = if self.breaker().in_a_row == 0 { SourceState::Up } else { SourceState::Down };
+        SourceHealth {
+            url: self.address.label(),
+            state,
+            requests: self.requests.load(Ordering::Relaxed),
+            failures: self.failures.load(Ordering::Relaxed),
+        }
+    }
+
+    fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
+        // Nothing in there can be left half-done by a panic.
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Closed until `limit` connections in a row failed; then open, with one probe per `open_for`.
+#[derive(Debug)]
+struct Breaker {
+    limit: u32,
+    open_for: Duration,
+    in_a_row: u32,
+    open_until: Option<Instant>,
+}
+
+impl Breaker {
+    fn admit(&mut self, now: Instant) -> Result<(), Duration> {
+        match self.open_until {
+            Some(until) if now < until => Err(until - now),
+            Some(_) => {
+                // This caller probes; the others wait for what it finds. A probe that is cancelled
+                // needs no word: the next one follows when the time is over.
+                self.open_until = Some(now + self.open_for);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn connected(&mut self) {
+        self.in_a_row = 0;
+        self.open_until = None;
+    }
+
+    fn refused(&mut self, now: Instant) {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        if self.in_a_row >= self.limit {
+            self.open_until = Some(now + self.open_for);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_breaker_opens_after_the_limit_and_lets_one_probe_through() {
+        let open_for = Duration::from_millis(100);
+        let mut breaker = Breaker { limit: 2, open_for, in_a_row: 0, open_until: None };
+        let start = Instant::now();
+        breaker.refused(start);
+        assert_eq!(breaker.admit(start), Ok(()));
+        breaker.refused(start);
+        assert_eq!(breaker.admit(start), Err(open_for));
+        let later = start + open_for;
+        assert_eq!(breaker.admit(later), Ok(()));
+        assert_eq!(breaker.admit(later), Err(open_for), "a second probe at the same time");
+        breaker.connected();
+        assert_eq!(breaker.admit(later), Ok(()));
+        breaker.refused(later);
+        assert_eq!(breaker.admit(later), Ok(()), "the count begins anew after a success");
+    }
+}

@@ -1,0 +1,39 @@
+//! A CCDB server over HTTP, as real servers speak it: file-backed, SQL-backed, or a cache before.
+//!
+//! ```text
+//!  look_up(query, at)                                    fetch(version)
+//!    │ few versions?  /browse/<path>  ──▶ all of time      │ Location, Content-Location…
+//!    │ many:    HEAD /<path>/<at>[/k=v] ──▶ [at, Cache-    │ /<path>/<from>/<uuid>
+//!    │                                Valid-Until) or at   │ /download/<uuid>
+//!    ▼                                                     ▼
+//!  transport: hosts in order, breaker and bulkhead per host, our own redirects, retries
+//!    ▼                                                     ▼
+//!  checked against the query, never taken on trust       ETag, length, MD5, then published
+//! ```
+//!
+//! What a server says is checked, since every server is wrong somewhere: filters on metadata are
+//! ignored or inverted, metadata named like a protocol header replace it, a page of usage comes
+//! with status 200, an upload is served half-written. An answer that does not fit together is
+//! [`Unusable`](super::SourceError::Unusable), never an object under a wrong name.
+//!
+//! **Run-dependent objects.** AliceO2 knows three modes. Mode 0 asks by time. Mode 1 asks by time
+//! for a version whose metadata say `runNumber=<run>`: put that into
+//! [`Query::metadata`](crate::object::Query). Mode 2 takes the run number for the time: ask at
+//! `Timestamp::from_millis(run)`. The source does nothing of its own for any of them.
+//!
+//! **Spelling of metadata.** HTTP header names have no case, so what is learned by time has its
+//! keys in the spelling of the query, else in that of the path's listing, else in lower case.
+//! Listings give them as they were uploaded.
+
+mod address;
+mod answer;
+mod fetch;
+mod host;
+mod listing;
+mod look_up;
+mod options;
+mod source;
+mod transport;
+
+pub use options::CcdbOptions;
+pub use source::CcdbSource;

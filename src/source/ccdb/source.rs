@@ -1,0 +1,149 @@
+//! The source itself: transport, what it remembers of paths and replicas, and the trait.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use reqwest::Url;
+use tokio::time::Instant;
+
+use super::options::CcdbOptions;
+use super::transport::Transport;
+use crate::interval::Timestamp;
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::source::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth};
+
+/// A CCDB server, or several that hold the same, over HTTP.
+///
+/// ```no_run
+/// # use iovcache::{ObjectPath, Query, Timestamp};
+/// # use iovcache::source::{Source, ccdb::{CcdbOptions, CcdbSource}};
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let ccdb = CcdbSource::new("http://ccdb.example:8080", CcdbOptions::default())?;
+/// let query = Query::all(ObjectPath::new("TPC/Calib/VDriftTgl")?);
+/// let known = ccdb.look_up(&query, Timestamp::from_millis(1_731_000_000_000), None).await?;
+/// println!("{} versions decide within {}", known.versions.len(), known.span);
+/// # Ok(())
+/// # }
+/// ```
+pub struct CcdbSource {
+    pub(super) transport: Transport,
+    /// Where the bodies of versions are, absolute, in the server's order.
+    replicas: moka::sync::Cache<ObjectId, Arc<[String]>>,
+    /// Paths that are not listed: they have too many versions, or their listing makes no sense.
+    unlisted: moka::sync::Cache<ObjectPath, Arc<Unlisted>>,
+}
+
+/// What is known of a path that is looked up time by time.
+#[derive(Debug, Default)]
+pub(super) struct Unlisted {
+    /// How its metadata keys are spelled, by their lower case.
+    pub(super) spelling: HashMap<String, String>,
+    /// When to try the listing again.
+    pub(super) until: Option<Instant>,
+}
+
+impl fmt::Debug for CcdbSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CcdbSource").field("url", &self.transport.url).finish_non_exhaustive()
+    }
+}
+
+impl CcdbSource {
+    /// A source for `http(s)://[user:password@]host:port[/base]`, with further hosts of the same
+    /// content after commas (`host:port`, which share scheme and base, or full URLs).
+    ///
+    /// Nothing is asked yet: a server that is down is noticed by the first question.
+    ///
+    /// # Errors
+    /// [`SourceError::Configuration`] names what is wrong with URL or options.
+    pub fn new(url: &str, options: CcdbOptions) -> Result<Self, SourceError> {
+        let replicas = moka::sync::Cache::new(options.remembered_locations);
+        let unlisted = moka::sync::Cache::new(100_000);
+        Ok(Self { transport: Transport::new(url, options)?, replicas, unlisted })
+    }
+
+    /// Remembers where the body of `id` is, as written in an answer from `base`.
+    pub(super) fn remember(&self, id: ObjectId, base: &Url, locations: &[String]) {
+        let mut absolute = Vec::with_capacity(locations.len());
+        for location in locations {
+            absolute.extend(self.absolute(base, location).into_iter().map(String::from));
+        }
+        if !absolute.is_empty() {
+            self.replicas.insert(id, absolute.into());
+        }
+    }
+
+    /// What `location` can mean at `base`: by RFC 3986, and where the source's URL has a base
+    /// path, also below that (a proxy may not have rewritten it; AliceO2's client does the same).
+    pub(super) fn absolute(&self, base: &Url, location: &str) -> Vec<Url> {
+        let mut found: Vec<Url> = base.join(location).into_iter().collect();
+        let address = &self.transport.host_of(base).address;
+        if location.starts_with('/') && !location.starts_with("//") {
+            let prefix = address.base_path();
+            if !prefix.is_empty() && !location.starts_with(&format!("{prefix}/")) {
+                found.extend(address.url(location));
+            }
+        }
+        found
+    }
+
+    /// Where the body of `id` was last seen to be.
+    pub(super) fn remembered(&self, id: ObjectId) -> Option<Arc<[String]>> {
+        self.replicas.get(&id)
+    }
+
+    /// What is known of `path` if it is not to be listed now.
+    pub(super) fn unlisted(&self, path: &ObjectPath) -> Option<Arc<Unlisted>> {
+        if self.transport.options.browse_limit == 0 {
+            return Some(Arc::default());
+        }
+        self.unlisted.get(path).filter(|u| u.until.is_none_or(|until| Instant::now() < until))
+    }
+
+    /// Leaves the listing of `path` alone for a while.
+    pub(super) fn do_not_list(
+        &self,
+        path: &ObjectPath,
+        spelling: HashMap<String, String>,
+        pause: Duration,
+    ) -> Arc<Unlisted> {
+        let unlisted = Arc::new(Unlisted { spelling, until: Instant::now().checked_add(pause) });
+        self.unlisted.insert(path.clone(), Arc::clone(&unlisted));
+        unlisted
+    }
+}
+
+#[async_trait]
+impl Source for CcdbSource {
+    fn url(&self) -> &str {
+        &self.transport.url
+    }
+
+    fn refresh(&self) -> Duration {
+        Duration::from_millis(self.transport.options.refresh_millis)
+    }
+
+    async fn look_up(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        held: Option<&Arc<ObjectInfo>>,
+    ) -> Result<Knowledge, SourceError> {
+        self.decide(query, at, held).await
+    }
+
+    async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
+        self.download(version, body).await
+    }
+
+    async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+        self.list_paths(prefix).await
+    }
+
+    fn health(&self) -> Vec<SourceHealth> {
+        self.transport.hosts.iter().map(|host| host.health()).collect()
+    }
+}

@@ -1,0 +1,518 @@
+//! Requests with limits: one attempt, redirects, and rounds over all hosts.
+//!
+//! ```text
+//!  round 0:  host a ──transient──▶ host b ──transient──▶ pause (jitter, Retry-After)
+//!  round 1:  host a ──303/200/304/404──▶ done
+//! ```
+//!
+//! Transient is what another attempt can heal: a refused connection, a time-out, 408, 429, 500,
+//! 502, 503, 504. Only refused and timed-out connections count against a host.
+
+use std::error::Error as _;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{HeaderMap, LOCATION, RETRY_AFTER};
+use reqwest::{Client, Method, StatusCode, Url};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
+
+use super::address::{Address, AllowedPlaces, strip_credentials};
+use super::host::Host;
+use super::options::CcdbOptions;
+use crate::source::{BodyError, SourceError};
+
+/// Why an attempt did not give what was asked for.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Worth another attempt; `after` is what the server asked us to wait.
+    Transient { reason: String, after: Option<Duration> },
+    /// The host is left alone for a while: worth another host, not another round.
+    LeftAlone { reason: String },
+    /// The answer makes no sense.
+    Unusable { reason: String },
+    /// The connection ended in the middle of an answer: worth another attempt, and unusable if
+    /// none helps.
+    Torn { reason: String },
+    /// We may not.
+    NotAllowed { reason: String },
+    /// There is no such thing here.
+    Missing { reason: String },
+    /// The bytes cannot be taken.
+    Body(BodyError),
+}
+
+impl Failure {
+    pub(super) fn unusable(reason: impl fmt::Display) -> Self {
+        Self::Unusable { reason: reason.to_string() }
+    }
+
+    /// Whether the same request may succeed a moment later.
+    pub(super) fn is_worth_a_retry(&self) -> bool {
+        matches!(self, Self::Transient { .. } | Self::Torn { .. })
+    }
+
+    /// What the server asked us to wait.
+    pub(super) fn after(&self) -> Option<Duration> {
+        match self {
+            Self::Transient { after, .. } => *after,
+            _ => None,
+        }
+    }
+}
+
+/// A request, wherever it goes.
+#[derive(Debug, Clone)]
+pub(super) struct Ask {
+    pub(super) method: Method,
+    pub(super) headers: HeaderMap,
+    /// At most so many bytes of the body are read; more is [`Reply::overflow`].
+    pub(super) read_bytes: usize,
+}
+
+/// A whole answer, with as much of its body as was wanted.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    /// The URL that answered, after redirects.
+    pub(super) url: Url,
+    pub(super) body: Bytes,
+    /// Whether there was more.
+    pub(super) overflow: bool,
+}
+
+/// The head of an answer whose body is still to come, and the place it takes in the bulkhead.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) response: reqwest::Response,
+    pub(super) host: Arc<Host>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Which bulkhead a request belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    LookUp,
+    Body,
+}
+
+/// The hosts of a source and the way to them.
+#[derive(Debug)]
+pub(super) struct Transport {
+    client: Client,
+    pub(super) url: String,
+    pub(super) hosts: Vec<Arc<Host>>,
+    /// Hosts that allowed redirects led to; they have breakers and bulkheads of their own.
+    foreign: moka::sync::Cache<String, Arc<Host>>,
+    allowed: AllowedPlaces,
+    pub(super) options: CcdbOptions,
+    /// The host that answered last: asked first.
+    preferred: AtomicUsize,
+}
+
+impl Transport {
+    pub(super) fn new(text: &str, options: CcdbOptions) -> Result<Self, SourceError> {
+        let addresses = Address::parse_list(text)?;
+        let url = addresses.iter().map(Address::label).collect::<Vec<_>>().join(",");
+        let wrong = |reason: String| SourceError::Configuration { url: url.clone(), reason };
+        if let Some(fault) = options.fault() {
+            return Err(wrong(fault));
+        }
+        let allowed = AllowedPlaces::parse(&options.allowed_redirects).map_err(wrong)?;
+        let client = Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .connect_timeout(Duration::from_millis(options.connect_millis))
+            .tcp_nodelay(true)
+            .pool_max_idle_per_host(options.max_concurrent)
+            .user_agent(concat!("iovcache/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|e| wrong(chain(&e)))?;
+        let hosts = addresses.into_iter().map(|a| Arc::new(Host::new(a, &options))).collect();
+        let foreign = moka::sync::Cache::new(256);
+        Ok(Self { client, url, hosts, foreign, allowed, options, preferred: AtomicUsize::new(0) })
+    }
+
+    /// The hosts, the one that answered last first.
+    pub(super) fn hosts_in_order(&self) -> impl Iterator<Item = (usize, &Arc<Host>)> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let count = self.hosts.len();
+        (0..count).map(move |n| (first + n) % count).map(|index| (index, &self.hosts[index]))
+    }
+
+    /// The host that serves `url`.
+    pub(super) fn host_of(&self, url: &Url) -> Arc<Host> {
+        match self.hosts.iter().find(|host| host.address.is_origin_of(url)) {
+            Some(host) => Arc::clone(host),
+            None => self.foreign.get_with(url.origin().ascii_serialization(), || {
+                Arc::new(Host::new(Address::foreign(url), &self.options))
+            }),
+        }
+    }
+
+    /// Makes a `Location` found at `base` absolute, and says whether we may go there.
+    ///
+    /// `None` for what is no http(s) URL (alien://, root://, file://) or not on the list.
+    pub(super) fn resolve(&self, base: &Url, location: &str) -> Option<Url> {
+        let mut url = base.join(location).ok()?;
+        strip_credentials(&mut url);
+        url.set_fragment(None);
+        let own = self.hosts.iter().map(|host| &host.address);
+        self.allowed.admit(&url, own).then_some(url)
+    }
+
+    /// One attempt at one URL: bulkhead, breaker, request, head of the answer.
+    ///
+    /// Statuses that are worth a retry or forbid us are failures; all others are answers.
+    pub(super) async fn send(
+        &self,
+        ask: &Ask,
+        url: &Url,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> Result<Head, Failure> {
+        let host = self.host_of(url);
+        let label = host.address.label();
+        let bulkhead = match purpose {
+            Purpose::LookUp => &host.look_ups,
+            Purpose::Body => &host.bodies,
+        };
+        let place = match timeout_at(deadline, Arc::clone(bulkhead).acquire_owned()).await {
+            Ok(Ok(place)) => place,
+            Ok(Err(_)) | Err(_) => {
+                let reason = format!("no free place among the requests to {label}");
+                return Err(Failure::LeftAlone { reason });
+            }
+        };
+        if let Err(left) = host.admit() {
+            let reason = format!(
+                "{label} refused its last connections and is left alone for {} ms more",
+                left.as_millis()
+            );
+            return Err(Failure::LeftAlone { reason });
+        }
+        host.count_request();
+        let mut request =
+            self.client.request(ask.method.clone(), url.clone()).headers(ask.headers.clone());
+        if let Some((user, password)) = host.address.credentials_for(url) {
+            request = request.basic_auth(user, password.as_ref());
+        }
+        let first_byte = Duration::from_millis(self.options.first_byte_millis);
+        let until = deadline.min(Instant::now() + first_byte);
+        let response = match timeout_at(until, request.send()).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => {
+                if error.is_connect() {
+                    host.refused();
+                } else {
+                    host.connected();
+                }
+                host.count_failure();
+                let reason = format!("{}: {}", label, chain(&error));
+                return Err(Failure::Transient { reason, after: None });
+            }
+            Err(_) => {
+                host.count_failure();
+                let reason = format!("{label} sent no answer within the time limit");
+                return Err(Failure::Transient { reason, after: None });
+            }
+        };
+        host.connected();
+        let status = response.status();
+        let reason = || format!("status {} from {label}", status.as_u16());
+        match status.as_u16() {
+            401 | 403 | 407 => {
+                host.count_failure();
+                Err(Failure::NotAllowed { reason: reason() })
+            }
+            408 | 429 | 500 | 502 | 503 | 504 => {
+                host.count_failure();
+                let after = retry_after(response.headers());
+                Err(Failure::Transient { reason: reason(), after })
+            }
+            _ => Ok(Head { response, host, _place: place }),
+        }
+    }
+
+    /// Asks for `tail` at the hosts in order, in rounds, until one gives an answer that passes
+    /// `check`.
+    ///
+    /// # Errors
+    /// What the last attempt said, with `what` for the reader.
+    pub(super) async fn ask(
+        &self,
+        tail: &str,
+        ask: &Ask,
+        what: &str,
+        deadline: Instant,
+        check: &(dyn Fn(&Reply) -> Result<(), String> + Send + Sync),
+    ) -> Result<Reply, SourceError> {
+        let mut rounds = Rounds::new(&self.options, deadline);
+        loop {
+            for (index, host) in self.hosts_in_order() {
+                let Some(url) = host.address.url(tail) else { continue };
+                let attempt = async {
+                    let reply = self.follow(ask, url, deadline).await?;
+                    check(&reply).map_err(|reason| {
+                        host.count_failure();
+                        Failure::Unusable {
+                            reason: format!(
+                                "{reason} (status {} from {})",
+                                reply.status.as_u16(),
+                                reply.url
+                            ),
+                        }
+                    })?;
+                    Ok(reply)
+                };
+                match attempt.await {
+                    Ok(reply) => {
+                        self.preferred.store(index, Ordering::Relaxed);
+                        return Ok(reply);
+                    }
+                    Err(failure) => rounds.note(failure),
+                }
+            }
+            if !rounds.pause().await {
+                return Err(rounds.error(&self.url, what));
+            }
+        }
+    }
+
+    /// Sends a request, follows redirects that are no answers, reads as much as is wanted.
+    async fn follow(&self, ask: &Ask, mut url: Url, deadline: Instant) -> Result<Reply, Failure> {
+        for _ in 0..=self.options.max_redirects {
+            let head = self.send(ask, &url, Purpose::LookUp, deadline).await?;
+            let response = &head.response;
+            if response.status().is_redirection()
+                && response.status() != StatusCode::NOT_MODIFIED
+                && !names_a_version(response.headers())
+            {
+                let location = latin1(response.headers().get(LOCATION).map(|v| v.as_bytes()));
+                let next = self.resolve(&url, &location).ok_or_else(|| {
+                    head.host.count_failure();
+                    Failure::unusable(format!("{url} leads to {location:?}, where we may not go"))
+                })?;
+                url = next;
+                continue;
+            }
+            return self.read(ask, url, head, deadline).await;
+        }
+        let limit = self.options.max_redirects;
+        Err(Failure::unusable(format!("more than {limit} redirects, the last one to {url}")))
+    }
+
+    async fn read(
+        &self,
+        ask: &Ask,
+        url: Url,
+        mut head: Head,
+        deadline: Instant,
+    ) -> Result<Reply, Failure> {
+        let status = head.response.status();
+        let headers = std::mem::take(head.response.headers_mut());
+        let mut body = Vec::new();
+        let mut overflow = false;
+        loop {
+            // Whoever wants no body does not wait for one; a connection with one is given up.
+            if ask.read_bytes == 0 {
+                break;
+            }
+            let step = Duration::from_millis(self.options.first_byte_millis);
+            let until = deadline.min(Instant::now() + step);
+            let chunk = match timeout_at(until, head.response.chunk()).await {
+                Ok(Ok(Some(chunk))) => chunk,
+                Ok(Ok(None)) => break,
+                Ok(Err(error)) => {
+                    head.host.count_failure();
+                    return Err(Failure::Torn { reason: format!("{url}: {}", chain(&error)) });
+                }
+                Err(_) => {
+                    head.host.count_failure();
+                    let reason = format!("{url} stopped in the middle of its answer");
+                    return Err(Failure::Transient { reason, after: None });
+                }
+            };
+            if body.len() + chunk.len() > ask.read_bytes {
+                overflow = true;
+                break;
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Reply { status, headers, url, body: body.into(), overflow })
+    }
+}
+
+/// How often all of it was tried, what happened last, and when it is time to give up.
+#[derive(Debug)]
+pub(super) struct Rounds<'a> {
+    options: &'a CcdbOptions,
+    deadline: Instant,
+    started: Instant,
+    round: u32,
+    attempts: u32,
+    retry: bool,
+    after: Option<Duration>,
+    last: Option<Failure>,
+}
+
+impl<'a> Rounds<'a> {
+    pub(super) fn new(options: &'a CcdbOptions, deadline: Instant) -> Self {
+        Self {
+            options,
+            deadline,
+            started: Instant::now(),
+            round: 0,
+            attempts: 0,
+            retry: false,
+            after: None,
+            last: None,
+        }
+    }
+
+    /// Takes down what an attempt came to.
+    pub(super) fn note(&mut self, failure: Failure) {
+        self.attempts += 1;
+        self.retry |= failure.is_worth_a_retry();
+        self.after = self.after.max(failure.after());
+        // What says more stays: 'not here' says less than 'left alone', and that less than what
+        // happened elsewhere. Only what every host said is then the answer.
+        let weight = |failure: &Failure| match failure {
+            Failure::Missing { .. } => 0,
+            Failure::LeftAlone { .. } => 1,
+            _ => 2,
+        };
+        if self.last.as_ref().is_none_or(|last| weight(&failure) >= weight(last)) {
+            self.last = Some(failure);
+        }
+    }
+
+    /// Takes down a place that led nowhere, unless something that says more is known already.
+    pub(super) fn note_detour(&mut self, reason: String) {
+        if matches!(self.last, None | Some(Failure::Missing { .. } | Failure::LeftAlone { .. })) {
+            self.last = Some(Failure::Unusable { reason });
+        }
+    }
+
+    /// Waits for the next round; false if there is to be none.
+    pub(super) async fn pause(&mut self) -> bool {
+        if !self.retry || self.round >= self.options.retries {
+            return false;
+        }
+        let longest = self.options.longest_pause(self.round);
+        let pause = longest.mul_f64(jitter()).max(self.after.unwrap_or_default());
+        let until = Instant::now() + pause;
+        if until >= self.deadline {
+            return false;
+        }
+        tokio::time::sleep_until(until).await;
+        self.round += 1;
+        self.retry = false;
+        self.after = None;
+        true
+    }
+
+    /// The error to hand on after the last round.
+    pub(super) fn error(self, url: &str, what: &str) -> SourceError {
+        let (url, what) = (url.to_owned(), what.to_owned());
+        let tries = format!(
+            "{} attempt{} in {} ms",
+            self.attempts,
+            if self.attempts == 1 { "" } else { "s" },
+            self.started.elapsed().as_millis()
+        );
+        match self.last {
+            None => SourceError::Down { url, what, reason: "no host to ask".into() },
+            Some(Failure::Transient { reason, .. } | Failure::LeftAlone { reason }) => {
+                SourceError::Down { url, what, reason: format!("{reason} ({tries})") }
+            }
+            Some(
+                Failure::Unusable { reason }
+                | Failure::Torn { reason }
+                | Failure::Missing { reason },
+            ) => SourceError::Unusable { url, what, reason },
+            Some(Failure::NotAllowed { reason }) => SourceError::NotAllowed { url, what, reason },
+            Some(Failure::Body(error)) => SourceError::Body { what, error },
+        }
+    }
+
+    /// Whether every host said that there is no such thing.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self.last, Some(Failure::Missing { .. }))
+    }
+}
+
+/// Whether a redirect is itself the answer to a look-up: it carries (some of) CCDB's headers.
+fn names_a_version(headers: &HeaderMap) -> bool {
+    headers.contains_key("etag") || headers.contains_key("valid-from")
+}
+
+/// A header's value as text: HTTP's bytes are Latin-1 here, as CCDB's server writes them.
+pub(super) fn latin1(value: Option<&[u8]>) -> String {
+    value.unwrap_or_default().iter().map(|&byte| char::from(byte)).collect()
+}
+
+/// `Retry-After` in seconds; its other form, a date, is not heeded (the pause is capped anyway).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// An error with all of its causes: reqwest's own text ends before the interesting part.
+pub(super) fn chain(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// An even draw from [0, 1).
+fn jitter() -> f64 {
+    // 53 bits out of the lowest 62 of a random UUID, which are all random (above them stands its
+    // variant); an f64 holds so many exactly. There is no need for a generator of our own.
+    let bits = (uuid::Uuid::new_v4().as_u128() as u64 & (u64::MAX >> 2)) >> 9;
+    bits as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_stays_below_one_and_spreads() {
+        let draws: Vec<f64> = (0..1000).map(|_| jitter()).collect();
+        assert!(draws.iter().all(|d| (0.0..1.0).contains(d)));
+        let mean = draws.iter().sum::<f64>() / 1000.0;
+        assert!((0.4..0.6).contains(&mean), "mean {mean}");
+    }
+
+    #[tokio::test]
+    async fn a_retry_after_beyond_the_deadline_ends_the_rounds_at_once() {
+        let options = CcdbOptions::default();
+        let started = Instant::now();
+        let mut rounds = Rounds::new(&options, started + Duration::from_millis(500));
+        let after = Some(Duration::from_secs(30));
+        rounds.note(Failure::Transient { reason: "status 503".into(), after });
+        assert!(!rounds.pause().await);
+        assert!(started.elapsed() < Duration::from_millis(400));
+        let error = rounds.error("http://a", "A/B at 7").to_string();
+        assert!(error.contains("503") && error.contains("A/B at 7"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_transient_is_not_tried_again() {
+        let options = CcdbOptions::default();
+        let mut rounds = Rounds::new(&options, Instant::now() + Duration::from_secs(5));
+        rounds.note(Failure::unusable("no ETag"));
+        assert!(!rounds.pause().await);
+        assert!(matches!(rounds.error("u", "w"), SourceError::Unusable { .. }));
+    }
+}

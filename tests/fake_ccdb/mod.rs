@@ -1,0 +1,308 @@
+//! A CCDB server for tests, which answers header for header as the recorded exchanges with real
+//! ones, and fails in every way that it is told to.
+//!
+//! ```text
+//!  upload(…) ─▶ versions ─┐
+//!  inject(…) ─▶ faults  ──┤  one task per connection, HTTP/1.1 keep-alive
+//!  counts()  ◀─ counters ─┘  GET and HEAD of /<path>/<t>, /<path>/<from>/<uuid>,
+//!                            /download/<uuid>, /browse/<path>[/<t>][/k=v]
+//! ```
+//!
+//! The answers are written to the socket by hand: an HTTP library would change the spelling and
+//! order of headers, forbid most of the faults, and mend the rest.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part of this")]
+
+mod pages;
+mod store;
+mod wire;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+pub use store::{Upload, Version};
+use wire::Reply;
+
+/// Which of the real servers this one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// File-backed: `Location: /path/from/UUID`.
+    Local,
+    /// SQL-backed: `Location: /download/UUID`, `Content-Location` for each replica.
+    Sql,
+    /// SQL-backed with `local.copy.first=true`: the body comes at once, with status 200.
+    SqlLocalCopyFirst,
+    /// The node's cache: as file-backed, with `Location: from/UUID`.
+    Memory,
+}
+
+/// What kind of request an answer, a counter or a fault is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// `/path/t`: which version.
+    LookUp,
+    /// `/path/from/UUID` or `/download/UUID`.
+    Body,
+    /// `/browse/…`.
+    Listing,
+}
+
+/// Something that goes wrong.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// This status and nothing else.
+    Status(u16),
+    /// 503 with `Retry-After` in seconds.
+    RetryAfter(u64),
+    /// The request is read and never answered.
+    Hang,
+    /// The connection ends without an answer.
+    HangUp,
+    /// The page of usage, with status 200.
+    Usage,
+    /// The body comes byte by byte, with this pause after each.
+    SlowBody(Duration),
+    /// So many bytes of the body are missing, and Content-Length fits what is left.
+    TruncatedWithMatchingLength(usize),
+    /// So many bytes of the body are missing, and the connection ends.
+    Torn(usize),
+    /// One bit of the body is another.
+    FlippedBit,
+    /// Content-MD5 is that of something else.
+    WrongMd5,
+    /// This header is left out.
+    Without(&'static str),
+    /// This header has another value (or is added).
+    Header(&'static str, String),
+    /// 303 to this place, without any header of CCDB.
+    Redirect(String),
+    /// 303 to itself, without any header of CCDB.
+    RedirectToItself,
+    /// Chunked, without a length.
+    Chunked,
+    /// Chunked, and it never ends.
+    Endless,
+    /// This Content-Length, whatever the body.
+    Length(u64),
+}
+
+/// How often what was asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub connections: usize,
+    pub look_ups: usize,
+    pub bodies: usize,
+    pub listings: usize,
+    /// Look-ups answered with 304.
+    pub not_modified: usize,
+    /// Answers with status 200 that sent a body of a version.
+    pub bodies_sent: usize,
+    /// Requests that carried `Authorization`.
+    pub with_credentials: usize,
+}
+
+struct Planned {
+    ask: Ask,
+    /// Only for paths that contain this.
+    path: String,
+    fault: Fault,
+    /// How often; nothing: for ever.
+    left: Option<usize>,
+}
+
+/// What can be changed while the server runs.
+#[derive(Default)]
+pub struct Habits {
+    /// Before each answer.
+    pub latency: Duration,
+    /// Newer servers tell until when an answer may be used.
+    pub cache_valid_until: Option<i64>,
+    /// The URLs of replicas have scheme and host.
+    pub absolute_urls: bool,
+    /// The Grid has a replica of each body: `alien://` comes first (SQL-backed).
+    pub on_grid: bool,
+    /// Only the Grid has one (SQL-backed).
+    pub only_on_grid: bool,
+    /// Replicas in the place of the server's own, `{id}` for the UUID.
+    pub replicas: Option<Vec<String>>,
+    /// `/browse/A` also lists what only begins with `A`.
+    pub browse_unanchored: bool,
+    /// HEAD is answered with 501.
+    pub no_head: bool,
+}
+
+pub(crate) struct State {
+    kind: Kind,
+    address: SocketAddr,
+    versions: Mutex<Vec<Version>>,
+    planned: Mutex<VecDeque<Planned>>,
+    habits: Mutex<Habits>,
+    counts: Mutex<Counts>,
+    /// Bodies that are being answered now, and the most there ever were.
+    busy: AtomicUsize,
+    busiest: AtomicUsize,
+}
+
+/// A running server on a port of its own; it ends when it is dropped.
+pub struct FakeCcdb {
+    state: Arc<State>,
+    listening: JoinHandle<()>,
+}
+
+impl Drop for FakeCcdb {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+impl FakeCcdb {
+    pub async fn start(kind: Kind) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let state = Arc::new(State {
+            kind,
+            address: listener.local_addr().unwrap(),
+            versions: Mutex::default(),
+            planned: Mutex::default(),
+            habits: Mutex::default(),
+            counts: Mutex::default(),
+            busy: AtomicUsize::new(0),
+            busiest: AtomicUsize::new(0),
+        });
+        let shared = Arc::clone(&state);
+        let listening = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                shared.counts.lock().unwrap().connections += 1;
+                connections.spawn(serve(Arc::clone(&shared), stream));
+            }
+        });
+        Self { state, listening }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.state.address)
+    }
+
+    /// Adds a version and gives its id.
+    pub fn upload(&self, upload: Upload) -> Uuid {
+        let version = upload.into_version();
+        let id = version.id;
+        self.state.versions.lock().unwrap().push(version);
+        id
+    }
+
+    /// Changes what is stored of a version, behind its ETag.
+    pub fn change(&self, id: Uuid, change: impl FnOnce(&mut Version)) {
+        let mut versions = self.state.versions.lock().unwrap();
+        change(versions.iter_mut().find(|version| version.id == id).unwrap());
+    }
+
+    /// The next `times` requests of this kind go wrong (0: all of them).
+    pub fn inject(&self, ask: Ask, fault: Fault, times: usize) {
+        self.inject_for("", ask, fault, times);
+    }
+
+    /// As [`inject`](Self::inject), for paths that contain `path`.
+    pub fn inject_for(&self, path: &str, ask: Ask, fault: Fault, times: usize) {
+        let left = (times > 0).then_some(times);
+        let planned = Planned { ask, path: path.to_owned(), fault, left };
+        self.state.planned.lock().unwrap().push_back(planned);
+    }
+
+    /// Nothing goes wrong any more.
+    pub fn heal(&self) {
+        self.state.planned.lock().unwrap().clear();
+    }
+
+    pub fn habits(&self) -> MutexGuard<'_, Habits> {
+        self.state.habits.lock().unwrap()
+    }
+
+    pub fn counts(&self) -> Counts {
+        *self.state.counts.lock().unwrap()
+    }
+
+    /// The most requests that were being answered at the same time.
+    pub fn busiest(&self) -> usize {
+        self.state.busiest.load(Ordering::SeqCst)
+    }
+}
+
+impl State {
+    fn next_fault(&self, ask: Ask, path: &str) -> Option<Fault> {
+        let mut planned = self.planned.lock().unwrap();
+        let index = planned.iter().position(|p| p.ask == ask && path.contains(&p.path))?;
+        let fault = planned[index].fault.clone();
+        if let Some(left) = &mut planned[index].left {
+            *left -= 1;
+            if *left == 0 {
+                planned.remove(index);
+            }
+        }
+        Some(fault)
+    }
+
+    fn count(&self, change: impl FnOnce(&mut Counts)) {
+        change(&mut self.counts.lock().unwrap());
+    }
+}
+
+/// Tomcat's limit.
+const REQUESTS_PER_CONNECTION: usize = 1000;
+
+async fn serve(state: Arc<State>, mut stream: TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let mut buffer = Vec::new();
+    for number in 1..=REQUESTS_PER_CONNECTION {
+        let Some(request) = wire::read_request(&mut stream, &mut buffer).await else { return };
+        let busy = state.busy.fetch_add(1, Ordering::SeqCst) + 1;
+        state.busiest.fetch_max(busy, Ordering::SeqCst);
+        let latency = state.habits.lock().unwrap().latency;
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+        let ask = store::kind_of(&request);
+        state.count(|counts| {
+            match ask {
+                Ask::LookUp => counts.look_ups += 1,
+                Ask::Body => counts.bodies += 1,
+                Ask::Listing => counts.listings += 1,
+            }
+            counts.with_credentials += usize::from(request.header("authorization").is_some());
+        });
+        let fault = state.next_fault(ask, &request.target);
+        let mut reply = match &fault {
+            Some(Fault::Hang) => return std::future::pending().await,
+            Some(Fault::HangUp) => return,
+            Some(Fault::Usage) => pages::usage(&request),
+            Some(Fault::Status(status)) => pages::status(*status, "told to"),
+            Some(Fault::RetryAfter(seconds)) => {
+                let mut reply = pages::status(503, "told to");
+                reply.set("Retry-After", &seconds.to_string());
+                reply
+            }
+            Some(Fault::Redirect(location)) => Reply::redirect(location),
+            Some(Fault::RedirectToItself) => Reply::redirect(&request.target),
+            _ => state.answer(&request),
+        };
+        if let Some(fault) = &fault {
+            reply.spoil(fault);
+        }
+        reply.last |= number == REQUESTS_PER_CONNECTION;
+        state.count(|counts| {
+            counts.not_modified += usize::from(reply.status == 304);
+            counts.bodies_sent += usize::from(reply.is_version && request.method == "GET");
+        });
+        let sent = reply.write(&mut stream, &request).await;
+        state.busy.fetch_sub(1, Ordering::SeqCst);
+        if sent.is_err() || reply.last {
+            return;
+        }
+    }
+}

@@ -1,0 +1,449 @@
+//! Versions, and how each kind of server finds, names and lists them, mistakes included.
+
+use bytes::Bytes;
+use md5::{Digest as _, Md5};
+use uuid::Uuid;
+
+use super::wire::{Reply, Request};
+use super::{Ask, Kind, State, pages};
+
+/// A version as the server keeps it.
+#[derive(Debug, Clone)]
+pub struct Version {
+    pub path: String,
+    pub id: Uuid,
+    pub from: i64,
+    pub until: i64,
+    pub created: i64,
+    pub metadata: Vec<(String, String)>,
+    pub bytes: Bytes,
+    /// Of the bytes as uploaded: servers do not look at them again.
+    pub md5: String,
+}
+
+/// What is uploaded.
+#[derive(Debug, Clone)]
+pub struct Upload {
+    path: String,
+    from: i64,
+    until: i64,
+    created: i64,
+    id: Uuid,
+    metadata: Vec<(String, String)>,
+    bytes: Bytes,
+}
+
+impl Upload {
+    /// A version of `path` for `[from, until)`, created at 1,000,000.
+    pub fn new(path: &str, from: i64, until: i64) -> Self {
+        let id = Uuid::new_v4();
+        let bytes = format!("{path} {from} {until} {id}").into_bytes().into();
+        Self { path: path.into(), from, until, created: 1_000_000, id, metadata: vec![], bytes }
+    }
+
+    pub fn created(mut self, created: i64) -> Self {
+        self.created = created;
+        self
+    }
+
+    pub fn id(mut self, id: Uuid) -> Self {
+        self.id = id;
+        self
+    }
+
+    pub fn metadata(mut self, key: &str, value: &str) -> Self {
+        self.metadata.push((key.into(), value.into()));
+        self
+    }
+
+    pub fn bytes(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.bytes = Bytes::from(bytes.into());
+        self
+    }
+
+    pub(crate) fn into_version(self) -> Version {
+        let Self { path, from, until, created, id, metadata, bytes } = self;
+        let sum: [u8; 16] = Md5::digest(&bytes).into();
+        let md5 = sum.iter().map(|byte| format!("{byte:02x}")).collect();
+        Version { path, id, from, until, created, metadata, bytes, md5 }
+    }
+}
+
+/// Which kind of request this is.
+pub(crate) fn kind_of(request: &Request) -> Ask {
+    if request.target.starts_with("/browse") {
+        return Ask::Listing;
+    }
+    let path = request.target.split('?').next().unwrap_or_default();
+    let names_one = path.starts_with("/download/")
+        || path.rsplit('/').next().is_some_and(|last| Uuid::parse_str(last).is_ok());
+    if names_one { Ask::Body } else { Ask::LookUp }
+}
+
+/// A request as RequestParser understands it.
+#[derive(Default)]
+struct Wanted {
+    path: Vec<String>,
+    at: Option<i64>,
+    id: Option<Uuid>,
+    filters: Vec<(String, String)>,
+    /// Something that does not parse.
+    nonsense: bool,
+}
+
+impl Wanted {
+    fn parse(path: &str) -> Self {
+        let mut wanted = Self::default();
+        let mut times = 0;
+        for token in path.split('/').filter(|token| !token.is_empty()).map(form_decoded) {
+            if let Some((key, value)) = token.split_once('=') {
+                wanted.filters.push((key.into(), value.into()));
+            } else if let Ok(time) = token.parse::<i64>() {
+                times += 1;
+                wanted.at.get_or_insert(time);
+            } else if wanted.at.is_none() {
+                wanted.path.push(token);
+            } else if let Ok(id) = Uuid::parse_str(&token) {
+                wanted.id = Some(id);
+            } else {
+                wanted.nonsense = true;
+            }
+        }
+        wanted.nonsense |= times > 2 || wanted.path.len() > 10;
+        wanted
+    }
+}
+
+/// `+` is a blank there.
+fn form_decoded(token: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = token.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        rest = after;
+        match first {
+            b'+' => bytes.push(b' '),
+            b'%' => {
+                let hex = std::str::from_utf8(&after[..2]).unwrap();
+                bytes.push(u8::from_str_radix(hex, 16).unwrap());
+                rest = &after[2..];
+            }
+            byte => bytes.push(byte),
+        }
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+impl State {
+    pub(crate) fn answer(&self, request: &Request) -> Reply {
+        let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
+        if request.method != "GET" && request.method != "HEAD"
+            || request.method == "HEAD" && self.habits.lock().unwrap().no_head
+        {
+            return pages::status(501, "not implemented");
+        }
+        if let Some(rest) = path.strip_prefix("/browse") {
+            return self.browse(request, &Wanted::parse(rest));
+        }
+        let is_sql = matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst);
+        if let Some(id) = path.strip_prefix("/download/").filter(|_| is_sql) {
+            return self.download(id);
+        }
+        let wanted = Wanted::parse(path);
+        let (Some(at), false, false) = (wanted.at, wanted.nonsense, wanted.path.is_empty()) else {
+            return pages::usage(request);
+        };
+        let versions = self.versions.lock().unwrap();
+        let path = wanted.path.join("/");
+        // A file-backed server ignores the UUID where the time is not positive.
+        let by_id = wanted.id.filter(|_| is_sql || at > 0);
+        let covering = |version: &&Version| match by_id {
+            Some(id) if is_sql => version.id == id && version.from <= at && at < version.until,
+            Some(id) => version.id == id && version.from == at,
+            None => version.from <= at && at < version.until,
+        };
+        let found = versions
+            .iter()
+            .filter(|version| version.path == path)
+            .filter(covering)
+            .filter(|version| created_within(version, request))
+            .filter(|version| wanted.filters.iter().all(|filter| self.passes(version, filter)))
+            .max_by_key(|version| version.created);
+        let Some(version) = found else {
+            return pages::status(404, "No matching objects found");
+        };
+        if wanted.id.is_none() && names(request.header("if-none-match"), version.id) {
+            let mut reply = Reply::new(304);
+            reply.push("Cache-Control", "no-cache");
+            reply.push("Date", "Mon, 23 Nov 2026 08:17:21 GMT");
+            if let Some(until) = self.habits.lock().unwrap().cache_valid_until {
+                reply.push("Cache-Valid-Until", &until.to_string());
+            }
+            return reply;
+        }
+        match self.kind {
+            Kind::Local | Kind::Memory if wanted.id.is_some() => self.with_body(version, true),
+            _ => self.name(version, query.contains("HTTPOnly=true")),
+        }
+    }
+
+    /// Exact in the SQL-backed server; in the file-backed one, a key that only matches but for
+    /// its case is taken the wrong way round.
+    fn passes(&self, version: &Version, (key, value): &(String, String)) -> bool {
+        let exact = version.metadata.iter().find(|(k, _)| k == key);
+        let nearly = version.metadata.iter().find(|(k, _)| k.eq_ignore_ascii_case(key));
+        match (exact, nearly) {
+            (Some((_, is)), _) => is == value,
+            (None, Some((_, is))) if self.kind == Kind::Local => is != value,
+            _ => false,
+        }
+    }
+
+    /// The answer to 'which version': 303, or the body at once.
+    fn name(&self, version: &Version, http_only: bool) -> Reply {
+        let locations = self.locations(version, http_only);
+        let is_sql = matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst);
+        let here = locations.iter().any(|l| l.contains("/download/"));
+        if self.kind == Kind::SqlLocalCopyFirst && here {
+            let mut reply = self.with_body(version, true);
+            let place = reply.headers.iter().position(|(name, _)| name == "Date").unwrap();
+            for location in locations.iter().rev() {
+                let header = ("Content-Location".to_owned(), location.clone());
+                reply.headers.insert(place, header);
+            }
+            return reply;
+        }
+        let mut reply = Reply::new(303);
+        reply.push("Cache-Control", "no-cache");
+        if is_sql {
+            for location in &locations {
+                reply.push("Content-Location", location);
+            }
+        }
+        self.describe(version, &mut reply);
+        match locations.first() {
+            Some(location) => reply.push("Location", location),
+            None => {
+                let page = pages::status(500, "java.util.NoSuchElementException");
+                reply.status = 500;
+                reply.body = page.body;
+                reply.last = true;
+            }
+        }
+        reply
+    }
+
+    fn locations(&self, version: &Version, http_only: bool) -> Vec<String> {
+        let habits = self.habits.lock().unwrap();
+        let Version { path, id, from, .. } = version;
+        if let Some(replicas) = &habits.replicas {
+            return replicas
+                .iter()
+                .map(|replica| replica.replace("{id}", &id.to_string()))
+                .filter(|replica| !http_only || !replica.starts_with("alien:"))
+                .collect();
+        }
+        let host =
+            if habits.absolute_urls { format!("http://{}", self.address) } else { "".into() };
+        match self.kind {
+            Kind::Local => vec![format!("{host}/{path}/{from}/{id}")],
+            Kind::Memory => vec![format!("{from}/{id}")],
+            Kind::Sql | Kind::SqlLocalCopyFirst => {
+                let mut all = Vec::new();
+                if (habits.on_grid || habits.only_on_grid) && !http_only {
+                    all.push(format!("alien:///alice/data/CCDB/{path}/03/31287/{id}"));
+                }
+                if !habits.only_on_grid {
+                    all.push(format!("{host}/download/{id}"));
+                }
+                all
+            }
+        }
+    }
+
+    fn download(&self, id: &str) -> Reply {
+        let Ok(id) = Uuid::parse_str(id) else { return pages::status(400, "no UUID") };
+        let versions = self.versions.lock().unwrap();
+        let only_on_grid = self.habits.lock().unwrap().only_on_grid;
+        match versions.iter().find(|version| version.id == id && !only_on_grid) {
+            Some(version) => self.with_body(version, false),
+            None => pages::status(404, "No matching objects found"),
+        }
+    }
+
+    fn with_body(&self, version: &Version, cache_control: bool) -> Reply {
+        let mut reply = Reply::new(200);
+        if cache_control {
+            reply.push("Cache-Control", "no-cache");
+        }
+        self.describe(version, &mut reply);
+        let add = |reply: &mut Reply, name: &str, value: &str| {
+            // Metadata of that name stand there already and stay.
+            if !reply.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name)) {
+                reply.push(name, value);
+            }
+        };
+        add(&mut reply, "Accept-Ranges", "bytes");
+        add(&mut reply, "Content-Disposition", "inline;filename=\"a.txt\"");
+        add(&mut reply, "Content-MD5", &version.md5);
+        add(&mut reply, "Content-Type", "text/plain");
+        reply.body.clone_from(&version.bytes);
+        reply.is_version = true;
+        reply
+    }
+
+    fn describe(&self, version: &Version, reply: &mut Reply) {
+        reply.push("Date", "Mon, 23 Nov 2026 08:17:21 GMT");
+        reply.push("Valid-Until", &version.until.to_string());
+        reply.push("Valid-From", &version.from.to_string());
+        reply.push("Created", &version.created.to_string());
+        reply.push("ETag", &format!("\"{}\"", version.id));
+        reply.push("Last-Modified", "Mon, 23 Nov 2026 08:17:19 GMT");
+        if let Some(until) = self.habits.lock().unwrap().cache_valid_until {
+            reply.push("Cache-Valid-Until", &until.to_string());
+        }
+        let mut metadata = version.metadata.clone();
+        if matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst) {
+            metadata.push(("partName".into(), "blob".into()));
+            metadata.sort();
+        }
+        for (key, value) in &metadata {
+            reply.set(key, value);
+        }
+    }
+
+    fn browse(&self, request: &Request, wanted: &Wanted) -> Reply {
+        let path = wanted.path.join("/");
+        let unanchored = self.habits.lock().unwrap().browse_unanchored;
+        let versions = self.versions.lock().unwrap();
+        let known = |key: &str| versions.iter().any(|v| v.metadata.iter().any(|(k, _)| k == key));
+        // A key that was never seen is no filter to the SQL-backed server.
+        let filters: Vec<_> = wanted
+            .filters
+            .iter()
+            .filter(|(key, _)| self.kind == Kind::Local || known(key))
+            .collect();
+        let listed = |version: &Version| match path.strip_suffix(".*") {
+            Some(folder) => version.path.starts_with(folder) && version.path != folder,
+            None if unanchored => version.path.starts_with(&path),
+            None => version.path == path,
+        };
+        let mut found: Vec<&Version> = versions
+            .iter()
+            .filter(|version| listed(version))
+            .filter(|version| wanted.at.is_none_or(|at| version.from <= at && at < version.until))
+            .filter(|version| wanted.id.is_none_or(|id| version.id == id))
+            .filter(|version| created_within(version, request))
+            .filter(|version| filters.iter().all(|filter| self.passes(version, filter)))
+            .collect();
+        found.sort_by_key(|version| std::cmp::Reverse(version.created));
+        if let Some(limit) = request
+            .header("browse-limit")
+            .and_then(|limit| limit.parse::<usize>().ok())
+            .filter(|limit| *limit > 0)
+        {
+            found.truncate(limit);
+        }
+        if self.kind == Kind::Local {
+            found.sort_by_key(|v| format!("{}/{}/{}", v.path, v.from, v.id));
+        }
+        let fields = request.header("x-filter-fields");
+        let objects: Vec<String> =
+            found.iter().map(|version| self.entry(version, fields)).collect();
+        let mut reply = Reply::new(200);
+        reply.push("Cache-Control", "no-cache");
+        reply.push("Content-Type", "application/json;charset=ISO-8859-1");
+        reply.push("Date", "Mon, 23 Nov 2026 08:17:21 GMT");
+        let folders: std::collections::BTreeSet<&str> = versions
+            .iter()
+            .filter_map(|v| v.path.strip_prefix(&format!("{path}/")).map(|rest| (v, rest)))
+            .map(|(v, rest)| &v.path[..path.len() + 1 + rest.find('/').unwrap_or(rest.len())])
+            .collect();
+        let folders: Vec<String> = folders.iter().map(|folder| json(folder)).collect();
+        reply.body = format!(
+            "{{\"objects\":[\n{}]\n,\"subfolders\":[\n{}]\n}}\n",
+            objects.join(",\n"),
+            folders.join(",\n")
+        )
+        .into_bytes()
+        .into();
+        reply
+    }
+
+    fn entry(&self, version: &Version, fields: Option<&str>) -> String {
+        let Version { path, id, from, until, created, bytes, md5, .. } = version;
+        let (from, until, created) = (from.to_string(), until.to_string(), created.to_string());
+        let size = bytes.len().to_string();
+        let replicas: Vec<_> = self.locations(version, false).iter().map(|l| json(l)).collect();
+        let mut all: Vec<(&str, String)> = vec![
+            ("path", json(path)),
+            ("createTime", created.clone()),
+            ("lastModified", created.clone()),
+            ("Created", created.clone()),
+            ("Last-Modified", created),
+            ("id", json(&id.to_string())),
+            ("validFrom", from.clone()),
+            ("validUntil", until.clone()),
+            ("initialValidity", until.clone()),
+            ("MD5", json(md5)),
+            ("fileName", json("a.txt")),
+            ("contentType", json("text/plain")),
+            ("size", size.clone()),
+            ("ETag", json(&format!("\"{id}\""))),
+            ("Valid-From", from),
+            ("Valid-Until", until.clone()),
+            ("InitialValidityLimit", until),
+            ("Content-MD5", json(md5)),
+            ("Content-Disposition", json("inline;filename=\"a.txt\"")),
+            ("Content-Type", json("text/plain")),
+            ("Content-Length", size),
+        ];
+        for (key, value) in &version.metadata {
+            match all.iter_mut().find(|(name, _)| name == key) {
+                Some((_, old)) => *old = json(value),
+                None => all.push((key, json(value))),
+            }
+        }
+        all.push(("replicas", format!("[{}]", replicas.join(","))));
+        if let Some(fields) = fields {
+            let wanted: Vec<&str> = fields.split(',').map(str::trim).collect();
+            all.retain(|(name, _)| wanted.contains(name));
+        }
+        let all: Vec<_> =
+            all.iter().map(|(name, value)| format!("{}:{value}", json(name))).collect();
+        format!("{{{}}}", all.join(","))
+    }
+}
+
+/// `If-Not-After` and `If-Not-Before`: inclusive, and 0 or less is no limit.
+fn created_within(version: &Version, request: &Request) -> bool {
+    let limit =
+        |name| request.header(name).and_then(|text| text.parse::<i64>().ok()).filter(|ms| *ms > 0);
+    limit("if-not-after").is_none_or(|ms| version.created <= ms)
+        && limit("if-not-before").is_none_or(|ms| version.created >= ms)
+}
+
+/// Whether `If-None-Match` names this id, in one of the forms that servers take.
+fn names(header: Option<&str>, id: Uuid) -> bool {
+    header
+        .map(|text| text.trim_start_matches("W/").trim_matches('"'))
+        .and_then(|text| Uuid::parse_str(text).ok())
+        == Some(id)
+}
+
+/// A JSON string as the server writes it: slashes escaped, and all that is not ASCII.
+fn json(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' | '/' => quoted.extend(['\\', c]),
+            c if c.is_ascii() && !c.is_ascii_control() => quoted.push(c),
+            c => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    quoted.push_str(&format!("\\u{unit:04x}"));
+                }
+            }
+        }
+    }
+    quoted.push('"');
+    quoted
+}

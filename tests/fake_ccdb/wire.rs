@@ -1,0 +1,222 @@
+//! HTTP/1.1 by hand: requests read, answers written exactly as they are meant.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::Fault;
+
+/// A request without a body.
+pub(crate) struct Request {
+    pub(crate) method: String,
+    /// Path and query, as sent.
+    pub(crate) target: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Request {
+    /// The first header of this name (in lower case): real servers look at no other.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Reads one request's head; nothing at the end of the connection.
+pub(crate) async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Request> {
+    let end = loop {
+        if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
+            break end;
+        }
+        if stream.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let head = String::from_utf8(buffer.drain(..end + 4).collect()).ok()?;
+    let mut lines = head.trim_end().split("\r\n");
+    let mut first = lines.next()?.split(' ');
+    let (method, target) = (first.next()?.to_owned(), first.next()?.to_owned());
+    let headers = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        .collect();
+    Some(Request { method, target, headers })
+}
+
+/// How the body is sent.
+pub(crate) enum Pace {
+    AtOnce,
+    /// Byte by byte with a pause after each.
+    Slow(Duration),
+    /// Only so much of it, then the connection ends.
+    Torn(usize),
+    Chunked,
+    Endless,
+}
+
+/// An answer, headers in order and as spelled.
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Bytes,
+    /// Whether the body is that of a version.
+    pub(crate) is_version: bool,
+    /// Whether the connection ends with it.
+    pub(crate) last: bool,
+    pace: Pace,
+    length: Option<u64>,
+}
+
+impl Reply {
+    /// A status with the headers that every answer has.
+    pub(crate) fn new(status: u16) -> Self {
+        let headers = [
+            ("Access-Control-Allow-Origin", "*"),
+            ("Access-Control-Allow-Headers", "range"),
+            ("Access-Control-Expose-Headers", "content-range,content-length,accept-ranges"),
+            ("Access-Control-Allow-Methods", "HEAD,GET"),
+        ];
+        Self {
+            status,
+            headers: headers.map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec(),
+            body: Bytes::new(),
+            is_version: false,
+            last: false,
+            pace: Pace::AtOnce,
+            length: None,
+        }
+    }
+
+    /// A redirect that is none of CCDB's.
+    pub(crate) fn redirect(location: &str) -> Self {
+        let mut reply = Self::new(303);
+        reply.push("Location", location);
+        reply
+    }
+
+    /// Adds a header, behind those of its name.
+    pub(crate) fn push(&mut self, name: &str, value: &str) {
+        self.headers.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Replaces a header where it stands, or adds it: what metadata do to protocol headers.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        match self.headers.iter_mut().find(|(n, _)| n.eq_ignore_ascii_case(name)) {
+            Some((_, old)) => value.clone_into(old),
+            None => self.push(name, value),
+        }
+    }
+
+    /// Lets go wrong what can go wrong with an answer.
+    pub(crate) fn spoil(&mut self, fault: &Fault) {
+        match fault {
+            Fault::SlowBody(pause) => self.pace = Pace::Slow(*pause),
+            Fault::TruncatedWithMatchingLength(missing) => {
+                let left = self.body.len().saturating_sub(*missing);
+                self.body.truncate(left);
+            }
+            Fault::Torn(missing) => {
+                self.pace = Pace::Torn(self.body.len().saturating_sub(*missing));
+            }
+            Fault::FlippedBit => {
+                let mut bytes = self.body.to_vec();
+                if let Some(byte) = bytes.last_mut() {
+                    *byte ^= 1;
+                }
+                self.body = bytes.into();
+            }
+            Fault::WrongMd5 => self.set("Content-MD5", "00000000000000000000000000000000"),
+            Fault::Without(name) => self.headers.retain(|(n, _)| !n.eq_ignore_ascii_case(name)),
+            Fault::Header(name, value) => self.set(name, value),
+            Fault::Chunked => self.pace = Pace::Chunked,
+            Fault::Endless => self.pace = Pace::Endless,
+            Fault::Length(bytes) => self.length = Some(*bytes),
+            Fault::Status(_)
+            | Fault::RetryAfter(_)
+            | Fault::Hang
+            | Fault::HangUp
+            | Fault::Usage
+            | Fault::Redirect(_)
+            | Fault::RedirectToItself => {}
+        }
+    }
+
+    /// Sends it; HEAD gets no body, and on all but 200 `Transfer-Encoding: chunked` for a length.
+    pub(crate) async fn write(&self, stream: &mut TcpStream, request: &Request) -> io::Result<()> {
+        let is_head = request.method == "HEAD";
+        // Status line without a reason, as Tomcat writes it.
+        let mut head = format!("HTTP/1.1 {} \r\n", self.status).into_bytes();
+        let mut line = |name: &str, value: &str| {
+            head.extend_from_slice(name.as_bytes());
+            head.extend_from_slice(b": ");
+            // Latin-1, as HTTP has it; what is outside becomes a question mark.
+            head.extend(value.chars().map(|c| u8::try_from(c).unwrap_or(b'?')));
+            head.extend_from_slice(b"\r\n");
+        };
+        for (name, value) in &self.headers {
+            line(name, value);
+        }
+        if matches!(self.pace, Pace::Chunked | Pace::Endless) || (is_head && self.status != 200) {
+            if self.status != 304 {
+                line("Transfer-Encoding", "chunked");
+            }
+        } else if self.status != 304 {
+            let length = self.length.unwrap_or(self.body.len() as u64);
+            line("Content-Length", &length.to_string());
+        }
+        if self.last {
+            line("Connection", "close");
+        }
+        head.extend_from_slice(b"\r\n");
+        if is_head || self.status == 304 {
+            stream.write_all(&head).await?;
+            return stream.flush().await;
+        }
+        match self.pace {
+            Pace::AtOnce if self.length.is_none() => {
+                if self.body.len() < 64 << 10 {
+                    head.extend_from_slice(&self.body);
+                    stream.write_all(&head).await?;
+                } else {
+                    stream.write_all(&head).await?;
+                    stream.write_all(&self.body).await?;
+                }
+            }
+            Pace::AtOnce => {
+                stream.write_all(&head).await?;
+                stream.write_all(&self.body).await?;
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            Pace::Slow(pause) => {
+                stream.write_all(&head).await?;
+                for byte in &self.body {
+                    stream.write_all(&[*byte]).await?;
+                    tokio::time::sleep(pause).await;
+                }
+            }
+            Pace::Torn(count) => {
+                stream.write_all(&head).await?;
+                stream.write_all(&self.body[..count]).await?;
+                stream.flush().await?;
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            Pace::Chunked | Pace::Endless => {
+                stream.write_all(&head).await?;
+                loop {
+                    for part in self.body.chunks(4 << 10) {
+                        stream.write_all(format!("{:x}\r\n", part.len()).as_bytes()).await?;
+                        stream.write_all(part).await?;
+                        stream.write_all(b"\r\n").await?;
+                    }
+                    if matches!(self.pace, Pace::Chunked) || self.body.is_empty() {
+                        break;
+                    }
+                }
+                stream.write_all(b"0\r\n\r\n").await?;
+            }
+        }
+        stream.flush().await
+    }
+}
