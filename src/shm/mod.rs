@@ -29,6 +29,7 @@ mod mapping;
 mod pool;
 mod region;
 mod resolver;
+mod sync;
 
 pub use backing::Backing;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
