@@ -140,9 +140,11 @@ impl Allocator {
         self.taken == 0
     }
 
-    /// How many granules are taken. Walks all places.
-    pub(crate) fn taken_length(&self) -> u32 {
-        self.places().iter().filter(|(.., free)| !free).map(|(_, length, _)| length).sum()
+    /// Every place that is taken, in order: start and length. Walks all places.
+    pub(crate) fn taken_places(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.places()
+            .into_iter()
+            .filter_map(|(start, length, free)| (!free).then_some((start, length)))
     }
 
     /// The longest place that could be taken now. Walks one list.

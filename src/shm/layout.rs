@@ -173,6 +173,15 @@ pub(crate) struct ChunkHeader {
 
 impl ChunkHeader {
     pub(crate) const FIELDS: [u16; 4] = [2, 0, 8, 1];
+
+    /// The fields as they stand in memory.
+    pub(crate) fn field_bytes() -> [u8; 8] {
+        let mut bytes = [0; 8];
+        for (bytes, field) in bytes.chunks_exact_mut(2).zip(Self::FIELDS) {
+            bytes.copy_from_slice(&field.to_le_bytes());
+        }
+        bytes
+    }
 }
 
 const _: () = assert!(size_of::<BlockHeader>() == 48);
@@ -205,6 +214,7 @@ pub(crate) struct SegmentHeader {
 
 impl SegmentHeader {
     pub(crate) const MAGIC: [u8; 8] = *b"IOVCACHE";
+    pub(crate) const MAGIC_OFFSET: usize = offset_of!(Self, magic);
     pub(crate) const VERSION: u32 = 1;
 }
 

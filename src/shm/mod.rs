@@ -22,18 +22,21 @@
 //! Linux only: memfd, seals, SCM_RIGHTS.
 
 mod allocator;
+mod area;
 pub mod attach;
 mod backing;
+mod block;
 mod layout;
 mod mapping;
 mod pool;
 mod region;
 mod resolver;
+mod sync;
 
+pub use area::{Kind, SharedSegment};
 pub use backing::Backing;
+pub use block::{Block, Reservation};
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
-pub use pool::{
-    Block, Kind, Pool, PoolError, PoolOptions, PoolReport, Reservation, SharedSegment, Usage,
-};
+pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};
 pub use region::{Region, RegionError};
 pub use resolver::{AddError, Mappings, ResolveError};

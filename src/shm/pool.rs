@@ -1,27 +1,30 @@
-//! The service's side: takes blocks from segments, fills and publishes them, gives them back.
-#![allow(unsafe_code)]
+//! The service's side: takes places from segments, makes segments and gives them back.
+//!
+//! ```text
+//!  reserve ─▶ place in a segment? ──yes──────────────▶ Reservation
+//!                 │ no                                     ▲
+//!                 ▼                                        │
+//!             budget left? ──▶ a new segment (empty ones ──┘
+//!                 │ no          of other sizes give theirs)
+//!                 ▼
+//!              NoRoom
+//! ```
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::mem::offset_of;
-use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crc_fast::{CrcAlgorithm, Digest};
-use serde::{Deserialize, Serialize};
-
 use super::allocator::{Allocator, Place};
-use super::backing::{Backing, Made, Maker};
-use super::layout::{
-    BLOCK_OVERHEAD_BYTES, BlockHeader, ChunkHeader, Epoch, GRANULE_BYTES, MetaHeader,
-    SEGMENT_HEADER_BYTES, SegmentHeader,
-};
-use super::mapping::Mapping;
+use super::area::{Area, Kind, Memory, SharedSegment};
+use super::backing::{Backing, Maker};
+use super::block::{Reservation, Taken, charge, fault_of_headers};
+use super::layout::{BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES};
 use super::region::Region;
+use super::resolver::Mappings;
+use super::sync;
 use crate::error::{Code, Coded, ErrorKind};
-use crate::object::ObjectId;
 
 /// Sizes of segments are multiples of this.
 const PAGE_BYTES: u64 = 4096;
@@ -57,111 +60,17 @@ impl Default for PoolOptions {
     }
 }
 
-/// What a place can be in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// A segment of our own.
-    Segment,
-    /// A region that somebody else owns.
-    Region,
-}
-
-/// A segment or region that blocks lie in, as consumers get it.
-#[derive(Clone)]
-pub struct SharedSegment(Arc<Area>);
-
-impl SharedSegment {
-    /// Segment or region.
-    pub fn kind(&self) -> Kind {
-        self.0.kind
-    }
-
-    /// Its number among those of its kind.
-    pub fn id(&self) -> u16 {
-        self.0.id
-    }
-
-    /// All of it, its header included.
-    pub fn size_bytes(&self) -> u64 {
-        self.0.mapping().length() as u64
-    }
-
-    /// Its file; a region that is but a range of memory has none.
-    pub fn file(&self) -> Option<BorrowedFd<'_>> {
-        match &self.0.memory {
-            Memory::Segment(made) => Some(made.file.as_fd()),
-            Memory::Region(region) => region.file.as_ref().map(|file| file.as_fd()),
-        }
-    }
-}
-
-impl fmt::Debug for SharedSegment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} {} of {} bytes", self.kind(), self.id(), self.size_bytes())
-    }
-}
-
-/// A segment or region.
-struct Area {
-    kind: Kind,
-    id: u16,
-    memory: Memory,
-}
-
-enum Memory {
-    Segment(Made),
-    Region(Region),
-}
-
-impl Area {
-    fn mapping(&self) -> &Mapping {
-        match &self.memory {
-            Memory::Segment(made) => &made.mapping,
-            Memory::Region(region) => &region.mapping,
-        }
-    }
-
-    /// Where the first block can begin.
-    fn first_block(&self) -> u64 {
-        match self.kind {
-            Kind::Segment => SEGMENT_HEADER_BYTES,
-            Kind::Region => 0,
-        }
-    }
-
-    fn granules(&self) -> u32 {
-        let bytes = self.mapping().length() as u64 - self.first_block();
-        u32::try_from(bytes / GRANULE_BYTES).unwrap_or(u32::MAX - 1)
-    }
-
-    fn write_segment_header(&self, epoch: Epoch) {
-        let mapping = self.mapping();
-        let parts: [(usize, &[u8]); 6] = [
-            (offset_of!(SegmentHeader, initialised), &2_u32.to_le_bytes()),
-            (offset_of!(SegmentHeader, version), &SegmentHeader::VERSION.to_le_bytes()),
-            (offset_of!(SegmentHeader, epoch), &epoch.0.to_le_bytes()),
-            (offset_of!(SegmentHeader, segment_id), &u32::from(self.id).to_le_bytes()),
-            (offset_of!(SegmentHeader, size), &(mapping.length() as u64).to_le_bytes()),
-            (offset_of!(SegmentHeader, magic), &SegmentHeader::MAGIC),
-        ];
-        for (offset, bytes) in parts {
-            // SAFETY: the segment is new: nobody but us knows of it.
-            unsafe { mapping.write(offset, bytes) };
-        }
-    }
-}
-
 /// Memory for blocks. Clones are the same pool.
 #[derive(Clone)]
 pub struct Pool(Arc<Inner>);
 
-type Listener = Box<dyn Fn(&SharedSegment) + Send + Sync>;
+type Listener = Arc<dyn Fn(&SharedSegment) + Send + Sync>;
 
-struct Inner {
+pub(super) struct Inner {
     memory_bytes: u64,
     segment_bytes: u64,
     maker: Maker,
+    /// There is a region, and nothing else is made.
     fixed: bool,
     epoch: Epoch,
     next_generation: AtomicU64,
@@ -172,11 +81,11 @@ struct Inner {
     listener: Mutex<Option<Listener>>,
 }
 
-#[derive(Default)]
 struct State {
     areas: BTreeMap<u16, Slot>,
     /// Bytes of all segments, and of those that are being made.
     area_bytes: u64,
+    first_id: u16,
     next_id: u16,
 }
 
@@ -298,10 +207,13 @@ impl Pool {
         };
         let no_segment = |error| PoolError::Segment { bytes: segment_bytes, error };
         let fixed = region.is_some();
-        let mut state = State::default();
+        let first_id = backing.first_segment();
+        let areas = BTreeMap::new();
+        let mut state = State { areas, area_bytes: 0, first_id, next_id: first_id };
         if let Some(region) = region {
             let id = region.id;
             let area = Area { kind: Kind::Region, id, memory: Memory::Region(region) };
+            area.forget_generations();
             let allocator = Allocator::new(area.granules());
             state.areas.insert(id, Slot { area: Arc::new(area), allocator });
         }
@@ -310,7 +222,7 @@ impl Pool {
             segment_bytes: segment_bytes
                 .clamp(least, MAX_SEGMENT_BYTES)
                 .next_multiple_of(PAGE_BYTES),
-            maker: Maker::new(backing).map_err(no_segment)?,
+            maker: Maker::new(&backing).map_err(no_segment)?,
             fixed,
             epoch: Epoch(random().map_err(no_segment)?),
             next_generation: AtomicU64::new(match first_generation {
@@ -331,16 +243,19 @@ impl Pool {
 
     /// What a payload takes of the memory: its header, and rounded up to 64 bytes.
     pub fn charge(size_bytes: u64) -> u64 {
-        let bytes = size_bytes.saturating_add(BLOCK_OVERHEAD_BYTES);
-        bytes.checked_next_multiple_of(GRANULE_BYTES).unwrap_or(u64::MAX)
+        charge(size_bytes)
     }
 
-    /// Calls `listener` for each segment that is made from now on, once it is listed.
+    /// Calls `listener` for each segment that is made from now on, once it is listed; instead of
+    /// the one that was called before. No lock is held meanwhile.
     pub fn on_new_segment(&self, listener: impl Fn(&SharedSegment) + Send + Sync + 'static) {
-        *lock(&self.0.listener) = Some(Box::new(listener));
+        *lock(&self.0.listener) = Some(Arc::new(listener));
     }
 
     /// Room for a payload.
+    ///
+    /// Takes well below a microsecond, but for when a segment has to be made: then as long as the
+    /// kernel needs to clear that much memory.
     ///
     /// # Errors
     /// [`PoolError`].
@@ -355,34 +270,20 @@ impl Pool {
         if taken.is_none() && !self.0.fixed {
             taken = self.grow(granules)?;
         }
-        let Some((area, start, place)) = taken else {
+        let Some((area, block, place)) = taken else {
             let Usage { free_bytes, largest_free_bytes, .. } = self.usage();
             return Err(PoolError::NoRoom { needed_bytes, free_bytes, largest_free_bytes });
         };
         self.0.used_bytes.fetch_add(needed_bytes, Ordering::Relaxed);
-        let block = (area.first_block() + u64::from(start) * GRANULE_BYTES) as usize;
-        // What stood here before may look like a generation: until this block is published there
-        // is none.
-        area.mapping().atomic_u64(block).store(0, Ordering::Relaxed);
-        fence(Ordering::Release);
-        Ok(Reservation {
-            place: Taken {
-                pool: Arc::clone(&self.0),
-                area,
-                block,
-                place: Some(place),
-                needed_bytes,
-            },
-            size: size_bytes as usize,
-            digest: Digest::new(CrcAlgorithm::Crc32Iscsi),
-            digested: 0,
-        })
+        let pool = Arc::clone(&self.0);
+        let taken = Taken { area, pool, block, place: Some(place), needed_bytes };
+        Ok(Reservation::new(taken, size_bytes as usize))
     }
 
     /// Makes a segment in which `granules` have room, if the memory allows it, and takes them.
-    fn grow(&self, granules: u32) -> Result<Option<(Arc<Area>, u32, Place)>, PoolError> {
+    fn grow(&self, granules: u32) -> Result<Option<Found>, PoolError> {
         let inner = &*self.0;
-        let _growing = lock(&inner.growing);
+        let growing = lock(&inner.growing);
         let least = (SEGMENT_HEADER_BYTES + u64::from(granules) * GRANULE_BYTES)
             .next_multiple_of(PAGE_BYTES);
         let (id, bytes, retired) = {
@@ -393,6 +294,9 @@ impl Pool {
             }
             let mut retired = Vec::new();
             let wanted = inner.segment_bytes.max(least);
+            if inner.memory_bytes - state.area_bytes + state.empty_bytes() < least {
+                return Ok(None);
+            }
             loop {
                 let budget = inner.memory_bytes - state.area_bytes;
                 let bytes = wanted.min(budget / PAGE_BYTES * PAGE_BYTES);
@@ -429,8 +333,10 @@ impl Pool {
             state.areas.insert(id, Slot { area, allocator });
             state.take(granules)
         };
+        drop(growing);
         // Told once it is listed, and before anything is published in it by us.
-        if let Some(listener) = &*lock(&inner.listener) {
+        let listener = lock(&inner.listener).clone();
+        if let Some(listener) = listener {
             listener(&shared);
         }
         Ok(taken)
@@ -444,9 +350,7 @@ impl Pool {
         let in_a_new_one = if self.0.fixed {
             0
         } else {
-            let empty = state.areas.values().filter(|slot| slot.allocator.is_empty());
-            let empty: u64 = empty.map(|slot| slot.area.mapping().length() as u64).sum();
-            let budget = self.0.memory_bytes - state.area_bytes + empty;
+            let budget = self.0.memory_bytes - state.area_bytes + state.empty_bytes();
             let whole = (budget / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
             whole.saturating_sub(SEGMENT_HEADER_BYTES)
         };
@@ -477,7 +381,17 @@ impl Pool {
         state.areas.values().map(|slot| SharedSegment(Arc::clone(&slot.area))).collect()
     }
 
-    /// Looks whether places overlap, free neighbours are one, and the bytes add up.
+    /// All segments and regions, for resolving in this very process: nothing is mapped a second
+    /// time, and what has no file (a range of memory) is there too.
+    pub fn mappings(&self) -> Mappings {
+        let state = lock(&self.0.state);
+        state.areas.values().fold(Mappings::default(), |mappings, slot| {
+            mappings.with_mapped(slot.area.kind, slot.area.id, Arc::clone(slot.area.mapping()))
+        })
+    }
+
+    /// Looks whether places overlap, free neighbours are one, the bytes add up, and the headers of
+    /// published blocks are those of their places.
     ///
     /// # Errors
     /// All that is wrong, each in a sentence. While others reserve and give back, that can be the
@@ -486,11 +400,14 @@ impl Pool {
         let state = lock(&self.0.state);
         let mut faults = Vec::new();
         let mut granules = 0;
-        for (id, slot) in &state.areas {
-            faults.extend(
-                slot.allocator.faults().into_iter().map(|why| format!("segment {id}: {why}")),
-            );
-            granules += u64::from(slot.allocator.taken_length());
+        for (id, Slot { area, allocator }) in &state.areas {
+            let named = |why| format!("{} {id}: {why}", area.kind);
+            faults.extend(allocator.faults().into_iter().map(named));
+            for (start, length) in allocator.taken_places() {
+                let bytes = u64::from(length) * GRANULE_BYTES;
+                faults.extend(fault_of_headers(area, area.block_at(start), bytes).map(named));
+                granules += u64::from(length);
+            }
         }
         let used_bytes = granules * GRANULE_BYTES;
         if used_bytes != self.used_bytes() {
@@ -520,7 +437,8 @@ impl Inner {
         whole - SEGMENT_HEADER_BYTES
     }
 
-    fn generation(&self) -> u64 {
+    /// The next generation; 0 stands for none.
+    pub(super) fn generation(&self) -> u64 {
         loop {
             let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
             if generation != 0 {
@@ -529,16 +447,18 @@ impl Inner {
         }
     }
 
-    fn give(&self, area: &Area, place: Place, bytes: u64) {
+    pub(super) fn give(&self, area: &Area, place: Place, bytes: u64) {
         self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         let retired = {
             let mut state = lock(&self.state);
             let Some(slot) = state.areas.get_mut(&area.id) else { return };
             slot.allocator.give(place);
-            let odd = area.mapping().length() as u64 != self.segment_bytes;
+            // One empty segment is kept, so that an object that comes and goes does not make and
+            // unmake one each time; but none that was made for a single large object.
+            let oversized = area.mapping().length() as u64 > self.segment_bytes;
             let useless = slot.allocator.is_empty()
                 && !self.fixed
-                && (odd
+                && (oversized
                     || state.areas.values().filter(|slot| slot.allocator.is_empty()).count() > 1);
             if useless { state.take_out(area.id) } else { None }
         };
@@ -547,21 +467,34 @@ impl Inner {
     }
 }
 
+/// A place that was found: in what, where its block begins, and what gives it back.
+type Found = (Arc<Area>, usize, Place);
+
 impl State {
-    fn take(&mut self, granules: u32) -> Option<(Arc<Area>, u32, Place)> {
+    fn take(&mut self, granules: u32) -> Option<Found> {
         self.areas.values_mut().find_map(|slot| {
             let (start, place) = slot.allocator.take(granules)?;
-            Some((Arc::clone(&slot.area), start, place))
+            let block = slot.area.block_at(start);
+            // What stood here before may look like a generation. Under the lock, so that a place
+            // that is taken has none until its block is published.
+            sync::claim(slot.area.mapping().atomic_u64(block));
+            Some((Arc::clone(&slot.area), block, place))
         })
     }
 
     /// Ids ascend, so that a consumer does not soon see another segment under one that it knows.
     fn unused_id(&mut self) -> Option<u16> {
-        (0..=u16::MAX).find_map(|_| {
+        (self.first_id..=u16::MAX).find_map(|_| {
             let id = self.next_id;
-            self.next_id = id.wrapping_add(1);
+            self.next_id = id.checked_add(1).unwrap_or(self.first_id);
             (!self.areas.contains_key(&id)).then_some(id)
         })
+    }
+
+    /// What could be given back.
+    fn empty_bytes(&self) -> u64 {
+        let empty = self.areas.values().filter(|slot| slot.allocator.is_empty());
+        empty.map(|slot| slot.area.mapping().length() as u64).sum()
     }
 
     fn take_out_an_empty_one(&mut self) -> Option<Arc<Area>> {
@@ -573,221 +506,7 @@ impl State {
     fn take_out(&mut self, id: u16) -> Option<Arc<Area>> {
         let Slot { area, .. } = self.areas.remove(&id)?;
         self.area_bytes -= area.mapping().length() as u64;
-        // SYNC(retire): pairs with the Acquire load in `Mappings::sweep`.
-        let retired = area.mapping().atomic_u32(offset_of!(SegmentHeader, retired));
-        retired.store(1, Ordering::Release);
+        area.retire();
         Some(area)
-    }
-}
-
-/// A place that goes back when this is dropped.
-struct Taken {
-    pool: Arc<Inner>,
-    area: Arc<Area>,
-    /// Where it begins in the area.
-    block: usize,
-    place: Option<Place>,
-    needed_bytes: u64,
-}
-
-impl Taken {
-    fn payload(&self) -> usize {
-        self.block + BLOCK_OVERHEAD_BYTES as usize
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        if let Some(place) = self.place.take() {
-            self.pool.give(&self.area, place, self.needed_bytes);
-        }
-    }
-}
-
-/// Room for a payload that nobody else sees yet. Dropped, the room is free again.
-pub struct Reservation {
-    place: Taken,
-    size: usize,
-    digest: Digest,
-    /// So many bytes from the start are in the digest.
-    digested: usize,
-}
-
-impl Reservation {
-    /// The size of the payload.
-    pub fn size_bytes(&self) -> u64 {
-        self.size as u64
-    }
-
-    /// The payload, to be written. At first it holds whatever was there before.
-    pub fn payload_mut(&mut self) -> &mut [u8] {
-        self.digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-        self.digested = 0;
-        self.rest_mut(0)
-    }
-
-    /// The payload from `offset` on, to be written; what stands before is not changed any more.
-    ///
-    /// # Panics
-    /// If `offset` lies behind the end.
-    pub fn rest_mut(&mut self, offset: usize) -> &mut [u8] {
-        debug_assert!(self.digested <= offset);
-        let length = self.size - offset;
-        // SAFETY: the place is reserved for us alone, no generation is published for it, so no
-        // reader gets a slice of it; `&mut self` keeps ourselves from having two.
-        unsafe { self.place.area.mapping().bytes_mut(self.place.payload() + offset, length) }
-    }
-
-    /// Says that the first `count` bytes are written for good. They go into the checksum now, while
-    /// they are in the processor's cache.
-    ///
-    /// # Panics
-    /// If there are not so many.
-    pub fn settle(&mut self, count: usize) {
-        assert!(count <= self.size, "{count} bytes of {}", self.size);
-        if count > self.digested {
-            let (start, length) = (self.place.payload() + self.digested, count - self.digested);
-            // SAFETY: as in `rest_mut`.
-            let fresh = unsafe { self.place.area.mapping().bytes(start, length) };
-            self.digest.update(fresh);
-            self.digested = count;
-        }
-    }
-
-    /// What is settled so far.
-    pub fn settled(&self) -> &[u8] {
-        // SAFETY: as in `rest_mut`; settled bytes are not written any more.
-        unsafe { self.place.area.mapping().bytes(self.place.payload(), self.digested) }
-    }
-
-    /// Writes the whole payload.
-    ///
-    /// # Panics
-    /// If `bytes` are not as many as were reserved.
-    pub fn fill(&mut self, bytes: &[u8]) {
-        /// Small enough for a core's cache, so that the checksum reads what was just written.
-        const PIECE_BYTES: usize = 128 << 10;
-        assert_eq!(bytes.len(), self.size);
-        self.payload_mut();
-        for piece in bytes.chunks(PIECE_BYTES) {
-            let start = self.digested;
-            self.rest_mut(start)[..piece.len()].copy_from_slice(piece);
-            self.settle(start + piece.len());
-        }
-    }
-
-    /// Makes it a block that resolves, under a generation of its own.
-    pub fn publish(mut self, id: ObjectId) -> Block {
-        self.settle(self.size);
-        let Self { place, size, digest, .. } = self;
-        let generation = place.pool.generation();
-        let mapping = place.area.mapping();
-        let chunk = place.block + size_of::<BlockHeader>();
-        let crc32c = digest.finalize() as u32;
-        let mut chunk_fields = [0; 8];
-        for (bytes, field) in chunk_fields.chunks_exact_mut(2).zip(ChunkHeader::FIELDS) {
-            bytes.copy_from_slice(&field.to_le_bytes());
-        }
-        let parts: [(usize, &[u8]); 7] = [
-            (place.block + offset_of!(BlockHeader, size), &(size as u64).to_le_bytes()),
-            (place.block + offset_of!(BlockHeader, object_id), id.as_bytes()),
-            (place.block + offset_of!(BlockHeader, crc32c), &crc32c.to_le_bytes()),
-            (place.block + offset_of!(BlockHeader, flags), &[0; 4]),
-            (place.block + offset_of!(BlockHeader, reserved), &[0; 8]),
-            (chunk + offset_of!(ChunkHeader, fields), &chunk_fields),
-            (chunk + offset_of!(ChunkHeader, reserved), &[0; 8]),
-        ];
-        for (offset, bytes) in parts {
-            // SAFETY: the place is ours alone, and not published yet.
-            unsafe { mapping.write(offset, bytes) };
-        }
-        // SYNC(publish): pairs with the Acquire load in `Mappings::resolve`.
-        mapping.atomic_u64(place.block).store(generation, Ordering::Release);
-        Block { place, size, generation, id, crc32c }
-    }
-}
-
-impl fmt::Debug for Reservation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Reservation({} bytes in {})", self.size, self.place.area.id)
-    }
-}
-
-/// An object in shared memory that resolves. Dropped, it does not any more, and its place is free.
-pub struct Block {
-    place: Taken,
-    size: usize,
-    generation: u64,
-    id: ObjectId,
-    crc32c: u32,
-}
-
-impl Block {
-    /// What consumers resolve.
-    pub fn meta_header(&self) -> MetaHeader {
-        let Area { kind, id, .. } = *self.place.area;
-        let (size, generation) = (self.size as u64, self.generation);
-        match kind {
-            Kind::Segment => {
-                let chunk = self.place.block + size_of::<BlockHeader>();
-                MetaHeader::managed(id, chunk as i64, size, generation)
-            }
-            Kind::Region => {
-                MetaHeader::unmanaged(id, self.place.payload() as i64, size, generation)
-            }
-        }
-    }
-
-    /// The bytes.
-    pub fn payload(&self) -> &[u8] {
-        // SAFETY: a published block is not written again before it is given up, which is when
-        // `self` is dropped.
-        unsafe { self.place.area.mapping().bytes(self.place.payload(), self.size) }
-    }
-
-    /// Which object it is.
-    pub fn id(&self) -> ObjectId {
-        self.id
-    }
-
-    /// The size of the payload.
-    pub fn size_bytes(&self) -> u64 {
-        self.size as u64
-    }
-
-    /// Unique among all blocks of this and earlier instances.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// What it takes of the memory.
-    pub fn charged_bytes(&self) -> u64 {
-        self.place.needed_bytes
-    }
-
-    /// Whether header and payload are as they were published.
-    pub fn is_intact(&self) -> bool {
-        let mapping = self.place.area.mapping();
-        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-        digest.update(self.payload());
-        let size = mapping.atomic_u64(self.place.block + offset_of!(BlockHeader, size));
-        mapping.atomic_u64(self.place.block).load(Ordering::Acquire) == self.generation
-            && size.load(Ordering::Relaxed) == self.size as u64
-            && digest.finalize() as u32 == self.crc32c
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        // SYNC(give-up): the zero is seen before anything that is written here later; pairs with
-        // the fence and load in `Mappings::still_valid`. The place goes back after this.
-        self.place.area.mapping().atomic_u64(self.place.block).store(0, Ordering::Release);
-        fence(Ordering::SeqCst);
-    }
-}
-
-impl fmt::Debug for Block {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Block({}: {:?})", self.id, self.meta_header())
     }
 }

@@ -1,13 +1,23 @@
 //! Unmanaged regions: memory that somebody else owns and we place blocks into.
+//!
+//! ```text
+//!  offset 0                                                          (no head of ours)
+//!  ┌────────┬───────┬──────────┬────────┬───────┬──────────┬──────
+//!  │ header │ chunk │ payload  │ header │ chunk │ payload  │ free …
+//!  └────────┴───────┴──────────┴────────┴───────┴──────────┴──────
+//!                   ▲ MetaHeader.handle, managed 0, region_id
+//! ```
 #![allow(unsafe_code)]
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
+use super::backing::{allocate, read_only};
 use super::layout::GRANULE_BYTES;
 use super::mapping::{Access, Mapping};
 use crate::error::{Code, Coded, ErrorKind};
@@ -19,13 +29,22 @@ use crate::error::{Code, Coded, ErrorKind};
 #[derive(Debug)]
 pub struct Region {
     pub(super) id: u16,
-    pub(super) mapping: Mapping,
+    pub(super) mapping: Arc<Mapping>,
     /// There if consumers can get it through the attach socket.
-    pub(super) file: Option<OwnedFd>,
+    pub(super) file: Option<RegionFile>,
+}
+
+#[derive(Debug)]
+pub(super) struct RegionFile {
+    /// Open for reading only: what consumers get.
+    pub(super) shared: OwnedFd,
+    /// Locked, so that no second service places blocks into it.
+    _locked: File,
 }
 
 impl Region {
-    /// An existing shared-memory file, e.g. `/dev/shm/fmq_…`; all of it is used.
+    /// An existing shared-memory file, e.g. `/dev/shm/fmq_<shmid>_rg_<id>`; all of it is used, and
+    /// what it held is lost.
     ///
     /// That its owner does not truncate it is for the user to see to.
     ///
@@ -41,14 +60,25 @@ impl Region {
         if !facts.is_file() {
             return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "no regular file")));
         }
-        let file = OwnedFd::from(file);
         let length =
             usize::try_from(facts.len()).map_err(|_| failed(io::ErrorKind::FileTooLarge.into()))?;
         if (length as u64) < 2 * GRANULE_BYTES {
             return Err(RegionError::TooSmall { got_bytes: length as u64 });
         }
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => RegionError::Taken { path: path.to_owned() },
+            TryLockError::Error(error) => failed(error),
+        })?;
+        // It may have been made by ftruncate alone. Where the file system cannot, it is for the
+        // owner to see to.
+        match allocate(&file, length as u64) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+            allocated => allocated.map_err(failed)?,
+        }
         let mapping = Mapping::of_file(file.as_fd(), length, Access::ReadWrite).map_err(failed)?;
-        Ok(Self { id, mapping, file: Some(file) })
+        let shared = read_only(path, &file).map_err(failed)?;
+        let file = Some(RegionFile { shared, _locked: file });
+        Ok(Self { id, mapping: Arc::new(mapping), file })
     }
 
     /// A range of memory. Consumers find it by its id; how they map it is between them and its
@@ -56,7 +86,7 @@ impl Region {
     ///
     /// # Safety
     /// The `length` bytes at `base` must be readable and writable as long as the pool that gets
-    /// this, and any of its blocks, lives; and nobody else may write them.
+    /// this, and any of its blocks and mappings, lives; and nobody else may write them.
     ///
     /// # Errors
     /// [`RegionError`] if it is too small, or `base` is no multiple of 64.
@@ -73,7 +103,7 @@ impl Region {
         }
         // SAFETY: this function's contract is that one's.
         let mapping = unsafe { Mapping::of_range(base, length) };
-        Ok(Self { id, mapping, file: None })
+        Ok(Self { id, mapping: Arc::new(mapping), file: None })
     }
 }
 
@@ -89,6 +119,12 @@ pub enum RegionError {
         /// Why.
         #[source]
         error: io::Error,
+    },
+    /// Another service places its blocks into it.
+    #[error("{path} is the region of another service that runs")]
+    Taken {
+        /// Which.
+        path: PathBuf,
     },
     /// Nothing fits.
     #[error("a region of {got_bytes} bytes is too small: at least 128 are needed")]
@@ -110,7 +146,11 @@ impl Coded for RegionError {
             Self::Open { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
                 ErrorKind::PermissionDenied
             }
+            Self::Open { error, .. } if error.kind() == io::ErrorKind::StorageFull => {
+                ErrorKind::Unavailable
+            }
             Self::Open { .. } => ErrorKind::FailedPrecondition,
+            Self::Taken { .. } => ErrorKind::AlreadyExists,
             Self::TooSmall { .. } | Self::Misaligned => ErrorKind::InvalidArgument,
         }
     }
@@ -120,6 +160,7 @@ impl Coded for RegionError {
             Self::Open { .. } => 4030,
             Self::TooSmall { .. } => 4031,
             Self::Misaligned => 4032,
+            Self::Taken { .. } => 4033,
         })
     }
 }

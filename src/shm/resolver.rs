@@ -6,16 +6,18 @@ use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+use rustix::io::{pread, retry_on_intr};
 
+use super::area::Kind;
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, BlockHeader, ChunkHeader, Epoch, GRANULE_BYTES, MetaHeader,
     SEGMENT_HEADER_BYTES, SegmentHeader,
 };
 use super::mapping::{Access, Mapping};
-use super::pool::Kind;
+use super::sync;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::object::ObjectId;
 
@@ -150,7 +152,7 @@ impl Coded for ResolveError {
 #[non_exhaustive]
 pub enum AddError {
     /// It cannot be mapped.
-    #[error("cannot map {kind:?} {id}")]
+    #[error("cannot map {kind} {id}")]
     Map {
         /// Segment or region.
         kind: Kind,
@@ -161,7 +163,7 @@ pub enum AddError {
         error: io::Error,
     },
     /// It is not what the service says it is.
-    #[error("{kind:?} {id} is not as announced: {what} is {got}, expected {expected}")]
+    #[error("{kind} {id} is not as announced: {what} is {got}, expected {expected}")]
     Unlike {
         /// Segment or region.
         kind: Kind,
@@ -173,6 +175,12 @@ pub enum AddError {
         got: u64,
         /// What it should be.
         expected: u64,
+    },
+    /// The service has given it back while it was on its way to us: nothing in it resolves.
+    #[error("segment {id} was given back meanwhile")]
+    Retired {
+        /// Its number.
+        id: u16,
     },
     /// It could shrink under our feet.
     #[error("segment {id} is not sealed: whoever truncates it would kill its readers")]
@@ -191,6 +199,7 @@ impl Coded for AddError {
             Self::Map { .. } => 4050,
             Self::Unlike { .. } => 4051,
             Self::NotSealed { .. } => 4052,
+            Self::Retired { .. } => 4053,
         })
     }
 }
@@ -199,6 +208,35 @@ impl Coded for AddError {
 struct Checked {
     block: *const u8,
     size: usize,
+}
+
+/// The first bytes of a segment's file, read and not mapped: that a file which is no segment after
+/// all is too short costs an error then, not the process.
+struct Head([u8; size_of::<SegmentHeader>()]);
+
+impl Head {
+    const MAGIC: u64 = u64::from_le_bytes(SegmentHeader::MAGIC);
+
+    fn read(file: BorrowedFd<'_>) -> rustix::io::Result<Self> {
+        let mut head = [0; size_of::<SegmentHeader>()];
+        // A short read leaves zeros, which no check lets pass.
+        retry_on_intr(|| pread(file, &mut head, 0))?;
+        Ok(Self(head))
+    }
+
+    fn part<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut part = [0; N];
+        part.copy_from_slice(&self.0[at..at + N]);
+        part
+    }
+
+    fn u32(&self, at: usize) -> u64 {
+        u64::from(u32::from_le_bytes(self.part(at)))
+    }
+
+    fn u64(&self, at: usize) -> u64 {
+        u64::from_le_bytes(self.part(at))
+    }
 }
 
 impl Mappings {
@@ -226,39 +264,41 @@ impl Mappings {
             usize::try_from(size_bytes).map_err(|_| failed(io::ErrorKind::OutOfMemory.into()))?;
         let facts = fstat(file).map_err(|error| failed(error.into()))?;
         unlike("the size of the file", u64::try_from(facts.st_size).unwrap_or(0), size_bytes)?;
-        // A file without a name has no links: it must be sealed. One with a name cannot be.
-        if kind == Kind::Segment && facts.st_nlink == 0 {
-            let seals = fcntl_get_seals(file).map_err(|error| failed(error.into()))?;
-            if !seals.contains(SealFlags::SHRINK) {
+        let least_bytes = match kind {
+            Kind::Segment => SEGMENT_HEADER_BYTES,
+            Kind::Region => 2 * GRANULE_BYTES,
+        };
+        unlike("at least the size", size_bytes.min(least_bytes), least_bytes)?;
+        if kind == Kind::Segment {
+            // A file without a name has no links: it must be sealed. One with a name cannot be.
+            let sealed = facts.st_nlink > 0
+                || fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+            // Read after that: a name goes after the segment is retired.
+            let head = Head::read(file).map_err(|error| failed(error.into()))?;
+            unlike("the magic", head.u64(offset_of!(SegmentHeader, magic)), Head::MAGIC)?;
+            let version = u64::from(SegmentHeader::VERSION);
+            unlike("the version", head.u32(offset_of!(SegmentHeader, version)), version)?;
+            unlike("the epoch", head.u64(offset_of!(SegmentHeader, epoch)), epoch.0)?;
+            unlike("the id", head.u32(offset_of!(SegmentHeader, segment_id)), u64::from(id))?;
+            unlike("the size", head.u64(offset_of!(SegmentHeader, size)), size_bytes)?;
+            if head.u32(offset_of!(SegmentHeader, retired)) != 0 {
+                return Err(AddError::Retired { id });
+            }
+            if !sealed {
                 return Err(AddError::NotSealed { id });
             }
         }
-        if (length as u64) < 2 * GRANULE_BYTES {
-            unlike("the size", size_bytes, SEGMENT_HEADER_BYTES)?;
-        }
         let mapping = Mapping::of_file(file.as_fd(), length, Access::Read).map_err(failed)?;
-        let mut next = self.clone();
+        Ok(self.clone().with_mapped(kind, id, Arc::new(mapping)))
+    }
+
+    /// These, and one more that is mapped already.
+    pub(super) fn with_mapped(mut self, kind: Kind, id: u16, mapping: Arc<Mapping>) -> Self {
         match kind {
-            Kind::Region => next.regions.set(id, Some(Arc::new(mapping))),
-            Kind::Segment => {
-                unlike(
-                    "at least the size",
-                    size_bytes.min(SEGMENT_HEADER_BYTES),
-                    SEGMENT_HEADER_BYTES,
-                )?;
-                let word = |offset| u64::from(mapping.atomic_u32(offset).load(Ordering::Relaxed));
-                let long = |offset| mapping.atomic_u64(offset).load(Ordering::Relaxed);
-                let magic = u64::from_le_bytes(SegmentHeader::MAGIC);
-                unlike("the magic", long(offset_of!(SegmentHeader, magic)), magic)?;
-                let version = u64::from(SegmentHeader::VERSION);
-                unlike("the version", word(offset_of!(SegmentHeader, version)), version)?;
-                unlike("the id", word(offset_of!(SegmentHeader, segment_id)), u64::from(id))?;
-                unlike("the epoch", long(offset_of!(SegmentHeader, epoch)), epoch.0)?;
-                unlike("the size", long(offset_of!(SegmentHeader, size)), size_bytes)?;
-                next.segments.set(id, Some(Arc::new(mapping)));
-            }
+            Kind::Region => self.regions.set(id, Some(mapping)),
+            Kind::Segment => self.segments.set(id, Some(mapping)),
         }
-        Ok(next)
+        self
     }
 
     /// These without the segments that the service has given back: nothing in them resolves any
@@ -333,8 +373,7 @@ impl Mappings {
         // SAFETY: 64 <= payload <= end <= length was checked, so the block's header lies inside of
         // the mapping.
         let block = unsafe { base.add(payload - BLOCK_OVERHEAD_BYTES as usize) };
-        // SYNC(publish): pairs with the Release store in `Reservation::publish`.
-        let found = generation(block).load(Ordering::Acquire);
+        let found = sync::seen(generation(block));
         if found != header.hint || found == 0 {
             return Err(ResolveError::Stale { expected: header.hint, found });
         }
@@ -380,10 +419,8 @@ impl Mappings {
 
     /// Whether what was read of `header` until now was still the object.
     pub fn still_valid(&self, header: &MetaHeader) -> bool {
-        // SYNC(give-up): all reads before this are done before the generation is looked at again;
-        // pairs with the fence in `Block::drop`.
-        fence(Ordering::Acquire);
-        self.check(header).is_ok()
+        self.check(header)
+            .is_ok_and(|Checked { block, .. }| sync::seen_again(generation(block)) == header.hint)
     }
 
     /// The version that lies there.

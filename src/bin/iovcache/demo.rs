@@ -105,9 +105,10 @@ fn content(version: &(&str, i64, i64, i64, usize)) -> Vec<u8> {
 
 /// Which version is right for a timestamp, by looking at every one.
 fn right(path: &str, at: i64) -> Option<usize> {
-    let valid = VERSIONS.iter().enumerate().filter(|(_, (name, from, until, ..))| {
-        *name == path && (*from..*until).contains(&at)
-    });
+    let valid = VERSIONS
+        .iter()
+        .enumerate()
+        .filter(|(_, (name, from, until, ..))| *name == path && (*from..*until).contains(&at));
     valid.max_by_key(|(_, (_, from, _, created, _))| (*created, *from)).map(|(place, _)| place)
 }
 

@@ -13,8 +13,8 @@ use arc_swap::ArcSwap;
 
 use super::wire::{Announcement, ClientMessage, Hello, LineReader, Need, WireError};
 use crate::error::{Code, Coded, ErrorKind};
+use crate::shm::area::Kind;
 use crate::shm::layout::{Epoch, MetaHeader};
-use crate::shm::pool::Kind;
 use crate::shm::resolver::{AddError, Mappings};
 
 /// How long the service may take to let us in.
@@ -92,7 +92,12 @@ impl Shared {
                 expected: "a descriptor for each segment",
                 reason: format!("none for {:?} {}", entry.kind, entry.id),
             })?;
-            mappings = mappings.with(entry.kind, entry.id, entry.size, epoch, file.as_fd())?;
+            mappings = match mappings.with(entry.kind, entry.id, entry.size, epoch, file.as_fd()) {
+                Ok(more) => more,
+                // It was empty: nobody waits for it.
+                Err(AddError::Retired { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            };
         }
         self.mappings.store(Arc::new(mappings));
         // The lock orders this with a waiter that has just looked and is about to wait.

@@ -1,18 +1,19 @@
 //! Lines of JSON with descriptors beside them, over a Unix stream socket.
+#![allow(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Coded, ErrorKind};
-use crate::shm::pool::{Kind, SharedSegment};
+use crate::shm::area::{Kind, SharedSegment};
 
 /// How many descriptors the kernel takes with one message (SCM_MAX_FD).
 pub const MAX_DESCRIPTORS: usize = 253;
@@ -207,6 +208,14 @@ impl LineReader {
         if got.flags.contains(ReturnFlags::CTRUNC) {
             return Err(WireError::DescriptorsLost);
         }
+        // Each comes with the line that names it, so there are never those of more than two lines.
+        if self.descriptors.len() > 2 * MAX_DESCRIPTORS {
+            self.descriptors.clear();
+            return Err(WireError::Malformed {
+                expected: "descriptors that a line names",
+                reason: format!("more than {} came", 2 * MAX_DESCRIPTORS),
+            });
+        }
         if got.bytes == 0 {
             return Err(WireError::HungUp);
         }
@@ -244,7 +253,7 @@ impl LineReader {
 /// Who is on the other end of a Unix socket, as the kernel says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerCredentials {
-    /// Its process, when it connected.
+    /// Its process, when it connected; 0 if that is in a container whose processes we cannot see.
     pub pid: i32,
     /// Its user.
     pub uid: u32,
@@ -258,12 +267,20 @@ impl PeerCredentials {
     /// # Errors
     /// What the kernel says.
     pub fn of(socket: impl AsFd) -> io::Result<Self> {
-        let peer = sockopt::socket_peercred(socket)?;
-        Ok(Self {
-            pid: peer.pid.as_raw_nonzero().get(),
-            uid: peer.uid.as_raw(),
-            gid: peer.gid.as_raw(),
-        })
+        // Not rustix's: there a pid is never 0, and the kernel's can be.
+        let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+        let place = (&raw mut peer).cast();
+        let socket = socket.as_fd().as_raw_fd();
+        // SAFETY: the kernel writes at most `length` bytes to `peer`, which has as many, all of
+        // whose values are valid; both live until it returns.
+        let status = unsafe {
+            libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut length)
+        };
+        if status != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { pid: peer.pid, uid: peer.uid, gid: peer.gid })
     }
 }
 
@@ -327,6 +344,21 @@ mod tests {
             let flags = rustix::io::fcntl_getfd(&file).unwrap();
             assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
         }
+    }
+
+    #[test]
+    fn descriptors_that_no_line_names_are_closed_and_refused() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let many = vec![file.as_fd(); MAX_DESCRIPTORS];
+        let mut reader = LineReader::default();
+        let mut read = || {
+            send(&ours, b"x", &many).unwrap();
+            reader.read(&theirs)
+        };
+        assert!(read().is_ok() && read().is_ok());
+        assert!(matches!(read(), Err(WireError::Malformed { .. })));
+        assert_eq!(reader.descriptors(), 0);
     }
 
     #[test]

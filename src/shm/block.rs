@@ -1,0 +1,269 @@
+//! A place in shared memory: reserved, filled, published, given up.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::mem::offset_of;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crc_fast::{CrcAlgorithm, Digest};
+
+use super::allocator::Place;
+use super::area::{Area, Kind};
+use super::layout::{BLOCK_OVERHEAD_BYTES, BlockHeader, ChunkHeader, GRANULE_BYTES, MetaHeader};
+use super::mapping::Mapping;
+use super::pool::Inner;
+use super::sync;
+use crate::object::ObjectId;
+
+/// What a payload takes of the memory: its header, and rounded up to 64 bytes.
+pub(super) fn charge(size_bytes: u64) -> u64 {
+    let bytes = size_bytes.saturating_add(BLOCK_OVERHEAD_BYTES);
+    bytes.checked_next_multiple_of(GRANULE_BYTES).unwrap_or(u64::MAX)
+}
+
+/// A place that goes back when this is dropped.
+pub(super) struct Taken {
+    // Fields drop in this order: the area's file goes before the pool and with it the right to
+    // the file's name.
+    pub(super) area: Arc<Area>,
+    pub(super) pool: Arc<Inner>,
+    /// Where it begins in the area.
+    pub(super) block: usize,
+    pub(super) place: Option<Place>,
+    pub(super) needed_bytes: u64,
+}
+
+impl Taken {
+    fn mapping(&self) -> &Mapping {
+        self.area.mapping()
+    }
+
+    fn generation(&self) -> &AtomicU64 {
+        self.mapping().atomic_u64(self.block)
+    }
+
+    fn payload(&self) -> usize {
+        self.block + BLOCK_OVERHEAD_BYTES as usize
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            self.pool.give(&self.area, place, self.needed_bytes);
+        }
+    }
+}
+
+/// Room for a payload that nobody else sees yet. Dropped, the room is free again.
+pub struct Reservation {
+    place: Taken,
+    size: usize,
+    digest: Digest,
+    /// So many bytes from the start are in the digest.
+    digested: usize,
+}
+
+impl Reservation {
+    pub(super) fn new(place: Taken, size: usize) -> Self {
+        Self { place, size, digest: Digest::new(CrcAlgorithm::Crc32Iscsi), digested: 0 }
+    }
+
+    /// The size of the payload.
+    pub fn size_bytes(&self) -> u64 {
+        self.size as u64
+    }
+
+    /// The payload, to be written. At first it holds whatever was there before.
+    pub fn payload_mut(&mut self) -> &mut [u8] {
+        self.rest_mut(0)
+    }
+
+    /// The payload from `offset` on, to be written. If that takes back what was settled, all of it
+    /// has to go into the checksum again.
+    ///
+    /// # Panics
+    /// If `offset` lies behind the end.
+    pub fn rest_mut(&mut self, offset: usize) -> &mut [u8] {
+        if offset < self.digested {
+            self.digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+            self.digested = 0;
+        }
+        assert!(offset <= self.size, "{offset} is behind the {} bytes", self.size);
+        let length = self.size - offset;
+        // SAFETY: the place is reserved for us alone, no generation is published for it, so no
+        // reader gets a slice of it; `&mut self` keeps ourselves from having two.
+        unsafe { self.place.mapping().bytes_mut(self.place.payload() + offset, length) }
+    }
+
+    /// Says that the first `count` bytes are written for good. They go into the checksum now, while
+    /// they are in the processor's cache.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn settle(&mut self, count: usize) {
+        assert!(count <= self.size, "{count} bytes of {}", self.size);
+        if count > self.digested {
+            let (start, length) = (self.place.payload() + self.digested, count - self.digested);
+            // SAFETY: as in `rest_mut`.
+            let fresh = unsafe { self.place.mapping().bytes(start, length) };
+            self.digest.update(fresh);
+            self.digested = count;
+        }
+    }
+
+    /// What is settled so far.
+    pub fn settled(&self) -> &[u8] {
+        // SAFETY: as in `rest_mut`; settled bytes are not written as long as `self` is borrowed.
+        unsafe { self.place.mapping().bytes(self.place.payload(), self.digested) }
+    }
+
+    /// Writes the whole payload.
+    ///
+    /// # Panics
+    /// If `bytes` are not as many as were reserved.
+    pub fn fill(&mut self, bytes: &[u8]) {
+        /// Small enough for a core's cache, so that the checksum reads what was just written.
+        const PIECE_BYTES: usize = 128 << 10;
+        assert_eq!(bytes.len(), self.size);
+        self.payload_mut();
+        for piece in bytes.chunks(PIECE_BYTES) {
+            let start = self.digested;
+            self.rest_mut(start)[..piece.len()].copy_from_slice(piece);
+            self.settle(start + piece.len());
+        }
+    }
+
+    /// Makes it a block that resolves, under a generation of its own.
+    pub fn publish(mut self, id: ObjectId) -> Block {
+        self.settle(self.size);
+        let Self { place, size, digest, .. } = self;
+        let generation = place.pool.generation();
+        let chunk = place.block + size_of::<BlockHeader>();
+        let crc32c = digest.finalize() as u32;
+        let chunk_fields = ChunkHeader::field_bytes();
+        let parts: [(usize, &[u8]); 7] = [
+            (place.block + offset_of!(BlockHeader, size), &(size as u64).to_le_bytes()),
+            (place.block + offset_of!(BlockHeader, object_id), id.as_bytes()),
+            (place.block + offset_of!(BlockHeader, crc32c), &crc32c.to_le_bytes()),
+            (place.block + offset_of!(BlockHeader, flags), &[0; 4]),
+            (place.block + offset_of!(BlockHeader, reserved), &[0; 8]),
+            (chunk + offset_of!(ChunkHeader, fields), &chunk_fields),
+            (chunk + offset_of!(ChunkHeader, reserved), &[0; 8]),
+        ];
+        for (offset, bytes) in parts {
+            // SAFETY: the place is ours alone, and not published yet.
+            unsafe { place.mapping().write(offset, bytes) };
+        }
+        sync::publish(place.generation(), generation);
+        Block { place, size, generation, id, crc32c }
+    }
+}
+
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Reservation({} bytes in {})", self.size, self.place.area.id)
+    }
+}
+
+/// An object in shared memory that resolves. Dropped, it does not any more, and its place is free.
+pub struct Block {
+    place: Taken,
+    size: usize,
+    generation: u64,
+    id: ObjectId,
+    crc32c: u32,
+}
+
+impl Block {
+    /// What consumers resolve.
+    pub fn meta_header(&self) -> MetaHeader {
+        let Area { kind, id, .. } = *self.place.area;
+        let (size, generation) = (self.size as u64, self.generation);
+        match kind {
+            Kind::Segment => {
+                let chunk = self.place.block + size_of::<BlockHeader>();
+                MetaHeader::managed(id, chunk as i64, size, generation)
+            }
+            Kind::Region => {
+                MetaHeader::unmanaged(id, self.place.payload() as i64, size, generation)
+            }
+        }
+    }
+
+    /// The bytes.
+    pub fn payload(&self) -> &[u8] {
+        // SAFETY: a published block is not written again before it is given up, which is when
+        // `self` is dropped.
+        unsafe { self.place.mapping().bytes(self.place.payload(), self.size) }
+    }
+
+    /// Which object it is.
+    pub fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    /// The size of the payload.
+    pub fn size_bytes(&self) -> u64 {
+        self.size as u64
+    }
+
+    /// Unique among all blocks of this and earlier instances.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What it takes of the memory.
+    pub fn charged_bytes(&self) -> u64 {
+        self.place.needed_bytes
+    }
+
+    /// Whether header and payload are as they were published. Reads all of the payload.
+    pub fn is_intact(&self) -> bool {
+        let size = self.place.block + offset_of!(BlockHeader, size);
+        let size = self.place.mapping().atomic_u64(size);
+        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+        digest.update(self.payload());
+        sync::seen(self.place.generation()) == self.generation
+            && size.load(Ordering::Relaxed) == self.size as u64
+            && digest.finalize() as u32 == self.crc32c
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // Before the place goes back, which dropping `place` does after this.
+        sync::give_up(self.place.generation());
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Block({}: {:?})", self.id, self.meta_header())
+    }
+}
+
+/// What is wrong with the headers of a place of `bytes` that begins at `block`, if anything. Nobody
+/// may take or give places meanwhile; publishing is no harm.
+pub(super) fn fault_of_headers(area: &Area, block: usize, bytes: u64) -> Option<String> {
+    let mapping = area.mapping();
+    let generation = mapping.atomic_u64(block);
+    if sync::seen(generation) == 0 {
+        return None;
+    }
+    let size = mapping.atomic_u64(block + offset_of!(BlockHeader, size)).load(Ordering::Relaxed);
+    let chunk = block + size_of::<BlockHeader>();
+    let chunk = mapping.atomic_u64(chunk + offset_of!(ChunkHeader, fields)).load(Ordering::Relaxed);
+    if sync::seen(generation) == 0 {
+        // Given up meanwhile.
+        return None;
+    }
+    if charge(size) != bytes {
+        return Some(format!("the block at {block} says {size} bytes, its place has {bytes}"));
+    }
+    if chunk.to_le_bytes() != ChunkHeader::field_bytes() {
+        return Some(format!("the block at {block} has no chunk header: {chunk:#018x}"));
+    }
+    None
+}
