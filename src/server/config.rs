@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::Timestamp;
+use crate::object::ObjectPath;
 use crate::source::ccdb::CcdbOptions;
 use crate::table::{ColumnList, ColumnRequest};
 
@@ -38,6 +39,9 @@ pub struct Config {
     /// Sources, asked in order.
     #[serde(rename = "source")]
     pub sources: Vec<SourceConfig>,
+    /// Paths that stand for others: `[[remap]]`.
+    #[serde(rename = "remap")]
+    pub remaps: Vec<RemapConfig>,
     /// Limits and habits with CCDB servers: `[ccdb]`.
     pub ccdb: CcdbOptions,
     /// Sets of columns that requests may name: `[tables.NAME]`, then `column = "path"`.
@@ -50,6 +54,21 @@ pub struct Config {
 pub struct SourceConfig {
     /// Where it is: `http(s)://host:port`, `file:///dir`, `memory:`.
     pub url: String,
+    /// It is asked only for these paths and those below them; empty: for all.
+    #[serde(default)]
+    pub paths: Vec<String>,
+}
+
+/// A path that stands for another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemapConfig {
+    /// What is asked for.
+    pub path: ObjectPath,
+    /// What is served; by default the same path, of another source.
+    pub to: Option<ObjectPath>,
+    /// The source from which it comes, if not from the usual ones.
+    pub source: Option<String>,
 }
 
 /// Why a configuration is none.

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::ServingStatus;
 
-pub use config::{Config, ConfigError, SourceConfig};
+pub use config::{Config, ConfigError, RemapConfig, SourceConfig};
 pub use listen::{ListenError, ListenOptions, Listeners};
 
 use self::flight::Service;

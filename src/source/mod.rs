@@ -10,7 +10,9 @@
 //! bytes of a version* are large and never change. A source does not know where the bytes go: it
 //! writes into a [`Body`] that the cache implements over a block in shared memory.
 
+mod body;
 pub mod ccdb;
+mod chain;
 mod memory;
 mod open;
 pub mod repository;
@@ -25,6 +27,8 @@ use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 
+pub use body::VecBody;
+pub use chain::{ChainSource, Link, Remap};
 pub use memory::MemorySource;
 pub use open::{SourceOptions, open};
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use clap::Args;
 use iovcache::cache::PeerPolicy;
-use iovcache::server::{Config, ListenOptions, Listeners, ServeOptions};
+use iovcache::server::{Config, ListenOptions, Listeners, RemapConfig, ServeOptions, SourceConfig};
 use iovcache::shm::{Backing, PoolOptions, Region};
-use iovcache::source::{Source, SourceOptions};
+use iovcache::source::{ChainSource, Link, Remap, Source, SourceOptions};
 use iovcache::{Cache, CreationLimits, Timestamp};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +19,7 @@ use crate::common::{Failure, parse_bytes, parse_duration};
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Where objects come from: http(s)://host:port (CCDB), file:///folder, memory: (may be given
-    /// several times, asked in order).
+    /// several times: asked in order). URL#TPC,ITS/Calib: only for these paths.
     #[arg(long = "source", value_name = "URL")]
     sources: Vec<String>,
     /// Where Flight listens on TCP; port 0 picks one.
@@ -184,19 +184,39 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The sources in order, each limited to its paths; one alone needs no chain.
 fn source(arguments: &Arguments, config: &Config) -> Result<Arc<dyn Source>, Failure> {
-    let urls: Vec<&String> = match arguments.sources.is_empty() {
-        false => arguments.sources.iter().collect(),
-        true => config.sources.iter().map(|source| &source.url).collect(),
+    let named: Vec<SourceConfig> = match arguments.sources.is_empty() {
+        true => config.sources.clone(),
+        false => arguments.sources.iter().map(|text| with_prefixes(text)).collect(),
     };
     let refresh = arguments.refresh.as_ref().or(config.refresh.as_ref());
     let refresh = refresh.map(|text| parse_duration(text)).transpose().map_err(Failure::usage)?;
     let options = SourceOptions { refresh, ccdb: config.ccdb.clone() };
-    match urls[..] {
+    let open = |url: &str| iovcache::source::open(url, &options);
+    let mut links = Vec::new();
+    for SourceConfig { url, paths } in named {
+        links.push(Link { source: open(&url)?, prefixes: paths });
+    }
+    let mut remaps = Vec::new();
+    for remap in &config.remaps {
+        let RemapConfig { path, to, source } = remap.clone();
+        let source = source.map(|url| open(&url)).transpose()?;
+        let to = to.unwrap_or_else(|| path.clone());
+        remaps.push(Remap { path, to, source });
+    }
+    match &links[..] {
         [] => {
             Err(Failure::usage("no source: give --source file:///folder, or name one in --config"))
         }
-        [url] => Ok(iovcache::source::open(url, &options)?),
-        _ => Err(Failure::usage("only one source can be served for now")),
+        [only] if only.prefixes.is_empty() && remaps.is_empty() => Ok(Arc::clone(&only.source)),
+        _ => Ok(Arc::new(ChainSource::new(links, remaps))),
     }
+}
+
+/// `URL#PREFIX,PREFIX`: a source for some paths only.
+fn with_prefixes(text: &str) -> SourceConfig {
+    let (url, prefixes) = text.split_once('#').unwrap_or((text, ""));
+    let prefixes = prefixes.split(',').filter(|prefix| !prefix.is_empty());
+    SourceConfig { url: url.to_owned(), paths: prefixes.map(str::to_owned).collect() }
 }

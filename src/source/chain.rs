@@ -1,0 +1,449 @@
+//! Several sources in order, each for some paths; and paths that stand for others.
+//!
+//! ```text
+//!  look_up(path, at) ─▶ first ──valid there──▶ that one, as far as it is valid
+//!                         │ nothing, or down
+//!                         ▼
+//!                       second ─▶ … ─▶ nothing anywhere: absent; somebody down: not known
+//!  fetch(id) ─▶ the one that named it, then the others
+//! ```
+//!
+//! Of two sources that both have something at a time, the first decides there, whenever it was
+//! created: so a folder in front of a server replaces what it has, and leaves the rest.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth};
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+
+/// Of so many versions it is remembered who named them.
+const MAX_ORIGINS: u64 = 1 << 20;
+
+/// One source of a chain.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// The source.
+    pub source: Arc<dyn Source>,
+    /// It is asked only for these paths and those below them; empty: for all.
+    pub prefixes: Vec<String>,
+}
+
+impl Link {
+    fn serves(&self, path: &ObjectPath) -> bool {
+        self.prefixes.is_empty() || self.prefixes.iter().any(|prefix| path.starts_with(prefix))
+    }
+}
+
+/// A path that stands for another, perhaps of another source (AliceO2's `condition-remap`).
+#[derive(Debug, Clone)]
+pub struct Remap {
+    /// What is asked for.
+    pub path: ObjectPath,
+    /// What is served.
+    pub to: ObjectPath,
+    /// From where; `None`: from the chain.
+    pub source: Option<Arc<dyn Source>>,
+}
+
+/// Sources in order.
+pub struct ChainSource {
+    url: String,
+    links: Vec<Link>,
+    remaps: HashMap<ObjectPath, Remap>,
+    /// By version: which link named it.
+    origins: moka::sync::Cache<ObjectId, usize>,
+}
+
+impl fmt::Debug for ChainSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChainSource({})", self.url)
+    }
+}
+
+impl ChainSource {
+    /// Sources in the order in which they are asked.
+    pub fn new(links: Vec<Link>, remaps: Vec<Remap>) -> Self {
+        let urls: Vec<&str> = links.iter().map(|link| link.source.url()).collect();
+        Self {
+            url: urls.join(" | "),
+            links,
+            remaps: remaps.into_iter().map(|remap| (remap.path.clone(), remap)).collect(),
+            origins: moka::sync::Cache::new(MAX_ORIGINS),
+        }
+    }
+
+    /// The sources that serve a path, in order, and where each stands.
+    fn links(&self, path: &ObjectPath) -> impl Iterator<Item = (usize, &Arc<dyn Source>)> {
+        let path = path.clone();
+        let links = self.links.iter().enumerate().filter(move |(_, link)| link.serves(&path));
+        links.map(|(place, link)| (place, &link.source))
+    }
+
+    async fn look_up_in_order(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        held: Option<&Arc<ObjectInfo>>,
+    ) -> Result<Knowledge, SourceError> {
+        let alone = self.links(&query.path).count() == 1;
+        let mut span = ValidityInterval::ALL;
+        let mut problems = Vec::new();
+        let mut failure = None;
+        for (place, source) in self.links(&query.path) {
+            let mut knowledge = match source.look_up(query, at, held).await {
+                Ok(knowledge) => knowledge,
+                Err(error) if is_passing(&error) => {
+                    tracing::debug!(url = source.url(), %error, "the next source is asked");
+                    failure.get_or_insert(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            for version in &knowledge.versions {
+                self.origins.insert(version.id, place);
+            }
+            if alone {
+                return Ok(knowledge);
+            }
+            let (piece, valid) = piece_around(&knowledge, at);
+            let Some(narrowed) = span.intersection(piece) else { continue };
+            span = narrowed;
+            problems.append(&mut knowledge.problems);
+            if valid {
+                let held_there =
+                    |version: &Arc<ObjectInfo>| version.validity.intersection(span).is_some();
+                let versions = knowledge.versions.into_iter().filter(held_there).collect();
+                return Ok(Knowledge { span, versions, problems });
+            }
+        }
+        match failure {
+            // Who could not be asked may have something: that is no 'nothing'.
+            Some(error) => Err(error),
+            None => Ok(Knowledge { span, versions: Vec::new(), problems }),
+        }
+    }
+}
+
+/// Whether the next source may be asked instead.
+fn is_passing(error: &SourceError) -> bool {
+    match error {
+        SourceError::Down { .. }
+        | SourceError::Unusable { .. }
+        | SourceError::NoSuchVersion { .. }
+        | SourceError::NotAllowed { .. } => true,
+        SourceError::Configuration { .. } | SourceError::Body { .. } => false,
+    }
+}
+
+/// The longest interval around `at` in which something is valid everywhere, or nothing anywhere,
+/// and which of the two.
+fn piece_around(knowledge: &Knowledge, at: Timestamp) -> (ValidityInterval, bool) {
+    let (mut from, mut until) = (knowledge.span.from(), knowledge.span.until());
+    let mut pieces: Vec<ValidityInterval> =
+        knowledge.versions.iter().map(|version| version.validity).collect();
+    pieces.sort_by_key(|piece| (piece.from(), piece.until()));
+    // Intervals that touch or overlap become one.
+    let mut joined: Vec<(Timestamp, Timestamp)> = Vec::new();
+    for piece in pieces {
+        match joined.last_mut() {
+            Some(last) if piece.from() <= last.1 => last.1 = last.1.max(piece.until()),
+            _ => joined.push((piece.from(), piece.until())),
+        }
+    }
+    for (begin, end) in joined {
+        if begin <= at && at < end {
+            (from, until) = (from.max(begin), until.min(end));
+            return (ValidityInterval::new(from, until).unwrap_or(knowledge.span), true);
+        }
+        if end <= at {
+            from = from.max(end);
+        } else {
+            until = until.min(begin);
+        }
+    }
+    (ValidityInterval::new(from, until).unwrap_or(knowledge.span), false)
+}
+
+/// The same version under another path.
+fn renamed(version: &ObjectInfo, path: &ObjectPath) -> ObjectInfo {
+    ObjectInfo { path: path.clone(), ..version.clone() }
+}
+
+#[async_trait]
+impl Source for ChainSource {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn refresh(&self) -> Duration {
+        let remapped = self.remaps.values().filter_map(|remap| remap.source.as_ref());
+        let all = self.links.iter().map(|link| &link.source).chain(remapped);
+        all.map(|source| source.refresh()).min().unwrap_or_default()
+    }
+
+    async fn look_up(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        held: Option<&Arc<ObjectInfo>>,
+    ) -> Result<Knowledge, SourceError> {
+        let Some(remap) = self.remaps.get(&query.path) else {
+            return self.look_up_in_order(query, at, held).await;
+        };
+        let asked = Query { path: remap.to.clone(), ..query.clone() };
+        let held = held.map(|version| Arc::new(renamed(version, &remap.to)));
+        let mut knowledge = match &remap.source {
+            Some(source) => source.look_up(&asked, at, held.as_ref()).await?,
+            None => self.look_up_in_order(&asked, at, held.as_ref()).await?,
+        };
+        for version in &mut knowledge.versions {
+            *version = Arc::new(renamed(version, &query.path));
+        }
+        Ok(knowledge)
+    }
+
+    async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
+        let remap = self.remaps.get(&version.path);
+        let version = match remap {
+            Some(remap) => &renamed(version, &remap.to),
+            None => version,
+        };
+        if let Some(source) = remap.and_then(|remap| remap.source.as_ref()) {
+            return source.fetch(version, body).await;
+        }
+        let origin = self.origins.get(&version.id);
+        let mut order: Vec<(usize, &Arc<dyn Source>)> = self.links(&version.path).collect();
+        order.sort_by_key(|(place, _)| (Some(*place) != origin, *place));
+        let mut failure: Option<SourceError> = None;
+        for (_, source) in order {
+            // What the one before has written means nothing; only an empty body can be filled.
+            if body.written_bytes() > 0 {
+                break;
+            }
+            match source.fetch(version, body).await {
+                Ok(()) => return Ok(()),
+                Err(error) if is_passing(&error) => {
+                    // That of the one that should have it says most.
+                    let vague = matches!(failure, None | Some(SourceError::NoSuchVersion { .. }));
+                    if vague {
+                        failure = Some(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(failure.unwrap_or_else(|| SourceError::NoSuchVersion {
+            url: self.url.clone(),
+            path: version.path.clone(),
+            id: version.id,
+        }))
+    }
+
+    fn health(&self) -> Vec<SourceHealth> {
+        let remapped = self.remaps.values().filter_map(|remap| remap.source.as_ref());
+        let all = self.links.iter().map(|link| &link.source).chain(remapped);
+        all.flat_map(|source| source.health()).collect()
+    }
+
+    async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+        let mut counts: HashMap<ObjectPath, u64> = HashMap::new();
+        for link in &self.links {
+            for summary in link.source.paths(prefix).await? {
+                if link.serves(&summary.path) {
+                    *counts.entry(summary.path).or_default() += summary.versions;
+                }
+            }
+        }
+        let mut paths: Vec<PathSummary> =
+            counts.into_iter().map(|(path, versions)| PathSummary { path, versions }).collect();
+        paths.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(paths)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::source::{MemorySource, VecBody};
+
+    fn path(text: &str) -> ObjectPath {
+        ObjectPath::new(text).unwrap()
+    }
+
+    fn put(source: &MemorySource, name: &str, id: u8, from: i64, until: i64) {
+        let at = Timestamp::from_millis;
+        let info = ObjectInfo {
+            path: path(name),
+            id: ObjectId::from_bytes([id; 16]),
+            validity: ValidityInterval::new(at(from), at(until)).unwrap(),
+            created: at(i64::from(id)),
+            size_bytes: None,
+            md5: None,
+            metadata: Default::default(),
+        };
+        source.put(info, vec![id; 3]);
+    }
+
+    /// A source that can be switched off.
+    #[derive(Debug, Default)]
+    struct Switch {
+        memory: MemorySource,
+        off: AtomicBool,
+    }
+
+    impl Switch {
+        fn check(&self) -> Result<(), SourceError> {
+            match self.off.load(Ordering::SeqCst) {
+                false => Ok(()),
+                true => Err(SourceError::Down {
+                    url: "switch:".into(),
+                    what: "anything".into(),
+                    reason: "switched off".into(),
+                }),
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Source for Switch {
+        fn url(&self) -> &str {
+            "switch:"
+        }
+        fn refresh(&self) -> Duration {
+            Duration::from_secs(1)
+        }
+        async fn look_up(
+            &self,
+            query: &Query,
+            at: Timestamp,
+            held: Option<&Arc<ObjectInfo>>,
+        ) -> Result<Knowledge, SourceError> {
+            self.check()?;
+            self.memory.look_up(query, at, held).await
+        }
+        async fn fetch(
+            &self,
+            version: &ObjectInfo,
+            body: &mut dyn Body,
+        ) -> Result<(), SourceError> {
+            self.check()?;
+            self.memory.fetch(version, body).await
+        }
+        fn health(&self) -> Vec<SourceHealth> {
+            self.memory.health()
+        }
+        async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+            self.check()?;
+            self.memory.paths(prefix).await
+        }
+    }
+
+    /// Who is effective at a time, by the chain's own knowledge.
+    async fn id_at(chain: &ChainSource, name: &str, at: i64) -> Option<u8> {
+        let at = Timestamp::from_millis(at);
+        let query = Query::all(path(name));
+        let knowledge = chain.look_up(&query, at, None).await.unwrap();
+        assert!(knowledge.span.contains(at));
+        assert!(knowledge.versions.iter().all(|version| query.matches(version)));
+        let valid = knowledge.versions.iter().filter(|version| version.validity.contains(at));
+        valid.max_by_key(|version| version.rank()).map(|version| version.id.as_bytes()[0])
+    }
+
+    fn two() -> (Arc<Switch>, Arc<MemorySource>, ChainSource) {
+        let (first, second) = (Arc::new(Switch::default()), Arc::new(MemorySource::new()));
+        put(&first.memory, "A/B", 1, 10, 20);
+        put(&first.memory, "A/B", 2, 15, 30);
+        put(&second, "A/B", 9, 0, 100);
+        put(&second, "Only/Second", 8, 0, 10);
+        let links = vec![
+            Link { source: Arc::clone(&first) as Arc<dyn Source>, prefixes: Vec::new() },
+            Link { source: Arc::clone(&second) as Arc<dyn Source>, prefixes: Vec::new() },
+        ];
+        (first, second, ChainSource::new(links, Vec::new()))
+    }
+
+    #[tokio::test]
+    async fn the_first_that_has_something_decides_and_the_next_fills_its_gaps() {
+        let (_, _, chain) = two();
+        for (at, id) in [(-1, None), (0, Some(9)), (9, Some(9)), (10, Some(1)), (15, Some(2))] {
+            assert_eq!(id_at(&chain, "A/B", at).await, id, "at {at}");
+        }
+        for (at, id) in [(29, Some(2)), (30, Some(9)), (99, Some(9)), (100, None)] {
+            assert_eq!(id_at(&chain, "A/B", at).await, id, "at {at}");
+        }
+        assert_eq!(id_at(&chain, "Only/Second", 5).await, Some(8));
+        // What is said of one time holds in all of the span that is told with it.
+        let query = Query::all(path("A/B"));
+        let knowledge = chain.look_up(&query, Timestamp::from_millis(50), None).await.unwrap();
+        let span = ValidityInterval::new(Timestamp::from_millis(30), Timestamp::from_millis(100));
+        assert_eq!(knowledge.span, span.unwrap());
+    }
+
+    #[tokio::test]
+    async fn when_the_first_is_down_the_next_answers_and_what_it_has_not_is_not_known() {
+        let (first, _, chain) = two();
+        first.off.store(true, Ordering::SeqCst);
+        assert_eq!(id_at(&chain, "A/B", 12).await, Some(9));
+        let query = Query::all(path("Nowhere"));
+        let error = chain.look_up(&query, Timestamp::from_millis(1), None).await.unwrap_err();
+        assert!(matches!(error, SourceError::Down { .. }));
+        first.off.store(false, Ordering::SeqCst);
+        assert_eq!(id_at(&chain, "A/B", 12).await, Some(1));
+    }
+
+    #[tokio::test]
+    async fn a_body_comes_from_whoever_has_it() {
+        let (first, second, chain) = two();
+        let query = Query::all(path("A/B"));
+        let at = Timestamp::from_millis(12);
+        let knowledge = chain.look_up(&query, at, None).await.unwrap();
+        let version = knowledge.versions.iter().find(|version| version.id.as_bytes()[0] == 1);
+        let version = version.unwrap();
+        let mut body = VecBody::default();
+        chain.fetch(version, &mut body).await.unwrap();
+        assert_eq!(body.bytes(), [1; 3]);
+        // The same version lies in the second too.
+        put(&second, "A/B", 1, 10, 20);
+        first.off.store(true, Ordering::SeqCst);
+        let mut body = VecBody::default();
+        chain.fetch(version, &mut body).await.unwrap();
+        assert_eq!(body.bytes(), [1; 3]);
+        let other = ObjectInfo { id: ObjectId::from_bytes([77; 16]), ..(**version).clone() };
+        let error = chain.fetch(&other, &mut VecBody::default()).await.unwrap_err();
+        assert!(matches!(error, SourceError::Down { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn prefixes_and_remaps_lead_elsewhere() {
+        let (one, two) = (Arc::new(MemorySource::new()), Arc::new(MemorySource::new()));
+        put(&one, "TPC/X", 1, 0, 10);
+        put(&two, "TPC/X", 2, 0, 10);
+        put(&two, "ITS/Y", 3, 0, 10);
+        let links = vec![
+            Link { source: Arc::clone(&one) as Arc<dyn Source>, prefixes: vec!["ITS".into()] },
+            Link { source: Arc::clone(&two) as Arc<dyn Source>, prefixes: Vec::new() },
+        ];
+        let remaps = vec![
+            Remap { path: path("Old/Y"), to: path("ITS/Y"), source: None },
+            Remap { path: path("Test/X"), to: path("TPC/X"), source: Some(one) },
+        ];
+        let chain = ChainSource::new(links, remaps);
+        assert_eq!(id_at(&chain, "TPC/X", 5).await, Some(2));
+        assert_eq!(id_at(&chain, "Old/Y", 5).await, Some(3));
+        assert_eq!(id_at(&chain, "Test/X", 5).await, Some(1));
+        let query = Query::all(path("Test/X"));
+        let at = Timestamp::from_millis(5);
+        let knowledge = chain.look_up(&query, at, None).await.unwrap();
+        let mut body = VecBody::default();
+        chain.fetch(&knowledge.versions[0], &mut body).await.unwrap();
+        assert_eq!(body.bytes(), [1; 3]);
+    }
+}
