@@ -250,7 +250,9 @@ async fn an_answer_that_does_not_keep_the_limits_is_replaced_by_our_own_choice()
     let mut query = query("A/One");
     query.limits.not_after = Some(at(15));
     let known = source.look_up(&query, at(50), None).await.unwrap();
-    assert_eq!(winner(&known, 50).map(|version| version.id), Some(id(old)));
+    let found = winner(&known, 50).unwrap();
+    assert_eq!((found.id, found.created), (id(old), at(10)));
+    assert_eq!(server.counts().listings, 1);
 }
 
 #[tokio::test]
