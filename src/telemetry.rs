@@ -50,6 +50,8 @@ counters! {
     look_up_failures,
     /// Tables that had to wait for memory.
     waits,
+    /// Timeframes that had to wait for a place in flight.
+    put_waits,
     /// Objects that were thrown out to make room.
     evictions,
     /// Cells that were served although the source could not confirm them in time.

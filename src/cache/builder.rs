@@ -24,6 +24,8 @@ use crate::telemetry::Counters;
 
 /// How long a lease without an owner lasts, unless it is set otherwise.
 const LEASE_LIMIT: Duration = Duration::from_secs(60);
+/// How many timeframes can be in flight, unless it is set otherwise.
+const MAX_TIMEFRAMES: usize = 4_096;
 
 /// Describes a cache; [`build`](Self::build) makes it.
 #[derive(Debug)]
@@ -34,6 +36,7 @@ pub struct CacheBuilder {
     tables: BTreeMap<String, Vec<ColumnRequest>>,
     clock: Clock,
     lease_limit: Duration,
+    max_timeframes: usize,
 }
 
 impl Default for CacheBuilder {
@@ -45,6 +48,7 @@ impl Default for CacheBuilder {
             tables: BTreeMap::new(),
             clock: Clock::system(),
             lease_limit: LEASE_LIMIT,
+            max_timeframes: MAX_TIMEFRAMES,
         }
     }
 }
@@ -120,6 +124,13 @@ impl CacheBuilder {
         self
     }
 
+    /// How many timeframes can be in flight; who registers one more waits. Default: 4,096.
+    #[must_use]
+    pub fn max_timeframes(mut self, limit: usize) -> Self {
+        self.max_timeframes = limit.max(1);
+        self
+    }
+
     /// Makes the cache. It needs a tokio runtime around it.
     ///
     /// # Errors
@@ -158,6 +169,8 @@ impl CacheBuilder {
             clock: self.clock,
             loader: Loader::new(Arc::clone(&residency), source, Arc::clone(&counters)),
             timeframes: Timeframes::new(Arc::clone(&counters)),
+            max_timeframes: self.max_timeframes,
+            registering: tokio::sync::Mutex::default(),
             counters,
             pool,
             residency,

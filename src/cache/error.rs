@@ -97,6 +97,23 @@ pub enum CacheError {
         /// What differs: timestamps, columns or consumers.
         difference: &'static str,
     },
+    /// Too many timeframes are in flight, or they need too much, and the deadline passed.
+    #[error(
+        "no place for timeframe {timeframe} within the time given: {in_flight} of {limit} \
+         timeframes are in flight, which need {needed_bytes} of {total_bytes} bytes"
+    )]
+    NoPlace {
+        /// The timeframe.
+        timeframe: u64,
+        /// How many are in flight.
+        in_flight: usize,
+        /// How many can be.
+        limit: usize,
+        /// What these need.
+        needed_bytes: u64,
+        /// What there is.
+        total_bytes: u64,
+    },
     /// No such session.
     #[error("session {session:?} is not known: it never was, or its process went away")]
     UnknownSession {
@@ -229,9 +246,10 @@ impl Coded for CacheError {
                 error.kind()
             }
             Self::TooManyLookUps { .. } => ErrorKind::ResourceExhausted,
-            Self::TwoContents { .. } | Self::MemoryPinned { .. } | Self::Draining => {
-                ErrorKind::Unavailable
-            }
+            Self::TwoContents { .. }
+            | Self::MemoryPinned { .. }
+            | Self::NoPlace { .. }
+            | Self::Draining => ErrorKind::Unavailable,
             Self::NeverFits { .. } => ErrorKind::ResourceExhausted,
             Self::Pool(error) => error.kind(),
             Self::DeadlineExceeded { .. } => ErrorKind::DeadlineExceeded,
@@ -261,6 +279,7 @@ impl Coded for CacheError {
             Self::UnknownConsumer { .. } => Code(5011),
             Self::AlreadyConsumed { .. } => Code(5012),
             Self::TimeframeExists { .. } => Code(5013),
+            Self::NoPlace { .. } => Code(5014),
             Self::DeadlineExceeded { .. } => Code(5020),
             Self::Draining => Code(5021),
             Self::Lost { .. } => Code(9001),

@@ -74,6 +74,10 @@ struct Inner {
     loader: Loader,
     leases: Arc<Leases>,
     timeframes: Timeframes,
+    /// So many can be in flight.
+    max_timeframes: usize,
+    /// Whose turn it is to wait for a place in flight.
+    registering: tokio::sync::Mutex<()>,
     /// What is seen of the versions, for every request.
     limits: CreationLimits,
     /// Sets of columns that requests may name.

@@ -1,9 +1,10 @@
 //! Timeframes come: registered for consumers, and loaded at once.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::Cache;
 use super::answer::by_deadline;
@@ -12,6 +13,7 @@ use super::plan::Plan;
 use super::timeframe::{Entered, Load, Registration, Timeframe};
 use crate::error::Coded as _;
 use crate::index::Timestamps;
+use crate::object::ObjectInfo;
 use crate::table::{PutAnswer, Register, Request};
 
 /// After how long a timeframe that could not be loaded is tried again, the first time.
@@ -85,9 +87,58 @@ impl Cache {
         let what = "the source to say which versions hold";
         let known = by_deadline(what, deadline, known).await?;
         let plan = Plan::new(Arc::new(timestamps), known);
-        self.0.loader.check_known_sizes(&plan.versions())?;
+        let versions = plan.versions();
+        self.0.loader.check_known_sizes(&versions)?;
         let consumers = register.consumers.clone();
-        self.0.timeframes.register(Registration { timeframe, columns, consumers, plan })
+        let registration = Registration { timeframe, columns, consumers, plan };
+        let timeframes = &self.0.timeframes;
+        // What is in flight already needs no place of its own.
+        if timeframes.get(timeframe).is_ok() {
+            return timeframes.register(registration);
+        }
+        let placed = async {
+            // In the order of asking: who waits for much is not passed by who waits for little.
+            let _turn = self.0.registering.lock().await;
+            self.wait_for_a_place(&versions).await;
+            timeframes.register(registration)
+        };
+        match timeout_at(deadline, placed).await {
+            Ok(registered) => registered,
+            Err(_) => {
+                let (in_flight, needed_bytes, _) = timeframes.load_with(&versions);
+                Err(CacheError::NoPlace {
+                    timeframe,
+                    in_flight,
+                    limit: self.0.max_timeframes,
+                    needed_bytes,
+                    total_bytes: self.0.pool.total_bytes(),
+                })
+            }
+        }
+    }
+
+    /// Back-pressure: comes when one more timeframe with these objects can be in flight.
+    async fn wait_for_a_place(&self, versions: &[Arc<ObjectInfo>]) {
+        let mut waited = false;
+        loop {
+            let mut dropped = pin!(self.0.timeframes.room());
+            let mut freed = pin!(self.0.residency.room());
+            // Listen first, look then: what goes in between is not missed.
+            dropped.as_mut().enable();
+            freed.as_mut().enable();
+            let (in_flight, needed_bytes, new_bytes) = self.0.timeframes.load_with(versions);
+            // Pins of others than timeframes count too; those of timeframes are among both.
+            let taken_bytes = needed_bytes.max(self.0.residency.pinned_bytes());
+            let fits = taken_bytes.saturating_add(new_bytes) <= self.0.pool.total_bytes();
+            if in_flight < self.0.max_timeframes && (fits || taken_bytes == 0) {
+                return;
+            }
+            if !waited {
+                self.0.counters.put_waits.add(1);
+                waited = true;
+            }
+            tokio::select! { () = dropped => {}, () = freed => {} }
+        }
     }
 
     /// Loads until it is there, or the timeframe is gone.

@@ -7,14 +7,18 @@
 //!                                                       dropped
 //! ```
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, watch};
 
 use super::error::CacheError;
 use super::plan::{Assembled, Plan};
 use super::resident::PinSet;
+use crate::object::{ObjectId, ObjectInfo};
+use crate::shm::Pool;
 use crate::table::{ColumnRequest, ConsumerState, TimeframeState, TimeframeStatus};
 use crate::telemetry::Counters;
 
@@ -168,11 +172,17 @@ impl Timeframe {
 pub(crate) struct Timeframes {
     counters: Arc<Counters>,
     state: Mutex<State>,
+    /// Rung when a timeframe is dropped.
+    room: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     in_flight: BTreeMap<u64, Arc<Timeframe>>,
+    /// By object: how many timeframes in flight need it, and the bytes that it takes, as far as
+    /// its size is known.
+    needed: HashMap<ObjectId, (usize, u64)>,
+    needed_bytes: u64,
     /// By consumer: all timeframes below are done. Never goes back.
     watermarks: HashMap<String, u64>,
 }
@@ -189,11 +199,24 @@ pub(crate) enum Entered {
 
 impl Timeframes {
     pub(crate) fn new(counters: Arc<Counters>) -> Self {
-        Self { counters, state: Mutex::default() }
+        Self { counters, state: Mutex::default(), room: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Comes when a timeframe is dropped.
+    pub(crate) fn room(&self) -> Notified<'_> {
+        self.room.notified()
+    }
+
+    /// Whether one more has its place: how many are in flight, the bytes that they need, and those
+    /// that `versions` would add.
+    pub(crate) fn load_with(&self, versions: &[Arc<ObjectInfo>]) -> (usize, u64, u64) {
+        let state = self.state();
+        let new = versions.iter().filter(|version| !state.needed.contains_key(&version.id));
+        (state.in_flight.len(), state.needed_bytes, new.map(|version| charge(version)).sum())
     }
 
     /// # Errors
@@ -219,6 +242,7 @@ impl Timeframes {
             self.counters.timeframes_dropped.add(1);
             return Ok(Entered::Consumed(timeframe));
         }
+        state.need(&timeframe);
         state.in_flight.insert(timeframe.id(), Arc::clone(&timeframe));
         Ok(Entered::New(timeframe))
     }
@@ -261,6 +285,8 @@ impl Timeframes {
 
     fn remove(&self, state: &mut State, timeframe: u64) -> Option<Arc<Timeframe>> {
         let dropped = state.in_flight.remove(&timeframe)?;
+        state.need_no_more(&dropped);
+        self.room.notify_waiters();
         self.counters.timeframes_dropped.add(1);
         dropped.set_gone();
         Some(dropped)
@@ -321,7 +347,42 @@ impl Timeframes {
     }
 
     pub(crate) fn clear(&self) {
-        let dropped = std::mem::take(&mut self.state().in_flight);
+        let dropped = {
+            let mut state = self.state();
+            (state.needed, state.needed_bytes) = (HashMap::new(), 0);
+            std::mem::take(&mut state.in_flight)
+        };
         dropped.values().for_each(|timeframe| timeframe.set_gone());
+        self.room.notify_waiters();
+    }
+}
+
+/// What a version takes of the memory, as far as its size is known.
+fn charge(version: &ObjectInfo) -> u64 {
+    version.size_bytes.map_or(0, Pool::charge)
+}
+
+impl State {
+    fn need(&mut self, timeframe: &Timeframe) {
+        for version in timeframe.registration.plan.versions() {
+            let bytes = charge(&version);
+            let (count, _) = self.needed.entry(version.id).or_insert((0, bytes));
+            *count += 1;
+            if *count == 1 {
+                self.needed_bytes += bytes;
+            }
+        }
+    }
+
+    fn need_no_more(&mut self, timeframe: &Timeframe) {
+        for version in timeframe.registration.plan.versions() {
+            if let Entry::Occupied(mut entry) = self.needed.entry(version.id) {
+                entry.get_mut().0 -= 1;
+                if entry.get().0 == 0 {
+                    let (_, bytes) = entry.remove();
+                    self.needed_bytes -= bytes;
+                }
+            }
+        }
     }
 }

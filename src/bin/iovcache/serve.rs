@@ -65,6 +65,9 @@ pub(crate) struct Arguments {
     /// A group that may attach (may be given several times).
     #[arg(long = "allow-gid", value_name = "GID")]
     allow_gids: Vec<u32>,
+    /// How many timeframes can be in flight; who registers one more waits.
+    #[arg(long, value_name = "N", default_value_t = 4_096)]
+    max_timeframes: usize,
     /// A configuration in TOML; what stands on the command line counts more.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -125,6 +128,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         .memory(memory)
         .creation_limits(limits)
         .tables(config.columns())
+        .max_timeframes(arguments.max_timeframes)
         .build()?;
 
     let flight = arguments.listen.or(config.listen).unwrap_or_else(|| FLIGHT.into());
