@@ -4,10 +4,12 @@ import json
 import mmap
 import socket
 import struct
+import time
 
+import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
-from conftest import right
+from conftest import right, until
 
 DRIFT = "TPC/Calib/VDrift"
 
@@ -158,3 +160,94 @@ def test_unknown_fields_are_refused_by_name(by_hand):
     request = {"columns": {"drift": DRIFT}, "timestamps": [1000], "colour": "red"}
     with pytest.raises(Exception, match=r"IOV-1001.*colour"):
         by_hand.get(request)
+
+
+@pytest.mark.parametrize("encoding", ["dictionary", "plain"])
+def test_an_exchange_answers_each_batch_and_its_end_lets_all_go(by_hand, encoding):
+    template = {"columns": {"drift": DRIFT}, "encoding": encoding, "session": by_hand.session}
+    descriptor = flight.FlightDescriptor.for_command(json.dumps(template))
+    schema = pa.schema([("timestamp", pa.int64())])
+    writer, reader = by_hand.flight.do_exchange(descriptor)
+
+    def pinned():
+        return json.loads(by_hand.act("status", b"{}"))["memory"]["pinned_bytes"]
+
+    before = pinned()
+    with writer:
+        writer.begin(schema)
+        times = {7: [1000, 3000], 8: [7000, None], 9: [8999]}
+        for timeframe, rows in times.items():
+            batch = pa.record_batch([pa.array(rows, pa.int64())], schema=schema)
+            writer.write_with_metadata(batch, json.dumps({"timeframe": timeframe}).encode())
+            chunk = reader.read_chunk()
+            about = json.loads(chunk.app_metadata.to_pybytes())
+            assert about["timeframe"] == timeframe and about["lease"]
+            cells = chunk.data["drift"].to_pylist()
+            expected = [None if at is None else right(DRIFT, at) for at in rows]
+            assert [None if c is None else by_hand.resolve(c) for c in cells] == expected
+        held = pinned()
+        assert held > before
+        writer.write_metadata(json.dumps({"consumed": [7]}).encode())
+        writer.write_metadata(json.dumps({"oldest_possible": 9}).encode())
+        until("the consumed ones to be let go", lambda: pinned() < held)
+        writer.done_writing()
+        with pytest.raises(StopIteration):
+            reader.read_chunk()
+    until("all to be let go", lambda: pinned() == before)
+
+
+def test_a_poll_tells_progress_until_all_is_there(start):
+    service = start(name="poll")
+    client = ByHand(service)
+    # pyarrow has no PollFlightInfo: the call itself, in bytes.
+    import grpc
+
+    channel = grpc.insecure_channel(service.tcp[len("grpc://") :])
+    poll = channel.unary_unary("/arrow.flight.protocol.FlightService/PollFlightInfo")
+    request = {"columns": {"n": "TPC/Calib/Noise"}, "timestamps": [5]}
+    descriptor = flight.FlightDescriptor.for_command(json.dumps(request)).serialize()
+    for _ in range(200):
+        fields = protobuf_fields(poll(descriptor, timeout=30))
+        info = flight.FlightInfo.deserialize(fields[1])
+        progress = struct.unpack("<d", fields[3])[0]
+        assert 0 <= progress <= 1
+        if 2 not in fields:
+            break
+        descriptor = fields[2]
+        time.sleep(0.01)
+    assert progress == 1.0
+    about = json.loads(info.app_metadata)
+    assert about["objects"] == about["objects_loaded"] == 1 and about["bytes"] == 100_000
+    table = client.flight.do_get(info.endpoints[0].ticket).read_all()
+    assert table.num_rows == 1
+    channel.close()
+    client.close()
+
+
+def protobuf_fields(data):
+    """The fields of a message: bytes of those with a length, raw bytes of doubles."""
+    fields, place = {}, 0
+
+    def varint():
+        nonlocal place
+        value = shift = 0
+        while True:
+            byte = data[place]
+            place += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while place < len(data):
+        key = varint()
+        if key & 7 == 1:
+            fields[key >> 3] = data[place : place + 8]
+            place += 8
+        elif key & 7 == 2:
+            length = varint()
+            fields[key >> 3] = data[place : place + length]
+            place += length
+        else:
+            fields[key >> 3] = varint()
+    return fields

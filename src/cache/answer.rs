@@ -31,6 +31,8 @@ pub struct Asker {
     pub ticket: Option<Vec<u8>>,
     /// A lease that was opened for this request before.
     pub lease: Option<LeaseId>,
+    /// The table is held by a stream, which ends its lease itself.
+    pub of_stream: bool,
     /// When the client stops waiting, if that is sooner than the request's own `wait_ms`.
     pub patience: Option<Duration>,
 }
@@ -80,6 +82,14 @@ impl Answer {
     /// What is pinned for it, one pin per distinct object.
     pub fn pins(&self) -> &PinSet {
         &self.pins
+    }
+
+    /// The same as one of many tables of a stream, which share one schema: cells can be null, since
+    /// the timestamps of another can be, and what is of this one alone is not in it.
+    pub(super) fn of_stream(mut self) -> Self {
+        (self.shape.nullable, self.shape.null_timestamps) = (true, true);
+        (self.shape.meta.lease, self.shape.meta.timeframe) = (None, None);
+        self
     }
 
     /// Keeps all of it in shared memory for as long as that lives.
@@ -289,6 +299,7 @@ impl Cache {
         let owner = match &request.session {
             Some(session) => Owner::Session(session.clone()),
             None if reader.is_some() => Owner::Consumer,
+            None if asker.of_stream => Owner::Stream,
             None => Owner::Nobody,
         };
         let terms = Terms { owner, timeframe: reader, ticket: asker.ticket.clone() };

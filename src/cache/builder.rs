@@ -178,6 +178,7 @@ impl CacheBuilder {
             leases,
             limits: self.limits,
             tables: self.tables,
+            polls: Mutex::default(),
             attach_path: OnceLock::new(),
             grown,
             draining: CancellationToken::new(),

@@ -56,6 +56,8 @@ pub(crate) enum Owner {
     Session(String),
     /// A consumer of a timeframe: ends when it has consumed it.
     Consumer,
+    /// An exchange: ends with the stream.
+    Stream,
     /// Somebody who gave no name: ends when its time runs out.
     Nobody,
 }
@@ -175,7 +177,7 @@ impl Leases {
                 entry.leases.insert(lease.clone());
                 None
             }
-            Owner::Consumer => None,
+            Owner::Consumer | Owner::Stream => None,
             Owner::Nobody => Some(self.clock.now().after(self.time_limit)),
         };
         let Terms { owner, timeframe, ticket } = terms;
@@ -219,6 +221,11 @@ impl Leases {
         }
         entry.expires = Some(self.clock.now().after(self.time_limit));
         Ok(Some(self.time_limit))
+    }
+
+    /// Whether it has not ended.
+    pub(crate) fn is_open(&self, lease: &LeaseId) -> bool {
+        self.state().leases.contains_key(lease)
     }
 
     /// The leases that were opened under a ticket.

@@ -21,10 +21,12 @@ mod attach;
 mod builder;
 mod catalog;
 mod error;
+mod exchange;
 mod flight;
 mod lease;
 mod loader;
 mod plan;
+mod progress;
 mod register;
 mod residency;
 mod resident;
@@ -43,7 +45,9 @@ pub use answer::{Answer, Asker, Described};
 pub use attach::PeerPolicy;
 pub use builder::{BuildError, CacheBuilder};
 pub use error::{CacheError, MissingColumn};
+pub use exchange::Exchange;
 pub use lease::LeaseId;
+pub use progress::Progress;
 pub use resident::{Pin, PinSet};
 
 use self::catalog::Catalog;
@@ -82,6 +86,8 @@ struct Inner {
     limits: CreationLimits,
     /// Sets of columns that requests may name.
     tables: BTreeMap<String, Vec<ColumnRequest>>,
+    /// What became of the loading that polls have started.
+    polls: std::sync::Mutex<progress::Polls>,
     attach_path: OnceLock<PathBuf>,
     /// Told of each new segment.
     grown: watch::Sender<()>,

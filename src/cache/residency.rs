@@ -153,6 +153,12 @@ impl Residency {
         Some(pin)
     }
 
+    /// The size of the object, if it is resident. No touch: its popularity stays as it is.
+    pub(crate) fn size_of(&self, id: ObjectId) -> Option<u64> {
+        let resident = self.map.shard(id).get(&id)?.resident.upgrade()?;
+        Some(resident.block().size_bytes())
+    }
+
     /// Room for `size_bytes`, if need be at the cost of candidates.
     ///
     /// # Errors

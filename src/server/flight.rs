@@ -86,9 +86,9 @@ impl FlightService for Service {
 
     async fn poll_flight_info(
         &self,
-        _request: Request<FlightDescriptor>,
+        request: Request<FlightDescriptor>,
     ) -> Result<Response<PollInfo>, Status> {
-        Err(Status::unimplemented("[IOV-1041] no PollFlightInfo yet: use GetFlightInfo and DoGet"))
+        self.poll(request.into_inner()).await
     }
 
     async fn get_schema(
@@ -114,9 +114,9 @@ impl FlightService for Service {
 
     async fn do_exchange(
         &self,
-        _request: Request<Streaming<FlightData>>,
+        request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoExchangeStream>, Status> {
-        Err(Status::unimplemented("[IOV-1042] no DoExchange yet: use DoPut and DoGet"))
+        self.exchange(request).await
     }
 
     async fn do_action(

@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arrow_flight::flight_descriptor::DescriptorType;
 use arrow_flight::{
-    FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, SchemaAsIpc, SchemaResult, Ticket,
+    FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, PollInfo, SchemaAsIpc, SchemaResult,
+    Ticket,
 };
 use arrow_ipc::writer::IpcWriteOptions;
 use arrow_schema::Schema;
@@ -31,7 +32,7 @@ impl Service {
         let patience = patience(&request);
         let ticket = request.into_inner().ticket;
         let (request, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
-        let asker = Asker { ticket: Some(ticket.to_vec()), lease, patience };
+        let asker = Asker { ticket: Some(ticket.to_vec()), lease, patience, ..Asker::default() };
         let answer = self.cache.answer(&request, &asker).await.map_err(|error| status(&error))?;
         // The first batch before the first byte: what cannot be sent is an error of the call.
         match messages(&answer) {
@@ -89,6 +90,49 @@ impl Service {
             .with_total_bytes(-1)
             .with_ordered(true);
         Ok(Response::new(info))
+    }
+
+    /// PollFlightInfo: how far a table is. The first call begins to load it, and opens the lease that
+    /// will keep it; the descriptor for the next call is the ticket.
+    pub(super) async fn poll(
+        &self,
+        descriptor: FlightDescriptor,
+    ) -> Result<Response<PollInfo>, Status> {
+        let command = request_of(&descriptor).map_err(|error| status(&error))?;
+        let (request, known) = ticket::read(&command).map_err(|error| status(&error))?;
+        let described = self.cache.describe(&request).map_err(|error| status(&error))?;
+        let (lease, ticket) = match known {
+            Some(lease) => (lease, command),
+            None => {
+                let (lease, _) = self.cache.open_lease().map_err(|error| status(&error))?;
+                let ticket = ticket::issue(&command, Some(&lease));
+                (lease, ticket.map_err(|error| status(&error))?)
+            }
+        };
+        let progress = match self.cache.poll(&request, &lease).await {
+            Ok(progress) => progress,
+            Err(error) => {
+                self.cache.release(&lease);
+                return Err(status(&error));
+            }
+        };
+        let limit = self.cache.renew(&lease).map_err(|error| status(&error))?;
+        let mut endpoint = FlightEndpoint::new().with_ticket(Ticket::new(ticket.clone()));
+        endpoint.expiration_time = limit.map(expiration);
+        let records = described.rows.and_then(|rows| i64::try_from(rows).ok()).unwrap_or(-1);
+        let info = with_schema(FlightInfo::new(), &described.schema)?
+            .with_descriptor(descriptor)
+            .with_endpoint(endpoint)
+            .with_total_records(records)
+            .with_total_bytes(-1)
+            .with_app_metadata(json!(progress).to_string())
+            .with_ordered(true);
+        Ok(Response::new(PollInfo {
+            info: Some(info),
+            flight_descriptor: (!progress.done).then(|| FlightDescriptor::new_cmd(ticket)),
+            progress: Some(progress.share()),
+            expiration_time: limit.map(expiration),
+        }))
     }
 
     /// ListFlights: the paths below a prefix, and the timeframes in flight.

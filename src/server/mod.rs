@@ -3,6 +3,7 @@
 //! ```text
 //!  TCP ────────┐                        ┌─▶ get      tables
 //!  flight.sock ┴▶ FlightService ────────┼─▶ put      timeframes come
+//!                    │                  ├─▶ exchange the long stream of a consumer
 //!                    │                  └─▶ action   consumed, release, status …
 //!                    └▶ health, reflection
 //!  attach.sock ──▶ Cache::serve_attach
@@ -13,6 +14,7 @@
 
 mod action;
 mod config;
+mod exchange;
 mod flight;
 mod get;
 mod http;

@@ -363,6 +363,30 @@ struct Raw {
     wait_ms: Option<u64>,
 }
 
+const WHEN: &str = "timeframe, timestamps, range";
+
+impl Raw {
+    /// For which times, if that is said.
+    fn when(&self) -> Result<Option<When>, RequestError> {
+        Ok(Some(match (self.timeframe, &self.timestamps, self.range) {
+            (Some(timeframe), None, None) => When::Timeframe(timeframe),
+            (None, Some(timestamps), None) => {
+                When::Timestamps(timestamps.iter().copied().collect())
+            }
+            (None, None, Some(range)) if self.view == View::Intervals => {
+                if range.step.is_some() {
+                    let reason = "it has no step for the view intervals".to_owned();
+                    return Err(RequestError::Field { field: "range", reason });
+                }
+                When::Range(range.interval()?)
+            }
+            (None, None, Some(range)) => When::Timestamps(range.timestamps()?),
+            (None, None, None) => return Ok(None),
+            _ => return Err(RequestError::TooMany { fields: WHEN }),
+        }))
+    }
+}
+
 impl Request {
     /// How long a request may take that does not say.
     pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
@@ -373,27 +397,41 @@ impl Request {
     /// [`RequestError`].
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
         let raw: Raw = parse_json("request", json)?;
+        let when = raw.when()?.ok_or(RequestError::NoneOf { fields: WHEN })?;
+        let request = Self::of(raw, when)?;
+        request.check_view()?;
+        Ok(request)
+    }
+
+    /// From JSON without `timeframe`, `timestamps` and `range`: the request of an exchange, in which
+    /// the timestamps come later. Its tables can have null cells, since timestamps can.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub fn parse_template(json: &[u8]) -> Result<Self, RequestError> {
+        let raw: Raw = parse_json("request", json)?;
+        if raw.when()?.is_some() {
+            let reason = "in an exchange the timestamps come with each batch".to_owned();
+            return Err(RequestError::Field { field: WHEN, reason });
+        }
+        let when = When::Timestamps(Timestamps::new(Vec::new(), None));
+        let request = Self::of(raw, when)?;
+        match request.view {
+            View::Rows | View::Objects => request.check_view()?,
+            View::Intervals | View::Chunks => {
+                let reason = "an exchange has the views rows and objects".to_owned();
+                return Err(RequestError::Field { field: "view", reason });
+            }
+        }
+        Ok(request)
+    }
+
+    fn of(raw: Raw, when: When) -> Result<Self, RequestError> {
         let columns = Columns::of(raw.columns, raw.table)?;
-        let when = match (raw.timeframe, raw.timestamps, raw.range) {
-            (Some(timeframe), None, None) => When::Timeframe(timeframe),
-            (None, Some(timestamps), None) => When::Timestamps(timestamps.into_iter().collect()),
-            (None, None, Some(range)) if raw.view == View::Intervals => {
-                if range.step.is_some() {
-                    let reason = "it has no step for the view intervals".to_owned();
-                    return Err(RequestError::Field { field: "range", reason });
-                }
-                When::Range(range.interval()?)
-            }
-            (None, None, Some(range)) => When::Timestamps(range.timestamps()?),
-            (None, None, None) => {
-                return Err(RequestError::NoneOf { fields: "timeframe, timestamps, range" });
-            }
-            _ => return Err(RequestError::TooMany { fields: "timeframe, timestamps, range" }),
-        };
         if columns == Columns::Registered && !matches!(when, When::Timeframe(_)) {
             return Err(RequestError::NoneOf { fields: "columns, table" });
         }
-        let request = Self {
+        Ok(Self {
             columns,
             when,
             consumer: raw.consumer,
@@ -406,9 +444,7 @@ impl Request {
             limits: CreationLimits { not_before: raw.not_before, not_after: raw.not_after },
             lock: raw.lock,
             wait: raw.wait_ms.map_or(Self::DEFAULT_WAIT, Duration::from_millis),
-        };
-        request.check_view()?;
-        Ok(request)
+        })
     }
 
     fn check_view(&self) -> Result<(), RequestError> {

@@ -1,0 +1,119 @@
+//! The long stream of one consumer: timestamps in, tables out, and all that it holds ends with it.
+//!
+//! ```text
+//!  timestamps of 7 ─▶ answer ─▶ table of 7 ──┐
+//!  timestamps of 8 ─▶ answer ─▶ table of 8 ──┤ leases by timeframe
+//!  consumed [7] ───────────────▶ let go ◀────┘
+//!  end of the stream, however it comes ─▶ all let go
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::Cache;
+use super::answer::{Answer, Asker};
+use super::error::CacheError;
+use super::lease::LeaseId;
+use crate::index::Timestamps;
+use crate::table::{Request, When};
+
+/// What one stream holds. Dropped, all of it is let go.
+#[derive(Debug)]
+pub struct Exchange {
+    cache: Cache,
+    /// The request, but for its timestamps.
+    template: Request,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By timeframe; one that was asked for twice has two.
+    held: BTreeMap<u64, Vec<LeaseId>>,
+    /// All below are done. Never goes back.
+    oldest: u64,
+}
+
+impl Exchange {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The request that each table is made for, but for its timestamps.
+    pub fn template(&self) -> &Request {
+        &self.template
+    }
+
+    /// The table of a timeframe, held until it is consumed.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn answer(
+        &self,
+        timeframe: u64,
+        timestamps: Timestamps,
+    ) -> Result<Answer, CacheError> {
+        let when = When::Timestamps(timestamps);
+        let request = Request { when, ..self.template.clone() };
+        let asker = Asker { of_stream: true, ..Asker::default() };
+        let answer = self.cache.answer(&request, &asker).await?;
+        let mut state = self.state();
+        if timeframe < state.oldest {
+            // Done before it came: its table is sent, and not held.
+            drop(state);
+            self.cache.release(answer.lease());
+        } else {
+            state.held.entry(timeframe).or_default().push(answer.lease().clone());
+        }
+        Ok(answer.of_stream())
+    }
+
+    /// The consumer is done with these.
+    pub fn consumed(&self, timeframes: &[u64]) {
+        let done: Vec<LeaseId> = {
+            let mut state = self.state();
+            timeframes.iter().filter_map(|id| state.held.remove(id)).flatten().collect()
+        };
+        self.end(&done);
+    }
+
+    /// The consumer is done with all below.
+    pub fn oldest_possible(&self, oldest: u64) {
+        let done: Vec<LeaseId> = {
+            let mut state = self.state();
+            state.oldest = state.oldest.max(oldest);
+            let kept = state.held.split_off(&oldest);
+            std::mem::replace(&mut state.held, kept).into_values().flatten().collect()
+        };
+        self.end(&done);
+    }
+
+    fn end(&self, leases: &[LeaseId]) {
+        for lease in leases {
+            self.cache.release(lease);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let held = std::mem::take(&mut self.state().held);
+        let held: Vec<LeaseId> = held.into_values().flatten().collect();
+        self.end(&held);
+    }
+}
+
+impl Cache {
+    /// Opens the stream of a consumer that asks for the same columns again and again.
+    ///
+    /// # Errors
+    /// [`CacheError`] if the request itself is wrong.
+    pub fn exchange(&self, template: Request) -> Result<Exchange, CacheError> {
+        self.check_open()?;
+        if let Some(session) = &template.session {
+            self.check_session(session)?;
+        }
+        self.columns(&template.columns, None)?;
+        Ok(Exchange { cache: self.clone(), template, state: Mutex::default() })
+    }
+}

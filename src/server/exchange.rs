@@ -1,0 +1,206 @@
+//! DoExchange: the long stream of a consumer.
+//!
+//! ```text
+//!  client ─▶ reader ─┬─ control message ─▶ let go, at once
+//!                    └─ batch ─▶ queue ─▶ answers, in order ─▶ client
+//! ```
+//!
+//! Control messages pass what is queued: the memory that a queued table waits for may be what they
+//! let go.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_flight::FlightData;
+use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
+use arrow_flight::error::FlightError;
+use arrow_ipc::{MessageHeader, root_as_message};
+use futures::channel::mpsc as feed;
+use futures::{FutureExt as _, StreamExt as _};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::flight::{Answers, Service};
+use super::get::FlightMessage;
+use super::status::status;
+use crate::cache::Exchange;
+use crate::table::{MessageWriter, RequestError, timestamps_from_batches};
+
+/// So many tables can wait for their turn.
+const MAX_QUEUED: usize = 4_096;
+/// So many messages of answers wait to be sent.
+const MAX_UNSENT: usize = 16;
+
+fn malformed(reason: impl Into<String>) -> Status {
+    status(&RequestError::Malformed { what: "message of an exchange", reason: reason.into() })
+}
+
+/// What stands in `app_metadata`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Control {
+    timeframe: Option<u64>,
+    consumed: Option<Vec<u64>>,
+    oldest_possible: Option<u64>,
+}
+
+/// One timeframe that is asked for.
+struct Asked {
+    timeframe: u64,
+    batch: RecordBatch,
+}
+
+impl Service {
+    pub(super) async fn exchange(
+        &self,
+        request: Request<Streaming<FlightData>>,
+    ) -> Result<Response<Answers<FlightData>>, Status> {
+        let mut stream = request.into_inner();
+        let first = stream.message().await?.ok_or_else(|| malformed("no message came"))?;
+        let descriptor = first
+            .flight_descriptor
+            .as_ref()
+            .ok_or_else(|| malformed("the first message has no descriptor with a request"))?;
+        let template = crate::table::Request::parse_template(&descriptor.cmd)
+            .map_err(|error| status(&error))?;
+        let exchange = self.cache.exchange(template).map_err(|error| status(&error))?;
+        let exchange = Arc::new(exchange);
+        let (queue, asked) = mpsc::channel(MAX_QUEUED);
+        let (out, answers) = mpsc::channel(MAX_UNSENT);
+        let reader = Reader { stream, exchange: Arc::clone(&exchange), queue };
+        tokio::spawn(async move {
+            let read = reader.read(first);
+            let answered = answer_all(&exchange, asked, &out);
+            // Both to their ends, or the first failure; or the client is gone.
+            let done = async { tokio::try_join!(read, answered).map(|_| ()) };
+            tokio::select! {
+                done = done => {
+                    if let Err(failure) = done {
+                        let _ = out.send(Err(failure)).await;
+                    }
+                }
+                () = out.closed() => {}
+            }
+            // All that the stream held goes before its end is seen.
+            drop(exchange);
+        });
+        let answers = tokio_stream::wrappers::ReceiverStream::new(answers);
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+/// Takes the client's messages apart.
+struct Reader {
+    stream: Streaming<FlightData>,
+    exchange: Arc<Exchange>,
+    queue: mpsc::Sender<Asked>,
+}
+
+impl Reader {
+    async fn read(mut self, first: FlightData) -> Result<(), Status> {
+        let (feed, fed) = feed::unbounded::<Result<FlightData, FlightError>>();
+        let mut decoder = FlightDataDecoder::new(fed);
+        let mut next = Some(first);
+        while let Some(message) = next {
+            self.take(message, &feed, &mut decoder).await?;
+            next = self.stream.message().await?;
+        }
+        Ok(())
+    }
+
+    async fn take(
+        &self,
+        message: FlightData,
+        feed: &feed::UnboundedSender<Result<FlightData, FlightError>>,
+        decoder: &mut FlightDataDecoder,
+    ) -> Result<(), Status> {
+        let control = match &message.app_metadata[..] {
+            [] => Control::default(),
+            json => serde_json::from_slice(json).map_err(|error| malformed(error.to_string()))?,
+        };
+        if let Some(done) = &control.consumed {
+            self.exchange.consumed(done);
+        }
+        if let Some(oldest) = control.oldest_possible {
+            self.exchange.oldest_possible(oldest);
+        }
+        // pyarrow's first message may have a descriptor alone, and so has a control message none.
+        if message.data_header.is_empty() {
+            return Ok(());
+        }
+        let header = root_as_message(&message.data_header)
+            .map_err(|error| malformed(error.to_string()))?
+            .header_type();
+        let _ = feed.unbounded_send(Ok(message));
+        match header {
+            MessageHeader::Schema | MessageHeader::RecordBatch => {}
+            // A dictionary is taken in with the batch that follows it.
+            _ => return Ok(()),
+        }
+        let decoded = AssertUnwindSafe(decoder.next()).catch_unwind().await;
+        let decoded = match decoded {
+            Ok(Some(Ok(decoded))) => decoded,
+            Ok(Some(Err(error))) => return Err(malformed(error.to_string())),
+            Ok(None) | Err(_) => return Err(malformed("its Arrow data contradict themselves")),
+        };
+        let DecodedPayload::RecordBatch(batch) = decoded.payload else { return Ok(()) };
+        let timeframe = control
+            .timeframe
+            .ok_or_else(|| malformed("a batch needs app_metadata {\"timeframe\": id}"))?;
+        self.queue.try_send(Asked { timeframe, batch }).map_err(|_| {
+            Status::resource_exhausted(format!(
+                "[IOV-1060] more than {MAX_QUEUED} timeframes are asked for and not answered"
+            ))
+        })
+    }
+}
+
+/// Answers what is asked for, in order.
+async fn answer_all(
+    exchange: &Exchange,
+    mut asked: mpsc::Receiver<Asked>,
+    out: &mpsc::Sender<Result<FlightData, Status>>,
+) -> Result<(), Status> {
+    let mut writer: Option<MessageWriter> = None;
+    while let Some(Asked { timeframe, batch }) = asked.recv().await {
+        let timestamps = timestamps_from_batches(&[batch]).map_err(|error| status(&error))?;
+        let answered = exchange.answer(timeframe, timestamps).await;
+        let answer = answered.map_err(|error| status(&error))?;
+        let about = json!({
+            "timeframe": timeframe,
+            "lease": answer.lease().as_str(),
+            "rows": answer.rows(),
+        });
+        let about = about.to_string();
+        for batch in answer.batches() {
+            let batch = batch.map_err(|error| status(&error))?;
+            if writer.is_none() {
+                let (begun, first) = MessageWriter::begin(&batch.schema());
+                send(out, FlightMessage::from(first).0).await?;
+                writer = Some(begun);
+            }
+            let Some(writer) = &mut writer else { continue };
+            let messages = writer.write(&batch).map_err(|error| status(&error))?;
+            let last = messages.len();
+            for (place, message) in messages.into_iter().enumerate() {
+                let mut message = FlightMessage::from(message).0;
+                // The batch itself comes last, after its dictionaries.
+                if place + 1 == last {
+                    message.app_metadata = about.clone().into();
+                }
+                send(out, message).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn send(
+    out: &mpsc::Sender<Result<FlightData, Status>>,
+    message: FlightData,
+) -> Result<(), Status> {
+    out.send(Ok(message)).await.map_err(|_| Status::cancelled("the client is gone"))
+}
