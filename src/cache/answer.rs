@@ -20,8 +20,8 @@ use crate::index::{Timeline, Timestamps};
 use crate::interval::ValidityInterval;
 use crate::object::{CreationLimits, ObjectInfo};
 use crate::table::{
-    Batches, ColumnRequest, Columns, Content, EncodeError, LockEntry, Meta, Missing, Request,
-    RequestError, Shape, View, When,
+    Batches, ColumnRequest, Columns, Content, EncodeError, LockEntry, Message, MessageWriter, Meta,
+    Missing, Request, RequestError, Shape, View, When,
 };
 
 /// Who asks, beyond what stands in the request itself.
@@ -48,6 +48,8 @@ pub struct Answer {
     lease: LeaseId,
     rows: u64,
     pins: Arc<PinSet>,
+    /// The timeframe's own table, whose encoded batches are kept.
+    assembled: Option<Arc<Assembled>>,
 }
 
 impl Answer {
@@ -64,6 +66,42 @@ impl Answer {
     /// How many timestamps, or effective spans, it answers.
     pub fn rows(&self) -> u64 {
         self.rows
+    }
+
+    /// The table as IPC messages, the schema first: made as they are asked for, but for the first
+    /// batch, so that what cannot be sent is said at once.
+    ///
+    /// # Errors
+    /// [`EncodeError`].
+    pub fn messages(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<Message, EncodeError>> + Send + 'static, EncodeError>
+    {
+        let mut batches = self.batches();
+        let (mut writer, schema) = MessageWriter::begin(&batches.schema());
+        let kept = match &self.assembled {
+            Some(assembled) => assembled.encoded(&self.shape, &self.content)?,
+            None => None,
+        };
+        let (first, batches) = match kept {
+            Some(messages) => (messages.to_vec(), None),
+            None => match batches.next() {
+                Some(batch) => (writer.write(&batch?)?, Some(batches)),
+                None => (Vec::new(), None),
+            },
+        };
+        let rest = batches.into_iter().flatten().flat_map(move |batch| {
+            match batch.and_then(|batch| writer.write(&batch)) {
+                Ok(messages) => messages.into_iter().map(Ok).collect(),
+                Err(error) => vec![Err(error)],
+            }
+        });
+        let pins = self.hold();
+        let all = [schema].into_iter().chain(first).map(Ok).chain(rest);
+        // What the messages name stays pinned until the last of them is taken.
+        Ok(all.inspect(move |_| {
+            let _pins = &pins;
+        }))
     }
 
     /// The table's batches, made one after the other; at least one, if only an empty one.
@@ -235,6 +273,7 @@ impl Cache {
         let columns = self.columns(&request.columns, registered)?;
         // Before anything is loaded: what cannot be sent need not be.
         self.shape(request, &subject, &columns, None)?;
+        let mut kept = None;
         let (content, pins, rows) = match &subject {
             Subject::Range(range) => {
                 let known = self.known_over(request, &columns, *range, deadline).await?;
@@ -252,7 +291,10 @@ impl Cache {
                 rows_of(&plan, &plan.assemble(got))
             }
             Subject::Timeframe(timeframe) => {
-                self.rows_of_timeframe(request, &columns, timeframe, deadline).await?
+                let rows = self.rows_of_timeframe(request, &columns, timeframe, deadline);
+                let (content, pins, rows, assembled) = rows.await?;
+                kept = assembled;
+                (content, pins, rows)
             }
         };
         let lease = self.lease_for(request, asker, reader.clone(), &pins)?;
@@ -262,7 +304,7 @@ impl Cache {
             timeframe.set_delivered(consumer);
         }
         let shape = self.shape(request, &subject, &columns, Some(&lease))?;
-        Ok(Answer { shape, content, lease, rows, pins })
+        Ok(Answer { shape, content, lease, rows, pins, assembled: kept })
     }
 
     /// The timeframe and the consumer that reads it, if anybody can be said to.
@@ -313,7 +355,7 @@ impl Cache {
         columns: &[ColumnRequest],
         timeframe: &Arc<Timeframe>,
         deadline: Instant,
-    ) -> Result<(Content, Arc<PinSet>, u64), CacheError> {
+    ) -> Result<(Content, Arc<PinSet>, u64, Option<Arc<Assembled>>), CacheError> {
         let plan = &timeframe.registration.plan;
         let as_registered = columns == timeframe.registration.columns
             && request.limits == CreationLimits::default()
@@ -321,14 +363,16 @@ impl Cache {
         if as_registered {
             check_missing(plan, request)?;
             let assembled = self.assembled(timeframe, deadline).await?;
-            return Ok(rows_of(plan, &assembled));
+            let (content, pins, rows) = rows_of(plan, &assembled);
+            return Ok((content, pins, rows, Some(assembled)));
         }
         let timestamps = plan.timestamps();
         let known = self.known_at(request, columns, timestamps, Some(timeframe), deadline).await?;
         let plan = Plan::new(Arc::clone(timestamps), known);
         check_missing(&plan, request)?;
         let got = self.0.loader.pin_all(&plan.versions(), deadline).await?;
-        Ok(rows_of(&plan, &plan.assemble(got)))
+        let (content, pins, rows) = rows_of(&plan, &plan.assemble(got));
+        Ok((content, pins, rows, None))
     }
 
     /// The objects of a timeframe: waits for who loads them, and tries itself meanwhile.

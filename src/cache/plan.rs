@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::catalog::Known;
 use super::error::MissingColumn;
@@ -20,7 +20,13 @@ use super::resident::PinSet;
 use crate::index::{Slot, State, Timestamps, join};
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, ObjectInfo};
-use crate::table::{CacheState, Cell, CellRun, Column, ColumnRequest, IntervalColumn, IntervalRow};
+use crate::table::{
+    CacheState, Cell, CellKind, CellRun, Column, ColumnRequest, Content, EncodeError, Encoding,
+    IntervalColumn, IntervalRow, Message, MessageWriter, Shape, View,
+};
+
+/// Encoded batches that are larger than this are made anew each time.
+const MAX_ENCODED_BYTES: usize = 1 << 20;
 
 /// The versions of one column, each once.
 #[derive(Debug, Default)]
@@ -128,7 +134,7 @@ impl Plan {
                 cells: cells(&column.versions, &got, column.known.stale),
             })
             .collect();
-        Assembled { columns: Arc::new(columns), pins: pins(got) }
+        Assembled { columns: Arc::new(columns), pins: pins(got), encoded: Mutex::default() }
     }
 }
 
@@ -186,9 +192,55 @@ fn pins(got: HashMap<ObjectId, Got>) -> Arc<PinSet> {
 pub(crate) struct Assembled {
     pub(crate) columns: Arc<Vec<Column>>,
     pub(crate) pins: Arc<PinSet>,
+    /// The batches as they cross the wire, in the forms in which they were asked for.
+    encoded: Mutex<Vec<(Form, Arc<Vec<Message>>)>>,
 }
 
+/// What decides how batches are encoded, beside what they hold.
+type Form = (Encoding, CellKind, bool, bool);
+
 impl Assembled {
+    /// The batches in the form of `shape`, if it is one that is kept: every consumer of a timeframe
+    /// asks for the same.
+    ///
+    /// # Errors
+    /// [`EncodeError`].
+    pub(crate) fn encoded(
+        &self,
+        shape: &Shape,
+        content: &Content,
+    ) -> Result<Option<Arc<Vec<Message>>>, EncodeError> {
+        let form = (shape.encoding, shape.cell, shape.timestamps_column, shape.nullable);
+        // Run-end encoded they are small, however many rows there are.
+        let kept = shape.view == View::Rows
+            && shape.encoding == Encoding::RunEnd
+            && shape.cell != CellKind::Payload
+            && !shape.timestamps_column;
+        if !kept {
+            return Ok(None);
+        }
+        let known = {
+            let encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
+            encoded.iter().find(|(known, _)| *known == form).map(|(_, kept)| Arc::clone(kept))
+        };
+        if known.is_some() {
+            return Ok(known);
+        }
+        let batches = content.batches(shape);
+        let (mut writer, _) = MessageWriter::begin(&batches.schema());
+        let mut messages = Vec::new();
+        for batch in batches {
+            messages.extend(writer.write(&batch?)?);
+        }
+        let messages = Arc::new(messages);
+        let bytes: usize = messages.iter().map(|one| one.header.len() + one.body.len()).sum();
+        if bytes <= MAX_ENCODED_BYTES {
+            let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
+            encoded.push((form, Arc::clone(&messages)));
+        }
+        Ok(Some(messages))
+    }
+
     /// The bytes of memory that its objects take.
     pub(crate) fn charged_bytes(&self) -> u64 {
         self.pins.pins().iter().map(super::resident::Pin::charged_bytes).sum()

@@ -314,13 +314,13 @@ impl Client {
         let path = vec!["timeframe".to_owned(), timeframe.to_string()];
         let first = FlightData {
             flight_descriptor: Some(FlightDescriptor::new_path(path)),
-            data_header: schema.header.into(),
+            data_header: schema.header,
             app_metadata: Register::to_json(columns, consumers).into(),
             ..FlightData::default()
         };
         let rest = batch.into_iter().map(|message| FlightData {
-            data_header: message.header.into(),
-            data_body: message.body.into(),
+            data_header: message.header,
+            data_body: message.body,
             ..FlightData::default()
         });
         let messages: Vec<FlightData> = [first].into_iter().chain(rest).collect();

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::flight::{Answers, Service};
-use super::get::FlightMessage;
+use super::get::flight_data;
 use super::status::status;
 use crate::cache::Exchange;
 use crate::table::{MessageWriter, RequestError, timestamps_from_batches};
@@ -179,14 +179,14 @@ async fn answer_all(
             let batch = batch.map_err(|error| status(&error))?;
             if writer.is_none() {
                 let (begun, first) = MessageWriter::begin(&batch.schema());
-                send(out, FlightMessage::from(first).0).await?;
+                send(out, flight_data(first)).await?;
                 writer = Some(begun);
             }
             let Some(writer) = &mut writer else { continue };
             let messages = writer.write(&batch).map_err(|error| status(&error))?;
             let last = messages.len();
             for (place, message) in messages.into_iter().enumerate() {
-                let mut message = FlightMessage::from(message).0;
+                let mut message = flight_data(message);
                 // The batch itself comes last, after its dictionaries.
                 if place + 1 == last {
                     message.app_metadata = about.clone().into();

@@ -10,15 +10,14 @@ use arrow_flight::{
 use arrow_ipc::writer::IpcWriteOptions;
 use arrow_schema::Schema;
 use futures::stream;
-use prost::bytes::Bytes;
 use serde_json::json;
 use tonic::{Response, Status};
 
 use super::flight::{Answers, Service, all, patience};
 use super::status::status;
 use super::ticket;
-use crate::cache::{Answer, Asker};
-use crate::table::{EncodeError, Message, MessageWriter, Request, RequestError, View};
+use crate::cache::Asker;
+use crate::table::{EncodeError, Message, Request, RequestError, View};
 
 /// Where timeframes stand among the flights.
 pub(super) const TIMEFRAME: &str = "timeframe";
@@ -34,9 +33,14 @@ impl Service {
         let (request, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
         let asker = Asker { ticket: Some(ticket.to_vec()), lease, patience, ..Asker::default() };
         let answer = self.cache.answer(&request, &asker).await.map_err(|error| status(&error))?;
-        // The first batch before the first byte: what cannot be sent is an error of the call.
-        match messages(&answer) {
-            Ok(messages) => Ok(Response::new(Box::pin(stream::iter(messages)))),
+        match answer.messages() {
+            Ok(messages) => {
+                let sent = messages.map(|message| match message {
+                    Ok(message) => Ok(flight_data(message)),
+                    Err(error) => Err(status(&error)),
+                });
+                Ok(Response::new(Box::pin(stream::iter(sent))))
+            }
             Err(error) => {
                 self.cache.release(answer.lease());
                 Err(status(&error))
@@ -217,41 +221,8 @@ pub(super) fn timeframe_id(text: &str) -> Result<u64, RequestError> {
     })
 }
 
-impl From<Message> for FlightMessage {
-    fn from(message: Message) -> Self {
-        Self(FlightData {
-            data_header: Bytes::from(message.header),
-            data_body: Bytes::from(message.body),
-            ..FlightData::default()
-        })
-    }
-}
-
-/// A FlightData made of an IPC message.
-pub(super) struct FlightMessage(pub(super) FlightData);
-
-/// The messages of a table, made as they are asked for. The answer goes with them: what they name
-/// stays pinned until the last of them is sent.
-fn messages(
-    answer: &Answer,
-) -> Result<impl Iterator<Item = Result<FlightData, Status>> + Send + 'static, EncodeError> {
-    let mut batches = answer.batches();
-    let (mut writer, schema) = MessageWriter::begin(&batches.schema());
-    let first = match batches.next() {
-        Some(batch) => writer.write(&batch?)?,
-        None => Vec::new(),
-    };
-    let pins = answer.hold();
-    let first = [schema].into_iter().chain(first).map(Ok);
-    let rest = batches.flat_map(move |batch| {
-        let _pins = &pins;
-        match batch.and_then(|batch| writer.write(&batch)) {
-            Ok(messages) => messages.into_iter().map(Ok).collect(),
-            Err(error) => vec![Err(error)],
-        }
-    });
-    Ok(first.chain(rest).map(|message| match message {
-        Ok(message) => Ok(FlightMessage::from(message).0),
-        Err(error) => Err(status(&error)),
-    }))
+/// An IPC message as Flight sends it.
+pub(super) fn flight_data(message: Message) -> FlightData {
+    let Message { header, body } = message;
+    FlightData { data_header: header, data_body: body, ..FlightData::default() }
 }

@@ -10,6 +10,7 @@ use arrow_ipc::writer::{
     IpcWriteOptions,
 };
 use arrow_schema::Schema;
+use bytes::Bytes;
 
 use super::encode::EncodeError;
 
@@ -17,14 +18,14 @@ use super::encode::EncodeError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     /// The flatbuffer (`data_header` of FlightData).
-    pub header: Vec<u8>,
+    pub header: Bytes,
     /// The buffers (`data_body` of FlightData).
-    pub body: Vec<u8>,
+    pub body: Bytes,
 }
 
 impl From<EncodedData> for Message {
     fn from(data: EncodedData) -> Self {
-        Self { header: data.ipc_message, body: data.arrow_data }
+        Self { header: data.ipc_message.into(), body: data.arrow_data.into() }
     }
 }
 
