@@ -20,6 +20,8 @@ mod lock;
 mod request;
 mod shape;
 mod status;
+#[cfg(test)]
+mod tests;
 mod times;
 
 pub use action::{

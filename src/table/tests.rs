@@ -1,0 +1,390 @@
+//! Tables there and back: what is encoded is what is decoded, in every form.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::Int64Type;
+use arrow_ipc::reader::StreamReader;
+use arrow_schema::{DataType, SchemaRef};
+use proptest::prelude::*;
+
+use super::*;
+use crate::index::Timestamps;
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath};
+use crate::shm::MetaHeader;
+
+const ENCODINGS: [Encoding; 3] = [Encoding::Dictionary, Encoding::RunEnd, Encoding::Plain];
+const CELLS: [CellKind; 4] = [CellKind::Binary, CellKind::Struct, CellKind::O2, CellKind::Payload];
+
+fn interval(from: i64, until: i64) -> ValidityInterval {
+    let [from, until] = [from, until].map(Timestamp::from_millis);
+    ValidityInterval::new(from, until).unwrap()
+}
+
+fn cell(n: u8, bytes: Vec<u8>) -> Cell {
+    let at = 4096 + i64::from(n) * 1024 + 48;
+    Cell {
+        header: MetaHeader::managed(u16::from(n % 3), at, bytes.len() as u64, 1000 + u64::from(n)),
+        version: Arc::new(ObjectInfo {
+            path: ObjectPath::new("A/B").unwrap(),
+            id: ObjectId::from_bytes([n; 16]),
+            validity: interval(i64::from(n), 1000),
+            created: Timestamp::from_millis(i64::from(n) + 5),
+            size_bytes: Some(bytes.len() as u64),
+            md5: None,
+            metadata: BTreeMap::from([("n".to_owned(), n.to_string())]),
+        }),
+        cache: if n.is_multiple_of(2) { CacheState::Hit } else { CacheState::Loaded },
+        payload: Arc::new(bytes),
+    }
+}
+
+/// A column whose rows are served by these cells.
+fn column(name: &str, rows: &[Option<u32>], cells: u8) -> Column {
+    let mut runs: Vec<CellRun> = Vec::new();
+    for (row, &cell) in rows.iter().enumerate() {
+        let end = row as i32 + 1;
+        match runs.last_mut() {
+            Some(last) if last.cell == cell => last.end = end,
+            _ => runs.push(CellRun { end, cell }),
+        }
+    }
+    let bytes = |n: u8| vec![n; usize::from(n) * 7];
+    let cells = (0..cells).map(|n| cell(n, bytes(n))).collect();
+    Column { name: name.to_owned(), path: ObjectPath::new("A/B").unwrap(), runs, cells }
+}
+
+fn shape(encoding: Encoding, cell: CellKind, view: View, nullable: bool, names: &[&str]) -> Shape {
+    Shape {
+        view,
+        encoding,
+        cell,
+        timestamps_column: false,
+        null_timestamps: nullable,
+        nullable,
+        columns: names
+            .iter()
+            .map(|name| ((*name).to_owned(), ObjectPath::new("A/B").unwrap()))
+            .collect(),
+        meta: Meta {
+            epoch: "0123456789abcdef".to_owned(),
+            attach: Some("/run/iovcache/attach.sock".to_owned()),
+            timeframe: Some(42),
+            lease: Some("lease".to_owned()),
+        },
+    }
+}
+
+fn content(columns: Vec<Column>, rows: usize) -> Content {
+    let timestamps = Timestamps::new((0..rows as i64).collect::<Vec<_>>(), None);
+    Content::Rows { columns: Arc::new(columns), timestamps: Arc::new(timestamps) }
+}
+
+/// An IPC stream, its messages framed as in a file: marker, length, padding.
+fn stream(content: &Content, shape: &Shape) -> (Vec<u8>, Vec<Message>) {
+    let batches = content.batches(shape);
+    let (mut writer, first) = MessageWriter::begin(&batches.schema());
+    let mut messages = vec![first];
+    for batch in batches {
+        messages.extend(writer.write(&batch.unwrap()).unwrap());
+    }
+    let mut bytes = Vec::new();
+    for message in &messages {
+        let length = (message.header.len() + 8).next_multiple_of(8) - 8;
+        bytes.extend_from_slice(&[0xFF; 4]);
+        bytes.extend_from_slice(&(length as u32).to_le_bytes());
+        bytes.extend_from_slice(&message.header);
+        bytes.resize(bytes.len() + length - message.header.len(), 0);
+        bytes.extend_from_slice(&message.body);
+    }
+    bytes.extend_from_slice(&[0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0]);
+    (bytes, messages)
+}
+
+fn read(bytes: &[u8]) -> (SchemaRef, Vec<RecordBatch>) {
+    let reader = StreamReader::try_new(bytes, None).unwrap();
+    (reader.schema(), reader.map(Result::unwrap).collect())
+}
+
+/// What stands in a row, whatever the form of the column.
+fn rows_of(batches: &[RecordBatch], place: usize) -> Vec<CellValue> {
+    let mut rows = Vec::new();
+    for batch in batches {
+        let mut start = 0;
+        for (end, cell) in column_runs(batch.column(place)).unwrap() {
+            rows.extend(std::iter::repeat_n(cell, end - start));
+            start = end;
+        }
+    }
+    rows
+}
+
+fn expected(column: &Column, rows: &[Option<u32>], kind: CellKind) -> Vec<CellValue> {
+    let value = |place: &Option<u32>| match place {
+        None => CellValue::Null,
+        Some(place) => {
+            let cell = &column.cells[*place as usize];
+            match kind {
+                CellKind::Payload => CellValue::Payload(cell.bytes().into()),
+                _ => CellValue::Header(cell.header),
+            }
+        }
+    };
+    rows.iter().map(value).collect()
+}
+
+/// Nothing but what can be null may be.
+fn check_nullability(schema: &SchemaRef, nullable: bool) {
+    fn children(data_type: &DataType) {
+        match data_type {
+            DataType::Struct(fields) => assert!(fields.iter().all(|field| !field.is_nullable())),
+            DataType::FixedSizeList(item, _) => assert!(!item.is_nullable()),
+            DataType::Dictionary(_, values) => children(values),
+            DataType::RunEndEncoded(ends, values) => {
+                assert!(!ends.is_nullable());
+                children(values.data_type());
+            }
+            _ => {}
+        }
+    }
+    for field in schema.fields() {
+        assert_eq!(field.is_nullable(), nullable);
+        if let DataType::RunEndEncoded(_, values) = field.data_type() {
+            assert_eq!(values.is_nullable(), nullable);
+        }
+        children(field.data_type());
+    }
+}
+
+fn any_rows() -> impl Strategy<Value = Vec<Option<u32>>> {
+    let run = (proptest::option::weighted(0.8, 0..6_u32), 1..40_usize);
+    proptest::collection::vec(run, 0..20).prop_map(|runs| {
+        runs.into_iter().flat_map(|(cell, rows)| std::iter::repeat_n(cell, rows)).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn what_is_encoded_is_what_is_decoded_in_every_form(
+        one in any_rows(),
+        seed in any_rows(),
+    ) {
+        // Both columns have as many rows.
+        let two: Vec<_> = (0..one.len())
+            .map(|row| seed.get(row % seed.len().max(1)).copied().flatten())
+            .collect();
+        let columns = vec![column("one", &one, 6), column("two", &two, 6)];
+        let nullable = one.iter().chain(&two).any(Option::is_none);
+        let content = content(columns.clone(), one.len());
+        for encoding in ENCODINGS {
+            for kind in CELLS {
+                let shape = shape(encoding, kind, View::Rows, nullable, &["one", "two"]);
+                let (bytes, _) = stream(&content, &shape);
+                let (schema, batches) = read(&bytes);
+                prop_assert_eq!(&schema, &shape.schema());
+                check_nullability(&schema, nullable);
+                prop_assert!(!batches.is_empty());
+                let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+                prop_assert_eq!(rows, one.len());
+                if kind == CellKind::O2 {
+                    continue;
+                }
+                for (place, rows) in [&one, &two].into_iter().enumerate() {
+                    let expected = expected(&columns[place], rows, kind);
+                    prop_assert_eq!(rows_of(&batches, place), expected);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_cell_of_o2_is_handle_segment_and_size() {
+    let rows = [Some(1), None, Some(4)];
+    let columns = vec![column("one", &rows, 6)];
+    let shape = shape(Encoding::Plain, CellKind::O2, View::Rows, true, &["one"]);
+    let (_, batches) = read(&stream(&content(columns.clone(), 3), &shape).0);
+    let cells = batches[0].column(0).as_fixed_size_list();
+    for (row, place) in rows.iter().enumerate() {
+        let Some(place) = place else {
+            assert!(arrow_array::Array::is_null(cells, row));
+            continue;
+        };
+        let header = columns[0].cells[*place as usize].header;
+        let values = cells.value(row);
+        let values = values.as_primitive::<Int64Type>().values();
+        assert_eq!(values[..], [header.handle, header.segment_id.into(), header.size as i64]);
+    }
+}
+
+#[test]
+fn metadata_say_what_a_column_is_and_where_to_attach() {
+    for (kind, extension) in CELLS.into_iter().zip([true, true, false, false]) {
+        let shape = shape(Encoding::RunEnd, kind, View::Rows, false, &["one"]);
+        let schema = shape.schema();
+        assert_eq!(schema.field(0).metadata()["url"], "A/B");
+        let name = schema.field(0).metadata().get("ARROW:extension:name");
+        assert_eq!(name.map(String::as_str), extension.then_some("iovcache.metaheader"));
+        for (key, value) in [
+            ("iovcache.epoch", "0123456789abcdef"),
+            ("iovcache.attach", "/run/iovcache/attach.sock"),
+            ("iovcache.timeframe", "42"),
+            ("iovcache.lease", "lease"),
+        ] {
+            assert_eq!(schema.metadata()[key], value);
+        }
+    }
+}
+
+#[test]
+fn a_million_rows_stay_below_two_mebibytes_a_message_and_runs_are_not_expanded() {
+    const ROWS: usize = 1_000_000;
+    let rows: Vec<_> = (0..ROWS).map(|row| Some((row / 200_000) as u32)).collect();
+    let columns: Vec<_> = ["a", "b", "c"].iter().map(|name| column(name, &rows, 5)).collect();
+    let content = content(columns, ROWS);
+    for encoding in ENCODINGS {
+        let shape = shape(encoding, CellKind::Binary, View::Rows, false, &["a", "b", "c"]);
+        let (bytes, messages) = stream(&content, &shape);
+        for message in &messages {
+            assert!(message.header.len() + message.body.len() < 2 << 20, "{encoding:?}");
+        }
+        let total: usize = messages.iter().map(|one| one.header.len() + one.body.len()).sum();
+        match encoding {
+            Encoding::RunEnd => assert!(messages.len() == 2 && total < 10_000, "{total}"),
+            // Four bytes per row and column, and each dictionary once.
+            Encoding::Dictionary => assert!(total < ROWS * 3 * 4 + 100_000, "{total}"),
+            Encoding::Plain => assert!(total >= ROWS * 3 * 40),
+        }
+        let (_, batches) = read(&bytes);
+        assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), ROWS);
+        assert_eq!(rows_of(&batches, 2)[ROWS - 1], rows_of(&batches, 2)[ROWS - 200_000]);
+    }
+}
+
+#[test]
+fn many_runs_are_split_between_them() {
+    let rows: Vec<_> = (0..200_000).map(|row| Some(row % 2)).collect();
+    let content = content(vec![column("a", &rows, 2)], rows.len());
+    let shape = shape(Encoding::RunEnd, CellKind::Binary, View::Rows, false, &["a"]);
+    let (bytes, messages) = stream(&content, &shape);
+    assert!(messages.len() > 3);
+    assert!(messages.iter().all(|one| one.header.len() + one.body.len() < 2 << 20));
+    let (_, batches) = read(&bytes);
+    let headers = rows_of(&batches, 0);
+    assert!(headers.iter().step_by(2).all(|one| *one == headers[0]));
+    assert!(headers.iter().skip(1).step_by(2).all(|one| *one == headers[1]));
+}
+
+#[test]
+fn a_payload_crosses_once_per_object_or_once_per_run() {
+    let mut large = column("a", &[], 0);
+    large.cells = vec![cell(1, vec![1; 1 << 20]), cell(2, vec![2; 1 << 20])];
+    large.runs =
+        (0..10).map(|n| CellRun { end: (n + 1) * 100, cell: Some(n as u32 % 2) }).collect();
+    let content = content(vec![large], 1000);
+    let body = |encoding| {
+        let shape = shape(encoding, CellKind::Payload, View::Rows, false, &["a"]);
+        let (_, messages) = stream(&content, &shape);
+        messages.iter().map(|one| one.body.len()).sum::<usize>() >> 20
+    };
+    assert_eq!(body(Encoding::Dictionary), 2);
+    assert_eq!(body(Encoding::RunEnd), 10);
+}
+
+#[test]
+fn a_payload_that_is_too_large_for_a_cell_is_refused_with_the_way_out() {
+    let mut large = column("a", &[Some(0)], 0);
+    large.cells = vec![cell(1, vec![0; (64 << 20) + 1])];
+    let content = content(vec![large], 1);
+    for encoding in ENCODINGS {
+        let shape = shape(encoding, CellKind::Payload, View::Rows, false, &["a"]);
+        let error = content.batches(&shape).next().unwrap().unwrap_err();
+        assert!(error.to_string().contains("chunks"), "{error}");
+    }
+}
+
+#[test]
+fn the_objects_view_has_a_row_for_each_run_that_is_not_null() {
+    let rows = [Some(3), Some(3), None, Some(2)];
+    let content = content(vec![column("one", &rows, 4)], 4);
+    let shape = shape(Encoding::Dictionary, CellKind::Binary, View::Objects, true, &["one"]);
+    let (schema, batches) = read(&stream(&content, &shape).0);
+    assert!(schema.fields().iter().all(|field| !field.is_nullable()));
+    let batch = &batches[0];
+    let number = |name: &str, row| {
+        batch.column_by_name(name).unwrap().as_primitive::<Int64Type>().value(row)
+    };
+    assert_eq!(batch.num_rows(), 2);
+    assert_eq!([number("row_start", 0), number("row_end", 0)], [0, 2]);
+    assert_eq!([number("row_start", 1), number("row_end", 1)], [3, 4]);
+    assert_eq!([number("valid_from", 0), number("created", 0)], [3, 8]);
+    let text = |name: &str, row: usize| {
+        batch.column_by_name(name).unwrap().as_string::<i32>().value(row).to_owned()
+    };
+    assert_eq!([text("cache", 0), text("cache", 1)], ["loaded", "hit"]);
+    assert_eq!(text("object_id", 0), "03030303-0303-0303-0303-030303030303");
+    let metadata = batch.column_by_name("metadata").unwrap().as_map().value(0);
+    assert_eq!(metadata.column(1).as_string::<i32>().value(0), "3");
+}
+
+#[test]
+fn chunks_are_of_a_mebibyte_and_nothing_has_none() {
+    let chunks = |size: usize| {
+        let mut one = column("a", &[Some(0)], 0);
+        one.cells = vec![cell(1, (0..size).map(|n| n as u8).collect())];
+        let shape = shape(Encoding::Plain, CellKind::Binary, View::Chunks, false, &["a"]);
+        let (_, batches) = read(&stream(&content(vec![one], 1), &shape).0);
+        let mut pieces = Vec::new();
+        for batch in batches {
+            let offsets = batch.column(0).as_primitive::<Int64Type>();
+            for (offset, bytes) in offsets.values().iter().zip(batch.column(1).as_binary::<i32>()) {
+                pieces.push((*offset, bytes.unwrap().len()));
+            }
+        }
+        pieces
+    };
+    assert_eq!(chunks(0), []);
+    assert_eq!(chunks(1), [(0, 1)]);
+    assert_eq!(chunks(1 << 20), [(0, 1 << 20)]);
+    assert_eq!(chunks((1 << 20) + 3), [(0, 1 << 20), (1 << 20, 3)]);
+}
+
+/// One small table in every form, as a released version wrote it.
+fn golden() -> (Content, PathBuf) {
+    let rows = [Some(0), Some(0), None, Some(2), Some(1)];
+    let columns = vec![column("one", &rows, 3), column("two", &[Some(1); 5], 3)];
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/golden");
+    (content(columns, 5), folder)
+}
+
+#[test]
+fn golden_tables_are_read_and_written_as_they_were() {
+    let (content, folder) = golden();
+    for encoding in ENCODINGS {
+        for kind in CELLS {
+            let name = |value: serde_json::Value| value.as_str().unwrap().to_owned();
+            let [encoding_name, kind_name] =
+                [serde_json::json!(encoding), serde_json::json!(kind)].map(name);
+            let file = folder.join(format!("{encoding_name}-{kind_name}.arrows"));
+            let shape = shape(encoding, kind, View::Rows, true, &["one", "two"]);
+            let (bytes, _) = stream(&content, &shape);
+            if std::env::var_os("IOVCACHE_BLESS").is_some() {
+                std::fs::create_dir_all(&folder).unwrap();
+                std::fs::write(&file, &bytes).unwrap();
+            }
+            let (old_schema, old) = read(&std::fs::read(&file).unwrap());
+            let (schema, new) = read(&bytes);
+            // The order of metadata in the bytes is a matter of chance, and our version may go up.
+            assert_eq!(old_schema.fields(), schema.fields(), "{}", file.display());
+            assert_eq!(old.len(), new.len());
+            for (old, new) in old.iter().zip(&new) {
+                assert_eq!(old.columns(), new.columns(), "{}", file.display());
+            }
+        }
+    }
+}
