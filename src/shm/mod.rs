@@ -26,6 +26,10 @@ mod area;
 pub mod attach;
 mod backing;
 mod block;
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod golden;
 mod layout;
 mod mapping;
 mod pool;

@@ -235,3 +235,218 @@ fn listen(shared: &Shared, epoch: Epoch, stream: &UnixStream, mut reader: LineRe
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::object::ObjectId;
+    use crate::shm::attach::{MAX_DESCRIPTORS, SegmentEntry, parse_hello, parse_need, send};
+    use crate::shm::{Block, Pool, PoolOptions, SharedSegment};
+
+    /// The service's end: what a test tells it to send, and what it is asked for.
+    struct Service {
+        _folder: tempfile::TempDir,
+        path: PathBuf,
+        listener: UnixListener,
+        pool: Pool,
+    }
+
+    impl Service {
+        fn new() -> Self {
+            // Two descriptors per segment in this process: more than some systems allow at first.
+            use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+            let limit = getrlimit(Resource::Nofile);
+            let raised = Rlimit { current: limit.maximum, ..limit };
+            setrlimit(Resource::Nofile, raised).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("attach.sock");
+            let listener = UnixListener::bind(&path).unwrap();
+            let segment_bytes = 8192;
+            let options = PoolOptions { segment_bytes, ..PoolOptions::default() };
+            let pool = Pool::new(options).unwrap();
+            Self { _folder: folder, path, listener, pool }
+        }
+
+        /// An object that fills a segment.
+        fn object(&self, byte: u8) -> Block {
+            let mut reservation = self.pool.reserve(4000).unwrap();
+            reservation.fill(&[byte; 4000]);
+            reservation.publish(ObjectId::from_bytes([byte; 16]))
+        }
+
+        /// Takes one client in and tells it of `segments`.
+        fn welcome(&self, segments: &[SharedSegment]) -> (UnixStream, LineReader) {
+            let (stream, _) = self.listener.accept().unwrap();
+            let mut reader = LineReader::default();
+            let hello = parse_hello(&next_line(&stream, &mut reader)).unwrap();
+            assert_eq!((hello.consumer.as_str(), hello.token.as_deref()), ("test", Some("secret")));
+            if segments.is_empty() {
+                self.announce(&stream, &[]);
+            }
+            for part in segments.chunks(MAX_DESCRIPTORS) {
+                self.announce(&stream, part);
+            }
+            (stream, reader)
+        }
+
+        fn announce(&self, stream: &UnixStream, segments: &[SharedSegment]) {
+            let message = Announcement {
+                session: "s-1".into(),
+                epoch: self.pool.epoch().to_string(),
+                segments: segments.iter().map(SegmentEntry::from).collect(),
+            };
+            let mut line = serde_json::to_vec(&message).unwrap();
+            line.push(b'\n');
+            let files: Vec<BorrowedFd<'_>> =
+                segments.iter().map(|one| one.file().unwrap()).collect();
+            assert_eq!(send(stream, &line, &files).unwrap(), line.len());
+        }
+    }
+
+    fn next_line(stream: &UnixStream, reader: &mut LineReader) -> Vec<u8> {
+        loop {
+            if let Some(line) = reader.line() {
+                return line;
+            }
+            reader.read(stream).unwrap();
+        }
+    }
+
+    fn open(path: &Path) -> Result<Attachment, AttachError> {
+        Attachment::open(path, "test", Some("secret"))
+    }
+
+    fn eventually(what: &str, holds: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !holds() {
+            assert!(Instant::now() < deadline, "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn more_segments_than_one_message_takes_all_arrive_and_so_do_later_ones() {
+        let service = Service::new();
+        let blocks: Vec<Block> = (0..260_u16).map(|n| service.object(n as u8)).collect();
+        std::thread::scope(|scope| {
+            let welcoming = scope.spawn(|| service.welcome(&service.pool.segments()));
+            let attachment = open(&service.path).unwrap();
+            let (stream, _reader) = welcoming.join().unwrap();
+            assert_eq!(attachment.session(), "s-1");
+            assert_eq!(attachment.epoch(), service.pool.epoch());
+            eventually("all segments", || attachment.mappings().len() == 260);
+            let mappings = attachment.mappings();
+            for block in &blocks {
+                assert_eq!(mappings.resolve(&block.meta_header()), Ok(block.payload()));
+            }
+            let late = service.object(77);
+            let new = service.pool.segments().pop().unwrap();
+            assert_eq!(new.id(), late.meta_header().segment_id);
+            service.announce(&stream, &[new]);
+            eventually("the new segment", || attachment.mappings().knows(&late.meta_header()));
+            assert!(!mappings.knows(&late.meta_header()));
+        });
+    }
+
+    #[test]
+    fn a_segment_that_is_not_there_yet_is_asked_for() {
+        let service = Service::new();
+        let block = service.object(1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (stream, mut reader) = service.welcome(&[]);
+                let need = parse_need(&next_line(&stream, &mut reader)).unwrap();
+                assert_eq!(need, Need { kind: Kind::Segment, id: 0 });
+                service.announce(&stream, &service.pool.segments());
+                // Until the client hangs up.
+                assert!(matches!(reader.read(&stream), Err(WireError::HungUp)));
+            });
+            let attachment = open(&service.path).unwrap();
+            assert!(attachment.mappings().is_empty());
+            let mappings = attachment.mappings_for(&block.meta_header());
+            assert_eq!(mappings.resolve(&block.meta_header()), Ok(block.payload()));
+        });
+    }
+
+    #[test]
+    fn a_segment_given_back_on_its_way_is_left_out_and_the_session_goes_on() {
+        let service = Service::new();
+        let (stays, goes) = (service.object(1), service.object(2));
+        let (kept, gone) = (stays.meta_header(), goes.meta_header());
+        let spare = service.object(3);
+        let segments = service.pool.segments();
+        // One empty segment is kept; the second one goes.
+        drop(spare);
+        drop(goes);
+        assert_eq!(service.pool.usage().segments, 2);
+        std::thread::scope(|scope| {
+            let welcoming = scope.spawn(|| service.welcome(&segments));
+            let attachment = open(&service.path).unwrap();
+            let (stream, _reader) = welcoming.join().unwrap();
+            assert!(!attachment.mappings().knows(&gone));
+            assert!(attachment.mappings().knows(&kept));
+            assert_eq!(attachment.mappings().len(), 2);
+            // What is retired while it is mapped goes with the next announcement.
+            drop(stays);
+            assert_eq!(service.pool.usage().segments, 1);
+            let large = service.pool.reserve(100_000).unwrap();
+            let large = large.publish(ObjectId::from_bytes([4; 16]));
+            service.announce(&stream, &service.pool.segments()[1..]);
+            eventually("the large one", || attachment.mappings().knows(&large.meta_header()));
+            assert!(!attachment.mappings().knows(&kept));
+            assert_eq!(attachment.over(), None);
+        });
+    }
+
+    #[test]
+    fn what_is_not_the_announced_segment_is_refused_by_name() {
+        let service = Service::new();
+        let _block = service.object(1);
+        std::thread::scope(|scope| {
+            let welcoming = scope.spawn(|| {
+                let other = Pool::new(PoolOptions {
+                    memory_bytes: 64 << 10,
+                    segment_bytes: 8192,
+                    ..PoolOptions::default()
+                })
+                .unwrap();
+                drop(other.reserve(1).unwrap());
+                service.welcome(&other.segments())
+            });
+            let error = open(&service.path).unwrap_err();
+            assert!(error.to_string().contains("the epoch"), "{error}");
+            drop(welcoming.join());
+        });
+    }
+
+    #[test]
+    fn a_service_that_goes_is_noticed_and_what_is_mapped_stays() {
+        let service = Service::new();
+        let block = service.object(9);
+        std::thread::scope(|scope| {
+            let welcoming = scope.spawn(|| service.welcome(&service.pool.segments()));
+            let attachment = open(&service.path).unwrap();
+            drop(welcoming.join().unwrap());
+            eventually("the end", || attachment.over().is_some());
+            let mappings = attachment.mappings();
+            assert_eq!(mappings.resolve(&block.meta_header()), Ok(block.payload()));
+            // Nobody is there to be asked: no waiting.
+            let start = Instant::now();
+            let mut unknown = block.meta_header();
+            unknown.segment_id = 999;
+            assert!(!attachment.mappings_for(&unknown).knows(&unknown));
+            assert!(start.elapsed() < SEGMENT_LIMIT / 2);
+        });
+    }
+
+    #[test]
+    fn no_socket_is_an_error_that_can_pass() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = open(&folder.path().join("none")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+    }
+}

@@ -1,0 +1,579 @@
+//! What holds for every backing alike, between a pool and those who read from it.
+//!
+//! The consumer's side is tried twice: with segments mapped as a consumer maps them, and with the
+//! pool's own mappings, its twin within one process.
+#![allow(unsafe_code)]
+
+use std::os::fd::AsFd as _;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use proptest::prelude::*;
+
+use super::mapping::{Access, Mapping};
+use super::{
+    AddError, Backing, Block, Epoch, Kind, Mappings, MetaHeader, Pool, PoolError, PoolOptions,
+    Region, RegionError, Reservation, ResolveError,
+};
+use crate::object::ObjectId;
+
+fn id(n: u8) -> ObjectId {
+    ObjectId::from_bytes([n; 16])
+}
+
+fn mappings_of(pool: &Pool) -> Mappings {
+    pool.segments().iter().fold(Mappings::default(), |mappings, shared| {
+        let size = shared.size_bytes();
+        match shared.file() {
+            Some(file) => {
+                mappings.with(shared.kind(), shared.id(), size, pool.epoch(), file).unwrap()
+            }
+            // A range of memory is there in this process alone.
+            None => pool.mappings(),
+        }
+    })
+}
+
+fn filled(pool: &Pool, bytes: &[u8]) -> Reservation {
+    let mut reservation = pool.reserve(bytes.len() as u64).unwrap();
+    reservation.fill(bytes);
+    reservation
+}
+
+fn pool(memory_bytes: u64, segment_bytes: u64) -> Pool {
+    Pool::new(PoolOptions { memory_bytes, segment_bytes, ..PoolOptions::default() }).unwrap()
+}
+
+/// Memory of this process, as a region. It outlives the test.
+fn private_region(length: usize, id: u16) -> Region {
+    let words: &mut [[u64; 8]] = vec![[u64::MAX; 8]; length / 64 + 1].leak();
+    let start = words.as_mut_ptr().cast::<u8>();
+    let start = start.map_addr(|addr| addr.next_multiple_of(64));
+    let start = NonNull::new(start).unwrap();
+    // SAFETY: `length` bytes from the next multiple of 64 on lie in what was leaked, which has 64
+    // more; nobody else has it.
+    unsafe { Region::from_range(start, length, id) }.unwrap()
+}
+
+/// The same for every backing: memfds, files with names, FairMQ's names, a region that is
+/// somebody else's file, a range of memory.
+fn for_each_backing(test: impl Fn(Pool)) {
+    let folder = tempfile::tempdir().unwrap();
+    let small = |backing, region| {
+        let (memory_bytes, segment_bytes) = (1 << 20, 128 << 10);
+        let first_generation = None;
+        let options =
+            PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation };
+        Pool::new(options).unwrap()
+    };
+    test(small(Backing::Memfd, None));
+    test(small(Backing::Folder(folder.path().join("segments")), None));
+    let unique = SHMIDS.fetch_add(1, Ordering::Relaxed);
+    let shmid = format!("{:08x}c{unique}", std::process::id());
+    test(small(Backing::FairMq { shmid, first_segment: 3 }, None));
+    let file = folder.path().join("region");
+    std::fs::write(&file, vec![0xAB; 1 << 20]).unwrap();
+    test(small(Backing::Memfd, Some(Region::open(&file, 2000).unwrap())));
+    test(small(Backing::Memfd, Some(private_region(1 << 20, 7))));
+}
+
+static SHMIDS: AtomicU64 = AtomicU64::new(0);
+
+#[test]
+fn what_is_published_resolves_to_its_bytes_in_every_backing() {
+    for_each_backing(|pool| {
+        let objects: Vec<Vec<u8>> =
+            [0, 1, 63, 64, 65, 5000].iter().map(|&size| vec![size as u8; size]).collect();
+        let blocks: Vec<_> =
+            objects.iter().zip(0..).map(|(bytes, n)| filled(&pool, bytes).publish(id(n))).collect();
+        for mappings in [mappings_of(&pool), pool.mappings()] {
+            for (n, (block, bytes)) in blocks.iter().zip(&objects).enumerate() {
+                let header = block.meta_header();
+                assert_eq!(mappings.resolve(&header), Ok(&bytes[..]));
+                assert_eq!(mappings.object_id(&header), Ok(id(n as u8)));
+                assert_eq!(block.payload(), bytes);
+                assert!(block.is_intact() && mappings.still_valid(&header));
+                assert_eq!(block.payload().as_ptr().addr() % 64, 0);
+            }
+        }
+        let report = pool.check().unwrap();
+        assert_eq!(report.used_bytes, blocks.iter().map(|b| b.charged_bytes()).sum::<u64>());
+        drop(blocks);
+        assert_eq!(pool.check().unwrap().used_bytes, 0);
+    });
+}
+
+#[test]
+fn a_block_that_was_given_up_is_stale_even_when_its_place_is_taken_anew() {
+    for_each_backing(|pool| {
+        let keep = filled(&pool, b"keeps the segment").publish(id(9));
+        let block = filled(&pool, b"old").publish(id(1));
+        let mappings = mappings_of(&pool);
+        let header = block.meta_header();
+        let expected = header.hint;
+        drop(block);
+        assert_eq!(mappings.resolve(&header), Err(ResolveError::Stale { expected, found: 0 }));
+        assert!(!mappings.still_valid(&header));
+        let anew = filled(&pool, b"new").publish(id(2));
+        assert_eq!(anew.meta_header().handle, header.handle);
+        let found = anew.generation();
+        assert_eq!(mappings.resolve(&header), Err(ResolveError::Stale { expected, found }));
+        drop(keep);
+    });
+}
+
+#[test]
+fn a_block_is_stale_while_it_is_being_filled() {
+    let options = PoolOptions { memory_bytes: 1 << 20, ..PoolOptions::default() };
+    let pool = Pool::new(options).unwrap();
+    let first = filled(&pool, &[0xFF; 1000]).publish(id(1));
+    let _second = filled(&pool, b"keeps the segment").publish(id(2));
+    let header = first.meta_header();
+    drop(first);
+    let mappings = mappings_of(&pool);
+    let mut half = pool.reserve(1000).unwrap();
+    half.payload_mut()[..10].fill(1);
+    let forged = MetaHeader { hint: u64::MAX, ..header };
+    assert!(matches!(mappings.resolve(&forged), Err(ResolveError::Stale { found: 0, .. })));
+}
+
+#[test]
+fn each_field_of_a_header_is_checked() {
+    let pool = Pool::new(PoolOptions { memory_bytes: 1 << 20, ..PoolOptions::default() });
+    let pool = pool.unwrap();
+    let block = filled(&pool, b"right").publish(id(1));
+    let (mappings, right) = (mappings_of(&pool), block.meta_header());
+    let error = |header: MetaHeader| mappings.resolve(&header).unwrap_err();
+    let mut wrong = right;
+    wrong.segment_id = 77;
+    assert_eq!(error(wrong), ResolveError::UnknownSegment { id: 77 });
+    let mut wrong = right;
+    wrong.managed = 0;
+    assert_eq!(error(wrong), ResolveError::UnknownRegion { id: 0 });
+    let mut wrong = right;
+    wrong.managed = 2;
+    assert_eq!(error(wrong), ResolveError::Unmanageable { got: 2 });
+    for handle in [right.handle + 1, right.handle + 16, right.handle - 8] {
+        let wrong = MetaHeader { handle, ..right };
+        assert_eq!(error(wrong), ResolveError::Misaligned { handle });
+    }
+    for handle in [i64::MIN, -16, i64::MAX, i64::MAX - 15, 48, 4096 - 16, (1 << 20) + 48] {
+        let wrong = MetaHeader { handle, ..right };
+        assert!(
+            matches!(
+                error(wrong),
+                ResolveError::OutOfBounds { .. } | ResolveError::Misaligned { .. }
+            ),
+            "{handle}"
+        );
+    }
+    for size in [u64::MAX, u64::MAX - 4159, 1 << 20, 1 << 63] {
+        let wrong = MetaHeader { size, ..right };
+        assert!(matches!(error(wrong), ResolveError::OutOfBounds { .. }), "{size}");
+    }
+    let wrong = MetaHeader { size: 4, ..right };
+    assert_eq!(error(wrong), ResolveError::WrongSize { expected: 4, found: 5 });
+    for hint in [0, right.hint.wrapping_add(1)] {
+        let wrong = MetaHeader { hint, ..right };
+        assert!(matches!(error(wrong), ResolveError::Stale { .. }));
+    }
+    assert_eq!(mappings.resolve(&right), Ok(&b"right"[..]));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_forged_header_is_a_danger(seed in any::<u64>()) {
+        let pool = Pool::new(PoolOptions {
+            memory_bytes: 64 << 10,
+            segment_bytes: 16 << 10,
+            ..PoolOptions::default()
+        })
+        .unwrap();
+        let blocks: Vec<_> =
+            (0..20).map(|n| filled(&pool, &vec![n; usize::from(n) * 50]).publish(id(n))).collect();
+        let mappings = mappings_of(&pool);
+        let mut state = seed | 1;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for _ in 0..20_000 {
+            let mut bytes = blocks[(random() % 20) as usize].meta_header().to_bytes();
+            for _ in 0..=random() % 3 {
+                bytes[(random() % 40) as usize] = random() as u8;
+            }
+            let header = MetaHeader::from_array(&bytes);
+            if let Ok(found) = mappings.resolve(&header) {
+                let real = blocks.iter().find(|block| block.generation() == header.hint);
+                prop_assert_eq!(real.map(|block| block.payload()), Some(found));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_not_what_was_announced_is_not_mapped() {
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    let pool = Pool::new(PoolOptions { memory_bytes: 1 << 20, ..PoolOptions::default() });
+    let pool = pool.unwrap();
+    let _block = filled(&pool, b"x").publish(id(1));
+    let shared = pool.segments().remove(0);
+    let (file, size, none) = (shared.file().unwrap(), shared.size_bytes(), Mappings::default());
+    let add = |id, size, epoch| none.with(Kind::Segment, id, size, epoch, file);
+    assert!(matches!(add(0, size + 1, pool.epoch()), Err(AddError::Unlike { .. })));
+    assert!(matches!(add(1, size, pool.epoch()), Err(AddError::Unlike { what: "the id", .. })));
+    let other = Epoch(pool.epoch().0 ^ 1);
+    assert!(matches!(add(0, size, other), Err(AddError::Unlike { what: "the epoch", .. })));
+    let loose = memfd_create(c"loose", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&loose, 8192).unwrap();
+    let added = none.with(Kind::Segment, 0, 8192, pool.epoch(), loose.as_fd());
+    assert!(matches!(added, Err(AddError::NotSealed { .. } | AddError::Unlike { .. })));
+}
+
+#[test]
+fn a_consumer_can_neither_write_nor_truncate_a_segment() {
+    let pool = Pool::new(PoolOptions { memory_bytes: 1 << 20, ..PoolOptions::default() });
+    let pool = pool.unwrap();
+    let _block = filled(&pool, b"x").publish(id(1));
+    let shared = pool.segments().remove(0);
+    let file = shared.file().unwrap();
+    assert!(rustix::fs::ftruncate(file, 0).is_err());
+    assert!(rustix::io::pwrite(file, b"spoilt", 4096).is_err());
+    let length = shared.size_bytes() as usize;
+    assert!(Mapping::of_file(file, length, Access::ReadWrite).is_err());
+}
+
+#[test]
+fn an_empty_segment_goes_back_and_a_sweep_lets_it_go() {
+    let pool = Pool::new(PoolOptions {
+        memory_bytes: 1 << 20,
+        segment_bytes: 64 << 10,
+        ..PoolOptions::default()
+    })
+    .unwrap();
+    let small = filled(&pool, b"stays").publish(id(1));
+    let large = filled(&pool, &vec![1; 500 << 10]).publish(id(2));
+    let mappings = mappings_of(&pool);
+    assert_eq!((pool.usage().segments, mappings.len()), (2, 2));
+    let gone = large.meta_header();
+    drop(large);
+    assert_eq!(pool.usage().segments, 1);
+    let swept = mappings.swept();
+    assert_eq!(swept.len(), 1);
+    assert!(matches!(mappings.resolve(&gone), Err(ResolveError::Stale { .. })));
+    assert!(matches!(swept.resolve(&gone), Err(ResolveError::UnknownSegment { .. })));
+    assert_eq!(swept.resolve(&small.meta_header()), Ok(&b"stays"[..]));
+}
+
+#[test]
+fn what_does_not_fit_is_told_from_what_never_will() {
+    let pool = Pool::new(PoolOptions {
+        memory_bytes: 256 << 10,
+        segment_bytes: 64 << 10,
+        ..PoolOptions::default()
+    })
+    .unwrap();
+    assert!(matches!(pool.reserve(256 << 10), Err(PoolError::NeverFits { .. })));
+    assert!(matches!(pool.reserve(u64::MAX), Err(PoolError::NeverFits { .. })));
+    let largest = pool.usage().largest_free_bytes;
+    let all = pool.reserve(largest).unwrap();
+    assert!(matches!(pool.reserve(1), Err(PoolError::NoRoom { .. })));
+    drop(all);
+    // An empty spare must not keep the memory from an object of another size.
+    drop(pool.reserve(1000).unwrap());
+    drop(pool.reserve(largest).unwrap());
+    assert_eq!(pool.used_bytes(), 0);
+}
+
+#[test]
+fn no_descriptor_that_a_consumer_gets_can_write() {
+    for_each_backing(|pool| {
+        let block = filled(&pool, b"mine").publish(id(1));
+        for shared in pool.segments() {
+            let Some(file) = shared.file() else { continue };
+            assert!(rustix::io::pwrite(file, b"spoilt", 4096).is_err(), "{shared:?}");
+            assert!(rustix::fs::ftruncate(file, 0).is_err(), "{shared:?}");
+            let length = shared.size_bytes() as usize;
+            assert!(Mapping::of_file(file, length, Access::ReadWrite).is_err(), "{shared:?}");
+        }
+        assert!(block.is_intact());
+    });
+}
+
+#[test]
+fn the_last_bytes_of_a_segment_can_be_taken_and_none_behind_them() {
+    for_each_backing(|pool| {
+        let largest = pool.usage().largest_free_bytes;
+        let block = filled(&pool, &vec![3; largest as usize]).publish(id(1));
+        let header = block.meta_header();
+        for mappings in [mappings_of(&pool), pool.mappings()] {
+            assert_eq!(mappings.resolve(&header).map(<[u8]>::len), Ok(largest as usize));
+            let longer = MetaHeader { size: largest + 65, ..header };
+            assert!(matches!(mappings.resolve(&longer), Err(ResolveError::OutOfBounds { .. })));
+        }
+        assert!(matches!(pool.reserve(largest), Err(PoolError::NoRoom { .. })));
+        drop(block);
+        assert_eq!(pool.usage().largest_free_bytes, largest);
+        pool.check().unwrap();
+    });
+}
+
+#[test]
+fn what_an_earlier_instance_left_in_a_region_does_not_resolve() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("region");
+    std::fs::write(&file, vec![0; 64 << 10]).unwrap();
+    let open = || {
+        let region = Some(Region::open(&file, 9).unwrap());
+        Pool::new(PoolOptions { region, ..PoolOptions::default() }).unwrap()
+    };
+    let earlier = open();
+    let block = filled(&earlier, &[1; 5000]).publish(id(1));
+    let header = block.meta_header();
+    // It dies as a process does: nothing is given up. Its lock alone is gone.
+    let copy = std::fs::read(&file).unwrap();
+    drop(block);
+    drop(earlier);
+    std::fs::write(&file, copy).unwrap();
+    let later = open();
+    let mappings = mappings_of(&later);
+    assert!(matches!(mappings.resolve(&header), Err(ResolveError::Stale { found: 0, .. })));
+    // Not even when its bytes are half of something else.
+    let _other = filled(&later, &[2; 100]).publish(id(2));
+    let _another = filled(&later, &[3; 100]).publish(id(3));
+    assert!(matches!(mappings.resolve(&header), Err(ResolveError::Stale { .. })));
+}
+
+#[test]
+fn a_region_belongs_to_one_service() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("region");
+    std::fs::write(&file, vec![0; 4096]).unwrap();
+    let first = Region::open(&file, 1).unwrap();
+    assert!(matches!(Region::open(&file, 2), Err(RegionError::Taken { .. })));
+    drop(first);
+    Region::open(&file, 2).unwrap();
+    std::fs::write(&file, [0; 127]).unwrap();
+    let error = Region::open(&file, 1).unwrap_err();
+    assert!(matches!(error, RegionError::TooSmall { got_bytes: 127 }));
+    assert!(matches!(Region::open(folder.path(), 1), Err(RegionError::Open { .. })));
+}
+
+#[test]
+fn a_file_with_holes_becomes_a_region_without() {
+    use std::os::unix::fs::MetadataExt as _;
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = folder.path().join("region");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(1 << 20).unwrap();
+    assert_eq!(file.metadata().unwrap().blocks(), 0);
+    let _region = Region::open(&path, 1).unwrap();
+    assert_eq!(file.metadata().unwrap().blocks() * 512, 1 << 20);
+}
+
+#[test]
+fn a_segment_that_was_given_back_on_its_way_is_told_from_a_wrong_one() {
+    for backing in [None, Some("segments")] {
+        let folder = tempfile::tempdir().unwrap();
+        let backing = match backing {
+            None => Backing::Memfd,
+            Some(name) => Backing::Folder(folder.path().join(name)),
+        };
+        let segment_bytes = 16 << 10;
+        let options = PoolOptions { segment_bytes, backing, ..PoolOptions::default() };
+        let pool = Pool::new(options).unwrap();
+        let _keeps = filled(&pool, b"x").publish(id(1));
+        let large = filled(&pool, &[1; 100_000]).publish(id(2));
+        let shared = pool.segments().pop().unwrap();
+        // Its descriptor is on its way to a consumer, and another process would hold it.
+        let file = shared.file().unwrap().try_clone_to_owned().unwrap();
+        let (number, size) = (shared.id(), shared.size_bytes());
+        drop(shared);
+        drop(large);
+        let none = Mappings::default();
+        let added = none.with(Kind::Segment, number, size, pool.epoch(), file.as_fd());
+        assert!(matches!(added, Err(AddError::Retired { id: 1 })), "{added:?}");
+    }
+}
+
+#[test]
+fn an_object_that_comes_and_goes_makes_one_segment_not_many() {
+    // The memory is less than a segment, so the only one is a smaller one.
+    let pool = pool(1 << 20, 512 << 20);
+    for _ in 0..10 {
+        let block = filled(&pool, b"again").publish(id(1));
+        assert_eq!(block.meta_header().segment_id, 0);
+    }
+    assert_eq!(pool.usage().segments, 1);
+}
+
+#[test]
+fn at_most_one_empty_segment_is_kept() {
+    let pool = pool(1 << 20, 64 << 10);
+    let blocks: Vec<Block> = (0..10).map(|n| filled(&pool, &[n; 50_000]).publish(id(n))).collect();
+    assert_eq!(pool.usage().segments, 10);
+    let listed = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&listed);
+    pool.on_new_segment(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    drop(blocks);
+    assert_eq!(pool.usage().segments, 1);
+    assert_eq!(listed.load(Ordering::Relaxed), 0);
+    drop(pool.reserve(300_000).unwrap());
+    assert_eq!(listed.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn whoever_hears_of_a_new_segment_may_use_the_pool() {
+    let pool = pool(1 << 20, 64 << 10);
+    let inner = pool.clone();
+    let heard = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&heard);
+    pool.on_new_segment(move |shared| {
+        assert!(inner.segments().iter().any(|one| one.id() == shared.id()));
+        drop(inner.reserve(10).unwrap());
+        told.store(true, Ordering::Relaxed);
+    });
+    drop(pool.reserve(10).unwrap());
+    assert!(heard.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_spoilt_header_is_found() {
+    for_each_backing(|pool| {
+        let block = filled(&pool, &[5; 1000]).publish(id(1));
+        pool.check().unwrap();
+        let area = Arc::clone(&pool.segments()[0].0);
+        let header = block.meta_header();
+        let payload = match header.managed {
+            1 => header.handle as usize + 16,
+            _ => header.handle as usize,
+        };
+        for (offset, names) in [(payload - 56, "1100 bytes"), (payload - 16, "no chunk header")] {
+            let word = area.mapping().atomic_u64(offset);
+            let right = word.fetch_add(100, Ordering::Relaxed);
+            let faults = pool.check().unwrap_err();
+            assert!(faults.len() == 1 && faults[0].contains(names), "{faults:?}");
+            word.store(right, Ordering::Relaxed);
+            pool.check().unwrap();
+        }
+        assert!(block.is_intact());
+        let byte = area.mapping().atomic_u64(payload + 992);
+        let right = byte.fetch_add(1, Ordering::Relaxed);
+        assert!(!block.is_intact());
+        byte.store(right, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn what_is_written_again_after_it_was_settled_has_the_checksum_of_what_it_is() {
+    let pool = pool(1 << 20, 1 << 20);
+    let mut reservation = pool.reserve(10_000).unwrap();
+    reservation.rest_mut(0).fill(1);
+    reservation.settle(6_000);
+    assert_eq!(reservation.settled().len(), 6_000);
+    reservation.rest_mut(5_000).fill(2);
+    assert_eq!(reservation.settled().len(), 0);
+    let block = reservation.publish(id(1));
+    assert!(block.is_intact());
+    assert_eq!((block.payload()[4_999], block.payload()[5_000]), (1, 2));
+}
+
+#[test]
+fn a_system_without_memory_says_so_and_the_pool_goes_on() {
+    // /dev/shm holds less than this; a memfd would take it from the whole machine.
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let facts = rustix::fs::statvfs("/dev/shm").unwrap();
+    let too_many = (facts.f_blocks + 1024) * facts.f_frsize;
+    let pool = Pool::new(PoolOptions {
+        memory_bytes: 2 * too_many,
+        segment_bytes: 64 << 10,
+        backing: Backing::Folder(folder.path().join("segments")),
+        ..PoolOptions::default()
+    })
+    .unwrap();
+    match pool.reserve(too_many) {
+        Err(error @ PoolError::Segment { bytes, .. }) => {
+            use crate::error::Coded as _;
+            assert!(bytes >= too_many);
+            assert!(error.kind().is_transient(), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    drop(filled(&pool, b"small").publish(id(1)));
+    assert_eq!(pool.check().unwrap().used_bytes, 0);
+}
+
+/// Objects come and go in several threads, while others read them with and without a lease.
+#[test]
+fn nobody_ever_reads_half_of_one_object_and_half_of_another() {
+    use std::sync::Mutex;
+    use std::time::{Duration, Instant};
+
+    /// Reads without a lease, as a consumer in another process would: every byte by itself.
+    fn copied(bytes: &[u8]) -> Vec<u8> {
+        // SAFETY: each is a byte of the slice; volatile, since its writer may be writing it.
+        bytes.iter().map(|byte| unsafe { std::ptr::from_ref(byte).read_volatile() }).collect()
+    }
+
+    for_each_backing(|pool| {
+        // So that consumers need no new segment meanwhile.
+        let keeps: Vec<Block> =
+            (0..7).map_while(|_| Some(filled(&pool, &[0; 100_000]).publish(id(0)))).collect();
+        let mappings = mappings_of(&pool);
+        drop(keeps);
+        let shown: Mutex<Vec<(MetaHeader, u8)>> = Mutex::default();
+        let (read, stale) = (AtomicU64::new(0), AtomicU64::new(0));
+        let until = Instant::now() + Duration::from_millis(150);
+        std::thread::scope(|scope| {
+            for thread in 1..3_u8 {
+                let (pool, shown, mappings) = (&pool, &shown, &mappings);
+                scope.spawn(move || {
+                    let mut n = 0_u64;
+                    while Instant::now() < until {
+                        n += 1;
+                        let size = (n * 7919) % 3000 + 1;
+                        let byte = (n as u8).wrapping_mul(2).wrapping_add(thread);
+                        let block = filled(pool, &vec![byte; size as usize]).publish(id(byte));
+                        let header = block.meta_header();
+                        let mut list = shown.lock().unwrap();
+                        list.push((header, byte));
+                        if list.len() > 4 {
+                            list.remove(0);
+                        }
+                        drop(list);
+                        // With a lease: as long as the block is held it is all there.
+                        if let Ok(bytes) = mappings.resolve(&header) {
+                            assert!(bytes.len() == size as usize);
+                            assert!(bytes.iter().all(|&found| found == byte));
+                        }
+                    }
+                });
+            }
+            let (shown, mappings, read, stale) = (&shown, &mappings, &read, &stale);
+            scope.spawn(move || {
+                while Instant::now() < until {
+                    let Some((header, byte)) = shown.lock().unwrap().first().copied() else {
+                        continue;
+                    };
+                    let Ok(bytes) = mappings.resolve(&header) else {
+                        stale.fetch_add(1, Ordering::Relaxed);
+                        continue;
+                    };
+                    let bytes = copied(bytes);
+                    if mappings.still_valid(&header) {
+                        assert!(bytes.iter().all(|&found| found == byte), "{header:?}");
+                        read.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        });
+        assert!(read.into_inner() + stale.into_inner() > 0);
+        assert_eq!(pool.check().unwrap().used_bytes, 0);
+    });
+}
