@@ -124,10 +124,20 @@ impl Reservation {
     /// # Panics
     /// If `bytes` are not as many as were reserved.
     pub fn fill(&mut self, bytes: &[u8]) {
-        /// Small enough for a core's cache, so that the checksum reads what was just written.
-        const PIECE_BYTES: usize = 128 << 10;
         assert_eq!(bytes.len(), self.size);
         self.payload_mut();
+        self.append(bytes);
+    }
+
+    /// Writes `bytes` behind what is settled, and settles them: the fastest way in, faster than
+    /// copying all of it at once.
+    ///
+    /// # Panics
+    /// If there is no room for so many.
+    pub fn append(&mut self, bytes: &[u8]) {
+        /// So little that the checksum finds it in the core's first cache. Of 64 MiB, measured on
+        /// an EPYC: 6.8 ms, 9.7 ms with pieces of 128 KiB, 7.8 ms for one memcpy without checksum.
+        const PIECE_BYTES: usize = 4 << 10;
         for piece in bytes.chunks(PIECE_BYTES) {
             let start = self.digested;
             self.rest_mut(start)[..piece.len()].copy_from_slice(piece);

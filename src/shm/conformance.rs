@@ -184,10 +184,11 @@ fn each_field_of_a_header_is_checked() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn no_forged_header_is_a_danger(seed in any::<u64>()) {
+    fn no_forged_header_is_a_danger(seed in any::<u64>(), in_a_region in any::<bool>()) {
         let pool = Pool::new(PoolOptions {
             memory_bytes: 64 << 10,
             segment_bytes: 16 << 10,
+            region: in_a_region.then(|| private_region(64 << 10, 3)),
             ..PoolOptions::default()
         })
         .unwrap();
@@ -202,11 +203,27 @@ proptest! {
             state
         };
         for _ in 0..20_000 {
-            let mut bytes = blocks[(random() % 20) as usize].meta_header().to_bytes();
-            for _ in 0..=random() % 3 {
-                bytes[(random() % 40) as usize] = random() as u8;
+            let mut header = blocks[(random() % 20) as usize].meta_header();
+            let other = blocks[(random() % 20) as usize].meta_header();
+            let extreme = [0, 1, u64::MAX, 1 << 63, (1 << 63) - 1, 16 << 10, u64::MAX - 4096];
+            let extreme = extreme[(random() % 7) as usize];
+            // What somebody would try who knows how it works, and what nobody would think of.
+            match random() % 8 {
+                0 => header.handle = other.handle,
+                1 => header.handle = header.handle.wrapping_add(64 * (random() % 512) as i64),
+                2 => header.handle = extreme.cast_signed(),
+                3 => header.size = extreme,
+                4 => header.size = header.size.wrapping_add(random() % 128).wrapping_sub(64),
+                5 => (header.managed, header.region_id) = (other.managed ^ 1, other.segment_id),
+                6 => header.segment_id = random() as u16 % 8,
+                _ => {
+                    let mut bytes = header.to_bytes();
+                    for _ in 0..=random() % 3 {
+                        bytes[(random() % 40) as usize] = random() as u8;
+                    }
+                    header = MetaHeader::from_array(&bytes);
+                }
             }
-            let header = MetaHeader::from_array(&bytes);
             if let Ok(found) = mappings.resolve(&header) {
                 let real = blocks.iter().find(|block| block.generation() == header.hint);
                 prop_assert_eq!(real.map(|block| block.payload()), Some(found));
@@ -231,7 +248,15 @@ fn a_file_that_is_not_what_was_announced_is_not_mapped() {
     let loose = memfd_create(c"loose", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&loose, 8192).unwrap();
     let added = none.with(Kind::Segment, 0, 8192, pool.epoch(), loose.as_fd());
-    assert!(matches!(added, Err(AddError::NotSealed { .. } | AddError::Unlike { .. })));
+    assert!(matches!(added, Err(AddError::Unlike { what: "the magic", .. })));
+    // All is right but for the seals.
+    let mut copy = vec![0; size as usize];
+    rustix::io::pread(file, &mut copy, 0).unwrap();
+    let loose = memfd_create(c"loose", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&loose, size).unwrap();
+    rustix::io::pwrite(&loose, &copy, 0).unwrap();
+    let added = none.with(Kind::Segment, 0, size, pool.epoch(), loose.as_fd());
+    assert!(matches!(added, Err(AddError::NotSealed { id: 0 })));
 }
 
 #[test]
@@ -576,4 +601,19 @@ fn nobody_ever_reads_half_of_one_object_and_half_of_another() {
         assert!(read.into_inner() + stale.into_inner() > 0);
         assert_eq!(pool.check().unwrap().used_bytes, 0);
     });
+}
+
+#[test]
+fn a_backing_that_cannot_be_had_says_what_can_be_done() {
+    use crate::error::{Coded as _, ErrorKind};
+    let folder = tempfile::tempdir().unwrap();
+    let with = |backing| Pool::new(PoolOptions { backing, ..PoolOptions::default() });
+    let segments = folder.path().join("segments");
+    let first = with(Backing::Folder(segments.clone())).unwrap();
+    let error = with(Backing::Folder(segments)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert!(error.message().contains(&format!("process {}", std::process::id())));
+    let error = with(Backing::FairMq { shmid: "../x".into(), first_segment: 0 }).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    drop(first);
 }

@@ -142,6 +142,9 @@ pub enum PoolError {
         /// What there is.
         limit_bytes: u64,
     },
+    /// The names under which segments should stand cannot be had, or no random epoch.
+    #[error("the backing of the segments cannot be used")]
+    Backing(#[source] io::Error),
     /// The system does not give it.
     #[error("the system gives no segment of {bytes} bytes")]
     Segment {
@@ -158,8 +161,15 @@ impl Coded for PoolError {
         match self {
             Self::NoRoom { .. } => ErrorKind::Unavailable,
             Self::NeverFits { .. } => ErrorKind::ResourceExhausted,
-            Self::Segment { error, .. } => match error.kind() {
+            Self::Backing(error) => match error.kind() {
                 io::ErrorKind::ResourceBusy => ErrorKind::AlreadyExists,
+                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+                io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
+                _ => ErrorKind::Unavailable,
+            },
+            Self::Segment { error, .. } => match error.kind() {
+                // Somebody else has a file of that name.
+                io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
                 io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
                 _ => ErrorKind::Unavailable,
             },
@@ -171,6 +181,7 @@ impl Coded for PoolError {
             Self::NoRoom { .. } => 4001,
             Self::NeverFits { .. } => 4002,
             Self::Segment { .. } => 4003,
+            Self::Backing(_) => 4004,
         })
     }
 }
@@ -189,7 +200,7 @@ impl Pool {
     /// A pool without any segment yet.
     ///
     /// # Errors
-    /// [`PoolError::NeverFits`] if nothing can fit, [`PoolError::Segment`] if the folder of the
+    /// [`PoolError::NeverFits`] if nothing can fit, [`PoolError::Backing`] if the folder of the
     /// backing cannot be had.
     pub fn new(options: PoolOptions) -> Result<Self, PoolError> {
         let PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation } =
@@ -205,7 +216,6 @@ impl Pool {
             }
             None => memory_bytes,
         };
-        let no_segment = |error| PoolError::Segment { bytes: segment_bytes, error };
         let fixed = region.is_some();
         let first_id = backing.first_segment();
         let areas = BTreeMap::new();
@@ -222,12 +232,12 @@ impl Pool {
             segment_bytes: segment_bytes
                 .clamp(least, MAX_SEGMENT_BYTES)
                 .next_multiple_of(PAGE_BYTES),
-            maker: Maker::new(&backing).map_err(no_segment)?,
+            maker: Maker::new(&backing).map_err(PoolError::Backing)?,
             fixed,
-            epoch: Epoch(random().map_err(no_segment)?),
+            epoch: Epoch(random().map_err(PoolError::Backing)?),
             next_generation: AtomicU64::new(match first_generation {
                 Some(first) => first,
-                None => random().map_err(no_segment)?,
+                None => random().map_err(PoolError::Backing)?,
             }),
             used_bytes: AtomicU64::new(0),
             growing: Mutex::default(),

@@ -26,42 +26,92 @@ use crate::object::ObjectId;
 /// It is never changed but replaced; what was mapped stays mapped as long as any of them has it.
 #[derive(Debug, Clone, Default)]
 pub struct Mappings {
-    segments: Table,
-    regions: Table,
+    segments: Table<FIRST_IN_SEGMENT>,
+    regions: Table<FIRST_IN_REGION>,
 }
 
-/// Mappings by id, dense: looking one up is one bounds check.
+/// Mappings by id, dense: looking one up is one bounds check. In each of them payloads begin at
+/// `FIRST` at the earliest.
 #[derive(Debug, Clone, Default)]
-struct Table {
+struct Table<const FIRST: u64> {
     entries: Vec<Entry>,
     mapped: Vec<Option<Arc<Mapping>>>,
 }
 
-/// Where a mapping is, so that resolving touches nothing else. Length 0: there is none.
+const FIRST_IN_SEGMENT: u64 = SEGMENT_HEADER_BYTES + BLOCK_OVERHEAD_BYTES;
+const FIRST_IN_REGION: u64 = BLOCK_OVERHEAD_BYTES;
+
+/// Where payloads can be in a mapping, so that resolving touches nothing else.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
-    base: *const u8,
-    length: usize,
+    /// The first place at which a payload can begin.
+    first: *const u8,
+    /// How many bytes there are from there on, at most `isize::MAX`.
+    room: u64,
+}
+
+/// Stands in for a block where nothing is mapped. Its generation is 0, so nothing resolves there,
+/// and resolving needs no question of its own for it.
+#[repr(C, align(64))]
+struct Nothing([AtomicU64; BLOCK_OVERHEAD_BYTES as usize / 8]);
+
+static NOTHING: Nothing = Nothing([const { AtomicU64::new(0) }; BLOCK_OVERHEAD_BYTES as usize / 8]);
+
+impl Entry {
+    fn none() -> Self {
+        Self { first: (&raw const NOTHING).wrapping_add(1).cast(), room: 0 }
+    }
 }
 
 // SAFETY: an entry points into the mapping of the same index, which lives as long as the table, and
 // is read through atomics and slices of published blocks only.
-unsafe impl Send for Table {}
+unsafe impl<const FIRST: u64> Send for Table<FIRST> {}
 // SAFETY: as above.
-unsafe impl Sync for Table {}
+unsafe impl<const FIRST: u64> Sync for Table<FIRST> {}
 
-impl Table {
+impl<const FIRST: u64> Table<FIRST> {
     fn set(&mut self, id: u16, mapping: Option<Arc<Mapping>>) {
         let place = usize::from(id);
         if self.entries.len() <= place {
-            self.entries.resize(place + 1, Entry { base: std::ptr::null(), length: 0 });
+            self.entries.resize(place + 1, Entry::none());
             self.mapped.resize(place + 1, None);
         }
         self.entries[place] = match &mapping {
-            Some(mapping) => Entry { base: mapping.base(), length: mapping.length() },
-            None => Entry { base: std::ptr::null(), length: 0 },
+            Some(mapping) if mapping.length() as u64 >= FIRST => Entry {
+                // Inside of the mapping, or just behind it.
+                first: mapping.base().wrapping_add(FIRST as usize),
+                room: mapping.length() as u64 - FIRST,
+            },
+            _ => Entry::none(),
         };
         self.mapped[place] = mapping;
+    }
+
+    fn get(&self, id: u16) -> Option<&Arc<Mapping>> {
+        self.mapped.get(usize::from(id))?.as_ref()
+    }
+
+    /// The block whose payload begins at `payload`, if it is that of `header`.
+    #[inline]
+    fn find(&self, id: u16, payload: u64, header: &MetaHeader) -> Option<Checked> {
+        let &Entry { first, room } = self.entries.get(usize::from(id))?;
+        // What lies before the first place, or is negative, becomes huge.
+        let offset = payload.wrapping_sub(FIRST);
+        // Turned by six bits, so does what is no multiple of 64: one question for three.
+        let granule = offset.rotate_right(GRANULE_BYTES.ilog2());
+        // Where granule <= room, so is offset.
+        if granule > room >> GRANULE_BYTES.ilog2() || header.size > room - offset {
+            return None;
+        }
+        // SAFETY: offset <= room, and `room` bytes from `first` on are mapped.
+        let payload = unsafe { first.add(offset as usize) };
+        // SAFETY: 64 bytes stand before each place at which a payload can begin.
+        let block = unsafe { payload.sub(BLOCK_OVERHEAD_BYTES as usize) };
+        let found = sync::seen(generation(block));
+        if found != header.hint || found == 0 || size_in(block) != header.size {
+            return None;
+        }
+        Some(Checked { block, size: header.size as usize })
     }
 }
 
@@ -332,59 +382,74 @@ impl Mappings {
 
     /// Whether the segment or region is mapped in which `header` lies.
     pub fn knows(&self, header: &MetaHeader) -> bool {
-        let (table, id) = match header.managed {
-            1 => (&self.segments, header.segment_id),
-            _ => (&self.regions, header.region_id),
-        };
-        table.entries.get(usize::from(id)).is_some_and(|entry| entry.length > 0)
+        self.mapping_of(header).is_some()
+    }
+
+    fn mapping_of(&self, header: &MetaHeader) -> Option<&Arc<Mapping>> {
+        match header.managed {
+            1 => self.segments.get(header.segment_id),
+            _ => self.regions.get(header.region_id),
+        }
+    }
+
+    /// Finds the block, or says no; why is found out only then.
+    #[inline]
+    fn find(&self, header: &MetaHeader) -> Option<Checked> {
+        let handle = header.handle.cast_unsigned();
+        match header.managed {
+            1 => {
+                let payload = handle.wrapping_add(size_of::<ChunkHeader>() as u64);
+                self.segments.find(header.segment_id, payload, header)
+            }
+            0 => self.regions.find(header.region_id, handle, header),
+            _ => None,
+        }
     }
 
     #[inline]
     fn check(&self, header: &MetaHeader) -> Result<Checked, ResolveError> {
-        let (entry, payload, first) = match header.managed {
-            1 => {
-                let entry = self.segments.entries.get(usize::from(header.segment_id));
-                let payload = header.handle.checked_add(size_of::<ChunkHeader>() as i64);
-                (entry, payload, SEGMENT_HEADER_BYTES as usize)
-            }
-            0 => (self.regions.entries.get(usize::from(header.region_id)), Some(header.handle), 0),
-            got => return Err(ResolveError::Unmanageable { got }),
-        };
-        let Some(&Entry { base, length }) = entry.filter(|entry| entry.length > 0) else {
-            return Err(match header.managed {
+        match self.find(header) {
+            Some(checked) => Ok(checked),
+            None => Err(self.why_not(header)),
+        }
+    }
+
+    /// The first question that `header` does not answer.
+    #[cold]
+    #[inline(never)]
+    fn why_not(&self, header: &MetaHeader) -> ResolveError {
+        let MetaHeader { size, handle, hint: expected, .. } = *header;
+        if header.managed > 1 {
+            return ResolveError::Unmanageable { got: header.managed };
+        }
+        let Some(mapping) = self.mapping_of(header) else {
+            return match header.managed {
                 1 => ResolveError::UnknownSegment { id: header.segment_id },
                 _ => ResolveError::UnknownRegion { id: header.region_id },
-            });
+            };
         };
-        let out_of_bounds = || ResolveError::OutOfBounds {
-            handle: header.handle,
-            size: header.size,
-            length: length as u64,
+        let length = mapping.length() as u64;
+        let (chunk, first) = match header.managed {
+            1 => (size_of::<ChunkHeader>() as i64, FIRST_IN_SEGMENT),
+            _ => (0, FIRST_IN_REGION),
         };
-        let payload = payload.and_then(|at| usize::try_from(at).ok()).ok_or_else(out_of_bounds)?;
-        if payload & (GRANULE_BYTES as usize - 1) != 0 {
-            return Err(ResolveError::Misaligned { handle: header.handle });
+        let payload = handle.checked_add(chunk).and_then(|payload| u64::try_from(payload).ok());
+        let out_of_bounds = ResolveError::OutOfBounds { handle, size, length };
+        let Some(payload) = payload else { return out_of_bounds };
+        if !payload.is_multiple_of(GRANULE_BYTES) {
+            return ResolveError::Misaligned { handle };
         }
-        let size = usize::try_from(header.size).map_err(|_| out_of_bounds())?;
-        let end = payload.checked_add(size).ok_or_else(out_of_bounds)?;
-        if payload < first + BLOCK_OVERHEAD_BYTES as usize || end > length {
-            return Err(out_of_bounds());
+        let end = payload.checked_add(size);
+        if payload < first || end.is_none_or(|end| end > length) {
+            return out_of_bounds;
         }
-        // SAFETY: 64 <= payload <= end <= length was checked, so the block's header lies inside of
-        // the mapping.
-        let block = unsafe { base.add(payload - BLOCK_OVERHEAD_BYTES as usize) };
-        let found = sync::seen(generation(block));
-        if found != header.hint || found == 0 {
-            return Err(ResolveError::Stale { expected: header.hint, found });
+        let block = (payload - BLOCK_OVERHEAD_BYTES) as usize;
+        let found = sync::seen(mapping.atomic_u64(block));
+        if found != expected || found == 0 {
+            return ResolveError::Stale { expected, found };
         }
-        // SAFETY: `size` is the second field of the header, which lies inside of the mapping.
-        let place = unsafe { block.add(offset_of!(BlockHeader, size)) };
-        // SAFETY: eight bytes inside of the mapping, aligned to 8 since the block is to 64.
-        let found = unsafe { AtomicU64::from_ptr(place.cast_mut().cast()) }.load(Ordering::Relaxed);
-        if found != header.size {
-            return Err(ResolveError::WrongSize { expected: header.size, found });
-        }
-        Ok(Checked { block, size })
+        let found = mapping.atomic_u64(block + offset_of!(BlockHeader, size));
+        ResolveError::WrongSize { expected: size, found: found.load(Ordering::Relaxed) }
     }
 
     /// The bytes of the object that `header` names.
@@ -434,6 +499,15 @@ impl Mappings {
         // SAFETY: 16 bytes inside of the mapping; a published block does not change.
         Ok(ObjectId::from_bytes(unsafe { place.cast::<[u8; 16]>().read() }))
     }
+}
+
+/// What the block says of its size.
+#[inline]
+fn size_in(block: *const u8) -> u64 {
+    // SAFETY: the caller has checked that a block's header lies at `block`, inside of the mapping.
+    let place = unsafe { block.add(offset_of!(BlockHeader, size)) };
+    // SAFETY: eight bytes inside of the mapping, aligned to 8 since the block is to 64.
+    unsafe { AtomicU64::from_ptr(place.cast_mut().cast()) }.load(Ordering::Relaxed)
 }
 
 #[inline]
