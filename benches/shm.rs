@@ -40,24 +40,37 @@ fn mapped(pool: &Pool) -> Mappings {
     })
 }
 
-/// One million headers of so many objects, in no order; each payload's first byte is read.
-fn resolve(criterion: &mut Criterion, objects: usize) {
+/// The order in which headers name their objects.
+#[derive(Clone, Copy, PartialEq)]
+enum Order {
+    /// As tables have them: all rows of one object, then those of the next.
+    InRuns,
+    AtRandom,
+}
+
+/// One million headers of so many objects; each payload's first byte is read.
+fn resolve(criterion: &mut Criterion, objects: usize, order: Order) {
     let pool = pool(256 << 20);
     let blocks = blocks(&pool, objects, &[1; 256]);
     let mappings = mapped(&pool);
     let mut state = 88_172_645_463_325_252_u64;
     let headers: Vec<MetaHeader> = (0..HEADERS)
-        .map(|_| {
+        .map(|row| {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            blocks[(state % objects as u64) as usize].meta_header()
+            let object = match order {
+                Order::InRuns => row * objects / HEADERS,
+                Order::AtRandom => (state % objects as u64) as usize,
+            };
+            blocks[object].meta_header()
         })
         .collect();
     // The floor: a table of bases by segment, and the handle added.
     let first = mappings.resolve(&headers[0]).unwrap().as_ptr();
     let bases = [first.wrapping_sub(headers[0].handle as usize + 16)];
-    let mut group = criterion.benchmark_group(format!("resolve {HEADERS} of {objects}"));
+    let order = if order == Order::InRuns { ", in runs" } else { "" };
+    let mut group = criterion.benchmark_group(format!("resolve {HEADERS} of {objects}{order}"));
     group.throughput(Throughput::Elements(HEADERS as u64)).sample_size(20);
     group.bench_function("plain base[id] + handle", |bench| {
         bench.iter(|| {
@@ -82,8 +95,9 @@ fn resolve(criterion: &mut Criterion, objects: usize) {
 }
 
 fn resolving(criterion: &mut Criterion) {
-    resolve(criterion, 1_000);
-    resolve(criterion, 200_000);
+    resolve(criterion, 1_000, Order::InRuns);
+    resolve(criterion, 1_000, Order::AtRandom);
+    resolve(criterion, 200_000, Order::AtRandom);
 }
 
 fn taking_and_giving(criterion: &mut Criterion) {
