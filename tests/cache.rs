@@ -315,7 +315,7 @@ async fn who_registers_too_much_waits_in_order_until_something_is_consumed() {
     // Each timeframe needs 600 kB of 2 MiB: three fit.
     let source = slow(1, &["A/A", "B/B"], 600_000);
     let memory =
-        PoolOptions { memory_bytes: 2 << 20, segment_bytes: 1 << 20, ..PoolOptions::default() };
+        PoolOptions { memory_bytes: 2 << 20, segment_bytes: 2 << 20, ..PoolOptions::default() };
     let cache = Cache::builder().source(source).memory(memory).max_timeframes(3).build().unwrap();
     let register = |path: &str| {
         let json = format!(r#"{{"columns": {{"x": "{path}"}}, "consumers": ["c"]}}"#);

@@ -259,7 +259,7 @@ impl Cache {
         self.drain();
         self.0.timeframes.clear();
         self.0.leases.end_everything();
-        self.0.residency.unlist(|_| true);
+        self.0.residency.close();
     }
 
     /// # Errors

@@ -68,18 +68,15 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let mut waiter = {
+        let (mut waiter, sender) = {
             let mut under_way = lock(&self.under_way);
+            let flights = Arc::clone(&self.under_way);
             match under_way.entry(key.clone()) {
                 Entry::Occupied(mut entry) => {
                     let flight = entry.get_mut();
                     flight.waiting += 1;
-                    Waiter {
-                        flights: Arc::clone(&self.under_way),
-                        key,
-                        number: flight.number,
-                        result: flight.result.clone(),
-                    }
+                    let (number, result) = (flight.number, flight.result.clone());
+                    (Waiter { flights, key, number, result }, None)
                 }
                 Entry::Vacant(entry) => {
                     if let Some(value) = landed() {
@@ -88,27 +85,29 @@ where
                     let (sender, result) = watch::channel(None);
                     let number = next_number();
                     entry.insert(Flight { number, waiting: 1, result: result.clone(), task: None });
-                    let waiter =
-                        Waiter { flights: Arc::clone(&self.under_way), key, number, result };
-                    let end = Landing {
-                        flights: Arc::clone(&self.under_way),
-                        key: waiter.key.clone(),
-                        number,
-                    };
-                    let future = work();
-                    let task = tokio::spawn(async move {
-                        let value = future.await;
-                        // Off the list before the result is told: who comes later asks `landed`.
-                        drop(end);
-                        sender.send_replace(Some(value));
-                    });
-                    if let Some(flight) = under_way.get_mut(&waiter.key) {
-                        flight.task = Some(task.abort_handle());
-                    }
-                    waiter
+                    (Waiter { flights, key, number, result }, Some(sender))
                 }
             }
         };
+        if let Some(sender) = sender {
+            let (flights, key, number) =
+                (Arc::clone(&self.under_way), waiter.key.clone(), waiter.number);
+            let end = Landing { flights, key, number };
+            let future = work();
+            // Not under the lock: a runtime that is going down drops the task here and now, and
+            // with it the landing, which takes the lock.
+            let task = tokio::spawn(async move {
+                let value = future.await;
+                // Off the list before the result is told: who comes later asks `landed`.
+                drop(end);
+                sender.send_replace(Some(value));
+            });
+            if let Some(flight) = lock(&self.under_way).get_mut(&waiter.key)
+                && flight.number == waiter.number
+            {
+                flight.task = Some(task.abort_handle());
+            }
+        }
         match waiter.result.wait_for(Option::is_some).await {
             Ok(value) => value.clone().ok_or(Lost),
             Err(_) => Err(Lost),

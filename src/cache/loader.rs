@@ -15,6 +15,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -42,6 +43,24 @@ pub(crate) struct Loader {
     flights: Flights<ObjectId, Result<Pin, LoadFailure>>,
     /// Whose turn it is to wait for memory, in the order of asking.
     turn: tokio::sync::Mutex<()>,
+    /// How many wait for their turn, or have it.
+    waiting: AtomicUsize,
+}
+
+/// One who waits for memory.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Why one object did not come.
@@ -66,7 +85,7 @@ impl Loader {
         counters: Arc<Counters>,
     ) -> Self {
         let (flights, turn) = (Flights::default(), tokio::sync::Mutex::default());
-        Self { residency, source, counters, flights, turn }
+        Self { residency, source, counters, flights, turn, waiting: AtomicUsize::new(0) }
     }
 
     /// Pins every one of `versions` (distinct ids), loading what is not resident.
@@ -82,17 +101,26 @@ impl Loader {
         let mut got = HashMap::with_capacity(versions.len());
         self.check_known_sizes(versions)?;
         let began = Instant::now();
-        let first_try = tokio::time::timeout_at(deadline, self.try_pin_all(versions, &mut got));
-        let Ok(tried) = first_try.await else {
-            return Err(CacheError::DeadlineExceeded {
-                what: "objects to be loaded".to_owned(),
-                wait_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-            });
-        };
-        let Some(needed_bytes) = tried? else { return Ok(got) };
-        got.clear();
+        let mut lacking_bytes = 0;
+        // Where others wait for memory, only what needs none may pass them: else what is let go for
+        // the first of them would be taken by whoever comes along.
+        let alone = self.waiting.load(Ordering::Acquire) == 0;
+        if alone || versions.iter().all(|version| self.residency.size_of(version.id).is_some()) {
+            let first_try = tokio::time::timeout_at(deadline, self.try_pin_all(versions, &mut got));
+            let Ok(tried) = first_try.await else {
+                return Err(CacheError::DeadlineExceeded {
+                    what: "objects to be loaded".to_owned(),
+                    wait_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+                });
+            };
+            match tried? {
+                None => return Ok(got),
+                Some(needed_bytes) => lacking_bytes = needed_bytes,
+            }
+            got.clear();
+        }
         self.counters.waits.add(1);
-        let mut lacking_bytes = needed_bytes;
+        let _waiting = Waiting::new(&self.waiting);
         let waiting = async {
             let _turn = self.turn.lock().await;
             loop {

@@ -43,6 +43,8 @@ pub(crate) struct Residency {
     weight_unit_bytes: u64,
     pinned_bytes: AtomicU64,
     under_pressure: AtomicBool,
+    /// Nothing is kept beyond its last pin any more.
+    closed: AtomicBool,
     evicting: Mutex<()>,
     /// Rung whenever memory may have become free.
     room: Notify,
@@ -134,6 +136,7 @@ impl Residency {
             weight_unit_bytes,
             pinned_bytes: AtomicU64::new(0),
             under_pressure: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             evicting: Mutex::new(()),
             room: Notify::new(),
         })
@@ -217,6 +220,12 @@ impl Residency {
         self.policy.run_pending_tasks();
     }
 
+    /// Lets all candidates go, and keeps none from now on.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.unlist(|_| true);
+    }
+
     fn set_ballast(&self, bytes: u64) {
         if !self.policy.contains_key(&Key::Ballast) {
             // Without weight it is always admitted, and an update is never refused.
@@ -274,7 +283,8 @@ impl Residency {
             let mut shard = self.map.shard(resident.id());
             match shard.get_mut(&resident.id()) {
                 Some(place)
-                    if place.candidate.is_none()
+                    if !self.closed.load(Ordering::Acquire)
+                        && place.candidate.is_none()
                         && place.resident.ptr_eq(&Arc::downgrade(resident)) =>
                 {
                     place.candidate = Some(Arc::clone(resident));
