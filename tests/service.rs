@@ -530,3 +530,41 @@ fn both_ready_addresses_are_there_when_the_line_is_printed() {
             && service.unix().starts_with("grpc+unix:///")
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn named_segments_and_a_region_of_somebody_else_serve_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = folder.path().join("repository");
+    small(&repository);
+    let segments = folder.path().join("segments");
+    let region = folder.path().join("region");
+    fs::write(&region, vec![0xAB; 4 << 20]).unwrap();
+    let shmid = format!("{:08x}", std::process::id());
+    let named = ["--backing", "shm", "--shm-folder", segments.to_str().unwrap()];
+    let fairmq = ["--fairmq-shmid", shmid.as_str(), "--fairmq-segment", "3"];
+    let unmanaged = ["--region", region.to_str().unwrap(), "--region-id", "2000"];
+    for (arguments, managed, id) in
+        [(&named[..], 1, 0), (&fairmq[..], 1, 3), (&unmanaged[..], 0, 2000)]
+    {
+        let service = Service::over(&repository, arguments);
+        let client = Client::connect(&service.unix()).await.unwrap();
+        let table = client.table(at(&[2000, 4000])).await.unwrap();
+        let column = table.column("drift").unwrap();
+        assert_eq!(column.get(0).unwrap(), Some(&b"drift 1"[..]));
+        assert_eq!(column.get(1).unwrap(), Some(&b"drift 2"[..]));
+        let header = column.header(0).unwrap();
+        let place = if managed == 1 { header.segment_id } else { header.region_id };
+        assert_eq!((header.managed, place), (managed, id), "{arguments:?}");
+        if managed == 0 {
+            let o2 = at(&[2000]).cell("o2").encoding("plain");
+            let error = client.batches(&o2).await.unwrap_err();
+            assert_eq!(kind(&error), ErrorKind::InvalidArgument, "{error}");
+        }
+        assert_eq!(service.stop().0, Some(0));
+    }
+    assert_eq!(fs::read_dir(&segments).unwrap().count(), 0);
+    let left = fs::read_dir("/dev/shm").unwrap().filter_map(Result::ok);
+    let left: Vec<_> =
+        left.filter(|one| one.file_name().to_string_lossy().contains(&shmid)).collect();
+    assert!(left.is_empty(), "{left:?}");
+}

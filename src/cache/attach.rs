@@ -126,22 +126,25 @@ impl Cache {
         let mut told = HashSet::new();
         self.announce(stream, &session, &mut told, true).await?;
         loop {
-            tokio::select! {
+            let asked = tokio::select! {
                 line = next_line(stream, &mut reader) => {
                     let Need { kind, id } = parse_need(&line?)?;
                     told.remove(&(kind, id));
+                    true
                 }
                 changed = grown.changed() => {
                     if changed.is_err() {
                         return Ok(());
                     }
+                    false
                 }
-            }
-            self.announce(stream, &session, &mut told, false).await?;
+            };
+            // Who asks gets an answer, if only that there is no such segment.
+            self.announce(stream, &session, &mut told, asked).await?;
         }
     }
 
-    /// Sends what is not told yet; the first time also that there is nothing.
+    /// Sends what is not told yet; `even_nothing`: a line without any segment too.
     async fn announce(
         &self,
         stream: &UnixStream,

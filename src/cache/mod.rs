@@ -14,6 +14,50 @@
 //!
 //! A [`Cache`] needs no server: it can be embedded into a process that registers timeframes, takes
 //! the tables as record batches, and hands the attach socket to its consumers.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use iovcache::cache::Asker;
+//! use iovcache::index::Timestamps;
+//! use iovcache::shm::PoolOptions;
+//! use iovcache::source::MemorySource;
+//! use iovcache::table::{Consumed, Register, Request};
+//! use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let source = MemorySource::new();
+//! let at = Timestamp::from_millis;
+//! let drift = ObjectInfo {
+//!     path: ObjectPath::new("TPC/Calib/VDrift")?,
+//!     id: ObjectId::from_bytes([1; 16]),
+//!     validity: ValidityInterval::new(at(0), at(100))?,
+//!     created: at(1),
+//!     size_bytes: None,
+//!     md5: None,
+//!     metadata: Default::default(),
+//! };
+//! source.put(drift, &b"drift"[..]);
+//! let memory = PoolOptions { memory_bytes: 4 << 20, ..PoolOptions::default() };
+//! let cache = Cache::builder().source(Arc::new(source)).memory(memory).build()?;
+//!
+//! // A timeframe is loaded when it is registered, and kept until its consumers are done with it.
+//! let columns = br#"{"columns": {"drift": "TPC/Calib/VDrift"}, "consumers": ["tracker"]}"#;
+//! let times = Timestamps::new(vec![5, 15, 25], None);
+//! cache.register(42, times, &Register::parse(columns)?, None).await?;
+//!
+//! let request = Request::parse(br#"{"timeframe": 42, "consumer": "tracker"}"#)?;
+//! let answer = cache.answer(&request, &Asker::default()).await?;
+//! let batches = answer.to_batches()?;
+//! assert_eq!(batches[0].num_rows(), 3);
+//! assert_eq!(answer.pins().pins()[0].payload(), b"drift");
+//!
+//! let done = Consumed::One { timeframe: 42, consumer: "tracker".to_owned() };
+//! assert_eq!(cache.consumed(&done)?.dropped, [42]);
+//! # Ok(())
+//! # }
+//! ```
 
 mod actions;
 mod answer;

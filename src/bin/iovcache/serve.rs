@@ -53,6 +53,12 @@ pub(crate) struct Arguments {
     /// The folder of named segments.
     #[arg(long, value_name = "FOLDER", default_value = "/dev/shm/iovcache")]
     shm_folder: PathBuf,
+    /// Name the segments as FairMQ's managed segments of this session, instead.
+    #[arg(long, value_name = "ID", requires = "fairmq_segment", conflicts_with = "region")]
+    fairmq_shmid: Option<String>,
+    /// The number of the first of them; those below are FairMQ's own.
+    #[arg(long, value_name = "N", requires = "fairmq_shmid")]
+    fairmq_segment: Option<u16>,
     /// An existing shared-memory file that somebody else owns: all objects go there, unmanaged.
     #[arg(long, value_name = "FILE", requires = "region_id")]
     region: Option<PathBuf>,
@@ -110,9 +116,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let memory = PoolOptions {
         memory_bytes: size(arguments.memory, &config.memory, defaults.memory_bytes)?,
         segment_bytes: size(arguments.segment, &config.segment, defaults.segment_bytes)?,
-        backing: match arguments.backing {
-            BackingKind::Memfd => Backing::Memfd,
-            BackingKind::Shm => Backing::Folder(arguments.shm_folder.clone()),
+        backing: match (&arguments.fairmq_shmid, arguments.fairmq_segment, arguments.backing) {
+            (Some(shmid), Some(first_segment), _) => {
+                Backing::FairMq { shmid: shmid.clone(), first_segment }
+            }
+            (_, _, BackingKind::Memfd) => Backing::Memfd,
+            (_, _, BackingKind::Shm) => Backing::Folder(arguments.shm_folder.clone()),
         },
         region,
         first_generation: None,
