@@ -568,3 +568,40 @@ async fn named_segments_and_a_region_of_somebody_else_serve_the_same_bytes() {
         left.filter(|one| one.file_name().to_string_lossy().contains(&shmid)).collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_names_sources_tables_and_paths_that_stand_for_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    small(&first);
+    put(&second, &version("Only/Second", 0, 10_000, 1, b"second"));
+    let file = folder.path().join("config.toml");
+    let text = format!(
+        "refresh = \"200ms\"\nmemory = \"32MiB\"\n\
+         [[source]]\nurl = \"file://{}\"\npaths = [\"TPC\"]\n\
+         [[source]]\nurl = \"file://{}\"\n\
+         [[remap]]\npath = \"Old/Name\"\nto = \"Only/Second\"\n\
+         [tables.both]\ndrift = \"{DRIFT}\"\nold = \"Old/Name\"\n",
+        first.display(),
+        second.display()
+    );
+    fs::write(&file, &text).unwrap();
+    let file = file.to_str().unwrap().to_owned();
+    run_well(&["config", "check", &file]);
+    assert!(run_well(&["config", "show", &file]).contains("Old/Name"));
+    let service = Service::start(&["--config", &file]);
+    let client = Client::connect(&service.unix()).await.unwrap();
+    let request = TableRequest::new().table("both").timestamps([2000, 4000]);
+    let table = client.table(request).await.unwrap();
+    assert_eq!(table.column("drift").unwrap().get(1).unwrap(), Some(&b"drift 2"[..]));
+    assert_eq!(table.column("old").unwrap().get(0).unwrap(), Some(&b"second"[..]));
+    let status = client.status().await.unwrap();
+    assert_eq!(status.sources.len(), 2);
+    let unknown = TableRequest::new().table("neither").timestamps([1]);
+    let error = client.table(unknown).await.unwrap_err();
+    assert!(error.message().contains("both"), "{error}");
+    fs::write(&file, text.replace("refresh", "refersh")).unwrap();
+    let wrong = run(&["config", "check", &file]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("refersh"));
+}

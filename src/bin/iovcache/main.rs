@@ -5,6 +5,7 @@
 
 mod cat;
 mod common;
+mod config;
 mod demo;
 mod import;
 mod ls;
@@ -62,6 +63,8 @@ enum Command {
     Status(status::Arguments),
     /// Show all of it at work, without any file or server.
     Demo(demo::Arguments),
+    /// Check a configuration, or show what it comes to.
+    Config(config::Arguments),
     /// Write the completions of a shell to stdout.
     Completions(papers::CompletionsArguments),
     /// Write the manual page to stdout.
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
             Command::Timeline(arguments) => timeline::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
             Command::Demo(arguments) => demo::run(arguments).await,
+            Command::Config(arguments) => config::run(&arguments),
             Command::Completions(arguments) => papers::completions(&arguments),
             Command::Man => papers::man(),
         }

@@ -96,11 +96,7 @@ const HTTP: ([u8; 4], u16) = ([127, 0, 0, 1], 50_052);
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = match &arguments.config {
         None => Config::default(),
-        Some(file) => {
-            let text = std::fs::read_to_string(file)
-                .map_err(|error| Failure::io(file.display(), error))?;
-            Config::parse(&text)?
-        }
+        Some(file) => crate::config::read(file)?,
     };
     let size =
         |given: Option<u64>, configured: &Option<String>, default: u64| match (given, configured) {
