@@ -1,13 +1,16 @@
 //! The CCDB source against a server that answers as real ones do, and fails on demand.
-#![cfg(feature = "cache")]
+#![cfg(feature = "cli")]
 
 mod bodies;
+#[path = "../common/mod.rs"]
+mod common;
 #[path = "../fake_ccdb/mod.rs"]
 mod fake_ccdb;
 mod faults;
 mod hosts;
 mod look_ups;
 mod property;
+mod served;
 mod throughput;
 
 use std::sync::Arc;
