@@ -202,11 +202,20 @@ impl RepositorySource {
     async fn files(&self, path: &ObjectPath) -> Result<Vec<ObjectMeta>, object_store::Error> {
         let location = self.location(path.as_str());
         let below = self.store.list_with_delimiter(Some(&location)).await?;
+        let all = below.common_prefixes.len();
         let folders: Vec<Path> = below
             .common_prefixes
             .into_iter()
             .filter(|folder| folder.filename().is_some_and(|name| name.parse::<i64>().is_ok()))
             .collect();
+        if folders.len() > PARALLEL_READS && folders.len() == all {
+            // No other path lies below this one: one listing of everything is that of its versions.
+            let depth = location.parts().count() + 2;
+            let listed = self.store.list(Some(&location));
+            let deep = listed
+                .try_filter(|file| std::future::ready(file.location.parts().count() == depth));
+            return deep.try_collect().await;
+        }
         let listed = folders.into_iter().map(|folder| async move {
             let listed = self.store.list_with_delimiter(Some(&folder)).await?;
             Ok::<_, object_store::Error>(listed.objects)
