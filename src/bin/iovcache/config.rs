@@ -35,7 +35,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             Ok(())
         }
         Action::Show { file } => {
-            let config = file.as_ref().map(|file| read(file)).transpose()?.unwrap_or_default();
+            let config = file.as_ref().map(read).transpose()?.unwrap_or_default();
             let text = toml::to_string(&config)
                 .map_err(|error| Failure::failed(format!("cannot print it: {error}")))?;
             out(text.as_bytes())
