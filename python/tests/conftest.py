@@ -46,11 +46,19 @@ def put(repository: pathlib.Path, version: tuple, folder: pathlib.Path) -> None:
 class Service:
     """A service that ends with the test."""
 
-    def __init__(self, folder: pathlib.Path, repository: pathlib.Path, *arguments: str) -> None:
-        command = [program(), "serve", "--source", f"file://{repository}", "--refresh", "200ms"]
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        source: pathlib.Path | str,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        url = source if isinstance(source, str) else f"file://{source}"
+        command = [program(), "serve", "--source", url, "--refresh", "200ms"]
         command += ["--socket", str(folder / "s"), "--listen", "127.0.0.1:0"]
         command += ["--memory", "64MiB", "--segment", "16MiB", *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        environment = {**os.environ, **(environment or {})}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
         assert self.process.stdout is not None
         readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
         line = self.process.stdout.readline() if readable else b""

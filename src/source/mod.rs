@@ -13,6 +13,7 @@
 mod body;
 pub mod ccdb;
 mod chain;
+mod copy;
 mod memory;
 mod open;
 pub mod repository;
@@ -29,6 +30,7 @@ use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 
 pub use body::VecBody;
 pub use chain::{ChainSource, Link, Remap};
+pub use copy::{Copied, CopyError, Destination, Selection, copy};
 pub use memory::MemorySource;
 pub use open::{SourceOptions, open};
 

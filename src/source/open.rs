@@ -5,20 +5,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ccdb::{CcdbOptions, CcdbSource};
-use super::repository::{RepositoryOptions, RepositorySource};
+use super::repository::{BUCKET_SCHEMES, Bucket, RepositoryOptions, RepositorySource};
 use super::{MemorySource, Source, SourceError};
 
 /// What holds for sources of each kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SourceOptions {
-    /// What is put into a source is seen within this. Default: 1 s for a folder, 10 s for CCDB.
+    /// What is put into a source is seen within this. Default: 1 s for a folder, 10 s for CCDB and
+    /// object stores.
     pub refresh: Option<Duration>,
     /// Limits and habits with CCDB servers.
     pub ccdb: CcdbOptions,
 }
 
-/// Opens the source that `url` names: `http(s)://host:port[/base]` (CCDB), `file:///dir` or
-/// `memory:`.
+/// A bucket is listed so often where nothing else is said: a listing is a request, and is paid for.
+const BUCKET_REFRESH: Duration = Duration::from_secs(10);
+
+/// Opens the source that `url` names: `http(s)://host:port[/base]` (CCDB), `file:///dir`,
+/// `s3://bucket/prefix` (also `gs`, `az`; credentials from the environment) or `memory:`.
 ///
 /// # Errors
 /// [`SourceError::Configuration`] if it names none, or nothing is there.
@@ -45,6 +49,13 @@ pub fn open(url: &str, options: &SourceOptions) -> Result<Arc<dyn Source>, Sourc
             }
             Ok(Arc::new(CcdbSource::new(url, ccdb)?))
         }
-        _ => Err(wrong("unknown scheme; there are http(s)://host:port, file:///dir and memory:")),
+        scheme if BUCKET_SCHEMES.contains(&scheme) => {
+            let options = RepositoryOptions { refresh: options.refresh.unwrap_or(BUCKET_REFRESH) };
+            Ok(Arc::new(RepositorySource::new(Bucket::open(url)?, options)))
+        }
+        _ => Err(wrong(
+            "unknown scheme; there are http(s)://host:port, file:///dir, s3://bucket/prefix, gs:, \
+             az: and memory:",
+        )),
     }
 }

@@ -45,6 +45,12 @@ impl Failure {
         Self { status: 1, message: message.to_string() }
     }
 
+    /// Some of many things did not work, the first of them for this reason.
+    pub(crate) fn of_many(count: usize, what: &str, first: &impl Coded) -> Self {
+        let message = format!("{count} {what}, the first: {}", first.message());
+        Self { status: first.kind().exit_status(), message }
+    }
+
     /// Says it on stderr, and with which status to leave.
     pub(crate) fn tell(self) -> ExitCode {
         eprintln!("iovcache: {}", self.message);

@@ -6,6 +6,7 @@
 mod cat;
 mod common;
 mod config;
+mod copy;
 mod demo;
 mod import;
 mod ls;
@@ -54,6 +55,8 @@ enum Command {
     Put(put::Arguments),
     /// Put all objects of a manifest into a repository folder.
     Import(import::Arguments),
+    /// Copy versions from a source into a repository.
+    Copy(Box<copy::Arguments>),
     /// Ask for a table and print it.
     Table(Box<table::Arguments>),
     /// Write the bytes of an object to stdout.
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
             Command::Serve(arguments) => serve::run(*arguments).await,
             Command::Put(arguments) => put::run(arguments).await,
             Command::Import(arguments) => import::run(arguments).await,
+            Command::Copy(arguments) => copy::run(*arguments).await,
             Command::Table(arguments) => table::run(*arguments).await,
             Command::Cat(arguments) => cat::run(arguments).await,
             Command::Ls(arguments) => ls::run(arguments).await,

@@ -9,14 +9,17 @@
 //! ```
 //!
 //! A version is there once both files are. Reading goes through the `object_store` crate, so the
-//! same layout can lie in a bucket; writing is for local folders.
+//! same layout can lie in a bucket of an object store ([`Bucket`]).
 
+mod bucket;
 mod entry;
 mod manifest;
 mod properties;
 mod reader;
 mod writer;
 
+pub use bucket::Bucket;
+pub(crate) use bucket::SCHEMES as BUCKET_SCHEMES;
 pub use manifest::{Imported, ManifestError, import};
 pub use properties::{Properties, PropertiesError};
 pub use reader::{RepositoryOptions, RepositorySource};

@@ -16,6 +16,7 @@ use object_store::path::Path;
 use object_store::{GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use tokio::sync::Mutex;
 
+use super::bucket::Bucket;
 use super::entry::{self, PROPERTIES};
 use super::properties::Properties;
 use crate::interval::{Timestamp, ValidityInterval};
@@ -111,17 +112,14 @@ impl RepositorySource {
         }
         let store =
             LocalFileSystem::new_with_prefix(&root).map_err(|error| wrong(error.to_string()))?;
-        let source = Self::new(url.clone(), Arc::new(store), Path::default(), options);
+        let bucket = Bucket::of(url.clone(), Arc::new(store), Path::default());
+        let source = Self::new(bucket, options);
         Ok(Self { root: Some(root), ..source })
     }
 
-    /// In any store, beneath `prefix`; `url` is what it is called, without credentials.
-    pub fn new(
-        url: String,
-        store: Arc<dyn ObjectStore>,
-        prefix: Path,
-        options: RepositoryOptions,
-    ) -> Self {
+    /// In an object store.
+    pub fn new(bucket: Bucket, options: RepositoryOptions) -> Self {
+        let Bucket { url, store, prefix } = bucket;
         Self {
             url,
             store,

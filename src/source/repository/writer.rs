@@ -56,6 +56,16 @@ pub enum RepositoryError {
         #[source]
         error: io::Error,
     },
+    /// An object store did not take something, or did not say what it has.
+    #[error("{url}: {what}: {reason}")]
+    Store {
+        /// The repository, without credentials.
+        url: String,
+        /// The object in the store.
+        what: String,
+        /// Why.
+        reason: String,
+    },
     /// The id is taken by another version.
     #[error("{path} has a version {id} already, with another {difference}")]
     Taken {
@@ -84,6 +94,7 @@ impl Coded for RepositoryError {
                 io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
                 _ => ErrorKind::FailedPrecondition,
             },
+            Self::Store { .. } => ErrorKind::Unavailable,
             Self::Taken { .. } => ErrorKind::AlreadyExists,
             Self::Key { .. } => ErrorKind::InvalidArgument,
         }
@@ -94,8 +105,74 @@ impl Coded for RepositoryError {
             Self::Io { .. } => 3020,
             Self::Taken { .. } => 3021,
             Self::Key { .. } => 3022,
+            Self::Store { .. } => 3023,
         })
     }
+}
+
+impl NewVersion {
+    /// The version as it will be found: with these bytes.
+    pub(super) fn info(&self, size_bytes: u64, md5: Md5Sum) -> ObjectInfo {
+        let Self { path, validity, created, id, mut metadata, .. } = self.clone();
+        let derived = || ObjectId::derived(&path, validity, created, md5);
+        let id = match id {
+            None => derived(),
+            Some(text) => ObjectId::parse(&text).unwrap_or_else(|| {
+                metadata.insert("source_id".to_owned(), text);
+                derived()
+            }),
+        };
+        let (size_bytes, md5) = (Some(size_bytes), Some(md5));
+        ObjectInfo { path, id, validity, created, size_bytes, md5, metadata }
+    }
+
+    /// What stands beside the bytes of `info`.
+    pub(super) fn properties(&self, info: &ObjectInfo, md5: Md5Sum) -> Properties {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let until = info.validity.until().to_string();
+        let own = [
+            (INITIAL_VALIDITY, until.clone()),
+            (FILE_NAME, self.file_name.clone()),
+            (CREATE_TIME, info.created.to_string()),
+            (LAST_MODIFIED, now.as_millis().to_string()),
+            (VALID_UNTIL, until),
+            (CONTENT_TYPE, "application/octet-stream".to_owned()),
+            (FILE_SIZE, info.size_bytes.unwrap_or(0).to_string()),
+            (CONTENT_MD5, md5.to_string()),
+        ];
+        let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
+        own.chain(info.metadata.clone()).collect()
+    }
+
+    /// # Errors
+    /// [`RepositoryError::Key`] if a key of the metadata is one that the repository needs itself.
+    pub(super) fn check_keys(&self) -> Result<(), RepositoryError> {
+        const RESERVED: &str = "those that CCDB itself writes";
+        let reserved = |key: &&String| key.is_empty() || is_system_key(key);
+        match self.metadata.keys().find(reserved) {
+            Some(key) => Err(RepositoryError::Key { key: key.clone(), reserved: RESERVED }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What comes of a put where `there` stands already: the very same, or one that has the id.
+///
+/// # Errors
+/// [`RepositoryError::Taken`].
+pub(super) fn compared(there: ObjectInfo, wanted: ObjectInfo) -> Result<Stored, RepositoryError> {
+    let difference = if there.md5 != wanted.md5 || there.size_bytes != wanted.size_bytes {
+        "content"
+    } else if there.validity != wanted.validity {
+        "interval"
+    } else if there.created != wanted.created {
+        "creation time"
+    } else if there.metadata != wanted.metadata {
+        "metadata"
+    } else {
+        return Ok(Stored { info: there, new: false });
+    };
+    Err(RepositoryError::Taken { path: wanted.path, id: wanted.id, difference })
 }
 
 /// Puts versions into a local folder.
@@ -147,34 +224,18 @@ impl RepositoryWriter {
         version: &NewVersion,
         bytes: &mut dyn Read,
     ) -> Result<Stored, RepositoryError> {
-        const RESERVED: &str = "those that CCDB itself writes";
-        let reserved = |key: &&String| key.is_empty() || is_system_key(key);
-        if let Some(key) = version.metadata.keys().find(reserved) {
-            return Err(RepositoryError::Key { key: key.clone(), reserved: RESERVED });
-        }
+        version.check_keys()?;
         let mut folder = self.root.join(version.path.as_str());
         folder.push(version.validity.from().to_string());
         fs::create_dir_all(&folder).map_err(failed(&folder))?;
         let mut blob = Part::new(&folder)?;
         let (size_bytes, md5) = blob.copy(bytes)?;
-        let info = self.info(version, size_bytes, md5);
+        let info = version.info(size_bytes, md5);
         if let Some(there) = self.there(&folder, &info)? {
-            let difference = if there.md5 != info.md5 || there.size_bytes != info.size_bytes {
-                "content"
-            } else if there.validity != info.validity {
-                "interval"
-            } else if there.created != info.created {
-                "creation time"
-            } else if there.metadata != info.metadata {
-                "metadata"
-            } else {
-                return Ok(Stored { info: there, new: false });
-            };
-            let (path, id) = (info.path, info.id);
-            return Err(RepositoryError::Taken { path, id, difference });
+            return compared(there, info);
         }
         let mut properties = Part::new(&folder)?;
-        properties.copy(&mut &self.properties(version, &info, md5).to_bytes()[..])?;
+        properties.copy(&mut &version.properties(&info, md5).to_bytes()[..])?;
         // A reader takes a blob for a version once its properties are there: so these come first.
         properties.publish(&folder.join(format!("{}{PROPERTIES}", info.id)))?;
         // CCDB's server keeps the end of validity as the time of the blob too.
@@ -185,37 +246,6 @@ impl RepositoryWriter {
         }
         blob.publish(&folder.join(info.id.to_string()))?;
         Ok(Stored { info, new: true })
-    }
-
-    fn info(&self, version: &NewVersion, size_bytes: u64, md5: Md5Sum) -> ObjectInfo {
-        let NewVersion { path, validity, created, id, mut metadata, .. } = version.clone();
-        let derived = || ObjectId::derived(&path, validity, created, md5);
-        let id = match id {
-            None => derived(),
-            Some(text) => ObjectId::parse(&text).unwrap_or_else(|| {
-                metadata.insert("source_id".to_owned(), text);
-                derived()
-            }),
-        };
-        let (size_bytes, md5) = (Some(size_bytes), Some(md5));
-        ObjectInfo { path, id, validity, created, size_bytes, md5, metadata }
-    }
-
-    fn properties(&self, version: &NewVersion, info: &ObjectInfo, md5: Md5Sum) -> Properties {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let until = info.validity.until().to_string();
-        let own = [
-            (INITIAL_VALIDITY, until.clone()),
-            (FILE_NAME, version.file_name.clone()),
-            (CREATE_TIME, info.created.to_string()),
-            (LAST_MODIFIED, now.as_millis().to_string()),
-            (VALID_UNTIL, until),
-            (CONTENT_TYPE, "application/octet-stream".to_owned()),
-            (FILE_SIZE, info.size_bytes.unwrap_or(0).to_string()),
-            (CONTENT_MD5, md5.to_string()),
-        ];
-        let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
-        own.chain(info.metadata.clone()).collect()
     }
 
     /// The version of this id that is there already: in the folder of its own interval, or of

@@ -1,0 +1,126 @@
+//! `copy`: versions from one source into a repository, resumed where it was broken off.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use iovcache::error::Coded as _;
+use iovcache::server::Config;
+use iovcache::source::{CopyError, Destination, Selection, SourceOptions, copy, open};
+use iovcache::table::LockEntry;
+use iovcache::{CreationLimits, ObjectInfo, Timestamp, ValidityInterval};
+use serde_json::json;
+
+use crate::common::{Failure, progress, show_bytes};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Where the versions are: http(s)://host:port (CCDB), file:///folder, s3://bucket/prefix.
+    source: String,
+    /// Where they go: file:///folder (made if it is not there) or s3://bucket/prefix.
+    destination: String,
+    /// Only this path and those below it (may be given several times).
+    #[arg(long = "path", value_name = "PATH")]
+    paths: Vec<String>,
+    /// Only versions that hold somewhere in this time (ms).
+    #[arg(long, value_name = "FROM:UNTIL", allow_hyphen_values = true)]
+    range: Option<String>,
+    /// How finely a source is asked that answers only for single times (ms).
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(i64).range(1..))]
+    step: Option<i64>,
+    /// Exactly the versions of this lock file (an objects view as JSON).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["paths", "range", "step", "not_after", "not_before"])]
+    lock: Option<PathBuf>,
+    /// Only versions created at or before this (ms).
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    not_after: Option<i64>,
+    /// Only versions created at or after this (ms).
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    not_before: Option<i64>,
+    /// How many versions are copied at a time.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    parallel: usize,
+    /// A configuration in TOML, for the limits of CCDB servers.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Say what was done as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Paths with up to so many versions are listed whole for a copy.
+const BROWSE_LIMIT: usize = 100_000;
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let mut ccdb = match &arguments.config {
+        Some(file) => crate::config::read(file)?.ccdb,
+        None => Config::default().ccdb,
+    };
+    if arguments.config.is_none() {
+        ccdb.browse_limit = BROWSE_LIMIT;
+    }
+    let selection = selection(&arguments)?;
+    let source = open(&arguments.source, &SourceOptions { refresh: None, ccdb })?;
+    let destination = Destination::open(&arguments.destination)?;
+    let bar = progress("listing", 0);
+    let tell = |done, all, bytes| {
+        bar.set_length(all);
+        bar.set_message(format!("copying {}", show_bytes(bytes)));
+        bar.set_position(done);
+    };
+    let copied = copy(&*source, &destination, &selection, arguments.parallel, tell).await;
+    bar.finish_and_clear();
+    let copied = copied?;
+    if arguments.json {
+        let failed = |(version, error): &(Arc<ObjectInfo>, CopyError)| json!({"path": version.path, "id": version.id, "error": error.message()});
+        let json = json!({
+            "new": copied.new,
+            "unchanged": copied.unchanged,
+            "bytes": copied.bytes,
+            "failed": copied.failed.iter().map(failed).collect::<Vec<_>>(),
+        });
+        println!("{json}");
+    } else {
+        println!(
+            "{} versions copied ({}), {} were there already",
+            copied.new,
+            show_bytes(copied.bytes),
+            copied.unchanged
+        );
+        for (version, error) in &copied.failed {
+            eprintln!("not copied: {} {}: {}", version.path, version.id, error.message());
+        }
+    }
+    let failed = copied.failed.len();
+    match copied.failed.into_iter().next() {
+        None => Ok(()),
+        Some((_, error)) => Err(Failure::of_many(failed, "versions were not copied", &error)),
+    }
+}
+
+fn selection(arguments: &Arguments) -> Result<Selection, Failure> {
+    if let Some(file) = &arguments.lock {
+        let text = fs::read(file).map_err(|error| Failure::io(file.display(), error))?;
+        let wrong = |error: String| Failure::usage(format!("{}: {error}", file.display()));
+        let rows: Vec<LockEntry> =
+            serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        let versions = rows.iter().map(LockEntry::version).collect::<Result<_, _>>();
+        return Ok(Selection::Locked(versions.map_err(|error| wrong(error.to_string()))?));
+    }
+    let range = match &arguments.range {
+        None => ValidityInterval::ALL,
+        Some(text) => {
+            let wrong = || Failure::usage(format!("--range {text:?}: expected FROM:UNTIL in ms"));
+            let (from, until) = text.split_once(':').ok_or_else(wrong)?;
+            let millis = |text: &str| text.parse().map(Timestamp::from_millis).map_err(|_| wrong());
+            ValidityInterval::new(millis(from)?, millis(until)?)?
+        }
+    };
+    let limits = CreationLimits {
+        not_before: arguments.not_before.map(Timestamp::from_millis),
+        not_after: arguments.not_after.map(Timestamp::from_millis),
+    };
+    let prefixes = arguments.paths.clone();
+    Ok(Selection::Range { prefixes, range, limits, step: arguments.step })
+}

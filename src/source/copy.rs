@@ -1,0 +1,408 @@
+//! Copies versions from a source into a repository: a mirror, or an offline snapshot of what a run
+//! needs.
+//!
+//! ```text
+//!  Selection ──▶ versions ──not there yet──▶ fetch ──▶ a file ──checked──▶ Destination
+//!   lock file, or paths × range                 several at a time
+//! ```
+//!
+//! What the destination has already is not fetched, so a copy that was broken off is resumed by
+//! starting it again. Ids, intervals and creation times stay as they are: asked for the same
+//! timestamps, the copy answers as the source did.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+
+use super::repository::{
+    BUCKET_SCHEMES, Bucket, NewVersion, RepositoryError, RepositoryOptions, RepositorySource,
+    RepositoryWriter,
+};
+use super::{Body, BodyError, Source, SourceError};
+use crate::error::{Code, Coded, ErrorKind};
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
+
+/// A source that answers only by time is asked so often for one path.
+const MAX_LOOK_UPS: usize = 100_000;
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// What is copied.
+#[derive(Debug, Clone)]
+pub enum Selection {
+    /// These versions, as a lock file names them.
+    Locked(Vec<Arc<ObjectInfo>>),
+    /// All versions that hold anywhere in a range.
+    Range {
+        /// Paths, and those below them; empty: all.
+        prefixes: Vec<String>,
+        /// When.
+        range: ValidityInterval,
+        /// Created when.
+        limits: CreationLimits,
+        /// A source that answers only by time is asked so often, in ms.
+        step: Option<i64>,
+    },
+}
+
+/// Where copies go.
+#[derive(Debug)]
+pub enum Destination {
+    /// A local folder.
+    Folder(PathBuf),
+    /// An object store.
+    Bucket(Bucket),
+}
+
+impl Destination {
+    /// Opens `file:///dir` (made if it is not there) or `s3://bucket/prefix` (also `gs`, `az`).
+    ///
+    /// # Errors
+    /// [`SourceError::Configuration`].
+    pub fn open(url: &str) -> Result<Self, SourceError> {
+        let wrong = |reason: String| SourceError::Configuration { url: url.to_owned(), reason };
+        match url.split_once("://") {
+            Some(("file", folder)) if folder.starts_with('/') => {
+                std::fs::create_dir_all(folder).map_err(|error| wrong(error.to_string()))?;
+                Ok(Self::Folder(PathBuf::from(folder)))
+            }
+            Some((scheme, _)) if BUCKET_SCHEMES.contains(&scheme) => {
+                Ok(Self::Bucket(Bucket::open(url)?))
+            }
+            Some(("http" | "https", _)) => Err(wrong(
+                "a CCDB server gives its own ids and creation times to what is uploaded, so it \
+                 cannot hold a copy; expected file:///dir or s3://bucket/prefix"
+                    .to_owned(),
+            )),
+            _ => Err(wrong("expected file:///dir or s3://bucket/prefix (also gs, az)".to_owned())),
+        }
+    }
+
+    fn reader(&self) -> Result<RepositorySource, SourceError> {
+        let options = RepositoryOptions::default();
+        match self {
+            Self::Folder(folder) => RepositorySource::open_folder(folder, options),
+            Self::Bucket(bucket) => Ok(RepositorySource::new(bucket.clone(), options)),
+        }
+    }
+
+    async fn put(&self, version: NewVersion, file: PathBuf) -> Result<bool, RepositoryError> {
+        let stored = match self {
+            Self::Bucket(bucket) => bucket.put_file(&version, &file).await?,
+            Self::Folder(folder) => {
+                let folder = folder.clone();
+                let put = move || RepositoryWriter::new(folder)?.put_file(&version, &file);
+                let put = tokio::task::spawn_blocking(put).await;
+                put.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?
+            }
+        };
+        Ok(stored.new)
+    }
+}
+
+/// What came of a copy.
+#[derive(Debug, Default)]
+pub struct Copied {
+    /// Versions that are new in the destination.
+    pub new: u64,
+    /// Versions that were there already.
+    pub unchanged: u64,
+    /// Bytes of the new ones.
+    pub bytes: u64,
+    /// What did not come, each with the reason.
+    pub failed: Vec<(Arc<ObjectInfo>, CopyError)>,
+}
+
+/// Why something was not copied.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CopyError {
+    /// The source, or the listing of the destination.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The destination.
+    #[error(transparent)]
+    Destination(#[from] RepositoryError),
+    /// The source does not tell all versions of a path.
+    #[error(
+        "{path}: the source answers only for single times; say how finely it is to be asked \
+         (--step), or allow it to list more (ccdb.browse_limit)"
+    )]
+    OnlyByTime {
+        /// The path.
+        path: ObjectPath,
+    },
+    /// Between the source and the destination.
+    #[error("{path}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: std::io::Error,
+    },
+}
+
+impl Coded for CopyError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Source(error) => error.kind(),
+            Self::Destination(error) => error.kind(),
+            Self::OnlyByTime { .. } => ErrorKind::InvalidArgument,
+            Self::Io { .. } => ErrorKind::FailedPrecondition,
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Source(error) => error.code(),
+            Self::Destination(error) => error.code(),
+            Self::OnlyByTime { .. } => Code(3030),
+            Self::Io { .. } => Code(3031),
+        }
+    }
+}
+
+/// Copies what is selected, `parallel` versions at a time; `progress` is told after each how many
+/// are done, of how many, and the bytes that came.
+///
+/// # Errors
+/// [`CopyError`] if it cannot be told what there is to copy. A version that does not come is no
+/// error of the whole but one of [`Copied::failed`].
+pub async fn copy(
+    source: &dyn Source,
+    destination: &Destination,
+    selection: &Selection,
+    parallel: usize,
+    mut progress: impl FnMut(u64, u64, u64),
+) -> Result<Copied, CopyError> {
+    let versions = selected(source, selection).await?;
+    let there = present(destination, &versions).await?;
+    let all = versions.len() as u64;
+    let mut copied = Copied::default();
+    let (there, missing): (Vec<_>, Vec<_>) = versions
+        .into_iter()
+        .partition(|version| there.get(&version.id).is_some_and(|known| same(known, version)));
+    copied.unchanged = there.len() as u64;
+    progress(copied.unchanged, all, 0);
+    let work = missing.into_iter().map(|version| async move {
+        let done = one(source, destination, &version).await;
+        (version, done)
+    });
+    let mut work = futures::stream::iter(work).buffer_unordered(parallel.max(1));
+    while let Some((version, done)) = work.next().await {
+        match done {
+            Ok((true, bytes)) => {
+                copied.new += 1;
+                copied.bytes += bytes;
+            }
+            Ok((false, _)) => copied.unchanged += 1,
+            Err(error) => copied.failed.push((version, error)),
+        }
+        let failed = copied.failed.len() as u64;
+        progress(copied.new + copied.unchanged + failed, all, copied.bytes);
+    }
+    Ok(copied)
+}
+
+/// Whether the destination's version is the one that is wanted, as far as both sides know.
+fn same(there: &ObjectInfo, wanted: &ObjectInfo) -> bool {
+    there.path == wanted.path
+        && there.validity == wanted.validity
+        && there.created == wanted.created
+        && wanted.md5.is_none_or(|md5| there.md5 == Some(md5))
+        && wanted.size_bytes.is_none_or(|bytes| there.size_bytes == Some(bytes))
+}
+
+async fn selected(
+    source: &dyn Source,
+    selection: &Selection,
+) -> Result<Vec<Arc<ObjectInfo>>, CopyError> {
+    let mut versions: HashMap<ObjectId, Arc<ObjectInfo>> = HashMap::new();
+    match selection {
+        Selection::Locked(locked) => {
+            versions.extend(locked.iter().map(|version| (version.id, Arc::clone(version))));
+        }
+        Selection::Range { prefixes, range, limits, step } => {
+            let all = [String::new()];
+            let prefixes = if prefixes.is_empty() { &all[..] } else { prefixes };
+            let mut paths = Vec::new();
+            for prefix in prefixes {
+                paths.extend(source.paths(prefix).await?.into_iter().map(|found| found.path));
+            }
+            paths.sort();
+            paths.dedup();
+            for path in paths {
+                let query = Query { limits: *limits, ..Query::all(path) };
+                let found = versions_of(source, &query, *range, *step).await?;
+                versions.extend(found.into_iter().map(|version| (version.id, version)));
+            }
+        }
+    }
+    let mut versions: Vec<_> = versions.into_values().collect();
+    versions.sort_by(|a, b| {
+        (&a.path, a.validity.from(), a.id).cmp(&(&b.path, b.validity.from(), b.id))
+    });
+    Ok(versions)
+}
+
+/// All versions of a path that hold anywhere in `range`, as far as the source can tell.
+async fn versions_of(
+    source: &dyn Source,
+    query: &Query,
+    range: ValidityInterval,
+    step: Option<i64>,
+) -> Result<Vec<Arc<ObjectInfo>>, CopyError> {
+    let mut found = Vec::new();
+    let mut at = range.from();
+    for _ in 0..MAX_LOOK_UPS {
+        let knowledge = source.look_up(query, at, None).await?;
+        let inside = |version: &&Arc<ObjectInfo>| version.validity.intersection(range).is_some();
+        found.extend(knowledge.versions.iter().filter(inside).map(Arc::clone));
+        for problem in knowledge.problems {
+            tracing::warn!(entry = %problem.entry, reason = %problem.reason, "passed over");
+        }
+        let told = knowledge.span.until();
+        if told >= range.until() {
+            return Ok(found);
+        }
+        let moment = told.as_millis().saturating_sub(at.as_millis()) <= 1;
+        at = match step {
+            Some(step) => told.max(Timestamp::from_millis(at.as_millis().saturating_add(step))),
+            None if moment => break,
+            None => told,
+        };
+        if at >= range.until() {
+            return Ok(found);
+        }
+    }
+    Err(CopyError::OnlyByTime { path: query.path.clone() })
+}
+
+/// What of the paths of `versions` is in the destination.
+async fn present(
+    destination: &Destination,
+    versions: &[Arc<ObjectInfo>],
+) -> Result<HashMap<ObjectId, Arc<ObjectInfo>>, CopyError> {
+    let reader = destination.reader()?;
+    let mut paths: Vec<&ObjectPath> = versions.iter().map(|version| &version.path).collect();
+    paths.dedup();
+    let mut there = HashMap::new();
+    for path in paths {
+        let query = Query::all(path.clone());
+        let knowledge = reader.look_up(&query, Timestamp::default(), None).await?;
+        there.extend(knowledge.versions.into_iter().map(|version| (version.id, version)));
+    }
+    Ok(there)
+}
+
+async fn one(
+    source: &dyn Source,
+    destination: &Destination,
+    version: &Arc<ObjectInfo>,
+) -> Result<(bool, u64), CopyError> {
+    let mut body = FileBody::new()?;
+    source.fetch(version, &mut body).await?;
+    let bytes = body.written_bytes();
+    let file = body.finish()?;
+    let new = NewVersion {
+        path: version.path.clone(),
+        validity: version.validity,
+        created: version.created,
+        id: Some(version.id.to_string()),
+        file_name: version.id.to_string(),
+        metadata: version.metadata.clone(),
+    };
+    Ok((destination.put(new, file.0.clone()).await?, bytes))
+}
+
+/// A file that is gone when this is dropped.
+#[derive(Debug)]
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A body that goes into a temporary file: of the whole only a buffer is in memory.
+#[derive(Debug)]
+struct FileBody {
+    file: File,
+    name: Temporary,
+    buffer: Vec<u8>,
+    filled: usize,
+    written: u64,
+    room: u64,
+    failure: Option<std::io::Error>,
+}
+
+impl FileBody {
+    fn new() -> Result<Self, CopyError> {
+        let name = format!("iovcache-copy-{}", uuid::Uuid::new_v4().simple());
+        let path = std::env::temp_dir().join(name);
+        let file =
+            File::create_new(&path).map_err(|error| CopyError::Io { path: path.clone(), error })?;
+        let buffer = vec![0; BUFFER_BYTES];
+        let name = Temporary(path);
+        Ok(Self { file, name, buffer, filled: 0, written: 0, room: 0, failure: None })
+    }
+
+    fn flush(&mut self) {
+        if self.failure.is_none()
+            && let Err(error) = self.file.write_all(&self.buffer[..self.filled])
+        {
+            self.failure = Some(error);
+        }
+        self.filled = 0;
+    }
+
+    fn finish(mut self) -> Result<Temporary, CopyError> {
+        self.flush();
+        match self.failure.take() {
+            Some(error) => Err(self.failed(error)),
+            None => Ok(self.name),
+        }
+    }
+
+    fn failed(&self, error: std::io::Error) -> CopyError {
+        CopyError::Io { path: Path::new(&self.name.0).to_owned(), error }
+    }
+}
+
+#[async_trait]
+impl Body for FileBody {
+    async fn reserve(&mut self, size_bytes: u64) -> Result<(), BodyError> {
+        self.room = size_bytes.max(self.written);
+        match &self.failure {
+            Some(error) => Err(BodyError::NoRoom { size_bytes, reason: error.to_string() }),
+            None => Ok(()),
+        }
+    }
+
+    fn spare(&mut self) -> &mut [u8] {
+        let left = usize::try_from(self.room - self.written).unwrap_or(usize::MAX);
+        let end = self.filled.saturating_add(left).min(self.buffer.len());
+        &mut self.buffer[self.filled..end]
+    }
+
+    fn advance(&mut self, count: usize) {
+        let spare = self.spare().len();
+        assert!(count <= spare, "advanced by {count} bytes where {spare} were spare");
+        self.filled += count;
+        self.written += count as u64;
+        if self.filled == self.buffer.len() {
+            self.flush();
+        }
+    }
+
+    fn written_bytes(&self) -> u64 {
+        self.written
+    }
+}

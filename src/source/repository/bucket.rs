@@ -1,0 +1,228 @@
+//! Repositories in object stores: `s3://bucket/prefix`, also `gs://` and `az://`.
+//!
+//! Credentials and endpoints come from the environment, by the names that the stores' own tools use
+//! (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_…`, `AZURE_…`), never from the URL: that one is
+//! shown in logs and in `status`.
+
+use std::path::Path as LocalPath;
+use std::sync::Arc;
+use std::time::Duration;
+
+use md5::{Digest as _, Md5};
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::buffered::BufWriter;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::path::Path;
+use object_store::{ClientOptions, ObjectStore, ObjectStoreExt as _, RetryConfig};
+use tokio::io::AsyncReadExt as _;
+
+use super::entry::{self, PROPERTIES};
+use super::properties::Properties;
+use super::writer::{NewVersion, RepositoryError, Stored, compared};
+use crate::object::{Md5Sum, ObjectInfo};
+use crate::source::SourceError;
+
+/// How long a connection may take to be made.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// How long a store may be silent within an answer.
+const SILENCE: Duration = Duration::from_secs(20);
+/// For how long a request is tried again.
+const RETRY_TIME: Duration = Duration::from_secs(20);
+const RETRIES: usize = 3;
+/// Pieces in which a file is read and uploaded; no store takes smaller parts than 5 MiB.
+const PIECE_BYTES: usize = 8 << 20;
+
+/// The schemes of the stores that can be opened.
+pub(crate) const SCHEMES: [&str; 3] = ["s3", "gs", "az"];
+
+/// A place in an object store.
+#[derive(Debug, Clone)]
+pub struct Bucket {
+    pub(super) url: String,
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) prefix: Path,
+}
+
+impl Bucket {
+    /// Opens `scheme://bucket/prefix`. Nothing is asked yet.
+    ///
+    /// # Errors
+    /// [`SourceError::Configuration`] if the URL or the environment is wrong.
+    pub fn open(url: &str) -> Result<Self, SourceError> {
+        let wrong = |reason: String| SourceError::Configuration { url: url.to_owned(), reason };
+        let (scheme, rest) = url.split_once("://").unwrap_or((url, ""));
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        if bucket.is_empty() {
+            return Err(wrong(format!("expected {scheme}://bucket/prefix")));
+        }
+        if bucket.contains('@') {
+            let reason = "credentials do not belong into a URL; put them into the environment";
+            // Not even the error repeats them.
+            let url = format!("{scheme}://…");
+            return Err(SourceError::Configuration { url, reason: reason.to_owned() });
+        }
+        let prefix = Path::parse(prefix).map_err(|error| wrong(error.to_string()))?;
+        // A body may take long, but not be silent for long.
+        let client = ClientOptions::new()
+            .with_connect_timeout(CONNECT_TIME)
+            .with_read_timeout(SILENCE)
+            .with_timeout_disabled();
+        let retry = RetryConfig {
+            max_retries: RETRIES,
+            retry_timeout: RETRY_TIME,
+            ..RetryConfig::default()
+        };
+        let store: Result<Arc<dyn ObjectStore>, object_store::Error> = match scheme {
+            // `from_env` first: the builder's own options for plain HTTP live in the client's.
+            "s3" => {
+                let allowed = std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| truthy(&value));
+                AmazonS3Builder::from_env()
+                    .with_bucket_name(bucket)
+                    .with_client_options(client.with_allow_http(allowed))
+                    .with_retry(retry)
+                    .build()
+                    .map(|store| Arc::new(store) as _)
+            }
+            "gs" => GoogleCloudStorageBuilder::from_env()
+                .with_bucket_name(bucket)
+                .with_client_options(client)
+                .with_retry(retry)
+                .build()
+                .map(|store| Arc::new(store) as _),
+            "az" => MicrosoftAzureBuilder::from_env()
+                .with_container_name(bucket)
+                .with_client_options(client)
+                .with_retry(retry)
+                .build()
+                .map(|store| Arc::new(store) as _),
+            _ => return Err(wrong(format!("expected one of {}", SCHEMES.join(", ")))),
+        };
+        let store = store.map_err(|error| wrong(error.to_string()))?;
+        Ok(Self { url: url.to_owned(), store, prefix })
+    }
+
+    /// Beneath a store that is there already, e.g. one in memory.
+    pub fn of(url: String, store: Arc<dyn ObjectStore>, prefix: Path) -> Self {
+        Self { url, store, prefix }
+    }
+
+    fn failed(&self, what: &Path, error: &object_store::Error) -> RepositoryError {
+        let (url, what, reason) = (self.url.clone(), what.to_string(), error.to_string());
+        RepositoryError::Store { url, what, reason }
+    }
+
+    /// Puts the bytes of a file.
+    ///
+    /// Its properties come first and its bytes last, whole: a reader sees all of the version or
+    /// nothing of it. Put again, the very same changes nothing, and a put that was broken off is
+    /// completed.
+    ///
+    /// # Errors
+    /// [`RepositoryError`].
+    pub async fn put_file(
+        &self,
+        version: &NewVersion,
+        file: &LocalPath,
+    ) -> Result<Stored, RepositoryError> {
+        version.check_keys()?;
+        let io = |error| RepositoryError::Io { path: file.to_owned(), error };
+        let mut opened = tokio::fs::File::open(file).await.map_err(io)?;
+        let mut piece = vec![0; PIECE_BYTES];
+        let (mut digest, mut size_bytes) = (Md5::new(), 0);
+        loop {
+            let count = opened.read(&mut piece).await.map_err(io)?;
+            if count == 0 {
+                break;
+            }
+            digest.update(&piece[..count]);
+            size_bytes += count as u64;
+        }
+        let md5 = Md5Sum(digest.finalize().into());
+        let info = version.info(size_bytes, md5);
+        let folder = info.path.as_str().split('/').fold(self.prefix.clone(), Path::join);
+        let folder = folder.join(info.validity.from().to_string());
+        let blob = folder.clone().join(info.id.to_string());
+        let beside = folder.join(format!("{}{PROPERTIES}", info.id));
+        if let Some(there) = self.there(&info, &blob, &beside).await? {
+            return compared(there, info);
+        }
+        let properties = version.properties(&info, md5).to_bytes();
+        let stored = self.store.put(&beside, properties.into()).await;
+        stored.map_err(|error| self.failed(&beside, &error))?;
+        let mut writer =
+            BufWriter::with_capacity(Arc::clone(&self.store), blob.clone(), PIECE_BYTES);
+        let mut opened = tokio::fs::File::open(file).await.map_err(io)?;
+        loop {
+            let count = opened.read(&mut piece).await.map_err(io)?;
+            if count == 0 {
+                break;
+            }
+            let piece = bytes::Bytes::copy_from_slice(&piece[..count]);
+            writer.put(piece).await.map_err(|error| self.failed(&blob, &error))?;
+        }
+        let written = tokio::io::AsyncWriteExt::shutdown(&mut writer).await;
+        written.map_err(|error| RepositoryError::Store {
+            url: self.url.clone(),
+            what: blob.to_string(),
+            reason: error.to_string(),
+        })?;
+        Ok(Stored { info, new: true })
+    }
+
+    /// The version that stands there already.
+    async fn there(
+        &self,
+        wanted: &ObjectInfo,
+        blob: &Path,
+        beside: &Path,
+    ) -> Result<Option<ObjectInfo>, RepositoryError> {
+        let size = if_there(self.store.head(blob).await);
+        let Some(size) = size.map_err(|error| self.failed(blob, &error))? else {
+            return Ok(None);
+        };
+        let got = async { self.store.get(beside).await?.bytes().await };
+        let bytes = if_there(got.await);
+        let Some(bytes) = bytes.map_err(|error| self.failed(beside, &error))? else {
+            return Ok(None);
+        };
+        let name = wanted.id.to_string();
+        let from = wanted.validity.from();
+        let read = Properties::parse(&bytes).map_err(|error| error.to_string());
+        let read = read.and_then(|properties| {
+            entry::version(&wanted.path, from, &name, size.size, &properties)
+        });
+        read.map(Some).map_err(|reason| RepositoryError::Store {
+            url: self.url.clone(),
+            what: beside.to_string(),
+            reason,
+        })
+    }
+}
+
+fn if_there<T>(got: Result<T, object_store::Error>) -> Result<Option<T>, object_store::Error> {
+    match got {
+        Ok(got) => Ok(Some(got)),
+        Err(object_store::Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn truthy(text: &str) -> bool {
+    matches!(text.to_ascii_lowercase().as_str(), "1" | "true" | "on" | "yes" | "y")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_that_is_none_is_refused_and_secrets_in_it_are_not_repeated() {
+        for url in ["s3://", "s3:///prefix", "ftp://host/x"] {
+            assert!(matches!(Bucket::open(url), Err(SourceError::Configuration { .. })), "{url}");
+        }
+        let error = Bucket::open("s3://key:secret@bucket/prefix").unwrap_err();
+        assert!(!error.to_string().contains("secret"), "{error}");
+        assert!(error.to_string().contains("environment"), "{error}");
+    }
+}
