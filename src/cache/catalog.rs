@@ -33,6 +33,8 @@ const MAX_SERIES: usize = 100_000;
 const MAX_LOOK_UPS: usize = 100_000;
 /// How many problems are remembered.
 const MAX_PROBLEMS: usize = 10_000;
+/// Where an older answer is known, the source has this long to confirm it.
+const CONFIRM_TIME: Duration = Duration::from_secs(2);
 /// A series that nobody asked for this long is not refreshed in the background any more.
 const BUSY: Duration = Duration::from_secs(10);
 
@@ -43,7 +45,7 @@ pub(crate) struct Catalog {
     clock: Clock,
     counters: Arc<Counters>,
     series: RwLock<HashMap<Query, Arc<Series>>>,
-    look_ups: Flights<(Query, Timestamp), Result<(), SourceError>>,
+    look_ups: Flights<(Query, Timestamp), Result<Learned, SourceError>>,
     /// What was passed over, so that each is told once.
     problems: Mutex<HashSet<Problem>>,
 }
@@ -58,6 +60,15 @@ impl Series {
     fn used(&self) -> Moment {
         Moment::from_millis(self.used.load(Ordering::Relaxed))
     }
+}
+
+/// What came of a look-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Learned {
+    /// The source has said it.
+    Now,
+    /// It could not be asked; what it said earlier was at hand.
+    Earlier,
 }
 
 /// A timeline on which all that was asked for is known.
@@ -177,8 +188,22 @@ impl Catalog {
             let Some((at, unknown)) = wanted(&timeline, oldest) else {
                 return Ok(Known { timeline, stale });
             };
-            match self.look_up(query, &series, at, oldest).await {
-                Ok(()) => {}
+            let asked = self.look_up(query, &series, at, oldest);
+            let learned = match unknown {
+                true => asked.await,
+                // There is an older answer, and the caller need not wait for ever for a newer one.
+                false => match tokio::time::timeout(CONFIRM_TIME, asked).await {
+                    Ok(learned) => learned,
+                    Err(_) => {
+                        let reason = "the source is silent";
+                        tracing::warn!(path = %query.path, %at, reason, "serving an older answer");
+                        Ok(Learned::Earlier)
+                    }
+                },
+            };
+            match learned {
+                Ok(Learned::Now) => {}
+                Ok(Learned::Earlier) => (stale, oldest) = (true, Moment::default()),
                 Err(error) if !unknown && error.kind().is_transient() => {
                     tracing::warn!(path = %query.path, %at, %error, "serving an older answer");
                     (stale, oldest) = (true, Moment::default());
@@ -195,24 +220,29 @@ impl Catalog {
         series: &Arc<Series>,
         at: Timestamp,
         oldest: Moment,
-    ) -> Result<(), CacheError> {
+    ) -> Result<Learned, CacheError> {
         // Somebody's answer may have come in between our look at the timeline and now.
         let landed = || {
             let step = series.timeline.load().at(at);
-            (step.state != State::Unknown && step.learned >= oldest).then_some(Ok(()))
+            (step.state != State::Unknown && step.learned >= oldest).then_some(Ok(Learned::Now))
         };
         let work = || {
             let (catalog, series, query) = (Arc::clone(self), Arc::clone(series), query.clone());
             async move { catalog.ask(&query, &series, at).await }
         };
         match self.look_ups.join((query.clone(), at), landed, work).await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(learned)) => Ok(learned),
             Ok(Err(error)) => Err(CacheError::LookUp { path: query.path.clone(), at, error }),
             Err(Lost) => Err(CacheError::Lost { what: format!("the look-up of {}", query.path) }),
         }
     }
 
-    async fn ask(&self, query: &Query, series: &Series, at: Timestamp) -> Result<(), SourceError> {
+    async fn ask(
+        &self,
+        query: &Query,
+        series: &Series,
+        at: Timestamp,
+    ) -> Result<Learned, SourceError> {
         self.counters.look_ups.add(1);
         // As of before the question: what is put meanwhile may or may not be in the answer.
         let asked = self.clock.now();
@@ -226,8 +256,17 @@ impl Catalog {
         };
         self.tell(knowledge.problems);
         let (span, versions) = (knowledge.span, knowledge.versions);
+        if knowledge.stale {
+            // It tells what is not known at all; what was confirmed since then stays.
+            let unknown = series.timeline.load().at(at).state == State::Unknown;
+            if unknown {
+                let long_ago = Moment::default();
+                series.timeline.rcu(|timeline| timeline.learn(span, &versions, long_ago));
+            }
+            return Ok(Learned::Earlier);
+        }
         series.timeline.rcu(|timeline| timeline.learn(span, &versions, asked));
-        Ok(())
+        Ok(Learned::Now)
     }
 
     /// Says once of each entry that was passed over that it was.

@@ -26,6 +26,10 @@ pub struct Config {
     pub memory: Option<String>,
     /// Bytes of one segment, e.g. `"512MiB"`.
     pub segment: Option<String>,
+    /// A folder in which what was read is kept for restarts and outages.
+    pub disk: Option<PathBuf>,
+    /// Bytes that the folder may take, e.g. `"16GiB"`.
+    pub disk_size: Option<String>,
     /// What is put into a repository is seen within this, e.g. `"1s"`.
     pub refresh: Option<String>,
     /// Only versions created at or before this are seen (ms).

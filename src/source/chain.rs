@@ -94,6 +94,7 @@ impl ChainSource {
         let alone = self.links(&query.path).count() == 1;
         let mut span = ValidityInterval::ALL;
         let mut problems = Vec::new();
+        let mut stale = false;
         let mut failure = None;
         for (place, source) in self.links(&query.path) {
             let mut knowledge = match source.look_up(query, at, held).await {
@@ -115,17 +116,18 @@ impl ChainSource {
             let Some(narrowed) = span.intersection(piece) else { continue };
             span = narrowed;
             problems.append(&mut knowledge.problems);
+            stale |= knowledge.stale;
             if valid {
                 let held_there =
                     |version: &Arc<ObjectInfo>| version.validity.intersection(span).is_some();
                 let versions = knowledge.versions.into_iter().filter(held_there).collect();
-                return Ok(Knowledge { span, versions, problems });
+                return Ok(Knowledge { span, versions, problems, stale });
             }
         }
         match failure {
             // Who could not be asked may have something: that is no 'nothing'.
             Some(error) => Err(error),
-            None => Ok(Knowledge { span, versions: Vec::new(), problems }),
+            None => Ok(Knowledge { span, versions: Vec::new(), problems, stale }),
         }
     }
 }

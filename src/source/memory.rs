@@ -66,7 +66,7 @@ impl Source for MemorySource {
         let versions = paths.get(&query.path).into_iter().flat_map(BTreeMap::values);
         let versions = versions.map(|held| &held.info).filter(|info| query.matches(info));
         let versions = versions.map(Arc::clone).collect();
-        Ok(Knowledge { span: ValidityInterval::ALL, versions, problems: Vec::new() })
+        Ok(Knowledge { span: ValidityInterval::ALL, versions, problems: Vec::new(), stale: false })
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

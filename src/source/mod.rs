@@ -14,6 +14,7 @@ mod body;
 pub mod ccdb;
 mod chain;
 mod copy;
+pub mod disk;
 mod memory;
 mod open;
 pub mod repository;
@@ -31,6 +32,7 @@ use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 pub use body::VecBody;
 pub use chain::{ChainSource, Link, Remap};
 pub use copy::{Copied, CopyError, Destination, Selection, copy};
+pub use disk::DiskSource;
 pub use memory::MemorySource;
 pub use open::{SourceOptions, open};
 
@@ -47,6 +49,8 @@ pub struct Knowledge {
     pub versions: Vec<Arc<ObjectInfo>>,
     /// What was passed over because it could not be read, each named.
     pub problems: Vec<Problem>,
+    /// The source could not be asked, and this is what it said earlier.
+    pub stale: bool,
 }
 
 /// An entry of a source that could not be used and was passed over.
@@ -174,6 +178,14 @@ pub async fn write_all(body: &mut dyn Body, mut bytes: &[u8]) -> Result<(), Body
         bytes = &bytes[count..];
     }
     Ok(())
+}
+
+/// Runs what blocks for a moment, without keeping others from this thread where that can be had.
+pub(crate) fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
 }
 
 /// Why a [`Body`] takes no bytes.

@@ -49,7 +49,9 @@ pub(crate) fn read(file: &PathBuf) -> Result<Config, Failure> {
     let config = Config::parse(&text)?;
     let of_file =
         |name: &str, error: String| Failure::usage(format!("{}: {name}: {error}", file.display()));
-    for (name, size) in [("memory", &config.memory), ("segment", &config.segment)] {
+    for (name, size) in
+        [("memory", &config.memory), ("segment", &config.segment), ("disk_size", &config.disk_size)]
+    {
         if let Some(size) = size {
             parse_bytes(size).map_err(|error| of_file(name, error))?;
         }

@@ -9,7 +9,7 @@ use clap::Args;
 use iovcache::cache::PeerPolicy;
 use iovcache::server::{Config, ListenOptions, Listeners, RemapConfig, ServeOptions, SourceConfig};
 use iovcache::shm::{Backing, PoolOptions, Region};
-use iovcache::source::{ChainSource, Link, Remap, Source, SourceOptions};
+use iovcache::source::{ChainSource, DiskSource, Link, Remap, Source, SourceOptions};
 use iovcache::{Cache, CreationLimits, Timestamp};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -74,6 +74,13 @@ pub(crate) struct Arguments {
     /// How many timeframes can be in flight; who registers one more waits.
     #[arg(long, value_name = "N", default_value_t = 4_096)]
     max_timeframes: usize,
+    /// Keep what was read in this folder: it is there again after a restart, and when the sources are
+    /// down.
+    #[arg(long, value_name = "FOLDER")]
+    disk: Option<PathBuf>,
+    /// How much room the folder may take.
+    #[arg(long, value_name = "BYTES", value_parser = bytes, requires = "disk")]
+    disk_size: Option<u64>,
     /// A configuration in TOML; what stands on the command line counts more.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -92,6 +99,9 @@ fn bytes(text: &str) -> Result<u64, String> {
 /// The default ports; a chosen one of Flight at 0 takes HTTP's with it.
 const FLIGHT: ([u8; 4], u16) = ([127, 0, 0, 1], 50_051);
 const HTTP: ([u8; 4], u16) = ([127, 0, 0, 1], 50_052);
+
+/// The room of a disk tier, where nothing else is said.
+const DISK_BYTES: u64 = 16 << 30;
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = match &arguments.config {
@@ -127,7 +137,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         not_before: millis(arguments.not_before, config.not_before),
         not_after: millis(arguments.not_after, config.not_after),
     };
-    let source = source(&arguments, &config)?;
+    let mut source = source(&arguments, &config)?;
+    if let Some(folder) = arguments.disk.as_ref().or(config.disk.as_ref()) {
+        let limit_bytes = size(arguments.disk_size, &config.disk_size, DISK_BYTES)?;
+        source = Arc::new(DiskSource::open(folder, limit_bytes, source)?);
+    }
     let cache = Cache::builder()
         .source(source)
         .memory(memory)

@@ -224,7 +224,7 @@ impl CcdbSource {
         match self.list(&query.path, Some(at), deadline).await? {
             Listed::Whole(mut versions) => {
                 versions.retain(|v| v.validity.contains(at) && query.matches(v));
-                Ok(Knowledge { span: moment, versions, problems: Vec::new() })
+                Ok(Knowledge { span: moment, versions, problems: Vec::new(), stale: false })
             }
             Listed::NotWhole(_) => Err(SourceError::Unusable {
                 url: self.transport.url.clone(),
@@ -312,16 +312,16 @@ fn vouched_span(
 }
 
 fn nothing(span: ValidityInterval) -> Knowledge {
-    Knowledge { span, versions: Vec::new(), problems: Vec::new() }
+    Knowledge { span, versions: Vec::new(), problems: Vec::new(), stale: false }
 }
 
 fn one(version: Arc<ObjectInfo>, span: ValidityInterval) -> Knowledge {
-    Knowledge { span, versions: vec![version], problems: Vec::new() }
+    Knowledge { span, versions: vec![version], problems: Vec::new(), stale: false }
 }
 
 fn of_all_time(query: &Query, mut versions: Vec<Arc<ObjectInfo>>) -> Knowledge {
     versions.retain(|version| query.matches(version));
-    Knowledge { span: ValidityInterval::ALL, versions, problems: Vec::new() }
+    Knowledge { span: ValidityInterval::ALL, versions, problems: Vec::new(), stale: false }
 }
 
 /// Gives metadata that came as headers their spelling back, which HTTP does not keep.

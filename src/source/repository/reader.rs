@@ -23,7 +23,7 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectInfo, ObjectPath, Query};
 use crate::source::{
     Body, BodyError, Knowledge, PathSummary, Problem, Source, SourceError, SourceHealth,
-    SourceState, write_all,
+    SourceState, in_place, write_all,
 };
 
 /// The listings of so many paths are kept.
@@ -449,14 +449,6 @@ fn age_of(meta: &ObjectMeta) -> Option<Duration> {
     std::time::SystemTime::now().duration_since(modified).ok()
 }
 
-/// Runs what blocks for a moment, without keeping others from this thread where that can be had.
-fn in_place<T>(work: impl FnOnce() -> T) -> T {
-    match tokio::runtime::Handle::current().runtime_flavor() {
-        tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
-        _ => work(),
-    }
-}
-
 #[async_trait]
 impl Source for RepositorySource {
     fn url(&self) -> &str {
@@ -481,6 +473,7 @@ impl Source for RepositorySource {
             span: ValidityInterval::ALL,
             versions: versions.map(Arc::clone).collect(),
             problems: listing.problems.clone(),
+            stale: false,
         })
     }
 

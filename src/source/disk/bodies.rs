@@ -1,0 +1,233 @@
+//! The bytes of versions, by id.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::file::{Crc, HEADER_BYTES, Header, Part, Record, check_body, read_head};
+use super::shelf::Shelf;
+use crate::object::ObjectInfo;
+use crate::source::{Body, BodyError, SourceError, in_place};
+
+const PIECE_BYTES: usize = 1 << 20;
+
+#[derive(Debug)]
+pub(super) struct Bodies {
+    shelf: Shelf,
+    failures: AtomicU64,
+}
+
+fn name(version: &ObjectInfo) -> Uuid {
+    Uuid::from_bytes(*version.id.as_bytes())
+}
+
+/// Whose bytes these are, by the JSON before them.
+pub(super) fn id_in(json: &[u8]) -> Option<Uuid> {
+    let record: Record = serde_json::from_slice(json).ok()?;
+    record.version().map(|version| name(&version))
+}
+
+impl Bodies {
+    pub(super) fn open(folder: &Path, limit_bytes: u64) -> io::Result<Self> {
+        let shelf = Shelf::open(folder.join("bodies"), limit_bytes)?;
+        Ok(Self { shelf, failures: AtomicU64::new(0) })
+    }
+
+    pub(super) fn usage(&self) -> (usize, u64) {
+        self.shelf.usage()
+    }
+
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// The body of `version`, all of its checksums looked at. What is damaged is thrown out.
+    pub(super) async fn find(&self, version: &ObjectInfo) -> Option<Opened> {
+        let file = self.shelf.open_file(name(version))?;
+        match in_place(|| Opened::check(file, version)) {
+            Ok(Some(opened)) => Some(opened),
+            // Right in itself, and not what is asked for: the one who knows decides.
+            Ok(None) => None,
+            Err(error) => {
+                tracing::warn!(id = %version.id, %error, "thrown out from the disk");
+                self.failures.fetch_add(1, Ordering::Relaxed);
+                self.shelf.remove(name(version));
+                None
+            }
+        }
+    }
+
+    /// A body that goes to `body` and to the disk.
+    pub(super) fn write_through<'a>(
+        &'a self,
+        version: &'a ObjectInfo,
+        body: &'a mut dyn Body,
+    ) -> WriteThrough<'a> {
+        WriteThrough { bodies: self, version, body, part: None, given_up: false, crc: Crc::new() }
+    }
+
+    fn give_up(&self, version: &ObjectInfo, error: &io::Error) {
+        tracing::warn!(id = %version.id, %error, "not kept on the disk");
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A body on the disk whose bytes are right.
+#[derive(Debug)]
+pub(super) struct Opened {
+    file: File,
+    header: Header,
+    what: String,
+}
+
+impl Opened {
+    /// `None` if these are the bytes of something else than `version`.
+    fn check(mut file: File, version: &ObjectInfo) -> io::Result<Option<Self>> {
+        let (header, json) = read_head(&mut file)?;
+        let record: Result<Record, _> = serde_json::from_slice(&json);
+        let kept = record.ok().and_then(Record::version);
+        let kept = kept.ok_or_else(|| io::Error::other("what it says of itself makes no sense"))?;
+        let same = kept.id == version.id
+            && version.size_bytes.is_none_or(|bytes| bytes == header.body_bytes)
+            && (version.md5.is_none() || kept.md5.is_none() || kept.md5 == version.md5);
+        if !same {
+            return Ok(None);
+        }
+        check_body(&mut file, header)?;
+        file.seek(SeekFrom::Start(header.body_at()))?;
+        Ok(Some(Self { file, header, what: format!("{} {}", version.path, version.id) }))
+    }
+
+    /// Copies it. The checksum is looked at once more, of what was copied.
+    pub(super) async fn read_into(mut self, body: &mut dyn Body) -> Result<(), SourceError> {
+        let size_bytes = self.header.body_bytes;
+        let reserved = body.reserve(size_bytes).await;
+        reserved.map_err(|error| SourceError::Body { what: self.what.clone(), error })?;
+        let mut crc = Crc::new();
+        let mut copied = 0;
+        while copied < size_bytes {
+            let read = in_place(|| {
+                let spare = body.spare();
+                let most = spare.len().min(PIECE_BYTES);
+                let count = self.file.read(&mut spare[..most])?;
+                crc.update(&spare[..count]);
+                Ok::<_, io::Error>(count)
+            });
+            match read {
+                Ok(0) => break,
+                Ok(count) => {
+                    body.advance(count);
+                    copied += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.unusable(error.to_string())),
+            }
+        }
+        if copied == size_bytes && crc.finish() == self.header.body_crc {
+            return Ok(());
+        }
+        Err(self.unusable("it changed while it was read".to_owned()))
+    }
+
+    fn unusable(&self, reason: String) -> SourceError {
+        SourceError::Unusable { url: "the disk".to_owned(), what: self.what.clone(), reason }
+    }
+}
+
+/// Takes bytes for a body, and writes them to the disk too. That the disk is full or broken is told,
+/// and no reason for the caller to go without.
+pub(super) struct WriteThrough<'a> {
+    bodies: &'a Bodies,
+    version: &'a ObjectInfo,
+    body: &'a mut dyn Body,
+    part: Option<(Part, Vec<u8>)>,
+    given_up: bool,
+    crc: Crc,
+}
+
+impl WriteThrough<'_> {
+    fn begin(&mut self, size_bytes: u64) {
+        if self.part.is_some() || self.given_up {
+            return;
+        }
+        if !self.bodies.shelf.can_hold(size_bytes) {
+            self.given_up = true;
+            return;
+        }
+        let began = || {
+            let json = serde_json::to_vec(&Record::from(self.version))?;
+            let mut part = Part::new(&self.bodies.shelf.place(name(self.version)))?;
+            part.write(&[0; HEADER_BYTES])?;
+            part.write(&json)?;
+            Ok((part, json))
+        };
+        match in_place(began) {
+            Ok(part) => self.part = Some(part),
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn fail(&mut self, error: &io::Error) {
+        self.bodies.give_up(self.version, error);
+        self.part = None;
+        self.given_up = true;
+    }
+
+    /// Puts it under its name: all of it came, and was right.
+    pub(super) async fn keep(mut self) {
+        let size_bytes = self.body.written_bytes();
+        if size_bytes == 0 {
+            self.begin(0);
+        }
+        let Some((part, json)) = self.part.take() else { return };
+        let name = name(self.version);
+        let shelf = &self.bodies.shelf;
+        let header = Header {
+            json_bytes: json.len() as u32,
+            json_crc: Crc::of(&json),
+            body_bytes: size_bytes,
+            body_crc: self.crc.finish(),
+        };
+        let length = header.body_at() + size_bytes;
+        let published = in_place(|| {
+            shelf.shrink(length);
+            part.publish(header, &shelf.place(name))
+        });
+        match published {
+            Ok(()) => shelf.note(name, length),
+            Err(error) => self.bodies.give_up(self.version, &error),
+        }
+    }
+}
+
+#[async_trait]
+impl Body for WriteThrough<'_> {
+    async fn reserve(&mut self, size_bytes: u64) -> Result<(), BodyError> {
+        self.body.reserve(size_bytes).await?;
+        self.begin(size_bytes);
+        Ok(())
+    }
+
+    fn spare(&mut self) -> &mut [u8] {
+        self.body.spare()
+    }
+
+    fn advance(&mut self, count: usize) {
+        if let Some((part, _)) = &mut self.part {
+            let fresh = &self.body.spare()[..count];
+            self.crc.update(fresh);
+            if let Err(error) = in_place(|| part.write(fresh)) {
+                self.fail(&error);
+            }
+        }
+        self.body.advance(count);
+    }
+
+    fn written_bytes(&self) -> u64 {
+        self.body.written_bytes()
+    }
+}

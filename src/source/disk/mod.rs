@@ -1,0 +1,218 @@
+//! A disk tier before a source: what was read once is there again after a restart, and when the
+//! source is down.
+//!
+//! ```text
+//!  look_up ─▶ source ──answers──▶ kept beside its span ─▶ answer
+//!               └─ down, or silent for too long ─▶ the answer kept for that time, marked stale
+//!  fetch   ─▶ body on the disk, of this id, size and MD5, CRC-32C right ─▶ bytes
+//!               └─ not there ─▶ source ──written through──▶ body on the disk
+//!
+//!  DIR/lock                     one process at a time
+//!     /bodies/<2 hex>/<uuid>    header, the version it is of, the bytes
+//!     /answers/<2 hex>/<uuid>   a query, and what was said of it: span, versions
+//! ```
+//!
+//! A source that answers is always asked: the disk never decides which version holds while there is
+//! somebody who knows. What it says then is what the source last said of that very time. Files
+//! appear whole, under their names, by a rename; each carries a checksum; so a process that is
+//! killed leaves at most a file that nobody reads, which the next one removes. They are not synced:
+//! after a power cut a damaged file is found by its checksum, thrown away and fetched again.
+
+mod answers;
+mod bodies;
+mod file;
+mod shelf;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use self::answers::Answers;
+use self::bodies::Bodies;
+use super::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, SourceState};
+use crate::error::Coded as _;
+use crate::interval::Timestamp;
+use crate::object::{ObjectInfo, Query};
+
+pub use self::shelf::{Damage, Verified, verify};
+
+/// A source that is silent this long is taken for down where the disk has an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Of the room on the disk, so much is for answers, at most.
+const ANSWERS_SHARE: u64 = 16;
+
+/// A disk tier before another source.
+pub struct DiskSource {
+    url: String,
+    behind: Arc<dyn Source>,
+    bodies: Arc<Bodies>,
+    answers: Answers,
+    requests: AtomicU64,
+    failures: AtomicU64,
+    /// Held as long as the folder is ours.
+    _lock: std::fs::File,
+}
+
+impl fmt::Debug for DiskSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DiskSource({} before {:?})", self.url, self.behind)
+    }
+}
+
+impl DiskSource {
+    /// Keeps in `folder` (made if it is not there) what `behind` says and gives, in at most
+    /// `limit_bytes`.
+    ///
+    /// # Errors
+    /// [`SourceError::Configuration`] if the folder cannot be used, or another process uses it.
+    pub fn open(
+        folder: &Path,
+        limit_bytes: u64,
+        behind: Arc<dyn Source>,
+    ) -> Result<Self, SourceError> {
+        let url = format!("disk:{}", folder.display());
+        let wrong = |what: &str, error: std::io::Error| SourceError::Configuration {
+            url: url.clone(),
+            reason: format!("{what}: {error}"),
+        };
+        std::fs::create_dir_all(folder).map_err(|error| wrong("cannot make the folder", error))?;
+        let lock = file::lock(folder).map_err(|error| wrong("another process uses it", error))?;
+        let answers_bytes = limit_bytes / ANSWERS_SHARE;
+        let bodies = Bodies::open(folder, limit_bytes - answers_bytes)
+            .map_err(|error| wrong("bodies", error))?;
+        let answers = Answers::open(folder, answers_bytes, behind.url())
+            .map_err(|error| wrong("answers", error))?;
+        Ok(Self {
+            url,
+            behind,
+            bodies: Arc::new(bodies),
+            answers,
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            _lock: lock,
+        })
+    }
+
+    /// How many bodies are on the disk, and how many bytes all of it takes.
+    pub fn usage(&self) -> (usize, u64) {
+        let (count, bytes) = self.bodies.usage();
+        (count, bytes + self.answers.usage())
+    }
+
+    /// Writes down what was learned and is not yet on the disk.
+    pub fn flush(&self) {
+        self.answers.flush();
+    }
+
+    /// What the source says; `None` if it is silent and the disk can say something.
+    async fn ask_behind(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        held: Option<&Arc<ObjectInfo>>,
+    ) -> Option<Result<Knowledge, SourceError>> {
+        let asked = self.behind.look_up(query, at, held);
+        let mut asked = std::pin::pin!(asked);
+        match tokio::time::timeout(PATIENCE, &mut asked).await {
+            Ok(answer) => Some(answer),
+            Err(_) if self.answers.find(query, at).is_some() => None,
+            // Nobody else knows: it has the time that the caller has.
+            Err(_) => Some(asked.await),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for DiskSource {
+    fn url(&self) -> &str {
+        self.behind.url()
+    }
+
+    fn refresh(&self) -> Duration {
+        self.behind.refresh()
+    }
+
+    async fn look_up(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        held: Option<&Arc<ObjectInfo>>,
+    ) -> Result<Knowledge, SourceError> {
+        let error = match self.ask_behind(query, at, held).await {
+            Some(Ok(knowledge)) => {
+                // What is stale already is no news.
+                if !knowledge.stale {
+                    self.answers.keep(query, &knowledge);
+                }
+                return Ok(knowledge);
+            }
+            Some(Err(error)) if error.kind().is_transient() => error,
+            Some(Err(error)) => return Err(error),
+            None => SourceError::Down {
+                url: self.behind.url().to_owned(),
+                what: format!("{} at {at}", query.path),
+                reason: format!("no answer in {} s", PATIENCE.as_secs()),
+            },
+        };
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        match self.answers.find(query, at) {
+            Some(knowledge) => {
+                tracing::warn!(path = %query.path, %at, %error, "the disk answers instead");
+                Ok(knowledge)
+            }
+            None => Err(error),
+        }
+    }
+
+    async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        if let Some(opened) = self.bodies.find(version).await {
+            match opened.read_into(body).await {
+                Ok(()) => return Ok(()),
+                // Only an empty body can be filled by somebody else.
+                Err(error) if body.written_bytes() == 0 && error.kind().is_transient() => {
+                    tracing::warn!(%error, "a body on the disk cannot be read");
+                    self.failures.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut through = self.bodies.write_through(version, body);
+        self.behind.fetch(version, &mut through).await?;
+        through.keep().await;
+        Ok(())
+    }
+
+    fn health(&self) -> Vec<SourceHealth> {
+        let mut all = self.behind.health();
+        all.push(SourceHealth {
+            url: self.url.clone(),
+            state: SourceState::Up,
+            requests: self.requests.load(Ordering::Relaxed),
+            failures: self.failures.load(Ordering::Relaxed) + self.bodies.failures(),
+        });
+        all
+    }
+
+    async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+        match self.behind.paths(prefix).await {
+            Err(error) if error.kind().is_transient() => {
+                let known = self.answers.paths(prefix).await;
+                if known.is_empty() { Err(error) } else { Ok(known) }
+            }
+            answer => answer,
+        }
+    }
+}
+
+/// Where a file of a folder lies: spread over 256 folders by its first two digits.
+fn place(folder: &Path, name: uuid::Uuid) -> PathBuf {
+    let name = name.hyphenated().to_string();
+    folder.join(&name[..2]).join(name)
+}

@@ -1,0 +1,253 @@
+//! A folder of files by UUID that never takes more than its limit: who was used longest ago goes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+use super::file::{PART, check_body, lock, read_head};
+use super::place;
+
+/// What a file takes beyond its bytes, about: its last block, its inode.
+const FILE_BYTES: u64 = 4096;
+
+/// Files, in the order of their use.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    folder: PathBuf,
+    limit_bytes: u64,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    files: HashMap<Uuid, Place>,
+    by_use: BTreeMap<u64, Uuid>,
+    uses: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    bytes: u64,
+    used: u64,
+}
+
+impl Held {
+    fn take(&mut self, name: Uuid) -> Option<Place> {
+        let place = self.files.remove(&name)?;
+        self.by_use.remove(&place.used);
+        self.bytes -= place.bytes;
+        Some(place)
+    }
+
+    fn put(&mut self, name: Uuid, bytes: u64) {
+        self.take(name);
+        self.uses += 1;
+        self.files.insert(name, Place { bytes, used: self.uses });
+        self.by_use.insert(self.uses, name);
+        self.bytes += bytes;
+    }
+}
+
+impl Shelf {
+    /// What is in `folder` from before, in the order of its last use. What a process left
+    /// half-written is removed.
+    pub(super) fn open(folder: PathBuf, limit_bytes: u64) -> io::Result<Self> {
+        fs::create_dir_all(&folder)?;
+        let mut found: Vec<(SystemTime, Uuid, u64)> = Vec::new();
+        for entry in entries(&folder)? {
+            match entry {
+                Entry::Named(name, file) => {
+                    let Ok(facts) = fs::symlink_metadata(&file) else { continue };
+                    let used = facts.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                    found.push((used, name, facts.len()));
+                }
+                Entry::Part(file) => fs::remove_file(file)?,
+                // Not ours: left alone.
+                Entry::Foreign(_) => {}
+            }
+        }
+        found.sort_unstable();
+        let mut held = Held::default();
+        for (_, name, bytes) in found {
+            held.put(name, bytes.saturating_add(FILE_BYTES));
+        }
+        let shelf = Self { folder, limit_bytes, held: Mutex::new(held) };
+        shelf.shrink(0);
+        Ok(shelf)
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn place(&self, name: Uuid) -> PathBuf {
+        place(&self.folder, name)
+    }
+
+    /// Opens a file, which counts as a use.
+    pub(super) fn open_file(&self, name: Uuid) -> Option<File> {
+        {
+            let mut held = self.held();
+            let Place { bytes, .. } = *held.files.get(&name)?;
+            held.put(name, bytes);
+        }
+        match File::open(self.place(name)) {
+            Ok(file) => {
+                // So that the next process knows the order too; it may be that it cannot be set.
+                let _ = file.set_modified(SystemTime::now());
+                Some(file)
+            }
+            Err(_) => {
+                self.held().take(name);
+                None
+            }
+        }
+    }
+
+    /// Whether so much can be kept at all.
+    pub(super) fn can_hold(&self, bytes: u64) -> bool {
+        bytes.saturating_add(FILE_BYTES) <= self.limit_bytes
+    }
+
+    /// Throws out what was used longest ago until there is room for `bytes` more.
+    pub(super) fn shrink(&self, bytes: u64) {
+        let mut gone = Vec::new();
+        {
+            let mut held = self.held();
+            while held.bytes.saturating_add(bytes) > self.limit_bytes {
+                let Some((_, name)) = held.by_use.pop_first() else { break };
+                held.take(name);
+                gone.push(name);
+            }
+        }
+        for name in gone {
+            let _ = fs::remove_file(self.place(name));
+        }
+    }
+
+    /// Notes a file that was published, and makes the room that it takes.
+    pub(super) fn note(&self, name: Uuid, bytes: u64) {
+        self.held().put(name, bytes.saturating_add(FILE_BYTES));
+        self.shrink(0);
+    }
+
+    /// Throws a file out.
+    pub(super) fn remove(&self, name: Uuid) {
+        self.held().take(name);
+        let _ = fs::remove_file(self.place(name));
+    }
+
+    pub(super) fn usage(&self) -> (usize, u64) {
+        let held = self.held();
+        (held.files.len(), held.bytes)
+    }
+
+    /// The names of all files.
+    pub(super) fn names(&self) -> Vec<Uuid> {
+        self.held().files.keys().copied().collect()
+    }
+}
+
+/// What can lie in a folder.
+enum Entry {
+    Named(Uuid, PathBuf),
+    Part(PathBuf),
+    Foreign(PathBuf),
+}
+
+fn entries(folder: &Path) -> io::Result<Vec<Entry>> {
+    let mut found = Vec::new();
+    for below in fs::read_dir(folder)? {
+        let below = below?.path();
+        if !below.is_dir() {
+            found.push(Entry::Foreign(below));
+            continue;
+        }
+        for file in fs::read_dir(&below)? {
+            let file = file?.path();
+            let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            found.push(match Uuid::try_parse(name) {
+                Ok(name) if place(folder, name) == file => Entry::Named(name, file),
+                _ if name.ends_with(PART) => Entry::Part(file),
+                _ => Entry::Foreign(file),
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// A file of a disk tier that is not right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Which.
+    pub file: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+    /// Whether it was removed.
+    pub removed: bool,
+}
+
+/// What lies in the folder of a disk tier.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Files that are right.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those that are not.
+    pub damaged: Vec<Damage>,
+}
+
+/// Reads every file of the disk tier in `folder` and checks its checksums; with `repair`, what is
+/// damaged or half-written is removed (it is fetched again when it is needed).
+///
+/// # Errors
+/// If the folder cannot be read, or a process uses it.
+pub fn verify(folder: &Path, repair: bool) -> io::Result<Verified> {
+    let _lock = lock(folder)?;
+    let mut verified = Verified::default();
+    for name in ["bodies", "answers"] {
+        let shelf = folder.join(name);
+        if !shelf.is_dir() {
+            continue;
+        }
+        for entry in entries(&shelf)? {
+            let (file, reason) = match entry {
+                Entry::Named(name, file) => match check(&file, name, shelf.ends_with("bodies")) {
+                    Ok(bytes) => {
+                        verified.files += 1;
+                        verified.bytes += bytes;
+                        continue;
+                    }
+                    Err(error) => (file, error.to_string()),
+                },
+                Entry::Part(file) => (file, "it was left half-written".to_owned()),
+                Entry::Foreign(file) => {
+                    let reason = "it is none of ours, and left alone".to_owned();
+                    verified.damaged.push(Damage { file, reason, removed: false });
+                    continue;
+                }
+            };
+            let removed = repair && fs::remove_file(&file).is_ok();
+            verified.damaged.push(Damage { file, reason, removed });
+        }
+    }
+    Ok(verified)
+}
+
+fn check(file: &Path, name: Uuid, is_body: bool) -> io::Result<u64> {
+    let mut opened = File::open(file)?;
+    let (header, json) = read_head(&mut opened)?;
+    check_body(&mut opened, header)?;
+    let named = if is_body { super::bodies::id_in(&json) } else { super::answers::name_in(&json) };
+    if named == Some(name) {
+        return opened.metadata().map(|facts| facts.len());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "it is of another version than its name says"))
+}
