@@ -117,6 +117,30 @@ impl Timeline {
         }
     }
 
+    /// The version `id`, if it decides anywhere. Looks at each.
+    pub fn version_of(&self, id: ObjectId) -> Option<&Arc<ObjectInfo>> {
+        self.versions.iter().find(|version| version.id == id)
+    }
+
+    /// The effective span around `at`: as far as what holds there holds without a break. `learned`
+    /// is that of its oldest part. There is none around the very last millisecond.
+    pub fn span_at(&self, at: Timestamp) -> Option<Span> {
+        let (mut first, mut last) = (self.place(at), self.place(at));
+        let Step { state, mut learned } = self.steps[first];
+        while first > 0 && self.steps[first - 1].state == state {
+            first -= 1;
+            learned = learned.min(self.steps[first].learned);
+        }
+        while self.steps.get(last + 1).is_some_and(|next| next.state == state) {
+            last += 1;
+            learned = learned.min(self.steps[last].learned);
+        }
+        let from = Timestamp::from_millis(self.starts[first]);
+        let until = self.starts.get(last + 1).copied().unwrap_or(i64::MAX);
+        let interval = ValidityInterval::new(from, Timestamp::from_millis(until)).ok()?;
+        Some(Span { interval, state, learned })
+    }
+
     /// The version behind [`State::Version`].
     ///
     /// # Panics

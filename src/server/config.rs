@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::ccdb::CcdbServerConfig;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::Timestamp;
 use crate::object::ObjectPath;
@@ -44,6 +45,8 @@ pub struct Config {
     pub remaps: Vec<RemapConfig>,
     /// Limits and habits with CCDB servers: `[ccdb]`.
     pub ccdb: CcdbOptions,
+    /// The service as a CCDB to its neighbours: `[ccdb_server]`.
+    pub ccdb_server: CcdbServerConfig,
     /// Sets of columns that requests may name: `[tables.NAME]`, then `column = "path"`.
     pub tables: BTreeMap<String, ColumnList>,
 }

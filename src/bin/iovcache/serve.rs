@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use clap::Args;
 use iovcache::cache::PeerPolicy;
-use iovcache::server::{Config, ListenOptions, Listeners, RemapConfig, ServeOptions, SourceConfig};
+use iovcache::server::{
+    Answering, Config, ListenOptions, Listeners, RemapConfig, ServeOptions, SourceConfig,
+};
 use iovcache::shm::{Backing, PoolOptions, Region};
 use iovcache::source::{ChainSource, Link, Remap, Source, SourceOptions};
 use iovcache::{Cache, CreationLimits, Timestamp};
@@ -32,6 +34,14 @@ pub(crate) struct Arguments {
     /// Where /metrics, /healthz and /readyz are; port 0 picks one.
     #[arg(long, value_name = "ADDRESS")]
     http: Option<SocketAddr>,
+    /// Where it is a CCDB to clients that know nothing of us (plain HTTP, read only); port 0 picks
+    /// one. Without this there is none.
+    #[arg(long, value_name = "ADDRESS")]
+    ccdb: Option<SocketAddr>,
+    /// How it answers there which version holds at a time: redirect (303 to the version's own
+    /// address), or body (200 with the bytes at once).
+    #[arg(long, value_name = "HOW", value_parser = answering)]
+    ccdb_answer: Option<Answering>,
     /// Shared memory in all.
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
@@ -89,6 +99,14 @@ fn bytes(text: &str) -> Result<u64, String> {
     parse_bytes(text)
 }
 
+fn answering(text: &str) -> Result<Answering, String> {
+    match text {
+        "redirect" => Ok(Answering::Redirect),
+        "body" => Ok(Answering::Body),
+        _ => Err("expected redirect or body".to_owned()),
+    }
+}
+
 /// The default ports; a chosen one of Flight at 0 takes HTTP's with it.
 const FLIGHT: ([u8; 4], u16) = ([127, 0, 0, 1], 50_051);
 const HTTP: ([u8; 4], u16) = ([127, 0, 0, 1], 50_052);
@@ -144,11 +162,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let listeners = Listeners::bind(&ListenOptions {
         flight: Some(flight),
         http: Some(http),
+        ccdb: arguments.ccdb.or(config.ccdb_server.listen),
         socket_folder: arguments.socket.clone().or_else(|| config.socket.clone()),
         ..ListenOptions::default()
     })
     .await?;
-    let ready = json!({
+    let mut ready = json!({
         "ready": true,
         "flight": listeners.flight_urls(),
         "attach": listeners.attach_path(),
@@ -156,6 +175,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         "epoch": cache.epoch().to_string(),
         "pid": std::process::id(),
     });
+    if let Some(url) = listeners.ccdb_url() {
+        ready["ccdb"] = url.into();
+    }
     let mut policy = PeerPolicy::default();
     policy.uids.extend(config.allow_uids.iter().chain(&arguments.allow_uids));
     policy.gids.extend(config.allow_gids.iter().chain(&arguments.allow_gids));
@@ -188,7 +210,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             tracing::debug!(%error, "systemd was not told");
         }
     };
-    let options = ServeOptions { policy, ..ServeOptions::default() };
+    let ccdb_answer = arguments.ccdb_answer.unwrap_or(config.ccdb_server.answer);
+    let options = ServeOptions { policy, ccdb_answer, ..ServeOptions::default() };
     iovcache::server::run(listeners, cache, options, shutdown, tell).await?;
     Ok(())
 }
