@@ -60,18 +60,40 @@ impl Connection {
             match line() {
                 end if end.is_empty() => break,
                 header => {
-                    let (name, value) = header.split_once(": ").unwrap();
-                    headers.push((name.to_owned(), value.to_owned()));
+                    let (name, value) = header.split_once(':').unwrap();
+                    headers.push((name.to_owned(), value.trim().to_owned()));
                 }
             }
         }
         let mut answer = Answer { status, headers, body: Vec::new() };
-        let length = answer.get("Content-Length").map_or(0, |length| length.parse().unwrap());
-        if !is_head && status != 304 {
-            answer.body.resize(length, 0);
-            self.0.read_exact(&mut answer.body).unwrap();
+        if is_head || status == 304 {
+            return answer;
+        }
+        let length = answer.get("Content-Length").map(|length| length.parse().unwrap());
+        match length {
+            Some(length) => {
+                answer.body.resize(length, 0);
+                self.0.read_exact(&mut answer.body).unwrap();
+            }
+            None if answer.get("Transfer-Encoding") == Some("chunked") => {
+                while let Some(chunk) = self.chunk() {
+                    answer.body.extend(chunk);
+                }
+            }
+            None => drop(self.0.read_to_end(&mut answer.body).unwrap()),
         }
         answer
+    }
+
+    /// The next chunk, as proxies send what they do not know the length of.
+    fn chunk(&mut self) -> Option<Vec<u8>> {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        let length = usize::from_str_radix(line.trim(), 16).unwrap();
+        let mut chunk = vec![0; length + 2];
+        self.0.read_exact(&mut chunk).unwrap();
+        chunk.truncate(length);
+        (length > 0).then_some(chunk)
     }
 
     pub(crate) fn ask(&mut self, method: &str, target: &str, headers: &[(&str, &str)]) -> Answer {
