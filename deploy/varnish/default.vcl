@@ -86,6 +86,8 @@ sub vcl_backend_response {
             set beresp.ttl = 1s;
         }
     }
+    # What is built in would not store `no-cache`.
+    return (deliver);
 }
 
 sub vcl_backend_error {

@@ -14,5 +14,6 @@ mod fake_ccdb;
 mod nodes;
 mod proxy;
 #[path = "../ccdb_front/raw.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
 mod raw;
 mod rules;
