@@ -33,7 +33,7 @@ async fn start_cold(url: &str, nodes: usize, large: usize) -> Duration {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("node.toml");
     // As the README of `deploy/` has it: a proxy that is started anew is waited for.
-    std::fs::write(&config, "[ccdb]\nretries = 30\nbreaker_open_millis = 200\n").unwrap();
+    std::fs::write(&config, "[ccdb]\nretries = 60\nbreaker_failures = 1000\n").unwrap();
     let config = config.to_str().unwrap().to_owned();
     let together = Arc::new(Barrier::new(nodes));
     let asking: Vec<_> = (0..nodes)
@@ -69,7 +69,11 @@ async fn start_cold(url: &str, nodes: usize, large: usize) -> Duration {
     longest
 }
 
+/// Twenty services at a time are enough for the machine.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 async fn cold(kind: Kind, from: Server, large: usize) {
+    let _turn = TURN.lock().await;
     let server = server(from, large).await;
     let Some(proxy) = Proxy::start(kind, &server.url()) else { return };
     let took = start_cold(&proxy.url(), NODES, large).await;
@@ -80,6 +84,7 @@ async fn cold(kind: Kind, from: Server, large: usize) {
 
 /// In the middle the proxy goes and comes again: nobody is left without an object.
 async fn restarted(kind: Kind) {
+    let _turn = TURN.lock().await;
     let server = server(Server::Local, 0).await;
     // So slow that the middle can be met.
     server.habits().latency = Duration::from_millis(20);
@@ -100,13 +105,14 @@ async fn restarted(kind: Kind) {
     let counts = server.counts();
     println!("{kind:?}, started anew after {before} bodies: {took:?}, {counts:?}");
     // What was under way is fetched again; what is kept in memory alone, too.
-    let again = if kind.stores_on_disk() { 32 } else { OBJECTS };
+    let again = if kind.stores_on_disk() { 40 } else { OBJECTS };
     assert!((OBJECTS..=OBJECTS + again).contains(&counts.bodies_sent), "{counts:?}");
     drop(proxy);
 }
 
 /// One of our services in the place of the CCDB.
 async fn over_a_service(kind: Kind) {
+    let _turn = TURN.lock().await;
     let server = server(Server::Sql, 0).await;
     let first = Service::start(&["--source", &server.url(), "--ccdb", "127.0.0.1:0"]);
     let Some(proxy) = Proxy::start(kind, first.ready["ccdb"].as_str().unwrap()) else { return };

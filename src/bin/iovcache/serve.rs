@@ -198,22 +198,39 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             }
         };
         tokio::select! { _ = terminated => {}, _ = interrupted => {} }
+        notify(sd_notify::NotifyState::Stopping);
     };
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        tokio::spawn(say_that_it_lives(limit));
+    }
     let tell = || {
         let mut out = std::io::stdout();
         let told = writeln!(out, "{ready}").and_then(|()| out.flush());
         if let Err(error) = told {
             tracing::warn!(%error, "nobody reads that the service is ready");
         }
-        // systemd, where it waits for this.
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::debug!(%error, "systemd was not told");
-        }
+        notify(sd_notify::NotifyState::Ready);
     };
     let ccdb_answer = arguments.ccdb_answer.unwrap_or(config.ccdb_server.answer);
     let options = ServeOptions { policy, ccdb_answer, ..ServeOptions::default() };
     iovcache::server::run(listeners, cache, options, shutdown, tell).await?;
     Ok(())
+}
+
+/// Tells systemd, where it listens.
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+/// Feeds systemd's watchdog, until it is dropped: as a task among the others, so that it falls
+/// silent when these do not run any more.
+async fn say_that_it_lives(limit: std::time::Duration) {
+    loop {
+        notify(sd_notify::NotifyState::Watchdog);
+        tokio::time::sleep(limit / 3).await;
+    }
 }
 
 /// The sources in order, each limited to its paths; one alone needs no chain.
