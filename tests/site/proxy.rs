@@ -14,6 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) enum Kind {
     Varnish,
     Nginx,
+    /// With the configuration for an S3-compatible store.
+    NginxS3,
     Squid,
 }
 
@@ -21,7 +23,7 @@ impl Kind {
     fn program(self) -> &'static str {
         match self {
             Self::Varnish => "varnishd",
-            Self::Nginx => "nginx",
+            Self::Nginx | Self::NginxS3 => "nginx",
             Self::Squid => "squid",
         }
     }
@@ -98,13 +100,18 @@ impl Proxy {
                 let text = replaced(text, "\"8080\"", &format!("\"{port}\""));
                 fs::write(self.path("default.vcl"), text).unwrap();
             }
-            Kind::Nginx => {
-                let text = deployed("nginx/ccdb.conf");
-                let text = replaced(text, "ccdb.example.org:8080", upstream);
+            Kind::Nginx | Kind::NginxS3 => {
+                let (name, port) = match self.kind {
+                    Kind::NginxS3 => ("s3", 9000),
+                    _ => ("ccdb", 8080),
+                };
+                let text = deployed(&format!("nginx/{name}.conf"));
+                let text = replaced(text, &format!("{name}.example.org:{port}"), upstream);
                 let listen = format!("listen {};", self.address);
-                let text = replaced(text, "listen 8080;", &listen);
-                let text = replaced(text, "/var/cache/nginx/ccdb", &self.path("store"));
-                fs::write(self.path("ccdb.conf"), text).unwrap();
+                let text = replaced(text, &format!("listen {port};"), &listen);
+                let store = format!("/var/cache/nginx/{name}");
+                let text = replaced(text, &store, &self.path("store"));
+                fs::write(self.path("site.conf"), text).unwrap();
                 let user = if is_root() { "user root;\n" } else { "" };
                 let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
                     .map(|name| format!("{name}_temp_path {};\n", self.path(name)))
@@ -114,7 +121,7 @@ impl Proxy {
                      events {{ worker_connections 4096; }}\n\
                      http {{\naccess_log off;\n{temporary}include {};\n}}\n",
                     self.path("pid"),
-                    self.path("ccdb.conf"),
+                    self.path("site.conf"),
                 );
                 fs::write(self.path("nginx.conf"), main).unwrap();
             }
@@ -167,7 +174,7 @@ impl Proxy {
                 "-s".to_owned(),
                 "malloc,1G".to_owned(),
             ],
-            Kind::Nginx => {
+            Kind::Nginx | Kind::NginxS3 => {
                 vec!["-p".to_owned(), self.path(""), "-c".to_owned(), self.path("nginx.conf")]
             }
             Kind::Squid => vec!["-N".to_owned(), "-f".to_owned(), self.path("squid.conf")],

@@ -147,3 +147,43 @@ async fn nginx_keeps_bodies_and_nothing_else() {
 async fn squid_keeps_bodies_and_nothing_else() {
     rules(Kind::Squid).await;
 }
+
+/// A store that speaks S3: objects by key, each with an ETag; listings are questions.
+async fn rules_of_a_store(kind: Kind) {
+    let server = server(Server::Local).await;
+    server.upload(Upload::new("bucket/A/B", 1000, 2000).id(id(1)).bytes(b"bytes".to_vec()));
+    let Some(proxy) = Proxy::start(kind, &server.url()) else { return };
+    let at = proxy.address();
+    let key = format!("/bucket/A/B/1000/{}", id(1));
+    // A store's ETag is no UUID.
+    let sum = Fault::Header("ETag", "\"4b8ab4ef3b6eb5e0ed9e5b5a7b6a2d3c\"".into());
+    server.inject(Ask::Body, sum, 1);
+    for _ in 0..3 {
+        let answer = get(&at, &key, &[("Authorization", "AWS4-HMAC-SHA256 …")]);
+        assert_eq!((answer.status, &*answer.text()), (200, "bytes"));
+    }
+    assert_eq!(server.counts().bodies, 1);
+    for n in 1..=2 {
+        assert_eq!(get(&at, "/bucket/?list-type=2&prefix=A/", &[]).status, 200);
+        get(&at, &format!("{key}.properties"), &[]);
+        assert_eq!(server.counts().look_ups, 2 * n, "these pass");
+    }
+    // Another version of the key is another question.
+    let before = server.counts().bodies;
+    for _ in 0..2 {
+        get(&at, &format!("{key}?versionId=1"), &[]);
+    }
+    assert_eq!(server.counts().bodies, before + 2);
+    drop(server);
+    assert_eq!(get(&at, &key, &[]).text(), "bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nginx_keeps_the_objects_of_a_store() {
+    rules_of_a_store(Kind::NginxS3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn varnish_keeps_the_objects_of_a_store() {
+    rules_of_a_store(Kind::Varnish).await;
+}
