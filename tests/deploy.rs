@@ -120,7 +120,7 @@ fn systemd_is_told_of_the_start_the_life_and_the_end() {
         String::from_utf8_lossy(&message[..length]).trim().to_owned()
     };
     let until = |wanted: &str| {
-        (0..1000).any(|_| told() == wanted).then_some(()).unwrap_or_else(|| panic!("no {wanted}"));
+        assert!((0..1000).any(|_| told() == wanted), "no {wanted}");
     };
     until("READY=1");
     let began = std::time::Instant::now();

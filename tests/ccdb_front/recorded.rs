@@ -48,13 +48,15 @@ fn expected_status(recorded: &Exchange) -> u16 {
     }
 }
 
+type Headers = Vec<(String, String)>;
+
 /// What was asked and answered.
 #[derive(Debug)]
 struct Exchange {
     name: String,
     method: String,
     target: String,
-    headers: Vec<(String, String)>,
+    headers: Headers,
     answer: Answer,
 }
 
@@ -82,7 +84,7 @@ fn exchanges(file: &Path) -> Vec<Exchange> {
     let text = std::fs::read_to_string(file).unwrap();
     let mut all: Vec<Exchange> = Vec::new();
     let mut name = "";
-    let mut asked: Option<(String, String, Vec<(String, String)>)> = None;
+    let mut asked: Option<(String, String, Headers)> = None;
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         if let Some(title) = line.strip_prefix("### ") {
@@ -207,7 +209,7 @@ async fn compare(file: &str, names: &[&str], how: &str) {
         let wanted = |name: &&str| {
             recorded.name.strip_prefix(*name).is_some_and(|rest| rest.starts_with('.'))
         };
-        if !names.is_empty() && !names.iter().any(|name| wanted(name)) {
+        if !names.is_empty() && !names.iter().any(wanted) {
             continue;
         }
         if NOT_COMPARED.iter().any(|(name, _)| recorded.name.starts_with(name)) {

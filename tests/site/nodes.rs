@@ -157,7 +157,8 @@ async fn twenty_cold_services_behind_nginx_fetch_large_objects_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_cold_services_behind_squid_fetch_large_objects_once() {
-    cold(Kind::Squid, Server::Local, 2).await;
+    // One alone: Squid hands large bodies on in pieces of 4 KiB, and takes its time.
+    cold(Kind::Squid, Server::Local, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

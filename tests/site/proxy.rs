@@ -133,7 +133,7 @@ impl Proxy {
                 let text = replaced(text, "http_port 8080 ", &port);
                 let text =
                     replaced(text, "/var/spool/squid 200000 ", &(self.path("store") + " 2000 "));
-                let text = replaced(text, "cache_mem 1 GB", "cache_mem 64 MB");
+                let text = replaced(text, "cache_mem 4 GB", "cache_mem 512 MB");
                 let text =
                     replaced(text, "shutdown_lifetime 2 seconds", "shutdown_lifetime 0 seconds");
                 let more = format!(
