@@ -134,3 +134,16 @@ fn systemd_is_told_of_the_start_the_life_and_the_end() {
     until("STOPPING=1");
     assert!(child.wait().unwrap().success());
 }
+
+#[test]
+fn the_sockets_have_the_mode_that_the_unit_asks_for() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode =
+        |service: &Service| fs::metadata(service.attach()).unwrap().permissions().mode() & 0o777;
+    let source = ["--source", "memory:"];
+    assert_eq!(mode(&Service::start(&source)), 0o600);
+    let given = [&source[..], &["--socket-mode", "0660"]].concat();
+    assert_eq!(mode(&Service::start(&given)), 0o660);
+    let wrong = [&["serve"], &source[..], &["--socket-mode", "0999"]].concat();
+    assert_eq!(common::run(&wrong).status.code(), Some(2));
+}

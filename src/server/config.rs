@@ -21,6 +21,8 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// The folder of the Unix sockets.
     pub socket: Option<PathBuf>,
+    /// The mode of the Unix sockets, in octal, e.g. `"0660"`: who of the folder's users connects.
+    pub socket_mode: Option<String>,
     /// Where `/metrics`, `/healthz` and `/readyz` are.
     pub http: Option<SocketAddr>,
     /// Bytes of shared memory in all, e.g. `"4GiB"`.

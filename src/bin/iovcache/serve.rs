@@ -16,7 +16,7 @@ use iovcache::{Cache, CreationLimits, Timestamp};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::common::{Failure, parse_bytes, parse_duration};
+use crate::common::{Failure, parse_bytes, parse_duration, parse_mode};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -31,6 +31,10 @@ pub(crate) struct Arguments {
     /// $XDG_RUNTIME_DIR, else /tmp.
     #[arg(long, value_name = "FOLDER")]
     socket: Option<PathBuf>,
+    /// The mode of both sockets, in octal: 0660 lets the folder's group connect. Who may attach is
+    /// decided by --allow-uid and --allow-gid too.
+    #[arg(long, value_name = "MODE")]
+    socket_mode: Option<String>,
     /// Where /metrics, /healthz and /readyz are; port 0 picks one.
     #[arg(long, value_name = "ADDRESS")]
     http: Option<SocketAddr>,
@@ -163,6 +167,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         flight: Some(flight),
         http: Some(http),
         ccdb: arguments.ccdb.or(config.ccdb_server.listen),
+        socket_mode: match arguments.socket_mode.as_ref().or(config.socket_mode.as_ref()) {
+            Some(mode) => parse_mode(mode).map_err(Failure::usage)?,
+            None => ListenOptions::default().socket_mode,
+        },
         socket_folder: arguments.socket.clone().or_else(|| config.socket.clone()),
         ..ListenOptions::default()
     })

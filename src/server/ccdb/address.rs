@@ -115,4 +115,13 @@ mod tests {
             assert_eq!(Wanted::parse(path), Err(Nonsense::Encoding), "{path}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_asked_for_is_taken_apart_or_refused(path in "[/%+=0-9a-fA-F\\.x-]{0,120}|.{0,60}") {
+            if let Ok(wanted) = Wanted::parse(&path) {
+                proptest::prop_assert!(!wanted.path.contains('\0'));
+            }
+        }
+    }
 }

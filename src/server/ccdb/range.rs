@@ -68,4 +68,13 @@ mod tests {
         assert_eq!(part(None, 10), Part::Whole);
         assert_eq!(part(Some("bytes=0-"), 0), Part::Nothing);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_part_is_never_outside_of_the_body(text in "(bytes=)?[-0-9, ]{0,30}|.{0,30}", size in 0..1000_usize) {
+            if let Part::One(range) = part(Some(&text), size) {
+                proptest::prop_assert!(range.start < range.end && range.end <= size);
+            }
+        }
+    }
 }

@@ -189,4 +189,15 @@ mod tests {
         let endless = [b"GET / HTTP/1.1\r\nA: ".to_vec(), vec![b'a'; MAX_HEAD_BYTES]].concat();
         assert!(matches!(parse(&endless), Head::Malformed));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_comes_is_parsed_or_refused(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+            text in "GET [ -~]{0,80} HTTP/1\\.[01]\r\n([A-Za-z-]{1,20}: [ -~]{0,40}\r\n){0,6}\r\n",
+        ) {
+            parse(&bytes);
+            parse(text.as_bytes());
+        }
+    }
 }
