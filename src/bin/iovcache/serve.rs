@@ -172,7 +172,6 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             None => ListenOptions::default().socket_mode,
         },
         socket_folder: arguments.socket.clone().or_else(|| config.socket.clone()),
-        ..ListenOptions::default()
     })
     .await?;
     let mut ready = json!({
