@@ -74,6 +74,12 @@ counters! {
     sessions_ended_holding,
     /// Leases whose time ran out.
     leases_expired,
+    /// Requests to the CCDB side.
+    ccdb_requests,
+    /// Such requests that were answered with 4xx or 5xx, 404 aside.
+    ccdb_errors,
+    /// Bytes of objects that were sent there.
+    ccdb_sent_bytes,
     /// Entries of a source that were passed over because they could not be read.
     problems,
 }

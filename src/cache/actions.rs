@@ -81,6 +81,7 @@ impl Cache {
     /// versions are still the right ones are used on.
     pub fn invalidate(&self, path: &ObjectPath) {
         self.0.catalog.forget(path);
+        self.0.objects.forget(path);
         self.0.residency.unlist(|resident| resident.path() == path);
     }
 
@@ -245,6 +246,7 @@ impl Cache {
         faults.extend(inner.residency.faults());
         let mut held = inner.leases.pin_sets();
         held.extend(inner.timeframes.pin_sets());
+        held.extend(inner.objects.pin_sets());
         faults.extend(inner.residency.faults_of_pins(&held));
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }

@@ -176,6 +176,7 @@ impl CacheBuilder {
             residency,
             catalog,
             leases,
+            objects: Default::default(),
             limits: self.limits,
             tables: self.tables,
             polls: Mutex::default(),

@@ -23,7 +23,7 @@ use crate::clock::{Clock, Moment};
 use crate::error::Coded as _;
 use crate::index::{State, Timeline, Timestamps};
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{ObjectPath, Query};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{PathSummary, Problem, Source, SourceError};
 use crate::telemetry::Counters;
 
@@ -124,7 +124,7 @@ impl Catalog {
 
     /// What was learned before this is too old: so much less than the refresh time ago that what is
     /// put into the source is seen within that, the source's own listing included.
-    fn oldest_fresh(&self) -> Moment {
+    pub(super) fn oldest_fresh(&self) -> Moment {
         let age = self.clock.now().since(Moment::default());
         Moment::default().after(age.saturating_sub(self.source.refresh().mul_f64(0.75)))
     }
@@ -327,6 +327,12 @@ impl Catalog {
     pub(crate) async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, CacheError> {
         let found = self.source.paths(prefix).await;
         found.map_err(|error| CacheError::Paths { prefix: prefix.to_owned(), error })
+    }
+
+    /// The version `id`, if it decides anywhere on a timeline that is known.
+    pub(crate) fn version(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
+        let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        series.values().find_map(|series| series.timeline.load().version_of(id).cloned())
     }
 
     /// Forgets what is known of a path.

@@ -69,6 +69,7 @@ mod exchange;
 mod flight;
 mod lease;
 mod loader;
+mod object;
 mod plan;
 mod progress;
 mod register;
@@ -91,6 +92,7 @@ pub use builder::{BuildError, CacheBuilder};
 pub use error::{CacheError, MissingColumn};
 pub use exchange::Exchange;
 pub use lease::LeaseId;
+pub use object::{Effective, Held, Versions};
 pub use progress::Progress;
 pub use resident::{Pin, PinSet};
 
@@ -121,6 +123,7 @@ struct Inner {
     catalog: Arc<Catalog>,
     loader: Loader,
     leases: Arc<Leases>,
+    objects: object::Objects,
     timeframes: Timeframes,
     /// So many can be in flight.
     max_timeframes: usize,

@@ -117,6 +117,30 @@ impl Timeline {
         }
     }
 
+    /// The version `id`, if it decides anywhere. Looks at each.
+    pub fn version_of(&self, id: ObjectId) -> Option<&Arc<ObjectInfo>> {
+        self.versions.iter().find(|version| version.id == id)
+    }
+
+    /// The effective span around `at`: as far as what holds there holds without a break. `learned`
+    /// is that of its oldest part. There is none around the very last millisecond.
+    pub fn span_at(&self, at: Timestamp) -> Option<Span> {
+        let (mut first, mut last) = (self.place(at), self.place(at));
+        let Step { state, mut learned } = self.steps[first];
+        while first > 0 && self.steps[first - 1].state == state {
+            first -= 1;
+            learned = learned.min(self.steps[first].learned);
+        }
+        while self.steps.get(last + 1).is_some_and(|next| next.state == state) {
+            last += 1;
+            learned = learned.min(self.steps[last].learned);
+        }
+        let from = Timestamp::from_millis(self.starts[first]);
+        let until = self.starts.get(last + 1).copied().unwrap_or(i64::MAX);
+        let interval = ValidityInterval::new(from, Timestamp::from_millis(until)).ok()?;
+        interval.contains(at).then_some(Span { interval, state, learned })
+    }
+
     /// The version behind [`State::Version`].
     ///
     /// # Panics
@@ -516,6 +540,27 @@ mod tests {
                 let expected = if inside { &other } else { &versions };
                 prop_assert_eq!(at(&timeline, time), linear(expected, time), "at {}", time);
             }
+        }
+
+        #[test]
+        fn the_span_around_a_time_is_the_one_among_all_that_holds_it(
+            versions in any_versions(),
+            cut in -5..30_i64,
+        ) {
+            // In two parts that were learned at different times.
+            let mut timeline = Timeline::unknown();
+            let parts = [(i64::MIN, cut, 7), (cut, i64::MAX, 3)];
+            for (from, until, when) in parts {
+                let when = Moment::from_millis(when);
+                timeline = timeline.learn(interval(from, until), &versions, when);
+            }
+            let all = timeline.spans(ValidityInterval::ALL);
+            for time in interesting(&versions).into_iter().filter(|time| *time != i64::MAX) {
+                let time = Timestamp::from_millis(time);
+                let expected = all.iter().find(|span| span.interval.contains(time)).copied();
+                prop_assert_eq!(timeline.span_at(time), expected);
+            }
+            prop_assert_eq!(timeline.span_at(Timestamp::MAX).map(|span| span.state), None);
         }
 
         #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::ccdb::CcdbServerConfig;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::Timestamp;
 use crate::object::ObjectPath;
@@ -20,6 +21,8 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// The folder of the Unix sockets.
     pub socket: Option<PathBuf>,
+    /// The mode of the Unix sockets, in octal, e.g. `"0660"`: who of the folder's users connects.
+    pub socket_mode: Option<String>,
     /// Where `/metrics`, `/healthz` and `/readyz` are.
     pub http: Option<SocketAddr>,
     /// Bytes of shared memory in all, e.g. `"4GiB"`.
@@ -48,6 +51,8 @@ pub struct Config {
     pub remaps: Vec<RemapConfig>,
     /// Limits and habits with CCDB servers: `[ccdb]`.
     pub ccdb: CcdbOptions,
+    /// The service as a CCDB to its neighbours: `[ccdb_server]`.
+    pub ccdb_server: CcdbServerConfig,
     /// Sets of columns that requests may name: `[tables.NAME]`, then `column = "path"`.
     pub tables: BTreeMap<String, ColumnList>,
 }

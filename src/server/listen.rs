@@ -27,6 +27,8 @@ pub struct ListenOptions {
     pub flight: Option<SocketAddr>,
     /// `/metrics`, `/healthz`, `/readyz`; port 0 picks one.
     pub http: Option<SocketAddr>,
+    /// CCDB for clients that know nothing else; port 0 picks one.
+    pub ccdb: Option<SocketAddr>,
     /// The folder of `flight.sock` and `attach.sock`; `None`: one of its own.
     pub socket_folder: Option<PathBuf>,
     /// The mode of the sockets. Who may use them is decided by the credentials of the peer too.
@@ -35,7 +37,7 @@ pub struct ListenOptions {
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { flight: None, http: None, socket_folder: None, socket_mode: 0o600 }
+        Self { flight: None, http: None, ccdb: None, socket_folder: None, socket_mode: 0o600 }
     }
 }
 
@@ -44,6 +46,7 @@ impl Default for ListenOptions {
 pub struct Listeners {
     pub(super) flight: Option<TcpListener>,
     pub(super) http: Option<TcpListener>,
+    pub(super) ccdb: Option<TcpListener>,
     pub(super) flight_unix: UnixListener,
     pub(super) attach: UnixListener,
     pub(super) folder: Folder,
@@ -120,6 +123,7 @@ impl Listeners {
         Ok(Self {
             flight: tcp(options.flight).await?,
             http: tcp(options.http).await?,
+            ccdb: tcp(options.ccdb).await?,
             flight_unix,
             attach,
             folder,
@@ -140,9 +144,18 @@ impl Listeners {
 
     /// The address of `/metrics`.
     pub fn http_url(&self) -> Option<String> {
-        let address = self.http.as_ref()?.local_addr().ok()?;
-        Some(format!("http://{address}"))
+        url_of(&self.http)
     }
+
+    /// The address of the CCDB side.
+    pub fn ccdb_url(&self) -> Option<String> {
+        url_of(&self.ccdb)
+    }
+}
+
+fn url_of(listener: &Option<TcpListener>) -> Option<String> {
+    let address = listener.as_ref()?.local_addr().ok()?;
+    Some(format!("http://{address}"))
 }
 
 async fn tcp(address: Option<SocketAddr>) -> Result<Option<TcpListener>, ListenError> {

@@ -8,11 +8,13 @@
 //!                    └▶ health, reflection
 //!  attach.sock ──▶ Cache::serve_attach
 //!  HTTP ─────────▶ /metrics /healthz /readyz
+//!  CCDB ─────────▶ ccdb     plain HTTP for clients of a CCDB
 //!
 //!  stop: not ready any more ─▶ accept nothing ─▶ drain ─▶ end sessions ─▶ drop segments
 //! ```
 
 mod action;
+mod ccdb;
 mod config;
 mod exchange;
 mod flight;
@@ -32,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::ServingStatus;
 
+pub use ccdb::{Answering, CcdbServerConfig};
 pub use config::{Config, ConfigError, RemapConfig, SourceConfig};
 pub use listen::{ListenError, ListenOptions, Listeners};
 
@@ -59,11 +62,17 @@ pub struct ServeOptions {
     pub policy: PeerPolicy,
     /// How long requests under way may take once it stops. Default: 10 s.
     pub drain_limit: Duration,
+    /// How the CCDB side answers questions for a time. Default: with a redirect.
+    pub ccdb_answer: Answering,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { policy: PeerPolicy::default(), drain_limit: Duration::from_secs(10) }
+        Self {
+            policy: PeerPolicy::default(),
+            drain_limit: Duration::from_secs(10),
+            ccdb_answer: Answering::default(),
+        }
     }
 }
 
@@ -102,7 +111,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
     ready: impl FnOnce(),
 ) -> Result<(), ServeError> {
-    let Listeners { flight, http, flight_unix, attach, folder } = listeners;
+    let Listeners { flight, http, ccdb, flight_unix, attach, folder } = listeners;
     let (stop_accepting, end_sessions) = (CancellationToken::new(), CancellationToken::new());
     let readiness = Readiness::default();
     let (health, router) = router(&cache)?;
@@ -116,6 +125,14 @@ pub async fn run(
         let tcp = TcpIncoming::from(listener).with_nodelay(Some(true));
         let stopped = stop_accepting.clone().cancelled_owned();
         servers.spawn(router.serve_with_incoming_shutdown(tcp, stopped));
+    }
+    if let Some(listener) = ccdb {
+        let front = ccdb::Front::new(cache.clone(), options.ccdb_answer);
+        let stopped = stop_accepting.clone();
+        servers.spawn(async move {
+            ccdb::serve(listener, front, stopped).await;
+            Ok(())
+        });
     }
     let mut rest = JoinSet::new();
     rest.spawn({

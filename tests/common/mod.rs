@@ -47,11 +47,16 @@ pub struct Service {
 impl Service {
     /// Starts `iovcache serve` with Unix sockets in a folder of its own and TCP on a free port.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_sized("64MiB", "16MiB", arguments)
+    }
+
+    /// The same with so much memory, in segments of that size.
+    pub fn start_sized(memory: &str, segment: &str, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sockets = folder.path().join("s");
         let mut child = iovcache()
             .arg("serve")
-            .args(["--listen", "127.0.0.1:0", "--memory", "64MiB", "--segment", "16MiB"])
+            .args(["--listen", "127.0.0.1:0", "--memory", memory, "--segment", segment])
             .arg("--socket")
             .arg(&sockets)
             .args(arguments)

@@ -182,6 +182,12 @@ pub(crate) fn progress(what: &str, length: u64) -> ProgressBar {
     bar.with_message(what.to_owned())
 }
 
+/// The mode of a socket, in octal: `0660`.
+pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| format!("{text:?} is no mode, expected one like 0660"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use iovcache::server::Config;
 
-use crate::common::{Failure, out, parse_bytes, parse_duration};
+use crate::common::{Failure, out, parse_bytes, parse_duration, parse_mode};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -55,6 +55,9 @@ pub(crate) fn read(file: &PathBuf) -> Result<Config, Failure> {
         if let Some(size) = size {
             parse_bytes(size).map_err(|error| of_file(name, error))?;
         }
+    }
+    if let Some(mode) = &config.socket_mode {
+        parse_mode(mode).map_err(|error| of_file("socket_mode", error))?;
     }
     if let Some(refresh) = &config.refresh {
         parse_duration(refresh).map_err(|error| of_file("refresh", error))?;

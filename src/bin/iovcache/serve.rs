@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use clap::Args;
 use iovcache::cache::PeerPolicy;
-use iovcache::server::{Config, ListenOptions, Listeners, RemapConfig, ServeOptions, SourceConfig};
+use iovcache::server::{
+    Answering, Config, ListenOptions, Listeners, RemapConfig, ServeOptions, SourceConfig,
+};
 use iovcache::shm::{Backing, PoolOptions, Region};
 use iovcache::source::{ChainSource, DiskSource, Link, Remap, Source, SourceOptions};
 use iovcache::{Cache, CreationLimits, Timestamp};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::common::{Failure, parse_bytes, parse_duration};
+use crate::common::{Failure, parse_bytes, parse_duration, parse_mode};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -29,9 +31,21 @@ pub(crate) struct Arguments {
     /// $XDG_RUNTIME_DIR, else /tmp.
     #[arg(long, value_name = "FOLDER")]
     socket: Option<PathBuf>,
+    /// The mode of both sockets, in octal: 0660 lets the folder's group connect. Who may attach is
+    /// decided by --allow-uid and --allow-gid too.
+    #[arg(long, value_name = "MODE")]
+    socket_mode: Option<String>,
     /// Where /metrics, /healthz and /readyz are; port 0 picks one.
     #[arg(long, value_name = "ADDRESS")]
     http: Option<SocketAddr>,
+    /// Where it is a CCDB to clients that know nothing of us (plain HTTP, read only); port 0 picks
+    /// one. Without this there is none.
+    #[arg(long, value_name = "ADDRESS")]
+    ccdb: Option<SocketAddr>,
+    /// How it answers there which version holds at a time: redirect (303 to the version's own
+    /// address), or body (200 with the bytes at once).
+    #[arg(long, value_name = "HOW", value_parser = answering)]
+    ccdb_answer: Option<Answering>,
     /// Shared memory in all.
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
@@ -96,6 +110,14 @@ fn bytes(text: &str) -> Result<u64, String> {
     parse_bytes(text)
 }
 
+fn answering(text: &str) -> Result<Answering, String> {
+    match text {
+        "redirect" => Ok(Answering::Redirect),
+        "body" => Ok(Answering::Body),
+        _ => Err("expected redirect or body".to_owned()),
+    }
+}
+
 /// The default ports; a chosen one of Flight at 0 takes HTTP's with it.
 const FLIGHT: ([u8; 4], u16) = ([127, 0, 0, 1], 50_051);
 const HTTP: ([u8; 4], u16) = ([127, 0, 0, 1], 50_052);
@@ -158,11 +180,15 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let listeners = Listeners::bind(&ListenOptions {
         flight: Some(flight),
         http: Some(http),
+        ccdb: arguments.ccdb.or(config.ccdb_server.listen),
+        socket_mode: match arguments.socket_mode.as_ref().or(config.socket_mode.as_ref()) {
+            Some(mode) => parse_mode(mode).map_err(Failure::usage)?,
+            None => ListenOptions::default().socket_mode,
+        },
         socket_folder: arguments.socket.clone().or_else(|| config.socket.clone()),
-        ..ListenOptions::default()
     })
     .await?;
-    let ready = json!({
+    let mut ready = json!({
         "ready": true,
         "flight": listeners.flight_urls(),
         "attach": listeners.attach_path(),
@@ -170,6 +196,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         "epoch": cache.epoch().to_string(),
         "pid": std::process::id(),
     });
+    if let Some(url) = listeners.ccdb_url() {
+        ready["ccdb"] = url.into();
+    }
     let mut policy = PeerPolicy::default();
     policy.uids.extend(config.allow_uids.iter().chain(&arguments.allow_uids));
     policy.gids.extend(config.allow_gids.iter().chain(&arguments.allow_gids));
@@ -190,21 +219,39 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             }
         };
         tokio::select! { _ = terminated => {}, _ = interrupted => {} }
+        notify(sd_notify::NotifyState::Stopping);
     };
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        tokio::spawn(say_that_it_lives(limit));
+    }
     let tell = || {
         let mut out = std::io::stdout();
         let told = writeln!(out, "{ready}").and_then(|()| out.flush());
         if let Err(error) = told {
             tracing::warn!(%error, "nobody reads that the service is ready");
         }
-        // systemd, where it waits for this.
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::debug!(%error, "systemd was not told");
-        }
+        notify(sd_notify::NotifyState::Ready);
     };
-    let options = ServeOptions { policy, ..ServeOptions::default() };
+    let ccdb_answer = arguments.ccdb_answer.unwrap_or(config.ccdb_server.answer);
+    let options = ServeOptions { policy, ccdb_answer, ..ServeOptions::default() };
     iovcache::server::run(listeners, cache, options, shutdown, tell).await?;
     Ok(())
+}
+
+/// Tells systemd, where it listens.
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+/// Feeds systemd's watchdog, until it is dropped: as a task among the others, so that it falls
+/// silent when these do not run any more.
+async fn say_that_it_lives(limit: std::time::Duration) {
+    loop {
+        notify(sd_notify::NotifyState::Watchdog);
+        tokio::time::sleep(limit / 3).await;
+    }
 }
 
 /// The sources in order, each limited to its paths; one alone needs no chain.

@@ -1,0 +1,127 @@
+//! What an address asks for, in the grammar of CCDB's RequestParser.
+//!
+//! `/<1..10 path elements>/<time>[/<until>][/<UUID>][/<key>=<value>]*`: empty elements do not count,
+//! the first number is the time, `key=value` may stand anywhere, and each element is decoded as in
+//! a form (`+` is a blank).
+
+use std::collections::BTreeMap;
+
+use crate::interval::Timestamp;
+use crate::object::ObjectId;
+
+/// An address, taken apart.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// The path elements with slashes between them.
+    pub(super) path: String,
+    pub(super) at: Option<Timestamp>,
+    pub(super) id: Option<ObjectId>,
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+/// An address that cannot be taken apart.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Nonsense {
+    /// An escape that is none, or no UTF-8: 400 at real servers too.
+    Encoding,
+    /// Against the grammar.
+    Grammar,
+}
+
+const MAX_ELEMENTS: usize = 10;
+
+impl Wanted {
+    /// # Errors
+    /// [`Nonsense`].
+    pub(super) fn parse(path: &str) -> Result<Self, Nonsense> {
+        let mut wanted = Self::default();
+        let (mut elements, mut times) = (0, 0);
+        for element in path.split('/').filter(|element| !element.is_empty()) {
+            let element = form_decoded(element).ok_or(Nonsense::Encoding)?;
+            if let Some((key, value)) = element.split_once('=') {
+                wanted.metadata.insert(key.to_owned(), value.to_owned());
+            } else if let Ok(time) = element.parse() {
+                times += 1;
+                wanted.at.get_or_insert(Timestamp::from_millis(time));
+            } else if let Some(id) = ObjectId::parse(&element) {
+                wanted.id = Some(id);
+            } else if times == 0 {
+                elements += 1;
+                if !wanted.path.is_empty() {
+                    wanted.path.push('/');
+                }
+                wanted.path.push_str(&element);
+            } else {
+                return Err(Nonsense::Grammar);
+            }
+        }
+        if times > 2 || elements > MAX_ELEMENTS {
+            return Err(Nonsense::Grammar);
+        }
+        Ok(wanted)
+    }
+}
+
+fn form_decoded(element: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(element.len());
+    let mut rest = element.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        rest = after;
+        match first {
+            b'+' => bytes.push(b' '),
+            b'%' => {
+                let hex = after.get(..2).filter(|hex| hex.iter().all(u8::is_ascii_hexdigit))?;
+                bytes.push(u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()?);
+                rest = &after[2..];
+            }
+            byte => bytes.push(byte),
+        }
+    }
+    String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "4d201140-e716-11f1-8b62-7f0000010203";
+
+    fn parsed(path: &str) -> (String, Option<i64>, bool, usize) {
+        let wanted = Wanted::parse(path).unwrap();
+        let at = wanted.at.map(Timestamp::as_millis);
+        (wanted.path, at, wanted.id.is_some(), wanted.metadata.len())
+    }
+
+    #[test]
+    fn addresses_are_taken_apart_as_real_servers_do() {
+        let plain = ("A/B".to_owned(), Some(1500), false, 0);
+        for same in ["/A/B/1500", "//A//B//1500/", "/A/B/1500/1700", "/%41/B/1500"] {
+            assert_eq!(parsed(same), plain, "{same}");
+        }
+        assert_eq!(parsed(&format!("/A/-5/{ID}")), ("A".into(), Some(-5), true, 0));
+        assert_eq!(parsed("/A/k=v/7/b=c%2Fd+e"), ("A".into(), Some(7), false, 2));
+        let wanted = Wanted::parse("/A/7/b=c%2Fd+e=").unwrap();
+        assert_eq!(wanted.metadata["b"], "c/d e=");
+        // More than a long holds is no time.
+        assert_eq!(parsed("/A/99999999999999999999").1, None);
+    }
+
+    #[test]
+    fn what_cannot_be_taken_apart_is_said_to_be_so() {
+        for path in ["/A/1/2/3", "/A/1/x", "/a/b/c/d/e/f/g/h/i/j/k/1"] {
+            assert_eq!(Wanted::parse(path), Err(Nonsense::Grammar), "{path}");
+        }
+        for path in ["/A/%4", "/A/%zz/1", "/A/%ff/1", "/A/%00/1", "/A/%+1/1"] {
+            assert_eq!(Wanted::parse(path), Err(Nonsense::Encoding), "{path}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_asked_for_is_taken_apart_or_refused(path in "[/%+=0-9a-fA-F\\.x-]{0,120}|.{0,60}") {
+            if let Ok(wanted) = Wanted::parse(&path) {
+                proptest::prop_assert!(!wanted.path.contains('\0'));
+            }
+        }
+    }
+}

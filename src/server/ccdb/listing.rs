@@ -1,0 +1,178 @@
+//! Which versions a `/browse` or `/latest` is about.
+
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+
+use super::address::Wanted;
+use super::answer::{Front, PATIENCE};
+use crate::cache::{CacheError, Versions};
+use crate::object::{CreationLimits, ObjectInfo, ObjectPath, Query};
+use crate::source::PathSummary;
+
+/// How many paths are asked for their versions at a time.
+const PARALLEL_PATHS: usize = 16;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// In the order of file-backed servers: path, from and UUID as one string.
+    pub(super) versions: Vec<Arc<ObjectInfo>>,
+    /// What lies one level below a path; none is told of a pattern.
+    pub(super) subfolders: Option<Vec<String>>,
+    /// The source cannot list some path whole.
+    pub(super) too_many: bool,
+}
+
+impl Front {
+    /// The versions that `wanted` names, those of the paths that its pattern matches.
+    pub(super) async fn find(
+        &self,
+        wanted: &Wanted,
+        limits: CreationLimits,
+        with_subfolders: bool,
+    ) -> Result<Found, CacheError> {
+        let pattern = Pattern::new(&wanted.path);
+        let paths = match (&pattern, ObjectPath::new(&wanted.path)) {
+            (Pattern::Plain, Ok(path)) => vec![path],
+            (Pattern::Plain, Err(_)) => Vec::new(),
+            (Pattern::Wild { .. }, _) => {
+                let paths = self.paths_of(&pattern).await?;
+                paths.into_iter().map(|summary| summary.path).collect()
+            }
+        };
+        let listings: Vec<(ObjectPath, Versions)> = stream::iter(paths)
+            .map(|path| async {
+                let versions = self.cache.versions(&path, PATIENCE).await?;
+                Ok::<_, CacheError>((path, versions))
+            })
+            .buffer_unordered(PARALLEL_PATHS)
+            .try_collect()
+            .await?;
+        let mut found = Found::default();
+        for (path, listing) in listings {
+            found.too_many |= !listing.whole;
+            let query = Query { path, metadata: wanted.metadata.clone(), limits };
+            found.versions.extend(listing.versions.into_iter().filter(|version| {
+                query.matches(version)
+                    && wanted.at.is_none_or(|at| version.validity.contains(at))
+                    && wanted.id.is_none_or(|id| version.id == id)
+            }));
+        }
+        found.versions.sort_by_cached_key(|version| super::version::address(version));
+        if matches!(pattern, Pattern::Plain) {
+            let folders = if with_subfolders { self.folders(&wanted.path).await? } else { vec![] };
+            found.subfolders = Some(folders);
+        }
+        Ok(found)
+    }
+
+    /// The paths that a pattern matches, sorted.
+    pub(super) async fn paths_of(&self, pattern: &Pattern) -> Result<Vec<PathSummary>, CacheError> {
+        let Pattern::Wild { prefix, glob } = pattern else { return Ok(Vec::new()) };
+        let mut paths = self.cache.paths(prefix).await?;
+        paths.retain(|summary| glob_matches(glob, summary.path.as_str()));
+        Ok(paths)
+    }
+
+    async fn folders(&self, path: &str) -> Result<Vec<String>, CacheError> {
+        let below = self.cache.paths(path).await?;
+        let mut folders: Vec<String> = below
+            .iter()
+            .filter_map(|summary| {
+                let rest = match path {
+                    "" => summary.path.as_str(),
+                    path => summary.path.as_str().strip_prefix(path)?.strip_prefix('/')?,
+                };
+                let child = rest.split('/').next()?;
+                Some(if path.is_empty() { child.to_owned() } else { format!("{path}/{child}") })
+            })
+            .collect();
+        folders.sort_unstable();
+        folders.dedup();
+        Ok(folders)
+    }
+}
+
+/// A path, or what stands for several.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Pattern {
+    Plain,
+    Wild {
+        /// All that match are this or lie below it.
+        prefix: String,
+        /// `*` for any characters; what lies below a match matches too.
+        glob: String,
+    },
+}
+
+impl Pattern {
+    /// `.*`, `*` and `%` each stand for any characters: what both kinds of server agree on.
+    pub(super) fn new(path: &str) -> Self {
+        let glob = path.replace(".*", "*").replace('%', "*");
+        let Some((before, _)) = glob.split_once('*') else { return Self::Plain };
+        let prefix = before.rsplit_once('/').map_or("", |(prefix, _)| prefix).to_owned();
+        Self::Wild { prefix, glob }
+    }
+}
+
+/// Whether `glob` matches `path` or a folder above it.
+fn glob_matches(glob: &str, path: &str) -> bool {
+    let borders = path.match_indices('/').map(|(place, _)| place).chain([path.len()]);
+    borders.into_iter().any(|end| matches_whole(glob.as_bytes(), &path.as_bytes()[..end]))
+}
+
+fn matches_whole(glob: &[u8], text: &[u8]) -> bool {
+    let (mut g, mut t) = (0, 0);
+    // Where to go on if what follows the last star does not fit.
+    let mut star = None;
+    loop {
+        match (glob.get(g), text.get(t)) {
+            (Some(b'*'), _) => {
+                star = Some((g + 1, t));
+                g += 1;
+            }
+            (Some(a), Some(b)) if a == b => (g, t) = (g + 1, t + 1),
+            (None, None) => return true,
+            _ => match star {
+                Some((after, from)) if from < text.len() => {
+                    star = Some((after, from + 1));
+                    (g, t) = (after, from + 1);
+                }
+                _ => return false,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_what_both_kinds_of_server_agree_on() {
+        let matches = |pattern: &str, path: &str| match Pattern::new(pattern) {
+            Pattern::Wild { glob, prefix } => {
+                path.starts_with(&prefix) && glob_matches(&glob, path)
+            }
+            Pattern::Plain => panic!("{pattern} is a pattern"),
+        };
+        for (pattern, path) in [
+            ("A/.*", "A/One"),
+            ("A/*", "A/Two/Deep"),
+            ("A/%", "A/One"),
+            (".*", "A"),
+            ("A/T*", "A/Two/Deep"),
+            ("A/T.*o", "A/Two/Deep"),
+            ("*/One", "A/One/Below"),
+        ] {
+            assert!(matches(pattern, path), "{pattern} {path}");
+        }
+        for (pattern, path) in
+            [("A/.*", "A"), ("A/.*", "AB/One"), ("A/T*", "A/One"), ("*/One", "One")]
+        {
+            assert!(!matches(pattern, path), "{pattern} {path}");
+        }
+        assert_eq!(Pattern::new("A/B.c"), Pattern::Plain);
+    }
+}

@@ -1,0 +1,56 @@
+//! A CCDB to its neighbours: plain CCDB HTTP for clients that know nothing of us, answered from the
+//! cache.
+//!
+//! ```text
+//!  GET /path/t[/k=v]     ─▶ Cache::version_at ─▶ 303 to the version, or 200 with its bytes
+//!  GET /path/from/uuid   ─▶ Cache::version_of ─┐
+//!  GET /download/uuid    ─▶ Cache::version_known ─▶ Cache::hold ─▶ socket, out of shared memory
+//!  GET /browse/… /latest/… ─▶ Cache::versions, Cache::paths ─▶ JSON or text
+//! ```
+//!
+//! Read only: POST, PUT and DELETE are refused. Header names go out as CCDB spells them (`ETag`,
+//! `Content-MD5`, metadata as uploaded), since AliceO2's client looks them up case-sensitively; no
+//! HTTP library for Rust can be told that, so heads are written by hand (and read by `httparse`).
+//!
+//! **303 or 200.** Real servers do either, and clients have to take both. [`Answering::Redirect`],
+//! the default, is what file-backed and SQL-backed servers do: it keeps the two questions apart, so
+//! an HTTP cache before us can keep every body for ever by its address.
+//! [`Answering::Body`] is what an SQL-backed server does with `local.copy.first`: one question less.
+
+mod address;
+mod answer;
+mod browse;
+mod connection;
+mod listing;
+mod page;
+mod range;
+mod reply;
+mod request;
+mod version;
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+pub(super) use answer::Front;
+pub(super) use connection::serve;
+
+/// How a question for a time is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answering {
+    /// 303 to `/path/from/uuid`, where the body is.
+    #[default]
+    Redirect,
+    /// 200 with the body at once.
+    Body,
+}
+
+/// The CCDB side of a service: `[ccdb_server]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CcdbServerConfig {
+    /// Where it listens; without this there is none.
+    pub listen: Option<SocketAddr>,
+    /// How a question for a time is answered: `"redirect"` or `"body"`.
+    pub answer: Answering,
+}

@@ -1,0 +1,84 @@
+//! What is said where there is no object: pages in the manner of real servers.
+
+use super::reply::Reply;
+use crate::cache::CacheError;
+use crate::error::{Coded as _, ErrorKind};
+
+const USAGE: &str = "Usage of /*:
+  GET, HEAD:
+    path / time [ / key = value ]* - the version that holds at that time (ms)
+    path / from / UUID - the bytes of that version
+
+Usage of /download/*:
+  GET, HEAD:
+    UUID - the bytes of that version
+
+Usage of /browse/* or /latest/*:
+  GET, HEAD:
+    path [ / time ] [ / key = value ]*
+    The Accept header chooses the format: text/plain, application/json
+
+A path has 1 to 10 elements of A-Z a-z 0-9 . _ -, none of them a number.
+This service only reads: versions are uploaded, changed and deleted at its source.
+";
+
+/// A page that says what happened.
+pub(super) fn status(status: u16, message: &str) -> Reply {
+    let title = match status {
+        400 => "Bad Request",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        416 => "Range Not Satisfiable",
+        501 => "Not Implemented",
+        503 => "Service Unavailable",
+        _ => "Internal Server Error",
+    };
+    let message = message.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let mut reply = Reply::new(status);
+    reply.header("Cache-Control", "no-cache");
+    match status {
+        405 => reply.header("Allow", "GET, HEAD"),
+        503 => reply.header("Retry-After", 1),
+        _ => {}
+    }
+    reply.header("Content-Language", "en");
+    reply.date();
+    reply.last = matches!(status, 400 | 500 | 501);
+    let page = format!(
+        "<!doctype html><html lang=\"en\"><head><title>HTTP Status {status} – {title}</title></head>\
+         <body><h1>HTTP Status {status} – {title}</h1><p><b>Message</b> {message}</p></body></html>"
+    );
+    reply.text("text/html;charset=utf-8", page.into_bytes())
+}
+
+/// Nothing is valid there, or there is no such version.
+pub(super) fn not_found() -> Reply {
+    status(404, "No matching objects found")
+}
+
+/// How to ask. Real servers say so with status 200, which clients take for an object: not we.
+pub(super) fn usage() -> Reply {
+    let mut reply = Reply::new(400);
+    reply.header("Cache-Control", "no-cache");
+    reply.date();
+    reply.text("text/plain;charset=UTF-8", USAGE.as_bytes().to_vec())
+}
+
+/// Why the cache does not answer.
+pub(super) fn error(error: &CacheError) -> Reply {
+    let code = match error.kind() {
+        ErrorKind::InvalidArgument => 400,
+        ErrorKind::NotFound => 404,
+        ErrorKind::Unavailable | ErrorKind::DeadlineExceeded => 503,
+        ErrorKind::AlreadyExists
+        | ErrorKind::ResourceExhausted
+        | ErrorKind::FailedPrecondition
+        | ErrorKind::Unauthenticated
+        | ErrorKind::PermissionDenied
+        | ErrorKind::Internal => 500,
+    };
+    let message = error.message();
+    tracing::warn!(status = code, error = message, "CCDB request");
+    status(code, &message)
+}

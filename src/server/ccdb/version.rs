@@ -1,0 +1,101 @@
+//! A version as the headers of an answer.
+
+use super::reply::Reply;
+use crate::interval::Timestamp;
+use crate::object::{ObjectInfo, ObjectPath};
+
+/// What metadata may not be named to become headers, in lower case: with real servers they replace
+/// what has their name, and a client is told another ETag or length than the true one.
+const RESERVED: &[&str] = &[
+    "accept-ranges",
+    "age",
+    "allow",
+    "cache-control",
+    "cache-valid-until",
+    "connection",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-location",
+    "content-md5",
+    "content-range",
+    "content-type",
+    "created",
+    "date",
+    "etag",
+    "expires",
+    "initialvaliditylimit",
+    "keep-alive",
+    "last-modified",
+    "location",
+    "pragma",
+    "proxy-authenticate",
+    "retry-after",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "valid-from",
+    "valid-until",
+    "vary",
+    "warning",
+    "www-authenticate",
+];
+
+/// Whether metadata of this name can be sent as a header.
+fn is_header(key: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let lower = key.to_ascii_lowercase();
+    !key.is_empty()
+        && key.bytes().all(is_token)
+        && RESERVED.binary_search(&lower.as_str()).is_err()
+        && !lower.starts_with("access-control-")
+}
+
+/// All that is known of a version, in the order of real servers.
+pub(super) fn describe(reply: &mut Reply, version: &ObjectInfo, until: Option<Timestamp>) {
+    reply.date();
+    reply.header("Valid-Until", version.validity.until());
+    reply.header("Valid-From", version.validity.from());
+    reply.header("Created", version.created);
+    reply.header("ETag", format_args!("\"{}\"", version.id));
+    reply.http_date("Last-Modified", version.created);
+    if let Some(until) = until {
+        reply.header("Cache-Valid-Until", until);
+    }
+    for (key, value) in version.metadata.iter().filter(|(key, _)| is_header(key)) {
+        reply.header(key, value);
+    }
+}
+
+/// Where its body is, in the form of file-backed servers: it can be found by this alone.
+pub(super) fn address(version: &ObjectInfo) -> String {
+    format!("/{}/{}/{}", version.path, version.validity.from(), version.id)
+}
+
+/// The file name: no source tells the one that it was uploaded with.
+pub(super) fn file_name(path: &ObjectPath) -> &str {
+    path.as_str().rsplit('/').next().unwrap_or_default()
+}
+
+/// The content type, likewise.
+pub(super) const CONTENT_TYPE: &str = "application/octet-stream";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_become_headers_only_where_they_take_the_place_of_none() {
+        assert!(RESERVED.is_sorted());
+        for key in ["RunNumber", "partName", "quality", "a.b_c"] {
+            assert!(is_header(key), "{key}");
+        }
+        for key in ["", "ETag", "etag", "Valid-From", "Content-Length", "a b", "a:", "é", "a\r\nb"]
+        {
+            assert!(!is_header(key), "{key}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! One service as the source of another: equal tables, however the second asks.
+
+use iovcache::client::{Client, TableRequest};
+
+use super::common::Service;
+use super::fake_ccdb::{FakeCcdb, Kind, Upload};
+use super::{address, before};
+
+const PATHS: [&str; 3] = ["A/One", "A/Two", "B"];
+
+/// A generator whose seed a failure prints.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: i64) -> i64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as i64
+    }
+}
+
+/// Per path and timestamp: the id and the bytes.
+async fn rows(service: &Service, times: &[i64]) -> Vec<Option<(String, Vec<u8>)>> {
+    let client = Client::connect(&service.unix()).await.unwrap();
+    let mut all = Vec::new();
+    for path in PATHS {
+        let request = TableRequest::new().column("x", path).timestamps(times.iter().copied());
+        let table = client.table(request.missing_as_null()).await.unwrap();
+        let column = table.column("x").unwrap();
+        all.extend((0..table.rows()).map(|row| {
+            let bytes = column.get(row).unwrap()?;
+            // The bytes name the version.
+            Some((String::from_utf8_lossy(bytes).into_owned(), bytes.to_vec()))
+        }));
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_over_another_gives_equal_tables_for_random_timestamps() {
+    let seed = std::process::id() as u64 * 7919 + 1;
+    println!("seed {seed}");
+    let mut random = Random(seed);
+    let server = FakeCcdb::start(Kind::Local).await;
+    for n in 0..40 {
+        let path = PATHS[random.below(3) as usize];
+        let from = 1 + random.below(1000);
+        let upload = Upload::new(path, from, from + 1 + random.below(300)).created(1 + n);
+        server.upload(upload.metadata("RunNumber", &n.to_string()));
+    }
+    let first = before(&server, &[]);
+    let first_with_body = before(&server, &["--ccdb-answer", "body"]);
+    let folder = tempfile::tempdir().unwrap();
+    let by_time = folder.path().join("by-time.toml");
+    std::fs::write(&by_time, "[ccdb]\nbrowse_limit = 0\n").unwrap();
+    let by_time = by_time.to_str().unwrap();
+    let over = |service: &Service, more: &[&str]| {
+        let source = format!("http://{}", address(service));
+        let mut all = vec!["--source", source.as_str(), "--refresh", "10s"];
+        all.extend_from_slice(more);
+        Service::start(&all)
+    };
+    let seconds = [
+        ("listed", over(&first, &[])),
+        ("redirected", over(&first, &["--config", by_time])),
+        ("at once", over(&first_with_body, &["--config", by_time])),
+    ];
+    let times: Vec<i64> = (0..60).map(|_| random.below(1400)).collect();
+    let expected = rows(&first, &times).await;
+    assert!(expected.iter().any(Option::is_some) && expected.iter().any(Option::is_none));
+    for (how, second) in &seconds {
+        assert_eq!(rows(second, &times).await, expected, "{how}, seed {seed}");
+    }
+    // Paths and limits go through as well.
+    let client = Client::connect(&seconds[0].1.unix()).await.unwrap();
+    let paths: Vec<String> = client.paths("").await.unwrap().into_iter().map(|p| p.path).collect();
+    assert_eq!(paths, PATHS);
+}

@@ -1,0 +1,28 @@
+//! The service as a CCDB to its neighbours: raw sockets, recorded exchanges, and one before another.
+#![cfg(feature = "cli")]
+
+mod chain;
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../fake_ccdb/mod.rs"]
+mod fake_ccdb;
+mod memory;
+mod raw;
+mod recorded;
+mod requests;
+
+use common::Service;
+use fake_ccdb::FakeCcdb;
+
+/// A service before `server` that is a CCDB itself.
+fn before(server: &FakeCcdb, arguments: &[&str]) -> Service {
+    let url = server.url();
+    let mut all = vec!["--source", url.as_str(), "--refresh", "200ms", "--ccdb", "127.0.0.1:0"];
+    all.extend_from_slice(arguments);
+    Service::start(&all)
+}
+
+/// Where it is one: `host:port`.
+fn address(service: &Service) -> String {
+    service.ready["ccdb"].as_str().unwrap().trim_start_matches("http://").to_owned()
+}

@@ -1,0 +1,218 @@
+//! What clients of a CCDB ask for, byte by byte.
+
+use uuid::Uuid;
+
+use super::fake_ccdb::{FakeCcdb, Fault, Kind, Upload};
+use super::raw::{Connection, get};
+use super::{address, before};
+use crate::fake_ccdb::Ask;
+
+fn id(n: u8) -> Uuid {
+    Uuid::from_bytes([n; 16])
+}
+
+/// Two versions of `A/B`, the later one hiding the earlier from 1500 to 1800.
+async fn server() -> FakeCcdb {
+    let server = FakeCcdb::start(Kind::Local).await;
+    let first = Upload::new("A/B", 1000, 2000).id(id(1)).created(10).metadata("RunNumber", "42");
+    server.upload(first.metadata("partName", "blob").bytes(b"0123456789".to_vec()));
+    let second = Upload::new("A/B", 1500, 1800).id(id(2)).created(20).metadata("RunNumber", "43");
+    server.upload(second.bytes(b"second".to_vec()));
+    server
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn header_names_go_out_as_ccdb_spells_them() {
+    let server = server().await;
+    for how in ["redirect", "body"] {
+        let service = before(&server, &["--ccdb-answer", how]);
+        let answer = get(&address(&service), "/A/B/1200", &[]);
+        for name in ["Valid-Until", "Valid-From", "Created", "ETag", "Last-Modified"] {
+            assert!(answer.get(name).is_some(), "{how}: {name}: {answer:?}");
+        }
+        assert_eq!(answer.get("ETag"), Some(&*format!("\"{}\"", id(1))));
+        assert_eq!((answer.get("RunNumber"), answer.get("partName")), (Some("42"), Some("blob")));
+        // The end of the effective span: there the second version begins.
+        assert_eq!(answer.get("Cache-Valid-Until"), Some("1500"));
+        let direct = format!("/A/B/1000/{}", id(1));
+        let body = match how {
+            "redirect" => {
+                assert_eq!((answer.status, answer.get("Location")), (303, Some(&*direct)));
+                get(&address(&service), &direct, &[])
+            }
+            _ => answer,
+        };
+        assert_eq!((body.status, &*body.text()), (200, "0123456789"));
+        assert_eq!(body.get("Content-MD5"), Some("781e5e245d69b566979b86e28d23f2c7"));
+        assert_eq!(body.get("Accept-Ranges"), Some("bytes"));
+        let same = get(&address(&service), &format!("/download/{}", id(1)), &[]);
+        assert_eq!((same.status, &same.body), (200, &body.body));
+        assert_eq!(same.get("Cache-Control"), None);
+    }
+    assert_eq!(server.counts().bodies_sent, 2, "one body for each service");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_if_none_match_lines_as_o2_sends_them_are_answered_with_304() {
+    let server = server().await;
+    let service = before(&server, &[]);
+    let mut connection = Connection::open(&address(&service));
+    let tag = format!("\"{}\"", id(1));
+    for lines in [
+        [("If-None-Match", &*tag), ("If-None-Match", "1200")],
+        [("If-None-Match", "1200"), ("If-None-Match", &*tag)],
+    ] {
+        let answer = connection.ask("GET", "/A/B/1200", &lines);
+        assert_eq!((answer.status, answer.get("Cache-Valid-Until")), (304, Some("1500")));
+        assert_eq!(connection.ask("GET", "/A/B/1600", &lines).status, 303);
+    }
+    let direct = format!("/A/B/1000/{}", id(1));
+    assert_eq!(connection.ask("GET", &direct, &[("If-None-Match", &tag)]).status, 304);
+    assert_eq!(connection.ask("HEAD", &direct, &[("If-None-Match", "*")]).status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_and_metadata_choose_the_version() {
+    let server = server().await;
+    let service = before(&server, &[]);
+    let mut connection = Connection::open(&address(&service));
+    let mut winner = |target: &str, headers: &[(&str, &str)]| {
+        let answer = connection.ask("HEAD", target, headers);
+        let tag = answer.get("ETag").map(|tag| Uuid::parse_str(tag.trim_matches('"')).unwrap());
+        assert_eq!(answer.status, if tag.is_some() { 303 } else { 404 });
+        tag
+    };
+    assert_eq!(winner("/A/B/1600", &[]), Some(id(2)));
+    assert_eq!(winner("/A/B/1800", &[]), Some(id(1)));
+    assert_eq!(winner("/A/B/2000", &[]), None);
+    assert_eq!(winner("/A/B/1600", &[("If-Not-After", "19")]), Some(id(1)));
+    assert_eq!(winner("/A/B/1600", &[("If-Not-After", "20")]), Some(id(2)));
+    assert_eq!(winner("/A/B/1600", &[("If-Not-After", "0")]), Some(id(2)));
+    assert_eq!(winner("/A/B/1600", &[("If-Not-Before", "21")]), None);
+    assert_eq!(winner("/A/B/1200", &[("If-Not-Before", "11")]), None);
+    assert_eq!(winner("/A/B/1600/RunNumber=42", &[]), Some(id(1)));
+    assert_eq!(winner("/A/B/RunNumber=42/1600/1700", &[]), Some(id(1)));
+    assert_eq!(winner("/A/B/1600/runnumber=42", &[]), None);
+    assert_eq!(winner("/A/B/1600/Other=1", &[]), None);
+    assert_eq!(winner("/A/b/1600", &[]), None);
+    assert_eq!(winner("/A/B%20C/1600", &[]), None);
+    // A version that never wins can still be had by its own address.
+    assert_eq!(get(&address(&service), &format!("/A/B/1000/{}", id(1)), &[]).status, 200);
+    assert_eq!(get(&address(&service), &format!("/A/B/1000/{}", id(3)), &[]).status, 404);
+    assert_eq!(get(&address(&service), &format!("/A/C/1000/{}", id(1)), &[]).status, 404);
+    assert_eq!(get(&address(&service), &format!("/download/{}", id(3)), &[]).status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_of_a_body_are_sent_as_asked_for() {
+    let server = server().await;
+    let service = before(&server, &[]);
+    let direct = format!("/A/B/1000/{}", id(1));
+    let mut connection = Connection::open(&address(&service));
+    let mut part = |range: &str| {
+        let answer = connection.ask("GET", &direct, &[("Range", range)]);
+        let range = answer.get("Content-Range").map(str::to_owned);
+        (answer.status, range, answer.text())
+    };
+    let one = |range: &str, text: &str| (206, Some(format!("bytes {range}/10")), text.to_owned());
+    assert_eq!(part("bytes=0-3"), one("0-3", "0123"));
+    assert_eq!(part("bytes=7-99"), one("7-9", "789"));
+    assert_eq!(part("bytes=-2"), one("8-9", "89"));
+    assert_eq!(part("bytes=10-"), (416, Some("bytes */10".to_owned()), String::new()));
+    assert_eq!(part("bytes=0-1,4-5"), (200, None, "0123456789".to_owned()));
+    let tags = [format!("\"{}\"", id(1)), format!("\"{}\"", id(2))];
+    for (tag, status) in tags.iter().zip([206, 200]) {
+        let headers = [("Range", "bytes=0-3"), ("If-Range", tag)];
+        assert_eq!(connection.ask("GET", &direct, &headers).status, status);
+    }
+    let head = connection.ask("HEAD", &direct, &[("Range", "bytes=0-3")]);
+    assert_eq!((head.status, head.get("Content-Length")), (200, Some("10")));
+    assert!(head.get("Content-MD5").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_would_change_something_is_refused() {
+    let server = server().await;
+    let service = before(&server, &[]);
+    for method in ["POST", "PUT", "DELETE"] {
+        let mut connection = Connection::open(&address(&service));
+        let body = vec![b'x'; 1 << 20];
+        let head = format!("{method} /A/B/1/2 HTTP/1.1\r\nContent-Length: {}\r\n\r\n", body.len());
+        connection.send(&[head.as_bytes(), &body].concat());
+        let answer = connection.receive(false);
+        assert_eq!((answer.status, answer.get("Allow")), (405, Some("GET, HEAD")), "{method}");
+        assert_eq!(answer.get("Connection"), Some("close"));
+        assert!(connection.has_ended());
+    }
+    assert_eq!(get(&address(&service), "/truncate/A/B", &[]).status, 403);
+    assert_eq!(Connection::open(&address(&service)).ask("FETCH", "/A/B/1", &[]).status, 501);
+    assert_eq!(server.counts().look_ups + server.counts().bodies, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_understood_is_never_answered_with_200() {
+    let server = server().await;
+    let service = before(&server, &[]);
+    for (target, status) in [
+        ("/", 400),
+        ("/A/B", 400),
+        ("/A/B/99999999999999999999", 400),
+        ("/A/B/1/2/3", 400),
+        ("/A/B/1/x", 400),
+        ("/a/b/c/d/e/f/g/h/i/j/k/1", 400),
+        ("/A/%zz/1", 400),
+        ("/A/%00/1", 400),
+        ("/download/x", 400),
+        ("/../etc/1", 404),
+        ("/%2e%2e/A/1", 404),
+    ] {
+        assert_eq!(get(&address(&service), target, &[]).status, status, "{target}");
+    }
+    let mut connection = Connection::open(&address(&service));
+    connection.send(b"\x16\x03\x01 what?\r\n\r\n");
+    assert_eq!(connection.receive(false).status, 400);
+    assert!(connection.has_ended());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_come_together_are_answered_in_order() {
+    let server = server().await;
+    let service = before(&server, &["--ccdb-answer", "body"]);
+    let mut connection = Connection::open(&address(&service));
+    let one = |method: &str, at: i64| format!("{method} /A/B/{at} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let all = one("GET", 1200) + &one("HEAD", 1200) + &one("GET", 1600) + &one("GET", 3000);
+    for half in [&all.as_bytes()[..70], &all.as_bytes()[70..]] {
+        connection.send(half);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(connection.receive(false).text(), "0123456789");
+    assert_eq!(connection.receive(true).get("Content-Length"), Some("10"));
+    assert_eq!(connection.receive(false).text(), "second");
+    assert_eq!(connection.receive(false).status, 404);
+    // HTTP/1.0 without keep-alive ends.
+    connection.send(b"GET /A/B/1200 HTTP/1.0\r\n\r\n");
+    assert_eq!(connection.receive(false).get("Connection"), Some("close"));
+    assert!(connection.has_ended());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_down_is_told_and_what_is_known_is_served_on() {
+    let server = server().await;
+    let service = before(&server, &[]);
+    let address = address(&service);
+    assert_eq!(get(&address, "/A/B/1200", &[]).status, 303);
+    let direct = format!("/A/B/1000/{}", id(1));
+    assert_eq!(get(&address, &direct, &[]).status, 200);
+    for ask in [Ask::LookUp, Ask::Listing, Ask::Body] {
+        server.inject(ask, Fault::Status(503), 0);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(400));
+    assert_eq!(get(&address, "/A/B/1200", &[]).status, 303, "an older answer");
+    assert_eq!(get(&address, &direct, &[]).status, 200, "it is in memory");
+    let unknown = get(&address, "/A/Unknown/1200", &[]);
+    assert_eq!((unknown.status, unknown.get("Retry-After")), (503, Some("1")));
+    let absent = get(&address, &format!("/A/B/1500/{}", id(2)), &[]);
+    assert_eq!(absent.status, 503, "its bytes cannot be had");
+    server.heal();
+    assert_eq!(get(&address, &format!("/A/B/1500/{}", id(2)), &[]).status, 200);
+}
