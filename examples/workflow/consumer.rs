@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Sender};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int64Type;
+use iovcache::Coded as _;
 use iovcache::shm::attach::Attachment;
 use iovcache::table::{CellValue, column_runs};
 use md5::{Digest as _, Md5};
@@ -44,7 +45,7 @@ pub(crate) fn run(plan: &Plan, seat: &Seat, hold_at: Option<u64>) -> Outcome<()>
         }
     });
     let truth = Truth::read(&plan.repository, &plan.columns)?;
-    let attachment = Attachment::open(&plan.socket("attach"), &seat.device, None)?;
+    let attachment = attach(plan, seat)?;
     let sink = connect(&plan.socket("sink"), seat, None)?;
     let cache = connect(&plan.socket("cache"), seat, Some(attachment.session()))?;
     listen("cache", cache, sender.clone());
@@ -91,6 +92,20 @@ pub(crate) fn run(plan: &Plan, seat: &Seat, hold_at: Option<u64>) -> Outcome<()>
         send(&sink, &Message::Checked { timeslice, seat: seat.clone(), checked }, &[])?;
         done += 1;
         tell(&Told::Line(format!("{done} done · at {timeslice} · {} wait", gathered.len())));
+    }
+}
+
+/// Attaches as soon as the cache is there: all devices start at the same time.
+fn attach(plan: &Plan, seat: &Seat) -> Outcome<Attachment> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Attachment::open(&plan.socket("attach"), &seat.device, None) {
+            Ok(attachment) => return Ok(attachment),
+            Err(error) if error.kind().is_transient() && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return Err(error.message().into()),
+        }
     }
 }
 
