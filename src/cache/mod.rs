@@ -74,6 +74,7 @@ mod progress;
 mod register;
 mod residency;
 mod resident;
+mod slow;
 mod timeframe;
 
 use std::collections::BTreeMap;
@@ -93,11 +94,13 @@ pub use exchange::Exchange;
 pub use lease::LeaseId;
 pub use progress::Progress;
 pub use resident::{Pin, PinSet};
+pub use slow::{ConsumerLimits, SlowConsumer};
 
 use self::catalog::Catalog;
 use self::lease::Leases;
 use self::loader::Loader;
 use self::residency::Residency;
+use self::slow::SlowWatch;
 use self::timeframe::Timeframes;
 use crate::clock::{Clock, Moment};
 use crate::object::CreationLimits;
@@ -121,7 +124,8 @@ struct Inner {
     catalog: Arc<Catalog>,
     loader: Loader,
     leases: Arc<Leases>,
-    timeframes: Timeframes,
+    timeframes: Arc<Timeframes>,
+    slow: Arc<SlowWatch>,
     /// So many can be in flight.
     max_timeframes: usize,
     /// Whose turn it is to wait for a place in flight.
