@@ -80,6 +80,14 @@ counters! {
     ccdb_errors,
     /// Bytes of objects that were sent there.
     ccdb_sent_bytes,
+    /// Tables and timeframes that a consumer held for longer than it should.
+    slow_consumers,
+    /// Requests that were refused because their consumer holds something for too long.
+    slow_refused,
+    /// Tables and timeframes that were let go in the name of a consumer that did not.
+    slow_revoked,
+    /// Requests that were refused because their consumer would have held more than its quota.
+    over_quota,
     /// Entries of a source that were passed over because they could not be read.
     problems,
 }

@@ -605,3 +605,65 @@ async fn a_configuration_names_sources_tables_and_paths_that_stand_for_others() 
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("refersh"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_never_lets_go_is_refused_or_its_tables_revoked_as_the_service_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    small(folder.path());
+    let counted = |service: &Service, name: &str| {
+        let (_, metrics) = http_get(&service.http(), "/metrics");
+        let line = metrics.lines().find(|line| line.starts_with(&format!("{name} ")));
+        line.and_then(|line| line.split(' ').nth(1)?.parse::<u64>().ok())
+    };
+    let consumers = ["idle".to_owned()];
+    let fill = async |service: &Service| {
+        let client = Client::connect(&service.unix()).await.unwrap();
+        for timeframe in [1, 2, 3] {
+            let times = vec![Some(2000 * timeframe as i64)];
+            client.put_timeframe(timeframe, times, &drift_column(), &consumers).await.unwrap();
+        }
+        client
+    };
+    let of = |timeframe| TableRequest::new().timeframe(timeframe).consumer("idle");
+
+    let service = Service::over(folder.path(), &["--quota-timeframes", "2"]);
+    let client = fill(&service).await;
+    let _held = (client.table(of(1)).await.unwrap(), client.table(of(2)).await.unwrap());
+    let error = client.table(of(3)).await.unwrap_err();
+    assert_eq!(kind(&error), ErrorKind::ResourceExhausted);
+    assert_eq!(error.code().0, 5015);
+    client.consumed(1, "idle").await.unwrap();
+    client.table(of(3)).await.unwrap();
+    drop(service);
+
+    let service =
+        Service::over(folder.path(), &["--slow-after", "300ms", "--slow-consumer", "refuse"]);
+    let client = fill(&service).await;
+    let _held = client.table(of(1)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let error = client.table(of(2)).await.unwrap_err();
+    assert_eq!(kind(&error), ErrorKind::ResourceExhausted);
+    assert_eq!(error.code().0, 5016);
+    client.consumed(1, "idle").await.unwrap();
+    client.table(of(2)).await.unwrap();
+    drop(service);
+
+    let service =
+        Service::over(folder.path(), &["--slow-after", "300ms", "--slow-consumer", "revoke"]);
+    let client = fill(&service).await;
+    let _held = client.table(of(1)).await.unwrap();
+    let until_let_go = async || {
+        let status = client.status().await.unwrap();
+        status.timeframes.is_empty() && status.memory.pinned_bytes == 0
+    };
+    for _ in 0..1000 {
+        if until_let_go().await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(until_let_go().await);
+    assert_eq!(counted(&service, "iovcache_slow_revoked_total"), Some(3));
+    let output = run(&["serve", "--source", "memory:", "--slow-consumer", "never"]);
+    assert_eq!(output.status.code(), Some(2));
+}

@@ -133,7 +133,7 @@ impl Cache {
     /// [`CacheError::Draining`].
     pub fn open_lease(&self) -> Result<(LeaseId, Duration), CacheError> {
         self.check_open()?;
-        let terms = Terms { owner: Owner::Nobody, timeframe: None, ticket: None };
+        let terms = Terms { owner: Owner::Nobody, timeframe: None, ticket: None, holder: None };
         let lease = self.0.leases.open(terms, Vec::new())?;
         Ok((lease, self.0.leases.time_limit()))
     }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Cache;
 use super::catalog::Known;
 use super::error::CacheError;
-use super::lease::{LeaseId, Owner, Terms};
+use super::lease::{Holder, LeaseId, Owner, Terms};
 use super::plan::{Assembled, Plan, Spans};
 use super::resident::PinSet;
 use super::timeframe::{Load, Timeframe};
@@ -33,6 +33,8 @@ pub struct Asker {
     pub lease: Option<LeaseId>,
     /// The table is held by a stream, which ends its lease itself.
     pub of_stream: bool,
+    /// The timeframe that the table of a stream is of.
+    pub stream_timeframe: Option<u64>,
     /// When the client stops waiting, if that is sooner than the request's own `wait_ms`.
     pub patience: Option<Duration>,
 }
@@ -264,6 +266,10 @@ impl Cache {
         }
         let subject = self.subject(request)?;
         let reader = self.reader(request, &subject)?;
+        let holder = self.holder(request, asker, reader.as_ref());
+        if let Some(holder) = &holder {
+            self.0.slow.admit(&holder.consumer)?;
+        }
         let wait = asker.patience.map_or(request.wait, |patience| patience.min(request.wait));
         let deadline = Instant::now() + wait.min(Duration::from_secs(86_400));
         let registered = match &subject {
@@ -297,7 +303,7 @@ impl Cache {
                 (content, pins, rows)
             }
         };
-        let lease = self.lease_for(request, asker, reader.clone(), &pins)?;
+        let lease = self.lease_for(request, asker, reader.clone(), holder, &pins)?;
         if let (Subject::Timeframe(timeframe), Some((_, consumer))) = (&subject, &reader)
             && request.view == View::Rows
         {
@@ -327,15 +333,32 @@ impl Cache {
             .map(|consumer| (timeframe.id(), consumer)))
     }
 
+    /// Who holds the table, if anybody has a name, and the timeframe that counts for it.
+    fn holder(
+        &self,
+        request: &Request,
+        asker: &Asker,
+        reader: Option<&(u64, String)>,
+    ) -> Option<Holder> {
+        if let Some((timeframe, consumer)) = reader {
+            return Some(Holder { consumer: consumer.clone(), timeframe: Some(*timeframe) });
+        }
+        let session = request.session.as_ref();
+        let attached = session.and_then(|session| self.0.leases.consumer_of(session));
+        let consumer = request.consumer.clone().or(attached)?;
+        Some(Holder { consumer, timeframe: asker.stream_timeframe })
+    }
+
     fn lease_for(
         &self,
         request: &Request,
         asker: &Asker,
         reader: Option<(u64, String)>,
+        holder: Option<Holder>,
         pins: &Arc<PinSet>,
     ) -> Result<LeaseId, CacheError> {
         if let Some(lease) = &asker.lease {
-            self.0.leases.add(lease, Arc::clone(pins))?;
+            self.0.leases.add(lease, Arc::clone(pins), holder)?;
             return Ok(lease.clone());
         }
         let owner = match &request.session {
@@ -344,7 +367,7 @@ impl Cache {
             None if asker.of_stream => Owner::Stream,
             None => Owner::Nobody,
         };
-        let terms = Terms { owner, timeframe: reader, ticket: asker.ticket.clone() };
+        let terms = Terms { owner, timeframe: reader, ticket: asker.ticket.clone(), holder };
         self.0.leases.open(terms, vec![Arc::clone(pins)])
     }
 

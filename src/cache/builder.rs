@@ -12,6 +12,7 @@ use super::catalog::Catalog;
 use super::lease::Leases;
 use super::loader::Loader;
 use super::residency::Residency;
+use super::slow::{ConsumerLimits, SlowWatch};
 use super::timeframe::Timeframes;
 use super::{Cache, Inner};
 use crate::clock::Clock;
@@ -37,6 +38,7 @@ pub struct CacheBuilder {
     clock: Clock,
     lease_limit: Duration,
     max_timeframes: usize,
+    consumer_limits: ConsumerLimits,
 }
 
 impl Default for CacheBuilder {
@@ -49,6 +51,7 @@ impl Default for CacheBuilder {
             clock: Clock::system(),
             lease_limit: LEASE_LIMIT,
             max_timeframes: MAX_TIMEFRAMES,
+            consumer_limits: ConsumerLimits::default(),
         }
     }
 }
@@ -131,6 +134,13 @@ impl CacheBuilder {
         self
     }
 
+    /// What each consumer may hold, and for how long. Default: no limit.
+    #[must_use]
+    pub fn consumer_limits(mut self, limits: ConsumerLimits) -> Self {
+        self.consumer_limits = limits;
+        self
+    }
+
     /// Makes the cache. It needs a tokio runtime around it.
     ///
     /// # Errors
@@ -149,18 +159,32 @@ impl CacheBuilder {
         let residency = Residency::new(pool.clone(), Arc::clone(&counters));
         let catalog =
             Arc::new(Catalog::new(Arc::clone(&source), self.clock.clone(), Arc::clone(&counters)));
-        let leases =
-            Arc::new(Leases::new(self.clock.clone(), self.lease_limit, Arc::clone(&counters)));
+        let limits = self.consumer_limits;
+        let (clock, counts) = (self.clock.clone(), Arc::clone(&counters));
+        let leases = Leases::new(clock.clone(), self.lease_limit, limits.clone(), counts);
+        let leases = Arc::new(leases);
+        let timeframes = Arc::new(Timeframes::new(clock.clone(), Arc::clone(&counters)));
+        let slow = Arc::new(SlowWatch {
+            limits,
+            clock,
+            leases: Arc::clone(&leases),
+            timeframes: Arc::clone(&timeframes),
+            counters: Arc::clone(&counters),
+        });
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&catalog).keep_fresh());
         tasks.spawn({
-            let leases = Arc::clone(&leases);
-            let pause =
-                (self.lease_limit / 20).clamp(Duration::from_millis(5), Duration::from_secs(1));
+            let (leases, slow) = (Arc::clone(&leases), Arc::clone(&slow));
+            let shortest = slow
+                .limits
+                .slow_after
+                .map_or(self.lease_limit, |after| after.min(self.lease_limit));
+            let pause = (shortest / 20).clamp(Duration::from_millis(5), Duration::from_secs(1));
             async move {
                 loop {
                     tokio::time::sleep(pause).await;
                     leases.expire();
+                    slow.look();
                 }
             }
         });
@@ -168,7 +192,8 @@ impl CacheBuilder {
             started: self.clock.now(),
             clock: self.clock,
             loader: Loader::new(Arc::clone(&residency), source, Arc::clone(&counters)),
-            timeframes: Timeframes::new(Arc::clone(&counters)),
+            timeframes,
+            slow,
             max_timeframes: self.max_timeframes,
             registering: tokio::sync::Mutex::default(),
             counters,

@@ -120,6 +120,34 @@ pub enum CacheError {
         /// What was given.
         session: String,
     },
+    /// The consumer would hold more than it may.
+    #[error(
+        "consumer {consumer:?} would hold {wanted} {what}, and its quota is {limit}: it has to \
+         report what it is done with first"
+    )]
+    OverQuota {
+        /// Who asked.
+        consumer: String,
+        /// Bytes or timeframes.
+        what: &'static str,
+        /// What it would hold.
+        wanted: u64,
+        /// What it may hold.
+        limit: u64,
+    },
+    /// The consumer does not let go of what it has.
+    #[error(
+        "consumer {consumer:?} holds a table for {held_ms} ms, longer than {limit_ms} ms: it has \
+         to report what it is done with first"
+    )]
+    SlowConsumer {
+        /// Who asked.
+        consumer: String,
+        /// For how long it holds what it holds longest.
+        held_ms: u64,
+        /// For how long it may.
+        limit_ms: u64,
+    },
     /// The lease is over.
     #[error("lease {lease:?} has ended: released, or its time ran out")]
     LeaseEnded {
@@ -250,7 +278,9 @@ impl Coded for CacheError {
             | Self::MemoryPinned { .. }
             | Self::NoPlace { .. }
             | Self::Draining => ErrorKind::Unavailable,
-            Self::NeverFits { .. } => ErrorKind::ResourceExhausted,
+            Self::NeverFits { .. } | Self::OverQuota { .. } | Self::SlowConsumer { .. } => {
+                ErrorKind::ResourceExhausted
+            }
             Self::Pool(error) => error.kind(),
             Self::DeadlineExceeded { .. } => ErrorKind::DeadlineExceeded,
             Self::Lost { .. } => ErrorKind::Internal,
@@ -280,6 +310,8 @@ impl Coded for CacheError {
             Self::AlreadyConsumed { .. } => Code(5012),
             Self::TimeframeExists { .. } => Code(5013),
             Self::NoPlace { .. } => Code(5014),
+            Self::OverQuota { .. } => Code(5015),
+            Self::SlowConsumer { .. } => Code(5016),
             Self::DeadlineExceeded { .. } => Code(5020),
             Self::Draining => Code(5021),
             Self::Lost { .. } => Code(9001),

@@ -55,7 +55,8 @@ impl Exchange {
     ) -> Result<Answer, CacheError> {
         let when = When::Timestamps(timestamps);
         let request = Request { when, ..self.template.clone() };
-        let asker = Asker { of_stream: true, ..Asker::default() };
+        let stream_timeframe = Some(timeframe);
+        let asker = Asker { of_stream: true, stream_timeframe, ..Asker::default() };
         let answer = self.cache.answer(&request, &asker).await?;
         let mut state = self.state();
         if timeframe < state.oldest {

@@ -17,7 +17,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::error::CacheError;
-use super::resident::PinSet;
+use super::resident::{PinSet, Resident};
+use super::slow::{ConsumerLimits, Late};
 use crate::clock::{Clock, Moment};
 use crate::table::SessionStatus;
 use crate::telemetry::Counters;
@@ -67,6 +68,7 @@ pub(crate) enum Owner {
 pub(crate) struct Leases {
     clock: Clock,
     time_limit: Duration,
+    limits: ConsumerLimits,
     counters: Arc<Counters>,
     state: Mutex<State>,
 }
@@ -77,6 +79,7 @@ struct State {
     leases: HashMap<LeaseId, Lease>,
     by_timeframe: HashMap<(u64, String), HashSet<LeaseId>>,
     by_ticket: HashMap<Vec<u8>, HashSet<LeaseId>>,
+    by_consumer: HashMap<String, HashSet<LeaseId>>,
 }
 
 #[derive(Debug)]
@@ -93,7 +96,20 @@ struct Lease {
     timeframe: Option<(u64, String)>,
     ticket: Option<Vec<u8>>,
     expires: Option<Moment>,
+    holder: Option<Holder>,
+    /// When it began to hold something.
+    since: Moment,
+    /// Its holder was told that it is slow.
+    slow: bool,
     pins: Vec<Arc<PinSet>>,
+}
+
+/// The consumer that holds the pins of a lease, for its quota.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Holder {
+    pub(crate) consumer: String,
+    /// The timeframe that it reads, registered or of a stream.
+    pub(crate) timeframe: Option<u64>,
 }
 
 /// What a lease is opened for.
@@ -104,11 +120,17 @@ pub(crate) struct Terms {
     pub(crate) timeframe: Option<(u64, String)>,
     /// The ticket under which a client can name it.
     pub(crate) ticket: Option<Vec<u8>>,
+    pub(crate) holder: Option<Holder>,
 }
 
 impl Leases {
-    pub(crate) fn new(clock: Clock, time_limit: Duration, counters: Arc<Counters>) -> Self {
-        Self { clock, time_limit, counters, state: Mutex::default() }
+    pub(crate) fn new(
+        clock: Clock,
+        time_limit: Duration,
+        limits: ConsumerLimits,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self { clock, time_limit, limits, counters, state: Mutex::default() }
     }
 
     /// How long a lease lasts that belongs to nobody.
@@ -163,11 +185,13 @@ impl Leases {
     }
 
     /// # Errors
-    /// [`CacheError::UnknownSession`].
+    /// [`CacheError::UnknownSession`], [`CacheError::OverQuota`].
     pub(crate) fn open(&self, terms: Terms, pins: Vec<Arc<PinSet>>) -> Result<LeaseId, CacheError> {
         let lease = LeaseId::new();
         let mut guard = self.state();
         let state = &mut *guard;
+        self.check_quota(state, terms.holder.as_ref(), &pins)?;
+        let since = self.clock.now();
         let expires = match &terms.owner {
             Owner::Session(session) => {
                 let entry = state.sessions.get_mut(session).filter(|entry| !entry.ending);
@@ -180,27 +204,100 @@ impl Leases {
             Owner::Consumer | Owner::Stream => None,
             Owner::Nobody => Some(self.clock.now().after(self.time_limit)),
         };
-        let Terms { owner, timeframe, ticket } = terms;
+        let Terms { owner, timeframe, ticket, holder } = terms;
         if let Some(reader) = &timeframe {
             state.by_timeframe.entry(reader.clone()).or_default().insert(lease.clone());
         }
         if let Some(ticket) = &ticket {
             state.by_ticket.entry(ticket.clone()).or_default().insert(lease.clone());
         }
-        state.leases.insert(lease.clone(), Lease { owner, timeframe, ticket, expires, pins });
+        if let Some(holder) = &holder {
+            state.by_consumer.entry(holder.consumer.clone()).or_default().insert(lease.clone());
+        }
+        let slow = false;
+        let entry = Lease { owner, timeframe, ticket, expires, holder, since, slow, pins };
+        state.leases.insert(lease.clone(), entry);
         Ok(lease)
+    }
+
+    /// Whether `holder` may hold `pins` too. Asked under the lock under which they are given to it,
+    /// so that two of its requests cannot both take the last of it.
+    fn check_quota(
+        &self,
+        state: &State,
+        holder: Option<&Holder>,
+        pins: &[Arc<PinSet>],
+    ) -> Result<(), CacheError> {
+        let Some(Holder { consumer, timeframe }) = holder else { return Ok(()) };
+        let check = |what, wanted: u64, limit: Option<u64>| match limit {
+            Some(limit) if wanted > limit => {
+                self.counters.over_quota.add(1);
+                let consumer = consumer.clone();
+                Err(CacheError::OverQuota { consumer, what, wanted, limit })
+            }
+            _ => Ok(()),
+        };
+        if let (Some(_), Some(timeframe)) = (self.limits.quota_timeframes, timeframe) {
+            let held = state.held_by(consumer).filter_map(|lease| lease.holder.as_ref());
+            let mut held: HashSet<u64> = held.filter_map(|holder| holder.timeframe).collect();
+            held.insert(*timeframe);
+            check("timeframes", held.len() as u64, self.limits.quota_timeframes)?;
+        }
+        if self.limits.quota_bytes.is_some() {
+            let held = state.held_by(consumer).flat_map(|lease| &lease.pins);
+            check("bytes", bytes_of(held.chain(pins)), self.limits.quota_bytes)?;
+        }
+        Ok(())
+    }
+
+    /// For how long `consumer` holds what it holds longest, timeframes that it reads aside.
+    pub(crate) fn held_longest(&self, consumer: &str, now: Moment) -> Option<Duration> {
+        let state = self.state();
+        let held = state.held_by(consumer).filter(|lease| lease.is_of_a_table());
+        held.map(|lease| now.since(lease.since)).max()
+    }
+
+    /// The leases that are held for `after` now, and were not before; timeframes look after those
+    /// by which they are read.
+    pub(crate) fn newly_slow(&self, now: Moment, after: Duration) -> Vec<(LeaseId, Late)> {
+        let mut late = Vec::new();
+        for (id, lease) in &mut self.state().leases {
+            let held = now.since(lease.since);
+            if lease.slow || held < after || !lease.is_of_a_table() {
+                continue;
+            }
+            if let Some(Holder { consumer, timeframe }) = lease.holder.clone() {
+                lease.slow = true;
+                late.push((id.clone(), Late { consumer, timeframe, held }));
+            }
+        }
+        late
     }
 
     /// Adds pins to a lease that is open, and renews it.
     ///
     /// # Errors
-    /// [`CacheError::LeaseEnded`].
-    pub(crate) fn add(&self, lease: &LeaseId, pins: Arc<PinSet>) -> Result<(), CacheError> {
-        let mut state = self.state();
+    /// [`CacheError::LeaseEnded`], [`CacheError::OverQuota`].
+    pub(crate) fn add(
+        &self,
+        lease: &LeaseId,
+        pins: Arc<PinSet>,
+        holder: Option<Holder>,
+    ) -> Result<(), CacheError> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        if state.leases.contains_key(lease) {
+            self.check_quota(state, holder.as_ref(), std::slice::from_ref(&pins))?;
+        }
         let Some(entry) = state.leases.get_mut(lease) else {
             return Err(CacheError::LeaseEnded { lease: lease.to_string() });
         };
         entry.pins.push(pins);
+        if let (None, Some(holder)) = (&entry.holder, holder) {
+            let leases = state.by_consumer.entry(holder.consumer.clone()).or_default();
+            leases.insert(lease.clone());
+            (entry.holder, entry.since) = (Some(holder), self.clock.now());
+        }
         if entry.expires.is_some() {
             entry.expires = Some(self.clock.now().after(self.time_limit));
         }
@@ -281,12 +378,7 @@ impl Leases {
             .map(|session| {
                 let leases = session.leases.iter().filter_map(|lease| state.leases.get(lease));
                 let sets = leases.flat_map(|lease| &lease.pins);
-                let mut seen = HashSet::new();
-                let pinned_bytes = sets
-                    .flat_map(|set| set.pins())
-                    .filter(|pin| seen.insert(Arc::as_ptr(pin.resident())))
-                    .map(|pin| pin.charged_bytes())
-                    .sum();
+                let pinned_bytes = bytes_of(sets);
                 SessionStatus { pinned_bytes, ..session.info.clone() }
             })
             .collect();
@@ -302,7 +394,27 @@ impl Leases {
     }
 }
 
+impl Lease {
+    /// Whether it is on a table of its own, and not how a timeframe is read.
+    fn is_of_a_table(&self) -> bool {
+        self.timeframe.is_none() && !self.pins.is_empty()
+    }
+}
+
+/// The bytes that these pin, each object counted once.
+fn bytes_of<'a>(sets: impl Iterator<Item = &'a Arc<PinSet>>) -> u64 {
+    let mut seen: HashSet<*const Resident> = HashSet::new();
+    let pins = sets.flat_map(|set| set.pins());
+    let distinct = pins.filter(|pin| seen.insert(Arc::as_ptr(pin.resident())));
+    distinct.map(|pin| pin.charged_bytes()).sum()
+}
+
 impl State {
+    fn held_by(&self, consumer: &str) -> impl Iterator<Item = &Lease> {
+        let leases = self.by_consumer.get(consumer).into_iter().flatten();
+        leases.filter_map(|lease| self.leases.get(lease))
+    }
+
     /// The one way in which leases end. Their pins are returned, to be dropped outside of the lock.
     #[must_use]
     fn end_all(&mut self, leases: impl IntoIterator<Item = LeaseId>) -> Vec<Lease> {
@@ -316,6 +428,8 @@ impl State {
             }
             forget(&mut self.by_timeframe, lease.timeframe.as_ref(), &id);
             forget(&mut self.by_ticket, lease.ticket.as_ref(), &id);
+            let consumer = lease.holder.as_ref().map(|holder| &holder.consumer);
+            forget(&mut self.by_consumer, consumer, &id);
             ended.push(lease);
         }
         ended

@@ -75,6 +75,7 @@ mod progress;
 mod register;
 mod residency;
 mod resident;
+mod slow;
 mod timeframe;
 
 use std::collections::BTreeMap;
@@ -95,11 +96,13 @@ pub use lease::LeaseId;
 pub use object::{Effective, Held, Versions};
 pub use progress::Progress;
 pub use resident::{Pin, PinSet};
+pub use slow::{ConsumerLimits, SlowConsumer};
 
 use self::catalog::Catalog;
 use self::lease::Leases;
 use self::loader::Loader;
 use self::residency::Residency;
+use self::slow::SlowWatch;
 use self::timeframe::Timeframes;
 use crate::clock::{Clock, Moment};
 use crate::object::CreationLimits;
@@ -124,7 +127,8 @@ struct Inner {
     loader: Loader,
     leases: Arc<Leases>,
     objects: object::Objects,
-    timeframes: Timeframes,
+    timeframes: Arc<Timeframes>,
+    slow: Arc<SlowWatch>,
     /// So many can be in flight.
     max_timeframes: usize,
     /// Whose turn it is to wait for a place in flight.

@@ -10,6 +10,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
@@ -17,6 +18,8 @@ use tokio::sync::{Notify, watch};
 use super::error::CacheError;
 use super::plan::{Assembled, Plan};
 use super::resident::PinSet;
+use super::slow::Late;
+use crate::clock::{Clock, Moment};
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::Pool;
 use crate::table::{ColumnRequest, ConsumerState, TimeframeState, TimeframeStatus};
@@ -46,18 +49,35 @@ pub(crate) enum Load {
 pub(crate) struct Timeframe {
     pub(crate) registration: Registration,
     load: watch::Sender<Load>,
-    consumers: Mutex<BTreeMap<String, ConsumerState>>,
+    clock: Clock,
+    consumers: Mutex<BTreeMap<String, Reader>>,
+}
+
+/// How far a consumer is with a timeframe.
+#[derive(Debug, Clone, Copy)]
+struct Reader {
+    state: ConsumerState,
+    /// When it could have it, and from then on when it was sent it; `None`: it is not ready.
+    since: Option<Moment>,
+    /// It was told that it is slow.
+    slow: bool,
+}
+
+impl Reader {
+    fn new(state: ConsumerState, since: Option<Moment>) -> Self {
+        Self { state, since, slow: false }
+    }
 }
 
 impl Timeframe {
-    fn new(registration: Registration) -> Self {
-        let consumers =
-            registration.consumers.iter().map(|name| (name.clone(), ConsumerState::Waiting));
+    fn new(registration: Registration, clock: Clock) -> Self {
+        let waiting = Reader::new(ConsumerState::Waiting, None);
+        let consumers = registration.consumers.iter().map(|name| (name.clone(), waiting));
         let consumers = Mutex::new(consumers.collect());
-        Self { registration, load: watch::Sender::new(Load::Loading), consumers }
+        Self { registration, load: watch::Sender::new(Load::Loading), clock, consumers }
     }
 
-    fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, ConsumerState>> {
+    fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, Reader>> {
         self.consumers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -79,6 +99,10 @@ impl Timeframe {
             }
             loading
         });
+        let now = Some(self.clock.now());
+        for reader in self.consumers().values_mut() {
+            reader.since = reader.since.or(now);
+        }
     }
 
     /// It is not in flight any more: nothing is held for it, and who loads it can stop.
@@ -93,7 +117,7 @@ impl Timeframe {
     /// [`CacheError::UnknownConsumer`], [`CacheError::AlreadyConsumed`].
     pub(crate) fn check_reader(&self, consumer: &str) -> Result<(), CacheError> {
         let timeframe = self.id();
-        match self.consumers().get(consumer) {
+        match self.consumers().get(consumer).map(|reader| reader.state) {
             Some(ConsumerState::Consumed) => {
                 Err(CacheError::AlreadyConsumed { timeframe, consumer: consumer.to_owned() })
             }
@@ -110,28 +134,42 @@ impl Timeframe {
     /// `consumer` is being sent its table.
     pub(crate) fn set_delivered(&self, consumer: &str) {
         let mut consumers = self.consumers();
-        let state = consumers.entry(consumer.to_owned()).or_insert(ConsumerState::Waiting);
-        if *state == ConsumerState::Waiting {
-            *state = ConsumerState::Delivered;
+        let waiting = Reader::new(ConsumerState::Waiting, None);
+        let reader = consumers.entry(consumer.to_owned()).or_insert(waiting);
+        if reader.state == ConsumerState::Waiting {
+            *reader = Reader::new(ConsumerState::Delivered, Some(self.clock.now()));
         }
     }
 
     /// Returns whether now all are done.
     fn set_consumed(&self, consumer: &str) -> bool {
         let mut consumers = self.consumers();
-        consumers.insert(consumer.to_owned(), ConsumerState::Consumed);
-        consumers.values().all(|state| *state == ConsumerState::Consumed)
+        consumers.insert(consumer.to_owned(), Reader::new(ConsumerState::Consumed, None));
+        consumers.values().all(|reader| reader.state == ConsumerState::Consumed)
     }
 
     fn waits_for(&self, consumer: &str) -> bool {
-        self.consumers().get(consumer).is_some_and(|state| *state != ConsumerState::Consumed)
+        self.consumers().get(consumer).is_some_and(|reader| reader.state != ConsumerState::Consumed)
+    }
+
+    /// The consumers that have it for `after` now, sent or not, and had not before.
+    fn newly_slow(&self, now: Moment, after: Duration) -> Vec<Late> {
+        let mut late = Vec::new();
+        for (consumer, reader) in self.consumers().iter_mut() {
+            let held = reader.since.map(|since| now.since(since));
+            let Some(held) = held.filter(|held| *held >= after && !reader.slow) else { continue };
+            reader.slow = true;
+            let (consumer, timeframe) = (consumer.clone(), Some(self.id()));
+            late.push(Late { consumer, timeframe, held });
+        }
+        late
     }
 
     pub(crate) fn status(&self) -> TimeframeStatus {
         let load = self.load.borrow().clone();
         let consumers = self.consumers();
         let delivered = !consumers.is_empty()
-            && consumers.values().all(|state| *state != ConsumerState::Waiting);
+            && consumers.values().all(|reader| reader.state != ConsumerState::Waiting);
         let state = match &load {
             Load::Loading | Load::Gone => TimeframeState::Loading,
             Load::Ready(_) if delivered => TimeframeState::Delivered,
@@ -146,7 +184,7 @@ impl Timeframe {
                 Load::Ready(assembled) => assembled.charged_bytes(),
                 Load::Loading | Load::Gone => 0,
             },
-            consumers: consumers.clone(),
+            consumers: consumers.iter().map(|(name, one)| (name.clone(), one.state)).collect(),
         }
     }
 
@@ -170,6 +208,7 @@ impl Timeframe {
 /// All timeframes in flight, and how far each consumer is.
 #[derive(Debug)]
 pub(crate) struct Timeframes {
+    clock: Clock,
     counters: Arc<Counters>,
     state: Mutex<State>,
     /// Rung when a timeframe is dropped.
@@ -198,8 +237,8 @@ pub(crate) enum Entered {
 }
 
 impl Timeframes {
-    pub(crate) fn new(counters: Arc<Counters>) -> Self {
-        Self { counters, state: Mutex::default(), room: Notify::new() }
+    pub(crate) fn new(clock: Clock, counters: Arc<Counters>) -> Self {
+        Self { clock, counters, state: Mutex::default(), room: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -230,7 +269,7 @@ impl Timeframes {
             }
             return Ok(Entered::Known(Arc::clone(timeframe)));
         }
-        let timeframe = Arc::new(Timeframe::new(registration));
+        let timeframe = Arc::new(Timeframe::new(registration, self.clock.clone()));
         self.counters.timeframes_registered.add(1);
         let mut done = false;
         for name in &timeframe.registration.consumers {
@@ -334,6 +373,26 @@ impl Timeframes {
             Load::Loading | Load::Gone => None,
         };
         self.all().iter().filter_map(pins).collect()
+    }
+
+    /// For how long `consumer` holds the timeframe that it was sent first of those it holds.
+    pub(crate) fn held_longest(&self, consumer: &str, now: Moment) -> Option<Duration> {
+        let held = |timeframe: &Arc<Timeframe>| {
+            let consumers = timeframe.consumers();
+            let reader = consumers.get(consumer)?;
+            let sent = reader.state == ConsumerState::Delivered;
+            reader.since.filter(|_| sent).map(|since| now.since(since))
+        };
+        self.all().iter().filter_map(held).max()
+    }
+
+    /// Who has which timeframe for `after` now, and had not before.
+    pub(crate) fn newly_slow(&self, now: Moment, after: Duration) -> Vec<(u64, Late)> {
+        let late = |timeframe: &Arc<Timeframe>| {
+            let late = timeframe.newly_slow(now, after).into_iter();
+            late.map(|late| (timeframe.id(), late)).collect::<Vec<_>>()
+        };
+        self.all().iter().flat_map(late).collect()
     }
 
     /// All of them, by id.

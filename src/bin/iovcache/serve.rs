@@ -4,9 +4,10 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
-use iovcache::cache::PeerPolicy;
+use iovcache::cache::{ConsumerLimits, PeerPolicy, SlowConsumer};
 use iovcache::server::{
     Answering, Config, ListenOptions, Listeners, RemapConfig, ServeOptions, SourceConfig,
 };
@@ -95,6 +96,19 @@ pub(crate) struct Arguments {
     /// How much room the folder may take.
     #[arg(long, value_name = "BYTES", value_parser = bytes, requires = "disk")]
     disk_size: Option<u64>,
+    /// Bytes that one consumer may pin.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    quota_bytes: Option<u64>,
+    /// Timeframes that one consumer may hold.
+    #[arg(long, value_name = "N")]
+    quota_timeframes: Option<u64>,
+    /// For how long a consumer may hold a table, and leave a timeframe that is ready alone.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    slow_after: Option<Duration>,
+    /// What becomes of one that takes longer: warn (tell the log, and count), refuse (its further
+    /// requests), or revoke (what it holds; the timeframe counts as consumed by it).
+    #[arg(long, value_name = "POLICY", default_value = "warn", requires = "slow_after")]
+    slow_consumer: SlowConsumer,
     /// A configuration in TOML; what stands on the command line counts more.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -170,6 +184,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         .creation_limits(limits)
         .tables(config.columns())
         .max_timeframes(arguments.max_timeframes)
+        .consumer_limits(ConsumerLimits {
+            quota_bytes: arguments.quota_bytes,
+            quota_timeframes: arguments.quota_timeframes,
+            slow_after: arguments.slow_after,
+            slow_consumer: arguments.slow_consumer,
+        })
         .build()?;
 
     let flight = arguments.listen.or(config.listen).unwrap_or_else(|| FLIGHT.into());

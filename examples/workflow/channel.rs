@@ -1,0 +1,170 @@
+//! What devices send each other over Unix sockets: a line of JSON and, with it, an Arrow table.
+//!
+//! ```text
+//!  u32 length │ message (JSON) │ u32 length │ Arrow IPC stream, or nothing
+//! ```
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use arrow_array::RecordBatch;
+use arrow_ipc::reader::StreamReader;
+use arrow_ipc::writer::StreamWriter;
+use serde::{Deserialize, Serialize};
+
+use crate::PATIENCE;
+use crate::plan::Seat;
+
+/// No frame of this workflow is anywhere near as long.
+const LONGEST: u32 = 64 << 20;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Message {
+    /// Who connects; `session`: of its attach socket.
+    Hello { seat: Seat, session: Option<String> },
+    /// Whoever connected is known now.
+    Welcome,
+    /// A timeslice begins. Source to consumers and to the cache, with the timestamps.
+    Data { timeslice: u64, seats: Vec<Seat> },
+    /// Its conditions are there. Cache to consumers, with the table of MetaHeaders.
+    Conditions { timeslice: u64 },
+    /// To whom it was sent. Source to sink.
+    Expected { timeslice: u64, seats: Vec<Seat> },
+    /// There were so many timeslices. Source to sink.
+    End { timeslices: u64 },
+    /// One consumer is done with one timeslice. Consumer to sink.
+    Checked { timeslice: u64, seat: Seat, checked: Checked },
+    /// All below are done, and `complete` in all. Sink to cache and source.
+    OldestPossible { timeslice: u64, complete: u64 },
+}
+
+/// What a consumer found in one timeslice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Checked {
+    /// Cells: rows times columns.
+    pub(crate) rows: u64,
+    /// Cells for which the repository has nothing, and nothing came.
+    pub(crate) nulls: u64,
+    pub(crate) wrong_rows: u64,
+    /// Bytes that were read through shared memory and compared.
+    pub(crate) bytes: u64,
+    pub(crate) wrong_bytes: u64,
+    /// How long the data of the timeslice waited for its conditions.
+    pub(crate) wait_micros: u64,
+}
+
+fn malformed(reason: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason.to_string())
+}
+
+/// The bytes of a frame.
+pub(crate) fn frame(message: &Message, table: &[RecordBatch]) -> io::Result<Vec<u8>> {
+    let message = serde_json::to_vec(message)?;
+    let mut body = Vec::new();
+    if let Some(first) = table.first() {
+        let mut writer = StreamWriter::try_new(&mut body, &first.schema()).map_err(malformed)?;
+        table.iter().try_for_each(|batch| writer.write(batch)).map_err(malformed)?;
+        writer.finish().map_err(malformed)?;
+    }
+    let mut bytes = Vec::with_capacity(8 + message.len() + body.len());
+    for part in [message, body] {
+        bytes.extend(u32::try_from(part.len()).map_err(malformed)?.to_le_bytes());
+        bytes.extend(part);
+    }
+    Ok(bytes)
+}
+
+pub(crate) fn send(
+    mut stream: &UnixStream,
+    message: &Message,
+    table: &[RecordBatch],
+) -> io::Result<()> {
+    stream.write_all(&frame(message, table)?)
+}
+
+/// The next frame; `None`: the other end hung up.
+pub(crate) fn receive(mut stream: &UnixStream) -> io::Result<Option<(Message, Vec<RecordBatch>)>> {
+    let message = match part(&mut stream) {
+        Ok(message) => serde_json::from_slice(&message)?,
+        Err(error) if is_hang_up(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let body = match part(&mut stream) {
+        Ok(body) => body,
+        // It died in the middle of a frame: that is as good as none.
+        Err(error) if is_hang_up(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if body.is_empty() {
+        return Ok(Some((message, Vec::new())));
+    }
+    let reader = StreamReader::try_new(&body[..], None).map_err(malformed)?;
+    let table = reader.collect::<Result<_, _>>().map_err(malformed)?;
+    Ok(Some((message, table)))
+}
+
+fn is_hang_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+}
+
+fn part(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length);
+    if length > LONGEST {
+        return Err(malformed(format!("a frame of {length} bytes, expected at most {LONGEST}")));
+    }
+    let mut part = vec![0; length as usize];
+    stream.read_exact(&mut part)?;
+    Ok(part)
+}
+
+/// Connects and says who it is; comes back when the other end knows.
+pub(crate) fn connect(path: &Path, seat: &Seat, session: Option<&str>) -> io::Result<UnixStream> {
+    let deadline = Instant::now() + PATIENCE;
+    let stream = loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => break stream,
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let hello = Message::Hello { seat: seat.clone(), session: session.map(str::to_owned) };
+    send(&stream, &hello, &[])?;
+    match receive(&stream)? {
+        Some((Message::Welcome, _)) => {}
+        other => return Err(malformed(format!("{other:?}, expected a welcome"))),
+    }
+    // How long a device may be silent is for the driver to say, which sees all of them.
+    stream.set_read_timeout(None)?;
+    Ok(stream)
+}
+
+/// Takes connections, each in a thread of its own once it has said who it is.
+pub(crate) fn accept(
+    path: &Path,
+    attend: impl Fn(Seat, Option<String>, UnixStream) + Clone + Send + 'static,
+) -> io::Result<()> {
+    let listener = UnixListener::bind(path)?;
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            let attend = attend.clone();
+            std::thread::spawn(move || {
+                let limited = stream.set_read_timeout(Some(PATIENCE)).is_ok()
+                    && stream.set_write_timeout(Some(PATIENCE)).is_ok();
+                // Who dies before it has said anything is nobody.
+                if let Ok(Some((Message::Hello { seat, session }, _))) = receive(&stream)
+                    && limited
+                    && stream.set_read_timeout(None).is_ok()
+                {
+                    attend(seat, session, stream);
+                }
+            });
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! What is to run: read by every device, so that all of them mean the same.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Outcome;
+
+/// Instances of one consumer: timeslice `t` goes to instance `t modulo pipeline`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kind {
+    pub(crate) name: String,
+    pub(crate) pipeline: u64,
+    pub(crate) work_millis: u64,
+}
+
+impl Kind {
+    fn instance(&self, number: u64) -> String {
+        match self.pipeline {
+            1 => self.name.clone(),
+            _ => format!("{}_t{number}", self.name),
+        }
+    }
+
+    /// From `NAME=PIPELINE:MILLISECONDS`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("{text:?}: expected NAME=INSTANCES:MILLISECONDS, as in tracker=3:12");
+        let (name, numbers) = text.split_once('=').ok_or_else(wrong)?;
+        let (pipeline, work) = numbers.split_once(':').ok_or_else(wrong)?;
+        let [pipeline, work_millis] = [pipeline, work].map(|number| number.parse::<u64>().ok());
+        let named = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        match (pipeline, work_millis) {
+            (Some(pipeline @ 1..=64), Some(work_millis)) if named => {
+                Ok(Self { name: name.to_owned(), pipeline, work_millis })
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// One run of the workflow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// Where the sockets are.
+    pub(crate) folder: PathBuf,
+    pub(crate) repository: PathBuf,
+    /// Object paths.
+    pub(crate) columns: Vec<String>,
+    pub(crate) timeframes: u64,
+    /// Timestamps in one timeframe.
+    pub(crate) rows: i64,
+    /// Where timeframes begin and end: timeframe `t` covers the time between the borders `t` and
+    /// `t + 1`, and after the last it begins anew.
+    pub(crate) borders_millis: Vec<i64>,
+    /// One timeframe every so often, as far as those who consume keep up.
+    pub(crate) every_micros: u64,
+    /// Sent minus consumed is never more.
+    pub(crate) in_flight: u64,
+    pub(crate) memory_bytes: u64,
+    pub(crate) segment_bytes: u64,
+    pub(crate) kinds: Vec<Kind>,
+}
+
+/// One incarnation of a consumer: a name can come back, a process cannot.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Seat {
+    pub(crate) device: String,
+    pub(crate) incarnation: u32,
+}
+
+impl Plan {
+    const FILE: &str = "plan.json";
+
+    pub(crate) fn read(folder: &Path) -> Outcome<Self> {
+        Ok(serde_json::from_slice(&fs::read(folder.join(Self::FILE))?)?)
+    }
+
+    pub(crate) fn write(&self) -> Outcome<()> {
+        Ok(fs::write(self.folder.join(Self::FILE), serde_json::to_vec(self)?)?)
+    }
+
+    /// Where a device listens.
+    pub(crate) fn socket(&self, device: &str) -> PathBuf {
+        self.folder.join(format!("{device}.sock"))
+    }
+
+    /// The name of a column in tables.
+    pub(crate) fn column_name(path: &str) -> String {
+        path.replace('/', "_")
+    }
+
+    /// All consumers by name.
+    pub(crate) fn instances(&self) -> Vec<String> {
+        let all = self.kinds.iter();
+        all.flat_map(|kind| (0..kind.pipeline).map(|number| kind.instance(number))).collect()
+    }
+
+    /// The consumers of one timeslice: of each kind one, in turn.
+    pub(crate) fn instances_of(&self, timeslice: u64) -> Vec<String> {
+        self.kinds.iter().map(|kind| kind.instance(timeslice % kind.pipeline)).collect()
+    }
+
+    /// How long a consumer works on one timeframe, beyond checking it. Timeframes differ in what
+    /// is in them: some take a quarter of the usual time, others almost twice as much.
+    pub(crate) fn work(&self, device: &str, timeslice: u64) -> Duration {
+        let names = |kind: &&Kind| (0..kind.pipeline).any(|number| kind.instance(number) == device);
+        let usual = self.kinds.iter().find(names).map_or(0, |kind| kind.work_millis);
+        Duration::from_micros(usual * 250 * (1 + timeslice * 5 % 7))
+    }
+
+    /// The timestamps of one timeframe, in order.
+    pub(crate) fn timestamps_of(&self, timeslice: u64) -> Vec<i64> {
+        let cycle = self.borders_millis.len().saturating_sub(1).max(1) as u64;
+        let turn = (timeslice % cycle) as usize;
+        let [first, last] = [turn, turn + 1].map(|n| self.borders_millis.get(n).copied());
+        let (first, last) = (first.unwrap_or(0), last.unwrap_or(0));
+        (0..self.rows).map(|row| first + (last - first) * row / self.rows).collect()
+    }
+}

@@ -1,0 +1,195 @@
+//! The sink: knows of every timeslice who is to come and who came, and says which is the oldest
+//! that is still possible.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::channel::{Checked, Message, accept, receive, send};
+use crate::device::{Order, Told, on_orders, tell};
+use crate::plan::{Plan, Seat};
+use crate::{Outcome, PATIENCE};
+
+enum Event {
+    Came(Message),
+    Feedback(UnixStream),
+    Gone(Seat),
+    Stop,
+}
+
+/// What came from one consumer, all of its processes together.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DeviceReport {
+    pub(crate) timeframes: u64,
+    /// Timeframes that it should have had: it was dead, or died of them.
+    pub(crate) gone: u64,
+    pub(crate) rows: u64,
+    pub(crate) nulls: u64,
+    pub(crate) wrong_rows: u64,
+    pub(crate) bytes: u64,
+    pub(crate) wrong_bytes: u64,
+    /// Sorted.
+    pub(crate) waits_micros: Vec<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SinkReport {
+    pub(crate) timeframes: u64,
+    /// Timeslices that were whole before an earlier one was.
+    pub(crate) out_of_order: u64,
+    pub(crate) devices: BTreeMap<String, DeviceReport>,
+}
+
+/// A timeslice that is not whole yet.
+#[derive(Debug, Default)]
+struct Slice {
+    /// To whom it was sent, once the source has said so.
+    expected: Option<Vec<Seat>>,
+    came: Vec<Seat>,
+}
+
+struct Sink<'a> {
+    plan: &'a Plan,
+    open: BTreeMap<u64, Slice>,
+    /// Those from `oldest` on that are whole.
+    whole: BTreeSet<u64>,
+    /// All below are whole.
+    oldest: u64,
+    complete: u64,
+    /// The last incarnation of each consumer that is known to be dead.
+    dead: BTreeMap<String, u32>,
+    end: Option<u64>,
+    report: SinkReport,
+}
+
+pub(crate) fn run(plan: &Plan) -> Outcome<()> {
+    let (sender, events) = mpsc::channel();
+    on_orders({
+        let sender = sender.clone();
+        move |order| {
+            let event = match order {
+                Order::Gone(seat) => Event::Gone(seat),
+                Order::Stop => Event::Stop,
+                Order::Start | Order::Finish => return,
+            };
+            let _ = sender.send(event);
+        }
+    });
+    accept(&plan.socket("sink"), move |seat, _, stream| {
+        if send(&stream, &Message::Welcome, &[]).is_err() {
+            return;
+        }
+        if matches!(seat.device.as_str(), "cache" | "source")
+            && let Ok(stream) = stream.try_clone()
+        {
+            let _ = sender.send(Event::Feedback(stream));
+        }
+        while let Ok(Some((message, _))) = receive(&stream) {
+            if sender.send(Event::Came(message)).is_err() {
+                return;
+            }
+        }
+    })?;
+    tell(&Told::Ready);
+    let devices = plan.instances().into_iter().map(|name| (name, DeviceReport::default()));
+    let report = SinkReport { devices: devices.collect(), ..SinkReport::default() };
+    let (open, dead) = (BTreeMap::new(), BTreeMap::new());
+    let whole = BTreeSet::new();
+    let mut sink = Sink { plan, open, whole, oldest: 0, complete: 0, dead, end: None, report };
+    let mut feedback = Vec::new();
+    let mut ended = false;
+    loop {
+        match events.recv_timeout(PATIENCE) {
+            Ok(Event::Came(message)) => sink.take(message)?,
+            Ok(Event::Gone(seat)) => _ = sink.dead.insert(seat.device, seat.incarnation),
+            Ok(Event::Feedback(stream)) => feedback.push(stream),
+            Ok(Event::Stop) => return Ok(()),
+            Err(_) => return Err("nothing comes any more".into()),
+        }
+        if sink.settle() {
+            let (timeslice, complete) = (sink.oldest, sink.complete);
+            // Who is gone needs no word; the driver sees it.
+            let message = Message::OldestPossible { timeslice, complete };
+            feedback.retain(|stream| send(stream, &message, &[]).is_ok());
+            tell(&Told::Line(format!("{complete} whole · oldest possible {timeslice}")));
+        }
+        if sink.end == Some(sink.oldest) && !ended {
+            ended = true;
+            let mut report = sink.report.clone();
+            report.timeframes = sink.complete;
+            report.devices.values_mut().for_each(|device| device.waits_micros.sort_unstable());
+            tell(&Told::Ended(json!(report)));
+        }
+    }
+}
+
+impl Sink<'_> {
+    fn take(&mut self, message: Message) -> Outcome<()> {
+        match message {
+            Message::Expected { timeslice, seats } => {
+                self.open.entry(timeslice).or_default().expected = Some(seats);
+            }
+            Message::End { timeslices } => self.end = Some(timeslices),
+            Message::Checked { timeslice, seat, checked } => {
+                // What a process sent just before it died may come when it is counted as gone.
+                let is_open = timeslice >= self.oldest && !self.whole.contains(&timeslice);
+                let slice = is_open.then(|| self.open.entry(timeslice).or_default());
+                if let Some(slice) = slice
+                    && !slice.came.contains(&seat)
+                {
+                    self.report.add(&seat.device, checked);
+                    slice.came.push(seat);
+                }
+            }
+            other => return Err(format!("{other:?}, expected what a timeslice came to").into()),
+        }
+        Ok(())
+    }
+
+    /// Counts what is whole now; whether that is more than before.
+    fn settle(&mut self) -> bool {
+        let before = self.complete;
+        let (dead, plan) = (&self.dead, self.plan);
+        let is_dead = |seat: &Seat| dead.get(&seat.device).is_some_and(|&n| seat.incarnation <= n);
+        let mut whole = Vec::new();
+        for (&timeslice, slice) in &self.open {
+            let Some(expected) = &slice.expected else { continue };
+            if expected.iter().all(|seat| slice.came.contains(seat) || is_dead(seat)) {
+                whole.push(timeslice);
+            }
+        }
+        for timeslice in whole {
+            let Some(slice) = self.open.remove(&timeslice) else { continue };
+            for name in plan.instances_of(timeslice) {
+                if !slice.came.iter().any(|seat| seat.device == name) {
+                    self.report.devices.entry(name).or_default().gone += 1;
+                }
+            }
+            self.complete += 1;
+            self.whole.insert(timeslice);
+            let earlier = self.open.keys().next().is_some_and(|&first| first < timeslice);
+            self.report.out_of_order += u64::from(earlier);
+        }
+        // Each that was sent is open until it is whole, and they are sent in order.
+        let first_open = self.open.keys().next().copied();
+        self.oldest = first_open.unwrap_or(self.complete).min(self.complete).max(self.oldest);
+        self.whole = self.whole.split_off(&self.oldest);
+        self.complete > before
+    }
+}
+
+impl SinkReport {
+    fn add(&mut self, device: &str, checked: Checked) {
+        let report = self.devices.entry(device.to_owned()).or_default();
+        report.timeframes += 1;
+        report.rows += checked.rows;
+        report.nulls += checked.nulls;
+        report.wrong_rows += checked.wrong_rows;
+        report.bytes += checked.bytes;
+        report.wrong_bytes += checked.wrong_bytes;
+        report.waits_micros.push(checked.wait_micros);
+    }
+}
