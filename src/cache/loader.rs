@@ -31,6 +31,8 @@ use crate::source::{Body, BodyError, Source, SourceError};
 use crate::table::CacheState;
 use crate::telemetry::Counters;
 
+/// Who waits for memory tries this often at most.
+const BREATH: std::time::Duration = std::time::Duration::from_millis(5);
 /// How many objects of one table are fetched at a time.
 const PARALLEL_LOADS: usize = 16;
 
@@ -127,6 +129,7 @@ impl Loader {
                 // Listen first, try then: room that is made in between is not missed.
                 let mut room = std::pin::pin!(self.residency.room());
                 room.as_mut().enable();
+                let tried = Instant::now();
                 let Some(needed_bytes) = self.try_pin_all(versions, &mut got).await? else {
                     return Ok::<_, CacheError>(());
                 };
@@ -135,6 +138,9 @@ impl Loader {
                 let all = held.saturating_add(Pool::charge(needed_bytes));
                 self.check_fits(all, versions.len())?;
                 room.await;
+                // What rings while one tries can be one's own attempt (a body that outgrew its
+                // room): that must not become a question to the source without end.
+                tokio::time::sleep(BREATH.saturating_sub(tried.elapsed())).await;
             }
         };
         match tokio::time::timeout_at(deadline, waiting).await {
@@ -295,9 +301,13 @@ impl Load {
                 if !matches!(failure, LoadFailure::NoRoom { .. }) {
                     self.counters.load_failures.add(1);
                 }
-                // The room that was taken is free again.
+                // The room that was taken is free again. Where there was none, nothing changes: who
+                // waits for memory must not be woken by its own attempts, or it never rests.
+                let had_room = body.reservation.is_some();
                 drop(body);
-                self.residency.ring();
+                if had_room {
+                    self.residency.ring();
+                }
                 Err(failure)
             }
         }

@@ -207,17 +207,21 @@ impl Residency {
         }
         // Rounding of the weights, or a candidate that moka has yet to hear of.
         if keep_bytes == 0 {
-            self.unlist(|_| true);
+            let gone = self.unlist(|_| true);
+            self.map.counters.evictions.add(gone);
         }
     }
 
-    /// Candidates that `which` picks are none any more; unless pinned, they are gone.
-    pub(crate) fn unlist(&self, which: impl Fn(&Resident) -> bool) {
+    /// Candidates that `which` picks are none any more; unless pinned, they are gone. Gives how many
+    /// are.
+    pub(crate) fn unlist(&self, which: impl Fn(&Resident) -> bool) -> u64 {
+        let mut gone = 0;
         for id in self.map.candidates(which) {
+            gone += self.map.unlist(id).map_or(0, |resident| u64::from(resident.pins() == 0));
             self.policy.invalidate(&Key::Object(id));
-            drop(self.map.unlist(id));
         }
         self.policy.run_pending_tasks();
+        gone
     }
 
     /// Lets all candidates go, and keeps none from now on.
