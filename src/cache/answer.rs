@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Cache;
 use super::catalog::Known;
-use super::error::CacheError;
+use super::error::{CacheError, MissingColumn};
 use super::lease::{Holder, LeaseId, Owner, Terms};
 use super::plan::{Assembled, Plan, Spans};
 use super::resident::PinSet;
@@ -19,6 +19,7 @@ use crate::clock::Moment;
 use crate::index::{Timeline, Timestamps};
 use crate::interval::ValidityInterval;
 use crate::object::{CreationLimits, ObjectInfo};
+use crate::source::WhenMissing;
 use crate::table::{
     Batches, ColumnRequest, Columns, Content, EncodeError, LockEntry, Message, MessageWriter, Meta,
     Missing, Request, RequestError, Shape, View, When,
@@ -211,6 +212,11 @@ impl Cache {
                 (timeframe.registration.plan.timestamps().has_nulls(), Some(timeframe.id()))
             }
         };
+        let policies = &self.0.policies;
+        let can_be_null =
+            |column: &&ColumnRequest| policies.missing(&column.path) == Some(WhenMissing::Optional);
+        let optional = columns.iter().filter(can_be_null).map(|column| column.name.clone());
+        let optional = optional.collect();
         let columns =
             columns.iter().map(|column| (column.name.clone(), column.path.clone())).collect();
         let meta = Meta {
@@ -219,7 +225,7 @@ impl Cache {
             timeframe,
             lease: lease.map(LeaseId::to_string),
         };
-        Ok(Shape::new(request, columns, nulls, meta))
+        Ok(Shape { optional, ..Shape::new(request, columns, nulls, meta) })
     }
 
     /// The schema of the table that `request` asks for. Loads nothing, asks no source.
@@ -292,7 +298,7 @@ impl Cache {
             Subject::Timestamps(timestamps) => {
                 let known = self.known_at(request, &columns, timestamps, None, deadline).await?;
                 let plan = Plan::new(Arc::clone(timestamps), known);
-                check_missing(&plan, request)?;
+                self.check_missing(&plan, request)?;
                 let got = self.0.loader.pin_all(&plan.versions(), deadline).await?;
                 rows_of(&plan, &plan.assemble(got))
             }
@@ -311,6 +317,18 @@ impl Cache {
         }
         let shape = self.shape(request, &subject, &columns, Some(&lease))?;
         Ok(Answer { shape, content, lease, rows, pins, assembled: kept })
+    }
+
+    /// # Errors
+    /// [`CacheError::Missing`] with the columns that must not have gaps, and have some.
+    fn check_missing(&self, plan: &Plan, request: &Request) -> Result<(), CacheError> {
+        let wrong = |column: &&MissingColumn| match self.0.policies.missing(&column.path) {
+            Some(WhenMissing::Required) => true,
+            Some(WhenMissing::Optional) => false,
+            None => request.missing == Missing::Error,
+        };
+        let columns: Vec<MissingColumn> = plan.missing().iter().filter(wrong).cloned().collect();
+        if columns.is_empty() { Ok(()) } else { Err(CacheError::Missing { columns }) }
     }
 
     /// The timeframe and the consumer that reads it, if anybody can be said to.
@@ -384,7 +402,7 @@ impl Cache {
             && request.limits == CreationLimits::default()
             && request.lock.is_none();
         if as_registered {
-            check_missing(plan, request)?;
+            self.check_missing(plan, request)?;
             let assembled = self.assembled(timeframe, deadline).await?;
             let (content, pins, rows) = rows_of(plan, &assembled);
             return Ok((content, pins, rows, Some(assembled)));
@@ -392,7 +410,7 @@ impl Cache {
         let timestamps = plan.timestamps();
         let known = self.known_at(request, columns, timestamps, Some(timeframe), deadline).await?;
         let plan = Plan::new(Arc::clone(timestamps), known);
-        check_missing(&plan, request)?;
+        self.check_missing(&plan, request)?;
         let got = self.0.loader.pin_all(&plan.versions(), deadline).await?;
         let (content, pins, rows) = rows_of(&plan, &plan.assemble(got));
         Ok((content, pins, rows, None))
@@ -529,15 +547,6 @@ fn locked(lock: &[LockEntry], column: &ColumnRequest) -> Result<Known, CacheErro
     }
     let timeline = Timeline::unknown().learn(ValidityInterval::ALL, &versions, Moment::default());
     Ok(Known { timeline: Arc::new(timeline), stale: false })
-}
-
-fn check_missing(plan: &Plan, request: &Request) -> Result<(), CacheError> {
-    match request.missing {
-        Missing::Error if !plan.missing().is_empty() => {
-            Err(CacheError::Missing { columns: plan.missing().to_vec() })
-        }
-        Missing::Error | Missing::Null => Ok(()),
-    }
 }
 
 fn rows_of(plan: &Plan, assembled: &Assembled) -> (Content, Arc<PinSet>, u64) {

@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::object::CreationLimits;
 use crate::shm::{Pool, PoolError, PoolOptions};
-use crate::source::Source;
+use crate::source::{Policies, Source};
 use crate::table::ColumnRequest;
 use crate::telemetry::Counters;
 
@@ -35,6 +35,7 @@ pub struct CacheBuilder {
     memory: PoolOptions,
     limits: CreationLimits,
     tables: BTreeMap<String, Vec<ColumnRequest>>,
+    policies: Policies,
     clock: Clock,
     lease_limit: Duration,
     max_timeframes: usize,
@@ -48,6 +49,7 @@ impl Default for CacheBuilder {
             memory: PoolOptions::default(),
             limits: CreationLimits::default(),
             tables: BTreeMap::new(),
+            policies: Policies::default(),
             clock: Clock::system(),
             lease_limit: LEASE_LIMIT,
             max_timeframes: MAX_TIMEFRAMES,
@@ -110,6 +112,14 @@ impl CacheBuilder {
     #[must_use]
     pub fn tables(mut self, tables: BTreeMap<String, Vec<ColumnRequest>>) -> Self {
         self.tables = tables;
+        self
+    }
+
+    /// What holds for single paths: here, what a table gets where nothing is valid. (Defaults,
+    /// time-outs and refresh times are the source's: [`PolicySource`](crate::source::PolicySource).)
+    #[must_use]
+    pub fn policies(mut self, policies: Policies) -> Self {
+        self.policies = policies;
         self
     }
 
@@ -200,6 +210,7 @@ impl CacheBuilder {
             pool,
             residency,
             catalog,
+            policies: self.policies,
             leases,
             objects: Default::default(),
             limits: self.limits,

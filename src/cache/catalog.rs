@@ -124,9 +124,9 @@ impl Catalog {
 
     /// What was learned before this is too old: so much less than the refresh time ago that what is
     /// put into the source is seen within that, the source's own listing included.
-    pub(super) fn oldest_fresh(&self) -> Moment {
+    pub(super) fn oldest_fresh(&self, path: &ObjectPath) -> Moment {
         let age = self.clock.now().since(Moment::default());
-        Moment::default().after(age.saturating_sub(self.source.refresh().mul_f64(0.75)))
+        Moment::default().after(age.saturating_sub(self.source.refresh_of(path).mul_f64(0.75)))
     }
 
     /// The timeline of `query`, known and fresh at each of `timestamps`.
@@ -181,7 +181,7 @@ impl Catalog {
     ) -> Result<Known, CacheError> {
         let series = self.series(query);
         // As of now: what is learned from here on is fresh, however long it takes.
-        let mut oldest = self.oldest_fresh();
+        let mut oldest = self.oldest_fresh(&query.path);
         let mut stale = false;
         for _ in 0..MAX_LOOK_UPS {
             let timeline = series.timeline.load_full();

@@ -107,6 +107,7 @@ use self::timeframe::Timeframes;
 use crate::clock::{Clock, Moment};
 use crate::object::CreationLimits;
 use crate::shm::Pool;
+use crate::source::Policies;
 use crate::table::ColumnRequest;
 use crate::telemetry::Counters;
 
@@ -124,6 +125,7 @@ struct Inner {
     pool: Pool,
     residency: Arc<Residency>,
     catalog: Arc<Catalog>,
+    policies: Policies,
     loader: Loader,
     leases: Arc<Leases>,
     objects: object::Objects,

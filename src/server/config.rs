@@ -49,6 +49,9 @@ pub struct Config {
     /// Paths that stand for others: `[[remap]]`.
     #[serde(rename = "remap")]
     pub remaps: Vec<RemapConfig>,
+    /// What holds for single paths: `[[path]]`; the longest that fits counts.
+    #[serde(rename = "path")]
+    pub paths: Vec<PathConfig>,
     /// Limits and habits with CCDB servers: `[ccdb]`.
     pub ccdb: CcdbOptions,
     /// The service as a CCDB to its neighbours: `[ccdb_server]`.
@@ -66,6 +69,33 @@ pub struct SourceConfig {
     /// It is asked only for these paths and those below them; empty: for all.
     #[serde(default)]
     pub paths: Vec<String>,
+}
+
+/// What holds for a path and those below it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PathConfig {
+    /// The path.
+    pub path: String,
+    /// Where nothing is valid: `"required"` is an error, `"optional"` is null, whatever the request
+    /// says; left out, the request decides.
+    pub missing: Option<MissingConfig>,
+    /// A file whose bytes are served where nothing is valid.
+    pub default: Option<PathBuf>,
+    /// How long the source may take for a look-up, and for a body, e.g. `"5s"`.
+    pub timeout: Option<String>,
+    /// How long an answer may be used before it is asked again, e.g. `"10s"`.
+    pub refresh: Option<String>,
+}
+
+/// What a table gets where nothing is valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MissingConfig {
+    /// An error.
+    Required,
+    /// Null.
+    Optional,
 }
 
 /// A path that stands for another.

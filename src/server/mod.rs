@@ -35,7 +35,7 @@ use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::ServingStatus;
 
 pub use ccdb::{Answering, CcdbServerConfig};
-pub use config::{Config, ConfigError, RemapConfig, SourceConfig};
+pub use config::{Config, ConfigError, MissingConfig, PathConfig, RemapConfig, SourceConfig};
 pub use listen::{ListenError, ListenOptions, Listeners};
 
 use self::flight::Service;

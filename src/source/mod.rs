@@ -17,6 +17,7 @@ mod copy;
 pub mod disk;
 mod memory;
 mod open;
+mod policy;
 pub mod repository;
 
 use std::fmt;
@@ -35,6 +36,7 @@ pub use copy::{Copied, CopyError, Destination, Selection, copy};
 pub use disk::DiskSource;
 pub use memory::MemorySource;
 pub use open::{SourceOptions, open};
+pub use policy::{PathPolicy, Policies, PolicySource, WhenMissing};
 
 /// What a source knows of a path around a timestamp.
 ///
@@ -79,6 +81,12 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
 
     /// How long an answer of [`look_up`](Self::look_up) may be used before it is asked again.
     fn refresh(&self) -> Duration;
+
+    /// The same for a single path.
+    fn refresh_of(&self, path: &ObjectPath) -> Duration {
+        let _ = path;
+        self.refresh()
+    }
 
     /// Which versions decide at `at`, and in which span around it.
     ///

@@ -43,6 +43,8 @@ pub struct Shape {
     pub null_timestamps: bool,
     /// Whether cells can be null.
     pub nullable: bool,
+    /// Columns whose cells can be null all the same.
+    pub optional: Vec<String>,
     /// Name and path of each column.
     pub columns: Vec<(String, ObjectPath)>,
     /// What else the schema says.
@@ -64,6 +66,7 @@ impl Shape {
             timestamps_column: request.timestamps_column,
             null_timestamps,
             nullable: null_timestamps || request.missing == Missing::Null,
+            optional: Vec::new(),
             columns,
             meta,
         }
@@ -99,8 +102,9 @@ impl Shape {
         let columns = self.columns.iter().map(|(name, path)| {
             let mut metadata = self.extension();
             metadata.insert(URL.to_owned(), path.to_string());
-            let data_type = encoded_type(self.encoding, self.cell, self.nullable);
-            Field::new(name, data_type, self.nullable).with_metadata(metadata)
+            let nullable = self.nullable || self.optional.contains(name);
+            let data_type = encoded_type(self.encoding, self.cell, nullable);
+            Field::new(name, data_type, nullable).with_metadata(metadata)
         });
         timestamps.into_iter().chain(columns).collect()
     }

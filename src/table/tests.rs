@@ -66,6 +66,7 @@ fn shape(encoding: Encoding, cell: CellKind, view: View, nullable: bool, names: 
         timestamps_column: false,
         null_timestamps: nullable,
         nullable,
+        optional: Vec::new(),
         columns: names
             .iter()
             .map(|name| ((*name).to_owned(), ObjectPath::new("A/B").unwrap()))

@@ -59,6 +59,13 @@ pub(crate) fn read(file: &PathBuf) -> Result<Config, Failure> {
     if let Some(mode) = &config.socket_mode {
         parse_mode(mode).map_err(|error| of_file("socket_mode", error))?;
     }
+    for path in &config.paths {
+        for (name, time) in [("timeout", &path.timeout), ("refresh", &path.refresh)] {
+            let checked = time.as_ref().map_or(Ok(()), |time| parse_duration(time).map(drop));
+            let name = format!("path {:?}: {name}", path.path);
+            checked.map_err(|error| of_file(&name, error))?;
+        }
+    }
     if let Some(refresh) = &config.refresh {
         parse_duration(refresh).map_err(|error| of_file("refresh", error))?;
     }

@@ -9,10 +9,14 @@ use std::time::Duration;
 use clap::Args;
 use iovcache::cache::{ConsumerLimits, PeerPolicy, SlowConsumer};
 use iovcache::server::{
-    Answering, Config, ListenOptions, Listeners, RemapConfig, ServeOptions, SourceConfig,
+    Answering, Config, ListenOptions, Listeners, MissingConfig, PathConfig, RemapConfig,
+    ServeOptions, SourceConfig,
 };
 use iovcache::shm::{Backing, PoolOptions, Region};
-use iovcache::source::{ChainSource, DiskSource, Link, Remap, Source, SourceOptions};
+use iovcache::source::{
+    ChainSource, DiskSource, Link, PathPolicy, Policies, PolicySource, Remap, Source,
+    SourceOptions, WhenMissing,
+};
 use iovcache::{Cache, CreationLimits, Timestamp};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -173,16 +177,21 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         not_before: millis(arguments.not_before, config.not_before),
         not_after: millis(arguments.not_after, config.not_after),
     };
+    let policies = policies(&config)?;
     let mut source = source(&arguments, &config)?;
     if let Some(folder) = arguments.disk.as_ref().or(config.disk.as_ref()) {
         let limit_bytes = size(arguments.disk_size, &config.disk_size, DISK_BYTES)?;
         source = Arc::new(DiskSource::open(folder, limit_bytes, source)?);
+    }
+    if !config.paths.is_empty() {
+        source = Arc::new(PolicySource::new(source, policies.clone()));
     }
     let cache = Cache::builder()
         .source(source)
         .memory(memory)
         .creation_limits(limits)
         .tables(config.columns())
+        .policies(policies)
         .max_timeframes(arguments.max_timeframes)
         .consumer_limits(ConsumerLimits {
             quota_bytes: arguments.quota_bytes,
@@ -302,6 +311,32 @@ fn source(arguments: &Arguments, config: &Config) -> Result<Arc<dyn Source>, Fai
         [only] if only.prefixes.is_empty() && remaps.is_empty() => Ok(Arc::clone(&only.source)),
         _ => Ok(Arc::new(ChainSource::new(links, remaps))),
     }
+}
+
+/// What the configuration says of single paths.
+fn policies(config: &Config) -> Result<Policies, Failure> {
+    let policy = |path: &PathConfig| {
+        let time = |text: &Option<String>| {
+            text.as_ref().map(|text| parse_duration(text)).transpose().map_err(Failure::usage)
+        };
+        let policy = PathPolicy {
+            prefix: path.path.clone(),
+            missing: path.missing.map(|missing| match missing {
+                MissingConfig::Required => WhenMissing::Required,
+                MissingConfig::Optional => WhenMissing::Optional,
+            }),
+            default: None,
+            timeout: time(&path.timeout)?,
+            refresh: time(&path.refresh)?,
+        };
+        match &path.default {
+            None => Ok(policy),
+            Some(file) => policy
+                .with_default_file(file)
+                .map_err(|error| Failure::io(format!("the default of {}", path.path), error)),
+        }
+    };
+    config.paths.iter().map(policy).collect()
 }
 
 /// `URL#PREFIX,PREFIX`: a source for some paths only.

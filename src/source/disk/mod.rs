@@ -38,7 +38,7 @@ use self::bodies::Bodies;
 use super::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, SourceState};
 use crate::error::Coded as _;
 use crate::interval::Timestamp;
-use crate::object::{ObjectInfo, Query};
+use crate::object::{ObjectInfo, ObjectPath, Query};
 
 pub use self::shelf::{Damage, Verified, verify};
 
@@ -136,6 +136,10 @@ impl Source for DiskSource {
 
     fn refresh(&self) -> Duration {
         self.behind.refresh()
+    }
+
+    fn refresh_of(&self, path: &ObjectPath) -> Duration {
+        self.behind.refresh_of(path)
     }
 
     async fn look_up(

@@ -1,0 +1,246 @@
+//! What holds for single paths: what is served where nothing is valid, how long a source may take,
+//! how often an answer is asked again.
+//!
+//! Of the policies that fit a path the one for the longest prefix counts, whole.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use md5::{Digest as _, Md5};
+
+use super::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, write_all};
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
+
+/// The metadata by which a default object is known.
+const DEFAULT: &str = "iovcache.default";
+
+/// What a table gets where nothing is valid, whatever its request says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenMissing {
+    /// An error.
+    Required,
+    /// Null.
+    Optional,
+}
+
+/// What holds for a path and those below it.
+#[derive(Debug, Clone, Default)]
+pub struct PathPolicy {
+    /// The path.
+    pub prefix: String,
+    /// Where nothing is valid; `None`: as the request says.
+    pub missing: Option<WhenMissing>,
+    /// What is served there instead of nothing.
+    pub default: Option<Arc<[u8]>>,
+    /// How long the source may take for a look-up, and for a body.
+    pub timeout: Option<Duration>,
+    /// How long an answer may be used before it is asked again.
+    pub refresh: Option<Duration>,
+}
+
+impl PathPolicy {
+    /// # Errors
+    /// If the file of a default object cannot be read.
+    pub fn with_default_file(self, file: &Path) -> std::io::Result<Self> {
+        Ok(Self { default: Some(std::fs::read(file)?.into()), ..self })
+    }
+}
+
+/// All policies.
+#[derive(Debug, Clone, Default)]
+pub struct Policies(Arc<[PathPolicy]>);
+
+impl FromIterator<PathPolicy> for Policies {
+    fn from_iter<I: IntoIterator<Item = PathPolicy>>(policies: I) -> Self {
+        let mut policies: Vec<PathPolicy> = policies.into_iter().collect();
+        policies.sort_by_key(|policy| std::cmp::Reverse(policy.prefix.len()));
+        Self(policies.into())
+    }
+}
+
+impl Policies {
+    /// The one that counts for `path`.
+    pub fn of(&self, path: &ObjectPath) -> Option<&PathPolicy> {
+        self.0.iter().find(|policy| path.starts_with(policy.prefix.trim_matches('/')))
+    }
+
+    /// What a table gets where nothing is valid under `path`, if that is not left to its request.
+    pub fn missing(&self, path: &ObjectPath) -> Option<WhenMissing> {
+        self.of(path)?.missing
+    }
+}
+
+/// A source under policies.
+pub struct PolicySource {
+    behind: Arc<dyn Source>,
+    policies: Policies,
+}
+
+impl fmt::Debug for PolicySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PolicySource({:?})", self.behind)
+    }
+}
+
+impl PolicySource {
+    /// `behind` under `policies`.
+    pub fn new(behind: Arc<dyn Source>, policies: Policies) -> Self {
+        Self { behind, policies }
+    }
+
+    async fn in_time<T>(
+        &self,
+        path: &ObjectPath,
+        work: impl Future<Output = Result<T, SourceError>>,
+    ) -> Result<T, SourceError> {
+        let Some(limit) = self.policies.of(path).and_then(|policy| policy.timeout) else {
+            return work.await;
+        };
+        match tokio::time::timeout(limit, work).await {
+            Ok(done) => done,
+            Err(_) => Err(SourceError::Down {
+                url: self.behind.url().to_owned(),
+                what: path.to_string(),
+                reason: format!("no answer in {} ms, the limit of this path", limit.as_millis()),
+            }),
+        }
+    }
+
+    fn default_of(&self, path: &ObjectPath) -> Option<&Arc<[u8]>> {
+        self.policies.of(path)?.default.as_ref()
+    }
+}
+
+/// The version that holds for all of time, and loses against any other.
+fn default_version(path: &ObjectPath, bytes: &[u8]) -> ObjectInfo {
+    let md5 = Md5Sum(Md5::digest(bytes).into());
+    let (validity, created) = (ValidityInterval::ALL, Timestamp::MIN);
+    ObjectInfo {
+        path: path.clone(),
+        id: ObjectId::derived(path, validity, created, md5),
+        validity,
+        created,
+        size_bytes: Some(bytes.len() as u64),
+        md5: Some(md5),
+        metadata: [(DEFAULT.to_owned(), "true".to_owned())].into(),
+    }
+}
+
+#[async_trait]
+impl Source for PolicySource {
+    fn url(&self) -> &str {
+        self.behind.url()
+    }
+
+    fn refresh(&self) -> Duration {
+        self.behind.refresh()
+    }
+
+    fn refresh_of(&self, path: &ObjectPath) -> Duration {
+        let own = self.policies.of(path).and_then(|policy| policy.refresh);
+        own.unwrap_or_else(|| self.behind.refresh_of(path))
+    }
+
+    async fn look_up(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        held: Option<&Arc<ObjectInfo>>,
+    ) -> Result<Knowledge, SourceError> {
+        // A source does not know the default object and must not be asked whether it changed.
+        let held = held.filter(|version| !version.metadata.contains_key(DEFAULT));
+        let asked = self.behind.look_up(query, at, held);
+        let mut knowledge = self.in_time(&query.path, asked).await?;
+        if let Some(bytes) = self.default_of(&query.path) {
+            knowledge.versions.push(Arc::new(default_version(&query.path, bytes)));
+        }
+        Ok(knowledge)
+    }
+
+    async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
+        if version.metadata.contains_key(DEFAULT)
+            && let Some(bytes) = self.default_of(&version.path)
+            && version.id == default_version(&version.path, bytes).id
+        {
+            let stored = async {
+                body.reserve(bytes.len() as u64).await?;
+                write_all(body, bytes).await
+            };
+            let what = format!("the default of {}", version.path);
+            return stored.await.map_err(|error| SourceError::Body { what, error });
+        }
+        self.in_time(&version.path, self.behind.fetch(version, body)).await
+    }
+
+    fn health(&self) -> Vec<SourceHealth> {
+        self.behind.health()
+    }
+
+    async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+        self.behind.paths(prefix).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::{MemorySource, VecBody};
+
+    fn path(text: &str) -> ObjectPath {
+        ObjectPath::new(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_default_object_holds_where_nothing_else_does_and_nowhere_else() {
+        let memory = MemorySource::new();
+        let at = Timestamp::from_millis;
+        let info = ObjectInfo {
+            path: path("A/B"),
+            id: ObjectId::from_bytes([1; 16]),
+            validity: ValidityInterval::new(at(10), at(20)).unwrap(),
+            created: at(i64::MIN),
+            size_bytes: None,
+            md5: None,
+            metadata: Default::default(),
+        };
+        memory.put(info, *b"real");
+        let default = PathPolicy {
+            prefix: "A".into(),
+            default: Some(b"default".to_vec().into()),
+            ..PathPolicy::default()
+        };
+        let source = PolicySource::new(Arc::new(memory), [default].into_iter().collect());
+        for (millis, bytes) in
+            [(9, &b"default"[..]), (10, b"real"), (19, b"real"), (20, b"default")]
+        {
+            let known = source.look_up(&Query::all(path("A/B")), at(millis), None).await.unwrap();
+            let valid = known.versions.iter().filter(|v| v.validity.contains(at(millis)));
+            let winner = valid.max_by_key(|version| version.rank()).unwrap();
+            let mut body = VecBody::default();
+            source.fetch(winner, &mut body).await.unwrap();
+            assert_eq!(body.bytes(), bytes, "at {millis}");
+        }
+        let other = source.look_up(&Query::all(path("AB/C")), at(1), None).await.unwrap();
+        assert!(other.versions.is_empty(), "that is another path");
+    }
+
+    #[test]
+    fn the_longest_prefix_counts() {
+        let policy = |prefix: &str, seconds| PathPolicy {
+            prefix: prefix.into(),
+            refresh: Some(Duration::from_secs(seconds)),
+            ..PathPolicy::default()
+        };
+        let all: Policies =
+            [policy("A", 1), policy("A/B/C", 3), policy("A/B", 2)].into_iter().collect();
+        let seconds = |text: &str| all.of(&path(text)).and_then(|one| one.refresh);
+        for (text, wanted) in [("A/B/C/D", 3), ("A/B/C", 3), ("A/B/CC", 2), ("A/X", 1)] {
+            assert_eq!(seconds(text), Some(Duration::from_secs(wanted)), "{text}");
+        }
+        assert_eq!(seconds("B"), None);
+    }
+}
