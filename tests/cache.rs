@@ -47,6 +47,11 @@ fn bytes_of(path: &str, n: u8, size: usize) -> Vec<u8> {
 struct Slow {
     memory: MemorySource,
     pause: Duration,
+    /// Tells of the time that is asked for, and of no other.
+    by_time: bool,
+    /// Look-ups under way, and the most there ever were.
+    under_way: AtomicU64,
+    most: AtomicU64,
     look_ups: AtomicU64,
     fetches: AtomicU64,
 }
@@ -66,8 +71,17 @@ impl Source for Slow {
         held: Option<&Arc<ObjectInfo>>,
     ) -> Result<Knowledge, SourceError> {
         self.look_ups.fetch_add(1, Ordering::SeqCst);
+        let under_way = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(under_way, Ordering::SeqCst);
         tokio::time::sleep(self.pause).await;
-        self.memory.look_up(query, at, held).await
+        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        let mut knowledge = self.memory.look_up(query, at, held).await?;
+        if self.by_time {
+            let next = Timestamp::from_millis(at.as_millis() + 1);
+            knowledge.span = ValidityInterval::new(at, next).unwrap();
+            knowledge.versions.retain(|version| version.validity.contains(at));
+        }
+        Ok(knowledge)
     }
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
         self.fetches.fetch_add(1, Ordering::SeqCst);
@@ -607,4 +621,52 @@ async fn what_a_slow_consumer_holds_is_revoked_and_what_it_reads_on_is_stale_onc
     add_up(&cache);
     stop.cancel();
     serving.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_tells_single_times_is_asked_for_many_at_once() {
+    let source = slow(50, &["A/B"], 100);
+    let source = Arc::new(Slow { by_time: true, ..Arc::into_inner(source).unwrap() });
+    let cache = cache_over(Arc::clone(&source) as Arc<dyn Source>, 8 << 20);
+    let times: Vec<String> = (0..40).map(|at| at.to_string()).collect();
+    let json = format!(r#"{{"columns": {{"c": "A/B"}}, "timestamps": [{}]}}"#, times.join(","));
+    let answer = ask(&cache, &json).await.unwrap();
+    for (at, bytes) in resolved(&answer).into_iter().enumerate() {
+        assert_eq!(bytes, Some(bytes_of("A/B", (at / 10) as u8, 100)), "at {at}");
+    }
+    assert_eq!(source.look_ups.load(Ordering::SeqCst), 40);
+    assert_eq!(source.most.load(Ordering::SeqCst), 16, "so many at once, and no more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_moves_forwards_does_not_wait_at_the_border_and_others_load_nothing_ahead() {
+    for by_time in [false, true] {
+        let source = Arc::new(Slow { by_time, ..Arc::into_inner(slow(0, &["A/B"], 100)).unwrap() });
+        let cache = cache_over(Arc::clone(&source) as Arc<dyn Source>, 8 << 20);
+        let register =
+            Register::parse(br#"{"columns": {"b": "A/B"}, "consumers": ["x"]}"#).unwrap();
+        let mut next = 0;
+        let mut at = async |millis: i64| {
+            next += 1;
+            let times = [Some(millis)].into_iter().collect::<Timestamps>();
+            cache.register(next, times, &register, None).await.unwrap();
+            let rows = resolved(&get(&cache, next, "x").await.unwrap());
+            assert_eq!(rows, [Some(bytes_of("A/B", (millis / 10) as u8, 100))]);
+            done(&cache, next, "x");
+        };
+        // Standing still, and back and forth: nothing beyond what is asked for.
+        for millis in [1, 1, 1, 5, 1, 5, 1] {
+            at(millis).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(source.fetches.load(Ordering::SeqCst), 1);
+        // Forwards: the next one is there before it is asked for.
+        for millis in [2, 4, 6, 8] {
+            at(millis).await;
+        }
+        until_counted("the next", || source.fetches.load(Ordering::SeqCst), 2).await;
+        at(10).await;
+        assert_eq!(source.fetches.load(Ordering::SeqCst), 2, "it was there already");
+        add_up(&cache);
+    }
 }

@@ -298,6 +298,13 @@ impl Cache {
             Subject::Timestamps(timestamps) => {
                 let known = self.known_at(request, &columns, timestamps, None, deadline).await?;
                 let plan = Plan::new(Arc::clone(timestamps), known);
+                // Of those who ask for single tables nobody knows in which order they will.
+                if asker.of_stream
+                    && request.lock.is_none()
+                    && request.limits == CreationLimits::default()
+                {
+                    self.look_ahead(&plan);
+                }
                 self.check_missing(&plan, request)?;
                 let got = self.0.loader.pin_all(&plan.versions(), deadline).await?;
                 rows_of(&plan, &plan.assemble(got))

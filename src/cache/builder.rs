@@ -211,6 +211,7 @@ impl CacheBuilder {
             residency,
             catalog,
             policies: self.policies,
+            ahead: Default::default(),
             leases,
             objects: Default::default(),
             limits: self.limits,

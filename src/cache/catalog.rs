@@ -33,6 +33,8 @@ const MAX_SERIES: usize = 100_000;
 const MAX_LOOK_UPS: usize = 100_000;
 /// How many problems are remembered.
 const MAX_PROBLEMS: usize = 10_000;
+/// So many times are looked up at once, at most, where each answer tells of a single time.
+const AT_ONCE: usize = 16;
 /// Where an older answer is known, the source has this long to confirm it.
 const CONFIRM_TIME: Duration = Duration::from_secs(2);
 /// A series that nobody asked for this long is not refreshed in the background any more.
@@ -148,7 +150,11 @@ impl Catalog {
             let mut distinct =
                 timestamps.runs().filter_map(|(_, at)| at).filter(|at| *at != Timestamp::MAX);
             // All of it was learned at once: one timestamp tells for all.
-            if timeline.is_whole() { wanted(distinct.next()?) } else { distinct.find_map(wanted) }
+            if timeline.is_whole() {
+                distinct.next().and_then(wanted).into_iter().collect()
+            } else {
+                distinct.filter_map(wanted).take(AT_ONCE + 1).collect()
+            }
         };
         self.known(query, wanted).await
     }
@@ -163,55 +169,75 @@ impl Catalog {
         range: ValidityInterval,
     ) -> Result<Known, CacheError> {
         let wanted = |timeline: &Timeline, oldest: Moment| {
-            timeline.steps(range).find_map(|span| {
+            let wanted = timeline.steps(range).filter_map(|span| {
                 let unknown = span.state == State::Unknown;
                 let old = span.learned < oldest;
                 (unknown || old).then_some((span.interval.from(), unknown))
-            })
+            });
+            wanted.take(AT_ONCE + 1).collect()
         };
         self.known(query, wanted).await
     }
 
-    /// Asks the source until `wanted` finds nothing more that is unknown or too old: it gives a
-    /// timestamp to ask for, and whether nothing at all is known there.
+    /// Asks the source until `wanted` finds nothing more that is unknown or too old: it gives the
+    /// first timestamps to ask for, and of each whether nothing at all is known there.
+    ///
+    /// One is asked for first: its answer may tell of all the others. Where it tells of itself
+    /// alone, more and more are asked for at once.
     async fn known(
         self: &Arc<Self>,
         query: &Query,
-        wanted: impl Fn(&Timeline, Moment) -> Option<(Timestamp, bool)>,
+        wanted: impl Fn(&Timeline, Moment) -> Vec<(Timestamp, bool)>,
     ) -> Result<Known, CacheError> {
         let series = self.series(query);
         // As of now: what is learned from here on is fresh, however long it takes.
         let mut oldest = self.oldest_fresh(&query.path);
         let mut stale = false;
+        let (mut at_once, mut expected) = (1, None);
         for _ in 0..MAX_LOOK_UPS {
             let timeline = series.timeline.load_full();
-            let Some((at, unknown)) = wanted(&timeline, oldest) else {
+            let open = wanted(&timeline, oldest);
+            let Some(&(next, _)) = open.first() else {
                 return Ok(Known { timeline, stale });
             };
-            let asked = self.look_up(query, &series, at, oldest);
-            let learned = match unknown {
-                true => asked.await,
-                // There is an older answer, and the caller need not wait for ever for a newer one.
-                false => match tokio::time::timeout(CONFIRM_TIME, asked).await {
-                    Ok(learned) => learned,
-                    Err(_) => {
-                        let reason = "the source is silent";
-                        tracing::warn!(path = %query.path, %at, reason, "serving an older answer");
-                        Ok(Learned::Earlier)
-                    }
-                },
-            };
-            match learned {
-                Ok(Learned::Now) => {}
-                Ok(Learned::Earlier) => (stale, oldest) = (true, Moment::default()),
-                Err(error) if !unknown && error.kind().is_transient() => {
-                    tracing::warn!(path = %query.path, %at, %error, "serving an older answer");
-                    (stale, oldest) = (true, Moment::default());
-                }
-                Err(error) => return Err(error),
+            at_once = if expected == Some(next) { (at_once * 2).min(AT_ONCE) } else { 1 };
+            expected = open.get(at_once).map(|(at, _)| *at);
+            let asked = open.into_iter().take(at_once);
+            let asked =
+                asked.map(|(at, unknown)| self.confirm(query, &series, at, unknown, oldest));
+            let learned = futures::future::try_join_all(asked).await?;
+            if learned.contains(&Learned::Earlier) {
+                (stale, oldest) = (true, Moment::default());
             }
         }
         Err(CacheError::TooManyLookUps { path: query.path.clone(), limit: MAX_LOOK_UPS })
+    }
+
+    /// Looks up; where an older answer is there, that one will do if the source does not confirm it.
+    async fn confirm(
+        self: &Arc<Self>,
+        query: &Query,
+        series: &Arc<Series>,
+        at: Timestamp,
+        unknown: bool,
+        oldest: Moment,
+    ) -> Result<Learned, CacheError> {
+        let asked = self.look_up(query, series, at, oldest);
+        if unknown {
+            return asked.await;
+        }
+        match tokio::time::timeout(CONFIRM_TIME, asked).await {
+            Ok(Err(error)) if error.kind().is_transient() => {
+                tracing::warn!(path = %query.path, %at, %error, "serving an older answer");
+                Ok(Learned::Earlier)
+            }
+            Ok(learned) => learned,
+            Err(_) => {
+                let error = "the source is silent";
+                tracing::warn!(path = %query.path, %at, error, "serving an older answer");
+                Ok(Learned::Earlier)
+            }
+        }
     }
 
     async fn look_up(

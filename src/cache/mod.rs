@@ -60,6 +60,7 @@
 //! ```
 
 mod actions;
+mod ahead;
 mod answer;
 mod attach;
 mod builder;
@@ -126,6 +127,7 @@ struct Inner {
     residency: Arc<Residency>,
     catalog: Arc<Catalog>,
     policies: Policies,
+    ahead: ahead::Ahead,
     loader: Loader,
     leases: Arc<Leases>,
     objects: object::Objects,

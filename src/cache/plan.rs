@@ -112,6 +112,11 @@ impl Plan {
         self.columns.iter().find(like).map(|planned| &planned.known)
     }
 
+    /// Each column, and what was known of it when this was planned.
+    pub(crate) fn known_columns(&self) -> impl Iterator<Item = (&ColumnRequest, &Known)> {
+        self.columns.iter().map(|planned| (&planned.request, &planned.known))
+    }
+
     /// The columns with rows for which nothing is valid.
     pub(crate) fn missing(&self) -> &[MissingColumn] {
         &self.missing

@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use tokio::time::{Instant, timeout_at};
 
 use super::Cache;
@@ -76,17 +77,15 @@ impl Cache {
         let wait = patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
         let deadline = Instant::now() + wait;
         let columns = self.columns(&register.columns, None)?;
-        let known = async {
-            let mut known = Vec::with_capacity(columns.len());
-            for column in &columns {
-                let query = column.query(self.0.limits);
-                known.push((column.clone(), self.0.catalog.known_at(&query, &timestamps).await?));
-            }
-            Ok(known)
-        };
+        let known = try_join_all(columns.iter().map(async |column| {
+            let query = column.query(self.0.limits);
+            let known = self.0.catalog.known_at(&query, &timestamps).await?;
+            Ok::<_, CacheError>((column.clone(), known))
+        }));
         let what = "the source to say which versions hold";
         let known = by_deadline(what, deadline, known).await?;
         let plan = Plan::new(Arc::new(timestamps), known);
+        self.look_ahead(&plan);
         let versions = plan.versions();
         self.0.loader.check_known_sizes(&versions)?;
         let consumers = register.consumers.clone();
