@@ -33,6 +33,8 @@ const MAX_SERIES: usize = 100_000;
 const MAX_LOOK_UPS: usize = 100_000;
 /// How many problems are remembered.
 const MAX_PROBLEMS: usize = 10_000;
+/// What is learned is learned then at the earliest: before it lies only what nobody has confirmed.
+const FIRST: Moment = Moment::from_millis(1);
 /// So many times are looked up at once, at most, where each answer tells of a single time.
 const AT_ONCE: usize = 16;
 /// Where an older answer is known, the source has this long to confirm it.
@@ -128,7 +130,8 @@ impl Catalog {
     /// put into the source is seen within that, the source's own listing included.
     pub(super) fn oldest_fresh(&self, path: &ObjectPath) -> Moment {
         let age = self.clock.now().since(Moment::default());
-        Moment::default().after(age.saturating_sub(self.source.refresh_of(path).mul_f64(0.75)))
+        let fresh = age.saturating_sub(self.source.refresh_of(path).mul_f64(0.75));
+        Moment::default().after(fresh).max(FIRST)
     }
 
     /// The timeline of `query`, known and fresh at each of `timestamps`.
@@ -271,7 +274,7 @@ impl Catalog {
     ) -> Result<Learned, SourceError> {
         self.counters.look_ups.add(1);
         // As of before the question: what is put meanwhile may or may not be in the answer.
-        let asked = self.clock.now();
+        let asked = self.clock.now().max(FIRST);
         let held = series.timeline.load().version_at(at).cloned();
         let knowledge = match self.source.look_up(query, at, held.as_ref()).await {
             Ok(knowledge) => knowledge,
