@@ -104,7 +104,9 @@ async fn no_more_is_asked_at_once_than_is_allowed() {
     }
     assert_eq!(tasks.join_all().await.len(), 20);
     assert!(server.busiest() <= 3, "{}", server.busiest());
-    assert!(server.counts().connections <= 4, "{}", server.counts().connections);
+    // A connection that is just being given back is not found by who looks for one: on a busy machine
+    // a few more are made than are used at once, but not one for each request.
+    assert!(server.counts().connections <= 10, "{}", server.counts().connections);
 }
 
 #[tokio::test]
