@@ -96,6 +96,7 @@ def until(what: str, condition) -> object:
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The repository that all tests share: who puts something takes a copy."""
     folder = tmp_path_factory.mktemp("data")
     for version in VERSIONS:
         put(folder / "repository", version, folder)
@@ -114,10 +115,10 @@ def start(tmp_path: pathlib.Path, repository: pathlib.Path):
     """Starts services of the test's own."""
     running = []
 
-    def one(*arguments: str, name: str = "own") -> Service:
+    def one(*arguments: str, name: str = "own", source: pathlib.Path = repository) -> Service:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        running.append(Service(folder, repository, *arguments))
+        running.append(Service(folder, source, *arguments))
         return running[-1]
 
     yield one

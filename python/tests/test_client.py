@@ -1,12 +1,13 @@
 """The package against the real service."""
 
 import datetime
+import shutil
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import right, until
+from conftest import put, right, until
 
 import iovcache
 
@@ -206,15 +207,15 @@ def test_paths_and_prefetch_and_invalidate(client):
 
 
 def test_what_is_put_while_the_service_runs_is_seen(start, repository, tmp_path):
-    from conftest import put
-
-    service = start()
+    own = tmp_path / "repository"
+    shutil.copytree(repository, own)
+    service = start(source=own)
     with iovcache.connect(service.unix) as client:
         path = "New/Path"
         client.put_timeframe(7, [5], columns={"drift": DRIFT}, consumers=["x"])
         with pytest.raises(iovcache.NotFound):
             client.table({"x": path}, timestamps=[5])
-        put(repository, (path, 0, 10, 1, b"fresh"), tmp_path)
+        put(own, (path, 0, 10, 1, b"fresh"), tmp_path)
 
         def seen():
             try:
