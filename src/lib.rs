@@ -9,7 +9,7 @@
 //!
 //! ```text
 //!   bin ─▶ server ─▶ cache ─▶ source        client ─▶ table, shm
-//!                      │  └─▶ table ─▶ index, shm
+//!              ffi ─▶  │  └─▶ table ─▶ index, shm
 //!                      └────▶ telemetry
 //!   all ─▶ object ─▶ interval ─▶ error
 //! ```
@@ -20,6 +20,7 @@
 //! | `cache` | [`Cache`]: a cache inside of one's own process, and [`source`]s |
 //! | `server` | [`server`]: Arrow Flight over a cache |
 //! | `client` | [`client`]: asks a service; links neither moka nor a server |
+//! | `capi` | the C ABI: resolving, and a cache in a device of C or C++ |
 //! | `cli` (default) | the program `iovcache` |
 //!
 //! Linux only: memfd, SCM_RIGHTS, SO_PEERCRED.
@@ -30,6 +31,8 @@ pub mod cache;
 pub mod client;
 pub mod clock;
 pub mod error;
+#[cfg(feature = "capi")]
+pub mod ffi;
 pub mod index;
 pub mod interval;
 pub mod object;

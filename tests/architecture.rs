@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  bin ─▶ server ─▶ cache ─▶ source      client ─▶ table, shm
-//!                     │  └──▶ table ─▶ index, shm
+//!             ffi ─▶  │  └──▶ table ─▶ index, shm
 //!                     └────▶ telemetry
 //!  all ─▶ object ─▶ interval ─▶ error
 //! ```
@@ -42,7 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("client", &["error", "interval", "object", "shm", "index", "table"]),
-    ("ffi", &["client", "error", "shm"]),
+    ("ffi", &["cache", "error", "index", "shm", "source", "table"]),
 ];
 
 fn source_files(folder: &Path, found: &mut Vec<PathBuf>) {

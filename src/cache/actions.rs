@@ -11,7 +11,7 @@ use super::error::CacheError;
 use super::lease::{LeaseId, Owner, Terms};
 use super::{Cache, Inner};
 use crate::object::ObjectPath;
-use crate::shm::Epoch;
+use crate::shm::{Epoch, Mappings};
 use crate::source::{PathSummary, Problem, SourceState as State};
 use crate::table::{
     Consumed, ConsumedAnswer, MemoryStatus, Prefetch, Request, SegmentsAnswer, SourceState,
@@ -171,6 +171,12 @@ impl Cache {
             attach: self.attach_path().map(|path| path.display().to_string()),
             segments: self.0.pool.segments().iter().map(Into::into).collect(),
         }
+    }
+
+    /// The memory as of now, for resolving in this very process: nothing is mapped a second time.
+    /// A segment that comes later is not in it.
+    pub fn mappings(&self) -> Mappings {
+        self.0.pool.mappings()
     }
 
     /// This instance.

@@ -59,3 +59,10 @@ pub fn open(url: &str, options: &SourceOptions) -> Result<Arc<dyn Source>, Sourc
         )),
     }
 }
+
+/// `URL#PREFIX,PREFIX`: a source for some paths only. Gives the URL and the prefixes.
+pub fn split_prefixes(text: &str) -> (&str, Vec<String>) {
+    let (url, prefixes) = text.split_once('#').unwrap_or((text, ""));
+    let prefixes = prefixes.split(',').filter(|prefix| !prefix.is_empty());
+    (url, prefixes.map(str::to_owned).collect())
+}

@@ -15,7 +15,7 @@ use iovcache::server::{
 use iovcache::shm::{Backing, PoolOptions, Region};
 use iovcache::source::{
     ChainSource, DiskSource, Link, PathPolicy, Policies, PolicySource, Remap, Source,
-    SourceOptions, WhenMissing,
+    SourceOptions, WhenMissing, split_prefixes,
 };
 use iovcache::{Cache, CreationLimits, Timestamp};
 use serde_json::json;
@@ -341,7 +341,6 @@ fn policies(config: &Config) -> Result<Policies, Failure> {
 
 /// `URL#PREFIX,PREFIX`: a source for some paths only.
 fn with_prefixes(text: &str) -> SourceConfig {
-    let (url, prefixes) = text.split_once('#').unwrap_or((text, ""));
-    let prefixes = prefixes.split(',').filter(|prefix| !prefix.is_empty());
-    SourceConfig { url: url.to_owned(), paths: prefixes.map(str::to_owned).collect() }
+    let (url, paths) = split_prefixes(text);
+    SourceConfig { url: url.to_owned(), paths }
 }

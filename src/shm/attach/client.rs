@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -75,6 +76,10 @@ struct Shared {
     /// Whether the service is gone, and why.
     over: Mutex<Option<String>>,
     changed: Condvar,
+    /// How many announcements told of nothing: the answer where a segment that was asked for is not.
+    empty: AtomicU64,
+    /// One asks at a time, so that such an answer is to the one who waits.
+    asking: Mutex<()>,
 }
 
 impl Shared {
@@ -100,6 +105,9 @@ impl Shared {
             };
         }
         self.mappings.store(Arc::new(mappings));
+        if announcement.segments.is_empty() {
+            self.empty.fetch_add(1, Ordering::Relaxed);
+        }
         // The lock orders this with a waiter that has just looked and is about to wait.
         drop(self.over.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.notify_all();
@@ -128,7 +136,18 @@ impl Attachment {
     /// # Errors
     /// [`AttachError`].
     pub fn open(path: &Path, consumer: &str, token: Option<&str>) -> Result<Self, AttachError> {
-        let mut stream = UnixStream::connect(path)?;
+        Self::of_stream(UnixStream::connect(path)?, consumer, token)
+    }
+
+    /// Opens a session through a socket that is connected already. Blocks at most 10 s.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn of_stream(
+        mut stream: UnixStream,
+        consumer: &str,
+        token: Option<&str>,
+    ) -> Result<Self, AttachError> {
         stream.set_read_timeout(Some(WELCOME_LIMIT))?;
         stream.set_write_timeout(Some(WELCOME_LIMIT))?;
         let token = token.map(str::to_owned);
@@ -168,13 +187,26 @@ impl Attachment {
         self.shared.mappings.load_full()
     }
 
+    /// The same for a moment, without counting who uses them.
+    #[cfg(feature = "capi")]
+    #[inline]
+    pub(crate) fn peek(&self) -> arc_swap::Guard<Arc<Mappings>> {
+        self.shared.mappings.load()
+    }
+
+    /// Lets go of what the service has given back.
+    pub fn sweep(&self) {
+        self.shared.mappings.rcu(|mappings| mappings.swept());
+    }
+
     /// Whether the service is there; if not, why.
     pub fn over(&self) -> Option<String> {
         self.shared.over.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The mappings with the segment or region that `header` lies in: if it is not there yet, it
-    /// is asked for and waited for, at most 2 s. What does not come is left to resolving to say.
+    /// is asked for and waited for: until the service says that there is none, at most 2 s. What does
+    /// not come is left to resolving to say.
     pub fn mappings_for(&self, header: &MetaHeader) -> Arc<Mappings> {
         let mappings = self.mappings();
         if mappings.knows(header) {
@@ -184,6 +216,9 @@ impl Attachment {
             1 => (Kind::Segment, header.segment_id),
             _ => (Kind::Region, header.region_id),
         };
+        let _asking = self.shared.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let empty = || self.shared.empty.load(Ordering::Relaxed);
+        let empty_before = empty();
         let message = ClientMessage { need: Need { kind, id } };
         if send_json(&mut &self.stream, &message).is_err() {
             return mappings;
@@ -193,7 +228,8 @@ impl Attachment {
         loop {
             let mappings = self.mappings();
             let left = deadline.saturating_duration_since(Instant::now());
-            if mappings.knows(header) || left.is_zero() || over.is_some() {
+            let none = empty() != empty_before;
+            if mappings.knows(header) || none || left.is_zero() || over.is_some() {
                 return mappings;
             }
             let waited = self.shared.changed.wait_timeout(over, left);

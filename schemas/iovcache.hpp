@@ -1,0 +1,309 @@
+/**
+ * @file
+ * iovcache for C++17: handles that give themselves back, over iovcache.h.
+ *
+ * No exceptions are thrown or needed: what can fail returns a Result, whose status says how it
+ * ended, and iovcache::last_error() what exactly went wrong.
+ *
+ * @code
+ * auto attached = iovcache::Attachment::open("/run/iovcache/attach.sock", "tracker");
+ * if (!attached) { return fail(iovcache::last_error()); }
+ * auto drift = attached->resolve(cell);            // 40 bytes of a table's cell, no copy
+ * if (drift) { use(drift->data(), drift->size()); }
+ * @endcode
+ */
+#ifndef IOVCACHE_HPP
+#define IOVCACHE_HPP
+
+#include "iovcache.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+#if __has_include(<version>)
+#include <version>
+#endif
+#ifdef __cpp_lib_span
+#include <span>
+#endif
+
+namespace iovcache
+{
+
+#ifdef __cpp_lib_span
+/** The bytes of an object, in shared memory. */
+using Bytes = std::span<const std::byte>;
+#else
+/** The bytes of an object, in shared memory: std::span<const std::byte>, where that is to be had. */
+class Bytes
+{
+ public:
+  constexpr Bytes() noexcept = default;
+  constexpr Bytes(const std::byte* data, std::size_t size) noexcept : mData(data), mSize(size) {}
+  [[nodiscard]] constexpr const std::byte* data() const noexcept { return mData; }
+  [[nodiscard]] constexpr std::size_t size() const noexcept { return mSize; }
+  [[nodiscard]] constexpr bool empty() const noexcept { return mSize == 0; }
+  [[nodiscard]] constexpr const std::byte* begin() const noexcept { return mData; }
+  [[nodiscard]] constexpr const std::byte* end() const noexcept { return mData + mSize; }
+  constexpr const std::byte& operator[](std::size_t place) const noexcept { return mData[place]; }
+
+ private:
+  const std::byte* mData = nullptr;
+  std::size_t mSize = 0;
+};
+#endif
+
+/** What exactly went wrong in the last call of this thread that failed. */
+[[nodiscard]] inline std::string last_error() { return iovc_last_error(); }
+
+/** A value, or the status that says why there is none. */
+template <typename T>
+class [[nodiscard]] Result
+{
+ public:
+  Result(iovc_status_t status) noexcept : mStatus(status) {}
+  Result(T value) noexcept : mStatus(IOVC_OK), mValue(std::move(value)) {}
+
+  explicit operator bool() const noexcept { return mValue.has_value(); }
+  [[nodiscard]] iovc_status_t status() const noexcept { return mStatus; }
+  /** The status in words; iovcache::last_error() tells more. */
+  [[nodiscard]] const char* what() const noexcept { return iovc_strerror(mStatus); }
+  /** Only where there is one. */
+  T& operator*() noexcept { return *mValue; }
+  const T& operator*() const noexcept { return *mValue; }
+  T* operator->() noexcept { return &*mValue; }
+  const T* operator->() const noexcept { return &*mValue; }
+
+ private:
+  iovc_status_t mStatus;
+  std::optional<T> mValue;
+};
+
+namespace detail
+{
+/** A handle of the C interface, given back once. */
+template <typename H, void (*GiveBack)(H*)>
+class Handle
+{
+ public:
+  Handle() noexcept = default;
+  explicit Handle(H* handle) noexcept : mHandle(handle) {}
+  Handle(Handle&& other) noexcept : mHandle(std::exchange(other.mHandle, nullptr)) {}
+  Handle& operator=(Handle&& other) noexcept
+  {
+    if (this != &other) {
+      GiveBack(mHandle);
+      mHandle = std::exchange(other.mHandle, nullptr);
+    }
+    return *this;
+  }
+  Handle(const Handle&) = delete;
+  Handle& operator=(const Handle&) = delete;
+  ~Handle() { GiveBack(mHandle); }
+  [[nodiscard]] H* get() const noexcept { return mHandle; }
+
+ private:
+  H* mHandle = nullptr;
+};
+
+inline Bytes bytes(const void* data, std::size_t size) noexcept
+{
+  return {static_cast<const std::byte*>(data), size};
+}
+} // namespace detail
+
+/** The memory of a service on this node. Any number of threads may use one at the same time. */
+class Attachment
+{
+ public:
+  /** Attaches through the socket of a service; see iovc_attach. */
+  static Result<Attachment> open(const std::string& path, const std::string& consumer = {},
+                                 const std::optional<std::string>& token = std::nullopt)
+  {
+    iovc_attach_t* attach = nullptr;
+    const auto status =
+      iovc_attach(path.c_str(), consumer.c_str(), token ? token->c_str() : nullptr, &attach);
+    return made(status, attach);
+  }
+
+  /** Attaches through a connected Unix socket, which is taken over. */
+  static Result<Attachment> of_socket(int socket, const std::string& consumer = {},
+                                      const std::optional<std::string>& token = std::nullopt)
+  {
+    iovc_attach_t* attach = nullptr;
+    const auto status =
+      iovc_attach_socket(socket, consumer.c_str(), token ? token->c_str() : nullptr, &attach);
+    return made(status, attach);
+  }
+
+  /** The bytes of the object that a header names; they live as long as its table is held. */
+  [[nodiscard]] Result<Bytes> resolve(const iovc_meta_header_t& header) const noexcept
+  {
+    return resolve(static_cast<const void*>(&header));
+  }
+
+  /** The same for the 40 bytes of a cell, aligned or not. */
+  [[nodiscard]] Result<Bytes> resolve(const void* cell) const noexcept
+  {
+    const void* data = nullptr;
+    std::size_t size = 0;
+    const auto* header = static_cast<const iovc_meta_header_t*>(cell);
+    const auto status = iovc_resolve(mHandle.get(), header, &data, &size);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return detail::bytes(data, size);
+  }
+
+  /** A column of cells, 40 bytes each; null cells give no bytes. See iovc_resolve_many. */
+  [[nodiscard]] Result<std::vector<Bytes>> resolve_many(const void* cells, std::size_t count) const
+  {
+    std::vector<const void*> data(count);
+    std::vector<std::size_t> sizes(count);
+    const auto* headers = static_cast<const iovc_meta_header_t*>(cells);
+    const auto status =
+      iovc_resolve_many(mHandle.get(), headers, count, data.data(), sizes.data());
+    if (status != IOVC_OK) {
+      return status;
+    }
+    std::vector<Bytes> found;
+    found.reserve(count);
+    for (std::size_t row = 0; row < count; ++row) {
+      found.push_back(detail::bytes(data[row], sizes[row]));
+    }
+    return found;
+  }
+
+  /** Whether what was read of a header until now was still the object. */
+  [[nodiscard]] bool still_valid(const void* cell) const noexcept
+  {
+    const auto* header = static_cast<const iovc_meta_header_t*>(cell);
+    return iovc_still_valid(mHandle.get(), header) == IOVC_OK;
+  }
+
+  /** The name of the session, for the field "session" of requests. */
+  [[nodiscard]] std::string_view session() const noexcept { return iovc_session(mHandle.get()); }
+  /** The instance of the service. */
+  [[nodiscard]] std::string_view epoch() const noexcept { return iovc_epoch(mHandle.get()); }
+  /** Whether the service is still there. */
+  [[nodiscard]] bool alive() const noexcept { return iovc_check(mHandle.get()) == IOVC_OK; }
+  /** Unmaps what the service has given back; see iovc_unmap_unused. */
+  void unmap_unused() const noexcept { (void)iovc_unmap_unused(mHandle.get()); }
+  /** For the C interface. */
+  [[nodiscard]] const iovc_attach_t* get() const noexcept { return mHandle.get(); }
+
+ private:
+  friend class Cache;
+  explicit Attachment(iovc_attach_t* attach) noexcept : mHandle(attach) {}
+  static Result<Attachment> made(iovc_status_t status, iovc_attach_t* attach)
+  {
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return Attachment(attach);
+  }
+
+  detail::Handle<iovc_attach_t, iovc_detach> mHandle;
+};
+
+/** A cache in this process; see iovc_cache_open. */
+class Cache
+{
+ public:
+  /** `options` as iovc_cache_options() gives them; its sources are set from `sources`. */
+  static Result<Cache> open(const std::vector<std::string>& sources,
+                            iovc_cache_options_t options = iovc_cache_options())
+  {
+    std::vector<const char*> urls;
+    for (const auto& source : sources) {
+      urls.push_back(source.c_str());
+    }
+    options.sources = urls.data();
+    options.source_count = urls.size();
+    iovc_cache_t* cache = nullptr;
+    const auto status = iovc_cache_open(&options, &cache);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return Cache(cache);
+  }
+
+  /** Its memory, for this process. To be gone before the cache is. */
+  [[nodiscard]] Result<Attachment> attach() const
+  {
+    iovc_attach_t* attach = nullptr;
+    const auto status = iovc_cache_attach(mHandle.get(), &attach);
+    return Attachment::made(status, attach);
+  }
+
+  /** Registers a timeframe; see iovc_cache_register. The timestamps are taken over. */
+  [[nodiscard]] iovc_status_t register_timeframe(std::uint64_t timeframe, ArrowArray* timestamps,
+                                                 ArrowSchema* schema, const std::string& request,
+                                                 std::uint64_t wait_ms = 0) const
+  {
+    return iovc_cache_register(mHandle.get(), timeframe, timestamps, schema, request.c_str(),
+                               wait_ms);
+  }
+
+  /** Gets a table; see iovc_cache_table. Its value is the lease. */
+  [[nodiscard]] Result<std::string> table(const std::string& request, ArrowArray* table,
+                                          ArrowSchema* schema) const
+  {
+    char lease[IOVC_LEASE_BYTES];
+    const auto status =
+      iovc_cache_table(mHandle.get(), request.c_str(), table, schema, lease);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return std::string(lease);
+  }
+
+  /** A consumer is done with a timeframe. */
+  [[nodiscard]] iovc_status_t consumed(std::uint64_t timeframe, const std::string& consumer) const
+  {
+    return iovc_cache_consumed(mHandle.get(), timeframe, consumer.c_str());
+  }
+
+  /** A consumer is done with all timeframes below. */
+  [[nodiscard]] iovc_status_t oldest_possible(const std::string& consumer,
+                                              std::uint64_t oldest) const
+  {
+    return iovc_cache_oldest_possible(mHandle.get(), consumer.c_str(), oldest);
+  }
+
+  /** Lets go what a table holds. */
+  [[nodiscard]] iovc_status_t release(const std::string& lease) const
+  {
+    return iovc_cache_release(mHandle.get(), lease.c_str());
+  }
+
+  /** What it holds, as JSON. */
+  [[nodiscard]] Result<std::string> status() const
+  {
+    char* json = nullptr;
+    const auto status = iovc_cache_status(mHandle.get(), &json);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    std::string text(json);
+    iovc_free_text(json);
+    return text;
+  }
+
+  /** For the C interface. */
+  [[nodiscard]] const iovc_cache_t* get() const noexcept { return mHandle.get(); }
+
+ private:
+  explicit Cache(iovc_cache_t* cache) noexcept : mHandle(cache) {}
+
+  detail::Handle<iovc_cache_t, iovc_cache_close> mHandle;
+};
+
+} // namespace iovcache
+
+#endif // IOVCACHE_HPP

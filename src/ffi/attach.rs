@@ -1,0 +1,281 @@
+//! Handles over the memory of a service: through its attach socket, or of a cache in this process.
+
+use std::ffi::{CString, c_char};
+use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::status::{Failure, Status};
+use super::{guarded, optional_text, place, text};
+use crate::cache::Cache;
+use crate::error::ErrorKind;
+use crate::shm::attach::Attachment;
+use crate::shm::{Mappings, MetaHeader};
+
+/// The memory of a service, mapped read-only. Any number of threads may use one at the same time.
+pub struct Attach {
+    memory: Memory,
+    /// In C form, for those who ask.
+    session: CString,
+    epoch: CString,
+    kept: Mutex<Vec<Arc<Mappings>>>,
+    /// The newest of `kept`.
+    newest: AtomicPtr<Mappings>,
+}
+
+enum Memory {
+    /// That of a service on the node.
+    Service(Attachment),
+    /// That of a cache in this process.
+    Own { cache: Cache, mappings: Mutex<Arc<Mappings>> },
+}
+
+fn c_text(text: &str) -> CString {
+    CString::new(text.replace('\0', "?")).unwrap_or_default()
+}
+
+impl Attach {
+    fn new(memory: Memory, session: &str, epoch: &str) -> Self {
+        Self {
+            memory,
+            session: c_text(session),
+            epoch: c_text(epoch),
+            kept: Mutex::default(),
+            newest: AtomicPtr::default(),
+        }
+    }
+
+    fn of_service(attachment: Attachment) -> Self {
+        let (session, epoch) = (attachment.session().to_owned(), attachment.epoch().to_string());
+        Self::new(Memory::Service(attachment), &session, &epoch)
+    }
+
+    pub(super) fn of_cache(cache: Cache) -> Self {
+        let epoch = cache.epoch().to_string();
+        let mappings = Mutex::new(Arc::new(cache.mappings()));
+        Self::new(Memory::Own { cache, mappings }, "", &epoch)
+    }
+
+    /// Runs `work` with what is mapped now. Pointers that it gives stay mapped: until
+    /// [`iovc_unmap_unused`], what was ever used is kept.
+    #[inline]
+    pub(super) fn with<T>(&self, work: impl FnOnce(&Mappings) -> T) -> T {
+        match &self.memory {
+            Memory::Service(attachment) => {
+                let mappings = attachment.peek();
+                self.keep(&mappings);
+                work(&mappings)
+            }
+            Memory::Own { mappings, .. } => {
+                let mappings = lock(mappings).clone();
+                self.keep(&mappings);
+                work(&mappings)
+            }
+        }
+    }
+
+    /// The same for a header in a segment that is not mapped yet.
+    #[cold]
+    pub(super) fn with_more<T>(&self, header: &MetaHeader, work: impl FnOnce(&Mappings) -> T) -> T {
+        let mappings = match &self.memory {
+            Memory::Service(attachment) => attachment.mappings_for(header),
+            Memory::Own { cache, mappings } => {
+                let fresh = Arc::new(cache.mappings());
+                lock(mappings).clone_from(&fresh);
+                fresh
+            }
+        };
+        self.keep(&mappings);
+        work(&mappings)
+    }
+
+    #[inline]
+    fn keep(&self, mappings: &Arc<Mappings>) {
+        // What it points to is among the kept ones, so no other can have its address.
+        if self.newest.load(Ordering::Acquire).cast_const() != Arc::as_ptr(mappings) {
+            self.keep_new(mappings);
+        }
+    }
+
+    #[cold]
+    fn keep_new(&self, mappings: &Arc<Mappings>) {
+        let mut kept = lock(&self.kept);
+        if !kept.iter().any(|known| Arc::ptr_eq(known, mappings)) {
+            kept.push(Arc::clone(mappings));
+        }
+        self.newest.store(Arc::as_ptr(mappings).cast_mut(), Ordering::Release);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Attaches to a service through its socket (`iovcache.attach` in the metadata of each table,
+/// `attach` in the line with which a service says that it is ready). Blocks at most 10 s.
+///
+/// @param path      the attach socket
+/// @param consumer  the name of this consumer; null: none
+/// @param token     what the service asks for; null where it asks for nothing
+/// @param attach    where the handle goes; null is written if it fails
+///
+/// The handle is a session of the service: what it holds for this process it lets go when the
+/// handle is given back with iovc_detach, or the process ends, however it ends.
+///
+/// # Safety
+/// `path`, `consumer` and `token` are null or end with a 0; `attach` is null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_attach(
+    path: *const c_char,
+    consumer: *const c_char,
+    token: *const c_char,
+    attach: *mut *mut Attach,
+) -> Status {
+    guarded(|| {
+        // SAFETY: as the caller says.
+        let place = unsafe { place(attach, "attach") }?;
+        *place = std::ptr::null_mut();
+        // SAFETY: as the caller says.
+        let path = unsafe { text(path, "path") }?;
+        // SAFETY: as the caller says.
+        let (consumer, token) = unsafe { names(consumer, token) }?;
+        let attachment = Attachment::open(Path::new(path), consumer, token)?;
+        *place = Box::into_raw(Box::new(Attach::of_service(attachment)));
+        Ok(())
+    })
+}
+
+/// Attaches through a socket that is connected already, e.g. one that was handed to a sandboxed
+/// process.
+///
+/// @param socket  a connected Unix stream socket; from here on the library's own, which closes it,
+///                also if this fails
+///
+/// # Safety
+/// As `iovc_attach`; `socket` is an open descriptor that nobody else closes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_attach_socket(
+    socket: i32,
+    consumer: *const c_char,
+    token: *const c_char,
+    attach: *mut *mut Attach,
+) -> Status {
+    guarded(|| {
+        if socket < 0 {
+            let reason = format!("[IOV-7104] {socket} is no descriptor");
+            return Err(Failure::new(ErrorKind::InvalidArgument, reason));
+        }
+        // SAFETY: as the caller says, it is open and ours.
+        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+        // SAFETY: as the caller says.
+        let place = unsafe { place(attach, "attach") }?;
+        *place = std::ptr::null_mut();
+        // SAFETY: as the caller says.
+        let (consumer, token) = unsafe { names(consumer, token) }?;
+        let attachment = Attachment::of_stream(UnixStream::from(socket), consumer, token)?;
+        *place = Box::into_raw(Box::new(Attach::of_service(attachment)));
+        Ok(())
+    })
+}
+
+/// # Safety
+/// As [`optional_text`].
+unsafe fn names<'a>(
+    consumer: *const c_char,
+    token: *const c_char,
+) -> Result<(&'a str, Option<&'a str>), Failure> {
+    // SAFETY: as the caller says.
+    let consumer = unsafe { optional_text(consumer, "consumer") }?.unwrap_or_default();
+    // SAFETY: as the caller says.
+    let token = unsafe { optional_text(token, "token") }?;
+    Ok((consumer, token))
+}
+
+/// Gives a handle back: the session ends, and its memory is unmapped. Null is allowed.
+///
+/// No pointer that was resolved through it may be read afterwards, and no other call may use it.
+///
+/// # Safety
+/// `attach` is null or a handle that was not given back yet.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_detach(attach: *mut Attach) {
+    guarded(|| {
+        if !attach.is_null() {
+            // SAFETY: as the caller says, it came from `Box::into_raw` and nobody uses it any more.
+            drop(unsafe { Box::from_raw(attach) });
+        }
+        Ok(())
+    });
+}
+
+/// The name of the session, for the field "session" of requests: what it asks for is held as long
+/// as this process lives. Empty for a handle of iovc_cache_attach. Null only for null; it lives as
+/// long as the handle.
+///
+/// # Safety
+/// `attach` is null or a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_session(attach: *const Attach) -> *const c_char {
+    // SAFETY: as the caller says.
+    unsafe { attach.as_ref() }.map_or(std::ptr::null(), |attach| attach.session.as_ptr())
+}
+
+/// The instance of the service, as in `iovcache.epoch` of its tables: after a restart it is another
+/// one, and headers of the one before do not resolve any more. Null only for null; it lives as long
+/// as the handle.
+///
+/// # Safety
+/// `attach` is null or a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_epoch(attach: *const Attach) -> *const c_char {
+    // SAFETY: as the caller says.
+    unsafe { attach.as_ref() }.map_or(std::ptr::null(), |attach| attach.epoch.as_ptr())
+}
+
+/// Whether the service is still there. If not (IOVC_UNAVAILABLE), what was resolved stays readable,
+/// and iovc_attach makes a new session once it is back.
+///
+/// # Safety
+/// `attach` is null or a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_check(attach: *const Attach) -> Status {
+    guarded(|| {
+        // SAFETY: as the caller says.
+        let attach = unsafe { super::borrowed(attach, "attach") }?;
+        match &attach.memory {
+            Memory::Service(attachment) => match attachment.over() {
+                None => Ok(()),
+                Some(why) => Err(Failure::new(ErrorKind::Unavailable, why)),
+            },
+            Memory::Own { .. } => Ok(()),
+        }
+    })
+}
+
+/// Unmaps segments that the service has given back. Until this is called they stay mapped, so that
+/// a pointer that is read too late meets old bytes at worst, never the end of the process.
+///
+/// Call it at a moment when no thread reads through a pointer to an object that was let go.
+///
+/// # Safety
+/// `attach` is null or a handle; as said.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_unmap_unused(attach: *const Attach) -> Status {
+    guarded(|| {
+        // SAFETY: as the caller says.
+        let attach = unsafe { super::borrowed(attach, "attach") }?;
+        match &attach.memory {
+            Memory::Service(attachment) => attachment.sweep(),
+            Memory::Own { cache, mappings } => *lock(mappings) = Arc::new(cache.mappings()),
+        }
+        // What is mapped now is kept from now on, without a gap.
+        attach.with(|_| {
+            lock(&attach.kept).retain(|kept| {
+                Arc::as_ptr(kept) == attach.newest.load(Ordering::Acquire).cast_const()
+            })
+        });
+        Ok(())
+    })
+}

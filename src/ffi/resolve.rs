@@ -1,0 +1,269 @@
+//! From MetaHeaders to pointers.
+
+use std::ffi::c_void;
+
+use super::attach::Attach;
+use super::status::{Failure, Status};
+use super::{borrowed, guarded, many, place, places};
+use crate::error::ErrorKind;
+use crate::shm::{Mappings, MetaHeader, ResolveError};
+
+/// As they stand in cells: 40 bytes, aligned or not.
+type HeaderBytes = [u8; MetaHeader::BYTES];
+
+/// # Safety
+/// `header` is null or leads to 40 readable bytes.
+#[inline]
+unsafe fn read(header: *const MetaHeader) -> Result<MetaHeader, Failure> {
+    // SAFETY: as the caller says; bytes need no alignment.
+    let bytes = unsafe { borrowed(header.cast::<HeaderBytes>(), "header") }?;
+    Ok(MetaHeader::from_array(bytes))
+}
+
+/// Finds the bytes of one header; a segment that is not mapped yet is asked for.
+#[inline]
+fn find(attach: &Attach, header: &MetaHeader) -> Result<(*const c_void, usize), ResolveError> {
+    let resolve = |mappings: &Mappings| {
+        mappings.resolve(header).map(|bytes| (bytes.as_ptr().cast(), bytes.len()))
+    };
+    match attach.with(resolve) {
+        Err(ResolveError::UnknownSegment { .. } | ResolveError::UnknownRegion { .. }) => {
+            attach.with_more(header, resolve)
+        }
+        found => found,
+    }
+}
+
+#[inline]
+fn failed(place: impl Into<Option<usize>>) -> impl FnOnce(ResolveError) -> Failure {
+    let place = place.into();
+    move |error| Failure::Resolve { error, place }
+}
+
+/// The bytes of the object that a header names: no copy is made.
+///
+/// They stay as they are for as long as the table that the header came with is held: until its
+/// timeframe is consumed, its lease is released, or the session ends. Who reads on beyond that asks
+/// iovc_still_valid afterwards.
+///
+/// @param header  40 bytes, as in a cell of a table; they need not be aligned
+/// @param data    where the pointer goes; null is written if it fails
+/// @param size    where the number of bytes goes; an object can have 0
+/// @return IOVC_FAILED_PRECONDITION if the object is not there any more, IOVC_INVALID_ARGUMENT for
+///         what is no header. No header, however forged, is a danger.
+///
+/// # Safety
+/// `attach` is null or a handle; the others are null or lead to what they say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_resolve(
+    attach: *const Attach,
+    header: *const MetaHeader,
+    data: *mut *const c_void,
+    size: *mut usize,
+) -> Status {
+    guarded(|| {
+        // SAFETY: as the caller says.
+        let data = unsafe { place(data, "data") }?;
+        // SAFETY: as the caller says.
+        let size = unsafe { place(size, "size") }?;
+        (*data, *size) = (std::ptr::null(), 0);
+        // SAFETY: as the caller says.
+        let attach = unsafe { borrowed(attach, "attach") }?;
+        // SAFETY: as the caller says.
+        let header = unsafe { read(header) }?;
+        (*data, *size) = find(attach, &header).map_err(failed(None))?;
+        Ok(())
+    })
+}
+
+/// Resolves a column of headers, as they lie one after the other in the cells of a table.
+///
+/// A cell of 40 zeros, which is what stands in a null cell, gives null and 0. All that can be
+/// resolved are, also if some cannot: these get null and 0, and the status is that of the first.
+///
+/// @param headers  `count` headers of 40 bytes
+/// @param data     place for `count` pointers
+/// @param sizes    place for `count` sizes
+///
+/// # Safety
+/// `attach` is null or a handle; the others are null or lead to what they say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_resolve_many(
+    attach: *const Attach,
+    headers: *const MetaHeader,
+    count: usize,
+    data: *mut *const c_void,
+    sizes: *mut usize,
+) -> Status {
+    guarded(|| {
+        // SAFETY: as the caller says.
+        let attach = unsafe { borrowed(attach, "attach") }?;
+        // SAFETY: as the caller says; bytes need no alignment.
+        let headers = unsafe { many(headers.cast::<HeaderBytes>(), count, "headers") }?;
+        // SAFETY: as the caller says.
+        let data = unsafe { places(data, count, "data") }?;
+        // SAFETY: as the caller says.
+        let sizes = unsafe { places(sizes, count, "sizes") }?;
+        let mut first = None;
+        // The mappings are looked up once; what is not mapped yet comes in the second round.
+        let mut later = Vec::new();
+        attach.with(|mappings| {
+            let rows = headers.iter().zip(data.iter_mut()).zip(sizes.iter_mut()).enumerate();
+            for (row, ((header, data), size)) in rows {
+                (*data, *size) = (std::ptr::null(), 0);
+                if *header == [0; MetaHeader::BYTES] {
+                    continue;
+                }
+                match mappings.resolve(&MetaHeader::from_array(header)) {
+                    Ok(bytes) => (*data, *size) = (bytes.as_ptr().cast(), bytes.len()),
+                    Err(
+                        ResolveError::UnknownSegment { .. } | ResolveError::UnknownRegion { .. },
+                    ) => later.push(row),
+                    Err(error) => {
+                        first.get_or_insert((row, error));
+                    }
+                }
+            }
+        });
+        for row in later {
+            match find(attach, &MetaHeader::from_array(&headers[row])) {
+                Ok(found) => (data[row], sizes[row]) = found,
+                Err(error) if first.is_none_or(|(earlier, _)| row < earlier) => {
+                    first = Some((row, error));
+                }
+                Err(_) => {}
+            }
+        }
+        match first {
+            None => Ok(()),
+            Some((row, error)) => Err(failed(row)(error)),
+        }
+    })
+}
+
+/// Resolves a run-end encoded column row by row: each run once, however many rows it has.
+///
+/// @param headers   the values: one header of 40 bytes per run
+/// @param run_ends  where each run ends, in rows from the start of the column; strictly rising
+/// @param runs      how many runs there are
+/// @param offset    the first row that is wanted (the offset of the Arrow array)
+/// @param rows      how many rows are wanted; the last run must reach as far
+/// @param data      place for `rows` pointers
+/// @param sizes     place for `rows` sizes
+///
+/// Cells of zeros and cells that cannot be resolved are as in iovc_resolve_many.
+///
+/// # Safety
+/// `attach` is null or a handle; the others are null or lead to what they say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_resolve_runs(
+    attach: *const Attach,
+    headers: *const MetaHeader,
+    run_ends: *const i32,
+    runs: usize,
+    offset: usize,
+    rows: usize,
+    data: *mut *const c_void,
+    sizes: *mut usize,
+) -> Status {
+    guarded(|| {
+        // SAFETY: as the caller says.
+        let attach = unsafe { borrowed(attach, "attach") }?;
+        // SAFETY: as the caller says; bytes need no alignment.
+        let headers = unsafe { many(headers.cast::<HeaderBytes>(), runs, "headers") }?;
+        // SAFETY: as the caller says.
+        let run_ends = unsafe { many(run_ends, runs, "run_ends") }?;
+        // SAFETY: as the caller says.
+        let data = unsafe { places(data, rows, "data") }?;
+        // SAFETY: as the caller says.
+        let sizes = unsafe { places(sizes, rows, "sizes") }?;
+        let wrong = |reason: String| Failure::new(ErrorKind::InvalidArgument, reason);
+        let end = offset.checked_add(rows);
+        let reached = run_ends.last().map_or(0, |end| usize::try_from(*end).unwrap_or(0));
+        if end.is_none_or(|end| end > reached) {
+            let reason = format!(
+                "[IOV-7105] the runs end at row {reached}, and {rows} rows from {offset} on are \
+                 wanted"
+            );
+            return Err(wrong(reason));
+        }
+        let rising = run_ends.iter().try_fold(0, |before, &end| (end > before).then_some(end));
+        if rising.is_none() {
+            return Err(wrong("[IOV-7106] run_ends do not rise".to_owned()));
+        }
+        let mut first = None;
+        let (mut row, mut run) = (0, run_ends.partition_point(|&end| end as usize <= offset));
+        while row < rows {
+            let until = (run_ends[run] as usize - offset).min(rows);
+            let found = if headers[run] == [0; MetaHeader::BYTES] {
+                Ok((std::ptr::null(), 0))
+            } else {
+                find(attach, &MetaHeader::from_array(&headers[run]))
+            };
+            let (pointer, size) = found.unwrap_or_else(|error| {
+                first.get_or_insert((run, error));
+                (std::ptr::null(), 0)
+            });
+            data[row..until].fill(pointer);
+            sizes[row..until].fill(size);
+            (row, run) = (until, run + 1);
+        }
+        match first {
+            None => Ok(()),
+            Some((run, error)) => Err(failed(run)(error)),
+        }
+    })
+}
+
+/// Whether what was read through the pointer of this header was still the object: IOVC_OK, or
+/// IOVC_FAILED_PRECONDITION if its block was given up meanwhile. To be asked after reading, by those
+/// who read without holding the table.
+///
+/// # Safety
+/// `attach` is null or a handle, `header` is null or leads to 40 bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_still_valid(
+    attach: *const Attach,
+    header: *const MetaHeader,
+) -> Status {
+    guarded(|| {
+        // SAFETY: as the caller says.
+        let attach = unsafe { borrowed(attach, "attach") }?;
+        // SAFETY: as the caller says.
+        let header = unsafe { read(header) }?;
+        attach.with(|mappings| {
+            if mappings.still_valid(&header) {
+                return Ok(());
+            }
+            let expected = header.hint;
+            let error = mappings.resolve(&header).err();
+            let error = error.unwrap_or(ResolveError::Stale { expected, found: 0 });
+            Err(Failure::Resolve { error, place: None })
+        })
+    })
+}
+
+/// The id of the version that a header names: a UUID, most significant byte first.
+///
+/// @param id  place for 16 bytes
+///
+/// # Safety
+/// `attach` is null or a handle; the others are null or lead to what they say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_object_id(
+    attach: *const Attach,
+    header: *const MetaHeader,
+    id: *mut u8,
+) -> Status {
+    guarded(|| {
+        // SAFETY: as the caller says.
+        let attach = unsafe { borrowed(attach, "attach") }?;
+        // SAFETY: as the caller says.
+        let header = unsafe { read(header) }?;
+        // SAFETY: as the caller says.
+        let id = unsafe { places(id, 16, "id") }?;
+        let found = attach.with(|mappings| mappings.object_id(&header)).map_err(failed(None))?;
+        id.copy_from_slice(found.as_bytes());
+        Ok(())
+    })
+}

@@ -1,0 +1,157 @@
+//! What functions return, and where the words for it are kept.
+
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char};
+
+use crate::error::{Coded, ErrorKind};
+use crate::shm::ResolveError;
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+#[allow(non_camel_case_types)]
+pub enum Status {
+    /// Done.
+    IOVC_OK = 0,
+    /// The call is wrong: null where nothing may be null, a text that is no UTF-8, a header that is
+    /// none.
+    IOVC_INVALID_ARGUMENT = 1,
+    /// Nothing valid at that time, or an unknown timeframe, table or path.
+    IOVC_NOT_FOUND = 2,
+    /// The name is taken by something else.
+    IOVC_ALREADY_EXISTS = 3,
+    /// Try again later: the service or a source is down, or memory is pinned.
+    IOVC_UNAVAILABLE = 4,
+    /// Can never fit, or over the quota.
+    IOVC_RESOURCE_EXHAUSTED = 5,
+    /// The state does not allow it: the header is stale, the lease has ended.
+    IOVC_FAILED_PRECONDITION = 6,
+    /// Who are you?
+    IOVC_UNAUTHENTICATED = 7,
+    /// You may not.
+    IOVC_PERMISSION_DENIED = 8,
+    /// The time that was given has passed.
+    IOVC_DEADLINE_EXCEEDED = 9,
+    /// A bug of iovcache.
+    IOVC_INTERNAL = 10,
+}
+
+/// Each status with what it says.
+const TEXTS: [(Status, &CStr); 11] = [
+    (Status::IOVC_OK, c"done"),
+    (Status::IOVC_INVALID_ARGUMENT, c"invalid argument"),
+    (Status::IOVC_NOT_FOUND, c"not found"),
+    (Status::IOVC_ALREADY_EXISTS, c"already exists"),
+    (Status::IOVC_UNAVAILABLE, c"unavailable: try again later"),
+    (Status::IOVC_RESOURCE_EXHAUSTED, c"can never fit, or over the quota"),
+    (Status::IOVC_FAILED_PRECONDITION, c"stale, or not in a state for this"),
+    (Status::IOVC_UNAUTHENTICATED, c"unauthenticated"),
+    (Status::IOVC_PERMISSION_DENIED, c"permission denied"),
+    (Status::IOVC_DEADLINE_EXCEEDED, c"deadline exceeded"),
+    (Status::IOVC_INTERNAL, c"internal error of iovcache"),
+];
+
+impl From<ErrorKind> for Status {
+    fn from(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::InvalidArgument => Self::IOVC_INVALID_ARGUMENT,
+            ErrorKind::NotFound => Self::IOVC_NOT_FOUND,
+            ErrorKind::AlreadyExists => Self::IOVC_ALREADY_EXISTS,
+            ErrorKind::Unavailable => Self::IOVC_UNAVAILABLE,
+            ErrorKind::ResourceExhausted => Self::IOVC_RESOURCE_EXHAUSTED,
+            ErrorKind::FailedPrecondition => Self::IOVC_FAILED_PRECONDITION,
+            ErrorKind::Unauthenticated => Self::IOVC_UNAUTHENTICATED,
+            ErrorKind::PermissionDenied => Self::IOVC_PERMISSION_DENIED,
+            ErrorKind::DeadlineExceeded => Self::IOVC_DEADLINE_EXCEEDED,
+            ErrorKind::Internal => Self::IOVC_INTERNAL,
+        }
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// A header does not resolve; in words only when somebody asks, since that can be frequent.
+    Resolve {
+        error: ResolveError,
+        /// Which of many.
+        place: Option<usize>,
+    },
+    Other {
+        kind: ErrorKind,
+        message: String,
+    },
+}
+
+impl Failure {
+    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self::Other { kind, message: message.into() }
+    }
+
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Resolve { error, .. } => error.kind(),
+            Self::Other { kind, .. } => *kind,
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Resolve { error, place: None } => error.message(),
+            Self::Resolve { error, place: Some(place) } => {
+                format!("{} (number {place})", error.message())
+            }
+            Self::Other { message, .. } => message.clone(),
+        }
+    }
+}
+
+impl<E: Coded> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(error.kind(), error.message())
+    }
+}
+
+/// The last failure of a thread, and its words once somebody asked for them.
+#[derive(Default)]
+struct Last {
+    failure: Option<Failure>,
+    text: Option<CString>,
+}
+
+thread_local! {
+    static LAST: RefCell<Last> = RefCell::default();
+}
+
+/// Keeps `failure` for `iovc_last_error`.
+#[cold]
+pub(super) fn remember(failure: Failure) -> Status {
+    let status = failure.kind().into();
+    // A thread that is ending has nobody left who asks.
+    let _ = LAST.try_with(|last| {
+        *last.borrow_mut() = Last { failure: Some(failure), text: None };
+    });
+    status
+}
+
+/// What a status says, e.g. "not found". Never null; it need not be freed.
+#[unsafe(no_mangle)]
+pub extern "C" fn iovc_strerror(status: i32) -> *const c_char {
+    let known = TEXTS.iter().find(|(known, _)| *known as i32 == status);
+    known.map_or(c"unknown status", |(_, text)| text).as_ptr()
+}
+
+/// What exactly went wrong in the last call of this thread that failed, beginning with a stable
+/// code: `[IOV-4045] stale: …`. Empty if none has failed. Never null; valid until the next call
+/// of this thread into this library.
+#[unsafe(no_mangle)]
+pub extern "C" fn iovc_last_error() -> *const c_char {
+    let text = LAST.try_with(|last| {
+        let mut last = last.borrow_mut();
+        let Last { failure, text } = &mut *last;
+        let Some(failure) = failure else { return c"".as_ptr() };
+        let make = || CString::new(failure.message().replace('\0', "?")).unwrap_or_default();
+        text.get_or_insert_with(make).as_ptr()
+    });
+    text.unwrap_or(c"".as_ptr())
+}

@@ -1,0 +1,168 @@
+//! Timestamps in, tables out: over the Arrow C Data Interface.
+//!
+//! <https://arrow.apache.org/docs/format/CDataInterface.html>
+
+use std::ffi::c_char;
+use std::time::Duration;
+
+use arrow_array::ffi::{FFI_ArrowArray, FFI_ArrowSchema, from_ffi};
+use arrow_array::{Array as _, RecordBatch, StructArray, make_array};
+use arrow_schema::{ArrowError, DataType};
+
+use super::host::Host;
+use super::status::{Failure, Status};
+use super::{borrowed, guarded, optional_text, place, places, text};
+use crate::cache::Asker;
+use crate::error::ErrorKind;
+use crate::index::Timestamps;
+use crate::table::{Register, Request, timestamps_from_array, timestamps_from_batches};
+
+/// So many bytes a lease has at most, its 0 included.
+const LEASE_BYTES: usize = 64;
+
+fn arrow(error: &ArrowError) -> Failure {
+    Failure::new(ErrorKind::InvalidArgument, format!("[IOV-7120] Arrow C data: {error}"))
+}
+
+/// Takes timestamps over: an array of them, or a struct array (a record batch) with such a column.
+///
+/// # Safety
+/// Both are null or as the Arrow C Data Interface has them.
+unsafe fn timestamps(
+    array: *mut FFI_ArrowArray,
+    schema: *mut FFI_ArrowSchema,
+) -> Result<Timestamps, Failure> {
+    // SAFETY: as the caller says; what is taken is marked as released in its place.
+    let array = unsafe { place(array, "timestamps") }?;
+    // SAFETY: as above.
+    let schema = unsafe { place(schema, "timestamps_schema") }?;
+    // SAFETY: as above.
+    let array = unsafe { FFI_ArrowArray::from_raw(array) };
+    // SAFETY: as above.
+    let schema = unsafe { FFI_ArrowSchema::from_raw(schema) };
+    if array.is_released() || schema.release().is_none() {
+        let reason = "[IOV-7121] the timestamps were released already";
+        return Err(Failure::new(ErrorKind::InvalidArgument, reason));
+    }
+    // SAFETY: as the caller says, these are what they claim to be.
+    let data = unsafe { from_ffi(array, &schema) }.map_err(|error| arrow(&error))?;
+    data.validate_full().map_err(|error| arrow(&error))?;
+    if matches!(data.data_type(), DataType::Struct(_)) {
+        let table = StructArray::from(data);
+        if table.null_count() > 0 {
+            let reason = "[IOV-7122] rows of the timestamps are null as a whole";
+            return Err(Failure::new(ErrorKind::InvalidArgument, reason));
+        }
+        return Ok(timestamps_from_batches(&[RecordBatch::from(table)])?);
+    }
+    Ok(timestamps_from_array("timestamp", &make_array(data))?)
+}
+
+/// Registers a timeframe and starts to load what it needs. While too many are in flight, or memory
+/// is short, it waits.
+///
+/// @param timeframe          its id
+/// @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
+///                           array with a column `timestamp`. Taken over, also if this fails.
+/// @param timestamps_schema  its schema; taken over too
+/// @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
+/// @param wait_ms            how long it may wait; 0: 60 s
+///
+/// # Safety
+/// `cache` is null or a handle, the others are null or as said.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_cache_register(
+    cache: *const Host,
+    timeframe: u64,
+    timestamps: *mut FFI_ArrowArray,
+    timestamps_schema: *mut FFI_ArrowSchema,
+    request: *const c_char,
+    wait_ms: u64,
+) -> Status {
+    guarded(|| {
+        // SAFETY: as the caller says.
+        let timestamps = unsafe { self::timestamps(timestamps, timestamps_schema) }?;
+        // SAFETY: as the caller says.
+        let host = unsafe { borrowed(cache, "cache") }?;
+        // SAFETY: as the caller says.
+        let register = Register::parse(unsafe { text(request, "request") }?.as_bytes())?;
+        let patience = (wait_ms > 0).then(|| Duration::from_millis(wait_ms));
+        let registered = host.cache.register(timeframe, timestamps, &register, patience);
+        host.runtime.block_on(registered)?;
+        Ok(())
+    })
+}
+
+/// Gets a table: waits until all of its objects are in shared memory, and holds them.
+///
+/// @param request  JSON, as a Flight command: `{"timeframe": 42, "consumer": "tracker"}`, or
+///                 `{"columns": {"name": "path"}, "timestamps": [ms, …]}`, with the same options
+/// @param table    where the table goes, as a struct array of one child per column: rows as the
+///                 timestamps have them, cells as `encoding` and `cell` say. To be released as the
+///                 Arrow C Data Interface says; that lets go nothing of what the cache holds.
+/// @param schema   where its schema goes
+/// @param lease    null, or place for 64 bytes: what iovc_cache_release takes. What a timeframe's
+///                 consumer was sent is let go with iovc_cache_consumed too; what nobody named a
+///                 consumer or session for, after 60 s.
+///
+/// # Safety
+/// `cache` is null or a handle; the others are null or as said. What `table` and `schema` held
+/// before is overwritten, not released.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_cache_table(
+    cache: *const Host,
+    request: *const c_char,
+    table: *mut FFI_ArrowArray,
+    schema: *mut FFI_ArrowSchema,
+    lease: *mut c_char,
+) -> Status {
+    guarded(|| {
+        if table.is_null() || schema.is_null() {
+            return Err(super::null("table or schema"));
+        }
+        // SAFETY: as the caller says; not null.
+        unsafe { table.write(FFI_ArrowArray::empty()) };
+        // SAFETY: as above.
+        unsafe { schema.write(FFI_ArrowSchema::empty()) };
+        // SAFETY: as the caller says.
+        let host = unsafe { borrowed(cache, "cache") }?;
+        // SAFETY: as the caller says.
+        let request = unsafe { optional_text(request, "request") }?;
+        let request = request.ok_or_else(|| super::null("request"))?;
+        let request = Request::parse(request.as_bytes())?;
+        let answer = host.runtime.block_on(host.cache.answer(&request, &Asker::default()))?;
+        let exported = (|| {
+            let name = answer.lease().as_str().as_bytes();
+            if !lease.is_null() {
+                // SAFETY: as the caller says, there is place for so many.
+                let place = unsafe { places(lease.cast::<u8>(), LEASE_BYTES, "lease") }?;
+                place.fill(0);
+                let length = name.len().min(LEASE_BYTES - 1);
+                place[..length].copy_from_slice(&name[..length]);
+            }
+            let batches = answer.to_batches()?;
+            let whole = match &batches[..] {
+                [only] => only.clone(),
+                _ => arrow_select::concat::concat_batches(&answer.schema(), &batches)
+                    .map_err(|error| arrow(&error))?,
+            };
+            let described = FFI_ArrowSchema::try_from(whole.schema().as_ref());
+            let described = described.map_err(|error| arrow(&error))?;
+            let array = FFI_ArrowArray::new(&StructArray::from(whole).to_data());
+            Ok::<_, Failure>((array, described))
+        })();
+        match exported {
+            Ok((array, described)) => {
+                // SAFETY: as the caller says; what stood there is empty and needs no drop.
+                unsafe { table.write(array) };
+                // SAFETY: as above.
+                unsafe { schema.write(described) };
+                Ok(())
+            }
+            Err(failure) => {
+                host.cache.release(answer.lease());
+                Err(failure)
+            }
+        }
+    })
+}
