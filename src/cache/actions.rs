@@ -239,24 +239,6 @@ impl Cache {
         }
     }
 
-    /// Looks whether everything adds up: no place both free and taken, the bytes that are pinned
-    /// those of the leases and timeframes, every object as it was published.
-    ///
-    /// It means something only while nobody asks anything.
-    ///
-    /// # Errors
-    /// All that is wrong, each in a sentence.
-    pub fn check(&self) -> Result<(), Vec<String>> {
-        let inner = &*self.0;
-        let mut faults = inner.pool.check().err().unwrap_or_default();
-        faults.extend(inner.residency.faults());
-        let mut held = inner.leases.pin_sets();
-        held.extend(inner.timeframes.pin_sets());
-        held.extend(inner.objects.pin_sets());
-        faults.extend(inner.residency.faults_of_pins(&held));
-        if faults.is_empty() { Ok(()) } else { Err(faults) }
-    }
-
     /// Takes no new work.
     pub fn drain(&self) {
         self.0.draining.cancel();

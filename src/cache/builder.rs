@@ -214,6 +214,7 @@ impl CacheBuilder {
             ahead: Default::default(),
             leases,
             objects: Default::default(),
+            hands: Arc::default(),
             limits: self.limits,
             tables: self.tables,
             polls: Mutex::default(),

@@ -47,19 +47,21 @@ pub(crate) struct Loader {
     turn: tokio::sync::Mutex<()>,
     /// How many wait for their turn, or have it.
     waiting: AtomicUsize,
+    /// How many are bringing objects in, and have pins in hand that nobody else knows of.
+    under_way: AtomicUsize,
 }
 
-/// One who waits for memory.
-struct Waiting<'a>(&'a AtomicUsize);
+/// One of those who are counted.
+struct Counted<'a>(&'a AtomicUsize);
 
-impl<'a> Waiting<'a> {
+impl<'a> Counted<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::AcqRel);
         Self(count)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -87,7 +89,13 @@ impl Loader {
         counters: Arc<Counters>,
     ) -> Self {
         let (flights, turn) = (Flights::default(), tokio::sync::Mutex::default());
-        Self { residency, source, counters, flights, turn, waiting: AtomicUsize::new(0) }
+        let (waiting, under_way) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { residency, source, counters, flights, turn, waiting, under_way }
+    }
+
+    /// Whether objects are being brought in.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.under_way.load(Ordering::Acquire) > 0
     }
 
     /// Pins every one of `versions` (distinct ids), loading what is not resident.
@@ -100,6 +108,7 @@ impl Loader {
         versions: &[Arc<ObjectInfo>],
         deadline: Instant,
     ) -> Result<HashMap<ObjectId, Got>, CacheError> {
+        let _under_way = Counted::new(&self.under_way);
         let mut got = HashMap::with_capacity(versions.len());
         self.check_known_sizes(versions)?;
         let began = Instant::now();
@@ -122,7 +131,7 @@ impl Loader {
             got.clear();
         }
         self.counters.waits.add(1);
-        let _waiting = Waiting::new(&self.waiting);
+        let _waiting = Counted::new(&self.waiting);
         let waiting = async {
             let _turn = self.turn.lock().await;
             loop {

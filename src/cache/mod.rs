@@ -65,9 +65,11 @@ mod answer;
 mod attach;
 mod builder;
 mod catalog;
+mod check;
 mod error;
 mod exchange;
 mod flight;
+mod hand;
 mod lease;
 mod loader;
 mod object;
@@ -93,6 +95,7 @@ pub use attach::PeerPolicy;
 pub use builder::{BuildError, CacheBuilder};
 pub use error::{CacheError, MissingColumn};
 pub use exchange::Exchange;
+pub use hand::InHand;
 pub use lease::LeaseId;
 pub use object::{Effective, Held, Versions};
 pub use progress::Progress;
@@ -131,6 +134,7 @@ struct Inner {
     loader: Loader,
     leases: Arc<Leases>,
     objects: object::Objects,
+    hands: Arc<hand::Hands>,
     timeframes: Arc<Timeframes>,
     slow: Arc<SlowWatch>,
     /// So many can be in flight.

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use super::resident::{Pin, PinSet, Resident};
+use super::resident::{Pin, Resident};
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::{Block, Pool, PoolError, Reservation};
 use crate::telemetry::Counters;
@@ -332,45 +332,31 @@ impl Residency {
             .collect()
     }
 
-    /// What is wrong with the objects and the bytes that are counted for them, if anything.
-    pub(crate) fn faults(&self) -> Vec<String> {
-        let residents = self.residents();
-        let mut faults: Vec<String> = residents
-            .iter()
-            .filter(|resident| !resident.block().is_intact())
-            .map(|resident| format!("{resident:?} is not as it was published"))
-            .collect();
-        let bytes = |which: &dyn Fn(&Resident) -> bool| -> u64 {
-            let chosen = residents.iter().filter(|resident| which(resident));
-            chosen.map(|resident| resident.block().charged_bytes()).sum()
-        };
-        let (all, pinned) = (bytes(&|_| true), bytes(&|resident| resident.pins() > 0));
-        if all != self.pool.used_bytes() {
-            let used = self.pool.used_bytes();
-            faults.push(format!("objects take {all} bytes, {used} are counted as used"));
+    /// What is wrong with the bytes that are counted for `residents`, if anything: the name of each
+    /// sum, and a sentence.
+    pub(super) fn faults_of_sums(
+        &self,
+        residents: &[Arc<Resident>],
+    ) -> Vec<(&'static str, String)> {
+        let pinned = residents.iter().filter(|resident| resident.pins() > 0);
+        let pinned: u64 = pinned.map(|resident| resident.block().charged_bytes()).sum();
+        let listed = self.map.shards.iter().map(|shard| {
+            let shard = lock(shard);
+            let listed = shard.values().filter_map(|place| place.candidate.as_ref());
+            listed.map(|resident| resident.block().charged_bytes()).sum::<u64>()
+        });
+        let listed: u64 = listed.sum();
+        let mut faults = Vec::new();
+        let counted = self.pinned_bytes();
+        if pinned != counted {
+            faults.push(("pinned", format!("{pinned} bytes are pinned, {counted} are counted")));
         }
-        if pinned != self.pinned_bytes() {
-            let counted = self.pinned_bytes();
-            faults.push(format!("{pinned} bytes are pinned, {counted} are counted"));
+        let counted = self.map.candidate_bytes.load(Ordering::Relaxed);
+        if listed != counted {
+            let text = format!("{listed} bytes are candidates for eviction, {counted} are counted");
+            faults.push(("candidates", text));
         }
         faults
-    }
-
-    /// Whether the pins of the objects are those of `held`, each set counted once.
-    pub(crate) fn faults_of_pins(&self, held: &[Arc<PinSet>]) -> Vec<String> {
-        let mut sets: Vec<*const PinSet> = Vec::new();
-        let mut pins: HashMap<ObjectId, u32> = HashMap::new();
-        for set in held {
-            if !sets.contains(&Arc::as_ptr(set)) {
-                sets.push(Arc::as_ptr(set));
-                set.pins().iter().for_each(|pin| *pins.entry(pin.id()).or_default() += 1);
-            }
-        }
-        let wrong = |resident: &Arc<Resident>| {
-            let held = pins.get(&resident.id()).copied().unwrap_or(0);
-            (held != resident.pins()).then(|| format!("{resident:?}: {held} are held"))
-        };
-        self.residents().iter().filter_map(wrong).collect()
     }
 
     /// How many objects are resident.

@@ -23,7 +23,8 @@ use super::table::Table;
 use crate::error::ErrorKind;
 use crate::shm::attach::Attachment;
 use crate::table::{
-    ColumnRequest, ConsumedAnswer, MessageWriter, PutAnswer, Register, SegmentsAnswer, Status,
+    CheckAnswer, ColumnRequest, ConsumedAnswer, MessageWriter, PutAnswer, Register, SegmentsAnswer,
+    Status,
 };
 
 /// How a client introduces itself.
@@ -362,6 +363,14 @@ impl Client {
     /// [`ClientError`].
     pub async fn status(&self) -> Result<Status, ClientError> {
         self.act("status", &json!({})).await
+    }
+
+    /// Whether pins, places and bytes add up in the service; `contents`: it reads every object too.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn check(&self, contents: bool) -> Result<CheckAnswer, ClientError> {
+        self.act("check", &json!({"contents": contents})).await
     }
 
     /// The segments of its shared memory.

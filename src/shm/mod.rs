@@ -39,6 +39,8 @@ mod sync;
 
 pub use area::{Kind, SharedSegment};
 pub use backing::Backing;
+#[cfg(feature = "cache")]
+pub(crate) use block::Spot;
 pub use block::{Block, Reservation};
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
 pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};

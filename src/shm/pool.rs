@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::allocator::{Allocator, Place};
 use super::area::{Area, Kind, Memory, SharedSegment};
 use super::backing::{Backing, Maker};
-use super::block::{Reservation, Taken, charge, fault_of_headers};
+use super::block::{Reservation, Spot, Taken, charge, fault_of_headers};
 use super::layout::{BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES};
 use super::region::Region;
 use super::resolver::Mappings;
@@ -116,6 +116,16 @@ pub struct PoolReport {
     pub segments: usize,
     /// Bytes that are taken in them.
     pub used_bytes: u64,
+}
+
+/// The places of a pool, as of one moment.
+#[derive(Debug)]
+pub(crate) struct Survey {
+    pub(crate) faults: Vec<String>,
+    /// Those that are taken, each with the generation of its block; 0: not published.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "for who has the objects"))]
+    pub(crate) taken: Vec<(Spot, u64)>,
+    pub(crate) report: PoolReport,
 }
 
 /// Why there is no memory.
@@ -407,15 +417,25 @@ impl Pool {
     /// All that is wrong, each in a sentence. While others reserve and give back, that can be the
     /// sum alone.
     pub fn check(&self) -> Result<PoolReport, Vec<String>> {
+        let Survey { faults, report, .. } = self.survey();
+        if faults.is_empty() { Ok(report) } else { Err(faults) }
+    }
+
+    /// Everything that [`check`](Self::check) looks at, and the places that are taken.
+    pub(crate) fn survey(&self) -> Survey {
         let state = lock(&self.0.state);
         let mut faults = Vec::new();
+        let mut taken = Vec::new();
         let mut granules = 0;
         for (id, Slot { area, allocator }) in &state.areas {
             let named = |why| format!("{} {id}: {why}", area.kind);
             faults.extend(allocator.faults().into_iter().map(named));
             for (start, length) in allocator.taken_places() {
                 let bytes = u64::from(length) * GRANULE_BYTES;
-                faults.extend(fault_of_headers(area, area.block_at(start), bytes).map(named));
+                let offset = area.block_at(start);
+                faults.extend(fault_of_headers(area, offset, bytes).map(named));
+                let generation = sync::seen(area.mapping().atomic_u64(offset));
+                taken.push((Spot { kind: area.kind, id: *id, offset }, generation));
                 granules += u64::from(length);
             }
         }
@@ -423,11 +443,8 @@ impl Pool {
         if used_bytes != self.used_bytes() {
             faults.push(format!("{used_bytes} bytes are taken, {} are counted", self.used_bytes()));
         }
-        if faults.is_empty() {
-            Ok(PoolReport { segments: state.areas.len(), used_bytes })
-        } else {
-            Err(faults)
-        }
+        let report = PoolReport { segments: state.areas.len(), used_bytes };
+        Survey { faults, taken, report }
     }
 }
 

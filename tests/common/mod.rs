@@ -109,6 +109,21 @@ impl Service {
         self.ready["http"].as_str().unwrap().trim_start_matches("http://").to_owned()
     }
 
+    /// Whether pins, places and bytes add up in it, and every object is as it was published: what
+    /// `iovcache status --check` says, and panics otherwise.
+    pub fn adds_up(&self) -> Value {
+        let told = self.check();
+        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        serde_json::from_slice(&told.stdout).unwrap()
+    }
+
+    fn check(&self) -> Output {
+        let told = run(&["status", "--check", "--contents", "--json", "--server", &self.unix()]);
+        let text = String::from_utf8_lossy(&told.stdout);
+        assert!(!String::from_utf8_lossy(&told.stderr).contains("do not add up"), "{text}");
+        told
+    }
+
     /// Sends SIGTERM and waits for the end: the exit status and what it wrote to stderr.
     pub fn stop(mut self) -> (Option<i32>, String) {
         self.signal("TERM");
@@ -141,6 +156,10 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        // Whatever a test does with it, in the end everything adds up, if it can be asked.
+        if !std::thread::panicking() && matches!(self.child.try_wait(), Ok(None)) {
+            self.check();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
