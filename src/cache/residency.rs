@@ -164,11 +164,14 @@ impl Residency {
 
     /// Room for `size_bytes`, if need be at the cost of candidates.
     ///
+    /// That the system gives no further segment is no reason to fail as long as there are
+    /// candidates in those that it gave.
+    ///
     /// # Errors
     /// [`PoolError::NoRoom`] if all that is left is pinned, and what the pool says else.
     pub(crate) fn reserve(&self, size_bytes: u64) -> Result<Reservation, PoolError> {
         match self.pool.reserve(size_bytes) {
-            Err(PoolError::NoRoom { .. }) => {}
+            Err(PoolError::NoRoom { .. } | PoolError::Segment { .. }) => {}
             other => return other,
         }
         // One evicts at a time, or two would throw out twice as much as they need.
@@ -176,7 +179,7 @@ impl Residency {
         let mut wanted_bytes = Pool::charge(size_bytes);
         loop {
             match self.pool.reserve(size_bytes) {
-                Err(error @ PoolError::NoRoom { .. }) => {
+                Err(error @ (PoolError::NoRoom { .. } | PoolError::Segment { .. })) => {
                     if self.map.candidate_bytes.load(Ordering::Relaxed) == 0 {
                         return Err(error);
                     }

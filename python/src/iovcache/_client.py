@@ -11,8 +11,9 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 import pyarrow as pa
 import pyarrow.flight as flight
 
+from ._again import until_answered
 from ._attach import Attachment
-from ._errors import FailedPrecondition, InvalidArgument, IovcacheError, translate
+from ._errors import FailedPrecondition, InvalidArgument, IovcacheError, Unavailable, translate
 from ._table import Table
 
 Columns = Mapping[str, Union[str, Mapping[str, Any]]]
@@ -20,6 +21,8 @@ Columns = Mapping[str, Union[str, Mapping[str, Any]]]
 _OPTIONS = frozenset(
     "encoding cell missing timestamps_column not_after not_before lock wait_ms session".split()
 )
+#: What is done once only cannot be told from what was not done at all.
+_ONCE = frozenset(["drop_timeframe", "release"])
 
 
 @contextlib.contextmanager
@@ -38,6 +41,7 @@ def connect(
     consumer: Optional[str] = None,
     token: Optional[str] = None,
     remote: bool = False,
+    patience: float = 60.0,
 ) -> "Client":
     """Connects to ``grpc://host:port`` or ``grpc+unix:///path/flight.sock``.
 
@@ -46,13 +50,15 @@ def connect(
         consumer: what this process calls itself.
         token: what lets it in, where a token is configured.
         remote: never attach, even on the node: objects come over the wire.
+        patience: for how long, in seconds, a call waits for a service that is gone to come back; of
+            a table, its own ``wait_ms`` counts.
 
     Raises:
         Unavailable: the service cannot be reached.
     """
-    client = Client(url, consumer=consumer, token=token, remote=remote)
+    client = Client(url, consumer=consumer, token=token, remote=remote, patience=patience)
     try:
-        client.status()
+        client._act_once("status", {})
     except BaseException:
         client.close()
         raise
@@ -69,12 +75,15 @@ class Client:
         consumer: Optional[str] = None,
         token: Optional[str] = None,
         remote: bool = False,
+        patience: float = 60.0,
     ) -> None:
         self.url = url
+        self._patience = patience
         self._consumer = consumer or f"python-{os.getpid()}"
         self._token = token
         self._lock = threading.Lock()
         self._attachment: Optional[Attachment] = None
+        self._was_attached = False
         self._remote = remote
         with _translated():
             self._flight = flight.connect(
@@ -84,6 +93,10 @@ class Client:
                     ("grpc.default_authority", "localhost"),
                     ("grpc.max_send_message_length", -1),
                     ("grpc.max_receive_message_length", -1),
+                    # Who loses a service has it again as soon as it is back: our own pauses count.
+                    ("grpc.initial_reconnect_backoff_ms", 50),
+                    ("grpc.min_reconnect_backoff_ms", 1000),
+                    ("grpc.max_reconnect_backoff_ms", 1000),
                 ],
             )
 
@@ -145,11 +158,16 @@ class Client:
         if consumer is not None:
             request["consumer"] = consumer
         request.setdefault("encoding", "run_end")
+        wait = request.get("wait_ms")
+        patience = self._patience if wait is None else wait / 1000
+        return until_answered(patience, lambda left: self._new_table(_within(request, left)))
+
+    def _new_table(self, request: Dict[str, Any]) -> Table:
         try:
             return self._table(request)
         except FailedPrecondition:
             # The service was restarted: its successor knows another session of ours.
-            if not self._forget_lost_session():
+            if "session" in request or not self._forget_lost_session():
                 raise
             return self._table(request)
 
@@ -211,6 +229,12 @@ class Client:
             about["table"] = table
         array = _array(timestamps)
         batch = pa.record_batch([array], names=["timestamp"])
+        # The same content again has the same answer.
+        return until_answered(self._patience, lambda _: self._put(timeframe, batch, about))
+
+    def _put(
+        self, timeframe: int, batch: pa.RecordBatch, about: Mapping[str, Any]
+    ) -> Dict[str, Any]:
         descriptor = flight.FlightDescriptor.for_path("timeframe", str(timeframe))
         with _translated():
             writer, reader = self._flight.do_put(descriptor, batch.schema)
@@ -267,12 +291,20 @@ class Client:
 
     def paths(self, prefix: str = "") -> Dict[str, int]:
         """The paths at a prefix and below, and how many versions each has."""
-        with _translated():
-            flights = list(self._flight.list_flights(prefix.encode()))
+        flights = until_answered(self._patience, lambda _: self._list(prefix))
         about = (json.loads(info.app_metadata) for info in flights)
         return {entry["path"]: entry["objects"] for entry in about if "path" in entry}
 
+    def _list(self, prefix: str) -> List[flight.FlightInfo]:
+        with _translated():
+            return list(self._flight.list_flights(prefix.encode()))
+
     def _act(self, name: str, body: Mapping[str, Any]) -> Dict[str, Any]:
+        if name in _ONCE:
+            return self._act_once(name, body)
+        return until_answered(self._patience, lambda _: self._act_once(name, body))
+
+    def _act_once(self, name: str, body: Mapping[str, Any]) -> Dict[str, Any]:
         with _translated():
             results = list(self._flight.do_action(flight.Action(name, json.dumps(body).encode())))
         return dict(json.loads(results[0].body.to_pybytes()))
@@ -294,7 +326,11 @@ class Client:
             assert path is not None
             try:
                 self._attachment = Attachment(path, self._consumer, self._token)
-            except IovcacheError:
+                self._was_attached = True
+            except IovcacheError as error:
+                if self._was_attached and isinstance(error, Unavailable):
+                    # Who was let in before is so again, by a service that does not end in between.
+                    raise Unavailable(str(error)) from error
                 if folder is not None:
                     raise
                 # Over TCP it is enough that objects come over the wire.
@@ -317,6 +353,11 @@ class Client:
             self._attachment = None
         attachment.close()
         return True
+
+
+def _within(request: Dict[str, Any], left: Optional[float]) -> Dict[str, Any]:
+    """The request with no more time than is left; the first time, as it is."""
+    return request if left is None else {**request, "wait_ms": int(left * 1000)}
 
 
 def _location(url: str) -> str:

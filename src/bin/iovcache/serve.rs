@@ -1,4 +1,5 @@
-//! `serve`: runs the service until SIGTERM or SIGINT.
+//! `serve`: runs the service until SIGTERM or SIGINT; the second of them does not wait for requests
+//! under way.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -19,7 +20,8 @@ use iovcache::source::{
 };
 use iovcache::{Cache, CreationLimits, Timestamp};
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::common::{Failure, parse_bytes, parse_duration, parse_mode};
 
@@ -232,23 +234,18 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     policy.uids.extend(config.allow_uids.iter().chain(&arguments.allow_uids));
     policy.gids.extend(config.allow_gids.iter().chain(&arguments.allow_gids));
 
-    let [mut terminate, mut interrupt] = [SignalKind::terminate(), SignalKind::interrupt()]
-        .map(|kind| signal(kind).map_err(|error| Failure::io("cannot listen for signals", error)));
-    let shutdown = async move {
-        let terminated = async {
-            match &mut terminate {
-                Ok(signal) => signal.recv().await,
-                Err(_) => std::future::pending().await,
-            }
-        };
-        let interrupted = async {
-            match &mut interrupt {
-                Ok(signal) => signal.recv().await,
-                Err(_) => std::future::pending().await,
-            }
-        };
-        tokio::select! { _ = terminated => {}, _ = interrupted => {} }
-        notify(sd_notify::NotifyState::Stopping);
+    let hurry = CancellationToken::new();
+    let shutdown = {
+        let (mut signals, hurry) = (Signals::listen()?, hurry.clone());
+        async move {
+            signals.next().await;
+            notify(sd_notify::NotifyState::Stopping);
+            // Who says it twice does not want to wait.
+            tokio::spawn(async move {
+                signals.next().await;
+                hurry.cancel();
+            });
+        }
     };
     if let Some(limit) = sd_notify::watchdog_enabled() {
         tokio::spawn(say_that_it_lives(limit));
@@ -262,9 +259,25 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         notify(sd_notify::NotifyState::Ready);
     };
     let ccdb_answer = arguments.ccdb_answer.unwrap_or(config.ccdb_server.answer);
-    let options = ServeOptions { policy, ccdb_answer, ..ServeOptions::default() };
+    let options = ServeOptions { policy, ccdb_answer, hurry, ..ServeOptions::default() };
     iovcache::server::run(listeners, cache, options, shutdown, tell).await?;
     Ok(())
+}
+
+/// SIGTERM and SIGINT.
+struct Signals([Signal; 2]);
+
+impl Signals {
+    fn listen() -> Result<Self, Failure> {
+        let listen =
+            |kind| signal(kind).map_err(|error| Failure::io("cannot listen for signals", error));
+        Ok(Self([listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?]))
+    }
+
+    async fn next(&mut self) {
+        let [terminate, interrupt] = &mut self.0;
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    }
 }
 
 /// Tells systemd, where it listens.
