@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::ccdb::CcdbServerConfig;
+use super::limits::Limits;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::Timestamp;
 use crate::object::ObjectPath;
@@ -39,10 +40,14 @@ pub struct Config {
     pub not_after: Option<Timestamp>,
     /// Only versions created at or after this are seen (ms).
     pub not_before: Option<Timestamp>,
-    /// Users that may attach, beside the service's own and root.
+    /// Users that may connect to the Unix sockets, beside the service's own and root.
     pub allow_uids: Vec<u32>,
-    /// Groups that may attach.
+    /// Groups whose members may.
     pub allow_gids: Vec<u32>,
+    /// The file with the keys of those who may.
+    pub tokens: Option<PathBuf>,
+    /// Whether others than this node may connect without TLS or keys.
+    pub insecure: bool,
     /// Sources, asked in order.
     #[serde(rename = "source")]
     pub sources: Vec<SourceConfig>,
@@ -52,6 +57,10 @@ pub struct Config {
     /// What holds for single paths: `[[path]]`; the longest that fits counts.
     #[serde(rename = "path")]
     pub paths: Vec<PathConfig>,
+    /// TLS for Flight over TCP: `[tls]`.
+    pub tls: Option<TlsConfig>,
+    /// What clients can take of the transport: `[limits]`.
+    pub limits: Limits,
     /// Limits and habits with CCDB servers: `[ccdb]`.
     pub ccdb: CcdbOptions,
     /// The service as a CCDB to its neighbours: `[ccdb_server]`.
@@ -69,6 +78,18 @@ pub struct SourceConfig {
     /// It is asked only for these paths and those below them; empty: for all.
     #[serde(default)]
     pub paths: Vec<String>,
+}
+
+/// The files for TLS, all PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The certificate and its chain.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The authority that signs clients' certificates.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// What holds for a path and those below it.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use iovcache::cache::{ConsumerLimits, PeerPolicy, SlowConsumer};
+use iovcache::cache::{ConsumerLimits, SlowConsumer};
 use iovcache::server::{
     Answering, Config, ListenOptions, Listeners, MissingConfig, PathConfig, RemapConfig,
     ServeOptions, SourceConfig,
@@ -21,6 +21,7 @@ use iovcache::{Cache, CreationLimits, Timestamp};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::access::AccessArguments;
 use crate::common::{Failure, parse_bytes, parse_duration, parse_mode};
 
 #[derive(Debug, Args)]
@@ -36,8 +37,8 @@ pub(crate) struct Arguments {
     /// $XDG_RUNTIME_DIR, else /tmp.
     #[arg(long, value_name = "FOLDER")]
     socket: Option<PathBuf>,
-    /// The mode of both sockets, in octal: 0660 lets the folder's group connect. Who may attach is
-    /// decided by --allow-uid and --allow-gid too.
+    /// The mode of both sockets, in octal: by default 0660, which lets the folder's group reach them.
+    /// Who may is decided by --allow-uid and --allow-gid too.
     #[arg(long, value_name = "MODE")]
     socket_mode: Option<String>,
     /// Where /metrics, /healthz and /readyz are; port 0 picks one.
@@ -84,12 +85,8 @@ pub(crate) struct Arguments {
     /// The id of that region.
     #[arg(long, value_name = "ID", requires = "region")]
     region_id: Option<u16>,
-    /// A user that may attach, beside one's own and root (may be given several times).
-    #[arg(long = "allow-uid", value_name = "UID")]
-    allow_uids: Vec<u32>,
-    /// A group that may attach (may be given several times).
-    #[arg(long = "allow-gid", value_name = "GID")]
-    allow_gids: Vec<u32>,
+    #[command(flatten)]
+    access: AccessArguments,
     /// How many timeframes can be in flight; who registers one more waits.
     #[arg(long, value_name = "N", default_value_t = 4_096)]
     max_timeframes: usize,
@@ -106,6 +103,9 @@ pub(crate) struct Arguments {
     /// Timeframes that one consumer may hold.
     #[arg(long, value_name = "N")]
     quota_timeframes: Option<u64>,
+    /// Requests of one consumer that are answered at a time.
+    #[arg(long, value_name = "N")]
+    quota_requests: Option<u64>,
     /// For how long a consumer may hold a table, and leave a timeframe that is ready alone.
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     slow_after: Option<Duration>,
@@ -196,6 +196,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         .consumer_limits(ConsumerLimits {
             quota_bytes: arguments.quota_bytes,
             quota_timeframes: arguments.quota_timeframes,
+            quota_requests: arguments.quota_requests,
             slow_after: arguments.slow_after,
             slow_consumer: arguments.slow_consumer,
         })
@@ -206,10 +207,18 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         let (host, port) = HTTP;
         (host, if flight.port() == 0 { 0 } else { port }).into()
     });
+    let ccdb = arguments.ccdb.or(config.ccdb_server.listen);
+    let files = arguments.access.files(&config);
+    let (access, tls) = (files.access()?, files.tls()?);
+    if !files.insecure {
+        access.check_exposed(flight, tls.is_some())?;
+        ccdb.map_or(Ok(()), |address| access.check_exposed_ccdb(address))?;
+    }
     let listeners = Listeners::bind(&ListenOptions {
         flight: Some(flight),
+        tls: tls.is_some(),
         http: Some(http),
-        ccdb: arguments.ccdb.or(config.ccdb_server.listen),
+        ccdb,
         socket_mode: match arguments.socket_mode.as_ref().or(config.socket_mode.as_ref()) {
             Some(mode) => parse_mode(mode).map_err(Failure::usage)?,
             None => ListenOptions::default().socket_mode,
@@ -228,9 +237,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     if let Some(url) = listeners.ccdb_url() {
         ready["ccdb"] = url.into();
     }
-    let mut policy = PeerPolicy::default();
-    policy.uids.extend(config.allow_uids.iter().chain(&arguments.allow_uids));
-    policy.gids.extend(config.allow_gids.iter().chain(&arguments.allow_gids));
+    open_many_files();
+    tokio::spawn(files.reload_on_hangup(access.clone(), tls.clone()));
 
     let [mut terminate, mut interrupt] = [SignalKind::terminate(), SignalKind::interrupt()]
         .map(|kind| signal(kind).map_err(|error| Failure::io("cannot listen for signals", error)));
@@ -262,9 +270,20 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         notify(sd_notify::NotifyState::Ready);
     };
     let ccdb_answer = arguments.ccdb_answer.unwrap_or(config.ccdb_server.answer);
-    let options = ServeOptions { policy, ccdb_answer, ..ServeOptions::default() };
+    let limits = config.limits.clone();
+    let options = ServeOptions { access, tls, limits, ccdb_answer, ..ServeOptions::default() };
     iovcache::server::run(listeners, cache, options, shutdown, tell).await?;
     Ok(())
+}
+
+/// As many descriptors as the system allows: each connection and segment has one, and the usual
+/// limit of 1,024 is there for programs that use select(2).
+fn open_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Tells systemd, where it listens.
