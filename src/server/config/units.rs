@@ -118,7 +118,7 @@ impl fmt::Display for TimeSpan {
             (1_000_000, "ms"),
         ];
         let nanos = self.0.as_nanos();
-        match UNITS.into_iter().find(|(unit, _)| nanos != 0 && nanos % unit == 0) {
+        match UNITS.into_iter().find(|(unit, _)| nanos != 0 && nanos.is_multiple_of(*unit)) {
             Some((unit, name)) => write!(f, "{}{name}", nanos / unit),
             None => write!(f, "{}ms", self.0.as_secs_f64() * 1e3),
         }
