@@ -58,7 +58,7 @@ pub(super) fn accept(
         connections: limits.connections,
         per_peer: limits.connections_per_peer,
     };
-    let handshake = limits.handshake();
+    let handshake = limits.handshake.duration();
     let cache = cache.clone();
     tokio::spawn(async move {
         let mut entering = JoinSet::new();

@@ -12,7 +12,7 @@ use futures::stream::{self, Stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::intake::Intake;
-use super::limits::Limits;
+use super::limits::{Limits, in_memory};
 use crate::cache::Cache;
 use crate::table::action_types;
 
@@ -30,8 +30,8 @@ pub(super) struct Service {
 
 impl Service {
     pub(super) fn new(cache: Cache, limits: &Limits) -> Self {
-        let (intake, message_pause) = (Intake::new(limits.intake_bytes), limits.message_pause());
-        Self { cache, intake, message_pause }
+        let intake = Intake::new(in_memory(limits.intake));
+        Self { cache, intake, message_pause: limits.message_pause.duration() }
     }
 }
 

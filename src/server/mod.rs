@@ -44,7 +44,9 @@ use tower::layer::util::{Identity as Bare, Stack};
 pub use auth::{Access, Denied, Exposed, Identity, Keys, KeysError, Role};
 pub use ccdb::{Answering, CcdbServerConfig};
 pub use config::{
-    Config, ConfigError, MissingConfig, PathConfig, RemapConfig, SourceConfig, TlsConfig,
+    ByteSize, Config, ConfigError, ConfigFault, Document, Key, LogFormat, MissingConfig, Origin,
+    PathConfig, RemapConfig, Said, Section, SectionForm, SegmentBacking, Settings, SocketMode,
+    SourceConfig, TimeSpan, TlsConfig, sections,
 };
 pub use foreign::timestamps_of_messages;
 pub use limits::Limits;
@@ -55,6 +57,7 @@ use self::auth::GuardLayer;
 use self::connection::Door;
 use self::flight::Service;
 use self::http::Readiness;
+use self::limits::in_memory;
 use crate::cache::Cache;
 use crate::error::{Code, Coded, ErrorKind};
 
@@ -214,19 +217,19 @@ fn router(
     let reflection_v1 = reflection().build_v1().map_err(ServeError::Reflection)?;
     let reflection_v1alpha = reflection().build_v1alpha().map_err(ServeError::Reflection)?;
     let flight = FlightServiceServer::new(Service::new(cache.clone(), limits))
-        .max_decoding_message_size(limits.message_bytes)
+        .max_decoding_message_size(in_memory(limits.message))
         .max_encoding_message_size(usize::MAX);
     let guard = GuardLayer::new(options.access.clone(), cache.clone(), limits.calls);
     let router = tonic::transport::Server::builder()
         .max_concurrent_streams(Some(limits.streams))
         .http2_max_pending_accept_reset_streams(Some(limits.resets))
         .http2_max_local_error_reset_streams(Some(limits.resets))
-        .http2_max_header_list_size(Some(limits.header_bytes))
+        .http2_max_header_list_size(u32::try_from(limits.headers.bytes()).unwrap_or(u32::MAX))
         .max_frame_size(Some(Limits::FRAME_BYTES))
         .initial_stream_window_size(Some(Limits::WINDOW_BYTES))
         .initial_connection_window_size(Some(Limits::WINDOW_BYTES))
-        .http2_keepalive_interval(Some(limits.keepalive()))
-        .http2_keepalive_timeout(Some(limits.keepalive()))
+        .http2_keepalive_interval(Some(limits.keepalive.duration()))
+        .http2_keepalive_timeout(Some(limits.keepalive.duration()))
         .layer(guard)
         .add_service(flight)
         .add_service(health_service)

@@ -145,7 +145,7 @@ async fn keys_can_stand_in_the_environment() {
     let keys = std::fs::read_to_string(files.keys(&ALL_ROLES)).unwrap();
     let service = crate::common::Service::start_with(
         &["--source", &format!("file://{}", files.repository().display())],
-        &[("IOVCACHE_TOKENS", &keys)],
+        &[("IOVCACHE_KEYS", &keys)],
     );
     assert_eq!(why(client(&service.tcp(), "").await.status().await), NO_TOKEN);
     assert_eq!(why(client(&service.tcp(), "reader").await.status().await), None);

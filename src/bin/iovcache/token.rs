@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use iovcache::server::{Keys, Role};
+use iovcache::server::{Keys, Role, TimeSpan};
 use iovcache::{Secret, Timestamp};
 
-use crate::common::{Failure, now, out, parse_duration};
+use crate::common::{Failure, now, out};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
 fn days(text: &str) -> Result<Duration, String> {
     match text.strip_suffix('d').map(str::parse::<u32>) {
         Some(Ok(days)) => Ok(Duration::from_secs(u64::from(days) * 86_400)),
-        _ => parse_duration(text),
+        _ => text.parse().map(TimeSpan::duration),
     }
 }
 
