@@ -16,14 +16,20 @@ use crate::table::DecodeError;
 pub enum ClientError {
     /// The address is none.
     #[error(
-        "{url:?} is no address of a service: {reason}; expected grpc://host:port or \
-             grpc+unix:///path/flight.sock"
+        "{url:?} is no address of a service: {reason}; expected grpc://host:port, \
+             grpc+tls://host:port or grpc+unix:///path/flight.sock"
     )]
     Address {
         /// What was given.
         url: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The token is not sent.
+    #[error("the token is not sent: {reason}")]
+    Token {
+        /// Why.
+        reason: &'static str,
     },
     /// The service cannot be reached.
     #[error("cannot reach {url}: {reason}")]
@@ -119,10 +125,7 @@ impl ClientError {
             | tonic::Code::DataLoss => ErrorKind::Internal,
         };
         let text = status.message();
-        let coded = text.strip_prefix("[IOV-").and_then(|rest| {
-            let (number, message) = rest.split_once("] ")?;
-            Some((Code(number.parse().ok()?), message))
-        });
+        let coded = Code::of_message(text);
         // What the transport says of itself has a cause; what a service says has none.
         let told = std::error::Error::source(status).is_none();
         if coded.is_none() && (status.code() == tonic::Code::Unavailable || !told) {
@@ -172,9 +175,10 @@ impl From<Status> for ClientError {
 impl Coded for ClientError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Address { .. } | Self::NoSuchColumn { .. } | Self::NoSuchRow { .. } => {
-                ErrorKind::InvalidArgument
-            }
+            Self::Address { .. }
+            | Self::Token { .. }
+            | Self::NoSuchColumn { .. }
+            | Self::NoSuchRow { .. } => ErrorKind::InvalidArgument,
             Self::Connect { .. } | Self::Lost { .. } => ErrorKind::Unavailable,
             Self::Service { kind, .. } => *kind,
             Self::Answer { .. } => ErrorKind::Internal,
@@ -193,7 +197,7 @@ impl Coded for ClientError {
         match self {
             Self::Address { .. } => Code(7001),
             Self::Connect { .. } => Code(7002),
-            Self::Lost { .. } => Code(7007),
+            Self::Lost { .. } => Code(7008),
             Self::Service { code, .. } => *code,
             Self::Answer { .. } => Code(7003),
             Self::Decode(error) => error.code(),
@@ -202,6 +206,7 @@ impl Coded for ClientError {
             Self::NoSuchColumn { .. } => Code(7004),
             Self::NoSuchRow { .. } => Code(7005),
             Self::Io { .. } => Code(7006),
+            Self::Token { .. } => Code(7007),
         }
     }
 }
