@@ -10,6 +10,7 @@ mod copy;
 mod demo;
 mod import;
 mod ls;
+mod memory;
 mod papers;
 mod picture;
 mod put;

@@ -12,7 +12,6 @@ use iovcache::server::{
     Answering, Config, ListenOptions, Listeners, MissingConfig, PathConfig, RemapConfig,
     ServeOptions, SourceConfig,
 };
-use iovcache::shm::{Backing, PoolOptions, Region};
 use iovcache::source::{
     ChainSource, DiskSource, Link, PathPolicy, Policies, PolicySource, Remap, Source,
     SourceOptions, WhenMissing, split_prefixes,
@@ -22,6 +21,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::common::{Failure, parse_bytes, parse_duration, parse_mode};
+use crate::memory::{MemoryArguments, size};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -51,12 +51,8 @@ pub(crate) struct Arguments {
     /// address), or body (200 with the bytes at once).
     #[arg(long, value_name = "HOW", value_parser = answering)]
     ccdb_answer: Option<Answering>,
-    /// Shared memory in all.
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
-    memory: Option<u64>,
-    /// Shared memory of one segment.
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
-    segment: Option<u64>,
+    #[command(flatten)]
+    memory: MemoryArguments,
     /// What is put into a repository is seen within this.
     #[arg(long, value_name = "TIME")]
     refresh: Option<String>,
@@ -66,24 +62,6 @@ pub(crate) struct Arguments {
     /// Only versions created at or after this are seen (ms).
     #[arg(long, value_name = "MS", allow_negative_numbers = true)]
     not_before: Option<i64>,
-    /// What segments are made of: memfd (sealed), or shm (named files in --shm-folder).
-    #[arg(long, value_enum, default_value_t = BackingKind::Memfd)]
-    backing: BackingKind,
-    /// The folder of named segments.
-    #[arg(long, value_name = "FOLDER", default_value = "/dev/shm/iovcache")]
-    shm_folder: PathBuf,
-    /// Name the segments as FairMQ's managed segments of this session, instead.
-    #[arg(long, value_name = "ID", requires = "fairmq_segment", conflicts_with = "region")]
-    fairmq_shmid: Option<String>,
-    /// The number of the first of them; those below are FairMQ's own.
-    #[arg(long, value_name = "N", requires = "fairmq_shmid")]
-    fairmq_segment: Option<u16>,
-    /// An existing shared-memory file that somebody else owns: all objects go there, unmanaged.
-    #[arg(long, value_name = "FILE", requires = "region_id")]
-    region: Option<PathBuf>,
-    /// The id of that region.
-    #[arg(long, value_name = "ID", requires = "region")]
-    region_id: Option<u16>,
     /// A user that may attach, beside one's own and root (may be given several times).
     #[arg(long = "allow-uid", value_name = "UID")]
     allow_uids: Vec<u32>,
@@ -98,10 +76,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     disk: Option<PathBuf>,
     /// How much room the folder may take.
-    #[arg(long, value_name = "BYTES", value_parser = bytes, requires = "disk")]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, requires = "disk")]
     disk_size: Option<u64>,
     /// Bytes that one consumer may pin.
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     quota_bytes: Option<u64>,
     /// Timeframes that one consumer may hold.
     #[arg(long, value_name = "N")]
@@ -116,16 +94,6 @@ pub(crate) struct Arguments {
     /// A configuration in TOML; what stands on the command line counts more.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum BackingKind {
-    Memfd,
-    Shm,
-}
-
-fn bytes(text: &str) -> Result<u64, String> {
-    parse_bytes(text)
 }
 
 fn answering(text: &str) -> Result<Answering, String> {
@@ -148,30 +116,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         None => Config::default(),
         Some(file) => crate::config::read(file)?,
     };
-    let size =
-        |given: Option<u64>, configured: &Option<String>, default: u64| match (given, configured) {
-            (Some(bytes), _) => Ok(bytes),
-            (None, Some(text)) => parse_bytes(text).map_err(Failure::usage),
-            (None, None) => Ok(default),
-        };
-    let defaults = PoolOptions::default();
-    let region = match (&arguments.region, arguments.region_id) {
-        (Some(file), Some(id)) => Some(Region::open(file, id)?),
-        _ => None,
-    };
-    let memory = PoolOptions {
-        memory_bytes: size(arguments.memory, &config.memory, defaults.memory_bytes)?,
-        segment_bytes: size(arguments.segment, &config.segment, defaults.segment_bytes)?,
-        backing: match (&arguments.fairmq_shmid, arguments.fairmq_segment, arguments.backing) {
-            (Some(shmid), Some(first_segment), _) => {
-                Backing::FairMq { shmid: shmid.clone(), first_segment }
-            }
-            (_, _, BackingKind::Memfd) => Backing::Memfd,
-            (_, _, BackingKind::Shm) => Backing::Folder(arguments.shm_folder.clone()),
-        },
-        region,
-        first_generation: None,
-    };
+    let memory = arguments.memory.options(&config)?;
+    let shmid = memory.backing.fairmq_shmid().map(str::to_owned);
     let millis = |given: Option<i64>, configured| given.map(Timestamp::from_millis).or(configured);
     let limits = CreationLimits {
         not_before: millis(arguments.not_before, config.not_before),
@@ -180,7 +126,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let policies = policies(&config)?;
     let mut source = source(&arguments, &config)?;
     if let Some(folder) = arguments.disk.as_ref().or(config.disk.as_ref()) {
-        let limit_bytes = size(arguments.disk_size, &config.disk_size, DISK_BYTES)?;
+        let limit_bytes = size(arguments.disk_size, config.disk_size.as_ref(), DISK_BYTES)?;
         source = Arc::new(DiskSource::open(folder, limit_bytes, source)?);
     }
     if !config.paths.is_empty() {
@@ -227,6 +173,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     });
     if let Some(url) = listeners.ccdb_url() {
         ready["ccdb"] = url.into();
+    }
+    if let Some(shmid) = shmid {
+        ready["fairmq"] = json!({"shmid": shmid, "segments": cache.segments().segments});
     }
     let mut policy = PeerPolicy::default();
     policy.uids.extend(config.allow_uids.iter().chain(&arguments.allow_uids));
