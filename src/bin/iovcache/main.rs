@@ -18,6 +18,7 @@ mod settings;
 mod status;
 mod table;
 mod timeline;
+mod token;
 
 use std::process::ExitCode;
 
@@ -63,6 +64,8 @@ enum Command {
     Status(status::Arguments),
     /// Show all of it at work, without any file or server.
     Demo(demo::Arguments),
+    /// Make a token that lets a client in, and its entry for `serve --tokens`.
+    Token(token::Arguments),
     /// Check a configuration, or show what it comes to.
     Config(config::Arguments),
     /// Write the completions of a shell to stdout.
@@ -115,6 +118,7 @@ fn main() -> ExitCode {
             Command::Timeline(arguments) => timeline::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
             Command::Demo(arguments) => demo::run(arguments).await,
+            Command::Token(arguments) => token::run(&arguments),
             Command::Config(arguments) => config::run(arguments, &log, matches),
             Command::Completions(arguments) => papers::completions(&arguments),
             Command::Man => papers::man(),

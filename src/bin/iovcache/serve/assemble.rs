@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iovcache::cache::{ConsumerLimits, PeerPolicy};
+use iovcache::cache::ConsumerLimits;
 use iovcache::server::{
     Config, ListenOptions, MissingConfig, PathConfig, RemapConfig, SegmentBacking, ServeOptions,
     SourceConfig, TimeSpan,
@@ -16,6 +16,7 @@ use iovcache::{Cache, CreationLimits};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::access::AccessFiles;
 use crate::common::Failure;
 
 /// The cache, and what is to be registered with FairMQ, if anything is.
@@ -43,6 +44,7 @@ pub(super) fn cache(config: &Config) -> Result<(Cache, Option<Value>), Failure> 
         .consumer_limits(ConsumerLimits {
             quota_bytes: config.quota_bytes.map(|size| size.bytes()),
             quota_timeframes: config.quota_timeframes,
+            quota_requests: config.quota_requests,
             slow_after: config.slow_after.map(TimeSpan::duration),
             slow_consumer: config.slow_consumer,
         })
@@ -54,6 +56,7 @@ pub(super) fn cache(config: &Config) -> Result<(Cache, Option<Value>), Failure> 
 pub(super) fn listen_options(config: &Config) -> ListenOptions {
     ListenOptions {
         flight: Some(config.listen),
+        tls: config.tls.certificate.is_some(),
         http: Some(config.http()),
         ccdb: config.ccdb_server.listen,
         socket_mode: config.socket_mode.bits(),
@@ -61,11 +64,20 @@ pub(super) fn listen_options(config: &Config) -> ListenOptions {
     }
 }
 
-pub(super) fn serve_options(config: &Config) -> ServeOptions {
-    let mut policy = PeerPolicy::default();
-    policy.uids.extend(&config.allow_uids);
-    policy.gids.extend(&config.allow_gids);
-    ServeOptions { policy, ccdb_answer: config.ccdb_server.answer, ..ServeOptions::default() }
+pub(super) fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
+    let files = AccessFiles(config);
+    let (access, tls) = (files.access()?, files.tls()?);
+    if !config.insecure {
+        access.check_exposed(config.listen, tls.is_some())?;
+        config.ccdb_server.listen.map_or(Ok(()), |at| access.check_exposed_ccdb(at))?;
+    }
+    Ok(ServeOptions {
+        access,
+        tls,
+        limits: config.limits.clone(),
+        ccdb_answer: config.ccdb_server.answer,
+        ..ServeOptions::default()
+    })
 }
 
 /// FairMQ's id of a session of ours.
