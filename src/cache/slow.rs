@@ -24,6 +24,7 @@ use crate::telemetry::Counters;
 /// What becomes of a consumer that holds a table for too long.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub enum SlowConsumer {
     /// It is told once, in the log, and counted.
     #[default]

@@ -35,7 +35,11 @@ use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::ServingStatus;
 
 pub use ccdb::{Answering, CcdbServerConfig};
-pub use config::{Config, ConfigError, MissingConfig, PathConfig, RemapConfig, SourceConfig};
+pub use config::{
+    ByteSize, Config, ConfigError, ConfigFault, Document, Key, LogFormat, MissingConfig, Origin,
+    PathConfig, RemapConfig, Said, Section, SectionForm, SegmentBacking, Settings, SocketMode,
+    SourceConfig, TimeSpan, sections,
+};
 pub use listen::{ListenError, ListenOptions, Listeners};
 
 use self::flight::Service;

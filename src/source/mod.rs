@@ -35,7 +35,7 @@ pub use chain::{ChainSource, Link, Remap};
 pub use copy::{Copied, CopyError, Destination, Selection, copy};
 pub use disk::DiskSource;
 pub use memory::MemorySource;
-pub use open::{SourceOptions, open, split_prefixes};
+pub use open::{SourceOptions, check_url, open, split_prefixes};
 pub use policy::{PathPolicy, Policies, PolicySource, WhenMissing};
 
 /// What a source knows of a path around a timestamp.

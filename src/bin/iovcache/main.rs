@@ -15,31 +15,25 @@ mod papers;
 mod picture;
 mod put;
 mod serve;
+mod settings;
 mod status;
 mod table;
 mod timeline;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::common::Failure;
+use crate::settings::Given;
 
 /// Keeps condition objects in shared memory for the time in which they are valid, and answers
 /// Arrow Flight requests with tables of their MetaHeaders.
 #[derive(Debug, Parser)]
 #[command(name = "iovcache", version, propagate_version = true)]
 pub(crate) struct Program {
-    /// What is logged on stderr: error, warn, info, debug, trace, or a filter like
-    /// `iovcache=debug`.
-    #[arg(
-        long,
-        global = true,
-        env = "IOVCACHE_LOG",
-        default_value = "warn",
-        value_name = "FILTER"
-    )]
-    log: String,
+    #[command(flatten)]
+    log: serve::LogArguments,
     #[command(subcommand)]
     command: Command,
 }
@@ -80,11 +74,28 @@ enum Command {
     Man,
 }
 
+/// The commands with all of their options.
+pub(crate) fn program() -> clap::Command {
+    Program::command()
+        .mut_arg("log", settings::in_environment)
+        .mut_arg("log_format", settings::in_environment)
+        .mut_subcommand("serve", settings::dress)
+        .mut_subcommand("config", |config| config.mut_subcommand("show", settings::dress))
+}
+
 fn main() -> ExitCode {
-    let program = Program::parse();
-    if let Err(failure) = common::log_to_stderr(&program.log) {
+    let matches = program().get_matches();
+    let program = Program::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let Program { log, command } = program;
+    // A service logs as its configuration says, which is yet to be read.
+    let begun = match command {
+        Command::Serve(_) => Ok(()),
+        _ => common::log_to_stderr(&log.filter(), log.format()),
+    };
+    if let Err(failure) = begun {
         return failure.tell();
     }
+    let matches = matches.subcommand().map_or(&matches, |(_, matches)| matches);
     // Each thread keeps memory of its own: with tokio's 512, ten thousand small objects cost twice
     // as much as they need.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -96,8 +107,8 @@ fn main() -> ExitCode {
         Err(error) => return Failure::io("cannot start", error).tell(),
     };
     let done = runtime.block_on(async {
-        match program.command {
-            Command::Serve(arguments) => serve::run(*arguments).await,
+        match command {
+            Command::Serve(arguments) => serve::run(&Given::new(&arguments, &log, matches)?).await,
             Command::Put(arguments) => put::run(arguments).await,
             Command::Import(arguments) => import::run(arguments).await,
             Command::Copy(arguments) => copy::run(*arguments).await,
@@ -108,7 +119,7 @@ fn main() -> ExitCode {
             Command::Status(arguments) => status::run(arguments).await,
             Command::Demo(arguments) => demo::run(arguments).await,
             Command::Bench(arguments) => bench::run(*arguments).await,
-            Command::Config(arguments) => config::run(&arguments),
+            Command::Config(arguments) => config::run(arguments, &log, matches),
             Command::Completions(arguments) => papers::completions(&arguments),
             Command::Man => papers::man(),
         }

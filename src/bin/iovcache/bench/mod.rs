@@ -19,6 +19,7 @@ mod histogram;
 mod load;
 mod options;
 mod plot;
+mod plots;
 mod process;
 mod profile;
 mod report;

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use iovcache::server::{ByteSize, TimeSpan};
 
 use super::profile::Part;
-use crate::common::{Failure, parse_bytes, parse_duration};
+use crate::common::Failure;
 
 /// Each profile runs for so long, and with `--quick`.
 const DURATION: Duration = Duration::from_secs(10);
@@ -23,8 +24,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, value_name = "PART", value_delimiter = ',')]
     pub(super) profile: Vec<Part>,
     /// For how long each rate of a profile runs. [default: 10s, with --quick 2s]
-    #[arg(long, short, value_name = "TIME", value_parser = parse_duration)]
-    pub(super) duration: Option<Duration>,
+    #[arg(long, short, value_name = "TIME")]
+    pub(super) duration: Option<TimeSpan>,
     /// Timeframes per second, whether or not the service keeps up; several with a comma between are
     /// measured one after the other. [default: that of the profile]
     #[arg(long, short = 'R', value_name = "RATE", value_delimiter = ',', value_parser = rate)]
@@ -34,8 +35,8 @@ pub(crate) struct Arguments {
     pub(super) consumers: Option<u16>,
     /// The service's shared memory, to which the objects are scaled. [default: 1GiB, with --quick
     /// 128MiB]
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
-    pub(super) memory: Option<u64>,
+    #[arg(long, value_name = "BYTES")]
+    pub(super) memory: Option<ByteSize>,
     /// A short run with less memory and fewer consumers: shows that all of it works.
     #[arg(long)]
     pub(super) quick: bool,
@@ -78,10 +79,6 @@ pub(super) enum Role {
     Service,
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
-    parse_bytes(text)
-}
-
 /// A number above zero.
 fn rate(text: &str) -> Result<f64, String> {
     let rate = text.parse::<f64>().ok().filter(|rate| rate.is_finite() && *rate > 0.0);
@@ -101,14 +98,15 @@ impl Arguments {
     }
 
     pub(super) fn duration(&self) -> Duration {
-        self.duration.unwrap_or(if self.quick { QUICK_DURATION } else { DURATION })
+        let default = if self.quick { QUICK_DURATION } else { DURATION };
+        self.duration.map_or(default, TimeSpan::duration)
     }
 
     /// # Errors
     /// If it is too little.
     pub(super) fn memory_bytes(&self) -> Result<u64, Failure> {
         let default = if self.quick { QUICK_MEMORY_BYTES } else { MEMORY_BYTES };
-        match self.memory.unwrap_or(default) {
+        match self.memory.map_or(default, ByteSize::bytes) {
             little if little < LEAST_MEMORY_BYTES => Err(Failure::usage(format!(
                 "--memory: {little} bytes hold no profile, at least {LEAST_MEMORY_BYTES} do"
             ))),

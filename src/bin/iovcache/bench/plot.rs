@@ -120,7 +120,7 @@ impl Range {
                 let all: Vec<f64> = decades
                     .flat_map(|decade| steps.iter().map(move |step| step * 10_f64.powi(decade)))
                     .collect();
-                let from = all.iter().copied().filter(|tick| *tick <= least * 1.0001).last();
+                let from = all.iter().copied().rfind(|tick| *tick <= least * 1.0001);
                 let to = all.iter().copied().find(|tick| *tick >= most * 0.9999);
                 let (from, to) = (from.unwrap_or(least), to.unwrap_or(most));
                 let ticks = all.into_iter().filter(|tick| (from..=to).contains(tick)).collect();

@@ -42,6 +42,12 @@ impl Drop for Folder {
 pub(super) fn spawn(prepare: impl FnOnce(&mut Command)) -> Result<Process, Failure> {
     let mut command = own_program()?;
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    // What the environment sets for a service is not meant for those of a run.
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"IOVCACHE_") {
+            command.env_remove(name);
+        }
+    }
     prepare(&mut command);
     let child = command.spawn();
     child.map(Process).map_err(|error| Failure::io("cannot start a process of this program", error))

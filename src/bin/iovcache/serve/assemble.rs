@@ -1,0 +1,132 @@
+//! From a configuration to the parts of a service.
+
+use std::sync::Arc;
+
+use iovcache::cache::{ConsumerLimits, PeerPolicy};
+use iovcache::server::{
+    Config, ListenOptions, MissingConfig, PathConfig, RemapConfig, SegmentBacking, ServeOptions,
+    SourceConfig, TimeSpan,
+};
+use iovcache::shm::{Backing, PoolOptions, Region};
+use iovcache::source::{
+    ChainSource, DiskSource, Link, PathPolicy, Policies, PolicySource, Remap, Source,
+    SourceOptions, WhenMissing,
+};
+use iovcache::{Cache, CreationLimits};
+
+use crate::common::Failure;
+
+pub(super) fn cache(config: &Config) -> Result<Cache, Failure> {
+    let policies = policies(config)?;
+    let mut source = source(config)?;
+    if let Some(folder) = &config.disk {
+        source = Arc::new(DiskSource::open(folder, config.disk_size.bytes(), source)?);
+    }
+    if !config.paths.is_empty() {
+        source = Arc::new(PolicySource::new(source, policies.clone()));
+    }
+    let cache = Cache::builder()
+        .source(source)
+        .memory(memory(config)?)
+        .creation_limits(CreationLimits {
+            not_before: config.not_before,
+            not_after: config.not_after,
+        })
+        .tables(config.columns())
+        .policies(policies)
+        .max_timeframes(config.max_timeframes)
+        .consumer_limits(ConsumerLimits {
+            quota_bytes: config.quota_bytes.map(|size| size.bytes()),
+            quota_timeframes: config.quota_timeframes,
+            slow_after: config.slow_after.map(TimeSpan::duration),
+            slow_consumer: config.slow_consumer,
+        })
+        .build()?;
+    Ok(cache)
+}
+
+pub(super) fn listen_options(config: &Config) -> ListenOptions {
+    ListenOptions {
+        flight: Some(config.listen),
+        http: Some(config.http()),
+        ccdb: config.ccdb_server.listen,
+        socket_mode: config.socket_mode.bits(),
+        socket_folder: config.socket.clone(),
+    }
+}
+
+pub(super) fn serve_options(config: &Config) -> ServeOptions {
+    let mut policy = PeerPolicy::default();
+    policy.uids.extend(&config.allow_uids);
+    policy.gids.extend(&config.allow_gids);
+    ServeOptions { policy, ccdb_answer: config.ccdb_server.answer, ..ServeOptions::default() }
+}
+
+fn memory(config: &Config) -> Result<PoolOptions, Failure> {
+    let region = match (&config.region, config.region_id) {
+        (Some(file), Some(id)) => Some(Region::open(file, id)?),
+        _ => None,
+    };
+    let backing = match (&config.fairmq_shmid, config.fairmq_segment, config.backing) {
+        (Some(shmid), Some(first_segment), _) => {
+            Backing::FairMq { shmid: shmid.clone(), first_segment }
+        }
+        (_, _, SegmentBacking::Memfd) => Backing::Memfd,
+        (_, _, SegmentBacking::Shm) => Backing::Folder(config.shm_folder.clone()),
+    };
+    Ok(PoolOptions {
+        memory_bytes: config.memory.bytes(),
+        segment_bytes: config.segment.bytes(),
+        backing,
+        region,
+        first_generation: None,
+    })
+}
+
+/// The sources in order, each limited to its paths; one alone needs no chain.
+fn source(config: &Config) -> Result<Arc<dyn Source>, Failure> {
+    let refresh = config.refresh.map(TimeSpan::duration);
+    let options = SourceOptions { refresh, ccdb: config.ccdb.clone() };
+    let open = |url: &str| iovcache::source::open(url, &options);
+    let mut links = Vec::new();
+    for SourceConfig { url, paths } in &config.sources {
+        links.push(Link { source: open(url)?, prefixes: paths.clone() });
+    }
+    let mut remaps = Vec::new();
+    for remap in &config.remaps {
+        let RemapConfig { path, to, source } = remap.clone();
+        let source = source.map(|url| open(&url)).transpose()?;
+        let to = to.unwrap_or_else(|| path.clone());
+        remaps.push(Remap { path, to, source });
+    }
+    match &links[..] {
+        [] => {
+            Err(Failure::usage("no source: give --source file:///folder, or name one in --config"))
+        }
+        [only] if only.prefixes.is_empty() && remaps.is_empty() => Ok(Arc::clone(&only.source)),
+        _ => Ok(Arc::new(ChainSource::new(links, remaps))),
+    }
+}
+
+/// What the configuration says of single paths.
+fn policies(config: &Config) -> Result<Policies, Failure> {
+    let policy = |path: &PathConfig| {
+        let policy = PathPolicy {
+            prefix: path.path.clone(),
+            missing: path.missing.map(|missing| match missing {
+                MissingConfig::Required => WhenMissing::Required,
+                MissingConfig::Optional => WhenMissing::Optional,
+            }),
+            default: None,
+            timeout: path.timeout.map(TimeSpan::duration),
+            refresh: path.refresh.map(TimeSpan::duration),
+        };
+        match &path.default {
+            None => Ok(policy),
+            Some(file) => policy
+                .with_default_file(file)
+                .map_err(|error| Failure::io(format!("the default of {}", path.path), error)),
+        }
+    };
+    config.paths.iter().map(policy).collect()
+}
