@@ -55,7 +55,7 @@ fn a_configuration_to_begin_with_has_every_key_with_its_text_and_all_of_it_holds
     for line in text.lines() {
         match line.strip_prefix('#') {
             Some(rest) if !rest.starts_with([' ', '[']) && !rest.ends_with('=') => written += rest,
-            Some(rest) if rest == "[ccdb]" || rest == "[ccdb_server]" => written += rest,
+            Some("[ccdb]" | "[ccdb_server]" | "[tls]" | "[limits]") => written += &line[1..],
             _ => continue,
         }
         written.push('\n');

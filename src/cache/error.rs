@@ -122,13 +122,13 @@ pub enum CacheError {
     },
     /// The consumer would hold more than it may.
     #[error(
-        "consumer {consumer:?} would hold {wanted} {what}, and its quota is {limit}: it has to \
-         report what it is done with first"
+        "consumer {consumer:?} would hold {wanted} {what}, and its quota is {limit}: it has to be \
+         done with some first"
     )]
     OverQuota {
         /// Who asked.
         consumer: String,
-        /// Bytes or timeframes.
+        /// Bytes, timeframes or requests.
         what: &'static str,
         /// What it would hold.
         wanted: u64,

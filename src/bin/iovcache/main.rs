@@ -19,6 +19,7 @@ mod settings;
 mod status;
 mod table;
 mod timeline;
+mod token;
 
 use std::process::ExitCode;
 
@@ -66,6 +67,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Measure a service under load: latency, throughput, cost, and whether every byte is right.
     Bench(Box<bench::Arguments>),
+    /// Make a token that lets a client in, and its entry for `serve --tokens`.
+    Token(token::Arguments),
     /// Check a configuration, or show what it comes to.
     Config(config::Arguments),
     /// Write the completions of a shell to stdout.
@@ -119,6 +122,7 @@ fn main() -> ExitCode {
             Command::Status(arguments) => status::run(arguments).await,
             Command::Demo(arguments) => demo::run(arguments).await,
             Command::Bench(arguments) => bench::run(*arguments).await,
+            Command::Token(arguments) => token::run(&arguments),
             Command::Config(arguments) => config::run(arguments, &log, matches),
             Command::Completions(arguments) => papers::completions(&arguments),
             Command::Man => papers::man(),

@@ -15,6 +15,7 @@ use super::units::{ByteSize, SocketMode, TimeSpan};
 use crate::cache::SlowConsumer;
 use crate::interval::Timestamp;
 use crate::server::ccdb::CcdbServerConfig;
+use crate::server::limits::Limits;
 use crate::source::ccdb::CcdbOptions;
 use crate::table::{ColumnList, ColumnRequest};
 
@@ -28,8 +29,8 @@ pub struct Config {
     /// The folder of the Unix sockets flight.sock and attach.sock; by default one of its own under
     /// `$XDG_RUNTIME_DIR`, else under `/tmp`.
     pub socket: Option<PathBuf>,
-    /// The mode of the Unix sockets, in octal: `"0660"` lets the folder's group connect. Who may
-    /// attach is decided by `allow_uids` and `allow_gids` too.
+    /// The mode of the Unix sockets, in octal; `"0660"` lets the folder's group reach them. Who may
+    /// is decided by `allow_uids` and `allow_gids` too.
     pub socket_mode: SocketMode,
     /// Where the status page, `/metrics`, `/healthz` and `/readyz` are; by default port 50052 of
     /// localhost, or a port that is picked where `listen` has one picked.
@@ -65,16 +66,24 @@ pub struct Config {
     /// Only versions created at or after this are seen (ms since the epoch).
     #[schemars(with = "Option<i64>")]
     pub not_before: Option<Timestamp>,
-    /// Users that may attach, beside the service's own and root.
+    /// Users that may connect to the Unix sockets, beside the service's own and root.
     pub allow_uids: Vec<u32>,
-    /// Groups that may attach.
+    /// Groups whose members may.
     pub allow_gids: Vec<u32>,
+    /// A file with the keys of those who may (`iovcache token` makes one); read again on SIGHUP. What
+    /// would stand in it can be in `$IOVCACHE_KEYS` instead. Without keys who reaches a socket may
+    /// everything.
+    pub tokens: Option<PathBuf>,
+    /// Let others than this node connect without TLS or keys.
+    pub insecure: bool,
     /// How many timeframes can be in flight; who registers one more waits.
     pub max_timeframes: usize,
     /// Bytes that one consumer may pin; without this there is no limit.
     pub quota_bytes: Option<ByteSize>,
     /// Timeframes that one consumer may hold; without this there is no limit.
     pub quota_timeframes: Option<u64>,
+    /// Requests of one consumer that are answered at a time; without this there is no limit.
+    pub quota_requests: Option<u64>,
     /// For how long a consumer may hold a table, and leave a timeframe that is ready alone; without
     /// this for ever.
     pub slow_after: Option<TimeSpan>,
@@ -95,6 +104,10 @@ pub struct Config {
     /// What holds for single paths: `[[path]]`; the longest that fits counts.
     #[serde(rename = "path")]
     pub paths: Vec<PathConfig>,
+    /// TLS for Flight over TCP: `[tls]`.
+    pub tls: TlsConfig,
+    /// What clients can take of the Flight ports: `[limits]`.
+    pub limits: Limits,
     /// Limits and habits with CCDB servers: `[ccdb]`.
     pub ccdb: CcdbOptions,
     /// The service as a CCDB to its neighbours: `[ccdb_server]`.
@@ -103,6 +116,20 @@ pub struct Config {
     /// `column = { path = "path", metadata = { key = "value" } }`.
     #[schemars(with = "BTreeMap<String, BTreeMap<String, String>>")]
     pub tables: BTreeMap<String, ColumnList>,
+}
+
+/// TLS for Flight over TCP; without a certificate it is plain. All files are PEM, and read again on
+/// SIGHUP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsConfig {
+    /// The file with the certificate and its chain.
+    pub certificate: Option<PathBuf>,
+    /// The file with its key.
+    pub key: Option<PathBuf>,
+    /// The file with the authority that signs clients' certificates; what their bearers may stands in
+    /// `tokens`.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// What segments are made of.
@@ -132,7 +159,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 50_051)),
             socket: None,
-            socket_mode: SocketMode::new(0o600),
+            socket_mode: SocketMode::new(0o660),
             http: None,
             memory: ByteSize::new(4 << 30),
             segment: ByteSize::new(512 << 20),
@@ -149,9 +176,12 @@ impl Default for Config {
             not_before: None,
             allow_uids: Vec::new(),
             allow_gids: Vec::new(),
+            tokens: None,
+            insecure: false,
             max_timeframes: 4_096,
             quota_bytes: None,
             quota_timeframes: None,
+            quota_requests: None,
             slow_after: None,
             slow_consumer: SlowConsumer::default(),
             log: "warn".to_owned(),
@@ -159,6 +189,8 @@ impl Default for Config {
             sources: Vec::new(),
             remaps: Vec::new(),
             paths: Vec::new(),
+            tls: TlsConfig::default(),
+            limits: Limits::default(),
             ccdb: CcdbOptions::default(),
             ccdb_server: CcdbServerConfig::default(),
             tables: BTreeMap::new(),
@@ -201,6 +233,7 @@ impl Config {
                 self.fairmq_segment.is_some(),
             ),
             ("region", self.region.is_some(), "region_id", self.region_id.is_some()),
+            ("tls.certificate", self.tls.certificate.is_some(), "tls.key", self.tls.key.is_some()),
         ];
         for (one, has_one, other, has_other) in pairs {
             let missing = match (has_one, has_other) {
@@ -209,6 +242,9 @@ impl Config {
                 _ => continue,
             };
             fault(&missing.0, missing.1);
+        }
+        if self.tls.client_ca.is_some() && self.tls.certificate.is_none() {
+            fault("tls.client_ca", "tls.certificate is needed with it".to_owned());
         }
         if self.region.is_some() && self.fairmq_shmid.is_some() {
             fault("region", "either this or fairmq_shmid: objects are in one place".to_owned());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iovcache::cache::{ConsumerLimits, PeerPolicy};
+use iovcache::cache::ConsumerLimits;
 use iovcache::server::{
     Config, ListenOptions, MissingConfig, PathConfig, RemapConfig, SegmentBacking, ServeOptions,
     SourceConfig, TimeSpan,
@@ -14,6 +14,7 @@ use iovcache::source::{
 };
 use iovcache::{Cache, CreationLimits};
 
+use super::access::AccessFiles;
 use crate::common::Failure;
 
 pub(super) fn cache(config: &Config) -> Result<Cache, Failure> {
@@ -38,6 +39,7 @@ pub(super) fn cache(config: &Config) -> Result<Cache, Failure> {
         .consumer_limits(ConsumerLimits {
             quota_bytes: config.quota_bytes.map(|size| size.bytes()),
             quota_timeframes: config.quota_timeframes,
+            quota_requests: config.quota_requests,
             slow_after: config.slow_after.map(TimeSpan::duration),
             slow_consumer: config.slow_consumer,
         })
@@ -48,6 +50,7 @@ pub(super) fn cache(config: &Config) -> Result<Cache, Failure> {
 pub(super) fn listen_options(config: &Config) -> ListenOptions {
     ListenOptions {
         flight: Some(config.listen),
+        tls: config.tls.certificate.is_some(),
         http: Some(config.http()),
         ccdb: config.ccdb_server.listen,
         socket_mode: config.socket_mode.bits(),
@@ -55,11 +58,20 @@ pub(super) fn listen_options(config: &Config) -> ListenOptions {
     }
 }
 
-pub(super) fn serve_options(config: &Config) -> ServeOptions {
-    let mut policy = PeerPolicy::default();
-    policy.uids.extend(&config.allow_uids);
-    policy.gids.extend(&config.allow_gids);
-    ServeOptions { policy, ccdb_answer: config.ccdb_server.answer, ..ServeOptions::default() }
+pub(super) fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
+    let files = AccessFiles(config);
+    let (access, tls) = (files.access()?, files.tls()?);
+    if !config.insecure {
+        access.check_exposed(config.listen, tls.is_some())?;
+        config.ccdb_server.listen.map_or(Ok(()), |at| access.check_exposed_ccdb(at))?;
+    }
+    Ok(ServeOptions {
+        access,
+        tls,
+        limits: config.limits.clone(),
+        ccdb_answer: config.ccdb_server.answer,
+        ..ServeOptions::default()
+    })
 }
 
 fn memory(config: &Config) -> Result<PoolOptions, Failure> {

@@ -4,6 +4,7 @@
 //!  options, environment, file ─▶ Settings ─▶ assemble: cache, listeners ─▶ server::run
 //! ```
 
+mod access;
 mod arguments;
 mod assemble;
 
@@ -20,6 +21,9 @@ use crate::settings::Given;
 pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     let config = given.settings()?.config;
     common::log_to_stderr(&config.log, config.log_format)?;
+    // Before anything is bound or loaded: who may not serve so is told at once.
+    let options = assemble::serve_options(&config)?;
+    open_many_files();
     let cache = assemble::cache(&config)?;
     let listeners = Listeners::bind(&assemble::listen_options(&config)).await?;
     let mut ready = json!({
@@ -62,9 +66,19 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
         }
         notify(sd_notify::NotifyState::Ready);
     };
-    let options = assemble::serve_options(&config);
+    tokio::spawn(access::reload_on_hangup(config, options.access.clone(), options.tls.clone()));
     iovcache::server::run(listeners, cache, options, shutdown, tell).await?;
     Ok(())
+}
+
+/// As many descriptors as the system allows: each connection and segment has one, and the usual
+/// limit of 1,024 is there for programs that use select(2).
+fn open_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Tells systemd, where it listens.
