@@ -26,7 +26,7 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     // Before anything is bound or loaded: who may not serve so is told at once.
     let options = assemble::serve_options(&config)?;
     open_many_files();
-    let cache = assemble::cache(&config)?;
+    let (cache, fairmq) = assemble::cache(&config)?;
     let listeners = Listeners::bind(&assemble::listen_options(&config)).await?;
     let mut ready = json!({
         "ready": true,
@@ -38,6 +38,9 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     });
     if let Some(url) = listeners.ccdb_url() {
         ready["ccdb"] = url.into();
+    }
+    if let Some(fairmq) = fairmq {
+        ready["fairmq"] = fairmq;
     }
     let shutdown = {
         let (signals, hurry) = (Signals::listen()?, options.hurry.clone());
