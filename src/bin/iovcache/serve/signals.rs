@@ -11,9 +11,8 @@ pub(super) struct Signals([Signal; 2]);
 
 impl Signals {
     pub(super) fn listen() -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Failure::io("cannot listen for signals", error))
-        };
+        let listen =
+            |kind| signal(kind).map_err(|error| Failure::io("cannot listen for signals", error));
         Ok(Self([listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?]))
     }
 
