@@ -244,9 +244,15 @@ impl Cache {
         self.0.draining.cancel();
     }
 
-    /// Ends everything: no new work is taken, all sessions, leases and timeframes end.
+    /// Ends everything: no new work is taken, all sessions, leases and timeframes end. Where
+    /// somebody keeps the segments, the objects are left in them as they lie.
     pub fn close(&self) {
         self.drain();
+        if let Some(kept) = &self.0.kept {
+            kept.note(&self.0.catalog.noted(|id| self.0.residency.size_of(id).is_some()));
+            kept.ledger.leave();
+            self.0.pool.leave();
+        }
         self.0.timeframes.clear();
         self.0.leases.end_everything();
         self.0.residency.close();

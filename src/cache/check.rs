@@ -221,7 +221,8 @@ mod tests {
     /// Each of the things that must not be is done once, and found both ways.
     #[tokio::test]
     async fn what_is_broken_on_purpose_is_found() {
-        let break_it: [(&str, fn(&Cache, ObjectId)); 4] = [
+        type Break = fn(&Cache, ObjectId);
+        let break_it: [(&str, Break); 4] = [
             ("1 are held", |cache, id| std::mem::forget(cache.0.residency.pin(id))),
             ("pinned, ", |cache, _| cache.0.residency.count_pinned(64)),
             ("for nothing", |cache, _| std::mem::forget(cache.0.pool.reserve(100).unwrap())),

@@ -70,6 +70,7 @@ mod error;
 mod exchange;
 mod flight;
 mod hand;
+mod keep;
 mod lease;
 mod loader;
 mod object;
@@ -96,6 +97,7 @@ pub use builder::{BuildError, CacheBuilder};
 pub use error::{CacheError, MissingColumn};
 pub use exchange::Exchange;
 pub use hand::InHand;
+pub use keep::{Heritage, Keeper};
 pub use lease::LeaseId;
 pub use object::{Effective, Held, Versions};
 pub use progress::Progress;
@@ -135,6 +137,8 @@ struct Inner {
     leases: Arc<Leases>,
     objects: object::Objects,
     hands: Arc<hand::Hands>,
+    /// What is left to a successor, where anybody keeps it.
+    kept: Option<Arc<keep::Kept>>,
     timeframes: Arc<Timeframes>,
     slow: Arc<SlowWatch>,
     /// So many can be in flight.

@@ -26,8 +26,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use super::keep::{Ledger, Record};
 use super::resident::{Pin, Resident};
-use crate::object::{ObjectId, ObjectInfo};
+use crate::object::{Md5Sum, ObjectId, ObjectPath};
 use crate::shm::{Block, Pool, PoolError, Reservation};
 use crate::telemetry::Counters;
 
@@ -36,6 +37,8 @@ const SHARDS: usize = 64;
 /// The objects in shared memory.
 pub(crate) struct Residency {
     pool: Pool,
+    /// Where it is written down what lies where, if anybody keeps it.
+    ledger: Option<Arc<Ledger>>,
     map: Arc<Map>,
     /// Ids and weights of the candidates, and the ballast.
     policy: moka::sync::Cache<Key, u32>,
@@ -103,7 +106,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Residency {
-    pub(crate) fn new(pool: Pool, counters: Arc<Counters>) -> Arc<Self> {
+    pub(crate) fn new(
+        pool: Pool,
+        counters: Arc<Counters>,
+        ledger: Option<Arc<Ledger>>,
+    ) -> Arc<Self> {
         let total_bytes = pool.total_bytes();
         // Fine enough for a block, coarse enough that the whole of the memory fits into u32.
         let weight_unit_bytes = (total_bytes >> 31).next_power_of_two().max(64);
@@ -131,6 +138,7 @@ impl Residency {
             .build();
         Arc::new(Self {
             pool,
+            ledger,
             map,
             policy,
             weight_unit_bytes,
@@ -227,6 +235,11 @@ impl Residency {
         gone
     }
 
+    /// Whether nothing is kept any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Lets all candidates go, and keeps none from now on.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
@@ -251,14 +264,24 @@ impl Residency {
     /// Takes a published block in and pins it.
     ///
     /// If the object is resident already, that one is pinned and `block` given up.
-    pub(crate) fn admit(self: &Arc<Self>, version: &ObjectInfo, block: Block) -> Pin {
-        let fresh = Resident::new(version.path.clone(), version.md5, block, Arc::downgrade(self));
-        let mut shard = self.map.shard(version.id);
-        let resident = match shard.get(&version.id).and_then(|place| place.resident.upgrade()) {
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        path: &ObjectPath,
+        md5: Option<Md5Sum>,
+        block: Block,
+    ) -> Pin {
+        let id = block.id();
+        let entry = self.ledger.as_ref().and_then(|ledger| {
+            let (header, crc32c) = (block.meta_header(), block.crc32c());
+            ledger.enter(&Record { header, id, md5, crc32c, path: path.clone() })
+        });
+        let fresh = Resident::new(path.clone(), md5, entry, block, Arc::downgrade(self));
+        let mut shard = self.map.shard(id);
+        let resident = match shard.get(&id).and_then(|place| place.resident.upgrade()) {
             Some(earlier) => earlier,
             None => {
                 let resident = Arc::downgrade(&fresh);
-                shard.insert(version.id, Place { resident, candidate: None });
+                shard.insert(id, Place { resident, candidate: None });
                 Arc::clone(&fresh)
             }
         };

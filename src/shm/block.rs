@@ -113,6 +113,12 @@ impl Reservation {
         }
     }
 
+    /// The CRC-32C of what is settled so far.
+    #[cfg(feature = "cache")]
+    pub(crate) fn crc32c(&self) -> u32 {
+        self.digest.finalize() as u32
+    }
+
     /// What is settled so far.
     pub fn settled(&self) -> &[u8] {
         // SAFETY: as in `rest_mut`; settled bytes are not written as long as `self` is borrowed.
@@ -244,6 +250,12 @@ impl Block {
             && size.load(Ordering::Relaxed) == self.size as u64
     }
 
+    /// The CRC-32C of the payload.
+    #[cfg(feature = "cache")]
+    pub(crate) fn crc32c(&self) -> u32 {
+        self.crc32c
+    }
+
     /// Where it lies.
     #[cfg(feature = "cache")]
     pub(crate) fn spot(&self) -> Spot {
@@ -254,6 +266,9 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        if self.place.pool.is_left() {
+            return;
+        }
         // Before the place goes back, which dropping `place` does after this.
         sync::give_up(self.place.generation());
     }

@@ -148,8 +148,7 @@ pub(crate) mod child {
             let client = Client::connect_with(url, options).await.unwrap();
             let mut consumer =
                 Own { client, url: url.to_owned(), name: name.to_owned(), kept: Vec::new() };
-            let mut lines = std::io::stdin().lines().map_while(Result::ok);
-            while let Some(line) = lines.next() {
+            for line in std::io::stdin().lines().map_while(Result::ok) {
                 let command: Value = serde_json::from_str(&line).unwrap();
                 if command.get("end").is_some() {
                     consumer.verify();

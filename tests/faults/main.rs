@@ -22,6 +22,7 @@ mod fake_ccdb;
 mod loading;
 mod memory;
 mod random;
+mod restart;
 mod stopping;
 
 /// Not a test of its own: the process of a consumer.
