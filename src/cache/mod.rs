@@ -139,6 +139,7 @@ mod keep;
 mod lease;
 mod loader;
 mod object;
+mod pins;
 mod plan;
 mod progress;
 mod register;
