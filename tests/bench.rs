@@ -16,7 +16,18 @@ fn measure(folder: &Path, arguments: &[&str]) -> (Value, String) {
     let text = run_well(&[&quick[..], &files[..], arguments].concat());
     assert!(text.starts_with("iovcache "), "{text}");
     let json = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    check_schema(&json);
     (json, fs::read_to_string(html).unwrap())
+}
+
+/// The result is what its schema says.
+fn check_schema(result: &Value) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/bench-result.schema.json");
+    let schema = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let errors = validator.iter_errors(result).map(|error| error.to_string());
+    let errors: Vec<String> = errors.collect();
+    assert!(errors.is_empty(), "{errors:?}");
 }
 
 fn number(value: &Value) -> u64 {
