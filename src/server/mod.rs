@@ -45,8 +45,8 @@ pub use auth::{Access, Denied, Exposed, Identity, Keys, KeysError, Role};
 pub use ccdb::{Answering, CcdbServerConfig};
 pub use config::{
     ByteSize, Config, ConfigError, ConfigFault, Document, Key, LogFormat, MissingConfig, Origin,
-    PathConfig, RemapConfig, Said, Section, SectionForm, SegmentBacking, Settings, SocketMode,
-    SourceConfig, TimeSpan, TlsConfig, sections,
+    PathConfig, RegionFile, RemapConfig, Said, Section, SectionForm, SegmentBacking, Settings,
+    SocketMode, SourceConfig, TimeSpan, TlsConfig, sections,
 };
 pub use foreign::timestamps_of_messages;
 pub use limits::Limits;
@@ -75,6 +75,8 @@ pub struct ServeOptions {
     pub limits: Limits,
     /// How long requests under way may take once it stops. Default: 10 s.
     pub drain_limit: Duration,
+    /// Cancelled, it waits for requests under way no longer.
+    pub hurry: CancellationToken,
     /// How the CCDB side answers questions for a time. Default: with a redirect.
     pub ccdb_answer: Answering,
 }
@@ -86,6 +88,7 @@ impl Default for ServeOptions {
             tls: None,
             limits: Limits::default(),
             drain_limit: Duration::from_secs(10),
+            hurry: CancellationToken::new(),
             ccdb_answer: Answering::default(),
         }
     }
@@ -179,7 +182,11 @@ pub async fn run(
     cache.drain();
     stop_accepting.cancel();
     let drained = async { while servers.join_next().await.is_some() {} };
-    if tokio::time::timeout(options.drain_limit, drained).await.is_err() {
+    let drained = tokio::select! {
+        drained = tokio::time::timeout(options.drain_limit, drained) => drained.is_ok(),
+        () = options.hurry.cancelled() => false,
+    };
+    if !drained {
         tracing::warn!("requests under way are broken off");
         servers.shutdown().await;
     }
