@@ -24,6 +24,7 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     // Before anything is bound or loaded: who may not serve so is told at once.
     let options = assemble::serve_options(&config)?;
     open_many_files();
+    iovcache::server::hush_panics_of_decoding();
     let cache = assemble::cache(&config)?;
     let listeners = Listeners::bind(&assemble::listen_options(&config)).await?;
     let mut ready = json!({
