@@ -38,6 +38,8 @@ pub struct Asker {
     pub stream_timeframe: Option<u64>,
     /// When the client stops waiting, if that is sooner than the request's own `wait_ms`.
     pub patience: Option<Duration>,
+    /// The table is to be there when it is asked for: nothing is delivered to anybody yet.
+    pub in_advance: bool,
 }
 
 /// A table whose objects are in shared memory and pinned.
@@ -322,7 +324,7 @@ impl Cache {
         };
         let lease = self.lease_for(request, asker, reader.clone(), holder, &pins)?;
         if let (Subject::Timeframe(timeframe), Some((_, consumer))) = (&subject, &reader)
-            && request.view == View::Rows
+            && !asker.in_advance
         {
             timeframe.set_delivered(consumer);
         }

@@ -46,8 +46,8 @@ pub use auth::{Access, Denied, Exposed, Identity, Keys, KeysError, Role};
 pub use ccdb::{Answering, CcdbServerConfig};
 pub use config::{
     ByteSize, Config, ConfigError, ConfigFault, Document, Key, LogFormat, MissingConfig, Origin,
-    PathConfig, RemapConfig, Said, Section, SectionForm, SegmentBacking, Settings, SocketMode,
-    SourceConfig, TimeSpan, TlsConfig, sections,
+    PathConfig, RegionFile, RemapConfig, Said, Section, SectionForm, SegmentBacking, Settings,
+    SocketMode, SourceConfig, TimeSpan, TlsConfig, sections,
 };
 pub use foreign::{hush_panics_of_decoding, timestamps_of_messages};
 pub use limits::Limits;

@@ -11,7 +11,7 @@ use super::document::Document;
 use super::entries::{PathConfig, RemapConfig, SourceConfig};
 use super::error::ConfigError;
 use super::settings::Settings;
-use super::units::{ByteSize, SocketMode, TimeSpan};
+use super::units::{ByteSize, RegionFile, SocketMode, TimeSpan};
 use crate::cache::SlowConsumer;
 use crate::interval::Timestamp;
 use crate::server::ccdb::CcdbServerConfig;
@@ -44,14 +44,17 @@ pub struct Config {
     pub backing: SegmentBacking,
     /// The folder of named segments.
     pub shm_folder: PathBuf,
-    /// Name the segments as FairMQ's managed segments of this session, instead.
+    /// Name segments as managed segments of the FairMQ session with this id, which its devices can
+    /// then read: /dev/shm/fmq_ID_m_N. All of them are made at the start.
     pub fairmq_shmid: Option<String>,
+    /// The same, the session by its name: its id is the first 8 hexadecimal digits of SHA-256 of
+    /// effective user id and name.
+    pub fairmq_session: Option<String>,
     /// The number of the first of them; those below are FairMQ's own.
     pub fairmq_segment: Option<u16>,
-    /// An existing shared-memory file that somebody else owns: all objects go there, unmanaged.
-    pub region: Option<PathBuf>,
-    /// The id of that region.
-    pub region_id: Option<u16>,
+    /// An unmanaged region that somebody else has made, by its id and file as `7=/dev/shm/file`: all
+    /// objects go there, and what it held is lost.
+    pub region: Option<RegionFile>,
     /// A folder in which what was read is kept: it is there again after a restart, and when the
     /// sources are down.
     pub disk: Option<PathBuf>,
@@ -166,9 +169,9 @@ impl Default for Config {
             backing: SegmentBacking::default(),
             shm_folder: PathBuf::from("/dev/shm/iovcache"),
             fairmq_shmid: None,
+            fairmq_session: None,
             fairmq_segment: None,
             region: None,
-            region_id: None,
             disk: None,
             disk_size: ByteSize::new(16 << 30),
             refresh: None,
@@ -224,30 +227,31 @@ impl Config {
     pub(super) fn faults(&self) -> Vec<(String, String)> {
         let mut faults = Vec::new();
         let mut fault = |key: &str, reason: String| faults.push((key.to_owned(), reason));
-        let needs = |key: &str, other: &str| (key.to_owned(), format!("{other} is needed with it"));
-        let pairs = [
-            (
-                "fairmq_shmid",
-                self.fairmq_shmid.is_some(),
-                "fairmq_segment",
-                self.fairmq_segment.is_some(),
-            ),
-            ("region", self.region.is_some(), "region_id", self.region_id.is_some()),
-            ("tls.certificate", self.tls.certificate.is_some(), "tls.key", self.tls.key.is_some()),
+        let sessions = [
+            ("fairmq_shmid", self.fairmq_shmid.is_some()),
+            ("fairmq_session", self.fairmq_session.is_some()),
         ];
-        for (one, has_one, other, has_other) in pairs {
-            let missing = match (has_one, has_other) {
-                (true, false) => needs(one, other),
-                (false, true) => needs(other, one),
-                _ => continue,
-            };
-            fault(&missing.0, missing.1);
+        let given: Vec<&str> =
+            sessions.into_iter().filter_map(|(key, is_given)| is_given.then_some(key)).collect();
+        match (&given[..], self.fairmq_segment) {
+            ([], Some(_)) => {
+                let reason = "fairmq_session or fairmq_shmid is needed with it";
+                fault("fairmq_segment", reason.to_owned());
+            }
+            ([one], None) => fault(one, "fairmq_segment is needed with it".to_owned()),
+            ([one, other], _) => fault(other, format!("either this or {one}")),
+            _ => {}
+        }
+        if let (Some(one), true) = (given.first(), self.region.is_some()) {
+            fault("region", format!("either this or {one}: objects are in one place"));
+        }
+        match (self.tls.certificate.is_some(), self.tls.key.is_some()) {
+            (true, false) => fault("tls.certificate", "tls.key is needed with it".to_owned()),
+            (false, true) => fault("tls.key", "tls.certificate is needed with it".to_owned()),
+            _ => {}
         }
         if self.tls.client_ca.is_some() && self.tls.certificate.is_none() {
             fault("tls.client_ca", "tls.certificate is needed with it".to_owned());
-        }
-        if self.region.is_some() && self.fairmq_shmid.is_some() {
-            fault("region", "either this or fairmq_shmid: objects are in one place".to_owned());
         }
         if self.slow_consumer != SlowConsumer::default() && self.slow_after.is_none() {
             fault("slow_consumer", "slow_after is needed with it".to_owned());
@@ -293,14 +297,14 @@ mod tests {
         assert_eq!(config.memory, ByteSize::new(1 << 30));
 
         let error = Config::parse(
-            "region_id = 7\nslow_consumer = \"refuse\"\n[[source]]\nurl = \"gopher://x\"\n\
+            "fairmq_segment = 7\nslow_consumer = \"refuse\"\n[[source]]\nurl = \"gopher://x\"\n\
              [ccdb]\nmax_redirects = 9\n[[path]]\npath = \"A\"\ndefault = \"/no/such/file\"\n",
         )
         .unwrap_err();
         let found: Vec<_> =
             error.faults.iter().map(|fault| (fault.line.unwrap(), fault.key.as_str())).collect();
         let right = [
-            (1, "region_id"),
+            (1, "fairmq_segment"),
             (2, "slow_consumer"),
             (6, "ccdb.max_redirects"),
             (4, "source[0].url"),

@@ -13,7 +13,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use iovcache::Timestamp;
 use iovcache::cache::SlowConsumer;
 use iovcache::server::{
-    Answering, ByteSize, Config, LogFormat, SegmentBacking, SocketMode, SourceConfig, TimeSpan,
+    Answering, ByteSize, Config, LogFormat, RegionFile, SegmentBacking, SocketMode, SourceConfig,
+    TimeSpan,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -64,18 +65,23 @@ pub(crate) struct Arguments {
     /// The folder of named segments.
     #[arg(long, value_name = "FOLDER")]
     shm_folder: Option<PathBuf>,
-    /// Name the segments as FairMQ's managed segments of this session, instead.
+    /// Name segments as managed segments of this FairMQ session, which its devices can then read:
+    /// /dev/shm/fmq_<ID>_m_<N>. All of them are made at the start, and are to be registered with
+    /// FairMQ before its devices start (examples/fairmq). Nobody must allocate in them, or send
+    /// their headers over a channel: the receiver would free what is not FairMQ's.
     #[arg(long, value_name = "ID")]
     fairmq_shmid: Option<String>,
-    /// The number of the first of them; those below are FairMQ's own.
+    /// The same, the session by its name (FairMQ's --session): its ID is the first 8 hexadecimal
+    /// digits of SHA-256 of effective user id and name, and stands in the line that says ready.
+    #[arg(long, value_name = "NAME")]
+    fairmq_session: Option<String>,
+    /// The number of the first of them; those below are FairMQ's own (its --shm-segment-id).
     #[arg(long, value_name = "N")]
     fairmq_segment: Option<u16>,
-    /// An existing shared-memory file that somebody else owns: all objects go there, unmanaged.
-    #[arg(long, value_name = "FILE")]
-    region: Option<PathBuf>,
-    /// The id of that region.
-    #[arg(long, value_name = "ID")]
-    region_id: Option<u16>,
+    /// Place all objects into an unmanaged region that somebody else has made, given by its id and
+    /// file, e.g. 7=/dev/shm/fmq_<shmid>_rg_7. What it held is lost.
+    #[arg(long, value_name = "ID=PATH")]
+    region: Option<RegionFile>,
     /// A user that may connect to the Unix sockets, beside one's own and root (may be given several
     /// times).
     #[arg(id = "allow_uids", long = "allow-uid", value_name = "UID", value_delimiter = ',')]

@@ -13,11 +13,14 @@ use iovcache::source::{
     SourceOptions, WhenMissing,
 };
 use iovcache::{Cache, CreationLimits};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::access::AccessFiles;
 use crate::common::Failure;
 
-pub(super) fn cache(config: &Config) -> Result<Cache, Failure> {
+/// The cache, and what is to be registered with FairMQ, if anything is.
+pub(super) fn cache(config: &Config) -> Result<(Cache, Option<Value>), Failure> {
     let policies = policies(config)?;
     let mut source = source(config)?;
     if let Some(folder) = &config.disk {
@@ -26,9 +29,11 @@ pub(super) fn cache(config: &Config) -> Result<Cache, Failure> {
     if !config.paths.is_empty() {
         source = Arc::new(PolicySource::new(source, policies.clone()));
     }
+    let memory = memory(config)?;
+    let shmid = memory.backing.fairmq_shmid().map(str::to_owned);
     let cache = Cache::builder()
         .source(source)
-        .memory(memory(config)?)
+        .memory(memory)
         .creation_limits(CreationLimits {
             not_before: config.not_before,
             not_after: config.not_after,
@@ -44,7 +49,8 @@ pub(super) fn cache(config: &Config) -> Result<Cache, Failure> {
             slow_consumer: config.slow_consumer,
         })
         .build()?;
-    Ok(cache)
+    let fairmq = shmid.map(|id| json!({"shmid": id, "segments": cache.segments().segments}));
+    Ok((cache, fairmq))
 }
 
 pub(super) fn listen_options(config: &Config) -> ListenOptions {
@@ -74,15 +80,20 @@ pub(super) fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
     })
 }
 
+/// FairMQ's id of a session of ours.
+fn shmid(session: &str) -> String {
+    let user = rustix::process::geteuid().as_raw();
+    let hash = Sha256::digest(format!("{user}{session}"));
+    hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn memory(config: &Config) -> Result<PoolOptions, Failure> {
-    let region = match (&config.region, config.region_id) {
-        (Some(file), Some(id)) => Some(Region::open(file, id)?),
-        _ => None,
-    };
-    let backing = match (&config.fairmq_shmid, config.fairmq_segment, config.backing) {
-        (Some(shmid), Some(first_segment), _) => {
-            Backing::FairMq { shmid: shmid.clone(), first_segment }
-        }
+    let region = config.region.as_ref().map(|region| Region::open(&region.path, region.id));
+    let region = region.transpose()?;
+    let session = config.fairmq_session.as_ref().map(|session| shmid(session));
+    let shmid = session.or_else(|| config.fairmq_shmid.clone());
+    let backing = match (shmid, config.fairmq_segment, config.backing) {
+        (Some(shmid), Some(first_segment), _) => Backing::FairMq { shmid, first_segment },
         (_, _, SegmentBacking::Memfd) => Backing::Memfd,
         (_, _, SegmentBacking::Shm) => Backing::Folder(config.shm_folder.clone()),
     };

@@ -25,7 +25,7 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     let options = assemble::serve_options(&config)?;
     open_many_files();
     iovcache::server::hush_panics_of_decoding();
-    let cache = assemble::cache(&config)?;
+    let (cache, fairmq) = assemble::cache(&config)?;
     let listeners = Listeners::bind(&assemble::listen_options(&config)).await?;
     let mut ready = json!({
         "ready": true,
@@ -37,6 +37,9 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     });
     if let Some(url) = listeners.ccdb_url() {
         ready["ccdb"] = url.into();
+    }
+    if let Some(fairmq) = fairmq {
+        ready["fairmq"] = fairmq;
     }
     let [mut terminate, mut interrupt] = [SignalKind::terminate(), SignalKind::interrupt()]
         .map(|kind| signal(kind).map_err(|error| Failure::io("cannot listen for signals", error)));
