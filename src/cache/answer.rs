@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Cache;
 use super::catalog::Known;
 use super::error::{CacheError, MissingColumn};
+use super::hand::InHand;
 use super::lease::{Holder, LeaseId, Owner, Terms};
 use super::plan::{Assembled, Plan, Spans};
 use super::resident::PinSet;
@@ -52,7 +53,7 @@ pub struct Answer {
     content: Content,
     lease: LeaseId,
     rows: u64,
-    pins: Arc<PinSet>,
+    pins: Arc<InHand>,
     /// The timeframe's own table, whose encoded batches are kept.
     assembled: Option<Arc<Assembled>>,
 }
@@ -136,7 +137,7 @@ impl Answer {
     }
 
     /// Keeps all of it in shared memory for as long as that lives.
-    pub fn hold(&self) -> Arc<PinSet> {
+    pub fn hold(&self) -> Arc<InHand> {
         Arc::clone(&self.pins)
     }
 }
@@ -328,6 +329,7 @@ impl Cache {
         {
             timeframe.set_delivered(consumer);
         }
+        let pins = Arc::new(self.0.hands.take(pins));
         let shape = self.shape(request, &subject, &columns, Some(&lease))?;
         Ok(Answer { shape, content, lease, rows, pins, assembled: kept })
     }

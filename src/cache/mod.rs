@@ -130,9 +130,12 @@ mod answer;
 mod attach;
 mod builder;
 mod catalog;
+mod check;
 mod error;
 mod exchange;
 mod flight;
+mod hand;
+mod keep;
 mod lease;
 mod loader;
 mod object;
@@ -158,6 +161,8 @@ pub use attach::{AttachGate, NotListed, PeerPolicy};
 pub use builder::{BuildError, CacheBuilder};
 pub use error::{CacheError, MissingColumn};
 pub use exchange::Exchange;
+pub use hand::InHand;
+pub use keep::{Heritage, Keeper};
 pub use lease::LeaseId;
 pub use object::{Effective, Held, Versions};
 pub use progress::Progress;
@@ -196,6 +201,9 @@ struct Inner {
     loader: Loader,
     leases: Arc<Leases>,
     objects: object::Objects,
+    hands: Arc<hand::Hands>,
+    /// What is left to a successor, where anybody keeps it.
+    kept: Option<Arc<keep::Kept>>,
     timeframes: Arc<Timeframes>,
     slow: Arc<SlowWatch>,
     /// So many can be in flight.
