@@ -20,7 +20,8 @@ fn deployed(file: &str) -> String {
 
 /// Every metric that a service tells.
 fn metrics() -> BTreeSet<String> {
-    let service = Service::start(&["--source", "memory:"]);
+    let repository = tempfile::tempdir().unwrap();
+    let service = Service::over(repository.path(), &[]);
     let text = http_get(&service.http(), "/metrics").1;
     let named = |line: &str| !line.starts_with('#') && line.starts_with("iovcache_");
     text.lines()

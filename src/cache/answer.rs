@@ -13,6 +13,7 @@ use super::catalog::Known;
 use super::error::{CacheError, MissingColumn};
 use super::lease::{Holder, LeaseId, Owner, Terms};
 use super::plan::{Assembled, Plan, Spans};
+use super::record::record;
 use super::resident::PinSet;
 use super::timeframe::{Load, Timeframe};
 use crate::clock::Moment;
@@ -253,10 +254,14 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]. After one, nothing is held.
     pub async fn answer(&self, request: &Request, asker: &Asker) -> Result<Answer, CacheError> {
+        let asked = Instant::now();
         let answered = self.try_answer(request, asker).await;
         let counters = &self.0.counters;
         match &answered {
             Ok(answer) => {
+                let took = asked.elapsed();
+                counters.timings.answer.observe(took);
+                record(answer, &answer.content, request, took);
                 counters.tables.add(1);
                 counters.rows.add(answer.rows);
             }

@@ -276,7 +276,10 @@ impl Catalog {
         // As of before the question: what is put meanwhile may or may not be in the answer.
         let asked = self.clock.now().max(FIRST);
         let held = series.timeline.load().version_at(at).cloned();
-        let knowledge = match self.source.look_up(query, at, held.as_ref()).await {
+        let began = std::time::Instant::now();
+        let answer = self.source.look_up(query, at, held.as_ref()).await;
+        self.counters.timings.look_up.observe(began.elapsed());
+        let knowledge = match answer {
             Ok(knowledge) => knowledge,
             Err(error) => {
                 self.counters.look_up_failures.add(1);
@@ -362,6 +365,20 @@ impl Catalog {
     pub(crate) fn version(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
         let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
         series.values().find_map(|series| series.timeline.load().version_of(id).cloned())
+    }
+
+    /// The queries that were asked last, at most `limit`, with what is known for them; and how many
+    /// there are in all.
+    pub(crate) fn asked_last(&self, limit: usize) -> (Vec<(Query, Arc<Timeline>)>, usize) {
+        let all = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let mut asked: Vec<_> = all.iter().collect();
+        if asked.len() > limit {
+            asked.select_nth_unstable_by_key(limit, |(_, series)| std::cmp::Reverse(series.used()));
+            asked.truncate(limit);
+        }
+        let known =
+            asked.into_iter().map(|(query, series)| (query.clone(), series.timeline.load_full()));
+        (known.collect(), all.len())
     }
 
     /// Forgets what is known of a path.

@@ -286,6 +286,7 @@ impl Load {
             written: 0,
             failure: None,
         };
+        let asked = Instant::now();
         let fetched = match self.source.fetch(version, &mut body).await {
             Ok(()) => body.finish(version, self.source.url()).await,
             Err(error) => Err(body.failure.take().unwrap_or(LoadFailure::Source(error))),
@@ -293,6 +294,7 @@ impl Load {
         match fetched {
             Ok(reservation) => {
                 let block = reservation.publish(version.id);
+                self.counters.timings.load.observe(asked.elapsed());
                 self.counters.loads.add(1);
                 self.counters.loaded_bytes.add(block.size_bytes());
                 Ok(self.residency.admit(version, block))

@@ -71,8 +71,10 @@ mod flight;
 mod lease;
 mod loader;
 mod object;
+mod picture;
 mod plan;
 mod progress;
+mod record;
 mod register;
 mod residency;
 mod resident;
@@ -95,7 +97,12 @@ pub use error::{CacheError, MissingColumn};
 pub use exchange::Exchange;
 pub use lease::LeaseId;
 pub use object::{Effective, Held, Versions};
+pub use picture::{
+    PathPicture, Picture, Piece, SegmentPicture, SessionPicture, SourcePicture, SpanPicture,
+    SpanState,
+};
 pub use progress::Progress;
+pub use record::TARGET as TABLE_LOG;
 pub use resident::{Pin, PinSet};
 pub use slow::{ConsumerLimits, SlowConsumer};
 

@@ -145,6 +145,7 @@ impl Cache {
         let cache = self.clone();
         let load = async move {
             let mut load = timeframe.load();
+            let began = Instant::now();
             let loaded = async {
                 let mut pause = FIRST_PAUSE;
                 while let Err(error) =
@@ -159,6 +160,7 @@ impl Cache {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
+                cache.0.counters.timings.timeframe_load.observe(began.elapsed());
             };
             tokio::select! {
                 () = loaded => {}

@@ -7,7 +7,7 @@
 //!                    │                  └─▶ action   consumed, release, status …
 //!                    └▶ health, reflection
 //!  attach.sock ──▶ Cache::serve_attach
-//!  HTTP ─────────▶ /metrics /healthz /readyz
+//!  HTTP ─────────▶ page, /metrics /healthz /readyz
 //!  CCDB ─────────▶ ccdb     plain HTTP for clients of a CCDB
 //!
 //!  stop: not ready any more ─▶ accept nothing ─▶ drain ─▶ end sessions ─▶ drop segments
@@ -21,6 +21,8 @@ mod flight;
 mod get;
 mod http;
 mod listen;
+mod metrics;
+mod page;
 mod put;
 mod status;
 mod ticket;
