@@ -55,7 +55,7 @@ fn a_configuration_to_begin_with_has_every_key_with_its_text_and_all_of_it_holds
     for line in text.lines() {
         match line.strip_prefix('#') {
             Some(rest) if !rest.starts_with([' ', '[']) && !rest.ends_with('=') => written += rest,
-            Some(rest) if rest == "[ccdb]" || rest == "[ccdb_server]" => written += rest,
+            Some("[ccdb]" | "[ccdb_server]" | "[tls]" | "[limits]") => written += &line[1..],
             _ => continue,
         }
         written.push('\n');
@@ -81,8 +81,8 @@ fn faults_are_told_with_file_line_and_key_and_the_status_of_a_wrong_use() {
     assert!(status == Some(2) && text.contains(&format!("{file}:4: ccdb.retires: ")), "{text}");
     let (status, text) = told("memory = \"4 apples\"\n");
     assert!(status == Some(2) && text.contains(&format!("{file}:1: memory: unknown")), "{text}");
-    let (_, text) = told("region = \"/dev/shm/x\"\n[[source]]\nurl = \"gopher://x\"\n");
-    for fault in [":1: region: region_id is needed", ":3: source[0].url: "] {
+    let (_, text) = told("fairmq_session = \"x\"\n[[source]]\nurl = \"gopher://x\"\n");
+    for fault in [":1: fairmq_session: fairmq_segment is needed", ":3: source[0].url: "] {
         assert!(text.contains(fault), "{fault:?} in {text}");
     }
     assert_eq!(told("memory = \"1GiB\"\n").0, Some(0));

@@ -142,9 +142,9 @@ fn the_sockets_have_the_mode_that_the_unit_asks_for() {
     let mode =
         |service: &Service| fs::metadata(service.attach()).unwrap().permissions().mode() & 0o777;
     let source = ["--source", "memory:"];
-    assert_eq!(mode(&Service::start(&source)), 0o600);
-    let given = [&source[..], &["--socket-mode", "0660"]].concat();
-    assert_eq!(mode(&Service::start(&given)), 0o660);
+    assert_eq!(mode(&Service::start(&source)), 0o660);
+    let given = [&source[..], &["--socket-mode", "0600"]].concat();
+    assert_eq!(mode(&Service::start(&given)), 0o600);
     let wrong = [&["serve"], &source[..], &["--socket-mode", "0999"]].concat();
     assert_eq!(common::run(&wrong).status.code(), Some(2));
 }

@@ -278,9 +278,13 @@ impl Cache {
         let subject = self.subject(request)?;
         let reader = self.reader(request, &subject)?;
         let holder = self.holder(request, asker, reader.as_ref());
-        if let Some(holder) = &holder {
-            self.0.slow.admit(&holder.consumer)?;
-        }
+        let _asking = match &holder {
+            Some(holder) => {
+                self.0.slow.admit(&holder.consumer)?;
+                self.0.slow.begin(&holder.consumer)?
+            }
+            None => None,
+        };
         let wait = asker.patience.map_or(request.wait, |patience| patience.min(request.wait));
         let deadline = Instant::now() + wait.min(Duration::from_secs(86_400));
         let registered = match &subject {

@@ -180,6 +180,7 @@ impl CacheBuilder {
             leases: Arc::clone(&leases),
             timeframes: Arc::clone(&timeframes),
             counters: Arc::clone(&counters),
+            asking: Arc::default(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&catalog).keep_fresh());

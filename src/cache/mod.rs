@@ -91,7 +91,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use answer::{Answer, Asker, Described};
-pub use attach::PeerPolicy;
+pub use attach::{AttachGate, NotListed, PeerPolicy};
 pub use builder::{BuildError, CacheBuilder};
 pub use error::{CacheError, MissingColumn};
 pub use exchange::Exchange;

@@ -16,14 +16,20 @@ use crate::table::DecodeError;
 pub enum ClientError {
     /// The address is none.
     #[error(
-        "{url:?} is no address of a service: {reason}; expected grpc://host:port or \
-             grpc+unix:///path/flight.sock"
+        "{url:?} is no address of a service: {reason}; expected grpc://host:port, \
+             grpc+tls://host:port or grpc+unix:///path/flight.sock"
     )]
     Address {
         /// What was given.
         url: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The token is not sent.
+    #[error("the token is not sent: {reason}")]
+    Token {
+        /// Why.
+        reason: &'static str,
     },
     /// The service cannot be reached.
     #[error("cannot reach {url}: {reason}")]
@@ -113,11 +119,7 @@ impl ClientError {
             | tonic::Code::DataLoss => ErrorKind::Internal,
         };
         let text = status.message();
-        let coded = text.strip_prefix("[IOV-").and_then(|rest| {
-            let (number, message) = rest.split_once("] ")?;
-            Some((Code(number.parse().ok()?), message))
-        });
-        let (code, message) = coded.unwrap_or((Code(7010), text));
+        let (code, message) = Code::of_message(text).unwrap_or((Code(7010), text));
         Self::Service { kind, code, message: message.to_owned() }
     }
 }
@@ -131,9 +133,10 @@ impl From<Status> for ClientError {
 impl Coded for ClientError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Address { .. } | Self::NoSuchColumn { .. } | Self::NoSuchRow { .. } => {
-                ErrorKind::InvalidArgument
-            }
+            Self::Address { .. }
+            | Self::Token { .. }
+            | Self::NoSuchColumn { .. }
+            | Self::NoSuchRow { .. } => ErrorKind::InvalidArgument,
             Self::Connect { .. } => ErrorKind::Unavailable,
             Self::Service { kind, .. } => *kind,
             Self::Answer { .. } => ErrorKind::Internal,
@@ -160,6 +163,7 @@ impl Coded for ClientError {
             Self::NoSuchColumn { .. } => Code(7004),
             Self::NoSuchRow { .. } => Code(7005),
             Self::Io { .. } => Code(7006),
+            Self::Token { .. } => Code(7007),
         }
     }
 }

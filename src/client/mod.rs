@@ -31,6 +31,7 @@ mod request;
 mod service;
 mod table;
 
+pub use connect::TlsFiles;
 pub use error::ClientError;
 pub use request::TableRequest;
 pub use service::{Client, ClientOptions, PathEntry};

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, Int64Array, RecordBatch};
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::error::FlightError;
-use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::{Action, Criteria, FlightData, FlightDescriptor, Ticket};
 use arrow_schema::Schema;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -14,13 +13,13 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
-use tonic::transport::Channel;
 
-use super::connect::Address;
+use super::connect::{Address, Flight, TlsFiles};
 use super::error::ClientError;
 use super::request::TableRequest;
 use super::table::Table;
 use crate::error::ErrorKind;
+use crate::secret::Secret;
 use crate::shm::attach::Attachment;
 use crate::table::{
     ColumnRequest, ConsumedAnswer, MessageWriter, PutAnswer, Register, SegmentsAnswer, Status,
@@ -32,7 +31,11 @@ pub struct ClientOptions {
     /// What the process calls itself. Default: `process-<pid>`.
     pub consumer: Option<String>,
     /// What lets it in, where a token is configured.
-    pub token: Option<String>,
+    pub token: Option<Secret>,
+    /// What TLS is spoken with, where the address begins with `grpc+tls://`.
+    pub tls: TlsFiles,
+    /// Send the token even where it can be read on the way: over plain TCP to another node.
+    pub insecure: bool,
     /// Never attach, even on the node: objects come over the wire.
     pub remote: bool,
 }
@@ -54,7 +57,7 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     address: Address,
     url: String,
-    flight: FlightServiceClient<Channel>,
+    flight: Flight,
     options: ClientOptions,
     /// The session on the node, once it is known whether there can be one.
     attached: Mutex<Attached>,
@@ -85,7 +88,7 @@ impl Client {
     /// [`ClientError::Address`], [`ClientError::Connect`].
     pub async fn connect_with(url: &str, options: ClientOptions) -> Result<Self, ClientError> {
         let address = Address::parse(url)?;
-        let flight = address.connect(url).await?;
+        let flight = address.connect(url, &options).await?;
         let (releases, freed) = mpsc::unbounded_channel();
         tokio::spawn(release_leases(flight.clone(), freed));
         let attached = match options.remote {
@@ -289,7 +292,7 @@ impl Client {
         let opened = tokio::task::spawn_blocking(move || {
             let consumer =
                 options.consumer.unwrap_or_else(|| format!("process-{}", std::process::id()));
-            Attachment::open(&path, &consumer, options.token.as_deref())
+            Attachment::open(&path, &consumer, options.token.as_ref().map(Secret::reveal))
                 .map_err(|error| ClientError::Attach { path, error })
         });
         opened.await.map_err(|error| answer(&error.to_string()))?
@@ -416,10 +419,7 @@ fn of_flight(error: &FlightError) -> ClientError {
 }
 
 /// Ends leases as tables are dropped, in the background; ends itself with the last table.
-async fn release_leases(
-    mut flight: FlightServiceClient<Channel>,
-    mut freed: mpsc::UnboundedReceiver<String>,
-) {
+async fn release_leases(mut flight: Flight, mut freed: mpsc::UnboundedReceiver<String>) {
     while let Some(lease) = freed.recv().await {
         let action = Action::new("release", json!({"lease": lease}).to_string());
         // If it does not arrive, the service ends the lease with our session, or its time.

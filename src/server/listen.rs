@@ -6,6 +6,9 @@
 //!  DIR/attach.sock  the attach socket
 //! ```
 //!
+//! A folder that is made here is for the service's user and group (0750), and so are the sockets
+//! (0660). One that everybody can write is refused: somebody else could put a socket there.
+//!
 //! Linux only: the lock is `flock`, and goes with the process however that ends. So what a dead
 //! service left in its folder is known to be left, and is replaced.
 
@@ -25,6 +28,8 @@ use crate::error::{Code, Coded, ErrorKind};
 pub struct ListenOptions {
     /// Flight over TCP; port 0 picks one.
     pub flight: Option<SocketAddr>,
+    /// Whether that speaks TLS, for its address.
+    pub tls: bool,
     /// `/metrics`, `/healthz`, `/readyz`; port 0 picks one.
     pub http: Option<SocketAddr>,
     /// CCDB for clients that know nothing else; port 0 picks one.
@@ -32,12 +37,20 @@ pub struct ListenOptions {
     /// The folder of `flight.sock` and `attach.sock`; `None`: one of its own.
     pub socket_folder: Option<PathBuf>,
     /// The mode of the sockets. Who may use them is decided by the credentials of the peer too.
+    /// Default: 0660.
     pub socket_mode: u32,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { flight: None, http: None, ccdb: None, socket_folder: None, socket_mode: 0o600 }
+        Self {
+            flight: None,
+            tls: false,
+            http: None,
+            ccdb: None,
+            socket_folder: None,
+            socket_mode: 0o660,
+        }
     }
 }
 
@@ -45,6 +58,7 @@ impl Default for ListenOptions {
 #[derive(Debug)]
 pub struct Listeners {
     pub(super) flight: Option<TcpListener>,
+    tls: bool,
     pub(super) http: Option<TcpListener>,
     pub(super) ccdb: Option<TcpListener>,
     pub(super) flight_unix: UnixListener,
@@ -73,6 +87,12 @@ pub enum ListenError {
         /// Whose it is, as it says itself.
         pid: String,
     },
+    /// Somebody else could put a socket into the folder.
+    #[error("{folder} can be written by everybody; use a folder of the service's own")]
+    Open {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// A file or socket cannot be made.
     #[error("cannot make {path}")]
     Path {
@@ -97,6 +117,7 @@ impl Coded for ListenError {
         match self {
             Self::Tcp { .. } | Self::Path { .. } => ErrorKind::FailedPrecondition,
             Self::Taken { .. } => ErrorKind::AlreadyExists,
+            Self::Open { .. } => ErrorKind::PermissionDenied,
             Self::TooLong { .. } => ErrorKind::InvalidArgument,
         }
     }
@@ -107,6 +128,7 @@ impl Coded for ListenError {
             Self::Taken { .. } => 8011,
             Self::Path { .. } => 8012,
             Self::TooLong { .. } => 8013,
+            Self::Open { .. } => 8014,
         })
     }
 }
@@ -122,6 +144,7 @@ impl Listeners {
         let attach = folder.socket("attach.sock", options.socket_mode)?;
         Ok(Self {
             flight: tcp(options.flight).await?,
+            tls: options.tls,
             http: tcp(options.http).await?,
             ccdb: tcp(options.ccdb).await?,
             flight_unix,
@@ -134,7 +157,8 @@ impl Listeners {
     pub fn flight_urls(&self) -> Vec<String> {
         let tcp = self.flight.iter().filter_map(|listener| listener.local_addr().ok());
         let unix = format!("grpc+unix://{}", self.folder.path.join("flight.sock").display());
-        tcp.map(|address| format!("grpc://{address}")).chain([unix]).collect()
+        let scheme = if self.tls { "grpc+tls" } else { "grpc" };
+        tcp.map(|address| format!("{scheme}://{address}")).chain([unix]).collect()
     }
 
     /// The path of the attach socket.
@@ -183,7 +207,11 @@ impl Folder {
             let path = path.to_owned();
             move |error| ListenError::Path { path, error }
         };
-        fs::DirBuilder::new().recursive(!own).mode(0o700).create(&path).map_err(failed(&path))?;
+        fs::DirBuilder::new().recursive(!own).mode(0o750).create(&path).map_err(failed(&path))?;
+        let mode = fs::metadata(&path).map_err(failed(&path))?.permissions().mode();
+        if mode & 0o002 != 0 {
+            return Err(ListenError::Open { folder: path });
+        }
         let lock_path = path.join("lock");
         let mut lock = OpenOptions::new()
             .read(true)
@@ -265,16 +293,28 @@ mod tests {
         let second = Listeners::bind(&options).await.unwrap();
         assert!(second.attach_path().exists());
         let mode = fs::metadata(second.attach_path()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(mode & 0o777, 0o660);
     }
 
     #[tokio::test]
     async fn a_folder_of_its_own_goes_with_the_service() {
         let listeners = Listeners::bind(&ListenOptions::default()).await.unwrap();
         let folder = listeners.folder.path.clone();
-        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o750);
         drop(listeners);
         assert!(!folder.exists());
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_everybody_can_write_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        for mode in [0o777, 0o1777] {
+            fs::set_permissions(base.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let socket_folder = Some(base.path().to_owned());
+            let options = ListenOptions { socket_folder, ..ListenOptions::default() };
+            let error = Listeners::bind(&options).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+        }
     }
 
     #[tokio::test]

@@ -70,8 +70,9 @@ pub(super) struct Inner {
     memory_bytes: u64,
     segment_bytes: u64,
     maker: Maker,
-    /// There is a region, and nothing else is made.
-    fixed: bool,
+    /// All is there from the start, and nothing is made or given back: a region, and segments that
+    /// FairMQ knows by name. The most that one block can take.
+    fixed_bytes: Option<u64>,
     epoch: Epoch,
     next_generation: AtomicU64,
     used_bytes: AtomicU64,
@@ -197,11 +198,12 @@ fn random() -> io::Result<u64> {
 }
 
 impl Pool {
-    /// A pool without any segment yet.
+    /// A pool without any segment yet; with those that FairMQ is to know by their names all are
+    /// made here.
     ///
     /// # Errors
     /// [`PoolError::NeverFits`] if nothing can fit, [`PoolError::Backing`] if the folder of the
-    /// backing cannot be had.
+    /// backing cannot be had, [`PoolError::Segment`] if the system does not give what is made here.
     pub fn new(options: PoolOptions) -> Result<Self, PoolError> {
         let PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation } =
             options;
@@ -216,25 +218,38 @@ impl Pool {
             }
             None => memory_bytes,
         };
-        let fixed = region.is_some();
+        let all_at_once = backing.fairmq_shmid().is_some();
         let first_id = backing.first_segment();
+        let segment_bytes =
+            segment_bytes.clamp(least, MAX_SEGMENT_BYTES).next_multiple_of(PAGE_BYTES);
         let areas = BTreeMap::new();
         let mut state = State { areas, area_bytes: 0, first_id, next_id: first_id };
+        let maker = Maker::new(&backing).map_err(PoolError::Backing)?;
+        let epoch = Epoch(random().map_err(PoolError::Backing)?);
+        let mut fixed_bytes = None;
         if let Some(region) = region {
             let id = region.id;
             let area = Area { kind: Kind::Region, id, memory: Memory::Region(region) };
             area.forget_generations();
-            let allocator = Allocator::new(area.granules());
-            state.areas.insert(id, Slot { area: Arc::new(area), allocator });
+            fixed_bytes = Some(state.insert(Arc::new(area)));
+        } else if all_at_once {
+            let mut most = 0;
+            loop {
+                let budget = (memory_bytes - state.area_bytes) / PAGE_BYTES * PAGE_BYTES;
+                let bytes = segment_bytes.min(budget);
+                let Some(id) = (bytes >= least).then(|| state.unused_id()).flatten() else { break };
+                let area = segment(&maker, epoch, id, bytes)?;
+                state.area_bytes += bytes;
+                most = most.max(state.insert(area));
+            }
+            fixed_bytes = Some(most);
         }
         Ok(Self(Arc::new(Inner {
             memory_bytes,
-            segment_bytes: segment_bytes
-                .clamp(least, MAX_SEGMENT_BYTES)
-                .next_multiple_of(PAGE_BYTES),
-            maker: Maker::new(&backing).map_err(PoolError::Backing)?,
-            fixed,
-            epoch: Epoch(random().map_err(PoolError::Backing)?),
+            segment_bytes,
+            maker,
+            fixed_bytes,
+            epoch,
             next_generation: AtomicU64::new(match first_generation {
                 Some(first) => first,
                 None => random().map_err(PoolError::Backing)?,
@@ -277,7 +292,7 @@ impl Pool {
             _ => return Err(PoolError::NeverFits { needed_bytes, limit_bytes }),
         };
         let mut taken = lock(&self.0.state).take(granules);
-        if taken.is_none() && !self.0.fixed {
+        if taken.is_none() && self.0.fixed_bytes.is_none() {
             taken = self.grow(granules)?;
         }
         let Some((area, block, place)) = taken else {
@@ -321,26 +336,12 @@ impl Pool {
             }
         };
         drop(retired);
-        let made = inner.maker.make(id, bytes).and_then(|made| {
-            let area = Area { kind: Kind::Segment, id, memory: Memory::Segment(made) };
-            area.write_segment_header(inner.epoch);
-            if let Memory::Segment(made) = &area.memory {
-                inner.maker.seal(made)?;
-            }
-            Ok(Arc::new(area))
-        });
-        let area = match made {
-            Ok(area) => area,
-            Err(error) => {
-                lock(&inner.state).area_bytes -= bytes;
-                return Err(PoolError::Segment { bytes, error });
-            }
-        };
+        let area = segment(&inner.maker, inner.epoch, id, bytes)
+            .inspect_err(|_| lock(&inner.state).area_bytes -= bytes)?;
         let shared = SharedSegment(Arc::clone(&area));
         let taken = {
             let mut state = lock(&inner.state);
-            let allocator = Allocator::new(area.granules());
-            state.areas.insert(id, Slot { area, allocator });
+            state.insert(area);
             state.take(granules)
         };
         drop(growing);
@@ -357,7 +358,7 @@ impl Pool {
         let state = lock(&self.0.state);
         let longest = state.areas.values().map(|slot| slot.allocator.largest_free()).max();
         let in_areas = u64::from(longest.unwrap_or(0)) * GRANULE_BYTES;
-        let in_a_new_one = if self.0.fixed {
+        let in_a_new_one = if self.0.fixed_bytes.is_some() {
             0
         } else {
             let budget = self.0.memory_bytes - state.area_bytes + state.empty_bytes();
@@ -440,8 +441,8 @@ impl fmt::Debug for Pool {
 impl Inner {
     /// The most that one block can take.
     fn largest_payload_area(&self) -> u64 {
-        if self.fixed {
-            return self.memory_bytes / GRANULE_BYTES * GRANULE_BYTES;
+        if let Some(bytes) = self.fixed_bytes {
+            return bytes;
         }
         let whole = (self.memory_bytes / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
         whole - SEGMENT_HEADER_BYTES
@@ -467,7 +468,7 @@ impl Inner {
             // unmake one each time; but none that was made for a single large object.
             let oversized = area.mapping().length() as u64 > self.segment_bytes;
             let useless = slot.allocator.is_empty()
-                && !self.fixed
+                && self.fixed_bytes.is_none()
                 && (oversized
                     || state.areas.values().filter(|slot| slot.allocator.is_empty()).count() > 1);
             if useless { state.take_out(area.id) } else { None }
@@ -477,10 +478,31 @@ impl Inner {
     }
 }
 
+/// Makes a segment, its head written, and sealed where that can be.
+fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Area>, PoolError> {
+    let make = || {
+        let made = maker.make(id, bytes)?;
+        let area = Area { kind: Kind::Segment, id, memory: Memory::Segment(made) };
+        area.write_segment_header(epoch);
+        if let Memory::Segment(made) = &area.memory {
+            maker.seal(made)?;
+        }
+        Ok(Arc::new(area))
+    };
+    make().map_err(|error| PoolError::Segment { bytes, error })
+}
+
 /// A place that was found: in what, where its block begins, and what gives it back.
 type Found = (Arc<Area>, usize, Place);
 
 impl State {
+    /// Lists an area, all of it free; the bytes that blocks can take there.
+    fn insert(&mut self, area: Arc<Area>) -> u64 {
+        let granules = area.granules();
+        self.areas.insert(area.id, Slot { area, allocator: Allocator::new(granules) });
+        u64::from(granules) * GRANULE_BYTES
+    }
+
     fn take(&mut self, granules: u32) -> Option<Found> {
         self.areas.values_mut().find_map(|slot| {
             let (start, place) = slot.allocator.take(granules)?;

@@ -52,6 +52,20 @@ impl Service {
 
     /// The same with so much memory, in segments of that size.
     pub fn start_sized(memory: &str, segment: &str, arguments: &[&str]) -> Self {
+        Self::launch(memory, segment, arguments, &[])
+    }
+
+    /// Starts it with more in its environment.
+    pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::launch("64MiB", "16MiB", arguments, environment)
+    }
+
+    fn launch(
+        memory: &str,
+        segment: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sockets = folder.path().join("s");
         let mut child = iovcache()
@@ -60,6 +74,7 @@ impl Service {
             .arg("--socket")
             .arg(&sockets)
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any, Dict, List, Optional
 
-from ._errors import FailedPrecondition, Unavailable
+from ._errors import FailedPrecondition, IovcacheError, Unavailable, refused
 from ._resolver import MetaHeader, Resolver
 
 _MAX_DESCRIPTORS = 253
@@ -37,11 +37,13 @@ class Attachment:
             welcome = self._line()
             if welcome is None:
                 raise Unavailable(f"{path}: the service hung up")
+            if "error" in welcome:
+                raise refused(welcome)
             self._take(welcome)
             self._socket.settimeout(None)
         except OSError as error:
             self._end()
-            if isinstance(error, Unavailable):
+            if isinstance(error, IovcacheError):
                 raise
             raise Unavailable(f"cannot attach to {path}: {error}") from error
         except BaseException:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import threading
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -38,19 +40,41 @@ def connect(
     consumer: Optional[str] = None,
     token: Optional[str] = None,
     remote: bool = False,
+    tls_root_certs: Optional[bytes] = None,
+    cert_chain: Optional[bytes] = None,
+    private_key: Optional[bytes] = None,
+    insecure: bool = False,
 ) -> "Client":
-    """Connects to ``grpc://host:port`` or ``grpc+unix:///path/flight.sock``.
+    """Connects to ``grpc://host:port``, ``grpc+tls://host:port`` or
+    ``grpc+unix:///path/flight.sock``.
 
     Args:
         url: where the service is.
         consumer: what this process calls itself.
-        token: what lets it in, where a token is configured.
+        token: what lets it in, where the service asks for it; by default what stands in
+            ``IOVCACHE_TOKEN``.
         remote: never attach, even on the node: objects come over the wire.
+        tls_root_certs: the authorities that may have signed the service's certificate (PEM); by
+            default the system's.
+        cert_chain: the certificate by which the service knows us (PEM).
+        private_key: its key (PEM).
+        insecure: send the token even over plain TCP to another node, where it can be read.
 
     Raises:
         Unavailable: the service cannot be reached.
+        Unauthenticated: the service asks for a token, or does not know this one.
+        InvalidArgument: the token would travel in the clear.
     """
-    client = Client(url, consumer=consumer, token=token, remote=remote)
+    client = Client(
+        url,
+        consumer=consumer,
+        token=token,
+        remote=remote,
+        tls_root_certs=tls_root_certs,
+        cert_chain=cert_chain,
+        private_key=private_key,
+        insecure=insecure,
+    )
     try:
         client.status()
     except BaseException:
@@ -69,16 +93,32 @@ class Client:
         consumer: Optional[str] = None,
         token: Optional[str] = None,
         remote: bool = False,
+        tls_root_certs: Optional[bytes] = None,
+        cert_chain: Optional[bytes] = None,
+        private_key: Optional[bytes] = None,
+        insecure: bool = False,
     ) -> None:
         self.url = url
         self._consumer = consumer or f"python-{os.getpid()}"
-        self._token = token
+        self._token = token or os.environ.get("IOVCACHE_TOKEN") or None
+        headers = []
+        if self._token is not None:
+            if _is_overheard(url) and not insecure:
+                raise InvalidArgument(
+                    "the token is not sent: it would travel in the clear; use grpc+tls://, or "
+                    "insecure=True"
+                )
+            headers.append((b"authorization", b"Bearer " + self._token.encode()))
+        self._call = flight.FlightCallOptions(headers=headers)
         self._lock = threading.Lock()
         self._attachment: Optional[Attachment] = None
         self._remote = remote
         with _translated():
             self._flight = flight.connect(
                 _location(url),
+                tls_root_certs=tls_root_certs,
+                cert_chain=cert_chain,
+                private_key=private_key,
                 # gRPC's C core would send the path of a Unix socket, which HTTP/2 forbids.
                 generic_options=[
                     ("grpc.default_authority", "localhost"),
@@ -178,7 +218,7 @@ class Client:
     def _get(self, request: Mapping[str, Any]) -> pa.Table:
         ticket = flight.Ticket(json.dumps(request))
         with _translated():
-            return self._flight.do_get(ticket).read_all()
+            return self._flight.do_get(ticket, options=self._call).read_all()
 
     def _release(self, table: Table) -> None:
         self._release_lease(table.arrow.schema.metadata)
@@ -213,7 +253,7 @@ class Client:
         batch = pa.record_batch([array], names=["timestamp"])
         descriptor = flight.FlightDescriptor.for_path("timeframe", str(timeframe))
         with _translated():
-            writer, reader = self._flight.do_put(descriptor, batch.schema)
+            writer, reader = self._flight.do_put(descriptor, batch.schema, options=self._call)
             with writer:
                 # pyarrow can attach metadata to a batch only.
                 writer.write_with_metadata(batch, json.dumps(about).encode())
@@ -268,13 +308,14 @@ class Client:
     def paths(self, prefix: str = "") -> Dict[str, int]:
         """The paths at a prefix and below, and how many versions each has."""
         with _translated():
-            flights = list(self._flight.list_flights(prefix.encode()))
+            flights = list(self._flight.list_flights(prefix.encode(), options=self._call))
         about = (json.loads(info.app_metadata) for info in flights)
         return {entry["path"]: entry["objects"] for entry in about if "path" in entry}
 
     def _act(self, name: str, body: Mapping[str, Any]) -> Dict[str, Any]:
         with _translated():
-            results = list(self._flight.do_action(flight.Action(name, json.dumps(body).encode())))
+            action = flight.Action(name, json.dumps(body).encode())
+            results = list(self._flight.do_action(action, options=self._call))
         return dict(json.loads(results[0].body.to_pybytes()))
 
     def _attach(self, request: Mapping[str, Any]) -> Optional[Attachment]:
@@ -305,7 +346,7 @@ class Client:
     def _attach_path(self, request: Mapping[str, Any]) -> Optional[str]:
         descriptor = flight.FlightDescriptor.for_command(json.dumps(request))
         with _translated():
-            schema = self._flight.get_schema(descriptor).schema
+            schema = self._flight.get_schema(descriptor, options=self._call).schema
         path = (schema.metadata or {}).get(b"iovcache.attach")
         return path.decode() if path is not None else None
 
@@ -321,6 +362,18 @@ class Client:
 
 def _location(url: str) -> str:
     return url if not url.startswith("grpc://") else "grpc+tcp://" + url[len("grpc://") :]
+
+
+def _is_overheard(url: str) -> bool:
+    """Whether what is sent can be read on the way: plain TCP that leaves this node."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("grpc", "grpc+tcp"):
+        return False
+    host = urlsplit("//" + rest).hostname or ""
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
 
 
 def _socket_folder(url: str) -> Optional[str]:

@@ -1,14 +1,16 @@
 //! What the commands share: how they fail, how they log, how they read sizes and times.
 
 use std::fmt;
+use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use iovcache::client::{Client, ClientError, ClientOptions};
+use iovcache::client::{Client, ClientOptions, TlsFiles};
 use iovcache::error::{Coded, ErrorKind};
 use iovcache::server::LogFormat;
-use iovcache::{Clock, Timestamp};
+use iovcache::{Clock, Secret, Timestamp};
 
 /// Why a command failed: one line for a person, a status for a program.
 #[derive(Debug)]
@@ -40,6 +42,11 @@ impl Failure {
         Self { status, message: message.to_string() }
     }
 
+    /// What a caller can do about it is known.
+    pub(crate) fn of_kind(kind: ErrorKind, message: impl fmt::Display) -> Self {
+        Self { status: kind.exit_status(), message: message.to_string() }
+    }
+
     /// It did not work.
     pub(crate) fn failed(message: impl fmt::Display) -> Self {
         Self { status: 1, message: message.to_string() }
@@ -58,6 +65,12 @@ impl Failure {
     }
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 impl<E: Coded> From<E> for Failure {
     fn from(error: E) -> Self {
         Self { status: error.kind().exit_status(), message: error.message() }
@@ -67,7 +80,7 @@ impl<E: Coded> From<E> for Failure {
 /// Which service.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Server {
-    /// The service: grpc://host:port or grpc+unix:///path/flight.sock.
+    /// The service: grpc://host:port, grpc+tls://host:port or grpc+unix:///path/flight.sock.
     #[arg(
         long = "server",
         value_name = "URL",
@@ -75,15 +88,55 @@ pub(crate) struct Server {
         default_value = "grpc://127.0.0.1:50051"
     )]
     url: String,
+    /// What lets us in, where the service asks for it. It can be seen in the list of processes:
+    /// better in the environment, or in a file.
+    #[arg(long, value_name = "TOKEN", env = "IOVCACHE_TOKEN", hide_env_values = true)]
+    #[arg(value_parser = secret)]
+    token: Option<Secret>,
+    /// A file with the token.
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// The authority that signed the service's certificate (PEM), for grpc+tls://; by default the
+    /// system's.
+    #[arg(long, value_name = "FILE", env = "IOVCACHE_CA")]
+    ca: Option<PathBuf>,
+    /// The certificate by which the service knows us (PEM).
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// Send the token even over plain TCP to another node, where it can be read on the way.
+    #[arg(long)]
+    insecure: bool,
+}
+
+fn secret(text: &str) -> Result<Secret, String> {
+    Ok(Secret::from(text))
 }
 
 impl Server {
-    pub(crate) async fn connect(&self) -> Result<Client, ClientError> {
+    pub(crate) async fn connect(&self) -> Result<Client, Failure> {
         self.connect_with(ClientOptions::default()).await
     }
 
-    pub(crate) async fn connect_with(&self, options: ClientOptions) -> Result<Client, ClientError> {
-        Client::connect_with(&self.url, options).await
+    pub(crate) async fn connect_with(&self, options: ClientOptions) -> Result<Client, Failure> {
+        let read = |file: &Path| fs::read(file).map_err(|error| Failure::io(file.display(), error));
+        let text = |file: &Path| {
+            fs::read_to_string(file).map_err(|error| Failure::io(file.display(), error))
+        };
+        let token = match &self.token_file {
+            Some(file) => Some(Secret::from(text(file)?.trim())),
+            None => self.token.clone(),
+        };
+        let identity = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => Some((read(cert)?, Secret::from(text(key)?))),
+            _ => None,
+        };
+        let authority = self.ca.as_deref().map(read).transpose()?;
+        let tls = TlsFiles { authority, identity, domain: None };
+        let options = ClientOptions { token, tls, insecure: self.insecure, ..options };
+        Ok(Client::connect_with(&self.url, options).await?)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 usage, 3 not
 //! found, 4 unavailable, 5 not allowed.
 
+mod bench;
 mod cat;
 mod common;
 mod config;
@@ -18,6 +19,7 @@ mod settings;
 mod status;
 mod table;
 mod timeline;
+mod token;
 
 use std::process::ExitCode;
 
@@ -63,6 +65,10 @@ enum Command {
     Status(status::Arguments),
     /// Show all of it at work, without any file or server.
     Demo(demo::Arguments),
+    /// Measure a service under load: latency, throughput, cost, and whether every byte is right.
+    Bench(Box<bench::Arguments>),
+    /// Make a token that lets a client in, and its entry for `serve --tokens`.
+    Token(token::Arguments),
     /// Check a configuration, or show what it comes to.
     Config(config::Arguments),
     /// Write the completions of a shell to stdout.
@@ -115,6 +121,8 @@ fn main() -> ExitCode {
             Command::Timeline(arguments) => timeline::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
             Command::Demo(arguments) => demo::run(arguments).await,
+            Command::Bench(arguments) => bench::run(*arguments).await,
+            Command::Token(arguments) => token::run(&arguments),
             Command::Config(arguments) => config::run(arguments, &log, matches),
             Command::Completions(arguments) => papers::completions(&arguments),
             Command::Man => papers::man(),

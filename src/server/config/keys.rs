@@ -8,8 +8,9 @@ use serde::de::{Deserializer, Visitor};
 use serde_json::Value;
 
 use super::entries::{PathConfig, RemapConfig, SourceConfig};
-use super::service::Config;
+use super::service::{Config, TlsConfig};
 use crate::server::ccdb::CcdbServerConfig;
+use crate::server::limits::Limits;
 use crate::source::ccdb::CcdbOptions;
 
 /// A part of the file: the file as a whole, or what stands under one heading.
@@ -84,12 +85,15 @@ pub fn sections() -> &'static [Section] {
             let text = if form == Top { String::new() } else { text_of(whole) };
             Section { name, form, text, keys: keys.collect() }
         };
-        const HEADINGS: [&str; 6] = ["source", "remap", "path", "ccdb", "ccdb_server", "tables"];
+        const HEADINGS: [&str; 8] =
+            ["source", "remap", "path", "tls", "limits", "ccdb", "ccdb_server", "tables"];
         vec![
             section("", Top, fields_of::<Config>()),
             section("source", List, fields_of::<SourceConfig>()),
             section("remap", List, fields_of::<RemapConfig>()),
             section("path", List, fields_of::<PathConfig>()),
+            section("tls", Once, fields_of::<TlsConfig>()),
+            section("limits", Once, fields_of::<Limits>()),
             section("ccdb", Once, fields_of::<CcdbOptions>()),
             section("ccdb_server", Once, fields_of::<CcdbServerConfig>()),
             section("tables", Named, &[]),

@@ -19,6 +19,6 @@ pub use document::Document;
 pub use entries::{MissingConfig, PathConfig, RemapConfig, SourceConfig};
 pub use error::{ConfigError, ConfigFault};
 pub use keys::{Key, Section, SectionForm, sections};
-pub use service::{Config, LogFormat, SegmentBacking};
+pub use service::{Config, LogFormat, SegmentBacking, TlsConfig};
 pub use settings::{Origin, Said, Settings};
-pub use units::{ByteSize, SocketMode, TimeSpan};
+pub use units::{ByteSize, RegionFile, SocketMode, TimeSpan};

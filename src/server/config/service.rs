@@ -11,10 +11,11 @@ use super::document::Document;
 use super::entries::{PathConfig, RemapConfig, SourceConfig};
 use super::error::ConfigError;
 use super::settings::Settings;
-use super::units::{ByteSize, SocketMode, TimeSpan};
+use super::units::{ByteSize, RegionFile, SocketMode, TimeSpan};
 use crate::cache::SlowConsumer;
 use crate::interval::Timestamp;
 use crate::server::ccdb::CcdbServerConfig;
+use crate::server::limits::Limits;
 use crate::source::ccdb::CcdbOptions;
 use crate::table::{ColumnList, ColumnRequest};
 
@@ -28,8 +29,8 @@ pub struct Config {
     /// The folder of the Unix sockets flight.sock and attach.sock; by default one of its own under
     /// `$XDG_RUNTIME_DIR`, else under `/tmp`.
     pub socket: Option<PathBuf>,
-    /// The mode of the Unix sockets, in octal: `"0660"` lets the folder's group connect. Who may
-    /// attach is decided by `allow_uids` and `allow_gids` too.
+    /// The mode of the Unix sockets, in octal; `"0660"` lets the folder's group reach them. Who may
+    /// is decided by `allow_uids` and `allow_gids` too.
     pub socket_mode: SocketMode,
     /// Where the status page, `/metrics`, `/healthz` and `/readyz` are; by default port 50052 of
     /// localhost, or a port that is picked where `listen` has one picked.
@@ -43,14 +44,17 @@ pub struct Config {
     pub backing: SegmentBacking,
     /// The folder of named segments.
     pub shm_folder: PathBuf,
-    /// Name the segments as FairMQ's managed segments of this session, instead.
+    /// Name segments as managed segments of the FairMQ session with this id, which its devices can
+    /// then read: /dev/shm/fmq_ID_m_N. All of them are made at the start.
     pub fairmq_shmid: Option<String>,
+    /// The same, the session by its name: its id is the first 8 hexadecimal digits of SHA-256 of
+    /// effective user id and name.
+    pub fairmq_session: Option<String>,
     /// The number of the first of them; those below are FairMQ's own.
     pub fairmq_segment: Option<u16>,
-    /// An existing shared-memory file that somebody else owns: all objects go there, unmanaged.
-    pub region: Option<PathBuf>,
-    /// The id of that region.
-    pub region_id: Option<u16>,
+    /// An unmanaged region that somebody else has made, by its id and file as `7=/dev/shm/file`: all
+    /// objects go there, and what it held is lost.
+    pub region: Option<RegionFile>,
     /// A folder in which what was read is kept: it is there again after a restart, and when the
     /// sources are down.
     pub disk: Option<PathBuf>,
@@ -65,16 +69,24 @@ pub struct Config {
     /// Only versions created at or after this are seen (ms since the epoch).
     #[schemars(with = "Option<i64>")]
     pub not_before: Option<Timestamp>,
-    /// Users that may attach, beside the service's own and root.
+    /// Users that may connect to the Unix sockets, beside the service's own and root.
     pub allow_uids: Vec<u32>,
-    /// Groups that may attach.
+    /// Groups whose members may.
     pub allow_gids: Vec<u32>,
+    /// A file with the keys of those who may (`iovcache token` makes one); read again on SIGHUP. What
+    /// would stand in it can be in `$IOVCACHE_KEYS` instead. Without keys who reaches a socket may
+    /// everything.
+    pub tokens: Option<PathBuf>,
+    /// Let others than this node connect without TLS or keys.
+    pub insecure: bool,
     /// How many timeframes can be in flight; who registers one more waits.
     pub max_timeframes: usize,
     /// Bytes that one consumer may pin; without this there is no limit.
     pub quota_bytes: Option<ByteSize>,
     /// Timeframes that one consumer may hold; without this there is no limit.
     pub quota_timeframes: Option<u64>,
+    /// Requests of one consumer that are answered at a time; without this there is no limit.
+    pub quota_requests: Option<u64>,
     /// For how long a consumer may hold a table, and leave a timeframe that is ready alone; without
     /// this for ever.
     pub slow_after: Option<TimeSpan>,
@@ -95,6 +107,10 @@ pub struct Config {
     /// What holds for single paths: `[[path]]`; the longest that fits counts.
     #[serde(rename = "path")]
     pub paths: Vec<PathConfig>,
+    /// TLS for Flight over TCP: `[tls]`.
+    pub tls: TlsConfig,
+    /// What clients can take of the Flight ports: `[limits]`.
+    pub limits: Limits,
     /// Limits and habits with CCDB servers: `[ccdb]`.
     pub ccdb: CcdbOptions,
     /// The service as a CCDB to its neighbours: `[ccdb_server]`.
@@ -103,6 +119,20 @@ pub struct Config {
     /// `column = { path = "path", metadata = { key = "value" } }`.
     #[schemars(with = "BTreeMap<String, BTreeMap<String, String>>")]
     pub tables: BTreeMap<String, ColumnList>,
+}
+
+/// TLS for Flight over TCP; without a certificate it is plain. All files are PEM, and read again on
+/// SIGHUP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsConfig {
+    /// The file with the certificate and its chain.
+    pub certificate: Option<PathBuf>,
+    /// The file with its key.
+    pub key: Option<PathBuf>,
+    /// The file with the authority that signs clients' certificates; what their bearers may stands in
+    /// `tokens`.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// What segments are made of.
@@ -132,16 +162,16 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 50_051)),
             socket: None,
-            socket_mode: SocketMode::new(0o600),
+            socket_mode: SocketMode::new(0o660),
             http: None,
             memory: ByteSize::new(4 << 30),
             segment: ByteSize::new(512 << 20),
             backing: SegmentBacking::default(),
             shm_folder: PathBuf::from("/dev/shm/iovcache"),
             fairmq_shmid: None,
+            fairmq_session: None,
             fairmq_segment: None,
             region: None,
-            region_id: None,
             disk: None,
             disk_size: ByteSize::new(16 << 30),
             refresh: None,
@@ -149,9 +179,12 @@ impl Default for Config {
             not_before: None,
             allow_uids: Vec::new(),
             allow_gids: Vec::new(),
+            tokens: None,
+            insecure: false,
             max_timeframes: 4_096,
             quota_bytes: None,
             quota_timeframes: None,
+            quota_requests: None,
             slow_after: None,
             slow_consumer: SlowConsumer::default(),
             log: "warn".to_owned(),
@@ -159,6 +192,8 @@ impl Default for Config {
             sources: Vec::new(),
             remaps: Vec::new(),
             paths: Vec::new(),
+            tls: TlsConfig::default(),
+            limits: Limits::default(),
             ccdb: CcdbOptions::default(),
             ccdb_server: CcdbServerConfig::default(),
             tables: BTreeMap::new(),
@@ -192,26 +227,31 @@ impl Config {
     pub(super) fn faults(&self) -> Vec<(String, String)> {
         let mut faults = Vec::new();
         let mut fault = |key: &str, reason: String| faults.push((key.to_owned(), reason));
-        let needs = |key: &str, other: &str| (key.to_owned(), format!("{other} is needed with it"));
-        let pairs = [
-            (
-                "fairmq_shmid",
-                self.fairmq_shmid.is_some(),
-                "fairmq_segment",
-                self.fairmq_segment.is_some(),
-            ),
-            ("region", self.region.is_some(), "region_id", self.region_id.is_some()),
+        let sessions = [
+            ("fairmq_shmid", self.fairmq_shmid.is_some()),
+            ("fairmq_session", self.fairmq_session.is_some()),
         ];
-        for (one, has_one, other, has_other) in pairs {
-            let missing = match (has_one, has_other) {
-                (true, false) => needs(one, other),
-                (false, true) => needs(other, one),
-                _ => continue,
-            };
-            fault(&missing.0, missing.1);
+        let given: Vec<&str> =
+            sessions.into_iter().filter_map(|(key, is_given)| is_given.then_some(key)).collect();
+        match (&given[..], self.fairmq_segment) {
+            ([], Some(_)) => {
+                let reason = "fairmq_session or fairmq_shmid is needed with it";
+                fault("fairmq_segment", reason.to_owned());
+            }
+            ([one], None) => fault(one, "fairmq_segment is needed with it".to_owned()),
+            ([one, other], _) => fault(other, format!("either this or {one}")),
+            _ => {}
         }
-        if self.region.is_some() && self.fairmq_shmid.is_some() {
-            fault("region", "either this or fairmq_shmid: objects are in one place".to_owned());
+        if let (Some(one), true) = (given.first(), self.region.is_some()) {
+            fault("region", format!("either this or {one}: objects are in one place"));
+        }
+        match (self.tls.certificate.is_some(), self.tls.key.is_some()) {
+            (true, false) => fault("tls.certificate", "tls.key is needed with it".to_owned()),
+            (false, true) => fault("tls.key", "tls.certificate is needed with it".to_owned()),
+            _ => {}
+        }
+        if self.tls.client_ca.is_some() && self.tls.certificate.is_none() {
+            fault("tls.client_ca", "tls.certificate is needed with it".to_owned());
         }
         if self.slow_consumer != SlowConsumer::default() && self.slow_after.is_none() {
             fault("slow_consumer", "slow_after is needed with it".to_owned());
@@ -257,14 +297,14 @@ mod tests {
         assert_eq!(config.memory, ByteSize::new(1 << 30));
 
         let error = Config::parse(
-            "region_id = 7\nslow_consumer = \"refuse\"\n[[source]]\nurl = \"gopher://x\"\n\
+            "fairmq_segment = 7\nslow_consumer = \"refuse\"\n[[source]]\nurl = \"gopher://x\"\n\
              [ccdb]\nmax_redirects = 9\n[[path]]\npath = \"A\"\ndefault = \"/no/such/file\"\n",
         )
         .unwrap_err();
         let found: Vec<_> =
             error.faults.iter().map(|fault| (fault.line.unwrap(), fault.key.as_str())).collect();
         let right = [
-            (1, "region_id"),
+            (1, "fairmq_segment"),
             (2, "slow_consumer"),
             (6, "ccdb.max_redirects"),
             (4, "source[0].url"),

@@ -147,14 +147,15 @@ mod tests {
     #[test]
     fn a_fault_of_the_command_line_is_told_as_one() {
         let said = Said {
-            key: "region_id".to_owned(),
+            key: "fairmq_segment".to_owned(),
             value: 7.into(),
-            origin: Origin::CommandLine("--region-id".to_owned()),
+            origin: Origin::CommandLine("--fairmq-segment".to_owned()),
         };
         let error = Settings::merge(None, vec![said]).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "region_id: region is needed with it (command line, --region-id)"
+            "fairmq_segment: fairmq_session or fairmq_shmid is needed with it (command line, \
+             --fairmq-segment)"
         );
     }
 }

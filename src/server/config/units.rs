@@ -1,6 +1,7 @@
 //! Sizes, times and modes as people write them in a configuration and on a command line.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -156,6 +157,35 @@ impl fmt::Display for SocketMode {
     }
 }
 
+/// An unmanaged region by its id and file: `7=/dev/shm/fmq_0a1b2c3d_rg_7`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionFile {
+    /// Its id, as its owner knows it.
+    pub id: u16,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl FromStr for RegionFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=').map(|(id, path)| (id.parse(), path)) {
+            Some((Ok(id), path)) if !path.is_empty() => Ok(Self { id, path: path.into() }),
+            _ => Err(format!(
+                "{text:?} is no region, expected ID=PATH with an id up to {}",
+                u16::MAX
+            )),
+        }
+    }
+}
+
+impl fmt::Display for RegionFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.id, self.path.display())
+    }
+}
+
 fn number_and_unit(text: &str) -> (&str, &str) {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -189,7 +219,12 @@ macro_rules! written_as_text {
         }
     )*};
 }
-written_as_text!(ByteSize: "4GiB", TimeSpan: "10s", SocketMode: "0660");
+written_as_text!(
+    ByteSize: "4GiB",
+    TimeSpan: "10s",
+    SocketMode: "0660",
+    RegionFile: "7=/dev/shm/fmq_0a1b2c3d_rg_7"
+);
 
 #[cfg(test)]
 mod tests {
@@ -219,5 +254,11 @@ mod tests {
             same(text, text.parse::<TimeSpan>().unwrap().to_string());
         }
         same("0660", "660".parse::<SocketMode>().unwrap().to_string());
+        let region: RegionFile = "7=/a=b".parse().unwrap();
+        assert_eq!((region.id, region.path.as_path()), (7, std::path::Path::new("/a=b")));
+        same("7=/a=b", region.to_string());
+        for wrong in ["/a", "=/a", "7=", "65536=/a", "-1=/a"] {
+            assert!(wrong.parse::<RegionFile>().is_err(), "{wrong:?}");
+        }
     }
 }

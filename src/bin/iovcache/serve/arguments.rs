@@ -13,7 +13,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use iovcache::Timestamp;
 use iovcache::cache::SlowConsumer;
 use iovcache::server::{
-    Answering, ByteSize, Config, LogFormat, SegmentBacking, SocketMode, SourceConfig, TimeSpan,
+    Answering, ByteSize, Config, LogFormat, RegionFile, SegmentBacking, SocketMode, SourceConfig,
+    TimeSpan,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -33,8 +34,8 @@ pub(crate) struct Arguments {
     /// $XDG_RUNTIME_DIR, else /tmp.
     #[arg(long, value_name = "FOLDER")]
     socket: Option<PathBuf>,
-    /// The mode of both sockets, in octal: 0660 lets the folder's group connect. Who may attach is
-    /// decided by --allow-uid and --allow-gid too.
+    /// The mode of both sockets, in octal; 0660 lets the folder's group reach them. Who may is decided
+    /// by --allow-uid and --allow-gid too.
     #[arg(long, value_name = "MODE")]
     socket_mode: Option<SocketMode>,
     /// Where the status page, /metrics, /healthz and /readyz are; port 0 picks one. By default port
@@ -64,26 +65,42 @@ pub(crate) struct Arguments {
     /// The folder of named segments.
     #[arg(long, value_name = "FOLDER")]
     shm_folder: Option<PathBuf>,
-    /// Name the segments as FairMQ's managed segments of this session, instead.
+    /// Name segments as managed segments of this FairMQ session, which its devices can then read:
+    /// /dev/shm/fmq_<ID>_m_<N>. All of them are made at the start, and are to be registered with
+    /// FairMQ before its devices start (examples/fairmq). Nobody must allocate in them, or send
+    /// their headers over a channel: the receiver would free what is not FairMQ's.
     #[arg(long, value_name = "ID")]
     fairmq_shmid: Option<String>,
-    /// The number of the first of them; those below are FairMQ's own.
+    /// The same, the session by its name (FairMQ's --session): its ID is the first 8 hexadecimal
+    /// digits of SHA-256 of effective user id and name, and stands in the line that says ready.
+    #[arg(long, value_name = "NAME")]
+    fairmq_session: Option<String>,
+    /// The number of the first of them; those below are FairMQ's own (its --shm-segment-id).
     #[arg(long, value_name = "N")]
     fairmq_segment: Option<u16>,
-    /// An existing shared-memory file that somebody else owns: all objects go there, unmanaged.
-    #[arg(long, value_name = "FILE")]
-    region: Option<PathBuf>,
-    /// The id of that region.
-    #[arg(long, value_name = "ID")]
-    region_id: Option<u16>,
-    /// A user that may attach, beside one's own and root (may be given several times).
+    /// Place all objects into an unmanaged region that somebody else has made, given by its id and
+    /// file, e.g. 7=/dev/shm/fmq_<shmid>_rg_7. What it held is lost.
+    #[arg(long, value_name = "ID=PATH")]
+    region: Option<RegionFile>,
+    /// A user that may connect to the Unix sockets, beside one's own and root (may be given several
+    /// times).
     #[arg(id = "allow_uids", long = "allow-uid", value_name = "UID", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     allow_uids: Vec<u32>,
-    /// A group that may attach (may be given several times).
+    /// A group whose members may (may be given several times).
     #[arg(id = "allow_gids", long = "allow-gid", value_name = "GID", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     allow_gids: Vec<u32>,
+    /// A file with the keys of those who may (`iovcache token` makes one); read again on SIGHUP. What
+    /// would stand in it can be in $IOVCACHE_KEYS instead.
+    #[arg(long, value_name = "FILE")]
+    tokens: Option<PathBuf>,
+    /// Let others than this node connect without TLS or keys.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    insecure: bool,
+    #[command(flatten)]
+    tls: TlsArguments,
     /// How many timeframes can be in flight; who registers one more waits.
     #[arg(long, value_name = "N")]
     max_timeframes: Option<usize>,
@@ -100,6 +117,9 @@ pub(crate) struct Arguments {
     /// Timeframes that one consumer may hold.
     #[arg(long, value_name = "N")]
     quota_timeframes: Option<u64>,
+    /// Requests of one consumer that are answered at a time.
+    #[arg(long, value_name = "N")]
+    quota_requests: Option<u64>,
     /// For how long a consumer may hold a table, and leave a timeframe that is ready alone.
     #[arg(long, value_name = "TIME")]
     slow_after: Option<TimeSpan>,
@@ -128,6 +148,20 @@ struct CcdbServerArguments {
         value_parser = PossibleValuesParser::new(["redirect", "body"]).try_map(word::<Answering>)
     )]
     answer: Option<Answering>,
+}
+
+#[derive(Debug, Args, Serialize)]
+struct TlsArguments {
+    /// Speak TLS on TCP: the certificate and its chain (PEM); read again on SIGHUP.
+    #[arg(id = "tls.certificate", long = "tls-cert", value_name = "FILE")]
+    certificate: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(id = "tls.key", long = "tls-key", value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// The authority that signs clients' certificates (PEM); what their bearers may stands in
+    /// --tokens.
+    #[arg(id = "tls.client_ca", long = "tls-client-ca", value_name = "FILE")]
+    client_ca: Option<PathBuf>,
 }
 
 /// What is logged: an option of every command, and of a service a key of its configuration.

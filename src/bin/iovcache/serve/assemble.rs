@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iovcache::cache::{ConsumerLimits, PeerPolicy};
+use iovcache::cache::ConsumerLimits;
 use iovcache::server::{
     Config, ListenOptions, MissingConfig, PathConfig, RemapConfig, SegmentBacking, ServeOptions,
     SourceConfig, TimeSpan,
@@ -13,10 +13,14 @@ use iovcache::source::{
     SourceOptions, WhenMissing,
 };
 use iovcache::{Cache, CreationLimits};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
+use super::access::AccessFiles;
 use crate::common::Failure;
 
-pub(super) fn cache(config: &Config) -> Result<Cache, Failure> {
+/// The cache, and what is to be registered with FairMQ, if anything is.
+pub(super) fn cache(config: &Config) -> Result<(Cache, Option<Value>), Failure> {
     let policies = policies(config)?;
     let mut source = source(config)?;
     if let Some(folder) = &config.disk {
@@ -25,9 +29,11 @@ pub(super) fn cache(config: &Config) -> Result<Cache, Failure> {
     if !config.paths.is_empty() {
         source = Arc::new(PolicySource::new(source, policies.clone()));
     }
+    let memory = memory(config)?;
+    let shmid = memory.backing.fairmq_shmid().map(str::to_owned);
     let cache = Cache::builder()
         .source(source)
-        .memory(memory(config)?)
+        .memory(memory)
         .creation_limits(CreationLimits {
             not_before: config.not_before,
             not_after: config.not_after,
@@ -38,16 +44,19 @@ pub(super) fn cache(config: &Config) -> Result<Cache, Failure> {
         .consumer_limits(ConsumerLimits {
             quota_bytes: config.quota_bytes.map(|size| size.bytes()),
             quota_timeframes: config.quota_timeframes,
+            quota_requests: config.quota_requests,
             slow_after: config.slow_after.map(TimeSpan::duration),
             slow_consumer: config.slow_consumer,
         })
         .build()?;
-    Ok(cache)
+    let fairmq = shmid.map(|id| json!({"shmid": id, "segments": cache.segments().segments}));
+    Ok((cache, fairmq))
 }
 
 pub(super) fn listen_options(config: &Config) -> ListenOptions {
     ListenOptions {
         flight: Some(config.listen),
+        tls: config.tls.certificate.is_some(),
         http: Some(config.http()),
         ccdb: config.ccdb_server.listen,
         socket_mode: config.socket_mode.bits(),
@@ -55,22 +64,36 @@ pub(super) fn listen_options(config: &Config) -> ListenOptions {
     }
 }
 
-pub(super) fn serve_options(config: &Config) -> ServeOptions {
-    let mut policy = PeerPolicy::default();
-    policy.uids.extend(&config.allow_uids);
-    policy.gids.extend(&config.allow_gids);
-    ServeOptions { policy, ccdb_answer: config.ccdb_server.answer, ..ServeOptions::default() }
+pub(super) fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
+    let files = AccessFiles(config);
+    let (access, tls) = (files.access()?, files.tls()?);
+    if !config.insecure {
+        access.check_exposed(config.listen, tls.is_some())?;
+        config.ccdb_server.listen.map_or(Ok(()), |at| access.check_exposed_ccdb(at))?;
+    }
+    Ok(ServeOptions {
+        access,
+        tls,
+        limits: config.limits.clone(),
+        ccdb_answer: config.ccdb_server.answer,
+        ..ServeOptions::default()
+    })
+}
+
+/// FairMQ's id of a session of ours.
+fn shmid(session: &str) -> String {
+    let user = rustix::process::geteuid().as_raw();
+    let hash = Sha256::digest(format!("{user}{session}"));
+    hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn memory(config: &Config) -> Result<PoolOptions, Failure> {
-    let region = match (&config.region, config.region_id) {
-        (Some(file), Some(id)) => Some(Region::open(file, id)?),
-        _ => None,
-    };
-    let backing = match (&config.fairmq_shmid, config.fairmq_segment, config.backing) {
-        (Some(shmid), Some(first_segment), _) => {
-            Backing::FairMq { shmid: shmid.clone(), first_segment }
-        }
+    let region = config.region.as_ref().map(|region| Region::open(&region.path, region.id));
+    let region = region.transpose()?;
+    let session = config.fairmq_session.as_ref().map(|session| shmid(session));
+    let shmid = session.or_else(|| config.fairmq_shmid.clone());
+    let backing = match (shmid, config.fairmq_segment, config.backing) {
+        (Some(shmid), Some(first_segment), _) => Backing::FairMq { shmid, first_segment },
         (_, _, SegmentBacking::Memfd) => Backing::Memfd,
         (_, _, SegmentBacking::Shm) => Backing::Folder(config.shm_folder.clone()),
     };

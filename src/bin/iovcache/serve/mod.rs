@@ -4,6 +4,7 @@
 //!  options, environment, file ─▶ Settings ─▶ assemble: cache, listeners ─▶ server::run
 //! ```
 
+mod access;
 mod arguments;
 mod assemble;
 
@@ -20,7 +21,10 @@ use crate::settings::Given;
 pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     let config = given.settings()?.config;
     common::log_to_stderr(&config.log, config.log_format)?;
-    let cache = assemble::cache(&config)?;
+    // Before anything is bound or loaded: who may not serve so is told at once.
+    let options = assemble::serve_options(&config)?;
+    open_many_files();
+    let (cache, fairmq) = assemble::cache(&config)?;
     let listeners = Listeners::bind(&assemble::listen_options(&config)).await?;
     let mut ready = json!({
         "ready": true,
@@ -32,6 +36,9 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     });
     if let Some(url) = listeners.ccdb_url() {
         ready["ccdb"] = url.into();
+    }
+    if let Some(fairmq) = fairmq {
+        ready["fairmq"] = fairmq;
     }
     let [mut terminate, mut interrupt] = [SignalKind::terminate(), SignalKind::interrupt()]
         .map(|kind| signal(kind).map_err(|error| Failure::io("cannot listen for signals", error)));
@@ -62,9 +69,19 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
         }
         notify(sd_notify::NotifyState::Ready);
     };
-    let options = assemble::serve_options(&config);
+    tokio::spawn(access::reload_on_hangup(config, options.access.clone(), options.tls.clone()));
     iovcache::server::run(listeners, cache, options, shutdown, tell).await?;
     Ok(())
+}
+
+/// As many descriptors as the system allows: each connection and segment has one, and the usual
+/// limit of 1,024 is there for programs that use select(2).
+fn open_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Tells systemd, where it listens.

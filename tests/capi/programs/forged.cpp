@@ -2,8 +2,9 @@
 //
 //   forged ATTACH_SOCKET COUNT SEED < cells        cells: 40 bytes each, of live objects
 //
-// Each header is a real one with some of its fields changed, or random. What resolves must be
-// exactly what a real header names; all bytes of it are read.
+// A segment that there is not is asked for, which takes its time: so that is tried seldom. Each
+// header is a real one with some of its fields changed, or random. What resolves must be
+// exactly what a real header names, and it is read.
 #include "iovcache.hpp"
 
 #include <cinttypes>
@@ -55,13 +56,17 @@ int main(int count, char** arguments)
       case 7: forged.handle = INT64_MAX - static_cast<std::int64_t>(value % 512); break;
       case 8: forged.handle = INT64_MIN + static_cast<std::int64_t>(value % 512); break;
       case 9: forged.size = UINT64_MAX - value % 512; break;
-      case 10: forged.managed = static_cast<std::uint8_t>(value % 2); break;
-      case 11: forged.managed = static_cast<std::uint8_t>(value); break;
+      case 10: forged.managed ^= value % 4096 == 0 ? 1 : 0; break;
+      case 11: forged.managed = static_cast<std::uint8_t>(2 + value % 254); break;
       case 12: forged.handle = real[value % real.size()].handle; break;
       case 13: forged.size = real[value % real.size()].size; break;
       // A segment that there is not is asked for, which takes its time: seldom.
-      case 14: forged.segment_id = value % 4096 == 0 ? static_cast<std::uint16_t>(value >> 20)
-                                                     : forged.segment_id; break;
+      case 14:
+        if (value % 4096 == 0) {
+          auto& number = value & 4096 ? forged.segment_id : forged.region_id;
+          number = static_cast<std::uint16_t>(value >> 20);
+        }
+        break;
       default:
         forged.size = value >> (dice >> 8) % 64;
         forged.handle = static_cast<std::int64_t>(random() >> (dice >> 16) % 64);
@@ -83,8 +88,10 @@ int main(int count, char** arguments)
                    bytes->size(), arguments[3]);
       return 1;
     }
-    for (const auto byte : *bytes) {
-      sum += static_cast<std::uint8_t>(byte);
+    // Long ones all through now and then, else their ends.
+    const auto step = bytes->size() > 4096 && round % 64 != 0 ? bytes->size() - 1 : 1;
+    for (std::size_t place = 0; place < bytes->size(); place += step) {
+      sum += static_cast<std::uint8_t>((*bytes)[place]);
     }
   }
   std::printf("%llu resolved, %llu refused, sum %" PRIu64 "\n", resolved, refused, sum);
