@@ -119,15 +119,14 @@ fn encode_sources(
     sources: &[SourceHealth],
     encoder: &mut DescriptorEncoder<'_>,
 ) -> Result<(), fmt::Error> {
-    let counters: [(&str, &str, fn(&SourceHealth) -> u64); 2] = [
-        ("source_requests", "Requests to the source.", |source| source.requests),
-        ("source_failures", "Of these, those that failed.", |source| source.failures),
-    ];
-    for (name, help, value) in counters {
+    let requests = ("source_requests", "Requests to the source.");
+    let failures = ("source_failures", "Requests to the source that failed.");
+    for (name, help) in [requests, failures] {
         let mut all = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for source in sources {
+            let value = if name == failures.0 { source.failures } else { source.requests };
             let labels = [("source", source.url.as_str())];
-            ConstCounter::new(value(source)).encode(all.encode_family(&labels)?)?;
+            ConstCounter::new(value).encode(all.encode_family(&labels)?)?;
         }
     }
     let help = "Whether the source answers: 1 or 0.";
