@@ -7,6 +7,7 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use futures::future::try_join_all;
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument as _;
 
 use super::Cache;
 use super::catalog::Known;
@@ -255,7 +256,8 @@ impl Cache {
     /// [`CacheError`]. After one, nothing is held.
     pub async fn answer(&self, request: &Request, asker: &Asker) -> Result<Answer, CacheError> {
         let asked = Instant::now();
-        let answered = self.try_answer(request, asker).await;
+        let span = tracing::info_span!("answer", consumer = request.consumer.as_deref());
+        let answered = self.try_answer(request, asker).instrument(span).await;
         let counters = &self.0.counters;
         match &answered {
             Ok(answer) => {

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tracing::Instrument as _;
 
 use super::error::CacheError;
 use super::flight::{Flights, Lost};
@@ -277,7 +278,8 @@ impl Catalog {
         let asked = self.clock.now().max(FIRST);
         let held = series.timeline.load().version_at(at).cloned();
         let began = std::time::Instant::now();
-        let answer = self.source.look_up(query, at, held.as_ref()).await;
+        let span = tracing::info_span!("look_up", path = %query.path, %at);
+        let answer = self.source.look_up(query, at, held.as_ref()).instrument(span).await;
         self.counters.timings.look_up.observe(began.elapsed());
         let knowledge = match answer {
             Ok(knowledge) => knowledge,

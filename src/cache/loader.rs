@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use futures::StreamExt;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::error::CacheError;
 use super::flight::{Flights, Lost};
@@ -287,7 +288,8 @@ impl Load {
             failure: None,
         };
         let asked = Instant::now();
-        let fetched = match self.source.fetch(version, &mut body).await {
+        let span = tracing::info_span!("load", path = %version.path, id = %version.id);
+        let fetched = match self.source.fetch(version, &mut body).instrument(span).await {
             Ok(()) => body.finish(version, self.source.url()).await,
             Err(error) => Err(body.failure.take().unwrap_or(LoadFailure::Source(error))),
         };

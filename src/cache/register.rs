@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument as _;
 
 use super::Cache;
 use super::answer::by_deadline;
@@ -101,6 +102,7 @@ impl Cache {
             self.wait_for_a_place(&versions).await;
             timeframes.register(registration)
         };
+        let placed = placed.instrument(tracing::info_span!("register", timeframe));
         match timeout_at(deadline, placed).await {
             Ok(registered) => registered,
             Err(_) => {
