@@ -137,6 +137,8 @@ counters! {
     hits,
     /// Objects that were loaded from a source into shared memory.
     loads,
+    /// Objects that were taken over from the service before this one.
+    inherited,
     /// Bytes of the objects that were loaded.
     loaded_bytes,
     /// Loads that failed.

@@ -80,6 +80,13 @@ fn the_unit_starts_the_program_as_it_can_be_started() {
     }
     assert_eq!(value("Type"), "notify");
     assert!(!value("WatchdogSec").is_empty());
+    assert!(value("FileDescriptorStoreMax").parse::<u32>().unwrap() > 100);
+    let socket = deployed("systemd/iovcache.socket");
+    let listened: Vec<&str> =
+        socket.lines().filter_map(|line| line.strip_prefix("ListenStream=")).collect();
+    let folder = command.split(" --socket ").nth(1).unwrap().split(' ').next().unwrap();
+    let sockets = ["flight.sock", "attach.sock"].map(|name| format!("{folder}/{name}"));
+    assert_eq!(listened, sockets);
     // A sandbox that forbids what the service is made of would be no service.
     assert!(value("RestrictAddressFamilies").contains("AF_UNIX"));
 }

@@ -122,6 +122,27 @@ def test_the_watermark_of_a_consumer_never_goes_back(alone):
     assert alone.pinned() == 0
 
 
+def test_a_consumer_is_delivered_by_its_get_and_by_nothing_before(alone):
+    alone.put(3, TIMES, {"columns": {"drift": DRIFT}, "consumers": ["a", "b"]})
+    request = {"timeframe": 3, "consumer": "a"}
+
+    def state():
+        return alone.ask("status")["timeframes"][0]["consumers"]
+
+    poll = alone.channel.unary_unary("/arrow.flight.protocol.FlightService/PollFlightInfo")
+    answer = {2: descriptor(request).serialize()}
+    while 2 in answer:
+        answer = fields(poll(answer[2], timeout=30))
+    alone.flight.get_schema(descriptor(request))
+    info = alone.flight.get_flight_info(descriptor(request))
+    assert state() == {"a": "waiting", "b": "waiting"}
+    alone.flight.do_get(info.endpoints[0].ticket).read_all()
+    assert state() == {"a": "delivered", "b": "waiting"}
+    alone.get({"timeframe": 3, "consumer": "b", "view": "objects"})
+    assert state() == {"a": "delivered", "b": "delivered"}
+    alone.ask("drop_timeframe", timeframe=3)
+
+
 def test_a_timeframe_without_named_consumers_waits_for_those_who_ask(alone):
     alone.put(7, TIMES, {"columns": {"drift": DRIFT}})
     alone.get({"timeframe": 7, "consumer": "who comes"})

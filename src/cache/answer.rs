@@ -12,6 +12,7 @@ use tracing::Instrument as _;
 use super::Cache;
 use super::catalog::Known;
 use super::error::{CacheError, MissingColumn};
+use super::hand::InHand;
 use super::lease::{Holder, LeaseId, Owner, Terms};
 use super::plan::{Assembled, Plan, Spans};
 use super::record::record;
@@ -40,6 +41,8 @@ pub struct Asker {
     pub stream_timeframe: Option<u64>,
     /// When the client stops waiting, if that is sooner than the request's own `wait_ms`.
     pub patience: Option<Duration>,
+    /// The table is to be there when it is asked for: nothing is delivered to anybody yet.
+    pub in_advance: bool,
 }
 
 /// A table whose objects are in shared memory and pinned.
@@ -52,7 +55,7 @@ pub struct Answer {
     content: Content,
     lease: LeaseId,
     rows: u64,
-    pins: Arc<PinSet>,
+    pins: Arc<InHand>,
     /// The timeframe's own table, whose encoded batches are kept.
     assembled: Option<Arc<Assembled>>,
 }
@@ -136,7 +139,7 @@ impl Answer {
     }
 
     /// Keeps all of it in shared memory for as long as that lives.
-    pub fn hold(&self) -> Arc<PinSet> {
+    pub fn hold(&self) -> Arc<InHand> {
         Arc::clone(&self.pins)
     }
 }
@@ -329,10 +332,11 @@ impl Cache {
         };
         let lease = self.lease_for(request, asker, reader.clone(), holder, &pins)?;
         if let (Subject::Timeframe(timeframe), Some((_, consumer))) = (&subject, &reader)
-            && request.view == View::Rows
+            && !asker.in_advance
         {
             timeframe.set_delivered(consumer);
         }
+        let pins = Arc::new(self.0.hands.take(pins));
         let shape = self.shape(request, &subject, &columns, Some(&lease))?;
         Ok(Answer { shape, content, lease, rows, pins, assembled: kept })
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
+use super::keep::Entry;
 use super::residency::Residency;
 use crate::object::{Md5Sum, ObjectId, ObjectPath};
 use crate::shm::{Block, MetaHeader};
@@ -15,7 +16,9 @@ pub(crate) struct Resident {
     path: ObjectPath,
     md5: Option<Md5Sum>,
     pins: AtomicU32,
-    // The order of these two matters: the block is free before the farewell rings for room.
+    // The order of these matters: what is written down for a successor is crossed out before the
+    // block is free, and that is so before the farewell rings for room.
+    _entry: Option<Entry>,
     block: Block,
     farewell: Farewell,
 }
@@ -38,11 +41,12 @@ impl Resident {
     pub(super) fn new(
         path: ObjectPath,
         md5: Option<Md5Sum>,
+        entry: Option<Entry>,
         block: Block,
         home: Weak<Residency>,
     ) -> Arc<Self> {
         let farewell = Farewell { id: block.id(), home };
-        Arc::new(Self { path, md5, pins: AtomicU32::new(0), block, farewell })
+        Arc::new(Self { path, md5, pins: AtomicU32::new(0), _entry: entry, block, farewell })
     }
 
     pub(crate) fn id(&self) -> ObjectId {

@@ -19,8 +19,8 @@ use super::ticket;
 use crate::cache::{CacheError, LeaseId};
 use crate::error::Coded;
 use crate::table::{
-    Consumed, DropTimeframe, Invalidate, Nothing, Prefetch, Release, RequestError, action_types,
-    parse_action,
+    Check, Consumed, DropTimeframe, Invalidate, Nothing, Prefetch, Release, RequestError,
+    action_types, parse_action,
 };
 
 /// What an action answers: its bytes, or why there are none.
@@ -85,6 +85,10 @@ impl Service {
             "status" => {
                 let Nothing {} = parse_action("status", body)?;
                 Ok(json_of(&cache.status()))
+            }
+            "check" => {
+                let Check { contents } = parse_action("check", body)?;
+                Ok(json_of(&cache.check_running(contents).await))
             }
             "CancelFlightInfo" => self.cancel(body),
             "RenewFlightEndpoint" => self.renew(body),

@@ -12,9 +12,11 @@
 //! Linux only: the lock is `flock`, and goes with the process however that ends. So what a dead
 //! service left in its folder is known to be left, and is replaced.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -102,6 +104,15 @@ pub enum ListenError {
         #[source]
         error: io::Error,
     },
+    /// A socket that was handed over cannot be used.
+    #[error("the socket {name:?} that was handed over cannot be used")]
+    Given {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
     /// The path of a Unix socket can have 107 bytes.
     #[error("{path} is too long for a Unix socket: {got} bytes, at most 107 are possible")]
     TooLong {
@@ -115,7 +126,9 @@ pub enum ListenError {
 impl Coded for ListenError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Tcp { .. } | Self::Path { .. } => ErrorKind::FailedPrecondition,
+            Self::Tcp { .. } | Self::Path { .. } | Self::Given { .. } => {
+                ErrorKind::FailedPrecondition
+            }
             Self::Taken { .. } => ErrorKind::AlreadyExists,
             Self::Open { .. } => ErrorKind::PermissionDenied,
             Self::TooLong { .. } => ErrorKind::InvalidArgument,
@@ -129,6 +142,7 @@ impl Coded for ListenError {
             Self::Path { .. } => 8012,
             Self::TooLong { .. } => 8013,
             Self::Open { .. } => 8014,
+            Self::Given { .. } => 8015,
         })
     }
 }
@@ -139,14 +153,34 @@ impl Listeners {
     /// # Errors
     /// [`ListenError`].
     pub async fn bind(options: &ListenOptions) -> Result<Self, ListenError> {
-        let folder = Folder::take(options.socket_folder.as_deref())?;
-        let flight_unix = folder.socket("flight.sock", options.socket_mode)?;
-        let attach = folder.socket("attach.sock", options.socket_mode)?;
+        Self::bind_with(options, Vec::new()).await
+    }
+
+    /// Binds all of them, or none, but for those that listen already: `given` are sockets with names,
+    /// as systemd's socket activation hands them over. One on TCP is called `flight`, `http` or
+    /// `ccdb`; a Unix socket is known by its own name, `flight.sock` or `attach.sock`, and its folder
+    /// is that of the service. What is given is not removed at the end: its owner has it still.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub async fn bind_with(
+        options: &ListenOptions,
+        given: Vec<(String, OwnedFd)>,
+    ) -> Result<Self, ListenError> {
+        let mut given = Given::sort(given)?;
+        let wanted = given.folder.as_deref().or(options.socket_folder.as_deref());
+        let mut folder = Folder::take(wanted)?;
+        let flight_unix = folder.socket_of(&mut given, FLIGHT_SOCKET, options.socket_mode)?;
+        let attach = folder.socket_of(&mut given, ATTACH_SOCKET, options.socket_mode)?;
+        let mut tcp_of = async |name, address| match given.tcp.remove(name) {
+            Some(listener) => Ok(Some(listener)),
+            None => tcp(address).await,
+        };
         Ok(Self {
-            flight: tcp(options.flight).await?,
+            flight: tcp_of("flight", options.flight).await?,
             tls: options.tls,
-            http: tcp(options.http).await?,
-            ccdb: tcp(options.ccdb).await?,
+            http: tcp_of("http", options.http).await?,
+            ccdb: tcp_of("ccdb", options.ccdb).await?,
             flight_unix,
             attach,
             folder,
@@ -188,10 +222,58 @@ async fn tcp(address: Option<SocketAddr>) -> Result<Option<TcpListener>, ListenE
     bound.map(Some).map_err(|error| ListenError::Tcp { address, error })
 }
 
+const FLIGHT_SOCKET: &str = "flight.sock";
+const ATTACH_SOCKET: &str = "attach.sock";
+
+/// Sockets that listen already.
+#[derive(Debug, Default)]
+struct Given {
+    tcp: HashMap<String, TcpListener>,
+    unix: HashMap<String, UnixListener>,
+    /// That of the Unix sockets.
+    folder: Option<PathBuf>,
+}
+
+impl Given {
+    fn sort(given: Vec<(String, OwnedFd)>) -> Result<Self, ListenError> {
+        let mut sorted = Self::default();
+        for (name, file) in given {
+            let failed = |error| ListenError::Given { name: name.clone(), error };
+            let address = rustix::net::getsockname(&file).map_err(io::Error::from);
+            let Ok(address) = address else {
+                tracing::warn!(name, "a descriptor that was handed over is of no use");
+                continue;
+            };
+            if address.address_family() != rustix::net::AddressFamily::UNIX {
+                let listener = std::net::TcpListener::from(file);
+                listener.set_nonblocking(true).map_err(failed)?;
+                let listener = TcpListener::from_std(listener).map_err(failed)?;
+                sorted.tcp.insert(name, listener);
+                continue;
+            }
+            let listener = std::os::unix::net::UnixListener::from(file);
+            listener.set_nonblocking(true).map_err(failed)?;
+            let listener = UnixListener::from_std(listener).map_err(failed)?;
+            let address = listener.local_addr().map_err(failed)?;
+            let path = address.as_pathname().unwrap_or(Path::new(""));
+            let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if let FLIGHT_SOCKET | ATTACH_SOCKET = file_name {
+                sorted.folder = path.parent().map(Path::to_owned);
+                sorted.unix.insert(file_name.to_owned(), listener);
+            } else {
+                tracing::warn!(name, path = %path.display(), "this socket is of no use");
+            }
+        }
+        Ok(sorted)
+    }
+}
+
 /// The folder of the sockets, ours as long as this lives.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
+    /// Those sockets in it that we made.
+    made: Vec<&'static str>,
     /// Made by us: it goes with us.
     own: bool,
     _lock: File,
@@ -230,7 +312,21 @@ impl Folder {
             .and_then(|()| lock.rewind())
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(failed(&lock_path))?;
-        Ok(Self { path, own, _lock: lock })
+        Ok(Self { path, made: Vec::new(), own, _lock: lock })
+    }
+
+    /// The one that is given, or a new one.
+    fn socket_of(
+        &mut self,
+        given: &mut Given,
+        name: &'static str,
+        mode: u32,
+    ) -> Result<UnixListener, ListenError> {
+        if let Some(listener) = given.unix.remove(name) {
+            return Ok(listener);
+        }
+        self.made.push(name);
+        self.socket(name, mode)
     }
 
     fn socket(&self, name: &str, mode: u32) -> Result<UnixListener, ListenError> {
@@ -262,7 +358,7 @@ fn own_folder() -> PathBuf {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        for name in ["flight.sock", "attach.sock"] {
+        for name in &self.made {
             let _ = fs::remove_file(self.path.join(name));
         }
         if self.own {

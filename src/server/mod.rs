@@ -77,6 +77,8 @@ pub struct ServeOptions {
     pub limits: Limits,
     /// How long requests under way may take once it stops. Default: 10 s.
     pub drain_limit: Duration,
+    /// Cancelled, it waits for requests under way no longer.
+    pub hurry: CancellationToken,
     /// How the CCDB side answers questions for a time. Default: with a redirect.
     pub ccdb_answer: Answering,
 }
@@ -88,6 +90,7 @@ impl Default for ServeOptions {
             tls: None,
             limits: Limits::default(),
             drain_limit: Duration::from_secs(10),
+            hurry: CancellationToken::new(),
             ccdb_answer: Answering::default(),
         }
     }
@@ -181,7 +184,11 @@ pub async fn run(
     cache.drain();
     stop_accepting.cancel();
     let drained = async { while servers.join_next().await.is_some() {} };
-    if tokio::time::timeout(options.drain_limit, drained).await.is_err() {
+    let drained = tokio::select! {
+        drained = tokio::time::timeout(options.drain_limit, drained) => drained.is_ok(),
+        () = options.hurry.cancelled() => false,
+    };
+    if !drained {
         tracing::warn!("requests under way are broken off");
         servers.shutdown().await;
     }

@@ -13,13 +13,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::allocator::{Allocator, Place};
 use super::area::{Area, Kind, Memory, SharedSegment};
 use super::backing::{Backing, Maker};
-use super::block::{Reservation, Taken, charge, fault_of_headers};
+use super::block::{Reservation, Spot, Taken, charge, fault_of_headers};
 use super::layout::{BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES};
 use super::region::Region;
 use super::resolver::Mappings;
@@ -47,6 +47,14 @@ pub struct PoolOptions {
     pub first_generation: Option<u64>,
 }
 
+impl PoolOptions {
+    /// Whether the segments are files without a name, which outlive us where somebody keeps them.
+    #[cfg(feature = "cache")]
+    pub(crate) fn can_be_kept(&self) -> bool {
+        self.backing == Backing::Memfd && self.region.is_none()
+    }
+}
+
 impl Default for PoolOptions {
     /// 4 GiB in segments of 512 MiB, memfds.
     fn default() -> Self {
@@ -65,6 +73,8 @@ impl Default for PoolOptions {
 pub struct Pool(Arc<Inner>);
 
 type Listener = Arc<dyn Fn(&SharedSegment) + Send + Sync>;
+/// Told of the id.
+type Farewell = Arc<dyn Fn(u16) + Send + Sync>;
 
 pub(super) struct Inner {
     memory_bytes: u64,
@@ -80,6 +90,9 @@ pub(super) struct Inner {
     growing: Mutex<()>,
     state: Mutex<State>,
     listener: Mutex<Option<Listener>>,
+    farewell: Mutex<Option<Farewell>>,
+    /// All stays as it lies, for a successor.
+    left: AtomicBool,
 }
 
 struct State {
@@ -117,6 +130,16 @@ pub struct PoolReport {
     pub segments: usize,
     /// Bytes that are taken in them.
     pub used_bytes: u64,
+}
+
+/// The places of a pool, as of one moment.
+#[derive(Debug)]
+pub(crate) struct Survey {
+    pub(crate) faults: Vec<String>,
+    /// Those that are taken, each with the generation of its block; 0: not published.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "for who has the objects"))]
+    pub(crate) taken: Vec<(Spot, u64)>,
+    pub(crate) report: PoolReport,
 }
 
 /// Why there is no memory.
@@ -258,6 +281,8 @@ impl Pool {
             growing: Mutex::default(),
             state: Mutex::new(state),
             listener: Mutex::default(),
+            farewell: Mutex::default(),
+            left: AtomicBool::new(false),
         })))
     }
 
@@ -277,6 +302,19 @@ impl Pool {
         *lock(&self.0.listener) = Some(Arc::new(listener));
     }
 
+    /// Calls `farewell` with the id of each segment that is given back from now on, before its
+    /// memory goes; instead of the one that was called before. No lock is held meanwhile.
+    pub fn on_retired_segment(&self, farewell: impl Fn(u16) + Send + Sync + 'static) {
+        *lock(&self.0.farewell) = Some(Arc::new(farewell));
+    }
+
+    /// Leaves everything as it lies: from now on no place is taken or given back, and no block given
+    /// up, whatever is dropped. Whoever has the segments beyond the end of this process finds in them
+    /// what was there at this moment.
+    pub fn leave(&self) {
+        self.0.left.store(true, Ordering::Release);
+    }
+
     /// Room for a payload.
     ///
     /// Takes well below a microsecond, but for when a segment has to be made: then as long as the
@@ -291,8 +329,9 @@ impl Pool {
             Ok(granules) if needed_bytes <= limit_bytes => granules,
             _ => return Err(PoolError::NeverFits { needed_bytes, limit_bytes }),
         };
-        let mut taken = lock(&self.0.state).take(granules);
-        if taken.is_none() && self.0.fixed_bytes.is_none() {
+        let left = self.0.is_left();
+        let mut taken = if left { None } else { lock(&self.0.state).take(granules) };
+        if taken.is_none() && !left && self.0.fixed_bytes.is_none() {
             taken = self.grow(granules)?;
         }
         let Some((area, block, place)) = taken else {
@@ -335,6 +374,7 @@ impl Pool {
                 retired.push(empty);
             }
         };
+        retired.iter().for_each(|area| inner.say_farewell(area));
         drop(retired);
         let area = segment(&inner.maker, inner.epoch, id, bytes)
             .inspect_err(|_| lock(&inner.state).area_bytes -= bytes)?;
@@ -408,15 +448,25 @@ impl Pool {
     /// All that is wrong, each in a sentence. While others reserve and give back, that can be the
     /// sum alone.
     pub fn check(&self) -> Result<PoolReport, Vec<String>> {
+        let Survey { faults, report, .. } = self.survey();
+        if faults.is_empty() { Ok(report) } else { Err(faults) }
+    }
+
+    /// Everything that [`check`](Self::check) looks at, and the places that are taken.
+    pub(crate) fn survey(&self) -> Survey {
         let state = lock(&self.0.state);
         let mut faults = Vec::new();
+        let mut taken = Vec::new();
         let mut granules = 0;
         for (id, Slot { area, allocator }) in &state.areas {
             let named = |why| format!("{} {id}: {why}", area.kind);
             faults.extend(allocator.faults().into_iter().map(named));
             for (start, length) in allocator.taken_places() {
                 let bytes = u64::from(length) * GRANULE_BYTES;
-                faults.extend(fault_of_headers(area, area.block_at(start), bytes).map(named));
+                let offset = area.block_at(start);
+                faults.extend(fault_of_headers(area, offset, bytes).map(named));
+                let generation = sync::seen(area.mapping().atomic_u64(offset));
+                taken.push((Spot { kind: area.kind, id: *id, offset }, generation));
                 granules += u64::from(length);
             }
         }
@@ -424,11 +474,8 @@ impl Pool {
         if used_bytes != self.used_bytes() {
             faults.push(format!("{used_bytes} bytes are taken, {} are counted", self.used_bytes()));
         }
-        if faults.is_empty() {
-            Ok(PoolReport { segments: state.areas.len(), used_bytes })
-        } else {
-            Err(faults)
-        }
+        let report = PoolReport { segments: state.areas.len(), used_bytes };
+        Survey { faults, taken, report }
     }
 }
 
@@ -458,7 +505,22 @@ impl Inner {
         }
     }
 
+    /// Whether all stays as it lies.
+    pub(super) fn is_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
+
+    fn say_farewell(&self, area: &Area) {
+        let farewell = lock(&self.farewell).clone();
+        if let (Some(farewell), Kind::Segment) = (farewell, area.kind) {
+            farewell(area.id);
+        }
+    }
+
     pub(super) fn give(&self, area: &Area, place: Place, bytes: u64) {
+        if self.is_left() {
+            return;
+        }
         self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         let retired = {
             let mut state = lock(&self.state);
@@ -473,6 +535,9 @@ impl Inner {
                     || state.areas.values().filter(|slot| slot.allocator.is_empty()).count() > 1);
             if useless { state.take_out(area.id) } else { None }
         };
+        if let Some(area) = &retired {
+            self.say_farewell(area);
+        }
         // Unmapping takes its time: not under the lock.
         drop(retired);
     }

@@ -18,7 +18,7 @@ fn a_device_in_c_hosts_a_cache_and_another_process_attaches_to_it() {
 }
 
 #[test]
-fn a_device_in_cpp_hosts_a_cache_in_segments_and_in_a_region() {
+fn a_device_in_cpp_hosts_a_cache_in_segments_in_a_region_and_under_names_of_fairmq() {
     let folder = tempfile::tempdir().unwrap();
     let repository = repository(folder.path());
     // Each takes nearly all of the memory: only one at a time, and nothing beside it.
@@ -32,11 +32,13 @@ fn a_device_in_cpp_hosts_a_cache_in_segments_and_in_a_region() {
     let socket = folder.path().join("attach.sock");
     let region = folder.path().join("region");
     fs::write(&region, vec![0xAB; 1 << 20]).unwrap();
-    let arguments = ["host", &source, DRIFT, socket.to_str().unwrap(), region.to_str().unwrap()];
-    for arguments in [&arguments[..4], &arguments[..]] {
-        let told = well("walk", &run(&program, arguments, b""));
+    let shmid = format!("{:08x}", uuid::Uuid::new_v4().as_fields().0);
+    let host = ["host", &source, DRIFT, socket.to_str().unwrap()];
+    for more in [&[][..], &["region", region.to_str().unwrap()], &["fairmq", &shmid]] {
+        let told = well("walk", &run(&program, &[&host[..], more].concat(), b""));
         assert_eq!(told, "drift 1\ndrift, the second\ndrift 1\n");
     }
+    assert!(!Path::new(&format!("/dev/shm/fmq_{shmid}_m_5")).exists());
     let held = fs::read(&region).unwrap();
     let marks = |bytes: &[u8]| held.windows(bytes.len()).any(|window| window == bytes);
     assert!(marks(&[1; 1000]), "the region is where it was placed");

@@ -4,7 +4,7 @@ use super::*;
 use crate::common::Service;
 
 /// So many forged headers by default; `IOVCACHE_FORGED` says another number.
-const FORGED: &str = "4000000";
+const FORGED: &str = "2000000";
 
 #[test]
 fn misuse_is_a_status_and_no_crash() {

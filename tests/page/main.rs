@@ -80,7 +80,7 @@ fn columns(paths: &[String]) -> Vec<ColumnRequest> {
 
 fn table(paths: &[String], at: i64) -> TableRequest {
     let request = TableRequest::new().timestamps([at, at + 1]);
-    paths.iter().fold(request, |request, path| request.column(&path.replace('/', "_"), path))
+    paths.iter().fold(request, |request, path| request.column(path.replace('/', "_"), path))
 }
 
 /// Consumers that hold tables, timeframes in all states, a source that is down, and requests that go

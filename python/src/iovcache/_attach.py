@@ -36,7 +36,7 @@ class Attachment:
             self._send(hello)
             welcome = self._line()
             if welcome is None:
-                raise Unavailable(f"{path}: the service hung up")
+                raise Unavailable(f"{path}: the service hung up", "IOV-4061")
             if "error" in welcome:
                 raise refused(welcome)
             self._take(welcome)

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.flight as flight
 
+from ._again import until_answered
 from ._attach import Attachment
-from ._errors import FailedPrecondition, InvalidArgument, IovcacheError, translate
+from ._errors import FailedPrecondition, InvalidArgument, IovcacheError, Unavailable, translate
 from ._table import Table
 
 Columns = Mapping[str, Union[str, Mapping[str, Any]]]
@@ -22,6 +23,8 @@ Columns = Mapping[str, Union[str, Mapping[str, Any]]]
 _OPTIONS = frozenset(
     "encoding cell missing timestamps_column not_after not_before lock wait_ms session".split()
 )
+#: What is done once only cannot be told from what was not done at all.
+_ONCE = frozenset(["drop_timeframe", "release"])
 
 
 @contextlib.contextmanager
@@ -40,6 +43,7 @@ def connect(
     consumer: Optional[str] = None,
     token: Optional[str] = None,
     remote: bool = False,
+    patience: float = 60.0,
     tls_root_certs: Optional[bytes] = None,
     cert_chain: Optional[bytes] = None,
     private_key: Optional[bytes] = None,
@@ -54,6 +58,8 @@ def connect(
         token: what lets it in, where the service asks for it; by default what stands in
             ``IOVCACHE_TOKEN``.
         remote: never attach, even on the node: objects come over the wire.
+        patience: for how long, in seconds, a call waits for a service that is gone to come back; of
+            a table, its own ``wait_ms`` counts.
         tls_root_certs: the authorities that may have signed the service's certificate (PEM); by
             default the system's.
         cert_chain: the certificate by which the service knows us (PEM).
@@ -70,13 +76,14 @@ def connect(
         consumer=consumer,
         token=token,
         remote=remote,
+        patience=patience,
         tls_root_certs=tls_root_certs,
         cert_chain=cert_chain,
         private_key=private_key,
         insecure=insecure,
     )
     try:
-        client.status()
+        client._act_once("status", {})
     except BaseException:
         client.close()
         raise
@@ -93,12 +100,14 @@ class Client:
         consumer: Optional[str] = None,
         token: Optional[str] = None,
         remote: bool = False,
+        patience: float = 60.0,
         tls_root_certs: Optional[bytes] = None,
         cert_chain: Optional[bytes] = None,
         private_key: Optional[bytes] = None,
         insecure: bool = False,
     ) -> None:
         self.url = url
+        self._patience = patience
         self._consumer = consumer or f"python-{os.getpid()}"
         self._token = token or os.environ.get("IOVCACHE_TOKEN") or None
         headers = []
@@ -112,6 +121,7 @@ class Client:
         self._call = flight.FlightCallOptions(headers=headers)
         self._lock = threading.Lock()
         self._attachment: Optional[Attachment] = None
+        self._was_attached = False
         self._remote = remote
         with _translated():
             self._flight = flight.connect(
@@ -124,6 +134,10 @@ class Client:
                     ("grpc.default_authority", "localhost"),
                     ("grpc.max_send_message_length", -1),
                     ("grpc.max_receive_message_length", -1),
+                    # Who loses a service has it again as soon as it is back: our own pauses count.
+                    ("grpc.initial_reconnect_backoff_ms", 50),
+                    ("grpc.min_reconnect_backoff_ms", 1000),
+                    ("grpc.max_reconnect_backoff_ms", 1000),
                 ],
             )
 
@@ -185,11 +199,16 @@ class Client:
         if consumer is not None:
             request["consumer"] = consumer
         request.setdefault("encoding", "run_end")
+        wait = request.get("wait_ms")
+        patience = self._patience if wait is None else wait / 1000
+        return until_answered(patience, lambda left: self._new_table(_within(request, left)))
+
+    def _new_table(self, request: Dict[str, Any]) -> Table:
         try:
             return self._table(request)
         except FailedPrecondition:
             # The service was restarted: its successor knows another session of ours.
-            if not self._forget_lost_session():
+            if "session" in request or not self._forget_lost_session():
                 raise
             return self._table(request)
 
@@ -251,6 +270,12 @@ class Client:
             about["table"] = table
         array = _array(timestamps)
         batch = pa.record_batch([array], names=["timestamp"])
+        # The same content again has the same answer.
+        return until_answered(self._patience, lambda _: self._put(timeframe, batch, about))
+
+    def _put(
+        self, timeframe: int, batch: pa.RecordBatch, about: Mapping[str, Any]
+    ) -> Dict[str, Any]:
         descriptor = flight.FlightDescriptor.for_path("timeframe", str(timeframe))
         with _translated():
             writer, reader = self._flight.do_put(descriptor, batch.schema, options=self._call)
@@ -307,12 +332,20 @@ class Client:
 
     def paths(self, prefix: str = "") -> Dict[str, int]:
         """The paths at a prefix and below, and how many versions each has."""
-        with _translated():
-            flights = list(self._flight.list_flights(prefix.encode(), options=self._call))
+        flights = until_answered(self._patience, lambda _: self._list(prefix))
         about = (json.loads(info.app_metadata) for info in flights)
         return {entry["path"]: entry["objects"] for entry in about if "path" in entry}
 
+    def _list(self, prefix: str) -> List[flight.FlightInfo]:
+        with _translated():
+            return list(self._flight.list_flights(prefix.encode(), options=self._call))
+
     def _act(self, name: str, body: Mapping[str, Any]) -> Dict[str, Any]:
+        if name in _ONCE:
+            return self._act_once(name, body)
+        return until_answered(self._patience, lambda _: self._act_once(name, body))
+
+    def _act_once(self, name: str, body: Mapping[str, Any]) -> Dict[str, Any]:
         with _translated():
             action = flight.Action(name, json.dumps(body).encode())
             results = list(self._flight.do_action(action, options=self._call))
@@ -335,7 +368,11 @@ class Client:
             assert path is not None
             try:
                 self._attachment = Attachment(path, self._consumer, self._token)
-            except IovcacheError:
+                self._was_attached = True
+            except IovcacheError as error:
+                if self._was_attached and isinstance(error, Unavailable):
+                    # Who was let in before is so again, by a service that does not end in between.
+                    raise Unavailable(str(error)) from error
                 if folder is not None:
                     raise
                 # Over TCP it is enough that objects come over the wire.
@@ -358,6 +395,11 @@ class Client:
             self._attachment = None
         attachment.close()
         return True
+
+
+def _within(request: Dict[str, Any], left: Optional[float]) -> Dict[str, Any]:
+    """The request with no more time than is left; the first time, as it is."""
+    return request if left is None else {**request, "wait_ms": int(left * 1000)}
 
 
 def _location(url: str) -> str:

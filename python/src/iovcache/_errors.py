@@ -84,6 +84,10 @@ _BY_CODE = {
 }
 
 
+# What gRPC says of a connection that broke in the middle of an answer.
+_BROKEN = ("Socket closed", "Stream removed", "Connection reset", "Broken pipe")
+
+
 def translate(error: BaseException) -> IovcacheError:
     """The typed error for what pyarrow raised."""
     text = str(error)
@@ -121,6 +125,8 @@ def _kind(error: BaseException, code: Optional[str], text: str) -> type:
         return PermissionDenied
     if isinstance(error, KeyError):
         return NotFound
+    if code is None and any(word in text for word in _BROKEN):
+        return Unavailable
     # Older pyarrow has no class of its own for it.
     if "ALREADY_EXISTS" in text or "already exists" in text.lower():
         return AlreadyExists

@@ -21,6 +21,7 @@ mod status;
 mod table;
 mod timeline;
 mod token;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -68,6 +69,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Measure a service under load: latency, throughput, cost, and whether every byte is right.
     Bench(Box<bench::Arguments>),
+    /// Check what lies in a repository folder, or in that of a disk tier.
+    Verify(verify::Arguments),
     /// Make a token that lets a client in, and its entry for `serve --tokens`.
     Token(token::Arguments),
     /// Check a configuration, or show what it comes to.
@@ -125,6 +128,7 @@ fn main() -> ExitCode {
             Command::Status(arguments) => status::run(arguments).await,
             Command::Demo(arguments) => demo::run(arguments).await,
             Command::Bench(arguments) => bench::run(*arguments).await,
+            Command::Verify(arguments) => verify::run(&arguments),
             Command::Token(arguments) => token::run(&arguments),
             Command::Config(arguments) => config::run(arguments, &to_log, matches),
             Command::Completions(arguments) => papers::completions(&arguments),

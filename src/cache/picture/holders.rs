@@ -25,13 +25,13 @@ pub(super) struct Holders {
 }
 
 impl Holders {
-    pub(super) fn new(leases: &Leases, timeframes: &Timeframes, ccdb: Vec<Arc<PinSet>>) -> Self {
+    pub(super) fn new(leases: &Leases, timeframes: &Timeframes, in_hand: Vec<Arc<PinSet>>) -> Self {
         let mut holders = Self::default();
         for (name, sets) in leases.holders() {
             holders.add(name.as_deref().unwrap_or("a lease without a name"), &sets);
         }
         holders.add("timeframes in flight", &timeframes.pin_sets());
-        holders.add("the CCDB side", &ccdb);
+        holders.add("what is being sent", &in_hand);
         holders
     }
 

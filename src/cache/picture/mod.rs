@@ -102,7 +102,7 @@ impl Cache {
     pub fn picture(&self) -> Picture {
         let inner = &*self.0;
         let usage = inner.pool.usage();
-        let holders = Holders::new(&inner.leases, &inner.timeframes, inner.objects.pin_sets());
+        let holders = Holders::new(&inner.leases, &inner.timeframes, inner.hands.pin_sets());
         let (segments, more_segments) = memory::draw(&inner.pool, &inner.residency, &holders);
         let (asked, all) = inner.catalog.asked_last(MAX_ENTRIES);
         let more_paths = all - asked.len();

@@ -13,7 +13,7 @@ pub enum Role {
     Read,
     /// And register timeframes.
     Register,
-    /// And prefetch, invalidate, drop timeframes of others.
+    /// And prefetch, invalidate, drop timeframes of others, check.
     Administer,
 }
 
@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(needed_for_call("/grpc.health.v1.Health/Check"), None);
         assert_eq!(needed_for_call("/something.Else/Call"), Some(Role::Read));
         assert_eq!(needed_for_call(""), Some(Role::Read));
-        let administer = ["prefetch", "invalidate", "drop_timeframe"];
+        let administer = ["prefetch", "invalidate", "drop_timeframe", "check"];
         for (name, _) in action_types() {
             let right = if administer.contains(name) { Role::Administer } else { Role::Read };
             assert_eq!(needed_for_action(name), right, "{name}");

@@ -1,7 +1,7 @@
 // All that the header for C++ gives, once: a consumer of a service, and a device that hosts a cache.
 //
 //   walk consumer ATTACH_SOCKET < cells          cells: 40 bytes each, the second of them twice
-//   walk host SOURCE PATH ATTACH_SOCKET [REGION_FILE]
+//   walk host SOURCE PATH ATTACH_SOCKET [region FILE | fairmq SHMID]
 #include "iovcache.hpp"
 
 #include <sys/socket.h>
@@ -177,15 +177,19 @@ struct Batch {
   }
 };
 
-int host(const char* source, const char* path, const char* socket, const char* region)
+int host(const char* source, const char* path, const char* socket, const std::string& where,
+         const char* which)
 {
   auto options = iovc_cache_options();
   options.memory_bytes = options.segment_bytes = 1 << 20;
   options.attach_path = socket;
   options.max_timeframes = 1;
-  if (region != nullptr) {
-    options.region_path = region;
+  if (where == "region") {
+    options.region_path = which;
     options.region_id = 77;
+  } else if (where == "fairmq") {
+    options.fairmq_shmid = which;
+    options.fairmq_segment = 5;
   }
   const auto refused = iovcache::Cache::open({"ftp://nowhere"}, options);
   CHECK(!refused && refused.status() == IOVC_INVALID_ARGUMENT);
@@ -223,7 +227,8 @@ int host(const char* source, const char* path, const char* socket, const char* r
   }
   iovc_meta_header_t first;
   std::memcpy(&first, cells, sizeof first);
-  CHECK(first.managed == (region == nullptr) && first.region_id == (region != nullptr ? 77 : 0));
+  CHECK(first.managed == (where != "region") && first.region_id == (where == "region" ? 77 : 0));
+  CHECK(first.segment_id == (where == "fairmq" ? 5 : 0));
   // Another process finds the same through the socket.
   auto other = iovcache::Attachment::open(socket, "other");
   CHECK(other);
@@ -275,8 +280,11 @@ int main(int count, char** arguments)
   if (what == "consumer") {
     return consumer(arguments[2]);
   }
-  if (what == "host" && count >= 5) {
-    return host(arguments[2], arguments[3], arguments[4], count > 5 ? arguments[5] : nullptr);
+  if (what == "host" && count == 5) {
+    return host(arguments[2], arguments[3], arguments[4], "", nullptr);
+  }
+  if (what == "host" && count == 7) {
+    return host(arguments[2], arguments[3], arguments[4], arguments[5], arguments[6]);
   }
   return 2;
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iovcache::cache::ConsumerLimits;
+use iovcache::cache::{ConsumerLimits, Heritage};
 use iovcache::server::{
     Config, ListenOptions, MissingConfig, PathConfig, RemapConfig, SegmentBacking, ServeOptions,
     SourceConfig, TimeSpan,
@@ -17,10 +17,14 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::access::AccessFiles;
+use super::systemd::descriptor_store;
 use crate::common::Failure;
 
 /// The cache, and what is to be registered with FairMQ, if anything is.
-pub(super) fn cache(config: &Config) -> Result<(Cache, Option<Value>), Failure> {
+pub(super) fn cache(
+    config: &Config,
+    heritage: Heritage,
+) -> Result<(Cache, Option<Value>), Failure> {
     let policies = policies(config)?;
     let mut source = source(config)?;
     if let Some(folder) = &config.disk {
@@ -31,7 +35,11 @@ pub(super) fn cache(config: &Config) -> Result<(Cache, Option<Value>), Failure> 
     }
     let memory = memory(config)?;
     let shmid = memory.backing.fairmq_shmid().map(str::to_owned);
-    let cache = Cache::builder()
+    let mut builder = Cache::builder().heritage(heritage);
+    if let Some(keeper) = descriptor_store() {
+        builder = builder.keeper(keeper);
+    }
+    let cache = builder
         .source(source)
         .memory(memory)
         .creation_limits(CreationLimits {

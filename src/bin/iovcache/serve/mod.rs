@@ -1,20 +1,26 @@
-//! `serve`: runs the service until SIGTERM or SIGINT.
+//! `serve`: runs the service until SIGTERM or SIGINT; the second of them does not wait for requests
+//! under way.
 //!
 //! ```text
 //!  options, environment, file ─▶ Settings ─▶ assemble: cache, listeners ─▶ server::run
+//!  descriptors that systemd hands over ────────────┘
 //! ```
 
 mod access;
 mod arguments;
 mod assemble;
+mod signals;
+mod systemd;
 
 use std::io::Write as _;
 
+use iovcache::cache::Heritage;
 use iovcache::server::Listeners;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) use self::arguments::{Arguments, LogArguments};
+use self::signals::Signals;
+use self::systemd::{notify, say_that_it_lives};
 use crate::common::Failure;
 use crate::settings::Given;
 
@@ -24,8 +30,10 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     // Before anything is bound or loaded: who may not serve so is told at once.
     let options = assemble::serve_options(&config)?;
     open_many_files();
-    let (cache, fairmq) = assemble::cache(&config)?;
-    let listeners = Listeners::bind(&assemble::listen_options(&config)).await?;
+    // Sockets that listen already, and what a predecessor left.
+    let (heritage, sockets) = Heritage::of(iovcache::shm::inherited_files());
+    let (cache, fairmq) = assemble::cache(&config, heritage)?;
+    let listeners = Listeners::bind_with(&assemble::listen_options(&config), sockets).await?;
     let mut ready = json!({
         "ready": true,
         "flight": listeners.flight_urls(),
@@ -40,23 +48,12 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     if let Some(fairmq) = fairmq {
         ready["fairmq"] = fairmq;
     }
-    let [mut terminate, mut interrupt] = [SignalKind::terminate(), SignalKind::interrupt()]
-        .map(|kind| signal(kind).map_err(|error| Failure::io("cannot listen for signals", error)));
-    let shutdown = async move {
-        let terminated = async {
-            match &mut terminate {
-                Ok(signal) => signal.recv().await,
-                Err(_) => std::future::pending().await,
-            }
-        };
-        let interrupted = async {
-            match &mut interrupt {
-                Ok(signal) => signal.recv().await,
-                Err(_) => std::future::pending().await,
-            }
-        };
-        tokio::select! { _ = terminated => {}, _ = interrupted => {} }
-        notify(sd_notify::NotifyState::Stopping);
+    let shutdown = {
+        let (signals, hurry) = (Signals::listen()?, options.hurry.clone());
+        async move {
+            signals.stop(hurry).await;
+            notify(sd_notify::NotifyState::Stopping);
+        }
     };
     if let Some(limit) = sd_notify::watchdog_enabled() {
         tokio::spawn(say_that_it_lives(limit));
@@ -81,21 +78,5 @@ fn open_many_files() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(%error, "the limit of open files stays as it is");
-    }
-}
-
-/// Tells systemd, where it listens.
-fn notify(state: sd_notify::NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::debug!(%error, "systemd was not told");
-    }
-}
-
-/// Feeds systemd's watchdog, until it is dropped: as a task among the others, so that it falls
-/// silent when these do not run any more.
-async fn say_that_it_lives(limit: std::time::Duration) {
-    loop {
-        notify(sd_notify::NotifyState::Watchdog);
-        tokio::time::sleep(limit / 3).await;
     }
 }
