@@ -1,7 +1,7 @@
 //! The connections of Flight: accepted, counted, and bound to answer in time.
 //!
 //! ```text
-//!  accept ─▶ too many, or too many of this peer? ─▶ closed
+//!  accept ─▶ too many, too many of this peer, or is it shut out (conduct)? ─▶ closed
 //!    │
 //!    ▼ TLS handshake (TCP) ─▶ Connection ─▶ tonic
 //!                               │ the first bytes of HTTP/2 must come in time
@@ -13,7 +13,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use super::auth::{Peer, PeerKey};
+use super::conduct::{Conduct, Line};
 use super::limits::Limits;
 use super::tls::{self, Tls};
 use crate::cache::Cache;
@@ -57,6 +58,7 @@ pub(super) fn accept(
         taken: Arc::default(),
         connections: limits.connections,
         per_peer: limits.connections_per_peer,
+        resets: limits.resets,
     };
     let handshake = limits.handshake.duration();
     let cache = cache.clone();
@@ -147,7 +149,8 @@ async fn enter(
         }
     };
     let first = First { missing: FIRST_BYTES, limit: Box::pin(sleep(handshake)) };
-    Ok(Connection { socket, peer, first: Some(first), _place: place })
+    let line = Arc::new(Line::new(Arc::clone(&place.conduct)));
+    Ok(Connection { socket, entered: Entered { peer, line }, first: Some(first), _place: place })
 }
 
 /// How many connections there are, in all and of each peer.
@@ -156,13 +159,24 @@ struct Places {
     taken: Arc<Mutex<Taken>>,
     connections: usize,
     per_peer: usize,
+    /// How many calls a peer may break off.
+    resets: usize,
 }
 
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    of: HashMap<PeerKey, usize>,
+    of: HashMap<PeerKey, OfPeer>,
 }
+
+#[derive(Debug)]
+struct OfPeer {
+    connections: usize,
+    conduct: Arc<Conduct>,
+}
+
+/// So many peers are remembered before those are forgotten that are neither here nor shut out.
+const REMEMBERED: usize = 1_024;
 
 impl Places {
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -171,14 +185,25 @@ impl Places {
 
     fn take(&self, key: PeerKey) -> Option<Place> {
         let mut taken = self.taken();
-        let of_peer = taken.of.get(&key).copied().unwrap_or(0);
-        if taken.all >= self.connections || of_peer >= self.per_peer {
+        let now = Instant::now();
+        if taken.all >= self.connections {
             return None;
         }
+        if taken.of.len() >= REMEMBERED {
+            taken.of.retain(|_, peer| peer.connections > 0 || peer.conduct.is_shut(now));
+        }
+        let peer = taken.of.entry(key).or_insert_with(|| OfPeer {
+            connections: 0,
+            conduct: Arc::new(Conduct::new(self.resets)),
+        });
+        if peer.connections >= self.per_peer || peer.conduct.is_shut(now) {
+            return None;
+        }
+        peer.connections += 1;
+        let conduct = Arc::clone(&peer.conduct);
         taken.all += 1;
-        taken.of.insert(key, of_peer + 1);
         drop(taken);
-        Some(Place { places: self.clone(), key })
+        Some(Place { places: self.clone(), key, conduct })
     }
 }
 
@@ -187,17 +212,15 @@ impl Places {
 struct Place {
     places: Places,
     key: PeerKey,
+    conduct: Arc<Conduct>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.taken();
         taken.all -= 1;
-        if let Some(count) = taken.of.get_mut(&self.key) {
-            *count -= 1;
-            if *count == 0 {
-                taken.of.remove(&self.key);
-            }
+        if let Some(peer) = taken.of.get_mut(&self.key) {
+            peer.connections -= 1;
         }
     }
 }
@@ -216,20 +239,29 @@ struct First {
     limit: Pin<Box<Sleep>>,
 }
 
+/// Who came in, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Entered {
+    /// The other end.
+    pub(super) peer: Peer,
+    /// Where it is told that a call was broken off.
+    pub(super) line: Arc<Line>,
+}
+
 /// A connection, and who is at the other end.
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: Socket,
-    peer: Peer,
+    entered: Entered,
     first: Option<First>,
     _place: Place,
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Peer;
+    type ConnectInfo = Entered;
 
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+    fn connect_info(&self) -> Entered {
+        self.entered.clone()
     }
 }
 
@@ -239,12 +271,23 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
+        if self.entered.line.is_cut() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let (before, room) = (buffer.filled().len(), buffer.remaining());
         let read = match &mut self.socket {
             Socket::Unix(socket) => Pin::new(socket).poll_read(context, buffer),
             Socket::Tcp(socket) => Pin::new(socket).poll_read(context, buffer),
             Socket::Tls(socket) => Pin::new(socket).poll_read(context, buffer),
         };
+        let is_over = match &read {
+            Poll::Ready(Ok(())) => buffer.filled().len() == before && room > 0,
+            Poll::Ready(Err(_)) => true,
+            Poll::Pending => false,
+        };
+        if is_over {
+            self.entered.line.set_over();
+        }
         let Some(first) = &mut self.first else { return read };
         match read {
             Poll::Ready(Ok(())) => {
@@ -320,7 +363,8 @@ mod tests {
 
     #[test]
     fn places_are_counted_in_all_and_for_each_peer() {
-        let places = Places { taken: Arc::default(), connections: 3, per_peer: 2 };
+        let (connections, per_peer, resets) = (3, 2, 1);
+        let places = Places { taken: Arc::default(), connections, per_peer, resets };
         let first = places.take(PeerKey::Uid(1)).unwrap();
         let _second = places.take(PeerKey::Uid(1)).unwrap();
         assert!(places.take(PeerKey::Uid(1)).is_none());
@@ -329,7 +373,7 @@ mod tests {
         drop(first);
         assert!(places.take(PeerKey::Uid(1)).is_some());
         drop(third);
-        assert_eq!(places.taken().of.len(), 1);
         assert_eq!(places.taken().all, 1);
+        assert_eq!(places.taken().of[&PeerKey::Uid(1)].connections, 1);
     }
 }

@@ -157,7 +157,7 @@ impl Reader {
             // A dictionary is taken in with the batch that follows it.
             _ => return Ok(()),
         }
-        let decoded = foreign::next(decoder).await?;
+        let decoded = foreign::next(decoder)?;
         let DecodedPayload::RecordBatch(batch) = decoded.payload else { return Ok(()) };
         let timeframe = control
             .timeframe

@@ -4,6 +4,7 @@
 //! How much it can be is bounded before (`intake`, `message_bytes`) and by the rows that a table of
 //! timestamps can have.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow_array::RecordBatch;
@@ -28,20 +29,20 @@ pub(super) fn malformed(what: &'static str, reason: impl Into<String>) -> Status
 ///
 /// # Errors
 /// INVALID_ARGUMENT, whatever they are.
-pub async fn timestamps_of_messages(messages: Vec<FlightData>) -> Result<Timestamps, Status> {
-    timestamps_of_batches(&batches(messages).await?)
+pub fn timestamps_of_messages(messages: Vec<FlightData>) -> Result<Timestamps, Status> {
+    timestamps_of_batches(&batches(messages)?)
 }
 
 /// # Errors
 /// INVALID_ARGUMENT.
 pub(super) fn timestamps_of_batches(batches: &[RecordBatch]) -> Result<Timestamps, Status> {
-    match catch_unwind(AssertUnwindSafe(|| timestamps_from_batches(batches))) {
-        Ok(read) => read.map_err(|error| status(&error)),
-        Err(_) => Err(malformed("table of timestamps", CONTRADICTION)),
-    }
+    const WHAT: &str = "table of timestamps";
+    let read = isolated(|| timestamps_from_batches(batches));
+    read.ok_or_else(|| malformed(WHAT, CONTRADICTION))?.map_err(|error| status(&error))
 }
 
-async fn batches(messages: Vec<FlightData>) -> Result<Vec<RecordBatch>, Status> {
+fn batches(messages: Vec<FlightData>) -> Result<Vec<RecordBatch>, Status> {
+    const WHAT: &str = "timeframe";
     let decoded = async {
         let messages = stream::iter(messages.into_iter().map(Ok));
         let mut stream = FlightRecordBatchStream::new_from_flight_data(messages);
@@ -54,22 +55,43 @@ async fn batches(messages: Vec<FlightData>) -> Result<Vec<RecordBatch>, Status> 
         }
         Ok::<_, FlightError>(batches)
     };
-    match AssertUnwindSafe(decoded).catch_unwind().await {
-        Ok(Ok(batches)) => Ok(batches),
-        Ok(Err(error)) => Err(malformed("timeframe", error.to_string())),
-        Err(_) => Err(malformed("timeframe", CONTRADICTION)),
-    }
+    let decoded = isolated(|| decoded.now_or_never()).flatten();
+    let decoded = decoded.ok_or_else(|| malformed(WHAT, CONTRADICTION))?;
+    decoded.map_err(|error| malformed(WHAT, error.to_string()))
 }
 
-/// The next message of a stream.
+/// What a decoder makes of the message that it was fed. It waits for no other: one that the decoder
+/// passes over is as wrong as one that it refuses.
 ///
 /// # Errors
 /// INVALID_ARGUMENT.
-pub(super) async fn next(decoder: &mut FlightDataDecoder) -> Result<DecodedFlightData, Status> {
+pub(super) fn next(decoder: &mut FlightDataDecoder) -> Result<DecodedFlightData, Status> {
     const WHAT: &str = "message of an exchange";
-    match AssertUnwindSafe(decoder.next()).catch_unwind().await {
-        Ok(Some(Ok(decoded))) => Ok(decoded),
-        Ok(Some(Err(error))) => Err(malformed(WHAT, error.to_string())),
-        Ok(None) | Err(_) => Err(malformed(WHAT, CONTRADICTION)),
-    }
+    let decoded = isolated(|| decoder.next().now_or_never()).flatten().flatten();
+    let decoded = decoded.ok_or_else(|| malformed(WHAT, CONTRADICTION))?;
+    decoded.map_err(|error| malformed(WHAT, error.to_string()))
+}
+
+thread_local! {
+    /// Whether this thread reads what a client sent.
+    static READING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What `work` gives, unless it panics.
+fn isolated<T>(work: impl FnOnce() -> T) -> Option<T> {
+    READING.set(true);
+    let done = catch_unwind(AssertUnwindSafe(work));
+    READING.set(false);
+    done.ok()
+}
+
+/// From now on the process says nothing of panics that are caught while it reads what clients sent:
+/// else any of them could fill its log with backtraces. The client is told what they come to.
+pub fn hush_panics_of_decoding() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !READING.get() {
+            before(panic);
+        }
+    }));
 }

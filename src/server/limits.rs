@@ -22,7 +22,8 @@ pub struct Limits {
     pub calls: usize,
     /// Calls under way of one connection; a client waits with further ones.
     pub streams: u32,
-    /// Calls that a client may break off at once before its connection is cut (CVE-2023-44487).
+    /// Calls that one address or user may break off at once, and in each second; then its connection
+    /// is cut, and it is not let in for a second (CVE-2023-44487).
     pub resets: usize,
     /// The headers of a call.
     pub headers: ByteSize,

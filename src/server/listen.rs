@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::{TcpListener, UnixListener};
 
+use super::auth::{Access, Exposed};
 use crate::error::{Code, Coded, ErrorKind};
 
 /// Where a service listens.
@@ -193,6 +194,17 @@ impl Listeners {
         let unix = format!("grpc+unix://{}", self.folder.path.join("flight.sock").display());
         let scheme = if self.tls { "grpc+tls" } else { "grpc" };
         tcp.map(|address| format!("{scheme}://{address}")).chain([unix]).collect()
+    }
+
+    /// Whether what listens may, also where it was given to us: beyond loopback Flight only with TLS
+    /// and keys, and the CCDB side only without any.
+    ///
+    /// # Errors
+    /// [`Exposed`].
+    pub fn check_exposed(&self, access: &Access) -> Result<(), Exposed> {
+        let address = |listener: &Option<TcpListener>| listener.as_ref()?.local_addr().ok();
+        address(&self.flight).map_or(Ok(()), |at| access.check_exposed(at, self.tls))?;
+        address(&self.ccdb).map_or(Ok(()), |at| access.check_exposed_ccdb(at))
     }
 
     /// The path of the attach socket.

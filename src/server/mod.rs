@@ -16,6 +16,7 @@
 mod action;
 mod auth;
 mod ccdb;
+mod conduct;
 mod config;
 mod connection;
 mod exchange;
@@ -50,7 +51,7 @@ pub use config::{
     PathConfig, RegionFile, RemapConfig, Said, Section, SectionForm, SegmentBacking, Settings,
     SocketMode, SourceConfig, TimeSpan, TlsConfig, sections,
 };
-pub use foreign::timestamps_of_messages;
+pub use foreign::{hush_panics_of_decoding, timestamps_of_messages};
 pub use limits::Limits;
 pub use listen::{ListenError, ListenOptions, Listeners};
 pub use tls::{Tls, TlsError};

@@ -25,7 +25,7 @@ impl Service {
         let patience = patience(&request);
         let Put { timeframe, register, messages, taken } = self.collect(request).await?;
         let register = Register::parse(&register).map_err(|error| status(&error))?;
-        let timestamps = timestamps_of_messages(messages).await?;
+        let timestamps = timestamps_of_messages(messages)?;
         // From here on they count among the timeframes in flight.
         drop(taken);
         let registered = self.cache.register(timeframe, timestamps, &register, patience).await;

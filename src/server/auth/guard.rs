@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http_body_util::BodyExt as _;
+use hyper::body::Body as _;
 use hyper::header::AUTHORIZATION;
 use hyper::{Request, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -13,9 +14,11 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::role::needed_for_call;
-use super::{Access, Denied, Identity, Peer, Role};
+use super::{Access, Denied, Identity, Role};
 use crate::cache::Cache;
 use crate::secret::Secret;
+use crate::server::conduct::{Torn, UnderWay};
+use crate::server::connection::Entered;
 use crate::server::status::status;
 
 /// Puts a guard before a service.
@@ -41,7 +44,8 @@ impl GuardLayer {
             // Whoever reaches us may: there is nothing to be known of it.
             None => Identity { name: "anybody".into(), role: Role::Read },
             Some(needs) => {
-                let peer = request.extensions().get::<Peer>().ok_or(Denied::NoCredentials)?;
+                let entered = request.extensions().get::<Entered>();
+                let peer = &entered.ok_or(Denied::NoCredentials)?.peer;
                 let token = bearer(request);
                 let identity = token.and_then(|token| self.access.identify(peer, token.as_ref()));
                 let checked = identity.and_then(|identity| {
@@ -113,13 +117,29 @@ where
                 // Nothing behind this needs it, so nothing behind this can show it.
                 request.headers_mut().remove(AUTHORIZATION);
                 request.extensions_mut().insert(identity);
+                let line = request.extensions().get::<Entered>();
+                let torn = Torn::default();
+                let line = line.map(|entered| Arc::clone(&entered.line));
+                let mut call = UnderWay::new(line, torn.clone());
+                let request = request.map(|body| {
+                    Body::new(body.map_err(move |error| {
+                        torn.set();
+                        error
+                    }))
+                });
                 let answer = self.inner.call(request);
                 async move {
                     let answer = answer.await?;
+                    if answer.body().is_end_stream() {
+                        call.done();
+                    }
                     // The place is given back with the last of the answer.
                     Ok(answer.map(|body| {
                         Body::new(body.map_frame(move |frame| {
                             let _ = &place;
+                            if frame.is_trailers() {
+                                call.done();
+                            }
                             frame
                         }))
                     }))

@@ -30,10 +30,14 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     // Before anything is bound or loaded: who may not serve so is told at once.
     let options = assemble::serve_options(&config)?;
     open_many_files();
+    iovcache::server::hush_panics_of_decoding();
     // Sockets that listen already, and what a predecessor left.
     let (heritage, sockets) = Heritage::of(iovcache::shm::inherited_files());
     let (cache, fairmq) = assemble::cache(&config, heritage)?;
     let listeners = Listeners::bind_with(&assemble::listen_options(&config), sockets).await?;
+    if !config.insecure {
+        listeners.check_exposed(&options.access)?;
+    }
     let mut ready = json!({
         "ready": true,
         "flight": listeners.flight_urls(),
