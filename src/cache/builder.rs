@@ -212,6 +212,7 @@ impl CacheBuilder {
             catalog,
             policies: self.policies,
             ahead: Default::default(),
+            forms: Default::default(),
             leases,
             objects: Default::default(),
             limits: self.limits,

@@ -68,6 +68,7 @@ mod catalog;
 mod error;
 mod exchange;
 mod flight;
+mod form;
 mod lease;
 mod loader;
 mod object;
@@ -128,6 +129,7 @@ struct Inner {
     catalog: Arc<Catalog>,
     policies: Policies,
     ahead: ahead::Ahead,
+    forms: form::Forms,
     loader: Loader,
     leases: Arc<Leases>,
     objects: object::Objects,

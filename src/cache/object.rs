@@ -290,7 +290,7 @@ impl Cache {
         self.check_open()?;
         let versions = [Arc::clone(version)];
         let got = self.0.loader.pin_all(&versions, Instant::now() + patience).await?;
-        let pins = got.into_values().map(|got| got.pin).collect();
+        let pins = got.into_iter().map(|got| got.pin).collect();
         let (pins, holders) = (Arc::new(PinSet::new(pins)), Arc::clone(&self.0.objects.holders));
         let number = holders.next.fetch_add(1, Ordering::Relaxed);
         let mut held = holders.held.lock().unwrap_or_else(PoisonError::into_inner);
