@@ -27,6 +27,7 @@
 
 mod connect;
 mod error;
+mod held;
 mod request;
 mod service;
 mod table;

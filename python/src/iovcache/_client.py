@@ -13,6 +13,7 @@ import pyarrow.flight as flight
 
 from ._attach import Attachment
 from ._errors import FailedPrecondition, InvalidArgument, IovcacheError, translate
+from ._held import SHORT_SPAN, Held
 from ._table import Table
 
 Columns = Mapping[str, Union[str, Mapping[str, Any]]]
@@ -136,8 +137,6 @@ class Client:
             request["table"] = columns
         elif columns is not None:
             request["columns"] = dict(columns)
-        if timestamps is not None:
-            request["timestamps"] = _millis(timestamps)
         if range is not None:
             request["range"] = dict(zip(("from", "until", "step"), range))
         if timeframe is not None:
@@ -145,15 +144,25 @@ class Client:
         if consumer is not None:
             request["consumer"] = consumer
         request.setdefault("encoding", "run_end")
+        held = None
+        if timestamps is not None:
+            held = Held.of(request, timestamps)
+            if held is None:
+                request["timestamps"] = _millis(timestamps)
         try:
-            return self._table(request)
+            return self._table(request, held)
         except FailedPrecondition:
             # The service was restarted: its successor knows another session of ours.
             if not self._forget_lost_session():
                 raise
-            return self._table(request)
+            return self._table(request, held)
 
-    def _table(self, request: Dict[str, Any]) -> Table:
+    def _table(self, request: Dict[str, Any], held: Optional[Held] = None) -> Table:
+        if held is not None:
+            table = self._joined(request, held)
+            if table is not None:
+                return table
+            request = {**request, "timestamps": held.millis()}
         attachment = None if "session" in request else self._attach(request)
         if attachment is not None:
             request = {**request, "session": attachment.session}
@@ -162,6 +171,29 @@ class Client:
         arrow = self._get(request)
         resolve = attachment.resolve if attachment is not None else None
         return Table(arrow, resolve, self._release, lambda _: self._objects(request, arrow))
+
+    def _joined(self, request: Dict[str, Any], held: Held) -> Optional[Table]:
+        """The table with its rows made here; nothing where the service has to make them."""
+        spans_request = held.spans_request(request)
+        attachment = self._attach(spans_request)
+        if attachment is None:
+            return None
+        session = {"session": attachment.session}
+        try:
+            spans = self._get({**spans_request, **session})
+        except FailedPrecondition as error:
+            if error.code != SHORT_SPAN:
+                raise
+            return None
+        arrow = held.join(spans, request.get("missing") == "null")
+        if arrow is None:
+            self._release_lease(spans.schema.metadata)
+            return None
+
+        def objects(_: Table) -> pa.Table:
+            return self._objects({**request, **session, "timestamps": held.millis()}, arrow)
+
+        return Table(arrow, attachment.resolve, self._release, objects)
 
     def _objects(self, request: Dict[str, Any], table: pa.Table) -> pa.Table:
         # The very same request again: its objects are in memory still. What was put since then
