@@ -17,6 +17,7 @@
 
 #include "iovcache.h"
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -115,6 +116,20 @@ inline Bytes bytes(const void* data, std::size_t size) noexcept
 {
   return {static_cast<const std::byte*>(data), size};
 }
+
+inline Result<std::vector<Bytes>> all(iovc_status_t status, const std::vector<const void*>& data,
+                                      const std::vector<std::size_t>& sizes)
+{
+  if (status != IOVC_OK) {
+    return status;
+  }
+  std::vector<Bytes> found;
+  found.reserve(data.size());
+  for (std::size_t row = 0; row < data.size(); ++row) {
+    found.push_back(bytes(data[row], sizes[row]));
+  }
+  return found;
+}
 } // namespace detail
 
 /** The memory of a service on this node. Any number of threads may use one at the same time. */
@@ -168,15 +183,36 @@ class Attachment
     const auto* headers = static_cast<const iovc_meta_header_t*>(cells);
     const auto status =
       iovc_resolve_many(mHandle.get(), headers, count, data.data(), sizes.data());
+    return detail::all(status, data, sizes);
+  }
+
+  /**
+   * A run-end encoded column, row by row: `runs` cells of 40 bytes, and the rows at which they end.
+   * See iovc_resolve_runs.
+   */
+  [[nodiscard]] Result<std::vector<Bytes>> resolve_runs(const void* cells,
+                                                        const std::int32_t* run_ends,
+                                                        std::size_t runs, std::size_t offset,
+                                                        std::size_t rows) const
+  {
+    std::vector<const void*> data(rows);
+    std::vector<std::size_t> sizes(rows);
+    const auto* headers = static_cast<const iovc_meta_header_t*>(cells);
+    const auto status = iovc_resolve_runs(mHandle.get(), headers, run_ends, runs, offset, rows,
+                                          data.data(), sizes.data());
+    return detail::all(status, data, sizes);
+  }
+
+  /** The id of the version that a cell names: a UUID, most significant byte first. */
+  [[nodiscard]] Result<std::array<std::uint8_t, 16>> object_id(const void* cell) const noexcept
+  {
+    std::array<std::uint8_t, 16> id{};
+    const auto* header = static_cast<const iovc_meta_header_t*>(cell);
+    const auto status = iovc_object_id(mHandle.get(), header, id.data());
     if (status != IOVC_OK) {
       return status;
     }
-    std::vector<Bytes> found;
-    found.reserve(count);
-    for (std::size_t row = 0; row < count; ++row) {
-      found.push_back(detail::bytes(data[row], sizes[row]));
-    }
-    return found;
+    return id;
   }
 
   /** Whether what was read of a header until now was still the object. */

@@ -85,6 +85,14 @@ impl fmt::Display for ErrorKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Code(pub u16);
 
+impl Code {
+    /// The code that a [`message`](Coded::message) begins with, and the rest.
+    pub(crate) fn of_message(text: &str) -> Option<(Self, &str)> {
+        let (number, message) = text.strip_prefix("[IOV-")?.split_once("] ")?;
+        Some((Self(number.parse().ok()?), message))
+    }
+}
+
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "IOV-{:04}", self.0)

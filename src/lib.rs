@@ -36,6 +36,7 @@ pub mod ffi;
 pub mod index;
 pub mod interval;
 pub mod object;
+pub mod secret;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod shm;
@@ -51,6 +52,7 @@ pub use clock::Clock;
 pub use error::{Code, Coded, ErrorKind};
 pub use interval::{Timestamp, ValidityInterval};
 pub use object::{CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
+pub use secret::Secret;
 
 /// The walks of the README are compiled with the documentation.
 #[cfg(all(doctest, feature = "client"))]

@@ -40,6 +40,8 @@ counters! {
     hits,
     /// Objects that were loaded from a source into shared memory.
     loads,
+    /// Objects that were taken over from the service before this one.
+    inherited,
     /// Bytes of the objects that were loaded.
     loaded_bytes,
     /// Loads that failed.
@@ -72,6 +74,16 @@ counters! {
     sessions_ended,
     /// Sessions that ended while they still held something.
     sessions_ended_holding,
+    /// Processes that were not let in on the attach socket.
+    attach_refused,
+    /// Calls that were refused because nobody is known to have made them.
+    unauthenticated,
+    /// Calls that were refused because who made them may not.
+    permission_denied,
+    /// Calls that were refused because too many were under way.
+    calls_refused,
+    /// Connections that were refused because there were too many.
+    connections_refused,
     /// Leases whose time ran out.
     leases_expired,
     /// Requests to the CCDB side.

@@ -233,6 +233,45 @@ async fn with_four_times_the_memory_wanted_all_are_served_and_nothing_is_lost() 
     add_up(&cache);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_cache_that_is_busy_is_checked_again_and_again_and_nothing_is_made_up() {
+    let paths: Vec<String> = (0..8).map(|n| format!("Path{n}/X")).collect();
+    let names: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let cache = cache_over(slow(0, &names, 250_000), 2 << 20);
+    let over = tokio_util::sync::CancellationToken::new();
+    let asking: Vec<_> = (0..8_usize)
+        .map(|worker| {
+            let (cache, paths, over) = (cache.clone(), paths.clone(), over.clone());
+            tokio::spawn(async move {
+                for step in worker.. {
+                    let path = &paths[step * 5 % paths.len()];
+                    let json = format!(r#"{{"columns": {{"x": "{path}"}}, "timestamps": [5]}}"#);
+                    let answer = ask(&cache, &json).await.unwrap();
+                    tokio::task::yield_now().await;
+                    let lease = answer.lease().clone();
+                    if step % 2 == 0 {
+                        drop(answer);
+                    }
+                    assert!(cache.release(&lease));
+                    if over.is_cancelled() {
+                        return;
+                    }
+                }
+            })
+        })
+        .collect();
+    for round in 0..40 {
+        let found = cache.check_running(round % 8 == 0).await;
+        assert_eq!(found.faults, [""; 0], "{found:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    over.cancel();
+    for one in asking {
+        one.await.unwrap();
+    }
+    add_up(&cache);
+}
+
 /// Each table needs three fifths of the memory, and half of that is also the other's.
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_that_each_lack_what_the_other_has_do_not_wait_for_each_other() {

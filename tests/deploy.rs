@@ -79,6 +79,13 @@ fn the_unit_starts_the_program_as_it_can_be_started() {
     }
     assert_eq!(value("Type"), "notify");
     assert!(!value("WatchdogSec").is_empty());
+    assert!(value("FileDescriptorStoreMax").parse::<u32>().unwrap() > 100);
+    let socket = deployed("systemd/iovcache.socket");
+    let listened: Vec<&str> =
+        socket.lines().filter_map(|line| line.strip_prefix("ListenStream=")).collect();
+    let folder = command.split(" --socket ").nth(1).unwrap().split(' ').next().unwrap();
+    let sockets = ["flight.sock", "attach.sock"].map(|name| format!("{folder}/{name}"));
+    assert_eq!(listened, sockets);
     // A sandbox that forbids what the service is made of would be no service.
     assert!(value("RestrictAddressFamilies").contains("AF_UNIX"));
 }
@@ -141,9 +148,9 @@ fn the_sockets_have_the_mode_that_the_unit_asks_for() {
     let mode =
         |service: &Service| fs::metadata(service.attach()).unwrap().permissions().mode() & 0o777;
     let source = ["--source", "memory:"];
-    assert_eq!(mode(&Service::start(&source)), 0o600);
-    let given = [&source[..], &["--socket-mode", "0660"]].concat();
-    assert_eq!(mode(&Service::start(&given)), 0o660);
+    assert_eq!(mode(&Service::start(&source)), 0o660);
+    let given = [&source[..], &["--socket-mode", "0600"]].concat();
+    assert_eq!(mode(&Service::start(&given)), 0o600);
     let wrong = [&["serve"], &source[..], &["--socket-mode", "0999"]].concat();
     assert_eq!(common::run(&wrong).status.code(), Some(2));
 }

@@ -12,8 +12,8 @@ use iovcache::client::{Client, ClientOptions, TableRequest};
 use iovcache::server::FLIGHT_DESCRIPTOR;
 use iovcache::shm::attach::{parse_hello, parse_need};
 use iovcache::table::{
-    ColumnRequest, Consumed, DropTimeframe, Invalidate, Prefetch, Register, Release, Request,
-    parse_action,
+    Check, ColumnRequest, Consumed, DropTimeframe, Invalidate, Prefetch, Register, Release,
+    Request, parse_action,
 };
 use jsonschema::Validator;
 use serde_json::{Value, json};
@@ -78,6 +78,11 @@ fn the_service_reads_commands_as_their_schemas_say() {
         }
         assert!(!validator.is_valid(&json!({})) && !parses(b"{}"), "{name}");
     }
+    let parses = |json: &Value| parse_action::<Check>("x", json.to_string().as_bytes()).is_ok();
+    let right = [json!({}), json!({"contents": true})];
+    let wrong = [json!({"contents": 1}), json!({"colour": "red"})];
+    assert!(right.iter().all(|one| validator("check").is_valid(one) && parses(one)));
+    assert!(!wrong.iter().any(|one| validator("check").is_valid(one) || parses(one)));
     let wrong = [
         json!({"columns": {"a": "A"}, "timestamps": [1], "timeframe": 1}),
         json!({"columns": {"a": "A"}, "table": "t", "timestamps": [1]}),
@@ -109,6 +114,7 @@ async fn real_answers_are_as_their_schemas_say() {
     let status: Value = client.act("status", &json!({})).await.unwrap();
     assert_eq!(status["timeframes"][0]["consumers"]["x"], "delivered");
     check("status", &status);
+    check("check-result", &json!(client.check(true).await.unwrap()));
     let segments: Value = client.act("segments", &json!({})).await.unwrap();
     assert_eq!(segments["segments"].as_array().unwrap().len(), 1);
     check("segments", &segments);

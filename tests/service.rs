@@ -544,7 +544,8 @@ async fn named_segments_and_a_region_of_somebody_else_serve_the_same_bytes() {
     let shmid = format!("{:08x}", std::process::id());
     let named = ["--backing", "shm", "--shm-folder", segments.to_str().unwrap()];
     let fairmq = ["--fairmq-shmid", shmid.as_str(), "--fairmq-segment", "3"];
-    let unmanaged = ["--region", region.to_str().unwrap(), "--region-id", "2000"];
+    let region = format!("2000={}", region.display());
+    let unmanaged = ["--region", region.as_str()];
     for (arguments, managed, id) in
         [(&named[..], 1, 0), (&fairmq[..], 1, 3), (&unmanaged[..], 0, 2000)]
     {

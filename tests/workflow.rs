@@ -101,9 +101,10 @@ fn a_consumer_that_is_killed_while_it_holds_a_table_takes_nobody_along() {
     let report = run_well(&["--timeframes", "40", "--kill", "tracker_t1@13"], LIMIT);
     assert_eq!(number(&report, "/timeframes"), 40);
     assert_eq!(number(&report, "/cache/ended_holding"), 1);
-    // It was at 13, and 16, 19, 22 … were for it.
-    assert_eq!(number(&report, "/sink/devices/tracker_t1/timeframes"), 4);
-    assert_eq!(number(&report, "/gone"), 9);
+    // 1, 4, 7 … were for it: it was at 13, which another may have passed on the way.
+    let gone = number(&report, "/gone");
+    assert_eq!(number(&report, "/sink/devices/tracker_t1/timeframes") + gone, 13);
+    assert!((1..=12).contains(&gone), "{gone}");
     assert_eq!(number(&report, "/sink/devices/quality/timeframes"), 40);
     assert_eq!(report["killed"], serde_json::json!(["tracker_t1 at timeframe 13"]));
 }
@@ -120,7 +121,8 @@ fn the_real_objects_go_through_the_workflow_with_and_without_a_kill() {
     let report = run_well(&[&data[..], &kill].concat(), LIMIT);
     assert_eq!(report["killed"].as_array().unwrap().len(), 2);
     assert_eq!(number(&report, "/cache/ended_holding"), 2);
-    assert_eq!(number(&report, "/sink/devices/quality/timeframes"), 7);
+    let quality = number(&report, "/sink/devices/quality/timeframes");
+    assert!((1..60).contains(&quality), "{quality}");
 }
 
 #[test]
@@ -139,7 +141,7 @@ fn a_kill_that_does_not_happen_and_a_name_that_is_none_are_failures() {
 #[test]
 fn consumers_that_die_every_second_and_come_back_harm_nobody() {
     let seconds = std::env::var("IOVCACHE_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
-    let seconds: u64 = seconds.unwrap_or(20);
+    let seconds: u64 = seconds.unwrap_or(60);
     let soak = format!("{seconds}s");
     let report = run_well(&["--soak", &soak], LIMIT + Duration::from_secs(seconds));
     let killed = report["killed"].as_array().unwrap().len() as u64;

@@ -16,7 +16,7 @@
 //!
 //! ```text
 //!  cargo run --example workflow
-//!  cargo run --example workflow -- --data ../shared/data/alice-lhc24 --kill tracker_t1@20
+//!  cargo run --example workflow -- --data FOLDER --kill tracker_t1@20
 //!  cargo run --example workflow -- --soak 60s
 //! ```
 

@@ -34,13 +34,20 @@ def program() -> str:
     return os.environ.get("IOVCACHE_BIN", str(ROOT / "target/debug/iovcache"))
 
 
-def put(repository: pathlib.Path, version: tuple, folder: pathlib.Path) -> None:
+def put(repository: pathlib.Path, version: tuple, folder: pathlib.Path, *more: str) -> None:
     path, start, until, created, data = version
     file = folder / "object"
     file.write_bytes(data)
     times = [f"--from={start}", f"--until={until}", f"--created={created}"]
-    command = [program(), "put", "--repository", str(repository), path, str(file), *times]
-    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+    run("put", "--repository", str(repository), path, str(file), *times, *more)
+
+
+def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess:
+    """A command, to its end, which leaves with this status."""
+    command = [program(), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE)
+    assert done.returncode == status, f"{command}: {done.returncode}, {done.stderr.decode()}"
+    return done
 
 
 class Service:

@@ -1,62 +1,16 @@
 """A client that knows nothing of this package: pyarrow, the attach socket, and forty bytes."""
 
 import json
-import mmap
-import socket
 import struct
 import time
 
 import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
+from by_hand import ByHand, field, fields
 from conftest import right, until
 
 DRIFT = "TPC/Calib/VDrift"
-
-
-class ByHand:
-    """What section after section of the interface says, written down once more."""
-
-    def __init__(self, service):
-        self.attach = socket.socket(socket.AF_UNIX)
-        self.attach.settimeout(30)
-        self.attach.connect(service.ready["attach"])
-        self.attach.sendall(b'{"hello": 1, "consumer": "by-hand"}\n')
-        self.maps = {}
-        self.session = self.hear()["session"]
-        options = [("grpc.default_authority", "localhost")]
-        self.flight = flight.connect(service.unix, generic_options=options)
-
-    def hear(self):
-        line, descriptors, _, _ = socket.recv_fds(self.attach, 65536, 253)
-        message = json.loads(line)
-        for segment, fd in zip(message["segments"], descriptors):
-            key = segment["kind"], segment["id"]
-            self.maps[key] = mmap.mmap(fd, segment["size"], prot=mmap.PROT_READ)
-        return message
-
-    def resolve(self, cell):
-        header = struct.unpack("<QQqqHHB3x", cell)
-        size, generation, handle, shared, _, number, managed = header
-        assert (shared, managed, handle % 16) == (-1, 1, 0)
-        while ("segment", number) not in self.maps:
-            self.hear()
-        block = memoryview(self.maps["segment", number])[handle - 48 :]
-        assert struct.unpack_from("<QQ", block) == (generation, size)
-        # FairMQ's own header stands before the payload.
-        assert struct.unpack_from("<4HQ", block, 48) == (2, 0, 8, 1, 0)
-        return bytes(block[64 : 64 + size])
-
-    def get(self, request):
-        return self.flight.do_get(flight.Ticket(json.dumps(request))).read_all()
-
-    def act(self, name, body):
-        (result,) = self.flight.do_action(flight.Action(name, body))
-        return result.body.to_pybytes()
-
-    def close(self):
-        self.flight.close()
-        self.attach.close()
 
 
 @pytest.fixture
@@ -88,8 +42,8 @@ def test_the_cells_struct_and_o2_say_the_same_as_the_bytes(by_hand):
     size, generation, handle, _, _, number, _ = struct.unpack(
         "<QQqqHHB3x", by_hand.get(request)["drift"][0].as_py()
     )
-    fields, null = by_hand.get({**request, "cell": "struct"})["drift"].to_pylist()
-    assert (fields["size"], fields["hint"], fields["handle"]) == (size, generation, handle)
+    one, null = by_hand.get({**request, "cell": "struct"})["drift"].to_pylist()
+    assert (one["size"], one["hint"], one["handle"]) == (size, generation, handle)
     assert null is None
     table = by_hand.get({**request, "cell": "o2"})
     assert table["drift"].to_pylist() == [[handle, number, size], None]
@@ -108,27 +62,18 @@ def test_flight_info_schema_and_the_ticket(by_hand):
     assert table.num_rows == 2
     assert endpoint.expiration_time is not None
     renewed = flight.FlightEndpoint.deserialize(
-        by_hand.act("RenewFlightEndpoint", message(endpoint.serialize()))
+        by_hand.act("RenewFlightEndpoint", field(1, endpoint.serialize()))
     )
     assert renewed.expiration_time.value >= endpoint.expiration_time.value
     # CancelFlightInfoResult with the status CANCELLED.
-    assert by_hand.act("CancelFlightInfo", message(info.serialize())) == b"\x08\x01"
+    assert by_hand.act("CancelFlightInfo", field(1, info.serialize())) == b"\x08\x01"
     with pytest.raises(Exception, match="IOV-5002"):
         by_hand.flight.do_get(endpoint.ticket).read_all()
     # The shorthand: the request is a ticket too.
     by_hand.get(request)
     shorthand = flight.FlightEndpoint(json.dumps(request), [])
     info = flight.FlightInfo(table.schema, descriptor, [shorthand], 2, -1)
-    assert by_hand.act("CancelFlightInfo", message(info.serialize())) == b"\x08\x01"
-
-
-def message(field):
-    """A message of protobuf whose field 1 is this message."""
-    length, varint = len(field), b""
-    while length > 127:
-        varint += bytes([length & 127 | 128])
-        length >>= 7
-    return b"\x0a" + varint + bytes([length]) + field
+    assert by_hand.act("CancelFlightInfo", field(1, info.serialize())) == b"\x08\x01"
 
 
 def test_intervals_and_chunks_and_locks(by_hand):
@@ -163,16 +108,13 @@ def test_unknown_fields_are_refused_by_name(by_hand):
 
 
 @pytest.mark.parametrize("encoding", ["dictionary", "plain"])
-def test_an_exchange_answers_each_batch_and_its_end_lets_all_go(by_hand, encoding):
+def test_an_exchange_answers_each_batch_and_its_end_lets_all_go(start, encoding):
+    by_hand = ByHand(start())
     template = {"columns": {"drift": DRIFT}, "encoding": encoding, "session": by_hand.session}
     descriptor = flight.FlightDescriptor.for_command(json.dumps(template))
     schema = pa.schema([("timestamp", pa.int64())])
     writer, reader = by_hand.flight.do_exchange(descriptor)
-
-    def pinned():
-        return json.loads(by_hand.act("status", b"{}"))["memory"]["pinned_bytes"]
-
-    before = pinned()
+    before = by_hand.pinned()
     with writer:
         writer.begin(schema)
         times = {7: [1000, 3000], 8: [7000, None], 9: [8999]}
@@ -185,69 +127,37 @@ def test_an_exchange_answers_each_batch_and_its_end_lets_all_go(by_hand, encodin
             cells = chunk.data["drift"].to_pylist()
             expected = [None if at is None else right(DRIFT, at) for at in rows]
             assert [None if c is None else by_hand.resolve(c) for c in cells] == expected
-        held = pinned()
+        held = by_hand.pinned()
         assert held > before
         writer.write_metadata(json.dumps({"consumed": [7]}).encode())
         writer.write_metadata(json.dumps({"oldest_possible": 9}).encode())
-        until("the consumed ones to be let go", lambda: pinned() < held)
+        until("the consumed ones to be let go", lambda: by_hand.pinned() < held)
         writer.done_writing()
         with pytest.raises(StopIteration):
             reader.read_chunk()
-    until("all to be let go", lambda: pinned() == before)
+    until("all to be let go", lambda: by_hand.pinned() == before)
+    by_hand.close()
 
 
 def test_a_poll_tells_progress_until_all_is_there(start):
     service = start(name="poll")
     client = ByHand(service)
     # pyarrow has no PollFlightInfo: the call itself, in bytes.
-    import grpc
-
-    channel = grpc.insecure_channel(service.tcp[len("grpc://") :])
-    poll = channel.unary_unary("/arrow.flight.protocol.FlightService/PollFlightInfo")
+    poll = client.channel.unary_unary("/arrow.flight.protocol.FlightService/PollFlightInfo")
     request = {"columns": {"n": "TPC/Calib/Noise"}, "timestamps": [5]}
     descriptor = flight.FlightDescriptor.for_command(json.dumps(request)).serialize()
     for _ in range(200):
-        fields = protobuf_fields(poll(descriptor, timeout=30))
-        info = flight.FlightInfo.deserialize(fields[1])
-        progress = struct.unpack("<d", fields[3])[0]
+        answer = fields(poll(descriptor, timeout=30))
+        info = flight.FlightInfo.deserialize(answer[1])
+        progress = struct.unpack("<d", answer[3])[0]
         assert 0 <= progress <= 1
-        if 2 not in fields:
+        if 2 not in answer:
             break
-        descriptor = fields[2]
+        descriptor = answer[2]
         time.sleep(0.01)
     assert progress == 1.0
     about = json.loads(info.app_metadata)
     assert about["objects"] == about["objects_loaded"] == 1 and about["bytes"] == 100_000
     table = client.flight.do_get(info.endpoints[0].ticket).read_all()
     assert table.num_rows == 1
-    channel.close()
     client.close()
-
-
-def protobuf_fields(data):
-    """The fields of a message: bytes of those with a length, raw bytes of doubles."""
-    fields, place = {}, 0
-
-    def varint():
-        nonlocal place
-        value = shift = 0
-        while True:
-            byte = data[place]
-            place += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while place < len(data):
-        key = varint()
-        if key & 7 == 1:
-            fields[key >> 3] = data[place : place + 8]
-            place += 8
-        elif key & 7 == 2:
-            length = varint()
-            fields[key >> 3] = data[place : place + length]
-            place += length
-        else:
-            fields[key >> 3] = varint()
-    return fields

@@ -2,6 +2,7 @@
 
 import datetime
 import shutil
+import threading
 
 import numpy as np
 import pandas as pd
@@ -180,20 +181,23 @@ def test_a_client_survives_a_restart_and_old_cells_are_stale(start):
     service = start()
     client = iovcache.connect(service.unix)
     old = client.table({"drift": DRIFT}, timestamps=[1000])
-    header = old["drift"].header(0)
+    header, view = old["drift"].header(0), old["drift"][0]
     service.kill()
-    start()
-
-    def again():
-        try:
-            return client.table({"drift": DRIFT}, timestamps=[1000])
-        except iovcache.Unavailable:
-            return None
-
-    table = until("the successor to answer", again)
+    # The time of the call is over before anybody is there.
+    with pytest.raises(iovcache.Unavailable):
+        client.table({"drift": DRIFT}, timestamps=[1000], wait_ms=200)
+    assert bytes(view) == b"drift 1"
+    successor = threading.Timer(0.3, start)
+    successor.start()
+    # Nobody is there yet: each of the calls waits by itself.
+    client.put_timeframe(1, [1000], columns={"drift": DRIFT}, consumers=["x"])
+    table = client.table({"drift": DRIFT}, timestamps=[1000])
+    successor.join()
     assert bytes(table["drift"][0]) == b"drift 1"
-    with pytest.raises(iovcache.IovcacheError):
+    assert bytes(view) == b"drift 1"
+    with pytest.raises(iovcache.Stale):
         client._attachment.resolver.resolve(header)
+    assert client.paths()[DRIFT] == 3
     client.close()
 
 

@@ -239,32 +239,20 @@ impl Cache {
         }
     }
 
-    /// Looks whether everything adds up: no place both free and taken, the bytes that are pinned
-    /// those of the leases and timeframes, every object as it was published.
-    ///
-    /// It means something only while nobody asks anything.
-    ///
-    /// # Errors
-    /// All that is wrong, each in a sentence.
-    pub fn check(&self) -> Result<(), Vec<String>> {
-        let inner = &*self.0;
-        let mut faults = inner.pool.check().err().unwrap_or_default();
-        faults.extend(inner.residency.faults());
-        let mut held = inner.leases.pin_sets();
-        held.extend(inner.timeframes.pin_sets());
-        held.extend(inner.objects.pin_sets());
-        faults.extend(inner.residency.faults_of_pins(&held));
-        if faults.is_empty() { Ok(()) } else { Err(faults) }
-    }
-
     /// Takes no new work.
     pub fn drain(&self) {
         self.0.draining.cancel();
     }
 
-    /// Ends everything: no new work is taken, all sessions, leases and timeframes end.
+    /// Ends everything: no new work is taken, all sessions, leases and timeframes end. Where
+    /// somebody keeps the segments, the objects are left in them as they lie.
     pub fn close(&self) {
         self.drain();
+        if let Some(kept) = &self.0.kept {
+            kept.note(&self.0.catalog.noted(|id| self.0.residency.size_of(id).is_some()));
+            kept.ledger.leave();
+            self.0.pool.leave();
+        }
         self.0.timeframes.clear();
         self.0.leases.end_everything();
         self.0.residency.close();

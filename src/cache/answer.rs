@@ -12,6 +12,7 @@ use super::Cache;
 use super::catalog::Known;
 use super::error::{CacheError, MissingColumn};
 use super::form::{Form, Key};
+use super::hand::InHand;
 use super::lease::{Holder, LeaseId, Owner, Terms};
 use super::plan::{Assembled, Plan, Spans};
 use super::resident::PinSet;
@@ -39,6 +40,8 @@ pub struct Asker {
     pub stream_timeframe: Option<u64>,
     /// When the client stops waiting, if that is sooner than the request's own `wait_ms`.
     pub patience: Option<Duration>,
+    /// The table is to be there when it is asked for: nothing is delivered to anybody yet.
+    pub in_advance: bool,
 }
 
 /// A table whose objects are in shared memory and pinned.
@@ -54,7 +57,7 @@ pub struct Answer {
     /// It is one of many of a stream: its schema names neither its lease nor its timeframe.
     of_stream: bool,
     rows: u64,
-    pins: Arc<PinSet>,
+    pins: Arc<InHand>,
     /// The timeframe's own table, whose encoded batches are kept.
     assembled: Option<Arc<Assembled>>,
 }
@@ -161,7 +164,7 @@ impl Answer {
     }
 
     /// Keeps all of it in shared memory for as long as that lives.
-    pub fn hold(&self) -> Arc<PinSet> {
+    pub fn hold(&self) -> Arc<InHand> {
         Arc::clone(&self.pins)
     }
 }
@@ -311,9 +314,13 @@ impl Cache {
         let subject = self.subject(when)?;
         let reader = self.reader(request, &subject)?;
         let holder = self.holder(request, asker, reader.as_ref());
-        if let Some(holder) = &holder {
-            self.0.slow.admit(&holder.consumer)?;
-        }
+        let _asking = match &holder {
+            Some(holder) => {
+                self.0.slow.admit(&holder.consumer)?;
+                self.0.slow.begin(&holder.consumer)?
+            }
+            None => None,
+        };
         let wait = asker.patience.map_or(request.wait, |patience| patience.min(request.wait));
         let deadline = Instant::now() + wait.min(Duration::from_secs(86_400));
         let registered = match &subject {
@@ -354,7 +361,7 @@ impl Cache {
         };
         let lease = self.lease_for(request, asker, reader.clone(), holder, &pins)?;
         if let (Subject::Timeframe(timeframe), Some((_, consumer))) = (&subject, &reader)
-            && request.view == View::Rows
+            && !asker.in_advance
         {
             timeframe.set_delivered(consumer);
         }
@@ -364,7 +371,7 @@ impl Cache {
             false => Key::new(request, subject.has_nulls(), timeframe.is_some(), true),
         };
         let form = self.form(key, columns);
-        let of_stream = asker.of_stream;
+        let (of_stream, pins) = (asker.of_stream, Arc::new(self.0.hands.take(pins)));
         Ok(Answer { form, content, timeframe, lease, of_stream, rows, pins, assembled: kept })
     }
 

@@ -5,6 +5,7 @@
 //!         ◀── {"session", "epoch", "segments"} + fds ──
 //!         ◀── one more such line for each new segment ──
 //!         ── {"need": {"kind", "id"}} ──▶               the same line again
+//!         ◀── {"kind", "error"}                         who may not is told why, and hung up on
 //!         hang-up (or death: the kernel hangs up)       session ends, its pins are gone
 //! ```
 //!
@@ -13,17 +14,20 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Cache;
-use crate::error::Coded as _;
+use crate::error::{Code, Coded, ErrorKind};
+use crate::secret::Secret;
 use crate::shm::attach::{
-    Announcement, Hello, LineReader, MAX_DESCRIPTORS, Need, PeerCredentials, SegmentEntry,
+    Announcement, LineReader, MAX_DESCRIPTORS, Need, PeerCredentials, Refusal, SegmentEntry,
     WireError, parse_hello, parse_need, send,
 };
 use crate::shm::{Kind, SharedSegment};
@@ -33,12 +37,28 @@ const HELLO_LIMIT: Duration = Duration::from_secs(10);
 /// How long a client may leave what we send unread.
 const SEND_LIMIT: Duration = Duration::from_secs(30);
 
+/// How many processes can be attached at a time.
+const MAX_ATTACHED: usize = 4_096;
+
+/// Decides who may attach.
+pub trait AttachGate: Send + Sync {
+    /// Whether this process may, with the token that it sent.
+    ///
+    /// # Errors
+    /// Why it may not; it is told so.
+    fn admit(
+        &self,
+        peer: &PeerCredentials,
+        token: Option<&Secret>,
+    ) -> Result<(), Box<dyn Coded + Send + Sync>>;
+}
+
 /// Who may attach, by what the kernel says of the peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerPolicy {
     /// Users that may; by default the service's own and root.
     pub uids: Vec<u32>,
-    /// Groups that may.
+    /// Groups whose members may.
     pub gids: Vec<u32>,
 }
 
@@ -50,9 +70,55 @@ impl Default for PeerPolicy {
 }
 
 impl PeerPolicy {
-    /// Whether a peer with this user and group may.
-    pub fn admits(&self, uid: u32, gid: u32) -> bool {
-        self.uids.contains(&uid) || self.gids.contains(&gid)
+    /// Whether a peer with this user and these groups may.
+    pub fn admits(&self, uid: u32, gids: &[u32]) -> bool {
+        self.uids.contains(&uid) || gids.iter().any(|gid| self.gids.contains(gid))
+    }
+}
+
+impl AttachGate for PeerPolicy {
+    fn admit(
+        &self,
+        peer: &PeerCredentials,
+        _token: Option<&Secret>,
+    ) -> Result<(), Box<dyn Coded + Send + Sync>> {
+        match self.admits(peer.uid, &peer.gids) {
+            true => Ok(()),
+            false => Err(Box::new(NotListed { uid: peer.uid, gids: peer.gids.clone() })),
+        }
+    }
+}
+
+/// The user of a process on the node is not listed, nor is any of its groups.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("user {uid} (groups {gids:?}) is none of those that may connect here")]
+pub struct NotListed {
+    /// The user.
+    pub uid: u32,
+    /// Its groups.
+    pub gids: Vec<u32>,
+}
+
+impl Coded for NotListed {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::PermissionDenied
+    }
+    fn code(&self) -> Code {
+        Code(6005)
+    }
+}
+
+/// So many are attached that no more are let in.
+#[derive(Debug, thiserror::Error)]
+#[error("{MAX_ATTACHED} processes are attached, no more are let in")]
+struct Full;
+
+impl Coded for Full {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::Unavailable
+    }
+    fn code(&self) -> Code {
+        Code(6011)
     }
 }
 
@@ -76,7 +142,18 @@ impl Cache {
         policy: PeerPolicy,
         stop: CancellationToken,
     ) {
+        self.serve_attach_through(listener, Arc::new(policy), stop).await;
+    }
+
+    /// The same, for those whom a gate lets in.
+    pub async fn serve_attach_through(
+        &self,
+        listener: UnixListener,
+        gate: Arc<dyn AttachGate>,
+        stop: CancellationToken,
+    ) {
         self.tell_attach_path(&listener);
+        let places = Arc::new(Semaphore::new(MAX_ATTACHED));
         let mut connections = tokio::task::JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -86,10 +163,16 @@ impl Cache {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let (cache, policy, stop) = (self.clone(), policy.clone(), stop.clone());
+                    let (cache, gate, stop) = (self.clone(), Arc::clone(&gate), stop.clone());
+                    let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                        // What fits into the socket goes at once, or it does not go.
+                        let _ = send(stream.as_fd(), &refusal(&Full), &[]);
+                        continue;
+                    };
                     connections.spawn(async move {
+                        let _place = place;
                         let ended = tokio::select! {
-                            ended = cache.attend(&stream, &policy) => ended,
+                            ended = cache.attend(&stream, &*gate) => ended,
                             () = stop.cancelled() => Ok(()),
                         };
                         match ended {
@@ -109,16 +192,27 @@ impl Cache {
     }
 
     /// One connection, from hello to hang-up.
-    async fn attend(&self, stream: &UnixStream, policy: &PeerPolicy) -> Result<(), WireError> {
+    async fn attend(&self, stream: &UnixStream, gate: &dyn AttachGate) -> Result<(), WireError> {
         let peer = PeerCredentials::of(stream)?;
-        if !policy.admits(peer.uid, peer.gid) {
-            tracing::warn!(pid = peer.pid, uid = peer.uid, gid = peer.gid, "may not attach");
-            return Ok(());
-        }
         let mut reader = LineReader::default();
         let line = timeout(HELLO_LIMIT, next_line(stream, &mut reader));
         let line = line.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        let Hello { consumer, .. } = parse_hello(&line)?;
+        let hello = parse_hello(&line);
+        let admitted =
+            gate.admit(&peer, hello.as_ref().ok().and_then(|hello| hello.token.as_ref()));
+        if let Err(denied) = admitted {
+            self.0.counters.attach_refused.add(1);
+            tracing::warn!(pid = peer.pid, uid = peer.uid, "may not attach: {}", denied.message());
+            timeout(SEND_LIMIT, send_all(stream, &refusal(&*denied), &[])).await.ok();
+            return Ok(());
+        }
+        let consumer = match hello {
+            Ok(hello) => hello.consumer,
+            Err(error) => {
+                timeout(SEND_LIMIT, send_all(stream, &refusal(&error), &[])).await.ok();
+                return Err(error);
+            }
+        };
         // Watched before the segments are listed, so that none is missed in between.
         let mut grown = self.0.grown.subscribe();
         let session = self.0.leases.open_session(consumer, peer.pid, peer.uid);
@@ -176,6 +270,14 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+/// The line for who is not let in.
+fn refusal(error: &(dyn Coded + Send + Sync)) -> Vec<u8> {
+    let refusal = Refusal { kind: error.kind().name().to_owned(), error: error.message() };
+    let mut line = serde_json::to_vec(&refusal).unwrap_or_default();
+    line.push(b'\n');
+    line
 }
 
 async fn next_line(stream: &UnixStream, reader: &mut LineReader) -> Result<Vec<u8>, WireError> {

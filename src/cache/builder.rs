@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::catalog::Catalog;
+use super::keep::{Heritage, Keeper, Kept, Record, Relics, segment_name};
 use super::lease::Leases;
 use super::loader::Loader;
 use super::residency::Residency;
@@ -40,6 +41,8 @@ pub struct CacheBuilder {
     lease_limit: Duration,
     max_timeframes: usize,
     consumer_limits: ConsumerLimits,
+    keeper: Option<Arc<dyn Keeper>>,
+    heritage: Heritage,
 }
 
 impl Default for CacheBuilder {
@@ -54,6 +57,8 @@ impl Default for CacheBuilder {
             lease_limit: LEASE_LIMIT,
             max_timeframes: MAX_TIMEFRAMES,
             consumer_limits: ConsumerLimits::default(),
+            keeper: None,
+            heritage: Heritage::default(),
         }
     }
 }
@@ -151,22 +156,49 @@ impl CacheBuilder {
         self
     }
 
+    /// Who keeps the segments, and what is known of them, for the process that comes next. Only
+    /// segments without names (memfds) can be kept so. Default: nobody.
+    #[must_use]
+    pub fn keeper(mut self, keeper: Arc<dyn Keeper>) -> Self {
+        self.keeper = Some(keeper);
+        self
+    }
+
+    /// What the process before left: its objects are taken over, each one once it is checked.
+    /// Default: nothing.
+    #[must_use]
+    pub fn heritage(mut self, heritage: Heritage) -> Self {
+        self.heritage = heritage;
+        self
+    }
+
     /// Makes the cache. It needs a tokio runtime around it.
     ///
     /// # Errors
     /// [`BuildError`].
     pub fn build(self) -> Result<Cache, BuildError> {
         let source = self.source.ok_or(BuildError::NoSource)?;
+        let keeper = self.keeper.filter(|_| self.memory.can_be_kept());
         let pool = Pool::new(self.memory)?;
+        let kept = keeper.as_deref().map(|keeper| Kept::new(keeper, pool.epoch())).transpose();
+        let kept = kept.map_err(PoolError::Backing)?.map(Arc::new);
         let grown = watch::Sender::new(());
         pool.on_new_segment({
-            let grown = grown.clone();
-            move |_| {
+            let (grown, keeper, epoch) = (grown.clone(), keeper.clone(), pool.epoch());
+            move |segment| {
+                if let (Some(keeper), Some(file)) = (&keeper, segment.file()) {
+                    keeper.keep(&segment_name(epoch, segment.id()), file);
+                }
                 grown.send_replace(());
             }
         });
+        if let Some(keeper) = keeper.clone() {
+            let epoch = pool.epoch();
+            pool.on_retired_segment(move |id| keeper.forget(&segment_name(epoch, id)));
+        }
         let counters = Arc::new(Counters::default());
-        let residency = Residency::new(pool.clone(), Arc::clone(&counters));
+        let ledger = kept.as_ref().map(|kept| Arc::clone(&kept.ledger));
+        let residency = Residency::new(pool.clone(), Arc::clone(&counters), ledger);
         let catalog =
             Arc::new(Catalog::new(Arc::clone(&source), self.clock.clone(), Arc::clone(&counters)));
         let limits = self.consumer_limits;
@@ -180,8 +212,19 @@ impl CacheBuilder {
             leases: Arc::clone(&leases),
             timeframes: Arc::clone(&timeframes),
             counters: Arc::clone(&counters),
+            asking: Arc::default(),
         });
+        if let Some(noted) = self.heritage.noted() {
+            catalog.remember(noted);
+        }
+        let relics = Arc::new(self.heritage.relics(keeper));
         let mut tasks = JoinSet::new();
+        if !relics.is_empty() {
+            take_over(Arc::clone(&relics), Arc::clone(&residency), Arc::clone(&counters));
+        }
+        if let Some(kept) = kept.clone() {
+            tasks.spawn(keep_noted(kept, Arc::clone(&catalog), Arc::clone(&residency)));
+        }
         tasks.spawn(Arc::clone(&catalog).keep_fresh());
         tasks.spawn({
             let (leases, slow) = (Arc::clone(&leases), Arc::clone(&slow));
@@ -201,7 +244,7 @@ impl CacheBuilder {
         Ok(Cache(Arc::new(Inner {
             started: self.clock.now(),
             clock: self.clock,
-            loader: Loader::new(Arc::clone(&residency), source, Arc::clone(&counters)),
+            loader: Loader::new(Arc::clone(&residency), source, relics, Arc::clone(&counters)),
             timeframes,
             slow,
             max_timeframes: self.max_timeframes,
@@ -215,6 +258,8 @@ impl CacheBuilder {
             forms: Default::default(),
             leases,
             objects: Default::default(),
+            hands: Arc::default(),
+            kept,
             limits: self.limits,
             tables: self.tables,
             polls: Mutex::default(),
@@ -224,4 +269,45 @@ impl CacheBuilder {
             tasks: Mutex::new(tasks),
         })))
     }
+}
+
+/// So long after a change at the earliest it is noted for a successor.
+const NOTE_PAUSE: Duration = Duration::from_secs(1);
+/// Of all time, at most one part in so many goes into noting.
+const NOTE_SHARE: u32 = 50;
+
+/// Notes what is known, again and again, until it is dropped.
+async fn keep_noted(kept: Arc<Kept>, catalog: Arc<Catalog>, residency: Arc<Residency>) {
+    let mut pause = NOTE_PAUSE;
+    loop {
+        tokio::time::sleep(pause).await;
+        let (kept, catalog, residency) =
+            (Arc::clone(&kept), Arc::clone(&catalog), Arc::clone(&residency));
+        let began = std::time::Instant::now();
+        let noted = tokio::task::spawn_blocking(move || {
+            kept.note(&catalog.noted(|id| residency.size_of(id).is_some()));
+        });
+        if noted.await.is_err() {
+            return;
+        }
+        pause = NOTE_PAUSE.max(began.elapsed() * NOTE_SHARE);
+    }
+}
+
+/// Takes over what a predecessor left, beside everything else.
+fn take_over(relics: Arc<Relics>, residency: Arc<Residency>, counters: Arc<Counters>) {
+    tokio::task::spawn_blocking(move || {
+        let found = relics.len();
+        relics.take_over(residency.pool(), |record: &Record, reservation| {
+            if residency.is_closed() {
+                return false;
+            }
+            // Its pin goes at once: it stays as long as nobody needs the room.
+            drop(residency.admit(&record.path, record.md5, reservation.publish(record.id)));
+            counters.inherited.add(1);
+            true
+        });
+        let inherited = counters.inherited.get();
+        tracing::info!("of {found} objects that a predecessor left {inherited} are taken over");
+    });
 }

@@ -21,12 +21,13 @@ use foldhash::fast::RandomState;
 use super::ahead::Pace;
 use super::error::CacheError;
 use super::flight::{Flights, Lost};
+use super::keep::{Noted, NotedSeries};
 use crate::clock::{Clock, Moment};
 use crate::error::Coded as _;
 use crate::index::{State, Step, Timeline, Timestamps, open_times};
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
-use crate::source::{PathSummary, Problem, Source, SourceError};
+use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::source::{PathSummary, Problem, Source, SourceError, VersionRecord};
 use crate::telemetry::Counters;
 
 /// How many timelines are kept; beyond, those that were used longest ago go.
@@ -382,6 +383,62 @@ impl Catalog {
     pub(crate) fn version(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
         let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
         series.values().find_map(|series| series.timeline.load().version_of(id).cloned())
+    }
+
+    /// What is known, as far as `resident` says that the object of a version is there.
+    pub(super) fn noted(&self, resident: impl Fn(ObjectId) -> bool) -> Noted {
+        let all: Vec<(Query, Arc<Timeline>)> = {
+            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            series.iter().map(|(query, one)| (query.clone(), one.timeline.load_full())).collect()
+        };
+        let mut places: HashMap<*const ObjectInfo, usize> = HashMap::new();
+        let (mut versions, mut series) = (Vec::new(), Vec::new());
+        for (query, timeline) in &all {
+            let mut pieces = Vec::new();
+            for span in timeline.spans(ValidityInterval::ALL) {
+                let State::Version(index) = span.state else { continue };
+                let version = timeline.version(index);
+                if resident(version.id) {
+                    let place = *places.entry(Arc::as_ptr(version)).or_insert_with(|| {
+                        versions.push(VersionRecord::from(&**version));
+                        versions.len() - 1
+                    });
+                    pieces.push((span.interval.from(), span.interval.until(), place));
+                }
+            }
+            if pieces.is_empty() {
+                continue;
+            }
+            let Query { path, metadata, limits } = query.clone();
+            let (not_before, not_after) = (limits.not_before, limits.not_after);
+            series.push(NotedSeries { path, metadata, not_before, not_after, pieces });
+        }
+        series.sort_by(|a, b| (&a.path, &a.metadata).cmp(&(&b.path, &b.metadata)));
+        Noted { source: self.source.url().to_owned(), versions, series }
+    }
+
+    /// Takes over what a predecessor knew. It counts only where the source does not say otherwise:
+    /// nobody has confirmed it.
+    pub(super) fn remember(&self, noted: Noted) {
+        if noted.source != self.source.url() {
+            return;
+        }
+        let versions: Vec<Option<Arc<ObjectInfo>>> =
+            noted.versions.into_iter().map(|record| record.version().map(Arc::new)).collect();
+        for NotedSeries { path, metadata, not_before, not_after, pieces } in noted.series {
+            let query = Query { path, metadata, limits: CreationLimits { not_before, not_after } };
+            let series = self.series(&query);
+            let mut timeline = Timeline::clone(&series.timeline.load());
+            for (from, until, place) in pieces {
+                let version = versions.get(place).and_then(Option::as_ref);
+                let span = ValidityInterval::new(from, until);
+                if let (Ok(span), Some(version)) = (span, version) {
+                    timeline =
+                        timeline.learn(span, std::slice::from_ref(version), Moment::default());
+                }
+            }
+            series.timeline.store(Arc::new(timeline));
+        }
     }
 
     /// Forgets what is known of a path.

@@ -31,8 +31,18 @@ impl std::fmt::Display for MissingColumn {
     }
 }
 
+/// More of them are told in a short form: a gRPC status has room for a few kB.
+const MAX_FULL: usize = 16;
+
 fn list(columns: &[MissingColumn]) -> String {
-    columns.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    if columns.len() <= MAX_FULL {
+        return columns.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    }
+    let short =
+        |column: &MissingColumn| format!("{}={}..{}", column.column, column.first, column.last);
+    let all = columns.iter().map(short).collect::<Vec<_>>().join(",");
+    let count = columns.len();
+    format!("{count} columns (name=first timestamp..last timestamp without one): {all}")
 }
 
 /// Why a cache does not answer.
@@ -135,13 +145,13 @@ pub enum CacheError {
     },
     /// The consumer would hold more than it may.
     #[error(
-        "consumer {consumer:?} would hold {wanted} {what}, and its quota is {limit}: it has to \
-         report what it is done with first"
+        "consumer {consumer:?} would hold {wanted} {what}, and its quota is {limit}: it has to be \
+         done with some first"
     )]
     OverQuota {
         /// Who asked.
         consumer: String,
-        /// Bytes or timeframes.
+        /// Bytes, timeframes or requests.
         what: &'static str,
         /// What it would hold.
         wanted: u64,

@@ -389,6 +389,44 @@ impl Leases {
         sessions
     }
 
+    /// How many sessions and leases there are.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.sessions.len(), state.leases.len())
+    }
+
+    /// What is wrong with who is said to have which lease, if anything.
+    pub(super) fn faults(&self) -> Vec<String> {
+        let state = self.state();
+        let mut faults = Vec::new();
+        for (id, lease) in &state.leases {
+            let holder = lease.holder.as_ref();
+            let named = holder.map_or("nobody", |holder| holder.consumer.as_str());
+            let mut must = |listed: bool, where_: &str| {
+                if !listed {
+                    faults.push(format!("a lease of {named} is missing {where_}"));
+                }
+            };
+            if let Owner::Session(session) = &lease.owner {
+                let session = state.sessions.get(session);
+                must(session.is_some_and(|session| session.leases.contains(id)), "in its session");
+            }
+            must(listed(&state.by_timeframe, lease.timeframe.as_ref(), id), "at its timeframe");
+            must(listed(&state.by_ticket, lease.ticket.as_ref(), id), "at its ticket");
+            let consumer = holder.map(|holder| &holder.consumer);
+            must(listed(&state.by_consumer, consumer, id), "at its consumer");
+        }
+        let sessions = state.sessions.values().map(|session| &session.leases);
+        let by_timeframe = state.by_timeframe.values();
+        let lists = sessions.chain(by_timeframe).chain(state.by_ticket.values());
+        let gone = lists.chain(state.by_consumer.values()).flatten();
+        let gone = gone.filter(|lease| !state.leases.contains_key(lease)).count();
+        if gone > 0 {
+            faults.push(format!("{gone} leases are listed that have ended"));
+        }
+        faults
+    }
+
     /// The pins of all leases, for the invariants.
     pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
         let state = self.state();
@@ -436,6 +474,15 @@ impl State {
         }
         ended
     }
+}
+
+/// Whether a lease that has a key is listed under it.
+fn listed<K: Eq + std::hash::Hash, S: std::hash::BuildHasher>(
+    index: &HashMap<K, HashSet<LeaseId>, S>,
+    key: Option<&K>,
+    lease: &LeaseId,
+) -> bool {
+    key.is_none_or(|key| index.get(key).is_some_and(|leases| leases.contains(lease)))
 }
 
 fn forget<K: Eq + std::hash::Hash, S: std::hash::BuildHasher>(

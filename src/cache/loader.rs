@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::error::CacheError;
 use super::flight::{Flights, Lost};
+use super::keep::{Refusal, Relic, Relics};
 use super::residency::Residency;
 use super::resident::Pin;
 use crate::object::{ObjectId, ObjectInfo};
@@ -40,25 +41,29 @@ const PARALLEL_LOADS: usize = 16;
 pub(crate) struct Loader {
     residency: Arc<Residency>,
     source: Arc<dyn Source>,
+    /// What a predecessor left is nearer than any source.
+    relics: Arc<Relics>,
     counters: Arc<Counters>,
     flights: Flights<ObjectId, Result<Pin, LoadFailure>>,
     /// Whose turn it is to wait for memory, in the order of asking.
     turn: tokio::sync::Mutex<()>,
     /// How many wait for their turn, or have it.
     waiting: AtomicUsize,
+    /// How many are bringing objects in, and have pins in hand that nobody else knows of.
+    under_way: AtomicUsize,
 }
 
-/// One who waits for memory.
-struct Waiting<'a>(&'a AtomicUsize);
+/// One of those who are counted.
+struct Counted<'a>(&'a AtomicUsize);
 
-impl<'a> Waiting<'a> {
+impl<'a> Counted<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::AcqRel);
         Self(count)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -83,10 +88,17 @@ impl Loader {
     pub(crate) fn new(
         residency: Arc<Residency>,
         source: Arc<dyn Source>,
+        relics: Arc<Relics>,
         counters: Arc<Counters>,
     ) -> Self {
         let (flights, turn) = (Flights::default(), tokio::sync::Mutex::default());
-        Self { residency, source, counters, flights, turn, waiting: AtomicUsize::new(0) }
+        let (waiting, under_way) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { residency, source, relics, counters, flights, turn, waiting, under_way }
+    }
+
+    /// Whether objects are being brought in.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.under_way.load(Ordering::Acquire) > 0
     }
 
     /// Pins every one of `versions` (distinct ids), in their order, loading what is not resident.
@@ -99,6 +111,7 @@ impl Loader {
         versions: &[Arc<ObjectInfo>],
         deadline: Instant,
     ) -> Result<Vec<Got>, CacheError> {
+        let _under_way = Counted::new(&self.under_way);
         let mut got: Vec<Option<Got>> = Vec::new();
         got.resize_with(versions.len(), || None);
         self.check_known_sizes(versions)?;
@@ -122,7 +135,7 @@ impl Loader {
             got.fill_with(|| None);
         }
         self.counters.waits.add(1);
-        let _waiting = Waiting::new(&self.waiting);
+        let _waiting = Counted::new(&self.waiting);
         let waiting = async {
             let _turn = self.turn.lock().await;
             loop {
@@ -226,6 +239,7 @@ impl Loader {
             let load = Load {
                 residency: Arc::clone(&self.residency),
                 source: Arc::clone(&self.source),
+                relic: self.relics.find(&version),
                 counters: Arc::clone(&self.counters),
             };
             let version = Arc::clone(&version);
@@ -283,11 +297,38 @@ impl LoadFailure {
 struct Load {
     residency: Arc<Residency>,
     source: Arc<dyn Source>,
+    relic: Option<Arc<Relic>>,
     counters: Arc<Counters>,
 }
 
 impl Load {
+    /// What a predecessor left of it, if that is right.
+    async fn inherit(&self, version: &Arc<ObjectInfo>) -> Option<Result<Pin, LoadFailure>> {
+        let (relic, residency) = (Arc::clone(self.relic.as_ref()?), Arc::clone(&self.residency));
+        let copied =
+            tokio::task::spawn_blocking(move || relic.copy(|bytes| residency.reserve(bytes)));
+        match copied.await.ok()? {
+            Ok(reservation) => {
+                let block = reservation.publish(version.id);
+                self.counters.inherited.add(1);
+                Some(Ok(self.residency.admit(&version.path, version.md5, block)))
+            }
+            Err(Refusal::Pool(PoolError::NoRoom { needed_bytes, .. })) => {
+                Some(Err(LoadFailure::NoRoom { needed_bytes }))
+            }
+            Err(Refusal::Pool(error)) => Some(Err(LoadFailure::Pool(Arc::new(error)))),
+            Err(Refusal::Damaged(reason)) => {
+                let (path, id) = (&version.path, version.id);
+                tracing::warn!(%path, %id, reason, "what a predecessor left is not taken");
+                None
+            }
+        }
+    }
+
     async fn run(self, version: &Arc<ObjectInfo>) -> Result<Pin, LoadFailure> {
+        if let Some(inherited) = self.inherit(version).await {
+            return inherited;
+        }
         let mut body = BlockBody {
             residency: Arc::clone(&self.residency),
             reservation: None,
@@ -303,7 +344,7 @@ impl Load {
                 let block = reservation.publish(version.id);
                 self.counters.loads.add(1);
                 self.counters.loaded_bytes.add(block.size_bytes());
-                Ok(self.residency.admit(version, block))
+                Ok(self.residency.admit(&version.path, version.md5, block))
             }
             Err(failure) => {
                 if !matches!(failure, LoadFailure::NoRoom { .. }) {

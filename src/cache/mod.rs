@@ -58,6 +58,71 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Its consumers are processes of their own. They get the tables by whatever way the workflow has,
+//! and the memory through the attach socket; what is asked for in the name of their session is held
+//! as long as they live:
+//!
+//! ```
+//! # use std::sync::Arc;
+//! #
+//! use iovcache::Cache;
+//! use iovcache::cache::{Asker, PeerPolicy};
+//! use iovcache::shm::MetaHeader;
+//! use iovcache::shm::attach::Attachment;
+//! use iovcache::table::Request;
+//! use tokio::net::UnixListener;
+//! use tokio_util::sync::CancellationToken;
+//! # use iovcache::shm::PoolOptions;
+//! # use iovcache::source::MemorySource;
+//! # use iovcache::{ObjectId, ObjectInfo, ObjectPath, ValidityInterval};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let source = MemorySource::new();
+//! # let drift = ObjectInfo {
+//! #     path: ObjectPath::new("TPC/Calib/VDrift")?,
+//! #     id: ObjectId::from_bytes([1; 16]),
+//! #     validity: ValidityInterval::ALL,
+//! #     created: iovcache::Timestamp::from_millis(1),
+//! #     size_bytes: None,
+//! #     md5: None,
+//! #     metadata: Default::default(),
+//! # };
+//! # source.put(drift, &b"drift"[..]);
+//! # let memory = PoolOptions { memory_bytes: 4 << 20, ..PoolOptions::default() };
+//! # let cache = Cache::builder().source(Arc::new(source)).memory(memory).build()?;
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("attach.sock");
+//! // The device with the cache:
+//! let (listener, stop) = (UnixListener::bind(&path)?, CancellationToken::new());
+//! let attach = {
+//!     let (cache, stop) = (cache.clone(), stop.clone());
+//!     async move { cache.serve_attach(listener, PeerPolicy::default(), stop).await }
+//! };
+//! let attach = tokio::spawn(attach);
+//!
+//! // A consumer, in its own process: it attaches, and says in whose name it is to be held.
+//! let consumer = path.clone();
+//! let consumer = tokio::task::spawn_blocking(move || Attachment::open(&consumer, "tracker", None));
+//! let consumer = consumer.await??;
+//! let session = consumer.session();
+//!
+//! // The device again: the table, whose cells it hands on.
+//! let request = format!(
+//!     r#"{{"columns": {{"drift": "TPC/Calib/VDrift"}}, "timestamps": [5], "session": "{session}"}}"#
+//! );
+//! let answer = cache.answer(&Request::parse(request.as_bytes())?, &Asker::default()).await?;
+//! let cell: MetaHeader = answer.pins().pins()[0].meta_header();
+//!
+//! // And the consumer reads where the object lies, without a copy.
+//! assert_eq!(consumer.mappings_for(&cell).resolve(&cell)?, b"drift");
+//! drop(consumer); // So its session ends, and what was held for it is let go.
+//! stop.cancel();
+//! attach.await?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod actions;
 mod ahead;
@@ -65,10 +130,13 @@ mod answer;
 mod attach;
 mod builder;
 mod catalog;
+mod check;
 mod error;
 mod exchange;
 mod flight;
 mod form;
+mod hand;
+mod keep;
 mod lease;
 mod loader;
 mod object;
@@ -90,10 +158,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use answer::{Answer, Asker, Described};
-pub use attach::PeerPolicy;
+pub use attach::{AttachGate, NotListed, PeerPolicy};
 pub use builder::{BuildError, CacheBuilder};
 pub use error::{CacheError, MissingColumn};
 pub use exchange::Exchange;
+pub use hand::InHand;
+pub use keep::{Heritage, Keeper};
 pub use lease::LeaseId;
 pub use object::{Effective, Held, Versions};
 pub use progress::Progress;
@@ -133,6 +203,9 @@ struct Inner {
     loader: Loader,
     leases: Arc<Leases>,
     objects: object::Objects,
+    hands: Arc<hand::Hands>,
+    /// What is left to a successor, where anybody keeps it.
+    kept: Option<Arc<keep::Kept>>,
     timeframes: Arc<Timeframes>,
     slow: Arc<SlowWatch>,
     /// So many can be in flight.

@@ -9,9 +9,7 @@
 //!
 //! Here are no bytes but those of the residency: names, listings and sums are small, and bounded.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use md5::{Digest as _, Md5};
@@ -21,6 +19,7 @@ use super::Cache;
 use super::answer::by_deadline;
 use super::error::CacheError;
 use super::flight::{Flights, Lost};
+use super::hand::InHand;
 use super::resident::PinSet;
 use crate::clock::Moment;
 use crate::error::Coded as _;
@@ -69,14 +68,6 @@ pub(super) struct Objects {
     sums: moka::sync::Cache<ObjectId, Md5Sum>,
     listings: moka::sync::Cache<ObjectPath, Arc<Listing>>,
     flights: Flights<ObjectPath, Result<Arc<Listing>, SourceError>>,
-    holders: Arc<Holders>,
-}
-
-/// Who holds single objects now: for the check that every pin is somebody's.
-#[derive(Debug, Default)]
-struct Holders {
-    held: Mutex<HashMap<u64, Arc<PinSet>>>,
-    next: AtomicU64,
 }
 
 impl Default for Objects {
@@ -92,7 +83,6 @@ impl Default for Objects {
             sums: moka::sync::Cache::new(MAX_NAMES),
             listings,
             flights: Flights::default(),
-            holders: Arc::default(),
         }
     }
 }
@@ -105,11 +95,6 @@ impl Objects {
         }
     }
 
-    pub(super) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
-        let held = self.holders.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.values().map(Arc::clone).collect()
-    }
-
     /// Forgets the listing of a path.
     pub(super) fn forget(&self, path: &ObjectPath) {
         self.listings.invalidate(path);
@@ -119,24 +104,13 @@ impl Objects {
 /// One object in shared memory, which stays there until this is dropped.
 #[derive(Debug)]
 pub struct Held {
-    pins: Arc<PinSet>,
-    number: u64,
-    holders: Arc<Holders>,
+    pins: InHand,
 }
 
 impl Held {
     /// The object's bytes.
     pub fn payload(&self) -> &[u8] {
         self.pins.pins().first().map_or(&[], |pin| pin.payload())
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let held = self.holders.held.lock();
-        let gone = held.unwrap_or_else(PoisonError::into_inner).remove(&self.number);
-        // Outside of the lock: with it the object may go.
-        drop(gone);
     }
 }
 
@@ -291,12 +265,7 @@ impl Cache {
         let versions = [Arc::clone(version)];
         let got = self.0.loader.pin_all(&versions, Instant::now() + patience).await?;
         let pins = got.into_iter().map(|got| got.pin).collect();
-        let (pins, holders) = (Arc::new(PinSet::new(pins)), Arc::clone(&self.0.objects.holders));
-        let number = holders.next.fetch_add(1, Ordering::Relaxed);
-        let mut held = holders.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.insert(number, Arc::clone(&pins));
-        drop(held);
-        Ok(Held { pins, number, holders })
+        Ok(Held { pins: self.0.hands.take(Arc::new(PinSet::new(pins))) })
     }
 
     /// The MD5 of an object: as its source gives it, else made once and remembered.

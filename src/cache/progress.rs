@@ -91,7 +91,8 @@ impl Cache {
         if !begun {
             let (cache, request, lease) = (self.clone(), request.clone(), lease.clone());
             self.spawn(async move {
-                let asker = Asker { lease: Some(lease.clone()), ..Asker::default() };
+                let lease_of_it = Some(lease.clone());
+                let asker = Asker { lease: lease_of_it, in_advance: true, ..Asker::default() };
                 let polled = match cache.answer(&request, &asker).await {
                     Ok(_) => Polled::Done,
                     Err(error) => Polled::Failed(error),

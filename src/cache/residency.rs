@@ -28,8 +28,9 @@ use foldhash::fast::RandomState;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use super::resident::{Pin, PinSet, Resident};
-use crate::object::{ObjectId, ObjectInfo};
+use super::keep::{Ledger, Record};
+use super::resident::{Pin, Resident};
+use crate::object::{Md5Sum, ObjectId, ObjectPath};
 use crate::shm::{Block, Pool, PoolError, Reservation};
 use crate::telemetry::Counters;
 
@@ -41,6 +42,8 @@ const TOUCH_MILLIS: u128 = 16;
 /// The objects in shared memory.
 pub(crate) struct Residency {
     pool: Pool,
+    /// Where it is written down what lies where, if anybody keeps it.
+    ledger: Option<Arc<Ledger>>,
     map: Arc<Map>,
     /// Ids and weights of the candidates, and the ballast.
     policy: moka::sync::Cache<Key, u32>,
@@ -110,7 +113,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Residency {
-    pub(crate) fn new(pool: Pool, counters: Arc<Counters>) -> Arc<Self> {
+    pub(crate) fn new(
+        pool: Pool,
+        counters: Arc<Counters>,
+        ledger: Option<Arc<Ledger>>,
+    ) -> Arc<Self> {
         let total_bytes = pool.total_bytes();
         // Fine enough for a block, coarse enough that the whole of the memory fits into u32.
         let weight_unit_bytes = (total_bytes >> 31).next_power_of_two().max(64);
@@ -138,6 +145,7 @@ impl Residency {
             .build();
         Arc::new(Self {
             pool,
+            ledger,
             map,
             policy,
             weight_unit_bytes,
@@ -184,11 +192,14 @@ impl Residency {
 
     /// Room for `size_bytes`, if need be at the cost of candidates.
     ///
+    /// That the system gives no further segment is no reason to fail as long as there are
+    /// candidates in those that it gave.
+    ///
     /// # Errors
     /// [`PoolError::NoRoom`] if all that is left is pinned, and what the pool says else.
     pub(crate) fn reserve(&self, size_bytes: u64) -> Result<Reservation, PoolError> {
         match self.pool.reserve(size_bytes) {
-            Err(PoolError::NoRoom { .. }) => {}
+            Err(PoolError::NoRoom { .. } | PoolError::Segment { .. }) => {}
             other => return other,
         }
         // One evicts at a time, or two would throw out twice as much as they need.
@@ -196,7 +207,7 @@ impl Residency {
         let mut wanted_bytes = Pool::charge(size_bytes);
         loop {
             match self.pool.reserve(size_bytes) {
-                Err(error @ PoolError::NoRoom { .. }) => {
+                Err(error @ (PoolError::NoRoom { .. } | PoolError::Segment { .. })) => {
                     if self.map.candidate_bytes.load(Ordering::Relaxed) == 0 {
                         return Err(error);
                     }
@@ -244,6 +255,11 @@ impl Residency {
         gone
     }
 
+    /// Whether nothing is kept any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Lets all candidates go, and keeps none from now on.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
@@ -268,14 +284,24 @@ impl Residency {
     /// Takes a published block in and pins it.
     ///
     /// If the object is resident already, that one is pinned and `block` given up.
-    pub(crate) fn admit(self: &Arc<Self>, version: &ObjectInfo, block: Block) -> Pin {
-        let fresh = Resident::new(version.path.clone(), version.md5, block, Arc::downgrade(self));
-        let mut shard = self.map.shard(version.id);
-        let resident = match shard.get(&version.id).and_then(|place| place.resident.upgrade()) {
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        path: &ObjectPath,
+        md5: Option<Md5Sum>,
+        block: Block,
+    ) -> Pin {
+        let id = block.id();
+        let entry = self.ledger.as_ref().and_then(|ledger| {
+            let (header, crc32c) = (block.meta_header(), block.crc32c());
+            ledger.enter(&Record { header, id, md5, crc32c, path: path.clone() })
+        });
+        let fresh = Resident::new(path.clone(), md5, entry, block, Arc::downgrade(self));
+        let mut shard = self.map.shard(id);
+        let resident = match shard.get(&id).and_then(|place| place.resident.upgrade()) {
             Some(earlier) => earlier,
             None => {
                 let resident = Arc::downgrade(&fresh);
-                shard.insert(version.id, Place { resident, candidate: None });
+                shard.insert(id, Place { resident, candidate: None });
                 Arc::clone(&fresh)
             }
         };
@@ -352,45 +378,31 @@ impl Residency {
             .collect()
     }
 
-    /// What is wrong with the objects and the bytes that are counted for them, if anything.
-    pub(crate) fn faults(&self) -> Vec<String> {
-        let residents = self.residents();
-        let mut faults: Vec<String> = residents
-            .iter()
-            .filter(|resident| !resident.block().is_intact())
-            .map(|resident| format!("{resident:?} is not as it was published"))
-            .collect();
-        let bytes = |which: &dyn Fn(&Resident) -> bool| -> u64 {
-            let chosen = residents.iter().filter(|resident| which(resident));
-            chosen.map(|resident| resident.block().charged_bytes()).sum()
-        };
-        let (all, pinned) = (bytes(&|_| true), bytes(&|resident| resident.pins() > 0));
-        if all != self.pool.used_bytes() {
-            let used = self.pool.used_bytes();
-            faults.push(format!("objects take {all} bytes, {used} are counted as used"));
+    /// What is wrong with the bytes that are counted for `residents`, if anything: the name of each
+    /// sum, and a sentence.
+    pub(super) fn faults_of_sums(
+        &self,
+        residents: &[Arc<Resident>],
+    ) -> Vec<(&'static str, String)> {
+        let pinned = residents.iter().filter(|resident| resident.pins() > 0);
+        let pinned: u64 = pinned.map(|resident| resident.block().charged_bytes()).sum();
+        let listed = self.map.shards.iter().map(|shard| {
+            let shard = lock(shard);
+            let listed = shard.values().filter_map(|place| place.candidate.as_ref());
+            listed.map(|resident| resident.block().charged_bytes()).sum::<u64>()
+        });
+        let listed: u64 = listed.sum();
+        let mut faults = Vec::new();
+        let counted = self.pinned_bytes();
+        if pinned != counted {
+            faults.push(("pinned", format!("{pinned} bytes are pinned, {counted} are counted")));
         }
-        if pinned != self.pinned_bytes() {
-            let counted = self.pinned_bytes();
-            faults.push(format!("{pinned} bytes are pinned, {counted} are counted"));
+        let counted = self.map.candidate_bytes.load(Ordering::Relaxed);
+        if listed != counted {
+            let text = format!("{listed} bytes are candidates for eviction, {counted} are counted");
+            faults.push(("candidates", text));
         }
         faults
-    }
-
-    /// Whether the pins of the objects are those of `held`, each set counted once.
-    pub(crate) fn faults_of_pins(&self, held: &[Arc<PinSet>]) -> Vec<String> {
-        let mut sets: Vec<*const PinSet> = Vec::new();
-        let mut pins: HashMap<ObjectId, u32> = HashMap::new();
-        for set in held {
-            if !sets.contains(&Arc::as_ptr(set)) {
-                sets.push(Arc::as_ptr(set));
-                set.pins().iter().for_each(|pin| *pins.entry(pin.id()).or_default() += 1);
-            }
-        }
-        let wrong = |resident: &Arc<Resident>| {
-            let held = pins.get(&resident.id()).copied().unwrap_or(0);
-            (held != resident.pins()).then(|| format!("{resident:?}: {held} are held"))
-        };
-        self.residents().iter().filter_map(wrong).collect()
     }
 
     /// How many objects are resident.

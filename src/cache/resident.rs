@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
+use super::keep::Entry;
 use super::residency::Residency;
 use crate::object::{Md5Sum, ObjectId, ObjectPath};
 use crate::shm::{Block, MetaHeader};
@@ -17,7 +18,9 @@ pub(crate) struct Resident {
     pins: AtomicU32,
     /// The moment of the last touch that counted.
     touched: AtomicU32,
-    // The order of these two matters: the block is free before the farewell rings for room.
+    // The order of these matters: what is written down for a successor is crossed out before the
+    // block is free, and that is so before the farewell rings for room.
+    _entry: Option<Entry>,
     block: Block,
     farewell: Farewell,
 }
@@ -40,12 +43,13 @@ impl Resident {
     pub(super) fn new(
         path: ObjectPath,
         md5: Option<Md5Sum>,
+        entry: Option<Entry>,
         block: Block,
         home: Weak<Residency>,
     ) -> Arc<Self> {
         let farewell = Farewell { id: block.id(), home };
         let (pins, touched) = (AtomicU32::new(0), AtomicU32::new(u32::MAX));
-        Arc::new(Self { path, md5, pins, touched, block, farewell })
+        Arc::new(Self { path, md5, pins, touched, _entry: entry, block, farewell })
     }
 
     pub(crate) fn id(&self) -> ObjectId {

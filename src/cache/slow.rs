@@ -8,9 +8,10 @@
 //!      └─ revoke: and let go in its name; what it reads on does not resolve once it is taken anew
 //! ```
 
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,7 @@ use crate::telemetry::Counters;
 /// What becomes of a consumer that holds a table for too long.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub enum SlowConsumer {
     /// It is told once, in the log, and counted.
     #[default]
@@ -55,6 +57,8 @@ pub struct ConsumerLimits {
     pub quota_bytes: Option<u64>,
     /// Timeframes that it was sent and has not consumed.
     pub quota_timeframes: Option<u64>,
+    /// Requests for tables that are being answered.
+    pub quota_requests: Option<u64>,
     /// For how long it may hold a table, and leave a timeframe that is ready alone.
     pub slow_after: Option<Duration>,
     /// And if it holds one for longer.
@@ -88,9 +92,46 @@ pub(crate) struct SlowWatch {
     pub(crate) leases: Arc<Leases>,
     pub(crate) timeframes: Arc<Timeframes>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) asking: Arc<Mutex<HashMap<String, u64>>>,
+}
+
+/// One request of a consumer that is being answered.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    asking: Arc<Mutex<HashMap<String, u64>>>,
+    consumer: String,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = asking.get_mut(&self.consumer) {
+            *count -= 1;
+            if *count == 0 {
+                asking.remove(&self.consumer);
+            }
+        }
+    }
 }
 
 impl SlowWatch {
+    /// Counts one more request of a consumer that is being answered.
+    ///
+    /// # Errors
+    /// [`CacheError::OverQuota`].
+    pub(crate) fn begin(&self, consumer: &str) -> Result<Option<Asking>, CacheError> {
+        let Some(limit) = self.limits.quota_requests else { return Ok(None) };
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = asking.get(consumer).map_or(1, |count| count + 1);
+        let consumer = consumer.to_owned();
+        if wanted > limit {
+            self.counters.over_quota.add(1);
+            return Err(CacheError::OverQuota { consumer, what: "requests", wanted, limit });
+        }
+        asking.insert(consumer.clone(), wanted);
+        Ok(Some(Asking { asking: Arc::clone(&self.asking), consumer }))
+    }
+
     /// Whether a consumer may ask for more.
     ///
     /// # Errors

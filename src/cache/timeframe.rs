@@ -406,6 +406,23 @@ impl Timeframes {
         self.state().in_flight.len()
     }
 
+    /// What is wrong with what the timeframes are said to need, if anything.
+    pub(super) fn faults(&self) -> Vec<String> {
+        let state = self.state();
+        let mut anew = State::default();
+        state.in_flight.values().for_each(|timeframe| anew.need(timeframe));
+        if anew.needed == state.needed && anew.needed_bytes == state.needed_bytes {
+            return Vec::new();
+        }
+        vec![format!(
+            "timeframes in flight need {} objects of {} bytes, {} of {} are counted",
+            anew.needed.len(),
+            anew.needed_bytes,
+            state.needed.len(),
+            state.needed_bytes
+        )]
+    }
+
     pub(crate) fn clear(&self) {
         let dropped = {
             let mut state = self.state();

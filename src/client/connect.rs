@@ -1,20 +1,86 @@
 //! From an address to a channel.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use arrow_flight::flight_service_client::FlightServiceClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri};
+use tonic::{Request, Status};
 use tower::service_fn;
 
 use super::error::ClientError;
+use super::service::ClientOptions;
+use crate::secret::Secret;
 
 /// The largest message that is taken: batches are small, but one object may be one cell.
 const MAX_MESSAGE_BYTES: usize = 1 << 30;
 /// How long connecting may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// What is asked, with the token of who asks.
+pub(super) type Flight = FlightServiceClient<InterceptedService<Channel, Bearer>>;
+
+/// Sends a token with each call.
+#[derive(Debug, Clone)]
+pub(super) struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Bearer {
+    fn new(token: Option<&Secret>) -> Result<Self, ClientError> {
+        let header = token.map(|token| format!("Bearer {}", token.reveal()).parse());
+        let mut header: Option<MetadataValue<Ascii>> = header
+            .transpose()
+            .map_err(|_| ClientError::Token { reason: "no header can have it" })?;
+        if let Some(header) = &mut header {
+            header.set_sensitive(true);
+        }
+        Ok(Self(header))
+    }
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(header) = &self.0 {
+            request.metadata_mut().insert("authorization", header.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// What TLS is spoken with, all PEM.
+#[derive(Debug, Clone, Default)]
+pub struct TlsFiles {
+    /// The authorities that may have signed the service's certificate. Default: the system's.
+    pub authority: Option<Vec<u8>>,
+    /// The certificate with its chain and the key by which the service knows us. Default: none.
+    pub identity: Option<(Vec<u8>, Secret)>,
+    /// The name that the service's certificate is for. Default: that of the address.
+    pub domain: Option<String>,
+}
+
+impl TlsFiles {
+    fn config(&self) -> ClientTlsConfig {
+        let config = match &self.authority {
+            Some(authority) => {
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority))
+            }
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        let config = match &self.identity {
+            Some((chain, key)) => config.identity(Identity::from_pem(chain, key.reveal())),
+            None => config,
+        };
+        match &self.domain {
+            Some(domain) => config.domain_name(domain),
+            None => config,
+        }
+    }
+}
 
 /// The address of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +89,8 @@ pub(super) enum Address {
     Unix(PathBuf),
     /// An `http://host:port` that stands for plain gRPC.
     Tcp(String),
+    /// An `https://host:port`.
+    Tls(String),
 }
 
 impl Address {
@@ -36,27 +104,48 @@ impl Address {
                 false => Err(wrong("the path of the socket must be absolute")),
             };
         }
-        let schemes = ["grpc://", "grpc+tcp://", "http://"];
-        let host = schemes.iter().find_map(|scheme| url.strip_prefix(scheme));
-        let host = host.ok_or_else(|| wrong("unknown scheme"))?.trim_end_matches('/');
+        let after = |schemes: &[&str]| schemes.iter().find_map(|scheme| url.strip_prefix(scheme));
+        let plain = after(&["grpc://", "grpc+tcp://", "http://"]);
+        let secured = after(&["grpc+tls://", "grpcs://", "https://"]);
+        let host = plain.or(secured).ok_or_else(|| wrong("unknown scheme"))?;
+        let host = host.trim_end_matches('/');
         if host.is_empty() || host.contains('/') {
             return Err(wrong("only host and port may stand there"));
         }
-        Ok(Self::Tcp(format!("http://{host}")))
+        Ok(match secured {
+            Some(_) => Self::Tls(format!("https://{host}")),
+            None => Self::Tcp(format!("http://{host}")),
+        })
     }
 
     /// The folder of a Unix socket, where the attach socket stands too.
     pub(super) fn folder(&self) -> Option<&Path> {
         match self {
             Self::Unix(path) => path.parent(),
-            Self::Tcp(_) => None,
+            Self::Tcp(_) | Self::Tls(_) => None,
         }
+    }
+
+    /// Whether what is sent can be read on the way: plain TCP that leaves this node.
+    fn is_overheard(&self) -> bool {
+        let Self::Tcp(address) = self else { return false };
+        let host = address.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
+        let host = host.unwrap_or_default();
+        let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        let here = address.map_or(host == "localhost", |ip| ip.to_canonical().is_loopback());
+        !here
     }
 
     pub(super) async fn connect(
         &self,
         url: &str,
-    ) -> Result<FlightServiceClient<Channel>, ClientError> {
+        options: &ClientOptions,
+    ) -> Result<Flight, ClientError> {
+        if options.token.is_some() && self.is_overheard() && !options.insecure {
+            let reason = "it would travel in the clear: use grpc+tls://, or say that it may";
+            return Err(ClientError::Token { reason });
+        }
+        let bearer = Bearer::new(options.token.as_ref())?;
         let failed = |error: tonic::transport::Error| {
             let mut reason = error.to_string();
             let mut cause = std::error::Error::source(&error);
@@ -67,9 +156,12 @@ impl Address {
             ClientError::Connect { url: url.to_owned(), reason }
         };
         let channel = match self {
-            Self::Tcp(address) => {
+            Self::Tcp(address) | Self::Tls(address) => {
                 let endpoint = Endpoint::from_shared(address.clone()).map_err(failed)?;
-                let endpoint = endpoint.tcp_nodelay(true).connect_timeout(CONNECT_LIMIT);
+                let mut endpoint = endpoint.tcp_nodelay(true).connect_timeout(CONNECT_LIMIT);
+                if let Self::Tls(_) = self {
+                    endpoint = endpoint.tls_config(options.tls.config()).map_err(failed)?;
+                }
                 endpoint.connect().await
             }
             Self::Unix(path) => {
@@ -84,7 +176,7 @@ impl Address {
                     .await
             }
         };
-        Ok(FlightServiceClient::new(channel.map_err(failed)?)
+        Ok(FlightServiceClient::with_interceptor(channel.map_err(failed)?, bearer)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES))
     }
@@ -99,11 +191,23 @@ mod tests {
         let parsed = |url| Address::parse(url).unwrap();
         assert_eq!(parsed("grpc://127.0.0.1:50051"), Address::Tcp("http://127.0.0.1:50051".into()));
         assert_eq!(parsed("grpc+tcp://host:1/"), Address::Tcp("http://host:1".into()));
+        assert_eq!(parsed("grpc+tls://host:1"), Address::Tls("https://host:1".into()));
         let unix = parsed("grpc+unix:///run/iovcache/flight.sock");
         assert_eq!(unix, Address::Unix("/run/iovcache/flight.sock".into()));
         assert_eq!(unix.folder(), Some(Path::new("/run/iovcache")));
         for wrong in ["", "grpc://", "ftp://host", "grpc+unix://flight.sock", "grpc://host:1/x"] {
             assert!(Address::parse(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_token_is_not_sent_in_the_clear_beyond_this_node() {
+        let overheard = |url| Address::parse(url).unwrap().is_overheard();
+        for safe in ["grpc://127.0.0.1:1", "grpc://localhost:1", "grpc://[::1]:1"] {
+            assert!(!overheard(safe), "{safe}");
+        }
+        assert!(!overheard("grpc+tls://example.org:1") && !overheard("grpc+unix:///a"));
+        assert!(overheard("grpc://example.org:1") && overheard("grpc://192.0.2.1:1"));
+        assert!(overheard("grpc://localhost.example.org:1"));
     }
 }

@@ -7,7 +7,7 @@ use tonic::Status;
 
 use crate::error::{Code, Coded, ErrorKind};
 use crate::shm::ResolveError;
-use crate::shm::attach::AttachError;
+use crate::shm::attach::{AttachError, WireError};
 use crate::table::DecodeError;
 
 /// Why a client does not get what it asked for.
@@ -16,8 +16,8 @@ use crate::table::DecodeError;
 pub enum ClientError {
     /// The address is none.
     #[error(
-        "{url:?} is no address of a service: {reason}; expected grpc://host:port or \
-             grpc+unix:///path/flight.sock"
+        "{url:?} is no address of a service: {reason}; expected grpc://host:port, \
+             grpc+tls://host:port or grpc+unix:///path/flight.sock"
     )]
     Address {
         /// What was given.
@@ -25,12 +25,24 @@ pub enum ClientError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The token is not sent.
+    #[error("the token is not sent: {reason}")]
+    Token {
+        /// Why.
+        reason: &'static str,
+    },
     /// The service cannot be reached.
     #[error("cannot reach {url}: {reason}")]
     Connect {
         /// Where.
         url: String,
         /// Why.
+        reason: String,
+    },
+    /// No answer came: the connection broke, or nobody listens any more.
+    #[error("no answer came: {reason}")]
+    Lost {
+        /// What happened.
         reason: String,
     },
     /// The service answered with an error, which is told as it came.
@@ -113,12 +125,44 @@ impl ClientError {
             | tonic::Code::DataLoss => ErrorKind::Internal,
         };
         let text = status.message();
-        let coded = text.strip_prefix("[IOV-").and_then(|rest| {
-            let (number, message) = rest.split_once("] ")?;
-            Some((Code(number.parse().ok()?), message))
-        });
+        let coded = Code::of_message(text);
+        // What the transport says of itself has a cause; what a service says has none.
+        let told = std::error::Error::source(status).is_none();
+        if coded.is_none() && (status.code() == tonic::Code::Unavailable || !told) {
+            let mut reason = text.to_owned();
+            let mut cause = std::error::Error::source(status);
+            while let Some(error) = cause {
+                reason = format!("{reason}: {error}");
+                cause = error.source();
+            }
+            return Self::Lost { reason };
+        }
         let (code, message) = coded.unwrap_or((Code(7010), text));
         Self::Service { kind, code, message: message.to_owned() }
+    }
+}
+
+/// The service is stopping: its successor may answer.
+const DRAINING: Code = Code(5021);
+/// The service does not know our session: it is another one than we attached to.
+const UNKNOWN_SESSION: Code = Code(5001);
+
+impl ClientError {
+    /// Whether it is no answer of a service that will be there in a moment.
+    pub(super) fn is_no_answer(&self) -> bool {
+        match self {
+            Self::Lost { .. } | Self::Connect { .. } => true,
+            Self::Service { code, .. } => *code == DRAINING,
+            Self::Attach { error: AttachError::Wire(WireError::Io(error)), .. } => {
+                matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it says that our session is none of the service's.
+    pub(super) fn is_unknown_session(&self) -> bool {
+        matches!(self, Self::Service { code, .. } if *code == UNKNOWN_SESSION)
     }
 }
 
@@ -131,10 +175,11 @@ impl From<Status> for ClientError {
 impl Coded for ClientError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Address { .. } | Self::NoSuchColumn { .. } | Self::NoSuchRow { .. } => {
-                ErrorKind::InvalidArgument
-            }
-            Self::Connect { .. } => ErrorKind::Unavailable,
+            Self::Address { .. }
+            | Self::Token { .. }
+            | Self::NoSuchColumn { .. }
+            | Self::NoSuchRow { .. } => ErrorKind::InvalidArgument,
+            Self::Connect { .. } | Self::Lost { .. } => ErrorKind::Unavailable,
             Self::Service { kind, .. } => *kind,
             Self::Answer { .. } => ErrorKind::Internal,
             Self::Decode(error) => error.kind(),
@@ -152,6 +197,7 @@ impl Coded for ClientError {
         match self {
             Self::Address { .. } => Code(7001),
             Self::Connect { .. } => Code(7002),
+            Self::Lost { .. } => Code(7008),
             Self::Service { code, .. } => *code,
             Self::Answer { .. } => Code(7003),
             Self::Decode(error) => error.code(),
@@ -160,6 +206,7 @@ impl Coded for ClientError {
             Self::NoSuchColumn { .. } => Code(7004),
             Self::NoSuchRow { .. } => Code(7005),
             Self::Io { .. } => Code(7006),
+            Self::Token { .. } => Code(7007),
         }
     }
 }

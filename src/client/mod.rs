@@ -8,6 +8,10 @@
 //! On the node of the service, objects are read where they lie. Elsewhere they come over the wire,
 //! each once, and a table looks the same.
 //!
+//! A service that is gone comes back, most often: what does no harm when it is asked twice is asked
+//! again, with pauses that get longer, until the caller's time is over (the request's `wait`, else
+//! [`ClientOptions::patience`]). Tables that were got before stay readable meanwhile.
+//!
 //! ```no_run
 //! use iovcache::client::{Client, TableRequest};
 //!
@@ -25,6 +29,7 @@
 //! # }
 //! ```
 
+mod again;
 mod connect;
 mod error;
 mod held;
@@ -32,6 +37,7 @@ mod request;
 mod service;
 mod table;
 
+pub use connect::TlsFiles;
 pub use error::ClientError;
 pub use request::TableRequest;
 pub use service::{Client, ClientOptions, PathEntry};

@@ -185,6 +185,11 @@ impl TableRequest {
         self.with("range", range).view("intervals")
     }
 
+    /// How long the service may take, if that is said.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        self.get("wait_ms").and_then(Value::as_u64).map(Duration::from_millis)
+    }
+
     pub(super) fn get(&self, field: &str) -> Option<&Value> {
         self.fields.get(field)
     }

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow_array::{ArrayRef, Int64Array, RecordBatch};
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::error::FlightError;
-use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::{Action, Criteria, FlightData, FlightDescriptor, Ticket};
 use arrow_schema::Schema;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -14,17 +14,19 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
-use tonic::transport::Channel;
 
-use super::connect::Address;
+use super::again::until_answered;
+use super::connect::{Address, Flight, TlsFiles};
 use super::error::ClientError;
 use super::held::Held;
 use super::request::TableRequest;
 use super::table::{Kept, Table};
-use crate::error::ErrorKind;
+use crate::error::Coded as _;
+use crate::secret::Secret;
 use crate::shm::attach::Attachment;
 use crate::table::{
-    ColumnRequest, ConsumedAnswer, MessageWriter, PutAnswer, Register, SegmentsAnswer, Status,
+    CheckAnswer, ColumnRequest, ConsumedAnswer, MessageWriter, PutAnswer, Register, SegmentsAnswer,
+    Status,
 };
 
 /// How a client introduces itself.
@@ -33,10 +35,20 @@ pub struct ClientOptions {
     /// What the process calls itself. Default: `process-<pid>`.
     pub consumer: Option<String>,
     /// What lets it in, where a token is configured.
-    pub token: Option<String>,
+    pub token: Option<Secret>,
+    /// What TLS is spoken with, where the address begins with `grpc+tls://`.
+    pub tls: TlsFiles,
+    /// Send the token even where it can be read on the way: over plain TCP to another node.
+    pub insecure: bool,
     /// Never attach, even on the node: objects come over the wire.
     pub remote: bool,
+    /// For how long a call waits for a service that is gone to come back; of a table, the request's
+    /// own `wait` counts. `None`: 60 s.
+    pub patience: Option<Duration>,
 }
+
+/// As long as a service waits with a table, unless it is told otherwise.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A path that a service knows.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -55,7 +67,7 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     address: Address,
     url: String,
-    flight: FlightServiceClient<Channel>,
+    flight: Flight,
     options: ClientOptions,
     /// The session on the node, once it is known whether there can be one.
     attached: Mutex<Attached>,
@@ -66,6 +78,8 @@ struct Inner {
 #[derive(Debug)]
 enum Attached {
     NotTried,
+    /// There was one, of a service that is gone.
+    Lost,
     /// The service is on another node, or does not let us in.
     Remote,
     Here(Arc<Attachment>),
@@ -86,7 +100,7 @@ impl Client {
     /// [`ClientError::Address`], [`ClientError::Connect`].
     pub async fn connect_with(url: &str, options: ClientOptions) -> Result<Self, ClientError> {
         let address = Address::parse(url)?;
-        let flight = address.connect(url).await?;
+        let flight = address.connect(url, &options).await?;
         let (releases, freed) = mpsc::unbounded_channel();
         tokio::spawn(release_leases(flight.clone(), freed));
         let attached = match options.remote {
@@ -107,15 +121,31 @@ impl Client {
     /// # Errors
     /// [`ClientError`], most often `Service` with what the service said.
     pub async fn table(&self, request: TableRequest) -> Result<Table, ClientError> {
-        match self.try_table(request.clone()).await {
-            // The service was restarted: its successor knows another session of ours.
-            Err(ClientError::Service { kind: ErrorKind::FailedPrecondition, .. })
-                if self.forget_lost_session().await =>
-            {
-                self.try_table(request).await
+        until_answered(self.patience_of(&request), |left| {
+            let request = within(&request, left);
+            async move {
+                match self.try_table(request.clone()).await {
+                    // The service was restarted: its successor knows another session of ours.
+                    Err(error)
+                        if error.is_unknown_session()
+                            && request.get("session").is_none()
+                            && self.forget_lost_session().await =>
+                    {
+                        self.try_table(request).await
+                    }
+                    other => other,
+                }
             }
-            other => other,
-        }
+        })
+        .await
+    }
+
+    fn patience(&self) -> Duration {
+        self.0.options.patience.unwrap_or(PATIENCE)
+    }
+
+    fn patience_of(&self, request: &TableRequest) -> Duration {
+        request.patience().unwrap_or_else(|| self.patience())
     }
 
     async fn try_table(&self, request: TableRequest) -> Result<Table, ClientError> {
@@ -190,7 +220,12 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn batches(&self, request: &TableRequest) -> Result<Vec<RecordBatch>, ClientError> {
-        let (schema, batches) = self.get(request).await?;
+        let patience = self.patience_of(request);
+        let got = until_answered(patience, |left| {
+            let request = within(request, left);
+            async move { self.get(&request).await }
+        });
+        let (schema, batches) = got.await?;
         if request.get("session").is_none() && request.get("consumer").is_none() {
             self.end_lease(&schema).await?;
         }
@@ -239,7 +274,8 @@ impl Client {
         mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<(), ClientError> {
         let request = TableRequest::new().column("object", path).timestamps([at]).view("chunks");
-        let mut stream = self.stream(&request).await?;
+        // Once bytes were handed on they cannot be taken back, so only the beginning is repeated.
+        let mut stream = until_answered(self.patience(), |_| self.stream(&request)).await?;
         while let Some(batch) = stream.next().await {
             let batch = batch.map_err(|error| of_flight(&error))?;
             let bytes = batch.column_by_name("bytes");
@@ -264,7 +300,7 @@ impl Client {
         let mut attached = self.0.attached.lock().await;
         let lost = matches!(&*attached, Attached::Here(attachment) if attachment.over().is_some());
         if lost {
-            *attached = Attached::NotTried;
+            *attached = Attached::Lost;
         }
         lost
     }
@@ -275,12 +311,13 @@ impl Client {
         request: &TableRequest,
     ) -> Result<Option<Arc<Attachment>>, ClientError> {
         let mut attached = self.0.attached.lock().await;
+        let before = matches!(&*attached, Attached::Here(_) | Attached::Lost);
         match &*attached {
             Attached::Remote => return Ok(None),
             Attached::Here(attachment) if attachment.over().is_none() => {
                 return Ok(Some(Arc::clone(attachment)));
             }
-            Attached::Here(_) | Attached::NotTried => {}
+            Attached::Here(_) | Attached::Lost | Attached::NotTried => {}
         }
         // Beside a Unix socket it must be there; over TCP the service says where it would be.
         let (path, must) = match self.0.address.folder() {
@@ -297,6 +334,10 @@ impl Client {
                 let attachment = Arc::new(attachment);
                 *attached = Attached::Here(Arc::clone(&attachment));
                 Ok(Some(attachment))
+            }
+            // Who was let in before is so again, by a service that does not end in between.
+            Err(error) if before && error.kind().is_transient() => {
+                Err(ClientError::Lost { reason: error.to_string() })
             }
             Err(error) if must => Err(error),
             Err(_) => {
@@ -318,7 +359,7 @@ impl Client {
         let opened = tokio::task::spawn_blocking(move || {
             let consumer =
                 options.consumer.unwrap_or_else(|| format!("process-{}", std::process::id()));
-            Attachment::open(&path, &consumer, options.token.as_deref())
+            Attachment::open(&path, &consumer, options.token.as_ref().map(Secret::reveal))
                 .map_err(|error| ClientError::Attach { path, error })
         });
         opened.await.map_err(|error| answer(&error.to_string()))?
@@ -353,6 +394,11 @@ impl Client {
             ..FlightData::default()
         });
         let messages: Vec<FlightData> = [first].into_iter().chain(rest).collect();
+        // The same content again has the same answer.
+        until_answered(self.patience(), |_| self.put(messages.clone())).await
+    }
+
+    async fn put(&self, messages: Vec<FlightData>) -> Result<PutAnswer, ClientError> {
         let put = self.0.flight.clone().do_put(stream::iter(messages)).await?;
         let result = put.into_inner().message().await?;
         let result = result.ok_or_else(|| answer("no result came"))?;
@@ -393,6 +439,14 @@ impl Client {
         self.act("status", &json!({})).await
     }
 
+    /// Whether pins, places and bytes add up in the service; `contents`: it reads every object too.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn check(&self, contents: bool) -> Result<CheckAnswer, ClientError> {
+        self.act("check", &json!({"contents": contents})).await
+    }
+
     /// The segments of its shared memory.
     ///
     /// # Errors
@@ -410,6 +464,19 @@ impl Client {
         name: &str,
         body: &serde_json::Value,
     ) -> Result<T, ClientError> {
+        // What is done once only cannot be told from what was not done at all. A lease ends with
+        // the service that it is of.
+        match name {
+            "drop_timeframe" | "release" | "CancelFlightInfo" => self.act_once(name, body).await,
+            _ => until_answered(self.patience(), |_| self.act_once(name, body)).await,
+        }
+    }
+
+    async fn act_once<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        body: &serde_json::Value,
+    ) -> Result<T, ClientError> {
         let action = Action::new(name, body.to_string());
         let mut results = self.0.flight.clone().do_action(action).await?.into_inner();
         let result = results.message().await?.ok_or_else(|| answer("no result came"))?;
@@ -421,6 +488,10 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn paths(&self, prefix: &str) -> Result<Vec<PathEntry>, ClientError> {
+        until_answered(self.patience(), |_| self.list(prefix)).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<PathEntry>, ClientError> {
         let criteria = Criteria { expression: prefix.to_owned().into() };
         let mut flights = self.0.flight.clone().list_flights(criteria).await?.into_inner();
         let mut paths = Vec::new();
@@ -430,6 +501,14 @@ impl Client {
             }
         }
         Ok(paths)
+    }
+}
+
+/// The request with no more time than is left; the first time, as it came.
+fn within(request: &TableRequest, left: Option<Duration>) -> TableRequest {
+    match left {
+        None => request.clone(),
+        Some(left) => request.clone().wait(left),
     }
 }
 
@@ -445,10 +524,7 @@ fn of_flight(error: &FlightError) -> ClientError {
 }
 
 /// Ends leases as tables are dropped, in the background; ends itself with the last table.
-async fn release_leases(
-    mut flight: FlightServiceClient<Channel>,
-    mut freed: mpsc::UnboundedReceiver<String>,
-) {
+async fn release_leases(mut flight: Flight, mut freed: mpsc::UnboundedReceiver<String>) {
     while let Some(lease) = freed.recv().await {
         let action = Action::new("release", json!({"lease": lease}).to_string());
         // If it does not arrive, the service ends the lease with our session, or its time.

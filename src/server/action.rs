@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 use tonic::{Request, Response, Status};
 
+use super::auth::{Identity, needed_for_action};
 use super::flight::{Answers, Service, all, patience};
 use super::get::expiration;
 use super::status::status;
@@ -18,8 +19,8 @@ use super::ticket;
 use crate::cache::{CacheError, LeaseId};
 use crate::error::Coded;
 use crate::table::{
-    Consumed, DropTimeframe, Invalidate, Nothing, Prefetch, Release, RequestError, action_types,
-    parse_action,
+    Check, Consumed, DropTimeframe, Invalidate, Nothing, Prefetch, Release, RequestError,
+    action_types, parse_action,
 };
 
 /// What an action answers: its bytes, or why there are none.
@@ -35,7 +36,17 @@ impl Service {
         request: Request<Action>,
     ) -> Result<Response<Answers<arrow_flight::Result>>, Status> {
         let patience = patience(&request);
+        let identity = request.extensions().get::<Identity>().cloned();
         let Action { r#type, body } = request.into_inner();
+        if let Some(identity) = identity
+            && action_types().iter().any(|(name, _)| *name == r#type)
+        {
+            let checked = identity.check(needed_for_action(&r#type), &r#type);
+            checked.map_err(|denied| {
+                self.cache.counters().permission_denied.add(1);
+                status(&denied)
+            })?;
+        }
         let done = self.done(&r#type, &body, patience).await;
         let body = done.map_err(|error| status(&*error))?;
         Ok(all(vec![arrow_flight::Result { body: body.into() }]))
@@ -74,6 +85,10 @@ impl Service {
             "status" => {
                 let Nothing {} = parse_action("status", body)?;
                 Ok(json_of(&cache.status()))
+            }
+            "check" => {
+                let Check { contents } = parse_action("check", body)?;
+                Ok(json_of(&cache.check_running(contents).await))
             }
             "CancelFlightInfo" => self.cancel(body),
             "RenewFlightEndpoint" => self.renew(body),

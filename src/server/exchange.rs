@@ -8,7 +8,6 @@
 //! Control messages pass what is queued: the memory that a queued table waits for may be what they
 //! let go.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
@@ -17,25 +16,28 @@ use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
 use arrow_flight::error::FlightError;
 use arrow_ipc::{MessageHeader, root_as_message};
 use futures::channel::mpsc as feed;
-use futures::{FutureExt as _, StreamExt as _};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::flight::{Answers, Service};
+use super::foreign;
 use super::get::flight_data;
+use super::intake::{Intake, Taken};
 use super::status::status;
 use crate::cache::Exchange;
-use crate::table::{Message, RequestError, timestamps_from_batches};
+use crate::table::Message;
 
 /// So many tables can wait for their turn.
 const MAX_QUEUED: usize = 4_096;
+/// And so many bytes of theirs.
+const MAX_QUEUED_BYTES: usize = 256 << 20;
 /// So many messages of answers wait to be sent.
 const MAX_UNSENT: usize = 16;
 
 fn malformed(reason: impl Into<String>) -> Status {
-    status(&RequestError::Malformed { what: "message of an exchange", reason: reason.into() })
+    foreign::malformed("message of an exchange", reason)
 }
 
 /// What stands in `app_metadata`.
@@ -51,6 +53,9 @@ struct Control {
 struct Asked {
     timeframe: u64,
     batch: RecordBatch,
+    /// Its share of what is queued, and of what is taken in over all.
+    queued: OwnedSemaphorePermit,
+    taken: Vec<Taken>,
 }
 
 impl Service {
@@ -59,7 +64,10 @@ impl Service {
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Answers<FlightData>>, Status> {
         let mut stream = request.into_inner();
-        let first = stream.message().await?.ok_or_else(|| malformed("no message came"))?;
+        let first = tokio::time::timeout(self.message_pause, stream.message()).await;
+        let first = first
+            .map_err(|_| Status::deadline_exceeded("[IOV-1050] the client sends nothing more"))?;
+        let first = first?.ok_or_else(|| malformed("no message came"))?;
         let descriptor = first
             .flight_descriptor
             .as_ref()
@@ -70,7 +78,9 @@ impl Service {
         let exchange = Arc::new(exchange);
         let (queue, asked) = mpsc::channel(MAX_QUEUED);
         let (out, answers) = mpsc::channel(MAX_UNSENT);
-        let reader = Reader { stream, exchange: Arc::clone(&exchange), queue };
+        let (intake, queued) = (self.intake.clone(), Arc::new(Semaphore::new(MAX_QUEUED_BYTES)));
+        let exchange_of_reader = Arc::clone(&exchange);
+        let reader = Reader { stream, exchange: exchange_of_reader, queue, queued, intake };
         tokio::spawn(async move {
             let read = reader.read(first);
             let answered = answer_all(&exchange, asked, &out);
@@ -97,6 +107,9 @@ struct Reader {
     stream: Streaming<FlightData>,
     exchange: Arc<Exchange>,
     queue: mpsc::Sender<Asked>,
+    /// Bytes that may wait for their turn yet.
+    queued: Arc<Semaphore>,
+    intake: Intake,
 }
 
 impl Reader {
@@ -104,8 +117,9 @@ impl Reader {
         let (feed, fed) = feed::unbounded::<Result<FlightData, FlightError>>();
         let mut decoder = FlightDataDecoder::new(fed);
         let mut next = Some(first);
+        let mut taken = Vec::new();
         while let Some(message) = next {
-            self.take(message, &feed, &mut decoder).await?;
+            self.take(message, &feed, &mut decoder, &mut taken).await?;
             next = self.stream.message().await?;
         }
         Ok(())
@@ -116,6 +130,7 @@ impl Reader {
         message: FlightData,
         feed: &feed::UnboundedSender<Result<FlightData, FlightError>>,
         decoder: &mut FlightDataDecoder,
+        taken: &mut Vec<Taken>,
     ) -> Result<(), Status> {
         let control = match &message.app_metadata[..] {
             [] => Control::default(),
@@ -134,27 +149,29 @@ impl Reader {
         let header = root_as_message(&message.data_header)
             .map_err(|error| malformed(error.to_string()))?
             .header_type();
+        taken.push(self.intake.take(&message)?);
+        let bytes = message.data_header.len() + message.data_body.len();
         let _ = feed.unbounded_send(Ok(message));
         match header {
             MessageHeader::Schema | MessageHeader::RecordBatch => {}
             // A dictionary is taken in with the batch that follows it.
             _ => return Ok(()),
         }
-        let decoded = AssertUnwindSafe(decoder.next()).catch_unwind().await;
-        let decoded = match decoded {
-            Ok(Some(Ok(decoded))) => decoded,
-            Ok(Some(Err(error))) => return Err(malformed(error.to_string())),
-            Ok(None) | Err(_) => return Err(malformed("its Arrow data contradict themselves")),
-        };
+        let decoded = foreign::next(decoder)?;
         let DecodedPayload::RecordBatch(batch) = decoded.payload else { return Ok(()) };
         let timeframe = control
             .timeframe
             .ok_or_else(|| malformed("a batch needs app_metadata {\"timeframe\": id}"))?;
-        self.queue.try_send(Asked { timeframe, batch }).map_err(|_| {
+        let full = || {
             Status::resource_exhausted(format!(
-                "[IOV-1060] more than {MAX_QUEUED} timeframes are asked for and not answered"
+                "[IOV-1060] more than {MAX_QUEUED} timeframes or {MAX_QUEUED_BYTES} bytes are asked \
+                 for and not answered"
             ))
-        })
+        };
+        let bytes = u32::try_from(bytes).map_err(|_| full())?;
+        let queued = Arc::clone(&self.queued).try_acquire_many_owned(bytes).map_err(|_| full())?;
+        let taken = std::mem::take(taken);
+        self.queue.try_send(Asked { timeframe, batch, queued, taken }).map_err(|_| full())
     }
 }
 
@@ -165,8 +182,9 @@ async fn answer_all(
     out: &mpsc::Sender<Result<FlightData, Status>>,
 ) -> Result<(), Status> {
     let mut sent = Sent::default();
-    while let Some(Asked { timeframe, batch }) = asked.recv().await {
-        let timestamps = timestamps_from_batches(&[batch]).map_err(|error| status(&error))?;
+    while let Some(Asked { timeframe, batch, queued, taken }) = asked.recv().await {
+        let timestamps = foreign::timestamps_of_batches(&[batch])?;
+        drop((queued, taken));
         let answered = exchange.answer(timeframe, timestamps).await;
         let answer = answered.map_err(|error| status(&error))?;
         let about = json!({

@@ -11,6 +11,8 @@ use arrow_flight::{
 use futures::stream::{self, Stream};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::intake::Intake;
+use super::limits::{Limits, in_memory};
 use crate::cache::Cache;
 use crate::table::action_types;
 
@@ -21,11 +23,15 @@ pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send
 #[derive(Debug, Clone)]
 pub(super) struct Service {
     pub(super) cache: Cache,
+    pub(super) intake: Intake,
+    /// A client may pause so long between two messages of a timeframe.
+    pub(super) message_pause: Duration,
 }
 
 impl Service {
-    pub(super) const fn new(cache: Cache) -> Self {
-        Self { cache }
+    pub(super) fn new(cache: Cache, limits: &Limits) -> Self {
+        let intake = Intake::new(in_memory(limits.intake));
+        Self { cache, intake, message_pause: limits.message_pause.duration() }
     }
 }
 

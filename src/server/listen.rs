@@ -6,18 +6,24 @@
 //!  DIR/attach.sock  the attach socket
 //! ```
 //!
+//! A folder that is made here is for the service's user and group (0750), and so are the sockets
+//! (0660). One that everybody can write is refused: somebody else could put a socket there.
+//!
 //! Linux only: the lock is `flock`, and goes with the process however that ends. So what a dead
 //! service left in its folder is known to be left, and is replaced.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::{TcpListener, UnixListener};
 
+use super::auth::{Access, Exposed};
 use crate::error::{Code, Coded, ErrorKind};
 
 /// Where a service listens.
@@ -25,6 +31,8 @@ use crate::error::{Code, Coded, ErrorKind};
 pub struct ListenOptions {
     /// Flight over TCP; port 0 picks one.
     pub flight: Option<SocketAddr>,
+    /// Whether that speaks TLS, for its address.
+    pub tls: bool,
     /// `/metrics`, `/healthz`, `/readyz`; port 0 picks one.
     pub http: Option<SocketAddr>,
     /// CCDB for clients that know nothing else; port 0 picks one.
@@ -32,12 +40,20 @@ pub struct ListenOptions {
     /// The folder of `flight.sock` and `attach.sock`; `None`: one of its own.
     pub socket_folder: Option<PathBuf>,
     /// The mode of the sockets. Who may use them is decided by the credentials of the peer too.
+    /// Default: 0660.
     pub socket_mode: u32,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { flight: None, http: None, ccdb: None, socket_folder: None, socket_mode: 0o600 }
+        Self {
+            flight: None,
+            tls: false,
+            http: None,
+            ccdb: None,
+            socket_folder: None,
+            socket_mode: 0o660,
+        }
     }
 }
 
@@ -45,6 +61,7 @@ impl Default for ListenOptions {
 #[derive(Debug)]
 pub struct Listeners {
     pub(super) flight: Option<TcpListener>,
+    tls: bool,
     pub(super) http: Option<TcpListener>,
     pub(super) ccdb: Option<TcpListener>,
     pub(super) flight_unix: UnixListener,
@@ -73,11 +90,26 @@ pub enum ListenError {
         /// Whose it is, as it says itself.
         pid: String,
     },
+    /// Somebody else could put a socket into the folder.
+    #[error("{folder} can be written by everybody; use a folder of the service's own")]
+    Open {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// A file or socket cannot be made.
     #[error("cannot make {path}")]
     Path {
         /// Which.
         path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// A socket that was handed over cannot be used.
+    #[error("the socket {name:?} that was handed over cannot be used")]
+    Given {
+        /// Its name.
+        name: String,
         /// Why.
         #[source]
         error: io::Error,
@@ -95,8 +127,11 @@ pub enum ListenError {
 impl Coded for ListenError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Tcp { .. } | Self::Path { .. } => ErrorKind::FailedPrecondition,
+            Self::Tcp { .. } | Self::Path { .. } | Self::Given { .. } => {
+                ErrorKind::FailedPrecondition
+            }
             Self::Taken { .. } => ErrorKind::AlreadyExists,
+            Self::Open { .. } => ErrorKind::PermissionDenied,
             Self::TooLong { .. } => ErrorKind::InvalidArgument,
         }
     }
@@ -107,6 +142,8 @@ impl Coded for ListenError {
             Self::Taken { .. } => 8011,
             Self::Path { .. } => 8012,
             Self::TooLong { .. } => 8013,
+            Self::Open { .. } => 8014,
+            Self::Given { .. } => 8015,
         })
     }
 }
@@ -117,13 +154,34 @@ impl Listeners {
     /// # Errors
     /// [`ListenError`].
     pub async fn bind(options: &ListenOptions) -> Result<Self, ListenError> {
-        let folder = Folder::take(options.socket_folder.as_deref())?;
-        let flight_unix = folder.socket("flight.sock", options.socket_mode)?;
-        let attach = folder.socket("attach.sock", options.socket_mode)?;
+        Self::bind_with(options, Vec::new()).await
+    }
+
+    /// Binds all of them, or none, but for those that listen already: `given` are sockets with names,
+    /// as systemd's socket activation hands them over. One on TCP is called `flight`, `http` or
+    /// `ccdb`; a Unix socket is known by its own name, `flight.sock` or `attach.sock`, and its folder
+    /// is that of the service. What is given is not removed at the end: its owner has it still.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub async fn bind_with(
+        options: &ListenOptions,
+        given: Vec<(String, OwnedFd)>,
+    ) -> Result<Self, ListenError> {
+        let mut given = Given::sort(given)?;
+        let wanted = given.folder.as_deref().or(options.socket_folder.as_deref());
+        let mut folder = Folder::take(wanted)?;
+        let flight_unix = folder.socket_of(&mut given, FLIGHT_SOCKET, options.socket_mode)?;
+        let attach = folder.socket_of(&mut given, ATTACH_SOCKET, options.socket_mode)?;
+        let mut tcp_of = async |name, address| match given.tcp.remove(name) {
+            Some(listener) => Ok(Some(listener)),
+            None => tcp(address).await,
+        };
         Ok(Self {
-            flight: tcp(options.flight).await?,
-            http: tcp(options.http).await?,
-            ccdb: tcp(options.ccdb).await?,
+            flight: tcp_of("flight", options.flight).await?,
+            tls: options.tls,
+            http: tcp_of("http", options.http).await?,
+            ccdb: tcp_of("ccdb", options.ccdb).await?,
             flight_unix,
             attach,
             folder,
@@ -134,7 +192,19 @@ impl Listeners {
     pub fn flight_urls(&self) -> Vec<String> {
         let tcp = self.flight.iter().filter_map(|listener| listener.local_addr().ok());
         let unix = format!("grpc+unix://{}", self.folder.path.join("flight.sock").display());
-        tcp.map(|address| format!("grpc://{address}")).chain([unix]).collect()
+        let scheme = if self.tls { "grpc+tls" } else { "grpc" };
+        tcp.map(|address| format!("{scheme}://{address}")).chain([unix]).collect()
+    }
+
+    /// Whether what listens may, also where it was given to us: beyond loopback Flight only with TLS
+    /// and keys, and the CCDB side only without any.
+    ///
+    /// # Errors
+    /// [`Exposed`].
+    pub fn check_exposed(&self, access: &Access) -> Result<(), Exposed> {
+        let address = |listener: &Option<TcpListener>| listener.as_ref()?.local_addr().ok();
+        address(&self.flight).map_or(Ok(()), |at| access.check_exposed(at, self.tls))?;
+        address(&self.ccdb).map_or(Ok(()), |at| access.check_exposed_ccdb(at))
     }
 
     /// The path of the attach socket.
@@ -164,10 +234,58 @@ async fn tcp(address: Option<SocketAddr>) -> Result<Option<TcpListener>, ListenE
     bound.map(Some).map_err(|error| ListenError::Tcp { address, error })
 }
 
+const FLIGHT_SOCKET: &str = "flight.sock";
+const ATTACH_SOCKET: &str = "attach.sock";
+
+/// Sockets that listen already.
+#[derive(Debug, Default)]
+struct Given {
+    tcp: HashMap<String, TcpListener>,
+    unix: HashMap<String, UnixListener>,
+    /// That of the Unix sockets.
+    folder: Option<PathBuf>,
+}
+
+impl Given {
+    fn sort(given: Vec<(String, OwnedFd)>) -> Result<Self, ListenError> {
+        let mut sorted = Self::default();
+        for (name, file) in given {
+            let failed = |error| ListenError::Given { name: name.clone(), error };
+            let address = rustix::net::getsockname(&file).map_err(io::Error::from);
+            let Ok(address) = address else {
+                tracing::warn!(name, "a descriptor that was handed over is of no use");
+                continue;
+            };
+            if address.address_family() != rustix::net::AddressFamily::UNIX {
+                let listener = std::net::TcpListener::from(file);
+                listener.set_nonblocking(true).map_err(failed)?;
+                let listener = TcpListener::from_std(listener).map_err(failed)?;
+                sorted.tcp.insert(name, listener);
+                continue;
+            }
+            let listener = std::os::unix::net::UnixListener::from(file);
+            listener.set_nonblocking(true).map_err(failed)?;
+            let listener = UnixListener::from_std(listener).map_err(failed)?;
+            let address = listener.local_addr().map_err(failed)?;
+            let path = address.as_pathname().unwrap_or(Path::new(""));
+            let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if let FLIGHT_SOCKET | ATTACH_SOCKET = file_name {
+                sorted.folder = path.parent().map(Path::to_owned);
+                sorted.unix.insert(file_name.to_owned(), listener);
+            } else {
+                tracing::warn!(name, path = %path.display(), "this socket is of no use");
+            }
+        }
+        Ok(sorted)
+    }
+}
+
 /// The folder of the sockets, ours as long as this lives.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
+    /// Those sockets in it that we made.
+    made: Vec<&'static str>,
     /// Made by us: it goes with us.
     own: bool,
     _lock: File,
@@ -183,7 +301,11 @@ impl Folder {
             let path = path.to_owned();
             move |error| ListenError::Path { path, error }
         };
-        fs::DirBuilder::new().recursive(!own).mode(0o700).create(&path).map_err(failed(&path))?;
+        fs::DirBuilder::new().recursive(!own).mode(0o750).create(&path).map_err(failed(&path))?;
+        let mode = fs::metadata(&path).map_err(failed(&path))?.permissions().mode();
+        if mode & 0o002 != 0 {
+            return Err(ListenError::Open { folder: path });
+        }
         let lock_path = path.join("lock");
         let mut lock = OpenOptions::new()
             .read(true)
@@ -202,7 +324,21 @@ impl Folder {
             .and_then(|()| lock.rewind())
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(failed(&lock_path))?;
-        Ok(Self { path, own, _lock: lock })
+        Ok(Self { path, made: Vec::new(), own, _lock: lock })
+    }
+
+    /// The one that is given, or a new one.
+    fn socket_of(
+        &mut self,
+        given: &mut Given,
+        name: &'static str,
+        mode: u32,
+    ) -> Result<UnixListener, ListenError> {
+        if let Some(listener) = given.unix.remove(name) {
+            return Ok(listener);
+        }
+        self.made.push(name);
+        self.socket(name, mode)
     }
 
     fn socket(&self, name: &str, mode: u32) -> Result<UnixListener, ListenError> {
@@ -234,7 +370,7 @@ fn own_folder() -> PathBuf {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        for name in ["flight.sock", "attach.sock"] {
+        for name in &self.made {
             let _ = fs::remove_file(self.path.join(name));
         }
         if self.own {
@@ -265,16 +401,28 @@ mod tests {
         let second = Listeners::bind(&options).await.unwrap();
         assert!(second.attach_path().exists());
         let mode = fs::metadata(second.attach_path()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(mode & 0o777, 0o660);
     }
 
     #[tokio::test]
     async fn a_folder_of_its_own_goes_with_the_service() {
         let listeners = Listeners::bind(&ListenOptions::default()).await.unwrap();
         let folder = listeners.folder.path.clone();
-        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o750);
         drop(listeners);
         assert!(!folder.exists());
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_everybody_can_write_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        for mode in [0o777, 0o1777] {
+            fs::set_permissions(base.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let socket_folder = Some(base.path().to_owned());
+            let options = ListenOptions { socket_folder, ..ListenOptions::default() };
+            let error = Listeners::bind(&options).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+        }
     }
 
     #[tokio::test]

@@ -1,12 +1,12 @@
 //! The service: Arrow Flight over a cache, on TCP and on a Unix socket at once.
 //!
 //! ```text
-//!  TCP ────────┐                        ┌─▶ get      tables
-//!  flight.sock ┴▶ FlightService ────────┼─▶ put      timeframes come
-//!                    │                  ├─▶ exchange the long stream of a consumer
-//!                    │                  └─▶ action   consumed, release, status …
-//!                    └▶ health, reflection
-//!  attach.sock ──▶ Cache::serve_attach
+//!  TCP, TLS ───┐                           ┌─▶ get      tables
+//!  flight.sock ┴▶ connection ─▶ auth ──────┼─▶ put      timeframes come
+//!                  (limits)   (who may)     ├─▶ exchange the long stream of a consumer
+//!                                │          └─▶ action   consumed, release, status …
+//!                                ├─▶ health, reflection
+//!  attach.sock ──────────────────┴─▶ Cache::serve_attach_through
 //!  HTTP ─────────▶ /metrics /healthz /readyz
 //!  CCDB ─────────▶ ccdb     plain HTTP for clients of a CCDB
 //!
@@ -14,43 +14,53 @@
 //! ```
 
 mod action;
+mod auth;
 mod ccdb;
+mod conduct;
 mod config;
+mod connection;
 mod exchange;
 mod flight;
+mod foreign;
 mod get;
 mod http;
+mod intake;
+mod limits;
 mod listen;
 mod put;
 mod status;
 mod ticket;
+mod tls;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
+use tower::layer::util::{Identity as Bare, Stack};
 
+pub use auth::{Access, Denied, Exposed, Identity, Keys, KeysError, Role};
 pub use ccdb::{Answering, CcdbServerConfig};
-pub use config::{Config, ConfigError, MissingConfig, PathConfig, RemapConfig, SourceConfig};
+pub use config::{
+    ByteSize, Config, ConfigError, ConfigFault, Document, Key, LogFormat, MissingConfig, Origin,
+    PathConfig, RegionFile, RemapConfig, Said, Section, SectionForm, SegmentBacking, Settings,
+    SocketMode, SourceConfig, TimeSpan, TlsConfig, sections,
+};
+pub use foreign::{hush_panics_of_decoding, timestamps_of_messages};
+pub use limits::Limits;
 pub use listen::{ListenError, ListenOptions, Listeners};
+pub use tls::{Tls, TlsError};
 
+use self::auth::GuardLayer;
+use self::connection::Door;
 use self::flight::Service;
 use self::http::Readiness;
-use crate::cache::{Cache, PeerPolicy};
+use self::limits::in_memory;
+use crate::cache::Cache;
 use crate::error::{Code, Coded, ErrorKind};
-
-/// The largest message that is taken.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// Streams of one connection at a time.
-const MAX_STREAMS: u32 = 1_024;
-/// Streams that a client may break off before its connection is cut (CVE-2023-44487).
-const MAX_RESETS: usize = 256;
-/// After so much silence a client is asked whether it is still there.
-const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// The compiled descriptor of `schemas/flight.proto`, for reflection.
 pub const FLIGHT_DESCRIPTOR: &[u8] = include_bytes!("../../schemas/flight.bin");
@@ -58,10 +68,16 @@ pub const FLIGHT_DESCRIPTOR: &[u8] = include_bytes!("../../schemas/flight.bin");
 /// How a service runs.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// Who may attach.
-    pub policy: PeerPolicy,
+    /// Who may what.
+    pub access: Access,
+    /// TLS for Flight over TCP. Default: none.
+    pub tls: Option<Tls>,
+    /// What clients can take of the transport.
+    pub limits: Limits,
     /// How long requests under way may take once it stops. Default: 10 s.
     pub drain_limit: Duration,
+    /// Cancelled, it waits for requests under way no longer.
+    pub hurry: CancellationToken,
     /// How the CCDB side answers questions for a time. Default: with a redirect.
     pub ccdb_answer: Answering,
 }
@@ -69,8 +85,11 @@ pub struct ServeOptions {
 impl Default for ServeOptions {
     fn default() -> Self {
         Self {
-            policy: PeerPolicy::default(),
+            access: Access::default(),
+            tls: None,
+            limits: Limits::default(),
             drain_limit: Duration::from_secs(10),
+            hurry: CancellationToken::new(),
             ccdb_answer: Answering::default(),
         }
     }
@@ -111,20 +130,21 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
     ready: impl FnOnce(),
 ) -> Result<(), ServeError> {
-    let Listeners { flight, http, ccdb, flight_unix, attach, folder } = listeners;
+    let Listeners { flight, http, ccdb, flight_unix, attach, folder, .. } = listeners;
     let (stop_accepting, end_sessions) = (CancellationToken::new(), CancellationToken::new());
     let readiness = Readiness::default();
-    let (health, router) = router(&cache)?;
+    let (health, router) = router(&cache, &options)?;
 
     let mut servers = JoinSet::new();
-    let unix = UnixListenerStream::new(flight_unix);
-    let stopped = stop_accepting.clone().cancelled_owned();
-    servers.spawn(router.clone().serve_with_incoming_shutdown(unix, stopped));
-    if let Some(listener) = flight {
-        // Without nodelay a small answer waits 40 ms for the client's acknowledgement.
-        let tcp = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let stopped = stop_accepting.clone().cancelled_owned();
-        servers.spawn(router.serve_with_incoming_shutdown(tcp, stopped));
+    let doors = [
+        Some(Door::Unix(flight_unix)),
+        flight.map(|listener| Door::Tcp(listener, options.tls.clone())),
+    ];
+    for door in doors.into_iter().flatten() {
+        let stop = stop_accepting.clone();
+        let incoming = connection::accept(door, &options.limits, &cache, stop.clone());
+        let stopped = stop.cancelled_owned();
+        servers.spawn(router.clone().serve_with_incoming_shutdown(incoming, stopped));
     }
     if let Some(listener) = ccdb {
         let front = ccdb::Front::new(cache.clone(), options.ccdb_answer);
@@ -137,9 +157,9 @@ pub async fn run(
     let mut rest = JoinSet::new();
     rest.spawn({
         let (cache, stop) = (cache.clone(), end_sessions.clone());
-        let policy = options.policy;
+        let access = options.access;
         cache.tell_attach_path(&attach);
-        async move { cache.serve_attach(attach, policy, stop).await }
+        async move { cache.serve_attach_through(attach, Arc::new(access), stop).await }
     });
     if let Some(listener) = http {
         let (cache, stop) = (cache.clone(), end_sessions.clone());
@@ -163,7 +183,11 @@ pub async fn run(
     cache.drain();
     stop_accepting.cancel();
     let drained = async { while servers.join_next().await.is_some() {} };
-    if tokio::time::timeout(options.drain_limit, drained).await.is_err() {
+    let drained = tokio::select! {
+        drained = tokio::time::timeout(options.drain_limit, drained) => drained.is_ok(),
+        () = options.hurry.cancelled() => false,
+    };
+    if !drained {
         tracing::warn!("requests under way are broken off");
         servers.shutdown().await;
     }
@@ -180,7 +204,13 @@ pub async fn run(
 /// The names under which health is told; the empty one is the service as a whole.
 const SERVICES: [&str; 2] = ["", "arrow.flight.protocol.FlightService"];
 
-fn router(cache: &Cache) -> Result<(tonic_health::server::HealthReporter, Router), ServeError> {
+type Guarded = Router<Stack<GuardLayer, Bare>>;
+
+fn router(
+    cache: &Cache,
+    options: &ServeOptions,
+) -> Result<(tonic_health::server::HealthReporter, Guarded), ServeError> {
+    let limits = &options.limits;
     let (health, health_service) = tonic_health::server::health_reporter();
     for service in SERVICES {
         // Nobody holds the reporter's lock yet: this is done at once.
@@ -194,16 +224,21 @@ fn router(cache: &Cache) -> Result<(tonic_health::server::HealthReporter, Router
     };
     let reflection_v1 = reflection().build_v1().map_err(ServeError::Reflection)?;
     let reflection_v1alpha = reflection().build_v1alpha().map_err(ServeError::Reflection)?;
-    let flight = FlightServiceServer::new(Service::new(cache.clone()))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    let flight = FlightServiceServer::new(Service::new(cache.clone(), limits))
+        .max_decoding_message_size(in_memory(limits.message))
         .max_encoding_message_size(usize::MAX);
-    // tonic hands what is not set on as 'no limit'.
+    let guard = GuardLayer::new(options.access.clone(), cache.clone(), limits.calls);
     let router = tonic::transport::Server::builder()
-        .max_concurrent_streams(Some(MAX_STREAMS))
-        .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
-        .http2_max_local_error_reset_streams(Some(MAX_RESETS))
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(Some(limits.streams))
+        .http2_max_pending_accept_reset_streams(Some(limits.resets))
+        .http2_max_local_error_reset_streams(Some(limits.resets))
+        .http2_max_header_list_size(u32::try_from(limits.headers.bytes()).unwrap_or(u32::MAX))
+        .max_frame_size(Some(Limits::FRAME_BYTES))
+        .initial_stream_window_size(Some(Limits::WINDOW_BYTES))
+        .initial_connection_window_size(Some(Limits::WINDOW_BYTES))
+        .http2_keepalive_interval(Some(limits.keepalive.duration()))
+        .http2_keepalive_timeout(Some(limits.keepalive.duration()))
+        .layer(guard)
         .add_service(flight)
         .add_service(health_service)
         .add_service(reflection_v1)

@@ -20,15 +20,27 @@ const fn code(kind: ErrorKind) -> Code {
     }
 }
 
-/// The longest message that is sent; it travels in a header, which clients limit to some kB.
-const MAX_MESSAGE_BYTES: usize = 4_000;
+/// The longest message that is sent, as it travels: percent-encoded, in a header, and clients take
+/// 8 kB of headers.
+const MAX_MESSAGE_BYTES: usize = 6_000;
+
+/// How much of a message there is room for.
+fn room(message: &str) -> usize {
+    let mut bytes = 0;
+    let fits = |&(_, letter): &(usize, char)| {
+        let plain = letter.is_ascii_graphic() && !"\"#%<>?`{}".contains(letter);
+        bytes += letter.len_utf8() * if plain { 1 } else { 3 };
+        bytes <= MAX_MESSAGE_BYTES
+    };
+    message.char_indices().take_while(fits).last().map_or(0, |(at, last)| at + last.len_utf8())
+}
 
 /// The status that a client sees, logged once here, where the error stops.
 pub(super) fn status(error: &dyn Coded) -> Status {
     let mut message = error.message();
-    if message.len() > MAX_MESSAGE_BYTES {
-        let end = (0..=MAX_MESSAGE_BYTES).rev().find(|&at| message.is_char_boundary(at));
-        message.truncate(end.unwrap_or(0));
+    let room = room(&message);
+    if room < message.len() {
+        message.truncate(room);
         message.push_str(" …");
     }
     match error.kind() {
@@ -44,4 +56,17 @@ pub(super) fn status(error: &dyn Coded) -> Status {
         | ErrorKind::PermissionDenied => tracing::info!("{message}"),
     }
     Status::new(code(error.kind()), message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::room;
+
+    #[test]
+    fn a_message_is_cut_where_its_header_would_be_too_long() {
+        assert_eq!(room(""), 0);
+        assert_eq!(room("[IOV-1001] short"), 16);
+        assert_eq!(room(&"x".repeat(9_000)), 6_000);
+        assert_eq!(room(&"é".repeat(9_000)), 2_000);
+    }
 }

@@ -109,12 +109,15 @@ impl Area {
 
     pub(super) fn write_segment_header(&self, epoch: Epoch) {
         let mapping = self.mapping();
-        let parts: [(usize, &[u8]); 6] = [
+        let size = mapping.length() as u64;
+        let managed_size = size - SegmentHeader::IN_FRONT_BYTES;
+        let parts: [(usize, &[u8]); 7] = [
             (offset_of!(SegmentHeader, initialised), &2_u32.to_le_bytes()),
             (offset_of!(SegmentHeader, version), &SegmentHeader::VERSION.to_le_bytes()),
             (offset_of!(SegmentHeader, epoch), &epoch.0.to_le_bytes()),
             (offset_of!(SegmentHeader, segment_id), &u32::from(self.id).to_le_bytes()),
-            (offset_of!(SegmentHeader, size), &(mapping.length() as u64).to_le_bytes()),
+            (offset_of!(SegmentHeader, size), &size.to_le_bytes()),
+            (offset_of!(SegmentHeader, managed_size), &managed_size.to_le_bytes()),
             (offset_of!(SegmentHeader, magic), &SegmentHeader::MAGIC),
         ];
         for (offset, bytes) in parts {

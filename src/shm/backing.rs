@@ -36,7 +36,9 @@ pub enum Backing {
     Folder(PathBuf),
     /// Files (0640) with the names of FairMQ's managed segments, `/dev/shm/fmq_<shmid>_m_<n>`, so
     /// that an unmodified FairMQ consumer opens them. Not sealed either. FairMQ may read there;
-    /// it must not allocate in them, since their free places are not known to it.
+    /// it must not allocate in them, since their free places are not known to it. All of them are
+    /// made at the start and stay: FairMQ registers a segment before its devices start, and makes
+    /// one of its own where there is none of that name.
     FairMq {
         /// FairMQ's id of the session: the first 8 hexadecimal digits of SHA-256 of user and
         /// session.
@@ -52,6 +54,15 @@ impl Backing {
         match self {
             Self::Memfd | Self::Folder(_) => 0,
             Self::FairMq { first_segment, .. } => *first_segment,
+        }
+    }
+
+    /// FairMQ's id of the session, if FairMQ is to know the segments: then it looks for their names
+    /// before anything is loaded.
+    pub fn fairmq_shmid(&self) -> Option<&str> {
+        match self {
+            Self::Memfd | Self::Folder(_) => None,
+            Self::FairMq { shmid, .. } => Some(shmid),
         }
     }
 }

@@ -113,6 +113,12 @@ impl Reservation {
         }
     }
 
+    /// The CRC-32C of what is settled so far.
+    #[cfg(feature = "cache")]
+    pub(crate) fn crc32c(&self) -> u32 {
+        self.digest.finalize() as u32
+    }
+
     /// What is settled so far.
     pub fn settled(&self) -> &[u8] {
         // SAFETY: as in `rest_mut`; settled bytes are not written as long as `self` is borrowed.
@@ -231,18 +237,38 @@ impl Block {
 
     /// Whether header and payload are as they were published. Reads all of the payload.
     pub fn is_intact(&self) -> bool {
-        let size = self.place.block + offset_of!(BlockHeader, size);
-        let size = self.place.mapping().atomic_u64(size);
         let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
         digest.update(self.payload());
+        self.has_its_header() && digest.finalize() as u32 == self.crc32c
+    }
+
+    /// Whether the header is as it was published.
+    pub fn has_its_header(&self) -> bool {
+        let size = self.place.block + offset_of!(BlockHeader, size);
+        let size = self.place.mapping().atomic_u64(size);
         sync::seen(self.place.generation()) == self.generation
             && size.load(Ordering::Relaxed) == self.size as u64
-            && digest.finalize() as u32 == self.crc32c
+    }
+
+    /// The CRC-32C of the payload.
+    #[cfg(feature = "cache")]
+    pub(crate) fn crc32c(&self) -> u32 {
+        self.crc32c
+    }
+
+    /// Where it lies.
+    #[cfg(feature = "cache")]
+    pub(crate) fn spot(&self) -> Spot {
+        let Area { kind, id, .. } = *self.place.area;
+        Spot { kind, id, offset: self.place.block }
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
+        if self.place.pool.is_left() {
+            return;
+        }
         // Before the place goes back, which dropping `place` does after this.
         sync::give_up(self.place.generation());
     }
@@ -251,6 +277,20 @@ impl Drop for Block {
 impl fmt::Debug for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Block({}: {:?})", self.id, self.meta_header())
+    }
+}
+
+/// Where a block begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Spot {
+    pub(crate) kind: Kind,
+    pub(crate) id: u16,
+    pub(crate) offset: usize,
+}
+
+impl fmt::Display for Spot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} + {}", self.kind, self.id, self.offset)
     }
 }
 

@@ -315,6 +315,33 @@ fn what_does_not_fit_is_told_from_what_never_will() {
 }
 
 #[test]
+fn segments_that_fairmq_is_to_know_are_all_there_from_the_start_and_stay() {
+    let unique = SHMIDS.fetch_add(1, Ordering::Relaxed);
+    let shmid = format!("{:08x}c{unique}", std::process::id());
+    let backing = Backing::FairMq { shmid: shmid.clone(), first_segment: 8 };
+    let (memory_bytes, segment_bytes) = (300 << 10, 128 << 10);
+    let pool =
+        Pool::new(PoolOptions { memory_bytes, segment_bytes, backing, ..PoolOptions::default() })
+            .unwrap();
+    let seen = || pool.segments().iter().map(|one| (one.id(), one.size_bytes())).collect();
+    let all: Vec<_> = seen();
+    assert_eq!(all, [(8, 128 << 10), (9, 128 << 10), (10, 44 << 10)]);
+    let usage = pool.usage();
+    assert_eq!(usage.largest_free_bytes, (124 << 10) - 64);
+    // Nothing larger than a segment ever fits, nothing is made, and nothing given back.
+    let larger = pool.reserve(usage.largest_free_bytes + 1);
+    assert!(matches!(larger, Err(PoolError::NeverFits { .. })));
+    let whole = [(); 2].map(|()| pool.reserve(usage.largest_free_bytes).unwrap());
+    assert!(matches!(pool.reserve(100 << 10), Err(PoolError::NoRoom { .. })));
+    drop(whole);
+    let left: Vec<_> = seen();
+    assert_eq!(left, all);
+    assert_eq!(pool.check().unwrap().used_bytes, 0);
+    drop(pool);
+    assert!((8..11).all(|id| !std::fs::exists(format!("/dev/shm/fmq_{shmid}_m_{id}")).unwrap()));
+}
+
+#[test]
 fn no_descriptor_that_a_consumer_gets_can_write() {
     for_each_backing(|pool| {
         let block = filled(&pool, b"mine").publish(id(1));
@@ -334,6 +361,8 @@ fn the_last_bytes_of_a_segment_can_be_taken_and_none_behind_them() {
     for_each_backing(|pool| {
         let largest = pool.usage().largest_free_bytes;
         let block = filled(&pool, &vec![3; largest as usize]).publish(id(1));
+        let others = (1..pool.segments().len()).map(|_| pool.reserve(largest).unwrap());
+        let others: Vec<_> = others.collect();
         let header = block.meta_header();
         for mappings in [mappings_of(&pool), pool.mappings()] {
             assert_eq!(mappings.resolve(&header).map(<[u8]>::len), Ok(largest as usize));
@@ -341,7 +370,7 @@ fn the_last_bytes_of_a_segment_can_be_taken_and_none_behind_them() {
             assert!(matches!(mappings.resolve(&longer), Err(ResolveError::OutOfBounds { .. })));
         }
         assert!(matches!(pool.reserve(largest), Err(PoolError::NoRoom { .. })));
-        drop(block);
+        drop((block, others));
         assert_eq!(pool.usage().largest_free_bytes, largest);
         pool.check().unwrap();
     });

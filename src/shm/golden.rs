@@ -57,6 +57,7 @@ fn the_head_of_a_segment_is_as_drawn() {
     drawn[72] = 1;
     drawn[80..88].copy_from_slice(&epoch.to_le_bytes());
     drawn[96..104].copy_from_slice(&(64_u64 << 10).to_le_bytes());
+    drawn[104..112].copy_from_slice(&((64_u64 << 10) - 16).to_le_bytes());
     assert_eq!(&bytes[..SEGMENT_HEADER_BYTES as usize], drawn);
 }
 

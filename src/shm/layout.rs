@@ -210,12 +210,17 @@ pub(crate) struct SegmentHeader {
     pub(crate) reserved: u32,
     /// All of the segment, this header included.
     pub(crate) size: u64,
+    /// That, but for the 16 bytes in front of Boost.Interprocess's own header: what its rbtree_best_fit
+    /// reads there as the size of the segment, and so FairMQ.
+    pub(crate) managed_size: u64,
 }
 
 impl SegmentHeader {
     pub(crate) const MAGIC: [u8; 8] = *b"IOVCACHE";
     pub(crate) const MAGIC_OFFSET: usize = offset_of!(Self, magic);
     pub(crate) const VERSION: u32 = 1;
+    /// What Boost.Interprocess has in front of its header, where 'initialised' stands.
+    pub(crate) const IN_FRONT_BYTES: u64 = 16;
 }
 
 const _: () = assert!(offset_of!(SegmentHeader, magic) == 64);
@@ -224,6 +229,7 @@ const _: () = assert!(offset_of!(SegmentHeader, retired) == 76);
 const _: () = assert!(offset_of!(SegmentHeader, epoch) == 80);
 const _: () = assert!(offset_of!(SegmentHeader, segment_id) == 88);
 const _: () = assert!(offset_of!(SegmentHeader, size) == 96);
+const _: () = assert!(offset_of!(SegmentHeader, managed_size) == 104);
 
 #[cfg(test)]
 mod tests {

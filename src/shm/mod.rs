@@ -30,6 +30,7 @@ mod block;
 mod conformance;
 #[cfg(test)]
 mod golden;
+mod inherited;
 mod layout;
 mod mapping;
 mod pool;
@@ -39,7 +40,10 @@ mod sync;
 
 pub use area::{Kind, SharedSegment};
 pub use backing::Backing;
+#[cfg(feature = "cache")]
+pub(crate) use block::Spot;
 pub use block::{Block, Reservation};
+pub use inherited::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
 pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};
 pub use region::{Region, RegionError};

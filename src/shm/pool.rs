@@ -13,13 +13,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::allocator::{Allocator, Place};
 use super::area::{Area, Kind, Memory, SharedSegment};
 use super::backing::{Backing, Maker};
-use super::block::{Reservation, Taken, charge, fault_of_headers};
+use super::block::{Reservation, Spot, Taken, charge, fault_of_headers};
 use super::layout::{BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES};
 use super::region::Region;
 use super::resolver::Mappings;
@@ -47,6 +47,14 @@ pub struct PoolOptions {
     pub first_generation: Option<u64>,
 }
 
+impl PoolOptions {
+    /// Whether the segments are files without a name, which outlive us where somebody keeps them.
+    #[cfg(feature = "cache")]
+    pub(crate) fn can_be_kept(&self) -> bool {
+        self.backing == Backing::Memfd && self.region.is_none()
+    }
+}
+
 impl Default for PoolOptions {
     /// 4 GiB in segments of 512 MiB, memfds.
     fn default() -> Self {
@@ -65,13 +73,16 @@ impl Default for PoolOptions {
 pub struct Pool(Arc<Inner>);
 
 type Listener = Arc<dyn Fn(&SharedSegment) + Send + Sync>;
+/// Told of the id.
+type Farewell = Arc<dyn Fn(u16) + Send + Sync>;
 
 pub(super) struct Inner {
     memory_bytes: u64,
     segment_bytes: u64,
     maker: Maker,
-    /// There is a region, and nothing else is made.
-    fixed: bool,
+    /// All is there from the start, and nothing is made or given back: a region, and segments that
+    /// FairMQ knows by name. The most that one block can take.
+    fixed_bytes: Option<u64>,
     epoch: Epoch,
     next_generation: AtomicU64,
     used_bytes: AtomicU64,
@@ -79,6 +90,9 @@ pub(super) struct Inner {
     growing: Mutex<()>,
     state: Mutex<State>,
     listener: Mutex<Option<Listener>>,
+    farewell: Mutex<Option<Farewell>>,
+    /// All stays as it lies, for a successor.
+    left: AtomicBool,
 }
 
 struct State {
@@ -116,6 +130,16 @@ pub struct PoolReport {
     pub segments: usize,
     /// Bytes that are taken in them.
     pub used_bytes: u64,
+}
+
+/// The places of a pool, as of one moment.
+#[derive(Debug)]
+pub(crate) struct Survey {
+    pub(crate) faults: Vec<String>,
+    /// Those that are taken, each with the generation of its block; 0: not published.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "for who has the objects"))]
+    pub(crate) taken: Vec<(Spot, u64)>,
+    pub(crate) report: PoolReport,
 }
 
 /// Why there is no memory.
@@ -197,11 +221,12 @@ fn random() -> io::Result<u64> {
 }
 
 impl Pool {
-    /// A pool without any segment yet.
+    /// A pool without any segment yet; with those that FairMQ is to know by their names all are
+    /// made here.
     ///
     /// # Errors
     /// [`PoolError::NeverFits`] if nothing can fit, [`PoolError::Backing`] if the folder of the
-    /// backing cannot be had.
+    /// backing cannot be had, [`PoolError::Segment`] if the system does not give what is made here.
     pub fn new(options: PoolOptions) -> Result<Self, PoolError> {
         let PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation } =
             options;
@@ -216,25 +241,38 @@ impl Pool {
             }
             None => memory_bytes,
         };
-        let fixed = region.is_some();
+        let all_at_once = backing.fairmq_shmid().is_some();
         let first_id = backing.first_segment();
+        let segment_bytes =
+            segment_bytes.clamp(least, MAX_SEGMENT_BYTES).next_multiple_of(PAGE_BYTES);
         let areas = BTreeMap::new();
         let mut state = State { areas, area_bytes: 0, first_id, next_id: first_id };
+        let maker = Maker::new(&backing).map_err(PoolError::Backing)?;
+        let epoch = Epoch(random().map_err(PoolError::Backing)?);
+        let mut fixed_bytes = None;
         if let Some(region) = region {
             let id = region.id;
             let area = Area { kind: Kind::Region, id, memory: Memory::Region(region) };
             area.forget_generations();
-            let allocator = Allocator::new(area.granules());
-            state.areas.insert(id, Slot { area: Arc::new(area), allocator });
+            fixed_bytes = Some(state.insert(Arc::new(area)));
+        } else if all_at_once {
+            let mut most = 0;
+            loop {
+                let budget = (memory_bytes - state.area_bytes) / PAGE_BYTES * PAGE_BYTES;
+                let bytes = segment_bytes.min(budget);
+                let Some(id) = (bytes >= least).then(|| state.unused_id()).flatten() else { break };
+                let area = segment(&maker, epoch, id, bytes)?;
+                state.area_bytes += bytes;
+                most = most.max(state.insert(area));
+            }
+            fixed_bytes = Some(most);
         }
         Ok(Self(Arc::new(Inner {
             memory_bytes,
-            segment_bytes: segment_bytes
-                .clamp(least, MAX_SEGMENT_BYTES)
-                .next_multiple_of(PAGE_BYTES),
-            maker: Maker::new(&backing).map_err(PoolError::Backing)?,
-            fixed,
-            epoch: Epoch(random().map_err(PoolError::Backing)?),
+            segment_bytes,
+            maker,
+            fixed_bytes,
+            epoch,
             next_generation: AtomicU64::new(match first_generation {
                 Some(first) => first,
                 None => random().map_err(PoolError::Backing)?,
@@ -243,6 +281,8 @@ impl Pool {
             growing: Mutex::default(),
             state: Mutex::new(state),
             listener: Mutex::default(),
+            farewell: Mutex::default(),
+            left: AtomicBool::new(false),
         })))
     }
 
@@ -262,6 +302,19 @@ impl Pool {
         *lock(&self.0.listener) = Some(Arc::new(listener));
     }
 
+    /// Calls `farewell` with the id of each segment that is given back from now on, before its
+    /// memory goes; instead of the one that was called before. No lock is held meanwhile.
+    pub fn on_retired_segment(&self, farewell: impl Fn(u16) + Send + Sync + 'static) {
+        *lock(&self.0.farewell) = Some(Arc::new(farewell));
+    }
+
+    /// Leaves everything as it lies: from now on no place is taken or given back, and no block given
+    /// up, whatever is dropped. Whoever has the segments beyond the end of this process finds in them
+    /// what was there at this moment.
+    pub fn leave(&self) {
+        self.0.left.store(true, Ordering::Release);
+    }
+
     /// Room for a payload.
     ///
     /// Takes well below a microsecond, but for when a segment has to be made: then as long as the
@@ -276,8 +329,9 @@ impl Pool {
             Ok(granules) if needed_bytes <= limit_bytes => granules,
             _ => return Err(PoolError::NeverFits { needed_bytes, limit_bytes }),
         };
-        let mut taken = lock(&self.0.state).take(granules);
-        if taken.is_none() && !self.0.fixed {
+        let left = self.0.is_left();
+        let mut taken = if left { None } else { lock(&self.0.state).take(granules) };
+        if taken.is_none() && !left && self.0.fixed_bytes.is_none() {
             taken = self.grow(granules)?;
         }
         let Some((area, block, place)) = taken else {
@@ -320,27 +374,14 @@ impl Pool {
                 retired.push(empty);
             }
         };
+        retired.iter().for_each(|area| inner.say_farewell(area));
         drop(retired);
-        let made = inner.maker.make(id, bytes).and_then(|made| {
-            let area = Area { kind: Kind::Segment, id, memory: Memory::Segment(made) };
-            area.write_segment_header(inner.epoch);
-            if let Memory::Segment(made) = &area.memory {
-                inner.maker.seal(made)?;
-            }
-            Ok(Arc::new(area))
-        });
-        let area = match made {
-            Ok(area) => area,
-            Err(error) => {
-                lock(&inner.state).area_bytes -= bytes;
-                return Err(PoolError::Segment { bytes, error });
-            }
-        };
+        let area = segment(&inner.maker, inner.epoch, id, bytes)
+            .inspect_err(|_| lock(&inner.state).area_bytes -= bytes)?;
         let shared = SharedSegment(Arc::clone(&area));
         let taken = {
             let mut state = lock(&inner.state);
-            let allocator = Allocator::new(area.granules());
-            state.areas.insert(id, Slot { area, allocator });
+            state.insert(area);
             state.take(granules)
         };
         drop(growing);
@@ -357,7 +398,7 @@ impl Pool {
         let state = lock(&self.0.state);
         let longest = state.areas.values().map(|slot| slot.allocator.largest_free()).max();
         let in_areas = u64::from(longest.unwrap_or(0)) * GRANULE_BYTES;
-        let in_a_new_one = if self.0.fixed {
+        let in_a_new_one = if self.0.fixed_bytes.is_some() {
             0
         } else {
             let budget = self.0.memory_bytes - state.area_bytes + state.empty_bytes();
@@ -407,15 +448,25 @@ impl Pool {
     /// All that is wrong, each in a sentence. While others reserve and give back, that can be the
     /// sum alone.
     pub fn check(&self) -> Result<PoolReport, Vec<String>> {
+        let Survey { faults, report, .. } = self.survey();
+        if faults.is_empty() { Ok(report) } else { Err(faults) }
+    }
+
+    /// Everything that [`check`](Self::check) looks at, and the places that are taken.
+    pub(crate) fn survey(&self) -> Survey {
         let state = lock(&self.0.state);
         let mut faults = Vec::new();
+        let mut taken = Vec::new();
         let mut granules = 0;
         for (id, Slot { area, allocator }) in &state.areas {
             let named = |why| format!("{} {id}: {why}", area.kind);
             faults.extend(allocator.faults().into_iter().map(named));
             for (start, length) in allocator.taken_places() {
                 let bytes = u64::from(length) * GRANULE_BYTES;
-                faults.extend(fault_of_headers(area, area.block_at(start), bytes).map(named));
+                let offset = area.block_at(start);
+                faults.extend(fault_of_headers(area, offset, bytes).map(named));
+                let generation = sync::seen(area.mapping().atomic_u64(offset));
+                taken.push((Spot { kind: area.kind, id: *id, offset }, generation));
                 granules += u64::from(length);
             }
         }
@@ -423,11 +474,8 @@ impl Pool {
         if used_bytes != self.used_bytes() {
             faults.push(format!("{used_bytes} bytes are taken, {} are counted", self.used_bytes()));
         }
-        if faults.is_empty() {
-            Ok(PoolReport { segments: state.areas.len(), used_bytes })
-        } else {
-            Err(faults)
-        }
+        let report = PoolReport { segments: state.areas.len(), used_bytes };
+        Survey { faults, taken, report }
     }
 }
 
@@ -440,8 +488,8 @@ impl fmt::Debug for Pool {
 impl Inner {
     /// The most that one block can take.
     fn largest_payload_area(&self) -> u64 {
-        if self.fixed {
-            return self.memory_bytes / GRANULE_BYTES * GRANULE_BYTES;
+        if let Some(bytes) = self.fixed_bytes {
+            return bytes;
         }
         let whole = (self.memory_bytes / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
         whole - SEGMENT_HEADER_BYTES
@@ -457,7 +505,22 @@ impl Inner {
         }
     }
 
+    /// Whether all stays as it lies.
+    pub(super) fn is_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
+
+    fn say_farewell(&self, area: &Area) {
+        let farewell = lock(&self.farewell).clone();
+        if let (Some(farewell), Kind::Segment) = (farewell, area.kind) {
+            farewell(area.id);
+        }
+    }
+
     pub(super) fn give(&self, area: &Area, place: Place, bytes: u64) {
+        if self.is_left() {
+            return;
+        }
         self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         let retired = {
             let mut state = lock(&self.state);
@@ -467,20 +530,44 @@ impl Inner {
             // unmake one each time; but none that was made for a single large object.
             let oversized = area.mapping().length() as u64 > self.segment_bytes;
             let useless = slot.allocator.is_empty()
-                && !self.fixed
+                && self.fixed_bytes.is_none()
                 && (oversized
                     || state.areas.values().filter(|slot| slot.allocator.is_empty()).count() > 1);
             if useless { state.take_out(area.id) } else { None }
         };
+        if let Some(area) = &retired {
+            self.say_farewell(area);
+        }
         // Unmapping takes its time: not under the lock.
         drop(retired);
     }
+}
+
+/// Makes a segment, its head written, and sealed where that can be.
+fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Area>, PoolError> {
+    let make = || {
+        let made = maker.make(id, bytes)?;
+        let area = Area { kind: Kind::Segment, id, memory: Memory::Segment(made) };
+        area.write_segment_header(epoch);
+        if let Memory::Segment(made) = &area.memory {
+            maker.seal(made)?;
+        }
+        Ok(Arc::new(area))
+    };
+    make().map_err(|error| PoolError::Segment { bytes, error })
 }
 
 /// A place that was found: in what, where its block begins, and what gives it back.
 type Found = (Arc<Area>, usize, Place);
 
 impl State {
+    /// Lists an area, all of it free; the bytes that blocks can take there.
+    fn insert(&mut self, area: Arc<Area>) -> u64 {
+        let granules = area.granules();
+        self.areas.insert(area.id, Slot { area, allocator: Allocator::new(granules) });
+        u64::from(granules) * GRANULE_BYTES
+    }
+
     fn take(&mut self, granules: u32) -> Option<Found> {
         self.areas.values_mut().find_map(|slot| {
             let (start, place) = slot.allocator.take(granules)?;

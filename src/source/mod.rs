@@ -19,6 +19,7 @@ mod memory;
 mod open;
 mod policy;
 pub mod repository;
+mod verify;
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,9 +35,11 @@ pub use body::VecBody;
 pub use chain::{ChainSource, Link, Remap};
 pub use copy::{Copied, CopyError, Destination, Selection, copy};
 pub use disk::DiskSource;
+pub(crate) use disk::Record as VersionRecord;
 pub use memory::MemorySource;
-pub use open::{SourceOptions, open, split_prefixes};
+pub use open::{SourceOptions, check_url, open, split_prefixes};
 pub use policy::{PathPolicy, Policies, PolicySource, WhenMissing};
+pub use verify::{Damage, Done, Verified};
 
 /// What a source knows of a path around a timestamp.
 ///

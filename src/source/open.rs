@@ -27,16 +27,12 @@ const BUCKET_REFRESH: Duration = Duration::from_secs(10);
 /// # Errors
 /// [`SourceError::Configuration`] if it names none, or nothing is there.
 pub fn open(url: &str, options: &SourceOptions) -> Result<Arc<dyn Source>, SourceError> {
-    let wrong = |reason: &str| SourceError::Configuration {
-        url: url.to_owned(),
-        reason: reason.to_owned(),
-    };
+    check_url(url)?;
     let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme);
     match scheme {
         "memory" => Ok(Arc::new(MemorySource::new())),
         "file" => {
-            let folder = url.strip_prefix("file://").filter(|folder| folder.starts_with('/'));
-            let folder = folder.ok_or_else(|| wrong("expected file:///path/of/the/folder"))?;
+            let folder = url.trim_start_matches("file://");
             let defaults = RepositoryOptions::default();
             let options =
                 RepositoryOptions { refresh: options.refresh.unwrap_or(defaults.refresh) };
@@ -53,11 +49,31 @@ pub fn open(url: &str, options: &SourceOptions) -> Result<Arc<dyn Source>, Sourc
             let options = RepositoryOptions { refresh: options.refresh.unwrap_or(BUCKET_REFRESH) };
             Ok(Arc::new(RepositorySource::new(Bucket::open(url)?, options)))
         }
-        _ => Err(wrong(
-            "unknown scheme; there are http(s)://host:port, file:///dir, s3://bucket/prefix, gs:, \
-             az: and memory:",
-        )),
+        _ => Err(wrong(url, UNKNOWN_SCHEME)),
     }
+}
+
+/// Whether [`open`] would know what to do with `url`; nothing is opened.
+///
+/// # Errors
+/// [`SourceError::Configuration`].
+pub fn check_url(url: &str) -> Result<(), SourceError> {
+    match url.split_once(':') {
+        Some(("file", rest)) if !rest.starts_with("///") => {
+            Err(wrong(url, "expected file:///path/of/the/folder"))
+        }
+        Some(("memory" | "file", _)) => Ok(()),
+        Some(("http" | "https", _)) => CcdbSource::check_url(url),
+        Some((scheme, _)) if BUCKET_SCHEMES.contains(&scheme) => Ok(()),
+        _ => Err(wrong(url, UNKNOWN_SCHEME)),
+    }
+}
+
+const UNKNOWN_SCHEME: &str = "unknown scheme; there are http(s)://host:port, file:///dir, \
+    s3://bucket/prefix, gs:, az: and memory:";
+
+fn wrong(url: &str, reason: &str) -> SourceError {
+    SourceError::Configuration { url: url.to_owned(), reason: reason.to_owned() }
 }
 
 /// `URL#PREFIX,PREFIX`: a source for some paths only. Gives the URL and the prefixes.

@@ -12,6 +12,7 @@
 
 mod action;
 mod cells;
+mod check;
 mod content;
 mod decode;
 mod encode;
@@ -31,6 +32,7 @@ pub use action::{
     ActionError, Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer,
     Register, Release, SegmentsAnswer, action_types, parse_action,
 };
+pub use check::{Check, CheckAnswer};
 pub use content::{
     CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Payload,
 };

@@ -10,6 +10,7 @@ use arrow_array::{Array, RecordBatch, RunArray};
 use arrow_buffer::{ArrowNativeType as _, NullBuffer, ScalarBuffer};
 use arrow_schema::{DataType, TimeUnit};
 
+use super::request::RangeRequest;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::index::Timestamps;
 
@@ -17,6 +18,8 @@ use crate::index::Timestamps;
 pub(super) const TIMESTAMP: &str = "timestamp";
 /// What AliceO2's tables call it.
 const O2_TIMESTAMP: &str = "fTimestamp";
+/// So many rows are taken that are not run-end encoded: as many as a range can have.
+const MAX_PLAIN_ROWS: usize = RangeRequest::MAX_ROWS as usize;
 /// What is taken.
 const EXPECTED: &str = "int64 or uint64 in milliseconds, or timestamp; plain, dictionary or \
                         run-end encoded";
@@ -48,8 +51,12 @@ pub enum TimestampsError {
         /// The value.
         value: String,
     },
-    /// More rows than Int32 can count.
-    #[error("{rows} timestamps are too many, at most {} are possible", Timestamps::MAX_ROWS)]
+    /// More rows than Int32 can count, or than are taken row by row.
+    #[error(
+        "{rows} timestamps are too many: at most {} are taken, and {MAX_PLAIN_ROWS} that are not \
+         run-end encoded",
+        Timestamps::MAX_ROWS
+    )]
     TooMany {
         /// How many there are.
         rows: usize,
@@ -142,7 +149,11 @@ pub fn timestamps_from_array(
     column: &str,
     array: &dyn Array,
 ) -> Result<Timestamps, TimestampsError> {
-    if array.len() > Timestamps::MAX_ROWS {
+    let limit = match array.data_type() {
+        DataType::RunEndEncoded(..) => Timestamps::MAX_ROWS,
+        _ => MAX_PLAIN_ROWS,
+    };
+    if array.len() > limit {
         return Err(TimestampsError::TooMany { rows: array.len() });
     }
     let wrong_type =

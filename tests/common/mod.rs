@@ -7,6 +7,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -39,6 +40,8 @@ pub fn run_well(arguments: &[&str]) -> String {
 /// A service in a process of its own.
 pub struct Service {
     child: Child,
+    /// Reads what it writes to stderr: a pipe that nobody reads would hold it up.
+    log: Option<JoinHandle<String>>,
     /// The line that it printed when it was ready.
     pub ready: Value,
     pub folder: tempfile::TempDir,
@@ -52,6 +55,20 @@ impl Service {
 
     /// The same with so much memory, in segments of that size.
     pub fn start_sized(memory: &str, segment: &str, arguments: &[&str]) -> Self {
+        Self::launch(memory, segment, arguments, &[])
+    }
+
+    /// Starts it with more in its environment.
+    pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::launch("64MiB", "16MiB", arguments, environment)
+    }
+
+    fn launch(
+        memory: &str,
+        segment: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sockets = folder.path().join("s");
         let mut child = iovcache()
@@ -60,12 +77,15 @@ impl Service {
             .arg("--socket")
             .arg(&sockets)
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let stdout = child.stdout.take().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let log = std::thread::spawn(move || read_all(stderr));
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
             let mut line = String::new();
@@ -76,9 +96,9 @@ impl Service {
         let Ok(ready) = serde_json::from_str(&line) else {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("no ready line but {line:?}; {}", read_all(child.stderr.take()));
+            panic!("no ready line but {line:?}; {}", log.join().unwrap());
         };
-        Self { child, ready, folder }
+        Self { child, log: Some(log), ready, folder }
     }
 
     /// A service over a repository folder, which sees changes within 0.2 s.
@@ -109,13 +129,34 @@ impl Service {
         self.ready["http"].as_str().unwrap().trim_start_matches("http://").to_owned()
     }
 
+    /// Whether pins, places and bytes add up in it, and every object is as it was published: what
+    /// `iovcache status --check` says, and panics otherwise.
+    pub fn adds_up(&self) -> Value {
+        let told = self.check();
+        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        serde_json::from_slice(&told.stdout).unwrap()
+    }
+
+    fn check(&self) -> Output {
+        let told = run(&["status", "--check", "--contents", "--json", "--server", &self.unix()]);
+        let text = String::from_utf8_lossy(&told.stdout);
+        assert!(!String::from_utf8_lossy(&told.stderr).contains("do not add up"), "{text}");
+        told
+    }
+
     /// Sends SIGTERM and waits for the end: the exit status and what it wrote to stderr.
-    pub fn stop(mut self) -> (Option<i32>, String) {
+    pub fn stop(self) -> (Option<i32>, String) {
         self.signal("TERM");
+        self.wait()
+    }
+
+    /// Waits until it ends by itself: the exit status and what it wrote to stderr.
+    pub fn wait(mut self) -> (Option<i32>, String) {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().unwrap() {
-                return (status.code(), read_all(self.child.stderr.take()));
+                let log = self.log.take().map(|log| log.join().unwrap());
+                return (status.code(), log.unwrap_or_default());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -141,17 +182,19 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        // Whatever a test does with it, in the end everything adds up, if it can be asked.
+        if !std::thread::panicking() && matches!(self.child.try_wait(), Ok(None)) {
+            self.check();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-fn read_all(stderr: Option<ChildStderr>) -> String {
-    let mut text = String::new();
-    if let Some(mut stderr) = stderr {
-        let _ = stderr.read_to_string(&mut text);
-    }
-    text
+fn read_all(mut stderr: ChildStderr) -> String {
+    let mut text = Vec::new();
+    let _ = stderr.read_to_end(&mut text);
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// Waits until `condition` gives something.

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any, Dict, List, Optional
 
-from ._errors import FailedPrecondition, Unavailable
+from ._errors import FailedPrecondition, IovcacheError, Unavailable, refused
 from ._resolver import MetaHeader, Resolver
 
 _MAX_DESCRIPTORS = 253
@@ -36,12 +36,14 @@ class Attachment:
             self._send(hello)
             welcome = self._line()
             if welcome is None:
-                raise Unavailable(f"{path}: the service hung up")
+                raise Unavailable(f"{path}: the service hung up", "IOV-4061")
+            if "error" in welcome:
+                raise refused(welcome)
             self._take(welcome)
             self._socket.settimeout(None)
         except OSError as error:
             self._end()
-            if isinstance(error, Unavailable):
+            if isinstance(error, IovcacheError):
                 raise
             raise Unavailable(f"cannot attach to {path}: {error}") from error
         except BaseException:

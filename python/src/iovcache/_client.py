@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import threading
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.flight as flight
 
+from ._again import until_answered
 from ._attach import Attachment
-from ._errors import FailedPrecondition, InvalidArgument, IovcacheError, translate
+from ._errors import FailedPrecondition, InvalidArgument, IovcacheError, Unavailable, translate
 from ._held import SHORT_SPAN, Held
 from ._table import Table
 
@@ -21,6 +24,8 @@ Columns = Mapping[str, Union[str, Mapping[str, Any]]]
 _OPTIONS = frozenset(
     "encoding cell missing timestamps_column not_after not_before lock wait_ms session".split()
 )
+#: What is done once only cannot be told from what was not done at all.
+_ONCE = frozenset(["drop_timeframe", "release"])
 
 
 @contextlib.contextmanager
@@ -39,21 +44,47 @@ def connect(
     consumer: Optional[str] = None,
     token: Optional[str] = None,
     remote: bool = False,
+    patience: float = 60.0,
+    tls_root_certs: Optional[bytes] = None,
+    cert_chain: Optional[bytes] = None,
+    private_key: Optional[bytes] = None,
+    insecure: bool = False,
 ) -> "Client":
-    """Connects to ``grpc://host:port`` or ``grpc+unix:///path/flight.sock``.
+    """Connects to ``grpc://host:port``, ``grpc+tls://host:port`` or
+    ``grpc+unix:///path/flight.sock``.
 
     Args:
         url: where the service is.
         consumer: what this process calls itself.
-        token: what lets it in, where a token is configured.
+        token: what lets it in, where the service asks for it; by default what stands in
+            ``IOVCACHE_TOKEN``.
         remote: never attach, even on the node: objects come over the wire.
+        patience: for how long, in seconds, a call waits for a service that is gone to come back; of
+            a table, its own ``wait_ms`` counts.
+        tls_root_certs: the authorities that may have signed the service's certificate (PEM); by
+            default the system's.
+        cert_chain: the certificate by which the service knows us (PEM).
+        private_key: its key (PEM).
+        insecure: send the token even over plain TCP to another node, where it can be read.
 
     Raises:
         Unavailable: the service cannot be reached.
+        Unauthenticated: the service asks for a token, or does not know this one.
+        InvalidArgument: the token would travel in the clear.
     """
-    client = Client(url, consumer=consumer, token=token, remote=remote)
+    client = Client(
+        url,
+        consumer=consumer,
+        token=token,
+        remote=remote,
+        patience=patience,
+        tls_root_certs=tls_root_certs,
+        cert_chain=cert_chain,
+        private_key=private_key,
+        insecure=insecure,
+    )
     try:
-        client.status()
+        client._act_once("status", {})
     except BaseException:
         client.close()
         raise
@@ -70,21 +101,44 @@ class Client:
         consumer: Optional[str] = None,
         token: Optional[str] = None,
         remote: bool = False,
+        patience: float = 60.0,
+        tls_root_certs: Optional[bytes] = None,
+        cert_chain: Optional[bytes] = None,
+        private_key: Optional[bytes] = None,
+        insecure: bool = False,
     ) -> None:
         self.url = url
+        self._patience = patience
         self._consumer = consumer or f"python-{os.getpid()}"
-        self._token = token
+        self._token = token or os.environ.get("IOVCACHE_TOKEN") or None
+        headers = []
+        if self._token is not None:
+            if _is_overheard(url) and not insecure:
+                raise InvalidArgument(
+                    "the token is not sent: it would travel in the clear; use grpc+tls://, or "
+                    "insecure=True"
+                )
+            headers.append((b"authorization", b"Bearer " + self._token.encode()))
+        self._call = flight.FlightCallOptions(headers=headers)
         self._lock = threading.Lock()
         self._attachment: Optional[Attachment] = None
+        self._was_attached = False
         self._remote = remote
         with _translated():
             self._flight = flight.connect(
                 _location(url),
+                tls_root_certs=tls_root_certs,
+                cert_chain=cert_chain,
+                private_key=private_key,
                 # gRPC's C core would send the path of a Unix socket, which HTTP/2 forbids.
                 generic_options=[
                     ("grpc.default_authority", "localhost"),
                     ("grpc.max_send_message_length", -1),
                     ("grpc.max_receive_message_length", -1),
+                    # Who loses a service has it again as soon as it is back: our own pauses count.
+                    ("grpc.initial_reconnect_backoff_ms", 50),
+                    ("grpc.min_reconnect_backoff_ms", 1000),
+                    ("grpc.max_reconnect_backoff_ms", 1000),
                 ],
             )
 
@@ -149,11 +203,16 @@ class Client:
             held = Held.of(request, timestamps)
             if held is None:
                 request["timestamps"] = _millis(timestamps)
+        wait = request.get("wait_ms")
+        patience = self._patience if wait is None else wait / 1000
+        return until_answered(patience, lambda left: self._new_table(_within(request, left), held))
+
+    def _new_table(self, request: Dict[str, Any], held: Optional[Held]) -> Table:
         try:
             return self._table(request, held)
         except FailedPrecondition:
             # The service was restarted: its successor knows another session of ours.
-            if not self._forget_lost_session():
+            if "session" in request or not self._forget_lost_session():
                 raise
             return self._table(request, held)
 
@@ -210,7 +269,7 @@ class Client:
     def _get(self, request: Mapping[str, Any]) -> pa.Table:
         ticket = flight.Ticket(json.dumps(request))
         with _translated():
-            return self._flight.do_get(ticket).read_all()
+            return self._flight.do_get(ticket, options=self._call).read_all()
 
     def _release(self, table: Table) -> None:
         self._release_lease(table.arrow.schema.metadata)
@@ -243,9 +302,15 @@ class Client:
             about["table"] = table
         array = _array(timestamps)
         batch = pa.record_batch([array], names=["timestamp"])
+        # The same content again has the same answer.
+        return until_answered(self._patience, lambda _: self._put(timeframe, batch, about))
+
+    def _put(
+        self, timeframe: int, batch: pa.RecordBatch, about: Mapping[str, Any]
+    ) -> Dict[str, Any]:
         descriptor = flight.FlightDescriptor.for_path("timeframe", str(timeframe))
         with _translated():
-            writer, reader = self._flight.do_put(descriptor, batch.schema)
+            writer, reader = self._flight.do_put(descriptor, batch.schema, options=self._call)
             with writer:
                 # pyarrow can attach metadata to a batch only.
                 writer.write_with_metadata(batch, json.dumps(about).encode())
@@ -299,14 +364,23 @@ class Client:
 
     def paths(self, prefix: str = "") -> Dict[str, int]:
         """The paths at a prefix and below, and how many versions each has."""
-        with _translated():
-            flights = list(self._flight.list_flights(prefix.encode()))
+        flights = until_answered(self._patience, lambda _: self._list(prefix))
         about = (json.loads(info.app_metadata) for info in flights)
         return {entry["path"]: entry["objects"] for entry in about if "path" in entry}
 
-    def _act(self, name: str, body: Mapping[str, Any]) -> Dict[str, Any]:
+    def _list(self, prefix: str) -> List[flight.FlightInfo]:
         with _translated():
-            results = list(self._flight.do_action(flight.Action(name, json.dumps(body).encode())))
+            return list(self._flight.list_flights(prefix.encode(), options=self._call))
+
+    def _act(self, name: str, body: Mapping[str, Any]) -> Dict[str, Any]:
+        if name in _ONCE:
+            return self._act_once(name, body)
+        return until_answered(self._patience, lambda _: self._act_once(name, body))
+
+    def _act_once(self, name: str, body: Mapping[str, Any]) -> Dict[str, Any]:
+        with _translated():
+            action = flight.Action(name, json.dumps(body).encode())
+            results = list(self._flight.do_action(action, options=self._call))
         return dict(json.loads(results[0].body.to_pybytes()))
 
     def _attach(self, request: Mapping[str, Any]) -> Optional[Attachment]:
@@ -326,7 +400,11 @@ class Client:
             assert path is not None
             try:
                 self._attachment = Attachment(path, self._consumer, self._token)
-            except IovcacheError:
+                self._was_attached = True
+            except IovcacheError as error:
+                if self._was_attached and isinstance(error, Unavailable):
+                    # Who was let in before is so again, by a service that does not end in between.
+                    raise Unavailable(str(error)) from error
                 if folder is not None:
                     raise
                 # Over TCP it is enough that objects come over the wire.
@@ -337,7 +415,7 @@ class Client:
     def _attach_path(self, request: Mapping[str, Any]) -> Optional[str]:
         descriptor = flight.FlightDescriptor.for_command(json.dumps(request))
         with _translated():
-            schema = self._flight.get_schema(descriptor).schema
+            schema = self._flight.get_schema(descriptor, options=self._call).schema
         path = (schema.metadata or {}).get(b"iovcache.attach")
         return path.decode() if path is not None else None
 
@@ -351,8 +429,25 @@ class Client:
         return True
 
 
+def _within(request: Dict[str, Any], left: Optional[float]) -> Dict[str, Any]:
+    """The request with no more time than is left; the first time, as it is."""
+    return request if left is None else {**request, "wait_ms": int(left * 1000)}
+
+
 def _location(url: str) -> str:
     return url if not url.startswith("grpc://") else "grpc+tcp://" + url[len("grpc://") :]
+
+
+def _is_overheard(url: str) -> bool:
+    """Whether what is sent can be read on the way: plain TCP that leaves this node."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("grpc", "grpc+tcp"):
+        return False
+    host = urlsplit("//" + rest).hostname or ""
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
 
 
 def _socket_folder(url: str) -> Optional[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Optional
+from typing import Mapping, Optional
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -70,6 +70,7 @@ _CODED = re.compile(r"\[(IOV-\d{4})\] (.*?)(?:\. gRPC client debug context:|$)",
 _BY_CODE = {
     "IOV-1020": ResourceExhausted,
     "IOV-1051": ResourceExhausted,
+    "IOV-1060": ResourceExhausted,
     "IOV-2012": ResourceExhausted,
     "IOV-3006": ResourceExhausted,
     "IOV-4002": ResourceExhausted,
@@ -78,7 +79,13 @@ _BY_CODE = {
     "IOV-5002": FailedPrecondition,
     "IOV-5012": FailedPrecondition,
     "IOV-5013": AlreadyExists,
+    "IOV-5015": ResourceExhausted,
+    "IOV-5016": ResourceExhausted,
 }
+
+
+# What gRPC says of a connection that broke in the middle of an answer.
+_BROKEN = ("Socket closed", "Stream removed", "Connection reset", "Broken pipe")
 
 
 def translate(error: BaseException) -> IovcacheError:
@@ -87,6 +94,20 @@ def translate(error: BaseException) -> IovcacheError:
     found = _CODED.search(text)
     code, message = (found.group(1), found.group(2).strip()) if found else (None, text)
     return _kind(error, code, text)(message, code)
+
+
+_BY_NAME = {
+    "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
+    "INVALID_ARGUMENT": InvalidArgument,
+}
+
+
+def refused(line: Mapping[str, str]) -> IovcacheError:
+    """The typed error for what the attach socket says to who is not let in."""
+    found = _CODED.search(line["error"])
+    code, message = found.groups() if found else (None, line["error"])
+    return _BY_NAME.get(line.get("kind", ""), Unavailable)(message, code)
 
 
 def _kind(error: BaseException, code: Optional[str], text: str) -> type:
@@ -104,6 +125,8 @@ def _kind(error: BaseException, code: Optional[str], text: str) -> type:
         return PermissionDenied
     if isinstance(error, KeyError):
         return NotFound
+    if code is None and any(word in text for word in _BROKEN):
+        return Unavailable
     # Older pyarrow has no class of its own for it.
     if "ALREADY_EXISTS" in text or "already exists" in text.lower():
         return AlreadyExists

@@ -1,14 +1,16 @@
 //! What the commands share: how they fail, how they log, how they read sizes and times.
 
 use std::fmt;
+use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use iovcache::client::{Client, ClientError, ClientOptions};
+use iovcache::client::{Client, ClientOptions, TlsFiles};
 use iovcache::error::{Coded, ErrorKind};
-use iovcache::{Clock, Timestamp};
+use iovcache::server::LogFormat;
+use iovcache::{Clock, Secret, Timestamp};
 
 /// Why a command failed: one line for a person, a status for a program.
 #[derive(Debug)]
@@ -40,6 +42,11 @@ impl Failure {
         Self { status, message: message.to_string() }
     }
 
+    /// What a caller can do about it is known.
+    pub(crate) fn of_kind(kind: ErrorKind, message: impl fmt::Display) -> Self {
+        Self { status: kind.exit_status(), message: message.to_string() }
+    }
+
     /// It did not work.
     pub(crate) fn failed(message: impl fmt::Display) -> Self {
         Self { status: 1, message: message.to_string() }
@@ -58,6 +65,12 @@ impl Failure {
     }
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 impl<E: Coded> From<E> for Failure {
     fn from(error: E) -> Self {
         Self { status: error.kind().exit_status(), message: error.message() }
@@ -67,7 +80,7 @@ impl<E: Coded> From<E> for Failure {
 /// Which service.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Server {
-    /// The service: grpc://host:port or grpc+unix:///path/flight.sock.
+    /// The service: grpc://host:port, grpc+tls://host:port or grpc+unix:///path/flight.sock.
     #[arg(
         long = "server",
         value_name = "URL",
@@ -75,15 +88,55 @@ pub(crate) struct Server {
         default_value = "grpc://127.0.0.1:50051"
     )]
     url: String,
+    /// What lets us in, where the service asks for it. It can be seen in the list of processes:
+    /// better in the environment, or in a file.
+    #[arg(long, value_name = "TOKEN", env = "IOVCACHE_TOKEN", hide_env_values = true)]
+    #[arg(value_parser = secret)]
+    token: Option<Secret>,
+    /// A file with the token.
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// The authority that signed the service's certificate (PEM), for grpc+tls://; by default the
+    /// system's.
+    #[arg(long, value_name = "FILE", env = "IOVCACHE_CA")]
+    ca: Option<PathBuf>,
+    /// The certificate by which the service knows us (PEM).
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// Send the token even over plain TCP to another node, where it can be read on the way.
+    #[arg(long)]
+    insecure: bool,
+}
+
+fn secret(text: &str) -> Result<Secret, String> {
+    Ok(Secret::from(text))
 }
 
 impl Server {
-    pub(crate) async fn connect(&self) -> Result<Client, ClientError> {
+    pub(crate) async fn connect(&self) -> Result<Client, Failure> {
         self.connect_with(ClientOptions::default()).await
     }
 
-    pub(crate) async fn connect_with(&self, options: ClientOptions) -> Result<Client, ClientError> {
-        Client::connect_with(&self.url, options).await
+    pub(crate) async fn connect_with(&self, options: ClientOptions) -> Result<Client, Failure> {
+        let read = |file: &Path| fs::read(file).map_err(|error| Failure::io(file.display(), error));
+        let text = |file: &Path| {
+            fs::read_to_string(file).map_err(|error| Failure::io(file.display(), error))
+        };
+        let token = match &self.token_file {
+            Some(file) => Some(Secret::from(text(file)?.trim())),
+            None => self.token.clone(),
+        };
+        let identity = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => Some((read(cert)?, Secret::from(text(key)?))),
+            _ => None,
+        };
+        let authority = self.ca.as_deref().map(read).transpose()?;
+        let tls = TlsFiles { authority, identity, domain: None };
+        let options = ClientOptions { token, tls, insecure: self.insecure, ..options };
+        Ok(Client::connect_with(&self.url, options).await?)
     }
 }
 
@@ -103,61 +156,16 @@ pub(crate) fn out(text: &[u8]) -> Result<(), Failure> {
     }
 }
 
-/// Logs to stderr as `filter` says.
-pub(crate) fn log_to_stderr(filter: &str) -> Result<(), Failure> {
+/// Logs to stderr what `filter` lets through.
+pub(crate) fn log_to_stderr(filter: &str, format: LogFormat) -> Result<(), Failure> {
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .map_err(|error| Failure::usage(format!("--log {filter:?}: {error}")))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
     Ok(())
-}
-
-/// A number of bytes: `4096`, `64KiB`, `512MiB`, `4GiB`, `1TiB`, also `kB`, `MB`, `GB`.
-pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let unit_bytes: u64 = match unit.trim() {
-        "" | "B" => 1,
-        "KiB" | "K" | "k" => 1 << 10,
-        "MiB" | "M" => 1 << 20,
-        "GiB" | "G" => 1 << 30,
-        "TiB" | "T" => 1 << 40,
-        "kB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "TB" => 1_000_000_000_000,
-        other => {
-            return Err(format!("unknown unit {other:?}; there are KiB, MiB, GiB, kB, MB, GB"));
-        }
-    };
-    let wrong = || format!("{text:?} is no number of bytes; expected e.g. 4GiB");
-    let bytes = match number.parse::<u64>() {
-        Ok(number) => number.checked_mul(unit_bytes).ok_or_else(wrong)?,
-        Err(_) => {
-            let bytes = number.parse::<f64>().map_err(|_| wrong())? * unit_bytes as f64;
-            // 2^63 is beyond any memory, and exact below 2^53.
-            if bytes < 9e18 { bytes as u64 } else { return Err(wrong()) }
-        }
-    };
-    if bytes == 0 { Err("0 bytes are too few".to_owned()) } else { Ok(bytes) }
-}
-
-/// A duration: `500ms`, `1s`, `1.5s`, `2min`.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let seconds = match unit.trim() {
-        "ms" => 1e-3,
-        "s" | "" => 1.0,
-        "min" | "m" => 60.0,
-        "h" => 3600.0,
-        other => return Err(format!("unknown unit {other:?}; there are ms, s, min, h")),
-    };
-    let number: f64 = number.parse().map_err(|_| format!("{text:?} is no duration, e.g. 1s"))?;
-    Duration::try_from_secs_f64(number * seconds).map_err(|error| format!("{text:?}: {error}"))
 }
 
 /// Bytes as a person reads them.
@@ -182,28 +190,13 @@ pub(crate) fn progress(what: &str, length: u64) -> ProgressBar {
     bar.with_message(what.to_owned())
 }
 
-/// The mode of a socket, in octal: `0660`.
-pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
-    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
-    mode.ok_or_else(|| format!("{text:?} is no mode, expected one like 0660"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_durations_are_read_with_their_units() {
-        assert_eq!(parse_bytes("4096"), Ok(4096));
-        assert_eq!(parse_bytes("4GiB"), Ok(4 << 30));
-        assert_eq!(parse_bytes("1.5MiB"), Ok(3 << 19));
-        assert_eq!(parse_bytes("2MB"), Ok(2_000_000));
-        for wrong in ["", "GiB", "0", "4 apples", "-1", "99999999999TiB", "1.2.3"] {
-            assert!(parse_bytes(wrong).is_err(), "{wrong:?}");
-        }
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
-        assert!(parse_duration("1 year").is_err());
+    fn sizes_are_shown_for_people() {
+        assert_eq!(show_bytes(512), "512 B");
         assert_eq!(show_bytes(3 << 19), "1.5 MiB");
     }
 }

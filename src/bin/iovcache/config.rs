@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
-use iovcache::server::Config;
+use clap::{ArgMatches, Args, Subcommand};
+use iovcache::server::{Origin, Section, SectionForm, Settings, sections};
 
-use crate::common::{Failure, out, parse_bytes, parse_duration, parse_mode};
+use crate::common::{Failure, out};
+use crate::serve::{self, LogArguments};
+use crate::settings::{self, Given};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -15,59 +17,113 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Say what is wrong with a configuration, if anything.
+    /// Say what is wrong with a configuration, if anything: file, line and key of each fault.
     Check {
         /// The file.
         file: PathBuf,
     },
-    /// Print a configuration with all that it leaves out, as TOML.
+    /// Print a configuration to begin with: every key with its text and default, as comments.
+    New,
+    /// Print what a service would run with, and where each value came from: the default, the file,
+    /// the environment or the command line. It is a configuration itself.
     Show {
-        /// The file; without one, the defaults.
+        /// The file; without one, --config.
         file: Option<PathBuf>,
+        #[command(flatten)]
+        serve: Box<serve::Arguments>,
     },
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    match &arguments.action {
+pub(crate) fn run(
+    arguments: Arguments,
+    log: &LogArguments,
+    matches: &ArgMatches,
+) -> Result<(), Failure> {
+    match arguments.action {
         Action::Check { file } => {
-            read(file)?;
+            settings::of_file(&file)?;
             eprintln!("{} is right", file.display());
             Ok(())
         }
-        Action::Show { file } => {
-            let config = file.as_ref().map(read).transpose()?.unwrap_or_default();
-            let text = toml::to_string(&config)
-                .map_err(|error| Failure::failed(format!("cannot print it: {error}")))?;
-            out(text.as_bytes())
+        Action::Show { file, serve } => {
+            let matches = matches.subcommand().map_or(matches, |(_, matches)| matches);
+            let given = Given::new(&serve, log, matches)?;
+            let given = match file {
+                Some(file) => given.with_file(file),
+                None => given,
+            };
+            out(written(Some(&given.settings()?))?.as_bytes())
         }
+        Action::New => out(written(None)?.as_bytes()),
     }
 }
 
-/// The configuration in a file, its sizes and times looked at too.
-pub(crate) fn read(file: &PathBuf) -> Result<Config, Failure> {
-    let text = std::fs::read_to_string(file).map_err(|error| Failure::io(file.display(), error))?;
-    let config = Config::parse(&text)?;
-    let of_file =
-        |name: &str, error: String| Failure::usage(format!("{}: {name}: {error}", file.display()));
-    for (name, size) in
-        [("memory", &config.memory), ("segment", &config.segment), ("disk_size", &config.disk_size)]
-    {
-        if let Some(size) = size {
-            parse_bytes(size).map_err(|error| of_file(name, error))?;
+/// Every key with its text, as TOML. With `settings` each stands with its value and where that came
+/// from; without, with its default, and all of it as comments.
+fn written(settings: Option<&Settings>) -> Result<String, Failure> {
+    let failed = |error| Failure::failed(format!("cannot print it: {error}"));
+    let config = settings.map(|settings| settings.config.clone()).unwrap_or_default();
+    let values = toml::Table::try_from(config).map_err(failed)?;
+    let mut text = String::new();
+    for Section { name, form, text: about, keys } in sections() {
+        let value = values.get(*name);
+        text += &comment(about);
+        let table = match form {
+            SectionForm::Top => Some(&values),
+            SectionForm::Once => {
+                let commented = if settings.is_some() { "" } else { "#" };
+                text += &format!("{commented}[{name}]\n");
+                value.and_then(toml::Value::as_table)
+            }
+            SectionForm::List | SectionForm::Named => {
+                let origin = settings.map(|settings| settings.origin(name));
+                if let (Some(value), Some(origin)) =
+                    (value, origin.filter(|o| **o != Origin::Default))
+                {
+                    // As it stands: what is in it cannot come from elsewhere.
+                    let only = toml::Table::from_iter([((*name).to_owned(), value.clone())]);
+                    text += &format!("# From: {origin}\n");
+                    text += &toml::to_string(&only).map_err(failed)?;
+                    text.push('\n');
+                    continue;
+                }
+                text += &match form {
+                    SectionForm::List => format!("#[[{name}]]\n"),
+                    _ => format!("#[{name}.NAME]\n"),
+                };
+                None
+            }
+        };
+        for key in keys {
+            text += &comment(&key.text);
+            let field = key.field();
+            text += &match (settings, table.and_then(|table| table.get(field))) {
+                (Some(settings), Some(value)) => {
+                    format!("{field} = {value}  # {}\n", settings.origin(&key.name))
+                }
+                (None, Some(value)) => format!("#{field} = {value}\n"),
+                (_, None) => format!("#{field} =\n"),
+            };
+        }
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// Text as a comment of TOML.
+fn comment(text: &str) -> String {
+    const WIDTH: usize = 98;
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() || line.len() + 1 + word.len() <= WIDTH => {
+                if !line.is_empty() {
+                    line.push(' ');
+                }
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
         }
     }
-    if let Some(mode) = &config.socket_mode {
-        parse_mode(mode).map_err(|error| of_file("socket_mode", error))?;
-    }
-    for path in &config.paths {
-        for (name, time) in [("timeout", &path.timeout), ("refresh", &path.refresh)] {
-            let checked = time.as_ref().map_or(Ok(()), |time| parse_duration(time).map(drop));
-            let name = format!("path {:?}: {name}", path.path);
-            checked.map_err(|error| of_file(&name, error))?;
-        }
-    }
-    if let Some(refresh) = &config.refresh {
-        parse_duration(refresh).map_err(|error| of_file("refresh", error))?;
-    }
-    Ok(config)
+    lines.iter().filter(|line| !line.is_empty()).map(|line| format!("# {line}\n")).collect()
 }

@@ -54,7 +54,7 @@ const BROWSE_LIMIT: usize = 100_000;
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut ccdb = match &arguments.config {
-        Some(file) => crate::config::read(file)?.ccdb,
+        Some(file) => crate::settings::of_file(file)?.config.ccdb,
         None => Config::default().ccdb,
     };
     if arguments.config.is_none() {

@@ -77,7 +77,7 @@ struct Report {
 }
 
 /// A process that ends with this.
-struct Process(Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -86,7 +86,7 @@ impl Drop for Process {
     }
 }
 
-fn own_program() -> Result<Command, Failure> {
+pub(crate) fn own_program() -> Result<Command, Failure> {
     let program = std::env::current_exe();
     program.map(Command::new).map_err(|error| Failure::io("cannot find this program", error))
 }

@@ -3,6 +3,7 @@
 //! Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 usage, 3 not
 //! found, 4 unavailable, 5 not allowed.
 
+mod bench;
 mod cat;
 mod common;
 mod config;
@@ -14,31 +15,27 @@ mod papers;
 mod picture;
 mod put;
 mod serve;
+mod settings;
 mod status;
 mod table;
 mod timeline;
+mod token;
+mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::common::Failure;
+use crate::settings::Given;
 
 /// Keeps condition objects in shared memory for the time in which they are valid, and answers
 /// Arrow Flight requests with tables of their MetaHeaders.
 #[derive(Debug, Parser)]
 #[command(name = "iovcache", version, propagate_version = true)]
 pub(crate) struct Program {
-    /// What is logged on stderr: error, warn, info, debug, trace, or a filter like
-    /// `iovcache=debug`.
-    #[arg(
-        long,
-        global = true,
-        env = "IOVCACHE_LOG",
-        default_value = "warn",
-        value_name = "FILTER"
-    )]
-    log: String,
+    #[command(flatten)]
+    log: serve::LogArguments,
     #[command(subcommand)]
     command: Command,
 }
@@ -69,6 +66,12 @@ enum Command {
     Status(status::Arguments),
     /// Show all of it at work, without any file or server.
     Demo(demo::Arguments),
+    /// Measure a service under load: latency, throughput, cost, and whether every byte is right.
+    Bench(Box<bench::Arguments>),
+    /// Check what lies in a repository folder, or in that of a disk tier.
+    Verify(verify::Arguments),
+    /// Make a token that lets a client in, and its entry for `serve --tokens`.
+    Token(token::Arguments),
     /// Check a configuration, or show what it comes to.
     Config(config::Arguments),
     /// Write the completions of a shell to stdout.
@@ -77,11 +80,28 @@ enum Command {
     Man,
 }
 
+/// The commands with all of their options.
+pub(crate) fn program() -> clap::Command {
+    Program::command()
+        .mut_arg("log", settings::in_environment)
+        .mut_arg("log_format", settings::in_environment)
+        .mut_subcommand("serve", settings::dress)
+        .mut_subcommand("config", |config| config.mut_subcommand("show", settings::dress))
+}
+
 fn main() -> ExitCode {
-    let program = Program::parse();
-    if let Err(failure) = common::log_to_stderr(&program.log) {
+    let matches = program().get_matches();
+    let program = Program::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let Program { log, command } = program;
+    // A service logs as its configuration says, which is yet to be read.
+    let begun = match command {
+        Command::Serve(_) => Ok(()),
+        _ => common::log_to_stderr(&log.filter(), log.format()),
+    };
+    if let Err(failure) = begun {
         return failure.tell();
     }
+    let matches = matches.subcommand().map_or(&matches, |(_, matches)| matches);
     // Each thread keeps memory of its own: with tokio's 512, ten thousand small objects cost twice
     // as much as they need.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -93,8 +113,8 @@ fn main() -> ExitCode {
         Err(error) => return Failure::io("cannot start", error).tell(),
     };
     let done = runtime.block_on(async {
-        match program.command {
-            Command::Serve(arguments) => serve::run(*arguments).await,
+        match command {
+            Command::Serve(arguments) => serve::run(&Given::new(&arguments, &log, matches)?).await,
             Command::Put(arguments) => put::run(arguments).await,
             Command::Import(arguments) => import::run(arguments).await,
             Command::Copy(arguments) => copy::run(*arguments).await,
@@ -104,7 +124,10 @@ fn main() -> ExitCode {
             Command::Timeline(arguments) => timeline::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
             Command::Demo(arguments) => demo::run(arguments).await,
-            Command::Config(arguments) => config::run(&arguments),
+            Command::Bench(arguments) => bench::run(*arguments).await,
+            Command::Verify(arguments) => verify::run(&arguments),
+            Command::Token(arguments) => token::run(&arguments),
+            Command::Config(arguments) => config::run(arguments, &log, matches),
             Command::Completions(arguments) => papers::completions(&arguments),
             Command::Man => papers::man(),
         }

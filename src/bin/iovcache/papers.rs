@@ -1,8 +1,5 @@
 //! `completions` and `man`: written from the very definition of the commands.
 
-use clap::CommandFactory as _;
-
-use crate::Program;
 use crate::common::{Failure, out};
 
 #[derive(Debug, clap::Args)]
@@ -13,13 +10,13 @@ pub(crate) struct CompletionsArguments {
 
 pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<(), Failure> {
     let mut text = Vec::new();
-    clap_complete::generate(arguments.shell, &mut Program::command(), "iovcache", &mut text);
+    clap_complete::generate(arguments.shell, &mut crate::program(), "iovcache", &mut text);
     out(&text)
 }
 
 pub(crate) fn man() -> Result<(), Failure> {
     let mut text = Vec::new();
-    let command = Program::command().disable_help_subcommand(true);
+    let command = crate::program().disable_help_subcommand(true);
     let render = |command: clap::Command, text: &mut Vec<u8>| {
         clap_mangen::Man::new(command)
             .render(text)

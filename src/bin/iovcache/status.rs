@@ -1,10 +1,11 @@
-//! `status`: what a service does, once or again and again.
+//! `status`: what a service does, once or again and again; with `--check`, whether it adds up.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use clap::Args;
+use iovcache::client::Client;
 use iovcache::table::{SourceState, Status};
 
 use crate::common::{Failure, Server, out, show_bytes};
@@ -20,6 +21,13 @@ pub(crate) struct Arguments {
     /// Again every second.
     #[arg(long)]
     watch: bool,
+    /// Look whether pins, places and bytes add up in the running service; if not, say what does not,
+    /// and leave with status 1.
+    #[arg(long, conflicts_with = "watch")]
+    check: bool,
+    /// With --check: the service reads every object too, and compares its CRC-32C.
+    #[arg(long, requires = "check")]
+    contents: bool,
     /// As it comes.
     #[arg(long)]
     json: bool,
@@ -27,6 +35,9 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let client = arguments.server.connect().await?;
+    if arguments.check {
+        return check(&client, &arguments).await;
+    }
     loop {
         let status = client.status().await?;
         let text = match arguments.json {
@@ -42,6 +53,34 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn check(client: &Client, arguments: &Arguments) -> Result<(), Failure> {
+    let found = client.check(arguments.contents).await?;
+    if arguments.json {
+        out(format!("{}\n", serde_json::json!(found)).as_bytes())?;
+    } else {
+        let (objects, segments) = (found.objects, found.segments);
+        let (used, pinned) = (show_bytes(found.used_bytes), show_bytes(found.pinned_bytes));
+        let mut text = format!("{objects} objects in {segments} segments: {used}, {pinned} pinned");
+        let (sessions, leases, timeframes) = (found.sessions, found.leases, found.timeframes);
+        let _ = write!(
+            text,
+            "; {sessions} sessions, {leases} leases, {timeframes} timeframes in flight"
+        );
+        if arguments.contents {
+            let _ = write!(text, "; {} read", show_bytes(found.read_bytes));
+        }
+        text.push('\n');
+        for fault in &found.faults {
+            let _ = writeln!(text, "wrong: {fault}");
+        }
+        out(text.as_bytes())?;
+    }
+    match found.faults.len() {
+        0 => Ok(()),
+        count => Err(Failure::failed(format!("{count} things do not add up"))),
     }
 }
 

@@ -12,6 +12,7 @@ use arrow_ipc::writer::StreamWriter;
 use arrow_schema::ArrowError;
 use clap::{Args, ValueEnum};
 use iovcache::client::{ClientOptions, TableRequest};
+use iovcache::server::TimeSpan;
 use iovcache::table::{CellValue, column_runs, timestamps_from_batches};
 
 use crate::common::{Failure, Server, out};
@@ -65,8 +66,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
     /// How long it may take.
-    #[arg(long, value_name = "TIME", value_parser = crate::common::parse_duration)]
-    wait: Option<std::time::Duration>,
+    #[arg(long, value_name = "TIME")]
+    wait: Option<TimeSpan>,
     /// How it is printed.
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -183,7 +184,7 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
         request = request.lock(rows);
     }
     if let Some(wait) = arguments.wait {
-        request = request.wait(wait);
+        request = request.wait(wait.duration());
     }
     Ok(request)
 }

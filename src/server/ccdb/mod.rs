@@ -28,14 +28,16 @@ mod reply;
 mod request;
 mod version;
 
-use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 pub(super) use answer::Front;
 pub(super) use connection::serve;
 
 /// How a question for a time is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Answering {
     /// 303 to `/path/from/uuid`, where the body is.
@@ -46,11 +48,12 @@ pub enum Answering {
 }
 
 /// The CCDB side of a service: `[ccdb_server]`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CcdbServerConfig {
-    /// Where it listens; without this there is none.
+    /// Where it listens (plain HTTP, read only), port 0 picks one; without this there is none.
     pub listen: Option<SocketAddr>,
-    /// How a question for a time is answered: `"redirect"` or `"body"`.
+    /// How a question for a time is answered: `"redirect"` (303 to the version's own address), or
+    /// `"body"` (200 with the bytes at once).
     pub answer: Answering,
 }

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use super::wire::{Announcement, ClientMessage, Hello, LineReader, Need, WireError};
+use super::wire::{Announcement, ClientMessage, Hello, LineReader, Need, Refusal, WireError};
 use crate::error::{Code, Coded, ErrorKind};
+use crate::secret::Secret;
 use crate::shm::area::Kind;
 use crate::shm::layout::{Epoch, MetaHeader};
 use crate::shm::resolver::{AddError, Mappings};
@@ -33,6 +34,16 @@ pub enum AttachError {
     /// A segment that came.
     #[error(transparent)]
     Add(#[from] AddError),
+    /// The service does not let us in, and says why.
+    #[error("{message}")]
+    Refused {
+        /// What can be done about it.
+        kind: ErrorKind,
+        /// The service's own code.
+        code: Code,
+        /// What it said, without the code.
+        message: String,
+    },
 }
 
 impl From<io::Error> for AttachError {
@@ -46,6 +57,7 @@ impl Coded for AttachError {
         match self {
             Self::Wire(error) => error.kind(),
             Self::Add(error) => error.kind(),
+            Self::Refused { kind, .. } => *kind,
         }
     }
 
@@ -53,6 +65,7 @@ impl Coded for AttachError {
         match self {
             Self::Wire(error) => error.code(),
             Self::Add(error) => error.code(),
+            Self::Refused { code, .. } => *code,
         }
     }
 }
@@ -120,6 +133,19 @@ impl Shared {
     }
 }
 
+/// What a service says that does not let us in.
+fn refused(line: &[u8]) -> Option<AttachError> {
+    let Refusal { kind, error } = serde_json::from_slice(line).ok()?;
+    let kind = match kind.as_str() {
+        "UNAUTHENTICATED" => ErrorKind::Unauthenticated,
+        "PERMISSION_DENIED" => ErrorKind::PermissionDenied,
+        "INVALID_ARGUMENT" => ErrorKind::InvalidArgument,
+        _ => ErrorKind::Unavailable,
+    };
+    let (code, message) = Code::of_message(&error).unwrap_or((Code(4061), &error));
+    Some(AttachError::Refused { kind, code, message: message.to_owned() })
+}
+
 fn parse(line: &[u8]) -> Result<(Announcement, Epoch), WireError> {
     let malformed =
         |reason| WireError::Malformed { expected: r#"{"session", "epoch", "segments"}"#, reason };
@@ -150,7 +176,7 @@ impl Attachment {
     ) -> Result<Self, AttachError> {
         stream.set_read_timeout(Some(WELCOME_LIMIT))?;
         stream.set_write_timeout(Some(WELCOME_LIMIT))?;
-        let token = token.map(str::to_owned);
+        let token = token.map(Secret::from);
         let hello = Hello { hello: 1, consumer: consumer.to_owned(), token };
         send_json(&mut stream, &hello)?;
         let mut reader = LineReader::default();
@@ -160,6 +186,9 @@ impl Attachment {
             }
             reader.read(&stream)?;
         };
+        if let Some(refused) = refused(&line) {
+            return Err(refused);
+        }
         let (welcome, epoch) = parse(&line)?;
         let shared = Arc::new(Shared::default());
         shared.take(&welcome, epoch, &mut reader)?;
@@ -319,7 +348,8 @@ mod tests {
             let (stream, _) = self.listener.accept().unwrap();
             let mut reader = LineReader::default();
             let hello = parse_hello(&next_line(&stream, &mut reader)).unwrap();
-            assert_eq!((hello.consumer.as_str(), hello.token.as_deref()), ("test", Some("secret")));
+            let token = hello.token.as_ref().map(Secret::reveal);
+            assert_eq!((hello.consumer.as_str(), token), ("test", Some("secret")));
             if segments.is_empty() {
                 self.announce(&stream, &[]);
             }

@@ -5,6 +5,7 @@
 //!         ◀── {"session", "epoch", "segments": […]} + fds ──
 //!         ◀── the same form for each new segment ─────────── whenever one is made
 //!         ── {"need": {"kind", "id"}} ───────────────────▶ it is sent again
+//!  or, who may not: ◀── {"kind", "error"} ──
 //!  hang-up: the session is over, and all that it held is let go
 //! ```
 //!
@@ -17,5 +18,5 @@ mod wire;
 pub use client::{AttachError, Attachment};
 pub use wire::{
     Announcement, ClientMessage, Hello, LineReader, MAX_DESCRIPTORS, Need, PeerCredentials,
-    SegmentEntry, WireError, parse_hello, parse_need, send,
+    Refusal, SegmentEntry, WireError, parse_hello, parse_need, send,
 };

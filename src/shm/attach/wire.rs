@@ -13,6 +13,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Coded, ErrorKind};
+use crate::secret::Secret;
 use crate::shm::area::{Kind, SharedSegment};
 
 /// How many descriptors the kernel takes with one message (SCM_MAX_FD).
@@ -22,7 +23,7 @@ pub const MAX_DESCRIPTORS: usize = 253;
 const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// The first line of a client.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hello {
     /// The version of what is spoken: 1.
@@ -31,7 +32,8 @@ pub struct Hello {
     pub consumer: String,
     /// What lets it in, where a token is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub token: Option<String>,
+    #[serde(serialize_with = "Secret::reveal_to")]
+    pub token: Option<Secret>,
 }
 
 /// Which segment a client asks for again.
@@ -78,6 +80,16 @@ pub struct Announcement {
     pub epoch: String,
     /// The segments whose descriptors come with this line, in the same order.
     pub segments: Vec<SegmentEntry>,
+}
+
+/// The last line of the service to a client that it does not let in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    /// The name of the kind of error, e.g. `UNAUTHENTICATED`.
+    pub kind: String,
+    /// What is wrong; it begins with the stable code.
+    pub error: String,
 }
 
 /// Why a line is not taken.
@@ -251,18 +263,21 @@ impl LineReader {
 }
 
 /// Who is on the other end of a Unix socket, as the kernel says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerCredentials {
     /// Its process, when it connected; 0 if that is in a container whose processes we cannot see.
     pub pid: i32,
     /// Its user.
     pub uid: u32,
-    /// Its group.
-    pub gid: u32,
+    /// Its groups, the primary one first.
+    pub gids: Vec<u32>,
 }
 
+/// How many groups a user can be in (NGROUPS_MAX).
+const MAX_GROUPS: usize = 65_536;
+
 impl PeerCredentials {
-    /// Of the peer of this socket (SO_PEERCRED).
+    /// Of the peer of this socket, when it connected (SO_PEERCRED, SO_PEERGROUPS).
     ///
     /// # Errors
     /// What the kernel says.
@@ -280,7 +295,37 @@ impl PeerCredentials {
         if status != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { pid: peer.pid, uid: peer.uid, gid: peer.gid })
+        let mut gids = vec![peer.gid];
+        gids.extend(other_groups(socket)?);
+        Ok(Self { pid: peer.pid, uid: peer.uid, gids })
+    }
+}
+
+/// The supplementary groups of the peer of a socket.
+fn other_groups(socket: i32) -> io::Result<Vec<u32>> {
+    let mut groups = vec![0_u32; 32];
+    loop {
+        let mut length = size_of_val(&groups[..]) as libc::socklen_t;
+        let place = groups.as_mut_ptr().cast();
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERGROUPS);
+        // SAFETY: the kernel writes at most `length` bytes to `groups`, which has as many; both live
+        // until it returns.
+        let status = unsafe { libc::getsockopt(socket, level, name, place, &raw mut length) };
+        let count = length as usize / size_of::<u32>();
+        match status {
+            0 => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            // It says how many there are, where they do not fit.
+            _ if count > groups.len() && count <= MAX_GROUPS => groups.resize(count, 0),
+            _ => {
+                let error = io::Error::last_os_error();
+                // Kernels before 4.13 do not tell.
+                let unknown = error.raw_os_error() == Some(libc::ENOPROTOOPT);
+                return if unknown { Ok(Vec::new()) } else { Err(error) };
+            }
+        }
     }
 }
 
@@ -378,5 +423,6 @@ mod tests {
         let peer = PeerCredentials::of(&ours).unwrap();
         assert_eq!(peer.pid.unsigned_abs(), std::process::id());
         assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
+        assert_eq!(peer.gids[0], rustix::process::getegid().as_raw());
     }
 }

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::address::AllowedPlaces;
+
 /// Limits and habits of a [`CcdbSource`](super::CcdbSource); what is left out has its default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct CcdbOptions {
     /// How long a connection may take to be made, in ms. Default 2,000.
     pub connect_millis: u64,
@@ -79,8 +82,8 @@ impl Default for CcdbOptions {
 }
 
 impl CcdbOptions {
-    /// Names the first setting that makes no sense.
-    pub(super) fn fault(&self) -> Option<String> {
+    /// The first setting that makes no sense, and why.
+    pub(crate) fn fault(&self) -> Option<(&'static str, String)> {
         let positive = [
             ("connect_millis", self.connect_millis),
             ("first_byte_millis", self.first_byte_millis),
@@ -91,18 +94,25 @@ impl CcdbOptions {
             ("breaker_failures", u64::from(self.breaker_failures)),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Some(format!("{name} is 0, expected at least 1"));
+            return Some((name, "is 0, expected at least 1".to_owned()));
         }
         if self.max_redirects > 5 {
-            return Some(format!("max_redirects is {}, expected 0 to 5", self.max_redirects));
+            return Some(("max_redirects", format!("is {}, expected 0 to 5", self.max_redirects)));
         }
         if self.browse_limit > 100_000 {
-            return Some(format!("browse_limit is {}, expected 0 to 100000", self.browse_limit));
+            return Some((
+                "browse_limit",
+                format!("is {}, expected 0 to 100000", self.browse_limit),
+            ));
         }
         if self.max_concurrent > 4_096 {
-            return Some(format!("max_concurrent is {}, expected 1 to 4096", self.max_concurrent));
+            return Some((
+                "max_concurrent",
+                format!("is {}, expected 1 to 4096", self.max_concurrent),
+            ));
         }
-        None
+        let places = AllowedPlaces::parse(&self.allowed_redirects);
+        places.err().map(|reason| ("allowed_redirects", reason))
     }
 
     /// The pause before retry number `retry` (from 0), at most; the drawn one lies below.
@@ -133,7 +143,7 @@ mod tests {
     #[test]
     fn a_setting_without_sense_is_named() {
         let options = CcdbOptions { max_redirects: 6, ..CcdbOptions::default() };
-        assert!(options.fault().unwrap().contains("max_redirects"));
+        assert_eq!(options.fault().unwrap().0, "max_redirects");
         assert_eq!(CcdbOptions::default().fault(), None);
     }
 }

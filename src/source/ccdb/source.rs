@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use reqwest::Url;
 use tokio::time::Instant;
 
+use super::address::Address;
 use super::options::CcdbOptions;
 use super::transport::Transport;
 use crate::interval::Timestamp;
@@ -52,6 +53,11 @@ impl fmt::Debug for CcdbSource {
 }
 
 impl CcdbSource {
+    /// Whether [`Self::new`] could read such an address.
+    pub(crate) fn check_url(text: &str) -> Result<(), SourceError> {
+        Address::parse_list(text).map(drop)
+    }
+
     /// A source for `http(s)://[user:password@]host:port[/base]`, with further hosts of the same
     /// content after commas (`host:port`, which share scheme and base, or full URLs).
     ///

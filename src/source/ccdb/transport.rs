@@ -119,8 +119,8 @@ impl Transport {
         let addresses = Address::parse_list(text)?;
         let url = addresses.iter().map(Address::label).collect::<Vec<_>>().join(",");
         let wrong = |reason: String| SourceError::Configuration { url: url.clone(), reason };
-        if let Some(fault) = options.fault() {
-            return Err(wrong(fault));
+        if let Some((name, fault)) = options.fault() {
+            return Err(wrong(format!("{name} {fault}")));
         }
         let allowed = AllowedPlaces::parse(&options.allowed_redirects).map_err(wrong)?;
         let client = Client::builder()

@@ -14,10 +14,11 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crc_fast::{CrcAlgorithm, Digest};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::interval::{Timestamp, ValidityInterval};
@@ -33,7 +34,7 @@ pub(super) const PART: &str = ".part";
 /// A version as it is written down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Record {
+pub(crate) struct Record {
     path: ObjectPath,
     id: ObjectId,
     from: Timestamp,
@@ -61,7 +62,7 @@ impl From<&ObjectInfo> for Record {
 
 impl Record {
     /// The version, unless what is written there makes no sense.
-    pub(super) fn version(self) -> Option<ObjectInfo> {
+    pub(crate) fn version(self) -> Option<ObjectInfo> {
         let md5 = match self.md5 {
             Some(text) => Some(Md5Sum::parse(&text)?),
             None => None,
@@ -240,6 +241,16 @@ pub(super) fn write_json(name: &Path, json: &[u8]) -> io::Result<u64> {
     let header = Header { body_crc: Crc::of(&[]), ..header };
     part.publish(header, name)?;
     Ok(header.body_at())
+}
+
+/// A regular file: not what a link leads to, and nothing that would keep us waiting (a FIFO).
+pub(in crate::source) fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(damaged("it is no regular file")),
+    }
 }
 
 /// Takes a folder for this process alone.

@@ -40,7 +40,9 @@ use crate::error::Coded as _;
 use crate::interval::Timestamp;
 use crate::object::{ObjectInfo, ObjectPath, Query};
 
-pub use self::shelf::{Damage, Verified, verify};
+pub(crate) use self::file::Record;
+pub(super) use self::file::open_regular;
+pub use self::shelf::verify;
 
 /// A source that is silent this long is taken for down where the disk has an answer.
 const PATIENCE: Duration = Duration::from_secs(2);

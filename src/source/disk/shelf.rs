@@ -9,8 +9,9 @@ use std::time::SystemTime;
 
 use uuid::Uuid;
 
-use super::file::{PART, check_body, lock, read_head};
+use super::file::{PART, check_body, lock, open_regular, read_head};
 use super::place;
+use crate::source::verify::{Done, Verified};
 
 /// What a file takes beyond its bytes, about: its last block, its inode.
 const FILE_BYTES: u64 = 4096;
@@ -97,7 +98,7 @@ impl Shelf {
             let Place { bytes, .. } = *held.files.get(&name)?;
             held.put(name, bytes);
         }
-        match File::open(self.place(name)) {
+        match open_regular(&self.place(name)) {
             Ok(file) => {
                 // So that the next process knows the order too; it may be that it cannot be set.
                 let _ = file.set_modified(SystemTime::now());
@@ -182,28 +183,6 @@ fn entries(folder: &Path) -> io::Result<Vec<Entry>> {
     Ok(found)
 }
 
-/// A file of a disk tier that is not right.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Damage {
-    /// Which.
-    pub file: PathBuf,
-    /// What is wrong with it.
-    pub reason: String,
-    /// Whether it was removed.
-    pub removed: bool,
-}
-
-/// What lies in the folder of a disk tier.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Verified {
-    /// Files that are right.
-    pub files: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Those that are not.
-    pub damaged: Vec<Damage>,
-}
-
 /// Reads every file of the disk tier in `folder` and checks its checksums; with `repair`, what is
 /// damaged or half-written is removed (it is fetched again when it is needed).
 ///
@@ -229,20 +208,19 @@ pub fn verify(folder: &Path, repair: bool) -> io::Result<Verified> {
                 },
                 Entry::Part(file) => (file, "it was left half-written".to_owned()),
                 Entry::Foreign(file) => {
-                    let reason = "it is none of ours, and left alone".to_owned();
-                    verified.damaged.push(Damage { file, reason, removed: false });
+                    verified.wrong(file, "it is none of a disk tier", Done::LeftAlone);
                     continue;
                 }
             };
             let removed = repair && fs::remove_file(&file).is_ok();
-            verified.damaged.push(Damage { file, reason, removed });
+            verified.wrong(file, reason, if removed { Done::Removed } else { Done::LeftAlone });
         }
     }
     Ok(verified)
 }
 
 fn check(file: &Path, name: Uuid, is_body: bool) -> io::Result<u64> {
-    let mut opened = File::open(file)?;
+    let mut opened = open_regular(file)?;
     let (header, json) = read_head(&mut opened)?;
     check_body(&mut opened, header)?;
     let named = if is_body { super::bodies::id_in(&json) } else { super::answers::name_in(&json) };

@@ -16,6 +16,7 @@ mod entry;
 mod manifest;
 mod properties;
 mod reader;
+mod verify;
 mod writer;
 
 pub use bucket::Bucket;
@@ -23,4 +24,5 @@ pub(crate) use bucket::SCHEMES as BUCKET_SCHEMES;
 pub use manifest::{Imported, ManifestError, import};
 pub use properties::{Properties, PropertiesError};
 pub use reader::{RepositoryOptions, RepositorySource};
+pub use verify::verify;
 pub use writer::{NewVersion, RepositoryError, RepositoryWriter, Stored};

@@ -1,0 +1,36 @@
+"""The walks of the README in Python, as they stand there."""
+
+import os
+import re
+
+import pyarrow as pa
+from conftest import ROOT, put
+
+
+def blocks(section):
+    """The Python of a section; what is indented goes on from the block before."""
+    text = (ROOT / "README.md").read_text()
+    text = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+
+
+def test_the_walks_run_as_they_are_written(start, tmp_path, capsys):
+    repository = tmp_path / "walk"
+    path = "TPC/Calib/VDriftTgl"
+    put(repository, (path, 1000, 9000, 1, b"drift 1\n"), tmp_path)
+    put(repository, (path, 3000, 5000, 2, b"drift 2\n"), tmp_path)
+    service = start(source=repository)
+    folder = os.path.dirname(service.ready["attach"])
+
+    def walk(section, names):
+        exec(blocks(section).replace("/tmp/iov/", f"{folder}/"), names)
+        return capsys.readouterr().out
+
+    told = walk("Five minutes: from Python", {})
+    assert "b'drift 2\\n'" in told and "0 1 b'drift 1\\n'" in told
+    names = {"pa": pa, "timeframes": [(1, [1000, 3000]), (2, [5000])]}
+    told = walk("Five minutes: from pyarrow alone", names)
+    assert told == "b'drift 1\\n'\nb'drift 2\\n'\n"
+    walk("Five minutes: inside a workflow", names)
+    assert names["table"].data.num_rows == 1
+    names["writer"].done_writing()

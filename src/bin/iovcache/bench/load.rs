@@ -1,0 +1,373 @@
+//! Open-loop load: timeframes come when they are due, whether or not the service keeps up.
+//!
+//! ```text
+//!  pacer ──due──▶ register ─▶ tell each consumer ─▶ its table ─▶ held ─▶ consumed
+//!    │              │                                  │
+//!    └ never waits  └────────── latency ───────────────┘ counted from when it was due
+//! ```
+//!
+//! A load that waits for an answer before it asks again leaves out just the time in which the
+//! service was slow (coordinated omission). Here a timeframe that is asked for late is late: each
+//! latency begins when its timeframe was due.
+
+use std::time::{Duration, Instant};
+
+use iovcache::client::{Client, ClientError};
+use iovcache::error::Coded as _;
+use iovcache::table::{ColumnRequest, PutAnswer, Status};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::consumer::{Event, Read, Told, micros, now_us};
+use super::content::Random;
+use super::crew::{Crew, Heard};
+use super::histogram::{Durations, Latency};
+use super::process::Usage;
+use super::profile::Profile;
+use super::result::{Look, Phase, ServiceUse, Tables, Throughput, Window};
+use crate::common::Failure;
+
+/// How long after the last timeframe tables may come, beyond what they are held.
+const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+/// How often one looks at the service.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often a consumer dies, where they do.
+const DEATH_EVERY: Duration = Duration::from_secs(1);
+/// In so many pieces a phase is drawn over time.
+const WINDOWS: usize = 40;
+/// The first timeframe is due after this.
+const LEAD: Duration = Duration::from_millis(50);
+
+/// A service under load, and those who load it.
+pub(super) struct Rig<'a> {
+    pub(super) client: Client,
+    pub(super) columns: Vec<ColumnRequest>,
+    pub(super) crew: Crew,
+    pub(super) profile: &'a Profile,
+    /// The service's process, where it is on this node.
+    pub(super) pid: Option<u32>,
+    /// The next timeframe.
+    pub(super) next: u64,
+    pub(super) random: Random,
+}
+
+/// Which timeframes, how fast.
+pub(super) struct Stretch<'a> {
+    pub(super) name: &'a str,
+    /// Timeframes per second.
+    pub(super) rate: f64,
+    /// The numbers of the timeframes in the profile, in this order.
+    pub(super) numbers: Vec<u64>,
+}
+
+/// A timeframe that was put, or not.
+struct Put {
+    told: Told,
+    took: Duration,
+    answer: Result<PutAnswer, ClientError>,
+}
+
+/// What is counted while a phase runs.
+struct Counts {
+    tables: Tables,
+    read: Read,
+    latency: Durations,
+    late: Durations,
+    register: Durations,
+    table: Durations,
+    consumed: Durations,
+    last_table: Instant,
+    windows: Vec<(Durations, Window)>,
+    window: Duration,
+    looks: Vec<Look>,
+    used_bytes: u64,
+    pinned_bytes: u64,
+}
+
+impl Rig<'_> {
+    /// Runs one phase to its end: every table came, and every timeframe is done.
+    pub(super) async fn run(&mut self, stretch: Stretch<'_>) -> Result<Phase, Failure> {
+        let before = self.client.status().await?;
+        let usage = self.usage();
+        let count = stretch.numbers.len();
+        let length = Duration::from_secs_f64(count as f64 / stretch.rate);
+        // So that as many timeframes as are meant to be are in flight.
+        let hold = Duration::from_secs_f64(self.profile.in_flight as f64 / stretch.rate);
+        let (began, began_us) = (Instant::now() + LEAD, now_us() + micros(LEAD));
+        let mut counts = Counts::new(length, began);
+        let mut due = pace(began, stretch.rate, count);
+        let (status, mut looks) = mpsc::unbounded_channel();
+        let looking = tokio::spawn(look(self.client.clone(), status));
+        let mut deaths = tokio::time::interval(DEATH_EVERY);
+        deaths.reset();
+        let mut puts: JoinSet<Put> = JoinSet::new();
+        let mut numbers = stretch.numbers.iter();
+        let until = tokio::time::Instant::from_std(began + length + hold + DRAIN_LIMIT);
+        // Whoever paces is done once it hangs up.
+        let mut pacing = true;
+        loop {
+            let (to_come, open) = self.crew.open();
+            if !pacing && puts.is_empty() && open == 0 {
+                break;
+            }
+            tokio::select! {
+                turn = due.recv(), if pacing => match turn {
+                    Some(turn) => {
+                        counts.late.record(turn.late);
+                        let Some(&number) = numbers.next() else { continue };
+                        let told = Told {
+                            timeframe: self.next,
+                            number,
+                            due_us: began_us + micros(turn.due),
+                            hold_us: micros(hold),
+                        };
+                        self.next += 1;
+                        puts.spawn(self.put(told));
+                    }
+                    None => pacing = false,
+                },
+                Some(put) = puts.join_next() => {
+                    self.was_put(put.map_err(Failure::failed)?, &mut counts);
+                }
+                heard = self.crew.hear() => self.heard(heard, began_us, &mut counts)?,
+                Some(status) = looks.recv() => counts.look(&status, began.elapsed()),
+                _ = deaths.tick(), if self.profile.hostile && pacing => {
+                    self.kill_one(&mut counts).await?;
+                }
+                () = tokio::time::sleep_until(until) => {
+                    counts.tables.lost += to_come as u64;
+                    break;
+                }
+            }
+        }
+        looking.abort();
+        let quiet = began.elapsed().as_secs_f64();
+        let after = self.client.status().await?;
+        let seconds = counts.last_table.saturating_duration_since(began).as_secs_f64();
+        // A phase is not shorter than its load was meant to be.
+        let seconds = seconds.max(length.as_secs_f64());
+        let service = self.service_use(usage, &counts, seconds, after.evictions - before.evictions);
+        let loads = after.loads - before.loads;
+        Ok(counts.into_phase(stretch, [seconds, quiet], loads, service))
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.pid.and_then(Usage::of)
+    }
+
+    fn put(&self, told: Told) -> impl Future<Output = Put> + 'static {
+        let (client, columns) = (self.client.clone(), self.columns.clone());
+        let (timestamps, names) = (self.profile.timestamps(told.number), self.crew.names());
+        async move {
+            let asked = Instant::now();
+            let answer = client.put_timeframe(told.timeframe, timestamps, &columns, &names).await;
+            Put { told, took: asked.elapsed(), answer }
+        }
+    }
+
+    fn was_put(&mut self, put: Put, counts: &mut Counts) {
+        let consumers = self.profile.consumers as u64;
+        counts.tables.expected += consumers;
+        match put.answer {
+            Ok(_) => {
+                counts.register.record(put.took);
+                self.crew.tell(put.told);
+            }
+            Err(error) => {
+                let kind = format!("{:?}", error.kind());
+                counts.tables.fail(&kind, &error.message(), consumers);
+            }
+        }
+    }
+
+    fn heard(&mut self, heard: Heard, began_us: u64, counts: &mut Counts) -> Result<(), Failure> {
+        // What one said that was killed since was counted as lost.
+        if !self.crew.lives(&heard) {
+            return Ok(());
+        }
+        match heard.event {
+            Some(Event::Table { read, .. }) => counts.table(&read, began_us),
+            Some(Event::Failed { kind, message, .. }) => counts.tables.fail(&kind, &message, 1),
+            Some(Event::Done { took_us, .. }) => counts.consumed.record_us(took_us),
+            Some(Event::Ready) => {}
+            None => return Err(Failure::failed("a consumer died by itself")),
+        }
+        Ok(())
+    }
+
+    /// SIGKILL to one of the consumers, whatever it is about; another takes its place.
+    async fn kill_one(&mut self, counts: &mut Counts) -> Result<(), Failure> {
+        let place = self.random.below(self.profile.consumers);
+        let left = self.crew.replace(place)?;
+        counts.tables.deaths += 1;
+        counts.tables.lost += left.iter().filter(|(_, came)| !came).count() as u64;
+        // Who took its name does not read what it left: it is reported in its name.
+        for (timeframe, _) in left {
+            match self.client.consumed(timeframe, &Crew::name(place)).await {
+                Ok(_) => {}
+                // It was reported before.
+                Err(error) if error.kind() == iovcache::error::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn service_use(
+        &self,
+        before: Option<Usage>,
+        counts: &Counts,
+        seconds: f64,
+        evictions: u64,
+    ) -> Option<ServiceUse> {
+        let memory = self.usage()?;
+        let cpu_seconds = memory.cpu_seconds - before?.cpu_seconds;
+        Some(ServiceUse {
+            cpu_seconds,
+            cpu_us_per_table: cpu_seconds * 1e6 / counts.tables.done.max(1) as f64,
+            cores: cpu_seconds / seconds,
+            memory,
+            used_bytes: counts.used_bytes,
+            pinned_bytes: counts.pinned_bytes,
+            evictions,
+        })
+    }
+}
+
+/// When a timeframe was due, from the begin, and by how much the pacer missed it.
+struct Turn {
+    due: Duration,
+    late: Duration,
+}
+
+/// Says of `count` timeframes when they are due. A thread of its own sleeps: a runtime's timers are
+/// a millisecond coarse.
+fn pace(began: Instant, rate: f64, count: usize) -> mpsc::UnboundedReceiver<Turn> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for number in 0..count {
+            let due = Duration::from_secs_f64(number as f64 / rate);
+            std::thread::sleep((began + due).saturating_duration_since(Instant::now()));
+            let late = Instant::now().saturating_duration_since(began + due);
+            if sender.send(Turn { due, late }).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+/// Looks at the service again and again.
+async fn look(client: Client, looks: mpsc::UnboundedSender<Status>) {
+    let mut every = tokio::time::interval(LOOK_EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        every.tick().await;
+        if let Ok(status) = client.status().await
+            && looks.send(status).is_err()
+        {
+            return;
+        }
+    }
+}
+
+impl Counts {
+    fn new(length: Duration, began: Instant) -> Self {
+        let window = length.div_f64(WINDOWS as f64);
+        let windows = (0..WINDOWS).map(|n| {
+            let at = window.as_secs_f64() * n as f64;
+            (Durations::default(), Window { at, ..Window::default() })
+        });
+        Self {
+            tables: Tables::default(),
+            read: Read::default(),
+            latency: Durations::default(),
+            late: Durations::default(),
+            register: Durations::default(),
+            table: Durations::default(),
+            consumed: Durations::default(),
+            last_table: began,
+            windows: windows.collect(),
+            window,
+            looks: Vec::new(),
+            used_bytes: 0,
+            pinned_bytes: 0,
+        }
+    }
+
+    fn window(&mut self, at: Duration) -> Option<&mut (Durations, Window)> {
+        let place = (at.as_secs_f64() / self.window.as_secs_f64()) as usize;
+        self.windows.get_mut(place)
+    }
+
+    fn table(&mut self, read: &Read, began_us: u64) {
+        self.tables.done += 1;
+        self.tables.cells_checked += read.checked;
+        self.tables.cells_wrong += read.wrong;
+        self.read.rows += read.rows;
+        self.read.cells += read.cells;
+        self.read.objects += read.objects;
+        self.read.bytes += read.bytes;
+        self.latency.record_us(read.latency_us);
+        self.table.record_us(read.table_us);
+        self.last_table = Instant::now();
+        // In the piece of time in which it was due.
+        let due_us = now_us().saturating_sub(read.latency_us);
+        let at = Duration::from_micros(due_us.saturating_sub(began_us));
+        if let Some((latency, _)) = self.window(at) {
+            latency.record_us(read.latency_us);
+        }
+    }
+
+    fn look(&mut self, status: &Status, at: Duration) {
+        let (used, pinned) = (status.memory.used_bytes, status.memory.pinned_bytes);
+        self.used_bytes = self.used_bytes.max(used);
+        self.pinned_bytes = self.pinned_bytes.max(pinned);
+        self.looks.push(Look {
+            at: at.as_secs_f64(),
+            in_flight: status.timeframes.len() as u64,
+            used_bytes: used,
+            pinned_bytes: pinned,
+        });
+    }
+
+    fn into_phase(
+        self,
+        stretch: Stretch<'_>,
+        [seconds, quiet_after_seconds]: [f64; 2],
+        loads: u64,
+        service: Option<ServiceUse>,
+    ) -> Phase {
+        let windows = self.windows.into_iter().map(|(latency, window)| {
+            let Latency { count: tables, p50_us, p99_us, max_us, .. } = latency.summary();
+            Window { tables, p50_us, p99_us, max_us, ..window }
+        });
+        let windows = windows.collect();
+        let each = |count: u64| count as f64 / seconds;
+        let read = &self.read;
+        Phase {
+            name: stretch.name.to_owned(),
+            rate: stretch.rate,
+            seconds,
+            quiet_after_seconds,
+            timeframes: stretch.numbers.len() as u64,
+            throughput: Throughput {
+                tables: each(self.tables.done),
+                rows: each(read.rows),
+                cells: each(read.cells),
+                objects: each(read.objects),
+                bytes: each(read.bytes),
+                loads: each(loads),
+            },
+            tables: self.tables,
+            latency: self.latency.summary(),
+            late: self.late.summary(),
+            register: self.register.summary(),
+            table: self.table.summary(),
+            consumed: self.consumed.summary(),
+            service,
+            windows,
+            looks: self.looks,
+        }
+    }
+}

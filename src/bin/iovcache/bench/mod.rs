@@ -1,0 +1,32 @@
+//! `bench`: a service under load, and what came of it as a table, as JSON, and as a page.
+//!
+//! ```text
+//!  profile ─▶ content: a repository ─▶ service (a process) ◀─ gateway: a failing source
+//!     │                                   ▲        ▲
+//!     └─▶ load: when each timeframe is due┘        └── crew of consumers (processes)
+//!           │                                               │ events
+//!           ▼                                               ▼
+//!         histograms ─▶ result ─▶ text, JSON, report (plots) ─▶ compare
+//! ```
+
+mod compare;
+mod consumer;
+mod content;
+mod crew;
+mod curves;
+mod gateway;
+mod histogram;
+mod load;
+mod options;
+mod plot;
+mod plots;
+mod process;
+mod profile;
+mod report;
+mod result;
+mod run;
+mod synthetic;
+mod text;
+
+pub(crate) use options::Arguments;
+pub(crate) use run::run;

@@ -1,0 +1,144 @@
+//! A service with as many versions as one likes, for the curves and for comparisons with peers: a
+//! repository of a million files would take longer to make than to measure.
+//!
+//! The path says what there is: `Bench/Curve/C0/V1000/B64` has 1,000 versions of 64 bytes and one
+//! millisecond each, from 0 on; the last of them holds for ever.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use iovcache::server::{ListenOptions, Listeners, ServeOptions};
+use iovcache::shm::PoolOptions;
+use iovcache::source::{
+    Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, SourceState, write_all,
+};
+use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval};
+use serde_json::json;
+
+use super::process::lines_of_stdin;
+use crate::common::Failure;
+
+const URL: &str = "synthetic:";
+const PREFIX: &str = "Bench/Curve/";
+/// Bytes of each object of the curves.
+const BYTES: u64 = 64;
+/// Objects repeat so many bytes.
+const PAGE_BYTES: usize = 64 << 10;
+const MEMORY_BYTES: u64 = 256 << 20;
+
+/// The path of `column` that has so many versions.
+pub(super) fn path(column: usize, versions: u64) -> String {
+    format!("{PREFIX}C{column}/V{versions}/B{BYTES}")
+}
+
+#[derive(Debug, Default)]
+struct Synthetic {
+    requests: AtomicU64,
+}
+
+/// How many versions a path has, and of how many bytes each of them is.
+fn asked(path: &ObjectPath) -> (u64, u64) {
+    let numbers = path.as_str().strip_prefix(PREFIX).and_then(|rest| rest.split_once("/V"));
+    let numbers = numbers.and_then(|(_, numbers)| numbers.split_once("/B"));
+    let number = |text: &str| text.parse().ok();
+    numbers.and_then(|(count, bytes)| Some((number(count)?, number(bytes)?))).unwrap_or((0, 0))
+}
+
+#[async_trait]
+impl Source for Synthetic {
+    fn url(&self) -> &str {
+        URL
+    }
+
+    fn refresh(&self) -> Duration {
+        Duration::from_secs(86_400)
+    }
+
+    async fn look_up(
+        &self,
+        query: &Query,
+        _at: Timestamp,
+        _held: Option<&Arc<ObjectInfo>>,
+    ) -> Result<Knowledge, SourceError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let (count, bytes) = asked(&query.path);
+        let hash = query
+            .path
+            .as_str()
+            .bytes()
+            .fold(7_u64, |hash, byte| hash.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte));
+        let one = |n: u64| {
+            let from = Timestamp::from_millis(n as i64);
+            let until =
+                if n + 1 == count { Timestamp::MAX } else { Timestamp::from_millis(n as i64 + 1) };
+            let validity = ValidityInterval::new(from, until).ok()?;
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&hash.to_be_bytes());
+            id[8..].copy_from_slice(&n.to_be_bytes());
+            Some(Arc::new(ObjectInfo {
+                path: query.path.clone(),
+                id: ObjectId::from_bytes(id),
+                validity,
+                created: Timestamp::from_millis(1),
+                size_bytes: Some(bytes),
+                md5: None,
+                metadata: Default::default(),
+            }))
+        };
+        let versions = (0..count).filter_map(one).collect();
+        Ok(Knowledge { span: ValidityInterval::ALL, versions, problems: Vec::new(), stale: false })
+    }
+
+    async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let (_, size_bytes) = asked(&version.path);
+        let page: Vec<u8> =
+            version.id.as_bytes().iter().copied().cycle().take(PAGE_BYTES).collect();
+        let stored = async {
+            body.reserve(size_bytes).await?;
+            let mut left = size_bytes;
+            while left > 0 {
+                let count = page.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                write_all(body, &page[..count]).await?;
+                left -= count as u64;
+            }
+            Ok(())
+        };
+        stored.await.map_err(|error| SourceError::Body {
+            what: format!("{} {}", version.path, version.id),
+            error,
+        })
+    }
+
+    fn health(&self) -> Vec<SourceHealth> {
+        let requests = self.requests.load(Ordering::Relaxed);
+        vec![SourceHealth { url: URL.to_owned(), state: SourceState::Up, requests, failures: 0 }]
+    }
+
+    async fn paths(&self, _prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+        Ok(Vec::new())
+    }
+}
+
+/// Is such a service until stdin ends.
+pub(super) async fn run(memory: Option<u64>) -> Result<(), Failure> {
+    let memory_bytes = memory.unwrap_or(MEMORY_BYTES);
+    let memory =
+        PoolOptions { memory_bytes, segment_bytes: memory_bytes, ..PoolOptions::default() };
+    let cache = Cache::builder().source(Arc::new(Synthetic::default())).memory(memory).build()?;
+    let listeners = Listeners::bind(&ListenOptions::default()).await?;
+    let ready = json!({"flight": listeners.flight_urls(), "pid": std::process::id()});
+    let tell = move || {
+        // Where nobody reads it, nobody asks either.
+        let _ = writeln!(std::io::stdout(), "{ready}");
+    };
+    let shutdown = async {
+        let mut lines = lines_of_stdin();
+        while lines.recv().await.is_some() {}
+    };
+    iovcache::server::run(listeners, cache, ServeOptions::default(), shutdown, tell).await?;
+    Ok(())
+}

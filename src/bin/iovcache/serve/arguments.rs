@@ -1,0 +1,206 @@
+//! The options of `serve`: the configuration's keys in another spelling.
+//!
+//! Each option is written down as it would stand in a file, and put over it. So an option is a field
+//! here with the name of its key, and a key of [`Config`](iovcache::server::Config); `id` names a key
+//! that has a section. Its variable of the environment and its default are added to it in
+//! [`dress`](crate::settings::dress).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use iovcache::Timestamp;
+use iovcache::cache::SlowConsumer;
+use iovcache::server::{
+    Answering, ByteSize, Config, LogFormat, RegionFile, SegmentBacking, SocketMode, SourceConfig,
+    TimeSpan,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+#[derive(Debug, Args, Serialize)]
+pub(crate) struct Arguments {
+    /// Where objects come from: http(s)://host:port (CCDB), file:///folder, s3://bucket/prefix,
+    /// memory: (may be given several times: asked in order). URL#TPC,ITS/Calib: only for these
+    /// paths.
+    #[arg(id = "source", long = "source", value_name = "URL", value_parser = source)]
+    #[serde(rename = "source", skip_serializing_if = "Vec::is_empty")]
+    sources: Vec<SourceConfig>,
+    /// Where Flight listens on TCP; port 0 picks one.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// The folder of flight.sock and attach.sock; by default one of its own under
+    /// $XDG_RUNTIME_DIR, else /tmp.
+    #[arg(long, value_name = "FOLDER")]
+    socket: Option<PathBuf>,
+    /// The mode of both sockets, in octal; 0660 lets the folder's group reach them. Who may is decided
+    /// by --allow-uid and --allow-gid too.
+    #[arg(long, value_name = "MODE")]
+    socket_mode: Option<SocketMode>,
+    /// Where the status page, /metrics, /healthz and /readyz are; port 0 picks one. By default port
+    /// 50052 of localhost, or a port that is picked where --listen has one picked.
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<SocketAddr>,
+    #[command(flatten)]
+    ccdb_server: CcdbServerArguments,
+    /// Shared memory in all.
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<ByteSize>,
+    /// Shared memory of one segment.
+    #[arg(long, value_name = "BYTES")]
+    segment: Option<ByteSize>,
+    /// What is put into a source is seen within this.
+    #[arg(long, value_name = "TIME")]
+    refresh: Option<TimeSpan>,
+    /// Only versions created at or before this are seen (ms).
+    #[arg(long, value_name = "MS", allow_negative_numbers = true, value_parser = timestamp)]
+    not_after: Option<Timestamp>,
+    /// Only versions created at or after this are seen (ms).
+    #[arg(long, value_name = "MS", allow_negative_numbers = true, value_parser = timestamp)]
+    not_before: Option<Timestamp>,
+    /// What segments are made of: memfd (sealed), or shm (named files in --shm-folder).
+    #[arg(long, value_parser = PossibleValuesParser::new(["memfd", "shm"]).try_map(word::<SegmentBacking>))]
+    backing: Option<SegmentBacking>,
+    /// The folder of named segments.
+    #[arg(long, value_name = "FOLDER")]
+    shm_folder: Option<PathBuf>,
+    /// Name segments as managed segments of this FairMQ session, which its devices can then read:
+    /// /dev/shm/fmq_<ID>_m_<N>. All of them are made at the start, and are to be registered with
+    /// FairMQ before its devices start (examples/fairmq). Nobody must allocate in them, or send
+    /// their headers over a channel: the receiver would free what is not FairMQ's.
+    #[arg(long, value_name = "ID")]
+    fairmq_shmid: Option<String>,
+    /// The same, the session by its name (FairMQ's --session): its ID is the first 8 hexadecimal
+    /// digits of SHA-256 of effective user id and name, and stands in the line that says ready.
+    #[arg(long, value_name = "NAME")]
+    fairmq_session: Option<String>,
+    /// The number of the first of them; those below are FairMQ's own (its --shm-segment-id).
+    #[arg(long, value_name = "N")]
+    fairmq_segment: Option<u16>,
+    /// Place all objects into an unmanaged region that somebody else has made, given by its id and
+    /// file, e.g. 7=/dev/shm/fmq_<shmid>_rg_7. What it held is lost.
+    #[arg(long, value_name = "ID=PATH")]
+    region: Option<RegionFile>,
+    /// A user that may connect to the Unix sockets, beside one's own and root (may be given several
+    /// times).
+    #[arg(id = "allow_uids", long = "allow-uid", value_name = "UID", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    allow_uids: Vec<u32>,
+    /// A group whose members may (may be given several times).
+    #[arg(id = "allow_gids", long = "allow-gid", value_name = "GID", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    allow_gids: Vec<u32>,
+    /// A file with the keys of those who may (`iovcache token` makes one); read again on SIGHUP. What
+    /// would stand in it can be in $IOVCACHE_KEYS instead.
+    #[arg(long, value_name = "FILE")]
+    tokens: Option<PathBuf>,
+    /// Let others than this node connect without TLS or keys.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    insecure: bool,
+    #[command(flatten)]
+    tls: TlsArguments,
+    /// How many timeframes can be in flight; who registers one more waits.
+    #[arg(long, value_name = "N")]
+    max_timeframes: Option<usize>,
+    /// Keep what was read in this folder: it is there again after a restart, and when the sources are
+    /// down.
+    #[arg(long, value_name = "FOLDER")]
+    disk: Option<PathBuf>,
+    /// How much room the folder may take.
+    #[arg(long, value_name = "BYTES")]
+    disk_size: Option<ByteSize>,
+    /// Bytes that one consumer may pin.
+    #[arg(long, value_name = "BYTES")]
+    quota_bytes: Option<ByteSize>,
+    /// Timeframes that one consumer may hold.
+    #[arg(long, value_name = "N")]
+    quota_timeframes: Option<u64>,
+    /// Requests of one consumer that are answered at a time.
+    #[arg(long, value_name = "N")]
+    quota_requests: Option<u64>,
+    /// For how long a consumer may hold a table, and leave a timeframe that is ready alone.
+    #[arg(long, value_name = "TIME")]
+    slow_after: Option<TimeSpan>,
+    /// What becomes of one that takes longer: warn (tell the log, and count), refuse (its further
+    /// requests), or revoke (what it holds; the timeframe counts as consumed by it).
+    #[arg(long, value_parser = PossibleValuesParser::new(["warn", "refuse", "revoke"]).try_map(word::<SlowConsumer>))]
+    slow_consumer: Option<SlowConsumer>,
+    /// A configuration in TOML; what stands on the command line counts more.
+    #[arg(long, value_name = "FILE", env = "IOVCACHE_CONFIG")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args, Serialize)]
+struct CcdbServerArguments {
+    /// Where it is a CCDB to clients that know nothing of us (plain HTTP, read only); port 0 picks
+    /// one. Without this there is none.
+    #[arg(id = "ccdb_server.listen", long = "ccdb", value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// How it answers there which version holds at a time: redirect (303 to the version's own
+    /// address), or body (200 with the bytes at once).
+    #[arg(
+        id = "ccdb_server.answer",
+        long = "ccdb-answer",
+        value_name = "HOW",
+        value_parser = PossibleValuesParser::new(["redirect", "body"]).try_map(word::<Answering>)
+    )]
+    answer: Option<Answering>,
+}
+
+#[derive(Debug, Args, Serialize)]
+struct TlsArguments {
+    /// Speak TLS on TCP: the certificate and its chain (PEM); read again on SIGHUP.
+    #[arg(id = "tls.certificate", long = "tls-cert", value_name = "FILE")]
+    certificate: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(id = "tls.key", long = "tls-key", value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// The authority that signs clients' certificates (PEM); what their bearers may stands in
+    /// --tokens.
+    #[arg(id = "tls.client_ca", long = "tls-client-ca", value_name = "FILE")]
+    client_ca: Option<PathBuf>,
+}
+
+/// What is logged: an option of every command, and of a service a key of its configuration.
+#[derive(Debug, Args, Serialize)]
+pub(crate) struct LogArguments {
+    /// What is logged on stderr: error, warn, info, debug, trace, or a filter like
+    /// `iovcache=debug`.
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+    /// As what it is logged: text, or json (one object per line).
+    #[arg(
+        long,
+        global = true,
+        value_parser = PossibleValuesParser::new(["text", "json"]).try_map(word::<LogFormat>)
+    )]
+    log_format: Option<LogFormat>,
+}
+
+impl LogArguments {
+    /// What a command logs that has no configuration.
+    pub(crate) fn filter(&self) -> String {
+        self.log.clone().unwrap_or(Config::default().log)
+    }
+
+    /// And as what.
+    pub(crate) fn format(&self) -> LogFormat {
+        self.log_format.unwrap_or_default()
+    }
+}
+
+fn source(text: &str) -> Result<SourceConfig, String> {
+    Ok(text.into())
+}
+
+fn timestamp(text: &str) -> Result<Timestamp, std::num::ParseIntError> {
+    text.parse().map(Timestamp::from_millis)
+}
+
+/// One of the words that a key can be.
+fn word<T: DeserializeOwned>(text: String) -> Result<T, toml::de::Error> {
+    toml::Value::String(text).try_into()
+}

@@ -1,0 +1,163 @@
+//! From a configuration to the parts of a service.
+
+use std::sync::Arc;
+
+use iovcache::cache::{ConsumerLimits, Heritage};
+use iovcache::server::{
+    Config, ListenOptions, MissingConfig, PathConfig, RemapConfig, SegmentBacking, ServeOptions,
+    SourceConfig, TimeSpan,
+};
+use iovcache::shm::{Backing, PoolOptions, Region};
+use iovcache::source::{
+    ChainSource, DiskSource, Link, PathPolicy, Policies, PolicySource, Remap, Source,
+    SourceOptions, WhenMissing,
+};
+use iovcache::{Cache, CreationLimits};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::access::AccessFiles;
+use super::systemd::descriptor_store;
+use crate::common::Failure;
+
+/// The cache, and what is to be registered with FairMQ, if anything is.
+pub(super) fn cache(
+    config: &Config,
+    heritage: Heritage,
+) -> Result<(Cache, Option<Value>), Failure> {
+    let policies = policies(config)?;
+    let mut source = source(config)?;
+    if let Some(folder) = &config.disk {
+        source = Arc::new(DiskSource::open(folder, config.disk_size.bytes(), source)?);
+    }
+    if !config.paths.is_empty() {
+        source = Arc::new(PolicySource::new(source, policies.clone()));
+    }
+    let memory = memory(config)?;
+    let shmid = memory.backing.fairmq_shmid().map(str::to_owned);
+    let mut builder = Cache::builder().heritage(heritage);
+    if let Some(keeper) = descriptor_store() {
+        builder = builder.keeper(keeper);
+    }
+    let cache = builder
+        .source(source)
+        .memory(memory)
+        .creation_limits(CreationLimits {
+            not_before: config.not_before,
+            not_after: config.not_after,
+        })
+        .tables(config.columns())
+        .policies(policies)
+        .max_timeframes(config.max_timeframes)
+        .consumer_limits(ConsumerLimits {
+            quota_bytes: config.quota_bytes.map(|size| size.bytes()),
+            quota_timeframes: config.quota_timeframes,
+            quota_requests: config.quota_requests,
+            slow_after: config.slow_after.map(TimeSpan::duration),
+            slow_consumer: config.slow_consumer,
+        })
+        .build()?;
+    let fairmq = shmid.map(|id| json!({"shmid": id, "segments": cache.segments().segments}));
+    Ok((cache, fairmq))
+}
+
+pub(super) fn listen_options(config: &Config) -> ListenOptions {
+    ListenOptions {
+        flight: Some(config.listen),
+        tls: config.tls.certificate.is_some(),
+        http: Some(config.http()),
+        ccdb: config.ccdb_server.listen,
+        socket_mode: config.socket_mode.bits(),
+        socket_folder: config.socket.clone(),
+    }
+}
+
+pub(super) fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
+    let files = AccessFiles(config);
+    let (access, tls) = (files.access()?, files.tls()?);
+    if !config.insecure {
+        access.check_exposed(config.listen, tls.is_some())?;
+        config.ccdb_server.listen.map_or(Ok(()), |at| access.check_exposed_ccdb(at))?;
+    }
+    Ok(ServeOptions {
+        access,
+        tls,
+        limits: config.limits.clone(),
+        ccdb_answer: config.ccdb_server.answer,
+        ..ServeOptions::default()
+    })
+}
+
+/// FairMQ's id of a session of ours.
+fn shmid(session: &str) -> String {
+    let user = rustix::process::geteuid().as_raw();
+    let hash = Sha256::digest(format!("{user}{session}"));
+    hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn memory(config: &Config) -> Result<PoolOptions, Failure> {
+    let region = config.region.as_ref().map(|region| Region::open(&region.path, region.id));
+    let region = region.transpose()?;
+    let session = config.fairmq_session.as_ref().map(|session| shmid(session));
+    let shmid = session.or_else(|| config.fairmq_shmid.clone());
+    let backing = match (shmid, config.fairmq_segment, config.backing) {
+        (Some(shmid), Some(first_segment), _) => Backing::FairMq { shmid, first_segment },
+        (_, _, SegmentBacking::Memfd) => Backing::Memfd,
+        (_, _, SegmentBacking::Shm) => Backing::Folder(config.shm_folder.clone()),
+    };
+    Ok(PoolOptions {
+        memory_bytes: config.memory.bytes(),
+        segment_bytes: config.segment.bytes(),
+        backing,
+        region,
+        first_generation: None,
+    })
+}
+
+/// The sources in order, each limited to its paths; one alone needs no chain.
+fn source(config: &Config) -> Result<Arc<dyn Source>, Failure> {
+    let refresh = config.refresh.map(TimeSpan::duration);
+    let options = SourceOptions { refresh, ccdb: config.ccdb.clone() };
+    let open = |url: &str| iovcache::source::open(url, &options);
+    let mut links = Vec::new();
+    for SourceConfig { url, paths } in &config.sources {
+        links.push(Link { source: open(url)?, prefixes: paths.clone() });
+    }
+    let mut remaps = Vec::new();
+    for remap in &config.remaps {
+        let RemapConfig { path, to, source } = remap.clone();
+        let source = source.map(|url| open(&url)).transpose()?;
+        let to = to.unwrap_or_else(|| path.clone());
+        remaps.push(Remap { path, to, source });
+    }
+    match &links[..] {
+        [] => {
+            Err(Failure::usage("no source: give --source file:///folder, or name one in --config"))
+        }
+        [only] if only.prefixes.is_empty() && remaps.is_empty() => Ok(Arc::clone(&only.source)),
+        _ => Ok(Arc::new(ChainSource::new(links, remaps))),
+    }
+}
+
+/// What the configuration says of single paths.
+fn policies(config: &Config) -> Result<Policies, Failure> {
+    let policy = |path: &PathConfig| {
+        let policy = PathPolicy {
+            prefix: path.path.clone(),
+            missing: path.missing.map(|missing| match missing {
+                MissingConfig::Required => WhenMissing::Required,
+                MissingConfig::Optional => WhenMissing::Optional,
+            }),
+            default: None,
+            timeout: path.timeout.map(TimeSpan::duration),
+            refresh: path.refresh.map(TimeSpan::duration),
+        };
+        match &path.default {
+            None => Ok(policy),
+            Some(file) => policy
+                .with_default_file(file)
+                .map_err(|error| Failure::io(format!("the default of {}", path.path), error)),
+        }
+    };
+    config.paths.iter().map(policy).collect()
+}

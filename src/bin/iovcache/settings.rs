@@ -1,0 +1,128 @@
+//! Where the settings of a service come from: options, variables of the environment, a file.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command};
+use iovcache::server::{Document, Origin, Said, Settings, sections};
+
+use crate::common::Failure;
+use crate::serve::{Arguments, LogArguments};
+
+/// What was given to a command, kept so that the file can be read again while it runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Given {
+    file: Option<PathBuf>,
+    said: Vec<Said>,
+}
+
+impl Given {
+    /// `matches` are those of the command that has the options.
+    pub(crate) fn new(
+        arguments: &Arguments,
+        log: &LogArguments,
+        matches: &ArgMatches,
+    ) -> Result<Self, Failure> {
+        let written = |error| Failure::failed(format!("cannot write the options down: {error}"));
+        let mut said = Vec::new();
+        let options = options(matches);
+        flatten("", toml::Table::try_from(arguments).map_err(written)?, &options, &mut said);
+        flatten("", toml::Table::try_from(log).map_err(written)?, &options, &mut said);
+        Ok(Self { file: arguments.config.clone(), said })
+    }
+
+    /// The same with another file.
+    pub(crate) fn with_file(self, file: PathBuf) -> Self {
+        Self { file: Some(file), ..self }
+    }
+
+    /// Reads the file, and puts over it what was said beside it.
+    pub(crate) fn settings(&self) -> Result<Settings, Failure> {
+        let document = self.file.as_deref().map(read).transpose()?;
+        Ok(Settings::merge(document.as_ref(), self.said.clone())?)
+    }
+}
+
+/// The settings that stand in a file.
+pub(crate) fn of_file(file: &Path) -> Result<Settings, Failure> {
+    Ok(Settings::merge(Some(&read(file)?), Vec::new())?)
+}
+
+fn read(file: &Path) -> Result<Document, Failure> {
+    let text = fs::read_to_string(file).map_err(|error| Failure::io(file.display(), error))?;
+    Ok(Document::parse(&text, Some(file))?)
+}
+
+/// Gives each option that is a key of the configuration its variable of the environment, and tells
+/// its default in its help.
+pub(crate) fn dress(command: Command) -> Command {
+    let keys = sections().iter().flat_map(|section| &section.keys);
+    let mut defaults: BTreeMap<&str, &Option<String>> =
+        keys.map(|key| (key.name.as_str(), &key.default)).collect();
+    defaults.insert("source", &None);
+    command.mut_args(|mut option| {
+        let Some(default) = defaults.get(option.get_id().as_str()) else { return option };
+        if let Some(default) = default.as_ref().filter(|default| *default != "[]") {
+            let default = default.trim_matches('"');
+            let told = |help: &clap::builder::StyledStr| format!("{help} [default: {default}]");
+            let (short, long) = (option.get_help().map(told), option.get_long_help().map(told));
+            if let Some(short) = short {
+                option = option.help(short);
+            }
+            if let Some(long) = long {
+                option = option.long_help(long);
+            }
+        }
+        in_environment(option)
+    })
+}
+
+/// An option that is a key, with its variable of the environment.
+pub(crate) fn in_environment(option: Arg) -> Arg {
+    let variable = variable(option.get_id().as_str());
+    option.env(variable).hide_env_values(true)
+}
+
+/// The variable of the environment that stands for a key.
+fn variable(key: &str) -> String {
+    format!("IOVCACHE_{}", key.replace('.', "_").to_uppercase())
+}
+
+/// Which keys were given, and whether as an option or in the environment.
+fn options(matches: &ArgMatches) -> BTreeMap<&str, ValueSource> {
+    let ids = matches.ids().map(clap::Id::as_str);
+    ids.filter_map(|id| Some((id, matches.value_source(id)?))).collect()
+}
+
+fn flatten(
+    above: &str,
+    table: toml::Table,
+    options: &BTreeMap<&str, ValueSource>,
+    said: &mut Vec<Said>,
+) {
+    for (name, value) in table {
+        let key = if above.is_empty() { name } else { format!("{above}.{name}") };
+        match value {
+            toml::Value::Table(inner) => flatten(&key, inner, options, said),
+            value => {
+                let origin = match options.get(key.as_str()) {
+                    Some(ValueSource::EnvVariable) => Origin::Environment(variable(&key)),
+                    _ => Origin::CommandLine(option_of(&key)),
+                };
+                said.push(Said { key, value, origin });
+            }
+        }
+    }
+}
+
+/// The option that stands for a key.
+fn option_of(key: &str) -> String {
+    let serve = crate::program();
+    let serve = serve.find_subcommand("serve");
+    let option = serve.and_then(|serve| {
+        serve.get_arguments().find(|option| option.get_id().as_str() == key)?.get_long()
+    });
+    format!("--{}", option.unwrap_or(key))
+}

@@ -1,0 +1,69 @@
+//! `token`: makes a new token, and the entry by which a service knows it.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use iovcache::server::{Keys, Role, TimeSpan};
+use iovcache::{Secret, Timestamp};
+
+use crate::common::{Failure, now, out};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Whose token it is.
+    name: String,
+    /// What its bearer may: read, register (timeframes, too), or administer (everything).
+    #[arg(long, default_value = "read", value_name = "ROLE")]
+    role: Role,
+    /// For how long, e.g. 90d or 8h; without this for ever.
+    #[arg(long = "for", value_name = "TIME", value_parser = days)]
+    lifetime: Option<Duration>,
+    /// The file to which its entry is added (see `serve --tokens`); without one it is printed on
+    /// stderr.
+    #[arg(long, value_name = "FILE")]
+    tokens: Option<PathBuf>,
+}
+
+fn days(text: &str) -> Result<Duration, String> {
+    match text.strip_suffix('d').map(str::parse::<u32>) {
+        Some(Ok(days)) => Ok(Duration::from_secs(u64::from(days) * 86_400)),
+        _ => text.parse().map(TimeSpan::duration),
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let mut random = [0; 32];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Failure::io("no random numbers can be had", error.into()))?;
+    let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let expires = arguments.lifetime.map(|lifetime| {
+        let millis = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);
+        Timestamp::from_millis(now().as_millis().saturating_add(millis))
+    });
+    let entry = Keys::entry(&arguments.name, &Secret::from(&token[..]), arguments.role, expires);
+    match &arguments.tokens {
+        None => eprint!("{entry}"),
+        Some(file) => {
+            let failed = |error| Failure::io(file.display(), error);
+            let before = match std::fs::read_to_string(file) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+                other => other.map_err(failed)?,
+            };
+            // A name that is taken is told now, not when the service reads the file.
+            let gap = if before.is_empty() { "" } else { "\n" };
+            Keys::parse(&format!("{before}{gap}{entry}"))?;
+            let mut opened = OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(file)
+                .map_err(failed)?;
+            write!(opened, "{gap}{entry}").map_err(failed)?;
+        }
+    }
+    out(format!("{token}\n").as_bytes())
+}

@@ -1,0 +1,56 @@
+//! `verify`: whether what lies on a disk is right, and what was done about what is not.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use iovcache::source::{Done, Verified, disk, repository};
+use serde_json::json;
+
+use crate::common::{Failure, out, show_bytes};
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
+pub(crate) struct Arguments {
+    /// A repository folder: names, properties, sizes, MD5, links, FIFOs, halves of puts.
+    #[arg(long, value_name = "FOLDER", group = "what")]
+    repository: Option<PathBuf>,
+    /// The folder of `serve --disk`, while no service uses it: names, checksums, files that are
+    /// half-written.
+    #[arg(long, value_name = "FOLDER", group = "what")]
+    disk: Option<PathBuf>,
+    /// Remove what is half-written; of a disk tier remove what is damaged (it is fetched again when
+    /// it is needed), in a repository set it aside as .NAME.damaged. Without this nothing is changed.
+    #[arg(long)]
+    repair: bool,
+    /// Say what was found as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let (folder, verified) = match (&arguments.repository, &arguments.disk) {
+        (Some(folder), _) => (folder, repository::verify(folder, arguments.repair)),
+        (None, Some(folder)) => (folder, disk::verify(folder, arguments.repair)),
+        (None, None) => return Err(Failure::usage("give --repository or --disk")),
+    };
+    let verified = verified.map_err(|error| Failure::io(folder.display(), error))?;
+    let Verified { files, bytes, damaged } = &verified;
+    if arguments.json {
+        let damaged: Vec<_> = damaged
+            .iter()
+            .map(|one| json!({"file": one.file, "reason": one.reason, "done": one.done.name()}))
+            .collect();
+        out(format!("{}\n", json!({"right": files, "bytes": bytes, "wrong": damaged})).as_bytes())?;
+    } else {
+        let mut text = format!("{files} are right, {} in all\n", show_bytes(*bytes));
+        for one in damaged {
+            let (file, reason, done) = (one.file.display(), &one.reason, one.done.name());
+            text += &format!("{file}: {reason} ({done})\n");
+        }
+        out(text.as_bytes())?;
+    }
+    match damaged.iter().filter(|one| one.done == Done::LeftAlone).count() {
+        0 => Ok(()),
+        count => Err(Failure::failed(format!("{count} are not right"))),
+    }
+}

@@ -1,0 +1,113 @@
+//! A service that is gone comes back: a call that does no harm when it is made twice is made again.
+//!
+//! ```text
+//!  call ──answer, or an error that the service told──▶ caller
+//!    │ no answer: the connection broke, nobody listens, the service is stopping
+//!    ▼
+//!  rest: 20 ms, 40 ms … 1 s, each shortened by up to a half at random ──▶ call again, until the
+//!  caller's time is over
+//! ```
+//!
+//! What the service itself calls unavailable (a source is down, memory is pinned) is told at once:
+//! it has waited for that already.
+
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::error::ClientError;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Makes `call` until a service answers it, for `limit` at most. After the first time it is told how
+/// much of that is left.
+///
+/// # Errors
+/// What the service said; [`ClientError::Lost`] or what came instead of an answer when the time is
+/// over.
+pub(super) async fn until_answered<T, F>(
+    limit: Duration,
+    mut call: impl FnMut(Option<Duration>) -> F,
+) -> Result<T, ClientError>
+where
+    F: Future<Output = Result<T, ClientError>>,
+{
+    let deadline = Instant::now() + limit;
+    let (mut pause, mut left) = (FIRST_PAUSE, None);
+    loop {
+        let error = match call(left).await {
+            Err(error) if error.is_no_answer() => error,
+            answered => return answered,
+        };
+        let rest = shortened(pause);
+        if Instant::now() + rest >= deadline {
+            return Err(error);
+        }
+        tracing::debug!(%error, "the service is gone: asked again in {rest:?}");
+        tokio::time::sleep(rest).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        left = Some(deadline.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// By up to a half, so that many who lost the same service do not come back at the same moment.
+fn shortened(pause: Duration) -> Duration {
+    // Each state is another one: that is all the chance that is needed.
+    let chance = RandomState::new().build_hasher().finish() >> 11;
+    let share = chance as f64 / (1_u64 << 53) as f64;
+    pause.mul_f64(1.0 - share / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Code, ErrorKind};
+
+    fn lost() -> ClientError {
+        ClientError::Lost { reason: "on purpose".to_owned() }
+    }
+
+    #[tokio::test]
+    async fn calls_are_made_again_with_longer_and_longer_pauses_until_the_time_is_over() {
+        let (limit, began) = (Duration::from_millis(400), Instant::now());
+        let mut at = Vec::new();
+        let answered = until_answered(limit, |left| {
+            assert_eq!(left.is_none(), at.is_empty());
+            assert!(left.is_none_or(|left| left < limit));
+            at.push(began.elapsed());
+            async { Err::<(), _>(lost()) }
+        });
+        assert!(matches!(answered.await, Err(ClientError::Lost { .. })));
+        let mut longest = FIRST_PAUSE;
+        for two in at.windows(2) {
+            assert!(two[1] - two[0] >= longest / 2, "{at:?}");
+            longest = (longest * 2).min(LONGEST_PAUSE);
+        }
+        assert!((2..8).contains(&at.len()), "{at:?}");
+    }
+
+    #[tokio::test]
+    async fn what_the_service_told_is_told_at_once() {
+        let mut calls = 0;
+        let answered = until_answered(Duration::from_secs(10), |_| {
+            calls += 1;
+            let kind = ErrorKind::Unavailable;
+            let (code, message) = (Code(4010), "memory is pinned".to_owned());
+            let told = ClientError::Service { kind, code, message };
+            let answer = if calls < 3 { lost() } else { told };
+            async { Err::<(), _>(answer) }
+        });
+        assert!(matches!(answered.await, Err(ClientError::Service { .. })));
+        assert_eq!(calls, 3);
+    }
+
+    #[test]
+    fn pauses_are_shortened_by_chance_and_by_half_at_most() {
+        let pauses: Vec<Duration> = (0..100).map(|_| shortened(LONGEST_PAUSE)).collect();
+        assert!(pauses.iter().all(|pause| (LONGEST_PAUSE / 2..=LONGEST_PAUSE).contains(pause)));
+        assert!(pauses.iter().any(|pause| *pause < LONGEST_PAUSE.mul_f64(0.7)));
+        assert!(pauses.iter().any(|pause| *pause > LONGEST_PAUSE.mul_f64(0.8)));
+    }
+}

@@ -1,0 +1,77 @@
+//! What lets a client in, kept from logs and errors.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serializer};
+
+/// A token. It is never shown: its `Debug` says only that it is there, and it has no `Display`.
+///
+/// ```
+/// use iovcache::Secret;
+/// let secret = Secret::from("s3cr3t");
+/// assert_eq!(format!("{secret:?}"), "Secret(…)");
+/// assert_eq!(secret.reveal(), "s3cr3t");
+/// ```
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself, for those who have to send or check it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Serializes the text, where a message has to carry it.
+    ///
+    /// # Errors
+    /// What the serializer says.
+    pub(crate) fn reveal_to<S: Serializer>(
+        secret: &Option<Self>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match secret {
+            Some(secret) => serializer.serialize_str(&secret.0),
+            None => serializer.serialize_none(),
+        }
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // serde's own error would quote what stands there instead of a string.
+        match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(text) => Ok(Self(text)),
+            _ => Err(serde::de::Error::custom("a token is a string")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_token_is_not_quoted() {
+        let error = serde_json::from_str::<Secret>("123456789").unwrap_err();
+        assert!(!error.to_string().contains("123456789"), "{error}");
+        assert_eq!(serde_json::from_str::<Secret>("\"a\"").unwrap().reveal(), "a");
+    }
+}

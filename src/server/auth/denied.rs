@@ -1,0 +1,87 @@
+//! Why somebody is not let in.
+
+use std::sync::Arc;
+
+use super::role::Role;
+use crate::cache::NotListed;
+use crate::error::{Code, Coded, ErrorKind};
+use crate::interval::Timestamp;
+
+/// Why a call or a process is not let in. None of them says anything of what was presented.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Denied {
+    /// Nothing was presented.
+    #[error(
+        "this service asks for a token (`authorization: Bearer TOKEN`, or `token` on attaching)"
+    )]
+    NoCredentials,
+    /// The token is none of ours.
+    #[error("the token is not known here")]
+    UnknownToken,
+    /// The token was one of ours.
+    #[error("the token {name:?} has expired at {expired}")]
+    Expired {
+        /// Whose it was.
+        name: Arc<str>,
+        /// When.
+        expired: Timestamp,
+    },
+    /// The header is none that we read.
+    #[error("the authorization header is not `Bearer TOKEN`")]
+    Malformed,
+    /// The user of a process on the node is not listed.
+    #[error(transparent)]
+    Peer(#[from] NotListed),
+    /// The certificate is good, but nobody said what its bearer may.
+    #[error("the certificate of {} has no role here", names.join(", "))]
+    Certificate {
+        /// The names in it.
+        names: Vec<String>,
+    },
+    /// It is known who asks, and that one may not.
+    #[error("{name:?} may {has}, and {what} needs {needs}")]
+    Role {
+        /// Who asks.
+        name: Arc<str>,
+        /// What that one may.
+        has: Role,
+        /// What was asked for.
+        what: String,
+        /// What that needs.
+        needs: Role,
+    },
+    /// So many calls are under way that no more are taken.
+    #[error("{limit} calls are under way, no more are taken")]
+    TooManyCalls {
+        /// How many there can be.
+        limit: usize,
+    },
+}
+
+impl Coded for Denied {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoCredentials | Self::UnknownToken | Self::Expired { .. } | Self::Malformed => {
+                ErrorKind::Unauthenticated
+            }
+            Self::Peer(_) | Self::Certificate { .. } | Self::Role { .. } => {
+                ErrorKind::PermissionDenied
+            }
+            Self::TooManyCalls { .. } => ErrorKind::Unavailable,
+        }
+    }
+
+    fn code(&self) -> Code {
+        Code(match self {
+            Self::NoCredentials => 6001,
+            Self::UnknownToken => 6002,
+            Self::Expired { .. } => 6003,
+            Self::Malformed => 6004,
+            Self::Peer(error) => return error.code(),
+            Self::Certificate { .. } => 6006,
+            Self::Role { .. } => 6007,
+            Self::TooManyCalls { .. } => 6010,
+        })
+    }
+}

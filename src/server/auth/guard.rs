@@ -1,0 +1,175 @@
+//! The one way in: every call of every service passes here before it is served.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use http_body_util::BodyExt as _;
+use hyper::body::Body as _;
+use hyper::header::AUTHORIZATION;
+use hyper::{Request, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+use super::role::needed_for_call;
+use super::{Access, Denied, Identity, Role};
+use crate::cache::Cache;
+use crate::secret::Secret;
+use crate::server::conduct::{Torn, UnderWay};
+use crate::server::connection::Entered;
+use crate::server::status::status;
+
+/// Puts a guard before a service.
+#[derive(Debug, Clone)]
+pub(in crate::server) struct GuardLayer {
+    access: Access,
+    cache: Cache,
+    /// So many calls can be under way, over all connections.
+    calls: Arc<Semaphore>,
+    max_calls: usize,
+}
+
+impl GuardLayer {
+    pub(in crate::server) fn new(access: Access, cache: Cache, max_calls: usize) -> Self {
+        let calls = Arc::new(Semaphore::new(max_calls));
+        Self { access, cache, calls, max_calls }
+    }
+
+    /// Who calls, and the place that the call takes until it is answered.
+    fn admit<B>(&self, request: &Request<B>) -> Result<(Identity, OwnedSemaphorePermit), Denied> {
+        let counters = self.cache.counters();
+        let identity = match needed_for_call(request.uri().path()) {
+            // Whoever reaches us may: there is nothing to be known of it.
+            None => Identity { name: "anybody".into(), role: Role::Read },
+            Some(needs) => {
+                let entered = request.extensions().get::<Entered>();
+                let peer = &entered.ok_or(Denied::NoCredentials)?.peer;
+                let token = bearer(request);
+                let identity = token.and_then(|token| self.access.identify(peer, token.as_ref()));
+                let checked = identity.and_then(|identity| {
+                    identity.check(needs, request.uri().path()).map(|()| identity)
+                });
+                checked.inspect_err(|denied| match denied {
+                    Denied::Peer(_) | Denied::Certificate { .. } | Denied::Role { .. } => {
+                        counters.permission_denied.add(1);
+                    }
+                    _ => counters.unauthenticated.add(1),
+                })?
+            }
+        };
+        let place = Arc::clone(&self.calls).try_acquire_owned().map_err(|_| {
+            counters.calls_refused.add(1);
+            Denied::TooManyCalls { limit: self.max_calls }
+        })?;
+        Ok((identity, place))
+    }
+}
+
+/// The token of `authorization: Bearer TOKEN`.
+fn bearer<B>(request: &Request<B>) -> Result<Option<Secret>, Denied> {
+    let mut values = request.headers().get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let token = value.to_str().ok().and_then(|text| {
+        let (scheme, token) = text.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    match (token, values.next()) {
+        (Some(token), None) if !token.is_empty() => Ok(Some(token.into())),
+        _ => Err(Denied::Malformed),
+    }
+}
+
+impl<S> Layer<S> for GuardLayer {
+    type Service = Guard<S>;
+
+    fn layer(&self, inner: S) -> Guard<S> {
+        Guard { inner, by: self.clone() }
+    }
+}
+
+/// A service with a guard before it.
+#[derive(Debug, Clone)]
+pub(in crate::server) struct Guard<S> {
+    inner: S,
+    by: GuardLayer,
+}
+
+impl<S> Service<Request<Body>> for Guard<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        match self.by.admit(&request) {
+            Err(denied) => std::future::ready(Ok(status(&denied).into_http())).boxed(),
+            Ok((identity, place)) => {
+                // Nothing behind this needs it, so nothing behind this can show it.
+                request.headers_mut().remove(AUTHORIZATION);
+                request.extensions_mut().insert(identity);
+                let line = request.extensions().get::<Entered>();
+                let torn = Torn::default();
+                let line = line.map(|entered| Arc::clone(&entered.line));
+                let mut call = UnderWay::new(line, torn.clone());
+                let request = request.map(|body| {
+                    Body::new(body.map_err(move |error| {
+                        torn.set();
+                        error
+                    }))
+                });
+                let answer = self.inner.call(request);
+                async move {
+                    let answer = answer.await?;
+                    if answer.body().is_end_stream() {
+                        call.done();
+                    }
+                    // The place is given back with the last of the answer.
+                    Ok(answer.map(|body| {
+                        Body::new(body.map_frame(move |frame| {
+                            let _ = &place;
+                            if frame.is_trailers() {
+                                call.done();
+                            }
+                            frame
+                        }))
+                    }))
+                }
+                .boxed()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(values: &[&str]) -> Result<Option<String>, Denied> {
+        let mut request = Request::new(());
+        for value in values {
+            request.headers_mut().append(AUTHORIZATION, value.parse().unwrap());
+        }
+        bearer(&request).map(|token| token.map(|token| token.reveal().to_owned()))
+    }
+
+    #[test]
+    fn one_bearer_token_is_read_and_anything_else_refused() {
+        assert_eq!(read(&[]), Ok(None));
+        assert_eq!(read(&["Bearer abc"]), Ok(Some("abc".to_owned())));
+        assert_eq!(read(&["bearer  abc"]), Ok(Some("abc".to_owned())));
+        for wrong in [&["abc"][..], &["Basic abc"], &["Bearer "], &["Bearer a", "Bearer b"], &[""]]
+        {
+            assert_eq!(read(wrong), Err(Denied::Malformed), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Who may: everyone who asks is identified, on every transport, and each call needs a role.
+//!
+//! ```text
+//!  flight.sock ─ SO_PEERCRED ─▶ listed? ─┐
+//!  TCP ──────────────────────────────────┼─▶ a token?       Keys::bearer    ─▶ name, role ─┐
+//!  TLS ─ certificate of the client ──────┘   a certificate? Keys::certified ─▶ name, role ─┤
+//!                                            neither: only where there are no keys         │
+//!  attach.sock ─ SO_PEERCRED, token in the hello ─▶ the same                               ▼
+//!                                                        the call's role ≤ one's own? ─▶ served
+//! ```
+//!
+//! Without keys, whoever reaches a socket may everything: then the sockets' folder, SO_PEERCRED and
+//! the loopback interface are what keeps others out. Where there are keys they are needed on each
+//! transport, the Unix sockets included. [`Access::check_exposed`] refuses a plain TCP port for
+//! others than this node.
+
+mod denied;
+mod guard;
+mod keys;
+mod role;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+pub use denied::Denied;
+pub(super) use guard::GuardLayer;
+pub use keys::{Keys, KeysError};
+pub use role::Role;
+pub(super) use role::needed_for_action;
+
+use crate::cache::{AttachGate, NotListed, PeerPolicy};
+use crate::clock::Clock;
+use crate::error::{Code, Coded, ErrorKind};
+use crate::secret::Secret;
+use crate::shm::attach::PeerCredentials;
+
+/// Who asks, and what that one may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The name of the token or of the certificate, or what stands for it.
+    pub name: Arc<str>,
+    /// What it may.
+    pub role: Role,
+}
+
+impl Identity {
+    /// Whether it may what needs `needs`.
+    ///
+    /// # Errors
+    /// [`Denied::Role`].
+    pub(super) fn check(&self, needs: Role, what: &str) -> Result<(), Denied> {
+        match self.role >= needs {
+            true => Ok(()),
+            false => Err(Denied::Role {
+                name: Arc::clone(&self.name),
+                has: self.role,
+                what: what.to_owned(),
+                needs,
+            }),
+        }
+    }
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone)]
+pub(super) enum Peer {
+    /// A process on this node, as the kernel says.
+    Process(PeerCredentials),
+    /// Somebody at an address.
+    Address {
+        /// Where.
+        address: SocketAddr,
+        /// The names in its certificate, if it has one that our authority signed.
+        certificate: Option<Arc<[String]>>,
+    },
+}
+
+/// Whom connections are counted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum PeerKey {
+    Uid(u32),
+    Address(IpAddr),
+}
+
+impl Peer {
+    pub(super) fn key(&self) -> PeerKey {
+        match self {
+            Self::Process(peer) => PeerKey::Uid(peer.uid),
+            Self::Address { address, .. } => PeerKey::Address(address.ip()),
+        }
+    }
+}
+
+/// Decides who may what. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Access(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    policy: PeerPolicy,
+    keys: ArcSwap<Keys>,
+    clock: Clock,
+}
+
+impl Default for Access {
+    /// The service's own user and root, on its sockets; no keys.
+    fn default() -> Self {
+        Self::new(PeerPolicy::default(), Keys::default(), Clock::system())
+    }
+}
+
+impl Access {
+    /// Lets in whom `policy` lists on the Unix sockets, and who has one of `keys` where there are
+    /// any; `clock` tells when these expire.
+    pub fn new(policy: PeerPolicy, keys: Keys, clock: Clock) -> Self {
+        Self(Arc::new(Inner { policy, keys: ArcSwap::from_pointee(keys), clock }))
+    }
+
+    /// Replaces the keys; from now on calls are judged by these. What streams already is not ended.
+    pub fn set_keys(&self, keys: Keys) {
+        self.0.keys.store(Arc::new(keys));
+    }
+
+    /// Who asks.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub(super) fn identify(&self, peer: &Peer, token: Option<&Secret>) -> Result<Identity, Denied> {
+        let keys = self.0.keys.load();
+        let (everything, certificate) = match peer {
+            Peer::Process(peer) => {
+                if !self.0.policy.admits(peer.uid, &peer.gids) {
+                    let (uid, gids) = (peer.uid, peer.gids.clone());
+                    return Err(NotListed { uid, gids }.into());
+                }
+                (!keys.has_tokens(), None)
+            }
+            Peer::Address { certificate, .. } => (keys.is_empty(), certificate.as_ref()),
+        };
+        match (token, certificate) {
+            _ if everything => Ok(Identity { name: "anybody".into(), role: Role::Administer }),
+            (Some(token), _) => keys.bearer(token, self.0.clock.wall()),
+            (None, Some(names)) => {
+                keys.certified(names).ok_or_else(|| Denied::Certificate { names: names.to_vec() })
+            }
+            (None, None) => Err(Denied::NoCredentials),
+        }
+    }
+
+    /// Whether Flight may listen at this address: beyond loopback only with TLS and keys.
+    ///
+    /// # Errors
+    /// [`Exposed`] says what is missing.
+    pub fn check_exposed(&self, address: SocketAddr, tls: bool) -> Result<(), Exposed> {
+        if is_loopback(address) {
+            return Ok(());
+        }
+        match (tls, self.0.keys.load().is_empty()) {
+            (true, false) => Ok(()),
+            (false, _) => Err(Exposed { address, missing: "no TLS (--tls-cert, --tls-key)" }),
+            (true, true) => Err(Exposed { address, missing: "no keys (--tokens)" }),
+        }
+    }
+
+    /// Whether the CCDB side may listen at this address. It asks nobody for a key, so beyond
+    /// loopback it would give away what keys are there to protect.
+    ///
+    /// # Errors
+    /// [`Exposed`].
+    pub fn check_exposed_ccdb(&self, address: SocketAddr) -> Result<(), Exposed> {
+        let open = is_loopback(address) || self.0.keys.load().is_empty();
+        let missing = "a CCDB asks nobody for a key, and this service has some (--tokens)";
+        if open { Ok(()) } else { Err(Exposed { address, missing }) }
+    }
+}
+
+fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+impl AttachGate for Access {
+    fn admit(
+        &self,
+        peer: &PeerCredentials,
+        token: Option<&Secret>,
+    ) -> Result<(), Box<dyn Coded + Send + Sync>> {
+        let identity = self.identify(&Peer::Process(peer.clone()), token);
+        identity.and_then(|identity| identity.check(Role::Read, "attaching")).map_err(|denied| {
+            let denied: Box<dyn Coded + Send + Sync> = Box::new(denied);
+            denied
+        })
+    }
+}
+
+/// Others than this node would reach the service, and nothing would keep them out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{address} can be reached from other nodes, and there is {missing}: listen on loopback, or say \
+     --insecure"
+)]
+pub struct Exposed {
+    /// Where it would listen.
+    pub address: SocketAddr,
+    /// What is missing.
+    pub missing: &'static str,
+}
+
+impl Coded for Exposed {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::PermissionDenied
+    }
+    fn code(&self) -> Code {
+        Code(6020)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interval::Timestamp;
+
+    fn process(uid: u32, gids: &[u32]) -> Peer {
+        Peer::Process(PeerCredentials { pid: 1, uid, gids: gids.to_vec() })
+    }
+
+    fn remote(names: Option<&[&str]>) -> Peer {
+        let certificate = names.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+        Peer::Address { address: "192.0.2.1:5".parse().unwrap(), certificate }
+    }
+
+    fn access(keys: &str) -> Access {
+        let policy = PeerPolicy { uids: vec![100], gids: vec![20] };
+        let clock = Clock::manual(Timestamp::from_millis(0));
+        Access::new(policy, Keys::parse(keys).unwrap(), clock)
+    }
+
+    #[test]
+    fn without_keys_who_is_listed_may_everything_and_nobody_else() {
+        let access = access("");
+        let role = |peer: &Peer| access.identify(peer, None).map(|identity| identity.role);
+        assert_eq!(role(&process(100, &[1])), Ok(Role::Administer));
+        assert_eq!(role(&process(7, &[1, 20])), Ok(Role::Administer));
+        let denied = role(&process(0, &[0])).unwrap_err();
+        assert_eq!(denied.kind(), ErrorKind::PermissionDenied);
+        assert_eq!(role(&remote(None)), Ok(Role::Administer));
+    }
+
+    #[test]
+    fn with_keys_a_token_or_certificate_is_needed_on_every_transport() {
+        let token = Secret::from("t");
+        let certificate = "[[certificate]]\nname = \"a.org\"\nrole = \"read\"\n";
+        let with_both = Keys::entry("t", &token, Role::Register, None) + certificate;
+        let both = access(&with_both);
+        for peer in [process(100, &[]), remote(None)] {
+            assert_eq!(both.identify(&peer, None), Err(Denied::NoCredentials));
+            assert_eq!(both.identify(&peer, Some(&"x".into())), Err(Denied::UnknownToken));
+            assert_eq!(both.identify(&peer, Some(&token)).unwrap().role, Role::Register);
+        }
+        // A token does not make up for the wrong user.
+        assert!(both.identify(&process(7, &[]), Some(&token)).is_err());
+        assert_eq!(both.identify(&remote(Some(&["a.org"])), None).unwrap().role, Role::Read);
+        assert!(both.identify(&remote(Some(&["b.org"])), None).is_err());
+        // Certificates are for those who have none of the kernel's word.
+        let certificates = access(certificate);
+        assert!(certificates.identify(&process(100, &[]), None).is_ok());
+        assert_eq!(certificates.identify(&remote(None), None), Err(Denied::NoCredentials));
+        both.set_keys(Keys::default());
+        assert!(both.identify(&remote(None), None).is_ok());
+    }
+
+    #[test]
+    fn a_port_for_others_needs_tls_and_keys() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (open, keyed) = (access(""), access(&Keys::entry("t", &"t".into(), Role::Read, None)));
+        for near in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert_eq!(open.check_exposed(address(near), false), Ok(()), "{near}");
+            assert_eq!(keyed.check_exposed_ccdb(address(near)), Ok(()), "{near}");
+        }
+        for far in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"] {
+            assert!(open.check_exposed(address(far), false).is_err(), "{far}");
+            assert!(open.check_exposed(address(far), true).is_err(), "{far}");
+            assert!(keyed.check_exposed(address(far), false).is_err(), "{far}");
+            assert_eq!(keyed.check_exposed(address(far), true), Ok(()), "{far}");
+            assert_eq!(open.check_exposed_ccdb(address(far)), Ok(()), "{far}");
+            assert!(keyed.check_exposed_ccdb(address(far)).is_err(), "{far}");
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Everything that can be set for a service.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::document::Document;
+use super::entries::{PathConfig, RemapConfig, SourceConfig};
+use super::error::ConfigError;
+use super::settings::Settings;
+use super::units::{ByteSize, RegionFile, SocketMode, TimeSpan};
+use crate::cache::SlowConsumer;
+use crate::interval::Timestamp;
+use crate::server::ccdb::CcdbServerConfig;
+use crate::server::limits::Limits;
+use crate::source::ccdb::CcdbOptions;
+use crate::table::{ColumnList, ColumnRequest};
+
+/// The configuration of a service. The text of each key is what `iovcache config show` and the book
+/// say of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where Flight listens on TCP; port 0 picks one.
+    pub listen: SocketAddr,
+    /// The folder of the Unix sockets flight.sock and attach.sock; by default one of its own under
+    /// `$XDG_RUNTIME_DIR`, else under `/tmp`.
+    pub socket: Option<PathBuf>,
+    /// The mode of the Unix sockets, in octal; `"0660"` lets the folder's group reach them. Who may
+    /// is decided by `allow_uids` and `allow_gids` too.
+    pub socket_mode: SocketMode,
+    /// Where the status page, `/metrics`, `/healthz` and `/readyz` are; by default port 50052 of
+    /// localhost, or a port that is picked where `listen` has one picked.
+    pub http: Option<SocketAddr>,
+    /// Shared memory in all.
+    pub memory: ByteSize,
+    /// Shared memory of one segment.
+    pub segment: ByteSize,
+    /// What segments are made of: `"memfd"` (sealed; they go with the service), or `"shm"` (named
+    /// files in `shm_folder`).
+    pub backing: SegmentBacking,
+    /// The folder of named segments.
+    pub shm_folder: PathBuf,
+    /// Name segments as managed segments of the FairMQ session with this id, which its devices can
+    /// then read: /dev/shm/fmq_ID_m_N. All of them are made at the start.
+    pub fairmq_shmid: Option<String>,
+    /// The same, the session by its name: its id is the first 8 hexadecimal digits of SHA-256 of
+    /// effective user id and name.
+    pub fairmq_session: Option<String>,
+    /// The number of the first of them; those below are FairMQ's own.
+    pub fairmq_segment: Option<u16>,
+    /// An unmanaged region that somebody else has made, by its id and file as `7=/dev/shm/file`: all
+    /// objects go there, and what it held is lost.
+    pub region: Option<RegionFile>,
+    /// A folder in which what was read is kept: it is there again after a restart, and when the
+    /// sources are down.
+    pub disk: Option<PathBuf>,
+    /// How much room that folder may take.
+    pub disk_size: ByteSize,
+    /// What is put into a source is seen within this; by default 1 s for a folder, 10 s for object
+    /// stores, and for a CCDB what `[ccdb]` says.
+    pub refresh: Option<TimeSpan>,
+    /// Only versions created at or before this are seen (ms since the epoch).
+    #[schemars(with = "Option<i64>")]
+    pub not_after: Option<Timestamp>,
+    /// Only versions created at or after this are seen (ms since the epoch).
+    #[schemars(with = "Option<i64>")]
+    pub not_before: Option<Timestamp>,
+    /// Users that may connect to the Unix sockets, beside the service's own and root.
+    pub allow_uids: Vec<u32>,
+    /// Groups whose members may.
+    pub allow_gids: Vec<u32>,
+    /// A file with the keys of those who may (`iovcache token` makes one); read again on SIGHUP. What
+    /// would stand in it can be in `$IOVCACHE_KEYS` instead. Without keys who reaches a socket may
+    /// everything.
+    pub tokens: Option<PathBuf>,
+    /// Let others than this node connect without TLS or keys.
+    pub insecure: bool,
+    /// How many timeframes can be in flight; who registers one more waits.
+    pub max_timeframes: usize,
+    /// Bytes that one consumer may pin; without this there is no limit.
+    pub quota_bytes: Option<ByteSize>,
+    /// Timeframes that one consumer may hold; without this there is no limit.
+    pub quota_timeframes: Option<u64>,
+    /// Requests of one consumer that are answered at a time; without this there is no limit.
+    pub quota_requests: Option<u64>,
+    /// For how long a consumer may hold a table, and leave a timeframe that is ready alone; without
+    /// this for ever.
+    pub slow_after: Option<TimeSpan>,
+    /// What becomes of one that takes longer: `"warn"` (tell the log, and count), `"refuse"` (its
+    /// further requests), or `"revoke"` (what it holds; the timeframe counts as consumed by it).
+    pub slow_consumer: SlowConsumer,
+    /// What is logged on stderr: error, warn, info, debug, trace, or a filter such as
+    /// `"warn,iovcache::table=info"`.
+    pub log: String,
+    /// As what it is logged: `"text"` for people, `"json"` for programs (one object per line).
+    pub log_format: LogFormat,
+    /// Sources, asked in order: `[[source]]`.
+    #[serde(rename = "source")]
+    pub sources: Vec<SourceConfig>,
+    /// Paths that stand for others: `[[remap]]`.
+    #[serde(rename = "remap")]
+    pub remaps: Vec<RemapConfig>,
+    /// What holds for single paths: `[[path]]`; the longest that fits counts.
+    #[serde(rename = "path")]
+    pub paths: Vec<PathConfig>,
+    /// TLS for Flight over TCP: `[tls]`.
+    pub tls: TlsConfig,
+    /// What clients can take of the Flight ports: `[limits]`.
+    pub limits: Limits,
+    /// Limits and habits with CCDB servers: `[ccdb]`.
+    pub ccdb: CcdbOptions,
+    /// The service as a CCDB to its neighbours: `[ccdb_server]`.
+    pub ccdb_server: CcdbServerConfig,
+    /// Sets of columns that requests may name: `[tables.NAME]`, then `column = "path"`, or
+    /// `column = { path = "path", metadata = { key = "value" } }`.
+    #[schemars(with = "BTreeMap<String, BTreeMap<String, String>>")]
+    pub tables: BTreeMap<String, ColumnList>,
+}
+
+/// TLS for Flight over TCP; without a certificate it is plain. All files are PEM, and read again on
+/// SIGHUP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsConfig {
+    /// The file with the certificate and its chain.
+    pub certificate: Option<PathBuf>,
+    /// The file with its key.
+    pub key: Option<PathBuf>,
+    /// The file with the authority that signs clients' certificates; what their bearers may stands in
+    /// `tokens`.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// What segments are made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SegmentBacking {
+    /// Sealed memfds.
+    #[default]
+    Memfd,
+    /// Named files.
+    Shm,
+}
+
+/// As what the log is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 50_051)),
+            socket: None,
+            socket_mode: SocketMode::new(0o660),
+            http: None,
+            memory: ByteSize::new(4 << 30),
+            segment: ByteSize::new(512 << 20),
+            backing: SegmentBacking::default(),
+            shm_folder: PathBuf::from("/dev/shm/iovcache"),
+            fairmq_shmid: None,
+            fairmq_session: None,
+            fairmq_segment: None,
+            region: None,
+            disk: None,
+            disk_size: ByteSize::new(16 << 30),
+            refresh: None,
+            not_after: None,
+            not_before: None,
+            allow_uids: Vec::new(),
+            allow_gids: Vec::new(),
+            tokens: None,
+            insecure: false,
+            max_timeframes: 4_096,
+            quota_bytes: None,
+            quota_timeframes: None,
+            quota_requests: None,
+            slow_after: None,
+            slow_consumer: SlowConsumer::default(),
+            log: "warn".to_owned(),
+            log_format: LogFormat::default(),
+            sources: Vec::new(),
+            remaps: Vec::new(),
+            paths: Vec::new(),
+            tls: TlsConfig::default(),
+            limits: Limits::default(),
+            ccdb: CcdbOptions::default(),
+            ccdb_server: CcdbServerConfig::default(),
+            tables: BTreeMap::new(),
+        }
+    }
+}
+
+impl Config {
+    /// From TOML.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the line and the key.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let document = Document::parse(text, None)?;
+        Ok(Settings::merge(Some(&document), Vec::new())?.config)
+    }
+
+    /// Where the status page and the metrics are.
+    pub fn http(&self) -> SocketAddr {
+        let port = if self.listen.port() == 0 { 0 } else { 50_052 };
+        self.http.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    /// The sets of columns.
+    pub fn columns(&self) -> BTreeMap<String, Vec<ColumnRequest>> {
+        let columns = |list: &ColumnList| list.0.clone();
+        self.tables.iter().map(|(name, list)| (name.clone(), columns(list))).collect()
+    }
+
+    /// Which keys do not fit together, or name what is none, and why.
+    pub(super) fn faults(&self) -> Vec<(String, String)> {
+        let mut faults = Vec::new();
+        let mut fault = |key: &str, reason: String| faults.push((key.to_owned(), reason));
+        let sessions = [
+            ("fairmq_shmid", self.fairmq_shmid.is_some()),
+            ("fairmq_session", self.fairmq_session.is_some()),
+        ];
+        let given: Vec<&str> =
+            sessions.into_iter().filter_map(|(key, is_given)| is_given.then_some(key)).collect();
+        match (&given[..], self.fairmq_segment) {
+            ([], Some(_)) => {
+                let reason = "fairmq_session or fairmq_shmid is needed with it";
+                fault("fairmq_segment", reason.to_owned());
+            }
+            ([one], None) => fault(one, "fairmq_segment is needed with it".to_owned()),
+            ([one, other], _) => fault(other, format!("either this or {one}")),
+            _ => {}
+        }
+        if let (Some(one), true) = (given.first(), self.region.is_some()) {
+            fault("region", format!("either this or {one}: objects are in one place"));
+        }
+        match (self.tls.certificate.is_some(), self.tls.key.is_some()) {
+            (true, false) => fault("tls.certificate", "tls.key is needed with it".to_owned()),
+            (false, true) => fault("tls.key", "tls.certificate is needed with it".to_owned()),
+            _ => {}
+        }
+        if self.tls.client_ca.is_some() && self.tls.certificate.is_none() {
+            fault("tls.client_ca", "tls.certificate is needed with it".to_owned());
+        }
+        if self.slow_consumer != SlowConsumer::default() && self.slow_after.is_none() {
+            fault("slow_consumer", "slow_after is needed with it".to_owned());
+        }
+        if let Some((name, reason)) = self.ccdb.fault() {
+            fault(&format!("ccdb.{name}"), reason);
+        }
+        let named = self.sources.iter().map(|source| Some(&source.url));
+        let named = named.enumerate().map(|(index, url)| (format!("source[{index}].url"), url));
+        let remapped = self.remaps.iter().map(|remap| remap.source.as_ref());
+        let remapped =
+            remapped.enumerate().map(|(index, url)| (format!("remap[{index}].source"), url));
+        for (key, url) in named.chain(remapped) {
+            let Some(url) = url else { continue };
+            if let Err(error) = crate::source::check_url(url) {
+                fault(&key, error.to_string());
+            }
+        }
+        for (index, path) in self.paths.iter().enumerate() {
+            let Some(file) = &path.default else { continue };
+            if let Err(error) = std::fs::metadata(file) {
+                fault(&format!("path[{index}].default"), format!("{}: {error}", file.display()));
+            }
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_is_read_and_what_does_not_fit_together_is_named() {
+        let config = Config::parse(
+            "memory = \"1GiB\"\n[[source]]\nurl = \"file:///data\"\n\
+             [tables.tpc]\nvdrift = \"TPC/Calib/VDriftTgl\"\n\
+             noise = { path = \"TPC/Calib/Noise\", metadata = { run = \"1\" } }\n",
+        )
+        .unwrap();
+        assert_eq!(config.sources[0].url, "file:///data");
+        assert_eq!(config.columns()["tpc"].len(), 2);
+        assert_eq!(config.memory, ByteSize::new(1 << 30));
+
+        let error = Config::parse(
+            "fairmq_segment = 7\nslow_consumer = \"refuse\"\n[[source]]\nurl = \"gopher://x\"\n\
+             [ccdb]\nmax_redirects = 9\n[[path]]\npath = \"A\"\ndefault = \"/no/such/file\"\n",
+        )
+        .unwrap_err();
+        let found: Vec<_> =
+            error.faults.iter().map(|fault| (fault.line.unwrap(), fault.key.as_str())).collect();
+        let right = [
+            (1, "fairmq_segment"),
+            (2, "slow_consumer"),
+            (6, "ccdb.max_redirects"),
+            (4, "source[0].url"),
+            (9, "path[0].default"),
+        ];
+        assert_eq!(found, right, "{error}");
+    }
+
+    #[test]
+    fn the_port_of_the_page_is_picked_where_that_of_flight_is() {
+        assert_eq!(Config::default().http().port(), 50_052);
+        let picked = Config::parse("listen = \"127.0.0.1:0\"").unwrap();
+        assert_eq!(picked.http().port(), 0);
+    }
+}

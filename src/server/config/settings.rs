@@ -1,0 +1,161 @@
+//! What holds, and where it came from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::document::Document;
+use super::error::{ConfigError, ConfigFault};
+use super::service::Config;
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody said anything.
+    Default,
+    /// The configuration's file, in this line.
+    File(usize),
+    /// A variable of the environment.
+    Environment(String),
+    /// An option of the command line.
+    CommandLine(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(line) => write!(f, "file, line {line}"),
+            Self::Environment(variable) => write!(f, "environment, {variable}"),
+            Self::CommandLine(option) => write!(f, "command line, {option}"),
+        }
+    }
+}
+
+/// What was said of one key outside of a file.
+#[derive(Debug, Clone)]
+pub struct Said {
+    /// The key, as `memory` or `ccdb_server.listen`.
+    pub key: String,
+    /// Its value, as it would stand in a file.
+    pub value: toml::Value,
+    /// Where it was said.
+    pub origin: Origin,
+}
+
+/// The configuration that holds, and where each value came from.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What holds.
+    pub config: Config,
+    origins: BTreeMap<String, Origin>,
+}
+
+impl Settings {
+    /// Puts `said` over what stands in a file; of two that name one key, the later counts.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names what does not fit together, with its line where it stands in the file.
+    pub fn merge(file: Option<&Document>, said: Vec<Said>) -> Result<Self, ConfigError> {
+        let mut values = file.map(|file| file.values.clone()).unwrap_or_default();
+        let mut origins = BTreeMap::new();
+        for (key, line) in file.into_iter().flat_map(Document::keys) {
+            origins.insert(key.to_owned(), Origin::File(line));
+        }
+        for Said { key, value, origin } in said {
+            let (table, name) = match key.split_once('.') {
+                None => (&mut values, key.as_str()),
+                Some((section, name)) => {
+                    let section = values
+                        .entry(section)
+                        .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+                    match section {
+                        toml::Value::Table(table) => (table, name),
+                        _ => continue,
+                    }
+                }
+            };
+            table.insert(name.to_owned(), value);
+            origins.insert(key, origin);
+        }
+        let fault = |key: &str, reason: String| {
+            let of_file = match origins.get(key) {
+                Some(Origin::File(_)) | None => file.and_then(|file| file.line_of(key)),
+                Some(_) => None,
+            };
+            let reason = match origins.get(key) {
+                Some(origin @ (Origin::Environment(_) | Origin::CommandLine(_))) => {
+                    format!("{reason} ({origin})")
+                }
+                _ => reason,
+            };
+            ConfigFault { key: key.to_owned(), line: of_file, reason }
+        };
+        let error = |faults| match file {
+            Some(file) => file.error(faults),
+            None => ConfigError { file: None, faults },
+        };
+        let config: Config = values
+            .try_into()
+            .map_err(|wrong: toml::de::Error| error(vec![fault("", wrong.message().to_owned())]))?;
+        let faults = config.faults();
+        if !faults.is_empty() {
+            let faults = faults.into_iter().map(|(key, reason)| fault(&key, reason));
+            return Err(error(faults.collect()));
+        }
+        Ok(Self { config, origins })
+    }
+
+    /// Where the value of `key` came from.
+    pub fn origin(&self, key: &str) -> &Origin {
+        self.origins.get(key).unwrap_or(&Origin::Default)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::ByteSize;
+
+    #[test]
+    fn what_stands_further_right_counts_and_says_where_it_stood() {
+        let file = "memory = \"1GiB\"\nsegment = \"8MiB\"\n[ccdb_server]\nanswer = \"body\"\n";
+        let file = Document::parse(file, None).unwrap();
+        let said = |key: &str, value: &str, origin: Origin| Said {
+            key: key.to_owned(),
+            value: value.into(),
+            origin,
+        };
+        let environment = Origin::Environment("IOVCACHE_MEMORY".to_owned());
+        let option = Origin::CommandLine("--memory".to_owned());
+        let settings = Settings::merge(
+            Some(&file),
+            vec![
+                said("memory", "2GiB", environment),
+                said("memory", "3GiB", option.clone()),
+                said("ccdb_server.listen", "127.0.0.1:8084", Origin::CommandLine("--ccdb".into())),
+            ],
+        )
+        .unwrap();
+        assert_eq!(settings.config.memory, ByteSize::new(3 << 30));
+        assert_eq!(settings.origin("memory"), &option);
+        assert_eq!(settings.origin("segment"), &Origin::File(2));
+        assert_eq!(settings.origin("disk_size"), &Origin::Default);
+        assert_eq!(settings.origin("ccdb_server.answer"), &Origin::File(4));
+        assert!(settings.config.ccdb_server.listen.is_some());
+    }
+
+    #[test]
+    fn a_fault_of_the_command_line_is_told_as_one() {
+        let said = Said {
+            key: "fairmq_segment".to_owned(),
+            value: 7.into(),
+            origin: Origin::CommandLine("--fairmq-segment".to_owned()),
+        };
+        let error = Settings::merge(None, vec![said]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "fairmq_segment: fairmq_session or fairmq_shmid is needed with it (command line, \
+             --fairmq-segment)"
+        );
+    }
+}

@@ -1,0 +1,379 @@
+//! The connections of Flight: accepted, counted, and bound to answer in time.
+//!
+//! ```text
+//!  accept ─▶ too many, too many of this peer, or is it shut out (conduct)? ─▶ closed
+//!    │
+//!    ▼ TLS handshake (TCP) ─▶ Connection ─▶ tonic
+//!                               │ the first bytes of HTTP/2 must come in time
+//!                               ▼ dropped: its place is free
+//! ```
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Sleep, sleep, timeout};
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+
+use super::auth::{Peer, PeerKey};
+use super::conduct::{Conduct, Line};
+use super::limits::Limits;
+use super::tls::{self, Tls};
+use crate::cache::Cache;
+use crate::shm::attach::PeerCredentials;
+
+/// So many wait to be taken over.
+const MAX_WAITING: usize = 64;
+/// What HTTP/2 begins with: the preface, and the head of the first frame.
+const FIRST_BYTES: usize = 24 + 9;
+/// How long accepting rests when the system has no more descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where Flight accepts.
+#[derive(Debug)]
+pub(super) enum Door {
+    Unix(UnixListener),
+    Tcp(TcpListener, Option<Tls>),
+}
+
+/// Accepts until `stop`; the stream gives what is ready for HTTP/2.
+pub(super) fn accept(
+    door: Door,
+    limits: &Limits,
+    cache: &Cache,
+    stop: CancellationToken,
+) -> ReceiverStream<io::Result<Connection>> {
+    let (ready, accepted) = mpsc::channel(MAX_WAITING);
+    let places = Places {
+        taken: Arc::default(),
+        connections: limits.connections,
+        per_peer: limits.connections_per_peer,
+        resets: limits.resets,
+    };
+    let handshake = limits.handshake.duration();
+    let cache = cache.clone();
+    tokio::spawn(async move {
+        let mut entering = JoinSet::new();
+        loop {
+            let come = tokio::select! {
+                come = door.accept() => come,
+                Some(_) = entering.join_next() => continue,
+                () = stop.cancelled() => return,
+                () = ready.closed() => return,
+            };
+            match come {
+                Ok((raw, peer)) => match places.take(peer.key()) {
+                    Some(place) => {
+                        let tls = door.tls().cloned();
+                        let ready = ready.clone();
+                        entering.spawn(async move {
+                            let entered = enter(raw, peer, tls, place, handshake).await;
+                            match entered {
+                                Ok(connection) => drop(ready.send(Ok(connection)).await),
+                                Err(error) => tracing::debug!(%error, "a connection broke off"),
+                            }
+                        });
+                    }
+                    None => cache.counters().connections_refused.add(1),
+                },
+                Err(error) => {
+                    // Too many open files, most likely: the next try needs some time.
+                    tracing::warn!(%error, "accepting a connection failed");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    });
+    ReceiverStream::new(accepted)
+}
+
+enum Raw {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Door {
+    async fn accept(&self) -> io::Result<(Raw, Peer)> {
+        match self {
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let peer = PeerCredentials::of(&stream)?;
+                Ok((Raw::Unix(stream), Peer::Process(peer)))
+            }
+            Self::Tcp(listener, _) => {
+                let (stream, address) = listener.accept().await?;
+                // Without it a small answer waits 40 ms for the client's acknowledgement.
+                stream.set_nodelay(true)?;
+                Ok((Raw::Tcp(stream), Peer::Address { address, certificate: None }))
+            }
+        }
+    }
+
+    fn tls(&self) -> Option<&Tls> {
+        match self {
+            Self::Unix(_) => None,
+            Self::Tcp(_, tls) => tls.as_ref(),
+        }
+    }
+}
+
+async fn enter(
+    raw: Raw,
+    peer: Peer,
+    tls: Option<Tls>,
+    place: Place,
+    handshake: Duration,
+) -> io::Result<Connection> {
+    let (socket, peer) = match (raw, tls) {
+        (Raw::Unix(stream), _) => (Socket::Unix(stream), peer),
+        (Raw::Tcp(stream), None) => (Socket::Tcp(stream), peer),
+        (Raw::Tcp(stream), Some(tls)) => {
+            let stream = timeout(handshake, tls.accept(stream)).await??;
+            let peer = match peer {
+                Peer::Address { address, .. } => {
+                    Peer::Address { address, certificate: tls::names(&stream) }
+                }
+                Peer::Process(_) => peer,
+            };
+            (Socket::Tls(Box::new(stream)), peer)
+        }
+    };
+    let first = First { missing: FIRST_BYTES, limit: Box::pin(sleep(handshake)) };
+    let line = Arc::new(Line::new(Arc::clone(&place.conduct)));
+    Ok(Connection { socket, entered: Entered { peer, line }, first: Some(first), _place: place })
+}
+
+/// How many connections there are, in all and of each peer.
+#[derive(Debug, Clone)]
+struct Places {
+    taken: Arc<Mutex<Taken>>,
+    connections: usize,
+    per_peer: usize,
+    /// How many calls a peer may break off.
+    resets: usize,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    of: HashMap<PeerKey, OfPeer>,
+}
+
+#[derive(Debug)]
+struct OfPeer {
+    connections: usize,
+    conduct: Arc<Conduct>,
+}
+
+/// So many peers are remembered before those are forgotten that are neither here nor shut out.
+const REMEMBERED: usize = 1_024;
+
+impl Places {
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, key: PeerKey) -> Option<Place> {
+        let mut taken = self.taken();
+        let now = Instant::now();
+        if taken.all >= self.connections {
+            return None;
+        }
+        if taken.of.len() >= REMEMBERED {
+            taken.of.retain(|_, peer| peer.connections > 0 || peer.conduct.is_shut(now));
+        }
+        let peer = taken.of.entry(key).or_insert_with(|| OfPeer {
+            connections: 0,
+            conduct: Arc::new(Conduct::new(self.resets)),
+        });
+        if peer.connections >= self.per_peer || peer.conduct.is_shut(now) {
+            return None;
+        }
+        peer.connections += 1;
+        let conduct = Arc::clone(&peer.conduct);
+        taken.all += 1;
+        drop(taken);
+        Some(Place { places: self.clone(), key, conduct })
+    }
+}
+
+/// The place of one connection.
+#[derive(Debug)]
+struct Place {
+    places: Places,
+    key: PeerKey,
+    conduct: Arc<Conduct>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken();
+        taken.all -= 1;
+        if let Some(peer) = taken.of.get_mut(&self.key) {
+            peer.connections -= 1;
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Socket {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// The first bytes, and until when they have to be there.
+#[derive(Debug)]
+struct First {
+    missing: usize,
+    limit: Pin<Box<Sleep>>,
+}
+
+/// Who came in, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Entered {
+    /// The other end.
+    pub(super) peer: Peer,
+    /// Where it is told that a call was broken off.
+    pub(super) line: Arc<Line>,
+}
+
+/// A connection, and who is at the other end.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: Socket,
+    entered: Entered,
+    first: Option<First>,
+    _place: Place,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Entered;
+
+    fn connect_info(&self) -> Entered {
+        self.entered.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.entered.line.is_cut() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let (before, room) = (buffer.filled().len(), buffer.remaining());
+        let read = match &mut self.socket {
+            Socket::Unix(socket) => Pin::new(socket).poll_read(context, buffer),
+            Socket::Tcp(socket) => Pin::new(socket).poll_read(context, buffer),
+            Socket::Tls(socket) => Pin::new(socket).poll_read(context, buffer),
+        };
+        let is_over = match &read {
+            Poll::Ready(Ok(())) => buffer.filled().len() == before && room > 0,
+            Poll::Ready(Err(_)) => true,
+            Poll::Pending => false,
+        };
+        if is_over {
+            self.entered.line.set_over();
+        }
+        let Some(first) = &mut self.first else { return read };
+        match read {
+            Poll::Ready(Ok(())) => {
+                let count = buffer.filled().len() - before;
+                match first.missing.checked_sub(count).filter(|&missing| missing > 0) {
+                    Some(missing) => first.missing = missing,
+                    None => self.first = None,
+                }
+                read
+            }
+            Poll::Ready(Err(_)) => read,
+            Poll::Pending => match first.limit.as_mut().poll(context) {
+                Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.socket {
+            Socket::Unix(socket) => Pin::new(socket).poll_write(context, bytes),
+            Socket::Tcp(socket) => Pin::new(socket).poll_write(context, bytes),
+            Socket::Tls(socket) => Pin::new(socket).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.socket {
+            Socket::Unix(socket) => Pin::new(socket).poll_write_vectored(context, slices),
+            Socket::Tcp(socket) => Pin::new(socket).poll_write_vectored(context, slices),
+            Socket::Tls(socket) => Pin::new(socket).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.socket {
+            Socket::Unix(socket) => socket.is_write_vectored(),
+            Socket::Tcp(socket) => socket.is_write_vectored(),
+            Socket::Tls(socket) => socket.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Socket::Unix(socket) => Pin::new(socket).poll_flush(context),
+            Socket::Tcp(socket) => Pin::new(socket).poll_flush(context),
+            Socket::Tls(socket) => Pin::new(socket).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Socket::Unix(socket) => Pin::new(socket).poll_shutdown(context),
+            Socket::Tcp(socket) => Pin::new(socket).poll_shutdown(context),
+            Socket::Tls(socket) => Pin::new(socket).poll_shutdown(context),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_counted_in_all_and_for_each_peer() {
+        let (connections, per_peer, resets) = (3, 2, 1);
+        let places = Places { taken: Arc::default(), connections, per_peer, resets };
+        let first = places.take(PeerKey::Uid(1)).unwrap();
+        let _second = places.take(PeerKey::Uid(1)).unwrap();
+        assert!(places.take(PeerKey::Uid(1)).is_none());
+        let third = places.take(PeerKey::Uid(2)).unwrap();
+        assert!(places.take(PeerKey::Uid(3)).is_none());
+        drop(first);
+        assert!(places.take(PeerKey::Uid(1)).is_some());
+        drop(third);
+        assert_eq!(places.taken().all, 1);
+        assert_eq!(places.taken().of[&PeerKey::Uid(1)].connections, 1);
+    }
+}

@@ -1,0 +1,70 @@
+//! What one client, and all of them together, can take of the transport.
+//!
+//! tonic hands what is not set on to hyper as 'no limit', so each is set here. What a request may
+//! take of memory and time is bounded elsewhere: quotas of consumers, `wait_ms`, the pool itself.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::config::{ByteSize, TimeSpan};
+
+/// What clients can take of the Flight ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Connections at a time, of TCP and of the Unix socket each; one more is closed at once.
+    pub connections: usize,
+    /// Of these, connections of one address or one user.
+    pub connections_per_peer: usize,
+    /// Calls under way at a time, over all connections; one more is UNAVAILABLE.
+    pub calls: usize,
+    /// Calls under way of one connection; a client waits with further ones.
+    pub streams: u32,
+    /// Calls that one address or user may break off at once, and in each second; then its connection
+    /// is cut, and it is not let in for a second (CVE-2023-44487).
+    pub resets: usize,
+    /// The headers of a call.
+    pub headers: ByteSize,
+    /// One message; a longer one is refused by its first five bytes.
+    pub message: ByteSize,
+    /// Timestamps that are taken in at a time, over all clients; beyond, they are told to come again.
+    pub intake: ByteSize,
+    /// How long a client may take for the TLS handshake, and then for the first bytes of HTTP/2.
+    pub handshake: TimeSpan,
+    /// A client that is silent for so long is asked whether it is there, and has as long to answer.
+    pub keepalive: TimeSpan,
+    /// How long a client may pause between two messages of a timeframe.
+    pub message_pause: TimeSpan,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 8_192,
+            connections_per_peer: 4_096,
+            calls: 16_384,
+            streams: 1_024,
+            resets: 256,
+            headers: ByteSize::new(16 << 10),
+            message: ByteSize::new(64 << 20),
+            intake: ByteSize::new(1 << 30),
+            handshake: Duration::from_secs(10).into(),
+            keepalive: Duration::from_secs(15).into(),
+            message_pause: Duration::from_secs(60).into(),
+        }
+    }
+}
+
+impl Limits {
+    /// How much of a stream, and of a connection, a client may send before we have read it.
+    pub(super) const WINDOW_BYTES: u32 = 1 << 20;
+    /// The largest frame that is taken.
+    pub(super) const FRAME_BYTES: u32 = 16 << 10;
+}
+
+/// As hyper and tokio count.
+pub(super) fn in_memory(size: ByteSize) -> usize {
+    usize::try_from(size.bytes()).unwrap_or(usize::MAX)
+}

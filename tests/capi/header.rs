@@ -1,0 +1,61 @@
+//! The headers: current, and good for every compiler that we promise.
+
+use super::*;
+
+#[test]
+fn the_header_is_what_the_code_says() {
+    let config = cbindgen::Config::from_file(root().join("cbindgen.toml")).unwrap();
+    let mut builder = cbindgen::Builder::new().with_config(config);
+    for file in ["mod", "status", "attach", "resolve", "host", "table"] {
+        builder = builder.with_src(root().join("src/ffi").join(file).with_extension("rs"));
+    }
+    let bindings = builder.with_src(root().join("src/shm/layout.rs")).generate().unwrap();
+    let mut made = Vec::new();
+    bindings.write(&mut made);
+    let made = String::from_utf8(made).unwrap();
+    let file = root().join("schemas/iovcache.h");
+    if env::var_os("IOVCACHE_BLESS").is_some() {
+        fs::write(&file, &made).unwrap();
+    }
+    let committed = fs::read_to_string(&file).unwrap_or_default();
+    assert!(committed == made, "IOVCACHE_BLESS=1 cargo test --test capi makes it anew:\n{made}");
+}
+
+#[test]
+fn every_function_of_the_header_is_in_the_libraries_and_no_other_symbol_of_that_name() {
+    let header = fs::read_to_string(root().join("schemas/iovcache.h")).unwrap();
+    let words = header.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+    let is_type = |word: &str| word.ends_with("_t") || word.ends_with("_BYTES");
+    let mut named: Vec<&str> =
+        words.filter(|word| word.starts_with("iovc_") && !is_type(word)).collect();
+    named.sort_unstable();
+    named.dedup();
+    for function in [
+        "iovc_attach",
+        "iovc_resolve",
+        "iovc_resolve_many",
+        "iovc_strerror",
+        "iovc_detach",
+        "iovc_abi_version",
+    ] {
+        assert!(named.contains(&function), "{function}");
+    }
+    let output = Command::new("nm")
+        .args(["--dynamic", "--defined-only", "--format=just-symbols"])
+        .arg(LIBRARIES.join("libiovcache.so"))
+        .output()
+        .unwrap();
+    let told = well("nm", &output);
+    let mut exported: Vec<&str> = told.lines().filter(|name| name.starts_with("iovc_")).collect();
+    exported.sort_unstable();
+    assert_eq!(exported, named);
+}
+
+#[test]
+fn the_header_for_cpp_needs_no_exceptions_and_no_more_than_cpp17() {
+    let folder = tempfile::tempdir().unwrap();
+    for standard in ["-std=c++17", "-std=c++20"] {
+        let options = with_library(&[standard, "-fno-exceptions", "-fno-rtti"]);
+        compile(folder.path(), "c++", "tests/capi/programs/walk.cpp", &options);
+    }
+}

@@ -1,0 +1,78 @@
+//! The libraries as users get them: built by cargo, or installed by cargo-c.
+
+use super::*;
+
+/// Builds a program as a user does, and runs it from a folder that knows nothing of this one.
+fn built_and_run(folder: &Path, options: &[&str], libraries: &Path) -> String {
+    let program = folder.join("abi");
+    let source = folder.join("abi.c");
+    let text = "#include <iovcache.h>\n#include <stdio.h>\n\
+                int main(void) { printf(\"%u %s\\n\", iovc_abi_version(), iovc_strerror(2)); }\n";
+    fs::write(&source, text).unwrap();
+    let mut command = Command::new("cc");
+    command.arg(&source).arg("-o").arg(&program).args(options);
+    let said = String::from_utf8_lossy(&command.output().unwrap().stderr).into_owned();
+    assert!(program.exists(), "{command:?}:\n{said}");
+    let output = Command::new(&program).env("LD_LIBRARY_PATH", libraries).output().unwrap();
+    well("abi", &output)
+}
+
+#[test]
+fn a_program_links_the_shared_library_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let (headers, libraries) = (root().join("schemas"), &*LIBRARIES);
+    let [headers, found] = [&headers, libraries].map(|folder| folder.display().to_string());
+    let options = ["-I", &headers, "-L", &found, "-liovcache"];
+    assert_eq!(built_and_run(folder.path(), &options, libraries), "1 not found\n");
+}
+
+#[test]
+fn cargo_c_installs_headers_libraries_and_a_file_for_pkg_config() {
+    let there = Command::new("cargo-cinstall").arg("--version").output();
+    if !there.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no cargo-c; ./test --nightly installs it");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let installed = Command::new("cargo-cinstall")
+        .args(["cinstall", "--locked", "--quiet", "--prefix=/usr", "--libdir=/usr/lib"])
+        .args(["--no-default-features", "--features", "capi", "--destdir"])
+        .arg(folder.path())
+        .current_dir(root())
+        .env("CARGO_TARGET_DIR", target().join("cargo-c"))
+        .output()
+        .unwrap();
+    well("cargo cinstall", &installed);
+    let usr = folder.path().join("usr");
+    for file in [
+        "include/iovcache.h",
+        "include/iovcache.hpp",
+        "lib/libiovcache.a",
+        "lib/libiovcache.so",
+        "lib/pkgconfig/iovcache.pc",
+    ] {
+        assert!(usr.join(file).exists(), "{file}");
+    }
+    let told = |arguments: &[&str]| {
+        let output = Command::new("pkg-config")
+            .args(arguments)
+            .arg("iovcache")
+            .env("PKG_CONFIG_PATH", usr.join("lib/pkgconfig"))
+            .env("PKG_CONFIG_SYSROOT_DIR", folder.path())
+            .env("PKG_CONFIG_ALLOW_SYSTEM_CFLAGS", "1")
+            .env("PKG_CONFIG_ALLOW_SYSTEM_LIBS", "1")
+            .output();
+        well("pkg-config", &output.unwrap())
+    };
+    assert_eq!(told(&["--modversion"]).trim(), env!("CARGO_PKG_VERSION"));
+    let libraries = usr.join("lib");
+    let flags = told(&["--cflags", "--libs"]);
+    let flags: Vec<&str> = flags.split_whitespace().collect();
+    assert_eq!(built_and_run(folder.path(), &flags, &libraries), "1 not found\n");
+    // The soname is one that a loader finds.
+    let output = Command::new("readelf").arg("-d").arg(libraries.join("libiovcache.so")).output();
+    let told = well("readelf", &output.unwrap());
+    let soname = told.lines().find(|line| line.contains("SONAME")).unwrap();
+    let soname = soname.split(['[', ']']).nth(1).unwrap();
+    assert!(libraries.join(soname).exists(), "{soname}");
+}

@@ -1,0 +1,203 @@
+//! Arrow that was damaged at random, sent to the real service. `IOVCACHE_SEED=N` repeats a run.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use arrow_array::types::Int32Type;
+use arrow_array::{ArrayRef, DictionaryArray, Int32Array, Int64Array, RecordBatch, RunArray};
+use arrow_array::{TimestampNanosecondArray, UInt64Array};
+use arrow_flight::flight_service_client::FlightServiceClient;
+use arrow_flight::{Action, FlightData, FlightDescriptor};
+use futures::stream;
+use iovcache::table::MessageWriter;
+use serde_json::json;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::common::PATIENCE;
+use crate::setup::{DRIFT, Limited};
+
+/// Small and fast, and the same for the same seed (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit.max(1) as u64) as usize
+    }
+}
+
+fn columns() -> Vec<ArrayRef> {
+    let times = Int64Array::from(vec![Some(1), Some(5), None, Some(8), Some(5)]);
+    let keys = Int32Array::from(vec![Some(0), Some(1), None, Some(1), Some(0)]);
+    let values: ArrayRef = Arc::new(Int64Array::from(vec![5, 8]));
+    let ends = Int32Array::from(vec![2, 5]);
+    vec![
+        Arc::new(times),
+        Arc::new(UInt64Array::from(vec![1, 2, 3, 4, 5])),
+        Arc::new(TimestampNanosecondArray::from(vec![1_000_000, 5_000_000, 0, 0, 0])),
+        Arc::new(DictionaryArray::<Int32Type>::try_new(keys, Arc::clone(&values)).unwrap()),
+        Arc::new(RunArray::<Int32Type>::try_new(&ends, &*values).unwrap()),
+    ]
+}
+
+/// The messages of a table of timestamps, the schema first.
+fn messages(column: ArrayRef) -> Vec<FlightData> {
+    let batch = RecordBatch::try_from_iter_with_nullable([("timestamp", column, true)]).unwrap();
+    let (mut writer, schema) = MessageWriter::begin(&batch.schema());
+    let written = [schema].into_iter().chain(writer.write(&batch).unwrap());
+    let whole = written.map(|message| FlightData {
+        data_header: message.header,
+        data_body: message.body,
+        ..FlightData::default()
+    });
+    whole.collect()
+}
+
+fn damage(bytes: &mut bytes::Bytes, random: &mut Random) {
+    let mut damaged = bytes.to_vec();
+    for _ in 0..=random.below(4) {
+        if damaged.is_empty() {
+            damaged = vec![random.next() as u8; random.below(64)];
+            continue;
+        }
+        let at = random.below(damaged.len());
+        match random.below(6) {
+            0 => damaged[at] ^= 1 << random.below(8),
+            1 => damaged[at] = random.next() as u8,
+            2 => damaged.truncate(at),
+            3 => {
+                // A length or an offset, most likely.
+                let extreme = [0, 1, -1, i64::MAX, i64::MIN, i64::from(i32::MAX), 1 << 40];
+                let value = extreme[random.below(extreme.len())].to_le_bytes();
+                let end = (at + 8).min(damaged.len());
+                damaged[at..end].copy_from_slice(&value[..end - at]);
+            }
+            4 => {
+                let piece = damaged[at..(at + 16).min(damaged.len())].to_vec();
+                let to = random.below(damaged.len());
+                damaged.splice(to..to, piece);
+            }
+            _ => damaged.extend_from_slice(&random.next().to_le_bytes()),
+        }
+    }
+    *bytes = damaged.into();
+}
+
+/// Damages some of the messages, or their order.
+fn mutate(messages: &mut Vec<FlightData>, random: &mut Random) {
+    for _ in 0..=random.below(2) {
+        let at = random.below(messages.len());
+        match random.below(8) {
+            0 => {
+                let twice = messages[at].clone();
+                messages.insert(at, twice);
+            }
+            1 if messages.len() > 1 => drop(messages.remove(at)),
+            2 => {
+                let other = random.below(messages.len());
+                messages.swap(at, other);
+            }
+            3 | 4 => damage(&mut messages[at].data_body, random),
+            _ => damage(&mut messages[at].data_header, random),
+        }
+    }
+}
+
+/// What the fault of a client may be answered with.
+fn assert_blames_the_client(seed: u64, case: usize, status: &Status) {
+    let right = matches!(
+        status.code(),
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::ResourceExhausted
+            | Code::OutOfRange
+    );
+    assert!(right, "seed {seed}, case {case}: {status:?}");
+}
+
+async fn put(
+    client: &mut FlightServiceClient<Channel>,
+    timeframe: usize,
+    mut messages: Vec<FlightData>,
+) -> Result<(), Status> {
+    let path = vec!["timeframe".to_owned(), timeframe.to_string()];
+    if let Some(first) = messages.first_mut() {
+        first.flight_descriptor = Some(FlightDescriptor::new_path(path));
+        first.app_metadata =
+            json!({"columns": {"d": DRIFT}, "consumers": ["c"]}).to_string().into();
+    }
+    let mut answers = client.do_put(stream::iter(messages)).await?.into_inner();
+    while answers.message().await?.is_some() {}
+    let drop = Action::new("drop_timeframe", json!({"timeframe": timeframe}).to_string());
+    client.do_action(drop).await.map(|_| ())
+}
+
+async fn exchange(
+    client: &mut FlightServiceClient<Channel>,
+    mut messages: Vec<FlightData>,
+) -> Result<(), Status> {
+    let command = json!({"columns": {"d": DRIFT}, "missing": "null"}).to_string();
+    for (timeframe, message) in messages.iter_mut().enumerate() {
+        message.app_metadata = json!({"timeframe": timeframe}).to_string().into();
+    }
+    if let Some(first) = messages.first_mut() {
+        first.flight_descriptor = Some(FlightDescriptor::new_cmd(command));
+    }
+    let mut answers = client.do_exchange(stream::iter(messages)).await?.into_inner();
+    while answers.message().await?.is_some() {}
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_streams_are_the_clients_fault_and_never_the_services() {
+    let nightly = std::env::var_os("IOVCACHE_NIGHTLY").is_some();
+    let cases = if nightly { 20_000 } else { 600 };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seed = std::env::var("IOVCACHE_SEED").map_or(now, |seed| seed.parse().unwrap());
+    println!("seed {seed}");
+    let mut random = Random(seed | 1);
+    let limited = Limited::start("");
+    let mut client = limited.bare().await;
+    for (case, column) in columns().into_iter().enumerate() {
+        // As they are they are taken.
+        put(&mut client, case, messages(Arc::clone(&column))).await.unwrap();
+        exchange(&mut client, messages(column)).await.unwrap();
+    }
+    let before = limited.peak_memory_bytes();
+    let (mut taken, mut refused) = (0, 0);
+    for case in 0..cases {
+        let all = columns();
+        let mut damaged = messages(Arc::clone(&all[random.below(all.len())]));
+        mutate(&mut damaged, &mut random);
+        let done = async {
+            match case % 2 {
+                0 => put(&mut client, 1_000_000 + case, damaged).await,
+                _ => exchange(&mut client, damaged).await,
+            }
+        };
+        let done = tokio::time::timeout(PATIENCE, done).await;
+        let done = done.unwrap_or_else(|_| panic!("seed {seed}, case {case}: no answer"));
+        match done {
+            Ok(()) => taken += 1,
+            Err(status) => {
+                assert_blames_the_client(seed, case, &status);
+                refused += 1;
+            }
+        }
+    }
+    println!("{taken} were taken, {refused} refused");
+    assert!(refused > cases / 4 && taken > 0, "{taken} taken, {refused} refused");
+    let grown = limited.peak_memory_bytes().saturating_sub(before);
+    assert!(grown < 256 << 20, "seed {seed}: {grown} bytes were taken");
+    limited.assert_serves().await;
+    let status = limited.client(&limited.service.unix()).await.status().await.unwrap();
+    assert_eq!((status.memory.pinned_bytes, status.timeframes.len()), (0, 0));
+}

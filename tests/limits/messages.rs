@@ -1,0 +1,138 @@
+//! Messages and headers: how long they can be, and how long they can take.
+
+use std::time::{Duration, Instant};
+
+use arrow_flight::{FlightData, FlightDescriptor};
+use futures::{StreamExt as _, stream};
+use tonic::Code;
+
+use crate::common::PATIENCE;
+use crate::setup::Limited;
+
+/// Calls by hand: the first `sent` bytes of a message that is said to have `length`; the status of
+/// gRPC, or of HTTP/2 where it does not come so far.
+async fn call(
+    address: &str,
+    method: &str,
+    length: u32,
+    sent: usize,
+    header: Option<String>,
+) -> Result<i32, String> {
+    let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (send, connection) = h2::client::handshake(tcp).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut send = send.ready().await.map_err(|error| error.to_string())?;
+    let mut request = http::Request::post(format!("http://localhost/{method}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    if let Some(header) = header {
+        request = request.header("x-filler", header);
+    }
+    let request = request.body(()).unwrap();
+    let (answer, mut body) =
+        send.send_request(request, false).map_err(|error| error.to_string())?;
+    let mut bytes = vec![0];
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.resize(5 + sent, b'x');
+    // More than a window may never be taken.
+    let _ = body.send_data(bytes.into(), false);
+    let answered = async {
+        let answer = answer.await.map_err(|error| error.to_string())?;
+        let http = answer.status().as_u16();
+        if http != 200 {
+            return Err(http.to_string());
+        }
+        let status = |headers: &http::HeaderMap| {
+            headers.get("grpc-status").map(|status| status.to_str().unwrap().parse().unwrap())
+        };
+        if let Some(status) = status(answer.headers()) {
+            return Ok(status);
+        }
+        let mut answer = answer.into_body();
+        while let Some(data) = answer.data().await {
+            data.map_err(|error| error.to_string())?;
+        }
+        let trailers = answer.trailers().await.map_err(|error| error.to_string())?;
+        trailers.as_ref().and_then(status).ok_or_else(|| "no status".to_owned())
+    };
+    let answered = tokio::time::timeout(PATIENCE, answered).await.expect("no answer");
+    connection.abort();
+    answered
+}
+
+fn flight(method: &str) -> String {
+    format!("arrow.flight.protocol.FlightService/{method}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_a_gibibyte_is_refused_before_it_is_buffered() {
+    let limited = Limited::start("");
+    limited.assert_serves().await;
+    let before = limited.peak_memory_bytes();
+    let methods = ["DoGet", "DoPut", "DoExchange", "DoAction", "GetFlightInfo", "ListFlights"];
+    for method in methods.map(flight).into_iter().chain(["grpc.health.v1.Health/Check".to_owned()])
+    {
+        for length in [(64 << 20) + 1, 1 << 30, u32::MAX] {
+            let told = call(&limited.address(), &method, length, 100_000, None).await;
+            assert_eq!(told, Ok(Code::OutOfRange as i32), "{method} {length}");
+        }
+    }
+    let grown = limited.peak_memory_bytes() - before;
+    assert!(grown < 32 << 20, "{grown} bytes were taken");
+    limited.assert_serves().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_beyond_the_limit_are_refused() {
+    let limited = Limited::start("");
+    let with = async |bytes| {
+        let header = Some("h".repeat(bytes));
+        // A whole message of no bytes: no action has this name.
+        call(&limited.address(), &flight("GetSchema"), 0, 0, header).await
+    };
+    // A unary call with its stream still open is answered all the same.
+    let small = tokio::time::timeout(Duration::from_secs(1), with(8 << 10)).await;
+    assert!(small.is_err() || small.unwrap().is_ok());
+    for bytes in [17 << 10, 60 << 10] {
+        let told = with(bytes).await;
+        assert!(told.is_err(), "{bytes}: {told:?}");
+    }
+    limited.assert_serves().await;
+}
+
+/// A timeframe of so many bytes whose stream does not end.
+fn unfinished(id: &str, bytes: usize) -> impl futures::Stream<Item = FlightData> + Send + 'static {
+    let first = FlightData {
+        flight_descriptor: Some(FlightDescriptor::new_path(vec!["timeframe".into(), id.into()])),
+        data_header: vec![1; 16].into(),
+        data_body: vec![0; bytes].into(),
+        ..FlightData::default()
+    };
+    stream::iter([first]).chain(stream::pending())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_in_is_bounded_over_all_clients_and_in_time() {
+    let limited = Limited::start("intake = \"2MiB\"\nmessage_pause = \"2s\"");
+    let bare = limited.bare().await;
+    let put = |id: &'static str, bytes| {
+        let client = bare.clone();
+        async move {
+            let start = Instant::now();
+            let put = client.max_encoding_message_size(8 << 20).do_put(unfinished(id, bytes)).await;
+            let status = put.err().unwrap();
+            (status.code(), status.message()[..10].to_owned(), start.elapsed())
+        }
+    };
+    let first = tokio::spawn(put("1", 1_500_000));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (code, number, took) = put("2", 1_500_000).await;
+    assert_eq!((code, &number[..]), (Code::Unavailable, "[IOV-1052]"));
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    let (code, number, _) = first.await.unwrap();
+    assert_eq!((code, &number[..]), (Code::DeadlineExceeded, "[IOV-1050]"));
+    // Now there is room again.
+    let (code, number, _) = put("3", 1_500_000).await;
+    assert_eq!((code, &number[..]), (Code::DeadlineExceeded, "[IOV-1050]"));
+    limited.assert_serves().await;
+}
