@@ -1,14 +1,29 @@
-//! Shared memory beside its floors: resolving, taking and giving back, storing.
+//! Shared memory beside its floors: resolving, attaching, taking and giving back, storing.
 //!
 //! `cargo bench --bench shm`; what came of it stands in `benches/README.md`.
 #![allow(unsafe_code, reason = "the floors are plain pointers")]
 
-use std::alloc::{Layout, alloc, dealloc};
-use std::hint::black_box;
+mod beside;
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use iovcache::ObjectId;
+use std::alloc::{Layout, alloc, dealloc};
+use std::fs::File;
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::ptr::null_mut;
+use std::sync::Arc;
+use std::time::Instant;
+
+use beside::{beside, beside_timed, wanted};
+use criterion::{BatchSize, Criterion, Throughput};
+use iovcache::cache::{Asker, PeerPolicy};
+use iovcache::client::Attachment;
 use iovcache::shm::{Block, Mappings, MetaHeader, Pool, PoolOptions};
+use iovcache::source::MemorySource;
+use iovcache::table::Request;
+use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
 
 const HEADERS: usize = 1_000_000;
 
@@ -48,8 +63,8 @@ enum Order {
     AtRandom,
 }
 
-/// One million headers of so many objects; each payload's first byte is read.
-fn resolve(criterion: &mut Criterion, objects: usize, order: Order) {
+/// One million headers of so many objects, beside a table of bases by segment and the handle added.
+fn resolve(objects: usize, order: Order, aim: f64) {
     let pool = pool(256 << 20);
     let blocks = blocks(&pool, objects, &[1; 256]);
     let mappings = mapped(&pool);
@@ -66,38 +81,150 @@ fn resolve(criterion: &mut Criterion, objects: usize, order: Order) {
             blocks[object].meta_header()
         })
         .collect();
-    // The floor: a table of bases by segment, and the handle added.
     let first = mappings.resolve(&headers[0]).unwrap().as_ptr();
     let bases = [first.wrapping_sub(headers[0].handle as usize + 16)];
-    let order = if order == Order::InRuns { ", in runs" } else { "" };
-    let mut group = criterion.benchmark_group(format!("resolve {HEADERS} of {objects}{order}"));
-    group.throughput(Throughput::Elements(HEADERS as u64)).sample_size(20);
-    group.bench_function("plain base[id] + handle", |bench| {
-        bench.iter(|| {
-            let sum = |sum: u64, header: &MetaHeader| {
-                let base = bases[usize::from(header.segment_id)];
-                let payload = base.wrapping_add(header.handle as usize + 16);
-                // SAFETY: the headers are those of live blocks in this very mapping.
-                sum + u64::from(unsafe { payload.read() })
-            };
-            black_box(&headers).iter().fold(0, sum)
-        });
-    });
-    group.bench_function("Mappings::resolve", |bench| {
-        bench.iter(|| {
+    let plain = |header: &MetaHeader| {
+        let base = bases[usize::from(header.segment_id)];
+        base.wrapping_add(header.handle as usize + 16)
+    };
+    // SAFETY: the headers are those of live blocks in this very mapping.
+    let first_byte = |payload: *const u8| u64::from(unsafe { payload.read() });
+    let what = match order {
+        Order::InRuns => "in runs",
+        Order::AtRandom => "at random",
+    };
+    let name = format!("resolve 1,000,000 of {objects} {what}");
+    // What is done with each: only the pointer, or its first byte is read too.
+    beside(
+        &format!("{name}, pointers"),
+        aim,
+        || {
+            for header in black_box(&headers) {
+                black_box(plain(header));
+            }
+        },
+        || {
+            for bytes in mappings.resolve_each(black_box(&headers)) {
+                black_box(bytes.unwrap().as_ptr());
+            }
+        },
+    );
+    beside(
+        &format!("{name}, first bytes"),
+        aim,
+        || {
+            let sum = |sum: u64, header: &MetaHeader| sum + first_byte(plain(header));
+            black_box(black_box(&headers).iter().fold(0, sum));
+        },
+        || {
+            let all = mappings.resolve_each(black_box(&headers));
+            black_box(all.fold(0, |sum, bytes| sum + u64::from(bytes.unwrap()[0])));
+        },
+    );
+    beside(
+        &format!("{name}, first bytes, one by one"),
+        aim,
+        || {
+            let sum = |sum: u64, header: &MetaHeader| sum + first_byte(plain(header));
+            black_box(black_box(&headers).iter().fold(0, sum));
+        },
+        || {
             let sum = |sum: u64, header: &MetaHeader| {
                 sum + u64::from(mappings.resolve(header).unwrap()[0])
             };
-            black_box(&headers).iter().fold(0, sum)
-        });
-    });
-    group.finish();
+            black_box(black_box(&headers).iter().fold(0, sum));
+        },
+    );
 }
 
-fn resolving(criterion: &mut Criterion) {
-    resolve(criterion, 1_000, Order::InRuns);
-    resolve(criterion, 1_000, Order::AtRandom);
-    resolve(criterion, 200_000, Order::AtRandom);
+fn resolving() {
+    if wanted("resolve") {
+        resolve(1_000, Order::InRuns, 1.3);
+        resolve(1_000, Order::AtRandom, 1.3);
+        resolve(200_000, Order::AtRandom, 8.0);
+    }
+}
+
+/// A service with one object in a segment of 2 GiB, and its attach socket.
+fn serve(folder: &Path, runtime: &Runtime, bytes: Vec<u8>) -> (Cache, PathBuf) {
+    let at = Timestamp::from_millis;
+    let source = MemorySource::new();
+    let info = ObjectInfo {
+        path: ObjectPath::new("A/B").unwrap(),
+        id: id(1),
+        validity: ValidityInterval::new(at(0), at(10)).unwrap(),
+        created: at(1),
+        size_bytes: None,
+        md5: None,
+        metadata: Default::default(),
+    };
+    source.put(info, bytes);
+    let memory =
+        PoolOptions { memory_bytes: 2 << 30, segment_bytes: 2 << 30, ..PoolOptions::default() };
+    runtime.block_on(async {
+        let source = Arc::new(source);
+        let cache = Cache::builder().source(source).memory(memory).build().unwrap();
+        let path = folder.join("attach.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let (served, stop) = (cache.clone(), CancellationToken::new());
+        tokio::spawn(async move {
+            served.serve_attach(listener, PeerPolicy::default(), stop).await;
+        });
+        (cache, path)
+    })
+}
+
+/// From nothing to the first byte of an object.
+fn attaching() {
+    let (first, again) = ("first attach, a segment of 2 GiB", "first read of 64 MiB");
+    if !wanted(first) && !wanted(again) {
+        return;
+    }
+    let runtime = Runtime::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let object: Vec<u8> = (0..64 << 20).map(|n| (n * 31) as u8).collect();
+    let (cache, path) = serve(folder.path(), &runtime, object);
+    let request = Request::parse(br#"{"columns": {"b": "A/B"}, "timestamps": [5]}"#).unwrap();
+    let answer = runtime.block_on(cache.answer(&request, &Asker::default())).unwrap();
+    let header = answer.pins().pins()[0].meta_header();
+    // The floor has a file of the same size in the same file system.
+    let file = tempfile::Builder::new().prefix("iovcache-bench").tempfile_in("/dev/shm").unwrap();
+    file.as_file().set_len(2 << 30).unwrap();
+    beside_timed(
+        first,
+        2.0,
+        || {
+            let began = Instant::now();
+            let file = File::open(file.path()).unwrap();
+            let flags = (ProtFlags::READ, MapFlags::SHARED);
+            // SAFETY: a new mapping, unmapped below.
+            let base = unsafe { mmap(null_mut(), 2 << 30, flags.0, flags.1, &file, 0) }.unwrap();
+            // SAFETY: the file has so many bytes.
+            black_box(unsafe { base.cast::<u8>().add(4160).read_volatile() });
+            let took = began.elapsed();
+            // SAFETY: mapped above, and used no more.
+            unsafe { munmap(base, 2 << 30) }.unwrap();
+            took
+        },
+        || {
+            let began = Instant::now();
+            let attachment = Attachment::open(&path, "bench", None).unwrap();
+            black_box(attachment.mappings().resolve(&header).unwrap()[0]);
+            began.elapsed()
+        },
+    );
+    let read = |bytes: &[u8]| {
+        let began = Instant::now();
+        let (words, _) = bytes.as_chunks::<8>();
+        black_box(words.iter().fold(0, |sum, word| sum ^ u64::from_ne_bytes(*word)));
+        began.elapsed()
+    };
+    // 0.8 times as fast is 1.25 times as long.
+    let attached = || Attachment::open(&path, "bench", None).unwrap().mappings();
+    let warm = attached();
+    let bytes = warm.resolve(&header).unwrap();
+    read(bytes);
+    beside_timed(again, 1.25, || read(bytes), || read(attached().resolve(&header).unwrap()));
 }
 
 fn taking_and_giving(criterion: &mut Criterion) {
@@ -152,5 +279,13 @@ fn storing(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, resolving, taking_and_giving, storing);
-criterion_main!(benches);
+fn main() {
+    resolving();
+    attaching();
+    if wanted("take and give") || wanted("store") {
+        let mut criterion = Criterion::default();
+        taking_and_giving(&mut criterion);
+        storing(&mut criterion);
+        criterion.final_summary();
+    }
+}

@@ -2,39 +2,42 @@
 //!
 //! `cargo bench --bench table`; what came of it stands in `benches/README.md`.
 
+mod beside;
+
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 
 use arrow_flight::flight_service_client::FlightServiceClient;
-use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
-use arrow_flight::{
-    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo,
-    HandshakeRequest, HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket,
-};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use futures::stream::{self, Stream, TryStreamExt as _};
-use hyper_util::rt::TokioIo;
+use arrow_flight::{FlightData, Ticket};
+use beside::bare::Bare;
+use beside::exchange::{Open, bytes_of, messages_of};
+use beside::steady::Steady;
+use beside::{beside, connect, wanted};
+use criterion::{Criterion, Throughput};
+use futures::stream::TryStreamExt as _;
+use iovcache::cache::Asker;
+use iovcache::client::{Client, TableRequest};
 use iovcache::index::{Timeline, Timestamps, join};
 use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
 use iovcache::source::MemorySource;
-use iovcache::table::{ColumnRequest, Columns, Register};
+use iovcache::table::{ColumnRequest, Columns, Prefetch, Register, Request};
 use iovcache::{Cache, Clock, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::transport::Channel;
 
 const ROWS: i64 = 1_000_000;
 const COLUMNS: usize = 50;
+/// Versions of each of these columns.
+const VERSIONS: i64 = 100;
+/// Cells of one table, each another object.
+const CELLS: i64 = 10_000;
 
 fn version(path: &str, n: i64, from: i64, until: i64) -> ObjectInfo {
     let [from, until, created] = [from, until, n].map(Timestamp::from_millis);
     let mut id = [0; 16];
-    id[..8].copy_from_slice(&(path.len() as u64 * 1_000 + n as u64).to_be_bytes());
+    id[..8].copy_from_slice(&(path.len() as u64 * 1_000_000 + n as u64).to_be_bytes());
     id[8..].copy_from_slice(&path.bytes().fold(7_u64, |h, b| h * 31 + u64::from(b)).to_be_bytes());
     ObjectInfo {
         path: ObjectPath::new(path).unwrap(),
@@ -79,121 +82,34 @@ fn joining(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A service that answers any ticket with messages that were made beforehand.
-struct Prepared(Arc<Vec<FlightData>>);
-
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl FlightService for Prepared {
-    type HandshakeStream = Answers<HandshakeResponse>;
-    type ListFlightsStream = Answers<FlightInfo>;
-    type DoGetStream = Answers<FlightData>;
-    type DoPutStream = Answers<PutResult>;
-    type DoExchangeStream = Answers<FlightData>;
-    type DoActionStream = Answers<arrow_flight::Result>;
-    type ListActionsStream = Answers<ActionType>;
-
-    async fn do_get(
-        &self,
-        _request: Request<Ticket>,
-    ) -> Result<Response<Self::DoGetStream>, Status> {
-        let messages: Vec<_> = self.0.iter().cloned().map(Ok).collect();
-        Ok(Response::new(Box::pin(stream::iter(messages))))
-    }
-
-    async fn handshake(
-        &self,
-        _request: Request<Streaming<HandshakeRequest>>,
-    ) -> Result<Response<Self::HandshakeStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn list_flights(
-        &self,
-        _request: Request<Criteria>,
-    ) -> Result<Response<Self::ListFlightsStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn get_flight_info(
-        &self,
-        _request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn poll_flight_info(
-        &self,
-        _request: Request<FlightDescriptor>,
-    ) -> Result<Response<PollInfo>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn get_schema(
-        &self,
-        _request: Request<FlightDescriptor>,
-    ) -> Result<Response<SchemaResult>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn do_put(
-        &self,
-        _request: Request<Streaming<FlightData>>,
-    ) -> Result<Response<Self::DoPutStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn do_exchange(
-        &self,
-        _request: Request<Streaming<FlightData>>,
-    ) -> Result<Response<Self::DoExchangeStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn do_action(
-        &self,
-        _request: Request<Action>,
-    ) -> Result<Response<Self::DoActionStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn list_actions(
-        &self,
-        _request: Request<Empty>,
-    ) -> Result<Response<Self::ListActionsStream>, Status> {
-        Err(Status::unimplemented(""))
-    }
-}
-
-async fn connect(socket: PathBuf) -> FlightServiceClient<Channel> {
-    let channel = Endpoint::from_static("http://localhost")
-        .connect_with_connector(tower::service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        }))
-        .await
-        .unwrap();
-    FlightServiceClient::new(channel).max_decoding_message_size(usize::MAX)
-}
-
 async fn get(client: &mut FlightServiceClient<Channel>, ticket: &str) -> Vec<FlightData> {
     let ticket = Ticket::new(ticket.to_owned());
     client.do_get(ticket).await.unwrap().into_inner().try_collect().await.unwrap()
 }
 
-/// A service over objects that a table needs, and its socket.
+fn path(column: usize) -> String {
+    format!("Bench/Column{column}/X")
+}
+
+/// A path with another object in each millisecond.
+const EACH: &str = "Bench/Each/X";
+
+/// A service over objects that the tables need, and its socket.
 async fn serve(folder: &Path) -> (Cache, PathBuf) {
     let source = MemorySource::new();
     for column in 0..COLUMNS {
-        let path = format!("Bench/Column{column}/X");
-        for n in 0..5 {
-            source.put(version(&path, n, n * ROWS / 5, (n + 1) * ROWS / 5), vec![n as u8; 1_000]);
+        let path = path(column);
+        let length = ROWS / VERSIONS;
+        for n in 0..VERSIONS {
+            source.put(version(&path, n, n * length, (n + 1) * length), vec![n as u8; 1_000]);
         }
+    }
+    for n in 0..CELLS {
+        source.put(version(EACH, n, n, n + 1), vec![n as u8; 256]);
     }
     let memory =
         PoolOptions { memory_bytes: 64 << 20, segment_bytes: 64 << 20, ..PoolOptions::default() };
-    let cache = Cache::builder().source(Arc::new(source)).memory(memory).build().unwrap();
+    let cache = Cache::builder().source(Arc::new(Steady(source))).memory(memory).build().unwrap();
     let sockets = folder.join("sockets");
     let options =
         ListenOptions { socket_folder: Some(sockets.clone()), ..ListenOptions::default() };
@@ -205,79 +121,342 @@ async fn serve(folder: &Path) -> (Cache, PathBuf) {
     (cache, sockets.join("flight.sock"))
 }
 
-fn columns() -> Vec<ColumnRequest> {
-    (0..COLUMNS)
+fn columns(count: usize) -> Vec<ColumnRequest> {
+    (0..count)
         .map(|column| ColumnRequest {
             name: format!("c{column}"),
-            path: ObjectPath::new(&format!("Bench/Column{column}/X")).unwrap(),
+            path: ObjectPath::new(&path(column)).unwrap(),
             metadata: Default::default(),
         })
         .collect()
 }
 
-fn over_the_socket(criterion: &mut Criterion) {
-    let runtime = Runtime::new().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let (_cache, mut service, mut prepared, bytes, small) = runtime.block_on(async {
-        let (cache, socket) = serve(folder.path()).await;
-        let register =
-            Register { columns: Columns::Own(columns()), consumers: vec!["bench".to_owned()] };
-        let timestamps = Timestamps::new((0..ROWS).collect::<Vec<i64>>(), None);
-        cache.register(1, timestamps, &register, None).await.unwrap();
-        let small = Timestamps::new(vec![1], None);
-        cache.register(2, small, &register, None).await.unwrap();
-        let mut service = connect(socket).await;
-        let messages = get(&mut service, LARGE).await;
-        let bytes: usize =
-            messages.iter().map(|one| one.data_header.len() + one.data_body.len()).sum();
-        let small = get(&mut service, SMALL).await;
-        let bare = |name: &str, messages: Vec<FlightData>| {
-            let path = folder.path().join(name);
-            let listener = UnixListener::bind(&path).unwrap();
-            let server = FlightServiceServer::new(Prepared(Arc::new(messages)));
-            let router = tonic::transport::Server::builder().add_service(server);
-            tokio::spawn(router.serve_with_incoming(UnixListenerStream::new(listener)));
-            connect(path)
-        };
-        let (large, small) = (bare("large", messages).await, bare("small", small).await);
-        (cache, service, large, bytes, small)
-    });
-    let mut small_prepared = small;
-    let mut group = criterion.benchmark_group(format!(
-        "a cached run-end table of 1,000,000 rows x 50 columns over a Unix socket, {bytes} bytes"
-    ));
-    group.sample_size(60);
-    group.bench_function("floor: tonic do_get of the same bytes, prepared", |bench| {
-        bench.iter(|| runtime.block_on(get(&mut prepared, "")));
-    });
-    group.bench_function("a timeframe's table", |bench| {
-        bench.iter(|| runtime.block_on(get(&mut service, LARGE)));
-    });
-    group.bench_function("the same for a range, joined anew", |bench| {
-        let names = columns();
-        let list: Vec<String> =
-            names.iter().map(|one| format!("\"{}\":\"{}\"", one.name, one.path)).collect();
-        let range = format!("{{\"from\":0,\"until\":{ROWS},\"step\":1}}");
-        let list = list.join(",");
-        let request = format!(
-            "{{\"columns\":{{{list}}},\"range\":{range},\"encoding\":\"run_end\",\"wait_ms\":50000}}"
-        );
-        bench.iter(|| runtime.block_on(get(&mut service, &request)));
-    });
-    group.finish();
-    let mut group = criterion.benchmark_group("a table of one row x 50 columns");
-    group.sample_size(60);
-    group.bench_function("floor: tonic do_get of the same bytes, prepared", |bench| {
-        bench.iter(|| runtime.block_on(get(&mut small_prepared, "")));
-    });
-    group.bench_function("a timeframe's table", |bench| {
-        bench.iter(|| runtime.block_on(get(&mut service, SMALL)));
-    });
-    group.finish();
+/// `"columns": {…}` of a request.
+fn list(count: usize) -> String {
+    let one = |one: &ColumnRequest| format!("\"{}\":\"{}\"", one.name, one.path);
+    let all: Vec<String> = columns(count).iter().map(one).collect();
+    format!("\"columns\":{{{}}}", all.join(","))
 }
 
-const LARGE: &str = r#"{"timeframe":1,"consumer":"bench","encoding":"run_end"}"#;
-const SMALL: &str = r#"{"timeframe":2,"consumer":"bench","encoding":"run_end"}"#;
+/// A server's runtime, and one for the clients, which are on one thread.
+struct Sides {
+    server: Runtime,
+    client: Runtime,
+    folder: tempfile::TempDir,
+    cache: Cache,
+    socket: PathBuf,
+}
 
-criterion_group!(benches, joining, over_the_socket);
-criterion_main!(benches);
+impl Sides {
+    fn new() -> Self {
+        let server = Runtime::new().unwrap();
+        let client = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, socket) = server.block_on(serve(folder.path()));
+        Self { server, client, folder, cache, socket }
+    }
+
+    fn register(&self, timeframe: u64, columns: Vec<ColumnRequest>, timestamps: Timestamps) {
+        let consumers = vec!["bench".to_owned()];
+        let register = Register { columns: Columns::Own(columns), consumers };
+        let registered = self.cache.register(timeframe, timestamps, &register, None);
+        self.server.block_on(registered).unwrap();
+    }
+
+    fn connect(&self) -> FlightServiceClient<Channel> {
+        self.client.block_on(connect(self.socket.clone()))
+    }
+
+    /// A bare server that answers with these messages, connected.
+    fn bare(&self, messages: Vec<FlightData>) -> FlightServiceClient<Channel> {
+        let folder = self.folder.path();
+        let socket = self.server.block_on(async { Bare::serve(folder, messages) });
+        self.client.block_on(connect(socket))
+    }
+
+    /// A do_get beside a bare one of the same bytes. What the request holds is let go in between.
+    fn get_beside(&self, name: &str, aim: f64, ticket: &str) {
+        if !wanted(name) {
+            return;
+        }
+        let mut ours = self.connect();
+        let messages = self.client.block_on(get(&mut ours, ticket));
+        let bytes = bytes_of(&messages);
+        let mut bare = self.bare(messages);
+        beside(
+            &format!("{name}, {bytes} bytes"),
+            aim,
+            || drop(self.client.block_on(get(&mut bare, ""))),
+            || {
+                drop(self.client.block_on(get(&mut ours, ticket)));
+                self.cache.release_ticket(ticket.as_bytes());
+            },
+        );
+    }
+}
+
+/// A table on an open exchange beside a bare exchange of the same bytes there and back.
+fn exchange_beside(sides: &Sides, name: &str, aim: f64, request: &str, timestamps: Vec<i64>) {
+    if !wanted(name) {
+        return;
+    }
+    let (schema, batch) = messages_of(timestamps);
+    let open = |client| sides.client.block_on(Open::new(client, schema.clone(), request));
+    let mut ours = open(sides.connect());
+    // The first table brings the schema too; what one after it takes is what is compared.
+    sides.client.block_on(ours.turn(1, &batch));
+    let answer = sides.client.block_on(ours.turn(1, &batch));
+    let bytes = bytes_of(&answer);
+    let mut bare = open(sides.bare(answer));
+    let turn = async |open: &mut Open| {
+        open.turn(1, &batch).await;
+        open.consumed(1).await;
+    };
+    beside(
+        &format!("{name}, {} bytes there and {bytes} back", batch.data_body.len()),
+        aim,
+        || sides.client.block_on(turn(&mut bare)),
+        || sides.client.block_on(turn(&mut ours)),
+    );
+}
+
+fn over_the_socket() {
+    let sides = Sides::new();
+    let all: Vec<i64> = (0..ROWS).collect();
+    sides.register(1, columns(COLUMNS), Timestamps::new(all.clone(), None));
+    sides.register(2, columns(COLUMNS), Timestamps::new(vec![1], None));
+    sides.register(3, columns(1), Timestamps::new(vec![1], None));
+    let of = |id: u64| format!(r#"{{"timeframe":{id},"consumer":"bench","encoding":"run_end"}}"#);
+    sides.get_beside("do_get of a timeframe, 1 row x 1 column", 1.2, &of(3));
+    sides.get_beside("do_get of a timeframe, 1 row x 50 columns", 1.2, &of(2));
+    sides.get_beside("do_get of a timeframe, 1,000,000 rows x 50 columns", 1.2, &of(1));
+    let anew = |count| format!("{{{},\"timestamps\":[1],\"encoding\":\"run_end\"}}", list(count));
+    sides.get_beside("do_get anew, 1 row x 1 column", 1.2, &anew(1));
+    sides.get_beside("do_get anew, 1 row x 50 columns", 1.2, &anew(50));
+    let request = format!("{{{},\"encoding\":\"run_end\"}}", list(1));
+    // A timeframe that is in flight would be answered with what it was registered with.
+    sides.cache.drop_timeframe(1).unwrap();
+    exchange_beside(&sides, "ping-pong on an exchange, 1 row x 1 column", 1.2, &request, vec![1]);
+    let request = format!("{{{},\"encoding\":\"run_end\"}}", list(COLUMNS));
+    exchange_beside(&sides, "exchange, 1,000,000 rows x 50 columns", 1.2, &request, all.clone());
+    local_join(&sides, all);
+    distinct_cells(&sides);
+    many_clients(&sides);
+}
+
+/// So many clients, each with a connection of its own and one request at a time.
+fn many_clients(sides: &Sides) {
+    const CLIENTS: usize = 64;
+    let name = "64 clients, do_get of 1 row x 50 columns";
+    if !wanted(name) {
+        return;
+    }
+    let ticket = r#"{"timeframe":2,"consumer":"bench","encoding":"run_end"}"#;
+    let mut one = sides.connect();
+    let messages = sides.client.block_on(get(&mut one, ticket));
+    let folder = sides.folder.path();
+    let socket = sides.server.block_on(async { Bare::serve(folder, messages) });
+    let all = |socket: &PathBuf| {
+        let connected = (0..CLIENTS).map(|_| connect(socket.clone()));
+        sides.client.block_on(futures::future::join_all(connected))
+    };
+    let (mut bare, mut ours) = (all(&socket), all(&sides.socket));
+    let round = |clients: &mut Vec<FlightServiceClient<Channel>>, ticket: &str| {
+        let each = clients.iter_mut().map(|client| get(client, ticket));
+        drop(sides.client.block_on(futures::future::join_all(each)));
+    };
+    // 0.9 of the requests per second are 1.11 of the time.
+    beside(
+        name,
+        1.11,
+        || round(&mut bare, ""),
+        || {
+            round(&mut ours, ticket);
+            sides.cache.release_ticket(ticket.as_bytes());
+        },
+    );
+}
+
+/// Timestamps that the client holds, joined there with the intervals view.
+fn local_join(sides: &Sides, timestamps: Vec<i64>) {
+    let name = "timestamps that the client holds, 1,000,000 rows x 50 columns";
+    if !wanted(name) {
+        return;
+    }
+    let url = format!("grpc+unix://{}", sides.socket.display());
+    let client = sides.client.block_on(Client::connect(&url)).unwrap();
+    let request = columns(COLUMNS)
+        .iter()
+        .fold(TableRequest::new(), |request, one| request.column(&one.name, one.path.as_str()));
+    let request = request.timestamps(timestamps);
+    // The answer with a row per timestamp has so many bytes.
+    let bytes = 240_000;
+    let body = vec![7; bytes].into();
+    let mut bare = sides.bare(vec![FlightData { data_body: body, ..Default::default() }]);
+    beside(
+        &format!("{name}, beside a do_get of {bytes} bytes"),
+        1.5,
+        || drop(sides.client.block_on(get(&mut bare, ""))),
+        || {
+            let table = sides.client.block_on(client.table(request.clone())).unwrap();
+            assert_eq!(black_box(table.rows()), ROWS as usize);
+        },
+    );
+}
+
+/// Each cell another object: asked for, answered, and resolved.
+fn distinct_cells(sides: &Sides) {
+    let name = "10,000 distinct cells";
+    if !wanted(name) {
+        return;
+    }
+    let url = format!("grpc+unix://{}", sides.socket.display());
+    let client = sides.client.block_on(Client::connect(&url)).unwrap();
+    let one = TableRequest::new().column("each", EACH).timestamps(0..CELLS);
+    // The same number as a hundred columns of a hundred rows would need more objects than one path
+    // has: so columns of which each row is another version.
+    let versions = VERSIONS * (CELLS / VERSIONS).min(COLUMNS as i64);
+    let many = columns(COLUMNS)
+        .iter()
+        .fold(TableRequest::new(), |request, one| request.column(&one.name, one.path.as_str()))
+        .timestamps((0..VERSIONS).map(|n| n * (ROWS / VERSIONS)));
+    for (shape, request, cells) in [
+        ("1 column x 10,000 rows", one, CELLS),
+        ("50 columns x 100 rows (5,000 cells)", many, versions),
+    ] {
+        let batches = sides.client.block_on(client.batches(&request)).unwrap();
+        let bytes = batches.iter().map(arrow_array::RecordBatch::get_array_memory_size).sum();
+        let body = vec![7; bytes].into();
+        let mut bare = sides.bare(vec![FlightData { data_body: body, ..FlightData::default() }]);
+        let measured = beside(
+            &format!("{name} asked for, answered and resolved: {shape}, beside {bytes} bytes"),
+            f64::INFINITY,
+            || drop(sides.client.block_on(get(&mut bare, ""))),
+            || {
+                let table = sides.client.block_on(client.table(request.clone())).unwrap();
+                let mut sum = 0;
+                for name in table.columns() {
+                    for run in table.column(name).unwrap().runs() {
+                        sum += usize::from(run.unwrap().1.unwrap()[0]);
+                    }
+                }
+                black_box(sum);
+            },
+        );
+        if let Some(measured) = measured {
+            let per_key = measured.ours.as_secs_f64() / cells as f64 * 1e6;
+            println!("    {per_key:.3} µs per key, aim 0.3");
+        }
+    }
+}
+
+/// Requests for single timestamps at random, all resident, of a path with so many versions.
+fn many_versions() {
+    const RESIDENT: i64 = 1_000;
+    let name = "an index with 1,000,000 versions";
+    if !wanted(name) {
+        return;
+    }
+    let runtime = Runtime::new().unwrap();
+    let with = |versions: i64| {
+        let all = (0..versions).map(|n| Arc::new(version("A/B", n, n * 10, (n + 1) * 10)));
+        let all: Vec<Arc<ObjectInfo>> = all.collect();
+        let timeline =
+            Timeline::unknown().learn(ValidityInterval::ALL, &all, Clock::system().now());
+        let source = MemorySource::new();
+        for info in all {
+            source.put(ObjectInfo::clone(&info), vec![1]);
+        }
+        let cache = runtime
+            .block_on(async { Cache::builder().source(Arc::new(Steady(source))).build().unwrap() });
+        let step = versions / RESIDENT * 10;
+        (timeline, cache, step)
+    };
+    let (few, many) = (with(RESIDENT), with(1_000_000));
+    let request = |at: i64| {
+        let json = format!("{{\"columns\":{{\"a\":\"A/B\"}},\"timestamps\":[{at}]}}");
+        Request::parse(json.as_bytes()).unwrap()
+    };
+    let mut state = 1_u64;
+    let mut random = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as i64 % RESIDENT
+    };
+    let order: Vec<i64> = (0..4_096).map(|_| random()).collect();
+    let requests =
+        |step: i64| -> Vec<Request> { order.iter().map(|n| request(n * step + 5)).collect() };
+    let (of_few, of_many) = (requests(few.2), requests(many.2));
+    let answer_all = |cache: &Cache, requests: &[Request]| {
+        runtime.block_on(async {
+            for request in requests {
+                let answer = cache.answer(request, &Asker::default()).await.unwrap();
+                cache.release(answer.lease());
+            }
+        });
+    };
+    beside(
+        &format!("{name} beside one with 1,000: answers"),
+        2.0,
+        || answer_all(&few.1, &of_few[..64]),
+        || answer_all(&many.1, &of_many[..64]),
+    );
+    let look_up = |timeline: &Timeline, step: i64| {
+        for n in &order {
+            black_box(timeline.version_at(Timestamp::from_millis(n * step + 5)));
+        }
+    };
+    beside(
+        &format!("{name} beside one with 1,000: look-ups alone"),
+        2.0,
+        || look_up(&few.0, few.2),
+        || look_up(&many.0, many.2),
+    );
+}
+
+/// What one more object in the cache costs beside its bytes and its header.
+fn memory_per_object() {
+    const OBJECTS: i64 = 100_000;
+    let name = "memory per cached object";
+    if !wanted(name) {
+        return;
+    }
+    let runtime = Runtime::new().unwrap();
+    let source = MemorySource::new();
+    for n in 0..OBJECTS {
+        source.put(version("A/B", n, n, n + 1), vec![1]);
+    }
+    let cache = runtime
+        .block_on(async { Cache::builder().source(Arc::new(Steady(source))).build().unwrap() });
+    let prefetch = |from: i64, until: i64| {
+        let [from, until] = [from, until].map(Timestamp::from_millis);
+        let path = ObjectPath::new("A/B").unwrap();
+        let column = ColumnRequest { name: "a".into(), path, metadata: Default::default() };
+        let range = ValidityInterval::new(from, until).unwrap();
+        let prefetch = Prefetch { columns: Columns::Own(vec![column]), range };
+        runtime.block_on(cache.prefetch(&prefetch, None)).unwrap();
+    };
+    let private = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() * 1024.0
+    };
+    // The index is known by the first; what comes then are objects alone.
+    prefetch(0, OBJECTS / 10);
+    let before = private();
+    for part in 1..10 {
+        prefetch(part * OBJECTS / 10, (part + 1) * OBJECTS / 10);
+    }
+    let per_object = (private() - before) / (OBJECTS as f64 * 0.9);
+    println!("{name}\n    {per_object:.0} bytes beside its bytes and its header, aim 256");
+}
+
+fn main() {
+    memory_per_object();
+    over_the_socket();
+    many_versions();
+    if wanted("join") {
+        let mut criterion = Criterion::default();
+        joining(&mut criterion);
+        criterion.final_summary();
+    }
+}

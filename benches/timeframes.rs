@@ -3,32 +3,25 @@
 //!
 //! `cargo bench --bench timeframes`.
 
+mod beside;
+
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow_flight::flight_service_client::FlightServiceClient;
-use arrow_flight::{FlightData, FlightDescriptor};
-use bytes::Bytes;
-use criterion::{Criterion, criterion_group, criterion_main};
-use futures::StreamExt as _;
-use futures::stream::Stream;
-use hyper_util::rt::TokioIo;
+use arrow_flight::FlightData;
+use beside::bare::Bare;
+use beside::exchange::{Open, bytes_of, messages_of};
+use beside::steady::Steady;
+use beside::{beside, connect, wanted};
 use iovcache::cache::Asker;
 use iovcache::index::Timestamps;
 use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
 use iovcache::source::MemorySource;
-use iovcache::table::{ColumnRequest, Columns, Consumed, MessageWriter, Register, Request};
+use iovcache::table::{ColumnRequest, Columns, Consumed, Register, Request};
 use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
-use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Status, Streaming};
-use tonic_prost::ProstCodec;
 
 const COLUMNS: usize = 100;
 const CONSUMERS: usize = 20;
@@ -57,7 +50,8 @@ fn cache(objects: usize) -> Cache {
     }
     let memory =
         PoolOptions { memory_bytes: 64 << 20, segment_bytes: 64 << 20, ..PoolOptions::default() };
-    Cache::builder().source(Arc::new(source)).memory(memory).build().unwrap()
+    let source = Arc::new(Steady(source));
+    Cache::builder().source(source).memory(memory).max_timeframes(2_000).build().unwrap()
 }
 
 fn register(objects: usize, consumers: &[String]) -> Register {
@@ -71,136 +65,29 @@ fn times() -> Timestamps {
     Timestamps::new(vec![5], None)
 }
 
-async fn connect(socket: PathBuf) -> Channel {
-    Endpoint::from_static("http://localhost")
-        .connect_with_connector(tower::service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        }))
-        .await
-        .unwrap()
-}
-
-/// One open exchange: what goes out, and what comes back.
-struct Open {
-    out: mpsc::Sender<FlightData>,
-    back: Streaming<FlightData>,
-}
-
-impl Open {
-    async fn new(channel: Channel, first: Vec<FlightData>) -> Self {
-        let (out, sent) = mpsc::channel(64);
-        for message in first {
-            out.send(message).await.unwrap();
-        }
-        let mut client = FlightServiceClient::new(channel);
-        let back = client.do_exchange(ReceiverStream::new(sent)).await.unwrap().into_inner();
-        Self { out, back }
-    }
-
-    /// Sends the timestamps of a timeframe, waits for its table (the message with the metadata),
-    /// and says that it is consumed.
-    async fn turn(&mut self, timeframe: u64, batch: &FlightData) -> usize {
-        let about = format!(r#"{{"timeframe": {timeframe}}}"#);
-        let message = FlightData { app_metadata: about.into(), ..batch.clone() };
-        self.out.send(message).await.unwrap();
-        let mut bytes = 0;
-        loop {
-            let message = self.back.message().await.unwrap().unwrap();
-            bytes += message.data_body.len();
-            if !message.app_metadata.is_empty() {
-                break;
-            }
-        }
-        let about = format!(r#"{{"consumed": [{timeframe}]}}"#);
-        let message = FlightData { app_metadata: about.into(), ..FlightData::default() };
-        self.out.send(message).await.unwrap();
-        bytes
-    }
-}
-
-/// The timestamps of one timeframe as messages: schema and batch.
-fn timestamps() -> (FlightData, FlightData) {
-    use arrow_array::{ArrayRef, Int64Array, RecordBatch};
-    let at: ArrayRef = Arc::new(Int64Array::from(vec![5]));
-    let batch = RecordBatch::try_from_iter([("timestamp", at)]).unwrap();
-    let (mut writer, schema) = MessageWriter::begin(&batch.schema());
-    let batch = writer.write(&batch).unwrap().pop().unwrap();
-    let data = |message: iovcache::table::Message| FlightData {
-        data_header: message.header,
-        data_body: message.body,
-        ..FlightData::default()
-    };
-    (data(schema), data(batch))
-}
-
-/// A server that answers each message that has a body with one that was made beforehand.
-#[derive(Clone)]
-struct Bare(FlightData);
-
-type Answers = Pin<Box<dyn Stream<Item = Result<FlightData, Status>> + Send>>;
-
-impl tonic::server::StreamingService<FlightData> for Bare {
-    type Response = FlightData;
-    type ResponseStream = Answers;
-    type Future = std::future::Ready<Result<tonic::Response<Answers>, Status>>;
-
-    fn call(&mut self, request: tonic::Request<Streaming<FlightData>>) -> Self::Future {
-        let answer = self.0.clone();
-        let asked = request.into_inner().filter(|message| {
-            let is_batch = message.as_ref().is_ok_and(|message| !message.data_body.is_empty());
-            std::future::ready(is_batch)
-        });
-        let answers: Answers = Box::pin(asked.map(move |_| Ok(answer.clone())));
-        std::future::ready(Ok(tonic::Response::new(answers)))
-    }
-}
-
-impl tower::Service<http_body_util_request::Request> for Bare {
-    type Response = http_body_util_request::Response;
-    type Error = std::convert::Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(
-        &mut self,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Result<(), Self::Error>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http_body_util_request::Request) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move {
-            let codec = ProstCodec::<FlightData, FlightData>::default();
-            Ok(tonic::server::Grpc::new(codec).streaming(service, request).await)
-        })
-    }
-}
-
-/// The types of a bare gRPC call, as tonic's router has them.
-mod http_body_util_request {
-    pub(crate) type Request = tonic::codegen::http::Request<tonic::body::Body>;
-    pub(crate) type Response = tonic::codegen::http::Response<tonic::body::Body>;
-}
-
-impl tonic::server::NamedService for Bare {
-    const NAME: &'static str = "arrow.flight.protocol.FlightService";
-}
-
 fn names() -> Vec<String> {
     (0..CONSUMERS).map(|n| format!("consumer{n}")).collect()
 }
 
-async fn all(open: &mut [Open], timeframe: u64, batch: &FlightData) -> usize {
-    let turns = open.iter_mut().map(|one| one.turn(timeframe, batch));
-    futures::future::join_all(turns).await.into_iter().sum()
+async fn all(open: &mut [Open], timeframe: u64, batch: &FlightData) -> Vec<Vec<FlightData>> {
+    let turns = open.iter_mut().map(async |one| {
+        let answer = one.turn(timeframe, batch).await;
+        one.consumed(timeframe).await;
+        answer
+    });
+    futures::future::join_all(turns).await
 }
 
-fn delivered(criterion: &mut Criterion) {
-    let runtime = Runtime::new().unwrap();
+fn delivered() {
+    let name = "a timeframe of 100 columns x 1 timestamp";
+    if !wanted(name) {
+        return;
+    }
+    let server = Runtime::new().unwrap();
+    let client = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let (schema, batch) = timestamps();
-    let (cache, mut ours, mut bare, bytes) = runtime.block_on(async {
+    let (schema, batch) = messages_of(vec![5]);
+    let (cache, socket) = server.block_on(async {
         let cache = cache(COLUMNS);
         let sockets = folder.path().join("sockets");
         let options =
@@ -208,79 +95,74 @@ fn delivered(criterion: &mut Criterion) {
         let listeners = Listeners::bind(&options).await.unwrap();
         let (forever, options) = (std::future::pending(), ServeOptions::default());
         tokio::spawn(iovcache::server::run(listeners, cache.clone(), options, forever, || ()));
-        let columns: Vec<String> =
-            (0..COLUMNS).map(|n| format!(r#""c{n}": "{}""#, path(n))).collect();
-        let request = format!(r#"{{"columns": {{{}}}}}"#, columns.join(", "));
-        let descriptor = FlightDescriptor::new_cmd(request);
-        let first = FlightData { flight_descriptor: Some(descriptor), ..schema.clone() };
-        let mut ours = Vec::new();
-        for _ in 0..CONSUMERS {
-            let channel = connect(sockets.join("flight.sock")).await;
-            ours.push(Open::new(channel, vec![first.clone()]).await);
-        }
-        // The first table brings the schema too; what one after it takes is what is compared.
-        all(&mut ours, 0, &batch).await;
-        let bytes = all(&mut ours, 1, &batch).await / CONSUMERS;
-        let answer = FlightData {
-            data_header: Bytes::from(vec![0; bytes / 4]),
-            data_body: Bytes::from(vec![0; bytes]),
-            app_metadata: "{}".into(),
-            ..FlightData::default()
-        };
-        let path = folder.path().join("bare.sock");
-        let listener = UnixListener::bind(&path).unwrap();
-        let router = tonic::transport::Server::builder().add_service(Bare(answer));
-        tokio::spawn(router.serve_with_incoming(UnixListenerStream::new(listener)));
-        let mut bare = Vec::new();
-        for _ in 0..CONSUMERS {
-            bare.push(Open::new(connect(path.clone()).await, vec![first.clone()]).await);
-        }
-        (cache, ours, bare, bytes)
+        (cache, sockets.join("flight.sock"))
     });
-    let mut group = criterion.benchmark_group(format!(
-        "a timeframe of {COLUMNS} columns x 1 timestamp to {CONSUMERS} exchanges, {bytes} bytes each"
-    ));
-    group.sample_size(30);
-    group.bench_function("floor: bare tonic exchange of the same bytes", |bench| {
-        bench.iter(|| runtime.block_on(all(&mut bare, 1, &batch)));
-    });
+    let columns: Vec<String> = (0..COLUMNS).map(|n| format!(r#""c{n}": "{}""#, path(n))).collect();
     let register = register(COLUMNS, &names());
-    let mut timeframe = 10;
-    group.bench_function("registered, delivered, consumed", |bench| {
-        bench.iter(|| {
-            timeframe += 1;
-            runtime.block_on(async {
-                cache.register(timeframe, times(), &register, Some(TIMEOUT)).await.unwrap();
-                all(&mut ours, timeframe, &batch).await;
+    for encoding in ["run_end", "dictionary"] {
+        let columns = columns.join(", ");
+        let request = format!(r#"{{"columns": {{{columns}}}, "encoding": "{encoding}"}}"#);
+        let open = async |socket: &PathBuf| {
+            let mut all = Vec::new();
+            for _ in 0..CONSUMERS {
+                let channel = connect(socket.clone()).await;
+                all.push(Open::new(channel, schema.clone(), &request).await);
+            }
+            all
+        };
+        let mut ours = client.block_on(open(&socket));
+        // The first table brings the schema too; what one after it takes is what is compared.
+        client.block_on(all(&mut ours, 0, &batch));
+        let answer = client.block_on(all(&mut ours, 1, &batch)).remove(0);
+        let bytes = bytes_of(&answer);
+        let bare = server.block_on(async { Bare::serve(folder.path(), answer) });
+        let mut bare = client.block_on(open(&bare));
+        let mut timeframe = 10;
+        beside(
+            &format!("{name}, {encoding}, to {CONSUMERS} exchanges, {bytes} bytes each"),
+            1.3,
+            || drop(client.block_on(all(&mut bare, 1, &batch))),
+            || {
+                timeframe += 1;
+                let registered = cache.register(timeframe, times(), &register, Some(TIMEOUT));
+                server.block_on(registered).unwrap();
+                client.block_on(all(&mut ours, timeframe, &batch));
                 cache.drop_timeframe(timeframe).unwrap();
-            });
-        });
-    });
-    group.finish();
+            },
+        );
+    }
 }
 
-fn in_flight(criterion: &mut Criterion) {
+fn in_flight() {
+    let name = "register, get and consume one of 100 columns";
+    if !wanted(name) {
+        return;
+    }
     let runtime = Runtime::new().unwrap();
-    let mut group =
-        criterion.benchmark_group("register, get and consume one of 100 columns, others in flight");
-    group.sample_size(30);
-    for others in [10, 1_000] {
-        let cache = runtime.block_on(async { cache(COLUMNS) });
-        let register = register(COLUMNS, &["bench".to_owned()]);
+    let register = register(COLUMNS, &["bench".to_owned()]);
+    let with = |others: u64| {
         runtime.block_on(async {
+            let cache = cache(COLUMNS);
             for id in 0..others {
                 cache.register(id, times(), &register, Some(TIMEOUT)).await.unwrap();
             }
-        });
-        let mut id = 10_000;
-        group.bench_function(format!("{others} in flight"), |bench| {
-            bench.iter(|| {
-                id += 1;
-                runtime.block_on(turn(&cache, &register, id));
-            });
-        });
-    }
-    group.finish();
+            cache
+        })
+    };
+    let (few, many) = (with(10), with(1_000));
+    let (mut one, mut other) = (10_000, 10_000);
+    beside(
+        &format!("{name} with 1,000 in flight beside the same with 10"),
+        1.1,
+        || {
+            one += 1;
+            runtime.block_on(turn(&few, &register, one));
+        },
+        || {
+            other += 1;
+            runtime.block_on(turn(&many, &register, other));
+        },
+    );
 }
 
 async fn get(cache: &Cache, id: u64) {
@@ -300,43 +182,44 @@ async fn turn(cache: &Cache, register: &Register, id: u64) {
     done(cache, id);
 }
 
-fn letting_go(criterion: &mut Criterion) {
+fn letting_go() {
     const OBJECTS: usize = 1_000;
+    const ROUNDS: usize = 301;
+    let name = "release of a timeframe with 1,000 objects";
+    if !wanted(name) {
+        return;
+    }
     let runtime = Runtime::new().unwrap();
     let cache = runtime.block_on(async { cache(OBJECTS) });
     let register = register(OBJECTS, &["bench".to_owned()]);
-    let mut group = criterion.benchmark_group("release of a timeframe with 1,000 objects");
-    group.sample_size(30);
-    for (name, kept) in [("its objects are needed by another", true), ("the last one", false)] {
+    for (what, kept) in [("its objects are needed by another", true), ("the last one", false)] {
         if kept {
             runtime.block_on(async {
                 cache.register(1, times(), &register, Some(TIMEOUT)).await.unwrap();
                 get(&cache, 1).await;
             });
         }
-        let mut id = 10;
-        group.bench_function(name, |bench| {
-            bench.iter_custom(|rounds| {
-                let mut took = Duration::ZERO;
-                for _ in 0..rounds {
-                    id += 1;
-                    runtime.block_on(async {
-                        cache.register(id, times(), &register, Some(TIMEOUT)).await.unwrap();
-                        get(&cache, id).await;
-                    });
-                    let began = Instant::now();
-                    done(&cache, id);
-                    took += began.elapsed();
-                }
-                took
-            });
-        });
+        let mut took: Vec<Duration> = (10..10 + ROUNDS as u64)
+            .map(|id| {
+                runtime.block_on(async {
+                    cache.register(id, times(), &register, Some(TIMEOUT)).await.unwrap();
+                    get(&cache, id).await;
+                });
+                let began = Instant::now();
+                done(&cache, id);
+                began.elapsed()
+            })
+            .collect();
+        took.sort_unstable();
+        println!("{name}, {what}\n    {:?}, aim 50 µs", took[ROUNDS / 2]);
         if kept {
             done(&cache, 1);
         }
     }
-    group.finish();
 }
 
-criterion_group!(benches, delivered, in_flight, letting_go);
-criterion_main!(benches);
+fn main() {
+    delivered();
+    in_flight();
+    letting_go();
+}

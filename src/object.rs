@@ -148,10 +148,18 @@ impl ObjectId {
         self.0.as_bytes()
     }
 
+    /// How long the text is.
+    pub const TEXT_BYTES: usize = 36;
+
+    /// The text, written into `room`.
+    pub fn text<'a>(&self, room: &'a mut [u8; Self::TEXT_BYTES]) -> &'a str {
+        self.0.as_hyphenated().encode_lower(room)
+    }
+
     /// Parses a UUID, or says that the text is none.
     pub fn parse(text: &str) -> Option<Self> {
         // Only the usual form with four hyphens: the crate would take braces and URNs too.
-        (text.len() == 36).then(|| Uuid::try_parse(text).ok().map(Self)).flatten()
+        (text.len() == Self::TEXT_BYTES).then(|| Uuid::try_parse(text).ok().map(Self)).flatten()
     }
 
     /// The id of a version whose source names none (UUID version 5).

@@ -228,3 +228,43 @@ def test_what_is_put_while_the_service_runs_is_seen(start, repository, tmp_path)
                 return None
 
         assert until("the new version", seen)["x"][0] == b"fresh"
+
+
+def test_many_timestamps_stay_here_and_the_rows_are_the_same(service):
+    # Many rows of a few distinct milliseconds, as a timeframe has them.
+    times = [at for at in range(1000, 9000) for _ in range(4)]
+    with iovcache.connect(service.unix) as client:
+        columns = {"drift": DRIFT, "noise": NOISE}
+        asked = []
+        get = client._get
+        client._get = lambda request: asked.append(request) or get(request)
+        with client.table(columns, timestamps=times) as table:
+            assert [request["view"] for request in asked] == ["intervals"]
+            assert len(table) == len(times) and table.column_names == ["drift", "noise"]
+            for start, end, view in table["drift"].runs():
+                assert {bytes(view)} == {right(DRIFT, at) for at in times[start:end]}
+            assert len(list(table["noise"].runs())) == 1
+            made = table.arrow
+            assert len(table.objects) == 6
+        kinds = [pa.array(times), pa.array(times, pa.timestamp("ms")), np.array(times)]
+        for kind in kinds:
+            with client.table(columns, timestamps=kind) as table:
+                assert table.arrow.equals(made)
+        until("all let go", lambda: client.status()["memory"]["pinned_bytes"] == 0)
+
+
+def test_where_the_spans_alone_do_not_tell_the_timestamps_are_sent(service):
+    with iovcache.connect(service.unix) as client:
+        # A version that holds for one millisecond, which no timestamp needs.
+        times = [at for at in range(5000, 9000, 2) if at != 7000 for _ in range(20)]
+        with client.table({"drift": DRIFT}, timestamps=times) as table:
+            assert [(a, b) for a, b, _ in table["drift"].runs()] == [(0, len(times))]
+        # Not in order, and with nulls.
+        mixed = [*reversed(range(1000, 3000))] * 12 + [None]
+        with client.table({"drift": DRIFT}, timestamps=mixed) as table:
+            assert table["drift"][0] == right(DRIFT, 2999) and table["drift"][-1] is None
+        with pytest.raises(iovcache.NotFound, match=r"999.*999"):
+            client.table({"drift": DRIFT}, timestamps=[999] * 20_000 + [1000])
+        times = [0] * 20_000 + [1000]
+        with client.table({"drift": DRIFT}, timestamps=times, missing="null") as table:
+            assert table["drift"][19_999] is None and table["drift"][20_000] == b"drift 1"

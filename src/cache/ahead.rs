@@ -12,7 +12,7 @@
 //! it.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -29,45 +29,40 @@ use crate::shm::Pool;
 const STEPS: u32 = 3;
 /// As far as so many more of them will come is looked ahead.
 const STEPS_AHEAD: i64 = 4;
-/// The pace of so many queries is kept in mind.
-const MAX_QUERIES: u64 = 10_000;
 /// Loading ahead takes no longer.
 const LIMIT: Duration = Duration::from_secs(60);
 /// So much is looked ahead at the same time.
 const MAX_UNDER_WAY: usize = 256;
 
-/// How requests move in time, and the borders that are being looked at.
-#[derive(Debug)]
+/// The borders that are being looked at.
+#[derive(Debug, Default)]
 pub(super) struct Ahead {
-    paces: moka::sync::Cache<Query, Arc<Mutex<Pace>>>,
     under_way: Mutex<HashSet<(Query, Timestamp)>>,
 }
 
 /// How the requests of one query move in time.
-#[derive(Debug)]
-struct Pace {
-    newest: Timestamp,
-    steps: u32,
-}
+#[derive(Debug, Default)]
+pub(crate) struct Pace(Mutex<Steps>);
 
-impl Default for Ahead {
-    fn default() -> Self {
-        Self { paces: moka::sync::Cache::new(MAX_QUERIES), under_way: Mutex::default() }
-    }
+#[derive(Debug, Default)]
+struct Steps {
+    newest: Option<Timestamp>,
+    forwards: u32,
 }
 
 impl Pace {
     /// How far beyond `newest` the next few requests will come, if they move forwards.
-    fn step(&mut self, newest: Timestamp) -> Option<i64> {
-        let step = newest.as_millis().saturating_sub(self.newest.as_millis());
+    fn reach(&self, newest: Timestamp) -> Option<i64> {
+        let mut steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = steps.newest.replace(newest)?;
+        let step = newest.as_millis().saturating_sub(before.as_millis());
         match step {
             // Several consumers ask for the same.
             0 => return None,
-            1.. => self.steps += 1,
-            _ => self.steps = 0,
+            1.. => steps.forwards += 1,
+            _ => steps.forwards = 0,
         }
-        self.newest = newest;
-        (self.steps >= STEPS).then(|| step.saturating_mul(STEPS_AHEAD))
+        (steps.forwards >= STEPS).then(|| step.saturating_mul(STEPS_AHEAD))
     }
 }
 
@@ -75,12 +70,6 @@ impl Ahead {
     fn begin(&self, border: &(Query, Timestamp)) -> bool {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         under_way.len() < MAX_UNDER_WAY && under_way.insert(border.clone())
-    }
-
-    fn reach(&self, query: &Query, newest: Timestamp) -> Option<i64> {
-        let first = || Arc::new(Mutex::new(Pace { newest, steps: 0 }));
-        let pace = self.paces.get_with(query.clone(), first);
-        pace.lock().unwrap_or_else(PoisonError::into_inner).step(newest)
     }
 
     fn end(&self, border: &(Query, Timestamp)) {
@@ -97,8 +86,8 @@ impl Cache {
         let (Some(one), Some(other)) = (rows.value(0), rows.value(last)) else { return };
         let last = one.max(other);
         for (column, known) in plan.known_columns() {
-            let query = column.query(self.0.limits);
-            let Some(reach) = self.0.ahead.reach(&query, last) else { continue };
+            let reach = known.pace.as_ref().and_then(|pace| pace.reach(last));
+            let Some(reach) = reach else { continue };
             let horizon = last.as_millis().saturating_add(reach);
             // What is effective at the last timestamp: its span where that is known, else the end
             // of the version's own interval.
@@ -109,19 +98,19 @@ impl Cache {
             if known_there == State::Unknown {
                 border = known.timeline.version(index).validity.until();
             }
-            // Where the next one is known and in memory there is nothing to do.
-            if let State::Version(next) = known.timeline.at(border).state
-                && self.0.residency.size_of(known.timeline.version(next).id).is_some()
-            {
-                continue;
-            }
             if border == Timestamp::MAX
                 || border.as_millis() > horizon
                 || known_there == State::Absent
             {
                 continue;
             }
-            let border = (query, border);
+            // Where the next one is known and in memory there is nothing to do.
+            if let State::Version(next) = known.timeline.at(border).state
+                && self.0.residency.size_of(known.timeline.version(next).id).is_some()
+            {
+                continue;
+            }
+            let border = (column.query(self.0.limits), border);
             if self.0.ahead.begin(&border) {
                 let cache = self.clone();
                 self.spawn(async move {

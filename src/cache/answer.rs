@@ -12,20 +12,21 @@ use tracing::Instrument as _;
 use super::Cache;
 use super::catalog::Known;
 use super::error::{CacheError, MissingColumn};
+use super::form::{Form, Key};
 use super::hand::InHand;
 use super::lease::{Holder, LeaseId, Owner, Terms};
 use super::plan::{Assembled, Plan, Spans};
 use super::record::record;
 use super::resident::PinSet;
-use super::timeframe::{Load, Timeframe};
+use super::timeframe::{Load, Registration, Timeframe};
 use crate::clock::Moment;
 use crate::index::{Timeline, Timestamps};
 use crate::interval::ValidityInterval;
 use crate::object::{CreationLimits, ObjectInfo};
 use crate::source::WhenMissing;
 use crate::table::{
-    Batches, ColumnRequest, Columns, Content, EncodeError, LockEntry, Message, MessageWriter, Meta,
-    Missing, Request, RequestError, Shape, View, When,
+    Batches, ColumnRequest, Columns, Content, EncodeError, LockEntry, Message, MessageWriter,
+    Missing, Request, RequestError, View, When,
 };
 
 /// Who asks, beyond what stands in the request itself.
@@ -51,9 +52,12 @@ pub struct Asker {
 /// if its lease ends.
 #[derive(Debug)]
 pub struct Answer {
-    shape: Shape,
+    form: Arc<Form>,
     content: Content,
+    timeframe: Option<u64>,
     lease: LeaseId,
+    /// It is one of many of a stream: its schema names neither its lease nor its timeframe.
+    of_stream: bool,
     rows: u64,
     pins: Arc<InHand>,
     /// The timeframe's own table, whose encoded batches are kept.
@@ -68,7 +72,23 @@ impl Answer {
 
     /// The table's schema.
     pub fn schema(&self) -> SchemaRef {
-        self.shape.schema()
+        let (timeframe, lease) = self.named();
+        self.form.shape.schema_of(&self.form.schema, timeframe, lease)
+    }
+
+    /// What of it stands in its schema.
+    fn named(&self) -> (Option<u64>, Option<&str>) {
+        match self.of_stream {
+            true => (None, None),
+            false => (self.timeframe, Some(self.lease.as_str())),
+        }
+    }
+
+    /// The first message: the schema.
+    pub fn head(&self) -> Message {
+        let (timeframe, lease) = self.named();
+        let made = self.form.head.message(timeframe, lease);
+        made.unwrap_or_else(|| MessageWriter::begin(&self.schema()).1)
     }
 
     /// How many timestamps, or effective spans, it answers.
@@ -85,36 +105,51 @@ impl Answer {
         &self,
     ) -> Result<impl Iterator<Item = Result<Message, EncodeError>> + Send + 'static, EncodeError>
     {
-        let mut batches = self.batches();
-        let (mut writer, schema) = MessageWriter::begin(&batches.schema());
+        let body = self.body()?.flat_map(|messages| match messages {
+            Ok(messages) => messages.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        });
+        Ok([Ok(self.head())].into_iter().chain(body))
+    }
+
+    /// The same without the schema, batch by batch: the dictionaries that it needs, then the batch.
+    ///
+    /// # Errors
+    /// [`EncodeError`].
+    pub fn body(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<Vec<Message>, EncodeError>> + Send + 'static, EncodeError>
+    {
         let kept = match &self.assembled {
-            Some(assembled) => assembled.encoded(&self.shape, &self.content)?,
+            Some(assembled) => assembled.encoded(&self.form, &self.content)?,
             None => None,
         };
-        let (first, batches) = match kept {
+        let (first, rest) = match kept {
             Some(messages) => (messages.to_vec(), None),
-            None => match batches.next() {
-                Some(batch) => (writer.write(&batch?)?, Some(batches)),
-                None => (Vec::new(), None),
-            },
-        };
-        let rest = batches.into_iter().flatten().flat_map(move |batch| {
-            match batch.and_then(|batch| writer.write(&batch)) {
-                Ok(messages) => messages.into_iter().map(Ok).collect(),
-                Err(error) => vec![Err(error)],
+            None => {
+                let mut messages = self.encoded_batches().into_messages();
+                match messages.next() {
+                    Some(first) => (vec![first?], Some(messages)),
+                    None => (Vec::new(), None),
+                }
             }
-        });
+        };
+        let rest = rest.into_iter().flatten();
         let pins = self.hold();
-        let all = [schema].into_iter().chain(first).map(Ok).chain(rest);
         // What the messages name stays pinned until the last of them is taken.
-        Ok(all.inspect(move |_| {
+        Ok(first.into_iter().map(Ok).chain(rest).inspect(move |_| {
             let _pins = &pins;
         }))
     }
 
+    /// The batches for the wire, where their schema is that of the first message.
+    fn encoded_batches(&self) -> Batches {
+        self.content.batches_of(Arc::clone(&self.form.shape), Arc::clone(&self.form.schema))
+    }
+
     /// The table's batches, made one after the other; at least one, if only an empty one.
     pub fn batches(&self) -> Batches {
-        self.content.batches(&self.shape)
+        self.content.batches_of(Arc::clone(&self.form.shape), self.schema())
     }
 
     /// All batches at once.
@@ -128,14 +163,6 @@ impl Answer {
     /// What is pinned for it, one pin per distinct object.
     pub fn pins(&self) -> &PinSet {
         &self.pins
-    }
-
-    /// The same as one of many tables of a stream, which share one schema: cells can be null, since
-    /// the timestamps of another can be, and what is of this one alone is not in it.
-    pub(super) fn of_stream(mut self) -> Self {
-        (self.shape.nullable, self.shape.null_timestamps) = (true, true);
-        (self.shape.meta.lease, self.shape.meta.timeframe) = (None, None);
-        self
     }
 
     /// Keeps all of it in shared memory for as long as that lives.
@@ -160,6 +187,33 @@ enum Subject {
     Range(ValidityInterval),
 }
 
+impl Subject {
+    fn timeframe(&self) -> Option<u64> {
+        match self {
+            Self::Timeframe(timeframe) => Some(timeframe.id()),
+            Self::Timestamps(_) | Self::Range(_) => None,
+        }
+    }
+
+    fn has_nulls(&self) -> bool {
+        match self {
+            Self::Timestamps(timestamps) => timestamps.has_nulls(),
+            Self::Timeframe(timeframe) => timeframe.registration.plan.timestamps().has_nulls(),
+            Self::Range(_) => false,
+        }
+    }
+}
+
+/// # Errors
+/// [`RequestError::Field`] if there are other columns than the view can have.
+fn check_columns(request: &Request, columns: &[ColumnRequest]) -> Result<(), RequestError> {
+    if request.view == View::Chunks && columns.len() != 1 {
+        let reason = "chunks needs exactly one column".to_owned();
+        return Err(RequestError::Field { field: "view", reason });
+    }
+    Ok(())
+}
+
 /// How far a deadline is, in the words of errors.
 fn wait_ms(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
@@ -170,67 +224,33 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError::UnknownTable`].
-    pub(crate) fn columns(
-        &self,
-        columns: &Columns,
-        registered: Option<&[ColumnRequest]>,
-    ) -> Result<Vec<ColumnRequest>, CacheError> {
+    pub(crate) fn columns<'a>(
+        &'a self,
+        columns: &'a Columns,
+        registered: Option<&'a [ColumnRequest]>,
+    ) -> Result<&'a [ColumnRequest], CacheError> {
         match columns {
-            Columns::Own(columns) => Ok(columns.clone()),
+            Columns::Own(columns) => Ok(columns),
             Columns::Table(name) => match self.0.tables.get(name) {
-                Some(columns) => Ok(columns.clone()),
+                Some(columns) => Ok(columns),
                 None => Err(CacheError::UnknownTable {
                     name: name.clone(),
                     known: self.0.tables.keys().cloned().collect(),
                 }),
             },
             Columns::Registered => match registered {
-                Some(columns) => Ok(columns.to_vec()),
+                Some(columns) => Ok(columns),
                 None => Err(RequestError::NoneOf { fields: "columns, table" }.into()),
             },
         }
     }
 
-    fn subject(&self, request: &Request) -> Result<Subject, CacheError> {
-        Ok(match &request.when {
+    fn subject(&self, when: &When) -> Result<Subject, CacheError> {
+        Ok(match when {
             When::Timeframe(id) => Subject::Timeframe(self.0.timeframes.get(*id)?),
             When::Timestamps(timestamps) => Subject::Timestamps(Arc::new(timestamps.clone())),
             When::Range(range) => Subject::Range(*range),
         })
-    }
-
-    fn shape(
-        &self,
-        request: &Request,
-        subject: &Subject,
-        columns: &[ColumnRequest],
-        lease: Option<&LeaseId>,
-    ) -> Result<Shape, CacheError> {
-        if request.view == View::Chunks && columns.len() != 1 {
-            let reason = "chunks needs exactly one column".to_owned();
-            return Err(RequestError::Field { field: "view", reason }.into());
-        }
-        let (nulls, timeframe) = match subject {
-            Subject::Timestamps(timestamps) => (timestamps.has_nulls(), None),
-            Subject::Range(_) => (false, None),
-            Subject::Timeframe(timeframe) => {
-                (timeframe.registration.plan.timestamps().has_nulls(), Some(timeframe.id()))
-            }
-        };
-        let policies = &self.0.policies;
-        let can_be_null =
-            |column: &&ColumnRequest| policies.missing(&column.path) == Some(WhenMissing::Optional);
-        let optional = columns.iter().filter(can_be_null).map(|column| column.name.clone());
-        let optional = optional.collect();
-        let columns =
-            columns.iter().map(|column| (column.name.clone(), column.path.clone())).collect();
-        let meta = Meta {
-            epoch: self.0.pool.epoch().to_string(),
-            attach: self.attach_path().map(|path| path.display().to_string()),
-            timeframe,
-            lease: lease.map(LeaseId::to_string),
-        };
-        Ok(Shape { optional, ..Shape::new(request, columns, nulls, meta) })
     }
 
     /// The schema of the table that `request` asks for. Loads nothing, asks no source.
@@ -238,7 +258,7 @@ impl Cache {
     /// # Errors
     /// [`CacheError`].
     pub fn describe(&self, request: &Request) -> Result<Described, CacheError> {
-        let subject = self.subject(request)?;
+        let subject = self.subject(&request.when)?;
         let (registered, rows) = match &subject {
             Subject::Timestamps(timestamps) => (None, Some(timestamps.len() as u64)),
             Subject::Timeframe(timeframe) => (
@@ -248,9 +268,12 @@ impl Cache {
             Subject::Range(_) => (None, None),
         };
         let columns = self.columns(&request.columns, registered)?;
-        let shape = self.shape(request, &subject, &columns, None)?;
+        check_columns(request, columns)?;
+        let timeframe = subject.timeframe();
+        let key = Key::new(request, subject.has_nulls(), timeframe.is_some(), false);
+        let form = self.form(key, columns);
         let rows = rows.filter(|_| request.view == View::Rows);
-        Ok(Described { schema: shape.schema(), rows })
+        Ok(Described { schema: form.shape.schema_of(&form.schema, timeframe, None), rows })
     }
 
     /// Waits until every object of the table is in shared memory and pinned for who asks.
@@ -258,9 +281,19 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]. After one, nothing is held.
     pub async fn answer(&self, request: &Request, asker: &Asker) -> Result<Answer, CacheError> {
+        self.answer_for(request, &request.when, asker).await
+    }
+
+    /// The same for other times than those of the request.
+    pub(super) async fn answer_for(
+        &self,
+        request: &Request,
+        when: &When,
+        asker: &Asker,
+    ) -> Result<Answer, CacheError> {
         let asked = Instant::now();
         let span = tracing::info_span!("answer", consumer = request.consumer.as_deref());
-        let answered = self.try_answer(request, asker).instrument(span).await;
+        let answered = self.try_answer(request, when, asker).instrument(span).await;
         let counters = &self.0.counters;
         match &answered {
             Ok(answer) => {
@@ -275,12 +308,17 @@ impl Cache {
         answered
     }
 
-    async fn try_answer(&self, request: &Request, asker: &Asker) -> Result<Answer, CacheError> {
+    async fn try_answer(
+        &self,
+        request: &Request,
+        when: &When,
+        asker: &Asker,
+    ) -> Result<Answer, CacheError> {
         self.check_open()?;
         if let Some(session) = &request.session {
             self.0.leases.check_session(session)?;
         }
-        let subject = self.subject(request)?;
+        let subject = self.subject(when)?;
         let reader = self.reader(request, &subject)?;
         let holder = self.holder(request, asker, reader.as_ref());
         let _asking = match &holder {
@@ -298,33 +336,31 @@ impl Cache {
         };
         let columns = self.columns(&request.columns, registered)?;
         // Before anything is loaded: what cannot be sent need not be.
-        self.shape(request, &subject, &columns, None)?;
+        check_columns(request, columns)?;
         let mut kept = None;
         let (content, pins, rows) = match &subject {
             Subject::Range(range) => {
-                let known = self.known_over(request, &columns, *range, deadline).await?;
+                let known = self.known_over(request, columns, *range, deadline).await?;
                 let spans = Spans::new(*range, known);
-                let got = self.0.loader.pin_all(&spans.versions(), deadline).await?;
+                if let Some(gap) = request.gap {
+                    spans.check_length(*range, gap)?;
+                }
+                let got = self.0.loader.pin_all(spans.versions(), deadline).await?;
                 let (columns, pins) = spans.assemble(got);
                 let rows = columns.iter().map(|column| column.rows.len() as u64).sum();
-                (Content::Intervals(columns), pins, rows)
+                (Content::Intervals(Arc::new(columns)), pins, rows)
             }
             Subject::Timestamps(timestamps) => {
-                let known = self.known_at(request, &columns, timestamps, None, deadline).await?;
-                let plan = Plan::new(Arc::clone(timestamps), known);
-                // Of those who ask for single tables nobody knows in which order they will.
-                if asker.of_stream
-                    && request.lock.is_none()
-                    && request.limits == CreationLimits::default()
-                {
-                    self.look_ahead(&plan);
+                match self.registered_rows(request, asker, columns, timestamps, deadline).await? {
+                    Some((content, pins, rows, assembled)) => {
+                        kept = Some(assembled);
+                        (content, pins, rows)
+                    }
+                    None => self.rows_at(request, asker, columns, timestamps, deadline).await?,
                 }
-                self.check_missing(&plan, request)?;
-                let got = self.0.loader.pin_all(&plan.versions(), deadline).await?;
-                rows_of(&plan, &plan.assemble(got))
             }
             Subject::Timeframe(timeframe) => {
-                let rows = self.rows_of_timeframe(request, &columns, timeframe, deadline);
+                let rows = self.rows_of_timeframe(request, columns, timeframe, deadline);
                 let (content, pins, rows, assembled) = rows.await?;
                 kept = assembled;
                 (content, pins, rows)
@@ -336,9 +372,64 @@ impl Cache {
         {
             timeframe.set_delivered(consumer);
         }
-        let pins = Arc::new(self.0.hands.take(pins));
-        let shape = self.shape(request, &subject, &columns, Some(&lease))?;
-        Ok(Answer { shape, content, lease, rows, pins, assembled: kept })
+        let timeframe = subject.timeframe();
+        let key = match asker.of_stream {
+            true => Key::of_stream(request),
+            false => Key::new(request, subject.has_nulls(), timeframe.is_some(), true),
+        };
+        let form = self.form(key, columns);
+        let (of_stream, pins) = (asker.of_stream, Arc::new(self.0.hands.take(pins)));
+        Ok(Answer { form, content, timeframe, lease, of_stream, rows, pins, assembled: kept })
+    }
+
+    /// The rows of timestamps that came with the request.
+    async fn rows_at(
+        &self,
+        request: &Request,
+        asker: &Asker,
+        columns: &[ColumnRequest],
+        timestamps: &Arc<Timestamps>,
+        deadline: Instant,
+    ) -> Result<(Content, Arc<PinSet>, u64), CacheError> {
+        let known = self.known_at(request, columns, timestamps, None, deadline).await?;
+        let plan = Plan::new(Arc::clone(timestamps), known);
+        // Of those who ask for single tables nobody knows in which order they will.
+        if asker.of_stream && request.is_plain() {
+            self.look_ahead(&plan);
+        }
+        self.check_missing(&plan, request)?;
+        let got = self.0.loader.pin_all(plan.versions(), deadline).await?;
+        Ok(rows_of(&plan, &plan.assemble(got)))
+    }
+
+    /// The rows of a stream's timeframe that is registered with the same columns and timestamps: who
+    /// reads it so gets what all others get.
+    async fn registered_rows(
+        &self,
+        request: &Request,
+        asker: &Asker,
+        columns: &[ColumnRequest],
+        timestamps: &Timestamps,
+        deadline: Instant,
+    ) -> Result<Option<(Content, Arc<PinSet>, u64, Arc<Assembled>)>, CacheError> {
+        let Some(id) = asker.stream_timeframe.filter(|_| request.is_plain()) else {
+            return Ok(None);
+        };
+        let Ok(timeframe) = self.0.timeframes.get(id) else { return Ok(None) };
+        let Registration { plan, columns: registered, .. } = &timeframe.registration;
+        if columns != registered || !plan.timestamps().same_rows(timestamps) {
+            return Ok(None);
+        }
+        self.check_missing(plan, request)?;
+        match self.assembled(&timeframe, deadline).await {
+            Ok(assembled) => {
+                let (content, pins, rows) = rows_of(plan, &assembled);
+                Ok(Some((content, pins, rows, assembled)))
+            }
+            // It was dropped meanwhile, which does not end what a stream asks for.
+            Err(CacheError::UnknownTimeframe { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// # Errors
@@ -407,7 +498,12 @@ impl Cache {
             None if asker.of_stream => Owner::Stream,
             None => Owner::Nobody,
         };
-        let terms = Terms { owner, timeframe: reader, ticket: asker.ticket.clone(), holder };
+        let terms = Terms {
+            owner,
+            timeframe: reader,
+            ticket: asker.ticket.as_deref().map(Into::into),
+            holder,
+        };
         self.0.leases.open(terms, vec![Arc::clone(pins)])
     }
 
@@ -420,10 +516,7 @@ impl Cache {
         deadline: Instant,
     ) -> Result<(Content, Arc<PinSet>, u64, Option<Arc<Assembled>>), CacheError> {
         let plan = &timeframe.registration.plan;
-        let as_registered = columns == timeframe.registration.columns
-            && request.limits == CreationLimits::default()
-            && request.lock.is_none();
-        if as_registered {
+        if request.is_plain() && columns == timeframe.registration.columns {
             self.check_missing(plan, request)?;
             let assembled = self.assembled(timeframe, deadline).await?;
             let (content, pins, rows) = rows_of(plan, &assembled);
@@ -433,7 +526,7 @@ impl Cache {
         let known = self.known_at(request, columns, timestamps, Some(timeframe), deadline).await?;
         let plan = Plan::new(Arc::clone(timestamps), known);
         self.check_missing(&plan, request)?;
-        let got = self.0.loader.pin_all(&plan.versions(), deadline).await?;
+        let got = self.0.loader.pin_all(plan.versions(), deadline).await?;
         let (content, pins, rows) = rows_of(&plan, &plan.assemble(got));
         Ok((content, pins, rows, None))
     }
@@ -474,7 +567,7 @@ impl Cache {
         deadline: Instant,
     ) -> Result<(), CacheError> {
         let plan = &timeframe.registration.plan;
-        let got = self.0.loader.pin_all(&plan.versions(), deadline).await?;
+        let got = self.0.loader.pin_all(plan.versions(), deadline).await?;
         timeframe.set_ready(Arc::new(plan.assemble(got)));
         Ok(())
     }
@@ -493,17 +586,40 @@ impl Cache {
         let registered = timeframe
             .filter(|_| request.limits == CreationLimits::default())
             .map(|timeframe| &timeframe.registration.plan);
-        let known = columns.iter().map(async |column| {
-            let known = match &request.lock {
-                Some(lock) => locked(lock, column)?,
+        let mut known = Vec::with_capacity(columns.len());
+        for column in columns {
+            known.push(match &request.lock {
+                Some(lock) => Some(locked(lock, column)?),
                 None => match registered.and_then(|plan| plan.known(column)) {
-                    Some(known) => known.clone(),
-                    None => self.0.catalog.known_at(&column.query(limits), timestamps).await?,
+                    Some(known) => Some(known.clone()),
+                    None => self.0.catalog.known_now(&column.query(limits), timestamps),
                 },
-            };
-            Ok::<_, CacheError>((column.clone(), known))
-        });
-        by_deadline("the source to say which versions hold", deadline, try_join_all(known)).await
+            });
+        }
+        self.all_known(columns, known, limits, timestamps, deadline).await
+    }
+
+    /// What is known of each column at the timestamps: as given, else the source is asked.
+    pub(super) async fn all_known(
+        &self,
+        columns: &[ColumnRequest],
+        mut known: Vec<Option<Known>>,
+        limits: CreationLimits,
+        timestamps: &Timestamps,
+        deadline: Instant,
+    ) -> Result<Vec<(ColumnRequest, Known)>, CacheError> {
+        if known.iter().any(Option::is_none) {
+            let open = known.iter_mut().zip(columns).filter(|(known, _)| known.is_none());
+            let asked = open.map(async |(known, column)| {
+                let query = column.query(limits);
+                *known = Some(self.0.catalog.known_at(&query, timestamps).await?);
+                Ok::<_, CacheError>(())
+            });
+            let what = "the source to say which versions hold";
+            by_deadline(what, deadline, try_join_all(asked)).await?;
+        }
+        let known = columns.iter().zip(known);
+        Ok(known.filter_map(|(column, known)| Some((column.clone(), known?))).collect())
     }
 
     async fn known_over(
@@ -568,7 +684,7 @@ fn locked(lock: &[LockEntry], column: &ColumnRequest) -> Result<Known, CacheErro
         }
     }
     let timeline = Timeline::unknown().learn(ValidityInterval::ALL, &versions, Moment::default());
-    Ok(Known { timeline: Arc::new(timeline), stale: false })
+    Ok(Known { timeline: Arc::new(timeline), stale: false, pace: None })
 }
 
 fn rows_of(plan: &Plan, assembled: &Assembled) -> (Content, Arc<PinSet>, u64) {

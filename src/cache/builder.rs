@@ -255,6 +255,7 @@ impl CacheBuilder {
             catalog,
             policies: self.policies,
             ahead: Default::default(),
+            forms: Default::default(),
             leases,
             objects: Default::default(),
             hands: Arc::default(),

@@ -16,14 +16,16 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use foldhash::fast::RandomState;
 use tracing::Instrument as _;
 
+use super::ahead::Pace;
 use super::error::CacheError;
 use super::flight::{Flights, Lost};
 use super::keep::{Noted, NotedSeries};
 use crate::clock::{Clock, Moment};
 use crate::error::Coded as _;
-use crate::index::{State, Timeline, Timestamps};
+use crate::index::{State, Step, Timeline, Timestamps, open_times};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{PathSummary, Problem, Source, SourceError, VersionRecord};
@@ -50,7 +52,7 @@ pub(crate) struct Catalog {
     source: Arc<dyn Source>,
     clock: Clock,
     counters: Arc<Counters>,
-    series: RwLock<HashMap<Query, Arc<Series>>>,
+    series: RwLock<HashMap<Query, Arc<Series>, RandomState>>,
     look_ups: Flights<(Query, Timestamp), Result<Learned, SourceError>>,
     /// What was passed over, so that each is told once.
     problems: Mutex<HashSet<Problem>>,
@@ -60,9 +62,14 @@ pub(crate) struct Catalog {
 struct Series {
     timeline: ArcSwap<Timeline>,
     used: AtomicU64,
+    pace: Arc<Pace>,
 }
 
 impl Series {
+    fn known(&self, timeline: Arc<Timeline>, stale: bool) -> Known {
+        Known { timeline, stale, pace: Some(Arc::clone(&self.pace)) }
+    }
+
     fn used(&self) -> Moment {
         Moment::from_millis(self.used.load(Ordering::Relaxed))
     }
@@ -83,6 +90,25 @@ pub(crate) struct Known {
     pub(crate) timeline: Arc<Timeline>,
     /// The source could not confirm it in time.
     pub(crate) stale: bool,
+    /// How requests of this query move in time; none where the versions are given.
+    pub(crate) pace: Option<Arc<Pace>>,
+}
+
+/// The first timestamps of which nothing is known, or what is known is too old, and for each whether
+/// it is nothing.
+fn open_at(timeline: &Timeline, timestamps: &Timestamps, oldest: Moment) -> Vec<(Timestamp, bool)> {
+    let open = |step: &Step| {
+        let unknown = step.state == State::Unknown;
+        (unknown || step.learned < oldest).then_some(unknown)
+    };
+    // All of it was learned at once: one timestamp tells for all. In the very last millisecond
+    // nothing is ever valid, and that need not be asked.
+    if timeline.is_whole() {
+        let mut there = timestamps.runs().filter_map(|(_, at)| at);
+        let first = there.find(|at| *at != Timestamp::MAX);
+        return first.and_then(|at| Some((at, open(&timeline.at(at))?))).into_iter().collect();
+    }
+    open_times(timeline, timestamps, AT_ONCE + 1, open)
 }
 
 impl Catalog {
@@ -121,6 +147,7 @@ impl Catalog {
                 Entry::Vacant(entry) => Arc::clone(entry.insert(Arc::new(Series {
                     timeline: ArcSwap::from_pointee(Timeline::unknown()),
                     used: AtomicU64::new(millis),
+                    pace: Arc::default(),
                 }))),
             }
         });
@@ -136,6 +163,15 @@ impl Catalog {
         Moment::default().after(fresh).max(FIRST)
     }
 
+    /// The timeline of `query`, if it is known and fresh at each of `timestamps`. Waits for nothing.
+    pub(crate) fn known_now(&self, query: &Query, timestamps: &Timestamps) -> Option<Known> {
+        let series = self.series(query);
+        let timeline = series.timeline.load_full();
+        let oldest = self.oldest_fresh(&query.path);
+        let open = open_at(&timeline, timestamps, oldest);
+        open.is_empty().then(|| series.known(timeline, false))
+    }
+
     /// The timeline of `query`, known and fresh at each of `timestamps`.
     ///
     /// # Errors
@@ -145,23 +181,7 @@ impl Catalog {
         query: &Query,
         timestamps: &Timestamps,
     ) -> Result<Known, CacheError> {
-        let wanted = |timeline: &Timeline, oldest: Moment| {
-            let wanted = |at: Timestamp| {
-                let step = timeline.at(at);
-                let unknown = step.state == State::Unknown;
-                (unknown || step.learned < oldest).then_some((at, unknown))
-            };
-            // In the very last millisecond nothing is ever valid: that need not be asked.
-            let mut distinct =
-                timestamps.runs().filter_map(|(_, at)| at).filter(|at| *at != Timestamp::MAX);
-            // All of it was learned at once: one timestamp tells for all.
-            if timeline.is_whole() {
-                distinct.next().and_then(wanted).into_iter().collect()
-            } else {
-                distinct.filter_map(wanted).take(AT_ONCE + 1).collect()
-            }
-        };
-        self.known(query, wanted).await
+        self.known(query, |timeline, oldest| open_at(timeline, timestamps, oldest)).await
     }
 
     /// The timeline of `query`, known and fresh all over `range`.
@@ -203,7 +223,7 @@ impl Catalog {
             let timeline = series.timeline.load_full();
             let open = wanted(&timeline, oldest);
             let Some(&(next, _)) = open.first() else {
-                return Ok(Known { timeline, stale });
+                return Ok(series.known(timeline, stale));
             };
             at_once = if expected == Some(next) { (at_once * 2).min(AT_ONCE) } else { 1 };
             expected = open.get(at_once).map(|(at, _)| *at);

@@ -7,7 +7,7 @@ use crate::interval::Timestamp;
 use crate::object::{InvalidPath, ObjectId, ObjectPath};
 use crate::shm::PoolError;
 use crate::source::SourceError;
-use crate::table::{EncodeError, RequestError, TimestampsError};
+use crate::table::{EncodeError, RequestError, SHORT_SPAN, TimestampsError};
 
 /// Nothing is valid for some timestamps of one column.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +66,19 @@ pub enum CacheError {
     Missing {
         /// Every such column.
         columns: Vec<MissingColumn>,
+    },
+    /// A version is effective for so short a time that none of the timestamps may need it.
+    #[error(
+        "column {column:?} has a version that is effective for {span_ms} ms only, and the timestamps \
+         are up to {gap_ms} ms apart: ask for the timestamps themselves"
+    )]
+    ShortSpan {
+        /// The column.
+        column: String,
+        /// For how long.
+        span_ms: u64,
+        /// What the request says of its timestamps.
+        gap_ms: i64,
     },
     /// No such table in the configuration.
     #[error("no table {name:?} is configured; there are: {}", known.join(", "))]
@@ -277,7 +290,8 @@ impl Coded for CacheError {
             | Self::UnknownTimeframe { .. }
             | Self::UnknownConsumer { .. } => ErrorKind::NotFound,
             Self::TimeframeExists { .. } => ErrorKind::AlreadyExists,
-            Self::UnknownSession { .. }
+            Self::ShortSpan { .. }
+            | Self::UnknownSession { .. }
             | Self::LeaseEnded { .. }
             | Self::AlreadyConsumed { .. } => ErrorKind::FailedPrecondition,
             Self::LookUp { error, .. } | Self::Paths { error, .. } | Self::Load { error, .. } => {
@@ -309,6 +323,7 @@ impl Coded for CacheError {
             Self::Pool(error) => error.code(),
             Self::Missing { .. } => Code(2010),
             Self::UnknownTable { .. } => Code(2011),
+            Self::ShortSpan { .. } => SHORT_SPAN,
             Self::TooManyLookUps { .. } => Code(2012),
             Self::TwoContents { .. } => Code(3010),
             Self::MemoryPinned { .. } => Code(4010),

@@ -54,10 +54,9 @@ impl Exchange {
         timestamps: Timestamps,
     ) -> Result<Answer, CacheError> {
         let when = When::Timestamps(timestamps);
-        let request = Request { when, ..self.template.clone() };
         let stream_timeframe = Some(timeframe);
         let asker = Asker { of_stream: true, stream_timeframe, ..Asker::default() };
-        let answer = self.cache.answer(&request, &asker).await?;
+        let answer = self.cache.answer_for(&self.template, &when, &asker).await?;
         let mut state = self.state();
         if timeframe < state.oldest {
             // Done before it came: its table is sent, and not held.
@@ -66,7 +65,7 @@ impl Exchange {
         } else {
             state.held.entry(timeframe).or_default().push(answer.lease().clone());
         }
-        Ok(answer.of_stream())
+        Ok(answer)
     }
 
     /// The consumer is done with these.

@@ -14,6 +14,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use uuid::Uuid;
 
 use super::error::CacheError;
@@ -78,7 +79,8 @@ struct State {
     sessions: HashMap<String, Session>,
     leases: HashMap<LeaseId, Lease>,
     by_timeframe: HashMap<(u64, String), HashSet<LeaseId>>,
-    by_ticket: HashMap<Vec<u8>, HashSet<LeaseId>>,
+    /// Tickets can be long: they hold the timestamps.
+    by_ticket: HashMap<Arc<[u8]>, HashSet<LeaseId>, RandomState>,
     by_consumer: HashMap<String, HashSet<LeaseId>>,
 }
 
@@ -94,7 +96,7 @@ struct Session {
 struct Lease {
     owner: Owner,
     timeframe: Option<(u64, String)>,
-    ticket: Option<Vec<u8>>,
+    ticket: Option<Arc<[u8]>>,
     expires: Option<Moment>,
     holder: Option<Holder>,
     /// When it began to hold something.
@@ -119,7 +121,7 @@ pub(crate) struct Terms {
     /// The timeframe and the consumer that reads it.
     pub(crate) timeframe: Option<(u64, String)>,
     /// The ticket under which a client can name it.
-    pub(crate) ticket: Option<Vec<u8>>,
+    pub(crate) ticket: Option<Arc<[u8]>>,
     pub(crate) holder: Option<Holder>,
 }
 
@@ -510,16 +512,16 @@ impl State {
 }
 
 /// Whether a lease that has a key is listed under it.
-fn listed<K: Eq + std::hash::Hash>(
-    index: &HashMap<K, HashSet<LeaseId>>,
+fn listed<K: Eq + std::hash::Hash, S: std::hash::BuildHasher>(
+    index: &HashMap<K, HashSet<LeaseId>, S>,
     key: Option<&K>,
     lease: &LeaseId,
 ) -> bool {
     key.is_none_or(|key| index.get(key).is_some_and(|leases| leases.contains(lease)))
 }
 
-fn forget<K: Eq + std::hash::Hash>(
-    index: &mut HashMap<K, HashSet<LeaseId>>,
+fn forget<K: Eq + std::hash::Hash, S: std::hash::BuildHasher>(
+    index: &mut HashMap<K, HashSet<LeaseId>, S>,
     key: Option<&K>,
     lease: &LeaseId,
 ) {

@@ -13,7 +13,6 @@
 //! Nobody waits for memory while holding some, but the one whose turn it is: so two tables that
 //! each lack what the other has cannot wait for each other.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -103,7 +102,7 @@ impl Loader {
         self.under_way.load(Ordering::Acquire) > 0
     }
 
-    /// Pins every one of `versions` (distinct ids), loading what is not resident.
+    /// Pins every one of `versions` (distinct ids), in their order, loading what is not resident.
     ///
     /// # Errors
     /// [`CacheError::NeverFits`] at once where that is so; [`CacheError::MemoryPinned`] if by
@@ -112,9 +111,10 @@ impl Loader {
         &self,
         versions: &[Arc<ObjectInfo>],
         deadline: Instant,
-    ) -> Result<HashMap<ObjectId, Got>, CacheError> {
+    ) -> Result<Vec<Got>, CacheError> {
         let _under_way = Counted::new(&self.under_way);
-        let mut got = HashMap::with_capacity(versions.len());
+        let mut got: Vec<Option<Got>> = Vec::new();
+        got.resize_with(versions.len(), || None);
         self.check_known_sizes(versions)?;
         let began = Instant::now();
         let mut lacking_bytes = 0;
@@ -130,10 +130,10 @@ impl Loader {
                 });
             };
             match tried? {
-                None => return Ok(got),
+                None => return Ok(got.into_iter().flatten().collect()),
                 Some(needed_bytes) => lacking_bytes = needed_bytes,
             }
-            got.clear();
+            got.fill_with(|| None);
         }
         self.counters.waits.add(1);
         let _waiting = Counted::new(&self.waiting);
@@ -148,7 +148,7 @@ impl Loader {
                     return Ok::<_, CacheError>(());
                 };
                 lacking_bytes = needed_bytes;
-                let held: u64 = got.values().map(|got| got.pin.charged_bytes()).sum();
+                let held: u64 = got.iter().flatten().map(|got| got.pin.charged_bytes()).sum();
                 let all = held.saturating_add(Pool::charge(needed_bytes));
                 self.check_fits(all, versions.len())?;
                 room.await;
@@ -167,7 +167,7 @@ impl Loader {
                 });
             }
         }
-        Ok(got)
+        Ok(got.into_iter().flatten().collect())
     }
 
     /// # Errors
@@ -191,30 +191,38 @@ impl Loader {
     async fn try_pin_all(
         &self,
         versions: &[Arc<ObjectInfo>],
-        got: &mut HashMap<ObjectId, Got>,
+        got: &mut [Option<Got>],
     ) -> Result<Option<u64>, CacheError> {
         let mut absent = Vec::new();
-        for version in versions {
-            if got.contains_key(&version.id) {
+        let (mut hits, tick) = (0, self.residency.tick());
+        for (place, version) in versions.iter().enumerate() {
+            if got[place].is_some() {
                 continue;
             }
-            match self.residency.pin(version.id) {
+            match self.residency.pin_at(version.id, tick) {
                 Some(pin) => {
                     same_content(version, &pin)?;
-                    self.counters.hits.add(1);
-                    got.insert(version.id, Got { pin, how: CacheState::Hit });
+                    hits += 1;
+                    got[place] = Some(Got { pin, how: CacheState::Hit });
                 }
-                None => absent.push(Arc::clone(version)),
+                None => absent.push(place),
             }
         }
-        let loads = absent.into_iter().map(|version| self.load(version));
+        self.counters.hits.add(hits);
+        if absent.is_empty() {
+            return Ok(None);
+        }
+        let loads = absent.into_iter().map(async |place| {
+            let (version, loaded) = self.load(Arc::clone(&versions[place])).await;
+            (place, version, loaded)
+        });
         let mut loads = futures::stream::iter(loads).buffer_unordered(PARALLEL_LOADS);
         let mut no_room = None;
-        while let Some((version, loaded)) = loads.next().await {
+        while let Some((place, version, loaded)) = loads.next().await {
             match loaded {
                 Ok(pin) => {
                     same_content(&version, &pin)?;
-                    got.insert(version.id, Got { pin, how: CacheState::Loaded });
+                    got[place] = Some(Got { pin, how: CacheState::Loaded });
                 }
                 Err(LoadFailure::NoRoom { needed_bytes }) => {
                     no_room = no_room.max(Some(needed_bytes));

@@ -134,6 +134,7 @@ mod check;
 mod error;
 mod exchange;
 mod flight;
+mod form;
 mod hand;
 mod keep;
 mod lease;
@@ -206,6 +207,7 @@ struct Inner {
     catalog: Arc<Catalog>,
     policies: Policies,
     ahead: ahead::Ahead,
+    forms: form::Forms,
     loader: Loader,
     leases: Arc<Leases>,
     objects: object::Objects,

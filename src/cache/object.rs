@@ -264,7 +264,7 @@ impl Cache {
         self.check_open()?;
         let versions = [Arc::clone(version)];
         let got = self.0.loader.pin_all(&versions, Instant::now() + patience).await?;
-        let pins = got.into_values().map(|got| got.pin).collect();
+        let pins = got.into_iter().map(|got| got.pin).collect();
         Ok(Held { pins: self.0.hands.take(Arc::new(PinSet::new(pins))) })
     }
 

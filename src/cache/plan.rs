@@ -13,26 +13,32 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use foldhash::fast::RandomState;
+
 use super::catalog::Known;
-use super::error::MissingColumn;
+use super::error::{CacheError, MissingColumn};
+use super::form::Form;
 use super::loader::Got;
 use super::resident::PinSet;
 use crate::index::{Slot, State, Timestamps, join};
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, ObjectInfo};
+use crate::shm::MetaHeader;
 use crate::table::{
     CacheState, Cell, CellKind, CellRun, Column, ColumnRequest, Content, EncodeError, Encoding,
-    IntervalColumn, IntervalRow, Message, MessageWriter, Shape, View,
+    IntervalColumn, IntervalRow, Message, View,
 };
 
 /// Encoded batches that are larger than this are made anew each time.
 const MAX_ENCODED_BYTES: usize = 1 << 20;
 
-/// The versions of one column, each once.
+/// The versions that a table needs, each id once.
 #[derive(Debug, Default)]
 struct Distinct {
     versions: Vec<Arc<ObjectInfo>>,
-    places: HashMap<ObjectId, u32>,
+    places: HashMap<ObjectId, u32, RandomState>,
+    /// By version: the column that used it last, counted from 1, and its cell there.
+    cells: Vec<(u32, u32)>,
 }
 
 impl Distinct {
@@ -42,9 +48,21 @@ impl Distinct {
             Entry::Vacant(entry) => {
                 let place = u32::try_from(self.versions.len()).unwrap_or(u32::MAX);
                 self.versions.push(Arc::clone(version));
+                self.cells.push((0, 0));
                 *entry.insert(place)
             }
         }
+    }
+
+    /// The cell of `version` in the column `number`, whose cells so far are `places`.
+    fn cell(&mut self, version: &Arc<ObjectInfo>, number: u32, places: &mut Vec<u32>) -> u32 {
+        let place = self.place(version);
+        let cell = &mut self.cells[place as usize];
+        if cell.0 != number {
+            *cell = (number, u32::try_from(places.len()).unwrap_or(u32::MAX));
+            places.push(place);
+        }
+        cell.1
     }
 }
 
@@ -52,6 +70,7 @@ impl Distinct {
 #[derive(Debug)]
 pub(crate) struct Plan {
     timestamps: Arc<Timestamps>,
+    versions: Vec<Arc<ObjectInfo>>,
     columns: Vec<PlannedColumn>,
     missing: Vec<MissingColumn>,
 }
@@ -59,8 +78,8 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 struct PlannedColumn {
     request: ColumnRequest,
-    versions: Vec<Arc<ObjectInfo>>,
-    /// `cell` is a place in `versions`.
+    /// By cell: the place of its version among those of the plan.
+    places: Vec<u32>,
     runs: Vec<CellRun>,
     known: Known,
 }
@@ -68,15 +87,20 @@ struct PlannedColumn {
 impl Plan {
     pub(crate) fn new(timestamps: Arc<Timestamps>, known: Vec<(ColumnRequest, Known)>) -> Self {
         let mut missing = Vec::new();
+        let mut distinct = Distinct::default();
         let columns = known
             .into_iter()
-            .map(|(request, known)| {
-                let mut distinct = Distinct::default();
+            .zip(1..)
+            .map(|((request, known), number)| {
+                let mut places = Vec::new();
                 let mut runs: Vec<CellRun> = Vec::new();
                 let mut gap: Option<MissingColumn> = None;
                 for run in join(&known.timeline, &timestamps).iter() {
                     let cell = match run.slot {
-                        Slot::Version(index) => Some(distinct.place(known.timeline.version(index))),
+                        Slot::Version(index) => {
+                            let version = known.timeline.version(index);
+                            Some(distinct.cell(version, number, &mut places))
+                        }
                         Slot::Null => None,
                         Slot::Absent | Slot::Unknown => {
                             widen(&mut gap, &request, &timestamps, run.start, run.end);
@@ -90,10 +114,10 @@ impl Plan {
                     }
                 }
                 missing.extend(gap);
-                PlannedColumn { request, versions: distinct.versions, runs, known }
+                PlannedColumn { request, places, runs, known }
             })
             .collect();
-        Self { timestamps, columns, missing }
+        Self { timestamps, versions: distinct.versions, columns, missing }
     }
 
     pub(crate) fn timestamps(&self) -> &Arc<Timestamps> {
@@ -123,12 +147,12 @@ impl Plan {
     }
 
     /// Every version that it needs, each id once.
-    pub(crate) fn versions(&self) -> Vec<Arc<ObjectInfo>> {
-        distinct(self.columns.iter().flat_map(|column| &column.versions))
+    pub(crate) fn versions(&self) -> &[Arc<ObjectInfo>] {
+        &self.versions
     }
 
     /// The same with the places in memory, from what was pinned for [`versions`](Self::versions).
-    pub(crate) fn assemble(&self, got: HashMap<ObjectId, Got>) -> Assembled {
+    pub(crate) fn assemble(&self, got: Vec<Got>) -> Assembled {
         let columns = self
             .columns
             .iter()
@@ -136,7 +160,7 @@ impl Plan {
                 name: column.request.name.clone(),
                 path: column.request.path.clone(),
                 runs: column.runs.clone(),
-                cells: cells(&column.versions, &got, column.known.stale),
+                cells: cells(&self.versions, &column.places, &got, column.known.stale),
             })
             .collect();
         Assembled { columns: Arc::new(columns), pins: pins(got), encoded: Mutex::default() }
@@ -165,31 +189,21 @@ fn widen(
     }
 }
 
-fn distinct<'a>(versions: impl Iterator<Item = &'a Arc<ObjectInfo>>) -> Vec<Arc<ObjectInfo>> {
-    let mut distinct = Distinct::default();
-    for version in versions {
-        distinct.place(version);
-    }
-    distinct.versions
-}
-
-fn cells(versions: &[Arc<ObjectInfo>], got: &HashMap<ObjectId, Got>, stale: bool) -> Vec<Cell> {
-    let cell = |version: &Arc<ObjectInfo>| {
-        let got = got.get(&version.id)?;
-        Some(Cell {
-            header: got.pin.meta_header(),
-            version: Arc::clone(version),
-            cache: if stale { CacheState::Stale } else { got.how },
-            payload: got.pin.bytes(),
-        })
+fn cells(versions: &[Arc<ObjectInfo>], places: &[u32], got: &[Got], stale: bool) -> Vec<Cell> {
+    let cell = |&place: &u32| {
+        let Got { pin, how } = &got[place as usize];
+        Cell {
+            header: pin.meta_header(),
+            version: Arc::clone(&versions[place as usize]),
+            cache: if stale { CacheState::Stale } else { *how },
+            payload: pin.bytes(),
+        }
     };
-    let cells: Vec<Cell> = versions.iter().filter_map(cell).collect();
-    debug_assert_eq!(cells.len(), versions.len(), "everything that was planned is pinned");
-    cells
+    places.iter().map(cell).collect()
 }
 
-fn pins(got: HashMap<ObjectId, Got>) -> Arc<PinSet> {
-    Arc::new(PinSet::new(got.into_values().map(|got| got.pin).collect()))
+fn pins(got: Vec<Got>) -> Arc<PinSet> {
+    Arc::new(PinSet::new(got.into_iter().map(|got| got.pin).collect()))
 }
 
 /// A plan whose objects are in shared memory and pinned.
@@ -198,27 +212,38 @@ pub(crate) struct Assembled {
     pub(crate) columns: Arc<Vec<Column>>,
     pub(crate) pins: Arc<PinSet>,
     /// The batches as they cross the wire, in the forms in which they were asked for.
-    encoded: Mutex<Vec<(Form, Arc<Vec<Message>>)>>,
+    encoded: Mutex<Vec<(Encoded, Arc<Vec<Vec<Message>>>)>>,
 }
 
 /// What decides how batches are encoded, beside what they hold.
-type Form = (Encoding, CellKind, bool, bool);
+type Encoded = (Encoding, CellKind, bool);
 
 impl Assembled {
-    /// The batches in the form of `shape`, if it is one that is kept: every consumer of a timeframe
-    /// asks for the same.
+    /// The messages of each batch in this form, if it is one that is kept: every consumer of a
+    /// timeframe asks for the same.
     ///
     /// # Errors
     /// [`EncodeError`].
     pub(crate) fn encoded(
         &self,
-        shape: &Shape,
+        form: &Form,
         content: &Content,
-    ) -> Result<Option<Arc<Vec<Message>>>, EncodeError> {
-        let form = (shape.encoding, shape.cell, shape.timestamps_column, shape.nullable);
+    ) -> Result<Option<Arc<Vec<Vec<Message>>>>, EncodeError> {
+        let shape = &form.shape;
+        let key = (shape.encoding, shape.cell, shape.nullable);
+        let rows = match content {
+            Content::Rows { timestamps, .. } => timestamps.len(),
+            Content::Intervals(_) => return Ok(None),
+        };
         // Run-end encoded they are small, however many rows there are.
+        let bytes_per_row = match shape.encoding {
+            Encoding::RunEnd => 0,
+            Encoding::Dictionary => size_of::<i32>(),
+            Encoding::Plain => MetaHeader::BYTES,
+        };
+        let bytes = rows.saturating_mul(self.columns.len()).saturating_mul(bytes_per_row);
         let kept = shape.view == View::Rows
-            && shape.encoding == Encoding::RunEnd
+            && bytes <= MAX_ENCODED_BYTES
             && shape.cell != CellKind::Payload
             && !shape.timestamps_column;
         if !kept {
@@ -226,24 +251,19 @@ impl Assembled {
         }
         let known = {
             let encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
-            encoded.iter().find(|(known, _)| *known == form).map(|(_, kept)| Arc::clone(kept))
+            encoded.iter().find(|(known, _)| *known == key).map(|(_, kept)| Arc::clone(kept))
         };
         if known.is_some() {
             return Ok(known);
         }
-        let batches = content.batches(shape);
-        let (mut writer, _) = MessageWriter::begin(&batches.schema());
-        let mut messages = Vec::new();
-        for batch in batches {
-            messages.extend(writer.write(&batch?)?);
-        }
-        let messages = Arc::new(messages);
-        let bytes: usize = messages.iter().map(|one| one.header.len() + one.body.len()).sum();
-        if bytes <= MAX_ENCODED_BYTES {
+        let batches = content.batches_of(Arc::clone(shape), Arc::clone(&form.schema));
+        let batches = Arc::new(batches.into_messages().collect::<Result<Vec<_>, EncodeError>>()?);
+        let bytes = batches.iter().flatten().map(|one| one.header.len() + one.body.len());
+        if bytes.sum::<usize>() <= MAX_ENCODED_BYTES {
             let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
-            encoded.push((form, Arc::clone(&messages)));
+            encoded.push((key, Arc::clone(&batches)));
         }
-        Ok(Some(messages))
+        Ok(Some(batches))
     }
 
     /// The bytes of memory that its objects take.
@@ -255,58 +275,71 @@ impl Assembled {
 /// Which version is effective when, for each column, all over a range.
 #[derive(Debug)]
 pub(crate) struct Spans {
+    versions: Vec<Arc<ObjectInfo>>,
     columns: Vec<PlannedSpans>,
 }
 
 #[derive(Debug)]
 struct PlannedSpans {
     request: ColumnRequest,
-    versions: Vec<Arc<ObjectInfo>>,
-    pieces: Vec<(ValidityInterval, u32)>,
+    /// By cell: the place of its version among those of all.
+    places: Vec<u32>,
+    rows: Vec<IntervalRow>,
     stale: bool,
 }
 
 impl Spans {
     pub(crate) fn new(range: ValidityInterval, known: Vec<(ColumnRequest, Known)>) -> Self {
+        let mut distinct = Distinct::default();
         let columns = known
             .into_iter()
-            .map(|(request, known)| {
-                let mut distinct = Distinct::default();
-                let mut pieces = Vec::new();
+            .zip(1..)
+            .map(|((request, known), number)| {
+                let (mut places, mut rows) = (Vec::new(), Vec::new());
                 for span in known.timeline.spans(range) {
                     if let State::Version(index) = span.state {
-                        let place = distinct.place(known.timeline.version(index));
-                        pieces.push((span.interval, place));
+                        let version = known.timeline.version(index);
+                        let cell = distinct.cell(version, number, &mut places);
+                        rows.push(IntervalRow { interval: span.interval, cell });
                     }
                 }
-                PlannedSpans { request, versions: distinct.versions, pieces, stale: known.stale }
+                PlannedSpans { request, places, rows, stale: known.stale }
             })
             .collect();
-        Self { columns }
+        Self { versions: distinct.versions, columns }
     }
 
-    pub(crate) fn versions(&self) -> Vec<Arc<ObjectInfo>> {
-        distinct(self.columns.iter().flat_map(|column| &column.versions))
+    /// # Errors
+    /// [`CacheError::ShortSpan`] if a span may lie between two timestamps that are `gap` ms apart.
+    /// The first and the last millisecond of the range are timestamps.
+    pub(crate) fn check_length(&self, range: ValidityInterval, gap: i64) -> Result<(), CacheError> {
+        let inside =
+            |span: &ValidityInterval| range.from() < span.from() && span.until() < range.until();
+        for column in &self.columns {
+            let spans = column.rows.iter().map(|row| row.interval).filter(inside);
+            let lengths =
+                spans.map(|span| span.until().as_millis().abs_diff(span.from().as_millis()));
+            if let Some(span_ms) = lengths.min().filter(|length| *length < gap.unsigned_abs()) {
+                let column = column.request.name.clone();
+                return Err(CacheError::ShortSpan { column, span_ms, gap_ms: gap });
+            }
+        }
+        Ok(())
     }
 
-    pub(crate) fn assemble(
-        &self,
-        got: HashMap<ObjectId, Got>,
-    ) -> (Vec<IntervalColumn>, Arc<PinSet>) {
-        let columns = self
-            .columns
-            .iter()
-            .map(|column| IntervalColumn {
-                name: column.request.name.clone(),
-                path: column.request.path.clone(),
-                rows: column
-                    .pieces
-                    .iter()
-                    .map(|&(interval, cell)| IntervalRow { interval, cell })
-                    .collect(),
-                cells: cells(&column.versions, &got, column.stale),
-            })
-            .collect();
+    pub(crate) fn versions(&self) -> &[Arc<ObjectInfo>] {
+        &self.versions
+    }
+
+    pub(crate) fn assemble(self, got: Vec<Got>) -> (Vec<IntervalColumn>, Arc<PinSet>) {
+        let versions = &self.versions;
+        let columns = self.columns.into_iter().map(|column| IntervalColumn {
+            name: column.request.name,
+            path: column.request.path,
+            rows: column.rows,
+            cells: cells(versions, &column.places, &got, column.stale),
+        });
+        let columns = columns.collect();
         (columns, pins(got))
     }
 }

@@ -75,15 +75,17 @@ impl Cache {
         };
         let deadline = Instant::now() + request.wait;
         let versions = match &request.when {
-            When::Timeframe(id) => self.0.timeframes.get(*id)?.registration.plan.versions(),
+            When::Timeframe(id) => {
+                self.0.timeframes.get(*id)?.registration.plan.versions().to_vec()
+            }
             When::Timestamps(timestamps) => {
                 let columns = self.columns(&request.columns, None)?;
                 let known = self.known_at(request, &columns, timestamps, None, deadline).await?;
-                super::plan::Plan::new(Arc::new(timestamps.clone()), known).versions()
+                super::plan::Plan::new(Arc::new(timestamps.clone()), known).versions().to_vec()
             }
             When::Range(range) => {
                 let columns = self.columns(&request.columns, None)?;
-                self.spans(&columns, *range).await?.versions()
+                self.spans(&columns, *range).await?.versions().to_vec()
             }
         };
         if !begun {

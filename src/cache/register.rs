@@ -4,19 +4,17 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::try_join_all;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument as _;
 
 use super::Cache;
-use super::answer::by_deadline;
 use super::error::CacheError;
 use super::plan::Plan;
 use super::timeframe::{Entered, Load, Registration, Timeframe};
 use crate::error::Coded as _;
 use crate::index::Timestamps;
 use crate::object::ObjectInfo;
-use crate::table::{PutAnswer, Register, Request};
+use crate::table::{ColumnRequest, PutAnswer, Register, Request};
 
 /// After how long a timeframe that could not be loaded is tried again, the first time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -78,16 +76,15 @@ impl Cache {
         let wait = patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
         let deadline = Instant::now() + wait;
         let columns = self.columns(&register.columns, None)?;
-        let known = try_join_all(columns.iter().map(async |column| {
-            let query = column.query(self.0.limits);
-            let known = self.0.catalog.known_at(&query, &timestamps).await?;
-            Ok::<_, CacheError>((column.clone(), known))
-        }));
-        let what = "the source to say which versions hold";
-        let known = by_deadline(what, deadline, known).await?;
+        let limits = self.0.limits;
+        let known =
+            |column: &ColumnRequest| self.0.catalog.known_now(&column.query(limits), &timestamps);
+        let known = columns.iter().map(known).collect();
+        let known = self.all_known(columns, known, limits, &timestamps, deadline).await?;
+        let columns = columns.to_vec();
         let plan = Plan::new(Arc::new(timestamps), known);
         self.look_ahead(&plan);
-        let versions = plan.versions();
+        let versions = plan.versions().to_vec();
         self.0.loader.check_known_sizes(&versions)?;
         let consumers = register.consumers.clone();
         let registration = Registration { timeframe, columns, consumers, plan };

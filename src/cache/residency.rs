@@ -19,10 +19,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
+use foldhash::fast::RandomState;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
@@ -33,6 +35,9 @@ use crate::shm::{Block, Pool, PoolError, Reservation};
 use crate::telemetry::Counters;
 
 const SHARDS: usize = 64;
+/// An object that is asked for again within this time is as popular as if it were asked for once:
+/// to count is dearer than to pin, and who is asked for all the time stays in any case.
+const TOUCH_MILLIS: u128 = 16;
 
 /// The objects in shared memory.
 pub(crate) struct Residency {
@@ -49,6 +54,8 @@ pub(crate) struct Residency {
     /// Nothing is kept beyond its last pin any more.
     closed: AtomicBool,
     evicting: Mutex<()>,
+    /// Moments of touches are counted from here.
+    began: Instant,
     /// Rung whenever memory may have become free.
     room: Notify,
 }
@@ -62,7 +69,7 @@ enum Key {
 /// The objects by id, in shards.
 struct Map {
     hasher: RandomState,
-    shards: Vec<Mutex<HashMap<ObjectId, Place>>>,
+    shards: Vec<Mutex<HashMap<ObjectId, Place, RandomState>>>,
     /// Bytes of the candidates.
     candidate_bytes: AtomicU64,
     counters: Arc<Counters>,
@@ -75,7 +82,7 @@ struct Place {
 }
 
 impl Map {
-    fn shard(&self, id: ObjectId) -> MutexGuard<'_, HashMap<ObjectId, Place>> {
+    fn shard(&self, id: ObjectId) -> MutexGuard<'_, HashMap<ObjectId, Place, RandomState>> {
         let index = self.hasher.hash_one(id) as usize % SHARDS;
         lock(&self.shards[index])
     }
@@ -115,7 +122,7 @@ impl Residency {
         // Fine enough for a block, coarse enough that the whole of the memory fits into u32.
         let weight_unit_bytes = (total_bytes >> 31).next_power_of_two().max(64);
         let map = Arc::new(Map {
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             candidate_bytes: AtomicU64::new(0),
             counters,
@@ -146,6 +153,7 @@ impl Residency {
             under_pressure: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             evicting: Mutex::new(()),
+            began: Instant::now(),
             room: Notify::new(),
         })
     }
@@ -156,12 +164,24 @@ impl Residency {
 
     /// Pins the object if it is resident. This is the one touch that counts for its popularity.
     pub(crate) fn pin(&self, id: ObjectId) -> Option<Pin> {
-        let pin = {
-            let shard = self.map.shard(id);
-            Pin::new(shard.get(&id)?.resident.upgrade()?)
-        };
-        let _ = self.policy.get(&Key::Object(id));
+        self.pin_at(id, self.tick())
+    }
+
+    /// The same for one of many objects that are pinned in the same moment.
+    pub(crate) fn pin_at(&self, id: ObjectId, tick: u32) -> Option<Pin> {
+        let resident = self.map.shard(id).get(&id)?.resident.upgrade()?;
+        let first_touch = resident.touch(tick);
+        let pin = Pin::taken(resident, self);
+        if first_touch {
+            let _ = self.policy.get(&Key::Object(id));
+        }
         Some(pin)
+    }
+
+    /// This moment, for touches.
+    pub(crate) fn tick(&self) -> u32 {
+        // Any two moments that are not the same one differ; more is not needed.
+        (self.began.elapsed().as_millis() / TOUCH_MILLIS) as u32
     }
 
     /// The size of the object, if it is resident. No touch: its popularity stays as it is.
@@ -286,7 +306,7 @@ impl Residency {
             }
         };
         drop(shard);
-        Pin::new(resident)
+        Pin::taken(resident, self)
     }
 
     /// An object is gone, and its block with it.
@@ -315,7 +335,7 @@ impl Residency {
                 Some(place)
                     if !self.closed.load(Ordering::Acquire)
                         && place.candidate.is_none()
-                        && place.resident.ptr_eq(&Arc::downgrade(resident)) =>
+                        && std::ptr::eq(place.resident.as_ptr(), Arc::as_ptr(resident)) =>
                 {
                     place.candidate = Some(Arc::clone(resident));
                     self.map.candidate_bytes.fetch_add(bytes, Ordering::Relaxed);

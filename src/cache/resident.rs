@@ -17,6 +17,8 @@ pub(crate) struct Resident {
     path: ObjectPath,
     md5: Option<Md5Sum>,
     pins: AtomicU32,
+    /// The moment of the last touch that counted.
+    touched: AtomicU32,
     // The order of these matters: what is written down for a successor is crossed out before the
     // block is free, and that is so before the farewell rings for room.
     _entry: Option<Entry>,
@@ -47,7 +49,8 @@ impl Resident {
         home: Weak<Residency>,
     ) -> Arc<Self> {
         let farewell = Farewell { id: block.id(), home };
-        Arc::new(Self { path, md5, pins: AtomicU32::new(0), _entry: entry, block, farewell })
+        let (pins, touched) = (AtomicU32::new(0), AtomicU32::new(u32::MAX));
+        Arc::new(Self { path, md5, pins, touched, _entry: entry, block, farewell })
     }
 
     pub(crate) fn id(&self) -> ObjectId {
@@ -66,6 +69,16 @@ impl Resident {
         &self.block
     }
 
+    /// Whether it was not touched in this moment before.
+    pub(super) fn touch(&self, tick: u32) -> bool {
+        // Two at once may both be told so: then it counts twice.
+        let new = self.touched.load(Ordering::Relaxed) != tick;
+        if new {
+            self.touched.store(tick, Ordering::Relaxed);
+        }
+        new
+    }
+
     /// How many pins keep it.
     pub(crate) fn pins(&self) -> u32 {
         self.pins.load(Ordering::Acquire)
@@ -82,12 +95,9 @@ impl fmt::Debug for Resident {
 pub struct Pin(Arc<Resident>);
 
 impl Pin {
-    pub(super) fn new(resident: Arc<Resident>) -> Self {
-        pins::pin(&resident.pins, || {
-            if let Some(home) = resident.farewell.home.upgrade() {
-                home.count_pinned(resident.block.charged_bytes());
-            }
-        });
+    /// A pin of an object that lives in `home`.
+    pub(super) fn taken(resident: Arc<Resident>, home: &Residency) -> Self {
+        pins::pin(&resident.pins, || home.count_pinned(resident.block.charged_bytes()));
         Self(resident)
     }
 
@@ -124,7 +134,9 @@ impl Pin {
 
 impl Clone for Pin {
     fn clone(&self) -> Self {
-        Self::new(Arc::clone(&self.0))
+        // It is pinned, so this is not the first one.
+        self.0.pins.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(&self.0))
     }
 }
 

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
@@ -220,7 +221,7 @@ struct State {
     in_flight: BTreeMap<u64, Arc<Timeframe>>,
     /// By object: how many timeframes in flight need it, and the bytes that it takes, as far as
     /// its size is known.
-    needed: HashMap<ObjectId, (usize, u64)>,
+    needed: HashMap<ObjectId, (usize, u64), RandomState>,
     needed_bytes: u64,
     /// By consumer: all timeframes below are done. Never goes back.
     watermarks: HashMap<String, u64>,
@@ -432,7 +433,7 @@ impl Timeframes {
     pub(crate) fn clear(&self) {
         let dropped = {
             let mut state = self.state();
-            (state.needed, state.needed_bytes) = (HashMap::new(), 0);
+            (state.needed, state.needed_bytes) = (HashMap::default(), 0);
             std::mem::take(&mut state.in_flight)
         };
         dropped.values().for_each(|timeframe| timeframe.set_gone());
@@ -448,7 +449,7 @@ fn charge(version: &ObjectInfo) -> u64 {
 impl State {
     fn need(&mut self, timeframe: &Timeframe) {
         for version in timeframe.registration.plan.versions() {
-            let bytes = charge(&version);
+            let bytes = charge(version);
             let (count, _) = self.needed.entry(version.id).or_insert((0, bytes));
             *count += 1;
             if *count == 1 {

@@ -32,6 +32,7 @@
 mod again;
 mod connect;
 mod error;
+mod held;
 mod request;
 mod service;
 mod table;

@@ -1,10 +1,14 @@
 //! What a client asks for.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+
+use crate::index::Timestamps;
+use crate::interval::Timestamp;
 
 /// A request for a table, built step by step; what is wrong with it is said by the service.
 ///
@@ -19,6 +23,7 @@ use serde_json::{Map, Value};
 #[derive(Debug, Clone, Default)]
 pub struct TableRequest {
     columns: Vec<(String, Value)>,
+    timestamps: Option<Arc<Timestamps>>,
     fields: BTreeMap<&'static str, Value>,
 }
 
@@ -69,8 +74,16 @@ impl TableRequest {
     /// One row per timestamp (ms since the Unix epoch); `None` gives a null cell.
     #[must_use]
     pub fn timestamps<T: Into<Option<i64>>>(self, at: impl IntoIterator<Item = T>) -> Self {
-        let at: Vec<Value> = at.into_iter().map(|at| Value::from(at.into())).collect();
-        self.with("timestamps", at)
+        let at: Timestamps = at.into_iter().map(Into::into).collect();
+        self.shared_timestamps(Arc::new(at))
+    }
+
+    /// The same with timestamps that the caller keeps: in which order they are is found out once for
+    /// all requests.
+    #[must_use]
+    pub fn shared_timestamps(mut self, at: Arc<Timestamps>) -> Self {
+        self.timestamps = Some(at);
+        self
     }
 
     /// One row per `step` ms from `from` (inside) to `until` (not inside).
@@ -156,6 +169,22 @@ impl TableRequest {
         self.with("session", session)
     }
 
+    /// The timestamps that the client has.
+    pub(super) fn held(&self) -> Option<&Arc<Timestamps>> {
+        self.timestamps.as_ref()
+    }
+
+    /// Name, and path or more, of each column.
+    pub(super) fn columns(&self) -> &[(String, Value)] {
+        &self.columns
+    }
+
+    /// The effective spans over a range, instead of rows for the timestamps.
+    pub(super) fn spans_of(mut self, range: Value) -> Self {
+        self.timestamps = None;
+        self.with("range", range).view("intervals")
+    }
+
     /// How long the service may take, if that is said.
     pub(super) fn patience(&self) -> Option<Duration> {
         self.get("wait_ms").and_then(Value::as_u64).map(Duration::from_millis)
@@ -179,15 +208,25 @@ impl TableRequest {
                 serializer.collect_map(self.0.iter().map(|(name, column)| (name, column)))
             }
         }
+        struct Times<'a>(&'a Timestamps);
+        impl Serialize for Times<'_> {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let rows = self.0.rows().map(|at| at.map(Timestamp::as_millis));
+                serializer.collect_seq(rows)
+            }
+        }
         #[derive(Serialize)]
         struct Message<'a> {
             #[serde(skip_serializing_if = "Option::is_none")]
             columns: Option<Columns<'a>>,
             #[serde(flatten)]
             fields: &'a BTreeMap<&'static str, Value>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            timestamps: Option<Times<'a>>,
         }
         let columns = (!self.columns.is_empty()).then_some(Columns(&self.columns));
-        let message = Message { columns, fields: &self.fields };
+        let timestamps = self.timestamps.as_deref().map(Times);
+        let message = Message { columns, fields: &self.fields, timestamps };
         // Strings and values of JSON: nothing in them can fail.
         serde_json::to_string(&message).unwrap_or_default()
     }

@@ -18,8 +18,9 @@ use tokio::sync::{Mutex, mpsc};
 use super::again::until_answered;
 use super::connect::{Address, Flight, TlsFiles};
 use super::error::ClientError;
+use super::held::Held;
 use super::request::TableRequest;
-use super::table::Table;
+use super::table::{Kept, Table};
 use crate::error::Coded as _;
 use crate::secret::Secret;
 use crate::shm::attach::Attachment;
@@ -157,15 +158,43 @@ impl Client {
             Some(attachment) => (request.session(attachment.session()), true),
             None => (request.or("cell", "payload"), false),
         };
+        if let Some(attachment) = &attachment
+            && let Some(held) = Held::of(&request)
+            && let Some(table) = self.joined(held, attachment).await?
+        {
+            return Ok(table);
+        }
         let (schema, batches) = self.get(&request).await?;
-        let lease = schema.metadata().get("iovcache.lease").cloned();
-        let releases = self.0.releases.clone();
-        let table = Table::new(&schema, batches, attachment, lease, releases)?;
+        let table = Table::new(&schema, batches, self.kept(attachment, &schema))?;
         if !own_session {
             // The objects are here already.
             table.let_go();
         }
         Ok(table)
+    }
+
+    fn kept(&self, attachment: Option<Arc<Attachment>>, schema: &Schema) -> Kept {
+        let lease = schema.metadata().get("iovcache.lease").cloned();
+        Kept { attachment, lease, releases: self.0.releases.clone() }
+    }
+
+    /// The table with its rows made here, from the spans; nothing where the service has to be asked
+    /// for the timestamps themselves.
+    async fn joined(
+        &self,
+        held: Held,
+        attachment: &Arc<Attachment>,
+    ) -> Result<Option<Table>, ClientError> {
+        let (schema, batches) = match self.get(&held.request).await {
+            Ok(spans) => spans,
+            Err(error) if Held::is_refused(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let joined = held.join(&schema, &batches)?;
+        let gaps = joined.gaps;
+        let table = Table::joined(joined, self.kept(Some(Arc::clone(attachment)), &schema));
+        // What a gap means is for the service to say, column by column.
+        Ok((!gaps).then_some(table))
     }
 
     /// Lets the objects of a table go, and waits until the service knows. Dropping the table does

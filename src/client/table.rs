@@ -1,22 +1,24 @@
 //! A table that a client got: its cells borrow from it.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arrow_array::RecordBatch;
 use arrow_schema::{Schema, SchemaRef};
 use tokio::sync::mpsc;
 
 use super::error::ClientError;
+use super::held::Joined;
 use crate::shm::attach::Attachment;
-use crate::shm::{Mappings, MetaHeader};
-use crate::table::{CellValue, column_runs};
+use crate::shm::{AHEAD, Mappings, MetaHeader};
+use crate::table::{CellValue, column_runs, run_end_batch};
 
 /// A table and the objects of its cells, which stay where they are as long as it lives.
 #[derive(Debug)]
 pub struct Table {
     schema: SchemaRef,
-    batches: Vec<RecordBatch>,
+    /// Of a table whose rows were made here: made when they are asked for.
+    batches: OnceLock<Vec<RecordBatch>>,
     rows: usize,
     columns: Vec<Cells>,
     mappings: Arc<Mappings>,
@@ -28,19 +30,26 @@ pub struct Table {
 
 /// The runs of one column.
 #[derive(Debug)]
-struct Cells {
-    name: String,
+pub(super) struct Cells {
+    pub(super) name: String,
     /// The row behind the last one of each run, and its cell.
-    runs: Vec<(usize, CellValue)>,
+    pub(super) runs: Vec<(usize, CellValue)>,
+}
+
+/// What keeps a table's objects.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// Keeps the session, and with it the lease.
+    pub(super) attachment: Option<Arc<Attachment>>,
+    pub(super) lease: Option<String>,
+    pub(super) releases: mpsc::UnboundedSender<String>,
 }
 
 impl Table {
     pub(super) fn new(
         schema: &SchemaRef,
         batches: Vec<RecordBatch>,
-        attachment: Option<Arc<Attachment>>,
-        lease: Option<String>,
-        releases: mpsc::UnboundedSender<String>,
+        kept: Kept,
     ) -> Result<Self, ClientError> {
         let mut columns = Vec::new();
         for (place, field) in schema.fields().iter().enumerate() {
@@ -62,22 +71,33 @@ impl Table {
             columns.push(Cells { name: field.name().clone(), runs });
         }
         let rows = batches.iter().map(RecordBatch::num_rows).sum();
+        let schema = Arc::clone(schema);
+        Ok(Self::of_parts(schema, OnceLock::from(batches), rows, columns, kept))
+    }
+
+    /// A table whose rows were made here.
+    pub(super) fn joined(joined: Joined, kept: Kept) -> Self {
+        let Joined { schema, columns, rows, .. } = joined;
+        Self::of_parts(schema, OnceLock::new(), rows, columns, kept)
+    }
+
+    fn of_parts(
+        schema: SchemaRef,
+        batches: OnceLock<Vec<RecordBatch>>,
+        rows: usize,
+        columns: Vec<Cells>,
+        kept: Kept,
+    ) -> Self {
+        let Kept { attachment, lease, releases } = kept;
         let lease = Mutex::new(lease);
-        let mut table = Self {
-            schema: Arc::clone(schema),
-            batches,
-            rows,
-            columns,
-            mappings: Arc::default(),
-            _attachment: None,
-            lease,
-            releases,
-        };
+        let mappings = Arc::default();
+        let mut table =
+            Self { schema, batches, rows, columns, mappings, _attachment: None, lease, releases };
         if let Some(attachment) = attachment {
             table.mappings = table.map(&attachment);
             table._attachment = Some(attachment);
         }
-        Ok(table)
+        table
     }
 
     /// The mappings in which every cell lies, as far as they come.
@@ -106,9 +126,13 @@ impl Table {
         &self.schema
     }
 
-    /// Its batches, as they came.
+    /// Its batches, as they came; or one of all rows, where these were made here.
     pub fn batches(&self) -> &[RecordBatch] {
-        &self.batches
+        self.batches.get_or_init(|| {
+            let runs: Vec<&[_]> = self.columns.iter().map(|column| &column.runs[..]).collect();
+            // Its schema was made for these very columns: it is one batch.
+            run_end_batch(&self.schema, &runs, self.rows).into_iter().collect()
+        })
     }
 
     /// What keeps its objects.
@@ -179,8 +203,12 @@ impl<'a> Column<'a> {
     /// The rows of each run, and the object that serves them.
     pub fn runs(&self) -> impl Iterator<Item = Result<Run<'a>, ClientError>> {
         let column = *self;
+        let runs = &self.cells.runs;
         let mut start = 0;
-        self.cells.runs.iter().map(move |(end, cell)| {
+        runs.iter().enumerate().map(move |(place, (end, cell))| {
+            if let Some((_, CellValue::Header(later))) = runs.get(place + AHEAD) {
+                column.table.mappings.prefetch(later);
+            }
             let rows = start..*end;
             start = *end;
             Ok((rows, column.bytes(cell)?))

@@ -11,9 +11,10 @@
 //! The cost of all that follows goes with the number of runs, not of rows.
 
 mod join;
+mod search;
 mod timeline;
 mod timestamps;
 
-pub use join::{Run, Runs, Slot, join};
+pub use join::{Run, Runs, Slot, join, join_steps, open_times};
 pub use timeline::{Span, State, Step, Timeline};
 pub use timestamps::Timestamps;

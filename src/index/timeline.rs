@@ -3,6 +3,7 @@
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
+use super::search::before;
 use crate::clock::Moment;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo};
@@ -100,8 +101,16 @@ impl Timeline {
     }
 
     fn place(&self, at: Timestamp) -> usize {
-        // starts[0] is the earliest time: there is always one.
-        self.starts.partition_point(|&start| start <= at.as_millis()) - 1
+        let at = at.as_millis();
+        // starts[0] is the earliest time, and the last one the latest: between them versions mostly
+        // follow each other at a steady pace.
+        match &self.starts[..] {
+            [_, inner @ .., last] if at < *last => match inner.first() {
+                Some(first) if *first <= at => before(inner, at + 1),
+                _ => 0,
+            },
+            starts => starts.partition_point(|&start| start <= at) - 1,
+        }
     }
 
     /// What holds at `at`.
@@ -189,7 +198,12 @@ impl Timeline {
         &self.starts
     }
 
-    /// What holds from each of [`starts`](Self::starts) on.
+    /// What holds from each of [`starts`](Self::starts) on, and since when that is known.
+    pub(super) fn all_steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// What holds from one of [`starts`](Self::starts) on.
     pub(super) fn state(&self, place: usize) -> State {
         self.steps[place].state
     }

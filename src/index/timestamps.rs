@@ -20,6 +20,7 @@ pub struct Timestamps {
     /// Run-encoded: the row behind the last one of each entry, ascending.
     ends: Option<ScalarBuffer<i32>>,
     order: OnceLock<Order>,
+    gap: OnceLock<u64>,
 }
 
 /// How the entries are ordered, found out once for all columns.
@@ -44,7 +45,7 @@ impl Timestamps {
         assert!(values.len() <= Self::MAX_ROWS, "{} rows are too many", values.len());
         assert!(nulls.as_ref().is_none_or(|nulls| nulls.len() == values.len()));
         let nulls = nulls.filter(|nulls| nulls.null_count() > 0);
-        Self { values, nulls, ends: None, order: OnceLock::new() }
+        Self { values, nulls, ends: None, order: OnceLock::new(), gap: OnceLock::new() }
     }
 
     /// One entry per run of rows.
@@ -135,6 +136,15 @@ impl Timestamps {
         self.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(entry)).then_some(value)
     }
 
+    /// The timestamp of each row.
+    pub fn rows(&self) -> impl Iterator<Item = Option<Timestamp>> {
+        let mut row = 0;
+        (0..self.values.len()).flat_map(move |entry| {
+            let end = self.row_end(entry);
+            std::iter::repeat_n(self.entry(entry), end - std::mem::replace(&mut row, end))
+        })
+    }
+
     /// The runs of equal timestamps: the row behind the last one of each, and its timestamp.
     pub fn runs(&self) -> impl Iterator<Item = (usize, Option<Timestamp>)> {
         self.runs_from(0)
@@ -155,6 +165,10 @@ impl Timestamps {
 
     /// Whether both have the same timestamp in every row, however encoded.
     pub fn same_rows(&self, other: &Self) -> bool {
+        let plain = self.ends.is_none() && other.ends.is_none();
+        if plain && self.nulls.is_none() && other.nulls.is_none() {
+            return self.values == other.values;
+        }
         self.runs().eq(other.runs())
     }
 
@@ -166,6 +180,42 @@ impl Timestamps {
     /// The entries themselves; where [`valid`](Self::valid) does not reach, they mean nothing.
     pub(super) fn values(&self) -> &[i64] {
         &self.values
+    }
+
+    /// The least and the greatest timestamp.
+    pub fn bounds(&self) -> Option<(i64, i64)> {
+        let valid = self.valid();
+        let (first, last) = (valid.first()?, valid.last()?);
+        let around = |(least, most): (i64, i64), &at: &i64| (least.min(at), most.max(at));
+        match self.order() {
+            Order::Sorted => Some((self.values[first.start], self.values[last.end - 1])),
+            Order::Blocks(blocks) if self.nulls.is_none() => {
+                let bounds = blocks.iter().flat_map(|(least, most)| [least, most]);
+                Some(bounds.fold((i64::MAX, i64::MIN), around))
+            }
+            Order::Blocks(_) => {
+                let values = valid.into_iter().flat_map(|range| &self.values[range]);
+                Some(values.fold((i64::MAX, i64::MIN), around))
+            }
+        }
+    }
+
+    /// How far apart two neighbours are at most once they are in order, in milliseconds. Found out
+    /// once.
+    pub fn gap(&self) -> u64 {
+        *self.gap.get_or_init(|| {
+            let widest = |values: &[i64]| {
+                let gaps = values.windows(2).map(|pair| pair[1].wrapping_sub(pair[0]) as u64);
+                gaps.max().unwrap_or(0)
+            };
+            if self.nulls.is_none() && matches!(self.order(), Order::Sorted) {
+                return widest(&self.values);
+            }
+            let valid = self.valid().into_iter().flat_map(|range| &self.values[range]);
+            let mut values: Vec<i64> = valid.copied().collect();
+            values.sort_unstable();
+            widest(&values)
+        })
     }
 
     /// The ranges of entries that are not null.
@@ -224,5 +274,21 @@ mod tests {
         }
         let other: Timestamps = [Some(5), Some(5), Some(0), Some(7)].into_iter().collect();
         assert!(!plain.same_rows(&other));
+    }
+
+    #[test]
+    fn bounds_and_gap_are_those_of_the_values_that_are_there() {
+        let of = |rows: &[Option<i64>]| {
+            let timestamps: Timestamps = rows.iter().copied().collect();
+            (timestamps.bounds(), timestamps.gap())
+        };
+        assert_eq!(of(&[]), (None, 0));
+        assert_eq!(of(&[None]), (None, 0));
+        assert_eq!(of(&[Some(4)]), (Some((4, 4)), 0));
+        assert_eq!(of(&[Some(1), Some(4), Some(9)]), (Some((1, 9)), 5));
+        assert_eq!(of(&[Some(9), Some(1), Some(4)]), (Some((1, 9)), 5));
+        assert_eq!(of(&[None, Some(9), None, Some(1), Some(4), None]), (Some((1, 9)), 5));
+        let all = [Some(i64::MIN), Some(i64::MAX)];
+        assert_eq!(of(&all), (Some((i64::MIN, i64::MAX)), u64::MAX));
     }
 }

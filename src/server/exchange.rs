@@ -27,7 +27,7 @@ use super::get::flight_data;
 use super::intake::{Intake, Taken};
 use super::status::status;
 use crate::cache::Exchange;
-use crate::table::MessageWriter;
+use crate::table::Message;
 
 /// So many tables can wait for their turn.
 const MAX_QUEUED: usize = 4_096;
@@ -181,7 +181,7 @@ async fn answer_all(
     mut asked: mpsc::Receiver<Asked>,
     out: &mpsc::Sender<Result<FlightData, Status>>,
 ) -> Result<(), Status> {
-    let mut writer: Option<MessageWriter> = None;
+    let mut sent = Sent::default();
     while let Some(Asked { timeframe, batch, queued, taken }) = asked.recv().await {
         let timestamps = foreign::timestamps_of_batches(&[batch])?;
         drop((queued, taken));
@@ -193,27 +193,51 @@ async fn answer_all(
             "rows": answer.rows(),
         });
         let about = about.to_string();
-        for batch in answer.batches() {
-            let batch = batch.map_err(|error| status(&error))?;
-            if writer.is_none() {
-                let (begun, first) = MessageWriter::begin(&batch.schema());
-                send(out, flight_data(first)).await?;
-                writer = Some(begun);
-            }
-            let Some(writer) = &mut writer else { continue };
-            let messages = writer.write(&batch).map_err(|error| status(&error))?;
-            let last = messages.len();
-            for (place, message) in messages.into_iter().enumerate() {
-                let mut message = flight_data(message);
-                // The batch itself comes last, after its dictionaries.
-                if place + 1 == last {
-                    message.app_metadata = about.clone().into();
+        if !std::mem::replace(&mut sent.schema, true) {
+            send(out, flight_data(answer.head())).await?;
+        }
+        for messages in answer.body().map_err(|error| status(&error))? {
+            let mut messages = messages.map_err(|error| status(&error))?;
+            // The batch itself comes last, after its dictionaries.
+            let batch = messages.pop();
+            for (place, dictionary) in messages.into_iter().enumerate() {
+                if sent.is_new(place, &dictionary) {
+                    send(out, flight_data(dictionary)).await?;
                 }
-                send(out, message).await?;
+            }
+            if let Some(batch) = batch {
+                let app_metadata = about.clone().into();
+                send(out, FlightData { app_metadata, ..flight_data(batch) }).await?;
             }
         }
     }
     Ok(())
+}
+
+/// What the client has of the stream already.
+#[derive(Default)]
+struct Sent {
+    schema: bool,
+    /// By dictionary, in the order of the columns. A table's batches after the first have none, or
+    /// all.
+    dictionaries: Vec<Message>,
+}
+
+impl Sent {
+    /// Whether a dictionary differs from the one that was sent before it in its place.
+    fn is_new(&mut self, place: usize, dictionary: &Message) -> bool {
+        match self.dictionaries.get_mut(place) {
+            Some(before) if before == dictionary => false,
+            Some(before) => {
+                *before = dictionary.clone();
+                true
+            }
+            None => {
+                self.dictionaries.push(dictionary.clone());
+                true
+            }
+        }
+    }
 }
 
 async fn send(

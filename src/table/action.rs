@@ -84,8 +84,8 @@ impl Prefetch {
             range: RangeRequest,
         }
         let Raw { columns, table, range } = parse_json("prefetch", json)?;
-        if range.step.is_some() {
-            let reason = "a prefetch has no step".to_owned();
+        if range.step.is_some() || range.gap.is_some() {
+            let reason = "a prefetch has neither step nor gap".to_owned();
             return Err(RequestError::Field { field: "range", reason });
         }
         match Columns::of(columns, table)? {

@@ -1,13 +1,15 @@
-//! Arrays of cells, from places among the cells of a column.
+//! Arrays of cells.
 
 use std::sync::Arc;
 
+use arrow_array::types::Int32Type;
 use arrow_array::{
-    ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Int64Array, LargeBinaryArray, StructArray,
-    UInt8Array, UInt16Array, UInt64Array,
+    Array, ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Int32Array, Int64Array,
+    LargeBinaryArray, RunArray, StructArray, UInt8Array, UInt16Array, UInt64Array,
 };
 use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer};
-use arrow_schema::ArrowError;
+use arrow_data::ArrayData;
+use arrow_schema::{ArrowError, DataType};
 
 use super::content::Cell;
 use super::encode::EncodeError;
@@ -16,25 +18,51 @@ use super::shape::{header_fields, o2_item};
 use crate::shm::MetaHeader;
 
 /// What stands under a null: it means nothing, but it must be the same everywhere.
-const NOTHING: MetaHeader = MetaHeader::managed(0, 0, 0, 0);
+pub(super) const NOTHING: MetaHeader = MetaHeader::managed(0, 0, 0, 0);
 
-/// One cell per place; `None` gives a null.
-pub(super) fn cell_array(
-    kind: CellKind,
-    cells: &[Cell],
-    places: &[Option<u32>],
+/// An array of run-end encoded values, without a look at what they mean. Not RunArray::try_new: that
+/// takes every value for nullable.
+pub(super) fn run_array(
+    data_type: &DataType,
+    ends: Int32Array,
+    values: &dyn Array,
+    rows: usize,
 ) -> Result<ArrayRef, EncodeError> {
-    let nulls = places.iter().any(Option::is_none);
-    let nulls = nulls.then(|| NullBuffer::from_iter(places.iter().map(Option::is_some)));
-    let headers =
-        || places.iter().map(|place| place.map_or(NOTHING, |place| cells[place as usize].header));
+    let data = ArrayData::builder(data_type.clone())
+        .len(rows)
+        .add_child_data(ends.into_data())
+        .add_child_data(values.to_data())
+        .build()?;
+    Ok(Arc::new(RunArray::<Int32Type>::from(data)))
+}
+
+/// MetaHeaders as bytes; `None` gives a null.
+pub(super) fn header_array(
+    headers: impl ExactSizeIterator<Item = Option<MetaHeader>> + Clone,
+) -> Result<ArrayRef, EncodeError> {
+    let count = headers.len();
+    let nulls = headers.clone().any(|header| header.is_none());
+    let nulls =
+        nulls.then(|| NullBuffer::from_iter(headers.clone().map(|header| header.is_some())));
+    let mut bytes = Vec::with_capacity(count * MetaHeader::BYTES);
+    headers.for_each(|header| bytes.extend_from_slice(&header.unwrap_or(NOTHING).to_bytes()));
+    let (size, bytes) = (MetaHeader::BYTES as i32, Buffer::from_vec(bytes));
+    Ok(Arc::new(FixedSizeBinaryArray::try_new_with_len(size, bytes, nulls, count)?))
+}
+
+/// One cell each; `None` gives a null.
+pub(super) fn cell_array<'a>(
+    kind: CellKind,
+    cells: impl ExactSizeIterator<Item = Option<&'a Cell>> + Clone,
+) -> Result<ArrayRef, EncodeError> {
+    let length = cells.len();
+    let headers = || cells.clone().map(|cell| cell.map_or(NOTHING, |cell| cell.header));
+    let nulls = || {
+        let nulls = cells.clone().any(|cell| cell.is_none());
+        nulls.then(|| NullBuffer::from_iter(cells.clone().map(|cell| cell.is_some())))
+    };
     Ok(match kind {
-        CellKind::Binary => {
-            let mut bytes = Vec::with_capacity(places.len() * MetaHeader::BYTES);
-            headers().for_each(|header| bytes.extend_from_slice(&header.to_bytes()));
-            let (size, bytes) = (MetaHeader::BYTES as i32, Buffer::from_vec(bytes));
-            Arc::new(FixedSizeBinaryArray::try_new_with_len(size, bytes, nulls, places.len())?)
-        }
+        CellKind::Binary => header_array(cells.map(|cell| cell.map(|cell| cell.header)))?,
         CellKind::Struct => {
             let columns: Vec<ArrayRef> = vec![
                 Arc::new(UInt64Array::from_iter_values(headers().map(|header| header.size))),
@@ -45,15 +73,10 @@ pub(super) fn cell_array(
                 Arc::new(UInt16Array::from_iter_values(headers().map(|header| header.segment_id))),
                 Arc::new(UInt8Array::from_iter_values(headers().map(|header| header.managed))),
             ];
-            Arc::new(StructArray::try_new_with_length(
-                header_fields(),
-                columns,
-                nulls,
-                places.len(),
-            )?)
+            Arc::new(StructArray::try_new_with_length(header_fields(), columns, nulls(), length)?)
         }
         CellKind::O2 => {
-            let mut integers = Vec::with_capacity(places.len() * 3);
+            let mut integers = Vec::with_capacity(length * 3);
             for header in headers() {
                 if header.managed == 0 {
                     return Err(EncodeError::Unmanaged { region: header.region_id });
@@ -62,26 +85,20 @@ pub(super) fn cell_array(
                 integers.extend([header.handle, i64::from(header.segment_id), size]);
             }
             let integers = Arc::new(Int64Array::from(integers));
-            let length = places.len();
             Arc::new(FixedSizeListArray::try_new_with_length(
                 o2_item(),
                 3,
                 integers,
-                nulls,
+                nulls(),
                 length,
             )?)
         }
         CellKind::Payload => {
-            let payloads = || {
-                let payload = |place: &Option<u32>| {
-                    place.map_or(&[][..], |place| cells[place as usize].bytes())
-                };
-                places.iter().map(payload)
-            };
+            let payloads = || cells.clone().map(|cell| cell.map_or(&[][..], Cell::bytes));
             let offsets = OffsetBuffer::<i64>::from_lengths(payloads().map(<[u8]>::len));
             let mut bytes = Vec::with_capacity(payloads().map(<[u8]>::len).sum());
             payloads().for_each(|payload| bytes.extend_from_slice(payload));
-            Arc::new(LargeBinaryArray::try_new(offsets, Buffer::from_vec(bytes), nulls)?)
+            Arc::new(LargeBinaryArray::try_new(offsets, Buffer::from_vec(bytes), nulls())?)
         }
     })
 }

@@ -122,5 +122,5 @@ pub enum Content {
         timestamps: Arc<Timestamps>,
     },
     /// Of the view intervals.
-    Intervals(Vec<IntervalColumn>),
+    Intervals(Arc<Vec<IntervalColumn>>),
 }

@@ -39,7 +39,7 @@ impl Coded for DecodeError {
     }
 }
 
-fn wrong(array: &dyn Array, reason: &str) -> DecodeError {
+pub(super) fn wrong(array: &dyn Array, reason: &str) -> DecodeError {
     DecodeError { got: array.data_type().to_string(), reason: reason.to_owned() }
 }
 

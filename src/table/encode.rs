@@ -6,20 +6,20 @@ use arrow_array::builder::{
     BinaryBuilder, Int64Builder, MapBuilder, MapFieldNames, StringBuilder, UInt64Builder,
 };
 use arrow_array::{
-    Array, ArrayRef, DictionaryArray, Int32Array, Int64Array, RecordBatch, RecordBatchOptions,
-    RunArray, types::Int32Type,
+    ArrayRef, DictionaryArray, Int32Array, Int64Array, RecordBatch, RecordBatchOptions, StringArray,
 };
 use arrow_buffer::{NullBuffer, ScalarBuffer};
-use arrow_data::ArrayData;
 use arrow_schema::SchemaRef;
 
-use super::cells::cell_array;
+use super::cells::{cell_array, run_array};
 use super::content::{Cell, Column, Content, IntervalColumn};
+use super::ipc::{Message, MessageWriter};
 use super::request::{CellKind, Encoding, View};
-use super::shape::Shape;
+use super::shape::{Shape, text_type};
+use super::wire::run_end_message;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::index::Timestamps;
-use crate::object::ObjectPath;
+use crate::object::{ObjectId, ObjectPath};
 use crate::shm::MetaHeader;
 
 /// Batches of MetaHeaders stay below this, so that with their heads they are below 2 MiB.
@@ -88,7 +88,7 @@ impl Coded for EncodeError {
 
 /// The batches of a table, made one after the other; at least one, if only an empty one.
 pub struct Batches {
-    shape: Shape,
+    shape: Arc<Shape>,
     schema: SchemaRef,
     content: Content,
     /// By column: the values of the dictionary, the same array in all batches.
@@ -100,9 +100,14 @@ pub struct Batches {
 impl Content {
     /// The batches of this in the given form.
     pub fn batches(&self, shape: &Shape) -> Batches {
+        self.batches_of(Arc::new(shape.clone()), shape.schema())
+    }
+
+    /// The same with the schema that goes with `shape`, which can have other metadata.
+    pub fn batches_of(&self, shape: Arc<Shape>, schema: SchemaRef) -> Batches {
         Batches {
-            schema: shape.schema(),
-            shape: shape.clone(),
+            schema,
+            shape,
             content: self.clone(),
             dictionaries: Vec::new(),
             next: 0,
@@ -131,7 +136,45 @@ impl Iterator for Batches {
     }
 }
 
+/// The same batches as messages, one after the other: the dictionaries that one needs, then the
+/// batch itself.
+pub struct Messages {
+    batches: Batches,
+    writer: MessageWriter,
+}
+
+impl Iterator for Messages {
+    type Item = Result<Vec<Message>, EncodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let Self { batches, writer } = self;
+        let shape = &batches.shape;
+        if let Content::Rows { columns, timestamps } = &batches.content
+            && (shape.view, shape.encoding, shape.cell)
+                == (View::Rows, Encoding::RunEnd, CellKind::Binary)
+            && !shape.timestamps_column
+        {
+            if batches.over {
+                return None;
+            }
+            let (columns, timestamps) = (Arc::clone(columns), Arc::clone(timestamps));
+            let message = match batches.next_rows(&columns, &timestamps) {
+                Ok((from, until)) => Ok(vec![run_end_message(&columns, from, until)]),
+                Err(error) => Err(error),
+            };
+            batches.over |= message.is_err();
+            return Some(message);
+        }
+        Some(batches.next()?.and_then(|batch| writer.write(&batch)))
+    }
+}
+
 impl Batches {
+    /// The batches as messages that follow the schema.
+    pub fn into_messages(self) -> Messages {
+        Messages { writer: MessageWriter::after_schema(&self.schema), batches: self }
+    }
+
     /// The schema of all of them.
     pub fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
@@ -150,11 +193,7 @@ impl Batches {
         if self.next == 0 {
             self.begin(columns)?;
         }
-        let rows = timestamps.len();
-        let from = self.next;
-        let until = self.end_of_batch(columns, from, rows)?;
-        self.next = until;
-        self.over = until == rows;
+        let (from, until) = self.next_rows(columns, timestamps)?;
         let mut arrays: Vec<ArrayRef> = Vec::with_capacity(columns.len() + 1);
         if self.shape.timestamps_column {
             arrays.push(Arc::new(timestamps_array(timestamps, from, until)));
@@ -165,11 +204,23 @@ impl Batches {
                 Encoding::Dictionary => self.dictionary(column, place, from, until)?,
                 Encoding::Plain => {
                     let places = expanded(column, from, until);
-                    cell_array(self.shape.cell, &column.cells, &places)?
+                    cell_array(self.shape.cell, at(column, &places))?
                 }
             });
         }
         self.batch(arrays, until - from)
+    }
+
+    /// The rows of the next batch.
+    fn next_rows(
+        &mut self,
+        columns: &[Column],
+        timestamps: &Timestamps,
+    ) -> Result<(usize, usize), EncodeError> {
+        let (from, rows) = (self.next, timestamps.len());
+        self.next = self.end_of_batch(columns, from, rows)?;
+        self.over = self.next == rows;
+        Ok((from, self.next))
     }
 
     /// Checks what cannot be sent, and makes the dictionaries.
@@ -184,8 +235,8 @@ impl Batches {
                     let all = column.cells.iter().map(|cell| cell.bytes().len() as u64).sum();
                     self.check_payload(column, all, MAX_PAYLOADS_BYTES)?;
                 }
-                let places: Vec<_> = (0..column.cells.len() as u32).map(Some).collect();
-                self.dictionaries.push(cell_array(self.shape.cell, &column.cells, &places)?);
+                let cells = column.cells.iter().map(Some);
+                self.dictionaries.push(cell_array(self.shape.cell, cells)?);
             }
         }
         Ok(())
@@ -294,16 +345,11 @@ impl Batches {
         let (from, until) = (from as i32, until as i32);
         let runs = &column.runs[column.runs_within(from, until)];
         let ends = Int32Array::from_iter_values(runs.iter().map(|run| run.end.min(until) - from));
-        let places: Vec<_> = runs.iter().map(|run| run.cell).collect();
-        let values = cell_array(self.shape.cell, &column.cells, &places)?;
-        // Not RunArray::try_new: that takes every value for nullable.
+        let cells = runs.iter().map(|run| run.cell.map(|cell| &column.cells[cell as usize]));
+        let values = cell_array(self.shape.cell, cells)?;
         let place = place + usize::from(self.shape.timestamps_column);
-        let data = ArrayData::builder(self.schema.field(place).data_type().clone())
-            .len((until - from) as usize)
-            .add_child_data(ends.into_data())
-            .add_child_data(values.to_data())
-            .build()?;
-        Ok(Arc::new(RunArray::<Int32Type>::from(data)))
+        let data_type = self.schema.field(place).data_type();
+        run_array(data_type, ends, &values, (until - from) as usize)
     }
 
     fn dictionary(
@@ -357,8 +403,9 @@ impl Batches {
         let mut rows = 0;
         for (column, start, end, cell) in records.by_ref().take(RECORD_ROWS) {
             let version = &cell.version;
-            let id = version.id.to_string();
-            let said = [&column.name[..], column.path.as_str(), &id, cell.cache.name()];
+            let mut id = [0; ObjectId::TEXT_BYTES];
+            let id = version.id.text(&mut id);
+            let said = [&column.name[..], column.path.as_str(), id, cell.cache.name()];
             texts.iter_mut().zip(said).for_each(|(builder, text)| builder.append_value(text));
             let counted = [
                 i64::from(start),
@@ -403,42 +450,44 @@ impl Batches {
             .flat_map(|column| column.rows.iter().map(move |row| (column, row)))
             .skip(self.next)
             .peekable();
-        let mut texts: [StringBuilder; 3] = Default::default();
+        let mut names: [TextRuns; 2] = Default::default();
+        let mut ids = StringBuilder::new();
         let mut borders: [Int64Builder; 2] = Default::default();
-        let mut cells: Vec<Cell> = Vec::new();
+        let mut cells: Vec<Option<&Cell>> = Vec::new();
+        let mut payload_bytes = 0;
         for (column, row) in spans.by_ref().take(RECORD_ROWS) {
             let cell = &column.cells[row.cell as usize];
-            let id = cell.version.id.to_string();
-            let said = [&column.name[..], column.path.as_str(), &id];
-            texts.iter_mut().zip(said).for_each(|(builder, text)| builder.append_value(text));
+            names[0].push(&column.name);
+            names[1].push(column.path.as_str());
+            ids.append_value(cell.version.id.text(&mut [0; ObjectId::TEXT_BYTES]));
             borders[0].append_value(row.interval.from().as_millis());
             borders[1].append_value(row.interval.until().as_millis());
-            if self.shape.cell == CellKind::Payload && cell.bytes().len() as u64 > MAX_CELL_BYTES {
-                return Err(EncodeError::TooLarge {
-                    column: column.name.clone(),
-                    path: column.path.clone(),
-                    bytes: cell.bytes().len() as u64,
-                    limit_bytes: MAX_CELL_BYTES,
-                });
-            }
-            cells.push(cell.clone());
-            let payloads: u64 = match self.shape.cell {
-                CellKind::Payload => cells.iter().map(|cell| cell.bytes().len() as u64).sum(),
-                _ => 0,
-            };
-            if payloads >= PAYLOAD_BATCH_BYTES {
-                break;
+            cells.push(Some(cell));
+            if self.shape.cell == CellKind::Payload {
+                let bytes = cell.bytes().len() as u64;
+                if bytes > MAX_CELL_BYTES {
+                    return Err(EncodeError::TooLarge {
+                        column: column.name.clone(),
+                        path: column.path.clone(),
+                        bytes,
+                        limit_bytes: MAX_CELL_BYTES,
+                    });
+                }
+                payload_bytes += bytes;
+                if payload_bytes >= PAYLOAD_BATCH_BYTES {
+                    break;
+                }
             }
         }
         self.over = spans.peek().is_none();
         drop(spans);
-        self.next += cells.len();
-        let places: Vec<_> = (0..cells.len() as u32).map(Some).collect();
-        let [column, path, id] =
-            texts.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let rows = cells.len();
+        self.next += rows;
+        let [column, path] = names.map(|runs| runs.finish(self.shape.encoding, rows));
         let [from, until] = borders.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let cell = cell_array(self.shape.cell, &cells, &places)?;
-        self.batch(vec![column, path, from, until, id, cell], cells.len())
+        let id = Arc::new(ids.finish());
+        let cell = cell_array(self.shape.cell, cells.iter().copied())?;
+        self.batch(vec![column?, path?, from, until, id, cell], rows)
     }
 
     /// The next piece of the one object.
@@ -457,6 +506,43 @@ impl Batches {
         self.over = end == bytes.len();
         self.batch(vec![Arc::new(offsets), Arc::new(pieces.finish())], rows)
     }
+}
+
+/// Texts of which many that follow each other are equal.
+#[derive(Default)]
+struct TextRuns<'a>(Vec<(&'a str, i32)>);
+
+impl<'a> TextRuns<'a> {
+    fn push(&mut self, text: &'a str) {
+        match self.0.last_mut() {
+            Some((last, rows)) if std::ptr::eq(*last, text) => *rows += 1,
+            _ => self.0.push((text, 1)),
+        }
+    }
+
+    fn finish(self, encoding: Encoding, rows: usize) -> Result<ArrayRef, EncodeError> {
+        let Self(runs) = self;
+        if encoding == Encoding::RunEnd {
+            let lengths = runs.iter().map(|(_, rows)| *rows);
+            let ends = lengths.scan(0, |end, rows| {
+                *end += rows;
+                Some(*end)
+            });
+            let texts = StringArray::from_iter_values(runs.iter().map(|(text, _)| *text));
+            let ends = Int32Array::from_iter_values(ends);
+            return run_array(&text_type(encoding), ends, &texts, rows);
+        }
+        let texts = runs.iter().flat_map(|(text, rows)| std::iter::repeat_n(*text, *rows as usize));
+        Ok(Arc::new(StringArray::from_iter_values(texts)))
+    }
+}
+
+/// The cells in these places of a column.
+fn at<'a>(
+    column: &'a Column,
+    places: &'a [Option<u32>],
+) -> impl ExactSizeIterator<Item = Option<&'a Cell>> + Clone {
+    places.iter().map(|place| place.map(|place| &column.cells[place as usize]))
 }
 
 /// The place of the cell of each row.

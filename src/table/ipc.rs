@@ -9,7 +9,7 @@ use arrow_ipc::writer::{
     DictionaryHandling, DictionaryTracker, EncodedData, IpcDataGenerator, IpcWriteContext,
     IpcWriteOptions,
 };
-use arrow_schema::Schema;
+use arrow_schema::{DataType, Schema};
 use bytes::Bytes;
 
 use super::encode::EncodeError;
@@ -37,17 +37,33 @@ pub struct MessageWriter {
     context: IpcWriteContext,
 }
 
+fn options() -> IpcWriteOptions {
+    IpcWriteOptions::default().with_dictionary_handling(DictionaryHandling::Resend)
+}
+
 impl MessageWriter {
     /// A stream, and its first message.
     pub fn begin(schema: &Schema) -> (Self, Message) {
         let generator = IpcDataGenerator::default();
         let mut tracker = DictionaryTracker::new(false);
-        let options =
-            IpcWriteOptions::default().with_dictionary_handling(DictionaryHandling::Resend);
+        let options = options();
         let first =
             generator.schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options);
         let context = IpcWriteContext::default();
         (Self { generator, tracker, options, context }, first.into())
+    }
+
+    /// A stream whose first message, of this schema, is made elsewhere.
+    pub fn after_schema(schema: &Schema) -> Self {
+        let generator = IpcDataGenerator::default();
+        let mut tracker = DictionaryTracker::new(false);
+        // Tables have dictionaries in no other place; each has an id, in their order.
+        let fields = schema.fields().iter();
+        for _ in fields.filter(|field| matches!(field.data_type(), DataType::Dictionary(..))) {
+            tracker.next_dict_id();
+        }
+        let context = IpcWriteContext::default();
+        Self { generator, tracker, options: options(), context }
     }
 
     /// The messages of one batch: dictionaries that are new, then the batch.

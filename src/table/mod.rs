@@ -16,14 +16,17 @@ mod check;
 mod content;
 mod decode;
 mod encode;
+mod head;
 mod ipc;
 mod lock;
 mod request;
 mod shape;
+mod spans;
 mod status;
 #[cfg(test)]
 mod tests;
 mod times;
+mod wire;
 
 pub use action::{
     ActionError, Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer,
@@ -34,14 +37,16 @@ pub use content::{
     CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Payload,
 };
 pub use decode::{CellValue, DecodeError, column_runs};
-pub use encode::{Batches, EncodeError};
+pub use encode::{Batches, EncodeError, Messages};
+pub use head::Head;
 pub use ipc::{Message, MessageWriter};
 pub use lock::LockEntry;
 pub use request::{
     CellKind, ColumnList, ColumnRequest, Columns, Encoding, Missing, RangeRequest, Request,
-    RequestError, View, When,
+    RequestError, SHORT_SPAN, View, When,
 };
 pub use shape::{Meta, Shape};
+pub use spans::{ColumnSpans, JoinedColumn, run_end_batch};
 pub use status::{
     ConsumerState, MemoryStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeState,
     TimeframeStatus,

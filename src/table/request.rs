@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use arrow_buffer::NullBufferBuilder;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::lock::LockEntry;
@@ -208,7 +209,14 @@ pub struct RangeRequest {
     /// Milliseconds from row to row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<i64>,
+    /// Of the view intervals: no two neighbouring timestamps of whom the spans are for are farther
+    /// apart than so many milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap: Option<i64>,
 }
+
+/// The code of the refusal of a range that has spans which are shorter than its `gap`.
+pub const SHORT_SPAN: Code = Code(2013);
 
 impl RangeRequest {
     /// A range can have so many rows.
@@ -266,6 +274,9 @@ pub struct Request {
     pub columns: Columns,
     /// For which times.
     pub when: When,
+    /// Of a range without a step: so far apart are the timestamps that the spans are for, at most.
+    /// A span in which none of them may lie is refused.
+    pub gap: Option<i64>,
     /// Who reads.
     pub consumer: Option<String>,
     /// For which session the objects are pinned.
@@ -343,7 +354,7 @@ struct Raw {
     columns: Option<ColumnList>,
     table: Option<String>,
     timeframe: Option<u64>,
-    timestamps: Option<Vec<Option<i64>>>,
+    timestamps: Option<Times>,
     range: Option<RangeRequest>,
     consumer: Option<String>,
     session: Option<String>,
@@ -363,6 +374,42 @@ struct Raw {
     wait_ms: Option<u64>,
 }
 
+/// Timestamps as a list of numbers and nulls.
+struct Times(Timestamps);
+
+impl<'de> Deserialize<'de> for Times {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Times;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of milliseconds and nulls")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Times, A::Error> {
+                let mut values: Vec<i64> = Vec::new();
+                let mut nulls: Option<NullBufferBuilder> = None;
+                while let Some(at) = list.next_element::<Option<i64>>()? {
+                    if at.is_none() && nulls.is_none() {
+                        let mut before = NullBufferBuilder::new(values.len() + 1);
+                        before.append_n_non_nulls(values.len());
+                        nulls = Some(before);
+                    }
+                    if let Some(nulls) = &mut nulls {
+                        nulls.append(at.is_some());
+                    }
+                    if values.len() == Timestamps::MAX_ROWS {
+                        return Err(A::Error::custom("more rows than a table can have"));
+                    }
+                    values.push(at.unwrap_or_default());
+                }
+                let nulls = nulls.and_then(|mut nulls| nulls.finish());
+                Ok(Times(Timestamps::new(values, nulls)))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
+}
+
 const WHEN: &str = "timeframe, timestamps, range";
 
 impl Raw {
@@ -371,14 +418,21 @@ impl Raw {
         Ok(Some(match (self.timeframe, &self.timestamps, self.range) {
             (Some(timeframe), None, None) => When::Timeframe(timeframe),
             (None, Some(timestamps), None) => {
-                When::Timestamps(timestamps.iter().copied().collect())
+                let Times(timestamps) = timestamps;
+                When::Timestamps(timestamps.clone())
             }
             (None, None, Some(range)) if self.view == View::Intervals => {
                 if range.step.is_some() {
                     let reason = "it has no step for the view intervals".to_owned();
                     return Err(RequestError::Field { field: "range", reason });
                 }
+                if range.gap.is_some_and(|gap| gap <= 0) {
+                    return Err(RangeRequest::wrong("gap must be positive".into()));
+                }
                 When::Range(range.interval()?)
+            }
+            (None, None, Some(range)) if range.gap.is_some() => {
+                return Err(RangeRequest::wrong("gap goes with the view intervals".into()));
             }
             (None, None, Some(range)) => When::Timestamps(range.timestamps()?),
             (None, None, None) => return Ok(None),
@@ -434,6 +488,7 @@ impl Request {
         Ok(Self {
             columns,
             when,
+            gap: raw.range.and_then(|range| range.gap),
             consumer: raw.consumer,
             session: raw.session,
             encoding: raw.encoding,
@@ -445,6 +500,11 @@ impl Request {
             lock: raw.lock,
             wait: raw.wait_ms.map_or(Self::DEFAULT_WAIT, Duration::from_millis),
         })
+    }
+
+    /// Whether it sees all versions that the service sees.
+    pub fn is_plain(&self) -> bool {
+        self.limits == CreationLimits::default() && self.lock.is_none()
     }
 
     fn check_view(&self) -> Result<(), RequestError> {
@@ -555,7 +615,7 @@ mod tests {
     fn a_range_has_a_row_for_each_step_before_its_end() {
         let rows = |from: i64, until: i64, step: i64| {
             let [from, until] = [from, until].map(Timestamp::from_millis);
-            let range = RangeRequest { from, until, step: Some(step) };
+            let range = RangeRequest { from, until, step: Some(step), gap: None };
             let timestamps = range.timestamps().unwrap();
             (0..timestamps.len()).map(|row| timestamps.value(row).unwrap().as_millis()).collect()
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 
-use super::request::{CellKind, Encoding, Missing, Request, View};
+use super::request::{CellKind, Encoding, View};
 use super::times::TIMESTAMP;
 use crate::object::ObjectPath;
 use crate::shm::MetaHeader;
@@ -14,6 +14,9 @@ use crate::shm::MetaHeader;
 const URL: &str = "url";
 const EXTENSION_NAME: &str = "ARROW:extension:name";
 const EXTENSION: &str = "iovcache.metaheader";
+/// The keys of the schema's metadata that differ from table to table.
+pub(super) const TIMEFRAME: &str = "iovcache.timeframe";
+pub(super) const LEASE: &str = "iovcache.lease";
 
 /// What the schema's metadata say of a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,27 +54,21 @@ pub struct Shape {
     pub meta: Meta,
 }
 
-impl Shape {
-    /// The form that `request` asks for.
-    pub fn new(
-        request: &Request,
-        columns: Vec<(String, ObjectPath)>,
-        null_timestamps: bool,
-        meta: Meta,
-    ) -> Self {
-        Self {
-            view: request.view,
-            encoding: request.encoding,
-            cell: request.cell,
-            timestamps_column: request.timestamps_column,
-            null_timestamps,
-            nullable: null_timestamps || request.missing == Missing::Null,
-            optional: Vec::new(),
-            columns,
-            meta,
-        }
+impl Meta {
+    fn entries(&self) -> HashMap<String, String> {
+        let entries = [
+            ("iovcache.version", Some(env!("CARGO_PKG_VERSION").to_owned())),
+            ("iovcache.epoch", Some(self.epoch.clone())),
+            ("iovcache.attach", self.attach.clone()),
+            (TIMEFRAME, self.timeframe.map(|timeframe| timeframe.to_string())),
+            (LEASE, self.lease.clone()),
+        ];
+        let there = entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        there.collect()
     }
+}
 
+impl Shape {
     /// The table's schema.
     pub fn schema(&self) -> SchemaRef {
         let fields = match self.view {
@@ -83,16 +80,19 @@ impl Shape {
                 Field::new("bytes", DataType::Binary, false),
             ]),
         };
-        let meta = &self.meta;
-        let entries = [
-            ("iovcache.version", Some(env!("CARGO_PKG_VERSION").to_owned())),
-            ("iovcache.epoch", Some(meta.epoch.clone())),
-            ("iovcache.attach", meta.attach.clone()),
-            ("iovcache.timeframe", meta.timeframe.map(|timeframe| timeframe.to_string())),
-            ("iovcache.lease", meta.lease.clone()),
-        ];
-        let entries = entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
-        Arc::new(Schema::new_with_metadata(fields, entries.collect::<HashMap<_, _>>()))
+        Arc::new(Schema::new_with_metadata(fields, self.meta.entries()))
+    }
+
+    /// The schema of a table like this one: `like` is one of those.
+    pub fn schema_of(
+        &self,
+        like: &Schema,
+        timeframe: Option<u64>,
+        lease: Option<&str>,
+    ) -> SchemaRef {
+        let lease = lease.map(str::to_owned);
+        let meta = Meta { timeframe, lease, ..self.meta.clone() };
+        Arc::new(Schema::new_with_metadata(like.fields.clone(), meta.entries()))
     }
 
     fn row_fields(&self) -> Fields {
@@ -112,8 +112,8 @@ impl Shape {
     fn interval_fields(&self) -> Fields {
         let cell = Field::new("cell", cell_type(self.cell), false).with_metadata(self.extension());
         Fields::from(vec![
-            Field::new("column", DataType::Utf8, false),
-            Field::new("path", DataType::Utf8, false),
+            Field::new("column", text_type(self.encoding), false),
+            Field::new("path", text_type(self.encoding), false),
             Field::new("from", DataType::Int64, false),
             Field::new("until", DataType::Int64, false),
             Field::new("object_id", DataType::Utf8, false),
@@ -156,6 +156,17 @@ pub(super) fn cell_type(cell: CellKind) -> DataType {
         CellKind::Struct => DataType::Struct(header_fields()),
         CellKind::O2 => DataType::FixedSizeList(o2_item(), 3),
         CellKind::Payload => DataType::LargeBinary,
+    }
+}
+
+/// The type of texts that are the same in many rows of the intervals view.
+pub(super) fn text_type(encoding: Encoding) -> DataType {
+    match encoding {
+        Encoding::Plain | Encoding::Dictionary => DataType::Utf8,
+        Encoding::RunEnd => DataType::RunEndEncoded(
+            Arc::new(Field::new("run_ends", DataType::Int32, false)),
+            Arc::new(Field::new("values", DataType::Utf8, false)),
+        ),
     }
 }
 

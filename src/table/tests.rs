@@ -185,9 +185,12 @@ proptest! {
         for encoding in ENCODINGS {
             for kind in CELLS {
                 let shape = shape(encoding, kind, View::Rows, nullable, &["one", "two"]);
-                let (bytes, _) = stream(&content, &shape);
+                let (bytes, messages) = stream(&content, &shape);
                 let (schema, batches) = read(&bytes);
                 prop_assert_eq!(&schema, &shape.schema());
+                // What goes to the wire without arrays in between is the same, byte by byte.
+                let direct = content.batches(&shape).into_messages().map(Result::unwrap);
+                prop_assert_eq!(direct.flatten().collect::<Vec<_>>(), &messages[1..]);
                 check_nullability(&schema, nullable);
                 prop_assert!(!batches.is_empty());
                 let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();

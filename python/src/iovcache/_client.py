@@ -16,6 +16,7 @@ import pyarrow.flight as flight
 from ._again import until_answered
 from ._attach import Attachment
 from ._errors import FailedPrecondition, InvalidArgument, IovcacheError, Unavailable, translate
+from ._held import SHORT_SPAN, Held
 from ._table import Table
 
 Columns = Mapping[str, Union[str, Mapping[str, Any]]]
@@ -190,8 +191,6 @@ class Client:
             request["table"] = columns
         elif columns is not None:
             request["columns"] = dict(columns)
-        if timestamps is not None:
-            request["timestamps"] = _millis(timestamps)
         if range is not None:
             request["range"] = dict(zip(("from", "until", "step"), range))
         if timeframe is not None:
@@ -199,20 +198,30 @@ class Client:
         if consumer is not None:
             request["consumer"] = consumer
         request.setdefault("encoding", "run_end")
+        held = None
+        if timestamps is not None:
+            held = Held.of(request, timestamps)
+            if held is None:
+                request["timestamps"] = _millis(timestamps)
         wait = request.get("wait_ms")
         patience = self._patience if wait is None else wait / 1000
-        return until_answered(patience, lambda left: self._new_table(_within(request, left)))
+        return until_answered(patience, lambda left: self._new_table(_within(request, left), held))
 
-    def _new_table(self, request: Dict[str, Any]) -> Table:
+    def _new_table(self, request: Dict[str, Any], held: Optional[Held]) -> Table:
         try:
-            return self._table(request)
+            return self._table(request, held)
         except FailedPrecondition:
             # The service was restarted: its successor knows another session of ours.
             if "session" in request or not self._forget_lost_session():
                 raise
-            return self._table(request)
+            return self._table(request, held)
 
-    def _table(self, request: Dict[str, Any]) -> Table:
+    def _table(self, request: Dict[str, Any], held: Optional[Held] = None) -> Table:
+        if held is not None:
+            table = self._joined(request, held)
+            if table is not None:
+                return table
+            request = {**request, "timestamps": held.millis()}
         attachment = None if "session" in request else self._attach(request)
         if attachment is not None:
             request = {**request, "session": attachment.session}
@@ -221,6 +230,29 @@ class Client:
         arrow = self._get(request)
         resolve = attachment.resolve if attachment is not None else None
         return Table(arrow, resolve, self._release, lambda _: self._objects(request, arrow))
+
+    def _joined(self, request: Dict[str, Any], held: Held) -> Optional[Table]:
+        """The table with its rows made here; nothing where the service has to make them."""
+        spans_request = held.spans_request(request)
+        attachment = self._attach(spans_request)
+        if attachment is None:
+            return None
+        session = {"session": attachment.session}
+        try:
+            spans = self._get({**spans_request, **session})
+        except FailedPrecondition as error:
+            if error.code != SHORT_SPAN:
+                raise
+            return None
+        arrow = held.join(spans, request.get("missing") == "null")
+        if arrow is None:
+            self._release_lease(spans.schema.metadata)
+            return None
+
+        def objects(_: Table) -> pa.Table:
+            return self._objects({**request, **session, "timestamps": held.millis()}, arrow)
+
+        return Table(arrow, attachment.resolve, self._release, objects)
 
     def _objects(self, request: Dict[str, Any], table: pa.Table) -> pa.Table:
         # The very same request again: its objects are in memory still. What was put since then

@@ -1,0 +1,157 @@
+//! What all tables of one form have in common, made once: the shape, the schema, and its bytes.
+//!
+//! ```text
+//!  request × columns ──hash──▶ known? ──yes──▶ Form ──▶ Answer: lease and timeframe of its own
+//!                                 │ no               ▲
+//!                                 └─▶ make it, keep ─┘
+//! ```
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use arrow_schema::SchemaRef;
+use foldhash::fast::RandomState;
+
+use super::Cache;
+use crate::source::WhenMissing;
+use crate::table::{CellKind, ColumnRequest, Encoding, Head, Meta, Missing, Request, Shape, View};
+
+/// So many forms are kept,
+const MAX_FORMS: usize = 1_000;
+/// whose schemas have so many bytes together; beyond, all are made anew as they are asked for.
+const MAX_BYTES: usize = 16 << 20;
+
+/// A form of tables.
+#[derive(Debug)]
+pub(crate) struct Form {
+    key: Key,
+    /// Lease and timeframe in it stand for any.
+    pub(crate) shape: Arc<Shape>,
+    /// Its metadata lack the lease and the timeframe.
+    pub(crate) schema: SchemaRef,
+    pub(crate) head: Head,
+}
+
+impl Form {
+    fn has(&self, columns: &[ColumnRequest]) -> bool {
+        let own = self.shape.columns.iter().map(|(name, path)| (name, path));
+        own.eq(columns.iter().map(|column| (&column.name, &column.path)))
+    }
+}
+
+/// What decides the form, beside the columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    view: View,
+    encoding: Encoding,
+    cell: CellKind,
+    timestamps_column: bool,
+    null_timestamps: bool,
+    nullable: bool,
+    timeframe: bool,
+    lease: bool,
+    attach: bool,
+}
+
+impl Key {
+    /// Of the table of a request, which has these things in its schema.
+    pub(crate) fn new(request: &Request, nulls: bool, timeframe: bool, lease: bool) -> Self {
+        Self {
+            view: request.view,
+            encoding: request.encoding,
+            cell: request.cell,
+            timestamps_column: request.timestamps_column,
+            null_timestamps: nulls,
+            nullable: nulls || request.missing == Missing::Null,
+            timeframe,
+            lease,
+            attach: false,
+        }
+    }
+
+    /// Of one of many tables of a stream, which share one schema: cells can be null, since the
+    /// timestamps of another can be, and what is of one table alone is not in it.
+    pub(crate) fn of_stream(request: &Request) -> Self {
+        Self::new(request, true, false, false)
+    }
+}
+
+/// The forms of the tables that were sent.
+#[derive(Debug, Default)]
+pub(crate) struct Forms {
+    hasher: RandomState,
+    known: RwLock<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// By hash; of two with the same one, the later.
+    forms: HashMap<u64, Arc<Form>, RandomState>,
+    bytes: usize,
+}
+
+impl Forms {
+    fn hash(&self, key: Key, columns: &[ColumnRequest]) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        key.hash(&mut hasher);
+        for column in columns {
+            column.name.hash(&mut hasher);
+            column.path.hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+}
+
+impl Cache {
+    /// The form that `key` and `columns` decide.
+    pub(super) fn form(&self, key: Key, columns: &[ColumnRequest]) -> Arc<Form> {
+        let forms = &self.0.forms;
+        let key = Key { attach: self.attach_path().is_some(), ..key };
+        let hash = forms.hash(key, columns);
+        let known = {
+            let known = forms.known.read().unwrap_or_else(PoisonError::into_inner);
+            known.forms.get(&hash).map(Arc::clone)
+        };
+        match known.filter(|form| form.key == key && form.has(columns)) {
+            Some(form) => form,
+            None => {
+                let form = Arc::new(self.new_form(key, columns));
+                let mut known = forms.known.write().unwrap_or_else(PoisonError::into_inner);
+                if known.forms.len() == MAX_FORMS || known.bytes > MAX_BYTES {
+                    *known = Known::default();
+                }
+                known.bytes += form.head.bytes();
+                known.forms.insert(hash, Arc::clone(&form));
+                form
+            }
+        }
+    }
+
+    fn new_form(&self, key: Key, columns: &[ColumnRequest]) -> Form {
+        let policies = &self.0.policies;
+        let optional =
+            |column: &&ColumnRequest| policies.missing(&column.path) == Some(WhenMissing::Optional);
+        let optional = columns.iter().filter(optional).map(|column| column.name.clone());
+        let meta = Meta {
+            epoch: self.0.pool.epoch().to_string(),
+            attach: self.attach_path().map(|path| path.display().to_string()),
+            timeframe: key.timeframe.then_some(0),
+            lease: key.lease.then(String::new),
+        };
+        let shape = Shape {
+            view: key.view,
+            encoding: key.encoding,
+            cell: key.cell,
+            timestamps_column: key.timestamps_column,
+            null_timestamps: key.null_timestamps,
+            nullable: key.nullable,
+            optional: optional.collect(),
+            columns: columns.iter().map(|one| (one.name.clone(), one.path.clone())).collect(),
+            meta,
+        };
+        let head = Head::new(&shape);
+        let schema = shape.schema_of(&shape.schema(), None, None);
+        Form { key, shape: Arc::new(shape), schema, head }
+    }
+}

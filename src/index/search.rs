@@ -1,0 +1,75 @@
+//! Searches in ascending values: each for another guess of where the answer is.
+
+use std::hint::select_unpredictable;
+
+/// How many of these ascending values lie before `border`, which the first one does.
+///
+/// Most timestamps come at a steady pace, which says where the border is but for a few rows; it is
+/// looked for from there, farther and farther away.
+pub(super) fn before(values: &[i64], border: i64) -> usize {
+    const NEAR: usize = 8;
+    let near = &values[..values.len().min(NEAR)];
+    if near[near.len() - 1] >= border {
+        return near.iter().take_while(|&&at| at < border).count();
+    }
+    let last = values.len() - 1;
+    let (least, most) = (values[0], values[last]);
+    if most < border {
+        return values.len();
+    }
+    // Rounding is no harm: this is where the search begins. least < border <= most.
+    let share = (border as f64 - least as f64) / (most as f64 - least as f64);
+    let guess = ((share * last as f64) as usize).min(last);
+    if values[guess] < border {
+        return guess + gallop(&values[guess..], |&at| at < border);
+    }
+    // values[end] is not before the border, and in the end values[start] is.
+    let (mut end, mut step) = (guess, 1);
+    loop {
+        let start = end.saturating_sub(step);
+        if values[start] < border {
+            return start + values[start..end].partition_point(|&at| at < border);
+        }
+        (end, step) = (start, step * 2);
+    }
+}
+
+/// How many of the first ones fulfil `below`, which some first ones do and no later ones.
+pub(super) fn gallop(items: &[i64], below: impl Fn(&i64) -> bool) -> usize {
+    let mut end = 1;
+    while end < items.len() && below(&items[end]) {
+        end *= 2;
+    }
+    let known = end / 2;
+    known + items[known..items.len().min(end)].partition_point(below)
+}
+
+/// The last place whose start is not after `value`; 0 if there is none.
+pub(super) fn search(starts: &[i64], value: i64) -> usize {
+    let mut place = 0;
+    let mut length = starts.len();
+    while length > 1 {
+        let half = length / 2;
+        place = select_unpredictable(starts[place + half] <= value, place + half, place);
+        length -= half;
+    }
+    place
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_border_is_found_however_unsteady_the_pace_is() {
+        let values = [i64::MIN, -9, -9, -9, 0, 1, 1 << 40, i64::MAX - 1, i64::MAX];
+        for from in 0..values.len() {
+            for border in values.iter().copied().chain([-8, 2, 1 << 20, 1 << 60]) {
+                if values[from] < border {
+                    let expected = values[from..].partition_point(|&at| at < border);
+                    assert_eq!(before(&values[from..], border), expected, "{from} {border}");
+                }
+            }
+        }
+    }
+}
