@@ -16,7 +16,18 @@ fn measure(folder: &Path, arguments: &[&str]) -> (Value, String) {
     let text = run_well(&[&quick[..], &files[..], arguments].concat());
     assert!(text.starts_with("iovcache "), "{text}");
     let json = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    check_schema(&json);
     (json, fs::read_to_string(html).unwrap())
+}
+
+/// The result is what its schema says.
+fn check_schema(result: &Value) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/bench-result.schema.json");
+    let schema = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let errors = validator.iter_errors(result).map(|error| error.to_string());
+    let errors: Vec<String> = errors.collect();
+    assert!(errors.is_empty(), "{errors:?}");
 }
 
 fn number(value: &Value) -> u64 {
@@ -160,6 +171,30 @@ fn the_adversary_finds_no_wrong_byte() {
     let faults = profile["source_faults"].as_object().unwrap();
     assert!(faults.contains_key("503") && faults.len() > 3, "the source did not fail: {faults:?}");
     assert!(html.contains("cells wrong") && html.contains("were killed (SIGKILL)"));
+}
+
+/// The guard against wrong bytes, broken once: a service that has other objects of the same paths and
+/// times than those that are right.
+#[test]
+fn wrong_bytes_fail_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = folder.path().join("repository");
+    let repository = repository.to_str().unwrap();
+    run_well(&["bench", "--prepare", repository, "--profile", "adversarial", "--memory", "64MiB"]);
+    let service =
+        Service::over(Path::new(repository), &["--memory", "256MiB", "--segment", "64MiB"]);
+    let url = service.unix();
+    // The same versions, but its large objects are twice as large.
+    let other = ["--profile", "adversarial", "--memory", "128MiB", "--duration", "500ms"];
+    let one = ["bench", "--server", &url, "--consumers", "1", "--json"];
+    let output = run(&[&one[..], &other[..]].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("cells were wrong"), "{said}");
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let phases = result["profiles"][0]["phases"].as_array().unwrap();
+    let sum = |name: &str| phases.iter().map(|one| number(&one["tables"][name])).sum::<u64>();
+    assert!(0 < sum("cells_wrong") && sum("cells_wrong") < sum("cells_checked"), "{said}");
 }
 
 #[test]

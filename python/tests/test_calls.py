@@ -312,6 +312,30 @@ def test_when_all_memory_is_pinned_one_waits_by_its_deadline_and_nothing_deadloc
     assert sorted(status for status, _ in came)[-1] == "OK" and len(came) == 2
 
 
+def test_a_timeframe_for_which_memory_is_short_waits_and_does_not_pass_who_came_first(tight):
+    tight.put(1, [5], {"columns": big(0, 1), "consumers": ["a"]})
+    came, waiting = [], []
+    for timeframe, numbers in ((2, (2, 3)), (3, (4,))):
+
+        def register(timeframe=timeframe, numbers=numbers):
+            about = {"columns": big(*numbers), "consumers": ["a"]}
+            tight.put(timeframe, [5], about, timeout=50)
+            came.append(timeframe)
+
+        waiting.append(threading.Thread(target=register))
+        waiting[-1].start()
+        time.sleep(0.3)
+    # The second would fit beside the first, but it is not its turn.
+    assert came == []
+    assert [one["timeframe"] for one in tight.ask("status")["timeframes"]] == [1]
+    tight.ask("consumed", timeframe=1, consumer="a")
+    for thread in waiting:
+        thread.join(50)
+    assert sorted(came) == [2, 3]
+    states = lambda: {one["state"] for one in tight.ask("status")["timeframes"]}
+    until("both to be ready", lambda: states() == {"ready"})
+
+
 def test_a_table_goes_out_only_when_all_of_its_objects_are_there_and_pinned(tight):
     tight.put(1, [5], {"columns": big(0, 1), "consumers": ["a"]})
     until("it to be ready", lambda: tight.ask("status")["timeframes"][0]["state"] == "ready")

@@ -387,6 +387,22 @@ impl Leases {
         sessions
     }
 
+    /// What each lease holds, and who holds it, as far as that has a name.
+    pub(crate) fn holders(&self) -> Vec<(Option<String>, Vec<Arc<PinSet>>)> {
+        let state = self.state();
+        let held = state.leases.values().filter(|lease| !lease.pins.is_empty());
+        held.map(|lease| {
+            let attached = match &lease.owner {
+                Owner::Session(session) => state.sessions.get(session),
+                _ => None,
+            };
+            let holder = lease.holder.as_ref().map(|holder| &holder.consumer);
+            let name = holder.or_else(|| attached.map(|session| &session.info.consumer));
+            (name.cloned(), lease.pins.clone())
+        })
+        .collect()
+    }
+
     /// How many sessions and leases there are.
     pub(super) fn counts(&self) -> (usize, usize) {
         let state = self.state();

@@ -35,7 +35,7 @@ fn cargo_c_installs_headers_libraries_and_a_file_for_pkg_config() {
     }
     let folder = tempfile::tempdir().unwrap();
     let installed = Command::new("cargo-cinstall")
-        .args(["cinstall", "--locked", "--quiet", "--prefix=/usr", "--libdir=/usr/lib"])
+        .args(["cinstall", "--locked", "--debug", "--prefix=/usr", "--libdir=/usr/lib"])
         .args(["--no-default-features", "--features", "capi", "--destdir"])
         .arg(folder.path())
         .current_dir(root())

@@ -141,12 +141,14 @@ impl Rig<'_> {
             }
         }
         looking.abort();
+        let quiet = began.elapsed().as_secs_f64();
         let after = self.client.status().await?;
         let seconds = counts.last_table.saturating_duration_since(began).as_secs_f64();
         // A phase is not shorter than its load was meant to be.
         let seconds = seconds.max(length.as_secs_f64());
         let service = self.service_use(usage, &counts, seconds, after.evictions - before.evictions);
-        Ok(counts.into_phase(stretch, seconds, after.loads - before.loads, service))
+        let loads = after.loads - before.loads;
+        Ok(counts.into_phase(stretch, [seconds, quiet], loads, service))
     }
 
     fn usage(&self) -> Option<Usage> {
@@ -332,7 +334,7 @@ impl Counts {
     fn into_phase(
         self,
         stretch: Stretch<'_>,
-        seconds: f64,
+        [seconds, quiet_after_seconds]: [f64; 2],
         loads: u64,
         service: Option<ServiceUse>,
     ) -> Phase {
@@ -347,6 +349,7 @@ impl Counts {
             name: stretch.name.to_owned(),
             rate: stretch.rate,
             seconds,
+            quiet_after_seconds,
             timeframes: stretch.numbers.len() as u64,
             throughput: Throughput {
                 tables: each(self.tables.done),

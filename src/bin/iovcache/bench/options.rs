@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(super) quick: bool,
     /// Measure this service instead of one of its own. It serves what --prepare wrote.
-    #[arg(long, value_name = "URL", env = "IOVCACHE_SERVER")]
+    #[arg(long, value_name = "URL")]
     pub(super) server: Option<String>,
     /// Write the objects of the profiles into this repository folder and end: for a service that
     /// is measured with --server. Same --memory, same --profile.

@@ -237,8 +237,8 @@ impl Plot {
                 text,
                 "<line class=\"mark\" x1=\"{place:.1}\" x2=\"{place:.1}\" y1=\"{TOP}\" \
                  y2=\"{bottom}\"/><text class=\"tick\" x=\"{:.1}\" y=\"{}\">{}</text>",
-                place + 5.0,
-                TOP + 11.0,
+                place + 3.0,
+                TOP - 5.0,
                 escaped(name)
             )?;
         }
@@ -339,8 +339,8 @@ mod tests {
         let mebibyte = 1024.0 * 1024.0;
         let range = Range::of(axis(Scale::Bytes), [90.0 * mebibyte].into_iter());
         assert_eq!(range.ticks[1], 16.0 * mebibyte);
-        let shown = ["5.00 ms", "10.0 ms", "1.5 k", "0 B"].map(tick);
-        assert_eq!(shown, ["5 ms", "10 ms", "1.5 k", "0 B"]);
+        let shown = ["5.00 ms", "10.0 ms", "1.5 M", "0 B"].map(tick);
+        assert_eq!(shown, ["5 ms", "10 ms", "1.5 M", "0 B"]);
     }
 
     #[test]

@@ -84,7 +84,7 @@ fn phases_in_time(profile: &ProfileResult) -> impl Iterator<Item = (f64, &Phase)
     let mut begin = 0.0;
     profile.phases.iter().map(move |phase| {
         let began = begin;
-        begin += phase.seconds;
+        begin += phase.quiet_after_seconds;
         (began, phase)
     })
 }

@@ -99,6 +99,8 @@ pub(super) struct Phase {
     pub(super) rate: f64,
     /// From the first timeframe until the last table.
     pub(super) seconds: f64,
+    /// Until the last timeframe was reported as consumed.
+    pub(super) quiet_after_seconds: f64,
     pub(super) timeframes: u64,
     pub(super) tables: Tables,
     pub(super) throughput: Throughput,

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use iovcache::ObjectPath;
 use iovcache::client::{Client, ClientOptions};
+use iovcache::server::ByteSize;
 use iovcache::table::ColumnRequest;
 
 use super::consumer::{Setup, now_us};
@@ -27,7 +28,9 @@ const QUICK_CONSUMERS: usize = 4;
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.role {
         Some(Role::Consumer) => return consumer::run().await,
-        Some(Role::Service) => return synthetic::run().await,
+        Some(Role::Service) => {
+            return synthetic::run(arguments.memory.map(ByteSize::bytes)).await;
+        }
         None => {}
     }
     if let [before, after] = &arguments.compare[..] {
@@ -143,7 +146,9 @@ async fn of_profile(arguments: &Arguments, mut profile: Profile) -> Result<Profi
     };
     let rates = if arguments.rate.is_empty() { vec![profile.rate] } else { arguments.rate.clone() };
     let every = usize::try_from(profile.cold_every).unwrap_or(usize::MAX);
-    let cold: Vec<u64> = (0..profile.timeframes).step_by(every).collect();
+    // The last one has what only it needs.
+    let (last, mut cold) = (profile.timeframes - 1, Vec::new());
+    cold.extend((0..last).step_by(every).chain([last]));
     let stretch = Stretch { name: "cold", rate: profile.rate.min(rates[0]), numbers: cold };
     let mut phases = vec![rig.run(stretch).await?];
     for rate in rates {

@@ -1,8 +1,8 @@
-//! A service with as many versions as one likes, for the curves: a repository of a million files
-//! would take longer to make than to measure.
+//! A service with as many versions as one likes, for the curves and for comparisons with peers: a
+//! repository of a million files would take longer to make than to measure.
 //!
-//! The path says what there is: `Bench/Curve/V1000` has 1,000 versions of one millisecond each,
-//! from 0 on; the last of them holds for ever.
+//! The path says what there is: `Bench/Curve/C0/V1000/B64` has 1,000 versions of 64 bytes and one
+//! millisecond each, from 0 on; the last of them holds for ever.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -23,13 +23,15 @@ use crate::common::Failure;
 
 const URL: &str = "synthetic:";
 const PREFIX: &str = "Bench/Curve/";
-/// Bytes of each object.
-const BYTES: usize = 64;
+/// Bytes of each object of the curves.
+const BYTES: u64 = 64;
+/// Objects repeat so many bytes.
+const PAGE_BYTES: usize = 64 << 10;
 const MEMORY_BYTES: u64 = 256 << 20;
 
 /// The path of `column` that has so many versions.
 pub(super) fn path(column: usize, versions: u64) -> String {
-    format!("{PREFIX}C{column}/V{versions}")
+    format!("{PREFIX}C{column}/V{versions}/B{BYTES}")
 }
 
 #[derive(Debug, Default)]
@@ -37,9 +39,12 @@ struct Synthetic {
     requests: AtomicU64,
 }
 
-fn versions(path: &ObjectPath) -> u64 {
-    let text = path.as_str().strip_prefix(PREFIX).and_then(|rest| rest.split_once("/V"));
-    text.and_then(|(_, count)| count.parse().ok()).unwrap_or(0)
+/// How many versions a path has, and of how many bytes each of them is.
+fn asked(path: &ObjectPath) -> (u64, u64) {
+    let numbers = path.as_str().strip_prefix(PREFIX).and_then(|rest| rest.split_once("/V"));
+    let numbers = numbers.and_then(|(_, numbers)| numbers.split_once("/B"));
+    let number = |text: &str| text.parse().ok();
+    numbers.and_then(|(count, bytes)| Some((number(count)?, number(bytes)?))).unwrap_or((0, 0))
 }
 
 #[async_trait]
@@ -59,7 +64,7 @@ impl Source for Synthetic {
         _held: Option<&Arc<ObjectInfo>>,
     ) -> Result<Knowledge, SourceError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let count = versions(&query.path);
+        let (count, bytes) = asked(&query.path);
         let hash = query
             .path
             .as_str()
@@ -78,7 +83,7 @@ impl Source for Synthetic {
                 id: ObjectId::from_bytes(id),
                 validity,
                 created: Timestamp::from_millis(1),
-                size_bytes: Some(BYTES as u64),
+                size_bytes: Some(bytes),
                 md5: None,
                 metadata: Default::default(),
             }))
@@ -89,11 +94,18 @@ impl Source for Synthetic {
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        let (_, size_bytes) = asked(&version.path);
+        let page: Vec<u8> =
+            version.id.as_bytes().iter().copied().cycle().take(PAGE_BYTES).collect();
         let stored = async {
-            body.reserve(BYTES as u64).await?;
-            let bytes: Vec<u8> =
-                version.id.as_bytes().iter().copied().cycle().take(BYTES).collect();
-            write_all(body, &bytes).await
+            body.reserve(size_bytes).await?;
+            let mut left = size_bytes;
+            while left > 0 {
+                let count = page.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                write_all(body, &page[..count]).await?;
+                left -= count as u64;
+            }
+            Ok(())
         };
         stored.await.map_err(|error| SourceError::Body {
             what: format!("{} {}", version.path, version.id),
@@ -103,7 +115,13 @@ impl Source for Synthetic {
 
     fn health(&self) -> Vec<SourceHealth> {
         let requests = self.requests.load(Ordering::Relaxed);
-        vec![SourceHealth { url: URL.to_owned(), state: SourceState::Up, requests, failures: 0 }]
+        vec![SourceHealth {
+            url: URL.to_owned(),
+            state: SourceState::Up,
+            requests,
+            failures: 0,
+            latency: Default::default(),
+        }]
     }
 
     async fn paths(&self, _prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
@@ -112,12 +130,10 @@ impl Source for Synthetic {
 }
 
 /// Is such a service until stdin ends.
-pub(super) async fn run() -> Result<(), Failure> {
-    let memory = PoolOptions {
-        memory_bytes: MEMORY_BYTES,
-        segment_bytes: MEMORY_BYTES,
-        ..PoolOptions::default()
-    };
+pub(super) async fn run(memory: Option<u64>) -> Result<(), Failure> {
+    let memory_bytes = memory.unwrap_or(MEMORY_BYTES);
+    let memory =
+        PoolOptions { memory_bytes, segment_bytes: memory_bytes, ..PoolOptions::default() };
     let cache = Cache::builder().source(Arc::new(Synthetic::default())).memory(memory).build()?;
     let listeners = Listeners::bind(&ListenOptions::default()).await?;
     let ready = json!({"flight": listeners.flight_urls(), "pid": std::process::id()});

@@ -16,11 +16,15 @@ pub(super) fn micros(us: f64) -> String {
     }
 }
 
-/// A number with a unit of thousands: `1.2 M`.
+/// A number as a person reads it: `1,200`, `12.0 k`, `1.2 M`.
 pub(super) fn number(value: f64) -> String {
-    let units = [(1e9, " G"), (1e6, " M"), (1e3, " k")];
-    match units.iter().find(|(unit, _)| value >= *unit) {
-        Some((unit, name)) => format!("{:.1}{name}", value / unit),
+    let units = [(1e9, 1e9, " G"), (1e6, 1e6, " M"), (1e4, 1e3, " k")];
+    match units.iter().find(|(least, ..)| value >= *least) {
+        Some((_, unit, name)) => format!("{:.1}{name}", value / unit),
+        None if value >= 999.5 => {
+            let whole = value.round();
+            format!("{:.0},{:03.0}", (whole / 1e3).floor(), whole % 1e3)
+        }
         None if value >= 10.0 || value.fract() == 0.0 => format!("{value:.0}"),
         None => format!("{value:.1}"),
     }
@@ -185,7 +189,10 @@ mod tests {
         assert_eq!(micros(8_740_000.0), "8.74 s");
         assert_eq!(number(0.0), "0");
         assert_eq!(number(4.25), "4.2");
-        assert_eq!(number(1_234.0), "1.2 k");
+        assert_eq!(number(1_234.0), "1,234");
+        assert_eq!(number(9_050.0), "9,050");
+        assert_eq!(number(999.7), "1,000");
+        assert_eq!(number(12_345.0), "12.3 k");
         assert_eq!(number(50.0), "50");
         assert_eq!(number(12_345_678.0), "12.3 M");
     }

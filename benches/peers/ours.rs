@@ -1,0 +1,102 @@
+//! Ours: a service in a process of its own with a source that makes objects up, and a table of it.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use iovcache::ObjectId;
+use iovcache::client::{Client, Table, TableRequest};
+use iovcache::shm::{Pool, PoolOptions};
+use tokio::runtime::Runtime;
+
+use crate::work::{Left, SMALL_BYTES, Took, Work, median, touch};
+
+/// All large and small objects, and the stored ones of each round.
+const MEMORY_BYTES: u64 = 3 << 30;
+
+/// The service; it ends with this.
+struct Service {
+    child: Child,
+    url: String,
+}
+
+impl Service {
+    fn start() -> Result<Self, Left> {
+        let child = Command::new(env!("CARGO_BIN_EXE_iovcache"))
+            .args(["bench", "--role", "service", "--memory", &MEMORY_BYTES.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut service = Self { child, url: String::new() };
+        let stdout = service.child.stdout.take().ok_or("the service has no stdout")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let ready: serde_json::Value = serde_json::from_str(&line)?;
+        let urls = ready["flight"].as_array().into_iter().flatten();
+        let unix = urls.filter_map(|url| url.as_str()).find(|url| url.contains("unix://"));
+        service.url = unix.ok_or("the service has no Unix socket")?.to_owned();
+        Ok(service)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One row for each object of a path that has so many of that size.
+fn request(place: usize, count: usize, bytes: usize) -> TableRequest {
+    let path = format!("Bench/Curve/C{place}/V{count}/B{bytes}");
+    TableRequest::new().column("c", path).range(0, count as i64, 1)
+}
+
+fn read(table: &Table) -> Result<u64, Left> {
+    let column = table.column("c")?;
+    column.runs().map(|run| Ok(run?.1.map_or(0, touch))).sum()
+}
+
+/// A request for each round.
+pub(crate) fn service(work: &Work) -> Result<Took, Left> {
+    let (runtime, service) = (Runtime::new()?, Service::start()?);
+    let client = runtime.block_on(Client::connect(&service.url))?;
+    let ask = |request: TableRequest| read(&runtime.block_on(client.table(request))?);
+    let small = request(0, work.keys, SMALL_BYTES);
+    let look_up = median(work.rounds, || ask(small.clone()))?;
+    let large = request(1, work.large, work.large_bytes);
+    let get = median(work.rounds, || ask(large.clone()))?;
+    // Each round those of another path, which are not there yet.
+    let mut place = 1;
+    let store = median(work.rounds, || {
+        place += 1;
+        ask(request(place, work.stored, work.stored_bytes))
+    })?;
+    Ok(Took { look_up, get, store })
+}
+
+/// Tables that are held.
+pub(crate) fn held(work: &Work) -> Result<Took, Left> {
+    let (runtime, service) = (Runtime::new()?, Service::start()?);
+    let client = runtime.block_on(Client::connect(&service.url))?;
+    let table = |request: TableRequest| runtime.block_on(client.table(request));
+    let small = table(request(0, work.keys, SMALL_BYTES))?;
+    let look_up = median(work.rounds, || read(&small))?;
+    let large = table(request(1, work.large, work.large_bytes))?;
+    let get = median(work.rounds, || read(&large))?;
+    let memory_bytes = (work.stored * (work.stored_bytes + 4096) + (1 << 20)) as u64;
+    let options =
+        PoolOptions { memory_bytes, segment_bytes: memory_bytes, ..PoolOptions::default() };
+    let (pool, bytes) = (Pool::new(options)?, vec![9; work.stored_bytes]);
+    let store = median(work.rounds, || {
+        let mut blocks = Vec::new();
+        for n in 0..work.stored {
+            let mut place = pool.reserve(bytes.len() as u64)?;
+            place.fill(&bytes);
+            let mut id = [0; 16];
+            id[8..].copy_from_slice(&(n as u64).to_be_bytes());
+            blocks.push(place.publish(ObjectId::from_bytes(id)));
+        }
+        Ok(blocks.len() as u64)
+    })?;
+    Ok(Took { look_up, get, store })
+}
