@@ -12,11 +12,13 @@ use proptest::sample::Index;
 #[path = "../fuzz/src/lib.rs"]
 mod bodies;
 
+type Body = fn(&[u8]);
+
 /// A target: its name, its body, its inputs.
-type Target = (&'static str, fn(&[u8]), Vec<Vec<u8>>);
+type Target = (&'static str, Body, Vec<Vec<u8>>);
 
 static TARGETS: LazyLock<Vec<Target>> = LazyLock::new(|| {
-    let bodies: [(&str, fn(&[u8])); 6] = [
+    let bodies: [(&str, Body); 6] = [
         ("flight", bodies::flight),
         ("commands", bodies::commands),
         ("attach", bodies::attach),
