@@ -1,6 +1,7 @@
-//! Every counter of a cache, once.
+//! Every counter and every timing of a cache, once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -18,12 +19,108 @@ impl Counter {
     }
 }
 
+/// How long something took, each time: counted by how long.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    counts: [AtomicU64; Self::BOUNDS_MICROS.len() + 1],
+    sum_nanos: AtomicU64,
+    recent_nanos: AtomicU64,
+}
+
+/// What a [`Histogram`] came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// How many took up to [`Histogram::BOUNDS_MICROS`] and longer than the bound before; the last
+    /// are those beyond all bounds.
+    pub counts: Vec<u64>,
+    /// All of them together.
+    pub sum: Duration,
+    /// As of late: each weighs an eighth, and what was before it the rest. `None`: there was none.
+    pub recent: Option<Duration>,
+}
+
+impl Histogram {
+    /// The bounds, in microseconds: 50 µs to 100 s.
+    pub const BOUNDS_MICROS: [u64; 14] = [
+        50,
+        200,
+        500,
+        1_000,
+        2_500,
+        10_000,
+        25_000,
+        100_000,
+        250_000,
+        1_000_000,
+        2_500_000,
+        10_000_000,
+        30_000_000,
+        100_000_000,
+    ];
+
+    /// Counts one that took so long.
+    pub fn observe(&self, took: Duration) {
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let place = Self::BOUNDS_MICROS.partition_point(|bound| bound * 1_000 < nanos);
+        self.counts[place].fetch_add(1, Ordering::Relaxed);
+        self.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
+        // Of two at the same moment one may be lost here, which is no loss for a glance.
+        let before = self.recent_nanos.load(Ordering::Relaxed);
+        let recent = if before == 0 { nanos } else { before - before / 8 + nanos / 8 };
+        self.recent_nanos.store(recent.max(1), Ordering::Relaxed);
+    }
+
+    /// What it came to so far.
+    pub fn timing(&self) -> Timing {
+        let recent = self.recent_nanos.load(Ordering::Relaxed);
+        Timing {
+            counts: self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect(),
+            sum: Duration::from_nanos(self.sum_nanos.load(Ordering::Relaxed)),
+            recent: (recent > 0).then(|| Duration::from_nanos(recent)),
+        }
+    }
+}
+
+macro_rules! timings {
+    ($($(#[doc = $help:literal])+ $name:ident,)+) => {
+        /// How long it takes, from the start of a cache.
+        #[derive(Debug, Default)]
+        pub struct Timings {
+            $($(#[doc = $help])+ pub $name: Histogram,)+
+        }
+
+        impl Timings {
+            /// Name, help and what each came to.
+            pub fn all(&self) -> Vec<(&'static str, &'static str, Timing)> {
+                vec![$(
+                    (stringify!($name), concat!($($help),+).trim_ascii(), self.$name.timing()),
+                )+]
+            }
+        }
+    };
+}
+
+timings! {
+    /// From a request for a table until all of its objects were there and pinned.
+    answer,
+    /// From the registration of a timeframe until all of its objects were there and pinned.
+    timeframe_load,
+    /// From the question for an object's bytes until they were in shared memory.
+    load,
+    /// From the question which version holds until the source's answer.
+    look_up,
+    /// From a request at the CCDB side until its answer began to be sent.
+    ccdb_request,
+}
+
 macro_rules! counters {
     ($($(#[doc = $help:literal])+ $name:ident,)+) => {
         /// What a cache counts from its start.
         #[derive(Debug, Default)]
         pub struct Counters {
             $($(#[doc = $help])+ pub $name: Counter,)+
+            /// How long it took.
+            pub timings: Timings,
         }
 
         impl Counters {
@@ -102,4 +199,25 @@ counters! {
     over_quota,
     /// Entries of a source that were passed over because they could not be read.
     problems,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_is_counted_below_its_bound_and_the_recent_ones_weigh_most() {
+        let histogram = Histogram::default();
+        assert_eq!(histogram.timing().recent, None);
+        for micros in [0, 50, 51, 1_000, 1_000_000_000] {
+            histogram.observe(Duration::from_micros(micros));
+        }
+        let timing = histogram.timing();
+        assert_eq!(timing.counts, [2, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(timing.sum, Duration::from_micros(1_000_001_101));
+        let slow = timing.recent.unwrap();
+        (0..60).for_each(|_| histogram.observe(Duration::from_millis(1)));
+        let recent = histogram.timing().recent.unwrap();
+        assert!(recent < slow && recent.as_micros().abs_diff(1_000) < 1_000, "{recent:?}");
+    }
 }

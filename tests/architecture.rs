@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("clock", &["interval"]),
     ("index", &["clock", "interval", "object"]),
     ("shm", &["error", "object", "secret"]),
-    ("source", &["clock", "error", "interval", "object"]),
+    ("source", &["clock", "error", "interval", "object", "telemetry"]),
     ("table", &["clock", "error", "index", "interval", "object", "shm"]),
     (
         "cache",

@@ -20,7 +20,8 @@ fn deployed(file: &str) -> String {
 
 /// Every metric that a service tells.
 fn metrics() -> BTreeSet<String> {
-    let service = Service::start(&["--source", "memory:"]);
+    let repository = tempfile::tempdir().unwrap();
+    let service = Service::over(repository.path(), &[]);
     let text = http_get(&service.http(), "/metrics").1;
     let named = |line: &str| !line.starts_with('#') && line.starts_with("iovcache_");
     text.lines()
@@ -153,4 +154,39 @@ fn the_sockets_have_the_mode_that_the_unit_asks_for() {
     assert_eq!(mode(&Service::start(&given)), 0o600);
     let wrong = [&["serve"], &source[..], &["--socket-mode", "0999"]].concat();
     assert_eq!(common::run(&wrong).status.code(), Some(2));
+}
+
+#[test]
+fn the_package_packs_what_is_there_and_what_its_script_writes() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let manifest: toml::Table = toml::from_str(&manifest).unwrap();
+    let package = &manifest["package"]["metadata"]["deb"];
+    let script = deployed("debian/build");
+    let mut packed = BTreeSet::new();
+    for asset in package["assets"].as_array().unwrap() {
+        let source = asset[0].as_str().unwrap();
+        packed.insert(asset[1].as_str().unwrap());
+        match source.strip_prefix("target/papers/iovcache") {
+            Some("") => {}
+            Some(".bash" | ".zsh" | ".fish") => {
+                assert!(script.contains("for shell in bash zsh fish"))
+            }
+            Some(extension) => assert!(script.contains(&format!("$papers/iovcache{extension}"))),
+            None => assert!(root.join(source).exists(), "{source}"),
+        }
+    }
+    for conffile in package["conf-files"].as_array().unwrap() {
+        let folder = conffile.as_str().unwrap().trim_start_matches('/');
+        assert!(packed.iter().any(|place| folder.starts_with(place)), "{conffile}");
+    }
+    // The unit's user is made before it can be started.
+    assert!(deployed("debian/postinst").contains("adduser --system --group"));
+    for name in ["postinst", "postrm"] {
+        assert!(deployed(&format!("debian/{name}")).contains("#DEBHELPER#"));
+    }
+    // What it says of itself can be had.
+    assert_eq!(Config::parse(&run_well(&["config", "new"])).unwrap(), Config::default());
+    assert!(run_well(&["man"]).contains(".TH iovcache"));
+    assert!(run_well(&["completions", "bash"]).contains("--max-timeframes"));
 }

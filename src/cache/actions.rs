@@ -12,7 +12,7 @@ use super::lease::{LeaseId, Owner, Terms};
 use super::{Cache, Inner};
 use crate::object::ObjectPath;
 use crate::shm::{Epoch, Mappings};
-use crate::source::{PathSummary, Problem, SourceState as State};
+use crate::source::{PathSummary, Problem, SourceHealth, SourceState as State};
 use crate::table::{
     Consumed, ConsumedAnswer, MemoryStatus, Prefetch, Request, SegmentsAnswer, SourceState,
     SourceStatus, Status, TimeframeStatus,
@@ -157,6 +157,11 @@ impl Cache {
     /// What the source has that cannot be read, each with the reason.
     pub fn problems(&self) -> Vec<Problem> {
         self.0.catalog.problems()
+    }
+
+    /// Where objects come from, host by host, and how each does.
+    pub fn sources(&self) -> Vec<SourceHealth> {
+        self.0.catalog.source().health()
     }
 
     /// The timeframes in flight, by id.

@@ -7,6 +7,7 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use futures::future::try_join_all;
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument as _;
 
 use super::Cache;
 use super::catalog::Known;
@@ -14,6 +15,7 @@ use super::error::{CacheError, MissingColumn};
 use super::hand::InHand;
 use super::lease::{Holder, LeaseId, Owner, Terms};
 use super::plan::{Assembled, Plan, Spans};
+use super::record::record;
 use super::resident::PinSet;
 use super::timeframe::{Load, Timeframe};
 use crate::clock::Moment;
@@ -256,10 +258,15 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]. After one, nothing is held.
     pub async fn answer(&self, request: &Request, asker: &Asker) -> Result<Answer, CacheError> {
-        let answered = self.try_answer(request, asker).await;
+        let asked = Instant::now();
+        let span = tracing::info_span!("answer", consumer = request.consumer.as_deref());
+        let answered = self.try_answer(request, asker).instrument(span).await;
         let counters = &self.0.counters;
         match &answered {
             Ok(answer) => {
+                let took = asked.elapsed();
+                counters.timings.answer.observe(took);
+                record(answer, &answer.content, request, took);
                 counters.tables.add(1);
                 counters.rows.add(answer.rows);
             }

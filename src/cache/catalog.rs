@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tracing::Instrument as _;
 
 use super::error::CacheError;
 use super::flight::{Flights, Lost};
@@ -277,7 +278,11 @@ impl Catalog {
         // As of before the question: what is put meanwhile may or may not be in the answer.
         let asked = self.clock.now().max(FIRST);
         let held = series.timeline.load().version_at(at).cloned();
-        let knowledge = match self.source.look_up(query, at, held.as_ref()).await {
+        let began = std::time::Instant::now();
+        let span = tracing::info_span!("look_up", path = %query.path, %at);
+        let answer = self.source.look_up(query, at, held.as_ref()).instrument(span).await;
+        self.counters.timings.look_up.observe(began.elapsed());
+        let knowledge = match answer {
             Ok(knowledge) => knowledge,
             Err(error) => {
                 self.counters.look_up_failures.add(1);
@@ -363,6 +368,20 @@ impl Catalog {
     pub(crate) fn version(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
         let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
         series.values().find_map(|series| series.timeline.load().version_of(id).cloned())
+    }
+
+    /// The queries that were asked last, at most `limit`, with what is known for them; and how many
+    /// there are in all.
+    pub(crate) fn asked_last(&self, limit: usize) -> (Vec<(Query, Arc<Timeline>)>, usize) {
+        let all = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let mut asked: Vec<_> = all.iter().collect();
+        if asked.len() > limit {
+            asked.select_nth_unstable_by_key(limit, |(_, series)| std::cmp::Reverse(series.used()));
+            asked.truncate(limit);
+        }
+        let known =
+            asked.into_iter().map(|(query, series)| (query.clone(), series.timeline.load_full()));
+        (known.collect(), all.len())
     }
 
     /// What is known, as far as `resident` says that the object of a version is there.

@@ -25,21 +25,89 @@ pub(crate) struct Lost;
 /// All flights under way, by key.
 #[derive(Debug)]
 pub(crate) struct Flights<K, V> {
-    under_way: Arc<Mutex<HashMap<K, Flight<V>>>>,
+    board: Arc<Mutex<FlightBoard<K, V>>>,
+}
+
+/// Its results come by a channel, its tasks are aborted by their handles.
+type FlightBoard<K, V> = Board<K, watch::Receiver<Option<V>>, AbortHandle>;
+
+/// Who waits for what. Under a lock of its owner's, so that the model below can use another.
+#[derive(Debug)]
+struct Board<K, R, T> {
+    under_way: HashMap<K, Flight<R, T>>,
 }
 
 #[derive(Debug)]
-struct Flight<V> {
+struct Flight<R, T> {
     /// Tells a flight from its successor under the same key.
     number: u64,
     waiting: usize,
-    result: watch::Receiver<Option<V>>,
-    task: Option<AbortHandle>,
+    result: R,
+    task: Option<T>,
+}
+
+/// What comes of joining.
+enum Joined<V, R> {
+    /// It is under way, or has been put on the list just now.
+    Waits { number: u64, result: R },
+    /// Its result came in just now.
+    Landed(V),
+}
+
+impl<K: Eq + Hash, R: Clone, T> Board<K, R, T> {
+    fn join<V>(
+        &mut self,
+        key: K,
+        landed: impl FnOnce() -> Option<V>,
+        begin: impl FnOnce() -> (u64, R),
+    ) -> Joined<V, R> {
+        match self.under_way.entry(key) {
+            Entry::Occupied(mut entry) => {
+                let flight = entry.get_mut();
+                flight.waiting += 1;
+                let (number, result) = (flight.number, flight.result.clone());
+                Joined::Waits { number, result }
+            }
+            Entry::Vacant(entry) => {
+                if let Some(value) = landed() {
+                    return Joined::Landed(value);
+                }
+                let (number, result) = begin();
+                let flight = Flight { number, waiting: 1, result: result.clone(), task: None };
+                entry.insert(flight);
+                Joined::Waits { number, result }
+            }
+        }
+    }
+
+    /// The task that does the work of a flight.
+    fn began(&mut self, key: &K, number: u64, task: T) {
+        if let Some(flight) = self.under_way.get_mut(key).filter(|flight| flight.number == number) {
+            flight.task = Some(task);
+        }
+    }
+
+    /// The work has ended, however it did.
+    fn land(&mut self, key: &K, number: u64) {
+        if self.under_way.get(key).is_some_and(|flight| flight.number == number) {
+            self.under_way.remove(key);
+        }
+    }
+
+    /// One waits no longer; if that was the last one, the task that nobody needs.
+    fn leave(&mut self, key: &K, number: u64) -> Option<T> {
+        let flight = self.under_way.get_mut(key).filter(|flight| flight.number == number)?;
+        flight.waiting -= 1;
+        match flight.waiting {
+            0 => self.under_way.remove(key)?.task,
+            _ => None,
+        }
+    }
 }
 
 impl<K, V> Default for Flights<K, V> {
     fn default() -> Self {
-        Self { under_way: Arc::default() }
+        Self { board: Arc::new(Mutex::new(Board { under_way: HashMap::new() })) }
     }
 }
 
@@ -68,31 +136,21 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let (mut waiter, sender) = {
-            let mut under_way = lock(&self.under_way);
-            let flights = Arc::clone(&self.under_way);
-            match under_way.entry(key.clone()) {
-                Entry::Occupied(mut entry) => {
-                    let flight = entry.get_mut();
-                    flight.waiting += 1;
-                    let (number, result) = (flight.number, flight.result.clone());
-                    (Waiter { flights, key, number, result }, None)
-                }
-                Entry::Vacant(entry) => {
-                    if let Some(value) = landed() {
-                        return Ok(value);
-                    }
-                    let (sender, result) = watch::channel(None);
-                    let number = next_number();
-                    entry.insert(Flight { number, waiting: 1, result: result.clone(), task: None });
-                    (Waiter { flights, key, number, result }, Some(sender))
-                }
+        let mut sender = None;
+        let begin = || {
+            let (tells, result) = watch::channel(None);
+            sender = Some(tells);
+            (next_number(), result)
+        };
+        let mut waiter = match lock(&self.board).join(key.clone(), landed, begin) {
+            Joined::Landed(value) => return Ok(value),
+            Joined::Waits { number, result } => {
+                Waiter { board: Arc::clone(&self.board), key, number, result }
             }
         };
         if let Some(sender) = sender {
-            let (flights, key, number) =
-                (Arc::clone(&self.under_way), waiter.key.clone(), waiter.number);
-            let end = Landing { flights, key, number };
+            let (board, key, number) = (Arc::clone(&self.board), waiter.key.clone(), waiter.number);
+            let end = Landing { board, key, number };
             let future = work();
             // Not under the lock: a runtime that is going down drops the task here and now, and
             // with it the landing, which takes the lock.
@@ -102,11 +160,7 @@ where
                 drop(end);
                 sender.send_replace(Some(value));
             });
-            if let Some(flight) = lock(&self.under_way).get_mut(&waiter.key)
-                && flight.number == waiter.number
-            {
-                flight.task = Some(task.abort_handle());
-            }
+            lock(&self.board).began(&waiter.key, waiter.number, task.abort_handle());
         }
         match waiter.result.wait_for(Option::is_some).await {
             Ok(value) => value.clone().ok_or(Lost),
@@ -117,7 +171,7 @@ where
     /// How many flights are under way.
     #[cfg(test)]
     fn len(&self) -> usize {
-        lock(&self.under_way).len()
+        lock(&self.board).under_way.len()
     }
 }
 
@@ -129,23 +183,20 @@ fn next_number() -> u64 {
 
 /// Takes a flight off the list when its task ends, however it ends.
 struct Landing<K: Eq + Hash, V> {
-    flights: Arc<Mutex<HashMap<K, Flight<V>>>>,
+    board: Arc<Mutex<FlightBoard<K, V>>>,
     key: K,
     number: u64,
 }
 
 impl<K: Eq + Hash, V> Drop for Landing<K, V> {
     fn drop(&mut self) {
-        let mut under_way = lock(&self.flights);
-        if under_way.get(&self.key).is_some_and(|flight| flight.number == self.number) {
-            under_way.remove(&self.key);
-        }
+        lock(&self.board).land(&self.key, self.number);
     }
 }
 
 /// One who waits for a flight; the last one to go cancels it.
 struct Waiter<K: Eq + Hash, V> {
-    flights: Arc<Mutex<HashMap<K, Flight<V>>>>,
+    board: Arc<Mutex<FlightBoard<K, V>>>,
     key: K,
     number: u64,
     result: watch::Receiver<Option<V>>,
@@ -153,17 +204,8 @@ struct Waiter<K: Eq + Hash, V> {
 
 impl<K: Eq + Hash, V> Drop for Waiter<K, V> {
     fn drop(&mut self) {
-        let abandoned = {
-            let mut under_way = lock(&self.flights);
-            match under_way.get_mut(&self.key) {
-                Some(flight) if flight.number == self.number => {
-                    flight.waiting -= 1;
-                    if flight.waiting == 0 { under_way.remove(&self.key) } else { None }
-                }
-                _ => None,
-            }
-        };
-        if let Some(task) = abandoned.and_then(|flight| flight.task) {
+        let abandoned = lock(&self.board).leave(&self.key, self.number);
+        if let Some(task) = abandoned {
             task.abort();
         }
     }
@@ -282,5 +324,103 @@ mod tests {
         let flights = Flights::<u8, u32>::default();
         assert_eq!(flights.join(1, || None, || async { panic!("on purpose") }).await, Err(Lost));
         assert_eq!(flights.join(1, || None, || async { 3 }).await, Ok(3));
+    }
+
+    /// The bookkeeping under loom: a leader that is cancelled, a follower that stays, and the work.
+    mod model {
+        use loom::sync::atomic::{AtomicBool, AtomicU64};
+        use loom::sync::{Arc, Mutex};
+        use loom::thread;
+
+        use super::super::*;
+        use std::sync::atomic::Ordering;
+
+        /// What a flight has come to.
+        #[derive(Default)]
+        struct Work {
+            told: AtomicBool,
+            aborted: AtomicBool,
+        }
+
+        struct Sky {
+            board: Mutex<Board<u8, Arc<Work>, Arc<Work>>>,
+            /// The value is there for whoever comes later.
+            landed: AtomicBool,
+            next: AtomicU64,
+            tasks: Mutex<Vec<thread::JoinHandle<()>>>,
+        }
+
+        impl Sky {
+            /// As [`Flights::join`], up to where it waits: `None`: it has the value.
+            fn join(sky: &Arc<Self>) -> Option<(u64, Arc<Work>)> {
+                let mut begins = false;
+                let landed = || sky.landed.load(Ordering::Acquire).then_some(());
+                let begin = || {
+                    begins = true;
+                    (sky.next.fetch_add(1, Ordering::Relaxed), Arc::default())
+                };
+                let joined = sky.board.lock().unwrap().join(1, landed, begin);
+                let Joined::Waits { number, result } = joined else { return None };
+                if begins {
+                    let (own, work) = (Arc::clone(sky), Arc::clone(&result));
+                    let task = thread::spawn(move || {
+                        // An abort takes the task at its next step, and it lands all the same.
+                        if work.aborted.load(Ordering::Acquire) {
+                            return own.board.lock().unwrap().land(&1, number);
+                        }
+                        own.landed.store(true, Ordering::Release);
+                        own.board.lock().unwrap().land(&1, number);
+                        work.told.store(true, Ordering::Release);
+                    });
+                    sky.tasks.lock().unwrap().push(task);
+                    sky.board.lock().unwrap().began(&1, number, Arc::clone(&result));
+                }
+                Some((number, result))
+            }
+
+            fn leave(&self, number: u64) {
+                let abandoned = self.board.lock().unwrap().leave(&1, number);
+                if let Some(work) = abandoned {
+                    work.aborted.store(true, Ordering::Release);
+                }
+            }
+        }
+
+        #[test]
+        fn who_stays_gets_the_result_although_the_leader_is_cancelled() {
+            // All orders would take hours; those with three interruptions at most take seconds.
+            let mut orders = loom::model::Builder::new();
+            orders.preemption_bound = Some(3);
+            orders.check(|| {
+                let sky = Arc::new(Sky {
+                    board: Mutex::new(Board { under_way: HashMap::new() }),
+                    landed: AtomicBool::new(false),
+                    next: AtomicU64::new(0),
+                    tasks: Mutex::new(Vec::new()),
+                });
+                let leader = thread::spawn({
+                    let sky = Arc::clone(&sky);
+                    move || {
+                        if let Some((number, _)) = Sky::join(&sky) {
+                            sky.leave(number);
+                        }
+                    }
+                });
+                let stays = Sky::join(&sky);
+                leader.join().unwrap();
+                // Whoever began a task has listed it by now.
+                let tasks = std::mem::take(&mut *sky.tasks.lock().unwrap());
+                tasks.into_iter().for_each(|task| task.join().unwrap());
+                match stays {
+                    None => assert!(sky.landed.load(Ordering::Acquire)),
+                    Some((number, work)) => {
+                        assert!(!work.aborted.load(Ordering::Acquire), "somebody waits for it");
+                        assert!(work.told.load(Ordering::Acquire));
+                        sky.leave(number);
+                    }
+                }
+                assert!(sky.board.lock().unwrap().under_way.is_empty());
+            });
+        }
     }
 }

@@ -156,10 +156,10 @@ impl Leases {
     pub(crate) fn end_session(&self, session: &str) {
         let ended = {
             let mut state = self.state();
-            let Some(entry) = state.sessions.get_mut(session) else { return };
-            entry.ending = true;
-            let leases = std::mem::take(&mut entry.leases);
-            state.end_all(leases)
+            match state.begin_end(session) {
+                Some(ended) => ended,
+                None => return,
+            }
         };
         self.counters.sessions_ended.add(1);
         if !ended.is_empty() {
@@ -193,30 +193,14 @@ impl Leases {
         self.check_quota(state, terms.holder.as_ref(), &pins)?;
         let since = self.clock.now();
         let expires = match &terms.owner {
-            Owner::Session(session) => {
-                let entry = state.sessions.get_mut(session).filter(|entry| !entry.ending);
-                let Some(entry) = entry else {
-                    return Err(CacheError::UnknownSession { session: session.clone() });
-                };
-                entry.leases.insert(lease.clone());
-                None
-            }
-            Owner::Consumer | Owner::Stream => None,
-            Owner::Nobody => Some(self.clock.now().after(self.time_limit)),
+            Owner::Session(_) | Owner::Consumer | Owner::Stream => None,
+            Owner::Nobody => Some(since.after(self.time_limit)),
         };
-        let Terms { owner, timeframe, ticket, holder } = terms;
-        if let Some(reader) = &timeframe {
-            state.by_timeframe.entry(reader.clone()).or_default().insert(lease.clone());
-        }
-        if let Some(ticket) = &ticket {
-            state.by_ticket.entry(ticket.clone()).or_default().insert(lease.clone());
-        }
-        if let Some(holder) = &holder {
-            state.by_consumer.entry(holder.consumer.clone()).or_default().insert(lease.clone());
-        }
-        let slow = false;
-        let entry = Lease { owner, timeframe, ticket, expires, holder, since, slow, pins };
-        state.leases.insert(lease.clone(), entry);
+        let (Terms { owner, timeframe, ticket, holder }, slow) = (terms, false);
+        state.insert(
+            &lease,
+            Lease { owner, timeframe, ticket, expires, holder, since, slow, pins },
+        )?;
         Ok(lease)
     }
 
@@ -387,6 +371,22 @@ impl Leases {
         sessions
     }
 
+    /// What each lease holds, and who holds it, as far as that has a name.
+    pub(crate) fn holders(&self) -> Vec<(Option<String>, Vec<Arc<PinSet>>)> {
+        let state = self.state();
+        let held = state.leases.values().filter(|lease| !lease.pins.is_empty());
+        held.map(|lease| {
+            let attached = match &lease.owner {
+                Owner::Session(session) => state.sessions.get(session),
+                _ => None,
+            };
+            let holder = lease.holder.as_ref().map(|holder| &holder.consumer);
+            let name = holder.or_else(|| attached.map(|session| &session.info.consumer));
+            (name.cloned(), lease.pins.clone())
+        })
+        .collect()
+    }
+
     /// How many sessions and leases there are.
     pub(super) fn counts(&self) -> (usize, usize) {
         let state = self.state();
@@ -453,6 +453,41 @@ impl State {
         leases.filter_map(|lease| self.leases.get(lease))
     }
 
+    /// From now on nothing more is held for a session. What it held is returned, once: `None` if
+    /// there is no such session, or it ends already.
+    #[must_use]
+    fn begin_end(&mut self, session: &str) -> Option<Vec<Lease>> {
+        let entry = self.sessions.get_mut(session).filter(|entry| !entry.ending)?;
+        entry.ending = true;
+        let leases = std::mem::take(&mut entry.leases);
+        Some(self.end_all(leases))
+    }
+
+    /// Opens a lease.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSession`] if its session is not there, or ends.
+    fn insert(&mut self, id: &LeaseId, lease: Lease) -> Result<(), CacheError> {
+        if let Owner::Session(session) = &lease.owner {
+            let entry = self.sessions.get_mut(session).filter(|entry| !entry.ending);
+            let Some(entry) = entry else {
+                return Err(CacheError::UnknownSession { session: session.clone() });
+            };
+            entry.leases.insert(id.clone());
+        }
+        if let Some(reader) = &lease.timeframe {
+            self.by_timeframe.entry(reader.clone()).or_default().insert(id.clone());
+        }
+        if let Some(ticket) = &lease.ticket {
+            self.by_ticket.entry(ticket.clone()).or_default().insert(id.clone());
+        }
+        if let Some(holder) = &lease.holder {
+            self.by_consumer.entry(holder.consumer.clone()).or_default().insert(id.clone());
+        }
+        self.leases.insert(id.clone(), lease);
+        Ok(())
+    }
+
     /// The one way in which leases end. Their pins are returned, to be dropped outside of the lock.
     #[must_use]
     fn end_all(&mut self, leases: impl IntoIterator<Item = LeaseId>) -> Vec<Lease> {
@@ -494,5 +529,67 @@ fn forget<K: Eq + std::hash::Hash>(
         if leases.is_empty() {
             index.remove(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use loom::sync::{Arc, Mutex};
+    use loom::thread;
+
+    use super::*;
+
+    fn lease() -> Lease {
+        Lease {
+            owner: Owner::Session("s".to_owned()),
+            timeframe: Some((1, "x".to_owned())),
+            ticket: Some(vec![1]),
+            expires: None,
+            holder: Some(Holder { consumer: "x".to_owned(), timeframe: Some(1) }),
+            since: Moment::default(),
+            slow: false,
+            pins: Vec::new(),
+        }
+    }
+
+    fn with_a_session() -> State {
+        let info = SessionStatus {
+            session: "s".to_owned(),
+            consumer: "x".to_owned(),
+            pid: 1,
+            uid: 1,
+            pinned_bytes: 0,
+        };
+        let session = Session { info, leases: HashSet::new(), ending: false };
+        let sessions = HashMap::from([("s".to_owned(), session)]);
+        State { sessions, ..State::default() }
+    }
+
+    /// The steps are those of [`Leases`]; only the lock around the state is another.
+    #[test]
+    fn a_lease_ends_once_whoever_comes_first_and_none_outlives_its_session() {
+        loom::model(|| {
+            let state = Arc::new(Mutex::new(with_a_session()));
+            let first = LeaseId::from("first");
+            state.lock().unwrap().insert(&first, lease()).unwrap();
+            let released = thread::spawn({
+                let (state, first) = (Arc::clone(&state), first.clone());
+                move || state.lock().unwrap().end_all([first]).len()
+            });
+            // One more table for the session, while its process dies.
+            let opened = thread::spawn({
+                let state = Arc::clone(&state);
+                move || state.lock().unwrap().insert(&LeaseId::from("second"), lease()).is_ok()
+            });
+            let hung_up = state.lock().unwrap().begin_end("s");
+            let hung_up = hung_up.expect("only one ends it").len();
+            state.lock().unwrap().sessions.remove("s");
+            let ended = hung_up + released.join().unwrap();
+            let opened = usize::from(opened.join().unwrap());
+            assert_eq!(ended, 1 + opened, "each that was opened ended, and once");
+            let state = state.lock().unwrap();
+            assert!(state.leases.is_empty() && state.by_timeframe.is_empty());
+            assert!(state.by_ticket.is_empty() && state.by_consumer.is_empty());
+        });
     }
 }

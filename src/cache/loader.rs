@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use futures::StreamExt;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::error::CacheError;
 use super::flight::{Flights, Lost};
@@ -327,13 +328,16 @@ impl Load {
             written: 0,
             failure: None,
         };
-        let fetched = match self.source.fetch(version, &mut body).await {
+        let asked = Instant::now();
+        let span = tracing::info_span!("load", path = %version.path, id = %version.id);
+        let fetched = match self.source.fetch(version, &mut body).instrument(span).await {
             Ok(()) => body.finish(version, self.source.url()).await,
             Err(error) => Err(body.failure.take().unwrap_or(LoadFailure::Source(error))),
         };
         match fetched {
             Ok(reservation) => {
                 let block = reservation.publish(version.id);
+                self.counters.timings.load.observe(asked.elapsed());
                 self.counters.loads.add(1);
                 self.counters.loaded_bytes.add(block.size_bytes());
                 Ok(self.residency.admit(&version.path, version.md5, block))

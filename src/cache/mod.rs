@@ -139,8 +139,11 @@ mod keep;
 mod lease;
 mod loader;
 mod object;
+mod picture;
+mod pins;
 mod plan;
 mod progress;
+mod record;
 mod register;
 mod residency;
 mod resident;
@@ -165,7 +168,12 @@ pub use hand::InHand;
 pub use keep::{Heritage, Keeper};
 pub use lease::LeaseId;
 pub use object::{Effective, Held, Versions};
+pub use picture::{
+    PathPicture, Picture, Piece, SegmentPicture, SessionPicture, SourcePicture, SpanPicture,
+    SpanState,
+};
 pub use progress::Progress;
+pub use record::TARGET as TABLE_LOG;
 pub use resident::{Pin, PinSet};
 pub use slow::{ConsumerLimits, SlowConsumer};
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument as _;
 
 use super::Cache;
 use super::answer::by_deadline;
@@ -101,6 +102,7 @@ impl Cache {
             self.wait_for_a_place(&versions).await;
             timeframes.register(registration)
         };
+        let placed = placed.instrument(tracing::info_span!("register", timeframe));
         match timeout_at(deadline, placed).await {
             Ok(registered) => registered,
             Err(_) => {
@@ -145,6 +147,7 @@ impl Cache {
         let cache = self.clone();
         let load = async move {
             let mut load = timeframe.load();
+            let began = Instant::now();
             let loaded = async {
                 let mut pause = FIRST_PAUSE;
                 while let Err(error) =
@@ -159,6 +162,7 @@ impl Cache {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
+                cache.0.counters.timings.timeframe_load.observe(began.elapsed());
             };
             tokio::select! {
                 () = loaded => {}

@@ -358,6 +358,28 @@ impl Residency {
             .collect()
     }
 
+    /// Looks at every resident object, a shard at a time and without keeping any: what is being
+    /// looked at while `look` runs holds up a 64th of the objects.
+    pub(crate) fn look_at_each(&self, mut look: impl FnMut(&Arc<Resident>)) {
+        for shard in &self.map.shards {
+            let mut last = Vec::new();
+            for place in lock(shard).values() {
+                if let Some(resident) = place.resident.upgrade() {
+                    look(&resident);
+                    last.push(resident);
+                }
+            }
+            // Outside of the lock: one of these may be the last reference meanwhile.
+            drop(last);
+        }
+    }
+
+    /// Whether the object is resident, and how many pins keep it. No touch.
+    pub(crate) fn pins_of(&self, id: ObjectId) -> Option<u32> {
+        let resident = self.map.shard(id).get(&id)?.resident.upgrade();
+        resident.map(|resident| resident.pins())
+    }
+
     /// What is wrong with the bytes that are counted for `residents`, if anything: the name of each
     /// sum, and a sentence.
     pub(super) fn faults_of_sums(

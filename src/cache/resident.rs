@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use super::keep::Entry;
+use super::pins;
 use super::residency::Residency;
 use crate::object::{Md5Sum, ObjectId, ObjectPath};
 use crate::shm::{Block, MetaHeader};
@@ -82,11 +83,11 @@ pub struct Pin(Arc<Resident>);
 
 impl Pin {
     pub(super) fn new(resident: Arc<Resident>) -> Self {
-        if resident.pins.fetch_add(1, Ordering::AcqRel) == 0
-            && let Some(home) = resident.farewell.home.upgrade()
-        {
-            home.count_pinned(resident.block.charged_bytes());
-        }
+        pins::pin(&resident.pins, || {
+            if let Some(home) = resident.farewell.home.upgrade() {
+                home.count_pinned(resident.block.charged_bytes());
+            }
+        });
         Self(resident)
     }
 
@@ -129,11 +130,11 @@ impl Clone for Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        if self.0.pins.fetch_sub(1, Ordering::AcqRel) == 1
-            && let Some(home) = self.0.farewell.home.upgrade()
-        {
-            home.last_pin_gone(&self.0);
-        }
+        pins::unpin(&self.0.pins, || {
+            if let Some(home) = self.0.farewell.home.upgrade() {
+                home.last_pin_gone(&self.0);
+            }
+        });
     }
 }
 

@@ -400,6 +400,13 @@ impl Timeframes {
         self.state().in_flight.values().map(Arc::clone).collect()
     }
 
+    /// The `limit` with the highest ids.
+    pub(crate) fn latest(&self, limit: usize) -> Vec<Arc<Timeframe>> {
+        let state = self.state();
+        let latest = state.in_flight.values().rev().take(limit);
+        latest.map(Arc::clone).collect()
+    }
+
     /// How many are in flight.
     pub(crate) fn len(&self) -> usize {
         self.state().in_flight.len()

@@ -1,35 +1,43 @@
-//! What operators look at: `/metrics` (Prometheus), `/healthz` (it lives), `/readyz` (it serves).
+//! What operators look at: the status page, `/metrics` (Prometheus), `/healthz` (it lives), `/readyz`
+//! (it serves).
 //!
 //! Plain HTTP/1.1, read only, and told apart from the Flight port so that it can be opened to
 //! others than the consumers.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
+    RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::metrics;
+use super::page::{self, Live};
 use crate::cache::Cache;
-use crate::table::SourceState;
 
 /// How many connections are served at a time; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to send its request's head, or leave a connection idle.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// How long a connection may last, whatever is done on it: who stopped to read goes too.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(900);
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Whether the service takes requests.
 #[derive(Debug, Clone, Default)]
@@ -52,9 +60,8 @@ pub(super) async fn serve(
     readiness: Readiness,
     stop: CancellationToken,
 ) {
-    let mut registry = Registry::with_prefix("iovcache");
-    registry.register_collector(Box::new(Figures(cache)));
-    let page = Arc::new(Page { registry, readiness });
+    let live = Live::new(cache.clone());
+    let site = Arc::new(Site { registry: metrics::registry(cache), readiness, live });
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = async {
@@ -73,12 +80,12 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let (page, stop) = (Arc::clone(&page), stop.clone());
+        let (site, stop) = (Arc::clone(&site), stop.clone());
         tokio::spawn(async move {
             let _place = place;
             let answer = service_fn(move |request| {
-                let page = Arc::clone(&page);
-                async move { Ok::<_, std::convert::Infallible>(page.answer(&request)) }
+                let site = Arc::clone(&site);
+                async move { Ok::<_, Infallible>(site.answer(&request)) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -86,104 +93,87 @@ pub(super) async fn serve(
                 .serve_connection(TokioIo::new(stream), answer);
             tokio::select! {
                 // A client that breaks off is its own affair.
-                _ = connection => {}
+                _ = tokio::time::timeout(CONNECTION_LIMIT, connection) => {}
                 () = stop.cancelled() => {}
             }
         });
     }
 }
 
-struct Page {
+struct Site {
     registry: Registry,
     readiness: Readiness,
+    live: Arc<Live>,
 }
 
-impl Page {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        const PLAIN: &str = "text/plain; charset=utf-8";
+impl Site {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        let (status, kind, body) = match request.uri().path() {
-            _ if !matches!(*request.method(), Method::GET | Method::HEAD) => {
-                (StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET and HEAD\n".to_owned())
-            }
-            "/healthz" => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
-            "/readyz" if self.readiness.get() => (StatusCode::OK, PLAIN, "ready\n".to_owned()),
-            "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, "not ready\n".to_owned()),
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+            response.headers_mut().insert(ALLOW, const { HeaderValue::from_static("GET, HEAD") });
+            return response;
+        }
+        match request.uri().path() {
+            "/" => document(),
+            "/events" => self.events(),
+            "/healthz" => plain(StatusCode::OK, "ok\n"),
+            "/readyz" if self.readiness.get() => plain(StatusCode::OK, "ready\n"),
+            "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
             "/metrics" => {
                 let mut body = String::new();
                 match text::encode(&mut body, &self.registry) {
-                    Ok(()) => (StatusCode::OK, METRICS, body),
+                    Ok(()) => whole(StatusCode::OK, METRICS, body),
                     Err(fmt::Error) => {
-                        let body = "the metrics could not be written\n".to_owned();
-                        (StatusCode::INTERNAL_SERVER_ERROR, PLAIN, body)
+                        let text = "the metrics could not be written\n";
+                        plain(StatusCode::INTERNAL_SERVER_ERROR, text)
                     }
                 }
             }
             _ => {
-                let body = "there are /metrics, /healthz and /readyz\n".to_owned();
-                (StatusCode::NOT_FOUND, PLAIN, body)
+                let text = "there are /, /events, /metrics, /healthz and /readyz\n";
+                plain(StatusCode::NOT_FOUND, text)
             }
-        };
-        let mut response = Response::builder()
-            .status(status)
-            .header(CONTENT_TYPE, kind)
-            .header(CACHE_CONTROL, "no-store");
-        if status == StatusCode::METHOD_NOT_ALLOWED {
-            response = response.header(ALLOW, "GET, HEAD");
         }
-        response.body(Full::from(body)).unwrap_or_default()
+    }
+
+    fn events(&self) -> Response<Body> {
+        let Some(stream) = Arc::clone(&self.live).listen() else {
+            let text = "too many listen already\n";
+            let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, text);
+            response.headers_mut().insert(RETRY_AFTER, const { HeaderValue::from_static("10") });
+            return response;
+        };
+        let body = StreamBody::new(stream).boxed_unsync();
+        response(StatusCode::OK, "text/event-stream", body)
     }
 }
 
-/// All figures of a cache, read when they are asked for.
-#[derive(Debug)]
-struct Figures(Cache);
-
-impl Collector for Figures {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        for (name, help, value) in self.0.counters().all() {
-            let counter = ConstCounter::new(value);
-            let unit = name.ends_with("_bytes").then_some(&Unit::Bytes);
-            let name = name.trim_end_matches("_bytes");
-            let place = encoder.encode_descriptor(name, help, unit, counter.metric_type())?;
-            counter.encode(place)?;
-        }
-        let status = self.0.status();
-        let memory = &status.memory;
-        let gauges = [
-            ("memory_total", "Memory that the cache may use.", memory.total_bytes),
-            ("memory_used", "Memory that objects take, pinned or not.", memory.used_bytes),
-            ("memory_pinned", "Memory that pinned objects take.", memory.pinned_bytes),
-            ("memory_free", "Memory that no object takes.", memory.free_bytes),
-            (
-                "memory_largest_free",
-                "The largest object that fits without throwing another out.",
-                memory.largest_free_bytes,
-            ),
-        ];
-        let figure = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        for (name, help, value) in gauges {
-            let gauge = ConstGauge::new(figure(value));
-            let place =
-                encoder.encode_descriptor(name, help, Some(&Unit::Bytes), gauge.metric_type())?;
-            gauge.encode(place)?;
-        }
-        let gauges = [
-            ("objects", "Objects in shared memory.", status.objects),
-            ("timeframes", "Timeframes in flight.", status.timeframes.len() as u64),
-            ("sessions", "Processes that are attached.", status.sessions.len() as u64),
-            (
-                "sources_up",
-                "Sources that answer.",
-                status.sources.iter().filter(|source| source.state == SourceState::Up).count()
-                    as u64,
-            ),
-        ];
-        for (name, help, value) in gauges {
-            let gauge = ConstGauge::new(figure(value));
-            let place = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
-            gauge.encode(place)?;
-        }
-        Ok(())
+fn document() -> Response<Body> {
+    let (page, policy) = page::document();
+    let mut response = whole(StatusCode::OK, "text/html; charset=utf-8", page);
+    if let Ok(policy) = HeaderValue::try_from(policy) {
+        response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
     }
+    let referrer = const { HeaderValue::from_static("no-referrer") };
+    response.headers_mut().insert(REFERRER_POLICY, referrer);
+    response
+}
+
+fn plain(status: StatusCode, text: &str) -> Response<Body> {
+    whole(status, "text/plain; charset=utf-8", text.to_owned())
+}
+
+fn whole(status: StatusCode, kind: &'static str, body: String) -> Response<Body> {
+    response(status, kind, Full::from(body).boxed_unsync())
+}
+
+fn response(status: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, const { HeaderValue::from_static("no-store") });
+    headers.insert(X_CONTENT_TYPE_OPTIONS, const { HeaderValue::from_static("nosniff") });
+    response
 }

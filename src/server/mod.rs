@@ -7,7 +7,7 @@
 //!                                │          └─▶ action   consumed, release, status …
 //!                                ├─▶ health, reflection
 //!  attach.sock ──────────────────┴─▶ Cache::serve_attach_through
-//!  HTTP ─────────▶ /metrics /healthz /readyz
+//!  HTTP ─────────▶ page, /metrics /healthz /readyz
 //!  CCDB ─────────▶ ccdb     plain HTTP for clients of a CCDB
 //!
 //!  stop: not ready any more ─▶ accept nothing ─▶ drain ─▶ end sessions ─▶ drop segments
@@ -27,6 +27,8 @@ mod http;
 mod intake;
 mod limits;
 mod listen;
+mod metrics;
+mod page;
 mod put;
 mod status;
 mod ticket;

@@ -162,8 +162,8 @@ impl Coded for CopyError {
         match self {
             Self::Source(error) => error.code(),
             Self::Destination(error) => error.code(),
-            Self::OnlyByTime { .. } => Code(3030),
-            Self::Io { .. } => Code(3031),
+            Self::OnlyByTime { .. } => Code(3040),
+            Self::Io { .. } => Code(3041),
         }
     }
 }

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::telemetry::Timing;
 
 const URL: &str = "memory:";
 
@@ -95,6 +96,7 @@ impl Source for MemorySource {
             state: SourceState::Up,
             requests: self.requests.load(Ordering::Relaxed),
             failures: 0,
+            latency: Timing::default(),
         }]
     }
 

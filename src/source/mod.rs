@@ -30,6 +30,7 @@ use async_trait::async_trait;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::telemetry::Timing;
 
 pub use body::VecBody;
 pub use chain::{ChainSource, Link, Remap};
@@ -145,6 +146,9 @@ pub struct SourceHealth {
     pub requests: u64,
     /// What of that failed.
     pub failures: u64,
+    /// How long its answers took: of a CCDB to the first byte, of a repository in full. Nothing where
+    /// they come from memory.
+    pub latency: Timing,
 }
 
 /// Where the bytes of an object go: a block in shared memory, or a buffer in a test.

@@ -30,3 +30,26 @@ mod stopping;
 fn the_process_of_a_consumer() {
     consumer::child::run();
 }
+
+/// The page that says which test proves what names tests that there are, for every row.
+#[test]
+fn the_page_of_faults_names_tests_that_exist() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/faults.md")).unwrap();
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert_eq!(rows.len(), 32);
+    for (number, row) in rows.iter().enumerate() {
+        assert!(row.starts_with(&format!("| {} |", number + 1)), "{row}");
+        let named: Vec<(&str, &str)> =
+            row.split('`').filter_map(|word| word.split_once("::")).collect();
+        assert!(!named.is_empty(), "{row}");
+        for (file, name) in named {
+            let beside = ["src/", "python/"].iter().any(|folder| file.starts_with(folder));
+            let path = if beside { root.join(file) } else { root.join("tests").join(file) };
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let there =
+                text.contains(&format!("fn {name}(")) || text.contains(&format!("def {name}("));
+            assert!(there, "row {}: {file} has no test {name}", number + 1);
+        }
+    }
+}

@@ -2,14 +2,13 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use iovcache::client::{Client, ClientOptions, TlsFiles};
 use iovcache::error::{Coded, ErrorKind};
-use iovcache::server::LogFormat;
 use iovcache::{Clock, Secret, Timestamp};
 
 /// Why a command failed: one line for a person, a status for a program.
@@ -154,18 +153,6 @@ pub(crate) fn out(text: &[u8]) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
-}
-
-/// Logs to stderr what `filter` lets through.
-pub(crate) fn log_to_stderr(filter: &str, format: LogFormat) -> Result<(), Failure> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .map_err(|error| Failure::usage(format!("--log {filter:?}: {error}")))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    match format {
-        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
-    Ok(())
 }
 
 /// Bytes as a person reads them.

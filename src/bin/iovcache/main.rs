@@ -10,6 +10,7 @@ mod config;
 mod copy;
 mod demo;
 mod import;
+mod log;
 mod ls;
 mod papers;
 mod picture;
@@ -92,11 +93,11 @@ pub(crate) fn program() -> clap::Command {
 fn main() -> ExitCode {
     let matches = program().get_matches();
     let program = Program::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    let Program { log, command } = program;
+    let Program { log: to_log, command } = program;
     // A service logs as its configuration says, which is yet to be read.
     let begun = match command {
         Command::Serve(_) => Ok(()),
-        _ => common::log_to_stderr(&log.filter(), log.format()),
+        _ => log::begin(&to_log.filter(), to_log.format()),
     };
     if let Err(failure) = begun {
         return failure.tell();
@@ -114,7 +115,9 @@ fn main() -> ExitCode {
     };
     let done = runtime.block_on(async {
         match command {
-            Command::Serve(arguments) => serve::run(&Given::new(&arguments, &log, matches)?).await,
+            Command::Serve(arguments) => {
+                serve::run(&Given::new(&arguments, &to_log, matches)?).await
+            }
             Command::Put(arguments) => put::run(arguments).await,
             Command::Import(arguments) => import::run(arguments).await,
             Command::Copy(arguments) => copy::run(*arguments).await,
@@ -127,11 +130,12 @@ fn main() -> ExitCode {
             Command::Bench(arguments) => bench::run(*arguments).await,
             Command::Verify(arguments) => verify::run(&arguments),
             Command::Token(arguments) => token::run(&arguments),
-            Command::Config(arguments) => config::run(arguments, &log, matches),
+            Command::Config(arguments) => config::run(arguments, &to_log, matches),
             Command::Completions(arguments) => papers::completions(&arguments),
             Command::Man => papers::man(),
         }
     });
+    log::end();
     // A blocking read of a dead disk must not keep the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match done {

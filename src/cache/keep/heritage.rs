@@ -56,9 +56,10 @@ impl Heritage {
 
     /// The objects that may be there.
     pub(in crate::cache) fn relics(self, keeper: Option<Arc<dyn Keeper>>) -> Relics {
-        let mut segments: HashMap<(u64, u16), Arc<Mappings>> = HashMap::new();
+        // Each with its place in `by_segment`.
+        let mut segments: HashMap<(u64, u16), (Arc<Mappings>, usize)> = HashMap::new();
         let mut names = self.names;
-        let mut by_segment = Vec::new();
+        let mut by_segment: Vec<(String, Vec<Arc<Relic>>)> = Vec::new();
         for (&(epoch, id), (name, file)) in &self.segments {
             let size = rustix::fs::fstat(file).map_or(0, |facts| facts.st_size);
             let size = u64::try_from(size).unwrap_or(0);
@@ -67,7 +68,7 @@ impl Heritage {
                 Mappings::default().with(Kind::Segment, id, size, Epoch(epoch), file.as_fd());
             match mapped {
                 Ok(mapped) => {
-                    segments.insert((epoch, id), Arc::new(mapped));
+                    segments.insert((epoch, id), (Arc::new(mapped), by_segment.len()));
                     by_segment.push((name.clone(), Vec::new()));
                 }
                 Err(error) => {
@@ -84,11 +85,9 @@ impl Heritage {
             });
             for record in records {
                 let place = (*epoch, record.header.segment_id);
-                let Some(mapped) = segments.get(&place) else { continue };
-                let name = super::segment_name(Epoch(*epoch), record.header.segment_id);
+                let Some((mapped, place)) = segments.get(&place) else { continue };
                 let relic = Arc::new(Relic { mapped: Arc::clone(mapped), record });
-                let objects = by_segment.iter_mut().find(|(other, _)| *other == name);
-                objects.into_iter().for_each(|(_, all)| all.push(Arc::clone(&relic)));
+                by_segment[*place].1.push(Arc::clone(&relic));
                 by_id.insert(relic.record.id, relic);
             }
         }
@@ -189,9 +188,11 @@ impl Relics {
         loop {
             let Some((name, relics)) = self.left().by_segment.pop() else { break };
             for relic in relics {
+                if !going_on {
+                    break;
+                }
                 // One that a request has brought in meanwhile is admitted to no harm, and gone.
                 match relic.copy(|bytes| pool.reserve(bytes)) {
-                    _ if !going_on => {}
                     Ok(reservation) => going_on = admit(&relic.record, reservation),
                     Err(Refusal::Pool(_)) => going_on = false,
                     Err(Refusal::Damaged(reason)) => {

@@ -39,12 +39,14 @@ impl Front {
     }
 
     pub(super) async fn answer(&self, request: &Request) -> Reply {
+        let began = std::time::Instant::now();
         let reply = match self.try_answer(request).await {
             Ok(reply) => reply,
             Err(error) => page::error(&error),
         };
         let counters = self.cache.counters();
         counters.ccdb_requests.add(1);
+        counters.timings.ccdb_request.observe(began.elapsed());
         if reply.status >= 400 && reply.status != 404 {
             counters.ccdb_errors.add(1);
         }

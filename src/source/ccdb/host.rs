@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::address::Address;
 use super::options::CcdbOptions;
 use crate::source::{SourceHealth, SourceState};
+use crate::telemetry::Histogram;
 
 /// A server with its breaker, its bulkheads and its counters.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub(super) struct Host {
     breaker: Mutex<Breaker>,
     requests: AtomicU64,
     failures: AtomicU64,
+    latency: Histogram,
 }
 
 impl Host {
@@ -38,6 +40,7 @@ impl Host {
             }),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            latency: Histogram::default(),
         }
     }
 
@@ -48,6 +51,11 @@ impl Host {
 
     pub(super) fn count_request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It answered, and so long it took.
+    pub(super) fn count_answer(&self, took: Duration) {
+        self.latency.observe(took);
     }
 
     /// A request that did not give what was asked for, whatever the reason.
@@ -72,6 +80,7 @@ impl Host {
             state,
             requests: self.requests.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
+            latency: self.latency.timing(),
         }
     }
 

@@ -202,7 +202,8 @@ impl Transport {
             request = request.basic_auth(user, password.as_ref());
         }
         let first_byte = Duration::from_millis(self.options.first_byte_millis);
-        let until = deadline.min(Instant::now() + first_byte);
+        let asked = Instant::now();
+        let until = deadline.min(asked + first_byte);
         let response = match timeout_at(until, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
@@ -222,6 +223,7 @@ impl Transport {
             }
         };
         host.connected();
+        host.count_answer(asked.elapsed());
         let status = response.status();
         let reason = || format!("status {} from {label}", status.as_u16());
         match status.as_u16() {

@@ -39,6 +39,7 @@ use super::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, Sou
 use crate::error::Coded as _;
 use crate::interval::Timestamp;
 use crate::object::{ObjectInfo, ObjectPath, Query};
+use crate::telemetry::Timing;
 
 pub(crate) use self::file::Record;
 pub(super) use self::file::open_regular;
@@ -202,6 +203,7 @@ impl Source for DiskSource {
             state: SourceState::Up,
             requests: self.requests.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed) + self.bodies.failures(),
+            latency: Timing::default(),
         });
         all
     }

@@ -25,6 +25,7 @@ use crate::source::{
     Body, BodyError, Knowledge, PathSummary, Problem, Source, SourceError, SourceHealth,
     SourceState, in_place, write_all,
 };
+use crate::telemetry::Histogram;
 
 /// The listings of so many paths are kept.
 const MAX_PATHS: u64 = 10_000;
@@ -61,6 +62,7 @@ pub struct RepositorySource {
     options: RepositoryOptions,
     listings: moka::sync::Cache<ObjectPath, Arc<Mutex<Listing>>>,
     requests: AtomicU64,
+    latency: Histogram,
     failures: AtomicU64,
     down: AtomicBool,
 }
@@ -128,6 +130,7 @@ impl RepositorySource {
             options,
             listings: moka::sync::Cache::new(MAX_PATHS),
             requests: AtomicU64::new(0),
+            latency: Histogram::default(),
             failures: AtomicU64::new(0),
             down: AtomicBool::new(false),
         }
@@ -327,7 +330,9 @@ impl RepositorySource {
         let reuse = self.options.refresh / 5;
         if locked.read_at.is_none_or(|at| at.elapsed() >= reuse) {
             let began = Instant::now();
-            self.note(self.read(path, &mut locked).await)?;
+            let read = self.read(path, &mut locked).await;
+            self.latency.observe(began.elapsed());
+            self.note(read)?;
             locked.read_at = Some(began);
         }
         drop(locked);
@@ -478,7 +483,10 @@ impl Source for RepositorySource {
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
-        self.note(self.try_fetch(version, body).await)
+        let began = Instant::now();
+        let fetched = self.try_fetch(version, body).await;
+        self.latency.observe(began.elapsed());
+        self.note(fetched)
     }
 
     fn health(&self) -> Vec<SourceHealth> {
@@ -490,6 +498,7 @@ impl Source for RepositorySource {
             },
             requests: self.requests.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
+            latency: self.latency.timing(),
         }]
     }
 

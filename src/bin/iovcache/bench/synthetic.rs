@@ -115,7 +115,13 @@ impl Source for Synthetic {
 
     fn health(&self) -> Vec<SourceHealth> {
         let requests = self.requests.load(Ordering::Relaxed);
-        vec![SourceHealth { url: URL.to_owned(), state: SourceState::Up, requests, failures: 0 }]
+        vec![SourceHealth {
+            url: URL.to_owned(),
+            state: SourceState::Up,
+            requests,
+            failures: 0,
+            latency: Default::default(),
+        }]
     }
 
     async fn paths(&self, _prefix: &str) -> Result<Vec<PathSummary>, SourceError> {

@@ -21,12 +21,12 @@ use serde_json::json;
 pub(crate) use self::arguments::{Arguments, LogArguments};
 use self::signals::Signals;
 use self::systemd::{notify, say_that_it_lives};
-use crate::common::{self, Failure};
+use crate::common::Failure;
 use crate::settings::Given;
 
 pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     let config = given.settings()?.config;
-    common::log_to_stderr(&config.log, config.log_format)?;
+    crate::log::begin(&config.log, config.log_format)?;
     // Before anything is bound or loaded: who may not serve so is told at once.
     let options = assemble::serve_options(&config)?;
     open_many_files();

@@ -1,0 +1,145 @@
+//! Every figure of a cache as Prometheus reads it, with a help text each.
+//!
+//! Labels are bounded: the only one is `source`, of which there are as many as are configured, and
+//! no more than [`MAX_SOURCES`].
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::cache::Cache;
+use crate::source::SourceHealth;
+use crate::table::SourceState;
+use crate::telemetry::{Histogram, Timing};
+
+/// How many sources have figures of their own.
+const MAX_SOURCES: usize = 64;
+
+/// Everything that a cache tells.
+pub(super) fn registry(cache: Cache) -> Registry {
+    let mut registry = Registry::with_prefix("iovcache");
+    registry.register_collector(Box::new(Figures(cache)));
+    registry
+}
+
+/// All figures of a cache, read when they are asked for.
+#[derive(Debug)]
+struct Figures(Cache);
+
+impl Collector for Figures {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for (name, help, value) in self.0.counters().all() {
+            let counter = ConstCounter::new(value);
+            let unit = name.ends_with("_bytes").then_some(&Unit::Bytes);
+            let name = name.trim_end_matches("_bytes");
+            let place = encoder.encode_descriptor(name, help, unit, counter.metric_type())?;
+            counter.encode(place)?;
+        }
+        let status = self.0.status();
+        let memory = &status.memory;
+        let gauges = [
+            ("memory_total", "Memory that the cache may use.", memory.total_bytes),
+            ("memory_used", "Memory that objects take, pinned or not.", memory.used_bytes),
+            ("memory_pinned", "Memory that pinned objects take.", memory.pinned_bytes),
+            ("memory_free", "Memory that no object takes.", memory.free_bytes),
+            (
+                "memory_largest_free",
+                "The largest object that fits without throwing another out.",
+                memory.largest_free_bytes,
+            ),
+        ];
+        let figure = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(figure(value));
+            let place =
+                encoder.encode_descriptor(name, help, Some(&Unit::Bytes), gauge.metric_type())?;
+            gauge.encode(place)?;
+        }
+        let gauges = [
+            ("objects", "Objects in shared memory.", status.objects),
+            ("timeframes", "Timeframes in flight.", status.timeframes.len() as u64),
+            ("sessions", "Processes that are attached.", status.sessions.len() as u64),
+            (
+                "sources_up",
+                "Sources that answer.",
+                status.sources.iter().filter(|source| source.state == SourceState::Up).count()
+                    as u64,
+            ),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(figure(value));
+            let place = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(place)?;
+        }
+        for (name, help, timing) in self.0.counters().timings.all() {
+            let unit = Some(&Unit::Seconds);
+            let place = encoder.encode_descriptor(name, help, unit, MetricType::Histogram)?;
+            encode_timing(&timing, place)?;
+        }
+        encode_sources(&by_url(self.0.sources()), &mut encoder)
+    }
+}
+
+/// Each URL once, though a source may be named several times for several paths.
+fn by_url(sources: Vec<SourceHealth>) -> Vec<SourceHealth> {
+    let mut merged: Vec<SourceHealth> = Vec::new();
+    for source in sources {
+        let Some(known) = merged.iter_mut().find(|known| known.url == source.url) else {
+            if merged.len() < MAX_SOURCES {
+                merged.push(source);
+            }
+            continue;
+        };
+        known.requests += source.requests;
+        known.failures += source.failures;
+        if source.state == crate::source::SourceState::Down {
+            known.state = source.state;
+        }
+        known.latency.sum += source.latency.sum;
+        let counts = known.latency.counts.iter_mut().zip(&source.latency.counts);
+        counts.for_each(|(known, more)| *known += more);
+    }
+    merged
+}
+
+fn encode_timing(timing: &Timing, mut place: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+    let bounds = Histogram::BOUNDS_MICROS.iter().map(|micros| *micros as f64 / 1e6);
+    let buckets: Vec<(f64, u64)> =
+        bounds.chain([f64::MAX]).zip(timing.counts.iter().copied()).collect();
+    let count = timing.counts.iter().sum();
+    place.encode_histogram::<NoLabelSet>(timing.sum.as_secs_f64(), count, &buckets, None)
+}
+
+fn encode_sources(
+    sources: &[SourceHealth],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> Result<(), fmt::Error> {
+    let requests = ("source_requests", "Requests to the source.");
+    let failures = ("source_failures", "Requests to the source that failed.");
+    for (name, help) in [requests, failures] {
+        let mut all = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for source in sources {
+            let value = if name == failures.0 { source.failures } else { source.requests };
+            let labels = [("source", source.url.as_str())];
+            ConstCounter::new(value).encode(all.encode_family(&labels)?)?;
+        }
+    }
+    let help = "Whether the source answers: 1 or 0.";
+    let mut all = encoder.encode_descriptor("source_up", help, None, MetricType::Gauge)?;
+    for source in sources {
+        let up = i64::from(source.state == crate::source::SourceState::Up);
+        ConstGauge::new(up).encode(all.encode_family(&[("source", source.url.as_str())])?)?;
+    }
+    let help = "How long the answers of the source took.";
+    let (name, unit) = ("source_latency", Some(&Unit::Seconds));
+    let mut all = encoder.encode_descriptor(name, help, unit, MetricType::Histogram)?;
+    for source in sources.iter().filter(|source| !source.latency.counts.is_empty()) {
+        encode_timing(&source.latency, all.encode_family(&[("source", source.url.as_str())])?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! What `/events` tells: one picture a second, drawn once for all who listen.
+//!
+//! ```text
+//!  listener ─┐              younger than a second: the same again
+//!  listener ─┼─▶ Live::frame ─┤
+//!  listener ─┘              older: one of them draws, the others wait for it
+//! ```
+//!
+//! Where nobody listens nothing is drawn. Who reads slowly gets fewer pictures, not older ones: each
+//! is made when there is room for it.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::Stream;
+use hyper::body::{Bytes, Frame};
+use serde::Serialize;
+use tokio::sync::{Mutex, Semaphore};
+
+use crate::cache::{Cache, Picture};
+
+/// How many may listen at a time.
+const MAX_LISTENERS: usize = 16;
+/// From one picture to the next.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Pictures take at most this part of one core's time, however many objects there are.
+const MOST_WORK: u32 = 20;
+/// How many samples of the counters are kept for those who come later: five minutes of them.
+const HISTORY: usize = 300;
+/// After so long a listener has to come again; browsers do so by themselves.
+const MAX_AGE: Duration = Duration::from_secs(600);
+
+/// The counters whose rates are drawn, at one moment.
+#[derive(Debug, Clone, Serialize)]
+struct Sample {
+    /// In milliseconds from the start of the service.
+    at: u64,
+    tables: u64,
+    hits: u64,
+    loads: u64,
+    loaded_bytes: u64,
+    look_ups: u64,
+    evictions: u64,
+    ccdb_requests: u64,
+    errors: u64,
+}
+
+impl Sample {
+    fn of(picture: &Picture) -> Self {
+        let count = |name: &str| picture.counters.get(name).copied().unwrap_or(0);
+        Self {
+            at: picture.uptime_ms,
+            tables: count("tables"),
+            hits: count("hits"),
+            loads: count("loads"),
+            loaded_bytes: count("loaded_bytes"),
+            look_ups: count("look_ups"),
+            evictions: count("evictions"),
+            ccdb_requests: count("ccdb_requests"),
+            errors: count("errors"),
+        }
+    }
+}
+
+/// One picture as it goes out.
+#[derive(Serialize)]
+struct Event<'a> {
+    sample: &'a Sample,
+    picture: &'a Picture,
+}
+
+#[derive(Debug, Default)]
+struct Drawn {
+    frame: Bytes,
+    at: Option<Instant>,
+    /// How long it took.
+    cost: Duration,
+    history: VecDeque<Sample>,
+}
+
+/// The pictures of a cache, for those who listen.
+#[derive(Debug)]
+pub(in crate::server) struct Live {
+    cache: Cache,
+    places: Arc<Semaphore>,
+    drawn: Mutex<Drawn>,
+}
+
+impl Live {
+    pub(in crate::server) fn new(cache: Cache) -> Arc<Self> {
+        let places = Arc::new(Semaphore::new(MAX_LISTENERS));
+        Arc::new(Self { cache, places, drawn: Mutex::default() })
+    }
+
+    /// What a listener gets, for as long as it takes it; `None`: too many listen already.
+    pub(in crate::server) fn listen(
+        self: Arc<Self>,
+    ) -> Option<impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + 'static> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        Some(async_stream::stream! {
+            let _place = place;
+            let began = Instant::now();
+            yield Ok(Frame::data(self.history().await));
+            while began.elapsed() < MAX_AGE {
+                yield Ok(Frame::data(self.frame().await));
+                tokio::time::sleep(PERIOD).await;
+            }
+        })
+    }
+
+    async fn history(&self) -> Bytes {
+        let history = &self.drawn.lock().await.history;
+        let samples = serde_json::to_string(history).unwrap_or_default();
+        // Where the connection breaks, it is tried again after two seconds.
+        format!("retry: 2000\nevent: history\ndata: {samples}\n\n").into()
+    }
+
+    /// The picture of this second.
+    async fn frame(&self) -> Bytes {
+        let mut drawn = self.drawn.lock().await;
+        let period = PERIOD.mul_f64(0.9).max(drawn.cost * MOST_WORK);
+        if drawn.at.is_some_and(|at| at.elapsed() < period) {
+            return drawn.frame.clone();
+        }
+        let began = Instant::now();
+        let cache = self.cache.clone();
+        let draw = move || {
+            let picture = cache.picture();
+            let sample = Sample::of(&picture);
+            let event = Event { sample: &sample, picture: &picture };
+            let text = serde_json::to_string(&event).unwrap_or_default();
+            (sample, Bytes::from(format!("data: {text}\n\n")))
+        };
+        if let Ok((sample, frame)) = tokio::task::spawn_blocking(draw).await {
+            drawn.history.push_back(sample);
+            if drawn.history.len() > HISTORY {
+                drawn.history.pop_front();
+            }
+            drawn.frame = frame;
+        }
+        (drawn.at, drawn.cost) = (Some(Instant::now()), began.elapsed());
+        drawn.frame.clone()
+    }
+}

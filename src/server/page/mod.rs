@@ -1,0 +1,46 @@
+//! The status page: one document that brings all it needs, and `/events`, which keeps it live.
+//!
+//! ```text
+//!  GET /        ─▶ index.html with page.css and page.js in it, and a fresh nonce for these two
+//!  GET /events  ─▶ Live: one picture a second for all who listen; none where nobody does
+//! ```
+//!
+//! Nothing in it comes from elsewhere, and the Content-Security-Policy forbids that anything could.
+
+mod live;
+
+pub(super) use self::live::Live;
+
+/// What may be done in the page: its own script and style, and asking this service.
+const POLICY: &str = "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; \
+    connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The page and its policy. Each time with another nonce, so that no markup that might get in could
+/// have known it.
+pub(super) fn document() -> (String, String) {
+    let nonce = uuid::Uuid::new_v4().simple().to_string();
+    let page = include_str!("index.html")
+        .replace("{nonce}", &nonce)
+        .replace("{css}", include_str!("page.css"))
+        .replace("{js}", include_str!("page.js"));
+    (page, POLICY.replace("{nonce}", &nonce))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_brings_all_it_needs_and_nothing_in_it_names_another_place() {
+        let (page, policy) = document();
+        assert!(page.contains("EventSource") && page.contains("prefers-color-scheme: dark"));
+        assert!(!page.contains("{nonce}") && !policy.contains("{nonce}"));
+        let elsewhere = page.split("http").skip(1).filter(|rest| rest.starts_with("://"));
+        // The names of SVG's vocabulary are no addresses that are asked.
+        assert!(elsewhere.clone().all(|rest| rest.starts_with("://www.w3.org/2000/svg")));
+        for attribute in ["src=", "@import", "url(", "innerHTML", "style=\"", "onclick"] {
+            assert!(!page.contains(attribute), "{attribute}");
+        }
+        assert_ne!(document().1, policy);
+    }
+}

@@ -1,0 +1,176 @@
+//! The book: its reference is made from the code, its links lead somewhere, its first walk works.
+//!
+//! `IOVCACHE_BLESS=1` writes the reference anew.
+#![cfg(feature = "cli")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod errors;
+mod reference;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn docs() -> PathBuf {
+    root().join("docs")
+}
+
+/// What stands in the book is what the code says; with `IOVCACHE_BLESS` it is written.
+fn check_page(name: &str, text: &str) {
+    let file = docs().join("reference").join(name);
+    if std::env::var_os("IOVCACHE_BLESS").is_some() {
+        fs::write(&file, text).unwrap();
+    }
+    let written = fs::read_to_string(&file).unwrap_or_default();
+    if written == text {
+        return;
+    }
+    let differs = written.lines().zip(text.lines()).find(|(a, b)| a != b);
+    panic!(
+        "docs/reference/{name} is not what the code says (IOVCACHE_BLESS=1 writes it): {differs:?}"
+    );
+}
+
+#[test]
+fn the_reference_of_the_commands_is_their_help() {
+    check_page("commands.md", &reference::commands());
+}
+
+#[test]
+fn the_reference_of_the_configuration_is_the_text_of_its_keys() {
+    check_page("configuration.md", &reference::configuration());
+}
+
+#[test]
+fn the_reference_of_the_metrics_is_what_a_service_tells() {
+    check_page("metrics.md", &reference::metrics());
+}
+
+#[test]
+fn the_reference_of_the_errors_is_every_code_in_the_source() {
+    check_page("errors.md", &errors::page(&errors::all()));
+}
+
+#[test]
+fn no_two_errors_share_a_code() {
+    let all = errors::all();
+    assert!(all.len() > 60, "{} errors", all.len());
+    let mut by_code: BTreeMap<u16, Vec<String>> = BTreeMap::new();
+    for error in &all {
+        by_code.entry(error.code).or_default().push(error.name.clone());
+    }
+    by_code.retain(|_, names| names.len() > 1);
+    assert!(by_code.is_empty(), "{by_code:?}");
+    // A message that leaves the process has its code in this table.
+    let output = common::run(&["serve", "--source", "gopher://x"]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    let code = text.split("[IOV-").nth(1).and_then(|rest| rest.get(..4)).unwrap();
+    assert!(all.iter().any(|error| error.code.to_string() == code), "{text}");
+}
+
+/// The links of a page, without those in code.
+fn links(text: &str) -> Vec<String> {
+    let mut links = Vec::new();
+    let mut in_code = false;
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            in_code = !in_code;
+        }
+        if in_code {
+            continue;
+        }
+        for (index, _) in line.match_indices("](") {
+            let before = &line[..index];
+            let link = line[index + 2..].split(')').next().unwrap_or_default();
+            if before.matches('`').count().is_multiple_of(2) {
+                links.push(link.to_owned());
+            }
+        }
+    }
+    links
+}
+
+/// The anchors of a page's headings, as mdBook makes them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter_map(|line| line.strip_prefix('#'));
+    headings
+        .map(|heading| {
+            let heading = heading.trim_start_matches('#').trim().to_lowercase();
+            let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+            kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+        })
+        .collect()
+}
+
+fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            pages(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_link_of_the_book_leads_somewhere_and_every_page_is_in_the_summary() {
+    let mut all = Vec::new();
+    pages(&docs(), &mut all);
+    let summary = fs::read_to_string(docs().join("SUMMARY.md")).unwrap();
+    let listed: BTreeSet<PathBuf> = links(&summary).iter().map(|link| docs().join(link)).collect();
+    let mut count = 0;
+    for page in &all {
+        let text = fs::read_to_string(page).unwrap();
+        assert!(listed.contains(page) || page.ends_with("SUMMARY.md"), "{page:?} is not listed");
+        for link in links(&text) {
+            if link.contains("://") {
+                continue;
+            }
+            count += 1;
+            let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target = match file {
+                "" => page.clone(),
+                file => page.parent().unwrap().join(file),
+            };
+            assert!(target.exists(), "{page:?}: {link}");
+            if !anchor.is_empty() {
+                let text = fs::read_to_string(&target).unwrap();
+                assert!(anchors(&text).contains(anchor), "{page:?}: {link}");
+            }
+        }
+    }
+    assert!(count > 20 && all.len() >= 10, "{count} links, {} pages", all.len());
+}
+
+/// The block of shell of the walk runs as it stands.
+#[test]
+fn the_walk_with_a_folder_works_as_it_is_written() {
+    let text = fs::read_to_string(docs().join("walks.md")).unwrap();
+    let (_, rest) = text.split_once("```sh\n").unwrap();
+    let script = rest.split("```").next().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_iovcache")).parent().unwrap();
+    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+    // Ports are others' business here; what the walk leaves running is ended.
+    let script = format!("set -euo pipefail\ntrap 'kill $(jobs -p)' EXIT\n{script}");
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(folder.path())
+        .env("PATH", path)
+        .env("IOVCACHE_LISTEN", "127.0.0.1:0")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let (out, error) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}\n{error}");
+    assert!(out.contains("drift 2"), "{out}\n{error}");
+}

@@ -1,0 +1,79 @@
+//! The log: as text or JSON, and the line of each table that says which version served what.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use common::{Service, Version, put};
+use iovcache::client::{Client, TableRequest};
+use iovcache::table::ColumnRequest;
+use iovcache::{ObjectPath, cache::TABLE_LOG};
+use serde_json::Value;
+
+const DRIFT: &str = "TPC/Calib/VDrift";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_table_leaves_a_line_that_proves_which_version_served_what() {
+    let repository = tempfile::tempdir().unwrap();
+    let version =
+        |from, until, created, bytes| Version { path: DRIFT, from, until, created, bytes };
+    let first = put(repository.path(), &version(1_000, 9_000, 1, b"drift 1"));
+    let second = put(repository.path(), &version(3_000, 5_000, 2, b"the second drift"));
+    let filter = format!("warn,{TABLE_LOG}=info");
+    let arguments = ["--log", &filter, "--log-format", "json"];
+    let service = Service::over(repository.path(), &arguments);
+    let client = Client::connect(&service.unix()).await.unwrap();
+    let path = ObjectPath::new(DRIFT).unwrap();
+    let column = ColumnRequest { name: "drift".into(), path, metadata: Default::default() };
+    let times = [1_500, 2_500, 3_500, 8_500].map(Some).to_vec();
+    client.put_timeframe(42, times, &[column], &["tracker".to_owned()]).await.unwrap();
+    drop(client.table(TableRequest::new().timeframe(42).consumer("tracker")).await.unwrap());
+    drop(client);
+    let (status, log) = service.stop();
+    assert_eq!(status, Some(0));
+    // Every line is one JSON object.
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let tables: Vec<&Value> = lines.iter().filter(|line| line["target"] == TABLE_LOG).collect();
+    let [table] = tables[..] else { panic!("{log}") };
+    for (field, value) in [
+        ("level", Value::from("INFO")),
+        ("timeframe", 42.into()),
+        ("consumer", "tracker".into()),
+        ("rows", 4.into()),
+        ("first", 1_500.into()),
+        ("last", 8_500.into()),
+        ("objects", 2.into()),
+        ("bytes", 23.into()),
+    ] {
+        assert_eq!(table[field], value, "{field} of {table}");
+    }
+    assert!(table["took_micros"].as_u64().unwrap() > 0 && table["timestamp"].is_string());
+    let versions: Value = serde_json::from_str(table["versions"].as_str().unwrap()).unwrap();
+    let served = |place: usize, field: &str| versions[place][field].clone();
+    for (place, id, size, rows) in [(0, first, 7, 3), (1, second, 16, 1)] {
+        assert_eq!(served(place, "object_id"), id);
+        assert_eq!(
+            (served(place, "path"), served(place, "column")),
+            (DRIFT.into(), "drift".into())
+        );
+        assert_eq!((served(place, "size"), served(place, "rows")), (size.into(), rows.into()));
+    }
+    assert_eq!((served(1, "valid_from"), served(1, "valid_until")), (3_000.into(), 5_000.into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_text_it_is_for_people_and_without_the_filter_no_table_is_in_it() {
+    let repository = tempfile::tempdir().unwrap();
+    put(
+        repository.path(),
+        &Version { path: DRIFT, from: 0, until: 9, created: 1, bytes: b"drift" },
+    );
+    let table = || TableRequest::new().column("drift", DRIFT).timestamps([1]);
+    for (filter, expected) in [("warn", false), ("warn,iovcache::table=info", true)] {
+        let service = Service::over(repository.path(), &["--log", filter]);
+        let client = Client::connect(&service.unix()).await.unwrap();
+        drop(client.table(table()).await.unwrap());
+        drop(client);
+        let log = service.stop().1;
+        assert_eq!(log.contains("iovcache::table: table"), expected, "{log}");
+    }
+}
