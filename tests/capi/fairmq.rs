@@ -37,9 +37,16 @@ impl Session {
     }
 }
 
+/// A service that a test ends by force leaves its names behind.
 impl Drop for Session {
     fn drop(&mut self) {
-        let _ = fs::remove_file(self.file("mng"));
+        let prefixes = [format!("fmq_{}_", self.shmid), format!("iovcache_{}.", self.shmid)];
+        for entry in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if prefixes.iter().any(|prefix| name.starts_with(prefix)) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 }
 
