@@ -199,8 +199,9 @@ fn attaching() {
             let flags = (ProtFlags::READ, MapFlags::SHARED);
             // SAFETY: a new mapping, unmapped below.
             let base = unsafe { mmap(null_mut(), 2 << 30, flags.0, flags.1, &file, 0) }.unwrap();
+            let first = base.cast::<u8>().wrapping_add(4160);
             // SAFETY: the file has so many bytes.
-            black_box(unsafe { base.cast::<u8>().add(4160).read_volatile() });
+            black_box(unsafe { first.read_volatile() });
             let took = began.elapsed();
             // SAFETY: mapped above, and used no more.
             unsafe { munmap(base, 2 << 30) }.unwrap();

@@ -70,7 +70,7 @@ impl Cache {
         let wait = patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
         let deadline = Instant::now() + wait;
         let columns = self.columns(&prefetch.columns, None)?;
-        let spans = self.spans(&columns, prefetch.range);
+        let spans = self.spans(columns, prefetch.range);
         let what = "the source to say which versions hold";
         let spans = super::answer::by_deadline(what, deadline, spans).await?;
         let got = self.0.loader.pin_all(spans.versions(), deadline).await?;

@@ -545,7 +545,7 @@ mod tests {
         Lease {
             owner: Owner::Session("s".to_owned()),
             timeframe: Some((1, "x".to_owned())),
-            ticket: Some(vec![1]),
+            ticket: Some(vec![1].into()),
             expires: None,
             holder: Some(Holder { consumer: "x".to_owned(), timeframe: Some(1) }),
             since: Moment::default(),

@@ -212,11 +212,14 @@ pub(crate) struct Assembled {
     pub(crate) columns: Arc<Vec<Column>>,
     pub(crate) pins: Arc<PinSet>,
     /// The batches as they cross the wire, in the forms in which they were asked for.
-    encoded: Mutex<Vec<(Encoded, Arc<Vec<Vec<Message>>>)>>,
+    encoded: Mutex<Vec<(Encoded, Batches)>>,
 }
 
 /// What decides how batches are encoded, beside what they hold.
 type Encoded = (Encoding, CellKind, bool);
+
+/// The messages of each batch.
+type Batches = Arc<Vec<Vec<Message>>>;
 
 impl Assembled {
     /// The messages of each batch in this form, if it is one that is kept: every consumer of a
@@ -228,7 +231,7 @@ impl Assembled {
         &self,
         form: &Form,
         content: &Content,
-    ) -> Result<Option<Arc<Vec<Vec<Message>>>>, EncodeError> {
+    ) -> Result<Option<Batches>, EncodeError> {
         let shape = &form.shape;
         let key = (shape.encoding, shape.cell, shape.nullable);
         let rows = match content {

@@ -80,12 +80,12 @@ impl Cache {
             }
             When::Timestamps(timestamps) => {
                 let columns = self.columns(&request.columns, None)?;
-                let known = self.known_at(request, &columns, timestamps, None, deadline).await?;
+                let known = self.known_at(request, columns, timestamps, None, deadline).await?;
                 super::plan::Plan::new(Arc::new(timestamps.clone()), known).versions().to_vec()
             }
             When::Range(range) => {
                 let columns = self.columns(&request.columns, None)?;
-                self.spans(&columns, *range).await?.versions().to_vec()
+                self.spans(columns, *range).await?.versions().to_vec()
             }
         };
         if !begun {
