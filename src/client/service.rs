@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arrow_array::{ArrayRef, Int64Array, RecordBatch};
@@ -15,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 
-use super::again::until_answered;
+use super::again;
 use super::connect::{Address, Flight, TlsFiles};
 use super::error::ClientError;
 use super::held::Held;
@@ -43,7 +44,7 @@ pub struct ClientOptions {
     /// Never attach, even on the node: objects come over the wire.
     pub remote: bool,
     /// For how long a call waits for a service that is gone to come back; of a table, the request's
-    /// own `wait` counts. `None`: 60 s.
+    /// own `wait` counts. `None`: 60 s. A service that never answered is not waited for.
     pub patience: Option<Duration>,
 }
 
@@ -73,6 +74,9 @@ struct Inner {
     attached: Mutex<Attached>,
     /// Leases that tables do not need any more.
     releases: mpsc::UnboundedSender<String>,
+    /// The service has answered once: what it does not answer now, it may again. Before that it may be
+    /// none of ours, or hang up on who has no certificate.
+    answered: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -108,7 +112,8 @@ impl Client {
             false => Attached::NotTried,
         };
         let (url, attached) = (url.to_owned(), Mutex::new(attached));
-        Ok(Self(Arc::new(Inner { address, url, flight, options, attached, releases })))
+        let answered = AtomicBool::new(false);
+        Ok(Self(Arc::new(Inner { address, url, flight, options, attached, releases, answered })))
     }
 
     /// Where the service is.
@@ -121,7 +126,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], most often `Service` with what the service said.
     pub async fn table(&self, request: TableRequest) -> Result<Table, ClientError> {
-        until_answered(self.patience_of(&request), |left| {
+        self.until_answered(self.patience_of(&request), |left| {
             let request = within(&request, left);
             async move {
                 match self.try_table(request.clone()).await {
@@ -138,6 +143,24 @@ impl Client {
             }
         })
         .await
+    }
+
+    /// Makes `call` again while a service that has answered before does not, for `limit` at most.
+    async fn until_answered<T, F>(
+        &self,
+        limit: Duration,
+        call: impl FnMut(Option<Duration>) -> F,
+    ) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let known = self.0.answered.load(Ordering::Relaxed);
+        let limit = if known { limit } else { Duration::ZERO };
+        let answer = again::until_answered(limit, call).await;
+        if !answer.as_ref().is_err_and(ClientError::is_no_answer) {
+            self.0.answered.store(true, Ordering::Relaxed);
+        }
+        answer
     }
 
     fn patience(&self) -> Duration {
@@ -221,7 +244,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn batches(&self, request: &TableRequest) -> Result<Vec<RecordBatch>, ClientError> {
         let patience = self.patience_of(request);
-        let got = until_answered(patience, |left| {
+        let got = self.until_answered(patience, |left| {
             let request = within(request, left);
             async move { self.get(&request).await }
         });
@@ -275,7 +298,7 @@ impl Client {
     ) -> Result<(), ClientError> {
         let request = TableRequest::new().column("object", path).timestamps([at]).view("chunks");
         // Once bytes were handed on they cannot be taken back, so only the beginning is repeated.
-        let mut stream = until_answered(self.patience(), |_| self.stream(&request)).await?;
+        let mut stream = self.until_answered(self.patience(), |_| self.stream(&request)).await?;
         while let Some(batch) = stream.next().await {
             let batch = batch.map_err(|error| of_flight(&error))?;
             let bytes = batch.column_by_name("bytes");
@@ -395,7 +418,7 @@ impl Client {
         });
         let messages: Vec<FlightData> = [first].into_iter().chain(rest).collect();
         // The same content again has the same answer.
-        until_answered(self.patience(), |_| self.put(messages.clone())).await
+        self.until_answered(self.patience(), |_| self.put(messages.clone())).await
     }
 
     async fn put(&self, messages: Vec<FlightData>) -> Result<PutAnswer, ClientError> {
@@ -468,7 +491,7 @@ impl Client {
         // the service that it is of.
         match name {
             "drop_timeframe" | "release" | "CancelFlightInfo" => self.act_once(name, body).await,
-            _ => until_answered(self.patience(), |_| self.act_once(name, body)).await,
+            _ => self.until_answered(self.patience(), |_| self.act_once(name, body)).await,
         }
     }
 
@@ -488,7 +511,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn paths(&self, prefix: &str) -> Result<Vec<PathEntry>, ClientError> {
-        until_answered(self.patience(), |_| self.list(prefix)).await
+        self.until_answered(self.patience(), |_| self.list(prefix)).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<PathEntry>, ClientError> {
