@@ -75,6 +75,7 @@ _BY_CODE = {
     "IOV-3006": ResourceExhausted,
     "IOV-4002": ResourceExhausted,
     "IOV-4011": ResourceExhausted,
+    "IOV-2013": FailedPrecondition,
     "IOV-5001": FailedPrecondition,
     "IOV-5002": FailedPrecondition,
     "IOV-5012": FailedPrecondition,
