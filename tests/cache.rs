@@ -19,6 +19,7 @@ use iovcache::table::{CellValue, Consumed, Register, Request, column_runs};
 use iovcache::{
     Cache, Clock, ObjectId, ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval,
 };
+use tokio::sync::Semaphore;
 
 fn version(path: &str, n: u8, from: i64, until: i64) -> ObjectInfo {
     let [from, until, created] = [from, until, i64::from(n)].map(Timestamp::from_millis);
@@ -54,6 +55,8 @@ struct Slow {
     most: AtomicU64,
     look_ups: AtomicU64,
     fetches: AtomicU64,
+    /// Objects of this path come once there is a permit; before that one fails, its room taken.
+    held_back: Option<(ObjectPath, Arc<Semaphore>)>,
 }
 
 #[async_trait]
@@ -86,6 +89,15 @@ impl Source for Slow {
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
         self.fetches.fetch_add(1, Ordering::SeqCst);
         tokio::time::sleep(self.pause).await;
+        if let Some((path, permits)) = &self.held_back
+            && *path == version.path
+        {
+            body.reserve(version.size_bytes.unwrap()).await.unwrap();
+            if let Err(reason) = permits.try_acquire() {
+                let (url, what) = (self.url().to_owned(), path.to_string());
+                return Err(SourceError::Down { url, what, reason: reason.to_string() });
+            }
+        }
         self.memory.fetch(version, body).await
     }
     fn health(&self) -> Vec<SourceHealth> {
@@ -413,6 +425,114 @@ async fn who_registers_too_much_waits_in_order_until_something_is_consumed() {
         ask(&cache, &json).await.unwrap();
         cache.consumed(&done(id)).unwrap();
     }
+    nothing_is_pinned(&cache);
+    add_up(&cache);
+}
+
+/// 15 of these fit into each of four segments, 60 in all; by the sum of bytes it would be 63.
+const LARGE_BYTES: usize = 256 << 10;
+
+/// A cache of 16 MiB in segments of 4 MiB.
+fn in_four_segments(source: Arc<Slow>) -> Cache {
+    let memory =
+        PoolOptions { memory_bytes: 16 << 20, segment_bytes: 4 << 20, ..PoolOptions::default() };
+    Cache::builder().source(source).memory(memory).build().unwrap()
+}
+
+/// Registers a timeframe of consumer `c` at 5 ms.
+async fn register_at_5(
+    cache: &Cache,
+    timeframe: u64,
+    paths: impl IntoIterator<Item = usize>,
+    patience: Duration,
+) -> Result<(), CacheError> {
+    let columns = paths.into_iter().map(|n| format!(r#""p{n}": "A/P{n}""#));
+    let columns = columns.collect::<Vec<_>>().join(", ");
+    let json = format!(r#"{{"columns": {{{columns}}}, "consumers": ["c"]}}"#);
+    let register = Register::parse(json.as_bytes()).unwrap();
+    let times = [Some(5)].into_iter().collect::<Timestamps>();
+    cache.register(timeframe, times, &register, Some(patience)).await.map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_in_flight_has_its_memory_whatever_comes_after_it() {
+    let permits = Arc::new(Semaphore::new(0));
+    let source = Slow {
+        held_back: Some((ObjectPath::new("A/P0").unwrap(), Arc::clone(&permits))),
+        ..Slow::default()
+    };
+    let name = |n: usize| format!("A/P{n}");
+    for n in 0..64 {
+        source.memory.put(version(&name(n), 0, 0, 10), bytes_of(&name(n), 0, LARGE_BYTES));
+    }
+    let cache = in_four_segments(Arc::new(source));
+    let patience = Duration::from_secs(60);
+    let table_of = |n: usize| format!(r#"{{"timeframe": {n}, "consumer": "c", "wait_ms": 60000}}"#);
+    let (mut newest, mut refused) = (0, None);
+    // The oldest cannot be loaded yet; each newer one is, is sent, and stays pinned, as its consumer
+    // says only which is the oldest that it still needs.
+    while refused.is_none() {
+        let patience = if newest < 59 { patience } else { Duration::from_millis(200) };
+        match register_at_5(&cache, newest as u64, [newest], patience).await {
+            Ok(()) if newest == 0 => newest += 1,
+            Ok(()) => {
+                let answer = ask(&cache, &table_of(newest)).await.unwrap();
+                assert_eq!(resolved(&answer), [Some(bytes_of(&name(newest), 0, LARGE_BYTES))]);
+                newest += 1;
+            }
+            Err(error) => refused = Some(error),
+        }
+    }
+    let refused = refused.unwrap();
+    assert_eq!((newest, refused.code().0), (60, 5014), "{refused:?}");
+    // What can never be there together does not wait for it.
+    let error = register_at_5(&cache, 100, 0..61, patience).await.unwrap_err();
+    assert_eq!((error.kind(), error.code().0), (ErrorKind::ResourceExhausted, 4011), "{error:?}");
+    permits.add_permits(1);
+    let answer = ask(&cache, &table_of(0)).await.unwrap();
+    assert_eq!(resolved(&answer), [Some(bytes_of("A/P0", 0, LARGE_BYTES))]);
+    drop(answer);
+    let waits = tokio::spawn({
+        let cache = cache.clone();
+        async move { register_at_5(&cache, 60, 0..60, patience).await }
+    });
+    let below = Consumed::Below { oldest_possible: 60, consumer: "c".to_owned() };
+    assert_eq!(cache.consumed(&below).unwrap().dropped.len(), 60);
+    waits.await.unwrap().unwrap();
+    let answer = ask(&cache, &table_of(60)).await.unwrap();
+    assert_eq!(answer.pins().pins().len(), 60);
+    cache.release(answer.lease());
+    drop(answer);
+    cache.drop_timeframe(60).unwrap();
+    nothing_is_pinned(&cache);
+    add_up(&cache);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_in_the_way_goes_also_where_the_timeframe_needs_it() {
+    let source = slow(0, &[], 0);
+    let name = |n: usize| format!("A/P{n}");
+    for n in 0..8 {
+        source.memory.put(version(&name(n), 0, 0, 10), bytes_of(&name(n), 0, 400_000));
+    }
+    source.memory.put(version(&name(8), 0, 0, 10), bytes_of(&name(8), 0, 2_000_000));
+    let memory =
+        PoolOptions { memory_bytes: 4 << 20, segment_bytes: 4 << 20, ..PoolOptions::default() };
+    let cache = Cache::builder().source(source).memory(memory).build().unwrap();
+    for n in 0..8 {
+        let json = format!(r#"{{"columns": {{"x": "A/P{n}"}}, "timestamps": [5]}}"#);
+        let answer = ask(&cache, &json).await.unwrap();
+        cache.release(answer.lease());
+    }
+    nothing_is_pinned(&cache);
+    // 1, 3 and 5 are resident, and between them there is nowhere room for 8.
+    register_at_5(&cache, 1, [1, 3, 5, 8], Duration::from_secs(60)).await.unwrap();
+    let answer = ask(&cache, r#"{"timeframe": 1, "consumer": "c"}"#).await.unwrap();
+    let sizes: Vec<_> = answer.pins().pins().iter().map(|pin| pin.payload().len()).collect();
+    assert_eq!(sizes, [400_000, 400_000, 400_000, 2_000_000]);
+    cache.release(answer.lease());
+    drop(answer);
+    cache.drop_timeframe(1).unwrap();
     nothing_is_pinned(&cache);
     add_up(&cache);
 }

@@ -182,9 +182,6 @@ fn planned(arguments: &Arguments, folder: &Path) -> Outcome<Plan> {
         let data =
             Generated { paths: 4, versions: 64, step_millis: 1_600, object_bytes: 256 << 10 };
         plan.memory_bytes = (64 << 20) / 4;
-        // Places in flight are given by bytes; with many large objects, what is left over at the end of
-        // each of several segments would be counted and could hold none of them.
-        plan.segment_bytes = plan.memory_bytes;
         (plan.timeframes, plan.in_flight, plan.every_micros) = (u64::MAX, 64, 1_000);
         plan.columns = data.write(&plan.repository)?;
         if kinds.is_empty() {

@@ -86,6 +86,7 @@ impl Cache {
         let mut held = inner.leases.pin_sets();
         held.extend(inner.timeframes.pin_sets());
         held.extend(inner.hands.pin_sets());
+        held.extend(inner.loader.pin_sets());
         let pins = faults_of_pins(&residents, &held);
         busy |= !at_rest && inner.loader.is_under_way();
 

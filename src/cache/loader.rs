@@ -24,8 +24,9 @@ use tracing::Instrument as _;
 use super::error::CacheError;
 use super::flight::{Flights, Lost};
 use super::keep::{Refusal, Relic, Relics};
+use super::places::{Claim, Place, Places};
 use super::residency::Residency;
-use super::resident::Pin;
+use super::resident::{Pin, PinSet};
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::{Pool, PoolError, Reservation};
 use crate::source::{Body, BodyError, Source, SourceError};
@@ -46,6 +47,8 @@ pub(crate) struct Loader {
     relics: Arc<Relics>,
     counters: Arc<Counters>,
     flights: Flights<ObjectId, Result<Pin, LoadFailure>>,
+    /// The room that timeframes in flight have for what they lack.
+    places: Arc<Places>,
     /// Whose turn it is to wait for memory, in the order of asking.
     turn: tokio::sync::Mutex<()>,
     /// How many wait for their turn, or have it.
@@ -94,12 +97,55 @@ impl Loader {
     ) -> Self {
         let (flights, turn) = (Flights::default(), tokio::sync::Mutex::default());
         let (waiting, under_way) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { residency, source, relics, counters, flights, turn, waiting, under_way }
+        let places = Places::new(Arc::clone(&residency));
+        Self { residency, source, relics, counters, flights, places, turn, waiting, under_way }
     }
 
-    /// Whether objects are being brought in.
+    /// Whether objects are being brought in, or have room to come.
     pub(super) fn is_under_way(&self) -> bool {
-        self.under_way.load(Ordering::Acquire) > 0
+        self.under_way.load(Ordering::Acquire) > 0 || !self.places.is_empty()
+    }
+
+    /// What is pinned in the name of several timeframes.
+    pub(super) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
+        self.places.pin_sets()
+    }
+
+    /// Pins what is resident of `versions` and takes the memory that the others need: all of it, or
+    /// none. `None`: there is no room now.
+    ///
+    /// # Errors
+    /// [`CacheError::Pool`] if the system gives no memory.
+    pub(crate) async fn claim(
+        &self,
+        versions: &[Arc<ObjectInfo>],
+    ) -> Result<Option<Claim>, CacheError> {
+        let _under_way = Counted::new(&self.under_way);
+        if let Ok(claim) = self.places.claim(versions) {
+            return Ok(Some(claim));
+        }
+        // Where others wait for memory, what becomes free is theirs. Nothing is held meanwhile.
+        let _turn = self.turn.lock().await;
+        let claim = self.take_places(versions).await?;
+        if claim.is_some() || self.residency.unevictable_bytes() > 0 {
+            return Ok(claim);
+        }
+        // All that is here could go, and still it does not fit: it lies in the way.
+        let residency = Arc::clone(&self.residency);
+        let cleared = tokio::task::spawn_blocking(move || residency.clear_out()).await;
+        cleared.map_err(|error| lost("memory to be cleared", &error))?;
+        self.take_places(versions).await
+    }
+
+    async fn take_places(&self, versions: &[Arc<ObjectInfo>]) -> Result<Option<Claim>, CacheError> {
+        let lacking = match self.places.claim(versions) {
+            Ok(claim) => return Ok(Some(claim)),
+            Err(lacking) => lacking,
+        };
+        let places = Arc::clone(&self.places);
+        let taken = tokio::task::spawn_blocking(move || places.take(lacking)).await;
+        let taken = taken.map_err(|error| lost("memory to be taken", &error))?;
+        taken.map_err(|error| CacheError::Pool(Arc::new(error)))
     }
 
     /// Pins every one of `versions` (distinct ids), in their order, loading what is not resident.
@@ -174,8 +220,18 @@ impl Loader {
     /// [`CacheError::NeverFits`] if these can never be in memory together, as far as their sizes
     /// are known.
     pub(crate) fn check_known_sizes(&self, versions: &[Arc<ObjectInfo>]) -> Result<(), CacheError> {
-        let known = versions.iter().filter_map(|version| version.size_bytes).map(Pool::charge);
-        self.check_fits(known.fold(0, u64::saturating_add), versions.len())
+        let known = || versions.iter().filter_map(|version| version.size_bytes);
+        let needed_bytes = known().map(Pool::charge).fold(0, u64::saturating_add);
+        self.check_fits(needed_bytes, versions.len())?;
+        let pool = self.residency.pool();
+        // Half of the memory holds whatever is no larger; only beyond it is looked closely.
+        if needed_bytes > pool.total_bytes() / 2 && !pool.can_hold_together(known()) {
+            let objects = versions.len();
+            let what = format!("a table of {objects} distinct objects, which do not pack into it,");
+            let limit_bytes = pool.total_bytes();
+            return Err(CacheError::NeverFits { what, needed_bytes, limit_bytes });
+        }
+        Ok(())
     }
 
     fn check_fits(&self, needed_bytes: u64, objects: usize) -> Result<(), CacheError> {
@@ -241,6 +297,7 @@ impl Loader {
                 residency: Arc::clone(&self.residency),
                 source: Arc::clone(&self.source),
                 relic: self.relics.find(&version),
+                place: self.places.find(id),
                 counters: Arc::clone(&self.counters),
             };
             let version = Arc::clone(&version);
@@ -295,10 +352,17 @@ impl LoadFailure {
     }
 }
 
+/// A task of ours has ended without a result.
+fn lost(what: &str, error: &tokio::task::JoinError) -> CacheError {
+    CacheError::Lost { what: format!("{what} ({error})") }
+}
+
 struct Load {
     residency: Arc<Residency>,
     source: Arc<dyn Source>,
     relic: Option<Arc<Relic>>,
+    /// The room that is kept for it.
+    place: Option<Arc<Place>>,
     counters: Arc<Counters>,
 }
 
@@ -306,8 +370,13 @@ impl Load {
     /// What a predecessor left of it, if that is right.
     async fn inherit(&self, version: &Arc<ObjectInfo>) -> Option<Result<Pin, LoadFailure>> {
         let (relic, residency) = (Arc::clone(self.relic.as_ref()?), Arc::clone(&self.residency));
-        let copied =
-            tokio::task::spawn_blocking(move || relic.copy(|bytes| residency.reserve(bytes)));
+        let place = self.place.clone();
+        let copied = tokio::task::spawn_blocking(move || {
+            relic.copy(|bytes| {
+                let kept = place.and_then(|place| place.take(bytes));
+                kept.map_or_else(|| residency.reserve(bytes), Ok)
+            })
+        });
         match copied.await.ok()? {
             Ok(reservation) => {
                 let block = reservation.publish(version.id);
@@ -327,11 +396,20 @@ impl Load {
     }
 
     async fn run(self, version: &Arc<ObjectInfo>) -> Result<Pin, LoadFailure> {
+        let loaded = self.load(version).await;
+        if let (Ok(pin), Some(place)) = (&loaded, &self.place) {
+            place.land(pin);
+        }
+        loaded
+    }
+
+    async fn load(&self, version: &Arc<ObjectInfo>) -> Result<Pin, LoadFailure> {
         if let Some(inherited) = self.inherit(version).await {
             return inherited;
         }
         let mut body = BlockBody {
             residency: Arc::clone(&self.residency),
+            place: self.place.clone(),
             reservation: None,
             written: 0,
             failure: None,
@@ -370,6 +448,8 @@ impl Load {
 /// The memory of a block that is being written: where a source puts the bytes.
 struct BlockBody {
     residency: Arc<Residency>,
+    /// Where it comes from, and goes back to if nothing comes of it.
+    place: Option<Arc<Place>>,
     reservation: Option<Reservation>,
     written: usize,
     failure: Option<LoadFailure>,
@@ -377,11 +457,31 @@ struct BlockBody {
 
 impl BlockBody {
     async fn take_room(&mut self, size_bytes: u64) -> Result<(), BodyError> {
+        let mut fresh = match self.place.as_ref().and_then(|place| place.take(size_bytes)) {
+            Some(kept) => kept,
+            None => self.reserve_anew(size_bytes).await?,
+        };
+        if let Some(small) = self.reservation.take() {
+            fresh.rest_mut(0)[..self.written].copy_from_slice(&small.settled()[..self.written]);
+            fresh.settle(self.written);
+            self.give_back(small);
+        }
+        self.reservation = Some(fresh);
+        Ok(())
+    }
+
+    fn give_back(&self, reservation: Reservation) {
+        if let Some(place) = &self.place {
+            place.give_back(reservation);
+        }
+    }
+
+    async fn reserve_anew(&mut self, size_bytes: u64) -> Result<Reservation, BodyError> {
         let residency = Arc::clone(&self.residency);
         // A new segment takes its time: the kernel zeroes every page of it.
         let reserved = tokio::task::spawn_blocking(move || residency.reserve(size_bytes)).await;
-        let mut fresh = match reserved {
-            Ok(Ok(reservation)) => reservation,
+        match reserved {
+            Ok(Ok(reservation)) => Ok(reservation),
             Ok(Err(error)) => {
                 let answer = match error {
                     PoolError::NeverFits { limit_bytes, .. } => {
@@ -393,16 +493,10 @@ impl BlockBody {
                     PoolError::NoRoom { .. } => LoadFailure::NoRoom { needed_bytes: size_bytes },
                     other => LoadFailure::Pool(Arc::new(other)),
                 });
-                return Err(answer);
+                Err(answer)
             }
-            Err(error) => return Err(BodyError::NoRoom { size_bytes, reason: error.to_string() }),
-        };
-        if let Some(small) = self.reservation.take() {
-            fresh.rest_mut(0)[..self.written].copy_from_slice(&small.settled()[..self.written]);
-            fresh.settle(self.written);
+            Err(error) => Err(BodyError::NoRoom { size_bytes, reason: error.to_string() }),
         }
-        self.reservation = Some(fresh);
-        Ok(())
     }
 
     async fn finish(
@@ -413,17 +507,26 @@ impl BlockBody {
         if self.reservation.is_none() && self.take_room(0).await.is_err() {
             return Err(self.failure.take().unwrap_or(LoadFailure::NoRoom { needed_bytes: 0 }));
         }
-        match self.reservation.take() {
-            Some(reservation) if reservation.size_bytes() == self.written as u64 => Ok(reservation),
-            other => Err(LoadFailure::Source(SourceError::Unusable {
+        let written = self.written as u64;
+        match self.reservation.take_if(|reservation| reservation.size_bytes() == written) {
+            Some(reservation) => Ok(reservation),
+            None => Err(LoadFailure::Source(SourceError::Unusable {
                 url: url.to_owned(),
                 what: format!("{} {}", version.path, version.id),
                 reason: format!(
                     "{} bytes came of {} that were announced",
                     self.written,
-                    other.map_or(0, |reservation| reservation.size_bytes())
+                    self.reservation.as_ref().map_or(0, Reservation::size_bytes)
                 ),
             })),
+        }
+    }
+}
+
+impl Drop for BlockBody {
+    fn drop(&mut self) {
+        if let Some(reservation) = self.reservation.take() {
+            self.give_back(reservation);
         }
     }
 }

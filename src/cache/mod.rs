@@ -12,6 +12,8 @@
 //!                     Leases: sessions, timeframes, time ◀───┘ hold them
 //! ```
 //!
+//! A timeframe in flight claims its memory before it is let in (`places`).
+//!
 //! A [`Cache`] needs no server: it can be embedded into a process that registers timeframes, takes
 //! the tables as record batches, and hands the attach socket to its consumers.
 //!
@@ -142,6 +144,7 @@ mod loader;
 mod object;
 mod picture;
 mod pins;
+mod places;
 mod plan;
 mod progress;
 mod record;

@@ -9,6 +9,7 @@ use tracing::Instrument as _;
 
 use super::Cache;
 use super::error::CacheError;
+use super::places::Claim;
 use super::plan::Plan;
 use super::timeframe::{Entered, Load, Registration, Timeframe};
 use crate::error::Coded as _;
@@ -22,6 +23,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long one try may take; without a limit a dead source would never be asked anew.
 const TRY_LIMIT: Duration = Duration::from_secs(60);
+/// Who waits for a place looks this often at most.
+const BREATH: Duration = Duration::from_millis(5);
 
 impl Cache {
     /// Registers a timeframe and starts to load what it needs.
@@ -46,7 +49,12 @@ impl Cache {
         }
         let (timeframe, state) = match entered? {
             Entered::New(timeframe) => {
-                self.load_in_background(Arc::clone(&timeframe));
+                // Where everything is there it takes no time, and no task.
+                let soon = Instant::now() + TRY_LIMIT;
+                if !timeframe.is_resident() || self.load_timeframe(&timeframe, soon).await.is_err()
+                {
+                    self.load_in_background(Arc::clone(&timeframe));
+                }
                 let state = timeframe.status().state;
                 (timeframe, state.name())
             }
@@ -90,20 +98,20 @@ impl Cache {
         let registration = Registration { timeframe, columns, consumers, plan };
         let timeframes = &self.0.timeframes;
         // What is in flight already needs no place of its own.
-        if timeframes.get(timeframe).is_ok() {
-            return timeframes.register(registration);
+        if let Some(known) = timeframes.known(&registration)? {
+            return Ok(Entered::Known(known));
         }
         let placed = async {
             // In the order of asking: who waits for much is not passed by who waits for little.
             let _turn = self.0.registering.lock().await;
-            self.wait_for_a_place(&versions).await;
-            timeframes.register(registration)
+            let claim = self.wait_for_a_place(&versions).await?;
+            timeframes.register(registration, claim)
         };
         let placed = placed.instrument(tracing::info_span!("register", timeframe));
         match timeout_at(deadline, placed).await {
             Ok(registered) => registered,
             Err(_) => {
-                let (in_flight, needed_bytes, _) = timeframes.load_with(&versions);
+                let (in_flight, needed_bytes) = timeframes.needs();
                 Err(CacheError::NoPlace {
                     timeframe,
                     in_flight,
@@ -115,8 +123,12 @@ impl Cache {
         }
     }
 
-    /// Back-pressure: comes when one more timeframe with these objects can be in flight.
-    async fn wait_for_a_place(&self, versions: &[Arc<ObjectInfo>]) {
+    /// Back-pressure: comes when one more timeframe with these objects can be in flight, with the
+    /// memory for all of them.
+    ///
+    /// # Errors
+    /// [`CacheError::Pool`] if the system gives no memory.
+    async fn wait_for_a_place(&self, versions: &[Arc<ObjectInfo>]) -> Result<Claim, CacheError> {
         let mut waited = false;
         loop {
             let mut dropped = pin!(self.0.timeframes.room());
@@ -124,18 +136,19 @@ impl Cache {
             // Listen first, look then: what goes in between is not missed.
             dropped.as_mut().enable();
             freed.as_mut().enable();
-            let (in_flight, needed_bytes, new_bytes) = self.0.timeframes.load_with(versions);
-            // Pins of others than timeframes count too; those of timeframes are among both.
-            let taken_bytes = needed_bytes.max(self.0.residency.pinned_bytes());
-            let fits = taken_bytes.saturating_add(new_bytes) <= self.0.pool.total_bytes();
-            if in_flight < self.0.max_timeframes && (fits || taken_bytes == 0) {
-                return;
+            let looked = Instant::now();
+            if self.0.timeframes.len() < self.0.max_timeframes
+                && let Some(claim) = self.0.loader.claim(versions).await?
+            {
+                return Ok(claim);
             }
             if !waited {
                 self.0.counters.put_waits.add(1);
                 waited = true;
             }
             tokio::select! { () = dropped => {}, () = freed => {} }
+            // What rings while one looks can be what one has let go of oneself.
+            tokio::time::sleep(BREATH.saturating_sub(looked.elapsed())).await;
         }
     }
 
@@ -154,6 +167,7 @@ impl Cache {
                     tracing::warn!(timeframe = timeframe.id(), "not loaded yet: {message}");
                     if !error.kind().is_transient() {
                         // Who asks for its table is told why.
+                        timeframe.give_up_claim();
                         return;
                     }
                     tokio::time::sleep(pause).await;

@@ -432,6 +432,22 @@ impl Residency {
         self.map.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 
+    /// Bytes that no eviction makes free: pinned, reserved, or in the hands of a load. At least so
+    /// many.
+    pub(crate) fn unevictable_bytes(&self) -> u64 {
+        let candidates = self.map.candidate_bytes.load(Ordering::Relaxed);
+        // A candidate that is pinned again stays one.
+        self.pool.used_bytes().saturating_sub(candidates).max(self.pinned_bytes())
+    }
+
+    /// Empties the memory of all that is not pinned, and lays its empty segments together.
+    pub(crate) fn clear_out(&self) {
+        let _evicting = lock(&self.evicting);
+        let gone = self.unlist(|_| true);
+        self.map.counters.evictions.add(gone);
+        self.pool.give_back_empty_segments();
+    }
+
     /// Bytes of memory that pins keep.
     pub(crate) fn pinned_bytes(&self) -> u64 {
         self.pinned_bytes.load(Ordering::Acquire)

@@ -17,6 +17,7 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
 use super::error::CacheError;
+use super::places::Claim;
 use super::plan::{Assembled, Plan};
 use super::resident::PinSet;
 use super::slow::Late;
@@ -50,6 +51,8 @@ pub(crate) enum Load {
 pub(crate) struct Timeframe {
     pub(crate) registration: Registration,
     load: watch::Sender<Load>,
+    /// What it has until its objects are there.
+    claim: Mutex<Claim>,
     clock: Clock,
     consumers: Mutex<BTreeMap<String, Reader>>,
 }
@@ -71,11 +74,12 @@ impl Reader {
 }
 
 impl Timeframe {
-    fn new(registration: Registration, clock: Clock) -> Self {
+    fn new(registration: Registration, claim: Claim, clock: Clock) -> Self {
         let waiting = Reader::new(ConsumerState::Waiting, None);
         let consumers = registration.consumers.iter().map(|name| (name.clone(), waiting));
         let consumers = Mutex::new(consumers.collect());
-        Self { registration, load: watch::Sender::new(Load::Loading), clock, consumers }
+        let (load, claim) = (watch::Sender::new(Load::Loading), Mutex::new(claim));
+        Self { registration, load, claim, clock, consumers }
     }
 
     fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, Reader>> {
@@ -91,8 +95,24 @@ impl Timeframe {
         self.load.subscribe()
     }
 
+    /// Whether all that it needs is in memory, so that loading it is no more than pinning.
+    pub(crate) fn is_resident(&self) -> bool {
+        self.claim().is_resident()
+    }
+
+    /// It needs its claim no more: it has its pins, or never will.
+    pub(crate) fn give_up_claim(&self) {
+        let claim = std::mem::take(&mut *self.claim());
+        drop(claim);
+    }
+
+    fn claim(&self) -> MutexGuard<'_, Claim> {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Its objects are there; they stay pinned as long as it is in flight.
     pub(crate) fn set_ready(&self, assembled: Arc<Assembled>) {
+        self.give_up_claim();
         self.load.send_if_modified(|load| {
             let loading = matches!(load, Load::Loading);
             if loading {
@@ -110,6 +130,7 @@ impl Timeframe {
     fn set_gone(&self) {
         let before = self.load.send_replace(Load::Gone);
         drop(before);
+        self.give_up_claim();
     }
 
     /// Whether `consumer` may read it.
@@ -251,26 +272,35 @@ impl Timeframes {
         self.room.notified()
     }
 
-    /// Whether one more has its place: how many are in flight, the bytes that they need, and those
-    /// that `versions` would add.
-    pub(crate) fn load_with(&self, versions: &[Arc<ObjectInfo>]) -> (usize, u64, u64) {
+    /// How many are in flight, and the bytes that they need.
+    pub(crate) fn needs(&self) -> (usize, u64) {
         let state = self.state();
-        let new = versions.iter().filter(|version| !state.needed.contains_key(&version.id));
-        (state.in_flight.len(), state.needed_bytes, new.map(|version| charge(version)).sum())
+        (state.in_flight.len(), state.needed_bytes)
+    }
+
+    /// The timeframe, if it is in flight already.
+    ///
+    /// # Errors
+    /// [`CacheError::TimeframeExists`] if it is, with another content.
+    pub(crate) fn known(
+        &self,
+        registration: &Registration,
+    ) -> Result<Option<Arc<Timeframe>>, CacheError> {
+        self.state().known(registration)
     }
 
     /// # Errors
     /// [`CacheError::TimeframeExists`] if the id is in flight with another content.
-    pub(crate) fn register(&self, registration: Registration) -> Result<Entered, CacheError> {
+    pub(crate) fn register(
+        &self,
+        registration: Registration,
+        claim: Claim,
+    ) -> Result<Entered, CacheError> {
         let mut state = self.state();
-        if let Some(timeframe) = state.in_flight.get(&registration.timeframe) {
-            if let Some(difference) = timeframe.difference(&registration) {
-                let timeframe = registration.timeframe;
-                return Err(CacheError::TimeframeExists { timeframe, difference });
-            }
-            return Ok(Entered::Known(Arc::clone(timeframe)));
+        if let Some(timeframe) = state.known(&registration)? {
+            return Ok(Entered::Known(timeframe));
         }
-        let timeframe = Arc::new(Timeframe::new(registration, self.clock.clone()));
+        let timeframe = Arc::new(Timeframe::new(registration, claim, self.clock.clone()));
         self.counters.timeframes_registered.add(1);
         let mut done = false;
         for name in &timeframe.registration.consumers {
@@ -367,13 +397,15 @@ impl Timeframes {
         dropped.ok_or(CacheError::UnknownTimeframe { timeframe })
     }
 
-    /// What is pinned for those that are there.
+    /// What is pinned for those that are there, and for those that will be.
     pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
         let pins = |timeframe: &Arc<Timeframe>| match &*timeframe.load.borrow() {
             Load::Ready(assembled) => Some(Arc::clone(&assembled.pins)),
             Load::Loading | Load::Gone => None,
         };
-        self.all().iter().filter_map(pins).collect()
+        let claimed = |timeframe: &Arc<Timeframe>| Arc::clone(timeframe.claim().pins());
+        let all = self.all();
+        all.iter().filter_map(pins).chain(all.iter().map(claimed)).collect()
     }
 
     /// For how long `consumer` holds the timeframe that it was sent first of those it holds.
@@ -447,6 +479,17 @@ fn charge(version: &ObjectInfo) -> u64 {
 }
 
 impl State {
+    fn known(&self, registration: &Registration) -> Result<Option<Arc<Timeframe>>, CacheError> {
+        let Some(known) = self.in_flight.get(&registration.timeframe) else { return Ok(None) };
+        match known.difference(registration) {
+            None => Ok(Some(Arc::clone(known))),
+            Some(difference) => {
+                let timeframe = registration.timeframe;
+                Err(CacheError::TimeframeExists { timeframe, difference })
+            }
+        }
+    }
+
     fn need(&mut self, timeframe: &Timeframe) {
         for version in timeframe.registration.plan.versions() {
             let bytes = charge(version);

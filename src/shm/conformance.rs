@@ -646,3 +646,30 @@ fn a_backing_that_cannot_be_had_says_what_can_be_done() {
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     drop(first);
 }
+
+proptest! {
+    /// Who is told that payloads have room together can take it, whatever was there before.
+    #[cfg(feature = "cache")]
+    #[test]
+    fn what_can_be_held_together_is_what_an_empty_pool_takes(
+        mut sizes in proptest::collection::vec(1..40_000_u64, 1..40),
+        segment_kib in 8..64_u64,
+        memory_kib in 64..256_u64,
+        fixed in any::<bool>(),
+    ) {
+        let pool = Pool::new(PoolOptions {
+            memory_bytes: memory_kib << 10,
+            segment_bytes: segment_kib << 10,
+            region: fixed.then(|| private_region((memory_kib << 10) as usize, 3)),
+            ..PoolOptions::default()
+        })
+        .unwrap();
+        let before: Vec<_> = (0..10).map_while(|n| pool.reserve(n * 3_000).ok()).collect();
+        drop(before);
+        pool.give_back_empty_segments();
+        let told = pool.can_hold_together(sizes.iter().copied());
+        sizes.sort_unstable_by_key(|size| std::cmp::Reverse(*size));
+        let taken: Vec<_> = sizes.iter().map_while(|size| pool.reserve(*size).ok()).collect();
+        prop_assert_eq!(told, taken.len() == sizes.len());
+    }
+}

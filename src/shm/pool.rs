@@ -393,6 +393,54 @@ impl Pool {
         Ok(taken)
     }
 
+    /// Whether payloads of these sizes can be here together, put in the largest first as long as
+    /// nothing else is. What is left over at the end of a segment holds nothing.
+    #[cfg(feature = "cache")]
+    pub(crate) fn can_hold_together(&self, sizes_bytes: impl Iterator<Item = u64>) -> bool {
+        let mut charges: Vec<u64> = sizes_bytes.map(charge).collect();
+        let sum = charges.iter().fold(0, |sum: u64, charge| sum.saturating_add(*charge));
+        if sum > self.0.memory_bytes {
+            return false;
+        }
+        charges.sort_unstable_by_key(|charge| std::cmp::Reverse(*charge));
+        let granules = |area: &Area| u64::from(area.granules()) * GRANULE_BYTES;
+        // What is left in each segment; without fixed ones they are made as they are needed.
+        let (mut left, mut budget) = match self.0.fixed_bytes {
+            Some(_) => {
+                let state = lock(&self.0.state);
+                (state.areas.values().map(|slot| granules(&slot.area)).collect(), 0)
+            }
+            None => (Vec::new(), self.0.memory_bytes / PAGE_BYTES * PAGE_BYTES),
+        };
+        charges.into_iter().all(|charge| {
+            if let Some(room) = left.iter_mut().find(|room| **room >= charge) {
+                *room -= charge;
+                return true;
+            }
+            let least = (SEGMENT_HEADER_BYTES + charge).next_multiple_of(PAGE_BYTES);
+            let bytes = self.0.segment_bytes.max(least).min(budget);
+            if bytes < least {
+                return false;
+            }
+            budget -= bytes;
+            left.push(bytes - SEGMENT_HEADER_BYTES - charge);
+            true
+        })
+    }
+
+    /// Gives back what holds nothing: the next segments are made as large as they should be.
+    #[cfg(feature = "cache")]
+    pub(crate) fn give_back_empty_segments(&self) {
+        if self.0.fixed_bytes.is_some() || self.0.is_left() {
+            return;
+        }
+        let retired: Vec<_> = {
+            let mut state = lock(&self.0.state);
+            std::iter::from_fn(|| state.take_out_an_empty_one()).collect()
+        };
+        retired.iter().for_each(|area| self.0.say_farewell(area));
+    }
+
     /// How much there is of what.
     pub fn usage(&self) -> Usage {
         let state = lock(&self.0.state);
