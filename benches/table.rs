@@ -13,7 +13,7 @@ use arrow_flight::{FlightData, Ticket};
 use beside::bare::Bare;
 use beside::exchange::{Open, bytes_of, messages_of};
 use beside::steady::Steady;
-use beside::{beside, connect, wanted};
+use beside::{beside, beside_timed, connect, timed, wanted};
 use criterion::{Criterion, Throughput};
 use futures::stream::TryStreamExt as _;
 use iovcache::cache::Asker;
@@ -183,13 +183,14 @@ impl Sides {
         let messages = self.client.block_on(get(&mut ours, ticket));
         let bytes = bytes_of(&messages);
         let mut bare = self.bare(messages);
-        beside(
+        beside_timed(
             &format!("{name}, {bytes} bytes"),
             aim,
-            || drop(self.client.block_on(get(&mut bare, ""))),
+            || timed(&mut || drop(self.client.block_on(get(&mut bare, "")))),
             || {
-                drop(self.client.block_on(get(&mut ours, ticket)));
+                let took = timed(&mut || drop(self.client.block_on(get(&mut ours, ticket))));
                 self.cache.release_ticket(ticket.as_bytes());
+                took
             },
         );
     }

@@ -190,6 +190,8 @@ fn letting_go() {
         return;
     }
     let runtime = Runtime::new().unwrap();
+    // As a service does, which is always within one.
+    let _within = runtime.enter();
     let cache = runtime.block_on(async { cache(OBJECTS) });
     let register = register(OBJECTS, &["bench".to_owned()]);
     for (what, kept) in [("its objects are needed by another", true), ("the last one", false)] {

@@ -46,7 +46,8 @@ pub(crate) fn beside(
     beside_timed(name, aim, || timed(&mut floor), || timed(&mut ours))
 }
 
-fn timed(work: &mut impl FnMut()) -> Duration {
+/// How long it takes.
+pub(crate) fn timed(work: &mut impl FnMut()) -> Duration {
     let began = Instant::now();
     work();
     began.elapsed()
@@ -60,6 +61,19 @@ pub(crate) fn beside_timed(
     mut ours: impl FnMut() -> Duration,
 ) -> Option<Beside> {
     if !wanted(name) {
+        return None;
+    }
+    // For a profiler: one of both alone, for as long.
+    if let Ok(side) = std::env::var("BESIDE_ONLY") {
+        let alone: &mut dyn FnMut() -> Duration =
+            if side == "floor" { &mut floor } else { &mut ours };
+        let began = Instant::now();
+        let mut times = 0;
+        while began.elapsed() < ALL {
+            alone();
+            times += 1;
+        }
+        println!("{name}\n    {side} alone, {times} times");
         return None;
     }
     let (floors, ourselves) = (rounds(&mut floor), rounds(&mut ours));

@@ -4,7 +4,7 @@
 //!  places    no place is free and in use, each published one is the block of one object
 //!  bytes     used == places that are taken; pinned == objects that have pins
 //!  pins      of each object == those of the sets that leases, timeframes and hands have
-//!  books     each lease stands where it belongs, timeframes need what is counted for them
+//!  books     each lease stands where it belongs
 //!  contents  (on demand) every header and CRC-32C as it was published
 //! ```
 //!
@@ -102,8 +102,7 @@ impl Cache {
         let missing = |missing: &bool| !(busy && *missing);
         let pins = pins.into_iter().filter(|(_, unowned, _)| missing(unowned));
         faults.extend(pins.map(|(id, _, fault)| (format!("pins of {id}"), fault)));
-        let books = inner.leases.faults().into_iter().chain(inner.timeframes.faults());
-        faults.extend(books.map(|fault| (fault.clone(), fault)));
+        faults.extend(inner.leases.faults().into_iter().map(|fault| (fault.clone(), fault)));
 
         let (sessions, leases) = inner.leases.counts();
         let answer = CheckAnswer {

@@ -123,7 +123,7 @@ pub enum CacheError {
     /// Too many timeframes are in flight, or they need too much, and the deadline passed.
     #[error(
         "no place for timeframe {timeframe} within the time given: {in_flight} of {limit} \
-         timeframes are in flight, which need {needed_bytes} of {total_bytes} bytes"
+         timeframes are in flight, and {taken_bytes} of {total_bytes} bytes are taken"
     )]
     NoPlace {
         /// The timeframe.
@@ -132,8 +132,8 @@ pub enum CacheError {
         in_flight: usize,
         /// How many can be.
         limit: usize,
-        /// What these need.
-        needed_bytes: u64,
+        /// What is pinned or reserved.
+        taken_bytes: u64,
         /// What there is.
         total_bytes: u64,
     },

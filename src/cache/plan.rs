@@ -42,6 +42,13 @@ struct Distinct {
 }
 
 impl Distinct {
+    /// So many more may come.
+    fn expect(&mut self, versions: usize) {
+        self.versions.reserve(versions);
+        self.places.reserve(versions);
+        self.cells.reserve(versions);
+    }
+
     fn place(&mut self, version: &Arc<ObjectInfo>) -> u32 {
         match self.places.entry(version.id) {
             Entry::Occupied(entry) => *entry.get(),
@@ -95,7 +102,10 @@ impl Plan {
                 let mut places = Vec::new();
                 let mut runs: Vec<CellRun> = Vec::new();
                 let mut gap: Option<MissingColumn> = None;
-                for run in join(&known.timeline, &timestamps).iter() {
+                let joined = join(&known.timeline, &timestamps);
+                distinct.expect(joined.len().min(known.timeline.versions()));
+                runs.reserve(joined.len());
+                for run in joined.iter() {
                     let cell = match run.slot {
                         Slot::Version(index) => {
                             let version = known.timeline.version(index);

@@ -110,16 +110,13 @@ impl Cache {
         let placed = placed.instrument(tracing::info_span!("register", timeframe));
         match timeout_at(deadline, placed).await {
             Ok(registered) => registered,
-            Err(_) => {
-                let (in_flight, needed_bytes) = timeframes.needs();
-                Err(CacheError::NoPlace {
-                    timeframe,
-                    in_flight,
-                    limit: self.0.max_timeframes,
-                    needed_bytes,
-                    total_bytes: self.0.pool.total_bytes(),
-                })
-            }
+            Err(_) => Err(CacheError::NoPlace {
+                timeframe,
+                in_flight: timeframes.len(),
+                limit: self.0.max_timeframes,
+                taken_bytes: self.0.residency.unevictable_bytes(),
+                total_bytes: self.0.pool.total_bytes(),
+            }),
         }
     }
 

@@ -1,7 +1,7 @@
 //! An object whose bytes are in shared memory, and the pins that keep it there.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use super::keep::Entry;
@@ -19,6 +19,8 @@ pub(crate) struct Resident {
     pins: AtomicU32,
     /// The moment of the last touch that counted.
     touched: AtomicU32,
+    /// Whether it is a candidate; written under the lock of its place.
+    listed: AtomicBool,
     // The order of these matters: what is written down for a successor is crossed out before the
     // block is free, and that is so before the farewell rings for room.
     _entry: Option<Entry>,
@@ -50,7 +52,8 @@ impl Resident {
     ) -> Arc<Self> {
         let farewell = Farewell { id: block.id(), home };
         let (pins, touched) = (AtomicU32::new(0), AtomicU32::new(u32::MAX));
-        Arc::new(Self { path, md5, pins, touched, _entry: entry, block, farewell })
+        let listed = AtomicBool::new(false);
+        Arc::new(Self { path, md5, pins, touched, listed, _entry: entry, block, farewell })
     }
 
     pub(crate) fn id(&self) -> ObjectId {
@@ -79,6 +82,14 @@ impl Resident {
         new
     }
 
+    pub(super) fn is_listed(&self) -> bool {
+        self.listed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_listed(&self, listed: bool) {
+        self.listed.store(listed, Ordering::Release);
+    }
+
     /// How many pins keep it.
     pub(crate) fn pins(&self) -> u32 {
         self.pins.load(Ordering::Acquire)
@@ -92,67 +103,88 @@ impl fmt::Debug for Resident {
 }
 
 /// Keeps one object in shared memory for as long as it lives.
-pub struct Pin(Arc<Resident>);
+pub struct Pin {
+    resident: Arc<Resident>,
+    /// It pins no more, and is about to be dropped.
+    ended: bool,
+}
 
 impl Pin {
     /// A pin of an object that lives in `home`.
     pub(super) fn taken(resident: Arc<Resident>, home: &Residency) -> Self {
         pins::pin(&resident.pins, || home.count_pinned(resident.block.charged_bytes()));
-        Self(resident)
+        Self { resident, ended: false }
+    }
+
+    /// Ends it. Whether it was the last: then its home has to be rung at.
+    fn end(&mut self, home: &Residency) -> bool {
+        let mut last = false;
+        pins::unpin(&self.resident.pins, || {
+            home.last_pin_gone(&self.resident);
+            last = true;
+        });
+        self.ended = true;
+        last
     }
 
     pub(crate) fn resident(&self) -> &Arc<Resident> {
-        &self.0
+        &self.resident
     }
 
     /// Where the object lies.
     pub fn meta_header(&self) -> MetaHeader {
-        self.0.block.meta_header()
+        self.resident.block.meta_header()
     }
 
     /// The object's bytes.
     pub fn payload(&self) -> &[u8] {
-        self.0.block.payload()
+        self.resident.block.payload()
     }
 
     /// The object's bytes, for those who keep them beyond a borrow. That is no pin: the object can
     /// become a candidate for eviction, but its memory is not taken anew before this is gone.
     pub(crate) fn bytes(&self) -> Payload {
-        Arc::clone(&self.0) as Payload
+        Arc::clone(&self.resident) as Payload
     }
 
     /// Which version it is.
     pub fn id(&self) -> ObjectId {
-        self.0.id()
+        self.resident.id()
     }
 
     /// The bytes of memory that it takes, its header and rounding included.
     pub fn charged_bytes(&self) -> u64 {
-        self.0.block.charged_bytes()
+        self.resident.block.charged_bytes()
     }
 }
 
 impl Clone for Pin {
     fn clone(&self) -> Self {
         // It is pinned, so this is not the first one.
-        self.0.pins.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(&self.0))
+        self.resident.pins.fetch_add(1, Ordering::AcqRel);
+        Self { resident: Arc::clone(&self.resident), ended: false }
     }
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        pins::unpin(&self.0.pins, || {
-            if let Some(home) = self.0.farewell.home.upgrade() {
-                home.last_pin_gone(&self.0);
+        if self.ended {
+            return;
+        }
+        match self.resident.farewell.home.upgrade() {
+            Some(home) => {
+                if self.end(&home) {
+                    home.ring();
+                }
             }
-        });
+            None => pins::unpin(&self.resident.pins, || {}),
+        }
     }
 }
 
 impl fmt::Debug for Pin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pin({:?})", self.0)
+        write!(f, "Pin({:?})", self.resident)
     }
 }
 
@@ -176,5 +208,18 @@ impl PinSet {
     /// The pins, one per distinct object.
     pub fn pins(&self) -> &[Pin] {
         &self.pins
+    }
+}
+
+impl Drop for PinSet {
+    fn drop(&mut self) {
+        // As if each were dropped, but what can be done once for all is done once: they have one home.
+        let home = self.pins.first().and_then(|pin| pin.resident.farewell.home.upgrade());
+        if let Some(home) = home {
+            let last = self.pins.iter_mut().fold(false, |last, pin| pin.end(&home) | last);
+            if last {
+                home.ring();
+            }
+        }
     }
 }

@@ -7,12 +7,10 @@
 //!                                                       dropped
 //! ```
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use foldhash::fast::RandomState;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
@@ -22,10 +20,11 @@ use super::plan::{Assembled, Plan};
 use super::resident::PinSet;
 use super::slow::Late;
 use crate::clock::{Clock, Moment};
-use crate::object::{ObjectId, ObjectInfo};
-use crate::shm::Pool;
 use crate::table::{ColumnRequest, ConsumerState, TimeframeState, TimeframeStatus};
 use crate::telemetry::Counters;
+
+/// The tables of so many objects are taken apart by somebody else than who lets go of them.
+const MANY_OBJECTS: usize = 256;
 
 /// What a timeframe was registered with.
 #[derive(Debug)]
@@ -127,10 +126,19 @@ impl Timeframe {
     }
 
     /// It is not in flight any more: nothing is held for it, and who loads it can stop.
-    fn set_gone(&self) {
+    fn set_gone(self: &Arc<Self>) {
         let before = self.load.send_replace(Load::Gone);
-        drop(before);
         self.give_up_claim();
+        let Load::Ready(assembled) = before else { return };
+        let few = assembled.pins.pins().len() < MANY_OBJECTS;
+        let (Some(assembled), false) = (Arc::into_inner(assembled), few) else { return };
+        // The pins at once; what told where they are takes longer, and nobody waits for that.
+        let Assembled { pins, columns, .. } = assembled;
+        drop(pins);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let rest = (columns, Arc::clone(self));
+            drop(runtime.spawn_blocking(move || drop(rest)));
+        }
     }
 
     /// Whether `consumer` may read it.
@@ -240,10 +248,6 @@ pub(crate) struct Timeframes {
 #[derive(Debug, Default)]
 struct State {
     in_flight: BTreeMap<u64, Arc<Timeframe>>,
-    /// By object: how many timeframes in flight need it, and the bytes that it takes, as far as
-    /// its size is known.
-    needed: HashMap<ObjectId, (usize, u64), RandomState>,
-    needed_bytes: u64,
     /// By consumer: all timeframes below are done. Never goes back.
     watermarks: HashMap<String, u64>,
 }
@@ -270,12 +274,6 @@ impl Timeframes {
     /// Comes when a timeframe is dropped.
     pub(crate) fn room(&self) -> Notified<'_> {
         self.room.notified()
-    }
-
-    /// How many are in flight, and the bytes that they need.
-    pub(crate) fn needs(&self) -> (usize, u64) {
-        let state = self.state();
-        (state.in_flight.len(), state.needed_bytes)
     }
 
     /// The timeframe, if it is in flight already.
@@ -312,7 +310,6 @@ impl Timeframes {
             self.counters.timeframes_dropped.add(1);
             return Ok(Entered::Consumed(timeframe));
         }
-        state.need(&timeframe);
         state.in_flight.insert(timeframe.id(), Arc::clone(&timeframe));
         Ok(Entered::New(timeframe))
     }
@@ -350,16 +347,19 @@ impl Timeframes {
         if !entry.set_consumed(consumer) {
             return Ok(None);
         }
-        Ok(self.remove(&mut state, timeframe))
+        let dropped = state.in_flight.remove(&timeframe);
+        drop(state);
+        self.let_go(dropped.as_slice());
+        Ok(dropped)
     }
 
-    fn remove(&self, state: &mut State, timeframe: u64) -> Option<Arc<Timeframe>> {
-        let dropped = state.in_flight.remove(&timeframe)?;
-        state.need_no_more(&dropped);
+    /// These are not in flight any more.
+    fn let_go(&self, dropped: &[Arc<Timeframe>]) {
+        for timeframe in dropped {
+            self.counters.timeframes_dropped.add(1);
+            timeframe.set_gone();
+        }
         self.room.notify_waiters();
-        self.counters.timeframes_dropped.add(1);
-        dropped.set_gone();
-        Some(dropped)
     }
 
     /// `consumer` is done with all timeframes below `oldest`. Returns those of which it was still
@@ -382,9 +382,11 @@ impl Timeframes {
         let mut dropped = Vec::new();
         for timeframe in &below {
             if timeframe.set_consumed(consumer) {
-                dropped.extend(self.remove(&mut state, timeframe.id()));
+                dropped.extend(state.in_flight.remove(&timeframe.id()));
             }
         }
+        drop(state);
+        self.let_go(&dropped);
         (below.iter().map(|timeframe| timeframe.id()).collect(), dropped)
     }
 
@@ -393,7 +395,8 @@ impl Timeframes {
     /// # Errors
     /// [`CacheError::UnknownTimeframe`].
     pub(crate) fn drop_timeframe(&self, timeframe: u64) -> Result<Arc<Timeframe>, CacheError> {
-        let dropped = self.remove(&mut self.state(), timeframe);
+        let dropped = self.state().in_flight.remove(&timeframe);
+        self.let_go(dropped.as_slice());
         dropped.ok_or(CacheError::UnknownTimeframe { timeframe })
     }
 
@@ -445,37 +448,11 @@ impl Timeframes {
         self.state().in_flight.len()
     }
 
-    /// What is wrong with what the timeframes are said to need, if anything.
-    pub(super) fn faults(&self) -> Vec<String> {
-        let state = self.state();
-        let mut anew = State::default();
-        state.in_flight.values().for_each(|timeframe| anew.need(timeframe));
-        if anew.needed == state.needed && anew.needed_bytes == state.needed_bytes {
-            return Vec::new();
-        }
-        vec![format!(
-            "timeframes in flight need {} objects of {} bytes, {} of {} are counted",
-            anew.needed.len(),
-            anew.needed_bytes,
-            state.needed.len(),
-            state.needed_bytes
-        )]
-    }
-
     pub(crate) fn clear(&self) {
-        let dropped = {
-            let mut state = self.state();
-            (state.needed, state.needed_bytes) = (HashMap::default(), 0);
-            std::mem::take(&mut state.in_flight)
-        };
+        let dropped = std::mem::take(&mut self.state().in_flight);
         dropped.values().for_each(|timeframe| timeframe.set_gone());
         self.room.notify_waiters();
     }
-}
-
-/// What a version takes of the memory, as far as its size is known.
-fn charge(version: &ObjectInfo) -> u64 {
-    version.size_bytes.map_or(0, Pool::charge)
 }
 
 impl State {
@@ -486,29 +463,6 @@ impl State {
             Some(difference) => {
                 let timeframe = registration.timeframe;
                 Err(CacheError::TimeframeExists { timeframe, difference })
-            }
-        }
-    }
-
-    fn need(&mut self, timeframe: &Timeframe) {
-        for version in timeframe.registration.plan.versions() {
-            let bytes = charge(version);
-            let (count, _) = self.needed.entry(version.id).or_insert((0, bytes));
-            *count += 1;
-            if *count == 1 {
-                self.needed_bytes += bytes;
-            }
-        }
-    }
-
-    fn need_no_more(&mut self, timeframe: &Timeframe) {
-        for version in timeframe.registration.plan.versions() {
-            if let Entry::Occupied(mut entry) = self.needed.entry(version.id) {
-                entry.get_mut().0 -= 1;
-                if entry.get().0 == 0 {
-                    let (_, bytes) = entry.remove();
-                    self.needed_bytes -= bytes;
-                }
             }
         }
     }

@@ -56,6 +56,16 @@ impl Runs {
         self.0.iter().copied()
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn push(&mut self, end: usize, slot: Slot) {
         match self.0.last_mut() {
             Some(last) if last.slot == slot => last.end = end,

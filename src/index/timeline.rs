@@ -150,6 +150,11 @@ impl Timeline {
         interval.contains(at).then_some(Span { interval, state, learned })
     }
 
+    /// How many versions are known.
+    pub fn versions(&self) -> usize {
+        self.versions.len()
+    }
+
     /// The version behind [`State::Version`].
     ///
     /// # Panics

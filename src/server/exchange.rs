@@ -5,24 +5,26 @@
 //!                    └─ batch ─▶ queue ─▶ answers, in order ─▶ client
 //! ```
 //!
+//! Reader and answers are one task, the reader first: what it puts into the queue is looked at in the
+//! same turn, so nobody has to be woken for it. A task that wakes itself is put behind all others, and
+//! another thread is woken to help with them: that is dearer than a small table.
+//!
 //! Control messages pass what is queued: the memory that a queued table waits for may be what they
 //! let go.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
-use arrow_array::RecordBatch;
 use arrow_flight::FlightData;
-use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
-use arrow_flight::error::FlightError;
-use arrow_ipc::{MessageHeader, root_as_message};
-use futures::channel::mpsc as feed;
-use serde::Deserialize;
-use serde_json::json;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::flight::{Answers, Service};
-use super::foreign;
+use super::foreign::{self, Decoding, Times};
 use super::get::flight_data;
 use super::intake::{Intake, Taken};
 use super::status::status;
@@ -49,10 +51,18 @@ struct Control {
     oldest_possible: Option<u64>,
 }
 
+/// What stands beside the table of a timeframe.
+#[derive(Debug, Serialize)]
+struct About<'a> {
+    timeframe: u64,
+    lease: &'a str,
+    rows: u64,
+}
+
 /// One timeframe that is asked for.
 struct Asked {
     timeframe: u64,
-    batch: RecordBatch,
+    times: Times,
     /// Its share of what is queued, and of what is taken in over all.
     queued: OwnedSemaphorePermit,
     taken: Vec<Taken>,
@@ -76,16 +86,22 @@ impl Service {
             .map_err(|error| status(&error))?;
         let exchange = self.cache.exchange(template).map_err(|error| status(&error))?;
         let exchange = Arc::new(exchange);
-        let (queue, asked) = mpsc::channel(MAX_QUEUED);
+        let queue = Arc::new(Queue::default());
         let (out, answers) = mpsc::channel(MAX_UNSENT);
         let (intake, queued) = (self.intake.clone(), Arc::new(Semaphore::new(MAX_QUEUED_BYTES)));
         let exchange_of_reader = Arc::clone(&exchange);
-        let reader = Reader { stream, exchange: exchange_of_reader, queue, queued, intake };
+        let reader = Reader {
+            stream,
+            exchange: exchange_of_reader,
+            queue: Arc::clone(&queue),
+            queued,
+            intake,
+        };
         tokio::spawn(async move {
             let read = reader.read(first);
-            let answered = answer_all(&exchange, asked, &out);
+            let answered = answer_all(&exchange, &queue, &out);
             // Both to their ends, or the first failure; or the client is gone.
-            let done = async { tokio::try_join!(read, answered).map(|_| ()) };
+            let done = async { tokio::try_join!(biased; read, answered).map(|_| ()) };
             tokio::select! {
                 done = done => {
                     if let Err(failure) = done {
@@ -106,7 +122,7 @@ impl Service {
 struct Reader {
     stream: Streaming<FlightData>,
     exchange: Arc<Exchange>,
-    queue: mpsc::Sender<Asked>,
+    queue: Arc<Queue>,
     /// Bytes that may wait for their turn yet.
     queued: Arc<Semaphore>,
     intake: Intake,
@@ -114,22 +130,21 @@ struct Reader {
 
 impl Reader {
     async fn read(mut self, first: FlightData) -> Result<(), Status> {
-        let (feed, fed) = feed::unbounded::<Result<FlightData, FlightError>>();
-        let mut decoder = FlightDataDecoder::new(fed);
-        let mut next = Some(first);
+        let mut decoding = Decoding::new("message of an exchange");
         let mut taken = Vec::new();
+        let mut next = Some(first);
         while let Some(message) = next {
-            self.take(message, &feed, &mut decoder, &mut taken).await?;
+            self.take(message, &mut decoding, &mut taken)?;
             next = self.stream.message().await?;
         }
+        self.queue.end();
         Ok(())
     }
 
-    async fn take(
+    fn take(
         &self,
         message: FlightData,
-        feed: &feed::UnboundedSender<Result<FlightData, FlightError>>,
-        decoder: &mut FlightDataDecoder,
+        decoding: &mut Decoding,
         taken: &mut Vec<Taken>,
     ) -> Result<(), Status> {
         let control = match &message.app_metadata[..] {
@@ -146,19 +161,9 @@ impl Reader {
         if message.data_header.is_empty() {
             return Ok(());
         }
-        let header = root_as_message(&message.data_header)
-            .map_err(|error| malformed(error.to_string()))?
-            .header_type();
         taken.push(self.intake.take(&message)?);
         let bytes = message.data_header.len() + message.data_body.len();
-        let _ = feed.unbounded_send(Ok(message));
-        match header {
-            MessageHeader::Schema | MessageHeader::RecordBatch => {}
-            // A dictionary is taken in with the batch that follows it.
-            _ => return Ok(()),
-        }
-        let decoded = foreign::next(decoder)?;
-        let DecodedPayload::RecordBatch(batch) = decoded.payload else { return Ok(()) };
+        let Some(times) = decoding.next(message)? else { return Ok(()) };
         let timeframe = control
             .timeframe
             .ok_or_else(|| malformed("a batch needs app_metadata {\"timeframe\": id}"))?;
@@ -170,29 +175,74 @@ impl Reader {
         };
         let bytes = u32::try_from(bytes).map_err(|_| full())?;
         let queued = Arc::clone(&self.queued).try_acquire_many_owned(bytes).map_err(|_| full())?;
+        // A dictionary is taken in with the batch that follows it.
         let taken = std::mem::take(taken);
-        self.queue.try_send(Asked { timeframe, batch, queued, taken }).map_err(|_| full())
+        match self.queue.push(Asked { timeframe, times, queued, taken }) {
+            true => Ok(()),
+            false => Err(full()),
+        }
+    }
+}
+
+/// What is asked for and not answered yet, between two halves of one task: who puts something in is
+/// polled before who takes it out, so nobody is woken.
+#[derive(Default)]
+struct Queue(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    asked: VecDeque<Asked>,
+    ended: bool,
+}
+
+impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there was room for it.
+    fn push(&self, asked: Asked) -> bool {
+        let mut waiting = self.waiting();
+        let room = waiting.asked.len() < MAX_QUEUED;
+        if room {
+            waiting.asked.push_back(asked);
+        }
+        room
+    }
+
+    /// Nothing more will come.
+    fn end(&self) {
+        self.waiting().ended = true;
+    }
+
+    /// The next; `None`: there is none and will be none.
+    async fn next(&self) -> Option<Asked> {
+        poll_fn(|_| {
+            let mut waiting = self.waiting();
+            match waiting.asked.pop_front() {
+                Some(asked) => Poll::Ready(Some(asked)),
+                None if waiting.ended => Poll::Ready(None),
+                None => Poll::Pending,
+            }
+        })
+        .await
     }
 }
 
 /// Answers what is asked for, in order.
 async fn answer_all(
     exchange: &Exchange,
-    mut asked: mpsc::Receiver<Asked>,
+    queue: &Queue,
     out: &mpsc::Sender<Result<FlightData, Status>>,
 ) -> Result<(), Status> {
     let mut sent = Sent::default();
-    while let Some(Asked { timeframe, batch, queued, taken }) = asked.recv().await {
-        let timestamps = foreign::timestamps_of_batches(&[batch])?;
+    while let Some(Asked { timeframe, times, queued, taken }) = queue.next().await {
+        let timestamps = times.read()?;
         drop((queued, taken));
         let answered = exchange.answer(timeframe, timestamps).await;
         let answer = answered.map_err(|error| status(&error))?;
-        let about = json!({
-            "timeframe": timeframe,
-            "lease": answer.lease().as_str(),
-            "rows": answer.rows(),
-        });
-        let about = about.to_string();
+        let about = About { timeframe, lease: answer.lease().as_str(), rows: answer.rows() };
+        let about = Bytes::from(serde_json::to_vec(&about).unwrap_or_default());
         if !std::mem::replace(&mut sent.schema, true) {
             send(out, flight_data(answer.head())).await?;
         }
@@ -206,7 +256,7 @@ async fn answer_all(
                 }
             }
             if let Some(batch) = batch {
-                let app_metadata = about.clone().into();
+                let app_metadata = about.clone();
                 send(out, FlightData { app_metadata, ..flight_data(batch) }).await?;
             }
         }

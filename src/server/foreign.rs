@@ -9,14 +9,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow_array::RecordBatch;
 use arrow_flight::FlightData;
-use arrow_flight::decode::{DecodedFlightData, FlightDataDecoder, FlightRecordBatchStream};
+use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
 use arrow_flight::error::FlightError;
-use futures::{FutureExt as _, StreamExt as _, stream};
+use arrow_ipc::{MessageHeader, root_as_message};
+use arrow_schema::SchemaRef;
+use futures::channel::mpsc as feed;
+use futures::{FutureExt as _, StreamExt as _};
 use tonic::Status;
 
 use super::status::status;
 use crate::index::Timestamps;
-use crate::table::{RequestError, timestamps_from_batches};
+use crate::table::{RequestError, plain_timestamps, timestamps_from_batches, together};
 
 const CONTRADICTION: &str = "its Arrow data contradict themselves";
 
@@ -30,46 +33,98 @@ pub(super) fn malformed(what: &'static str, reason: impl Into<String>) -> Status
 /// # Errors
 /// INVALID_ARGUMENT, whatever they are.
 pub fn timestamps_of_messages(messages: Vec<FlightData>) -> Result<Timestamps, Status> {
-    timestamps_of_batches(&batches(messages)?)
+    let mut decoding = Decoding::new("timeframe");
+    let mut parts = Vec::new();
+    for message in messages {
+        if let Some(times) = decoding.next(message)? {
+            parts.push(times.read()?);
+        }
+    }
+    match (&parts[..], decoding.schema) {
+        ([], Some(schema)) => timestamps_of_batches(&[RecordBatch::new_empty(schema)]),
+        ([], None) => timestamps_of_batches(&[]),
+        ([_], _) => Ok(parts.swap_remove(0)),
+        _ => together(&parts).map_err(|error| status(&error)),
+    }
 }
 
 /// # Errors
 /// INVALID_ARGUMENT.
-pub(super) fn timestamps_of_batches(batches: &[RecordBatch]) -> Result<Timestamps, Status> {
+fn timestamps_of_batches(batches: &[RecordBatch]) -> Result<Timestamps, Status> {
     const WHAT: &str = "table of timestamps";
     let read = isolated(|| timestamps_from_batches(batches));
     read.ok_or_else(|| malformed(WHAT, CONTRADICTION))?.map_err(|error| status(&error))
 }
 
-fn batches(messages: Vec<FlightData>) -> Result<Vec<RecordBatch>, Status> {
-    const WHAT: &str = "timeframe";
-    let decoded = async {
-        let messages = stream::iter(messages.into_iter().map(Ok));
-        let mut stream = FlightRecordBatchStream::new_from_flight_data(messages);
-        let mut batches = Vec::new();
-        while let Some(batch) = stream.next().await {
-            batches.push(batch?);
-        }
-        if let (true, Some(schema)) = (batches.is_empty(), stream.schema()) {
-            batches.push(RecordBatch::new_empty(schema.clone()));
-        }
-        Ok::<_, FlightError>(batches)
-    };
-    let decoded = isolated(|| decoded.now_or_never()).flatten();
-    let decoded = decoded.ok_or_else(|| malformed(WHAT, CONTRADICTION))?;
-    decoded.map_err(|error| malformed(WHAT, error.to_string()))
+/// The timestamps of one message.
+pub(super) enum Times {
+    Read(Timestamps),
+    Batch(RecordBatch),
 }
 
-/// What a decoder makes of the message that it was fed. It waits for no other: one that the decoder
-/// passes over is as wrong as one that it refuses.
-///
-/// # Errors
-/// INVALID_ARGUMENT.
-pub(super) fn next(decoder: &mut FlightDataDecoder) -> Result<DecodedFlightData, Status> {
-    const WHAT: &str = "message of an exchange";
-    let decoded = isolated(|| decoder.next().now_or_never()).flatten().flatten();
-    let decoded = decoded.ok_or_else(|| malformed(WHAT, CONTRADICTION))?;
-    decoded.map_err(|error| malformed(WHAT, error.to_string()))
+impl Times {
+    /// # Errors
+    /// INVALID_ARGUMENT.
+    pub(super) fn read(self) -> Result<Timestamps, Status> {
+        match self {
+            Self::Read(timestamps) => Ok(timestamps),
+            Self::Batch(batch) => timestamps_of_batches(&[batch]),
+        }
+    }
+}
+
+/// The messages of one stream, as far as they have come. Timestamps as most send them are read where
+/// they lie; arrow's decoder has the rest.
+pub(super) struct Decoding {
+    /// What a message is called where it is refused.
+    what: &'static str,
+    feed: feed::UnboundedSender<Result<FlightData, FlightError>>,
+    decoder: FlightDataDecoder,
+    schema: Option<SchemaRef>,
+}
+
+impl Decoding {
+    pub(super) fn new(what: &'static str) -> Self {
+        let (feed, fed) = feed::unbounded();
+        Self { what, feed, decoder: FlightDataDecoder::new(fed), schema: None }
+    }
+
+    /// What a message with a header comes to: timestamps, or nothing yet.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT.
+    pub(super) fn next(&mut self, message: FlightData) -> Result<Option<Times>, Status> {
+        let parsed = root_as_message(&message.data_header)
+            .map_err(|error| malformed(self.what, error.to_string()))?;
+        let header = parsed.header_type();
+        if let (Some(schema), Some(batch)) = (&self.schema, parsed.header_as_record_batch())
+            && let Some(timestamps) = plain_timestamps(schema, batch, &message.data_body)
+        {
+            return Ok(Some(Times::Read(timestamps)));
+        }
+        let _ = self.feed.unbounded_send(Ok(message));
+        match header {
+            MessageHeader::Schema | MessageHeader::RecordBatch => {}
+            // A dictionary comes to nothing by itself.
+            _ => return Ok(None),
+        }
+        // The decoder waits for no other message: one that it passes over is as wrong as one that it
+        // refuses.
+        let decoded = isolated(|| self.decoder.next().now_or_never()).flatten().flatten();
+        let decoded = decoded.ok_or_else(|| malformed(self.what, CONTRADICTION))?;
+        let decoded = decoded.map_err(|error| malformed(self.what, error.to_string()))?;
+        match decoded.payload {
+            DecodedPayload::RecordBatch(batch) => Ok(Some(Times::Batch(batch))),
+            DecodedPayload::Schema(_) if self.schema.is_some() => {
+                Err(malformed(self.what, "a second schema in one stream"))
+            }
+            DecodedPayload::Schema(schema) => {
+                self.schema = Some(schema);
+                Ok(None)
+            }
+            DecodedPayload::None => Ok(None),
+        }
+    }
 }
 
 thread_local! {
@@ -94,4 +149,74 @@ pub fn hush_panics_of_decoding() {
             before(panic);
         }
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::{ArrayRef, Int64Array, TimestampMillisecondArray};
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::super::get::flight_data;
+    use super::*;
+    use crate::table::MessageWriter;
+
+    fn messages(values: ArrayRef) -> (RecordBatch, Vec<FlightData>) {
+        let batch = RecordBatch::try_from_iter_with_nullable([("t", values, true)]).unwrap();
+        let (mut writer, schema) = MessageWriter::begin(&batch.schema());
+        let mut messages = vec![flight_data(schema)];
+        messages.extend(writer.write(&batch).unwrap().into_iter().map(flight_data));
+        (batch, messages)
+    }
+
+    proptest! {
+        /// However they lie, they are what arrow makes of them; and what is cut off is refused.
+        #[test]
+        fn timestamps_that_are_read_where_they_lie_are_those_that_arrow_reads(
+            values in proptest::collection::vec(
+                prop_oneof![4 => any::<i64>().prop_map(Some), 1 => Just(None)], 0..40
+            ),
+            nulls in any::<bool>(),
+            of_time in any::<bool>(),
+            askew in 0..8_usize,
+            cut in 1..9_usize,
+        ) {
+            let values = values.into_iter().filter(|at| nulls || at.is_some());
+            let array: ArrayRef = match of_time {
+                true => std::sync::Arc::new(values.collect::<TimestampMillisecondArray>()),
+                false => std::sync::Arc::new(values.collect::<Int64Array>()),
+            };
+            let plain = array.null_count() == 0;
+            let (batch, mut messages) = messages(array);
+            let expected = timestamps_from_batches(&[batch]).unwrap();
+            let body = messages[1].data_body.clone();
+            let shifted = [&vec![7; askew][..], &body].concat();
+            messages[1].data_body = Bytes::from(shifted).slice(askew..);
+            let mut decoding = Decoding::new("test");
+            prop_assert!(decoding.next(messages[0].clone()).unwrap().is_none());
+            let times = decoding.next(messages[1].clone()).unwrap().unwrap();
+            prop_assert_eq!(matches!(times, Times::Read(_)), plain);
+            prop_assert!(times.read().unwrap().same_rows(&expected));
+            // More than the padding of the last buffer is missing.
+            let needed = expected.len() * 8;
+            if plain && needed > 0 {
+                messages[1].data_body = body.slice(..needed.saturating_sub(cut));
+                prop_assert!(decoding.next(messages[1].clone()).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_has_one_schema_and_any_number_of_batches() {
+        let (_, messages) = messages(std::sync::Arc::new(Int64Array::from(vec![1, 2])));
+        let [schema, batch] = &messages[..] else { panic!("{messages:?}") };
+        let of = |messages: &[&FlightData]| {
+            timestamps_of_messages(messages.iter().copied().cloned().collect())
+        };
+        assert_eq!(of(&[schema, batch, batch]).unwrap().len(), 4);
+        assert_eq!(of(&[schema]).unwrap().len(), 0);
+        for wrong in [&[][..], &[batch][..], &[schema, schema, batch][..]] {
+            assert_eq!(of(wrong).unwrap_err().code(), tonic::Code::InvalidArgument);
+        }
+    }
 }

@@ -52,3 +52,5 @@ pub use status::{
     TimeframeStatus,
 };
 pub use times::{TimestampsError, timestamps_from_array, timestamps_from_batches};
+#[cfg(feature = "server")]
+pub(crate) use times::{plain_timestamps, together};

@@ -9,6 +9,8 @@ use arrow_array::types::{
 use arrow_array::{Array, RecordBatch, RunArray};
 use arrow_buffer::{ArrowNativeType as _, NullBuffer, ScalarBuffer};
 use arrow_schema::{DataType, TimeUnit};
+#[cfg(feature = "server")]
+use {arrow_buffer::Buffer, arrow_schema::Schema, bytes::Bytes};
 
 use super::request::RangeRequest;
 use crate::error::{Code, Coded, ErrorKind};
@@ -134,11 +136,63 @@ pub fn timestamps_from_batches(batches: &[RecordBatch]) -> Result<Timestamps, Ti
     {
         return Ok(only);
     }
+    together(&parts)
+}
+
+/// The timestamps of all parts, one after the other.
+///
+/// # Errors
+/// [`TimestampsError::TooMany`].
+pub(crate) fn together(parts: &[Timestamps]) -> Result<Timestamps, TimestampsError> {
     let rows = parts.iter().map(Timestamps::len).sum();
     if rows > Timestamps::MAX_ROWS {
         return Err(TimestampsError::TooMany { rows });
     }
-    Ok(Timestamps::concat(&parts))
+    Ok(Timestamps::concat(parts))
+}
+
+/// The timestamps of a batch as it crossed the wire, where they are its one column, plain, without
+/// nulls: read where they lie, or copied once if they lie askew. `None`: it is another kind of batch, or
+/// contradicts itself; that is for arrow's decoder to say.
+#[cfg(feature = "server")]
+pub(crate) fn plain_timestamps(
+    schema: &Schema,
+    batch: arrow_ipc::RecordBatch<'_>,
+    body: &Bytes,
+) -> Option<Timestamps> {
+    const BYTES: usize = size_of::<i64>();
+    let fields = schema.fields();
+    let [field] = &fields[..] else { return None };
+    let plain = matches!(
+        field.data_type(),
+        DataType::Int64 | DataType::Timestamp(TimeUnit::Millisecond, _)
+    );
+    let (nodes, buffers) = (batch.nodes()?, batch.buffers()?);
+    if !plain || batch.compression().is_some() || nodes.len() != 1 || buffers.len() != 2 {
+        return None;
+    }
+    let (node, values) = (nodes.get(0), buffers.get(1));
+    let rows = usize::try_from(node.length()).ok().filter(|rows| *rows <= MAX_PLAIN_ROWS)?;
+    if node.null_count() != 0 || batch.length() != node.length() {
+        return None;
+    }
+    let start = usize::try_from(values.offset()).ok()?;
+    let bytes = rows * BYTES;
+    if usize::try_from(values.length()).ok()? < bytes {
+        return None;
+    }
+    let values = body.get(start..start.checked_add(bytes)?)?;
+    let values = match values.as_ptr().cast::<i64>().is_aligned() {
+        true => {
+            let buffer = Buffer::from(body.slice(start..start + bytes));
+            ScalarBuffer::new(buffer, 0, rows)
+        }
+        false => {
+            let (values, _) = values.as_chunks::<BYTES>();
+            values.iter().map(|value| i64::from_le_bytes(*value)).collect()
+        }
+    };
+    Some(Timestamps::new(values, None))
 }
 
 /// The timestamps in one array; `column` is its name, for errors.
