@@ -101,13 +101,13 @@ impl Manager {
     }
 
     /// Starts it, and this version of so many paths is asked for.
-    async fn start_with(&self, paths: u64, version: u64) -> (Managed, Client) {
+    async fn start_with(&self, paths: u64, version: u64) -> Managed {
         let service = self.start();
         let client = service.client().await;
         for number in 0..paths {
             read(&client, number, version).await;
         }
-        (service, client)
+        service
     }
 }
 
@@ -208,7 +208,7 @@ fn moved_away(repository: &Path) -> PathBuf {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_resident_is_resident_again_after_a_kill_and_after_a_stop() {
     let manager = Manager::new();
-    let (mut service, client) = manager.start_with(6, 1).await;
+    let mut service = manager.start_with(6, 1).await;
     noted();
     let mut consumer = Consumer::start(&service.unix(), "attached");
     consumer.take(&[0, 1], 15);
@@ -251,7 +251,7 @@ async fn what_was_resident_is_resident_again_after_a_kill_and_after_a_stop() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_successor_whose_source_is_down_serves_what_is_known_and_says_that_it_is_stale() {
     let manager = Manager::new();
-    let (service, client) = manager.start_with(3, 2).await;
+    let service = manager.start_with(3, 2).await;
     noted();
     service.kill();
     let away = moved_away(&manager.repository);
@@ -324,7 +324,7 @@ async fn killed_at_any_moment_nothing_wrong_is_taken_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_predecessor_left_damaged_is_not_taken_over() {
     let manager = Manager::new();
-    let (service, client) = manager.start_with(3, 1).await;
+    let service = manager.start_with(3, 1).await;
     service.kill();
     // Sealed segments cannot be damaged; the ledger is, so that it says other things of them.
     let ledger = {
