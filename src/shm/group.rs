@@ -25,21 +25,22 @@ struct Names {
     folder: &'static str,
     limit: &'static str,
     usage: &'static str,
-    /// Of files that can be read again: the kernel takes these pages before it ends anybody.
-    cached: [&'static str; 2],
+    /// What can be had again (pages of files, what is known of folders): the kernel takes that before
+    /// it ends anybody.
+    cached: &'static [&'static str],
 }
 
 const V1: Names = Names {
     folder: "memory",
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
-    cached: ["total_active_file", "total_inactive_file"],
+    cached: &["total_active_file", "total_inactive_file"],
 };
 const V2: Names = Names {
     folder: "",
     limit: "memory.max",
     usage: "memory.current",
-    cached: ["active_file", "inactive_file"],
+    cached: &["active_file", "inactive_file", "slab_reclaimable"],
 };
 
 impl Names {
@@ -132,7 +133,7 @@ mod tests {
     fn the_limits_of_a_group_and_of_those_around_it_are_read_in_both_versions() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
-        let stat = "anon 5\nactive_file 300\ninactive_file 200\nunevictable 9\n";
+        let stat = "anon 5\nactive_file 300\ninactive_file 150\nslab_reclaimable 50\nslab 99\n";
         let inner = [("memory.max", "5000\n"), ("memory.current", "1500\n"), ("memory.stat", stat)];
         write(&root.join("a/b"), &inner);
         write(&root.join("a"), &[("memory.max", "max\n"), ("memory.current", "9000\n")]);
