@@ -18,18 +18,23 @@ CELLS = ["binary", "struct", "o2", "payload"]
 ALL = list(itertools.product(ENCODINGS, CELLS))
 FIELDS = ["size", "hint", "handle", "shared", "region_id", "segment_id", "managed"]
 
+
+def never_null(**types):
+    return [pa.field(name, type_, nullable=False) for name, type_ in types.items()]
+
+
 CELL_TYPES = {
     "binary": pa.binary(40),
     "struct": pa.struct(
-        [
-            pa.field("size", pa.uint64(), nullable=False),
-            pa.field("hint", pa.uint64(), nullable=False),
-            pa.field("handle", pa.int64(), nullable=False),
-            pa.field("shared", pa.int64(), nullable=False),
-            pa.field("region_id", pa.uint16(), nullable=False),
-            pa.field("segment_id", pa.uint16(), nullable=False),
-            pa.field("managed", pa.uint8(), nullable=False),
-        ]
+        never_null(
+            size=pa.uint64(),
+            hint=pa.uint64(),
+            handle=pa.int64(),
+            shared=pa.int64(),
+            region_id=pa.uint16(),
+            segment_id=pa.uint16(),
+            managed=pa.uint8(),
+        )
     ),
     "o2": pa.list_(pa.field("item", pa.int64(), nullable=False), 3),
     "payload": pa.large_binary(),
@@ -153,23 +158,23 @@ def test_the_view_objects_has_one_row_for_each_run_that_is_not_null(by_hand):
     times = [1000, None, 3000, 3001, None, None, 7000]
     request = {"columns": {"drift": DRIFT, "noise": NOISE}, "timestamps": times}
     table = by_hand.get({**request, "view": "objects", "session": by_hand.session})
-    assert table.schema.remove_metadata() == pa.schema(
-        [
-            pa.field("column", pa.string(), nullable=False),
-            pa.field("path", pa.string(), nullable=False),
-            pa.field("row_start", pa.int64(), nullable=False),
-            pa.field("row_end", pa.int64(), nullable=False),
-            pa.field("object_id", pa.string(), nullable=False),
-            pa.field("valid_from", pa.int64(), nullable=False),
-            pa.field("valid_until", pa.int64(), nullable=False),
-            pa.field("created", pa.int64(), nullable=False),
-            pa.field("size", pa.uint64(), nullable=False),
-            pa.field("generation", pa.uint64(), nullable=False),
-            pa.field("cache", pa.string(), nullable=False),
-            pa.field("metadata", table.schema.field("metadata").type, nullable=False),
-        ]
-    )
     map_ = table.schema.field("metadata").type
+    assert table.schema.remove_metadata() == pa.schema(
+        never_null(
+            column=pa.string(),
+            path=pa.string(),
+            row_start=pa.int64(),
+            row_end=pa.int64(),
+            object_id=pa.string(),
+            valid_from=pa.int64(),
+            valid_until=pa.int64(),
+            created=pa.int64(),
+            size=pa.uint64(),
+            generation=pa.uint64(),
+            cache=pa.string(),
+            metadata=map_,
+        )
+    )
     assert (map_.key_type, map_.item_type) == (pa.string(), pa.string())
     rows = [row for row in table.to_pylist() if row["column"] == "drift"]
     assert [(row["row_start"], row["row_end"]) for row in rows] == [(0, 1), (2, 4), (6, 7)]

@@ -11,7 +11,7 @@ use super::error::CacheError;
 use super::lease::{LeaseId, Owner, Terms};
 use super::{Cache, Inner};
 use crate::object::ObjectPath;
-use crate::shm::{Epoch, Mappings};
+use crate::shm::{Epoch, Mappings, Usage};
 use crate::source::{PathSummary, Problem, SourceHealth, SourceState as State};
 use crate::table::{
     Consumed, ConsumedAnswer, MemoryStatus, Prefetch, Request, SegmentsAnswer, SourceState,
@@ -203,10 +203,22 @@ impl Cache {
         }
     }
 
+    /// Where the memory is.
+    pub(super) fn memory(&self) -> MemoryStatus {
+        let Usage { total_bytes, used_bytes, free_bytes, largest_free_bytes, .. } =
+            self.0.pool.usage();
+        MemoryStatus {
+            total_bytes,
+            used_bytes,
+            pinned_bytes: self.0.residency.pinned_bytes(),
+            free_bytes,
+            largest_free_bytes,
+        }
+    }
+
     /// One picture of everything.
     pub fn status(&self) -> Status {
         let inner = &*self.0;
-        let usage = inner.pool.usage();
         let uptime = inner.clock.now().since(inner.started);
         let sources = inner.catalog.source().health();
         Status {
@@ -214,13 +226,7 @@ impl Cache {
             epoch: self.epoch().to_string(),
             pid: std::process::id(),
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
-            memory: MemoryStatus {
-                total_bytes: usage.total_bytes,
-                used_bytes: usage.used_bytes,
-                pinned_bytes: inner.residency.pinned_bytes(),
-                free_bytes: usage.free_bytes,
-                largest_free_bytes: usage.largest_free_bytes,
-            },
+            memory: self.memory(),
             objects: inner.residency.objects() as u64,
             hits: inner.counters.hits.get(),
             loads: inner.counters.loads.get(),

@@ -292,7 +292,12 @@ impl Cache {
         asker: &Asker,
     ) -> Result<Answer, CacheError> {
         let asked = Instant::now();
-        let span = tracing::info_span!("answer", consumer = request.consumer.as_deref());
+        let timeframe = match when {
+            When::Timeframe(id) => Some(*id),
+            When::Timestamps(_) | When::Range(_) => None,
+        };
+        let consumer = request.consumer.as_deref();
+        let span = tracing::info_span!("answer", timeframe, consumer);
         let answered = self.try_answer(request, when, asker).instrument(span).await;
         let counters = &self.0.counters;
         match &answered {

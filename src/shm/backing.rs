@@ -18,6 +18,7 @@ use rustix::fs::{
     FallocateFlags, MemfdFlags, OFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create,
 };
 
+use super::group;
 use super::layout::SegmentHeader;
 use super::mapping::{Access, Mapping};
 
@@ -176,6 +177,7 @@ impl Maker {
 }
 
 fn allocated(file: impl AsFd, bytes: u64) -> io::Result<Mapping> {
+    group::check_room(bytes)?;
     allocate(&file, bytes)?;
     let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
     Mapping::of_file(file.as_fd(), length, Access::ReadWrite)

@@ -30,6 +30,7 @@ mod block;
 mod conformance;
 #[cfg(test)]
 mod golden;
+mod group;
 mod inherited;
 mod layout;
 mod mapping;
@@ -43,6 +44,7 @@ pub use backing::Backing;
 #[cfg(feature = "cache")]
 pub(crate) use block::Spot;
 pub use block::{Block, Reservation};
+pub use group::memory_allowed;
 pub use inherited::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
 pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};

@@ -1,11 +1,20 @@
 //! TLS, its certificates and those of clients, and what is not served without it.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use iovcache::Secret;
 use iovcache::client::{Client, ClientOptions, TlsFiles};
 use iovcache::error::{Coded as _, ErrorKind};
-use iovcache::{Secret, server::Role};
+use iovcache::server::{Limits, Role};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::rustls::{self, ClientConfig, ClientConnection, RootCertStore};
 
-use crate::common::run;
+use crate::common::{PATIENCE, run};
 use crate::files::{ALL_ROLES, Files, drift, until_told, why};
 
 /// An authority that signs certificates.
@@ -118,6 +127,66 @@ async fn a_clients_certificate_has_the_role_of_its_name() {
     // A certificate that another authority signed does not even connect.
     assert_ne!(ask(&url, "", &authority, Some(&forged)).await, None);
     assert_ne!(ask(&url, "reader", &authority, Some(&forged)).await, None);
+}
+
+/// What a client says first: its ClientHello.
+fn client_hello() -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let name = "localhost".try_into().unwrap();
+    let mut hello = Vec::new();
+    ClientConnection::new(Arc::new(config), name).unwrap().write_tls(&mut hello).unwrap();
+    hello
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_finish_the_handshake_is_hung_up_on_and_a_good_client_goes_on() {
+    let files = Files::new();
+    let authority = Authority::new();
+    let (chain, key) = authority.sign("localhost");
+    let (chain, key) = (files.write("chain.pem", &chain), files.write("key.pem", &key));
+    let keys = files.keys(&ALL_ROLES);
+    let limits = files.write("config.toml", "[limits]\nhandshake = \"1s\"\n");
+    let tls = ["--tls-cert", &chain, "--tls-key", &key, "--tokens", &keys, "--config", &limits];
+    let service = files.serve(&tls);
+    let url = service.tcp().replace("127.0.0.1", "localhost");
+    let address = service.tcp().replace("grpc+tls://", "");
+
+    let hello = client_hello();
+    assert!(hello.len() > 100 && hello.starts_with(b"\x16\x03"), "{hello:?}");
+    // Nothing, a byte, the head of a record, half a ClientHello, and a whole one with nothing after.
+    let mut silent = JoinSet::new();
+    for said in [0, 1, 5, hello.len() / 2, hello.len()] {
+        let (first, address) = (hello[..said].to_owned(), address.clone());
+        silent.spawn(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let start = Instant::now();
+            stream.write_all(&first).await.unwrap();
+            let mut answer = Vec::new();
+            let end = timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+            assert!(end.is_ok(), "after {said} bytes it is not hung up on");
+            (said, start.elapsed(), answer.len())
+        });
+    }
+    let (mut asked, mut hung_up) = (0, Vec::new());
+    while !silent.is_empty() {
+        assert_eq!(ask(&url, "reader", &authority, None).await, None);
+        asked += 1;
+        while let Some(ended) = silent.try_join_next() {
+            hung_up.push(ended.unwrap());
+        }
+    }
+    assert!(asked > 1, "the good client was held up");
+    for (said, took, answered) in hung_up {
+        // Not before its time, and not only after the ten seconds that hold where nothing is set.
+        assert!(took > Duration::from_millis(500), "{said} bytes: {took:?}");
+        assert!(took < Limits::default().handshake.duration(), "{said} bytes: {took:?}");
+        assert_eq!(answered > 0, said == hello.len(), "{said} bytes: {answered} of an answer");
+    }
 }
 
 #[test]

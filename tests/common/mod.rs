@@ -55,29 +55,26 @@ impl Service {
 
     /// The same with so much memory, in segments of that size.
     pub fn start_sized(memory: &str, segment: &str, arguments: &[&str]) -> Self {
-        Self::launch(memory, segment, arguments, &[])
+        Self::start_by(iovcache(), memory, segment, arguments)
     }
 
     /// Starts it with more in its environment.
     pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        Self::launch("64MiB", "16MiB", arguments, environment)
+        let mut program = iovcache();
+        program.envs(environment.iter().copied());
+        Self::start_by(program, "64MiB", "16MiB", arguments)
     }
 
-    fn launch(
-        memory: &str,
-        segment: &str,
-        arguments: &[&str],
-        environment: &[(&str, &str)],
-    ) -> Self {
+    /// Starts it by `program`: the program itself, or one that becomes it (`ip netns exec …`).
+    pub fn start_by(mut program: Command, memory: &str, segment: &str, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sockets = folder.path().join("s");
-        let mut child = iovcache()
+        let mut child = program
             .arg("serve")
             .args(["--listen", "127.0.0.1:0", "--memory", memory, "--segment", segment])
             .arg("--socket")
             .arg(&sockets)
             .args(arguments)
-            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -1,127 +1,214 @@
-//! Memory that is short: a real tmpfs that is full, segments that are half made when their service
+//! Memory that is short: a real tmpfs or control group that is full, segments that are half made when their service
 //! is killed.
 
-use std::fs;
-use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use iovcache::client::TableRequest;
+use iovcache::client::{Client, Table, TableRequest};
 use iovcache::error::{Coded as _, ErrorKind};
 use serde_json::Value;
 
-use crate::common::{Service, iovcache};
+use crate::common::{PATIENCE, Service, Version, iovcache, put};
 use crate::consumers::observer;
-use crate::data::{Chance, PATHS, VERSIONS, bytes_at, count_of, fill, path};
+use crate::data::{Chance, PATHS, VERSIONS, bytes_of, count_of, fill, path};
 
-/// A service whose named segments lie in a tmpfs of their own, in a mount namespace of its own.
-struct OnTmpfs {
+/// A service that does not get as much memory as it was told that it has.
+struct Confined {
     child: Child,
     url: String,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
-impl OnTmpfs {
-    /// `None` where nobody may mount.
-    fn start(repository: &Path, size: &str) -> Option<Self> {
-        let allowed = Command::new("unshare").args(["-m", "true"]).stderr(Stdio::null()).status();
-        if !allowed.is_ok_and(|status| status.success()) {
-            eprintln!("SKIPPED: no mount namespace can be had here (it takes root and unshare)");
-            return None;
-        }
+impl Confined {
+    /// Before it begins, a shell (started by `before`) does what `confine` says.
+    fn start(repository: &Path, before: &[&str], confine: &str, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (small, sockets) = (folder.path().join("small"), folder.path().join("s"));
-        fs::create_dir(&small).unwrap();
-        let script = format!(
-            "mount -t tmpfs -o size={size},mode=0750 tmpfs {small} && exec \"$@\"",
-            small = small.display()
-        );
         let program = iovcache();
-        let mut child = Command::new("unshare")
-            .args(["-m", "sh", "-c", &script, "sh"])
+        let shell = ["sh", "-c", &format!("{confine} && exec \"$@\""), "sh"];
+        let words = [before, &shell].concat();
+        let mut child = Command::new(words[0])
+            .args(&words[1..])
             .arg(program.get_program())
-            .args(["serve", "--listen", "127.0.0.1:0", "--memory", "64MiB", "--segment", "2MiB"])
-            .args(["--backing", "shm", "--shm-folder"])
-            .arg(small.join("segments"))
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(arguments)
             .arg("--socket")
-            .arg(&sockets)
+            .arg(folder.path().join("s"))
             .arg("--source")
             .arg(format!("file://{}", repository.display()))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(fs::File::create(folder.path().join("log")).unwrap())
             .spawn()
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: Value = serde_json::from_str(&line).expect("a line that it is ready");
         let url = ready["flight"][1].as_str().unwrap().to_owned();
-        Some(Self { child, url, _folder: folder })
+        Self { child, url, folder }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// Asks for the objects and keeps them until the memory is short. That is an error which says
+    /// each of `words`; what is there is right, and the service goes on.
+    async fn runs_short(&mut self, objects: &[Object], fit: usize, words: &[&str]) {
+        let client = Client::connect(&self.url).await.unwrap();
+        let mut held = Vec::new();
+        let mut short = None;
+        for object in objects {
+            match client.table(object.request()).await {
+                Ok(table) => held.push((object, table)),
+                Err(error) => {
+                    short = Some(error);
+                    break;
+                }
+            }
+        }
+        let error = short.expect("it does not all fit");
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.message());
+        for word in words {
+            assert!(error.message().contains(word), "{word}: {}", error.message());
+        }
+        assert!(held.len() >= fit, "{} fit", held.len());
+        let check = |held: &[(&Object, Table)]| {
+            for (object, table) in held {
+                let cell = table.column("c").unwrap().get(0).unwrap().unwrap();
+                assert!(cell == object.bytes);
+            }
+        };
+        check(&held);
+        assert!(self.child.try_wait().unwrap().is_none());
+        // It has room again once somebody lets go.
+        for (_, table) in held.drain(..fit / 2) {
+            client.release(table).await.unwrap();
+        }
+        let last = objects.last().unwrap();
+        held.push((last, client.table(last.request()).await.unwrap()));
+        check(&held);
+        assert_eq!(client.check(true).await.unwrap().faults, [""; 0]);
+        // A table that no system could give memory for is refused as long as it is asked for, and
+        // no longer: all are let go, and all of them come after each other.
+        for (_, table) in held.drain(..) {
+            client.release(table).await.unwrap();
+        }
+        for object in objects {
+            check(&[(object, client.table(object.request()).await.unwrap())]);
+        }
+        assert!(client.status().await.unwrap().evictions > 0);
     }
 }
 
-impl Drop for OnTmpfs {
+impl Drop for Confined {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+    }
+}
+
+/// An object, by where it is asked for.
+struct Object {
+    path: String,
+    at: i64,
+    bytes: Vec<u8>,
+}
+
+impl Object {
+    fn request(&self) -> TableRequest {
+        TableRequest::new().column("c", self.path.as_str()).timestamps([self.at])
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tmpfs_that_is_full_is_an_error_that_names_the_bytes_and_never_a_sigbus() {
+    let allowed = Command::new("unshare").args(["-m", "true"]).stderr(Stdio::null()).status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: no mount namespace can be had here (it takes root and unshare)");
+        return;
+    }
     let repository = tempfile::tempdir().unwrap();
     fill(repository.path());
+    let small = tempfile::tempdir().unwrap();
     // Two segments fit; the memory that it was told it has would be thirty.
-    let Some(mut service) = OnTmpfs::start(repository.path(), "5m") else { return };
-    let client = iovcache::client::Client::connect(&service.url).await.unwrap();
-    let one = |number: u64, version: u64| {
-        TableRequest::new().column("c", path(number)).timestamps([version as i64 * 10 + 5])
-    };
-    let all = || (0..PATHS).flat_map(|number| (0..VERSIONS).map(move |version| (number, version)));
-    let mut held = Vec::new();
-    let mut short = None;
-    for (number, version) in all() {
-        match client.table(one(number, version)).await {
-            Ok(table) => held.push((number, version, table)),
-            Err(error) => {
-                short = Some(error);
-                break;
+    let confine = format!("mount -t tmpfs -o size=5m,mode=0750 tmpfs {}", small.path().display());
+    let segments = small.path().join("segments");
+    let memory = ["--memory", "64MiB", "--segment", "2MiB", "--backing", "shm", "--shm-folder"];
+    let arguments = [&memory[..], &[segments.to_str().unwrap()]].concat();
+    let mut service = Confined::start(repository.path(), &["unshare", "-m"], &confine, &arguments);
+    let all = (0..PATHS).flat_map(|number| (0..VERSIONS).map(move |version| (number, version)));
+    let objects: Vec<Object> = all
+        .map(|(number, version)| Object {
+            path: path(number),
+            at: version as i64 * 10 + 5,
+            bytes: bytes_of(number, version),
+        })
+        .collect();
+    service.runs_short(&objects, 20, &["[IOV-4003]", "2097152 bytes"]).await;
+}
+
+/// A control group with so much memory; it goes when this is dropped, and who was in it has ended.
+struct Group(PathBuf);
+
+impl Group {
+    /// `None` where nobody may make one.
+    fn of(bytes: u64) -> Option<Self> {
+        let versions =
+            [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+        for (root, limit) in versions {
+            // Where both are there, the first has the memory.
+            let is_root = Path::new(root).join("cgroup.procs").exists();
+            let group = Path::new(root).join(format!("iovcache-test-{}", std::process::id()));
+            if !is_root || fs::create_dir(&group).is_err() {
+                continue;
+            }
+            let group = Self(group);
+            let file = OpenOptions::new().write(true).open(group.0.join(limit));
+            if file.is_ok_and(|mut file| file.write_all(bytes.to_string().as_bytes()).is_ok()) {
+                return Some(group);
             }
         }
+        eprintln!("SKIPPED: no control group with a limit can be had here (it takes root)");
+        None
     }
-    let error = short.expect("it does not all fit");
-    assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.message());
-    assert!(error.message().contains("[IOV-4003]"), "{}", error.message());
-    assert!(error.message().contains("2097152 bytes"), "{}", error.message());
-    assert!(held.len() > 20, "{} fit", held.len());
-    // What is there is right, the service lives, and has room again once somebody lets go.
-    let check = |held: &[(u64, u64, iovcache::client::Table)]| {
-        for (number, version, table) in held {
-            let cell = table.column("c").unwrap().get(0).unwrap().unwrap();
-            assert!(cell == bytes_at(*number, *version as i64 * 10));
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
         }
-    };
-    check(&held);
-    assert!(service.child.try_wait().unwrap().is_none());
-    for (.., table) in held.drain(..10) {
-        client.release(table).await.unwrap();
     }
-    let (number, version) = all().last().unwrap();
-    let table = client.table(one(number, version)).await.unwrap();
-    held.push((number, version, table));
-    check(&held);
-    let found = client.check(true).await.unwrap();
-    assert_eq!(found.faults, [""; 0]);
-    // A table that no system could give memory for is refused as long as it is asked for, and no
-    // longer: all are let go, and all of them come after each other.
-    for (.., table) in held.drain(..) {
-        client.release(table).await.unwrap();
-    }
-    for (number, version) in all() {
-        let table = client.table(one(number, version)).await.unwrap();
-        check(&[(number, version, table)]);
-    }
-    assert!(client.status().await.unwrap().evictions > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_group_that_is_full_is_an_error_that_names_the_bytes_and_ends_nobody() {
+    const LIMIT: u64 = 96 << 20;
+    let Some(group) = Group::of(LIMIT) else { return };
+    let repository = tempfile::tempdir().unwrap();
+    let objects: Vec<Object> = (0..40)
+        .map(|number| {
+            let (path, bytes) = (path(number), vec![number as u8; 3_000_000]);
+            put(
+                repository.path(),
+                &Version { path: &path, from: 0, until: 9, created: 1, bytes: &bytes },
+            );
+            Object { path, at: 5, bytes }
+        })
+        .collect();
+    let confine = format!("echo $$ > {}/cgroup.procs", group.0.display());
+    let arguments = ["--memory", "1GiB", "--segment", "16MiB"];
+    let mut service = Confined::start(repository.path(), &[], &confine, &arguments);
+    assert!(service.log().contains("the control group"), "told at the start: {}", service.log());
+    let limit = LIMIT.to_string();
+    service.runs_short(&objects, 5, &["[IOV-4003]", "16777216 bytes", &limit]).await;
 }
 
 /// Kills a service at any moment in which it may be making a segment with a name; what it leaves is

@@ -25,9 +25,10 @@ use crate::data::{Chance, bytes_of, count_of, fill, path};
 type Store = Arc<Mutex<BTreeMap<String, Arc<OwnedFd>>>>;
 
 /// A stand-in for systemd: takes and forgets descriptors as it is told, hands them to what it
-/// starts.
+/// starts; and the repository that its service is over.
 struct Manager {
     folder: tempfile::TempDir,
+    repository: PathBuf,
     store: Store,
     /// Listening sockets that are its own, by name.
     sockets: Vec<(String, OwnedFd)>,
@@ -36,13 +37,15 @@ struct Manager {
 impl Manager {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let repository = folder.path().join("repository");
+        fill(&repository);
         let socket = UnixDatagram::bind(folder.path().join("notify")).unwrap();
         let store = Store::default();
         std::thread::spawn({
             let store = Arc::clone(&store);
             move || listen(&socket, &store)
         });
-        Self { folder, store, sockets: Vec::new() }
+        Self { folder, repository, store, sockets: Vec::new() }
     }
 
     fn kept(&self) -> Vec<String> {
@@ -54,7 +57,7 @@ impl Manager {
     }
 
     /// Starts the service with all that is kept.
-    fn start(&self, repository: &Path) -> Managed {
+    fn start(&self) -> Managed {
         let store = self.store.lock().unwrap().clone();
         let kept = store.iter().map(|(name, file)| (name.as_str(), file.as_fd()));
         let sockets = self.sockets.iter().map(|(name, file)| (name.as_str(), file.as_fd()));
@@ -81,7 +84,7 @@ impl Manager {
             .args(["--refresh", "200ms", "--socket"])
             .arg(self.folder.path().join("s"))
             .arg("--source")
-            .arg(format!("file://{}", repository.display()))
+            .arg(format!("file://{}", self.repository.display()))
             .env("NOTIFY_SOCKET", self.folder.path().join("notify"))
             .env("FDSTORE", "1000")
             .env("LISTEN_FDS", given.len().to_string())
@@ -95,6 +98,16 @@ impl Manager {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: Value = serde_json::from_str(&line).expect("a line that it is ready");
         Managed { child, ready }
+    }
+
+    /// Starts it, and this version of so many paths is asked for.
+    async fn start_with(&self, paths: u64, version: u64) -> Managed {
+        let service = self.start();
+        let client = service.client().await;
+        for number in 0..paths {
+            read(&client, number, version).await;
+        }
+        service
     }
 }
 
@@ -194,15 +207,8 @@ fn moved_away(repository: &Path) -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_resident_is_resident_again_after_a_kill_and_after_a_stop() {
-    let folder = tempfile::tempdir().unwrap();
-    let repository = folder.path().join("repository");
-    fill(&repository);
     let manager = Manager::new();
-    let mut service = manager.start(&repository);
-    let client = service.client().await;
-    for number in 0..6 {
-        read(&client, number, 1).await;
-    }
+    let mut service = manager.start_with(6, 1).await;
     noted();
     let mut consumer = Consumer::start(&service.unix(), "attached");
     consumer.take(&[0, 1], 15);
@@ -215,7 +221,7 @@ async fn what_was_resident_is_resident_again_after_a_kill_and_after_a_stop() {
         }
         assert!(manager.kept_segments() >= 1, "{:?}", manager.kept());
         assert_eq!(consumer.verify()["stale"], 0, "they are mapped still");
-        service = manager.start(&repository);
+        service = manager.start();
         assert_ne!(service.ready["epoch"], epoch);
         let client = service.client().await;
         objects(&client, 6).await;
@@ -244,21 +250,14 @@ async fn what_was_resident_is_resident_again_after_a_kill_and_after_a_stop() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_successor_whose_source_is_down_serves_what_is_known_and_says_that_it_is_stale() {
-    let folder = tempfile::tempdir().unwrap();
-    let repository = folder.path().join("repository");
-    fill(&repository);
     let manager = Manager::new();
-    let service = manager.start(&repository);
-    let client = service.client().await;
-    for number in 0..3 {
-        read(&client, number, 2).await;
-    }
+    let service = manager.start_with(3, 2).await;
     noted();
     service.kill();
-    let away = moved_away(&repository);
-    std::fs::create_dir(&repository).unwrap();
-    let service = manager.start(&repository);
-    std::fs::remove_dir(&repository).unwrap();
+    let away = moved_away(&manager.repository);
+    std::fs::create_dir(&manager.repository).unwrap();
+    let service = manager.start();
+    std::fs::remove_dir(&manager.repository).unwrap();
     let client = service.client().await;
     objects(&client, 3).await;
     for number in 0..3 {
@@ -271,7 +270,7 @@ async fn a_successor_whose_source_is_down_serves_what_is_known_and_says_that_it_
     // What nobody had asked for is not known, and no 'nothing'.
     let error = client.table(one(7, 2).wait(Duration::from_secs(1))).await.unwrap_err();
     assert!(error.kind().is_transient(), "{}", error.message());
-    std::fs::rename(&away, &repository).unwrap();
+    std::fs::rename(&away, &manager.repository).unwrap();
     read(&client, 7, 2).await;
     adds_up(&client).await;
     service.stop();
@@ -280,13 +279,10 @@ async fn a_successor_whose_source_is_down_serves_what_is_known_and_says_that_it_
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_nothing_wrong_is_taken_over() {
     let mut chance = Chance::of_the_test("warm restarts");
-    let folder = tempfile::tempdir().unwrap();
-    let repository = folder.path().join("repository");
-    fill(&repository);
     let manager = Manager::new();
     let (mut taken_over, kills) = (0, count_of("IOVCACHE_SERVICE_KILLS", 6));
     for _ in 0..kills {
-        let service = manager.start(&repository);
+        let service = manager.start();
         let client = service.client().await;
         let before = client.status().await.unwrap();
         taken_over += before.objects;
@@ -313,7 +309,7 @@ async fn killed_at_any_moment_nothing_wrong_is_taken_over() {
         }
     }
     // Whatever was written when it was killed: every object that is there is right.
-    let service = manager.start(&repository);
+    let service = manager.start();
     let client = service.client().await;
     adds_up(&client).await;
     for number in 0..8 {
@@ -327,15 +323,8 @@ async fn killed_at_any_moment_nothing_wrong_is_taken_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_predecessor_left_damaged_is_not_taken_over() {
-    let folder = tempfile::tempdir().unwrap();
-    let repository = folder.path().join("repository");
-    fill(&repository);
     let manager = Manager::new();
-    let service = manager.start(&repository);
-    let client = service.client().await;
-    for number in 0..3 {
-        read(&client, number, 1).await;
-    }
+    let service = manager.start_with(3, 1).await;
     service.kill();
     // Sealed segments cannot be damaged; the ledger is, so that it says other things of them.
     let ledger = {
@@ -356,7 +345,7 @@ async fn what_a_predecessor_left_damaged_is_not_taken_over() {
         let file = Arc::new(null.try_clone().unwrap());
         manager.store.lock().unwrap().insert(name.to_owned(), file);
     }
-    let service = manager.start(&repository);
+    let service = manager.start();
     let client = service.client().await;
     until("the old ones to be given back", || {
         let of_now = service.ready["epoch"].as_str().unwrap();
@@ -374,8 +363,6 @@ async fn what_a_predecessor_left_damaged_is_not_taken_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sockets_that_systemd_holds_outlive_the_service_and_clients_wait_in_them() {
-    let folder = tempfile::tempdir().unwrap();
-    fill(folder.path());
     let mut manager = Manager::new();
     let sockets = manager.folder.path().join("s");
     std::fs::create_dir(&sockets).unwrap();
@@ -388,7 +375,7 @@ async fn sockets_that_systemd_holds_outlive_the_service_and_clients_wait_in_them
     let http = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = http.local_addr().unwrap();
     manager.sockets.push(("http".to_owned(), http.into()));
-    let service = manager.start(folder.path());
+    let service = manager.start();
     assert_eq!(service.ready["http"], format!("http://{address}"));
     assert_eq!(service.ready["attach"].as_str(), sockets.join("attach.sock").to_str());
     let mut consumer = Consumer::start(&service.unix(), "waits");
@@ -399,7 +386,7 @@ async fn sockets_that_systemd_holds_outlive_the_service_and_clients_wait_in_them
     consumer.tell(&json!({"take": [1], "at": 5}));
     std::thread::sleep(Duration::from_millis(300));
     assert!(consumer.last_said().is_none());
-    let service = manager.start(folder.path());
+    let service = manager.start();
     assert!(consumer.said()["taken"].is_u64());
     assert!(consumer.end().success());
     assert!(PATIENCE > Duration::ZERO);

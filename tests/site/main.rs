@@ -4,13 +4,15 @@
 //!  20 services ─▶ Varnish, nginx or Squid ─▶ a CCDB that counts
 //! ```
 //!
-//! A proxy that is not installed is not tested, and its tests say so.
+//! The services share the machine's loopback address, or each is a node with an address of its own,
+//! where network namespaces can be made. What is not there is not tested, and its tests say so.
 #![cfg(feature = "cli")]
 
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../fake_ccdb/mod.rs"]
 mod fake_ccdb;
+mod network;
 mod nodes;
 mod proxy;
 #[path = "../ccdb_front/raw.rs"]

@@ -1,13 +1,15 @@
 //! Many nodes at once: services that start cold and need the same objects at the same moment.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iovcache::client::{Client, TableRequest};
 use tokio::sync::Barrier;
 
-use super::common::{Service, http_get};
+use super::common::{Service, http_get, iovcache};
 use super::fake_ccdb::{FakeCcdb, Kind as Server, Upload};
+use super::network::Network;
 use super::proxy::{Kind, Proxy};
 
 const NODES: usize = 20;
@@ -26,6 +28,15 @@ async fn server(kind: Server, large: usize) -> FakeCcdb {
 
 /// Starts the nodes over `url`; each asks for all objects at once. Gives how long the last took.
 async fn start_cold(url: &str, nodes: usize, large: usize) -> Duration {
+    start_cold_by(url, large, (0..nodes).map(|_| iovcache())).await
+}
+
+/// The same with as many nodes as there are programs to start them by.
+async fn start_cold_by(
+    url: &str,
+    large: usize,
+    programs: impl ExactSizeIterator<Item = Command>,
+) -> Duration {
     let sizes = match large {
         0 => ("16MiB", "16MiB"),
         _ => ("256MiB", "72MiB"),
@@ -35,14 +46,14 @@ async fn start_cold(url: &str, nodes: usize, large: usize) -> Duration {
     // As the README of `deploy/` has it: a proxy that is started anew is waited for.
     std::fs::write(&config, "[ccdb]\nretries = 60\nbreaker_failures = 1000\n").unwrap();
     let config = config.to_str().unwrap().to_owned();
-    let together = Arc::new(Barrier::new(nodes));
-    let asking: Vec<_> = (0..nodes)
-        .map(|_| {
+    let together = Arc::new(Barrier::new(programs.len()));
+    let asking: Vec<_> = programs
+        .map(|program| {
             let (url, config, together) = (url.to_owned(), config.clone(), Arc::clone(&together));
             tokio::spawn(async move {
                 let started = tokio::task::spawn_blocking(move || {
                     let arguments = ["--source", url.as_str(), "--config", config.as_str()];
-                    Service::start_sized(sizes.0, sizes.1, &arguments)
+                    Service::start_by(program, sizes.0, sizes.1, &arguments)
                 });
                 let service = started.await.unwrap();
                 let client = Client::connect(&service.unix()).await.unwrap();
@@ -110,6 +121,30 @@ async fn restarted(kind: Kind) {
     drop(proxy);
 }
 
+/// Each service on a node of its own: a network namespace with a wire to the site's bridge, where
+/// the proxy is, and no way to the CCDB but through that.
+async fn on_nodes(kind: Kind) {
+    let _turn = TURN.lock().await;
+    let server = server(Server::Local, 0).await;
+    let network = match Network::of(NODES) {
+        Ok(network) => network,
+        Err(why) => return println!("no network namespaces: not tested ({why})"),
+    };
+    let Some(proxy) = Proxy::start_at(network.address(), kind, &server.url()) else { return };
+    let programs = (0..NODES).map(|node| network.on(node, &iovcache()));
+    let took = start_cold_by(&proxy.url(), 0, programs).await;
+    let counts = server.counts();
+    println!("{kind:?}, {NODES} nodes with addresses of their own: {took:?}, {counts:?}");
+    assert_eq!(counts.bodies_sent, OBJECTS, "{counts:?}");
+    let bodies: u64 = (0..OBJECTS as u64).map(|n| 2_000 + n).sum();
+    for node in 0..NODES {
+        let carried = network.carried_to(node);
+        assert!(carried >= bodies, "node {node} got {carried} bytes by its wire, not {bodies}");
+    }
+    drop(proxy);
+    network.remove();
+}
+
 /// One of our services in the place of the CCDB.
 async fn over_a_service(kind: Kind) {
     let _turn = TURN.lock().await;
@@ -143,6 +178,13 @@ async fn twenty_cold_services_behind_squid_fetch_each_object_once() {
     cold(Kind::Squid, Server::Local, 0).await;
     cold(Kind::Squid, Server::Sql, 0).await;
     over_a_service(Kind::Squid).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_cold_nodes_with_addresses_of_their_own_fetch_each_object_once() {
+    on_nodes(Kind::Varnish).await;
+    on_nodes(Kind::Nginx).await;
+    on_nodes(Kind::Squid).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! Varnish, nginx and Squid as Debian has them, with the configurations of `deploy/`.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -64,12 +64,17 @@ fn replaced(text: String, old: &str, new: &str) -> String {
 impl Proxy {
     /// Starts it before `upstream` (`http://host:port`); nothing, and a word, if it is not there.
     pub(crate) fn start(kind: Kind, upstream: &str) -> Option<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST, kind, upstream)
+    }
+
+    /// The same at another address of this machine.
+    pub(crate) fn start_at(host: Ipv4Addr, kind: Kind, upstream: &str) -> Option<Self> {
         let Some(program) = kind.installed() else {
             println!("{} is not installed: not tested", kind.program());
             return None;
         };
         let folder = tempfile::tempdir().unwrap();
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = TcpListener::bind((host, 0)).unwrap().local_addr().unwrap();
         let mut proxy = Self { kind, program, folder, address, child: None };
         proxy.configure(upstream.trim_start_matches("http://"));
         proxy.run();
@@ -91,7 +96,6 @@ impl Proxy {
     /// The deployed file with addresses, folders and sizes of a test, and nothing else changed.
     fn configure(&self, upstream: &str) {
         let (host, port) = upstream.split_once(':').unwrap();
-        let own_port = self.address.port();
         // Proxies that begin as root go on as somebody else.
         fs::set_permissions(self.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
         match self.kind {
@@ -129,7 +133,7 @@ impl Proxy {
                 let text = deployed("squid/squid.conf");
                 let peer = format!("cache_peer {host} parent {port} ");
                 let text = replaced(text, "cache_peer ccdb.example.org parent 8080 ", &peer);
-                let port = format!("http_port 127.0.0.1:{own_port} ");
+                let port = format!("http_port {} ", self.address);
                 let text = replaced(text, "http_port 8080 ", &port);
                 let text =
                     replaced(text, "/var/spool/squid 200000 ", &(self.path("store") + " 2000 "));

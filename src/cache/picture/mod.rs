@@ -101,7 +101,6 @@ impl Cache {
     /// not draw it on a thread that others wait for.
     pub fn picture(&self) -> Picture {
         let inner = &*self.0;
-        let usage = inner.pool.usage();
         let holders = Holders::new(&inner.leases, &inner.timeframes, inner.hands.pin_sets());
         let (segments, more_segments) = memory::draw(&inner.pool, &inner.residency, &holders);
         let (asked, all) = inner.catalog.asked_last(MAX_ENTRIES);
@@ -123,13 +122,7 @@ impl Cache {
             pid: std::process::id(),
             uptime_ms: u64::try_from(inner.clock.now().since(inner.started).as_millis())
                 .unwrap_or(u64::MAX),
-            memory: MemoryStatus {
-                total_bytes: usage.total_bytes,
-                used_bytes: usage.used_bytes,
-                pinned_bytes: inner.residency.pinned_bytes(),
-                free_bytes: usage.free_bytes,
-                largest_free_bytes: usage.largest_free_bytes,
-            },
+            memory: self.memory(),
             objects: inner.residency.objects() as u64,
             counters: inner
                 .counters

@@ -30,6 +30,7 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     // Before anything is bound or loaded: who may not serve so is told at once.
     let options = assemble::serve_options(&config)?;
     open_many_files();
+    compare_memory(config.memory.bytes());
     iovcache::server::hush_panics_of_decoding();
     // Sockets that listen already, and what a predecessor left.
     let (heritage, sockets) = Heritage::of(iovcache::shm::inherited_files());
@@ -82,5 +83,19 @@ fn open_many_files() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Says at the start what would come out when the memory is needed.
+fn compare_memory(memory_bytes: u64) {
+    if let Some(allowed_bytes) = iovcache::shm::memory_allowed()
+        && allowed_bytes < memory_bytes
+    {
+        tracing::warn!(
+            memory_bytes,
+            allowed_bytes,
+            "the control group (MemoryMax, a container's limit) allows less memory than `memory`: \
+             segments beyond that are not made"
+        );
     }
 }
