@@ -281,15 +281,17 @@ impl Cache {
     /// # Errors
     /// [`CacheError`]. After one, nothing is held.
     pub async fn answer(&self, request: &Request, asker: &Asker) -> Result<Answer, CacheError> {
-        self.answer_for(request, &request.when, asker).await
+        self.answer_for(request, &request.when, asker, None).await
     }
 
-    /// The same for other times than those of the request.
+    /// The same for other times than those of the request; `form`: that of its tables, if it is
+    /// known.
     pub(super) async fn answer_for(
         &self,
         request: &Request,
         when: &When,
         asker: &Asker,
+        form: Option<&Arc<Form>>,
     ) -> Result<Answer, CacheError> {
         let asked = Instant::now();
         let timeframe = match when {
@@ -298,7 +300,7 @@ impl Cache {
         };
         let consumer = request.consumer.as_deref();
         let span = tracing::info_span!("answer", timeframe, consumer);
-        let answered = self.try_answer(request, when, asker).instrument(span).await;
+        let answered = self.try_answer(request, when, asker, form).instrument(span).await;
         let counters = &self.0.counters;
         match &answered {
             Ok(answer) => {
@@ -318,6 +320,7 @@ impl Cache {
         request: &Request,
         when: &When,
         asker: &Asker,
+        form: Option<&Arc<Form>>,
     ) -> Result<Answer, CacheError> {
         self.check_open()?;
         if let Some(session) = &request.session {
@@ -378,11 +381,13 @@ impl Cache {
             timeframe.set_delivered(consumer);
         }
         let timeframe = subject.timeframe();
-        let key = match asker.of_stream {
-            true => Key::of_stream(request),
-            false => Key::new(request, subject.has_nulls(), timeframe.is_some(), true),
-        };
-        let form = self.form(key, columns);
+        let form = form.map(Arc::clone).unwrap_or_else(|| {
+            let key = match asker.of_stream {
+                true => Key::of_stream(request),
+                false => Key::new(request, subject.has_nulls(), timeframe.is_some(), true),
+            };
+            self.form(key, columns)
+        });
         let (of_stream, pins) = (asker.of_stream, Arc::new(self.0.hands.take(pins)));
         Ok(Answer { form, content, timeframe, lease, of_stream, rows, pins, assembled: kept })
     }

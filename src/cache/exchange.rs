@@ -8,11 +8,12 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Cache;
 use super::answer::{Answer, Asker};
 use super::error::CacheError;
+use super::form::{Form, Key};
 use super::lease::LeaseId;
 use crate::index::Timestamps;
 use crate::table::{Request, When};
@@ -23,6 +24,8 @@ pub struct Exchange {
     cache: Cache,
     /// The request, but for its timestamps.
     template: Request,
+    /// What all of its tables have in common.
+    form: Arc<Form>,
     state: Mutex<State>,
 }
 
@@ -56,7 +59,7 @@ impl Exchange {
         let when = When::Timestamps(timestamps);
         let stream_timeframe = Some(timeframe);
         let asker = Asker { of_stream: true, stream_timeframe, ..Asker::default() };
-        let answer = self.cache.answer_for(&self.template, &when, &asker).await?;
+        let answer = self.cache.answer_for(&self.template, &when, &asker, Some(&self.form)).await?;
         let mut state = self.state();
         if timeframe < state.oldest {
             // Done before it came: its table is sent, and not held.
@@ -113,7 +116,8 @@ impl Cache {
         if let Some(session) = &template.session {
             self.check_session(session)?;
         }
-        self.columns(&template.columns, None)?;
-        Ok(Exchange { cache: self.clone(), template, state: Mutex::default() })
+        let columns = self.columns(&template.columns, None)?;
+        let form = self.form(Key::of_stream(&template), columns);
+        Ok(Exchange { cache: self.clone(), template, form, state: Mutex::default() })
     }
 }
