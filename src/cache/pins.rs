@@ -46,7 +46,7 @@ pub(super) fn unpin(pins: &impl Count, last: impl FnOnce()) {
 
 #[cfg(test)]
 mod tests {
-    use loom::sync::atomic::{AtomicU32, AtomicU64};
+    use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
     use loom::sync::{Arc, Mutex};
     use loom::thread;
 
@@ -74,6 +74,8 @@ mod tests {
 
     struct Object {
         pins: AtomicU32,
+        /// Whether it is a candidate; written under the lock, read without.
+        listed: AtomicBool,
         home: Arc<Home>,
     }
 
@@ -95,9 +97,13 @@ mod tests {
             unpin(&object.pins, || {
                 let before = self.pinned_bytes.fetch_sub(BYTES, Ordering::AcqRel);
                 assert!(before >= BYTES, "below zero");
+                if object.listed.load(Ordering::Acquire) {
+                    return;
+                }
                 let mut candidate = self.candidate.lock().unwrap();
                 if candidate.is_none() {
                     *candidate = Some(Arc::clone(object));
+                    object.listed.store(true, Ordering::Release);
                 }
             });
         }
@@ -112,7 +118,12 @@ mod tests {
         }
 
         fn evict(&self) {
-            let evicted = self.candidate.lock().unwrap().take();
+            let mut candidate = self.candidate.lock().unwrap();
+            let evicted = candidate.take();
+            if let Some(object) = &evicted {
+                object.listed.store(false, Ordering::Release);
+            }
+            drop(candidate);
             drop(evicted);
         }
     }
@@ -127,7 +138,8 @@ mod tests {
 
     fn pinned_object() -> (Arc<Home>, Arc<Object>) {
         let home = Arc::new(Home::default());
-        let object = Arc::new(Object { pins: AtomicU32::new(0), home: Arc::clone(&home) });
+        let (pins, listed) = (AtomicU32::new(0), AtomicBool::new(false));
+        let object = Arc::new(Object { pins, listed, home: Arc::clone(&home) });
         home.pin(&object);
         (home, object)
     }
