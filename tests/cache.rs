@@ -57,6 +57,8 @@ struct Slow {
     fetches: AtomicU64,
     /// Objects of this path come once there is a permit; before that one fails, its room taken.
     held_back: Option<(ObjectPath, Arc<Semaphore>)>,
+    /// Of objects of this path it does not tell the size.
+    untold: Option<ObjectPath>,
 }
 
 #[async_trait]
@@ -83,6 +85,11 @@ impl Source for Slow {
             let next = Timestamp::from_millis(at.as_millis() + 1);
             knowledge.span = ValidityInterval::new(at, next).unwrap();
             knowledge.versions.retain(|version| version.validity.contains(at));
+        }
+        if self.untold.as_ref() == Some(&query.path) {
+            for version in &mut knowledge.versions {
+                Arc::make_mut(version).size_bytes = None;
+            }
         }
         Ok(knowledge)
     }
@@ -508,17 +515,94 @@ async fn who_is_in_flight_has_its_memory_whatever_comes_after_it() {
     add_up(&cache);
 }
 
+/// 4 MiB in one segment.
+fn in_one_segment(source: Slow) -> Cache {
+    let memory =
+        PoolOptions { memory_bytes: 4 << 20, segment_bytes: 4 << 20, ..PoolOptions::default() };
+    Cache::builder().source(Arc::new(source)).memory(memory).build().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timeframes_with_objects_of_unknown_size_do_not_hold_what_others_wait_for() {
+    let untold = Some(ObjectPath::new("R/R").unwrap());
+    let source = Slow { pause: Duration::from_millis(30), untold, ..Slow::default() };
+    for n in 0..4 {
+        let (from, until) = (i64::from(n) * 10, i64::from(n) * 10 + 10);
+        for path in ["A/A", "R/R"] {
+            source.memory.put(version(path, n, from, until), bytes_of(path, n, 1_200_000));
+        }
+    }
+    let cache = in_one_segment(source);
+    // Each needs more than half of the memory, and nobody can know before they are loaded.
+    let register = br#"{"columns": {"a": "A/A", "r": "R/R"}, "consumers": ["c"]}"#;
+    let register = Register::parse(register).unwrap();
+    for id in 0..4_u64 {
+        let times = [Some(id as i64 * 10 + 5)].into_iter().collect::<Timestamps>();
+        cache.register(id, times, &register, None).await.unwrap();
+    }
+    // In whatever order they came to it: each is loaded once another is consumed.
+    let all = (0..4_u64).map(async |id| {
+        let json = format!(r#"{{"timeframe": {id}, "consumer": "c", "wait_ms": 60000}}"#);
+        let answer = ask(&cache, &json).await.unwrap();
+        let sizes: Vec<_> = answer.pins().pins().iter().map(|pin| pin.payload().len()).collect();
+        assert_eq!(sizes, [1_200_000; 2]);
+        drop(answer);
+        cache.consumed(&Consumed::One { timeframe: id, consumer: "c".to_owned() }).unwrap();
+    });
+    futures::future::join_all(all).await;
+    nothing_is_pinned(&cache);
+    add_up(&cache);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeframe_that_has_its_memory_passes_who_waits_for_some() {
+    let permits = Arc::new(Semaphore::new(0));
+    let source = Slow {
+        held_back: Some((ObjectPath::new("A/P0").unwrap(), Arc::clone(&permits))),
+        ..Slow::default()
+    };
+    for (n, size) in [(0, 1_000_000), (1, 2_000_000), (2, 2_500_000)] {
+        let path = format!("A/P{n}");
+        source.memory.put(version(&path, 0, 0, 10), bytes_of(&path, 0, size));
+    }
+    let cache = in_one_segment(source);
+    let patience = Duration::from_secs(60);
+    for id in [0, 1] {
+        register_at_5(&cache, id as u64, [id], patience).await.unwrap();
+    }
+    let waits = tokio::spawn({
+        let cache = cache.clone();
+        async move {
+            let json = r#"{"columns": {"x": "A/P2"}, "timestamps": [5], "wait_ms": 60000}"#;
+            ask(&cache, json).await.map(|answer| cache.release(answer.lease()))
+        }
+    });
+    // What this waits for is pinned until both are consumed.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!waits.is_finished());
+    permits.add_permits(1);
+    for id in [0, 1] {
+        let json = format!(r#"{{"timeframe": {id}, "consumer": "c", "wait_ms": 20000}}"#);
+        drop(ask(&cache, &json).await.unwrap());
+    }
+    assert!(!waits.is_finished());
+    for timeframe in [0, 1] {
+        cache.consumed(&Consumed::One { timeframe, consumer: "c".to_owned() }).unwrap();
+    }
+    waits.await.unwrap().unwrap();
+    nothing_is_pinned(&cache);
+    add_up(&cache);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_lies_in_the_way_goes_also_where_the_timeframe_needs_it() {
-    let source = slow(0, &[], 0);
+    let source = Slow::default();
     let name = |n: usize| format!("A/P{n}");
     for n in 0..8 {
         source.memory.put(version(&name(n), 0, 0, 10), bytes_of(&name(n), 0, 400_000));
     }
     source.memory.put(version(&name(8), 0, 0, 10), bytes_of(&name(8), 0, 2_000_000));
-    let memory =
-        PoolOptions { memory_bytes: 4 << 20, segment_bytes: 4 << 20, ..PoolOptions::default() };
-    let cache = Cache::builder().source(source).memory(memory).build().unwrap();
+    let cache = in_one_segment(source);
     for n in 0..8 {
         let json = format!(r#"{{"columns": {{"x": "A/P{n}"}}, "timestamps": [5]}}"#);
         let answer = ask(&cache, &json).await.unwrap();

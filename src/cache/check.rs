@@ -3,7 +3,7 @@
 //! ```text
 //!  places    no place is free and in use, each published one is the block of one object
 //!  bytes     used == places that are taken; pinned == objects that have pins
-//!  pins      of each object == those of the sets that leases, timeframes and hands have
+//!  pins      of each object == those of the sets that leases, timeframes, their places and hands have
 //!  books     each lease stands where it belongs
 //!  contents  (on demand) every header and CRC-32C as it was published
 //! ```
@@ -11,7 +11,7 @@
 //! A look stops nobody, so what is on its way from one place to the next between two of its steps
 //! seems to be wrong. A service that runs is looked at again and again therefore: wrong is what is
 //! wrong each time. Pins and room that a load has in hand are nobody's yet, so as long as objects
-//! are being brought in those do not count.
+//! are being brought in, or have their room kept, those do not count.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;

@@ -132,7 +132,7 @@ pub enum CacheError {
         in_flight: usize,
         /// How many can be.
         limit: usize,
-        /// What is pinned or reserved.
+        /// What is pinned or reserved, at least.
         taken_bytes: u64,
         /// What there is.
         total_bytes: u64,

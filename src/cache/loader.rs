@@ -11,10 +11,12 @@
 //! ```
 //!
 //! Nobody waits for memory while holding some, but the one whose turn it is: so two tables that
-//! each lack what the other has cannot wait for each other.
+//! each lack what the other has cannot wait for each other. Timeframes in flight hold what they need
+//! and do not wait (`places`): for them there is no turn.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -24,7 +26,7 @@ use tracing::Instrument as _;
 use super::error::CacheError;
 use super::flight::{Flights, Lost};
 use super::keep::{Refusal, Relic, Relics};
-use super::places::{Claim, Place, Places};
+use super::places::{Claim, Place, Places, Room};
 use super::residency::Residency;
 use super::resident::{Pin, PinSet};
 use crate::object::{ObjectId, ObjectInfo};
@@ -33,8 +35,10 @@ use crate::source::{Body, BodyError, Source, SourceError};
 use crate::table::CacheState;
 use crate::telemetry::Counters;
 
-/// Who waits for memory tries this often at most.
-const BREATH: std::time::Duration = std::time::Duration::from_millis(5);
+/// Who waits for memory tries this often at most,
+pub(super) const BREATH: Duration = Duration::from_millis(5);
+/// and at least: should anything ever become free unheard.
+pub(super) const DOZE: Duration = Duration::from_millis(250);
 /// How many objects of one table are fetched at a time.
 const PARALLEL_LOADS: usize = 16;
 
@@ -167,7 +171,11 @@ impl Loader {
         // Where others wait for memory, only what needs none may pass them: else what is let go for
         // the first of them would be taken by whoever comes along.
         let alone = self.waiting.load(Ordering::Acquire) == 0;
-        if alone || versions.iter().all(|version| self.residency.size_of(version.id).is_some()) {
+        let has_memory = |version: &Arc<ObjectInfo>| {
+            self.residency.size_of(version.id).is_some() || self.places.find(version.id).is_some()
+        };
+        let secured = versions.iter().all(has_memory);
+        if alone || secured {
             let first_try = tokio::time::timeout_at(deadline, self.try_pin_all(versions, &mut got));
             let Ok(tried) = first_try.await else {
                 return Err(CacheError::DeadlineExceeded {
@@ -184,7 +192,11 @@ impl Loader {
         self.counters.waits.add(1);
         let _waiting = Counted::new(&self.waiting);
         let waiting = async {
-            let _turn = self.turn.lock().await;
+            // What has its memory waits for nobody: its room is in the hands of another load.
+            let _turn = match secured {
+                true => None,
+                false => Some(self.turn.lock().await),
+            };
             loop {
                 // Listen first, try then: room that is made in between is not missed.
                 let mut room = std::pin::pin!(self.residency.room());
@@ -197,7 +209,7 @@ impl Loader {
                 let held: u64 = got.iter().flatten().map(|got| got.pin.charged_bytes()).sum();
                 let all = held.saturating_add(Pool::charge(needed_bytes));
                 self.check_fits(all, versions.len())?;
-                room.await;
+                let _ = tokio::time::timeout(DOZE, room).await;
                 // What rings while one tries can be one's own attempt (a body that outgrew its
                 // room): that must not become a question to the source without end.
                 tokio::time::sleep(BREATH.saturating_sub(tried.elapsed())).await;
@@ -224,7 +236,8 @@ impl Loader {
         let needed_bytes = known().map(Pool::charge).fold(0, u64::saturating_add);
         self.check_fits(needed_bytes, versions.len())?;
         let pool = self.residency.pool();
-        // Half of the memory holds whatever is no larger; only beyond it is looked closely.
+        // Half of the memory holds what is no larger, a few large objects aside, which then are
+        // waited for; only beyond it is looked closely.
         if needed_bytes > pool.total_bytes() / 2 && !pool.can_hold_together(known()) {
             let objects = versions.len();
             let what = format!("a table of {objects} distinct objects, which do not pack into it,");
@@ -296,6 +309,7 @@ impl Loader {
             let load = Load {
                 residency: Arc::clone(&self.residency),
                 source: Arc::clone(&self.source),
+                places: Arc::clone(&self.places),
                 relic: self.relics.find(&version),
                 place: self.places.find(id),
                 counters: Arc::clone(&self.counters),
@@ -360,6 +374,7 @@ fn lost(what: &str, error: &tokio::task::JoinError) -> CacheError {
 struct Load {
     residency: Arc<Residency>,
     source: Arc<dyn Source>,
+    places: Arc<Places>,
     relic: Option<Arc<Relic>>,
     /// The room that is kept for it.
     place: Option<Arc<Place>>,
@@ -369,17 +384,18 @@ struct Load {
 impl Load {
     /// What a predecessor left of it, if that is right.
     async fn inherit(&self, version: &Arc<ObjectInfo>) -> Option<Result<Pin, LoadFailure>> {
-        let (relic, residency) = (Arc::clone(self.relic.as_ref()?), Arc::clone(&self.residency));
+        let (relic, places) = (Arc::clone(self.relic.as_ref()?), Arc::clone(&self.places));
         let place = self.place.clone();
         let copied = tokio::task::spawn_blocking(move || {
-            relic.copy(|bytes| {
-                let kept = place.and_then(|place| place.take(bytes));
-                kept.map_or_else(|| residency.reserve(bytes), Ok)
-            })
+            let payload = relic.payload()?;
+            let room = places.room(place.as_ref(), payload.len() as u64);
+            let mut room = room.map_err(Refusal::Pool)?;
+            relic.check(room.append(payload).unwrap_or_default())?;
+            Ok(room)
         });
         match copied.await.ok()? {
-            Ok(reservation) => {
-                let block = reservation.publish(version.id);
+            Ok(room) => {
+                let block = room.into_reservation()?.publish(version.id);
                 self.counters.inherited.add(1);
                 Some(Ok(self.residency.admit(&version.path, version.md5, block)))
             }
@@ -408,9 +424,9 @@ impl Load {
             return inherited;
         }
         let mut body = BlockBody {
-            residency: Arc::clone(&self.residency),
+            places: Arc::clone(&self.places),
             place: self.place.clone(),
-            reservation: None,
+            room: self.places.no_room(),
             written: 0,
             failure: None,
         };
@@ -432,13 +448,6 @@ impl Load {
                 if !matches!(failure, LoadFailure::NoRoom { .. }) {
                     self.counters.load_failures.add(1);
                 }
-                // The room that was taken is free again. Where there was none, nothing changes: who
-                // waits for memory must not be woken by its own attempts, or it never rests.
-                let had_room = body.reservation.is_some();
-                drop(body);
-                if had_room {
-                    self.residency.ring();
-                }
                 Err(failure)
             }
         }
@@ -447,41 +456,34 @@ impl Load {
 
 /// The memory of a block that is being written: where a source puts the bytes.
 struct BlockBody {
-    residency: Arc<Residency>,
-    /// Where it comes from, and goes back to if nothing comes of it.
+    places: Arc<Places>,
+    /// Where room is kept for it.
     place: Option<Arc<Place>>,
-    reservation: Option<Reservation>,
+    room: Room,
     written: usize,
     failure: Option<LoadFailure>,
 }
 
 impl BlockBody {
     async fn take_room(&mut self, size_bytes: u64) -> Result<(), BodyError> {
-        let mut fresh = match self.place.as_ref().and_then(|place| place.take(size_bytes)) {
+        let mut fresh = match self.places.kept_room(self.place.as_ref(), size_bytes) {
             Some(kept) => kept,
-            None => self.reserve_anew(size_bytes).await?,
+            None => self.other_room(size_bytes).await?,
         };
-        if let Some(small) = self.reservation.take() {
-            fresh.rest_mut(0)[..self.written].copy_from_slice(&small.settled()[..self.written]);
+        if self.written > 0 {
+            fresh.rest_mut(0)[..self.written].copy_from_slice(&self.room.settled()[..self.written]);
             fresh.settle(self.written);
-            self.give_back(small);
         }
-        self.reservation = Some(fresh);
+        self.room = fresh;
         Ok(())
     }
 
-    fn give_back(&self, reservation: Reservation) {
-        if let Some(place) = &self.place {
-            place.give_back(reservation);
-        }
-    }
-
-    async fn reserve_anew(&mut self, size_bytes: u64) -> Result<Reservation, BodyError> {
-        let residency = Arc::clone(&self.residency);
+    async fn other_room(&mut self, size_bytes: u64) -> Result<Room, BodyError> {
+        let places = Arc::clone(&self.places);
         // A new segment takes its time: the kernel zeroes every page of it.
-        let reserved = tokio::task::spawn_blocking(move || residency.reserve(size_bytes)).await;
+        let reserved = tokio::task::spawn_blocking(move || places.room(None, size_bytes)).await;
         match reserved {
-            Ok(Ok(reservation)) => Ok(reservation),
+            Ok(Ok(room)) => Ok(room),
             Ok(Err(error)) => {
                 let answer = match error {
                     PoolError::NeverFits { limit_bytes, .. } => {
@@ -504,29 +506,23 @@ impl BlockBody {
         version: &ObjectInfo,
         url: &str,
     ) -> Result<Reservation, LoadFailure> {
-        if self.reservation.is_none() && self.take_room(0).await.is_err() {
+        if self.room.size_bytes().is_none() && self.take_room(0).await.is_err() {
             return Err(self.failure.take().unwrap_or(LoadFailure::NoRoom { needed_bytes: 0 }));
         }
         let written = self.written as u64;
-        match self.reservation.take_if(|reservation| reservation.size_bytes() == written) {
-            Some(reservation) => Ok(reservation),
-            None => Err(LoadFailure::Source(SourceError::Unusable {
+        let complete = self.room.size_bytes() == Some(written);
+        let room = std::mem::replace(&mut self.room, self.places.no_room());
+        match room.into_reservation() {
+            Some(reservation) if complete => Ok(reservation),
+            other => Err(LoadFailure::Source(SourceError::Unusable {
                 url: url.to_owned(),
                 what: format!("{} {}", version.path, version.id),
                 reason: format!(
                     "{} bytes came of {} that were announced",
                     self.written,
-                    self.reservation.as_ref().map_or(0, Reservation::size_bytes)
+                    other.map_or(0, |reservation| reservation.size_bytes())
                 ),
             })),
-        }
-    }
-}
-
-impl Drop for BlockBody {
-    fn drop(&mut self) {
-        if let Some(reservation) = self.reservation.take() {
-            self.give_back(reservation);
         }
     }
 }
@@ -534,27 +530,21 @@ impl Drop for BlockBody {
 #[async_trait]
 impl Body for BlockBody {
     async fn reserve(&mut self, size_bytes: u64) -> Result<(), BodyError> {
-        match &self.reservation {
-            Some(reservation) if reservation.size_bytes() == size_bytes => Ok(()),
+        match self.room.size_bytes() {
+            Some(size) if size == size_bytes => Ok(()),
             _ => self.take_room(size_bytes).await,
         }
     }
 
     fn spare(&mut self) -> &mut [u8] {
-        let written = self.written;
-        match &mut self.reservation {
-            Some(reservation) => reservation.rest_mut(written),
-            None => &mut [],
-        }
+        self.room.rest_mut(self.written)
     }
 
     fn advance(&mut self, count: usize) {
         let spare = self.spare().len();
         assert!(count <= spare, "advanced by {count} bytes where {spare} were spare");
         self.written += count;
-        if let Some(reservation) = &mut self.reservation {
-            reservation.settle(self.written);
-        }
+        self.room.settle(self.written);
     }
 
     fn written_bytes(&self) -> u64 {

@@ -13,8 +13,9 @@
 //!
 //! A sum of bytes could not promise that: what is left over at the ends of segments, and between
 //! objects that stay where they are, counts in it and holds nothing. A timeframe that was let in and
-//! then found no room would wait for newer ones to be consumed, and their consumers for it. Objects
-//! whose size the source does not tell have no place; they wait for memory as those of a table do.
+//! then found no room would wait for newer ones to be consumed, and their consumers for it. Where the
+//! source does not tell the size of each object there can be no such promise: then nothing is held, and
+//! the objects wait for memory as those of a table do.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -47,13 +48,23 @@ struct Content {
     landed: Option<Pin>,
 }
 
-/// All that one timeframe needs, as far as it is known: pinned, or with its place.
+/// Memory in somebody's hands, to be written; at first there may be none. Dropped, it goes back, and
+/// whoever waits for memory hears of it.
+#[derive(Debug)]
+pub(crate) struct Room {
+    reservation: Option<Reservation>,
+    /// Where it is from.
+    place: Option<Arc<Place>>,
+    residency: Arc<Residency>,
+}
+
+/// All that one timeframe needs: pinned, or with its place.
 #[derive(Debug, Default)]
 pub(crate) struct Claim {
     pins: Arc<PinSet>,
     places: Vec<Arc<Place>>,
-    /// Of these nobody knows how large they are.
-    unknown: usize,
+    /// It holds nothing: the size of some object is not known.
+    open: bool,
 }
 
 /// What is missing to a claim.
@@ -88,7 +99,7 @@ impl Places {
         let tick = self.residency.tick();
         let mut pins = Vec::with_capacity(versions.len());
         let mut objects = Vec::new();
-        let (mut places, mut unknown) = (Vec::new(), 0);
+        let (mut places, mut open) = (Vec::new(), false);
         for version in versions {
             if let Some(pin) = self.residency.pin_at(version.id, tick) {
                 pins.push(pin);
@@ -97,12 +108,12 @@ impl Places {
             } else if let Some(size_bytes) = version.size_bytes {
                 objects.push((version.id, size_bytes));
             } else {
-                unknown += 1;
+                open = true;
             }
         }
-        let claim = Claim { pins: Arc::new(PinSet::new(pins)), places, unknown };
+        let claim = Claim { pins: Arc::new(PinSet::new(pins)), places, open };
         match objects.is_empty() {
-            true => Ok(claim),
+            true => Ok(claim.kept()),
             false => Err(Lacking { claim, objects }),
         }
     }
@@ -123,17 +134,65 @@ impl Places {
         // What is large finds room only before what is small has been spread.
         objects.sort_unstable_by_key(|(_, size_bytes)| std::cmp::Reverse(*size_bytes));
         for (id, size_bytes) in objects {
-            let reservation = match self.residency.reserve(size_bytes) {
-                Ok(reservation) => Some(reservation),
+            match self.place(id, size_bytes) {
+                Ok(place) => claim.places.push(place),
                 Err(PoolError::NoRoom { .. }) => return Ok(None),
+                // What others let go of may do where the system gives nothing more.
+                Err(error @ PoolError::Segment { .. }) => {
+                    drop(claim);
+                    let others = self.residency.unevictable_bytes() > 0;
+                    return if others { Ok(None) } else { Err(error) };
+                }
                 Err(error) => return Err(error),
-            };
-            let content = Mutex::new(Content { reservation, landed: None });
-            let place = Arc::new(Place { id, size_bytes, home: Arc::clone(self), content });
-            lock(&self.by_id).insert(id, Arc::downgrade(&place));
-            claim.places.push(place);
+            }
         }
-        Ok(Some(claim))
+        Ok(Some(claim.kept()))
+    }
+
+    /// The place of an object: the one that is kept for it, or a new one.
+    fn place(self: &Arc<Self>, id: ObjectId, size_bytes: u64) -> Result<Arc<Place>, PoolError> {
+        if let Some(place) = self.find(id) {
+            return Ok(place);
+        }
+        let reservation = Some(self.residency.reserve(size_bytes)?);
+        let content = Mutex::new(Content { reservation, landed: None });
+        let place = Arc::new(Place { id, size_bytes, home: Arc::clone(self), content });
+        let mut by_id = lock(&self.by_id);
+        let other = by_id.get(&id).and_then(Weak::upgrade);
+        if other.is_none() {
+            by_id.insert(id, Arc::downgrade(&place));
+        }
+        drop(by_id);
+        Ok(other.unwrap_or(place))
+    }
+
+    /// Room for a payload of this size: the one that is kept at `place`, or other.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub(crate) fn room(
+        &self,
+        place: Option<&Arc<Place>>,
+        size_bytes: u64,
+    ) -> Result<Room, PoolError> {
+        match self.kept_room(place, size_bytes) {
+            Some(room) => Ok(room),
+            None => {
+                let reservation = Some(self.residency.reserve(size_bytes)?);
+                Ok(Room { reservation, place: None, residency: Arc::clone(&self.residency) })
+            }
+        }
+    }
+
+    /// The room that is kept at `place`, if it is for a payload of this size.
+    pub(crate) fn kept_room(&self, place: Option<&Arc<Place>>, size_bytes: u64) -> Option<Room> {
+        let (reservation, place) = (Some(place?.take(size_bytes)?), place.map(Arc::clone));
+        Some(Room { reservation, place, residency: Arc::clone(&self.residency) })
+    }
+
+    /// None yet.
+    pub(crate) fn no_room(&self) -> Room {
+        Room { reservation: None, place: None, residency: Arc::clone(&self.residency) }
     }
 
     /// All pins that places hold.
@@ -145,10 +204,65 @@ impl Places {
     }
 }
 
+impl Room {
+    /// The size of the payload; `None`: there is no room.
+    pub(crate) fn size_bytes(&self) -> Option<u64> {
+        self.reservation.as_ref().map(Reservation::size_bytes)
+    }
+
+    /// The payload from `offset` on, to be written.
+    pub(crate) fn rest_mut(&mut self, offset: usize) -> &mut [u8] {
+        match &mut self.reservation {
+            Some(reservation) => reservation.rest_mut(offset),
+            None => &mut [],
+        }
+    }
+
+    /// The first `count` bytes are written for good.
+    pub(crate) fn settle(&mut self, count: usize) {
+        if let Some(reservation) = &mut self.reservation {
+            reservation.settle(count);
+        }
+    }
+
+    /// What is settled so far.
+    pub(crate) fn settled(&self) -> &[u8] {
+        self.reservation.as_ref().map_or(&[], Reservation::settled)
+    }
+
+    /// Writes `bytes` behind what is settled; the CRC-32C of all that is.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Option<u32> {
+        let reservation = self.reservation.as_mut()?;
+        reservation.append(bytes);
+        Some(reservation.crc32c())
+    }
+
+    /// What was written, for good.
+    pub(crate) fn into_reservation(mut self) -> Option<Reservation> {
+        self.reservation.take()
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let Some(reservation) = self.reservation.take() else { return };
+        match &self.place {
+            Some(place) => place.give_back(reservation),
+            None => drop(reservation),
+        }
+        self.residency.ring();
+    }
+}
+
 impl Claim {
+    /// Who would wait for memory must not hold any meanwhile.
+    fn kept(self) -> Self {
+        if self.open { Self { open: true, ..Self::default() } } else { self }
+    }
+
     /// Whether everything is pinned.
     pub(crate) fn is_resident(&self) -> bool {
-        self.places.is_empty() && self.unknown == 0
+        self.places.is_empty() && !self.open
     }
 
     /// What it pins by itself.
@@ -158,8 +272,7 @@ impl Claim {
 }
 
 impl Place {
-    /// The room, for a payload of this size.
-    pub(crate) fn take(&self, size_bytes: u64) -> Option<Reservation> {
+    fn take(&self, size_bytes: u64) -> Option<Reservation> {
         // The source may have another idea of the size than it had.
         if size_bytes != self.size_bytes {
             return None;
@@ -168,10 +281,9 @@ impl Place {
     }
 
     /// The load came to nothing: the room is kept for the next one.
-    pub(crate) fn give_back(&self, reservation: Reservation) {
-        if reservation.size_bytes() != self.size_bytes {
-            return;
-        }
+    fn give_back(&self, mut reservation: Reservation) {
+        // Nothing of it is settled any more.
+        reservation.payload_mut();
         let mut content = lock(&self.content);
         if content.landed.is_none() && content.reservation.is_none() {
             content.reservation = Some(reservation);
@@ -182,7 +294,11 @@ impl Place {
     pub(crate) fn land(&self, pin: &Pin) {
         let content = Content { reservation: None, landed: Some(pin.clone()) };
         let before = std::mem::replace(&mut *lock(&self.content), content);
+        let had_room = before.reservation.is_some();
         drop(before);
+        if had_room {
+            self.home.residency.ring();
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use tracing::Instrument as _;
 
 use super::Cache;
 use super::error::CacheError;
+use super::loader::{BREATH, DOZE};
 use super::places::Claim;
 use super::plan::Plan;
 use super::timeframe::{Entered, Load, Registration, Timeframe};
@@ -23,8 +24,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long one try may take; without a limit a dead source would never be asked anew.
 const TRY_LIMIT: Duration = Duration::from_secs(60);
-/// Who waits for a place looks this often at most.
-const BREATH: Duration = Duration::from_millis(5);
 
 impl Cache {
     /// Registers a timeframe and starts to load what it needs.
@@ -127,6 +126,7 @@ impl Cache {
     /// [`CacheError::Pool`] if the system gives no memory.
     async fn wait_for_a_place(&self, versions: &[Arc<ObjectInfo>]) -> Result<Claim, CacheError> {
         let mut waited = false;
+        let mut pause = BREATH;
         loop {
             let mut dropped = pin!(self.0.timeframes.room());
             let mut freed = pin!(self.0.residency.room());
@@ -143,9 +143,21 @@ impl Cache {
                 self.0.counters.put_waits.add(1);
                 waited = true;
             }
-            tokio::select! { () = dropped => {}, () = freed => {} }
-            // What rings while one looks can be what one has let go of oneself.
-            tokio::time::sleep(BREATH.saturating_sub(looked.elapsed())).await;
+            // What rings while one looks can be what one has let go of oneself, and to look is dear
+            // where it makes segments: so who looks in vain looks less and less often, until a
+            // timeframe is dropped.
+            let soon = pause.saturating_sub(looked.elapsed());
+            let other = async {
+                let _ = tokio::time::timeout(DOZE, freed).await;
+                tokio::time::sleep(soon).await;
+            };
+            tokio::select! {
+                () = dropped => {
+                    pause = BREATH;
+                    tokio::time::sleep(BREATH.saturating_sub(looked.elapsed())).await;
+                }
+                () = other => pause = (pause * 2).min(DOZE),
+            }
         }
     }
 

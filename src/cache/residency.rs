@@ -449,7 +449,7 @@ impl Residency {
         self.pool.used_bytes().saturating_sub(candidates).max(self.pinned_bytes())
     }
 
-    /// Empties the memory of all that is not pinned, and lays its empty segments together.
+    /// Empties the memory of all that is not pinned, and gives the segments back that are empty then.
     pub(crate) fn clear_out(&self) {
         let _evicting = lock(&self.evicting);
         let gone = self.unlist(|_| true);

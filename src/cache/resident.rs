@@ -19,7 +19,7 @@ pub(crate) struct Resident {
     pins: AtomicU32,
     /// The moment of the last touch that counted.
     touched: AtomicU32,
-    /// Whether it is a candidate; written under the lock of its place.
+    /// Whether it is a candidate, or was one before it was pinned again; written under the lock of its place.
     listed: AtomicBool,
     // The order of these matters: what is written down for a successor is crossed out before the
     // block is free, and that is so before the farewell rings for room.

@@ -132,11 +132,11 @@ impl Timeframe {
         let Load::Ready(assembled) = before else { return };
         let few = assembled.pins.pins().len() < MANY_OBJECTS;
         let (Some(assembled), false) = (Arc::into_inner(assembled), few) else { return };
-        // The pins at once; what told where they are takes longer, and nobody waits for that.
-        let Assembled { pins, columns, .. } = assembled;
-        drop(pins);
+        // All that holds the objects at once; which they were is taken apart later, and nobody waits
+        // for that.
+        drop(assembled);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let rest = (columns, Arc::clone(self));
+            let rest = Arc::clone(self);
             drop(runtime.spawn_blocking(move || drop(rest)));
         }
     }

@@ -80,13 +80,15 @@ pub(super) struct Decoding {
     what: &'static str,
     feed: feed::UnboundedSender<Result<FlightData, FlightError>>,
     decoder: FlightDataDecoder,
+    /// What was fed and not asked for: the next batch is the decoder's.
+    fed: bool,
     schema: Option<SchemaRef>,
 }
 
 impl Decoding {
     pub(super) fn new(what: &'static str) -> Self {
         let (feed, fed) = feed::unbounded();
-        Self { what, feed, decoder: FlightDataDecoder::new(fed), schema: None }
+        Self { what, feed, decoder: FlightDataDecoder::new(fed), fed: false, schema: None }
     }
 
     /// What a message with a header comes to: timestamps, or nothing yet.
@@ -97,16 +99,21 @@ impl Decoding {
         let parsed = root_as_message(&message.data_header)
             .map_err(|error| malformed(self.what, error.to_string()))?;
         let header = parsed.header_type();
-        if let (Some(schema), Some(batch)) = (&self.schema, parsed.header_as_record_batch())
+        if !self.fed
+            && let (Some(schema), Some(batch)) = (&self.schema, parsed.header_as_record_batch())
             && let Some(timestamps) = plain_timestamps(schema, batch, &message.data_body)
         {
             return Ok(Some(Times::Read(timestamps)));
         }
         let _ = self.feed.unbounded_send(Ok(message));
         match header {
-            MessageHeader::Schema | MessageHeader::RecordBatch => {}
-            // A dictionary comes to nothing by itself.
-            _ => return Ok(None),
+            MessageHeader::Schema | MessageHeader::RecordBatch => self.fed = false,
+            // It comes to nothing by itself, but to an error where no batch has use for it.
+            MessageHeader::DictionaryBatch => {
+                self.fed = true;
+                return Ok(None);
+            }
+            other => return Err(malformed(self.what, format!("a message of type {other:?}"))),
         }
         // The decoder waits for no other message: one that it passes over is as wrong as one that it
         // refuses.
@@ -218,5 +225,20 @@ mod tests {
         for wrong in [&[][..], &[batch][..], &[schema, schema, batch][..]] {
             assert_eq!(of(wrong).unwrap_err().code(), tonic::Code::InvalidArgument);
         }
+    }
+
+    #[test]
+    fn what_no_batch_has_use_for_is_refused_and_not_kept() {
+        let (_, plain) = messages(std::sync::Arc::new(Int64Array::from(vec![1, 2])));
+        let [schema, batch] = &plain[..] else { panic!("{plain:?}") };
+        let words: arrow_array::DictionaryArray<arrow_array::types::Int32Type> =
+            ["a", "b"].into_iter().collect();
+        let (_, of_words) = messages(std::sync::Arc::new(words));
+        let [_, dictionary, _] = &of_words[..] else { panic!("{of_words:?}") };
+        let mut decoding = Decoding::new("test");
+        assert!(decoding.next(schema.clone()).unwrap().is_none());
+        assert!(decoding.next(batch.clone()).unwrap().is_some());
+        assert!(decoding.next(dictionary.clone()).unwrap().is_none());
+        assert!(decoding.next(batch.clone()).is_err());
     }
 }

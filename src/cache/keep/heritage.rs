@@ -122,21 +122,37 @@ impl Relic {
     ///
     /// # Errors
     /// [`Refusal`].
-    pub(in crate::cache) fn copy(
+    fn copy(
         &self,
         reserve: impl FnOnce(u64) -> Result<Reservation, PoolError>,
     ) -> Result<Reservation, Refusal> {
-        let Record { header, crc32c, .. } = &self.record;
-        let payload = self.mapped.resolve(header);
-        let payload = payload.map_err(|error| Refusal::Damaged(error.message()))?;
-        let mut reservation = reserve(header.size).map_err(Refusal::Pool)?;
+        let payload = self.payload()?;
+        let mut reservation = reserve(payload.len() as u64).map_err(Refusal::Pool)?;
         reservation.append(payload);
-        let found = reservation.crc32c();
-        if found != *crc32c {
-            let reason = format!("its CRC-32C is {found:08x}, expected {crc32c:08x}");
-            return Err(Refusal::Damaged(reason));
-        }
+        self.check(reservation.crc32c())?;
         Ok(reservation)
+    }
+
+    /// Its bytes, by its block header.
+    ///
+    /// # Errors
+    /// [`Refusal::Damaged`].
+    pub(in crate::cache) fn payload(&self) -> Result<&[u8], Refusal> {
+        let payload = self.mapped.resolve(&self.record.header);
+        payload.map_err(|error| Refusal::Damaged(error.message()))
+    }
+
+    /// Whether a copy with this CRC-32C is right.
+    ///
+    /// # Errors
+    /// [`Refusal::Damaged`].
+    pub(in crate::cache) fn check(&self, found: u32) -> Result<(), Refusal> {
+        let expected = self.record.crc32c;
+        if found == expected {
+            return Ok(());
+        }
+        let reason = format!("its CRC-32C is {found:08x}, expected {expected:08x}");
+        Err(Refusal::Damaged(reason))
     }
 }
 
