@@ -12,7 +12,7 @@ use tracing::Instrument as _;
 use super::Cache;
 use super::catalog::Known;
 use super::error::{CacheError, MissingColumn};
-use super::form::{Form, Key};
+use super::form::{Common, Form, Key};
 use super::hand::InHand;
 use super::lease::{Holder, LeaseId, Owner, Terms};
 use super::plan::{Assembled, Plan, Spans};
@@ -284,14 +284,14 @@ impl Cache {
         self.answer_for(request, &request.when, asker, None).await
     }
 
-    /// The same for other times than those of the request; `form`: that of its tables, if it is
-    /// known.
+    /// The same for other times than those of the request; `common`: what is known of all tables of
+    /// its stream.
     pub(super) async fn answer_for(
         &self,
         request: &Request,
         when: &When,
         asker: &Asker,
-        form: Option<&Arc<Form>>,
+        common: Option<&Common>,
     ) -> Result<Answer, CacheError> {
         let asked = Instant::now();
         let timeframe = match when {
@@ -300,7 +300,7 @@ impl Cache {
         };
         let consumer = request.consumer.as_deref();
         let span = tracing::info_span!("answer", timeframe, consumer);
-        let answered = self.try_answer(request, when, asker, form).instrument(span).await;
+        let answered = self.try_answer(request, when, asker, common).instrument(span).await;
         let counters = &self.0.counters;
         match &answered {
             Ok(answer) => {
@@ -320,7 +320,7 @@ impl Cache {
         request: &Request,
         when: &When,
         asker: &Asker,
-        form: Option<&Arc<Form>>,
+        common: Option<&Common>,
     ) -> Result<Answer, CacheError> {
         self.check_open()?;
         if let Some(session) = &request.session {
@@ -359,7 +359,10 @@ impl Cache {
                 (Content::Intervals(Arc::new(columns)), pins, rows)
             }
             Subject::Timestamps(timestamps) => {
-                match self.registered_rows(request, asker, columns, timestamps, deadline).await? {
+                match self
+                    .registered_rows(request, asker, common, columns, timestamps, deadline)
+                    .await?
+                {
                     Some((content, pins, rows, assembled)) => {
                         kept = Some(assembled);
                         (content, pins, rows)
@@ -381,13 +384,14 @@ impl Cache {
             timeframe.set_delivered(consumer);
         }
         let timeframe = subject.timeframe();
-        let form = form.map(Arc::clone).unwrap_or_else(|| {
-            let key = match asker.of_stream {
-                true => Key::of_stream(request),
-                false => Key::new(request, subject.has_nulls(), timeframe.is_some(), true),
-            };
-            self.form(key, columns)
-        });
+        let form = match common {
+            Some(common) => Arc::clone(&common.form),
+            None if asker.of_stream => self.form(Key::of_stream(request), columns),
+            None => {
+                let nulls = subject.has_nulls();
+                self.form(Key::new(request, nulls, timeframe.is_some(), true), columns)
+            }
+        };
         let (of_stream, pins) = (asker.of_stream, Arc::new(self.0.hands.take(pins)));
         Ok(Answer { form, content, timeframe, lease, of_stream, rows, pins, assembled: kept })
     }
@@ -418,6 +422,7 @@ impl Cache {
         &self,
         request: &Request,
         asker: &Asker,
+        common: Option<&Common>,
         columns: &[ColumnRequest],
         timestamps: &Timestamps,
         deadline: Instant,
@@ -427,7 +432,11 @@ impl Cache {
         };
         let Ok(timeframe) = self.0.timeframes.get(id) else { return Ok(None) };
         let Registration { plan, columns: registered, .. } = &timeframe.registration;
-        if columns != registered || !plan.timestamps().same_rows(timestamps) {
+        let same_columns = match common {
+            Some(common) => common.has(columns, registered),
+            None => *columns == **registered,
+        };
+        if !same_columns || !plan.timestamps().same_rows(timestamps) {
             return Ok(None);
         }
         self.check_missing(plan, request)?;
@@ -526,7 +535,7 @@ impl Cache {
         deadline: Instant,
     ) -> Result<(Content, Arc<PinSet>, u64, Option<Arc<Assembled>>), CacheError> {
         let plan = &timeframe.registration.plan;
-        if request.is_plain() && columns == timeframe.registration.columns {
+        if request.is_plain() && *columns == *timeframe.registration.columns {
             self.check_missing(plan, request)?;
             let assembled = self.assembled(timeframe, deadline).await?;
             let (content, pins, rows) = rows_of(plan, &assembled);

@@ -8,12 +8,12 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Cache;
 use super::answer::{Answer, Asker};
 use super::error::CacheError;
-use super::form::{Form, Key};
+use super::form::{Common, Key};
 use super::lease::LeaseId;
 use crate::index::Timestamps;
 use crate::table::{Request, When};
@@ -24,8 +24,7 @@ pub struct Exchange {
     cache: Cache,
     /// The request, but for its timestamps.
     template: Request,
-    /// What all of its tables have in common.
-    form: Arc<Form>,
+    common: Common,
     state: Mutex<State>,
 }
 
@@ -59,7 +58,8 @@ impl Exchange {
         let when = When::Timestamps(timestamps);
         let stream_timeframe = Some(timeframe);
         let asker = Asker { of_stream: true, stream_timeframe, ..Asker::default() };
-        let answer = self.cache.answer_for(&self.template, &when, &asker, Some(&self.form)).await?;
+        let answer =
+            self.cache.answer_for(&self.template, &when, &asker, Some(&self.common)).await?;
         let mut state = self.state();
         if timeframe < state.oldest {
             // Done before it came: its table is sent, and not held.
@@ -118,6 +118,7 @@ impl Cache {
         }
         let columns = self.columns(&template.columns, None)?;
         let form = self.form(Key::of_stream(&template), columns);
-        Ok(Exchange { cache: self.clone(), template, form, state: Mutex::default() })
+        let common = Common::new(form);
+        Ok(Exchange { cache: self.clone(), template, common, state: Mutex::default() })
     }
 }

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arrow_schema::SchemaRef;
 use foldhash::fast::RandomState;
@@ -37,6 +37,34 @@ impl Form {
     fn has(&self, columns: &[ColumnRequest]) -> bool {
         let own = self.shape.columns.iter().map(|(name, path)| (name, path));
         own.eq(columns.iter().map(|column| (&column.name, &column.path)))
+    }
+}
+
+/// What all tables of one stream have in common, found out once.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) form: Arc<Form>,
+    /// The columns of a timeframe in flight that were found to be those of the stream: the next
+    /// timeframe has the very same, as a rule.
+    registered: Mutex<Option<Arc<[ColumnRequest]>>>,
+}
+
+impl Common {
+    pub(super) fn new(form: Arc<Form>) -> Self {
+        Self { form, registered: Mutex::default() }
+    }
+
+    /// Whether a timeframe is registered with the columns of the stream.
+    pub(super) fn has(&self, own: &[ColumnRequest], registered: &Arc<[ColumnRequest]>) -> bool {
+        let mut known = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, registered)) {
+            return true;
+        }
+        let equal = *own == **registered;
+        if equal {
+            *known = Some(Arc::clone(registered));
+        }
+        equal
     }
 }
 

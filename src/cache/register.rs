@@ -88,7 +88,7 @@ impl Cache {
             |column: &ColumnRequest| self.0.catalog.known_now(&column.query(limits), &timestamps);
         let known = columns.iter().map(known).collect();
         let known = self.all_known(columns, known, limits, &timestamps, deadline).await?;
-        let columns = columns.to_vec();
+        let columns = self.0.timeframes.shared_columns(columns);
         let plan = Plan::new(Arc::new(timestamps), known);
         self.look_ahead(&plan);
         let versions = plan.versions().to_vec();

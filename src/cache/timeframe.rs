@@ -30,7 +30,8 @@ const MANY_OBJECTS: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Registration {
     pub(crate) timeframe: u64,
-    pub(crate) columns: Vec<ColumnRequest>,
+    /// Timeframes that are registered with equal ones share them.
+    pub(crate) columns: Arc<[ColumnRequest]>,
     /// For whom it waits; empty: for those who ask.
     pub(crate) consumers: Vec<String>,
     pub(crate) plan: Plan,
@@ -241,6 +242,8 @@ pub(crate) struct Timeframes {
     clock: Clock,
     counters: Arc<Counters>,
     state: Mutex<State>,
+    /// Those of the timeframe that came last.
+    last_columns: Mutex<Arc<[ColumnRequest]>>,
     /// Rung when a timeframe is dropped.
     room: Notify,
 }
@@ -264,7 +267,8 @@ pub(crate) enum Entered {
 
 impl Timeframes {
     pub(crate) fn new(clock: Clock, counters: Arc<Counters>) -> Self {
-        Self { clock, counters, state: Mutex::default(), room: Notify::new() }
+        let (state, last_columns) = (Mutex::default(), Mutex::new(Arc::default()));
+        Self { clock, counters, state, last_columns, room: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -441,6 +445,15 @@ impl Timeframes {
         let state = self.state();
         let latest = state.in_flight.values().rev().take(limit);
         latest.map(Arc::clone).collect()
+    }
+
+    /// The columns as a registration has them: one after the other comes with the same.
+    pub(crate) fn shared_columns(&self, columns: &[ColumnRequest]) -> Arc<[ColumnRequest]> {
+        let mut last = self.last_columns.lock().unwrap_or_else(PoisonError::into_inner);
+        if **last != *columns {
+            *last = columns.into();
+        }
+        Arc::clone(&last)
     }
 
     /// How many are in flight.
