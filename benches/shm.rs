@@ -121,20 +121,6 @@ fn resolve(objects: usize, order: Order, aim: f64) {
             black_box(all.fold(0, |sum, bytes| sum + u64::from(bytes.unwrap()[0])));
         },
     );
-    beside(
-        &format!("{name}, first bytes, one by one"),
-        aim,
-        || {
-            let sum = |sum: u64, header: &MetaHeader| sum + first_byte(plain(header));
-            black_box(black_box(&headers).iter().fold(0, sum));
-        },
-        || {
-            let sum = |sum: u64, header: &MetaHeader| {
-                sum + u64::from(mappings.resolve(header).unwrap()[0])
-            };
-            black_box(black_box(&headers).iter().fold(0, sum));
-        },
-    );
 }
 
 fn resolving() {

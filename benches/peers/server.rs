@@ -43,6 +43,7 @@ impl Server {
             match UnixStream::connect(&socket) {
                 Ok(stream) => {
                     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+                    stream.set_write_timeout(Some(ANSWER_LIMIT))?;
                     return Ok(BufReader::with_capacity(1 << 20, stream));
                 }
                 Err(error) => {

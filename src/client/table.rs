@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::error::ClientError;
 use super::held::Joined;
 use crate::shm::attach::Attachment;
-use crate::shm::{AHEAD, Mappings, MetaHeader};
+use crate::shm::{Mappings, MetaHeader};
 use crate::table::{CellValue, column_runs, run_end_batch};
 
 /// A table and the objects of its cells, which stay where they are as long as it lives.
@@ -203,12 +203,8 @@ impl<'a> Column<'a> {
     /// The rows of each run, and the object that serves them.
     pub fn runs(&self) -> impl Iterator<Item = Result<Run<'a>, ClientError>> {
         let column = *self;
-        let runs = &self.cells.runs;
         let mut start = 0;
-        runs.iter().enumerate().map(move |(place, (end, cell))| {
-            if let Some((_, CellValue::Header(later))) = runs.get(place + AHEAD) {
-                column.table.mappings.prefetch(later);
-            }
+        self.cells.runs.iter().map(move |(end, cell)| {
             let rows = start..*end;
             start = *end;
             Ok((rows, column.bytes(cell)?))

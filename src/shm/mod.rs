@@ -49,6 +49,4 @@ pub use inherited::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
 pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};
 pub use region::{Region, RegionError};
-#[cfg(any(feature = "client", feature = "capi"))]
-pub(crate) use resolver::AHEAD;
 pub use resolver::{AddError, Mappings, ResolveError};

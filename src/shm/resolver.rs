@@ -117,26 +117,7 @@ impl<const FIRST: u64> Table<FIRST> {
         }
         Some(Checked { block, size: header.size as usize })
     }
-
-    /// Brings the header of a block into the cache; no matter where that would be.
-    #[inline]
-    fn prefetch(&self, id: u16, payload: u64) {
-        let Some(&Entry { first, .. }) = self.entries.get(usize::from(id)) else { return };
-        let offset = payload.wrapping_sub(FIRST + BLOCK_OVERHEAD_BYTES);
-        let block = first.wrapping_add(offset as usize);
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: it is a hint: no address, mapped or not, is read or does any harm.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(block.cast()) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = block;
-    }
 }
-
-/// Headers so far ahead are brought into the cache while one is resolved.
-pub(crate) const AHEAD: usize = 24;
 
 /// Why a MetaHeader does not resolve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -494,19 +475,12 @@ impl Mappings {
         Ok(unsafe { std::slice::from_raw_parts(payload, size) })
     }
 
-    /// Resolves many headers, one after the other. The headers of blocks that come next are brought
-    /// into the cache meanwhile.
+    /// Resolves many headers, one after the other.
     pub fn resolve_each<'a>(
         &'a self,
         headers: &'a [MetaHeader],
     ) -> impl Iterator<Item = Result<&'a [u8], ResolveError>> {
-        headers.iter().take(AHEAD).for_each(|header| self.prefetch(header));
-        headers.iter().enumerate().map(|(place, header)| {
-            if let Some(later) = headers.get(place + AHEAD) {
-                self.prefetch(later);
-            }
-            self.resolve(header)
-        })
+        headers.iter().map(|header| self.resolve(header))
     }
 
     /// Resolves many headers; the first that fails is the error.
@@ -518,20 +492,6 @@ impl Mappings {
         headers: &'a [MetaHeader],
     ) -> Result<Vec<&'a [u8]>, ResolveError> {
         self.resolve_each(headers).collect()
-    }
-
-    /// Has the block that `header` names be brought into the cache, if it names one. Says nothing,
-    /// and waits for nothing.
-    #[inline]
-    pub fn prefetch(&self, header: &MetaHeader) {
-        let handle = header.handle.cast_unsigned();
-        match header.managed {
-            1 => {
-                let payload = handle.wrapping_add(size_of::<ChunkHeader>() as u64);
-                self.segments.prefetch(header.segment_id, payload);
-            }
-            _ => self.regions.prefetch(header.region_id, handle),
-        }
     }
 
     /// Whether what was read of `header` until now was still the object.
