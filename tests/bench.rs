@@ -79,8 +79,14 @@ fn check_phases(result: &Value, columns: u64, rows: u64) {
 
 /// The page needs nothing else and shows what it is for.
 fn check_page(html: &str, plots: &[&str]) {
-    for outside in ["http:", "https:", "//www", "<script", "<link", "<img", "@import", "url("] {
+    for outside in ["<script", "<link", "<img", "<iframe", "<object", "@import", "url("] {
         assert!(!html.contains(outside), "{outside:?} stands in the page");
+    }
+    // What a tag says: the text between may well name an address, as an error of the source does.
+    for tag in html.split('<').skip(1).map(|part| part.split('>').next().unwrap()) {
+        for outside in ["http:", "https:", "\"//"] {
+            assert!(!tag.contains(outside), "{outside:?} stands in <{tag}>");
+        }
     }
     assert!(html.contains("prefers-color-scheme: dark"));
     for plot in plots {
