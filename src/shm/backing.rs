@@ -5,6 +5,9 @@
 //!  Folder  create 0640  ─▶ fallocate ─▶ map ─▶ head ─▶ open again, read-only, for consumers
 //!  FairMq  the same, under a name that FairMQ's shmem opens
 //! ```
+//!
+//! Where the host gives huge pages on advice only, they are made through the mapping, and fallocate
+//! comes after it for what is left and to say whether there was room.
 
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, TryLockError};
@@ -15,10 +18,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    FallocateFlags, MemfdFlags, OFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create,
+    FallocateFlags, MemfdFlags, OFlags, SealFlags, fallocate, fcntl_add_seals, fstatvfs, ftruncate,
+    memfd_create,
 };
 
 use super::group;
+use super::huge;
 use super::layout::SegmentHeader;
 use super::mapping::{Access, Mapping};
 
@@ -147,13 +152,14 @@ impl Maker {
             let name = CString::new(format!("iovcache-{segment_id}"))?;
             let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
             let file = memfd_create(&name, flags)?;
-            let mapping = Arc::new(allocated(&file, bytes)?);
+            let mapping = Arc::new(allocated(&file, bytes, huge::memfds_on_advice())?);
             return Ok(Made { file, mapping, name: None });
         };
         let path = named.path(segment_id);
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o640).open(&path)?;
-        let made = || Ok((Arc::new(allocated(&file, bytes)?), read_only(&path, &file)?));
+        let on_advice = huge::file_on_advice(file.as_fd());
+        let made = || Ok((Arc::new(allocated(&file, bytes, on_advice)?), read_only(&path, &file)?));
         match made() {
             Ok((mapping, file)) => {
                 Ok(Made { file, mapping, name: Some((path, Arc::clone(&named.lock))) })
@@ -176,11 +182,28 @@ impl Maker {
     }
 }
 
-fn allocated(file: impl AsFd, bytes: u64) -> io::Result<Mapping> {
+/// Maps a file that has nothing yet, once it has `bytes`. `on_advice`: of huge pages, if there are
+/// some for who asks.
+fn allocated(file: impl AsFd, bytes: u64, on_advice: bool) -> io::Result<Mapping> {
     group::check_room(bytes)?;
-    allocate(&file, bytes)?;
     let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    Mapping::of_file(file.as_fd(), length, Access::ReadWrite)
+    let map = || Mapping::of_file(file.as_fd(), length, Access::ReadWrite);
+    // Not if there is no room anyway: they would fill what others write to.
+    if on_advice && bytes <= free_bytes(&file)? {
+        ftruncate(&file, bytes)?;
+        let mapping = map()?;
+        mapping.make_huge_pages();
+        allocate(&file, bytes)?;
+        return Ok(mapping);
+    }
+    allocate(&file, bytes)?;
+    map()
+}
+
+/// What the file's system has left, if it says so: that of memfds has no limit.
+fn free_bytes(file: impl AsFd) -> io::Result<u64> {
+    let facts = fstatvfs(file)?;
+    Ok(if facts.f_blocks == 0 { u64::MAX } else { facts.f_bavail.saturating_mul(facts.f_frsize) })
 }
 
 /// Gives the first `bytes` of a file their pages. Not ftruncate: a tmpfs that is short of memory

@@ -6,7 +6,12 @@ use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::param::page_size;
+
+/// What the processor maps by one entry, where the kernel has such pages and both sides are aligned.
+const HUGE_BYTES: usize = 2 << 20;
 
 /// A mapping, or a range of memory that somebody else keeps.
 #[derive(Debug)]
@@ -31,7 +36,8 @@ pub(crate) enum Access {
 }
 
 impl Mapping {
-    /// Maps the first `length` bytes of a file, shared with all who map it.
+    /// Maps the first `length` bytes of a file, shared with all who map it; 2 MiB or more at a
+    /// multiple of 2 MiB, so that huge pages can be mapped as such.
     ///
     /// That the file has so many bytes, and keeps them, is for the caller to know: reading behind
     /// its end is a SIGBUS.
@@ -40,11 +46,58 @@ impl Mapping {
             Access::Read => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
+        if length >= HUGE_BYTES {
+            return Self::aligned(file, length, protection);
+        }
         // SAFETY: the kernel picks an address range that nobody uses, so no memory that anybody
         // refers to changes.
         let base = unsafe { mmap(ptr::null_mut(), length, protection, MapFlags::SHARED, file, 0) }?;
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { base, length, own: true })
+    }
+
+    /// Takes more addresses than are needed, maps the file at those of them that are aligned, and
+    /// gives back the others.
+    fn aligned(file: BorrowedFd<'_>, length: usize, protection: ProtFlags) -> io::Result<Self> {
+        let pages = length.checked_next_multiple_of(page_size());
+        let taken = pages.and_then(|pages| Some((pages, pages.checked_add(HUGE_BYTES)?)));
+        let (pages, taken) = taken.ok_or(io::ErrorKind::OutOfMemory)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: as in `of_file`.
+        let start = unsafe { mmap_anonymous(ptr::null_mut(), taken, ProtFlags::empty(), flags) }?;
+        let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        // If anything fails, all of it goes.
+        let all = Self { base: start, length: taken, own: true };
+        let front = start.addr().get().next_multiple_of(HUGE_BYTES) - start.addr().get();
+        // SAFETY: `front` is less than `HUGE_BYTES`, of which there are more than `pages`.
+        let base = unsafe { start.add(front) };
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: what stood in these addresses is of `all`, which nobody refers to.
+        unsafe { mmap(base.as_ptr().cast(), length, protection, flags, file, 0) }?;
+        // SAFETY: at most `taken` from the start on.
+        let behind = unsafe { base.add(pages) };
+        for (place, bytes) in [(start, front), (behind, HUGE_BYTES - front)] {
+            if bytes > 0 {
+                // SAFETY: addresses of `all` in which the file is not mapped.
+                unsafe { munmap(place.as_ptr().cast(), bytes) }?;
+            }
+        }
+        std::mem::forget(all);
+        Ok(Self { base, length, own: true })
+    }
+
+    /// Makes huge pages of those 2 MiB that lie all in the mapping, where the kernel has any and
+    /// wants to be advised. Those that the file has already stay what they are; where memory is
+    /// short, or the kernel knows nothing of this, pages are left out.
+    pub(super) fn make_huge_pages(&self) {
+        let length = self.length / HUGE_BYTES * HUGE_BYTES;
+        let base = self.base().cast();
+        let advise = |advice| -> Result<(), Errno> {
+            // SAFETY: a range of this mapping, and neither advice changes what is in it.
+            retry_on_intr(|| unsafe { madvise(base, length, advice) })
+        };
+        // Not by writing to each: without memory that would be a SIGBUS, and this is an error.
+        let _ = advise(Advice::LinuxHugepage).and_then(|()| advise(Advice::LinuxPopulateWrite));
     }
 
     /// Memory that somebody else keeps.
@@ -138,5 +191,64 @@ impl Drop for Mapping {
             let unmapped = unsafe { munmap(self.base().cast(), self.length) };
             debug_assert!(unmapped.is_ok());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::fd::AsFd as _;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    fn file_of(name: &std::ffi::CStr, bytes: usize) -> File {
+        let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(bytes as u64).unwrap();
+        file
+    }
+
+    #[test]
+    fn what_can_have_huge_pages_begins_where_one_begins() {
+        for length in [100, 4096, HUGE_BYTES - 1, HUGE_BYTES, HUGE_BYTES + 1, (64 << 20) + 4096] {
+            let file = file_of(c"iovcache-aligned", length);
+            let mapping = Mapping::of_file(file.as_fd(), length, Access::ReadWrite).unwrap();
+            assert_eq!(mapping.length(), length);
+            if length >= HUGE_BYTES {
+                assert!(mapping.base().addr().is_multiple_of(HUGE_BYTES), "{length}");
+            }
+            // SAFETY: nobody else has it.
+            unsafe { mapping.write(length - 3, b"end") };
+            let again = Mapping::of_file(file.as_fd(), length, Access::Read).unwrap();
+            // SAFETY: nobody writes any more.
+            assert_eq!(unsafe { again.bytes(length - 3, 3) }, b"end");
+        }
+    }
+
+    #[test]
+    fn no_address_is_kept_of_mappings_that_are_gone_or_failed() {
+        const TIMES: usize = 4_000;
+        let name = c"iovcache-come-and-go";
+        let length = HUGE_BYTES + 4096;
+        let file = file_of(name, length);
+        let reads = File::open(format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(&file)));
+        let reads = reads.unwrap();
+        let address_space = || {
+            let pages = fs::read_to_string("/proc/self/statm").unwrap();
+            pages.split(' ').next().unwrap().parse::<usize>().unwrap() * page_size()
+        };
+        let before = address_space();
+        for _ in 0..TIMES {
+            Mapping::of_file(file.as_fd(), length, Access::ReadWrite).unwrap();
+            Mapping::of_file(reads.as_fd(), length, Access::ReadWrite).unwrap_err();
+        }
+        assert!(Mapping::of_file(file.as_fd(), usize::MAX, Access::Read).is_err());
+        assert!(Mapping::of_file(file.as_fd(), usize::MAX / 2, Access::Read).is_err());
+        // Other tests run beside this one: what they take is less than a tenth of a leak.
+        let more = address_space().saturating_sub(before);
+        assert!(more < TIMES * HUGE_BYTES / 2, "{more} bytes");
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(!maps.contains(name.to_str().unwrap()), "{maps}");
     }
 }

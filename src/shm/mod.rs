@@ -31,6 +31,7 @@ mod conformance;
 #[cfg(test)]
 mod golden;
 mod group;
+mod huge;
 mod inherited;
 mod layout;
 mod mapping;
