@@ -135,19 +135,31 @@ impl Reservation {
         self.append(bytes);
     }
 
-    /// Writes `bytes` behind what is settled, and settles them: the fastest way in, faster than
-    /// copying all of it at once.
+    /// Writes `bytes` behind what is settled, and settles them: the fastest way in.
     ///
     /// # Panics
     /// If there is no room for so many.
     pub fn append(&mut self, bytes: &[u8]) {
-        /// So little that the checksum finds it in the core's first cache. Of 64 MiB, measured on
-        /// an EPYC: 6.8 ms, 9.7 ms with pieces of 128 KiB, 7.8 ms for one memcpy without checksum.
-        const PIECE_BYTES: usize = 4 << 10;
+        /// So little that the copy finds in the core's second cache what the checksum has read, and
+        /// so much that the checksum's own beginning and end do not count (it takes 414 ns for
+        /// 4 KiB, of which 70 are those).
+        const PIECE_BYTES: usize = 128 << 10;
+        /// So many go past the caches. Of 64 MiB, measured on an EPYC: 8.0 ms, 10.3 ms through the
+        /// caches, as much as one memcpy without checksum. Of 8 MiB both take as long, but who
+        /// reads them then finds them in the third cache.
+        const PAST_CACHES_BYTES: usize = 16 << 20;
+        assert!(bytes.len() <= self.size - self.digested, "no room for {} bytes", bytes.len());
         for piece in bytes.chunks(PIECE_BYTES) {
-            let start = self.digested;
-            self.rest_mut(start)[..piece.len()].copy_from_slice(piece);
-            self.settle(start + piece.len());
+            self.digest.update(piece);
+            let (mapping, offset) = (self.place.mapping(), self.place.payload() + self.digested);
+            if bytes.len() < PAST_CACHES_BYTES {
+                // SAFETY: as in `rest_mut`, which is where the offset lies.
+                unsafe { mapping.write(offset, piece) };
+            } else {
+                // SAFETY: as above.
+                unsafe { mapping.write_past_caches(offset, piece) };
+            }
+            self.digested += piece.len();
         }
     }
 

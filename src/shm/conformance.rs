@@ -539,6 +539,27 @@ fn what_is_written_again_after_it_was_settled_has_the_checksum_of_what_it_is() {
 }
 
 #[test]
+fn what_is_appended_is_there_however_much_it_is_and_wherever_it_begins() {
+    let pool = pool(64 << 20, 64 << 20);
+    let bytes: Vec<u8> = (0..20 << 20).map(|n: u32| (n ^ (n >> 8)) as u8).collect();
+    // Small ones, more than one piece, and so much that it goes past the caches; to its last byte.
+    let mut reservation = pool.reserve(bytes.len() as u64).unwrap();
+    let mut rest = &bytes[..];
+    for length in [0, 5, 300_001, (16 << 20) + 13] {
+        let (first, others) = rest.split_at(length);
+        reservation.append(first);
+        assert_eq!(reservation.settled().len(), bytes.len() - others.len());
+        rest = others;
+    }
+    reservation.append(rest);
+    let block = reservation.publish(id(1));
+    assert!(block.payload() == bytes && block.is_intact());
+    let anew = filled(&pool, &bytes).publish(id(2));
+    assert!(anew.payload() == bytes && anew.is_intact());
+    assert!(block.payload() == bytes && pool.check().is_ok());
+}
+
+#[test]
 fn a_system_without_memory_says_so_and_the_pool_goes_on() {
     // /dev/shm holds less than this; a memfd would take it from the whole machine.
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();

@@ -156,6 +156,20 @@ impl Mapping {
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) };
     }
 
+    /// The same, but past the caches where the processor can: more than they hold would push out
+    /// what others have there, after each line was read just to be written over.
+    ///
+    /// # Safety
+    /// As of [`write`](Self::write).
+    ///
+    /// # Panics
+    /// As there.
+    pub(crate) unsafe fn write_past_caches(&self, offset: usize, bytes: &[u8]) {
+        let place = self.place(offset, bytes.len(), 1);
+        // SAFETY: as in `write`.
+        unsafe { stream(place, bytes) };
+    }
+
     /// The bytes at `offset`.
     ///
     /// # Safety
@@ -192,6 +206,48 @@ impl Drop for Mapping {
             debug_assert!(unmapped.is_ok());
         }
     }
+}
+
+/// Copies `bytes` to `place` by stores that leave the caches alone.
+///
+/// # Safety
+/// There is room for them at `place`, and nobody else reads or writes it meanwhile.
+#[cfg(target_arch = "x86_64")]
+unsafe fn stream(place: *mut u8, bytes: &[u8]) {
+    use std::arch::x86_64::{_mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+    const PART_BYTES: usize = 16;
+
+    let front = place.align_offset(PART_BYTES).min(bytes.len());
+    let (front, rest) = bytes.split_at(front);
+    // SAFETY: room for all is this function's contract.
+    unsafe { ptr::copy_nonoverlapping(front.as_ptr(), place, front.len()) };
+    let (parts, back) = rest.as_chunks::<PART_BYTES>();
+    // SAFETY: `front` is at most as long as `bytes`.
+    let mut place = unsafe { place.add(front.len()) };
+    // SYNC(give-up): such stores may overtake others, but no fence. What was zeroed before is seen
+    // before them.
+    // SAFETY: every such processor has it.
+    unsafe { _mm_sfence() };
+    for part in parts {
+        // SAFETY: reads 16 bytes, and so many there are.
+        let part = unsafe { _mm_loadu_si128(part.as_ptr().cast()) };
+        // SAFETY: writes 16 bytes at a multiple of 16; all there is room for.
+        unsafe { _mm_stream_si128(place.cast(), part) };
+        // SAFETY: behind what was just written.
+        place = unsafe { place.add(PART_BYTES) };
+    }
+    // SYNC(publish): and these are seen before the generation is.
+    // SAFETY: as above.
+    unsafe { _mm_sfence() };
+    // SAFETY: as above, the last of them.
+    unsafe { ptr::copy_nonoverlapping(back.as_ptr(), place, back.len()) };
+}
+
+/// As above, where there are no such stores.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn stream(place: *mut u8, bytes: &[u8]) {
+    // SAFETY: the same contract.
+    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) };
 }
 
 #[cfg(test)]
