@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -125,9 +126,16 @@ impl Coded for InvalidPath {
 /// The name of one version of an object: a UUID, CCDB's ETag.
 ///
 /// Two versions with equal bytes have two ids.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ObjectId(Uuid);
+
+impl Hash for ObjectId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // One number: a slice brings its length with it.
+        state.write_u128(self.0.as_u128());
+    }
+}
 
 impl ObjectId {
     /// The namespace of derived ids: UUID version 5 of `iovcache.object` in the DNS namespace.

@@ -63,7 +63,7 @@ pub(crate) fn messages_of(timestamps: Vec<i64>) -> (FlightData, FlightData) {
     let at: ArrayRef = Arc::new(Int64Array::from(timestamps));
     let batch = RecordBatch::try_from_iter([("timestamp", at)]).unwrap();
     let (mut writer, schema) = MessageWriter::begin(&batch.schema());
-    let batch = writer.write(&batch).unwrap().pop().unwrap();
+    let batch = writer.write(&batch).unwrap().batch;
     (flight_data(schema), flight_data(batch))
 }
 

@@ -15,7 +15,7 @@ use super::error::{CacheError, MissingColumn};
 use super::form::{Common, Form, Key};
 use super::hand::InHand;
 use super::lease::{Holder, LeaseId, Owner, Terms};
-use super::plan::{Assembled, Plan, Spans};
+use super::plan::{Assembled, Handed, Plan, Spans, Versions};
 use super::record::record;
 use super::resident::PinSet;
 use super::timeframe::{Load, Registration, Timeframe};
@@ -25,8 +25,8 @@ use crate::interval::ValidityInterval;
 use crate::object::{CreationLimits, ObjectInfo};
 use crate::source::WhenMissing;
 use crate::table::{
-    Batches, ColumnRequest, Columns, Content, EncodeError, LockEntry, Message, MessageWriter,
-    Missing, Request, RequestError, View, When,
+    BatchMessages, Batches, Column, ColumnRequest, Columns, Content, EncodeError, IntervalColumn,
+    LockEntry, Message, MessageWriter, Missing, Request, RequestError, View, When,
 };
 
 /// Who asks, beyond what stands in the request itself.
@@ -105,21 +105,26 @@ impl Answer {
         &self,
     ) -> Result<impl Iterator<Item = Result<Message, EncodeError>> + Send + 'static, EncodeError>
     {
-        let body = self.body()?.flat_map(|messages| match messages {
-            Ok(messages) => messages.into_iter().map(Ok).collect(),
-            Err(error) => vec![Err(error)],
+        let body = self.body()?.flat_map(|batch| {
+            let (messages, error) = match batch {
+                Ok(batch) => (Some(batch.into_messages()), None),
+                Err(error) => (None, Some(error)),
+            };
+            messages.into_iter().flatten().map(Ok).chain(error.map(Err))
         });
         Ok([Ok(self.head())].into_iter().chain(body))
     }
 
-    /// The same without the schema, batch by batch: the dictionaries that it needs, then the batch.
+    /// The same without the schema, batch by batch.
     ///
     /// # Errors
     /// [`EncodeError`].
     pub fn body(
         &self,
-    ) -> Result<impl Iterator<Item = Result<Vec<Message>, EncodeError>> + Send + 'static, EncodeError>
-    {
+    ) -> Result<
+        impl Iterator<Item = Result<BatchMessages, EncodeError>> + Send + 'static,
+        EncodeError,
+    > {
         let kept = match &self.assembled {
             Some(assembled) => assembled.encoded(&self.form, &self.content)?,
             None => None,
@@ -127,7 +132,8 @@ impl Answer {
         let (first, rest) = match kept {
             Some(messages) => (messages.to_vec(), None),
             None => {
-                let mut messages = self.encoded_batches().into_messages();
+                let dictionaries = Arc::clone(&self.form.dictionaries);
+                let mut messages = self.encoded_batches().into_messages(dictionaries);
                 match messages.next() {
                     Some(first) => (vec![first?], Some(messages)),
                     None => (Vec::new(), None),
@@ -200,6 +206,50 @@ impl Subject {
             Self::Timestamps(timestamps) => timestamps.has_nulls(),
             Self::Timeframe(timeframe) => timeframe.registration.plan.timestamps().has_nulls(),
             Self::Range(_) => false,
+        }
+    }
+}
+
+/// A table that is pinned, before anybody has it in hand.
+struct Found {
+    shown: Shown,
+    versions: Versions,
+    pins: Arc<PinSet>,
+    /// The timeframe's own table.
+    kept: Option<Arc<Assembled>>,
+}
+
+/// What stands in it.
+enum Shown {
+    Rows { columns: Arc<Vec<Column>>, timestamps: Arc<Timestamps> },
+    Intervals(Arc<Vec<IntervalColumn>>),
+}
+
+impl Found {
+    fn rows_of(plan: &Plan, assembled: &Assembled) -> Self {
+        let (columns, timestamps) = (Arc::clone(&assembled.columns), Arc::clone(plan.timestamps()));
+        let (versions, pins) = (Arc::clone(plan.versions()), Arc::clone(&assembled.pins));
+        Self { shown: Shown::Rows { columns, timestamps }, versions, pins, kept: None }
+    }
+
+    fn kept(plan: &Plan, assembled: Arc<Assembled>) -> Self {
+        Self { kept: Some(Arc::clone(&assembled)), ..Self::rows_of(plan, &assembled) }
+    }
+
+    fn rows(&self) -> u64 {
+        match &self.shown {
+            Shown::Rows { timestamps, .. } => timestamps.len() as u64,
+            Shown::Intervals(columns) => columns.iter().map(|one| one.rows.len() as u64).sum(),
+        }
+    }
+}
+
+impl Shown {
+    fn content(self, versions: Versions, pins: &Arc<InHand>) -> Content {
+        let objects = Arc::new(Handed { versions, pins: Arc::clone(pins) });
+        match self {
+            Self::Rows { columns, timestamps } => Content::Rows { columns, timestamps, objects },
+            Self::Intervals(columns) => Content::Intervals { columns, objects },
         }
     }
 }
@@ -345,39 +395,32 @@ impl Cache {
         let columns = self.columns(&request.columns, registered)?;
         // Before anything is loaded: what cannot be sent need not be.
         check_columns(request, columns)?;
-        let mut kept = None;
-        let (content, pins, rows) = match &subject {
+        let found = match &subject {
             Subject::Range(range) => {
                 let known = self.known_over(request, columns, *range, deadline).await?;
                 let spans = Spans::new(*range, known);
                 if let Some(gap) = request.gap {
                     spans.check_length(*range, gap)?;
                 }
-                let got = self.0.loader.pin_all(spans.versions(), deadline).await?;
+                let versions = Arc::clone(spans.versions());
+                let got = self.0.loader.pin_all(&versions, deadline).await?;
                 let (columns, pins) = spans.assemble(got);
-                let rows = columns.iter().map(|column| column.rows.len() as u64).sum();
-                (Content::Intervals(Arc::new(columns)), pins, rows)
+                Found { shown: Shown::Intervals(Arc::new(columns)), versions, pins, kept: None }
             }
             Subject::Timestamps(timestamps) => {
                 match self
                     .registered_rows(request, asker, common, columns, timestamps, deadline)
                     .await?
                 {
-                    Some((content, pins, rows, assembled)) => {
-                        kept = Some(assembled);
-                        (content, pins, rows)
-                    }
+                    Some(found) => found,
                     None => self.rows_at(request, asker, columns, timestamps, deadline).await?,
                 }
             }
             Subject::Timeframe(timeframe) => {
-                let rows = self.rows_of_timeframe(request, columns, timeframe, deadline);
-                let (content, pins, rows, assembled) = rows.await?;
-                kept = assembled;
-                (content, pins, rows)
+                self.rows_of_timeframe(request, columns, timeframe, deadline).await?
             }
         };
-        let lease = self.lease_for(request, asker, reader.clone(), holder, &pins)?;
+        let lease = self.lease_for(request, asker, reader.clone(), holder, &found.pins)?;
         if let (Subject::Timeframe(timeframe), Some((_, consumer))) = (&subject, &reader)
             && !asker.in_advance
         {
@@ -392,8 +435,10 @@ impl Cache {
                 self.form(Key::new(request, nulls, timeframe.is_some(), true), columns)
             }
         };
-        let (of_stream, pins) = (asker.of_stream, Arc::new(self.0.hands.take(pins)));
-        Ok(Answer { form, content, timeframe, lease, of_stream, rows, pins, assembled: kept })
+        let (of_stream, rows) = (asker.of_stream, found.rows());
+        let pins = Arc::new(self.0.hands.take(Arc::clone(&found.pins)));
+        let (content, assembled) = (found.shown.content(found.versions, &pins), found.kept);
+        Ok(Answer { form, content, timeframe, lease, of_stream, rows, pins, assembled })
     }
 
     /// The rows of timestamps that came with the request.
@@ -404,7 +449,7 @@ impl Cache {
         columns: &[ColumnRequest],
         timestamps: &Arc<Timestamps>,
         deadline: Instant,
-    ) -> Result<(Content, Arc<PinSet>, u64), CacheError> {
+    ) -> Result<Found, CacheError> {
         let known = self.known_at(request, columns, timestamps, None, deadline).await?;
         let plan = Plan::new(Arc::clone(timestamps), known);
         // Of those who ask for single tables nobody knows in which order they will.
@@ -413,7 +458,7 @@ impl Cache {
         }
         self.check_missing(&plan, request)?;
         let got = self.0.loader.pin_all(plan.versions(), deadline).await?;
-        Ok(rows_of(&plan, &plan.assemble(got)))
+        Ok(Found::rows_of(&plan, &plan.assemble(got)))
     }
 
     /// The rows of a stream's timeframe that is registered with the same columns and timestamps: who
@@ -426,7 +471,7 @@ impl Cache {
         columns: &[ColumnRequest],
         timestamps: &Timestamps,
         deadline: Instant,
-    ) -> Result<Option<(Content, Arc<PinSet>, u64, Arc<Assembled>)>, CacheError> {
+    ) -> Result<Option<Found>, CacheError> {
         let Some(id) = asker.stream_timeframe.filter(|_| request.is_plain()) else {
             return Ok(None);
         };
@@ -441,10 +486,7 @@ impl Cache {
         }
         self.check_missing(plan, request)?;
         match self.assembled(&timeframe, deadline).await {
-            Ok(assembled) => {
-                let (content, pins, rows) = rows_of(plan, &assembled);
-                Ok(Some((content, pins, rows, assembled)))
-            }
+            Ok(assembled) => Ok(Some(Found::kept(plan, assembled))),
             // It was dropped meanwhile, which does not end what a stream asks for.
             Err(CacheError::UnknownTimeframe { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -533,21 +575,18 @@ impl Cache {
         columns: &[ColumnRequest],
         timeframe: &Arc<Timeframe>,
         deadline: Instant,
-    ) -> Result<(Content, Arc<PinSet>, u64, Option<Arc<Assembled>>), CacheError> {
+    ) -> Result<Found, CacheError> {
         let plan = &timeframe.registration.plan;
         if request.is_plain() && *columns == *timeframe.registration.columns {
             self.check_missing(plan, request)?;
-            let assembled = self.assembled(timeframe, deadline).await?;
-            let (content, pins, rows) = rows_of(plan, &assembled);
-            return Ok((content, pins, rows, Some(assembled)));
+            return Ok(Found::kept(plan, self.assembled(timeframe, deadline).await?));
         }
         let timestamps = plan.timestamps();
         let known = self.known_at(request, columns, timestamps, Some(timeframe), deadline).await?;
         let plan = Plan::new(Arc::clone(timestamps), known);
         self.check_missing(&plan, request)?;
         let got = self.0.loader.pin_all(plan.versions(), deadline).await?;
-        let (content, pins, rows) = rows_of(&plan, &plan.assemble(got));
-        Ok((content, pins, rows, None))
+        Ok(Found::rows_of(&plan, &plan.assemble(got)))
     }
 
     /// The objects of a timeframe: waits for who loads them, and tries itself meanwhile.
@@ -704,9 +743,4 @@ fn locked(lock: &[LockEntry], column: &ColumnRequest) -> Result<Known, CacheErro
     }
     let timeline = Timeline::unknown().learn(ValidityInterval::ALL, &versions, Moment::default());
     Ok(Known { timeline: Arc::new(timeline), stale: false, pace: None })
-}
-
-fn rows_of(plan: &Plan, assembled: &Assembled) -> (Content, Arc<PinSet>, u64) {
-    let (columns, timestamps) = (Arc::clone(&assembled.columns), Arc::clone(plan.timestamps()));
-    (Content::Rows { columns, timestamps }, Arc::clone(&assembled.pins), plan.rows() as u64)
 }

@@ -15,7 +15,9 @@ use foldhash::fast::RandomState;
 
 use super::Cache;
 use crate::source::WhenMissing;
-use crate::table::{CellKind, ColumnRequest, Encoding, Head, Meta, Missing, Request, Shape, View};
+use crate::table::{
+    CellKind, ColumnRequest, Dictionaries, Encoding, Head, Meta, Missing, Request, Shape, View,
+};
 
 /// So many forms are kept,
 const MAX_FORMS: usize = 1_000;
@@ -31,6 +33,8 @@ pub(crate) struct Form {
     /// Its metadata lack the lease and the timeframe.
     pub(crate) schema: SchemaRef,
     pub(crate) head: Head,
+    /// Those of the last table.
+    pub(crate) dictionaries: Arc<Dictionaries>,
 }
 
 impl Form {
@@ -180,6 +184,6 @@ impl Cache {
         };
         let head = Head::new(&shape);
         let schema = shape.schema_of(&shape.schema(), None, None);
-        Form { key, shape: Arc::new(shape), schema, head }
+        Form { key, shape: Arc::new(shape), schema, head, dictionaries: Arc::default() }
     }
 }

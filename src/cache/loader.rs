@@ -30,7 +30,7 @@ use super::places::{Claim, Place, Places, Room};
 use super::residency::Residency;
 use super::resident::{Pin, PinSet};
 use crate::object::{ObjectId, ObjectInfo};
-use crate::shm::{Pool, PoolError, Reservation};
+use crate::shm::{MetaHeader, Pool, PoolError, Reservation};
 use crate::source::{Body, BodyError, Source, SourceError};
 use crate::table::CacheState;
 use crate::telemetry::Counters;
@@ -89,7 +89,18 @@ enum LoadFailure {
 #[derive(Debug, Clone)]
 pub(crate) struct Got {
     pub(crate) pin: Pin,
+    /// Where it lies.
+    pub(crate) header: MetaHeader,
     pub(crate) how: CacheState,
+}
+
+impl Got {
+    /// # Errors
+    /// [`CacheError::TwoContents`] if `pin` is not of this version.
+    fn new(version: &ObjectInfo, pin: Pin, how: CacheState) -> Result<Self, CacheError> {
+        same_content(version, &pin)?;
+        Ok(Self { header: pin.meta_header(), pin, how })
+    }
 }
 
 impl Loader {
@@ -165,19 +176,20 @@ impl Loader {
         let _under_way = Counted::new(&self.under_way);
         let mut got: Vec<Option<Got>> = Vec::new();
         got.resize_with(versions.len(), || None);
-        self.check_known_sizes(versions)?;
         let began = Instant::now();
         let mut lacking_bytes = 0;
+        let absent = self.pin_resident(versions, &mut got)?;
+        if absent.is_empty() {
+            return Ok(got.into_iter().flatten().collect());
+        }
+        self.check_known_sizes(versions)?;
         // Where others wait for memory, only what needs none may pass them: else what is let go for
         // the first of them would be taken by whoever comes along.
         let alone = self.waiting.load(Ordering::Acquire) == 0;
-        let has_memory = |version: &Arc<ObjectInfo>| {
-            self.residency.size_of(version.id).is_some() || self.places.find(version.id).is_some()
-        };
-        let secured = versions.iter().all(has_memory);
+        let secured = absent.iter().all(|&place| self.places.find(versions[place].id).is_some());
         if alone || secured {
-            let first_try = tokio::time::timeout_at(deadline, self.try_pin_all(versions, &mut got));
-            let Ok(tried) = first_try.await else {
+            let first_try = self.load_all(versions, absent, &mut got);
+            let Ok(tried) = tokio::time::timeout_at(deadline, first_try).await else {
                 return Err(CacheError::DeadlineExceeded {
                     what: "objects to be loaded".to_owned(),
                     wait_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -187,8 +199,8 @@ impl Loader {
                 None => return Ok(got.into_iter().flatten().collect()),
                 Some(needed_bytes) => lacking_bytes = needed_bytes,
             }
-            got.fill_with(|| None);
         }
+        got.fill_with(|| None);
         self.counters.waits.add(1);
         let _waiting = Counted::new(&self.waiting);
         let waiting = async {
@@ -256,12 +268,12 @@ impl Loader {
         Err(CacheError::NeverFits { what, needed_bytes, limit_bytes })
     }
 
-    /// Pins what is not in `got` yet. `Some(bytes)`: an object of that size found no room.
-    async fn try_pin_all(
+    /// Pins what is resident of what is not in `got` yet. Gives the places of what is not.
+    fn pin_resident(
         &self,
         versions: &[Arc<ObjectInfo>],
         got: &mut [Option<Got>],
-    ) -> Result<Option<u64>, CacheError> {
+    ) -> Result<Vec<usize>, CacheError> {
         let mut absent = Vec::new();
         let (mut hits, tick) = (0, self.residency.tick());
         for (place, version) in versions.iter().enumerate() {
@@ -270,17 +282,33 @@ impl Loader {
             }
             match self.residency.pin_at(version.id, tick) {
                 Some(pin) => {
-                    same_content(version, &pin)?;
                     hits += 1;
-                    got[place] = Some(Got { pin, how: CacheState::Hit });
+                    got[place] = Some(Got::new(version, pin, CacheState::Hit)?);
                 }
                 None => absent.push(place),
             }
         }
         self.counters.hits.add(hits);
-        if absent.is_empty() {
-            return Ok(None);
-        }
+        Ok(absent)
+    }
+
+    /// Pins what is not in `got` yet. `Some(bytes)`: an object of that size found no room.
+    async fn try_pin_all(
+        &self,
+        versions: &[Arc<ObjectInfo>],
+        got: &mut [Option<Got>],
+    ) -> Result<Option<u64>, CacheError> {
+        let absent = self.pin_resident(versions, got)?;
+        self.load_all(versions, absent, got).await
+    }
+
+    /// Loads what is `absent`. `Some(bytes)`: an object of that size found no room.
+    async fn load_all(
+        &self,
+        versions: &[Arc<ObjectInfo>],
+        absent: Vec<usize>,
+        got: &mut [Option<Got>],
+    ) -> Result<Option<u64>, CacheError> {
         let loads = absent.into_iter().map(async |place| {
             let (version, loaded) = self.load(Arc::clone(&versions[place])).await;
             (place, version, loaded)
@@ -289,10 +317,7 @@ impl Loader {
         let mut no_room = None;
         while let Some((place, version, loaded)) = loads.next().await {
             match loaded {
-                Ok(pin) => {
-                    same_content(&version, &pin)?;
-                    got[place] = Some(Got { pin, how: CacheState::Loaded });
-                }
+                Ok(pin) => got[place] = Some(Got::new(&version, pin, CacheState::Loaded)?),
                 Err(LoadFailure::NoRoom { needed_bytes }) => {
                     no_room = no_room.max(Some(needed_bytes));
                 }

@@ -282,8 +282,9 @@ impl Cache {
         let md5 = match held.payload() {
             small if small.len() < HASH_BESIDE_FROM_BYTES => sum(small),
             _ => {
-                let bytes = held.pins.pins().first()?.bytes();
-                let beside = tokio::task::spawn_blocking(move || sum((*bytes).as_ref()));
+                // Its memory is not taken anew before this is gone.
+                let object = Arc::clone(held.pins.pins().first()?.resident());
+                let beside = tokio::task::spawn_blocking(move || sum(object.block().payload()));
                 beside.await.ok()?
             }
         };

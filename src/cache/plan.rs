@@ -18,6 +18,7 @@ use foldhash::fast::RandomState;
 use super::catalog::Known;
 use super::error::{CacheError, MissingColumn};
 use super::form::Form;
+use super::hand::InHand;
 use super::loader::Got;
 use super::resident::PinSet;
 use crate::index::{Slot, State, Timestamps, join};
@@ -25,8 +26,8 @@ use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::MetaHeader;
 use crate::table::{
-    CacheState, Cell, CellKind, CellRun, Column, ColumnRequest, Content, EncodeError, Encoding,
-    IntervalColumn, IntervalRow, Message, View,
+    BatchMessages, CacheState, Cell, CellKind, CellRun, Column, ColumnRequest, Content,
+    EncodeError, Encoding, IntervalColumn, IntervalRow, Objects, View,
 };
 
 /// Encoded batches that are larger than this are made anew each time.
@@ -73,11 +74,14 @@ impl Distinct {
     }
 }
 
+/// Versions, each id once; cells name them by number.
+pub(crate) type Versions = Arc<Vec<Arc<ObjectInfo>>>;
+
 /// Which version serves which rows, for each column.
 #[derive(Debug)]
 pub(crate) struct Plan {
     timestamps: Arc<Timestamps>,
-    versions: Vec<Arc<ObjectInfo>>,
+    versions: Versions,
     columns: Vec<PlannedColumn>,
     missing: Vec<MissingColumn>,
 }
@@ -87,7 +91,7 @@ struct PlannedColumn {
     request: ColumnRequest,
     /// By cell: the place of its version among those of the plan.
     places: Vec<u32>,
-    runs: Vec<CellRun>,
+    runs: Arc<Vec<CellRun>>,
     known: Known,
 }
 
@@ -95,15 +99,19 @@ impl Plan {
     pub(crate) fn new(timestamps: Arc<Timestamps>, known: Vec<(ColumnRequest, Known)>) -> Self {
         let mut missing = Vec::new();
         let mut distinct = Distinct::default();
+        let joined: Vec<_> =
+            known.iter().map(|(_, known)| join(&known.timeline, &timestamps)).collect();
+        let most = joined.iter().zip(&known);
+        let most = most.map(|(joined, (_, known))| joined.len().min(known.timeline.versions()));
+        distinct.expect(most.sum());
         let columns = known
             .into_iter()
+            .zip(joined)
             .zip(1..)
-            .map(|((request, known), number)| {
+            .map(|(((request, known), joined), number)| {
                 let mut places = Vec::new();
                 let mut runs: Vec<CellRun> = Vec::new();
                 let mut gap: Option<MissingColumn> = None;
-                let joined = join(&known.timeline, &timestamps);
-                distinct.expect(joined.len().min(known.timeline.versions()));
                 runs.reserve(joined.len());
                 for run in joined.iter() {
                     let cell = match run.slot {
@@ -124,10 +132,10 @@ impl Plan {
                     }
                 }
                 missing.extend(gap);
-                PlannedColumn { request, places, runs, known }
+                PlannedColumn { request, places, runs: Arc::new(runs), known }
             })
             .collect();
-        Self { timestamps, versions: distinct.versions, columns, missing }
+        Self { timestamps, versions: Arc::new(distinct.versions), columns, missing }
     }
 
     pub(crate) fn timestamps(&self) -> &Arc<Timestamps> {
@@ -157,7 +165,7 @@ impl Plan {
     }
 
     /// Every version that it needs, each id once.
-    pub(crate) fn versions(&self) -> &[Arc<ObjectInfo>] {
+    pub(crate) fn versions(&self) -> &Versions {
         &self.versions
     }
 
@@ -169,8 +177,8 @@ impl Plan {
             .map(|column| Column {
                 name: column.request.name.clone(),
                 path: column.request.path.clone(),
-                runs: column.runs.clone(),
-                cells: cells(&self.versions, &column.places, &got, column.known.stale),
+                runs: Arc::clone(&column.runs),
+                cells: cells(&column.places, &got, column.known.stale),
             })
             .collect();
         Assembled { columns: Arc::new(columns), pins: pins(got), encoded: Mutex::default() }
@@ -199,15 +207,10 @@ fn widen(
     }
 }
 
-fn cells(versions: &[Arc<ObjectInfo>], places: &[u32], got: &[Got], stale: bool) -> Vec<Cell> {
-    let cell = |&place: &u32| {
-        let Got { pin, how } = &got[place as usize];
-        Cell {
-            header: pin.meta_header(),
-            version: Arc::clone(&versions[place as usize]),
-            cache: if stale { CacheState::Stale } else { *how },
-            payload: pin.bytes(),
-        }
+fn cells(places: &[u32], got: &[Got], stale: bool) -> Vec<Cell> {
+    let cell = |&object: &u32| {
+        let Got { header, how, .. } = got[object as usize];
+        Cell { header, object, cache: if stale { CacheState::Stale } else { how } }
     };
     places.iter().map(cell).collect()
 }
@@ -222,14 +225,14 @@ pub(crate) struct Assembled {
     pub(crate) columns: Arc<Vec<Column>>,
     pub(crate) pins: Arc<PinSet>,
     /// The batches as they cross the wire, in the forms in which they were asked for.
-    encoded: Mutex<Vec<(Encoded, Batches)>>,
+    pub(super) encoded: Mutex<Vec<(Encoded, Batches)>>,
 }
 
 /// What decides how batches are encoded, beside what they hold.
 type Encoded = (Encoding, CellKind, bool);
 
 /// The messages of each batch.
-type Batches = Arc<Vec<Vec<Message>>>;
+type Batches = Arc<Vec<BatchMessages>>;
 
 impl Assembled {
     /// The messages of each batch in this form, if it is one that is kept: every consumer of a
@@ -246,7 +249,7 @@ impl Assembled {
         let key = (shape.encoding, shape.cell, shape.nullable);
         let rows = match content {
             Content::Rows { timestamps, .. } => timestamps.len(),
-            Content::Intervals(_) => return Ok(None),
+            Content::Intervals { .. } => return Ok(None),
         };
         // Run-end encoded they are small, however many rows there are.
         let bytes_per_row = match shape.encoding {
@@ -270,9 +273,9 @@ impl Assembled {
             return Ok(known);
         }
         let batches = content.batches_of(Arc::clone(shape), Arc::clone(&form.schema));
-        let batches = Arc::new(batches.into_messages().collect::<Result<Vec<_>, EncodeError>>()?);
-        let bytes = batches.iter().flatten().map(|one| one.header.len() + one.body.len());
-        if bytes.sum::<usize>() <= MAX_ENCODED_BYTES {
+        let batches = batches.into_messages(Arc::clone(&form.dictionaries));
+        let batches = Arc::new(batches.collect::<Result<Vec<_>, EncodeError>>()?);
+        if batches.iter().map(BatchMessages::bytes).sum::<usize>() <= MAX_ENCODED_BYTES {
             let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
             encoded.push((key, Arc::clone(&batches)));
         }
@@ -285,10 +288,27 @@ impl Assembled {
     }
 }
 
+/// What the cells of a table name, in somebody's hands.
+#[derive(Debug)]
+pub(crate) struct Handed {
+    pub(crate) versions: Versions,
+    pub(crate) pins: Arc<InHand>,
+}
+
+impl Objects for Handed {
+    fn version(&self, number: u32) -> &ObjectInfo {
+        &self.versions[number as usize]
+    }
+
+    fn bytes(&self, number: u32) -> &[u8] {
+        self.pins.pins()[number as usize].payload()
+    }
+}
+
 /// Which version is effective when, for each column, all over a range.
 #[derive(Debug)]
 pub(crate) struct Spans {
-    versions: Vec<Arc<ObjectInfo>>,
+    versions: Versions,
     columns: Vec<PlannedSpans>,
 }
 
@@ -308,7 +328,11 @@ impl Spans {
             .into_iter()
             .zip(1..)
             .map(|((request, known), number)| {
-                let (mut places, mut rows) = (Vec::new(), Vec::new());
+                // As many as the column before had.
+                let before = distinct.versions.len() / (number - 1).max(1) as usize;
+                distinct.expect(before);
+                let mut places = Vec::with_capacity(before);
+                let mut rows = Vec::with_capacity(before);
                 for span in known.timeline.spans(range) {
                     if let State::Version(index) = span.state {
                         let version = known.timeline.version(index);
@@ -319,7 +343,7 @@ impl Spans {
                 PlannedSpans { request, places, rows, stale: known.stale }
             })
             .collect();
-        Self { versions: distinct.versions, columns }
+        Self { versions: Arc::new(distinct.versions), columns }
     }
 
     /// # Errors
@@ -340,17 +364,16 @@ impl Spans {
         Ok(())
     }
 
-    pub(crate) fn versions(&self) -> &[Arc<ObjectInfo>] {
+    pub(crate) fn versions(&self) -> &Versions {
         &self.versions
     }
 
     pub(crate) fn assemble(self, got: Vec<Got>) -> (Vec<IntervalColumn>, Arc<PinSet>) {
-        let versions = &self.versions;
         let columns = self.columns.into_iter().map(|column| IntervalColumn {
             name: column.request.name,
             path: column.request.path,
             rows: column.rows,
-            cells: cells(versions, &column.places, &got, column.stale),
+            cells: cells(&column.places, &got, column.stale),
         });
         let columns = columns.collect();
         (columns, pins(got))

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::answer::Answer;
+use crate::object::ObjectInfo;
 use crate::table::{Cell, Content, Request, When};
 
 /// Under which name the lines are logged.
@@ -29,8 +30,7 @@ struct Served<'a> {
 }
 
 impl<'a> Served<'a> {
-    fn new(column: &'a str, path: &'a str, cell: &Cell, rows: u64) -> Self {
-        let version = &cell.version;
+    fn new(column: &'a str, path: &'a str, cell: &Cell, version: &ObjectInfo, rows: u64) -> Self {
         Self {
             column,
             path,
@@ -76,27 +76,31 @@ pub(super) fn record(answer: &Answer, content: &Content, request: &Request, took
 }
 
 fn served(content: &Content) -> Vec<Served<'_>> {
+    let version = |cell: &Cell| content.objects().version(cell.object);
     match content {
         Content::Rows { columns, .. } => columns
             .iter()
             .flat_map(|column| {
                 let mut rows = vec![0; column.cells.len()];
                 let mut start = 0;
-                for run in &column.runs {
+                for run in column.runs.iter() {
                     let length = u64::try_from(run.end - start).unwrap_or(0);
                     if let Some(count) = run.cell.and_then(|cell| rows.get_mut(cell as usize)) {
                         *count += length;
                     }
                     start = run.end;
                 }
-                let of = |(cell, rows)| Served::new(&column.name, column.path.as_str(), cell, rows);
+                let of = |(cell, rows)| {
+                    Served::new(&column.name, column.path.as_str(), cell, version(cell), rows)
+                };
                 column.cells.iter().zip(rows).map(of).collect::<Vec<_>>()
             })
             .collect(),
-        Content::Intervals(columns) => columns
+        Content::Intervals { columns, .. } => columns
             .iter()
             .flat_map(|column| {
-                let of = |cell| Served::new(&column.name, column.path.as_str(), cell, 0);
+                let of =
+                    |cell| Served::new(&column.name, column.path.as_str(), cell, version(cell), 0);
                 column.cells.iter().map(of)
             })
             .collect(),
@@ -109,7 +113,7 @@ fn times(content: &Content) -> (Option<i64>, Option<i64>) {
         Content::Rows { timestamps, .. } => {
             Box::new(timestamps.runs().filter_map(|(_, at)| at).map(|at| at.as_millis()))
         }
-        Content::Intervals(columns) => {
+        Content::Intervals { columns, .. } => {
             let rows = columns.iter().flat_map(|column| &column.rows);
             Box::new(rows.flat_map(|row| {
                 [row.interval.from().as_millis(), row.interval.until().as_millis() - 1]

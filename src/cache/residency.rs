@@ -175,23 +175,23 @@ impl Residency {
     pub(crate) fn pin_at(&self, id: ObjectId, tick: u32) -> Option<Pin> {
         let resident = self.map.shard(id).get(&id)?.resident.upgrade()?;
         let first_touch = resident.touch(tick);
-        let pin = Pin::taken(resident, self);
+        let pin = Pin::taken(resident, |bytes| self.count_pinned(bytes));
         if first_touch {
             let _ = self.policy.get(&Key::Object(id));
         }
         Some(pin)
     }
 
-    /// This moment, for touches.
-    pub(crate) fn tick(&self) -> u32 {
-        // Any two moments that are not the same one differ; more is not needed.
-        (self.began.elapsed().as_millis() / TOUCH_MILLIS) as u32
-    }
-
     /// The size of the object, if it is resident. No touch: its popularity stays as it is.
     pub(crate) fn size_of(&self, id: ObjectId) -> Option<u64> {
         let resident = self.map.shard(id).get(&id)?.resident.upgrade()?;
         Some(resident.block().size_bytes())
+    }
+
+    /// This moment, for touches.
+    pub(crate) fn tick(&self) -> u32 {
+        // Any two moments that are not the same one differ; more is not needed.
+        (self.began.elapsed().as_millis() / TOUCH_MILLIS) as u32
     }
 
     /// Room for `size_bytes`, if need be at the cost of candidates.
@@ -310,7 +310,7 @@ impl Residency {
             }
         };
         drop(shard);
-        Pin::taken(resident, self)
+        Pin::taken(resident, |bytes| self.count_pinned(bytes))
     }
 
     /// An object is gone, and its block with it.
@@ -329,11 +329,18 @@ impl Residency {
         self.pinned_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// The last pin of `resident` is gone: it becomes a candidate. Whoever says so rings once it has
-    /// let go of all.
+    /// So many bytes are pinned no more.
+    pub(super) fn let_go(&self, bytes: u64) {
+        if bytes > 0 {
+            self.pinned_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            self.ring();
+        }
+    }
+
+    /// The last pin of `resident` is gone: it becomes a candidate. Whoever says so lets its bytes go
+    /// ([`let_go`](Self::let_go)).
     pub(super) fn last_pin_gone(&self, resident: &Arc<Resident>) {
         let bytes = resident.block().charged_bytes();
-        self.pinned_bytes.fetch_sub(bytes, Ordering::AcqRel);
         if resident.is_listed() {
             // It was one before, and still is; or is evicted just now, and then goes.
             return;

@@ -9,7 +9,6 @@ use super::pins;
 use super::residency::Residency;
 use crate::object::{Md5Sum, ObjectId, ObjectPath};
 use crate::shm::{Block, MetaHeader};
-use crate::table::Payload;
 
 /// An object in shared memory. Its block is given up with the last `Arc`.
 pub(crate) struct Resident {
@@ -110,21 +109,21 @@ pub struct Pin {
 }
 
 impl Pin {
-    /// A pin of an object that lives in `home`.
-    pub(super) fn taken(resident: Arc<Resident>, home: &Residency) -> Self {
-        pins::pin(&resident.pins, || home.count_pinned(resident.block.charged_bytes()));
+    /// A pin; if it is the object's first, `first` counts the bytes of memory that it takes.
+    pub(super) fn taken(resident: Arc<Resident>, first: impl FnOnce(u64)) -> Self {
+        pins::pin(&resident.pins, || first(resident.block.charged_bytes()));
         Self { resident, ended: false }
     }
 
-    /// Ends it. Whether it was the last: then its home has to be rung at.
-    fn end(&mut self, home: &Residency) -> bool {
-        let mut last = false;
+    /// Ends it. The bytes that are pinned no more, if it was the last; its home has to be told.
+    fn end(&mut self, home: &Residency) -> u64 {
+        let mut bytes = 0;
         pins::unpin(&self.resident.pins, || {
             home.last_pin_gone(&self.resident);
-            last = true;
+            bytes = self.resident.block.charged_bytes();
         });
         self.ended = true;
-        last
+        bytes
     }
 
     pub(crate) fn resident(&self) -> &Arc<Resident> {
@@ -139,12 +138,6 @@ impl Pin {
     /// The object's bytes.
     pub fn payload(&self) -> &[u8] {
         self.resident.block.payload()
-    }
-
-    /// The object's bytes, for those who keep them beyond a borrow. That is no pin: the object can
-    /// become a candidate for eviction, but its memory is not taken anew before this is gone.
-    pub(crate) fn bytes(&self) -> Payload {
-        Arc::clone(&self.resident) as Payload
     }
 
     /// Which version it is.
@@ -173,9 +166,8 @@ impl Drop for Pin {
         }
         match self.resident.farewell.home.upgrade() {
             Some(home) => {
-                if self.end(&home) {
-                    home.ring();
-                }
+                let bytes = self.end(&home);
+                home.let_go(bytes);
             }
             None => pins::unpin(&self.resident.pins, || {}),
         }
@@ -185,12 +177,6 @@ impl Drop for Pin {
 impl fmt::Debug for Pin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Pin({:?})", self.resident)
-    }
-}
-
-impl AsRef<[u8]> for Resident {
-    fn as_ref(&self) -> &[u8] {
-        self.block.payload()
     }
 }
 
@@ -216,10 +202,8 @@ impl Drop for PinSet {
         // As if each were dropped, but what can be done once for all is done once: they have one home.
         let home = self.pins.first().and_then(|pin| pin.resident.farewell.home.upgrade());
         if let Some(home) = home {
-            let last = self.pins.iter_mut().fold(false, |last, pin| pin.end(&home) | last);
-            if last {
-                home.ring();
-            }
+            let bytes = self.pins.drain(..).map(|mut pin| pin.end(&home)).sum();
+            home.let_go(bytes);
         }
     }
 }

@@ -135,9 +135,10 @@ impl Timeframe {
         let (Some(assembled), false) = (Arc::into_inner(assembled), few) else { return };
         // All that holds the objects at once; which they were is taken apart later, and nobody waits
         // for that.
-        drop(assembled);
+        let Assembled { columns, pins, encoded } = assembled;
+        drop(pins);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let rest = Arc::clone(self);
+            let rest = (Arc::clone(self), columns, encoded);
             drop(runtime.spawn_blocking(move || drop(rest)));
         }
     }

@@ -411,7 +411,7 @@ impl Client {
             app_metadata: Register::to_json(columns, consumers).into(),
             ..FlightData::default()
         };
-        let rest = batch.into_iter().map(|message| FlightData {
+        let rest = batch.into_messages().map(|message| FlightData {
             data_header: message.header,
             data_body: message.body,
             ..FlightData::default()

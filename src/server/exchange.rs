@@ -29,7 +29,7 @@ use super::get::flight_data;
 use super::intake::{Intake, Taken};
 use super::status::status;
 use crate::cache::Exchange;
-use crate::table::Message;
+use crate::table::{BatchMessages, Message};
 
 /// So many tables can wait for their turn.
 const MAX_QUEUED: usize = 4_096;
@@ -246,19 +246,13 @@ async fn answer_all(
         if !std::mem::replace(&mut sent.schema, true) {
             send(out, flight_data(answer.head())).await?;
         }
-        for messages in answer.body().map_err(|error| status(&error))? {
-            let mut messages = messages.map_err(|error| status(&error))?;
-            // The batch itself comes last, after its dictionaries.
-            let batch = messages.pop();
-            for (place, dictionary) in messages.into_iter().enumerate() {
-                if sent.is_new(place, &dictionary) {
-                    send(out, flight_data(dictionary)).await?;
-                }
+        for batch in answer.body().map_err(|error| status(&error))? {
+            let BatchMessages { dictionaries, batch } = batch.map_err(|error| status(&error))?;
+            for place in sent.take(&dictionaries) {
+                send(out, flight_data(dictionaries[place].clone())).await?;
             }
-            if let Some(batch) = batch {
-                let app_metadata = about.clone();
-                send(out, FlightData { app_metadata, ..flight_data(batch) }).await?;
-            }
+            let app_metadata = about.clone();
+            send(out, FlightData { app_metadata, ..flight_data(batch) }).await?;
         }
     }
     Ok(())
@@ -268,25 +262,23 @@ async fn answer_all(
 #[derive(Default)]
 struct Sent {
     schema: bool,
-    /// By dictionary, in the order of the columns. A table's batches after the first have none, or
-    /// all.
-    dictionaries: Vec<Message>,
+    /// In the order of the columns. A table's batches after the first have none, or all.
+    dictionaries: Arc<[Message]>,
 }
 
 impl Sent {
-    /// Whether a dictionary differs from the one that was sent before it in its place.
-    fn is_new(&mut self, place: usize, dictionary: &Message) -> bool {
-        match self.dictionaries.get_mut(place) {
-            Some(before) if before == dictionary => false,
-            Some(before) => {
-                *before = dictionary.clone();
-                true
-            }
-            None => {
-                self.dictionaries.push(dictionary.clone());
-                true
-            }
+    /// The places of the dictionaries that differ from those that were sent before: these are sent
+    /// now.
+    fn take(&mut self, dictionaries: &Arc<[Message]>) -> Vec<usize> {
+        if dictionaries.is_empty() || Arc::ptr_eq(dictionaries, &self.dictionaries) {
+            return Vec::new();
         }
+        let before = std::mem::replace(&mut self.dictionaries, Arc::clone(dictionaries));
+        let differs = |place: &usize| {
+            let new = &dictionaries[*place];
+            before.get(*place).is_none_or(|before| !before.is(new) && before != new)
+        };
+        (0..dictionaries.len()).filter(differs).collect()
     }
 }
 
@@ -295,4 +287,24 @@ async fn send(
     message: FlightData,
 ) -> Result<(), Status> {
     out.send(Ok(message)).await.map_err(|_| Status::cancelled("the client is gone"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_dictionaries_that_differ_from_those_before_are_sent() {
+        let message = |n: u8| Message { header: vec![n].into(), body: vec![n; 4].into() };
+        let mut sent = Sent::default();
+        let first: Arc<[Message]> = [1, 2, 3].map(message).into();
+        assert_eq!(sent.take(&first), [0, 1, 2]);
+        assert_eq!(sent.take(&first), [0; 0]);
+        // Equal, and not the same in memory.
+        assert_eq!(sent.take(&[1, 2, 3].map(message).into()), [0; 0]);
+        // Batches of a table that has sent them already.
+        assert_eq!(sent.take(&Arc::default()), [0; 0]);
+        assert_eq!(sent.take(&[1, 4, 3].map(message).into()), [1]);
+        assert_eq!(sent.take(&first), [1]);
+    }
 }

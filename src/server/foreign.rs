@@ -172,7 +172,7 @@ mod tests {
         let batch = RecordBatch::try_from_iter_with_nullable([("t", values, true)]).unwrap();
         let (mut writer, schema) = MessageWriter::begin(&batch.schema());
         let mut messages = vec![flight_data(schema)];
-        messages.extend(writer.write(&batch).unwrap().into_iter().map(flight_data));
+        messages.extend(writer.write(&batch).unwrap().into_messages().map(flight_data));
         (batch, messages)
     }
 

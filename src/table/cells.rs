@@ -11,7 +11,7 @@ use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer};
 use arrow_data::ArrayData;
 use arrow_schema::{ArrowError, DataType};
 
-use super::content::Cell;
+use super::content::{Cell, Objects};
 use super::encode::EncodeError;
 use super::request::CellKind;
 use super::shape::{header_fields, o2_item};
@@ -50,10 +50,11 @@ pub(super) fn header_array(
     Ok(Arc::new(FixedSizeBinaryArray::try_new_with_len(size, bytes, nulls, count)?))
 }
 
-/// One cell each; `None` gives a null.
+/// One cell each, of these objects; `None` gives a null.
 pub(super) fn cell_array<'a>(
     kind: CellKind,
     cells: impl ExactSizeIterator<Item = Option<&'a Cell>> + Clone,
+    objects: &dyn Objects,
 ) -> Result<ArrayRef, EncodeError> {
     let length = cells.len();
     let headers = || cells.clone().map(|cell| cell.map_or(NOTHING, |cell| cell.header));
@@ -94,7 +95,8 @@ pub(super) fn cell_array<'a>(
             )?)
         }
         CellKind::Payload => {
-            let payloads = || cells.clone().map(|cell| cell.map_or(&[][..], Cell::bytes));
+            let bytes = |cell: &Cell| objects.bytes(cell.object);
+            let payloads = || cells.clone().map(|cell| cell.map_or(&[][..], bytes));
             let offsets = OffsetBuffer::<i64>::from_lengths(payloads().map(<[u8]>::len));
             let mut bytes = Vec::with_capacity(payloads().map(<[u8]>::len).sum());
             payloads().for_each(|payload| bytes.extend_from_slice(payload));

@@ -8,8 +8,14 @@ use crate::interval::ValidityInterval;
 use crate::object::{ObjectInfo, ObjectPath};
 use crate::shm::MetaHeader;
 
-/// Bytes that somebody keeps in place as long as this lives.
-pub type Payload = Arc<dyn AsRef<[u8]> + Send + Sync>;
+/// The objects that the cells of a table name by number, and who keeps them in place.
+pub trait Objects: fmt::Debug + Send + Sync {
+    /// Which version it is.
+    fn version(&self, number: u32) -> &ObjectInfo;
+
+    /// Its bytes.
+    fn bytes(&self, number: u32) -> &[u8];
+}
 
 /// How an object came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,28 +40,14 @@ impl CacheState {
 }
 
 /// One distinct object of a column.
-#[derive(Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Cell {
     /// Where it lies.
     pub header: MetaHeader,
-    /// Which version it is.
-    pub version: Arc<ObjectInfo>,
+    /// Its number among the table's [`Objects`].
+    pub object: u32,
     /// How it came.
     pub cache: CacheState,
-    /// Its bytes.
-    pub payload: Payload,
-}
-
-impl Cell {
-    pub(super) fn bytes(&self) -> &[u8] {
-        (*self.payload).as_ref()
-    }
-}
-
-impl fmt::Debug for Cell {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Cell({} at {:?}, {})", self.version.id, self.header, self.cache.name())
-    }
 }
 
 /// Rows that one cell serves.
@@ -75,7 +67,7 @@ pub struct Column {
     /// Whose objects.
     pub path: ObjectPath,
     /// They tile the rows, and neighbours differ.
-    pub runs: Vec<CellRun>,
+    pub runs: Arc<Vec<CellRun>>,
     /// The distinct objects.
     pub cells: Vec<Cell>,
 }
@@ -120,7 +112,23 @@ pub enum Content {
         columns: Arc<Vec<Column>>,
         /// One per row.
         timestamps: Arc<Timestamps>,
+        /// What the cells name.
+        objects: Arc<dyn Objects>,
     },
     /// Of the view intervals.
-    Intervals(Arc<Vec<IntervalColumn>>),
+    Intervals {
+        /// The columns, as they were asked for.
+        columns: Arc<Vec<IntervalColumn>>,
+        /// What the cells name.
+        objects: Arc<dyn Objects>,
+    },
+}
+
+impl Content {
+    /// What the cells name.
+    pub fn objects(&self) -> &Arc<dyn Objects> {
+        match self {
+            Self::Rows { objects, .. } | Self::Intervals { objects, .. } => objects,
+        }
+    }
 }

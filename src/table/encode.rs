@@ -12,11 +12,11 @@ use arrow_buffer::{NullBuffer, ScalarBuffer};
 use arrow_schema::SchemaRef;
 
 use super::cells::{cell_array, run_array};
-use super::content::{Cell, Column, Content, IntervalColumn};
-use super::ipc::{Message, MessageWriter};
+use super::content::{Cell, Column, Content, IntervalColumn, Objects};
+use super::ipc::{BatchMessages, MessageWriter};
 use super::request::{CellKind, Encoding, View};
 use super::shape::{Shape, text_type};
-use super::wire::run_end_message;
+use super::wire::{Dictionaries, dictionary_batch, run_end_batch};
 use crate::error::{Code, Coded, ErrorKind};
 use crate::index::Timestamps;
 use crate::object::{ObjectId, ObjectPath};
@@ -124,12 +124,12 @@ impl Iterator for Batches {
             return None;
         }
         let made = match self.content.clone() {
-            Content::Rows { columns, timestamps } => match self.shape.view {
+            Content::Rows { columns, timestamps, .. } => match self.shape.view {
                 View::Chunks => self.chunk(&columns),
-                View::Objects => self.objects(&columns),
+                View::Objects => self.records(&columns),
                 View::Rows | View::Intervals => self.rows(&columns, &timestamps),
             },
-            Content::Intervals(columns) => self.intervals(&columns),
+            Content::Intervals { columns, .. } => self.intervals(&columns),
         };
         self.over |= made.is_err();
         Some(made)
@@ -141,38 +141,48 @@ impl Iterator for Batches {
 pub struct Messages {
     batches: Batches,
     writer: MessageWriter,
+    dictionaries: Arc<Dictionaries>,
 }
 
 impl Iterator for Messages {
-    type Item = Result<Vec<Message>, EncodeError>;
+    type Item = Result<BatchMessages, EncodeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let Self { batches, writer } = self;
-        let shape = &batches.shape;
-        if let Content::Rows { columns, timestamps } = &batches.content
-            && (shape.view, shape.encoding, shape.cell)
-                == (View::Rows, Encoding::RunEnd, CellKind::Binary)
+        let Self { batches, writer, dictionaries } = self;
+        let shape = Arc::clone(&batches.shape);
+        if let Content::Rows { columns, timestamps, .. } = &batches.content
+            && (shape.view, shape.cell) == (View::Rows, CellKind::Binary)
+            && shape.encoding != Encoding::Plain
             && !shape.timestamps_column
         {
             if batches.over {
                 return None;
             }
             let (columns, timestamps) = (Arc::clone(columns), Arc::clone(timestamps));
-            let message = match batches.next_rows(&columns, &timestamps) {
-                Ok((from, until)) => Ok(vec![run_end_message(&columns, from, until)]),
-                Err(error) => Err(error),
-            };
-            batches.over |= message.is_err();
-            return Some(message);
+            let rows = batches.next_rows(&columns, &timestamps);
+            batches.over |= rows.is_err();
+            return Some(rows.map(|(from, until)| match shape.encoding {
+                Encoding::Dictionary => BatchMessages {
+                    dictionaries: match from {
+                        0 => dictionaries.messages(&columns),
+                        _ => Arc::default(),
+                    },
+                    batch: dictionary_batch(&columns, from, until),
+                },
+                Encoding::RunEnd | Encoding::Plain => BatchMessages {
+                    dictionaries: Arc::default(),
+                    batch: run_end_batch(&columns, from, until),
+                },
+            }));
         }
         Some(batches.next()?.and_then(|batch| writer.write(&batch)))
     }
 }
 
 impl Batches {
-    /// The batches as messages that follow the schema.
-    pub fn into_messages(self) -> Messages {
-        Messages { writer: MessageWriter::after_schema(&self.schema), batches: self }
+    /// The batches as messages that follow the schema; `dictionaries`: those of tables like this one.
+    pub fn into_messages(self, dictionaries: Arc<Dictionaries>) -> Messages {
+        Messages { writer: MessageWriter::after_schema(&self.schema), batches: self, dictionaries }
     }
 
     /// The schema of all of them.
@@ -204,7 +214,7 @@ impl Batches {
                 Encoding::Dictionary => self.dictionary(column, place, from, until)?,
                 Encoding::Plain => {
                     let places = expanded(column, from, until);
-                    cell_array(self.shape.cell, at(column, &places))?
+                    cell_array(self.shape.cell, at(column, &places), self.objects())?
                 }
             });
         }
@@ -227,19 +237,28 @@ impl Batches {
     fn begin(&mut self, columns: &[Column]) -> Result<(), EncodeError> {
         for column in columns {
             if self.shape.cell == CellKind::Payload {
-                let largest = column.cells.iter().map(|cell| cell.bytes().len() as u64).max();
+                let largest = column.cells.iter().map(|cell| self.bytes_of(cell)).max();
                 self.check_payload(column, largest.unwrap_or(0), MAX_CELL_BYTES)?;
             }
             if self.shape.encoding == Encoding::Dictionary {
                 if self.shape.cell == CellKind::Payload {
-                    let all = column.cells.iter().map(|cell| cell.bytes().len() as u64).sum();
+                    let all = column.cells.iter().map(|cell| self.bytes_of(cell)).sum();
                     self.check_payload(column, all, MAX_PAYLOADS_BYTES)?;
                 }
                 let cells = column.cells.iter().map(Some);
-                self.dictionaries.push(cell_array(self.shape.cell, cells)?);
+                let values = cell_array(self.shape.cell, cells, self.objects())?;
+                self.dictionaries.push(values);
             }
         }
         Ok(())
+    }
+
+    fn objects(&self) -> &dyn Objects {
+        &**self.content.objects()
+    }
+
+    fn bytes_of(&self, cell: &Cell) -> u64 {
+        self.objects().bytes(cell.object).len() as u64
     }
 
     fn check_payload(
@@ -330,7 +349,7 @@ impl Batches {
                 let start = if place == 0 { 0 } else { column.runs[place - 1].end };
                 (run.end.min(until) - start.max(from)).unsigned_abs().into()
             });
-            run.cell.map_or(0, |cell| column.cells[cell as usize].bytes().len() as u64 * times)
+            run.cell.map_or(0, |cell| self.bytes_of(&column.cells[cell as usize]) * times)
         })
         .sum()
     }
@@ -346,7 +365,7 @@ impl Batches {
         let runs = &column.runs[column.runs_within(from, until)];
         let ends = Int32Array::from_iter_values(runs.iter().map(|run| run.end.min(until) - from));
         let cells = runs.iter().map(|run| run.cell.map(|cell| &column.cells[cell as usize]));
-        let values = cell_array(self.shape.cell, cells)?;
+        let values = cell_array(self.shape.cell, cells, self.objects())?;
         let place = place + usize::from(self.shape.timestamps_column);
         let data_type = self.schema.field(place).data_type();
         run_array(data_type, ends, &values, (until - from) as usize)
@@ -376,7 +395,8 @@ impl Batches {
     }
 
     /// The record of what served the rows: one row per run.
-    fn objects(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
+    fn records(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
+        let objects = Arc::clone(self.content.objects());
         let mut records = columns
             .iter()
             .flat_map(|column| {
@@ -402,7 +422,7 @@ impl Batches {
             .with_values_field(value);
         let mut rows = 0;
         for (column, start, end, cell) in records.by_ref().take(RECORD_ROWS) {
-            let version = &cell.version;
+            let version = objects.version(cell.object);
             let mut id = [0; ObjectId::TEXT_BYTES];
             let id = version.id.text(&mut id);
             let said = [&column.name[..], column.path.as_str(), id, cell.cache.name()];
@@ -445,6 +465,7 @@ impl Batches {
 
     /// The effective spans.
     fn intervals(&mut self, columns: &[IntervalColumn]) -> Result<RecordBatch, EncodeError> {
+        let objects = Arc::clone(self.content.objects());
         let mut spans = columns
             .iter()
             .flat_map(|column| column.rows.iter().map(move |row| (column, row)))
@@ -459,12 +480,13 @@ impl Batches {
             let cell = &column.cells[row.cell as usize];
             names[0].push(&column.name);
             names[1].push(column.path.as_str());
-            ids.append_value(cell.version.id.text(&mut [0; ObjectId::TEXT_BYTES]));
+            let id = objects.version(cell.object).id;
+            ids.append_value(id.text(&mut [0; ObjectId::TEXT_BYTES]));
             borders[0].append_value(row.interval.from().as_millis());
             borders[1].append_value(row.interval.until().as_millis());
             cells.push(Some(cell));
             if self.shape.cell == CellKind::Payload {
-                let bytes = cell.bytes().len() as u64;
+                let bytes = self.bytes_of(cell);
                 if bytes > MAX_CELL_BYTES {
                     return Err(EncodeError::TooLarge {
                         column: column.name.clone(),
@@ -486,14 +508,15 @@ impl Batches {
         let [column, path] = names.map(|runs| runs.finish(self.shape.encoding, rows));
         let [from, until] = borders.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
         let id = Arc::new(ids.finish());
-        let cell = cell_array(self.shape.cell, cells.iter().copied())?;
+        let cell = cell_array(self.shape.cell, cells.iter().copied(), &*objects)?;
         self.batch(vec![column?, path?, from, until, id, cell], rows)
     }
 
     /// The next piece of the one object.
     fn chunk(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
+        let objects = Arc::clone(self.content.objects());
         let cell = columns.first().and_then(|column| column.cells.first());
-        let bytes = cell.map_or(&[][..], Cell::bytes);
+        let bytes = cell.map_or(&[][..], |cell| objects.bytes(cell.object));
         let end = bytes.len().min(self.next + CHUNK_BYTES);
         let piece = &bytes[self.next..end];
         let rows = usize::from(!piece.is_empty());

@@ -4,6 +4,8 @@
 //! purpose, is arrow-flight's encoder: by default it expands dictionaries, and it splits batches by
 //! slicing, which counts whole buffers.
 
+use std::sync::Arc;
+
 use arrow_array::RecordBatch;
 use arrow_ipc::writer::{
     DictionaryHandling, DictionaryTracker, EncodedData, IpcDataGenerator, IpcWriteContext,
@@ -21,6 +23,39 @@ pub struct Message {
     pub header: Bytes,
     /// The buffers (`data_body` of FlightData).
     pub body: Bytes,
+}
+
+impl Message {
+    /// Whether it is the very same in memory: then it need not be compared.
+    pub fn is(&self, other: &Self) -> bool {
+        let same =
+            |one: &Bytes, other: &Bytes| (one.as_ptr(), one.len()) == (other.as_ptr(), other.len());
+        same(&self.header, &other.header) && same(&self.body, &other.body)
+    }
+}
+
+/// The messages of one batch.
+#[derive(Debug, Clone)]
+pub struct BatchMessages {
+    /// The dictionaries that it needs, in the order of the columns, or none where they were sent with
+    /// a batch before it.
+    pub dictionaries: Arc<[Message]>,
+    /// The batch.
+    pub batch: Message,
+}
+
+impl BatchMessages {
+    /// One after the other, as they are sent.
+    pub fn into_messages(self) -> impl Iterator<Item = Message> {
+        let Self { dictionaries, batch } = self;
+        (0..dictionaries.len()).map(move |place| dictionaries[place].clone()).chain([batch])
+    }
+
+    /// The bytes of memory that they take.
+    pub fn bytes(&self) -> usize {
+        let all = self.dictionaries.iter().chain([&self.batch]);
+        all.map(|one| one.header.len() + one.body.len()).sum()
+    }
 }
 
 impl From<EncodedData> for Message {
@@ -70,9 +105,10 @@ impl MessageWriter {
     ///
     /// # Errors
     /// [`EncodeError::Arrow`].
-    pub fn write(&mut self, batch: &RecordBatch) -> Result<Vec<Message>, EncodeError> {
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<BatchMessages, EncodeError> {
         let Self { generator, tracker, options, context } = self;
         let (dictionaries, batch) = generator.encode(batch, tracker, options, context)?;
-        Ok(dictionaries.into_iter().chain([batch]).map(Message::from).collect())
+        let dictionaries = dictionaries.into_iter().map(Message::from).collect();
+        Ok(BatchMessages { dictionaries, batch: batch.into() })
     }
 }

@@ -34,12 +34,12 @@ pub use action::{
 };
 pub use check::{Check, CheckAnswer};
 pub use content::{
-    CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Payload,
+    CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Objects,
 };
 pub use decode::{CellValue, DecodeError, column_runs};
 pub use encode::{Batches, EncodeError, Messages};
 pub use head::Head;
-pub use ipc::{Message, MessageWriter};
+pub use ipc::{BatchMessages, Message, MessageWriter};
 pub use lock::LockEntry;
 pub use request::{
     CellKind, ColumnList, ColumnRequest, Columns, Encoding, Missing, RangeRequest, Request,
@@ -54,3 +54,4 @@ pub use status::{
 pub use times::{TimestampsError, timestamps_from_array, timestamps_from_batches};
 #[cfg(feature = "server")]
 pub(crate) use times::{plain_timestamps, together};
+pub use wire::Dictionaries;

@@ -25,21 +25,47 @@ fn interval(from: i64, until: i64) -> ValidityInterval {
     ValidityInterval::new(from, until).unwrap()
 }
 
-fn cell(n: u8, bytes: Vec<u8>) -> Cell {
+fn cell(n: u8, bytes: usize) -> Cell {
     let at = 4096 + i64::from(n) * 1024 + 48;
     Cell {
-        header: MetaHeader::managed(u16::from(n % 3), at, bytes.len() as u64, 1000 + u64::from(n)),
-        version: Arc::new(ObjectInfo {
+        header: MetaHeader::managed(u16::from(n % 3), at, bytes as u64, 1000 + u64::from(n)),
+        object: u32::from(n),
+        cache: if n.is_multiple_of(2) { CacheState::Hit } else { CacheState::Loaded },
+    }
+}
+
+/// The objects of cells: each full of its number.
+#[derive(Debug)]
+struct Numbered(BTreeMap<u32, (ObjectInfo, Vec<u8>)>);
+
+impl Numbered {
+    fn of(columns: &[Column]) -> Self {
+        let cells = columns.iter().flat_map(|column| &column.cells);
+        Self(cells.map(|cell| (cell.object, Self::object(cell))).collect())
+    }
+
+    fn object(cell: &Cell) -> (ObjectInfo, Vec<u8>) {
+        let n = cell.object as u8;
+        let version = ObjectInfo {
             path: ObjectPath::new("A/B").unwrap(),
             id: ObjectId::from_bytes([n; 16]),
             validity: interval(i64::from(n), 1000),
             created: Timestamp::from_millis(i64::from(n) + 5),
-            size_bytes: Some(bytes.len() as u64),
+            size_bytes: Some(cell.header.size),
             md5: None,
             metadata: BTreeMap::from([("n".to_owned(), n.to_string())]),
-        }),
-        cache: if n.is_multiple_of(2) { CacheState::Hit } else { CacheState::Loaded },
-        payload: Arc::new(bytes),
+        };
+        (version, vec![n; cell.header.size as usize])
+    }
+}
+
+impl Objects for Numbered {
+    fn version(&self, number: u32) -> &ObjectInfo {
+        &self.0[&number].0
+    }
+
+    fn bytes(&self, number: u32) -> &[u8] {
+        &self.0[&number].1
     }
 }
 
@@ -53,9 +79,13 @@ fn column(name: &str, rows: &[Option<u32>], cells: u8) -> Column {
             _ => runs.push(CellRun { end, cell }),
         }
     }
-    let bytes = |n: u8| vec![n; usize::from(n) * 7];
-    let cells = (0..cells).map(|n| cell(n, bytes(n))).collect();
-    Column { name: name.to_owned(), path: ObjectPath::new("A/B").unwrap(), runs, cells }
+    let cells = (0..cells).map(|n| cell(n, usize::from(n) * 7)).collect();
+    Column {
+        name: name.to_owned(),
+        path: ObjectPath::new("A/B").unwrap(),
+        runs: Arc::new(runs),
+        cells,
+    }
 }
 
 fn shape(encoding: Encoding, cell: CellKind, view: View, nullable: bool, names: &[&str]) -> Shape {
@@ -82,7 +112,8 @@ fn shape(encoding: Encoding, cell: CellKind, view: View, nullable: bool, names: 
 
 fn content(columns: Vec<Column>, rows: usize) -> Content {
     let timestamps = Timestamps::new((0..rows as i64).collect::<Vec<_>>(), None);
-    Content::Rows { columns: Arc::new(columns), timestamps: Arc::new(timestamps) }
+    let objects = Arc::new(Numbered::of(&columns));
+    Content::Rows { columns: Arc::new(columns), timestamps: Arc::new(timestamps), objects }
 }
 
 /// An IPC stream, its messages framed as in a file: marker, length, padding.
@@ -91,7 +122,7 @@ fn stream(content: &Content, shape: &Shape) -> (Vec<u8>, Vec<Message>) {
     let (mut writer, first) = MessageWriter::begin(&batches.schema());
     let mut messages = vec![first];
     for batch in batches {
-        messages.extend(writer.write(&batch.unwrap()).unwrap());
+        messages.extend(writer.write(&batch.unwrap()).unwrap().into_messages());
     }
     let mut bytes = Vec::new();
     for message in &messages {
@@ -130,7 +161,7 @@ fn expected(column: &Column, rows: &[Option<u32>], kind: CellKind) -> Vec<CellVa
         Some(place) => {
             let cell = &column.cells[*place as usize];
             match kind {
-                CellKind::Payload => CellValue::Payload(cell.bytes().into()),
+                CellKind::Payload => CellValue::Payload(Numbered::object(cell).1.into()),
                 _ => CellValue::Header(cell.header),
             }
         }
@@ -189,8 +220,9 @@ proptest! {
                 let (schema, batches) = read(&bytes);
                 prop_assert_eq!(&schema, &shape.schema());
                 // What goes to the wire without arrays in between is the same, byte by byte.
-                let direct = content.batches(&shape).into_messages().map(Result::unwrap);
-                prop_assert_eq!(direct.flatten().collect::<Vec<_>>(), &messages[1..]);
+                let direct = content.batches(&shape).into_messages(Arc::default());
+                let direct = direct.flat_map(|batch| batch.unwrap().into_messages());
+                prop_assert_eq!(direct.collect::<Vec<_>>(), &messages[1..]);
                 check_nullability(&schema, nullable);
                 prop_assert!(!batches.is_empty());
                 let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
@@ -205,6 +237,27 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_dictionary_that_stays_from_one_table_to_the_next_is_the_same_message() {
+    let shape = shape(Encoding::Dictionary, CellKind::Binary, View::Rows, false, &["one", "two"]);
+    let known = Arc::new(Dictionaries::default());
+    let table = |two: u8| {
+        let columns = vec![column("one", &[Some(0); 3], 2), column("two", &[Some(1); 3], two)];
+        let content = content(columns, 3);
+        let write = |known| content.batches(&shape).into_messages(known).next().unwrap().unwrap();
+        // Whatever is known, the bytes are those that a table alone has.
+        let (made, alone) = (write(Arc::clone(&known)), write(Arc::default()));
+        assert_eq!(made.dictionaries, alone.dictionaries);
+        made.dictionaries
+    };
+    let first = table(2);
+    assert!(Arc::ptr_eq(&first, &table(2)));
+    let other = table(3);
+    assert!(other[0].is(&first[0]) && !other[1].is(&first[1]) && other[1] != first[1]);
+    let again = table(2);
+    assert!(again[0].is(&first[0]) && !again[1].is(&first[1]) && again[1] == first[1]);
 }
 
 #[test]
@@ -287,9 +340,9 @@ fn many_runs_are_split_between_them() {
 #[test]
 fn a_payload_crosses_once_per_object_or_once_per_run() {
     let mut large = column("a", &[], 0);
-    large.cells = vec![cell(1, vec![1; 1 << 20]), cell(2, vec![2; 1 << 20])];
-    large.runs =
-        (0..10).map(|n| CellRun { end: (n + 1) * 100, cell: Some(n as u32 % 2) }).collect();
+    large.cells = vec![cell(1, 1 << 20), cell(2, 1 << 20)];
+    let runs = (0..10).map(|n| CellRun { end: (n + 1) * 100, cell: Some(n as u32 % 2) });
+    large.runs = Arc::new(runs.collect());
     let content = content(vec![large], 1000);
     let body = |encoding| {
         let shape = shape(encoding, CellKind::Payload, View::Rows, false, &["a"]);
@@ -303,7 +356,7 @@ fn a_payload_crosses_once_per_object_or_once_per_run() {
 #[test]
 fn a_payload_that_is_too_large_for_a_cell_is_refused_with_the_way_out() {
     let mut large = column("a", &[Some(0)], 0);
-    large.cells = vec![cell(1, vec![0; (64 << 20) + 1])];
+    large.cells = vec![cell(1, (64 << 20) + 1)];
     let content = content(vec![large], 1);
     for encoding in ENCODINGS {
         let shape = shape(encoding, CellKind::Payload, View::Rows, false, &["a"]);
@@ -340,7 +393,7 @@ fn the_objects_view_has_a_row_for_each_run_that_is_not_null() {
 fn chunks_are_of_a_mebibyte_and_nothing_has_none() {
     let chunks = |size: usize| {
         let mut one = column("a", &[Some(0)], 0);
-        one.cells = vec![cell(1, (0..size).map(|n| n as u8).collect())];
+        one.cells = vec![cell(1, size)];
         let shape = shape(Encoding::Plain, CellKind::Binary, View::Chunks, false, &["a"]);
         let (_, batches) = read(&stream(&content(vec![one], 1), &shape).0);
         let mut pieces = Vec::new();

@@ -51,7 +51,7 @@ fn columns() -> Vec<ArrayRef> {
 fn messages(column: ArrayRef) -> Vec<FlightData> {
     let batch = RecordBatch::try_from_iter_with_nullable([("timestamp", column, true)]).unwrap();
     let (mut writer, schema) = MessageWriter::begin(&batch.schema());
-    let written = [schema].into_iter().chain(writer.write(&batch).unwrap());
+    let written = [schema].into_iter().chain(writer.write(&batch).unwrap().into_messages());
     let whole = written.map(|message| FlightData {
         data_header: message.header,
         data_body: message.body,
