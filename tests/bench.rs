@@ -238,15 +238,27 @@ fn a_service_that_runs_already_is_measured_with_what_was_prepared_for_it() {
     let prepare = ["bench", "--prepare", repository.to_str().unwrap()];
     let told = run_well(&[&prepare[..], &profile[..]].concat());
     assert!(told.starts_with("iovcache serve --source file://"), "{told}");
-    let service = Service::over(&repository, &["--memory", "64MiB", "--segment", "32MiB"]);
+    // One that does not let in whoever comes.
+    let keys = folder.path().join("keys");
+    let keys = keys.to_str().unwrap();
+    let token = run_well(&["token", "bench", "--role", "register", "--tokens", keys]);
+    let file = folder.path().join("token");
+    fs::write(&file, token).unwrap();
+    let file = file.to_str().unwrap();
+    let memory = ["--memory", "64MiB", "--segment", "32MiB", "--tokens", keys];
+    let service = Service::over(&repository, &memory);
     let url = service.unix();
     let more =
         ["--server", url.as_str(), "--quick", "--consumers", "1", "--duration", "1s", "--json"];
-    let json = run_well(&[&["bench"][..], &profile[..], &more[..]].concat());
+    let output = run(&[&["bench"][..], &profile[..], &more[..]].concat());
+    assert_eq!(output.status.code(), Some(5), "{}", String::from_utf8_lossy(&output.stderr));
+    let json =
+        run_well(&[&["bench"][..], &profile[..], &more[..], &["--token-file", file]].concat());
     let result: Value = serde_json::from_str(&json).unwrap();
     check_phases(&result, 10, 100_000);
     // Another profile was not prepared.
-    let output = run(&["bench", "--server", &url, "--profile", "sync", "--quick"]);
+    let other = ["--profile", "sync", "--quick", "--token-file", file];
+    let output = run(&[&["bench", "--server", &url][..], &other[..]].concat());
     assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("--prepare"), "{said}");

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use iovcache::client::{Client, ClientOptions, TlsFiles};
@@ -87,6 +87,13 @@ pub(crate) struct Server {
         default_value = "grpc://127.0.0.1:50051"
     )]
     url: String,
+    #[command(flatten)]
+    access: Access,
+}
+
+/// What lets us in.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Access {
     /// What lets us in, where the service asks for it. It can be seen in the list of processes:
     /// better in the environment, or in a file.
     #[arg(long, value_name = "TOKEN", env = "IOVCACHE_TOKEN", hide_env_values = true)]
@@ -120,6 +127,17 @@ impl Server {
     }
 
     pub(crate) async fn connect_with(&self, options: ClientOptions) -> Result<Client, Failure> {
+        self.access.connect(&self.url, options).await
+    }
+}
+
+impl Access {
+    /// Connects with this to a service.
+    pub(crate) async fn connect(
+        &self,
+        url: &str,
+        options: ClientOptions,
+    ) -> Result<Client, Failure> {
         let read = |file: &Path| fs::read(file).map_err(|error| Failure::io(file.display(), error));
         let text = |file: &Path| {
             fs::read_to_string(file).map_err(|error| Failure::io(file.display(), error))
@@ -135,7 +153,25 @@ impl Server {
         let authority = self.ca.as_deref().map(read).transpose()?;
         let tls = TlsFiles { authority, identity, domain: None };
         let options = ClientOptions { token, tls, insecure: self.insecure, ..options };
-        Ok(Client::connect_with(&self.url, options).await?)
+        Ok(Client::connect_with(url, options).await?)
+    }
+
+    /// Gives the same to another process of this program. The token goes through its environment,
+    /// which others do not see.
+    pub(crate) fn hand_on(&self, command: &mut Command) {
+        let Self { token, token_file, ca, cert, key, insecure } = self;
+        if let Some(token) = token {
+            command.env("IOVCACHE_TOKEN", token.reveal());
+        }
+        let files = [("--token-file", token_file), ("--ca", ca), ("--cert", cert), ("--key", key)];
+        for (name, file) in files {
+            if let Some(file) = file {
+                command.arg(name).arg(file);
+            }
+        }
+        if *insecure {
+            command.arg("--insecure");
+        }
     }
 }
 

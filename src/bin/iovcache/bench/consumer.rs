@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use super::content::checksum;
 use super::process::lines_of_stdin;
 use super::profile::Profile;
-use crate::common::Failure;
+use crate::common::{Access, Failure};
 
 /// How long the service may take for one table.
 const WAIT: Duration = Duration::from_secs(30);
@@ -91,12 +91,12 @@ pub(super) fn micros(duration: Duration) -> u64 {
 }
 
 /// Is a consumer until stdin ends, and everything that it was told of is done.
-pub(super) async fn run() -> Result<(), Failure> {
+pub(super) async fn run(access: &Access) -> Result<(), Failure> {
     let mut lines = lines_of_stdin();
     let setup = lines.recv().await.ok_or_else(|| Failure::usage("a consumer needs its setup"))?;
     let setup: Setup = serde_json::from_str(&setup).map_err(Failure::usage)?;
     let options = ClientOptions { consumer: Some(setup.name.clone()), ..ClientOptions::default() };
-    let client = Client::connect_with(&setup.flight, options).await?;
+    let client = access.connect(&setup.flight, options).await?;
     let consumer = Arc::new(Consumer { client, setup, clock: SharedClock::new() });
     // The first call opens the connection.
     consumer.client.status().await?;

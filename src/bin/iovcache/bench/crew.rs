@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::consumer::{Event, Setup, Told};
 use super::process::spawn;
-use crate::common::Failure;
+use crate::common::{Access, Failure};
 use crate::demo::Process;
 
 /// How long consumers may take to start, all of them.
@@ -42,15 +42,21 @@ struct Member {
 pub(super) struct Crew {
     members: Vec<Member>,
     setup: Setup,
+    access: Access,
     heard: mpsc::UnboundedReceiver<Heard>,
     sender: mpsc::UnboundedSender<Heard>,
 }
 
 impl Crew {
     /// Starts so many, and waits until each of them is connected.
-    pub(super) async fn start(count: usize, setup: Setup) -> Result<Self, Failure> {
+    pub(super) async fn start(
+        count: usize,
+        setup: Setup,
+        access: &Access,
+    ) -> Result<Self, Failure> {
         let (sender, heard) = mpsc::unbounded_channel();
-        let mut crew = Self { members: Vec::new(), setup, heard, sender };
+        let access = access.clone();
+        let mut crew = Self { members: Vec::new(), setup, access, heard, sender };
         for place in 0..count {
             let member = crew.member(place, 0)?;
             crew.members.push(member);
@@ -85,6 +91,7 @@ impl Crew {
         let mut process = spawn(|command| {
             // One thread per consumer, as many machines have fewer cores than consumers.
             command.args(["bench", "--role", "consumer"]).env("TOKIO_WORKER_THREADS", "1");
+            self.access.hand_on(command);
         })?;
         self.setup.name = Self::name(place);
         let setup = serde_json::to_string(&self.setup).map_err(Failure::failed)?;

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use iovcache::server::{ByteSize, TimeSpan};
 
 use super::profile::Part;
-use crate::common::Failure;
+use crate::common::{Access, Failure};
 
 /// Each profile runs for so long, and with `--quick`.
 const DURATION: Duration = Duration::from_secs(10);
@@ -43,6 +43,8 @@ pub(crate) struct Arguments {
     /// Measure this service instead of one of its own. It serves what --prepare wrote.
     #[arg(long, value_name = "URL")]
     pub(super) server: Option<String>,
+    #[command(flatten)]
+    pub(super) access: Access,
     /// Write the objects of the profiles into this repository folder and end: for a service that
     /// is measured with --server. Same --memory, same --profile.
     #[arg(long, value_name = "FOLDER", conflicts_with = "server")]

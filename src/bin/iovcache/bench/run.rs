@@ -27,7 +27,7 @@ const QUICK_CONSUMERS: usize = 4;
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.role {
-        Some(Role::Consumer) => return consumer::run().await,
+        Some(Role::Consumer) => return consumer::run(&arguments.access).await,
         Some(Role::Service) => {
             return synthetic::run(arguments.memory.map(ByteSize::bytes)).await;
         }
@@ -136,6 +136,7 @@ async fn of_profile(arguments: &Arguments, mut profile: Profile) -> Result<Profi
                 name: String::new(),
                 profile: profile.clone(),
             },
+            &arguments.access,
         )
         .await?,
         profile: &profile,
@@ -203,7 +204,7 @@ impl Stage {
             ClientOptions { consumer: Some("bench".to_owned()), ..ClientOptions::default() };
         let repository = format!("file://{}", folder.path().join("repository").display());
         if let Some(url) = &arguments.server {
-            let client = Client::connect_with(url, options).await?;
+            let client = arguments.access.connect(url, options).await?;
             check_paths(&client, profile, arguments).await?;
             let status = client.status().await?;
             // Whether its process is on this node: a Unix socket is.
