@@ -30,6 +30,8 @@ use crate::table::{
     EncodeError, Encoding, IntervalColumn, IntervalRow, Objects, View,
 };
 
+/// What belongs to a table of so many objects is taken apart by somebody else than who lets go of it.
+const MANY_OBJECTS: usize = 256;
 /// Encoded batches that are larger than this are made anew each time.
 const MAX_ENCODED_BYTES: usize = 1 << 20;
 
@@ -185,6 +187,21 @@ impl Plan {
     }
 }
 
+impl Drop for Plan {
+    fn drop(&mut self) {
+        if self.versions.len() >= MANY_OBJECTS {
+            later((std::mem::take(&mut self.versions), std::mem::take(&mut self.columns)));
+        }
+    }
+}
+
+/// Takes apart what nobody needs any more, and nobody waits for that.
+fn later(rest: impl Send + 'static) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        drop(runtime.spawn_blocking(move || drop(rest)));
+    }
+}
+
 /// Adds the rows from `start` to `end` to those for which nothing is valid.
 fn widen(
     gap: &mut Option<MissingColumn>,
@@ -225,7 +242,7 @@ pub(crate) struct Assembled {
     pub(crate) columns: Arc<Vec<Column>>,
     pub(crate) pins: Arc<PinSet>,
     /// The batches as they cross the wire, in the forms in which they were asked for.
-    pub(super) encoded: Mutex<Vec<(Encoded, Batches)>>,
+    encoded: Mutex<Vec<(Encoded, Batches)>>,
 }
 
 /// What decides how batches are encoded, beside what they hold.
@@ -280,6 +297,16 @@ impl Assembled {
             encoded.push((key, Arc::clone(&batches)));
         }
         Ok(Some(batches))
+    }
+
+    /// Lets go of the objects, if nobody else has them.
+    pub(crate) fn let_go(assembled: Arc<Self>) {
+        let Some(Self { columns, pins, encoded }) = Arc::into_inner(assembled) else { return };
+        let many = pins.pins().len() >= MANY_OBJECTS;
+        drop(pins);
+        if many {
+            later((columns, encoded));
+        }
     }
 
     /// The bytes of memory that its objects take.

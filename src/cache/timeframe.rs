@@ -23,9 +23,6 @@ use crate::clock::{Clock, Moment};
 use crate::table::{ColumnRequest, ConsumerState, TimeframeState, TimeframeStatus};
 use crate::telemetry::Counters;
 
-/// The tables of so many objects are taken apart by somebody else than who lets go of them.
-const MANY_OBJECTS: usize = 256;
-
 /// What a timeframe was registered with.
 #[derive(Debug)]
 pub(crate) struct Registration {
@@ -127,19 +124,12 @@ impl Timeframe {
     }
 
     /// It is not in flight any more: nothing is held for it, and who loads it can stop.
-    fn set_gone(self: &Arc<Self>) {
+    fn set_gone(&self) {
         let before = self.load.send_replace(Load::Gone);
         self.give_up_claim();
-        let Load::Ready(assembled) = before else { return };
-        let few = assembled.pins.pins().len() < MANY_OBJECTS;
-        let (Some(assembled), false) = (Arc::into_inner(assembled), few) else { return };
-        // All that holds the objects at once; which they were is taken apart later, and nobody waits
-        // for that.
-        let Assembled { columns, pins, encoded } = assembled;
-        drop(pins);
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let rest = (Arc::clone(self), columns, encoded);
-            drop(runtime.spawn_blocking(move || drop(rest)));
+        if let Load::Ready(assembled) = before {
+            // All that holds the objects at once; which they were is taken apart later.
+            Assembled::let_go(assembled);
         }
     }
 
