@@ -645,12 +645,13 @@ impl Cache {
             .filter(|_| request.limits == CreationLimits::default())
             .map(|timeframe| &timeframe.registration.plan);
         let mut known = Vec::with_capacity(columns.len());
+        let now = self.0.catalog.now();
         for column in columns {
             known.push(match &request.lock {
                 Some(lock) => Some(locked(lock, column)?),
                 None => match registered.and_then(|plan| plan.known(column)) {
                     Some(known) => Some(known.clone()),
-                    None => self.0.catalog.known_now(&column.query(limits), timestamps),
+                    None => self.0.catalog.known_now(&column.query(limits), timestamps, now),
                 },
             });
         }

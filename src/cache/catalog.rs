@@ -127,8 +127,12 @@ impl Catalog {
         &self.source
     }
 
-    fn series(&self, query: &Query) -> Arc<Series> {
-        let now = self.clock.now();
+    /// This moment.
+    pub(super) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    fn series(&self, query: &Query, now: Moment) -> Arc<Series> {
         let millis = u64::try_from(now.since(Moment::default()).as_millis()).unwrap_or(u64::MAX);
         let known = {
             let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
@@ -157,17 +161,23 @@ impl Catalog {
 
     /// What was learned before this is too old: so much less than the refresh time ago that what is
     /// put into the source is seen within that, the source's own listing included.
-    pub(super) fn oldest_fresh(&self, path: &ObjectPath) -> Moment {
-        let age = self.clock.now().since(Moment::default());
+    pub(super) fn oldest_fresh(&self, path: &ObjectPath, now: Moment) -> Moment {
+        let age = now.since(Moment::default());
         let fresh = age.saturating_sub(self.source.refresh_of(path).mul_f64(0.75));
         Moment::default().after(fresh).max(FIRST)
     }
 
-    /// The timeline of `query`, if it is known and fresh at each of `timestamps`. Waits for nothing.
-    pub(crate) fn known_now(&self, query: &Query, timestamps: &Timestamps) -> Option<Known> {
-        let series = self.series(query);
+    /// The timeline of `query`, if `now` it is known and fresh at each of `timestamps`. Waits for
+    /// nothing.
+    pub(crate) fn known_now(
+        &self,
+        query: &Query,
+        timestamps: &Timestamps,
+        now: Moment,
+    ) -> Option<Known> {
+        let series = self.series(query, now);
         let timeline = series.timeline.load_full();
-        let oldest = self.oldest_fresh(&query.path);
+        let oldest = self.oldest_fresh(&query.path, now);
         let open = open_at(&timeline, timestamps, oldest);
         open.is_empty().then(|| series.known(timeline, false))
     }
@@ -214,9 +224,10 @@ impl Catalog {
         query: &Query,
         wanted: impl Fn(&Timeline, Moment) -> Vec<(Timestamp, bool)>,
     ) -> Result<Known, CacheError> {
-        let series = self.series(query);
+        let now = self.now();
+        let series = self.series(query, now);
         // As of now: what is learned from here on is fresh, however long it takes.
-        let mut oldest = self.oldest_fresh(&query.path);
+        let mut oldest = self.oldest_fresh(&query.path, now);
         let mut stale = false;
         let (mut at_once, mut expected) = (1, None);
         for _ in 0..MAX_LOOK_UPS {
@@ -446,7 +457,7 @@ impl Catalog {
             noted.versions.into_iter().map(|record| record.version().map(Arc::new)).collect();
         for NotedSeries { path, metadata, not_before, not_after, pieces } in noted.series {
             let query = Query { path, metadata, limits: CreationLimits { not_before, not_after } };
-            let series = self.series(&query);
+            let series = self.series(&query, self.now());
             let mut timeline = Timeline::clone(&series.timeline.load());
             for (from, until, place) in pieces {
                 let version = versions.get(place).and_then(Option::as_ref);

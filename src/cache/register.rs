@@ -84,14 +84,15 @@ impl Cache {
         let deadline = Instant::now() + wait;
         let columns = self.columns(&register.columns, None)?;
         let limits = self.0.limits;
+        let (catalog, now) = (&self.0.catalog, self.0.catalog.now());
         let known =
-            |column: &ColumnRequest| self.0.catalog.known_now(&column.query(limits), &timestamps);
+            |column: &ColumnRequest| catalog.known_now(&column.query(limits), &timestamps, now);
         let known = columns.iter().map(known).collect();
         let known = self.all_known(columns, known, limits, &timestamps, deadline).await?;
         let columns = self.0.timeframes.shared_columns(columns);
         let plan = Plan::new(Arc::new(timestamps), known);
         self.look_ahead(&plan);
-        let versions = plan.versions().to_vec();
+        let versions = Arc::clone(plan.versions());
         self.0.loader.check_known_sizes(&versions)?;
         let consumers = register.consumers.clone();
         let registration = Registration { timeframe, columns, consumers, plan };
