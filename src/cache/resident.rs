@@ -11,20 +11,24 @@ use crate::object::{Md5Sum, ObjectId, ObjectPath};
 use crate::shm::{Block, MetaHeader};
 
 /// An object in shared memory. Its block is given up with the last `Arc`.
+///
+/// What is looked at to pin it comes first: beside the counts of the `Arc`, in one line of the cache,
+/// then the block. To pin thousands is to wait for memory.
+#[repr(C)]
 pub(crate) struct Resident {
-    /// The path under which it was loaded first.
-    path: ObjectPath,
-    md5: Option<Md5Sum>,
     pins: AtomicU32,
     /// The moment of the last touch that counted.
     touched: AtomicU32,
     /// Whether it is a candidate, or was one before it was pinned again; written under the lock of its place.
     listed: AtomicBool,
+    md5: Option<Md5Sum>,
     // The order of these matters: what is written down for a successor is crossed out before the
     // block is free, and that is so before the farewell rings for room.
     _entry: Option<Entry>,
     block: Block,
     farewell: Farewell,
+    /// The path under which it was loaded first.
+    path: ObjectPath,
 }
 
 /// Tells the residency that an object is gone.

@@ -10,7 +10,7 @@
 //! that were encoded last are kept, and what is the same message again can be seen without a look at
 //! its bytes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arrow_ipc::{
     Buffer, DictionaryBatchBuilder, FieldNode, MessageBuilder, MessageHeader, MetadataVersion,
@@ -81,7 +81,7 @@ impl Body {
 
 /// The dictionaries that were encoded last, for tables of one kind.
 #[derive(Debug, Default)]
-pub struct Dictionaries(Mutex<Kept>);
+pub struct Dictionaries(Mutex<Arc<Kept>>);
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -92,7 +92,7 @@ struct Kept {
 }
 
 /// Beyond so many cells in all, dictionaries are made anew for each table.
-const MAX_KEPT_CELLS: usize = 4_096;
+const MAX_KEPT_CELLS: usize = 512;
 
 impl Dictionaries {
     /// Those of these columns, in their order.
@@ -101,7 +101,7 @@ impl Dictionaries {
         if columns.iter().map(|column| column.cells.len()).sum::<usize>() > MAX_KEPT_CELLS {
             return columns.iter().zip(0..).map(made).collect();
         }
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = Arc::clone(&self.kept());
         let same = |column: &Column, cells: &[MetaHeader]| {
             column.cells.iter().map(|cell| &cell.header).eq(cells)
         };
@@ -117,10 +117,16 @@ impl Dictionaries {
                 false => made(one),
             });
             let headers = |column: &Column| column.cells.iter().map(|cell| cell.header).collect();
-            let messages = messages.collect();
-            *kept = Kept { cells: columns.iter().map(headers).collect(), messages };
+            let messages: Arc<[Message]> = messages.collect();
+            let cells = columns.iter().map(headers).collect();
+            *self.kept() = Arc::new(Kept { cells, messages: Arc::clone(&messages) });
+            return messages;
         }
         Arc::clone(&kept.messages)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Arc<Kept>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
