@@ -143,17 +143,21 @@ async fn over_all_connections_so_many_calls_are_under_way_and_no_more() {
     client.status().await.unwrap();
     let mut greedy: Vec<Connection> =
         (0..2).map(|_| Connection::open(&limited.address()).unwrap()).collect();
-    for connection in &mut greedy {
-        for call in 0..2 {
-            connection.begin(call * 2 + 1, "DoExchange").unwrap();
-        }
-    }
+    let mut begun = 0;
     let deadline = Instant::now() + PATIENCE;
     let error = loop {
+        // Again, where our own call had the last place just when one of these came.
+        for connection in &mut greedy {
+            for _ in 0..2 {
+                begun += 1;
+                connection.begin(begun * 2 + 1, "DoExchange").unwrap();
+            }
+        }
         match client.status().await {
             Err(error) => break error,
             Ok(_) => assert!(Instant::now() < deadline, "the calls are not counted"),
         }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     };
     assert_eq!((error.kind(), error.code().0), (ErrorKind::Unavailable, 6010));
     assert!(limited.counted("calls_refused") > 0);
