@@ -25,8 +25,8 @@ use crate::interval::ValidityInterval;
 use crate::object::{CreationLimits, ObjectInfo};
 use crate::source::WhenMissing;
 use crate::table::{
-    BatchMessages, Batches, Column, ColumnRequest, Columns, Content, EncodeError, IntervalColumn,
-    LockEntry, Message, MessageWriter, Missing, Request, RequestError, View, When,
+    BatchMessages, Batches, ColumnRequest, Columns, Content, EncodeError, LockEntry, Message,
+    MessageWriter, Missing, Request, RequestError, Shown, View, When,
 };
 
 /// Who asks, beyond what stands in the request itself.
@@ -219,12 +219,6 @@ struct Found {
     kept: Option<Arc<Assembled>>,
 }
 
-/// What stands in it.
-enum Shown {
-    Rows { columns: Arc<Vec<Column>>, timestamps: Arc<Timestamps> },
-    Intervals(Arc<Vec<IntervalColumn>>),
-}
-
 impl Found {
     fn rows_of(plan: &Plan, assembled: &Assembled) -> Self {
         let (columns, timestamps) = (Arc::clone(&assembled.columns), Arc::clone(plan.timestamps()));
@@ -240,16 +234,6 @@ impl Found {
         match &self.shown {
             Shown::Rows { timestamps, .. } => timestamps.len() as u64,
             Shown::Intervals(columns) => columns.iter().map(|one| one.rows.len() as u64).sum(),
-        }
-    }
-}
-
-impl Shown {
-    fn content(self, versions: Versions, pins: &Arc<InHand>) -> Content {
-        let objects = Arc::new(Handed { versions, pins: Arc::clone(pins) });
-        match self {
-            Self::Rows { columns, timestamps } => Content::Rows { columns, timestamps, objects },
-            Self::Intervals(columns) => Content::Intervals { columns, objects },
         }
     }
 }
@@ -437,7 +421,8 @@ impl Cache {
         };
         let (of_stream, rows) = (asker.of_stream, found.rows());
         let pins = Arc::new(self.0.hands.take(Arc::clone(&found.pins)));
-        let (content, assembled) = (found.shown.content(found.versions, &pins), found.kept);
+        let objects = Arc::new(Handed { versions: found.versions, pins: Arc::clone(&pins) });
+        let (content, assembled) = (Content { shown: found.shown, objects }, found.kept);
         Ok(Answer { form, content, timeframe, lease, of_stream, rows, pins, assembled })
     }
 
@@ -645,7 +630,7 @@ impl Cache {
             .filter(|_| request.limits == CreationLimits::default())
             .map(|timeframe| &timeframe.registration.plan);
         let mut known = Vec::with_capacity(columns.len());
-        let now = self.0.catalog.now();
+        let now = self.0.clock.now();
         for column in columns {
             known.push(match &request.lock {
                 Some(lock) => Some(locked(lock, column)?),

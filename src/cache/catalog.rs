@@ -127,11 +127,6 @@ impl Catalog {
         &self.source
     }
 
-    /// This moment.
-    pub(super) fn now(&self) -> Moment {
-        self.clock.now()
-    }
-
     fn series(&self, query: &Query, now: Moment) -> Arc<Series> {
         let millis = u64::try_from(now.since(Moment::default()).as_millis()).unwrap_or(u64::MAX);
         let known = {
@@ -224,7 +219,7 @@ impl Catalog {
         query: &Query,
         wanted: impl Fn(&Timeline, Moment) -> Vec<(Timestamp, bool)>,
     ) -> Result<Known, CacheError> {
-        let now = self.now();
+        let now = self.clock.now();
         let series = self.series(query, now);
         // As of now: what is learned from here on is fresh, however long it takes.
         let mut oldest = self.oldest_fresh(&query.path, now);
@@ -457,7 +452,7 @@ impl Catalog {
             noted.versions.into_iter().map(|record| record.version().map(Arc::new)).collect();
         for NotedSeries { path, metadata, not_before, not_after, pieces } in noted.series {
             let query = Query { path, metadata, limits: CreationLimits { not_before, not_after } };
-            let series = self.series(&query, self.now());
+            let series = self.series(&query, self.clock.now());
             let mut timeline = Timeline::clone(&series.timeline.load());
             for (from, until, place) in pieces {
                 let version = versions.get(place).and_then(Option::as_ref);

@@ -161,7 +161,7 @@ impl Cache {
 
     async fn listing(&self, path: &ObjectPath) -> Result<Versions, CacheError> {
         let objects = &self.0.objects;
-        let oldest = self.0.catalog.oldest_fresh(path, self.0.catalog.now());
+        let oldest = self.0.catalog.oldest_fresh(path, self.0.clock.now());
         let fresh = || objects.listings.get(path).filter(|listing| listing.learned >= oldest);
         if let Some(listing) = fresh() {
             return Ok(listing.versions.clone());

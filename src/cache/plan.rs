@@ -27,7 +27,7 @@ use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::MetaHeader;
 use crate::table::{
     BatchMessages, CacheState, Cell, CellKind, CellRun, Column, ColumnRequest, Content,
-    EncodeError, Encoding, IntervalColumn, IntervalRow, Objects, View,
+    EncodeError, Encoding, IntervalColumn, IntervalRow, Objects, Shown, View,
 };
 
 /// What belongs to a table of so many objects is taken apart by somebody else than who lets go of it.
@@ -264,9 +264,9 @@ impl Assembled {
     ) -> Result<Option<Batches>, EncodeError> {
         let shape = &form.shape;
         let key = (shape.encoding, shape.cell, shape.nullable);
-        let rows = match content {
-            Content::Rows { timestamps, .. } => timestamps.len(),
-            Content::Intervals { .. } => return Ok(None),
+        let rows = match &content.shown {
+            Shown::Rows { timestamps, .. } => timestamps.len(),
+            Shown::Intervals(_) => return Ok(None),
         };
         // Run-end encoded they are small, however many rows there are.
         let bytes_per_row = match shape.encoding {

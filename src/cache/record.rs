@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::answer::Answer;
 use crate::object::ObjectInfo;
-use crate::table::{Cell, Content, Request, When};
+use crate::table::{Cell, Content, Request, Shown, When};
 
 /// Under which name the lines are logged.
 pub const TARGET: &str = "iovcache::table";
@@ -76,9 +76,9 @@ pub(super) fn record(answer: &Answer, content: &Content, request: &Request, took
 }
 
 fn served(content: &Content) -> Vec<Served<'_>> {
-    let version = |cell: &Cell| content.objects().version(cell.object);
-    match content {
-        Content::Rows { columns, .. } => columns
+    let version = |cell: &Cell| content.objects.version(cell.object);
+    match &content.shown {
+        Shown::Rows { columns, .. } => columns
             .iter()
             .flat_map(|column| {
                 let mut rows = vec![0; column.cells.len()];
@@ -96,7 +96,7 @@ fn served(content: &Content) -> Vec<Served<'_>> {
                 column.cells.iter().zip(rows).map(of).collect::<Vec<_>>()
             })
             .collect(),
-        Content::Intervals { columns, .. } => columns
+        Shown::Intervals(columns) => columns
             .iter()
             .flat_map(|column| {
                 let of =
@@ -109,11 +109,11 @@ fn served(content: &Content) -> Vec<Served<'_>> {
 
 /// The first and the last time that the table answers.
 fn times(content: &Content) -> (Option<i64>, Option<i64>) {
-    let mut all: Box<dyn Iterator<Item = i64>> = match content {
-        Content::Rows { timestamps, .. } => {
+    let mut all: Box<dyn Iterator<Item = i64>> = match &content.shown {
+        Shown::Rows { timestamps, .. } => {
             Box::new(timestamps.runs().filter_map(|(_, at)| at).map(|at| at.as_millis()))
         }
-        Content::Intervals { columns, .. } => {
+        Shown::Intervals(columns) => {
             let rows = columns.iter().flat_map(|column| &column.rows);
             Box::new(rows.flat_map(|row| {
                 [row.interval.from().as_millis(), row.interval.until().as_millis() - 1]

@@ -84,7 +84,7 @@ impl Cache {
         let deadline = Instant::now() + wait;
         let columns = self.columns(&register.columns, None)?;
         let limits = self.0.limits;
-        let (catalog, now) = (&self.0.catalog, self.0.catalog.now());
+        let (catalog, now) = (&self.0.catalog, self.0.clock.now());
         let known =
             |column: &ColumnRequest| catalog.known_now(&column.query(limits), &timestamps, now);
         let known = columns.iter().map(known).collect();

@@ -175,23 +175,23 @@ impl Residency {
     pub(crate) fn pin_at(&self, id: ObjectId, tick: u32) -> Option<Pin> {
         let resident = self.map.shard(id).get(&id)?.resident.upgrade()?;
         let first_touch = resident.touch(tick);
-        let pin = Pin::taken(resident, |bytes| self.count_pinned(bytes));
+        let pin = Pin::taken(resident, self);
         if first_touch {
             let _ = self.policy.get(&Key::Object(id));
         }
         Some(pin)
     }
 
-    /// The size of the object, if it is resident. No touch: its popularity stays as it is.
-    pub(crate) fn size_of(&self, id: ObjectId) -> Option<u64> {
-        let resident = self.map.shard(id).get(&id)?.resident.upgrade()?;
-        Some(resident.block().size_bytes())
-    }
-
     /// This moment, for touches.
     pub(crate) fn tick(&self) -> u32 {
         // Any two moments that are not the same one differ; more is not needed.
         (self.began.elapsed().as_millis() / TOUCH_MILLIS) as u32
+    }
+
+    /// The size of the object, if it is resident. No touch: its popularity stays as it is.
+    pub(crate) fn size_of(&self, id: ObjectId) -> Option<u64> {
+        let resident = self.map.shard(id).get(&id)?.resident.upgrade()?;
+        Some(resident.block().size_bytes())
     }
 
     /// Room for `size_bytes`, if need be at the cost of candidates.
@@ -310,7 +310,7 @@ impl Residency {
             }
         };
         drop(shard);
-        Pin::taken(resident, |bytes| self.count_pinned(bytes))
+        Pin::taken(resident, self)
     }
 
     /// An object is gone, and its block with it.

@@ -113,9 +113,9 @@ pub struct Pin {
 }
 
 impl Pin {
-    /// A pin; if it is the object's first, `first` counts the bytes of memory that it takes.
-    pub(super) fn taken(resident: Arc<Resident>, first: impl FnOnce(u64)) -> Self {
-        pins::pin(&resident.pins, || first(resident.block.charged_bytes()));
+    /// A pin of an object that lives in `home`.
+    pub(super) fn taken(resident: Arc<Resident>, home: &Residency) -> Self {
+        pins::pin(&resident.pins, || home.count_pinned(resident.block.charged_bytes()));
         Self { resident, ended: false }
     }
 

@@ -105,30 +105,23 @@ pub struct IntervalColumn {
 
 /// What a table holds.
 #[derive(Debug, Clone)]
-pub enum Content {
+pub struct Content {
+    /// What stands in it.
+    pub shown: Shown,
+    /// What its cells name.
+    pub objects: Arc<dyn Objects>,
+}
+
+/// What stands in a table.
+#[derive(Debug, Clone)]
+pub enum Shown {
     /// A cell for each timestamp; of the views rows, objects and chunks.
     Rows {
         /// The columns, as they were asked for.
         columns: Arc<Vec<Column>>,
         /// One per row.
         timestamps: Arc<Timestamps>,
-        /// What the cells name.
-        objects: Arc<dyn Objects>,
     },
-    /// Of the view intervals.
-    Intervals {
-        /// The columns, as they were asked for.
-        columns: Arc<Vec<IntervalColumn>>,
-        /// What the cells name.
-        objects: Arc<dyn Objects>,
-    },
-}
-
-impl Content {
-    /// What the cells name.
-    pub fn objects(&self) -> &Arc<dyn Objects> {
-        match self {
-            Self::Rows { objects, .. } | Self::Intervals { objects, .. } => objects,
-        }
-    }
+    /// Of the view intervals: the columns, as they were asked for.
+    Intervals(Arc<Vec<IntervalColumn>>),
 }

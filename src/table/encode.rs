@@ -12,7 +12,7 @@ use arrow_buffer::{NullBuffer, ScalarBuffer};
 use arrow_schema::SchemaRef;
 
 use super::cells::{cell_array, run_array};
-use super::content::{Cell, Column, Content, IntervalColumn, Objects};
+use super::content::{Cell, Column, Content, IntervalColumn, Objects, Shown};
 use super::ipc::{BatchMessages, MessageWriter};
 use super::request::{CellKind, Encoding, View};
 use super::shape::{Shape, text_type};
@@ -123,13 +123,13 @@ impl Iterator for Batches {
         if self.over {
             return None;
         }
-        let made = match self.content.clone() {
-            Content::Rows { columns, timestamps, .. } => match self.shape.view {
+        let made = match self.content.shown.clone() {
+            Shown::Rows { columns, timestamps } => match self.shape.view {
                 View::Chunks => self.chunk(&columns),
                 View::Objects => self.records(&columns),
                 View::Rows | View::Intervals => self.rows(&columns, &timestamps),
             },
-            Content::Intervals { columns, .. } => self.intervals(&columns),
+            Shown::Intervals(columns) => self.intervals(&columns),
         };
         self.over |= made.is_err();
         Some(made)
@@ -150,7 +150,7 @@ impl Iterator for Messages {
     fn next(&mut self) -> Option<Self::Item> {
         let Self { batches, writer, dictionaries } = self;
         let shape = Arc::clone(&batches.shape);
-        if let Content::Rows { columns, timestamps, .. } = &batches.content
+        if let Shown::Rows { columns, timestamps } = &batches.content.shown
             && (shape.view, shape.cell) == (View::Rows, CellKind::Binary)
             && shape.encoding != Encoding::Plain
             && !shape.timestamps_column
@@ -161,18 +161,14 @@ impl Iterator for Messages {
             let (columns, timestamps) = (Arc::clone(columns), Arc::clone(timestamps));
             let rows = batches.next_rows(&columns, &timestamps);
             batches.over |= rows.is_err();
-            return Some(rows.map(|(from, until)| match shape.encoding {
-                Encoding::Dictionary => BatchMessages {
-                    dictionaries: match from {
-                        0 => dictionaries.messages(&columns),
-                        _ => Arc::default(),
-                    },
-                    batch: dictionary_batch(&columns, from, until),
-                },
-                Encoding::RunEnd | Encoding::Plain => BatchMessages {
-                    dictionaries: Arc::default(),
-                    batch: run_end_batch(&columns, from, until),
-                },
+            return Some(rows.map(|(from, until)| {
+                if shape.encoding == Encoding::RunEnd {
+                    let batch = run_end_batch(&columns, from, until);
+                    return BatchMessages { dictionaries: Arc::default(), batch };
+                }
+                let dictionaries =
+                    if from == 0 { dictionaries.messages(&columns) } else { Arc::default() };
+                BatchMessages { dictionaries, batch: dictionary_batch(&columns, from, until) }
             }));
         }
         Some(batches.next()?.and_then(|batch| writer.write(&batch)))
@@ -254,7 +250,7 @@ impl Batches {
     }
 
     fn objects(&self) -> &dyn Objects {
-        &**self.content.objects()
+        &*self.content.objects
     }
 
     fn bytes_of(&self, cell: &Cell) -> u64 {
@@ -396,7 +392,7 @@ impl Batches {
 
     /// The record of what served the rows: one row per run.
     fn records(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
-        let objects = Arc::clone(self.content.objects());
+        let objects = Arc::clone(&self.content.objects);
         let mut records = columns
             .iter()
             .flat_map(|column| {
@@ -465,7 +461,7 @@ impl Batches {
 
     /// The effective spans.
     fn intervals(&mut self, columns: &[IntervalColumn]) -> Result<RecordBatch, EncodeError> {
-        let objects = Arc::clone(self.content.objects());
+        let objects = Arc::clone(&self.content.objects);
         let mut spans = columns
             .iter()
             .flat_map(|column| column.rows.iter().map(move |row| (column, row)))
@@ -514,7 +510,7 @@ impl Batches {
 
     /// The next piece of the one object.
     fn chunk(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
-        let objects = Arc::clone(self.content.objects());
+        let objects = Arc::clone(&self.content.objects);
         let cell = columns.first().and_then(|column| column.cells.first());
         let bytes = cell.map_or(&[][..], |cell| objects.bytes(cell.object));
         let end = bytes.len().min(self.next + CHUNK_BYTES);

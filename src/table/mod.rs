@@ -34,7 +34,7 @@ pub use action::{
 };
 pub use check::{Check, CheckAnswer};
 pub use content::{
-    CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Objects,
+    CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Objects, Shown,
 };
 pub use decode::{CellValue, DecodeError, column_runs};
 pub use encode::{Batches, EncodeError, Messages};

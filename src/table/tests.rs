@@ -113,7 +113,8 @@ fn shape(encoding: Encoding, cell: CellKind, view: View, nullable: bool, names: 
 fn content(columns: Vec<Column>, rows: usize) -> Content {
     let timestamps = Timestamps::new((0..rows as i64).collect::<Vec<_>>(), None);
     let objects = Arc::new(Numbered::of(&columns));
-    Content::Rows { columns: Arc::new(columns), timestamps: Arc::new(timestamps), objects }
+    let shown = Shown::Rows { columns: Arc::new(columns), timestamps: Arc::new(timestamps) };
+    Content { shown, objects }
 }
 
 /// An IPC stream, its messages framed as in a file: marker, length, padding.
