@@ -1,6 +1,9 @@
 //! A cache inside of this process: many who ask at the same time, memory that is too small, leases
 //! that run out. After each, everything has to add up.
 
+mod consumers;
+mod places;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -185,6 +188,25 @@ fn add_up(cache: &Cache) {
     let memory = cache.status().memory;
     assert_eq!(memory.used_bytes + memory.free_bytes, memory.total_bytes);
     assert!(memory.pinned_bytes <= memory.used_bytes);
+}
+
+async fn get(cache: &Cache, timeframe: u64, consumer: &str) -> Result<Answer, CacheError> {
+    ask(cache, &format!(r#"{{"timeframe": {timeframe}, "consumer": "{consumer}"}}"#)).await
+}
+
+fn done(cache: &Cache, timeframe: u64, consumer: &str) -> Vec<u64> {
+    let consumer = consumer.to_owned();
+    cache.consumed(&Consumed::One { timeframe, consumer }).unwrap().dropped
+}
+
+async fn until_counted(what: &str, counted: impl Fn() -> u64, expected: u64) {
+    for _ in 0..1000 {
+        if counted() == expected {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{what}: {}, expected {expected}", counted());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -436,191 +458,6 @@ async fn who_registers_too_much_waits_in_order_until_something_is_consumed() {
     add_up(&cache);
 }
 
-/// 15 of these fit into each of four segments, 60 in all; by the sum of bytes it would be 63.
-const LARGE_BYTES: usize = 256 << 10;
-
-/// A cache of 16 MiB in segments of 4 MiB.
-fn in_four_segments(source: Arc<Slow>) -> Cache {
-    let memory =
-        PoolOptions { memory_bytes: 16 << 20, segment_bytes: 4 << 20, ..PoolOptions::default() };
-    Cache::builder().source(source).memory(memory).build().unwrap()
-}
-
-/// Registers a timeframe of consumer `c` at 5 ms.
-async fn register_at_5(
-    cache: &Cache,
-    timeframe: u64,
-    paths: impl IntoIterator<Item = usize>,
-    patience: Duration,
-) -> Result<(), CacheError> {
-    let columns = paths.into_iter().map(|n| format!(r#""p{n}": "A/P{n}""#));
-    let columns = columns.collect::<Vec<_>>().join(", ");
-    let json = format!(r#"{{"columns": {{{columns}}}, "consumers": ["c"]}}"#);
-    let register = Register::parse(json.as_bytes()).unwrap();
-    let times = [Some(5)].into_iter().collect::<Timestamps>();
-    cache.register(timeframe, times, &register, Some(patience)).await.map(|_| ())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn who_is_in_flight_has_its_memory_whatever_comes_after_it() {
-    let permits = Arc::new(Semaphore::new(0));
-    let source = Slow {
-        held_back: Some((ObjectPath::new("A/P0").unwrap(), Arc::clone(&permits))),
-        ..Slow::default()
-    };
-    let name = |n: usize| format!("A/P{n}");
-    for n in 0..64 {
-        source.memory.put(version(&name(n), 0, 0, 10), bytes_of(&name(n), 0, LARGE_BYTES));
-    }
-    let cache = in_four_segments(Arc::new(source));
-    let patience = Duration::from_secs(60);
-    let table_of = |n: usize| format!(r#"{{"timeframe": {n}, "consumer": "c", "wait_ms": 60000}}"#);
-    let (mut newest, mut refused) = (0, None);
-    // The oldest cannot be loaded yet; each newer one is, is sent, and stays pinned, as its consumer
-    // says only which is the oldest that it still needs.
-    while refused.is_none() {
-        let patience = if newest < 59 { patience } else { Duration::from_millis(200) };
-        match register_at_5(&cache, newest as u64, [newest], patience).await {
-            Ok(()) if newest == 0 => newest += 1,
-            Ok(()) => {
-                let answer = ask(&cache, &table_of(newest)).await.unwrap();
-                assert_eq!(resolved(&answer), [Some(bytes_of(&name(newest), 0, LARGE_BYTES))]);
-                newest += 1;
-            }
-            Err(error) => refused = Some(error),
-        }
-    }
-    let refused = refused.unwrap();
-    assert_eq!((newest, refused.code().0), (60, 5014), "{refused:?}");
-    // What can never be there together does not wait for it.
-    let error = register_at_5(&cache, 100, 0..61, patience).await.unwrap_err();
-    assert_eq!((error.kind(), error.code().0), (ErrorKind::ResourceExhausted, 4011), "{error:?}");
-    permits.add_permits(1);
-    let answer = ask(&cache, &table_of(0)).await.unwrap();
-    assert_eq!(resolved(&answer), [Some(bytes_of("A/P0", 0, LARGE_BYTES))]);
-    drop(answer);
-    let waits = tokio::spawn({
-        let cache = cache.clone();
-        async move { register_at_5(&cache, 60, 0..60, patience).await }
-    });
-    let below = Consumed::Below { oldest_possible: 60, consumer: "c".to_owned() };
-    assert_eq!(cache.consumed(&below).unwrap().dropped.len(), 60);
-    waits.await.unwrap().unwrap();
-    let answer = ask(&cache, &table_of(60)).await.unwrap();
-    assert_eq!(answer.pins().pins().len(), 60);
-    cache.release(answer.lease());
-    drop(answer);
-    cache.drop_timeframe(60).unwrap();
-    nothing_is_pinned(&cache);
-    add_up(&cache);
-}
-
-/// 4 MiB in one segment.
-fn in_one_segment(source: Slow) -> Cache {
-    let memory =
-        PoolOptions { memory_bytes: 4 << 20, segment_bytes: 4 << 20, ..PoolOptions::default() };
-    Cache::builder().source(Arc::new(source)).memory(memory).build().unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn timeframes_with_objects_of_unknown_size_do_not_hold_what_others_wait_for() {
-    let untold = Some(ObjectPath::new("R/R").unwrap());
-    let source = Slow { pause: Duration::from_millis(30), untold, ..Slow::default() };
-    for n in 0..4 {
-        let (from, until) = (i64::from(n) * 10, i64::from(n) * 10 + 10);
-        for path in ["A/A", "R/R"] {
-            source.memory.put(version(path, n, from, until), bytes_of(path, n, 1_200_000));
-        }
-    }
-    let cache = in_one_segment(source);
-    // Each needs more than half of the memory, and nobody can know before they are loaded.
-    let register = br#"{"columns": {"a": "A/A", "r": "R/R"}, "consumers": ["c"]}"#;
-    let register = Register::parse(register).unwrap();
-    for id in 0..4_u64 {
-        let times = [Some(id as i64 * 10 + 5)].into_iter().collect::<Timestamps>();
-        cache.register(id, times, &register, None).await.unwrap();
-    }
-    // In whatever order they came to it: each is loaded once another is consumed.
-    let all = (0..4_u64).map(async |id| {
-        let json = format!(r#"{{"timeframe": {id}, "consumer": "c", "wait_ms": 60000}}"#);
-        let answer = ask(&cache, &json).await.unwrap();
-        let sizes: Vec<_> = answer.pins().pins().iter().map(|pin| pin.payload().len()).collect();
-        assert_eq!(sizes, [1_200_000; 2]);
-        drop(answer);
-        cache.consumed(&Consumed::One { timeframe: id, consumer: "c".to_owned() }).unwrap();
-    });
-    futures::future::join_all(all).await;
-    nothing_is_pinned(&cache);
-    add_up(&cache);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_timeframe_that_has_its_memory_passes_who_waits_for_some() {
-    let permits = Arc::new(Semaphore::new(0));
-    let source = Slow {
-        held_back: Some((ObjectPath::new("A/P0").unwrap(), Arc::clone(&permits))),
-        ..Slow::default()
-    };
-    for (n, size) in [(0, 1_000_000), (1, 2_000_000), (2, 2_500_000)] {
-        let path = format!("A/P{n}");
-        source.memory.put(version(&path, 0, 0, 10), bytes_of(&path, 0, size));
-    }
-    let cache = in_one_segment(source);
-    let patience = Duration::from_secs(60);
-    for id in [0, 1] {
-        register_at_5(&cache, id as u64, [id], patience).await.unwrap();
-    }
-    let waits = tokio::spawn({
-        let cache = cache.clone();
-        async move {
-            let json = r#"{"columns": {"x": "A/P2"}, "timestamps": [5], "wait_ms": 60000}"#;
-            ask(&cache, json).await.map(|answer| cache.release(answer.lease()))
-        }
-    });
-    // What this waits for is pinned until both are consumed.
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert!(!waits.is_finished());
-    permits.add_permits(1);
-    for id in [0, 1] {
-        let json = format!(r#"{{"timeframe": {id}, "consumer": "c", "wait_ms": 20000}}"#);
-        drop(ask(&cache, &json).await.unwrap());
-    }
-    assert!(!waits.is_finished());
-    for timeframe in [0, 1] {
-        cache.consumed(&Consumed::One { timeframe, consumer: "c".to_owned() }).unwrap();
-    }
-    waits.await.unwrap().unwrap();
-    nothing_is_pinned(&cache);
-    add_up(&cache);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_lies_in_the_way_goes_also_where_the_timeframe_needs_it() {
-    let source = Slow::default();
-    let name = |n: usize| format!("A/P{n}");
-    for n in 0..8 {
-        source.memory.put(version(&name(n), 0, 0, 10), bytes_of(&name(n), 0, 400_000));
-    }
-    source.memory.put(version(&name(8), 0, 0, 10), bytes_of(&name(8), 0, 2_000_000));
-    let cache = in_one_segment(source);
-    for n in 0..8 {
-        let json = format!(r#"{{"columns": {{"x": "A/P{n}"}}, "timestamps": [5]}}"#);
-        let answer = ask(&cache, &json).await.unwrap();
-        cache.release(answer.lease());
-    }
-    nothing_is_pinned(&cache);
-    // 1, 3 and 5 are resident, and between them there is nowhere room for 8.
-    register_at_5(&cache, 1, [1, 3, 5, 8], Duration::from_secs(60)).await.unwrap();
-    let answer = ask(&cache, r#"{"timeframe": 1, "consumer": "c"}"#).await.unwrap();
-    let sizes: Vec<_> = answer.pins().pins().iter().map(|pin| pin.payload().len()).collect();
-    assert_eq!(sizes, [400_000, 400_000, 400_000, 2_000_000]);
-    cache.release(answer.lease());
-    drop(answer);
-    cache.drop_timeframe(1).unwrap();
-    nothing_is_pinned(&cache);
-    add_up(&cache);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_watermark_of_a_consumer_never_goes_back() {
     let cache = cache_over(slow(0, &["A/B"], 10), 4 << 20);
@@ -663,207 +500,6 @@ async fn after_the_end_nothing_is_taken_and_nothing_is_held() {
     add_up(&cache);
     let status = cache.status();
     assert_eq!((status.objects, status.memory.used_bytes), (0, 0));
-}
-
-/// A cache whose consumers are limited, over two versions of 100 kB, and the clock that moves it.
-fn limited(limits: ConsumerLimits) -> (Cache, Clock) {
-    let clock = Clock::manual(Timestamp::from_millis(0));
-    let memory =
-        PoolOptions { memory_bytes: 2 << 20, segment_bytes: 1 << 20, ..PoolOptions::default() };
-    let cache = Cache::builder()
-        .source(slow(0, &["A/B"], 100_000))
-        .memory(memory)
-        .clock(clock.clone())
-        .lease_limit(Duration::from_millis(200))
-        .consumer_limits(limits)
-        .build()
-        .unwrap();
-    (cache, clock)
-}
-
-/// Timeframes 1 to `count` for consumers x and y, each at another version.
-async fn register_for_two(cache: &Cache, count: u64) {
-    let register =
-        Register::parse(br#"{"columns": {"b": "A/B"}, "consumers": ["x", "y"]}"#).unwrap();
-    for id in 1..=count {
-        let times = [Some(id as i64 * 10 - 5)].into_iter().collect::<Timestamps>();
-        cache.register(id, times, &register, None).await.unwrap();
-    }
-}
-
-async fn get(cache: &Cache, timeframe: u64, consumer: &str) -> Result<Answer, CacheError> {
-    ask(cache, &format!(r#"{{"timeframe": {timeframe}, "consumer": "{consumer}"}}"#)).await
-}
-
-fn done(cache: &Cache, timeframe: u64, consumer: &str) -> Vec<u64> {
-    let consumer = consumer.to_owned();
-    cache.consumed(&Consumed::One { timeframe, consumer }).unwrap().dropped
-}
-
-async fn until_counted(what: &str, counted: impl Fn() -> u64, expected: u64) {
-    for _ in 0..1000 {
-        if counted() == expected {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("{what}: {}, expected {expected}", counted());
-}
-
-#[tokio::test]
-async fn a_consumer_over_its_quota_is_refused_until_it_has_let_go_and_others_are_not() {
-    let quota = ConsumerLimits { quota_timeframes: Some(2), ..ConsumerLimits::default() };
-    let (cache, _) = limited(quota);
-    register_for_two(&cache, 4).await;
-    get(&cache, 1, "x").await.unwrap();
-    get(&cache, 2, "x").await.unwrap();
-    // The same again is no further one.
-    get(&cache, 2, "x").await.unwrap();
-    let error = get(&cache, 3, "x").await.unwrap_err();
-    assert_eq!((error.kind(), error.code().0), (ErrorKind::ResourceExhausted, 5015));
-    assert!(error.to_string().contains("would hold 3 timeframes, and its quota is 2"), "{error}");
-    get(&cache, 3, "y").await.unwrap();
-    done(&cache, 1, "x");
-    get(&cache, 3, "x").await.unwrap();
-    assert_eq!(cache.counters().over_quota.get(), 1);
-
-    // By bytes each object counts once, in however many tables it is.
-    let quota = ConsumerLimits { quota_bytes: Some(250_000), ..ConsumerLimits::default() };
-    let (cache, _) = limited(quota);
-    let table = |at: &str| {
-        let json = r#"{"columns": {"b": "A/B"}, "consumer": "x", "timestamps": ["#;
-        ask_owned(cache.clone(), format!("{json}{at}]}}"))
-    };
-    let first = table("5, 15").await.unwrap().lease().clone();
-    let again = table("15").await.unwrap().lease().clone();
-    let error = table("25").await.unwrap_err();
-    assert!(error.to_string().contains("bytes, and its quota is 250000"), "{error}");
-    assert!(cache.release(&first));
-    table("25").await.unwrap();
-    assert!(cache.release(&again));
-    add_up(&cache);
-}
-
-async fn ask_owned(cache: Cache, json: String) -> Result<Answer, CacheError> {
-    ask(&cache, &json).await
-}
-
-#[tokio::test]
-async fn a_stream_has_its_consumers_quota_and_what_it_has_too_long_is_revoked() {
-    let limits = ConsumerLimits {
-        quota_timeframes: Some(2),
-        slow_after: Some(Duration::from_millis(100)),
-        slow_consumer: SlowConsumer::Revoke,
-        ..ConsumerLimits::default()
-    };
-    let (cache, clock) = limited(limits);
-    let template = br#"{"columns": {"b": "A/B"}, "consumer": "x"}"#;
-    let exchange = cache.exchange(Request::parse_template(template).unwrap()).unwrap();
-    let times = |at: i64| [Some(at)].into_iter().collect::<Timestamps>();
-    drop(exchange.answer(1, times(5)).await.unwrap());
-    drop(exchange.answer(2, times(15)).await.unwrap());
-    assert_eq!(exchange.answer(3, times(25)).await.unwrap_err().code().0, 5015);
-    exchange.consumed(&[1]);
-    drop(exchange.answer(3, times(25)).await.unwrap());
-    clock.advance(Duration::from_millis(100));
-    until_counted("revoked", || cache.counters().slow_revoked.get(), 2).await;
-    nothing_is_pinned(&cache);
-    drop(exchange.answer(4, times(5)).await.unwrap());
-    drop(exchange);
-    nothing_is_pinned(&cache);
-    add_up(&cache);
-}
-
-#[tokio::test]
-async fn a_slow_consumer_is_told_once_and_nothing_is_taken_from_it() {
-    let slow_after = Some(Duration::from_millis(100));
-    let (cache, clock) = limited(ConsumerLimits { slow_after, ..ConsumerLimits::default() });
-    register_for_two(&cache, 1).await;
-    drop(get(&cache, 1, "x").await.unwrap());
-    clock.advance(Duration::from_millis(99));
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(cache.counters().slow_consumers.get(), 0);
-    clock.advance(Duration::from_millis(1));
-    // x has it too long, and y does not fetch it.
-    until_counted("slow", || cache.counters().slow_consumers.get(), 2).await;
-    clock.advance(Duration::from_millis(500));
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(cache.counters().slow_consumers.get(), 2);
-    assert_eq!(cache.timeframes().len(), 1);
-    get(&cache, 1, "x").await.unwrap();
-    add_up(&cache);
-}
-
-#[tokio::test]
-async fn a_slow_consumer_is_refused_until_it_has_let_go() {
-    let slow_after = Some(Duration::from_millis(100));
-    let slow_consumer = SlowConsumer::Refuse;
-    let limits = ConsumerLimits { slow_after, slow_consumer, ..ConsumerLimits::default() };
-    let (cache, clock) = limited(limits);
-    register_for_two(&cache, 3).await;
-    drop(get(&cache, 1, "x").await.unwrap());
-    clock.advance(Duration::from_millis(60));
-    drop(get(&cache, 2, "x").await.unwrap());
-    clock.advance(Duration::from_millis(60));
-    let error = get(&cache, 3, "x").await.unwrap_err();
-    assert_eq!((error.kind(), error.code().0), (ErrorKind::ResourceExhausted, 5016));
-    assert!(error.to_string().contains("for 120 ms, longer than 100 ms"), "{error}");
-    // Who only has not come yet may still come.
-    get(&cache, 1, "y").await.unwrap();
-    done(&cache, 1, "x");
-    get(&cache, 3, "x").await.unwrap();
-    assert_eq!(cache.counters().slow_refused.get(), 1);
-    // A table without a timeframe counts as well.
-    let table = r#"{"columns": {"b": "A/B"}, "timestamps": [5], "consumer": "z"}"#;
-    let held = ask(&cache, table).await.unwrap().lease().clone();
-    clock.advance(Duration::from_millis(150));
-    assert_eq!(ask(&cache, table).await.unwrap_err().code().0, 5016);
-    cache.release(&held);
-    ask(&cache, table).await.unwrap();
-    add_up(&cache);
-}
-
-#[tokio::test]
-async fn what_a_slow_consumer_holds_is_revoked_and_what_it_reads_on_is_stale_once_it_is_gone() {
-    let slow_after = Some(Duration::from_millis(100));
-    let slow_consumer = SlowConsumer::Revoke;
-    let limits = ConsumerLimits { slow_after, slow_consumer, ..ConsumerLimits::default() };
-    let (cache, clock) = limited(limits);
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("attach.sock");
-    let listener = tokio::net::UnixListener::bind(&path).unwrap();
-    let stop = tokio_util::sync::CancellationToken::new();
-    let serving = tokio::spawn({
-        let (cache, stop) = (cache.clone(), stop.clone());
-        async move { cache.serve_attach(listener, Default::default(), stop).await }
-    });
-    let attach = move || Attachment::open(&path, "x", None).unwrap();
-    let attachment = tokio::task::spawn_blocking(attach).await.unwrap();
-    register_for_two(&cache, 1).await;
-    let session = attachment.session();
-    let json = format!(r#"{{"timeframe": 1, "consumer": "x", "session": "{session}"}}"#);
-    let answer = ask(&cache, &json).await.unwrap();
-    let header = answer.pins().pins()[0].meta_header();
-    drop(answer);
-    drop(get(&cache, 1, "y").await.unwrap());
-    assert_eq!(done(&cache, 1, "y"), [0_u64; 0]);
-    clock.advance(Duration::from_millis(100));
-    until_counted("revoked", || cache.counters().slow_revoked.get(), 1).await;
-    assert_eq!(cache.timeframes().len(), 0);
-    nothing_is_pinned(&cache);
-    // To say afterwards that one is done with it is no harm to anybody.
-    assert!(cache.consumed(&Consumed::One { timeframe: 1, consumer: "x".into() }).is_err());
-    assert_eq!(ask(&cache, &json).await.unwrap_err().kind(), ErrorKind::NotFound);
-    // As long as nobody needs the room the bytes are still there, and right.
-    let mappings = attachment.mappings();
-    assert_eq!(mappings.resolve(&header).unwrap(), bytes_of("A/B", 0, 100_000));
-    cache.invalidate(&ObjectPath::new("A/B").unwrap());
-    let error = mappings.resolve(&header).unwrap_err();
-    assert!(matches!(error, ResolveError::Stale { .. }), "{error}");
-    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
-    add_up(&cache);
-    stop.cancel();
-    serving.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

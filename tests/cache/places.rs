@@ -1,0 +1,188 @@
+//! Timeframes in flight have the memory for all that they need, and wait for it together.
+
+use super::*;
+
+/// 15 of these fit into each of four segments, 60 in all; by the sum of bytes it would be 63.
+const LARGE_BYTES: usize = 256 << 10;
+
+/// A cache of 16 MiB in segments of 4 MiB.
+fn in_four_segments(source: Arc<Slow>) -> Cache {
+    let memory =
+        PoolOptions { memory_bytes: 16 << 20, segment_bytes: 4 << 20, ..PoolOptions::default() };
+    Cache::builder().source(source).memory(memory).build().unwrap()
+}
+
+/// Registers a timeframe of consumer `c` at 5 ms.
+async fn register_at_5(
+    cache: &Cache,
+    timeframe: u64,
+    paths: impl IntoIterator<Item = usize>,
+    patience: Duration,
+) -> Result<(), CacheError> {
+    let columns = paths.into_iter().map(|n| format!(r#""p{n}": "A/P{n}""#));
+    let columns = columns.collect::<Vec<_>>().join(", ");
+    let json = format!(r#"{{"columns": {{{columns}}}, "consumers": ["c"]}}"#);
+    let register = Register::parse(json.as_bytes()).unwrap();
+    let times = [Some(5)].into_iter().collect::<Timestamps>();
+    cache.register(timeframe, times, &register, Some(patience)).await.map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_in_flight_has_its_memory_whatever_comes_after_it() {
+    let permits = Arc::new(Semaphore::new(0));
+    let source = Slow {
+        held_back: Some((ObjectPath::new("A/P0").unwrap(), Arc::clone(&permits))),
+        ..Slow::default()
+    };
+    let name = |n: usize| format!("A/P{n}");
+    for n in 0..64 {
+        source.memory.put(version(&name(n), 0, 0, 10), bytes_of(&name(n), 0, LARGE_BYTES));
+    }
+    let cache = in_four_segments(Arc::new(source));
+    let patience = Duration::from_secs(60);
+    let table_of = |n: usize| format!(r#"{{"timeframe": {n}, "consumer": "c", "wait_ms": 60000}}"#);
+    let (mut newest, mut refused) = (0, None);
+    // The oldest cannot be loaded yet; each newer one is, is sent, and stays pinned, as its consumer
+    // says only which is the oldest that it still needs.
+    while refused.is_none() {
+        let patience = if newest < 59 { patience } else { Duration::from_millis(200) };
+        match register_at_5(&cache, newest as u64, [newest], patience).await {
+            Ok(()) if newest == 0 => newest += 1,
+            Ok(()) => {
+                let answer = ask(&cache, &table_of(newest)).await.unwrap();
+                assert_eq!(resolved(&answer), [Some(bytes_of(&name(newest), 0, LARGE_BYTES))]);
+                newest += 1;
+            }
+            Err(error) => refused = Some(error),
+        }
+    }
+    let refused = refused.unwrap();
+    assert_eq!((newest, refused.code().0), (60, 5014), "{refused:?}");
+    // What can never be there together does not wait for it.
+    let error = register_at_5(&cache, 100, 0..61, patience).await.unwrap_err();
+    assert_eq!((error.kind(), error.code().0), (ErrorKind::ResourceExhausted, 4011), "{error:?}");
+    permits.add_permits(1);
+    let answer = ask(&cache, &table_of(0)).await.unwrap();
+    assert_eq!(resolved(&answer), [Some(bytes_of("A/P0", 0, LARGE_BYTES))]);
+    drop(answer);
+    let waits = tokio::spawn({
+        let cache = cache.clone();
+        async move { register_at_5(&cache, 60, 0..60, patience).await }
+    });
+    let below = Consumed::Below { oldest_possible: 60, consumer: "c".to_owned() };
+    assert_eq!(cache.consumed(&below).unwrap().dropped.len(), 60);
+    waits.await.unwrap().unwrap();
+    let answer = ask(&cache, &table_of(60)).await.unwrap();
+    assert_eq!(answer.pins().pins().len(), 60);
+    cache.release(answer.lease());
+    drop(answer);
+    cache.drop_timeframe(60).unwrap();
+    nothing_is_pinned(&cache);
+    add_up(&cache);
+}
+
+/// 4 MiB in one segment.
+fn in_one_segment(source: Slow) -> Cache {
+    let memory =
+        PoolOptions { memory_bytes: 4 << 20, segment_bytes: 4 << 20, ..PoolOptions::default() };
+    Cache::builder().source(Arc::new(source)).memory(memory).build().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timeframes_with_objects_of_unknown_size_do_not_hold_what_others_wait_for() {
+    let untold = Some(ObjectPath::new("R/R").unwrap());
+    let source = Slow { pause: Duration::from_millis(30), untold, ..Slow::default() };
+    for n in 0..4 {
+        let (from, until) = (i64::from(n) * 10, i64::from(n) * 10 + 10);
+        for path in ["A/A", "R/R"] {
+            source.memory.put(version(path, n, from, until), bytes_of(path, n, 1_200_000));
+        }
+    }
+    let cache = in_one_segment(source);
+    // Each needs more than half of the memory, and nobody can know before they are loaded.
+    let register = br#"{"columns": {"a": "A/A", "r": "R/R"}, "consumers": ["c"]}"#;
+    let register = Register::parse(register).unwrap();
+    for id in 0..4_u64 {
+        let times = [Some(id as i64 * 10 + 5)].into_iter().collect::<Timestamps>();
+        cache.register(id, times, &register, None).await.unwrap();
+    }
+    // In whatever order they came to it: each is loaded once another is consumed.
+    let all = (0..4_u64).map(async |id| {
+        let json = format!(r#"{{"timeframe": {id}, "consumer": "c", "wait_ms": 60000}}"#);
+        let answer = ask(&cache, &json).await.unwrap();
+        let sizes: Vec<_> = answer.pins().pins().iter().map(|pin| pin.payload().len()).collect();
+        assert_eq!(sizes, [1_200_000; 2]);
+        drop(answer);
+        cache.consumed(&Consumed::One { timeframe: id, consumer: "c".to_owned() }).unwrap();
+    });
+    futures::future::join_all(all).await;
+    nothing_is_pinned(&cache);
+    add_up(&cache);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeframe_that_has_its_memory_passes_who_waits_for_some() {
+    let permits = Arc::new(Semaphore::new(0));
+    let source = Slow {
+        held_back: Some((ObjectPath::new("A/P0").unwrap(), Arc::clone(&permits))),
+        ..Slow::default()
+    };
+    for (n, size) in [(0, 1_000_000), (1, 2_000_000), (2, 2_500_000)] {
+        let path = format!("A/P{n}");
+        source.memory.put(version(&path, 0, 0, 10), bytes_of(&path, 0, size));
+    }
+    let cache = in_one_segment(source);
+    let patience = Duration::from_secs(60);
+    for id in [0, 1] {
+        register_at_5(&cache, id as u64, [id], patience).await.unwrap();
+    }
+    let waits = tokio::spawn({
+        let cache = cache.clone();
+        async move {
+            let json = r#"{"columns": {"x": "A/P2"}, "timestamps": [5], "wait_ms": 60000}"#;
+            ask(&cache, json).await.map(|answer| cache.release(answer.lease()))
+        }
+    });
+    // What this waits for is pinned until both are consumed.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!waits.is_finished());
+    permits.add_permits(1);
+    for id in [0, 1] {
+        let json = format!(r#"{{"timeframe": {id}, "consumer": "c", "wait_ms": 20000}}"#);
+        drop(ask(&cache, &json).await.unwrap());
+    }
+    assert!(!waits.is_finished());
+    for timeframe in [0, 1] {
+        cache.consumed(&Consumed::One { timeframe, consumer: "c".to_owned() }).unwrap();
+    }
+    waits.await.unwrap().unwrap();
+    nothing_is_pinned(&cache);
+    add_up(&cache);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_in_the_way_goes_also_where_the_timeframe_needs_it() {
+    let source = Slow::default();
+    let name = |n: usize| format!("A/P{n}");
+    for n in 0..8 {
+        source.memory.put(version(&name(n), 0, 0, 10), bytes_of(&name(n), 0, 400_000));
+    }
+    source.memory.put(version(&name(8), 0, 0, 10), bytes_of(&name(8), 0, 2_000_000));
+    let cache = in_one_segment(source);
+    for n in 0..8 {
+        let json = format!(r#"{{"columns": {{"x": "A/P{n}"}}, "timestamps": [5]}}"#);
+        let answer = ask(&cache, &json).await.unwrap();
+        cache.release(answer.lease());
+    }
+    nothing_is_pinned(&cache);
+    // 1, 3 and 5 are resident, and between them there is nowhere room for 8.
+    register_at_5(&cache, 1, [1, 3, 5, 8], Duration::from_secs(60)).await.unwrap();
+    let answer = ask(&cache, r#"{"timeframe": 1, "consumer": "c"}"#).await.unwrap();
+    let sizes: Vec<_> = answer.pins().pins().iter().map(|pin| pin.payload().len()).collect();
+    assert_eq!(sizes, [400_000, 400_000, 400_000, 2_000_000]);
+    cache.release(answer.lease());
+    drop(answer);
+    cache.drop_timeframe(1).unwrap();
+    nothing_is_pinned(&cache);
+    add_up(&cache);
+}
