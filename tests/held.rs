@@ -70,7 +70,7 @@ async fn runs(
     assert!(batches.iter().all(|batch| *batch.schema() == *table.schema()));
     if let [batch] = batches {
         let ends: Vec<usize> =
-            column_runs(batch.column(0)).unwrap().into_iter().map(|(end, _)| end).collect();
+            column_runs(batch.column(0)).unwrap().iter().map(|(end, _)| end).collect();
         let own: Vec<usize> = column.runs().map(|run| run.unwrap().0.end).collect();
         assert_eq!(ends, own);
     }

@@ -136,7 +136,7 @@ fn check(
             let first = row;
             let name = Plan::column_name(path);
             let column = batch.column_by_name(&name).ok_or("a column is missing")?;
-            for (end, cell) in column_runs(column)? {
+            for (end, cell) in column_runs(column)?.iter() {
                 let mappings;
                 let (bytes, got) = match &cell {
                     CellValue::Null => (0, None),

@@ -11,7 +11,7 @@ use super::error::ClientError;
 use super::held::Joined;
 use crate::shm::attach::Attachment;
 use crate::shm::{Mappings, MetaHeader};
-use crate::table::{CellValue, column_runs, run_end_batch};
+use crate::table::{CellValue, ColumnRuns, run_end_batch};
 
 /// A table and the objects of its cells, which stay where they are as long as it lives.
 #[derive(Debug)]
@@ -32,8 +32,7 @@ pub struct Table {
 #[derive(Debug)]
 pub(super) struct Cells {
     pub(super) name: String,
-    /// The row behind the last one of each run, and its cell.
-    pub(super) runs: Vec<(usize, CellValue)>,
+    pub(super) runs: ColumnRuns,
 }
 
 /// What keeps a table's objects.
@@ -57,17 +56,8 @@ impl Table {
             if !field.metadata().contains_key("url") {
                 continue;
             }
-            let mut runs: Vec<(usize, CellValue)> = Vec::new();
-            let mut before = 0;
-            for batch in &batches {
-                for (end, cell) in column_runs(batch.column(place))? {
-                    match runs.last_mut() {
-                        Some((last, same)) if *same == cell => *last = before + end,
-                        _ => runs.push((before + end, cell)),
-                    }
-                }
-                before += batch.num_rows();
-            }
+            let mut runs = ColumnRuns::default();
+            batches.iter().try_for_each(|batch| runs.extend(batch.column(place)))?;
             columns.push(Cells { name: field.name().clone(), runs });
         }
         let rows = batches.iter().map(RecordBatch::num_rows).sum();
@@ -102,15 +92,12 @@ impl Table {
 
     /// The mappings in which every cell lies, as far as they come.
     fn map(&self, attachment: &Attachment) -> Arc<Mappings> {
-        let headers = self.columns.iter().flat_map(|column| &column.runs);
-        let headers = headers.filter_map(|(_, cell)| match cell {
-            CellValue::Header(header) => Some(header),
-            CellValue::Null | CellValue::Payload(_) => None,
-        });
         let mut mappings = attachment.mappings();
-        for header in headers {
-            if !mappings.knows(header) {
-                mappings = attachment.mappings_for(header);
+        for (_, cell) in self.columns.iter().flat_map(|column| column.runs.iter()) {
+            if let CellValue::Header(header) = cell
+                && !mappings.knows(&header)
+            {
+                mappings = attachment.mappings_for(&header);
             }
         }
         mappings
@@ -129,7 +116,7 @@ impl Table {
     /// Its batches, as they came; or one of all rows, where these were made here.
     pub fn batches(&self) -> &[RecordBatch] {
         self.batches.get_or_init(|| {
-            let runs: Vec<&[_]> = self.columns.iter().map(|column| &column.runs[..]).collect();
+            let runs: Vec<_> = self.columns.iter().map(|column| &column.runs).collect();
             // Its schema was made for these very columns: it is one batch.
             run_end_batch(&self.schema, &runs, self.rows).into_iter().collect()
         })
@@ -193,9 +180,8 @@ impl<'a> Column<'a> {
     /// [`ClientError::NoSuchRow`]; [`ClientError::Resolve`] if the service is gone and has given
     /// the object up.
     pub fn get(&self, row: usize) -> Result<Option<&'a [u8]>, ClientError> {
-        let run = self.cells.runs.partition_point(|(end, _)| *end <= row);
-        match self.cells.runs.get(run) {
-            Some((_, cell)) => self.bytes(cell),
+        match self.cells.runs.at(row) {
+            Some(cell) => self.bytes(cell),
             None => Err(ClientError::NoSuchRow { row, rows: self.table.rows }),
         }
     }
@@ -205,26 +191,25 @@ impl<'a> Column<'a> {
         let column = *self;
         let mut start = 0;
         self.cells.runs.iter().map(move |(end, cell)| {
-            let rows = start..*end;
-            start = *end;
+            let rows = start..end;
+            start = end;
             Ok((rows, column.bytes(cell)?))
         })
     }
 
     /// The MetaHeader of a row, if its cell is one.
     pub fn header(&self, row: usize) -> Option<MetaHeader> {
-        let run = self.cells.runs.partition_point(|(end, _)| *end <= row);
-        match self.cells.runs.get(run)? {
-            (_, CellValue::Header(header)) => Some(*header),
-            (_, CellValue::Null | CellValue::Payload(_)) => None,
+        match self.cells.runs.at(row)? {
+            CellValue::Header(header) => Some(header),
+            CellValue::Null | CellValue::Payload(_) => None,
         }
     }
 
-    fn bytes(&self, cell: &'a CellValue) -> Result<Option<&'a [u8]>, ClientError> {
+    fn bytes(&self, cell: CellValue<'a>) -> Result<Option<&'a [u8]>, ClientError> {
         match cell {
             CellValue::Null => Ok(None),
-            CellValue::Header(header) => Ok(Some(self.table.mappings.resolve(header)?)),
-            CellValue::Payload(bytes) => Ok(Some(bytes.as_slice())),
+            CellValue::Header(header) => Ok(Some(self.table.mappings.resolve(&header)?)),
+            CellValue::Payload(bytes) => Ok(Some(bytes)),
         }
     }
 }

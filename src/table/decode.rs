@@ -1,23 +1,32 @@
-//! From a column, in whatever encoding, back to runs of cells. What comes from elsewhere is checked.
+//! From a column, in whatever encoding, back to runs of cells, which are read where they lie. What
+//! comes from elsewhere is checked.
+//!
+//! ```text
+//!  run_end     ends, values     ─┐
+//!  dictionary  keys,  values    ─┼─▶ ColumnRuns: where each run ends, and the place of its cell
+//!  plain       values           ─┤         │
+//!  intervals × timestamps       ─┘         └─▶ CellValue: null, a MetaHeader, bytes
+//! ```
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{Int32Type, Int64Type};
-use arrow_array::{Array, Int64Array, RunArray, StructArray, UInt8Array, UInt16Array, UInt64Array};
-use arrow_buffer::Buffer;
+use arrow_array::{
+    Array, ArrayRef, Int64Array, RunArray, StructArray, UInt8Array, UInt16Array, UInt64Array,
+};
 use arrow_schema::DataType;
 
 use crate::error::{Code, Coded, ErrorKind};
 use crate::shm::MetaHeader;
 
 /// What stands in a cell.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CellValue {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CellValue<'a> {
     /// Nothing.
     Null,
     /// Where the object lies.
     Header(MetaHeader),
     /// The object's bytes.
-    Payload(Buffer),
+    Payload(&'a [u8]),
 }
 
 /// A column is not of a form that tables have.
@@ -43,63 +52,170 @@ pub(super) fn wrong(array: &dyn Array, reason: &str) -> DecodeError {
     DecodeError { got: array.data_type().to_string(), reason: reason.to_owned() }
 }
 
-/// The runs of a column: the row behind the last one of each, and its cell.
+/// Where a cell lies: which array, and its place there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    array: u32,
+    at: u32,
+}
+
+impl Place {
+    const NONE: Self = Self { array: u32::MAX, at: 0 };
+}
+
+/// The runs of a column: they tile its rows, and neighbours differ. Their cells stay where they came.
+#[derive(Debug, Clone, Default)]
+pub struct ColumnRuns {
+    /// The row behind the last one of each.
+    ends: Vec<usize>,
+    places: Vec<Place>,
+    /// Of types that cells have.
+    arrays: Vec<ArrayRef>,
+}
+
+impl ColumnRuns {
+    /// No rows yet, of cells that lie in these arrays.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if they hold no cells.
+    pub(super) fn of_cells(arrays: Vec<ArrayRef>) -> Result<Self, DecodeError> {
+        arrays.iter().try_for_each(|array| check_cells(array))?;
+        Ok(Self { arrays, ..Self::default() })
+    }
+
+    /// How many runs there are.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// The runs, in the order of their rows: the row behind the last one of each, and its cell.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (usize, CellValue<'_>)> + Clone {
+        self.ends.iter().zip(&self.places).map(|(end, place)| (*end, self.cell(*place)))
+    }
+
+    /// What stands in a row; `None`: there is no such row.
+    pub fn at(&self, row: usize) -> Option<CellValue<'_>> {
+        let run = self.ends.partition_point(|end| *end <= row);
+        Some(self.cell(*self.places.get(run)?))
+    }
+
+    fn cell(&self, place: Place) -> CellValue<'_> {
+        match self.arrays.get(place.array as usize) {
+            Some(array) => cell(array, place.at as usize),
+            None => CellValue::Null,
+        }
+    }
+
+    /// The rows before `end` that are no others' have the cell `at` of the array that is the `array`th.
+    pub(super) fn push(&mut self, end: usize, array: usize, at: usize) {
+        // Run ends and keys are Int32, so places are no more.
+        self.push_place(end, Place { array: array as u32, at: at as u32 });
+    }
+
+    /// The rows before `end` that are no others' have null cells.
+    pub(super) fn push_null(&mut self, end: usize) {
+        self.push_place(end, Place::NONE);
+    }
+
+    fn push_place(&mut self, end: usize, place: Place) {
+        let last = self.places.last();
+        let same = last.is_some_and(|last| *last == place || self.cell(*last) == self.cell(place));
+        match self.ends.last_mut() {
+            Some(last) if same => *last = end,
+            _ => {
+                self.ends.push(end);
+                self.places.push(place);
+            }
+        }
+    }
+
+    /// The rows of a further batch.
+    ///
+    /// # Errors
+    /// [`DecodeError`].
+    pub fn extend(&mut self, column: &dyn Array) -> Result<(), DecodeError> {
+        let (before, array) = (self.rows(), self.arrays.len());
+        match column.data_type() {
+            DataType::RunEndEncoded(..) => {
+                let runs = column
+                    .as_any()
+                    .downcast_ref::<RunArray<Int32Type>>()
+                    .ok_or_else(|| wrong(column, "its run ends are not Int32"))?;
+                self.add_array(runs.values())?;
+                if runs.is_empty() {
+                    return Ok(());
+                }
+                let ends = runs.run_ends();
+                let places = ends.get_start_physical_index()..=ends.get_end_physical_index();
+                self.ends.reserve(places.clone().count());
+                self.places.reserve(places.clone().count());
+                let first = *places.start();
+                for at in places {
+                    let end = usize::try_from(ends.values()[at])
+                        .map_err(|_| wrong(column, "a run end is negative"))?;
+                    let end = before + end.saturating_sub(ends.offset()).min(runs.len());
+                    // What was one run before it was cut into batches is one again.
+                    if at == first {
+                        self.push(end, array, at);
+                    } else {
+                        self.ends.push(end);
+                        self.places.push(Place { array: array as u32, at: at as u32 });
+                    }
+                }
+            }
+            DataType::Dictionary(..) => {
+                let dictionary = column
+                    .as_dictionary_opt::<Int32Type>()
+                    .ok_or_else(|| wrong(column, "its keys are not Int32"))?;
+                self.add_array(dictionary.values())?;
+                let keys = dictionary.keys();
+                let same = |row, other| {
+                    keys.is_null(row) == keys.is_null(other) && keys.value(row) == keys.value(other)
+                };
+                for (row, end) in merged(column.len(), same) {
+                    if keys.is_null(row) {
+                        self.push_null(before + end);
+                        continue;
+                    }
+                    let key = usize::try_from(keys.value(row)).ok();
+                    let key = key.filter(|&key| key < dictionary.values().len());
+                    let key = key.ok_or_else(|| wrong(column, "a key has no value"))?;
+                    self.push(before + end, array, key);
+                }
+            }
+            _ => {
+                self.add_array(&column.slice(0, column.len()))?;
+                (0..column.len()).for_each(|row| self.push(before + row + 1, array, row));
+            }
+        }
+        Ok(())
+    }
+
+    fn add_array(&mut self, array: &ArrayRef) -> Result<(), DecodeError> {
+        check_cells(array)?;
+        self.arrays.push(std::sync::Arc::clone(array));
+        Ok(())
+    }
+}
+
+/// The runs of a column.
 ///
 /// # Errors
 /// [`DecodeError`].
-pub fn column_runs(column: &dyn Array) -> Result<Vec<(usize, CellValue)>, DecodeError> {
-    match column.data_type() {
-        DataType::RunEndEncoded(..) => {
-            let runs = column
-                .as_any()
-                .downcast_ref::<RunArray<Int32Type>>()
-                .ok_or_else(|| wrong(column, "its run ends are not Int32"))?;
-            if runs.is_empty() {
-                return Ok(Vec::new());
-            }
-            let ends = runs.run_ends();
-            let first = ends.get_start_physical_index();
-            let last = ends.get_end_physical_index();
-            (first..=last)
-                .map(|place| {
-                    let end = usize::try_from(ends.values()[place])
-                        .map_err(|_| wrong(column, "a run end is negative"))?;
-                    let end = end.saturating_sub(ends.offset()).min(runs.len());
-                    Ok((end, cell(runs.values(), place)?))
-                })
-                .collect()
-        }
-        DataType::Dictionary(..) => {
-            let dictionary = column
-                .as_dictionary_opt::<Int32Type>()
-                .ok_or_else(|| wrong(column, "its keys are not Int32"))?;
-            let keys = dictionary.keys();
-            merged(column.len(), |row, other| {
-                keys.is_null(row) == keys.is_null(other) && keys.value(row) == keys.value(other)
-            })
-            .map(|(row, end)| {
-                if keys.is_null(row) {
-                    return Ok((end, CellValue::Null));
-                }
-                let key = usize::try_from(keys.value(row)).ok();
-                let key = key.filter(|&key| key < dictionary.values().len());
-                let key = key.ok_or_else(|| wrong(column, "a key has no value"))?;
-                Ok((end, cell(dictionary.values(), key)?))
-            })
-            .collect()
-        }
-        _ => {
-            let mut runs: Vec<(usize, CellValue)> = Vec::new();
-            for row in 0..column.len() {
-                let value = cell(column, row)?;
-                match runs.last_mut() {
-                    Some((end, last)) if *last == value => *end = row + 1,
-                    _ => runs.push((row + 1, value)),
-                }
-            }
-            Ok(runs)
-        }
-    }
+pub fn column_runs(column: &dyn Array) -> Result<ColumnRuns, DecodeError> {
+    let mut runs = ColumnRuns::default();
+    runs.extend(column)?;
+    Ok(runs)
 }
 
 /// The runs of rows that are the same: the first row of each, and the one behind the last.
@@ -121,24 +237,17 @@ fn merged(
     })
 }
 
-fn cell(array: &dyn Array, row: usize) -> Result<CellValue, DecodeError> {
-    if array.is_null(row) {
-        return Ok(CellValue::Null);
-    }
+/// # Errors
+/// [`DecodeError`] if [`cell`] does not know what stands there.
+fn check_cells(array: &dyn Array) -> Result<(), DecodeError> {
     match array.data_type() {
-        DataType::FixedSizeBinary(_) => {
-            let bytes = array.as_fixed_size_binary().value(row);
-            let header = MetaHeader::from_bytes(bytes);
-            header.map(CellValue::Header).map_err(|error| wrong(array, &error.to_string()))
-        }
-        DataType::Struct(_) => struct_header(array.as_struct(), row)
-            .map(CellValue::Header)
-            .ok_or_else(|| wrong(array, "it has not the fields of a MetaHeader")),
-        DataType::LargeBinary => {
-            let array = array.as_binary::<i64>();
-            let [start, end] = [row, row + 1].map(|place| array.value_offsets()[place] as usize);
-            Ok(CellValue::Payload(array.values().slice_with_length(start, end - start)))
-        }
+        DataType::FixedSizeBinary(width) if *width as usize == MetaHeader::BYTES => Ok(()),
+        DataType::FixedSizeBinary(_) => Err(wrong(array, "a MetaHeader has 40 bytes")),
+        DataType::Struct(_) => match HeaderFields::of(array.as_struct()) {
+            Some(_) => Ok(()),
+            None => Err(wrong(array, "it has not the fields of a MetaHeader")),
+        },
+        DataType::LargeBinary => Ok(()),
         DataType::FixedSizeList(_, 3) => {
             Err(wrong(array, "the cell o2 has no generation, so it cannot be resolved safely"))
         }
@@ -146,21 +255,60 @@ fn cell(array: &dyn Array, row: usize) -> Result<CellValue, DecodeError> {
     }
 }
 
-fn struct_header(array: &StructArray, row: usize) -> Option<MetaHeader> {
-    let column = |name: &str| array.column_by_name(name);
-    let long = |name: &str| Some(column(name)?.as_any().downcast_ref::<UInt64Array>()?.value(row));
-    let signed = |name: &str| {
-        let array: &Int64Array = column(name)?.as_primitive_opt::<Int64Type>()?;
-        Some(array.value(row))
-    };
-    let short = |name: &str| Some(column(name)?.as_any().downcast_ref::<UInt16Array>()?.value(row));
-    let managed = column("managed")?.as_any().downcast_ref::<UInt8Array>()?.value(row);
-    let (size, hint, handle) = (long("size")?, long("hint")?, signed("handle")?);
-    let mut header = match managed {
-        0 => MetaHeader::unmanaged(short("region_id")?, handle, size, hint),
-        _ => MetaHeader::managed(short("segment_id")?, handle, size, hint),
-    };
-    header.managed = managed;
-    header.shared = signed("shared")?;
-    Some(header)
+/// A cell of an array that was checked.
+fn cell(array: &dyn Array, row: usize) -> CellValue<'_> {
+    if array.is_null(row) {
+        return CellValue::Null;
+    }
+    if let Some(headers) = array.as_fixed_size_binary_opt() {
+        return MetaHeader::from_bytes(headers.value(row))
+            .map_or(CellValue::Null, CellValue::Header);
+    }
+    if let Some(payloads) = array.as_binary_opt::<i64>() {
+        return CellValue::Payload(payloads.value(row));
+    }
+    let fields = array.as_struct_opt().and_then(HeaderFields::of);
+    fields.map_or(CellValue::Null, |fields| CellValue::Header(fields.header(row)))
+}
+
+/// The fields of a MetaHeader, each as an array.
+struct HeaderFields<'a> {
+    size: &'a UInt64Array,
+    hint: &'a UInt64Array,
+    handle: &'a Int64Array,
+    shared: &'a Int64Array,
+    region_id: &'a UInt16Array,
+    segment_id: &'a UInt16Array,
+    managed: &'a UInt8Array,
+}
+
+impl<'a> HeaderFields<'a> {
+    fn of(array: &'a StructArray) -> Option<Self> {
+        let column = |name: &str| array.column_by_name(name);
+        let long = |name: &str| column(name)?.as_any().downcast_ref::<UInt64Array>();
+        let signed = |name: &str| column(name)?.as_primitive_opt::<Int64Type>();
+        let short = |name: &str| column(name)?.as_any().downcast_ref::<UInt16Array>();
+        Some(Self {
+            size: long("size")?,
+            hint: long("hint")?,
+            handle: signed("handle")?,
+            shared: signed("shared")?,
+            region_id: short("region_id")?,
+            segment_id: short("segment_id")?,
+            managed: column("managed")?.as_any().downcast_ref::<UInt8Array>()?,
+        })
+    }
+
+    fn header(&self, row: usize) -> MetaHeader {
+        let (size, hint, handle) =
+            (self.size.value(row), self.hint.value(row), self.handle.value(row));
+        let managed = self.managed.value(row);
+        let mut header = match managed {
+            0 => MetaHeader::unmanaged(self.region_id.value(row), handle, size, hint),
+            _ => MetaHeader::managed(self.segment_id.value(row), handle, size, hint),
+        };
+        header.managed = managed;
+        header.shared = self.shared.value(row);
+        header
+    }
 }

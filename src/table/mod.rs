@@ -36,7 +36,7 @@ pub use check::{Check, CheckAnswer};
 pub use content::{
     CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Objects, Shown,
 };
-pub use decode::{CellValue, DecodeError, column_runs};
+pub use decode::{CellValue, ColumnRuns, DecodeError, column_runs};
 pub use encode::{Batches, EncodeError, Messages};
 pub use head::Head;
 pub use ipc::{BatchMessages, Message, MessageWriter};

@@ -15,36 +15,37 @@ use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, RecordBatchOptions};
 use arrow_schema::SchemaRef;
 
 use super::cells::{header_array, run_array};
-use super::decode::{CellValue, DecodeError, wrong};
+use super::decode::{CellValue, ColumnRuns, DecodeError, wrong};
 use super::encode::EncodeError;
 use crate::index::{Slot, Timestamps, join_steps};
-use crate::shm::MetaHeader;
 
 /// The effective spans of one column.
 #[derive(Debug, Clone)]
 pub struct ColumnSpans {
     /// Where each step begins: the first at the beginning of time.
     starts: Vec<i64>,
-    /// What holds from there on.
-    cells: Vec<Option<MetaHeader>>,
+    /// What holds from there on: a row of one of the batches.
+    cells: Vec<Option<(usize, usize)>>,
+    /// The cells of each batch.
+    batches: Arc<Vec<ArrayRef>>,
 }
 
 /// Rows of a column, each run with its cell.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct JoinedColumn {
-    /// The row behind the last one of each run, and its cell.
-    pub runs: Vec<(usize, CellValue)>,
+    /// Its runs.
+    pub runs: ColumnRuns,
     /// Whether nothing is valid at some timestamps; they have null cells.
     pub gaps: bool,
 }
 
 impl ColumnSpans {
-    fn none() -> Self {
-        Self { starts: vec![i64::MIN], cells: vec![None] }
+    fn none(batches: Arc<Vec<ArrayRef>>) -> Self {
+        Self { starts: vec![i64::MIN], cells: vec![None], batches }
     }
 
     /// Puts a span behind the others; says whether it belongs there.
-    fn push(&mut self, from: i64, until: i64, cell: MetaHeader) -> bool {
+    fn push(&mut self, from: i64, until: i64, cell: (usize, usize)) -> bool {
         let Some(&last) = self.starts.last() else { return false };
         if from < last || from >= until {
             return false;
@@ -65,25 +66,17 @@ impl ColumnSpans {
     /// [`DecodeError`] if they have other columns, or the spans of one overlap.
     pub fn of_batches(names: &[&str], batches: &[RecordBatch]) -> Result<Vec<Self>, DecodeError> {
         let places: HashMap<&str, usize> = names.iter().copied().zip(0..).collect();
-        let mut columns = vec![Self::none(); names.len()];
-        for batch in batches {
-            let column = |name: &str| {
-                let none = || DecodeError {
-                    got: "missing".to_owned(),
-                    reason: format!("the view intervals has a column {name:?}"),
-                };
-                batch.column_by_name(name).ok_or_else(none)
-            };
+        let cells = batches.iter().map(|batch| Ok(Arc::clone(column_of(batch, "cell")?)));
+        let cells = Arc::new(cells.collect::<Result<Vec<ArrayRef>, DecodeError>>()?);
+        let mut columns = vec![Self::none(cells); names.len()];
+        for (number, batch) in batches.iter().enumerate() {
+            let column = |name: &str| column_of(batch, name);
             let [from, until] = [column("from")?, column("until")?].map(|array| {
                 let array = array.as_primitive_opt::<Int64Type>();
                 array.filter(|array| array.null_count() == 0)
             });
-            let cells = column("cell")?.as_fixed_size_binary_opt();
-            let cells = cells.filter(|cells| {
-                cells.value_length() == MetaHeader::BYTES as i32 && cells.null_count() == 0
-            });
-            let (Some(from), Some(until), Some(cells)) = (from, until, cells) else {
-                return Err(wrong(batch.column(0), "from, until and cell are of other types"));
+            let (Some(from), Some(until)) = (from, until) else {
+                return Err(wrong(batch.column(0), "from and until are of other types"));
             };
             let mut row = 0;
             for (end, name) in text_runs(column("column")?)? {
@@ -93,9 +86,7 @@ impl ColumnSpans {
                 })?;
                 let spans = &mut columns[place];
                 for row in row..end {
-                    let cell = MetaHeader::from_bytes(cells.value(row));
-                    let cell = cell.map_err(|error| wrong(cells, &error.to_string()))?;
-                    if !spans.push(from.value(row), until.value(row), cell) {
+                    if !spans.push(from.value(row), until.value(row), (number, row)) {
                         let reason = format!("the spans of {name:?} overlap");
                         return Err(wrong(from, &reason));
                     }
@@ -107,30 +98,40 @@ impl ColumnSpans {
     }
 
     /// The cell of each timestamp.
-    pub fn join(&self, timestamps: &Timestamps) -> JoinedColumn {
+    ///
+    /// # Errors
+    /// [`DecodeError`] if what came is no cells.
+    pub fn join(&self, timestamps: &Timestamps) -> Result<JoinedColumn, DecodeError> {
         // The numbers of steps are those of cells.
-        let slot = |place: usize| match self.cells.get(place) {
-            Some(Some(_)) => Slot::Version(place as u32),
+        let slot = |step: usize| match self.cells.get(step) {
+            Some(Some(_)) => Slot::Version(step as u32),
             _ => Slot::Absent,
         };
-        let mut joined = JoinedColumn { runs: Vec::new(), gaps: false };
+        let runs = ColumnRuns::of_cells(self.batches.to_vec())?;
+        let mut joined = JoinedColumn { runs, gaps: false };
         for run in join_steps(&self.starts, slot, timestamps).iter() {
-            let header = match run.slot {
-                Slot::Version(place) => self.cells[place as usize],
+            let cell = match run.slot {
+                Slot::Version(step) => self.cells[step as usize],
                 Slot::Absent | Slot::Unknown => {
                     joined.gaps = true;
                     None
                 }
                 Slot::Null => None,
             };
-            let cell = header.map_or(CellValue::Null, CellValue::Header);
-            match joined.runs.last_mut() {
-                Some((end, last)) if *last == cell => *end = run.end,
-                _ => joined.runs.push((run.end, cell)),
+            match cell {
+                Some((batch, row)) => joined.runs.push(run.end, batch, row),
+                None => joined.runs.push_null(run.end),
             }
         }
-        joined
+        Ok(joined)
     }
+}
+
+fn column_of<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, DecodeError> {
+    batch.column_by_name(name).ok_or_else(|| DecodeError {
+        got: "missing".to_owned(),
+        reason: format!("the view intervals has a column {name:?}"),
+    })
 }
 
 /// A batch of run-end encoded columns from runs of MetaHeaders and nulls.
@@ -139,14 +140,14 @@ impl ColumnSpans {
 /// [`EncodeError`] if these are not the columns of `schema`.
 pub fn run_end_batch(
     schema: &SchemaRef,
-    columns: &[&[(usize, CellValue)]],
+    columns: &[&ColumnRuns],
     rows: usize,
 ) -> Result<RecordBatch, EncodeError> {
     let fields = schema.fields().iter().zip(columns);
     let arrays = fields.map(|(field, runs)| {
-        let ends = Int32Array::from_iter_values(runs.iter().map(|(end, _)| *end as i32));
-        let header = |cell: &CellValue| match cell {
-            CellValue::Header(header) => Some(*header),
+        let ends = Int32Array::from_iter_values(runs.iter().map(|(end, _)| end as i32));
+        let header = |cell: CellValue<'_>| match cell {
+            CellValue::Header(header) => Some(header),
             CellValue::Null | CellValue::Payload(_) => None,
         };
         let values = header_array(runs.iter().map(|(_, cell)| header(cell)))?;
@@ -188,36 +189,48 @@ fn text_runs(column: &ArrayRef) -> Result<Vec<(usize, &str)>, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shm::MetaHeader;
 
     fn header(n: u64) -> MetaHeader {
         MetaHeader::managed(0, 4144, n, 1000 + n)
     }
 
-    fn value(n: u64) -> CellValue {
-        CellValue::Header(header(n))
+    /// No spans yet, of cells of so many sizes.
+    fn none(count: u32) -> ColumnSpans {
+        let cells = header_array((0..count).map(|n| Some(header(u64::from(n))))).unwrap();
+        ColumnSpans::none(Arc::new(vec![cells]))
+    }
+
+    fn joined(
+        spans: &ColumnSpans,
+        timestamps: &[Option<i64>],
+    ) -> (Vec<(usize, Option<u64>)>, bool) {
+        let joined = spans.join(&timestamps.iter().copied().collect()).unwrap();
+        let runs = joined.runs.iter().map(|(end, cell)| match cell {
+            CellValue::Header(header) => (end, Some(header.size)),
+            _ => (end, None),
+        });
+        (runs.collect(), joined.gaps)
     }
 
     #[test]
     fn rows_get_the_cell_of_the_span_that_they_are_in() {
-        let mut spans = ColumnSpans::none();
-        assert!(spans.push(0, 10, header(1)) && spans.push(10, 20, header(2)));
-        assert!(spans.push(30, 40, header(1)));
-        let timestamps: Timestamps =
-            [Some(0), Some(9), Some(10), None, Some(19), Some(30)].into_iter().collect();
-        let joined = spans.join(&timestamps);
-        let runs = vec![(2, value(1)), (3, value(2)), (4, CellValue::Null), (5, value(2))];
-        assert_eq!(joined.runs, [runs, vec![(6, value(1))]].concat());
-        assert!(!joined.gaps);
-        let outside = spans.join(&[Some(-1), Some(25), Some(40)].into_iter().collect());
-        assert_eq!((outside.runs, outside.gaps), (vec![(3, CellValue::Null)], true));
+        let mut spans = none(3);
+        assert!(spans.push(0, 10, (0, 1)) && spans.push(10, 20, (0, 2)));
+        assert!(spans.push(30, 40, (0, 1)));
+        let (runs, gaps) = joined(&spans, &[Some(0), Some(9), Some(10), None, Some(19), Some(30)]);
+        let expected = [(2, Some(1)), (3, Some(2)), (4, None), (5, Some(2)), (6, Some(1))];
+        assert_eq!(runs, expected);
+        assert!(!gaps);
+        let outside = joined(&spans, &[Some(-1), Some(25), Some(40)]);
+        assert_eq!(outside, (vec![(3, None)], true));
     }
 
     #[test]
     fn a_span_can_begin_with_time_itself_and_others_must_follow() {
-        let mut spans = ColumnSpans::none();
-        assert!(spans.push(i64::MIN, 0, header(1)));
-        assert!(!spans.push(-1, 5, header(2)) && !spans.push(5, 5, header(2)));
-        let joined = spans.join(&[Some(i64::MIN), Some(-1)].into_iter().collect());
-        assert_eq!(joined.runs, [(2, value(1))]);
+        let mut spans = none(3);
+        assert!(spans.push(i64::MIN, 0, (0, 1)));
+        assert!(!spans.push(-1, 5, (0, 2)) && !spans.push(5, 5, (0, 2)));
+        assert_eq!(joined(&spans, &[Some(i64::MIN), Some(-1)]).0, [(2, Some(1))]);
     }
 }

@@ -143,29 +143,39 @@ fn read(bytes: &[u8]) -> (SchemaRef, Vec<RecordBatch>) {
     (reader.schema(), reader.map(Result::unwrap).collect())
 }
 
-/// What stands in a row, whatever the form of the column.
-fn rows_of(batches: &[RecordBatch], place: usize) -> Vec<CellValue> {
+/// What stands in a cell, and is no null.
+#[derive(Debug, Clone, PartialEq)]
+enum Stands {
+    Header(MetaHeader),
+    Payload(Vec<u8>),
+}
+
+/// What stands in each row, whatever the form of the column and however it was cut into batches.
+fn rows_of(batches: &[RecordBatch], place: usize) -> Vec<Option<Stands>> {
+    let mut runs = ColumnRuns::default();
+    batches.iter().for_each(|batch| runs.extend(batch.column(place)).unwrap());
     let mut rows = Vec::new();
-    for batch in batches {
-        let mut start = 0;
-        for (end, cell) in column_runs(batch.column(place)).unwrap() {
-            rows.extend(std::iter::repeat_n(cell, end - start));
-            start = end;
-        }
+    for (end, cell) in runs.iter() {
+        let shown = match cell {
+            CellValue::Null => None,
+            CellValue::Header(header) => Some(Stands::Header(header)),
+            CellValue::Payload(bytes) => Some(Stands::Payload(bytes.to_vec())),
+        };
+        rows.resize(end, shown);
     }
+    assert_eq!(rows.len(), runs.rows());
+    let cells: Vec<CellValue<'_>> = runs.iter().map(|(_, cell)| cell).collect();
+    assert!(cells.windows(2).all(|pair| pair[0] != pair[1]), "neighbours are the same");
     rows
 }
 
-fn expected(column: &Column, rows: &[Option<u32>], kind: CellKind) -> Vec<CellValue> {
-    let value = |place: &Option<u32>| match place {
-        None => CellValue::Null,
-        Some(place) => {
-            let cell = &column.cells[*place as usize];
-            match kind {
-                CellKind::Payload => CellValue::Payload(Numbered::object(cell).1.into()),
-                _ => CellValue::Header(cell.header),
-            }
-        }
+fn expected(column: &Column, rows: &[Option<u32>], kind: CellKind) -> Vec<Option<Stands>> {
+    let value = |place: &Option<u32>| {
+        let cell = &column.cells[place.as_ref().copied()? as usize];
+        Some(match kind {
+            CellKind::Payload => Stands::Payload(Numbered::object(cell).1),
+            _ => Stands::Header(cell.header),
+        })
     };
     rows.iter().map(value).collect()
 }

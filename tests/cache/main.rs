@@ -148,7 +148,7 @@ fn resolved(answer: &Answer) -> Vec<Option<Vec<u8>>> {
     let mut rows = Vec::new();
     for batch in answer.to_batches().unwrap() {
         let mut start = 0;
-        for (end, cell) in column_runs(batch.column(0)).unwrap() {
+        for (end, cell) in column_runs(batch.column(0)).unwrap().iter() {
             let bytes = match cell {
                 CellValue::Header(header) => {
                     let pin = pins.pins().iter().find(|pin| pin.meta_header() == header);

@@ -294,11 +294,11 @@ fn readable(batch: &RecordBatch) -> Result<RecordBatch, Failure> {
             Some(runs) => {
                 let mut start = 0;
                 let cells: StringArray = runs
-                    .into_iter()
+                    .iter()
                     .flat_map(|(end, cell)| {
                         let rows = end - start;
                         start = end;
-                        std::iter::repeat_n(shown_cell(&cell), rows)
+                        std::iter::repeat_n(shown_cell(cell), rows)
                     })
                     .collect();
                 std::sync::Arc::new(cells)
@@ -311,7 +311,7 @@ fn readable(batch: &RecordBatch) -> Result<RecordBatch, Failure> {
         .map_err(|error| Failure::failed(format!("cannot print the table: {error}")))
 }
 
-fn shown_cell(cell: &CellValue) -> Option<String> {
+fn shown_cell(cell: CellValue<'_>) -> Option<String> {
     match cell {
         CellValue::Null => None,
         CellValue::Header(header) => {
