@@ -7,15 +7,29 @@
 //!
 //! M. Masmano et al., *TLSF: a new dynamic memory allocator for real-time systems*, ECRTS 2004.
 
+use std::num::NonZeroU32;
+
 /// Classes per power of two.
 const SUBCLASS_BITS: u32 = 4;
 const SUBCLASSES: u32 = 1 << SUBCLASS_BITS;
 const LEVELS: usize = (u32::BITS - SUBCLASS_BITS + 1) as usize;
 const NONE: u32 = u32::MAX;
+const TAKEN: u32 = u32::MAX - 1;
 
 /// A place that was taken; giving it back needs this, once.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Place(u32);
+pub(crate) struct Place(NonZeroU32);
+
+impl Place {
+    fn of(node: u32) -> Option<Self> {
+        // Nodes count from 0, and NONE is none of them.
+        NonZeroU32::new(node.wrapping_add(1)).map(Self)
+    }
+
+    fn node(&self) -> u32 {
+        self.0.get() - 1
+    }
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Node {
@@ -24,10 +38,16 @@ struct Node {
     /// Neighbours in the segment.
     left: u32,
     right: u32,
-    /// Neighbours in the list of a class; `next` also in the list of unused nodes.
+    /// Neighbours in the list of a class; `next` also in the list of unused nodes. `previous` of a
+    /// place that is taken is TAKEN.
     previous: u32,
     next: u32,
-    free: bool,
+}
+
+impl Node {
+    fn is_free(&self) -> bool {
+        self.previous != TAKEN
+    }
 }
 
 /// The free and taken places of one segment.
@@ -79,9 +99,8 @@ impl Allocator {
                 length,
                 left: NONE,
                 right: NONE,
-                previous: NONE,
+                previous: TAKEN,
                 next: NONE,
-                free: false,
             });
             allocator.hang(all);
         }
@@ -100,9 +119,8 @@ impl Allocator {
                 length: whole - length,
                 left: found,
                 right,
-                previous: NONE,
+                previous: TAKEN,
                 next: NONE,
-                free: false,
             });
             if right != NONE {
                 self.nodes[right as usize].left = rest;
@@ -113,22 +131,22 @@ impl Allocator {
             self.hang(rest);
         }
         self.taken += 1;
-        Some((start, Place(found)))
+        Some((start, Place::of(found)?))
     }
 
     /// Gives a place back.
     pub(crate) fn give(&mut self, place: Place) {
-        let Place(mut node) = place;
-        debug_assert!(!self.nodes[node as usize].free);
+        let mut node = place.node();
+        debug_assert!(!self.nodes[node as usize].is_free());
         self.taken -= 1;
         let left = self.nodes[node as usize].left;
-        if left != NONE && self.nodes[left as usize].free {
+        if left != NONE && self.nodes[left as usize].is_free() {
             self.unhang(left);
             self.join(left, node);
             node = left;
         }
         let right = self.nodes[node as usize].right;
-        if right != NONE && self.nodes[right as usize].free {
+        if right != NONE && self.nodes[right as usize].is_free() {
             self.unhang(right);
             self.join(node, right);
         }
@@ -210,7 +228,7 @@ impl Allocator {
         let (level, class) = class_of(self.nodes[index as usize].length);
         let first = self.lists[level][class];
         let node = &mut self.nodes[index as usize];
-        (node.free, node.previous, node.next) = (true, NONE, first);
+        (node.previous, node.next) = (NONE, first);
         if first != NONE {
             self.nodes[first as usize].previous = index;
         }
@@ -222,7 +240,7 @@ impl Allocator {
     fn unhang(&mut self, index: u32) {
         let Node { length, previous, next, .. } = self.nodes[index as usize];
         let (level, class) = class_of(length);
-        self.nodes[index as usize].free = false;
+        self.nodes[index as usize].previous = TAKEN;
         if next != NONE {
             self.nodes[next as usize].previous = previous;
         }
@@ -252,7 +270,7 @@ impl Allocator {
             .iter()
             .zip(unused)
             .filter(|(_, unused)| !unused)
-            .map(|(node, _)| (node.start, node.length, node.free))
+            .map(|(node, _)| (node.start, node.length, node.is_free()))
             .collect();
         places.sort_unstable();
         places

@@ -22,16 +22,19 @@ pub(super) fn charge(size_bytes: u64) -> u64 {
     bytes.checked_next_multiple_of(GRANULE_BYTES).unwrap_or(u64::MAX)
 }
 
-/// A place that goes back when this is dropped.
+/// A place that goes back when this is dropped. There is one for each object in memory: what tells
+/// where it lies comes first.
+#[repr(C)]
 pub(super) struct Taken {
+    /// Where it begins in the area.
+    pub(super) block: usize,
+    /// The size of the payload.
+    pub(super) size: usize,
     // Fields drop in this order: the area's file goes before the pool and with it the right to
     // the file's name.
     pub(super) area: Arc<Area>,
     pub(super) pool: Arc<Inner>,
-    /// Where it begins in the area.
-    pub(super) block: usize,
     pub(super) place: Option<Place>,
-    pub(super) needed_bytes: u64,
 }
 
 impl Taken {
@@ -51,7 +54,7 @@ impl Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
-            self.pool.give(&self.area, place, self.needed_bytes);
+            self.pool.give(&self.area, place, charge(self.size as u64));
         }
     }
 }
@@ -59,20 +62,19 @@ impl Drop for Taken {
 /// Room for a payload that nobody else sees yet. Dropped, the room is free again.
 pub struct Reservation {
     place: Taken,
-    size: usize,
     digest: Digest,
     /// So many bytes from the start are in the digest.
     digested: usize,
 }
 
 impl Reservation {
-    pub(super) fn new(place: Taken, size: usize) -> Self {
-        Self { place, size, digest: Digest::new(CrcAlgorithm::Crc32Iscsi), digested: 0 }
+    pub(super) fn new(place: Taken) -> Self {
+        Self { place, digest: Digest::new(CrcAlgorithm::Crc32Iscsi), digested: 0 }
     }
 
     /// The size of the payload.
     pub fn size_bytes(&self) -> u64 {
-        self.size as u64
+        self.place.size as u64
     }
 
     /// The payload, to be written. At first it holds whatever was there before.
@@ -90,8 +92,8 @@ impl Reservation {
             self.digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
             self.digested = 0;
         }
-        assert!(offset <= self.size, "{offset} is behind the {} bytes", self.size);
-        let length = self.size - offset;
+        assert!(offset <= self.place.size, "{offset} is behind the {} bytes", self.place.size);
+        let length = self.place.size - offset;
         // SAFETY: the place is reserved for us alone, no generation is published for it, so no
         // reader gets a slice of it; `&mut self` keeps ourselves from having two.
         unsafe { self.place.mapping().bytes_mut(self.place.payload() + offset, length) }
@@ -103,7 +105,7 @@ impl Reservation {
     /// # Panics
     /// If there are not so many.
     pub fn settle(&mut self, count: usize) {
-        assert!(count <= self.size, "{count} bytes of {}", self.size);
+        assert!(count <= self.place.size, "{count} bytes of {}", self.place.size);
         if count > self.digested {
             let (start, length) = (self.place.payload() + self.digested, count - self.digested);
             // SAFETY: as in `rest_mut`.
@@ -130,7 +132,7 @@ impl Reservation {
     /// # Panics
     /// If `bytes` are not as many as were reserved.
     pub fn fill(&mut self, bytes: &[u8]) {
-        assert_eq!(bytes.len(), self.size);
+        assert_eq!(bytes.len(), self.place.size);
         self.payload_mut();
         self.append(bytes);
     }
@@ -148,7 +150,11 @@ impl Reservation {
         /// caches, as much as one memcpy without checksum. Of 8 MiB both take as long, but who
         /// reads them then finds them in the third cache.
         const PAST_CACHES_BYTES: usize = 16 << 20;
-        assert!(bytes.len() <= self.size - self.digested, "no room for {} bytes", bytes.len());
+        assert!(
+            bytes.len() <= self.place.size - self.digested,
+            "no room for {} bytes",
+            bytes.len()
+        );
         for piece in bytes.chunks(PIECE_BYTES) {
             self.digest.update(piece);
             let (mapping, offset) = (self.place.mapping(), self.place.payload() + self.digested);
@@ -165,14 +171,14 @@ impl Reservation {
 
     /// Makes it a block that resolves, under a generation of its own.
     pub fn publish(mut self, id: ObjectId) -> Block {
-        self.settle(self.size);
-        let Self { place, size, digest, .. } = self;
+        self.settle(self.place.size);
+        let Self { place, digest, .. } = self;
         let generation = place.pool.generation();
         let chunk = place.block + size_of::<BlockHeader>();
         let crc32c = digest.finalize() as u32;
         let chunk_fields = ChunkHeader::field_bytes();
         let parts: [(usize, &[u8]); 7] = [
-            (place.block + offset_of!(BlockHeader, size), &(size as u64).to_le_bytes()),
+            (place.block + offset_of!(BlockHeader, size), &(place.size as u64).to_le_bytes()),
             (place.block + offset_of!(BlockHeader, object_id), id.as_bytes()),
             (place.block + offset_of!(BlockHeader, crc32c), &crc32c.to_le_bytes()),
             (place.block + offset_of!(BlockHeader, flags), &[0; 4]),
@@ -185,30 +191,30 @@ impl Reservation {
             unsafe { place.mapping().write(offset, bytes) };
         }
         sync::publish(place.generation(), generation);
-        Block { place, size, generation, id, crc32c }
+        Block { generation, place }
     }
 }
 
 impl fmt::Debug for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Reservation({} bytes in {})", self.size, self.place.area.id)
+        write!(f, "Reservation({} bytes in {})", self.place.size, self.place.area.id)
     }
 }
 
 /// An object in shared memory that resolves. Dropped, it does not any more, and its place is free.
+///
+/// What stands in its header, which nobody else can write, is read there.
+#[repr(C)]
 pub struct Block {
-    place: Taken,
-    size: usize,
     generation: u64,
-    id: ObjectId,
-    crc32c: u32,
+    place: Taken,
 }
 
 impl Block {
     /// What consumers resolve.
     pub fn meta_header(&self) -> MetaHeader {
         let Area { kind, id, .. } = *self.place.area;
-        let (size, generation) = (self.size as u64, self.generation);
+        let (size, generation) = (self.place.size as u64, self.generation);
         match kind {
             Kind::Segment => {
                 let chunk = self.place.block + size_of::<BlockHeader>();
@@ -224,17 +230,26 @@ impl Block {
     pub fn payload(&self) -> &[u8] {
         // SAFETY: a published block is not written again before it is given up, which is when
         // `self` is dropped.
-        unsafe { self.place.mapping().bytes(self.place.payload(), self.size) }
+        unsafe { self.place.mapping().bytes(self.place.payload(), self.place.size) }
     }
 
     /// Which object it is.
     pub fn id(&self) -> ObjectId {
-        self.id
+        let id = self.header_bytes(offset_of!(BlockHeader, object_id), size_of::<ObjectId>());
+        ObjectId::from_bytes(id.try_into().unwrap_or_default())
+    }
+
+    /// Bytes of its header.
+    fn header_bytes(&self, offset: usize, length: usize) -> &[u8] {
+        debug_assert!(offset + length <= size_of::<BlockHeader>());
+        // SAFETY: a header stands before each payload; that of a published block is not written
+        // before the block is given up, but for its generation, which is not asked for here.
+        unsafe { self.place.mapping().bytes(self.place.block + offset, length) }
     }
 
     /// The size of the payload.
     pub fn size_bytes(&self) -> u64 {
-        self.size as u64
+        self.place.size as u64
     }
 
     /// Unique among all blocks of this and earlier instances.
@@ -244,14 +259,14 @@ impl Block {
 
     /// What it takes of the memory.
     pub fn charged_bytes(&self) -> u64 {
-        self.place.needed_bytes
+        charge(self.place.size as u64)
     }
 
     /// Whether header and payload are as they were published. Reads all of the payload.
     pub fn is_intact(&self) -> bool {
         let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
         digest.update(self.payload());
-        self.has_its_header() && digest.finalize() as u32 == self.crc32c
+        self.has_its_header() && digest.finalize() as u32 == self.crc32c()
     }
 
     /// Whether the header is as it was published.
@@ -259,13 +274,13 @@ impl Block {
         let size = self.place.block + offset_of!(BlockHeader, size);
         let size = self.place.mapping().atomic_u64(size);
         sync::seen(self.place.generation()) == self.generation
-            && size.load(Ordering::Relaxed) == self.size as u64
+            && size.load(Ordering::Relaxed) == self.place.size as u64
     }
 
     /// The CRC-32C of the payload.
-    #[cfg(feature = "cache")]
     pub(crate) fn crc32c(&self) -> u32 {
-        self.crc32c
+        let sum = self.header_bytes(offset_of!(BlockHeader, crc32c), size_of::<u32>());
+        u32::from_le_bytes(sum.try_into().unwrap_or_default())
     }
 
     /// Where it lies.
@@ -288,7 +303,7 @@ impl Drop for Block {
 
 impl fmt::Debug for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Block({}: {:?})", self.id, self.meta_header())
+        write!(f, "Block({}: {:?})", self.id(), self.meta_header())
     }
 }
 

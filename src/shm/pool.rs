@@ -340,8 +340,8 @@ impl Pool {
         };
         self.0.used_bytes.fetch_add(needed_bytes, Ordering::Relaxed);
         let pool = Arc::clone(&self.0);
-        let taken = Taken { area, pool, block, place: Some(place), needed_bytes };
-        Ok(Reservation::new(taken, size_bytes as usize))
+        let size = size_bytes as usize;
+        Ok(Reservation::new(Taken { block, size, area, pool, place: Some(place) }))
     }
 
     /// Makes a segment in which `granules` have room, if the memory allows it, and takes them.
