@@ -73,7 +73,7 @@ impl Cache {
         let spans = self.spans(columns, prefetch.range);
         let what = "the source to say which versions hold";
         let spans = super::answer::by_deadline(what, deadline, spans).await?;
-        let got = self.0.loader.pin_all(spans.versions(), deadline).await?;
+        let got = self.0.loader.pin_all(&**spans.versions(), deadline).await?;
         Ok(got.len() as u64)
     }
 

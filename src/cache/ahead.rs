@@ -135,7 +135,12 @@ impl Cache {
             let needed_bytes = Pool::charge(version.size_bytes.unwrap_or(pool.total_bytes() / 8));
             if needed_bytes <= free_bytes {
                 // The pins go at once: it stays as long as nobody needs the room.
-                drop(self.0.loader.pin_all(&[version], Instant::now() + LIMIT).await?);
+                drop(
+                    self.0
+                        .loader
+                        .pin_all(std::slice::from_ref(&version), Instant::now() + LIMIT)
+                        .await?,
+                );
             }
             Ok::<(), super::CacheError>(())
         };

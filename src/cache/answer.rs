@@ -15,10 +15,11 @@ use super::error::{CacheError, MissingColumn};
 use super::form::{Common, Form, Key};
 use super::hand::InHand;
 use super::lease::{Holder, LeaseId, Owner, Terms};
-use super::plan::{Assembled, Handed, Plan, Spans, Versions};
+use super::plan::{Assembled, Handed, Plan, Spans};
 use super::record::record;
 use super::resident::PinSet;
 use super::timeframe::{Load, Registration, Timeframe};
+use super::versions::{Linked, VersionSet};
 use crate::clock::Moment;
 use crate::index::{Timeline, Timestamps};
 use crate::interval::ValidityInterval;
@@ -213,7 +214,7 @@ impl Subject {
 /// A table that is pinned, before anybody has it in hand.
 struct Found {
     shown: Shown,
-    versions: Versions,
+    versions: Arc<VersionSet>,
     pins: Arc<PinSet>,
     /// The timeframe's own table.
     kept: Option<Arc<Assembled>>,
@@ -387,7 +388,7 @@ impl Cache {
                     spans.check_length(*range, gap)?;
                 }
                 let versions = Arc::clone(spans.versions());
-                let got = self.0.loader.pin_all(&versions, deadline).await?;
+                let got = self.0.loader.pin_all(&*versions, deadline).await?;
                 let (columns, pins) = spans.assemble(got);
                 Found { shown: Shown::Intervals(Arc::new(columns)), versions, pins, kept: None }
             }
@@ -442,7 +443,7 @@ impl Cache {
             self.look_ahead(&plan);
         }
         self.check_missing(&plan, request)?;
-        let got = self.0.loader.pin_all(plan.versions(), deadline).await?;
+        let got = self.0.loader.pin_all(&**plan.versions(), deadline).await?;
         Ok(Found::rows_of(&plan, &plan.assemble(got)))
     }
 
@@ -570,7 +571,7 @@ impl Cache {
         let known = self.known_at(request, columns, timestamps, Some(timeframe), deadline).await?;
         let plan = Plan::new(Arc::clone(timestamps), known);
         self.check_missing(&plan, request)?;
-        let got = self.0.loader.pin_all(plan.versions(), deadline).await?;
+        let got = self.0.loader.pin_all(&**plan.versions(), deadline).await?;
         Ok(Found::rows_of(&plan, &plan.assemble(got)))
     }
 
@@ -610,7 +611,7 @@ impl Cache {
         deadline: Instant,
     ) -> Result<(), CacheError> {
         let plan = &timeframe.registration.plan;
-        let got = self.0.loader.pin_all(plan.versions(), deadline).await?;
+        let got = self.0.loader.pin_all(&**plan.versions(), deadline).await?;
         timeframe.set_ready(Arc::new(plan.assemble(got)));
         Ok(())
     }
@@ -728,5 +729,5 @@ fn locked(lock: &[LockEntry], column: &ColumnRequest) -> Result<Known, CacheErro
         }
     }
     let timeline = Timeline::unknown().learn(ValidityInterval::ALL, &versions, Moment::default());
-    Ok(Known { timeline: Arc::new(timeline), stale: false, pace: None })
+    Ok(Known { timeline: Arc::new(Linked::new(timeline)), stale: false, pace: None })
 }

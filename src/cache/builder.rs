@@ -28,6 +28,8 @@ use crate::telemetry::Counters;
 const LEASE_LIMIT: Duration = Duration::from_secs(60);
 /// How many timeframes can be in flight, unless it is set otherwise.
 const MAX_TIMEFRAMES: usize = 4_096;
+/// So often it is looked whether many links lead nowhere any more.
+const SWEEP_PAUSE: Duration = Duration::from_secs(5);
 
 /// Describes a cache; [`build`](Self::build) makes it.
 #[derive(Debug)]
@@ -226,6 +228,15 @@ impl CacheBuilder {
             tasks.spawn(keep_noted(kept, Arc::clone(&catalog), Arc::clone(&residency)));
         }
         tasks.spawn(Arc::clone(&catalog).keep_fresh());
+        tasks.spawn({
+            let (catalog, residency) = (Arc::clone(&catalog), Arc::clone(&residency));
+            async move {
+                loop {
+                    tokio::time::sleep(SWEEP_PAUSE).await;
+                    residency.sweep(|| catalog.sweep());
+                }
+            }
+        });
         tasks.spawn({
             let (leases, slow) = (Arc::clone(&leases), Arc::clone(&slow));
             let shortest = slow

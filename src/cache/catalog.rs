@@ -23,6 +23,7 @@ use super::ahead::Pace;
 use super::error::CacheError;
 use super::flight::{Flights, Lost};
 use super::keep::{Noted, NotedSeries};
+use super::versions::Linked;
 use crate::clock::{Clock, Moment};
 use crate::error::Coded as _;
 use crate::index::{State, Step, Timeline, Timestamps, open_times};
@@ -60,14 +61,18 @@ pub(crate) struct Catalog {
 
 #[derive(Debug)]
 struct Series {
-    timeline: ArcSwap<Timeline>,
+    timeline: ArcSwap<Linked>,
     used: AtomicU64,
     pace: Arc<Pace>,
 }
 
 impl Series {
-    fn known(&self, timeline: Arc<Timeline>, stale: bool) -> Known {
+    fn known(&self, timeline: Arc<Linked>, stale: bool) -> Known {
         Known { timeline, stale, pace: Some(Arc::clone(&self.pace)) }
+    }
+
+    fn learn(&self, span: ValidityInterval, versions: &[Arc<ObjectInfo>], learned: Moment) {
+        self.timeline.rcu(|known| known.followed_by(known.learn(span, versions, learned)));
     }
 
     fn used(&self) -> Moment {
@@ -87,7 +92,7 @@ enum Learned {
 /// A timeline on which all that was asked for is known.
 #[derive(Debug, Clone)]
 pub(crate) struct Known {
-    pub(crate) timeline: Arc<Timeline>,
+    pub(crate) timeline: Arc<Linked>,
     /// The source could not confirm it in time.
     pub(crate) stale: bool,
     /// How requests of this query move in time; none where the versions are given.
@@ -144,7 +149,7 @@ impl Catalog {
             match all.entry(query.clone()) {
                 Entry::Occupied(entry) => Arc::clone(entry.get()),
                 Entry::Vacant(entry) => Arc::clone(entry.insert(Arc::new(Series {
-                    timeline: ArcSwap::from_pointee(Timeline::unknown()),
+                    timeline: ArcSwap::from_pointee(Linked::new(Timeline::unknown())),
                     used: AtomicU64::new(millis),
                     pace: Arc::default(),
                 }))),
@@ -322,11 +327,11 @@ impl Catalog {
             let unknown = series.timeline.load().at(at).state == State::Unknown;
             if unknown {
                 let long_ago = Moment::default();
-                series.timeline.rcu(|timeline| timeline.learn(span, &versions, long_ago));
+                series.learn(span, &versions, long_ago);
             }
             return Ok(Learned::Earlier);
         }
-        series.timeline.rcu(|timeline| timeline.learn(span, &versions, asked));
+        series.learn(span, &versions, asked);
         Ok(Learned::Now)
     }
 
@@ -390,6 +395,15 @@ impl Catalog {
         found.map_err(|error| CacheError::Paths { prefix: prefix.to_owned(), error })
     }
 
+    /// Lets go of what objects that have gone left here.
+    pub(super) fn sweep(&self) {
+        let all: Vec<Arc<Series>> = {
+            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            series.values().map(Arc::clone).collect()
+        };
+        all.iter().for_each(|series| series.timeline.load().sweep());
+    }
+
     /// The version `id`, if it decides anywhere on a timeline that is known.
     pub(crate) fn version(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
         let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
@@ -398,7 +412,7 @@ impl Catalog {
 
     /// The queries that were asked last, at most `limit`, with what is known for them; and how many
     /// there are in all.
-    pub(crate) fn asked_last(&self, limit: usize) -> (Vec<(Query, Arc<Timeline>)>, usize) {
+    pub(crate) fn asked_last(&self, limit: usize) -> (Vec<(Query, Arc<Linked>)>, usize) {
         let all = self.series.read().unwrap_or_else(PoisonError::into_inner);
         let mut asked: Vec<_> = all.iter().collect();
         if asked.len() > limit {
@@ -412,7 +426,7 @@ impl Catalog {
 
     /// What is known, as far as `resident` says that the object of a version is there.
     pub(super) fn noted(&self, resident: impl Fn(ObjectId) -> bool) -> Noted {
-        let all: Vec<(Query, Arc<Timeline>)> = {
+        let all: Vec<(Query, Arc<Linked>)> = {
             let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
             series.iter().map(|(query, one)| (query.clone(), one.timeline.load_full())).collect()
         };
@@ -453,7 +467,7 @@ impl Catalog {
         for NotedSeries { path, metadata, not_before, not_after, pieces } in noted.series {
             let query = Query { path, metadata, limits: CreationLimits { not_before, not_after } };
             let series = self.series(&query, self.clock.now());
-            let mut timeline = Timeline::clone(&series.timeline.load());
+            let mut timeline = Timeline::clone(&**series.timeline.load());
             for (from, until, place) in pieces {
                 let version = versions.get(place).and_then(Option::as_ref);
                 let span = ValidityInterval::new(from, until);
@@ -462,7 +476,7 @@ impl Catalog {
                         timeline.learn(span, std::slice::from_ref(version), Moment::default());
                 }
             }
-            series.timeline.store(Arc::new(timeline));
+            series.timeline.store(Arc::new(Linked::new(timeline)));
         }
     }
 

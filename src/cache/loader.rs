@@ -29,6 +29,7 @@ use super::keep::{Refusal, Relic, Relics};
 use super::places::{Claim, Place, Places, Room};
 use super::residency::Residency;
 use super::resident::{Pin, PinSet};
+use super::versions::{Found, Wanted};
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::{MetaHeader, Pool, PoolError, Reservation};
 use crate::source::{Body, BodyError, Source, SourceError};
@@ -95,11 +96,8 @@ pub(crate) struct Got {
 }
 
 impl Got {
-    /// # Errors
-    /// [`CacheError::TwoContents`] if `pin` is not of this version.
-    fn new(version: &ObjectInfo, pin: Pin, how: CacheState) -> Result<Self, CacheError> {
-        same_content(version, &pin)?;
-        Ok(Self { header: pin.meta_header(), pin, how })
+    fn new(pin: Pin, how: CacheState) -> Self {
+        Self { header: pin.meta_header(), pin, how }
     }
 }
 
@@ -131,10 +129,7 @@ impl Loader {
     ///
     /// # Errors
     /// [`CacheError::Pool`] if the system gives no memory.
-    pub(crate) async fn claim(
-        &self,
-        versions: &[Arc<ObjectInfo>],
-    ) -> Result<Option<Claim>, CacheError> {
+    pub(crate) async fn claim(&self, versions: &impl Wanted) -> Result<Option<Claim>, CacheError> {
         let _under_way = Counted::new(&self.under_way);
         if let Ok(claim) = self.places.claim(versions) {
             return Ok(Some(claim));
@@ -152,7 +147,7 @@ impl Loader {
         self.take_places(versions).await
     }
 
-    async fn take_places(&self, versions: &[Arc<ObjectInfo>]) -> Result<Option<Claim>, CacheError> {
+    async fn take_places(&self, versions: &impl Wanted) -> Result<Option<Claim>, CacheError> {
         let lacking = match self.places.claim(versions) {
             Ok(claim) => return Ok(Some(claim)),
             Err(lacking) => lacking,
@@ -170,7 +165,7 @@ impl Loader {
     /// `deadline` there was no room; what the source answered.
     pub(crate) async fn pin_all(
         &self,
-        versions: &[Arc<ObjectInfo>],
+        versions: &(impl Wanted + ?Sized),
         deadline: Instant,
     ) -> Result<Vec<Got>, CacheError> {
         let _under_way = Counted::new(&self.under_way);
@@ -186,7 +181,7 @@ impl Loader {
         // Where others wait for memory, only what needs none may pass them: else what is let go for
         // the first of them would be taken by whoever comes along.
         let alone = self.waiting.load(Ordering::Acquire) == 0;
-        let secured = absent.iter().all(|&place| self.places.find(versions[place].id).is_some());
+        let secured = absent.iter().all(|&place| self.places.find(versions.id(place)).is_some());
         if alone || secured {
             let first_try = self.load_all(versions, absent, &mut got);
             let Ok(tried) = tokio::time::timeout_at(deadline, first_try).await else {
@@ -243,8 +238,11 @@ impl Loader {
     /// # Errors
     /// [`CacheError::NeverFits`] if these can never be in memory together, as far as their sizes
     /// are known.
-    pub(crate) fn check_known_sizes(&self, versions: &[Arc<ObjectInfo>]) -> Result<(), CacheError> {
-        let known = || versions.iter().filter_map(|version| version.size_bytes);
+    pub(crate) fn check_known_sizes(
+        &self,
+        versions: &(impl Wanted + ?Sized),
+    ) -> Result<(), CacheError> {
+        let known = || (0..versions.len()).filter_map(|place| versions.info(place).size_bytes);
         let needed_bytes = known().map(Pool::charge).fold(0, u64::saturating_add);
         self.check_fits(needed_bytes, versions.len())?;
         let pool = self.residency.pool();
@@ -271,31 +269,34 @@ impl Loader {
     /// Pins what is resident of what is not in `got` yet. Gives the places of what is not.
     fn pin_resident(
         &self,
-        versions: &[Arc<ObjectInfo>],
+        versions: &(impl Wanted + ?Sized),
         got: &mut [Option<Got>],
     ) -> Result<Vec<usize>, CacheError> {
-        let mut absent = Vec::new();
-        let (mut hits, tick) = (0, self.residency.tick());
-        for (place, version) in versions.iter().enumerate() {
-            if got[place].is_some() {
-                continue;
-            }
-            match self.residency.pin_at(version.id, tick) {
-                Some(pin) => {
-                    hits += 1;
-                    got[place] = Some(Got::new(version, pin, CacheState::Hit)?);
+        let (mut absent, mut other) = (Vec::new(), None);
+        let open: Vec<usize> = (0..got.len()).filter(|&place| got[place].is_none()).collect();
+        let wanted = open.len();
+        versions.pin_each(&self.residency, open.into_iter(), |place, found| {
+            let pin = match found {
+                Found::Linked(pin) => pin,
+                Found::ById(pin) => {
+                    other = other.or((!pin.is_of(versions.info(place))).then_some(place));
+                    pin
                 }
-                None => absent.push(place),
-            }
+                Found::Nothing => return absent.push(place),
+            };
+            got[place] = Some(Got::new(pin, CacheState::Hit));
+        });
+        self.counters.hits.add((wanted - absent.len()) as u64);
+        match other.and_then(|place| Some((versions.info(place), got[place].as_ref()?))) {
+            Some((version, got)) => Err(two_contents(version, &got.pin)),
+            None => Ok(absent),
         }
-        self.counters.hits.add(hits);
-        Ok(absent)
     }
 
     /// Pins what is not in `got` yet. `Some(bytes)`: an object of that size found no room.
     async fn try_pin_all(
         &self,
-        versions: &[Arc<ObjectInfo>],
+        versions: &(impl Wanted + ?Sized),
         got: &mut [Option<Got>],
     ) -> Result<Option<u64>, CacheError> {
         let absent = self.pin_resident(versions, got)?;
@@ -305,19 +306,20 @@ impl Loader {
     /// Loads what is `absent`. `Some(bytes)`: an object of that size found no room.
     async fn load_all(
         &self,
-        versions: &[Arc<ObjectInfo>],
+        versions: &(impl Wanted + ?Sized),
         absent: Vec<usize>,
         got: &mut [Option<Got>],
     ) -> Result<Option<u64>, CacheError> {
         let loads = absent.into_iter().map(async |place| {
-            let (version, loaded) = self.load(Arc::clone(&versions[place])).await;
+            let (version, loaded) = self.load(Arc::clone(versions.info(place))).await;
             (place, version, loaded)
         });
         let mut loads = futures::stream::iter(loads).buffer_unordered(PARALLEL_LOADS);
         let mut no_room = None;
         while let Some((place, version, loaded)) = loads.next().await {
             match loaded {
-                Ok(pin) => got[place] = Some(Got::new(&version, pin, CacheState::Loaded)?),
+                Ok(pin) if !pin.is_of(&version) => return Err(two_contents(&version, &pin)),
+                Ok(pin) => got[place] = Some(Got::new(pin, CacheState::Loaded)),
                 Err(LoadFailure::NoRoom { needed_bytes }) => {
                     no_room = no_room.max(Some(needed_bytes));
                 }
@@ -354,19 +356,10 @@ impl Loader {
     }
 }
 
-/// One id is one content; where both sides say what it is, they must agree.
-fn same_content(version: &ObjectInfo, pin: &Pin) -> Result<(), CacheError> {
-    let resident = pin.resident();
-    let other_md5 = matches!((version.md5, resident.md5()), (Some(a), Some(b)) if a != b);
-    let other_size = version.size_bytes.is_some_and(|bytes| bytes != resident.block().size_bytes());
-    if other_md5 || other_size {
-        return Err(CacheError::TwoContents {
-            id: version.id,
-            path: version.path.clone(),
-            other: resident.path().clone(),
-        });
-    }
-    Ok(())
+/// One id is one content, and here are two.
+fn two_contents(version: &ObjectInfo, pin: &Pin) -> CacheError {
+    let (path, other) = (version.path.clone(), pin.resident().path().clone());
+    CacheError::TwoContents { id: version.id, path, other }
 }
 
 impl LoadFailure {

@@ -131,6 +131,7 @@ mod ahead;
 mod answer;
 mod attach;
 mod builder;
+mod candidates;
 mod catalog;
 mod check;
 mod error;
@@ -151,8 +152,11 @@ mod record;
 mod register;
 mod residency;
 mod resident;
+#[cfg(test)]
+mod samples;
 mod slow;
 mod timeframe;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -262,8 +262,8 @@ impl Cache {
         patience: Duration,
     ) -> Result<Held, CacheError> {
         self.check_open()?;
-        let versions = [Arc::clone(version)];
-        let got = self.0.loader.pin_all(&versions, Instant::now() + patience).await?;
+        let versions = std::slice::from_ref(version);
+        let got = self.0.loader.pin_all(versions, Instant::now() + patience).await?;
         let pins = got.into_iter().map(|got| got.pin).collect();
         Ok(Held { pins: self.0.hands.take(Arc::new(PinSet::new(pins))) })
     }

@@ -23,7 +23,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::residency::Residency;
 use super::resident::{Pin, PinSet};
-use crate::object::{ObjectId, ObjectInfo};
+use super::versions::{Found, Wanted};
+use crate::object::ObjectId;
 use crate::shm::{Pool, PoolError, Reservation};
 
 /// Rooms that are kept, by what they are for.
@@ -95,22 +96,21 @@ impl Places {
 
     /// Claims what is there: pins what is resident, shares the places of others. The rest takes
     /// memory.
-    pub(crate) fn claim(&self, versions: &[Arc<ObjectInfo>]) -> Result<Claim, Lacking> {
-        let tick = self.residency.tick();
+    pub(crate) fn claim(&self, versions: &impl Wanted) -> Result<Claim, Lacking> {
         let mut pins = Vec::with_capacity(versions.len());
         let mut objects = Vec::new();
         let (mut places, mut open) = (Vec::new(), false);
-        for version in versions {
-            if let Some(pin) = self.residency.pin_at(version.id, tick) {
-                pins.push(pin);
-            } else if let Some(place) = self.find(version.id) {
-                places.push(place);
-            } else if let Some(size_bytes) = version.size_bytes {
-                objects.push((version.id, size_bytes));
-            } else {
-                open = true;
+        versions.pin_each(&self.residency, 0..versions.len(), |number, found| {
+            let id = versions.id(number);
+            match found {
+                Found::Linked(pin) | Found::ById(pin) => pins.push(pin),
+                Found::Nothing => match (self.find(id), versions.info(number).size_bytes) {
+                    (Some(place), _) => places.push(place),
+                    (None, Some(size_bytes)) => objects.push((id, size_bytes)),
+                    (None, None) => open = true,
+                },
             }
-        }
+        });
         let claim = Claim { pins: Arc::new(PinSet::new(pins)), places, open };
         match objects.is_empty() {
             true => Ok(claim.kept()),

@@ -9,11 +9,10 @@
 //!                               pin_all ──▶ Assembled: the same with MetaHeaders, and the pins
 //! ```
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::hash::BuildHasher as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use foldhash::fast::RandomState;
+use foldhash::quality::RandomState;
 
 use super::catalog::Known;
 use super::error::{CacheError, MissingColumn};
@@ -21,6 +20,7 @@ use super::form::Form;
 use super::hand::InHand;
 use super::loader::Got;
 use super::resident::PinSet;
+use super::versions::{Linked, VersionSet, Wanted as _};
 use crate::index::{Slot, State, Timestamps, join};
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, ObjectInfo};
@@ -30,60 +30,90 @@ use crate::table::{
     EncodeError, Encoding, IntervalColumn, IntervalRow, Objects, Shown, View,
 };
 
-/// What belongs to a table of so many objects is taken apart by somebody else than who lets go of it.
-const MANY_OBJECTS: usize = 256;
 /// Encoded batches that are larger than this are made anew each time.
 const MAX_ENCODED_BYTES: usize = 1 << 20;
 
 /// The versions that a table needs, each id once.
 #[derive(Debug, Default)]
 struct Distinct {
-    versions: Vec<Arc<ObjectInfo>>,
-    places: HashMap<ObjectId, u32, RandomState>,
+    timelines: Vec<Arc<Linked>>,
+    /// By version: which timeline, and its index there.
+    places: Vec<(u32, u32)>,
+    /// The numbers of versions plus 1, where their ids are looked for first, or behind that; 0: no
+    /// more. A power of two, and never full.
+    slots: Vec<u32>,
+    hasher: RandomState,
     /// By version: the column that used it last, counted from 1, and its cell there.
     cells: Vec<(u32, u32)>,
 }
 
 impl Distinct {
-    /// So many more may come.
-    fn expect(&mut self, versions: usize) {
-        self.versions.reserve(versions);
+    /// The versions of one more column come, so many at most.
+    fn column(&mut self, timeline: &Arc<Linked>, versions: usize) {
+        self.timelines.push(Arc::clone(timeline));
         self.places.reserve(versions);
         self.cells.reserve(versions);
-    }
-
-    fn place(&mut self, version: &Arc<ObjectInfo>) -> u32 {
-        match self.places.entry(version.id) {
-            Entry::Occupied(entry) => *entry.get(),
-            Entry::Vacant(entry) => {
-                let place = u32::try_from(self.versions.len()).unwrap_or(u32::MAX);
-                self.versions.push(Arc::clone(version));
-                self.cells.push((0, 0));
-                *entry.insert(place)
+        let most = self.places.len() + versions;
+        if self.slots.len() < most * 2 {
+            self.slots = vec![0; (most * 2).next_power_of_two()];
+            for number in 0..self.places.len() {
+                let slot = self.slot(self.id(number));
+                self.slots[slot] = number as u32 + 1;
             }
         }
     }
 
-    /// The cell of `version` in the column `number`, whose cells so far are `places`.
-    fn cell(&mut self, version: &Arc<ObjectInfo>, number: u32, places: &mut Vec<u32>) -> u32 {
-        let place = self.place(version);
-        let cell = &mut self.cells[place as usize];
-        if cell.0 != number {
-            *cell = (number, u32::try_from(places.len()).unwrap_or(u32::MAX));
-            places.push(place);
+    fn id(&self, number: usize) -> ObjectId {
+        let (timeline, index) = self.places[number];
+        self.timelines[timeline as usize].id(index)
+    }
+
+    /// Where the number of `id` stands, or belongs.
+    fn slot(&self, id: ObjectId) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut slot = self.hasher.hash_one(u128::from_ne_bytes(*id.as_bytes())) as usize & mask;
+        loop {
+            match self.slots[slot] {
+                0 => return slot,
+                number if self.id(number as usize - 1) == id => return slot,
+                _ => slot = (slot + 1) & mask,
+            }
+        }
+    }
+
+    /// The number of a version of the column that came last.
+    fn number(&mut self, index: u32) -> u32 {
+        let timeline = self.timelines.len() - 1;
+        let slot = self.slot(self.timelines[timeline].id(index));
+        if self.slots[slot] == 0 {
+            self.places.push((timeline as u32, index));
+            self.cells.push((0, 0));
+            self.slots[slot] = self.places.len() as u32;
+        }
+        self.slots[slot] - 1
+    }
+
+    /// The cell of a version in the column that came last, whose cells so far are `numbers`.
+    fn cell(&mut self, index: u32, numbers: &mut Vec<u32>) -> u32 {
+        let (column, number) = (self.timelines.len() as u32, self.number(index));
+        let cell = &mut self.cells[number as usize];
+        if cell.0 != column {
+            *cell = (column, numbers.len() as u32);
+            numbers.push(number);
         }
         cell.1
     }
-}
 
-/// Versions, each id once; cells name them by number.
-pub(crate) type Versions = Arc<Vec<Arc<ObjectInfo>>>;
+    fn into_versions(self) -> Arc<VersionSet> {
+        Arc::new(VersionSet::new(self.timelines, self.places))
+    }
+}
 
 /// Which version serves which rows, for each column.
 #[derive(Debug)]
 pub(crate) struct Plan {
     timestamps: Arc<Timestamps>,
-    versions: Versions,
+    versions: Arc<VersionSet>,
     columns: Vec<PlannedColumn>,
     missing: Vec<MissingColumn>,
 }
@@ -101,26 +131,18 @@ impl Plan {
     pub(crate) fn new(timestamps: Arc<Timestamps>, known: Vec<(ColumnRequest, Known)>) -> Self {
         let mut missing = Vec::new();
         let mut distinct = Distinct::default();
-        let joined: Vec<_> =
-            known.iter().map(|(_, known)| join(&known.timeline, &timestamps)).collect();
-        let most = joined.iter().zip(&known);
-        let most = most.map(|(joined, (_, known))| joined.len().min(known.timeline.versions()));
-        distinct.expect(most.sum());
         let columns = known
             .into_iter()
-            .zip(joined)
-            .zip(1..)
-            .map(|(((request, known), joined), number)| {
-                let mut places = Vec::new();
-                let mut runs: Vec<CellRun> = Vec::new();
+            .map(|(request, known)| {
+                let joined = join(&known.timeline, &timestamps);
+                let most = joined.len().min(known.timeline.versions());
+                distinct.column(&known.timeline, most);
+                let mut places = Vec::with_capacity(most);
+                let mut runs: Vec<CellRun> = Vec::with_capacity(joined.len());
                 let mut gap: Option<MissingColumn> = None;
-                runs.reserve(joined.len());
                 for run in joined.iter() {
                     let cell = match run.slot {
-                        Slot::Version(index) => {
-                            let version = known.timeline.version(index);
-                            Some(distinct.cell(version, number, &mut places))
-                        }
+                        Slot::Version(index) => Some(distinct.cell(index, &mut places)),
                         Slot::Null => None,
                         Slot::Absent | Slot::Unknown => {
                             widen(&mut gap, &request, &timestamps, run.start, run.end);
@@ -137,7 +159,7 @@ impl Plan {
                 PlannedColumn { request, places, runs: Arc::new(runs), known }
             })
             .collect();
-        Self { timestamps, versions: Arc::new(distinct.versions), columns, missing }
+        Self { timestamps, versions: distinct.into_versions(), columns, missing }
     }
 
     pub(crate) fn timestamps(&self) -> &Arc<Timestamps> {
@@ -167,7 +189,7 @@ impl Plan {
     }
 
     /// Every version that it needs, each id once.
-    pub(crate) fn versions(&self) -> &Versions {
+    pub(crate) fn versions(&self) -> &Arc<VersionSet> {
         &self.versions
     }
 
@@ -184,21 +206,6 @@ impl Plan {
             })
             .collect();
         Assembled { columns: Arc::new(columns), pins: pins(got), encoded: Mutex::default() }
-    }
-}
-
-impl Drop for Plan {
-    fn drop(&mut self) {
-        if self.versions.len() >= MANY_OBJECTS {
-            later((std::mem::take(&mut self.versions), std::mem::take(&mut self.columns)));
-        }
-    }
-}
-
-/// Takes apart what nobody needs any more, and nobody waits for that.
-fn later(rest: impl Send + 'static) {
-    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        drop(runtime.spawn_blocking(move || drop(rest)));
     }
 }
 
@@ -299,16 +306,6 @@ impl Assembled {
         Ok(Some(batches))
     }
 
-    /// Lets go of the objects, if nobody else has them.
-    pub(crate) fn let_go(assembled: Arc<Self>) {
-        let Some(Self { columns, pins, encoded }) = Arc::into_inner(assembled) else { return };
-        let many = pins.pins().len() >= MANY_OBJECTS;
-        drop(pins);
-        if many {
-            later((columns, encoded));
-        }
-    }
-
     /// The bytes of memory that its objects take.
     pub(crate) fn charged_bytes(&self) -> u64 {
         self.pins.pins().iter().map(super::resident::Pin::charged_bytes).sum()
@@ -318,13 +315,13 @@ impl Assembled {
 /// What the cells of a table name, in somebody's hands.
 #[derive(Debug)]
 pub(crate) struct Handed {
-    pub(crate) versions: Versions,
+    pub(crate) versions: Arc<VersionSet>,
     pub(crate) pins: Arc<InHand>,
 }
 
 impl Objects for Handed {
     fn version(&self, number: u32) -> &ObjectInfo {
-        &self.versions[number as usize]
+        self.versions.info(number as usize)
     }
 
     fn bytes(&self, number: u32) -> &[u8] {
@@ -335,7 +332,7 @@ impl Objects for Handed {
 /// Which version is effective when, for each column, all over a range.
 #[derive(Debug)]
 pub(crate) struct Spans {
-    versions: Versions,
+    versions: Arc<VersionSet>,
     columns: Vec<PlannedSpans>,
 }
 
@@ -353,24 +350,22 @@ impl Spans {
         let mut distinct = Distinct::default();
         let columns = known
             .into_iter()
-            .zip(1..)
-            .map(|((request, known), number)| {
-                // As many as the column before had.
-                let before = distinct.versions.len() / (number - 1).max(1) as usize;
-                distinct.expect(before);
-                let mut places = Vec::with_capacity(before);
-                let mut rows = Vec::with_capacity(before);
-                for span in known.timeline.spans(range) {
+            .map(|(request, known)| {
+                let spans = known.timeline.spans(range);
+                let most = spans.len().min(known.timeline.versions());
+                distinct.column(&known.timeline, most);
+                let mut places = Vec::with_capacity(most);
+                let mut rows = Vec::with_capacity(spans.len());
+                for span in spans {
                     if let State::Version(index) = span.state {
-                        let version = known.timeline.version(index);
-                        let cell = distinct.cell(version, number, &mut places);
+                        let cell = distinct.cell(index, &mut places);
                         rows.push(IntervalRow { interval: span.interval, cell });
                     }
                 }
                 PlannedSpans { request, places, rows, stale: known.stale }
             })
             .collect();
-        Self { versions: Arc::new(distinct.versions), columns }
+        Self { versions: distinct.into_versions(), columns }
     }
 
     /// # Errors
@@ -391,7 +386,7 @@ impl Spans {
         Ok(())
     }
 
-    pub(crate) fn versions(&self) -> &Versions {
+    pub(crate) fn versions(&self) -> &Arc<VersionSet> {
         &self.versions
     }
 

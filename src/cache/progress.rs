@@ -10,6 +10,7 @@ use super::Cache;
 use super::answer::Asker;
 use super::error::CacheError;
 use super::lease::LeaseId;
+use super::plan::Plan;
 use crate::table::{Request, When};
 
 /// What became of the loading that a poll has started.
@@ -76,16 +77,16 @@ impl Cache {
         let deadline = Instant::now() + request.wait;
         let versions = match &request.when {
             When::Timeframe(id) => {
-                self.0.timeframes.get(*id)?.registration.plan.versions().to_vec()
+                Arc::clone(self.0.timeframes.get(*id)?.registration.plan.versions())
             }
             When::Timestamps(timestamps) => {
                 let columns = self.columns(&request.columns, None)?;
                 let known = self.known_at(request, columns, timestamps, None, deadline).await?;
-                super::plan::Plan::new(Arc::new(timestamps.clone()), known).versions().to_vec()
+                Arc::clone(Plan::new(Arc::new(timestamps.clone()), known).versions())
             }
             When::Range(range) => {
                 let columns = self.columns(&request.columns, None)?;
-                self.spans(columns, *range).await?.versions().to_vec()
+                Arc::clone(self.spans(columns, *range).await?.versions())
             }
         };
         if !begun {
@@ -103,7 +104,7 @@ impl Cache {
         }
         let mut progress =
             Progress { objects: 0, objects_loaded: 0, bytes: 0, bytes_loaded: 0, done: false };
-        for version in &versions {
+        for version in versions.infos() {
             let resident = self.0.residency.size_of(version.id);
             let bytes = resident.or(version.size_bytes).unwrap_or(0);
             progress.objects += 1;

@@ -13,9 +13,9 @@ use super::loader::{BREATH, DOZE};
 use super::places::Claim;
 use super::plan::Plan;
 use super::timeframe::{Entered, Load, Registration, Timeframe};
+use super::versions::{VersionSet, Wanted as _};
 use crate::error::Coded as _;
 use crate::index::Timestamps;
-use crate::object::ObjectInfo;
 use crate::table::{ColumnRequest, PutAnswer, Register, Request};
 
 /// After how long a timeframe that could not be loaded is tried again, the first time.
@@ -93,7 +93,7 @@ impl Cache {
         let plan = Plan::new(Arc::new(timestamps), known);
         self.look_ahead(&plan);
         let versions = Arc::clone(plan.versions());
-        self.0.loader.check_known_sizes(&versions)?;
+        self.0.loader.check_known_sizes(&*versions)?;
         let consumers = register.consumers.clone();
         let registration = Registration { timeframe, columns, consumers, plan };
         let timeframes = &self.0.timeframes;
@@ -125,7 +125,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError::Pool`] if the system gives no memory.
-    async fn wait_for_a_place(&self, versions: &[Arc<ObjectInfo>]) -> Result<Claim, CacheError> {
+    async fn wait_for_a_place(&self, versions: &VersionSet) -> Result<Claim, CacheError> {
         let mut waited = false;
         let mut pause = BREATH;
         loop {

@@ -7,20 +7,14 @@
 //!                        └──────────── pinned again ──────┘
 //! ```
 //!
-//! An object lives as long as one `Arc<Resident>` does. Each pin holds one, and the map by id holds
-//! one for each candidate and only a `Weak` for the others: so eviction never takes what is pinned.
-//!
-//! Who goes first among the candidates is moka's decision (weighed by bytes, TinyLFU); it holds ids
-//! and weights, no objects. moka neither knows pins nor can be told to free so and so much; what
-//! makes it fit is the **ballast**: one entry of its own whose weight stands for all bytes that the
-//! candidates may not use, i.e. what is pinned and what is being asked for. Growing the ballast
-//! lets moka evict in its own order, least recently used first; and as it stays, an object whose
-//! last pin goes is admitted only if it is more popular than what would have to go for it.
+//! An object lives as long as one `Arc<Resident>` does. Each pin holds one, and so does the queue of
+//! the candidates, which says who of them goes first; the map by id has only a `Weak`. So eviction
+//! never takes what is pinned, and what the allocator says decides alone whether there is room.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
@@ -28,6 +22,7 @@ use foldhash::fast::RandomState;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use super::candidates::Candidates;
 use super::keep::{Ledger, Record};
 use super::resident::{Pin, Resident};
 use crate::object::{Md5Sum, ObjectId, ObjectPath};
@@ -35,9 +30,8 @@ use crate::shm::{Block, Pool, PoolError, Reservation};
 use crate::telemetry::Counters;
 
 const SHARDS: usize = 64;
-/// An object that is asked for again within this time is as popular as if it were asked for once:
-/// to count is dearer than to pin (0.2 µs beside 0.1), and who is asked for four times a second for
-/// some seconds is as popular as moka's sketch can tell.
+/// An object that is asked for again within this time was used once: by one table, as a rule, and its
+/// consumers.
 const TOUCH_MILLIS: u128 = 256;
 
 /// The objects in shared memory.
@@ -45,70 +39,68 @@ pub(crate) struct Residency {
     pool: Pool,
     /// Where it is written down what lies where, if anybody keeps it.
     ledger: Option<Arc<Ledger>>,
-    map: Arc<Map>,
-    /// Ids and weights of the candidates, and the ballast.
-    policy: moka::sync::Cache<Key, u32>,
-    /// Bytes per unit of weight: moka counts in u32.
-    weight_unit_bytes: u64,
+    map: Map,
+    candidates: Candidates,
+    counters: Arc<Counters>,
     pinned_bytes: AtomicU64,
-    under_pressure: AtomicBool,
-    /// Nothing is kept beyond its last pin any more.
-    closed: AtomicBool,
     evicting: Mutex<()>,
     /// Moments of touches are counted from here.
     began: Instant,
+    /// How many objects have gone since the last [`sweep`](Self::sweep).
+    gone: AtomicU64,
     /// Rung whenever memory may have become free.
     room: Notify,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Key {
-    Ballast,
-    Object(ObjectId),
+/// Pins one object after the other; their bytes count as pinned when it is dropped, which has to be
+/// before any of the pins is.
+pub(crate) struct Pinning<'a> {
+    home: &'a Residency,
+    /// This moment, for touches.
+    tick: u16,
+    bytes: u64,
+}
+
+impl Pinning<'_> {
+    /// Pins the object if it is resident.
+    pub(super) fn by_id(&mut self, id: ObjectId) -> Option<Pin> {
+        let resident = self.home.map.get(id)?;
+        Some(self.take(resident))
+    }
+
+    /// Pins an object of this residency.
+    pub(super) fn take(&mut self, resident: Arc<Resident>) -> Pin {
+        resident.touch(self.tick);
+        let (pin, bytes) = Pin::taken(resident);
+        self.bytes += bytes;
+        pin
+    }
+}
+
+impl Drop for Pinning<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.home.count_pinned(self.bytes);
+        }
+    }
 }
 
 /// The objects by id, in shards.
 struct Map {
     hasher: RandomState,
-    shards: Vec<Mutex<HashMap<ObjectId, Place, RandomState>>>,
-    /// Bytes of the candidates.
-    candidate_bytes: AtomicU64,
-    counters: Arc<Counters>,
+    shards: Vec<Mutex<Shard>>,
 }
 
-struct Place {
-    resident: Weak<Resident>,
-    /// There while the object is a candidate, or is pinned and was one before.
-    candidate: Option<Arc<Resident>>,
-}
+type Shard = HashMap<ObjectId, Weak<Resident>, RandomState>;
 
 impl Map {
-    fn shard(&self, id: ObjectId) -> MutexGuard<'_, HashMap<ObjectId, Place, RandomState>> {
+    fn shard(&self, id: ObjectId) -> MutexGuard<'_, Shard> {
         let index = self.hasher.hash_one(id) as usize % SHARDS;
         lock(&self.shards[index])
     }
 
-    /// The object is a candidate no more. The reference is returned so that it is dropped outside
-    /// of the lock.
-    fn unlist(&self, id: ObjectId) -> Option<Arc<Resident>> {
-        let mut shard = self.shard(id);
-        let candidate = shard.get_mut(&id)?.candidate.take()?;
-        candidate.set_listed(false);
-        drop(shard);
-        self.candidate_bytes.fetch_sub(candidate.block().charged_bytes(), Ordering::Relaxed);
-        Some(candidate)
-    }
-
-    fn candidates(&self, which: impl Fn(&Resident) -> bool) -> Vec<ObjectId> {
-        let listed = |place: &Place| place.candidate.as_ref().is_some_and(|r| which(r));
-        self.shards
-            .iter()
-            .flat_map(|shard| {
-                let shard = lock(shard);
-                let ids = shard.iter().filter(|(_, place)| listed(place)).map(|(id, _)| *id);
-                ids.collect::<Vec<_>>()
-            })
-            .collect()
+    fn get(&self, id: ObjectId) -> Option<Arc<Resident>> {
+        self.shard(id).get(&id)?.upgrade()
     }
 }
 
@@ -122,42 +114,17 @@ impl Residency {
         counters: Arc<Counters>,
         ledger: Option<Arc<Ledger>>,
     ) -> Arc<Self> {
-        let total_bytes = pool.total_bytes();
-        // Fine enough for a block, coarse enough that the whole of the memory fits into u32.
-        let weight_unit_bytes = (total_bytes >> 31).next_power_of_two().max(64);
-        let map = Arc::new(Map {
-            hasher: RandomState::default(),
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            candidate_bytes: AtomicU64::new(0),
-            counters,
-        });
-        let policy = moka::sync::Cache::builder()
-            .max_capacity((total_bytes / weight_unit_bytes).max(1))
-            .weigher(|_: &Key, weight: &u32| *weight)
-            .eviction_listener({
-                let map = Arc::clone(&map);
-                move |key, _, cause| {
-                    if let Key::Object(id) = *key
-                        && let Some(resident) = map.unlist(id)
-                        && cause.was_evicted()
-                        && resident.pins() == 0
-                    {
-                        map.counters.evictions.add(1);
-                    }
-                }
-            })
-            .build();
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Arc::new(Self {
             pool,
             ledger,
-            map,
-            policy,
-            weight_unit_bytes,
+            map: Map { hasher: RandomState::default(), shards },
+            candidates: Candidates::default(),
+            counters,
             pinned_bytes: AtomicU64::new(0),
-            under_pressure: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
             evicting: Mutex::new(()),
             began: Instant::now(),
+            gone: AtomicU64::new(0),
             room: Notify::new(),
         })
     }
@@ -166,32 +133,22 @@ impl Residency {
         &self.pool
     }
 
-    /// Pins the object if it is resident. This is the one touch that counts for its popularity.
+    /// Pins the object if it is resident. That counts as a use.
     pub(crate) fn pin(&self, id: ObjectId) -> Option<Pin> {
-        self.pin_at(id, self.tick())
+        self.pinning().by_id(id)
     }
 
-    /// The same for one of many objects that are pinned in the same moment.
-    pub(crate) fn pin_at(&self, id: ObjectId, tick: u32) -> Option<Pin> {
-        let resident = self.map.shard(id).get(&id)?.resident.upgrade()?;
-        let first_touch = resident.touch(tick);
-        let pin = Pin::taken(resident, self);
-        if first_touch {
-            let _ = self.policy.get(&Key::Object(id));
-        }
-        Some(pin)
+    /// Pins many objects in the same moment.
+    pub(crate) fn pinning(&self) -> Pinning<'_> {
+        // Any two moments that are not the same one differ, for some hours; more is not needed.
+        let tick = (self.began.elapsed().as_millis() / TOUCH_MILLIS) as u16;
+        let tick = tick.wrapping_add(1);
+        Pinning { home: self, tick, bytes: 0 }
     }
 
-    /// This moment, for touches.
-    pub(crate) fn tick(&self) -> u32 {
-        // Any two moments that are not the same one differ; more is not needed.
-        (self.began.elapsed().as_millis() / TOUCH_MILLIS) as u32
-    }
-
-    /// The size of the object, if it is resident. No touch: its popularity stays as it is.
+    /// The size of the object, if it is resident. That is no use of it.
     pub(crate) fn size_of(&self, id: ObjectId) -> Option<u64> {
-        let resident = self.map.shard(id).get(&id)?.resident.upgrade()?;
-        Some(resident.block().size_bytes())
+        Some(self.map.get(id)?.block().size_bytes())
     }
 
     /// Room for `size_bytes`, if need be at the cost of candidates.
@@ -212,7 +169,7 @@ impl Residency {
         loop {
             match self.pool.reserve(size_bytes) {
                 Err(error @ (PoolError::NoRoom { .. } | PoolError::Segment { .. })) => {
-                    if self.map.candidate_bytes.load(Ordering::Relaxed) == 0 {
+                    if self.candidates.bytes() == 0 {
                         return Err(error);
                     }
                 }
@@ -226,63 +183,30 @@ impl Residency {
 
     /// Takes at least `wanted_bytes` of candidates off the list, or all of them.
     fn press_out(&self, wanted_bytes: u64) {
-        self.under_pressure.store(true, Ordering::Relaxed);
-        let candidate_bytes = || self.map.candidate_bytes.load(Ordering::Relaxed);
-        let keep_bytes = candidate_bytes().saturating_sub(wanted_bytes);
-        self.set_ballast(self.pool.total_bytes().saturating_sub(keep_bytes));
-        loop {
-            let before = candidate_bytes();
-            if before <= keep_bytes {
-                return;
-            }
-            self.policy.run_pending_tasks();
-            if candidate_bytes() == before {
-                break;
-            }
-        }
-        // Rounding of the weights, or a candidate that moka has yet to hear of.
-        if keep_bytes == 0 {
-            let gone = self.unlist(|_| true);
-            self.map.counters.evictions.add(gone);
+        let mut bytes = 0;
+        while bytes < wanted_bytes
+            && let Some(resident) = self.candidates.evict()
+        {
+            bytes += resident.charged_bytes();
+            self.counters.evictions.add(u64::from(resident.pins() == 0));
         }
     }
 
     /// Candidates that `which` picks are none any more; unless pinned, they are gone. Gives how many
     /// are.
     pub(crate) fn unlist(&self, which: impl Fn(&Resident) -> bool) -> u64 {
-        let mut gone = 0;
-        for id in self.map.candidates(which) {
-            gone += self.map.unlist(id).map_or(0, |resident| u64::from(resident.pins() == 0));
-            self.policy.invalidate(&Key::Object(id));
-        }
-        self.policy.run_pending_tasks();
-        gone
+        let taken = self.candidates.take(which);
+        taken.iter().filter(|resident| resident.pins() == 0).count() as u64
     }
 
     /// Whether nothing is kept any more.
     pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.candidates.is_closed()
     }
 
     /// Lets all candidates go, and keeps none from now on.
     pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.unlist(|_| true);
-    }
-
-    fn set_ballast(&self, bytes: u64) {
-        if !self.policy.contains_key(&Key::Ballast) {
-            // Without weight it is always admitted, and an update is never refused.
-            self.policy.insert(Key::Ballast, 0);
-            self.policy.run_pending_tasks();
-        }
-        let most = self.policy.policy().max_capacity().unwrap_or(0);
-        let weight = u64::from(self.weight(bytes)).min(most);
-        self.policy.insert(Key::Ballast, u32::try_from(weight).unwrap_or(u32::MAX));
-    }
-
-    fn weight(&self, bytes: u64) -> u32 {
-        u32::try_from(bytes.div_ceil(self.weight_unit_bytes)).unwrap_or(u32::MAX)
+        self.candidates.close();
     }
 
     /// Takes a published block in and pins it.
@@ -301,16 +225,17 @@ impl Residency {
         });
         let fresh = Resident::new(path.clone(), md5, entry, block, Arc::downgrade(self));
         let mut shard = self.map.shard(id);
-        let resident = match shard.get(&id).and_then(|place| place.resident.upgrade()) {
+        let resident = match shard.get(&id).and_then(Weak::upgrade) {
             Some(earlier) => earlier,
             None => {
-                let resident = Arc::downgrade(&fresh);
-                shard.insert(id, Place { resident, candidate: None });
+                shard.insert(id, Arc::downgrade(&fresh));
                 Arc::clone(&fresh)
             }
         };
         drop(shard);
-        Pin::taken(resident, self)
+        let (pin, bytes) = Pin::taken(resident);
+        self.count_pinned(bytes);
+        pin
     }
 
     /// An object is gone, and its block with it.
@@ -318,11 +243,21 @@ impl Residency {
         {
             let mut shard = self.map.shard(id);
             // Meanwhile the object may have been loaded anew: then the place is not ours.
-            if shard.get(&id).is_some_and(|place| place.resident.strong_count() == 0) {
+            if shard.get(&id).is_some_and(|resident| resident.strong_count() == 0) {
                 shard.remove(&id);
             }
         }
+        self.gone.fetch_add(1, Ordering::Relaxed);
         self.ring();
+    }
+
+    /// Has `links` looked through, if many of them may lead to what has gone.
+    pub(super) fn sweep(&self, links: impl FnOnce()) {
+        const MANY: u64 = 1_000;
+        if self.gone.load(Ordering::Relaxed) >= MANY {
+            self.gone.store(0, Ordering::Relaxed);
+            links();
+        }
     }
 
     pub(super) fn count_pinned(&self, bytes: u64) {
@@ -340,35 +275,7 @@ impl Residency {
     /// The last pin of `resident` is gone: it becomes a candidate. Whoever says so lets its bytes go
     /// ([`let_go`](Self::let_go)).
     pub(super) fn last_pin_gone(&self, resident: &Arc<Resident>) {
-        let bytes = resident.block().charged_bytes();
-        if resident.is_listed() {
-            // It was one before, and still is; or is evicted just now, and then goes.
-            return;
-        }
-        let listed = {
-            let mut shard = self.map.shard(resident.id());
-            match shard.get_mut(&resident.id()) {
-                Some(place)
-                    if !self.closed.load(Ordering::Acquire)
-                        && place.candidate.is_none()
-                        && std::ptr::eq(place.resident.as_ptr(), Arc::as_ptr(resident)) =>
-                {
-                    place.candidate = Some(Arc::clone(resident));
-                    resident.set_listed(true);
-                    self.map.candidate_bytes.fetch_add(bytes, Ordering::Relaxed);
-                    true
-                }
-                _ => false,
-            }
-        };
-        if listed {
-            if self.under_pressure.load(Ordering::Relaxed) {
-                let used = self.pool.used_bytes();
-                let candidates = self.map.candidate_bytes.load(Ordering::Relaxed);
-                self.set_ballast(used.saturating_sub(candidates));
-            }
-            self.policy.insert(Key::Object(resident.id()), self.weight(bytes));
-        }
+        self.candidates.add(resident);
     }
 
     /// Wakes all who wait for [`room`](Self::room).
@@ -388,7 +295,7 @@ impl Residency {
             .iter()
             .flat_map(|shard| {
                 let shard = lock(shard);
-                let residents = shard.values().filter_map(|place| place.resident.upgrade());
+                let residents = shard.values().filter_map(Weak::upgrade);
                 residents.collect::<Vec<_>>()
             })
             .collect()
@@ -399,8 +306,8 @@ impl Residency {
     pub(crate) fn look_at_each(&self, mut look: impl FnMut(&Arc<Resident>)) {
         for shard in &self.map.shards {
             let mut last = Vec::new();
-            for place in lock(shard).values() {
-                if let Some(resident) = place.resident.upgrade() {
+            for resident in lock(shard).values() {
+                if let Some(resident) = resident.upgrade() {
                     look(&resident);
                     last.push(resident);
                 }
@@ -412,8 +319,7 @@ impl Residency {
 
     /// Whether the object is resident, and how many pins keep it. No touch.
     pub(crate) fn pins_of(&self, id: ObjectId) -> Option<u32> {
-        let resident = self.map.shard(id).get(&id)?.resident.upgrade();
-        resident.map(|resident| resident.pins())
+        self.map.get(id).map(|resident| resident.pins())
     }
 
     /// What is wrong with the bytes that are counted for `residents`, if anything: the name of each
@@ -423,19 +329,14 @@ impl Residency {
         residents: &[Arc<Resident>],
     ) -> Vec<(&'static str, String)> {
         let pinned = residents.iter().filter(|resident| resident.pins() > 0);
-        let pinned: u64 = pinned.map(|resident| resident.block().charged_bytes()).sum();
-        let listed = self.map.shards.iter().map(|shard| {
-            let shard = lock(shard);
-            let listed = shard.values().filter_map(|place| place.candidate.as_ref());
-            listed.map(|resident| resident.block().charged_bytes()).sum::<u64>()
-        });
-        let listed: u64 = listed.sum();
+        let pinned: u64 = pinned.map(|resident| resident.charged_bytes()).sum();
+        let listed = self.candidates.counted_bytes();
         let mut faults = Vec::new();
         let counted = self.pinned_bytes();
         if pinned != counted {
             faults.push(("pinned", format!("{pinned} bytes are pinned, {counted} are counted")));
         }
-        let counted = self.map.candidate_bytes.load(Ordering::Relaxed);
+        let counted = self.candidates.bytes();
         if listed != counted {
             let text = format!("{listed} bytes are candidates for eviction, {counted} are counted");
             faults.push(("candidates", text));
@@ -451,16 +352,15 @@ impl Residency {
     /// Bytes that no eviction makes free: pinned, reserved, or in the hands of a load. At least so
     /// many.
     pub(crate) fn unevictable_bytes(&self) -> u64 {
-        let candidates = self.map.candidate_bytes.load(Ordering::Relaxed);
         // A candidate that is pinned again stays one.
-        self.pool.used_bytes().saturating_sub(candidates).max(self.pinned_bytes())
+        self.pool.used_bytes().saturating_sub(self.candidates.bytes()).max(self.pinned_bytes())
     }
 
     /// Empties the memory of all that is not pinned, and gives the segments back that are empty then.
     pub(crate) fn clear_out(&self) {
         let _evicting = lock(&self.evicting);
         let gone = self.unlist(|_| true);
-        self.map.counters.evictions.add(gone);
+        self.counters.evictions.add(gone);
         self.pool.give_back_empty_segments();
     }
 

@@ -1,34 +1,50 @@
 //! An object whose bytes are in shared memory, and the pins that keep it there.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use super::keep::Entry;
 use super::pins;
 use super::residency::Residency;
-use crate::object::{Md5Sum, ObjectId, ObjectPath};
-use crate::shm::{Block, MetaHeader};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+use crate::shm::{Block, MetaHeader, prefetch};
+
+/// So far ahead the processor is told what comes, where many are gone through.
+pub(super) const AHEAD: usize = 8;
 
 /// An object in shared memory. Its block is given up with the last `Arc`.
 ///
-/// What is looked at to pin it comes first: beside the counts of the `Arc`, in one line of the cache,
-/// then the block. To pin thousands is to wait for memory.
+/// All that is looked at to pin it, to hand it out and to let go of it comes first: with the counts of
+/// the `Arc` that is one line of the cache. To pin thousands is to wait for memory.
 #[repr(C)]
 pub(crate) struct Resident {
     pins: AtomicU32,
-    /// The moment of the last touch that counted.
-    touched: AtomicU32,
-    /// Whether it is a candidate, or was one before it was pinned again; written under the lock of its place.
+    /// The moment of the last touch that counted; 0: none.
+    touched: AtomicU16,
+    /// Whether it is a candidate, or was one before it was pinned again; written under the lock of the
+    /// candidates.
     listed: AtomicBool,
-    md5: Option<Md5Sum>,
-    // The order of these matters: what is written down for a successor is crossed out before the
-    // block is free, and that is so before the farewell rings for room.
-    _entry: Option<Entry>,
+    /// How often it was used, as far as that counts for the order in which candidates go.
+    uses: AtomicU8,
+    // What is written down for a successor is crossed out before the block is free, and that is so
+    // before the farewell rings for room.
     block: Block,
+    entry: Option<Entry>,
     farewell: Farewell,
+    md5: Option<Md5Sum>,
     /// The path under which it was loaded first.
     path: ObjectPath,
+}
+
+const _: () = assert!(std::mem::offset_of!(Resident, block) == 8);
+// With the counts of the `Arc` and what malloc takes for itself these are 160 bytes per object.
+const _: () = assert!(size_of::<Resident>() <= 136);
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        self.entry = None;
+    }
 }
 
 /// Tells the residency that an object is gone.
@@ -54,9 +70,8 @@ impl Resident {
         home: Weak<Residency>,
     ) -> Arc<Self> {
         let farewell = Farewell { id: block.id(), home };
-        let (pins, touched) = (AtomicU32::new(0), AtomicU32::new(u32::MAX));
-        let listed = AtomicBool::new(false);
-        Arc::new(Self { path, md5, pins, touched, listed, _entry: entry, block, farewell })
+        let (pins, touched, listed, uses) = Default::default();
+        Arc::new(Self { pins, touched, listed, uses, block, entry, farewell, md5, path })
     }
 
     pub(crate) fn id(&self) -> ObjectId {
@@ -75,14 +90,27 @@ impl Resident {
         &self.block
     }
 
-    /// Whether it was not touched in this moment before.
-    pub(super) fn touch(&self, tick: u32) -> bool {
-        // Two at once may both be told so: then it counts twice.
-        let new = self.touched.load(Ordering::Relaxed) != tick;
-        if new {
+    /// The bytes of memory that it takes, its header and rounding included.
+    pub(crate) fn charged_bytes(&self) -> u64 {
+        self.block.charged_bytes()
+    }
+
+    /// It is used in this moment.
+    pub(super) fn touch(&self, tick: u16) {
+        const MOST_USES: u8 = 3;
+        // Two at once may both count, or one of them not: so exact need it not be.
+        if self.touched.load(Ordering::Relaxed) != tick {
             self.touched.store(tick, Ordering::Relaxed);
+            self.set_uses(MOST_USES.min(self.uses() + 1));
         }
-        new
+    }
+
+    pub(super) fn uses(&self) -> u8 {
+        self.uses.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_uses(&self, uses: u8) {
+        self.uses.store(uses, Ordering::Relaxed);
     }
 
     pub(super) fn is_listed(&self) -> bool {
@@ -113,10 +141,19 @@ pub struct Pin {
 }
 
 impl Pin {
-    /// A pin of an object that lives in `home`.
-    pub(super) fn taken(resident: Arc<Resident>, home: &Residency) -> Self {
-        pins::pin(&resident.pins, || home.count_pinned(resident.block.charged_bytes()));
-        Self { resident, ended: false }
+    /// A pin, and the bytes that are pinned by it, if it is the first; its home has to be told before
+    /// the pin is dropped.
+    pub(super) fn taken(resident: Arc<Resident>) -> (Self, u64) {
+        let mut bytes = 0;
+        pins::pin(&resident.pins, || bytes = resident.charged_bytes());
+        (Self { resident, ended: false }, bytes)
+    }
+
+    /// Whether it can be the object of `version`: where both sides say what it is, they agree.
+    pub(super) fn is_of(&self, version: &ObjectInfo) -> bool {
+        let Self { resident, .. } = self;
+        let other_md5 = matches!((version.md5, resident.md5), (Some(a), Some(b)) if a != b);
+        !other_md5 && version.size_bytes.is_none_or(|bytes| bytes == resident.block.size_bytes())
     }
 
     /// Ends it. The bytes that are pinned no more, if it was the last; its home has to be told.
@@ -124,7 +161,7 @@ impl Pin {
         let mut bytes = 0;
         pins::unpin(&self.resident.pins, || {
             home.last_pin_gone(&self.resident);
-            bytes = self.resident.block.charged_bytes();
+            bytes = self.resident.charged_bytes();
         });
         self.ended = true;
         bytes
@@ -151,7 +188,7 @@ impl Pin {
 
     /// The bytes of memory that it takes, its header and rounding included.
     pub fn charged_bytes(&self) -> u64 {
-        self.resident.block.charged_bytes()
+        self.resident.charged_bytes()
     }
 }
 
@@ -206,7 +243,14 @@ impl Drop for PinSet {
         // As if each were dropped, but what can be done once for all is done once: they have one home.
         let home = self.pins.first().and_then(|pin| pin.resident.farewell.home.upgrade());
         if let Some(home) = home {
-            let bytes = self.pins.drain(..).map(|mut pin| pin.end(&home)).sum();
+            let mut bytes = 0;
+            let mut pins = self.pins.drain(..);
+            while let Some(mut pin) = pins.next() {
+                if let Some(next) = pins.as_slice().get(AHEAD) {
+                    prefetch(Arc::as_ptr(&next.resident));
+                }
+                bytes += pin.end(&home);
+            }
             home.let_go(bytes);
         }
     }

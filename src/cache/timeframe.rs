@@ -19,6 +19,7 @@ use super::places::Claim;
 use super::plan::{Assembled, Plan};
 use super::resident::PinSet;
 use super::slow::Late;
+use super::versions::Wanted as _;
 use crate::clock::{Clock, Moment};
 use crate::table::{ColumnRequest, ConsumerState, TimeframeState, TimeframeStatus};
 use crate::telemetry::Counters;
@@ -127,10 +128,7 @@ impl Timeframe {
     fn set_gone(&self) {
         let before = self.load.send_replace(Load::Gone);
         self.give_up_claim();
-        if let Load::Ready(assembled) = before {
-            // All that holds the objects at once; which they were is taken apart later.
-            Assembled::let_go(assembled);
-        }
+        drop(before);
     }
 
     /// Whether `consumer` may read it.

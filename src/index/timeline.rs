@@ -50,8 +50,22 @@ pub struct Span {
 pub struct Timeline {
     starts: Vec<i64>,
     steps: Vec<Step>,
-    versions: Vec<Arc<ObjectInfo>>,
+    versions: Vec<Known>,
     whole: bool,
+}
+
+/// A version of a timeline. Who goes through many looks at their ids alone, one after the other in
+/// memory.
+#[derive(Debug, Clone)]
+struct Known {
+    id: ObjectId,
+    info: Arc<ObjectInfo>,
+}
+
+impl Known {
+    fn new(info: &Arc<ObjectInfo>) -> Self {
+        Self { id: info.id, info: Arc::clone(info) }
+    }
 }
 
 impl Timeline {
@@ -128,7 +142,7 @@ impl Timeline {
 
     /// The version `id`, if it decides anywhere. Looks at each.
     pub fn version_of(&self, id: ObjectId) -> Option<&Arc<ObjectInfo>> {
-        self.versions.iter().find(|version| version.id == id)
+        self.versions.iter().find(|version| version.id == id).map(|version| &version.info)
     }
 
     /// The effective span around `at`: as far as what holds there holds without a break. `learned`
@@ -160,7 +174,22 @@ impl Timeline {
     /// # Panics
     /// If `index` is not from this timeline.
     pub fn version(&self, index: u32) -> &Arc<ObjectInfo> {
-        &self.versions[index as usize]
+        &self.versions[index as usize].info
+    }
+
+    /// The id of that version.
+    ///
+    /// # Panics
+    /// If `index` is not from this timeline.
+    pub fn id(&self, index: u32) -> ObjectId {
+        self.versions[index as usize].id
+    }
+
+    /// Whether the versions behind each index are the very same as those of `other`.
+    pub fn has_versions_of(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Known, &Known)| Arc::ptr_eq(&a.info, &b.info);
+        self.versions.len() == other.versions.len()
+            && self.versions.iter().zip(&other.versions).all(same)
     }
 
     /// The steps that touch `range`, cut at it, in order; neighbours may hold the same but were
@@ -238,7 +267,7 @@ impl<'a> Builder<'a> {
         let kept = &mut self.kept[place as usize];
         let versions = &mut self.next.versions;
         State::Version(*kept.get_or_insert_with(|| {
-            versions.push(Arc::clone(&self.old.versions[place as usize]));
+            versions.push(self.old.versions[place as usize].clone());
             (versions.len() - 1) as u32
         }))
     }
@@ -252,8 +281,8 @@ impl<'a> Builder<'a> {
         for &place in places.iter() {
             let place = place as usize;
             match self.old.versions.get(place) {
-                Some(old) if old == version => return self.old_version(place as u32),
-                None if self.next.versions[place - old_count] == *version => {
+                Some(old) if old.info == *version => return self.old_version(place as u32),
+                None if self.next.versions[place - old_count].info == *version => {
                     return State::Version((place - old_count) as u32);
                 }
                 _ => {}
@@ -261,7 +290,7 @@ impl<'a> Builder<'a> {
         }
         let new = self.next.versions.len();
         places.push((old_count + new) as u32);
-        self.next.versions.push(Arc::clone(version));
+        self.next.versions.push(Known::new(version));
         State::Version(new as u32)
     }
 

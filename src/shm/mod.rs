@@ -36,6 +36,8 @@ mod inherited;
 mod layout;
 mod mapping;
 mod pool;
+#[cfg(feature = "cache")]
+mod prefetch;
 mod region;
 mod resolver;
 mod sync;
@@ -49,5 +51,7 @@ pub use group::memory_allowed;
 pub use inherited::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
 pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};
+#[cfg(feature = "cache")]
+pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionError};
 pub use resolver::{AddError, Mappings, ResolveError};

@@ -115,7 +115,7 @@ pub(super) fn draw(
     residency.look_at_each(|resident| {
         let (place, at) = place_of(&resident.block().meta_header());
         let Some(sheet) = sheets.get_mut(&place) else { return };
-        let bytes = resident.block().charged_bytes();
+        let bytes = resident.charged_bytes();
         if sheet.cell_bytes == 0 {
             let (_, cell) = sheet.cells.entry(at).or_insert((bytes, Cell::default()));
             cell.add(resident, bytes, holders);

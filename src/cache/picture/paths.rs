@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::super::residency::Residency;
+use crate::cache::versions::Linked;
 use crate::index::{State, Timeline};
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, Query};
@@ -59,7 +60,7 @@ pub enum SpanState {
 
 /// The paths by name, and the time in which most of what is resident lies.
 pub(super) fn draw(
-    asked: Vec<(Query, Arc<Timeline>)>,
+    asked: Vec<(Query, Arc<Linked>)>,
     residency: &Residency,
 ) -> (Vec<PathPicture>, Option<(i64, i64)>) {
     let each = MAX_SPANS / asked.len().max(1);

@@ -1,0 +1,33 @@
+//! Small objects in a small memory, for tests.
+
+use std::sync::Arc;
+
+use super::residency::Residency;
+use super::resident::Pin;
+use crate::object::{ObjectId, ObjectPath};
+use crate::shm::{Pool, PoolOptions};
+
+/// What each takes of the memory.
+pub(super) const CHARGED_BYTES: u64 = 4096;
+pub(super) const OBJECT_BYTES: u64 = CHARGED_BYTES - 64;
+
+/// Memory for so many.
+pub(super) fn home(objects: usize) -> Arc<Residency> {
+    let bytes = (objects as u64 + 1) * CHARGED_BYTES;
+    let options =
+        PoolOptions { memory_bytes: bytes, segment_bytes: bytes, ..PoolOptions::default() };
+    Residency::new(Pool::new(options).unwrap(), Arc::default(), None)
+}
+
+pub(super) fn id(n: usize) -> ObjectId {
+    ObjectId::from_bytes((n as u128).to_be_bytes())
+}
+
+/// The object `n`, loaded if it is not there.
+pub(super) fn object(home: &Arc<Residency>, n: usize) -> Pin {
+    home.pin(id(n)).unwrap_or_else(|| {
+        let mut room = home.reserve(OBJECT_BYTES).unwrap();
+        room.fill(&[n as u8; OBJECT_BYTES as usize]);
+        home.admit(&ObjectPath::new("A/B").unwrap(), None, room.publish(id(n)))
+    })
+}
