@@ -74,7 +74,7 @@ impl Cache {
         let what = "the source to say which versions hold";
         let spans = super::answer::by_deadline(what, deadline, spans).await?;
         let got = self.0.loader.pin_all(&**spans.versions(), deadline).await?;
-        Ok(got.len() as u64)
+        Ok(got.pins.pins().len() as u64)
     }
 
     /// Forgets what is known of a path: the next request asks the source. Objects in memory whose

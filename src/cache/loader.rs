@@ -31,7 +31,7 @@ use super::residency::Residency;
 use super::resident::{Pin, PinSet};
 use super::versions::{Found, Wanted};
 use crate::object::{ObjectId, ObjectInfo};
-use crate::shm::{MetaHeader, Pool, PoolError, Reservation};
+use crate::shm::{Pool, PoolError, Reservation};
 use crate::source::{Body, BodyError, Source, SourceError};
 use crate::table::CacheState;
 use crate::telemetry::Counters;
@@ -86,18 +86,39 @@ enum LoadFailure {
     Pool(Arc<PoolError>),
 }
 
-/// A pinned object and how it came.
-#[derive(Debug, Clone)]
-pub(crate) struct Got {
-    pub(crate) pin: Pin,
-    /// Where it lies.
-    pub(crate) header: MetaHeader,
-    pub(crate) how: CacheState,
+/// What is pinned of the versions that are wanted, by their numbers.
+struct Got {
+    pins: Vec<Option<Pin>>,
+    how: Vec<CacheState>,
+}
+
+/// All that was wanted is pinned.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    /// By number.
+    pub(crate) pins: PinSet,
+    /// How each came.
+    pub(crate) how: Vec<CacheState>,
 }
 
 impl Got {
-    fn new(pin: Pin, how: CacheState) -> Self {
-        Self { header: pin.meta_header(), pin, how }
+    fn none_of(count: usize) -> Self {
+        let mut pins = Vec::new();
+        pins.resize_with(count, || None);
+        Self { pins, how: vec![CacheState::Hit; count] }
+    }
+
+    /// The numbers of what is not pinned.
+    fn open(&self) -> Vec<usize> {
+        let open = self.pins.iter().enumerate().filter(|(_, pin)| pin.is_none());
+        open.map(|(number, _)| number).collect()
+    }
+
+    /// All of it.
+    fn into_pinned(self) -> Pinned {
+        #[expect(clippy::filter_map_identity, reason = "flatten would take memory anew")]
+        let pins = self.pins.into_iter().filter_map(|pin| pin).collect();
+        Pinned { pins: PinSet::new(pins), how: self.how }
     }
 }
 
@@ -167,15 +188,14 @@ impl Loader {
         &self,
         versions: &(impl Wanted + ?Sized),
         deadline: Instant,
-    ) -> Result<Vec<Got>, CacheError> {
+    ) -> Result<Pinned, CacheError> {
         let _under_way = Counted::new(&self.under_way);
-        let mut got: Vec<Option<Got>> = Vec::new();
-        got.resize_with(versions.len(), || None);
+        let mut got = Got::none_of(versions.len());
         let began = Instant::now();
         let mut lacking_bytes = 0;
-        let absent = self.pin_resident(versions, &mut got)?;
+        let absent = self.pin_resident(versions, 0..versions.len(), &mut got)?;
         if absent.is_empty() {
-            return Ok(got.into_iter().flatten().collect());
+            return Ok(got.into_pinned());
         }
         self.check_known_sizes(versions)?;
         // Where others wait for memory, only what needs none may pass them: else what is let go for
@@ -191,11 +211,11 @@ impl Loader {
                 });
             };
             match tried? {
-                None => return Ok(got.into_iter().flatten().collect()),
+                None => return Ok(got.into_pinned()),
                 Some(needed_bytes) => lacking_bytes = needed_bytes,
             }
         }
-        got.fill_with(|| None);
+        got = Got::none_of(versions.len());
         self.counters.waits.add(1);
         let _waiting = Counted::new(&self.waiting);
         let waiting = async {
@@ -213,7 +233,7 @@ impl Loader {
                     return Ok::<_, CacheError>(());
                 };
                 lacking_bytes = needed_bytes;
-                let held: u64 = got.iter().flatten().map(|got| got.pin.charged_bytes()).sum();
+                let held: u64 = got.pins.iter().flatten().map(Pin::charged_bytes).sum();
                 let all = held.saturating_add(Pool::charge(needed_bytes));
                 self.check_fits(all, versions.len())?;
                 let _ = tokio::time::timeout(DOZE, room).await;
@@ -232,7 +252,7 @@ impl Loader {
                 });
             }
         }
-        Ok(got.into_iter().flatten().collect())
+        Ok(got.into_pinned())
     }
 
     /// # Errors
@@ -266,29 +286,29 @@ impl Loader {
         Err(CacheError::NeverFits { what, needed_bytes, limit_bytes })
     }
 
-    /// Pins what is resident of what is not in `got` yet. Gives the places of what is not.
+    /// Pins what is resident of `numbers`. Gives those of what is not.
     fn pin_resident(
         &self,
         versions: &(impl Wanted + ?Sized),
-        got: &mut [Option<Got>],
+        numbers: impl ExactSizeIterator<Item = usize>,
+        got: &mut Got,
     ) -> Result<Vec<usize>, CacheError> {
         let (mut absent, mut other) = (Vec::new(), None);
-        let open: Vec<usize> = (0..got.len()).filter(|&place| got[place].is_none()).collect();
-        let wanted = open.len();
-        versions.pin_each(&self.residency, open.into_iter(), |place, found| {
+        let wanted = numbers.len();
+        versions.pin_each(&self.residency, numbers, |number, found| {
             let pin = match found {
                 Found::Linked(pin) => pin,
                 Found::ById(pin) => {
-                    other = other.or((!pin.is_of(versions.info(place))).then_some(place));
+                    other = other.or((!pin.is_of(versions.info(number))).then_some(number));
                     pin
                 }
-                Found::Nothing => return absent.push(place),
+                Found::Nothing => return absent.push(number),
             };
-            got[place] = Some(Got::new(pin, CacheState::Hit));
+            got.pins[number] = Some(pin);
         });
         self.counters.hits.add((wanted - absent.len()) as u64);
-        match other.and_then(|place| Some((versions.info(place), got[place].as_ref()?))) {
-            Some((version, got)) => Err(two_contents(version, &got.pin)),
+        match other.and_then(|number| Some((versions.info(number), got.pins[number].as_ref()?))) {
+            Some((version, pin)) => Err(two_contents(version, pin)),
             None => Ok(absent),
         }
     }
@@ -297,9 +317,9 @@ impl Loader {
     async fn try_pin_all(
         &self,
         versions: &(impl Wanted + ?Sized),
-        got: &mut [Option<Got>],
+        got: &mut Got,
     ) -> Result<Option<u64>, CacheError> {
-        let absent = self.pin_resident(versions, got)?;
+        let absent = self.pin_resident(versions, got.open().into_iter(), got)?;
         self.load_all(versions, absent, got).await
     }
 
@@ -308,7 +328,7 @@ impl Loader {
         &self,
         versions: &(impl Wanted + ?Sized),
         absent: Vec<usize>,
-        got: &mut [Option<Got>],
+        got: &mut Got,
     ) -> Result<Option<u64>, CacheError> {
         let loads = absent.into_iter().map(async |place| {
             let (version, loaded) = self.load(Arc::clone(versions.info(place))).await;
@@ -319,7 +339,9 @@ impl Loader {
         while let Some((place, version, loaded)) = loads.next().await {
             match loaded {
                 Ok(pin) if !pin.is_of(&version) => return Err(two_contents(&version, &pin)),
-                Ok(pin) => got[place] = Some(Got::new(pin, CacheState::Loaded)),
+                Ok(pin) => {
+                    (got.pins[place], got.how[place]) = (Some(pin), CacheState::Loaded);
+                }
                 Err(LoadFailure::NoRoom { needed_bytes }) => {
                     no_room = no_room.max(Some(needed_bytes));
                 }

@@ -20,7 +20,6 @@ use super::answer::by_deadline;
 use super::error::CacheError;
 use super::flight::{Flights, Lost};
 use super::hand::InHand;
-use super::resident::PinSet;
 use crate::clock::Moment;
 use crate::error::Coded as _;
 use crate::index::Timestamps;
@@ -264,8 +263,7 @@ impl Cache {
         self.check_open()?;
         let versions = std::slice::from_ref(version);
         let got = self.0.loader.pin_all(versions, Instant::now() + patience).await?;
-        let pins = got.into_iter().map(|got| got.pin).collect();
-        Ok(Held { pins: self.0.hands.take(Arc::new(PinSet::new(pins))) })
+        Ok(Held { pins: self.0.hands.take(Arc::new(got.pins)) })
     }
 
     /// The MD5 of an object: as its source gives it, else made once and remembered.

@@ -5,8 +5,8 @@
 //!  unpin  1 ─▶ 0: they do not, and it can go      n ─▶ n - 1: nothing else
 //! ```
 //!
-//! Whoever pins holds the object already, by an `Arc`; so a count of 0 frees nothing by itself. Generic over the word, so that the models below run the very
-//! same code under loom.
+//! Whoever pins holds the object already, by an `Arc`; so a count of 0 frees nothing by itself. Generic
+//! over the word, so that the models below run the very same code under loom.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -18,7 +18,7 @@ use super::catalog::Known;
 use super::error::{CacheError, MissingColumn};
 use super::form::Form;
 use super::hand::InHand;
-use super::loader::Got;
+use super::loader::Pinned;
 use super::resident::PinSet;
 use super::versions::{Linked, VersionSet, Wanted as _};
 use crate::index::{Slot, State, Timestamps, join};
@@ -194,7 +194,7 @@ impl Plan {
     }
 
     /// The same with the places in memory, from what was pinned for [`versions`](Self::versions).
-    pub(crate) fn assemble(&self, got: Vec<Got>) -> Assembled {
+    pub(crate) fn assemble(&self, got: Pinned) -> Assembled {
         let columns = self
             .columns
             .iter()
@@ -205,7 +205,11 @@ impl Plan {
                 cells: cells(&column.places, &got, column.known.stale),
             })
             .collect();
-        Assembled { columns: Arc::new(columns), pins: pins(got), encoded: Mutex::default() }
+        Assembled {
+            columns: Arc::new(columns),
+            pins: Arc::new(got.pins),
+            encoded: Mutex::default(),
+        }
     }
 }
 
@@ -231,16 +235,13 @@ fn widen(
     }
 }
 
-fn cells(places: &[u32], got: &[Got], stale: bool) -> Vec<Cell> {
+fn cells(places: &[u32], got: &Pinned, stale: bool) -> Vec<Cell> {
     let cell = |&object: &u32| {
-        let Got { header, how, .. } = got[object as usize];
-        Cell { header, object, cache: if stale { CacheState::Stale } else { how } }
+        let number = object as usize;
+        let header = got.pins.pins()[number].meta_header();
+        Cell { header, object, cache: if stale { CacheState::Stale } else { got.how[number] } }
     };
     places.iter().map(cell).collect()
-}
-
-fn pins(got: Vec<Got>) -> Arc<PinSet> {
-    Arc::new(PinSet::new(got.into_iter().map(|got| got.pin).collect()))
 }
 
 /// A plan whose objects are in shared memory and pinned.
@@ -320,6 +321,10 @@ pub(crate) struct Handed {
 }
 
 impl Objects for Handed {
+    fn id(&self, number: u32) -> ObjectId {
+        self.versions.id(number as usize)
+    }
+
     fn version(&self, number: u32) -> &ObjectInfo {
         self.versions.info(number as usize)
     }
@@ -390,7 +395,7 @@ impl Spans {
         &self.versions
     }
 
-    pub(crate) fn assemble(self, got: Vec<Got>) -> (Vec<IntervalColumn>, Arc<PinSet>) {
+    pub(crate) fn assemble(self, got: Pinned) -> (Vec<IntervalColumn>, Arc<PinSet>) {
         let columns = self.columns.into_iter().map(|column| IntervalColumn {
             name: column.request.name,
             path: column.request.path,
@@ -398,6 +403,6 @@ impl Spans {
             cells: cells(&column.places, &got, column.stale),
         });
         let columns = columns.collect();
-        (columns, pins(got))
+        (columns, Arc::new(got.pins))
     }
 }

@@ -188,9 +188,15 @@ impl<'a> Column<'a> {
 
     /// The rows of each run, and the object that serves them.
     pub fn runs(&self) -> impl Iterator<Item = Result<Run<'a>, ClientError>> {
+        /// So far ahead the processor is told what comes.
+        const AHEAD: usize = 8;
         let column = *self;
         let mut start = 0;
+        let mut ahead = self.cells.runs.iter().skip(AHEAD);
         self.cells.runs.iter().map(move |(end, cell)| {
+            if let Some((_, CellValue::Header(next))) = ahead.next() {
+                column.table.mappings.prefetch(&next);
+            }
             let rows = start..end;
             start = end;
             Ok((rows, column.bytes(cell)?))

@@ -36,7 +36,6 @@ mod inherited;
 mod layout;
 mod mapping;
 mod pool;
-#[cfg(feature = "cache")]
 mod prefetch;
 mod region;
 mod resolver;

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use crate::index::Timestamps;
 use crate::interval::ValidityInterval;
-use crate::object::{ObjectInfo, ObjectPath};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 use crate::shm::MetaHeader;
 
 /// The objects that the cells of a table name by number, and who keeps them in place.
 pub trait Objects: fmt::Debug + Send + Sync {
+    /// The id of the version.
+    fn id(&self, number: u32) -> ObjectId;
+
     /// Which version it is.
     fn version(&self, number: u32) -> &ObjectInfo;
 

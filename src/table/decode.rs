@@ -9,9 +9,10 @@
 //! ```
 
 use arrow_array::cast::AsArray as _;
-use arrow_array::types::{Int32Type, Int64Type};
+use arrow_array::types::{ArrowPrimitiveType, Int32Type};
 use arrow_array::{
-    Array, ArrayRef, Int64Array, RunArray, StructArray, UInt8Array, UInt16Array, UInt64Array,
+    Array, ArrayRef, FixedSizeBinaryArray, Int64Array, LargeBinaryArray, PrimitiveArray, RunArray,
+    StructArray, UInt8Array, UInt16Array, UInt64Array,
 };
 use arrow_schema::DataType;
 
@@ -69,8 +70,7 @@ pub struct ColumnRuns {
     /// The row behind the last one of each.
     ends: Vec<usize>,
     places: Vec<Place>,
-    /// Of types that cells have.
-    arrays: Vec<ArrayRef>,
+    arrays: Vec<CellArray>,
 }
 
 impl ColumnRuns {
@@ -78,8 +78,8 @@ impl ColumnRuns {
     ///
     /// # Errors
     /// [`DecodeError`] if they hold no cells.
-    pub(super) fn of_cells(arrays: Vec<ArrayRef>) -> Result<Self, DecodeError> {
-        arrays.iter().try_for_each(|array| check_cells(array))?;
+    pub(super) fn of_cells(arrays: &[ArrayRef]) -> Result<Self, DecodeError> {
+        let arrays = arrays.iter().map(|array| CellArray::of(array)).collect::<Result<_, _>>()?;
         Ok(Self { arrays, ..Self::default() })
     }
 
@@ -111,7 +111,7 @@ impl ColumnRuns {
 
     fn cell(&self, place: Place) -> CellValue<'_> {
         match self.arrays.get(place.array as usize) {
-            Some(array) => cell(array, place.at as usize),
+            Some(array) => array.cell(place.at as usize),
             None => CellValue::Null,
         }
     }
@@ -151,7 +151,7 @@ impl ColumnRuns {
                     .as_any()
                     .downcast_ref::<RunArray<Int32Type>>()
                     .ok_or_else(|| wrong(column, "its run ends are not Int32"))?;
-                self.add_array(runs.values())?;
+                self.arrays.push(CellArray::of(runs.values())?);
                 if runs.is_empty() {
                     return Ok(());
                 }
@@ -177,7 +177,7 @@ impl ColumnRuns {
                 let dictionary = column
                     .as_dictionary_opt::<Int32Type>()
                     .ok_or_else(|| wrong(column, "its keys are not Int32"))?;
-                self.add_array(dictionary.values())?;
+                self.arrays.push(CellArray::of(dictionary.values())?);
                 let keys = dictionary.keys();
                 let same = |row, other| {
                     keys.is_null(row) == keys.is_null(other) && keys.value(row) == keys.value(other)
@@ -194,16 +194,10 @@ impl ColumnRuns {
                 }
             }
             _ => {
-                self.add_array(&column.slice(0, column.len()))?;
+                self.arrays.push(CellArray::of(column)?);
                 (0..column.len()).for_each(|row| self.push(before + row + 1, array, row));
             }
         }
-        Ok(())
-    }
-
-    fn add_array(&mut self, array: &ArrayRef) -> Result<(), DecodeError> {
-        check_cells(array)?;
-        self.arrays.push(std::sync::Arc::clone(array));
         Ok(())
     }
 }
@@ -237,65 +231,79 @@ fn merged(
     })
 }
 
-/// # Errors
-/// [`DecodeError`] if [`cell`] does not know what stands there.
-fn check_cells(array: &dyn Array) -> Result<(), DecodeError> {
-    match array.data_type() {
-        DataType::FixedSizeBinary(width) if *width as usize == MetaHeader::BYTES => Ok(()),
-        DataType::FixedSizeBinary(_) => Err(wrong(array, "a MetaHeader has 40 bytes")),
-        DataType::Struct(_) => match HeaderFields::of(array.as_struct()) {
-            Some(_) => Ok(()),
-            None => Err(wrong(array, "it has not the fields of a MetaHeader")),
-        },
-        DataType::LargeBinary => Ok(()),
-        DataType::FixedSizeList(_, 3) => {
-            Err(wrong(array, "the cell o2 has no generation, so it cannot be resolved safely"))
+/// Cells, in one of the forms that they have.
+#[derive(Debug, Clone)]
+enum CellArray {
+    Headers(FixedSizeBinaryArray),
+    Fields(HeaderFields),
+    Payloads(LargeBinaryArray),
+}
+
+impl CellArray {
+    /// # Errors
+    /// [`DecodeError`] if these are no cells.
+    fn of(array: &dyn Array) -> Result<Self, DecodeError> {
+        match array.data_type() {
+            DataType::FixedSizeBinary(width) if *width as usize == MetaHeader::BYTES => {
+                Ok(Self::Headers(array.as_fixed_size_binary().clone()))
+            }
+            DataType::FixedSizeBinary(_) => Err(wrong(array, "a MetaHeader has 40 bytes")),
+            DataType::Struct(_) => HeaderFields::of(array.as_struct())
+                .map(Self::Fields)
+                .ok_or_else(|| wrong(array, "it has not the fields of a MetaHeader")),
+            DataType::LargeBinary => Ok(Self::Payloads(array.as_binary().clone())),
+            DataType::FixedSizeList(_, 3) => {
+                Err(wrong(array, "the cell o2 has no generation, so it cannot be resolved safely"))
+            }
+            _ => Err(wrong(array, "it is no cell")),
         }
-        _ => Err(wrong(array, "it is no cell")),
+    }
+
+    fn cell(&self, row: usize) -> CellValue<'_> {
+        match self {
+            Self::Headers(array) if array.is_valid(row) => {
+                // All have so many bytes.
+                MetaHeader::from_bytes(array.value(row)).map_or(CellValue::Null, CellValue::Header)
+            }
+            Self::Fields(fields) if fields.cells.is_valid(row) => {
+                CellValue::Header(fields.header(row))
+            }
+            Self::Payloads(array) if array.is_valid(row) => CellValue::Payload(array.value(row)),
+            Self::Headers(_) | Self::Fields(_) | Self::Payloads(_) => CellValue::Null,
+        }
     }
 }
 
-/// A cell of an array that was checked.
-fn cell(array: &dyn Array, row: usize) -> CellValue<'_> {
-    if array.is_null(row) {
-        return CellValue::Null;
-    }
-    if let Some(headers) = array.as_fixed_size_binary_opt() {
-        return MetaHeader::from_bytes(headers.value(row))
-            .map_or(CellValue::Null, CellValue::Header);
-    }
-    if let Some(payloads) = array.as_binary_opt::<i64>() {
-        return CellValue::Payload(payloads.value(row));
-    }
-    let fields = array.as_struct_opt().and_then(HeaderFields::of);
-    fields.map_or(CellValue::Null, |fields| CellValue::Header(fields.header(row)))
+/// MetaHeaders, each field as an array.
+#[derive(Debug, Clone)]
+struct HeaderFields {
+    cells: StructArray,
+    size: UInt64Array,
+    hint: UInt64Array,
+    handle: Int64Array,
+    shared: Int64Array,
+    region_id: UInt16Array,
+    segment_id: UInt16Array,
+    managed: UInt8Array,
 }
 
-/// The fields of a MetaHeader, each as an array.
-struct HeaderFields<'a> {
-    size: &'a UInt64Array,
-    hint: &'a UInt64Array,
-    handle: &'a Int64Array,
-    shared: &'a Int64Array,
-    region_id: &'a UInt16Array,
-    segment_id: &'a UInt16Array,
-    managed: &'a UInt8Array,
-}
-
-impl<'a> HeaderFields<'a> {
-    fn of(array: &'a StructArray) -> Option<Self> {
-        let column = |name: &str| array.column_by_name(name);
-        let long = |name: &str| column(name)?.as_any().downcast_ref::<UInt64Array>();
-        let signed = |name: &str| column(name)?.as_primitive_opt::<Int64Type>();
-        let short = |name: &str| column(name)?.as_any().downcast_ref::<UInt16Array>();
+impl HeaderFields {
+    fn of(array: &StructArray) -> Option<Self> {
+        fn field<T: ArrowPrimitiveType>(
+            array: &StructArray,
+            name: &str,
+        ) -> Option<PrimitiveArray<T>> {
+            array.column_by_name(name)?.as_primitive_opt().cloned()
+        }
         Some(Self {
-            size: long("size")?,
-            hint: long("hint")?,
-            handle: signed("handle")?,
-            shared: signed("shared")?,
-            region_id: short("region_id")?,
-            segment_id: short("segment_id")?,
-            managed: column("managed")?.as_any().downcast_ref::<UInt8Array>()?,
+            cells: array.clone(),
+            size: field(array, "size")?,
+            hint: field(array, "hint")?,
+            handle: field(array, "handle")?,
+            shared: field(array, "shared")?,
+            region_id: field(array, "region_id")?,
+            segment_id: field(array, "segment_id")?,
+            managed: field(array, "managed")?,
         })
     }
 

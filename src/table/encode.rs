@@ -468,16 +468,17 @@ impl Batches {
             .skip(self.next)
             .peekable();
         let mut names: [TextRuns; 2] = Default::default();
-        let mut ids = StringBuilder::new();
-        let mut borders: [Int64Builder; 2] = Default::default();
-        let mut cells: Vec<Option<&Cell>> = Vec::new();
+        let most = columns.iter().map(|column| column.rows.len()).sum::<usize>() - self.next;
+        let most = most.min(RECORD_ROWS);
+        let mut ids = StringBuilder::with_capacity(most, most * ObjectId::TEXT_BYTES);
+        let mut borders = [0, 1].map(|_| Int64Builder::with_capacity(most));
+        let mut cells: Vec<Option<&Cell>> = Vec::with_capacity(most);
         let mut payload_bytes = 0;
         for (column, row) in spans.by_ref().take(RECORD_ROWS) {
             let cell = &column.cells[row.cell as usize];
             names[0].push(&column.name);
             names[1].push(column.path.as_str());
-            let id = objects.version(cell.object).id;
-            ids.append_value(id.text(&mut [0; ObjectId::TEXT_BYTES]));
+            ids.append_value(objects.id(cell.object).text(&mut [0; ObjectId::TEXT_BYTES]));
             borders[0].append_value(row.interval.from().as_millis());
             borders[1].append_value(row.interval.until().as_millis());
             cells.push(Some(cell));

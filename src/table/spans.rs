@@ -107,7 +107,7 @@ impl ColumnSpans {
             Some(Some(_)) => Slot::Version(step as u32),
             _ => Slot::Absent,
         };
-        let runs = ColumnRuns::of_cells(self.batches.to_vec())?;
+        let runs = ColumnRuns::of_cells(&self.batches)?;
         let mut joined = JoinedColumn { runs, gaps: false };
         for run in join_steps(&self.starts, slot, timestamps).iter() {
             let cell = match run.slot {

@@ -60,6 +60,10 @@ impl Numbered {
 }
 
 impl Objects for Numbered {
+    fn id(&self, number: u32) -> ObjectId {
+        self.version(number).id
+    }
+
     fn version(&self, number: u32) -> &ObjectInfo {
         &self.0[&number].0
     }
