@@ -124,7 +124,7 @@ async fn serve(folder: &Path) -> (Cache, PathBuf) {
 fn columns(count: usize) -> Vec<ColumnRequest> {
     (0..count)
         .map(|column| ColumnRequest {
-            name: format!("c{column}"),
+            name: format!("c{column}").into(),
             path: ObjectPath::new(&path(column)).unwrap(),
             metadata: Default::default(),
         })
@@ -288,7 +288,7 @@ fn local_join(sides: &Sides, timestamps: Vec<i64>) {
     let client = sides.client.block_on(Client::connect(&url)).unwrap();
     let request = columns(COLUMNS)
         .iter()
-        .fold(TableRequest::new(), |request, one| request.column(&one.name, one.path.as_str()));
+        .fold(TableRequest::new(), |request, one| request.column(&*one.name, one.path.as_str()));
     let request = request.timestamps(timestamps);
     // The answer with a row per timestamp has so many bytes.
     let bytes = 240_000;
@@ -319,7 +319,7 @@ fn distinct_cells(sides: &Sides) {
     let versions = VERSIONS * (CELLS / VERSIONS).min(COLUMNS as i64);
     let many = columns(COLUMNS)
         .iter()
-        .fold(TableRequest::new(), |request, one| request.column(&one.name, one.path.as_str()))
+        .fold(TableRequest::new(), |request, one| request.column(&*one.name, one.path.as_str()))
         .timestamps((0..VERSIONS).map(|n| n * (ROWS / VERSIONS)));
     for (shape, request, cells) in [
         ("1 column x 10,000 rows", one, CELLS),

@@ -43,7 +43,8 @@ fn what_holds_is_shown_with_where_it_came_from_and_is_a_configuration_itself() {
     let config = Config::parse(&text).unwrap();
     assert_eq!((config.segment, config.max_timeframes), (ByteSize::new(16 << 20), 7));
     // Columns stay in the order in which they were written.
-    let names: Vec<_> = config.columns()["tpc"].iter().map(|column| column.name.clone()).collect();
+    let columns = config.columns();
+    let names: Vec<_> = columns["tpc"].iter().map(|column| &*column.name).collect();
     assert_eq!(names, ["zeta", "alpha"]);
 }
 

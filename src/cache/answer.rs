@@ -417,7 +417,13 @@ impl Cache {
             None if asker.of_stream => self.form(Key::of_stream(request), columns),
             None => {
                 let nulls = subject.has_nulls();
-                self.form(Key::new(request, nulls, timeframe.is_some(), true), columns)
+                let key = Key::new(request, nulls, timeframe.is_some(), true);
+                match &subject {
+                    Subject::Timeframe(timeframe) if timeframe.has_the(columns) => {
+                        timeframe.form(key, || self.form(key, columns))
+                    }
+                    _ => self.form(key, columns),
+                }
             }
         };
         let (of_stream, rows) = (asker.of_stream, found.rows());
@@ -563,7 +569,9 @@ impl Cache {
         deadline: Instant,
     ) -> Result<Found, CacheError> {
         let plan = &timeframe.registration.plan;
-        if request.is_plain() && *columns == *timeframe.registration.columns {
+        if request.is_plain()
+            && (timeframe.has_the(columns) || *columns == *timeframe.registration.columns)
+        {
             self.check_missing(plan, request)?;
             return Ok(Found::kept(plan, self.assembled(timeframe, deadline).await?));
         }

@@ -164,7 +164,7 @@ impl Cache {
         let policies = &self.0.policies;
         let optional =
             |column: &&ColumnRequest| policies.missing(&column.path) == Some(WhenMissing::Optional);
-        let optional = columns.iter().filter(optional).map(|column| column.name.clone());
+        let optional = columns.iter().filter(optional).map(|column| column.name.to_string());
         let meta = Meta {
             epoch: self.0.pool.epoch().to_string(),
             attach: self.attach_path().map(|path| path.display().to_string()),

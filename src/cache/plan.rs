@@ -223,7 +223,7 @@ fn widen(
 ) {
     for at in (start..end).filter_map(|row| timestamps.value(row)) {
         let gap = gap.get_or_insert_with(|| MissingColumn {
-            column: request.name.clone(),
+            column: request.name.to_string(),
             path: request.path.clone(),
             first: at,
             last: at,
@@ -384,7 +384,7 @@ impl Spans {
             let lengths =
                 spans.map(|span| span.until().as_millis().abs_diff(span.from().as_millis()));
             if let Some(span_ms) = lengths.min().filter(|length| *length < gap.unsigned_abs()) {
-                let column = column.request.name.clone();
+                let column = column.request.name.to_string();
                 return Err(CacheError::ShortSpan { column, span_ms, gap_ms: gap });
             }
         }

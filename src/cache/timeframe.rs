@@ -15,6 +15,7 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
 use super::error::CacheError;
+use super::form::{Form, Key};
 use super::places::Claim;
 use super::plan::{Assembled, Plan};
 use super::resident::PinSet;
@@ -53,6 +54,8 @@ pub(crate) struct Timeframe {
     claim: Mutex<Claim>,
     clock: Clock,
     consumers: Mutex<BTreeMap<String, Reader>>,
+    /// The forms in which its own columns were asked for.
+    forms: Mutex<Vec<(Key, Arc<Form>)>>,
 }
 
 /// How far a consumer is with a timeframe.
@@ -77,7 +80,7 @@ impl Timeframe {
         let consumers = registration.consumers.iter().map(|name| (name.clone(), waiting));
         let consumers = Mutex::new(consumers.collect());
         let (load, claim) = (watch::Sender::new(Load::Loading), Mutex::new(claim));
-        Self { registration, load, claim, clock, consumers }
+        Self { registration, load, claim, clock, consumers, forms: Mutex::default() }
     }
 
     fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, Reader>> {
@@ -86,6 +89,22 @@ impl Timeframe {
 
     pub(crate) fn id(&self) -> u64 {
         self.registration.timeframe
+    }
+
+    /// Whether these are its own columns, the very same: others can be equal.
+    pub(crate) fn has_the(&self, columns: &[ColumnRequest]) -> bool {
+        std::ptr::eq(columns, &*self.registration.columns)
+    }
+
+    /// The form of its own columns that `key` decides, which `find` gives at first.
+    pub(crate) fn form(&self, key: Key, find: impl FnOnce() -> Arc<Form>) -> Arc<Form> {
+        let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, form)) = forms.iter().find(|(known, _)| *known == key) {
+            return Arc::clone(form);
+        }
+        let form = find();
+        forms.push((key, Arc::clone(&form)));
+        form
     }
 
     /// Tells how far its objects are, and each change.

@@ -30,7 +30,7 @@ const MIN_ROWS: usize = 20_000;
 #[derive(Debug)]
 pub(super) struct Held {
     timestamps: Arc<Timestamps>,
-    columns: Vec<(String, ObjectPath)>,
+    columns: Vec<(Arc<str>, ObjectPath)>,
     nullable: bool,
     /// What the service is asked for.
     pub(super) request: TableRequest,
@@ -61,7 +61,7 @@ impl Held {
         }
         let columns = request.columns().iter().map(|(name, column)| {
             let path = column.as_str().or_else(|| column.get("path")?.as_str())?;
-            Some((name.clone(), ObjectPath::new(path).ok()?))
+            Some((name.as_str().into(), ObjectPath::new(path).ok()?))
         });
         let columns = columns.collect::<Option<Vec<_>>>()?;
         let (first, last) = timestamps.bounds()?;
@@ -90,7 +90,7 @@ impl Held {
         schema: &Schema,
         batches: &[RecordBatch],
     ) -> Result<Joined, ClientError> {
-        let names: Vec<&str> = self.columns.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<&str> = self.columns.iter().map(|(name, _)| &**name).collect();
         let spans = ColumnSpans::of_batches(&names, batches)?;
         let mut gaps = false;
         let columns = names.iter().zip(&spans).map(|(name, spans)| {

@@ -66,7 +66,7 @@ pub struct CellRun {
 #[derive(Debug, Clone)]
 pub struct Column {
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Whose objects.
     pub path: ObjectPath,
     /// They tile the rows, and neighbours differ.
@@ -97,7 +97,7 @@ pub struct IntervalRow {
 #[derive(Debug, Clone)]
 pub struct IntervalColumn {
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Whose objects.
     pub path: ObjectPath,
     /// In order; where nothing is valid there is none.

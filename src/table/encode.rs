@@ -266,7 +266,7 @@ impl Batches {
         if bytes <= limit_bytes {
             return Ok(());
         }
-        let (column, path) = (column.name.clone(), column.path.clone());
+        let (column, path) = (column.name.to_string(), column.path.clone());
         Err(EncodeError::TooLarge { column, path, bytes, limit_bytes })
     }
 
@@ -486,7 +486,7 @@ impl Batches {
                 let bytes = self.bytes_of(cell);
                 if bytes > MAX_CELL_BYTES {
                     return Err(EncodeError::TooLarge {
-                        column: column.name.clone(),
+                        column: column.name.to_string(),
                         path: column.path.clone(),
                         bytes,
                         limit_bytes: MAX_CELL_BYTES,

@@ -110,7 +110,7 @@ mod tests {
             null_timestamps: false,
             nullable: true,
             optional: Vec::new(),
-            columns: vec![("vdrift".to_owned(), path.clone()), ("other".to_owned(), path)],
+            columns: vec![("vdrift".into(), path.clone()), ("other".into(), path)],
             meta: Meta {
                 epoch: "0123456789abcdef".to_owned(),
                 attach: Some("/run/attach.sock".to_owned()),

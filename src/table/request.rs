@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_buffer::NullBufferBuilder;
@@ -73,7 +74,7 @@ pub enum Missing {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ColumnRequest {
     /// Its name in the table.
-    pub name: String,
+    pub name: Arc<str>,
     /// Whose objects.
     pub path: ObjectPath,
     /// Metadata that a version must have.
@@ -125,6 +126,25 @@ impl<'de> Deserialize<'de> for OneColumn {
     }
 }
 
+/// A name, taken over without a copy in between.
+struct Name(Arc<str>);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Name;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Name, E> {
+                Ok(Name(text.into()))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
 impl<'de> Deserialize<'de> for ColumnList {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct InOrder;
@@ -135,18 +155,21 @@ impl<'de> Deserialize<'de> for ColumnList {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ColumnList, A::Error> {
                 let mut columns: Vec<ColumnRequest> = Vec::new();
-                let mut names = std::collections::HashSet::new();
-                while let Some((name, column)) = map.next_entry::<String, OneColumn>()? {
+                while let Some((name, column)) = map.next_entry::<Name, OneColumn>()? {
+                    let (Name(name), OneColumn { path, metadata }) = (name, column);
                     if name.is_empty() {
                         return Err(A::Error::custom("a column needs a name"));
                     }
-                    if !names.insert(name.clone()) {
-                        return Err(A::Error::custom(format!("column {name:?} stands twice")));
-                    }
-                    let OneColumn { path, metadata } = column;
                     columns.push(ColumnRequest { name, path, metadata });
                 }
-                Ok(ColumnList(columns))
+                let mut names: Vec<&str> = columns.iter().map(|column| &*column.name).collect();
+                names.sort_unstable();
+                match names.windows(2).find(|pair| pair[0] == pair[1]) {
+                    Some(pair) => {
+                        Err(A::Error::custom(format!("column {:?} stands twice", pair[0])))
+                    }
+                    None => Ok(ColumnList(columns)),
+                }
             }
         }
         deserializer.deserialize_map(InOrder)
@@ -531,7 +554,7 @@ impl Request {
         }
         if let Columns::Own(columns) = &self.columns
             && self.timestamps_column
-            && columns.iter().any(|column| column.name == "timestamp")
+            && columns.iter().any(|column| &*column.name == "timestamp")
         {
             return wrong("timestamps_column", "a column is named timestamp already");
         }
@@ -569,7 +592,7 @@ mod tests {
         )
         .unwrap();
         let Columns::Own(columns) = request.columns else { panic!() };
-        assert_eq!(columns[0].name, "z");
+        assert_eq!(&*columns[0].name, "z");
         assert_eq!(columns[1].metadata["k"], "v");
         assert_eq!(request.wait, Duration::from_secs(60));
         let When::Timestamps(timestamps) = request.when else { panic!() };

@@ -49,7 +49,7 @@ pub struct Shape {
     /// Columns whose cells can be null all the same.
     pub optional: Vec<String>,
     /// Name and path of each column.
-    pub columns: Vec<(String, ObjectPath)>,
+    pub columns: Vec<(Arc<str>, ObjectPath)>,
     /// What else the schema says.
     pub meta: Meta,
 }
@@ -102,9 +102,9 @@ impl Shape {
         let columns = self.columns.iter().map(|(name, path)| {
             let mut metadata = self.extension();
             metadata.insert(URL.to_owned(), path.to_string());
-            let nullable = self.nullable || self.optional.contains(name);
+            let nullable = self.nullable || self.optional.iter().any(|one| **one == **name);
             let data_type = encoded_type(self.encoding, self.cell, nullable);
-            Field::new(name, data_type, nullable).with_metadata(metadata)
+            Field::new(&**name, data_type, nullable).with_metadata(metadata)
         });
         timestamps.into_iter().chain(columns).collect()
     }

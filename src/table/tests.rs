@@ -84,12 +84,7 @@ fn column(name: &str, rows: &[Option<u32>], cells: u8) -> Column {
         }
     }
     let cells = (0..cells).map(|n| cell(n, usize::from(n) * 7)).collect();
-    Column {
-        name: name.to_owned(),
-        path: ObjectPath::new("A/B").unwrap(),
-        runs: Arc::new(runs),
-        cells,
-    }
+    Column { name: name.into(), path: ObjectPath::new("A/B").unwrap(), runs: Arc::new(runs), cells }
 }
 
 fn shape(encoding: Encoding, cell: CellKind, view: View, nullable: bool, names: &[&str]) -> Shape {
@@ -103,7 +98,7 @@ fn shape(encoding: Encoding, cell: CellKind, view: View, nullable: bool, names: 
         optional: Vec::new(),
         columns: names
             .iter()
-            .map(|name| ((*name).to_owned(), ObjectPath::new("A/B").unwrap()))
+            .map(|name| ((*name).into(), ObjectPath::new("A/B").unwrap()))
             .collect(),
         meta: Meta {
             epoch: "0123456789abcdef".to_owned(),

@@ -71,7 +71,7 @@ fn fill(repository: &Path) {
 
 fn columns(paths: &[String]) -> Vec<ColumnRequest> {
     let column = |path: &String| ColumnRequest {
-        name: path.replace('/', "_"),
+        name: path.replace('/', "_").into(),
         path: ObjectPath::new(path).unwrap(),
         metadata: Default::default(),
     };

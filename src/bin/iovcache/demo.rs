@@ -144,7 +144,7 @@ async fn show_in(folder: &Path, timeframes: u64) -> Result<(), Failure> {
         .iter()
         .map(|(name, path)| {
             Ok(ColumnRequest {
-                name: (*name).to_owned(),
+                name: (*name).into(),
                 path: ObjectPath::new(path)?,
                 metadata: Default::default(),
             })
