@@ -21,7 +21,7 @@ use super::hand::InHand;
 use super::loader::Pinned;
 use super::resident::PinSet;
 use super::versions::{Linked, VersionSet, Wanted as _};
-use crate::index::{Slot, State, Timestamps, join};
+use crate::index::{Runs, Slot, Span, State, Timestamps, join};
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::MetaHeader;
@@ -34,7 +34,7 @@ use crate::table::{
 const MAX_ENCODED_BYTES: usize = 1 << 20;
 
 /// The versions that a table needs, each id once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Distinct {
     timelines: Vec<Arc<Linked>>,
     /// By version: which timeline, and its index there.
@@ -48,19 +48,20 @@ struct Distinct {
 }
 
 impl Distinct {
-    /// The versions of one more column come, so many at most.
-    fn column(&mut self, timeline: &Arc<Linked>, versions: usize) {
-        self.timelines.push(Arc::clone(timeline));
-        self.places.reserve(versions);
-        self.cells.reserve(versions);
-        let most = self.places.len() + versions;
-        if self.slots.len() < most * 2 {
-            self.slots = vec![0; (most * 2).next_power_of_two()];
-            for number in 0..self.places.len() {
-                let slot = self.slot(self.id(number));
-                self.slots[slot] = number as u32 + 1;
-            }
+    /// At most so many versions will come.
+    fn expecting(versions: usize) -> Self {
+        Self {
+            timelines: Vec::new(),
+            places: Vec::with_capacity(versions),
+            slots: vec![0; (versions * 2).next_power_of_two()],
+            hasher: RandomState::default(),
+            cells: Vec::with_capacity(versions),
         }
+    }
+
+    /// The versions of one more column come.
+    fn column(&mut self, timeline: &Arc<Linked>) {
+        self.timelines.push(Arc::clone(timeline));
     }
 
     fn id(&self, number: usize) -> ObjectId {
@@ -130,13 +131,17 @@ struct PlannedColumn {
 impl Plan {
     pub(crate) fn new(timestamps: Arc<Timestamps>, known: Vec<(ColumnRequest, Known)>) -> Self {
         let mut missing = Vec::new();
-        let mut distinct = Distinct::default();
+        let joined: Vec<_> =
+            known.iter().map(|(_, known)| join(&known.timeline, &timestamps)).collect();
+        let most = |joined: &Runs, known: &Known| joined.len().min(known.timeline.versions());
+        let all = joined.iter().zip(&known).map(|(joined, (_, known))| most(joined, known));
+        let mut distinct = Distinct::expecting(all.sum());
         let columns = known
             .into_iter()
-            .map(|(request, known)| {
-                let joined = join(&known.timeline, &timestamps);
-                let most = joined.len().min(known.timeline.versions());
-                distinct.column(&known.timeline, most);
+            .zip(joined)
+            .map(|((request, known), joined)| {
+                distinct.column(&known.timeline);
+                let most = most(&joined, &known);
                 let mut places = Vec::with_capacity(most);
                 let mut runs: Vec<CellRun> = Vec::with_capacity(joined.len());
                 let mut gap: Option<MissingColumn> = None;
@@ -352,13 +357,16 @@ struct PlannedSpans {
 
 impl Spans {
     pub(crate) fn new(range: ValidityInterval, known: Vec<(ColumnRequest, Known)>) -> Self {
-        let mut distinct = Distinct::default();
+        let spans: Vec<_> = known.iter().map(|(_, known)| known.timeline.spans(range)).collect();
+        let most = |spans: &[Span], known: &Known| spans.len().min(known.timeline.versions());
+        let all = spans.iter().zip(&known).map(|(spans, (_, known))| most(spans, known));
+        let mut distinct = Distinct::expecting(all.sum());
         let columns = known
             .into_iter()
-            .map(|(request, known)| {
-                let spans = known.timeline.spans(range);
-                let most = spans.len().min(known.timeline.versions());
-                distinct.column(&known.timeline, most);
+            .zip(spans)
+            .map(|((request, known), spans)| {
+                distinct.column(&known.timeline);
+                let most = most(&spans, &known);
                 let mut places = Vec::with_capacity(most);
                 let mut rows = Vec::with_capacity(spans.len());
                 for span in spans {

@@ -224,6 +224,7 @@ proptest! {
                     header = MetaHeader::from_array(&bytes);
                 }
             }
+            mappings.prefetch(&header);
             if let Ok(found) = mappings.resolve(&header) {
                 let real = blocks.iter().find(|block| block.generation() == header.hint);
                 prop_assert_eq!(real.map(|block| block.payload()), Some(found));
