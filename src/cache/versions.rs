@@ -65,9 +65,12 @@ impl Deref for Linked {
     }
 }
 
-/// By version of a timeline: its object, where it was found. A page is empty before its first one.
+/// By version of a timeline: its object, where it was found.
 #[derive(Debug)]
-struct Links(Box<[RwLock<Box<[Weak<Resident>]>>]>);
+struct Links(Box<[RwLock<Page>]>);
+
+/// Links of [`PAGE`] versions; empty before the first one is made.
+type Page = Box<[Weak<Resident>]>;
 
 impl Links {
     fn of(versions: usize) -> Self {
@@ -77,7 +80,7 @@ impl Links {
     fn set(&self, index: usize, link: Weak<Resident>) {
         let mut page = self.0[index / PAGE].write().unwrap_or_else(PoisonError::into_inner);
         if page.is_empty() {
-            *page = vec![Weak::new(); PAGE].into_boxed_slice();
+            *page = std::iter::repeat_with(Weak::new).take(PAGE).collect();
         }
         page[index % PAGE] = link;
     }

@@ -235,7 +235,7 @@ fn merged(
 #[derive(Debug, Clone)]
 enum CellArray {
     Headers(FixedSizeBinaryArray),
-    Fields(HeaderFields),
+    Fields(Box<HeaderFields>),
     Payloads(LargeBinaryArray),
 }
 
@@ -249,7 +249,7 @@ impl CellArray {
             }
             DataType::FixedSizeBinary(_) => Err(wrong(array, "a MetaHeader has 40 bytes")),
             DataType::Struct(_) => HeaderFields::of(array.as_struct())
-                .map(Self::Fields)
+                .map(|fields| Self::Fields(Box::new(fields)))
                 .ok_or_else(|| wrong(array, "it has not the fields of a MetaHeader")),
             DataType::LargeBinary => Ok(Self::Payloads(array.as_binary().clone())),
             DataType::FixedSizeList(_, 3) => {
