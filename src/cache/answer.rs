@@ -34,7 +34,7 @@ use crate::table::{
 #[derive(Debug, Clone, Default)]
 pub struct Asker {
     /// The ticket under which the client can name the lease later.
-    pub ticket: Option<Vec<u8>>,
+    pub ticket: Option<Arc<[u8]>>,
     /// A lease that was opened for this request before.
     pub lease: Option<LeaseId>,
     /// The table is held by a stream, which ends its lease itself.
@@ -551,12 +551,7 @@ impl Cache {
             None if asker.of_stream => Owner::Stream,
             None => Owner::Nobody,
         };
-        let terms = Terms {
-            owner,
-            timeframe: reader,
-            ticket: asker.ticket.as_deref().map(Into::into),
-            holder,
-        };
+        let terms = Terms { owner, timeframe: reader, ticket: asker.ticket.clone(), holder };
         self.0.leases.open(terms, vec![Arc::clone(pins)])
     }
 

@@ -28,6 +28,8 @@ use crate::object::ObjectId;
 const TRIAL_PART: u64 = 10;
 /// What was used more often than this while on trial is proven, as in the paper.
 const TRIAL_USES: u8 = 1;
+/// So many are looked at under one lock.
+const LOOKS: usize = 64;
 
 /// What can go when room is needed.
 #[derive(Debug, Default)]
@@ -70,6 +72,40 @@ impl Queue {
         self.order = rest;
         self.bytes -= taken.iter().map(|resident| resident.charged_bytes()).sum::<u64>();
         taken.into()
+    }
+}
+
+/// What becomes of the one whose turn it is.
+enum First {
+    /// It is taken out.
+    Goes(Arc<Resident>),
+    /// It is in its queue, or the other one, again.
+    Stays,
+    /// There is none.
+    None,
+}
+
+impl Queues {
+    fn first(&mut self) -> First {
+        let Self { trial, proven, .. } = self;
+        let on_trial = trial.bytes * TRIAL_PART > trial.bytes + proven.bytes;
+        if on_trial || proven.order.is_empty() {
+            let Some(first) = trial.pop() else { return First::None };
+            if first.pins() > 0 || first.uses() <= TRIAL_USES {
+                return First::Goes(first);
+            }
+            first.set_uses(0);
+            proven.push(first);
+        } else if let Some(first) = proven.pop() {
+            match first.uses() {
+                uses if uses > 0 && first.pins() == 0 => {
+                    first.set_uses(uses - 1);
+                    proven.push(first);
+                }
+                _ => return First::Goes(first),
+            }
+        }
+        First::Stays
     }
 }
 
@@ -150,31 +186,29 @@ impl Candidates {
     /// Takes out the one that goes first. Unless it is pinned meanwhile, it is gone when this is
     /// dropped, which has to be without any lock.
     pub(super) fn evict(&self) -> Option<Arc<Resident>> {
-        let mut queues = self.queues();
-        let Queues { trial, proven, lately, .. } = &mut *queues;
-        let evicted = loop {
-            let on_trial = trial.bytes * TRIAL_PART > trial.bytes + proven.bytes;
-            if on_trial || proven.order.is_empty() {
-                let first = trial.pop()?;
-                if first.pins() > 0 || first.uses() <= TRIAL_USES {
-                    break first;
-                }
-                first.set_uses(0);
-                proven.push(first);
-            } else if let Some(first) = proven.pop() {
-                match first.uses() {
-                    uses if uses > 0 && first.pins() == 0 => {
-                        first.set_uses(uses - 1);
-                        proven.push(first);
-                    }
-                    _ => break first,
-                }
+        // Where all were used much, it may take a look at each: who has one to add waits for a few.
+        loop {
+            if let Some(done) = self.evict_among(LOOKS) {
+                return done;
             }
-        };
-        if evicted.pins() == 0 {
-            lately.add(evicted.id(), trial.order.len() + proven.order.len() + 1);
         }
-        self.unlist(&evicted);
+    }
+
+    /// The same, if so many looks are enough.
+    fn evict_among(&self, looks: usize) -> Option<Option<Arc<Resident>>> {
+        let mut queues = self.queues();
+        let evicted = (0..looks).find_map(|_| match queues.first() {
+            First::Goes(resident) => Some(Some(resident)),
+            First::Stays => None,
+            First::None => Some(None),
+        })?;
+        if let Some(evicted) = &evicted {
+            if evicted.pins() == 0 {
+                let objects = queues.trial.order.len() + queues.proven.order.len() + 1;
+                queues.lately.add(evicted.id(), objects);
+            }
+            self.unlist(evicted);
+        }
         Some(evicted)
     }
 

@@ -8,17 +8,19 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use foldhash::fast::RandomState;
+
 use super::resident::PinSet;
 
 /// All that is in somebody's hands now.
 #[derive(Debug, Default)]
 pub(super) struct Hands {
-    held: Mutex<HashMap<u64, Arc<PinSet>>>,
+    held: Mutex<HashMap<u64, Arc<PinSet>, RandomState>>,
     next: AtomicU64,
 }
 
 impl Hands {
-    fn held(&self) -> MutexGuard<'_, HashMap<u64, Arc<PinSet>>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<u64, Arc<PinSet>, RandomState>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

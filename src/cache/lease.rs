@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use uuid::Uuid;
+use uuid::fmt::Simple;
 
 use super::error::CacheError;
 use super::resident::{PinSet, Resident};
@@ -26,11 +27,12 @@ use crate::telemetry::Counters;
 
 /// The name of a lease; it cannot be guessed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct LeaseId(String);
+pub struct LeaseId(Arc<str>);
 
 impl LeaseId {
     fn new() -> Self {
-        Self(Uuid::new_v4().simple().to_string())
+        let mut text = [0; Simple::LENGTH];
+        Self((*Uuid::new_v4().simple().encode_lower(&mut text)).into())
     }
 
     /// As it stands in messages.
@@ -41,7 +43,7 @@ impl LeaseId {
 
 impl From<&str> for LeaseId {
     fn from(text: &str) -> Self {
-        Self(text.to_owned())
+        Self(text.into())
     }
 }
 
@@ -76,18 +78,21 @@ pub(crate) struct Leases {
 
 #[derive(Debug, Default)]
 struct State {
-    sessions: HashMap<String, Session>,
-    leases: HashMap<LeaseId, Lease>,
-    by_timeframe: HashMap<(u64, String), HashSet<LeaseId>>,
-    /// Tickets can be long: they hold the timestamps.
-    by_ticket: HashMap<Arc<[u8]>, HashSet<LeaseId>, RandomState>,
-    by_consumer: HashMap<String, HashSet<LeaseId>>,
+    sessions: Map<String, Session>,
+    leases: Map<LeaseId, Lease>,
+    by_timeframe: Map<(u64, String), LeaseIds>,
+    by_ticket: Map<Arc<[u8]>, LeaseIds>,
+    by_consumer: Map<String, LeaseIds>,
 }
+
+/// Names of leases cannot be chosen, and tickets can be long: they hold the timestamps.
+type Map<K, V> = HashMap<K, V, RandomState>;
+type LeaseIds = HashSet<LeaseId, RandomState>;
 
 #[derive(Debug)]
 struct Session {
     info: SessionStatus,
-    leases: HashSet<LeaseId>,
+    leases: LeaseIds,
     /// Its process is gone: nothing more is held for it.
     ending: bool,
 }
@@ -149,7 +154,7 @@ impl Leases {
         let info = SessionStatus { session: session.clone(), consumer, pid, uid, pinned_bytes: 0 };
         self.state()
             .sessions
-            .insert(session.clone(), Session { info, leases: HashSet::new(), ending: false });
+            .insert(session.clone(), Session { info, leases: LeaseIds::default(), ending: false });
         self.counters.sessions_opened.add(1);
         session
     }
@@ -512,19 +517,15 @@ impl State {
 }
 
 /// Whether a lease that has a key is listed under it.
-fn listed<K: Eq + std::hash::Hash, S: std::hash::BuildHasher>(
-    index: &HashMap<K, HashSet<LeaseId>, S>,
+fn listed<K: Eq + std::hash::Hash>(
+    index: &Map<K, LeaseIds>,
     key: Option<&K>,
     lease: &LeaseId,
 ) -> bool {
     key.is_none_or(|key| index.get(key).is_some_and(|leases| leases.contains(lease)))
 }
 
-fn forget<K: Eq + std::hash::Hash, S: std::hash::BuildHasher>(
-    index: &mut HashMap<K, HashSet<LeaseId>, S>,
-    key: Option<&K>,
-    lease: &LeaseId,
-) {
+fn forget<K: Eq + std::hash::Hash>(index: &mut Map<K, LeaseIds>, key: Option<&K>, lease: &LeaseId) {
     let Some(key) = key else { return };
     if let Some(leases) = index.get_mut(key) {
         leases.remove(lease);
@@ -562,8 +563,8 @@ mod tests {
             uid: 1,
             pinned_bytes: 0,
         };
-        let session = Session { info, leases: HashSet::new(), ending: false };
-        let sessions = HashMap::from([("s".to_owned(), session)]);
+        let session = Session { info, leases: LeaseIds::default(), ending: false };
+        let sessions = Map::from_iter([("s".to_owned(), session)]);
         State { sessions, ..State::default() }
     }
 

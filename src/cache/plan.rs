@@ -30,6 +30,8 @@ use crate::table::{
     EncodeError, Encoding, IntervalColumn, IntervalRow, Objects, Shown, View,
 };
 
+/// A table of so many columns is taken apart by somebody else than who lets go of it.
+const MANY_COLUMNS: usize = 64;
 /// Encoded batches that are larger than this are made anew each time.
 const MAX_ENCODED_BYTES: usize = 1 << 20;
 
@@ -218,6 +220,22 @@ impl Plan {
     }
 }
 
+impl Drop for Plan {
+    fn drop(&mut self) {
+        if self.columns.len() >= MANY_COLUMNS {
+            let columns = std::mem::take(&mut self.columns);
+            later((columns, std::mem::take(&mut self.versions)));
+        }
+    }
+}
+
+/// Takes apart what nobody needs any more, and nobody waits for that.
+fn later(rest: impl Send + 'static) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        drop(runtime.spawn_blocking(move || drop(rest)));
+    }
+}
+
 /// Adds the rows from `start` to `end` to those for which nothing is valid.
 fn widen(
     gap: &mut Option<MissingColumn>,
@@ -310,6 +328,15 @@ impl Assembled {
             encoded.push((key, Arc::clone(&batches)));
         }
         Ok(Some(batches))
+    }
+
+    /// Lets go of the objects, if nobody else has them.
+    pub(crate) fn let_go(assembled: Arc<Self>) {
+        let Some(Self { columns, pins, encoded }) = Arc::into_inner(assembled) else { return };
+        drop(pins);
+        if columns.len() >= MANY_COLUMNS {
+            later((columns, encoded));
+        }
     }
 
     /// The bytes of memory that its objects take.

@@ -147,7 +147,10 @@ impl Timeframe {
     fn set_gone(&self) {
         let before = self.load.send_replace(Load::Gone);
         self.give_up_claim();
-        drop(before);
+        if let Load::Ready(assembled) = before {
+            // All that holds the objects at once; which they were is taken apart later.
+            Assembled::let_go(assembled);
+        }
     }
 
     /// Whether `consumer` may read it.

@@ -50,19 +50,19 @@ pub struct Span {
 pub struct Timeline {
     starts: Vec<i64>,
     steps: Vec<Step>,
-    versions: Vec<Known>,
+    versions: Vec<Version>,
     whole: bool,
 }
 
 /// A version of a timeline. Who goes through many looks at their ids alone, one after the other in
 /// memory.
 #[derive(Debug, Clone)]
-struct Known {
+struct Version {
     id: ObjectId,
     info: Arc<ObjectInfo>,
 }
 
-impl Known {
+impl Version {
     fn new(info: &Arc<ObjectInfo>) -> Self {
         Self { id: info.id, info: Arc::clone(info) }
     }
@@ -187,7 +187,7 @@ impl Timeline {
 
     /// Whether the versions behind each index are the very same as those of `other`.
     pub fn has_versions_of(&self, other: &Self) -> bool {
-        let same = |(a, b): (&Known, &Known)| Arc::ptr_eq(&a.info, &b.info);
+        let same = |(a, b): (&Version, &Version)| Arc::ptr_eq(&a.info, &b.info);
         self.versions.len() == other.versions.len()
             && self.versions.iter().zip(&other.versions).all(same)
     }
@@ -290,7 +290,7 @@ impl<'a> Builder<'a> {
         }
         let new = self.next.versions.len();
         places.push((old_count + new) as u32);
-        self.next.versions.push(Known::new(version));
+        self.next.versions.push(Version::new(version));
         State::Version(new as u32)
     }
 

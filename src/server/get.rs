@@ -31,7 +31,7 @@ impl Service {
         let patience = patience(&request);
         let ticket = request.into_inner().ticket;
         let (request, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
-        let asker = Asker { ticket: Some(ticket.to_vec()), lease, patience, ..Asker::default() };
+        let asker = Asker { ticket: Some((*ticket).into()), lease, patience, ..Asker::default() };
         let answer = self.cache.answer(&request, &asker).await.map_err(|error| status(&error))?;
         match answer.messages() {
             Ok(messages) => {

@@ -68,7 +68,7 @@ impl ColumnSpans {
         let places: HashMap<&str, usize> = names.iter().copied().zip(0..).collect();
         let cells = batches.iter().map(|batch| Ok(Arc::clone(column_of(batch, "cell")?)));
         let cells = Arc::new(cells.collect::<Result<Vec<ArrayRef>, DecodeError>>()?);
-        let mut columns = vec![Self::none(cells); names.len()];
+        let mut columns = vec![Self::none(Arc::clone(&cells)); names.len()];
         for (number, batch) in batches.iter().enumerate() {
             let column = |name: &str| column_of(batch, name);
             let [from, until] = [column("from")?, column("until")?].map(|array| {
@@ -78,6 +78,9 @@ impl ColumnSpans {
             let (Some(from), Some(until)) = (from, until) else {
                 return Err(wrong(batch.column(0), "from and until are of other types"));
             };
+            if cells[number].null_count() > 0 {
+                return Err(wrong(&cells[number], "a span has no cell"));
+            }
             let mut row = 0;
             for (end, name) in text_runs(column("column")?)? {
                 let place = places.get(name).copied();
