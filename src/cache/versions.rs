@@ -1,4 +1,4 @@
-//! VersionSet that are asked for, and the way from each to its object.
+//! Versions that are asked for, and the way from each to its object.
 //!
 //! ```text
 //!  Timeline: version n ──▶ ObjectInfo
@@ -100,7 +100,7 @@ pub(crate) enum Found {
     Nothing,
 }
 
-/// VersionSet, each id once.
+/// Versions, each id once.
 pub(crate) trait Wanted: Sync {
     /// How many.
     fn len(&self) -> usize;
@@ -144,7 +144,7 @@ impl Wanted for [Arc<ObjectInfo>] {
     }
 }
 
-/// VersionSet of timelines, each id once; cells name them by number.
+/// Versions of timelines, each id once; cells name them by number.
 #[derive(Debug, Default)]
 pub(crate) struct VersionSet {
     timelines: Vec<Arc<Linked>>,
