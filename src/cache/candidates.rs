@@ -120,7 +120,7 @@ struct Lately {
 impl Lately {
     /// The place of `id`, and its mark.
     fn mark(&self, id: ObjectId) -> Option<(usize, u32)> {
-        let hash = self.hasher.hash_one(u128::from_ne_bytes(*id.as_bytes()));
+        let hash = self.hasher.hash_one(id);
         let place = (hash as usize).checked_rem(self.marks.len())?;
         // 0 stands for none.
         Some((place, (hash >> 32) as u32 | 1))
@@ -188,28 +188,28 @@ impl Candidates {
     pub(super) fn evict(&self) -> Option<Arc<Resident>> {
         // Where all were used much, it may take a look at each: who has one to add waits for a few.
         loop {
-            if let Some(done) = self.evict_among(LOOKS) {
-                return done;
+            match self.evict_among_some() {
+                First::Goes(resident) => return Some(resident),
+                First::Stays => {}
+                First::None => return None,
             }
         }
     }
 
-    /// The same, if so many looks are enough.
-    fn evict_among(&self, looks: usize) -> Option<Option<Arc<Resident>>> {
+    /// Looks at some; `Stays`: none of them goes.
+    fn evict_among_some(&self) -> First {
         let mut queues = self.queues();
-        let evicted = (0..looks).find_map(|_| match queues.first() {
-            First::Goes(resident) => Some(Some(resident)),
-            First::Stays => None,
-            First::None => Some(None),
-        })?;
-        if let Some(evicted) = &evicted {
+        let decided =
+            (0..LOOKS).map(|_| queues.first()).find(|first| !matches!(first, First::Stays));
+        let decided = decided.unwrap_or(First::Stays);
+        if let First::Goes(evicted) = &decided {
             if evicted.pins() == 0 {
                 let objects = queues.trial.order.len() + queues.proven.order.len() + 1;
                 queues.lately.add(evicted.id(), objects);
             }
             self.unlist(evicted);
         }
-        Some(evicted)
+        decided
     }
 
     /// Takes out those that `which` picks.

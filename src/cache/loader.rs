@@ -297,9 +297,9 @@ impl Loader {
         let wanted = numbers.len();
         versions.pin_each(&self.residency, numbers, |number, found| {
             let pin = match found {
-                Found::Linked(pin) => pin,
-                Found::ById(pin) => {
-                    other = other.or((!pin.is_of(versions.info(number))).then_some(number));
+                Found::It(pin) => pin,
+                Found::Other(pin) => {
+                    other = other.or(Some(number));
                     pin
                 }
                 Found::Nothing => return absent.push(number),

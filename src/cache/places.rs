@@ -103,7 +103,7 @@ impl Places {
         versions.pin_each(&self.residency, 0..versions.len(), |number, found| {
             let id = versions.id(number);
             match found {
-                Found::Linked(pin) | Found::ById(pin) => pins.push(pin),
+                Found::It(pin) | Found::Other(pin) => pins.push(pin),
                 Found::Nothing => match (self.find(id), versions.info(number).size_bytes) {
                     (Some(place), _) => places.push(place),
                     (None, Some(size_bytes)) => objects.push((id, size_bytes)),

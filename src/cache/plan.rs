@@ -75,7 +75,7 @@ impl Distinct {
     /// Where the number of `id` stands, or belongs.
     fn slot(&self, id: ObjectId) -> usize {
         let mask = self.slots.len() - 1;
-        let mut slot = self.hasher.hash_one(u128::from_ne_bytes(*id.as_bytes())) as usize & mask;
+        let mut slot = self.hasher.hash_one(id) as usize & mask;
         loop {
             match self.slots[slot] {
                 0 => return slot,

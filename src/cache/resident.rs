@@ -8,10 +8,7 @@ use super::keep::Entry;
 use super::pins;
 use super::residency::Residency;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
-use crate::shm::{Block, MetaHeader, prefetch};
-
-/// So far ahead the processor is told what comes, where many are gone through.
-pub(super) const AHEAD: usize = 8;
+use crate::shm::{AHEAD, Block, MetaHeader, prefetch};
 
 /// An object in shared memory. Its block is given up with the last `Arc`.
 ///

@@ -15,10 +15,10 @@ use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use super::residency::{Pinning, Residency};
-use super::resident::{AHEAD, Pin, Resident};
+use super::resident::{Pin, Resident};
 use crate::index::Timeline;
 use crate::object::{ObjectId, ObjectInfo};
-use crate::shm::prefetch;
+use crate::shm::{AHEAD, prefetch};
 
 /// Links of so many versions that follow each other are under one lock.
 const PAGE: usize = 128;
@@ -92,12 +92,22 @@ fn read<T>(page: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 
 /// What was found of a version.
 pub(crate) enum Found {
-    /// Its object, of which it is known that it is of this version.
-    Linked(Pin),
-    /// The object of that id.
-    ById(Pin),
+    /// Its object.
+    It(Pin),
+    /// An object of the same id, and of other content.
+    Other(Pin),
     /// It is not in memory.
     Nothing,
+}
+
+impl Found {
+    fn of(pin: Option<Pin>, version: &ObjectInfo) -> Self {
+        match pin {
+            Some(pin) if pin.is_of(version) => Self::It(pin),
+            Some(pin) => Self::Other(pin),
+            None => Self::Nothing,
+        }
+    }
 }
 
 /// Versions, each id once.
@@ -139,7 +149,8 @@ impl Wanted for [Arc<ObjectInfo>] {
     ) {
         let mut pinning = residency.pinning();
         for number in numbers {
-            found(number, pinning.by_id(self[number].id).map_or(Found::Nothing, Found::ById));
+            let pin = pinning.by_id(self[number].id);
+            found(number, Found::of(pin, &self[number]));
         }
     }
 }
@@ -193,7 +204,7 @@ impl VersionSet {
             }
             let resident = links.get(index % PAGE).and_then(Weak::upgrade);
             match resident {
-                Some(resident) => found(number, Found::Linked(pinning.take(resident))),
+                Some(resident) => found(number, Found::It(pinning.take(resident))),
                 None => unlinked.push(number),
             }
         }
@@ -224,21 +235,12 @@ impl Wanted for VersionSet {
     ) {
         let mut pinning = residency.pinning();
         for number in self.pin_linked(&mut pinning, numbers, &mut found) {
-            let Some(pin) = pinning.by_id(self.id(number)) else {
-                found(number, Found::Nothing);
-                continue;
-            };
             let (linked, index) = self.of(number);
-            found(
-                number,
-                match pin.is_of(linked.version(index)) {
-                    true => {
-                        linked.links.set(index as usize, Arc::downgrade(pin.resident()));
-                        Found::Linked(pin)
-                    }
-                    false => Found::ById(pin),
-                },
-            );
+            let pinned = Found::of(pinning.by_id(linked.id(index)), linked.version(index));
+            if let Found::It(pin) = &pinned {
+                linked.links.set(index as usize, Arc::downgrade(pin.resident()));
+            }
+            found(number, pinned);
         }
     }
 }
@@ -275,24 +277,30 @@ mod tests {
         VersionSet::new(vec![Arc::clone(linked)], (0..count).map(|index| (0, index)).collect())
     }
 
-    /// The pins by number, and how many of them were linked.
+    /// The pins by number, and how many of them are of their version.
     fn pinned(set: &VersionSet, home: &Residency) -> (Vec<Option<Pin>>, usize) {
         let mut pins: Vec<Option<Pin>> = (0..set.len()).map(|_| None).collect();
-        let mut linked = 0;
+        let mut right = 0;
         set.pin_each(home, 0..set.len(), |number, found| {
             pins[number] = match found {
-                Found::Linked(pin) => {
-                    linked += 1;
+                Found::It(pin) => {
+                    right += 1;
                     Some(pin)
                 }
-                Found::ById(pin) => Some(pin),
+                Found::Other(pin) => Some(pin),
                 Found::Nothing => None,
             };
         });
         for (number, pin) in pins.iter().enumerate() {
             assert!(pin.as_ref().is_none_or(|pin| pin.id() == set.id(number)));
         }
-        (pins, linked)
+        (pins, right)
+    }
+
+    /// How many links there are.
+    fn links(linked: &Linked) -> usize {
+        let pages = linked.links.0.iter().map(|page| read(page).to_vec());
+        pages.flatten().filter(|link| !link.ptr_eq(&Weak::new())).count()
     }
 
     #[test]
@@ -306,8 +314,9 @@ mod tests {
         let (first, _) = pinned(&set, &home);
         assert!(first.iter().all(Option::is_some));
         let bytes = home.pinned_bytes();
-        let (again, linked_now) = pinned(&set, &home);
-        assert_eq!((linked_now, home.pinned_bytes()), (COUNT, bytes));
+        assert_eq!(links(&linked), COUNT);
+        let (again, right) = pinned(&set, &home);
+        assert_eq!((right, home.pinned_bytes()), (COUNT, bytes));
         let generation = |pin: &Option<Pin>| pin.as_ref().unwrap().meta_header().hint;
         let before: Vec<u64> = first.iter().map(generation).collect();
         drop((first, again));
@@ -332,8 +341,8 @@ mod tests {
         let _other = object(&home, 0);
         let linked = Arc::new(Linked::new(timeline(&[version(0, OBJECT_BYTES + 1)])));
         for _ in 0..2 {
-            let (pins, linked) = pinned(&all_of(&linked), &home);
-            assert_eq!((pins[0].is_some(), linked), (true, 0));
+            let (pins, right) = pinned(&all_of(&linked), &home);
+            assert_eq!((pins[0].is_some(), right, links(&linked)), (true, 0, 0));
         }
     }
 
@@ -348,10 +357,6 @@ mod tests {
         let other = Arc::new(first.followed_by(other));
         (0..COUNT).for_each(|n| drop(object(&home, n)));
         drop(pinned(&all_of(&Arc::new(first)), &home));
-        let links = |linked: &Linked| {
-            let pages = linked.links.0.iter().map(|page| read(page).to_vec());
-            pages.flatten().filter(|link| !link.ptr_eq(&Weak::new())).count()
-        };
         assert_eq!((links(&confirmed), links(&other)), (COUNT, 0));
         assert_eq!(pinned(&all_of(&other), &home).0.iter().flatten().count(), COUNT - 1);
         let kept = object(&home, 5);

@@ -94,11 +94,11 @@ impl Held {
         let spans = ColumnSpans::of_batches(&names, batches)?;
         let mut gaps = false;
         let columns = names.iter().zip(&spans).map(|(name, spans)| {
-            let joined = spans.join(&self.timestamps)?;
+            let joined = spans.join(&self.timestamps);
             gaps |= joined.gaps;
-            Ok::<_, ClientError>(Cells { name: (*name).to_owned(), runs: joined.runs })
+            Cells { name: (*name).to_owned(), runs: joined.runs }
         });
-        let columns = columns.collect::<Result<_, _>>()?;
+        let columns = columns.collect();
         let shape = Shape {
             view: View::Rows,
             encoding: Encoding::RunEnd,

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::error::ClientError;
 use super::held::Joined;
 use crate::shm::attach::Attachment;
-use crate::shm::{Mappings, MetaHeader};
+use crate::shm::{AHEAD, Mappings, MetaHeader};
 use crate::table::{CellValue, ColumnRuns, run_end_batch};
 
 /// A table and the objects of its cells, which stay where they are as long as it lives.
@@ -188,8 +188,6 @@ impl<'a> Column<'a> {
 
     /// The rows of each run, and the object that serves them.
     pub fn runs(&self) -> impl Iterator<Item = Result<Run<'a>, ClientError>> {
-        /// So far ahead the processor is told what comes.
-        const AHEAD: usize = 8;
         let column = *self;
         let mut start = 0;
         let mut ahead = self.cells.runs.iter().skip(AHEAD);

@@ -35,6 +35,8 @@ pub(super) struct Taken {
     pub(super) area: Arc<Area>,
     pub(super) pool: Arc<Inner>,
     pub(super) place: Option<Place>,
+    /// That of the payload, once it is published: kept here too, so that damage in the segment shows.
+    pub(super) crc32c: u32,
 }
 
 impl Taken {
@@ -172,10 +174,11 @@ impl Reservation {
     /// Makes it a block that resolves, under a generation of its own.
     pub fn publish(mut self, id: ObjectId) -> Block {
         self.settle(self.place.size);
-        let Self { place, digest, .. } = self;
+        let Self { mut place, digest, .. } = self;
         let generation = place.pool.generation();
         let chunk = place.block + size_of::<BlockHeader>();
         let crc32c = digest.finalize() as u32;
+        place.crc32c = crc32c;
         let chunk_fields = ChunkHeader::field_bytes();
         let parts: [(usize, &[u8]); 7] = [
             (place.block + offset_of!(BlockHeader, size), &(place.size as u64).to_le_bytes()),
@@ -279,8 +282,7 @@ impl Block {
 
     /// The CRC-32C of the payload.
     pub(crate) fn crc32c(&self) -> u32 {
-        let sum = self.header_bytes(offset_of!(BlockHeader, crc32c), size_of::<u32>());
-        u32::from_le_bytes(sum.try_into().unwrap_or_default())
+        self.place.crc32c
     }
 
     /// Where it lies.

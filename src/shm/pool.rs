@@ -341,7 +341,7 @@ impl Pool {
         self.0.used_bytes.fetch_add(needed_bytes, Ordering::Relaxed);
         let pool = Arc::clone(&self.0);
         let size = size_bytes as usize;
-        Ok(Reservation::new(Taken { block, size, area, pool, place: Some(place) }))
+        Ok(Reservation::new(Taken { block, size, area, pool, place: Some(place), crc32c: 0 }))
     }
 
     /// Makes a segment in which `granules` have room, if the memory allows it, and takes them.

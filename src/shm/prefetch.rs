@@ -1,6 +1,9 @@
 //! A hint to the processor: what will be looked at soon.
 #![allow(unsafe_code)]
 
+/// So far ahead it is told, where many are gone through.
+pub(crate) const AHEAD: usize = 8;
+
 /// Asks the processor to bring what lies at `place` near. Any address will do, mapped or not.
 #[inline]
 pub(crate) fn prefetch<T>(place: *const T) {

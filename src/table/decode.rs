@@ -78,8 +78,11 @@ impl ColumnRuns {
     ///
     /// # Errors
     /// [`DecodeError`] if they hold no cells.
-    pub(super) fn of_cells(arrays: &[ArrayRef]) -> Result<Self, DecodeError> {
-        let arrays = arrays.iter().map(|array| CellArray::of(array)).collect::<Result<_, _>>()?;
+    pub(super) fn of_cells<'a>(
+        arrays: impl IntoIterator<Item = &'a ArrayRef>,
+    ) -> Result<Self, DecodeError> {
+        let arrays = arrays.into_iter().map(|array| CellArray::of(array));
+        let arrays = arrays.collect::<Result<_, _>>()?;
         Ok(Self { arrays, ..Self::default() })
     }
 

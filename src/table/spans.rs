@@ -26,8 +26,8 @@ pub struct ColumnSpans {
     starts: Vec<i64>,
     /// What holds from there on: a row of one of the batches.
     cells: Vec<Option<(usize, usize)>>,
-    /// The cells of each batch.
-    batches: Arc<Vec<ArrayRef>>,
+    /// No rows of the cells of all batches.
+    empty: ColumnRuns,
 }
 
 /// Rows of a column, each run with its cell.
@@ -40,8 +40,8 @@ pub struct JoinedColumn {
 }
 
 impl ColumnSpans {
-    fn none(batches: Arc<Vec<ArrayRef>>) -> Self {
-        Self { starts: vec![i64::MIN], cells: vec![None], batches }
+    fn none(empty: ColumnRuns) -> Self {
+        Self { starts: vec![i64::MIN], cells: vec![None], empty }
     }
 
     /// Puts a span behind the others; says whether it belongs there.
@@ -66,21 +66,21 @@ impl ColumnSpans {
     /// [`DecodeError`] if they have other columns, or the spans of one overlap.
     pub fn of_batches(names: &[&str], batches: &[RecordBatch]) -> Result<Vec<Self>, DecodeError> {
         let places: HashMap<&str, usize> = names.iter().copied().zip(0..).collect();
-        let cells = batches.iter().map(|batch| Ok(Arc::clone(column_of(batch, "cell")?)));
-        let cells = Arc::new(cells.collect::<Result<Vec<ArrayRef>, DecodeError>>()?);
-        let mut columns = vec![Self::none(Arc::clone(&cells)); names.len()];
+        let cells = batches.iter().map(|batch| column_of(batch, "cell"));
+        let cells = cells.collect::<Result<Vec<&ArrayRef>, DecodeError>>()?;
+        let empty = ColumnRuns::of_cells(cells.iter().copied())?;
+        let mut columns = vec![Self::none(empty); names.len()];
         for (number, batch) in batches.iter().enumerate() {
             let column = |name: &str| column_of(batch, name);
             let [from, until] = [column("from")?, column("until")?].map(|array| {
                 let array = array.as_primitive_opt::<Int64Type>();
                 array.filter(|array| array.null_count() == 0)
             });
-            let (Some(from), Some(until)) = (from, until) else {
-                return Err(wrong(batch.column(0), "from and until are of other types"));
+            let headers = cells[number].as_fixed_size_binary_opt();
+            let headers = headers.filter(|headers| headers.null_count() == 0);
+            let (Some(from), Some(until), Some(_)) = (from, until, headers) else {
+                return Err(wrong(batch.column(0), "from, until and cell are of other types"));
             };
-            if cells[number].null_count() > 0 {
-                return Err(wrong(&cells[number], "a span has no cell"));
-            }
             let mut row = 0;
             for (end, name) in text_runs(column("column")?)? {
                 let place = places.get(name).copied();
@@ -101,17 +101,13 @@ impl ColumnSpans {
     }
 
     /// The cell of each timestamp.
-    ///
-    /// # Errors
-    /// [`DecodeError`] if what came is no cells.
-    pub fn join(&self, timestamps: &Timestamps) -> Result<JoinedColumn, DecodeError> {
+    pub fn join(&self, timestamps: &Timestamps) -> JoinedColumn {
         // The numbers of steps are those of cells.
         let slot = |step: usize| match self.cells.get(step) {
             Some(Some(_)) => Slot::Version(step as u32),
             _ => Slot::Absent,
         };
-        let runs = ColumnRuns::of_cells(&self.batches)?;
-        let mut joined = JoinedColumn { runs, gaps: false };
+        let mut joined = JoinedColumn { runs: self.empty.clone(), gaps: false };
         for run in join_steps(&self.starts, slot, timestamps).iter() {
             let cell = match run.slot {
                 Slot::Version(step) => self.cells[step as usize],
@@ -126,7 +122,7 @@ impl ColumnSpans {
                 None => joined.runs.push_null(run.end),
             }
         }
-        Ok(joined)
+        joined
     }
 }
 
@@ -201,14 +197,14 @@ mod tests {
     /// No spans yet, of cells of so many sizes.
     fn none(count: u32) -> ColumnSpans {
         let cells = header_array((0..count).map(|n| Some(header(u64::from(n))))).unwrap();
-        ColumnSpans::none(Arc::new(vec![cells]))
+        ColumnSpans::none(ColumnRuns::of_cells([&cells]).unwrap())
     }
 
     fn joined(
         spans: &ColumnSpans,
         timestamps: &[Option<i64>],
     ) -> (Vec<(usize, Option<u64>)>, bool) {
-        let joined = spans.join(&timestamps.iter().copied().collect()).unwrap();
+        let joined = spans.join(&timestamps.iter().copied().collect());
         let runs = joined.runs.iter().map(|(end, cell)| match cell {
             CellValue::Header(header) => (end, Some(header.size)),
             _ => (end, None),
