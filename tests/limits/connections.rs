@@ -128,7 +128,9 @@ async fn of_one_connection_so_many_calls_are_under_way_and_no_more() {
         send = send.ready().await.unwrap();
         calls.push(send.send_request(call(), false).unwrap());
     }
-    // This one has its end, and would be answered.
+    // This one has its end, and would be answered. It is sent only when the one before it is begun,
+    // since one at a time can wait in the client.
+    send = send.ready().await.unwrap();
     let (mut answer, _) = send.send_request(call(), true).unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(300), &mut answer).await.is_err());
     calls.pop().unwrap().1.send_reset(h2::Reason::CANCEL);
