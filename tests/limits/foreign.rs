@@ -48,7 +48,7 @@ fn columns() -> Vec<ArrayRef> {
 }
 
 /// The messages of a table of timestamps, the schema first.
-fn messages(column: ArrayRef) -> Vec<FlightData> {
+pub(crate) fn messages(column: ArrayRef) -> Vec<FlightData> {
     let batch = RecordBatch::try_from_iter_with_nullable([("timestamp", column, true)]).unwrap();
     let (mut writer, schema) = MessageWriter::begin(&batch.schema());
     let written = [schema].into_iter().chain(writer.write(&batch).unwrap().into_messages());

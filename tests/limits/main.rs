@@ -6,6 +6,7 @@ mod common;
 
 mod connections;
 mod crowd;
+mod exchange;
 mod foreign;
 mod frames;
 mod messages;
