@@ -10,6 +10,7 @@
 //! ```
 
 use std::hash::BuildHasher as _;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use foldhash::quality::RandomState;
@@ -21,7 +22,7 @@ use super::hand::InHand;
 use super::loader::Pinned;
 use super::resident::PinSet;
 use super::versions::{Linked, VersionSet, Wanted as _};
-use crate::index::{Runs, Slot, Span, State, Timestamps, join};
+use crate::index::{JoinedColumns, Run, Slot, Span, State, Timestamps};
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::MetaHeader;
@@ -97,12 +98,13 @@ impl Distinct {
         self.slots[slot] - 1
     }
 
-    /// The cell of a version in the column that came last, whose cells so far are `numbers`.
-    fn cell(&mut self, index: u32, numbers: &mut Vec<u32>) -> u32 {
+    /// The cell of a version in the column that came last, whose cells so far are `numbers` from
+    /// `first` on.
+    fn cell(&mut self, index: u32, numbers: &mut Vec<u32>, first: usize) -> u32 {
         let (column, number) = (self.timelines.len() as u32, self.number(index));
         let cell = &mut self.cells[number as usize];
         if cell.0 != column {
-            *cell = (column, numbers.len() as u32);
+            *cell = (column, (numbers.len() - first) as u32);
             numbers.push(number);
         }
         cell.1
@@ -119,55 +121,54 @@ pub(crate) struct Plan {
     timestamps: Arc<Timestamps>,
     versions: Arc<VersionSet>,
     columns: Vec<PlannedColumn>,
+    /// By cell, column after column: the place of its version among those of the plan.
+    places: Vec<u32>,
     missing: Vec<MissingColumn>,
 }
 
 #[derive(Debug)]
 struct PlannedColumn {
     request: ColumnRequest,
-    /// By cell: the place of its version among those of the plan.
-    places: Vec<u32>,
-    runs: Arc<Vec<CellRun>>,
+    /// Where the places of its cells are.
+    cells: Range<usize>,
+    runs: Arc<[CellRun]>,
     known: Known,
 }
 
 impl Plan {
     pub(crate) fn new(timestamps: Arc<Timestamps>, known: Vec<(ColumnRequest, Known)>) -> Self {
         let mut missing = Vec::new();
-        let joined: Vec<_> =
-            known.iter().map(|(_, known)| join(&known.timeline, &timestamps)).collect();
-        let most = |joined: &Runs, known: &Known| joined.len().min(known.timeline.versions());
-        let all = joined.iter().zip(&known).map(|(joined, (_, known))| most(joined, known));
-        let mut distinct = Distinct::expecting(all.sum());
-        let columns = known
-            .into_iter()
-            .zip(joined)
-            .map(|((request, known), joined)| {
-                distinct.column(&known.timeline);
-                let most = most(&joined, &known);
-                let mut places = Vec::with_capacity(most);
-                let mut runs: Vec<CellRun> = Vec::with_capacity(joined.len());
-                let mut gap: Option<MissingColumn> = None;
-                for run in joined.iter() {
-                    let cell = match run.slot {
-                        Slot::Version(index) => Some(distinct.cell(index, &mut places)),
-                        Slot::Null => None,
-                        Slot::Absent | Slot::Unknown => {
-                            widen(&mut gap, &request, &timestamps, run.start, run.end);
-                            None
-                        }
-                    };
-                    let end = i32::try_from(run.end).unwrap_or(i32::MAX);
-                    match runs.last_mut() {
-                        Some(last) if last.cell == cell => last.end = end,
-                        _ => runs.push(CellRun { end, cell }),
+        let timelines = known.iter().map(|(_, known)| &**known.timeline);
+        let joined = JoinedColumns::new(timelines, &timestamps);
+        let most = |runs: &[Run], known: &Known| runs.len().min(known.timeline.versions());
+        let all = joined.iter().zip(&known).map(|(runs, (_, known))| most(runs, known)).sum();
+        let (mut distinct, mut places) = (Distinct::expecting(all), Vec::with_capacity(all));
+        let mut runs: Vec<CellRun> = Vec::new();
+        let column = |((request, known), joined): ((ColumnRequest, Known), &[Run])| {
+            distinct.column(&known.timeline);
+            let first = places.len();
+            runs.clear();
+            let mut gap: Option<MissingColumn> = None;
+            for run in joined {
+                let cell = match run.slot {
+                    Slot::Version(index) => Some(distinct.cell(index, &mut places, first)),
+                    Slot::Null => None,
+                    Slot::Absent | Slot::Unknown => {
+                        widen(&mut gap, &request, &timestamps, run.start, run.end);
+                        None
                     }
+                };
+                let end = i32::try_from(run.end).unwrap_or(i32::MAX);
+                match runs.last_mut() {
+                    Some(last) if last.cell == cell => last.end = end,
+                    _ => runs.push(CellRun { end, cell }),
                 }
-                missing.extend(gap);
-                PlannedColumn { request, places, runs: Arc::new(runs), known }
-            })
-            .collect();
-        Self { timestamps, versions: distinct.into_versions(), columns, missing }
+            }
+            missing.extend(gap);
+            PlannedColumn { request, cells: first..places.len(), runs: Arc::from(&runs[..]), known }
+        };
+        let columns = known.into_iter().zip(joined.iter()).map(column).collect();
+        Self { timestamps, versions: distinct.into_versions(), columns, places, missing }
     }
 
     pub(crate) fn timestamps(&self) -> &Arc<Timestamps> {
@@ -210,7 +211,7 @@ impl Plan {
                 name: column.request.name.clone(),
                 path: column.request.path.clone(),
                 runs: Arc::clone(&column.runs),
-                cells: cells(&column.places, &got, column.known.stale),
+                cells: cells(&self.places[column.cells.clone()], &got, column.known.stale),
             })
             .collect();
         Assembled {
@@ -399,7 +400,7 @@ impl Spans {
                 let mut rows = Vec::with_capacity(spans.len());
                 for span in spans {
                     if let State::Version(index) = span.state {
-                        let cell = distinct.cell(index, &mut places);
+                        let cell = distinct.cell(index, &mut places, 0);
                         rows.push(IntervalRow { interval: span.interval, cell });
                     }
                 }

@@ -9,7 +9,7 @@ use std::hint::select_unpredictable;
 
 use super::search::{before, gallop, search};
 use super::timeline::{State, Step, Timeline};
-use super::timestamps::{BLOCK_ROWS, Order, Timestamps};
+use super::timestamps::{BLOCK_ROWS, Millis, Order, Timestamps, millis};
 use crate::interval::Timestamp;
 
 /// What serves a run of rows.
@@ -65,15 +65,37 @@ impl Runs {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
 
-    fn push(&mut self, end: usize, slot: Slot) {
-        match self.0.last_mut() {
-            Some(last) if last.slot == slot => last.end = end,
-            last => {
-                let start = last.map_or(0, |last| last.end);
-                self.0.push(Run { start, end, slot });
-            }
+/// The runs of several columns over the same timestamps.
+#[derive(Debug, Default)]
+pub struct JoinedColumns {
+    runs: Vec<Run>,
+    /// Where those of each column end.
+    ends: Vec<usize>,
+}
+
+impl JoinedColumns {
+    /// Joins so many.
+    pub fn new<'a>(
+        timelines: impl ExactSizeIterator<Item = &'a Timeline>,
+        timestamps: &Timestamps,
+    ) -> Self {
+        let mut joined = Self::default();
+        joined.runs.reserve(timelines.len());
+        joined.ends.reserve(timelines.len());
+        for timeline in timelines {
+            let slot = |place| timeline.state(place).into();
+            join_onto(&mut joined.runs, timeline.starts(), slot, timestamps);
+            joined.ends.push(joined.runs.len());
         }
+        joined
+    }
+
+    /// The runs of each column.
+    pub fn iter(&self) -> impl Iterator<Item = &[Run]> {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| &self.runs[std::mem::replace(&mut start, end)..end])
     }
 }
 
@@ -90,16 +112,35 @@ pub fn join(timeline: &Timeline, timestamps: &Timestamps) -> Runs {
 /// If `starts` do not ascend from the least i64 on.
 pub fn join_steps(starts: &[i64], slot: impl Fn(usize) -> Slot, timestamps: &Timestamps) -> Runs {
     assert!(starts.first() == Some(&i64::MIN), "there is no step at the beginning of time");
-    let mut runs = Runs::default();
+    let mut runs = Vec::new();
+    join_onto(&mut runs, starts, slot, timestamps);
+    Runs(runs)
+}
+
+/// Puts the runs of one more column behind those that are there.
+fn join_onto(
+    runs: &mut Vec<Run>,
+    starts: &[i64],
+    slot: impl Fn(usize) -> Slot,
+    timestamps: &Timestamps,
+) {
+    let first = runs.len();
+    let mut push = |end: usize, slot: Slot| match runs[first..].last_mut() {
+        Some(last) if last.slot == slot => last.end = end,
+        last => {
+            let start = last.map_or(0, |last| last.end);
+            runs.push(Run { start, end, slot });
+        }
+    };
     let (values, order) = (timestamps.values(), timestamps.order());
     let mut done = 0;
     for valid in timestamps.valid() {
         if done < valid.start {
-            runs.push(timestamps.row_end(valid.start - 1), Slot::Null);
+            push(timestamps.row_end(valid.start - 1), Slot::Null);
         }
         done = valid.end;
         let mut emit = |end: usize, place: usize| {
-            runs.push(timestamps.row_end(end - 1), slot(place));
+            push(timestamps.row_end(end - 1), slot(place));
         };
         match order {
             Order::Sorted => sorted(starts, values, valid, &mut emit),
@@ -107,23 +148,28 @@ pub fn join_steps(starts: &[i64], slot: impl Fn(usize) -> Slot, timestamps: &Tim
         }
     }
     if done < values.len() {
-        runs.push(timestamps.len(), Slot::Null);
+        push(timestamps.len(), Slot::Null);
     }
-    runs
 }
 
 type Entries = std::ops::Range<usize>;
 
 /// Ascending values: from border to border.
-fn sorted(starts: &[i64], values: &[i64], entries: Entries, emit: &mut impl FnMut(usize, usize)) {
+fn sorted(
+    starts: &[i64],
+    values: &[Millis],
+    entries: Entries,
+    emit: &mut impl FnMut(usize, usize),
+) {
     let values = &values[..entries.end];
     let mut entry = entries.start;
     let mut place = 0;
     while entry < values.len() {
+        let at = millis(&values[entry]);
         // starts[0] is the least i64, so the first value finds a place.
-        place += gallop(&starts[place..], |&start| start <= values[entry]) - 1;
+        place += gallop(&starts[place..], |&start| start <= at) - 1;
         entry = match starts.get(place + 1) {
-            Some(&border) => entry + before(&values[entry..], border),
+            Some(&border) => entry + before(&values[entry..], millis, border),
             None => values.len(),
         };
         emit(entry, place);
@@ -133,7 +179,7 @@ fn sorted(starts: &[i64], values: &[i64], entries: Entries, emit: &mut impl FnMu
 /// Any values, of which most blocks lie between two borders.
 fn by_blocks(
     starts: &[i64],
-    values: &[i64],
+    values: &[Millis],
     blocks: &[(i64, i64)],
     entries: Entries,
     emit: &mut impl FnMut(usize, usize),
@@ -189,7 +235,7 @@ pub fn open_times<T>(
         let values = &timestamps.values()[..valid.end];
         let (mut entry, mut last) = (valid.start, None);
         while entry < values.len() {
-            let at = values[entry];
+            let at = millis(&values[entry]);
             place = match sorted {
                 true => place + gallop(&starts[place..], |&start| start <= at) - 1,
                 false => range.start + search(&starts[range.clone()], at),
@@ -203,7 +249,7 @@ pub fn open_times<T>(
                     entry += 1;
                 }
                 None if sorted => match starts.get(place + 1) {
-                    Some(&border) => entry += before(&values[entry..], border),
+                    Some(&border) => entry += before(&values[entry..], millis, border),
                     None => break,
                 },
                 _ => entry += 1,
@@ -217,16 +263,16 @@ pub fn open_times<T>(
 /// How many searches run side by side.
 const LANES: usize = 16;
 
-fn each(starts: &[i64], values: &[i64], mut emit: impl FnMut(usize, usize)) {
+fn each(starts: &[i64], values: &[Millis], mut emit: impl FnMut(usize, usize)) {
     let (chunks, rest) = values.as_chunks::<LANES>();
     for (chunk, values) in chunks.iter().enumerate() {
         let mut places = [0; LANES];
         let mut length = starts.len();
         while length > 1 {
             let half = length / 2;
-            for (place, &value) in places.iter_mut().zip(values) {
-                *place =
-                    select_unpredictable(starts[*place + half] <= value, *place + half, *place);
+            for (place, value) in places.iter_mut().zip(values) {
+                let after = starts[*place + half] <= millis(value);
+                *place = select_unpredictable(after, *place + half, *place);
             }
             length -= half;
         }
@@ -235,8 +281,8 @@ fn each(starts: &[i64], values: &[i64], mut emit: impl FnMut(usize, usize)) {
         }
     }
     let first = values.len() - rest.len();
-    for (at, &value) in rest.iter().enumerate() {
-        emit(first + at, search(starts, value));
+    for (at, value) in rest.iter().enumerate() {
+        emit(first + at, search(starts, millis(value)));
     }
 }
 

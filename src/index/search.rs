@@ -2,40 +2,42 @@
 
 use std::hint::select_unpredictable;
 
-/// How many of these ascending values lie before `border`, which the first one does.
+/// How many of these ascending values, as `value` reads them, lie before `border`, which the first one
+/// does.
 ///
 /// Most timestamps come at a steady pace, which says where the border is but for a few rows; it is
 /// looked for from there, farther and farther away.
-pub(super) fn before(values: &[i64], border: i64) -> usize {
+pub(super) fn before<T>(values: &[T], value: impl Fn(&T) -> i64, border: i64) -> usize {
     const NEAR: usize = 8;
     let near = &values[..values.len().min(NEAR)];
-    if near[near.len() - 1] >= border {
-        return near.iter().take_while(|&&at| at < border).count();
+    let is_before = |at: &T| value(at) < border;
+    if !is_before(&near[near.len() - 1]) {
+        return near.iter().take_while(|at| is_before(at)).count();
     }
     let last = values.len() - 1;
-    let (least, most) = (values[0], values[last]);
+    let (least, most) = (value(&values[0]), value(&values[last]));
     if most < border {
         return values.len();
     }
     // Rounding is no harm: this is where the search begins. least < border <= most.
     let share = (border as f64 - least as f64) / (most as f64 - least as f64);
     let guess = ((share * last as f64) as usize).min(last);
-    if values[guess] < border {
-        return guess + gallop(&values[guess..], |&at| at < border);
+    if is_before(&values[guess]) {
+        return guess + gallop(&values[guess..], is_before);
     }
     // values[end] is not before the border, and in the end values[start] is.
     let (mut end, mut step) = (guess, 1);
     loop {
         let start = end.saturating_sub(step);
-        if values[start] < border {
-            return start + values[start..end].partition_point(|&at| at < border);
+        if is_before(&values[start]) {
+            return start + values[start..end].partition_point(is_before);
         }
         (end, step) = (start, step * 2);
     }
 }
 
 /// How many of the first ones fulfil `below`, which some first ones do and no later ones.
-pub(super) fn gallop(items: &[i64], below: impl Fn(&i64) -> bool) -> usize {
+pub(super) fn gallop<T>(items: &[T], below: impl Fn(&T) -> bool) -> usize {
     let mut end = 1;
     while end < items.len() && below(&items[end]) {
         end *= 2;
@@ -67,7 +69,8 @@ mod tests {
             for border in values.iter().copied().chain([-8, 2, 1 << 20, 1 << 60]) {
                 if values[from] < border {
                     let expected = values[from..].partition_point(|&at| at < border);
-                    assert_eq!(before(&values[from..], border), expected, "{from} {border}");
+                    let found = before(&values[from..], |&at| at, border);
+                    assert_eq!(found, expected, "{from} {border}");
                 }
             }
         }

@@ -120,7 +120,7 @@ impl Timeline {
         // follow each other at a steady pace.
         match &self.starts[..] {
             [_, inner @ .., last] if at < *last => match inner.first() {
-                Some(first) if *first <= at => before(inner, at + 1),
+                Some(first) if *first <= at => before(inner, |&start| start, at + 1),
                 _ => 0,
             },
             starts => starts.partition_point(|&start| start <= at) - 1,

@@ -3,19 +3,29 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use arrow_buffer::{NullBuffer, ScalarBuffer};
+use arrow_buffer::{Buffer, NullBuffer, ScalarBuffer};
 
 use crate::interval::Timestamp;
 
 /// Rows of one block of which the least and the greatest timestamp are kept.
 pub(super) const BLOCK_ROWS: usize = 256;
 
+/// A timestamp in milliseconds as it lies in memory, at any address: those of a message mostly lie
+/// askew, and to copy millions of them takes longer than to join them.
+pub(super) type Millis = [u8; 8];
+
+#[inline]
+pub(super) const fn millis(at: &Millis) -> i64 {
+    i64::from_ne_bytes(*at)
+}
+
 /// One timestamp per row; some may be null.
 ///
 /// What is stored are *entries*: one per row, or, run-encoded, one per run of rows.
 #[derive(Debug, Clone)]
 pub struct Timestamps {
-    values: ScalarBuffer<i64>,
+    /// [`Millis`] one after the other.
+    values: Buffer,
     nulls: Option<NullBuffer>,
     /// Run-encoded: the row behind the last one of each entry, ascending.
     ends: Option<ScalarBuffer<i32>>,
@@ -32,6 +42,28 @@ pub(super) enum Order {
     Blocks(Vec<(i64, i64)>),
 }
 
+/// Whether they ascend. A block at a time: to ask of each would take longer than to read it.
+fn ascending(values: &[Millis]) -> bool {
+    const BLOCK: usize = 64;
+    let (blocks, rest) = values.as_chunks::<BLOCK>();
+    let mut last = i64::MIN;
+    for block in blocks {
+        let mut all = last <= millis(&block[0]);
+        for n in 1..BLOCK {
+            all &= millis(&block[n - 1]) <= millis(&block[n]);
+        }
+        if !all {
+            return false;
+        }
+        last = millis(&block[BLOCK - 1]);
+    }
+    rest.is_sorted_by_key(millis) && rest.first().is_none_or(|first| last <= millis(first))
+}
+
+const fn around((least, most): (i64, i64), at: i64) -> (i64, i64) {
+    (if at < least { at } else { least }, if at > most { at } else { most })
+}
+
 impl Timestamps {
     /// The most rows that a table can have: Arrow's run ends and dictionary keys are Int32.
     pub const MAX_ROWS: usize = i32::MAX as usize;
@@ -41,11 +73,27 @@ impl Timestamps {
     /// # Panics
     /// If there are more than [`MAX_ROWS`](Self::MAX_ROWS), or not as many nulls as values.
     pub fn new(values: impl Into<ScalarBuffer<i64>>, nulls: Option<NullBuffer>) -> Self {
-        let values = values.into();
-        assert!(values.len() <= Self::MAX_ROWS, "{} rows are too many", values.len());
-        assert!(nulls.as_ref().is_none_or(|nulls| nulls.len() == values.len()));
+        Self::of(values.into().into_inner(), nulls)
+    }
+
+    /// One row per eight bytes, wherever they lie.
+    ///
+    /// # Panics
+    /// If they are more than [`MAX_ROWS`](Self::MAX_ROWS), or the last one is cut.
+    #[cfg(feature = "server")]
+    pub(crate) fn of_bytes(values: impl Into<Buffer>) -> Self {
+        Self::of(values.into(), None)
+    }
+
+    fn of(values: Buffer, nulls: Option<NullBuffer>) -> Self {
         let nulls = nulls.filter(|nulls| nulls.null_count() > 0);
-        Self { values, nulls, ends: None, order: OnceLock::new(), gap: OnceLock::new() }
+        let (order, gap) = (OnceLock::new(), OnceLock::new());
+        let new = Self { values, nulls, ends: None, order, gap };
+        assert!(new.values.len().is_multiple_of(size_of::<Millis>()));
+        let rows = new.values().len();
+        assert!(rows <= Self::MAX_ROWS, "{rows} rows are too many");
+        assert!(new.nulls.as_ref().is_none_or(|nulls| nulls.len() == rows));
+        new
     }
 
     /// One entry per run of rows.
@@ -57,10 +105,7 @@ impl Timestamps {
         nulls: Option<NullBuffer>,
         ends: impl Into<ScalarBuffer<i32>>,
     ) -> Self {
-        let (plain, ends) = (Self::new(values, nulls), ends.into());
-        assert_eq!(ends.len(), plain.values.len());
-        assert!(ends.first().is_none_or(|&end| end > 0) && ends.is_sorted_by(|a, b| a < b));
-        Self { ends: Some(ends), ..plain }
+        Self::new(values, nulls).with_ends(ends)
     }
 
     /// The same entries, each now a run of rows that ends before the row of `ends`.
@@ -68,10 +113,12 @@ impl Timestamps {
     /// # Panics
     /// As [`run_encoded`](Self::run_encoded).
     #[must_use]
-    pub fn with_ends(self, ends: Vec<i32>) -> Self {
-        let own = self.ends.is_some();
+    pub fn with_ends(self, ends: impl Into<ScalarBuffer<i32>>) -> Self {
+        let (own, ends) = (self.ends.is_some(), ends.into());
         assert!(!own, "runs of runs");
-        Self::run_encoded(self.values, self.nulls, ends)
+        assert_eq!(ends.len(), self.values().len());
+        assert!(ends.first().is_none_or(|&end| end > 0) && ends.is_sorted_by(|a, b| a < b));
+        Self { ends: Some(ends), ..self }
     }
 
     /// The rows of all parts, one after the other; run-encoded if any of them is.
@@ -81,10 +128,11 @@ impl Timestamps {
     pub fn concat(parts: &[Self]) -> Self {
         let rows: usize = parts.iter().map(Self::len).sum();
         assert!(rows <= Self::MAX_ROWS, "{rows} rows are too many");
-        let values: Vec<i64> = parts.iter().flat_map(|part| part.values.iter().copied()).collect();
+        let values: Vec<i64> =
+            parts.iter().flat_map(|part| part.values().iter().map(millis)).collect();
         let nulls = parts
             .iter()
-            .flat_map(|part| (0..part.values.len()).map(|entry| part.entry(entry).is_some()));
+            .flat_map(|part| (0..part.values().len()).map(|entry| part.entry(entry).is_some()));
         let nulls = NullBuffer::from_iter(nulls);
         if parts.iter().all(|part| part.ends.is_none()) {
             return Self::new(values, Some(nulls));
@@ -92,7 +140,9 @@ impl Timestamps {
         let mut before = 0;
         let mut ends = Vec::with_capacity(values.len());
         for part in parts {
-            ends.extend((0..part.values.len()).map(|entry| (before + part.row_end(entry)) as i32));
+            ends.extend(
+                (0..part.values().len()).map(|entry| (before + part.row_end(entry)) as i32),
+            );
             before += part.len();
         }
         Self::run_encoded(values, Some(nulls), ends)
@@ -101,7 +151,7 @@ impl Timestamps {
     /// How many rows there are.
     pub fn len(&self) -> usize {
         match &self.ends {
-            None => self.values.len(),
+            None => self.values().len(),
             Some(ends) => ends.last().map_or(0, |&end| end as usize),
         }
     }
@@ -132,14 +182,14 @@ impl Timestamps {
     }
 
     fn entry(&self, entry: usize) -> Option<Timestamp> {
-        let value = Timestamp::from_millis(self.values[entry]);
+        let value = Timestamp::from_millis(millis(&self.values()[entry]));
         self.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(entry)).then_some(value)
     }
 
     /// The timestamp of each row.
     pub fn rows(&self) -> impl Iterator<Item = Option<Timestamp>> {
         let mut row = 0;
-        (0..self.values.len()).flat_map(move |entry| {
+        (0..self.values().len()).flat_map(move |entry| {
             let end = self.row_end(entry);
             std::iter::repeat_n(self.entry(entry), end - std::mem::replace(&mut row, end))
         })
@@ -152,7 +202,7 @@ impl Timestamps {
 
     /// The runs from `row` on, which may lie within the first of them.
     pub fn runs_from(&self, row: usize) -> impl Iterator<Item = (usize, Option<Timestamp>)> {
-        let mut entries = (self.entry_of(row)..self.values.len()).peekable();
+        let mut entries = (self.entry_of(row)..self.values().len()).peekable();
         std::iter::from_fn(move || {
             let mut last = entries.next()?;
             let value = self.entry(last);
@@ -178,23 +228,26 @@ impl Timestamps {
     }
 
     /// The entries themselves; where [`valid`](Self::valid) does not reach, they mean nothing.
-    pub(super) fn values(&self) -> &[i64] {
-        &self.values
+    pub(super) fn values(&self) -> &[Millis] {
+        self.values.as_chunks().0
     }
 
     /// The least and the greatest timestamp.
     pub fn bounds(&self) -> Option<(i64, i64)> {
-        let valid = self.valid();
-        let (first, last) = (valid.first()?, valid.last()?);
-        let around = |(least, most): (i64, i64), &at: &i64| (least.min(at), most.max(at));
+        let values = self.values();
         match self.order() {
-            Order::Sorted => Some((self.values[first.start], self.values[last.end - 1])),
+            Order::Sorted => {
+                let mut valid = self.valid();
+                let first = valid.next()?;
+                let last = valid.last().unwrap_or(first.clone());
+                Some((millis(&values[first.start]), millis(&values[last.end - 1])))
+            }
             Order::Blocks(blocks) if self.nulls.is_none() => {
-                let bounds = blocks.iter().flat_map(|(least, most)| [least, most]);
+                let bounds = blocks.iter().flat_map(|&(least, most)| [least, most]);
                 Some(bounds.fold((i64::MAX, i64::MIN), around))
             }
             Order::Blocks(_) => {
-                let values = valid.into_iter().flat_map(|range| &self.values[range]);
+                let values = self.valid().flat_map(|range| &values[range]).map(millis);
                 Some(values.fold((i64::MAX, i64::MIN), around))
             }
         }
@@ -204,41 +257,41 @@ impl Timestamps {
     /// once.
     pub fn gap(&self) -> u64 {
         *self.gap.get_or_init(|| {
-            let widest = |values: &[i64]| {
-                let gaps = values.windows(2).map(|pair| pair[1].wrapping_sub(pair[0]) as u64);
-                gaps.max().unwrap_or(0)
-            };
+            let gap = |last: i64, next: i64| next.wrapping_sub(last) as u64;
+            let values = self.values();
             if self.nulls.is_none() && matches!(self.order(), Order::Sorted) {
-                return widest(&self.values);
+                let pairs = values.windows(2).map(|pair| gap(millis(&pair[0]), millis(&pair[1])));
+                return pairs.max().unwrap_or(0);
             }
-            let valid = self.valid().into_iter().flat_map(|range| &self.values[range]);
-            let mut values: Vec<i64> = valid.copied().collect();
-            values.sort_unstable();
-            widest(&values)
+            let valid = self.valid().flat_map(|range| &values[range]);
+            let mut sorted: Vec<i64> = valid.map(millis).collect();
+            sorted.sort_unstable();
+            sorted.windows(2).map(|pair| gap(pair[0], pair[1])).max().unwrap_or(0)
         })
     }
 
     /// The ranges of entries that are not null.
-    pub(super) fn valid(&self) -> Vec<Range<usize>> {
-        match &self.nulls {
-            None if self.values.is_empty() => Vec::new(),
-            None => std::iter::once(0..self.values.len()).collect(),
-            Some(nulls) => nulls.valid_slices().map(|(start, end)| start..end).collect(),
-        }
+    pub(super) fn valid(&self) -> impl Iterator<Item = Range<usize>> {
+        let all = (self.nulls.is_none() && !self.is_empty()).then(|| 0..self.values().len());
+        let parts = self.nulls.iter().flat_map(NullBuffer::valid_slices);
+        all.into_iter().chain(parts.map(|(start, end)| start..end))
     }
 
     pub(super) fn order(&self) -> &Order {
         self.order.get_or_init(|| {
+            let values = self.values();
             let ascending = match &self.nulls {
-                None => self.values.is_sorted(),
-                Some(nulls) => nulls.valid_indices().map(|entry| self.values[entry]).is_sorted(),
+                None => ascending(values),
+                Some(nulls) => {
+                    nulls.valid_indices().map(|entry| millis(&values[entry])).is_sorted()
+                }
             };
             if ascending {
                 return Order::Sorted;
             }
-            let blocks = self.values.chunks(BLOCK_ROWS).map(|block| {
+            let blocks = values.chunks(BLOCK_ROWS).map(|block| {
                 let bounds = (i64::MAX, i64::MIN);
-                block.iter().fold(bounds, |(least, most), &at| (least.min(at), most.max(at)))
+                block.iter().map(millis).fold(bounds, around)
             });
             Order::Blocks(blocks.collect())
         })
@@ -274,6 +327,21 @@ mod tests {
         }
         let other: Timestamps = [Some(5), Some(5), Some(0), Some(7)].into_iter().collect();
         assert!(!plain.same_rows(&other));
+    }
+
+    #[test]
+    fn order_is_seen_wherever_it_is_broken() {
+        let of = |values: Vec<i64>| Timestamps::new(values, None);
+        let is_sorted = |values| matches!(of(values).order(), Order::Sorted);
+        for rows in [0, 1, 2, 63, 64, 65, 128, 200] {
+            let ascending: Vec<i64> = (0..rows).map(|n| n / 3).collect();
+            assert!(is_sorted(ascending.clone()), "{rows}");
+            for place in 1..ascending.len() {
+                let mut broken = ascending.clone();
+                broken[place] = broken[place - 1] - 1;
+                assert!(!is_sorted(broken), "{place} of {rows}");
+            }
+        }
     }
 
     #[test]

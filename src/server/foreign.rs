@@ -183,11 +183,14 @@ mod tests {
             values in proptest::collection::vec(
                 prop_oneof![4 => any::<i64>().prop_map(Some), 1 => Just(None)], 0..40
             ),
+            // Few are copied, many are read where they lie.
+            repeated in prop_oneof![Just(1_usize), Just(50)],
             nulls in any::<bool>(),
             of_time in any::<bool>(),
             askew in 0..8_usize,
             cut in 1..9_usize,
         ) {
+            let values = values.repeat(repeated);
             let values = values.into_iter().filter(|at| nulls || at.is_some());
             let array: ArrayRef = match of_time {
                 true => std::sync::Arc::new(values.collect::<TimestampMillisecondArray>()),
@@ -203,7 +206,9 @@ mod tests {
             prop_assert!(decoding.next(messages[0].clone()).unwrap().is_none());
             let times = decoding.next(messages[1].clone()).unwrap().unwrap();
             prop_assert_eq!(matches!(times, Times::Read(_)), plain);
-            prop_assert!(times.read().unwrap().same_rows(&expected));
+            let read = times.read().unwrap();
+            prop_assert!(read.same_rows(&expected));
+            prop_assert_eq!((read.bounds(), read.gap()), (expected.bounds(), expected.gap()));
             // More than the padding of the last buffer is missing.
             let needed = expected.len() * 8;
             if plain && needed > 0 {

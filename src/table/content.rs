@@ -70,7 +70,7 @@ pub struct Column {
     /// Whose objects.
     pub path: ObjectPath,
     /// They tile the rows, and neighbours differ.
-    pub runs: Arc<Vec<CellRun>>,
+    pub runs: Arc<[CellRun]>,
     /// The distinct objects.
     pub cells: Vec<Cell>,
 }

@@ -84,7 +84,7 @@ fn column(name: &str, rows: &[Option<u32>], cells: u8) -> Column {
         }
     }
     let cells = (0..cells).map(|n| cell(n, usize::from(n) * 7)).collect();
-    Column { name: name.into(), path: ObjectPath::new("A/B").unwrap(), runs: Arc::new(runs), cells }
+    Column { name: name.into(), path: ObjectPath::new("A/B").unwrap(), runs: runs.into(), cells }
 }
 
 fn shape(encoding: Encoding, cell: CellKind, view: View, nullable: bool, names: &[&str]) -> Shape {
@@ -352,7 +352,7 @@ fn a_payload_crosses_once_per_object_or_once_per_run() {
     let mut large = column("a", &[], 0);
     large.cells = vec![cell(1, 1 << 20), cell(2, 1 << 20)];
     let runs = (0..10).map(|n| CellRun { end: (n + 1) * 100, cell: Some(n as u32 % 2) });
-    large.runs = Arc::new(runs.collect());
+    large.runs = runs.collect();
     let content = content(vec![large], 1000);
     let body = |encoding| {
         let shape = shape(encoding, CellKind::Payload, View::Rows, false, &["a"]);
