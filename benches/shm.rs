@@ -21,7 +21,7 @@ use beside::{beside, beside_timed, wanted};
 use criterion::Criterion;
 use iovcache::cache::{Asker, PeerPolicy};
 use iovcache::client::Attachment;
-use iovcache::shm::{Backing, Block, Mappings, MetaHeader, Pool, PoolOptions};
+use iovcache::shm::{Backing, Block, Mappings, MetaHeader, Pool, PoolOptions, ResolveError};
 use iovcache::source::MemorySource;
 use iovcache::table::Request;
 use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
@@ -77,13 +77,15 @@ enum Order {
     /// As tables have them: all rows of one object, then those of the next.
     InRuns,
     AtRandom,
+    /// At random, and more than a processor has near.
+    Scattered,
 }
 
 /// One million headers of so many objects, beside a table of bases by segment and the handle added.
 fn resolve(objects: usize, order: Order, aim: f64) {
     let what = match order {
         Order::InRuns => "in runs",
-        Order::AtRandom => "at random",
+        Order::AtRandom | Order::Scattered => "at random",
     };
     let name = |part| format!("resolve 1,000,000 of {objects} {what}, {part}");
     let [pointers, first_bytes] = ["pointers", "first bytes"].map(name);
@@ -101,7 +103,7 @@ fn resolve(objects: usize, order: Order, aim: f64) {
             state ^= state << 17;
             let object = match order {
                 Order::InRuns => row * objects / HEADERS,
-                Order::AtRandom => (state % objects as u64) as usize,
+                Order::AtRandom | Order::Scattered => (state % objects as u64) as usize,
             };
             blocks[object].meta_header()
         })
@@ -114,6 +116,7 @@ fn resolve(objects: usize, order: Order, aim: f64) {
     };
     // SAFETY: the headers are those of live blocks in this very mapping.
     let first_byte = |payload: *const u8| u64::from(unsafe { payload.read() });
+    let scattered = order == Order::Scattered;
     // What is done with each: only the pointer, or its first byte is read too.
     beside(
         &pointers,
@@ -124,8 +127,14 @@ fn resolve(objects: usize, order: Order, aim: f64) {
             }
         },
         || {
-            for bytes in mappings.resolve_each(black_box(&headers)) {
-                black_box(bytes.unwrap().as_ptr());
+            if scattered {
+                for bytes in mappings.resolve_scattered(black_box(&headers)) {
+                    black_box(bytes.unwrap().as_ptr());
+                }
+            } else {
+                for bytes in mappings.resolve_each(black_box(&headers)) {
+                    black_box(bytes.unwrap().as_ptr());
+                }
             }
         },
     );
@@ -137,8 +146,13 @@ fn resolve(objects: usize, order: Order, aim: f64) {
             black_box(black_box(&headers).iter().fold(0, sum));
         },
         || {
-            let all = mappings.resolve_each(black_box(&headers));
-            black_box(all.fold(0, |sum, bytes| sum + u64::from(bytes.unwrap()[0])));
+            let sum =
+                |sum: u64, bytes: Result<&[u8], ResolveError>| sum + u64::from(bytes.unwrap()[0]);
+            black_box(if scattered {
+                mappings.resolve_scattered(black_box(&headers)).fold(0, sum)
+            } else {
+                mappings.resolve_each(black_box(&headers)).fold(0, sum)
+            });
         },
     );
 }
@@ -146,7 +160,7 @@ fn resolve(objects: usize, order: Order, aim: f64) {
 fn resolving() {
     resolve(1_000, Order::InRuns, 1.3);
     resolve(1_000, Order::AtRandom, 1.3);
-    resolve(200_000, Order::AtRandom, 8.0);
+    resolve(200_000, Order::Scattered, 8.0);
 }
 
 /// A service with one object in a segment of 2 GiB, and its attach socket.

@@ -184,7 +184,7 @@ mod tests {
                 prop_oneof![4 => any::<i64>().prop_map(Some), 1 => Just(None)], 0..40
             ),
             // Few are copied, many are read where they lie.
-            repeated in prop_oneof![Just(1_usize), Just(50)],
+            repeated in prop_oneof![9 => Just(1_usize), 1 => Just(4_000)],
             nulls in any::<bool>(),
             of_time in any::<bool>(),
             askew in 0..8_usize,

@@ -105,6 +105,40 @@ fn what_is_published_resolves_to_its_bytes_in_every_backing() {
 }
 
 #[test]
+fn many_are_resolved_as_each_is_wherever_they_lie_and_whatever_is_forged() {
+    let pool = pool(64 << 20, 32 << 20);
+    let bytes = vec![7; 300 << 10];
+    let large = |n| filled(&pool, &bytes[n..]).publish(id(n as u8));
+    let small = |n| filled(&pool, &bytes[..n]).publish(id(n as u8));
+    let scattered: Vec<_> = (0..100).map(large).collect();
+    let close: Vec<_> = (0..100).map(small).collect();
+    let gone = large(100);
+    let stale = gone.meta_header();
+    drop(gone);
+    let mappings = mappings_of(&pool);
+    for blocks in [&scattered[..], &close[..], &scattered[..10], &[]] {
+        let mut headers: Vec<_> = blocks.iter().map(Block::meta_header).collect();
+        let payloads: Vec<_> = blocks.iter().map(Block::payload).collect();
+        assert_eq!(mappings.resolve_many(&headers), Ok(payloads));
+        // Whatever stands in them, to look ahead is no harm.
+        let forged = [
+            stale,
+            MetaHeader { handle: i64::MAX, ..stale },
+            MetaHeader { handle: i64::MIN, ..stale },
+            MetaHeader { segment_id: u16::MAX, ..stale },
+            MetaHeader { managed: 0, region_id: 9, ..stale },
+            MetaHeader { managed: 2, ..stale },
+        ];
+        for (place, forged) in (0..headers.len()).step_by(7).zip(forged.iter().cycle()) {
+            headers[place] = *forged;
+        }
+        let each = headers.iter().map(|header| mappings.resolve(header));
+        assert!(mappings.resolve_each(&headers).eq(each.clone()));
+        assert!(mappings.resolve_scattered(&headers).eq(each));
+    }
+}
+
+#[test]
 fn a_block_that_was_given_up_is_stale_even_when_its_place_is_taken_anew() {
     for_each_backing(|pool| {
         let keep = filled(&pool, b"keeps the segment").publish(id(9));

@@ -17,7 +17,7 @@ use super::layout::{
     SEGMENT_HEADER_BYTES, SegmentHeader,
 };
 use super::mapping::{Access, Mapping};
-use super::prefetch::prefetch;
+use super::prefetch::{AHEAD, prefetch};
 use super::sync;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::object::ObjectId;
@@ -104,7 +104,7 @@ impl<const FIRST: u64> Table<FIRST> {
     }
 
     /// The block whose payload begins at `payload`, if it is that of `header`.
-    #[inline]
+    #[inline(always)]
     fn find(&self, id: u16, payload: u64, header: &MetaHeader) -> Option<Checked> {
         let &Entry { first, room, granules } = self.entries.get(usize::from(id))?;
         // What lies before the first place, or is negative, becomes huge.
@@ -406,7 +406,7 @@ impl Mappings {
     }
 
     /// Finds the block, or says no; why is found out only then.
-    #[inline]
+    #[inline(always)]
     fn find(&self, header: &MetaHeader) -> Option<Checked> {
         let handle = header.handle.cast_unsigned();
         match header.managed {
@@ -419,7 +419,7 @@ impl Mappings {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn check(&self, header: &MetaHeader) -> Result<Checked, ResolveError> {
         match self.find(header) {
             Some(checked) => Ok(checked),
@@ -473,7 +473,8 @@ impl Mappings {
     ///
     /// # Errors
     /// [`ResolveError`]; no header, however forged, is a danger.
-    #[inline]
+    // A call would cost as much as the look.
+    #[inline(always)]
     pub fn resolve(&self, header: &MetaHeader) -> Result<&[u8], ResolveError> {
         let Checked { block, size } = self.check(header)?;
         // SAFETY: `check` has seen that 64 bytes of headers and `size` bytes of payload lie inside
@@ -488,22 +489,55 @@ impl Mappings {
     /// Where nothing can lie, nothing is told.
     #[inline]
     pub fn prefetch(&self, header: &MetaHeader) {
-        let entry = match header.managed {
-            1 => self.segments.place_of(header.segment_id, header.handle.wrapping_add(16) as u64),
-            _ => self.regions.place_of(header.region_id, header.handle as u64),
-        };
-        if let Some(payload) = entry {
+        if let Some(payload) = self.place_of(header) {
             prefetch(payload.wrapping_sub(BLOCK_OVERHEAD_BYTES as usize));
             prefetch(payload);
         }
     }
 
-    /// Resolves many headers, one after the other.
+    /// The same where its bytes are not read.
+    #[inline]
+    pub(crate) fn prefetch_block(&self, header: &MetaHeader) {
+        if let Some(payload) = self.place_of(header) {
+            prefetch(payload.wrapping_sub(BLOCK_OVERHEAD_BYTES as usize));
+        }
+    }
+
+    #[inline]
+    fn place_of(&self, header: &MetaHeader) -> Option<*const u8> {
+        let handle = header.handle.cast_unsigned();
+        match header.managed {
+            1 => {
+                let payload = handle.wrapping_add(size_of::<ChunkHeader>() as u64);
+                self.segments.place_of(header.segment_id, payload)
+            }
+            _ => self.regions.place_of(header.region_id, handle),
+        }
+    }
+
+    /// Resolves many headers, one after the other: the rows of a table, or objects that a processor
+    /// has near.
     pub fn resolve_each<'a>(
         &'a self,
         headers: &'a [MetaHeader],
     ) -> impl Iterator<Item = Result<&'a [u8], ResolveError>> {
         headers.iter().map(|header| self.resolve(header))
+    }
+
+    /// The same for headers of objects all over the memory, more than a processor has near: it is told
+    /// of each ahead. That is faster there, and slower where
+    /// [`resolve_each`](Self::resolve_each) is in place.
+    pub fn resolve_scattered<'a>(
+        &'a self,
+        headers: &'a [MetaHeader],
+    ) -> impl Iterator<Item = Result<&'a [u8], ResolveError>> {
+        let mut ahead = headers.iter().skip(FAR_AHEAD);
+        let told = headers.iter().inspect(move |_| {
+            if let Some(ahead) = ahead.next() {
+                self.prefetch_block(ahead);
+            }
+        });
+        told.map(|header| self.resolve(header))
     }
 
     /// Resolves many headers; the first that fails is the error.
@@ -535,6 +569,9 @@ impl Mappings {
         Ok(ObjectId::from_bytes(unsafe { place.cast::<[u8; 16]>().read() }))
     }
 }
+
+/// So far ahead the processor is told where resolving is all that is done.
+pub(crate) const FAR_AHEAD: usize = 2 * AHEAD;
 
 /// What the block says of its size.
 #[inline]

@@ -160,8 +160,9 @@ pub(crate) fn plain_timestamps(
     batch: arrow_ipc::RecordBatch<'_>,
     body: &Bytes,
 ) -> Option<Timestamps> {
-    /// So many are copied: as they lie, they would keep the whole message in memory.
-    const COPIED_BYTES: usize = 4_096;
+    /// So many are copied: as they lie, they would keep the buffer of the connection in memory for as
+    /// long as their timeframe lives, which may be much larger than they are.
+    const COPIED_BYTES: usize = 256 << 10;
     if cfg!(target_endian = "big") {
         return None;
     }
