@@ -6,7 +6,7 @@ use super::attach::Attach;
 use super::status::{Failure, Status};
 use super::{borrowed, guarded, many, place, places};
 use crate::error::ErrorKind;
-use crate::shm::{FAR_AHEAD, Mappings, MetaHeader, ResolveError};
+use crate::shm::{Mappings, MetaHeader, ResolveError};
 
 /// As they stand in cells: 40 bytes, aligned or not.
 type HeaderBytes = [u8; MetaHeader::BYTES];
@@ -111,9 +111,6 @@ pub unsafe extern "C" fn iovc_resolve_many(
             let rows = headers.iter().zip(data.iter_mut()).zip(sizes.iter_mut()).enumerate();
             for (row, ((header, data), size)) in rows {
                 (*data, *size) = (std::ptr::null(), 0);
-                if let Some(ahead) = headers.get(row + FAR_AHEAD) {
-                    mappings.prefetch_block(&MetaHeader::from_array(ahead));
-                }
                 if *header == [0; MetaHeader::BYTES] {
                     continue;
                 }

@@ -55,6 +55,4 @@ pub(crate) use prefetch::AHEAD;
 #[cfg(feature = "cache")]
 pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionError};
-#[cfg(feature = "capi")]
-pub(crate) use resolver::FAR_AHEAD;
 pub use resolver::{AddError, Mappings, ResolveError};

@@ -497,7 +497,7 @@ impl Mappings {
 
     /// The same where its bytes are not read.
     #[inline]
-    pub(crate) fn prefetch_block(&self, header: &MetaHeader) {
+    fn prefetch_block(&self, header: &MetaHeader) {
         if let Some(payload) = self.place_of(header) {
             prefetch(payload.wrapping_sub(BLOCK_OVERHEAD_BYTES as usize));
         }
@@ -571,7 +571,7 @@ impl Mappings {
 }
 
 /// So far ahead the processor is told where resolving is all that is done.
-pub(crate) const FAR_AHEAD: usize = 2 * AHEAD;
+const FAR_AHEAD: usize = 2 * AHEAD;
 
 /// What the block says of its size.
 #[inline]
