@@ -116,6 +116,7 @@ fn resolve(objects: usize, order: Order, aim: f64) {
     };
     // SAFETY: the headers are those of live blocks in this very mapping.
     let first_byte = |payload: *const u8| u64::from(unsafe { payload.read() });
+    // The loops are written out: behind a function of their own they are compiled in another way.
     let scattered = order == Order::Scattered;
     // What is done with each: only the pointer, or its first byte is read too.
     beside(

@@ -49,6 +49,10 @@ struct Distinct {
     hasher: RandomState,
     /// By version: the column that used it last, counted from 1, and its cell there.
     cells: Vec<(u32, u32)>,
+    /// By cell, column after column: the number of its version.
+    numbers: Vec<u32>,
+    /// Where those of the column that came last begin.
+    first: usize,
 }
 
 impl Distinct {
@@ -60,12 +64,20 @@ impl Distinct {
             slots: vec![0; (versions * 2).next_power_of_two()],
             hasher: RandomState::default(),
             cells: Vec::with_capacity(versions),
+            numbers: Vec::with_capacity(versions),
+            first: 0,
         }
     }
 
     /// The versions of one more column come.
     fn column(&mut self, timeline: &Arc<Linked>) {
         self.timelines.push(Arc::clone(timeline));
+        self.first = self.numbers.len();
+    }
+
+    /// Where the cells of the column that came last are among all.
+    fn range(&self) -> Range<usize> {
+        self.first..self.numbers.len()
     }
 
     fn id(&self, number: usize) -> ObjectId {
@@ -98,20 +110,20 @@ impl Distinct {
         self.slots[slot] - 1
     }
 
-    /// The cell of a version in the column that came last, whose cells so far are `numbers` from
-    /// `first` on.
-    fn cell(&mut self, index: u32, numbers: &mut Vec<u32>, first: usize) -> u32 {
+    /// The cell of a version in the column that came last.
+    fn cell(&mut self, index: u32) -> u32 {
         let (column, number) = (self.timelines.len() as u32, self.number(index));
         let cell = &mut self.cells[number as usize];
         if cell.0 != column {
-            *cell = (column, (numbers.len() - first) as u32);
-            numbers.push(number);
+            *cell = (column, (self.numbers.len() - self.first) as u32);
+            self.numbers.push(number);
         }
         cell.1
     }
 
-    fn into_versions(self) -> Arc<VersionSet> {
-        Arc::new(VersionSet::new(self.timelines, self.places))
+    /// The versions, and by cell the number of its version.
+    fn into_versions(self) -> (Arc<VersionSet>, Vec<u32>) {
+        (Arc::new(VersionSet::new(self.timelines, self.places)), self.numbers)
     }
 }
 
@@ -142,16 +154,15 @@ impl Plan {
         let joined = JoinedColumns::new(timelines, &timestamps);
         let most = |runs: &[Run], known: &Known| runs.len().min(known.timeline.versions());
         let all = joined.iter().zip(&known).map(|(runs, (_, known))| most(runs, known)).sum();
-        let (mut distinct, mut places) = (Distinct::expecting(all), Vec::with_capacity(all));
+        let mut distinct = Distinct::expecting(all);
         let mut runs: Vec<CellRun> = Vec::new();
         let column = |((request, known), joined): ((ColumnRequest, Known), &[Run])| {
             distinct.column(&known.timeline);
-            let first = places.len();
             runs.clear();
             let mut gap: Option<MissingColumn> = None;
             for run in joined {
                 let cell = match run.slot {
-                    Slot::Version(index) => Some(distinct.cell(index, &mut places, first)),
+                    Slot::Version(index) => Some(distinct.cell(index)),
                     Slot::Null => None,
                     Slot::Absent | Slot::Unknown => {
                         widen(&mut gap, &request, &timestamps, run.start, run.end);
@@ -165,10 +176,11 @@ impl Plan {
                 }
             }
             missing.extend(gap);
-            PlannedColumn { request, cells: first..places.len(), runs: Arc::from(&runs[..]), known }
+            PlannedColumn { request, cells: distinct.range(), runs: Arc::from(&runs[..]), known }
         };
         let columns = known.into_iter().zip(joined.iter()).map(column).collect();
-        Self { timestamps, versions: distinct.into_versions(), columns, places, missing }
+        let (versions, places) = distinct.into_versions();
+        Self { timestamps, versions, columns, places, missing }
     }
 
     pub(crate) fn timestamps(&self) -> &Arc<Timestamps> {
@@ -373,13 +385,15 @@ impl Objects for Handed {
 pub(crate) struct Spans {
     versions: Arc<VersionSet>,
     columns: Vec<PlannedSpans>,
+    /// By cell, column after column: the place of its version among those of all.
+    places: Vec<u32>,
 }
 
 #[derive(Debug)]
 struct PlannedSpans {
     request: ColumnRequest,
-    /// By cell: the place of its version among those of all.
-    places: Vec<u32>,
+    /// Where the places of its cells are.
+    cells: Range<usize>,
     rows: Vec<IntervalRow>,
     stale: bool,
 }
@@ -395,19 +409,18 @@ impl Spans {
             .zip(spans)
             .map(|((request, known), spans)| {
                 distinct.column(&known.timeline);
-                let most = most(&spans, &known);
-                let mut places = Vec::with_capacity(most);
                 let mut rows = Vec::with_capacity(spans.len());
                 for span in spans {
                     if let State::Version(index) = span.state {
-                        let cell = distinct.cell(index, &mut places, 0);
+                        let cell = distinct.cell(index);
                         rows.push(IntervalRow { interval: span.interval, cell });
                     }
                 }
-                PlannedSpans { request, places, rows, stale: known.stale }
+                PlannedSpans { request, cells: distinct.range(), rows, stale: known.stale }
             })
             .collect();
-        Self { versions: distinct.into_versions(), columns }
+        let (versions, places) = distinct.into_versions();
+        Self { versions, columns, places }
     }
 
     /// # Errors
@@ -437,7 +450,7 @@ impl Spans {
             name: column.request.name,
             path: column.request.path,
             rows: column.rows,
-            cells: cells(&column.places, &got, column.stale),
+            cells: cells(&self.places[column.cells], &got, column.stale),
         });
         let columns = columns.collect();
         (columns, Arc::new(got.pins))

@@ -339,6 +339,9 @@ mod tests {
         assert_eq!(expanded(&runs), naive(timeline, timestamps));
         assert!(runs.0.windows(2).all(|pair| pair[0].slot != pair[1].slot));
         assert!(runs.0.iter().all(|run| run.start < run.end));
+        // Of several columns each is joined as if it were alone.
+        let joined = JoinedColumns::new([timeline; 3].into_iter(), timestamps);
+        assert_eq!(joined.iter().collect::<Vec<_>>(), [&runs.0[..]; 3]);
     }
 
     #[test]

@@ -81,8 +81,8 @@ impl Timestamps {
     /// # Panics
     /// If they are more than [`MAX_ROWS`](Self::MAX_ROWS), or the last one is cut.
     #[cfg(feature = "server")]
-    pub(crate) fn of_bytes(values: impl Into<Buffer>) -> Self {
-        Self::of(values.into(), None)
+    pub(crate) fn of_bytes(values: Buffer) -> Self {
+        Self::of(values, None)
     }
 
     fn of(values: Buffer, nulls: Option<NullBuffer>) -> Self {

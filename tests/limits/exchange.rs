@@ -17,7 +17,7 @@ const ROWS: usize = 20_000;
 /// Much more than the client's windows and the service's queue of answers take together.
 const TIMEFRAMES: std::ops::Range<u64> = 2..102;
 
-/// What goes beside a message, and what is under way of it.
+/// A message, and what goes beside it.
 fn with(metadata: &Value, message: FlightData) -> FlightData {
     FlightData { app_metadata: metadata.to_string().into(), ..message }
 }
