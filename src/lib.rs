@@ -25,6 +25,7 @@
 //!
 //! Linux only: memfd, SCM_RIGHTS, SO_PEERCRED.
 
+pub mod budget;
 #[cfg(feature = "cache")]
 pub mod cache;
 #[cfg(feature = "client")]

@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("telemetry", &[]),
     ("secret", &[]),
+    ("budget", &["error"]),
     ("interval", &["error"]),
     ("object", &["error", "interval"]),
     ("clock", &["interval"]),
@@ -26,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cache",
         &[
+            "budget",
             "clock",
             "error",
             "index",
@@ -41,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "server",
         &[
+            "budget",
             "cache",
             "clock",
             "error",

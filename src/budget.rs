@@ -1,0 +1,326 @@
+//! Memory that requests may hold outside of the segments, charged before it is taken.
+//!
+//! ```text
+//!  Budget (total_bytes) ──client(name)──▶ ClientBudget (a quarter of it) ──charge(bytes)──▶ Charge
+//! ```
+//!
+//! A [`Charge`] returns its bytes when it is dropped, so it lives in the value whose memory it pays
+//! for: a parsed request, a queued answer, a watermark. What does not fit is an [`OverBudget`] for
+//! the client that asks; the memory of other clients is not touched.
+//!
+//! ```
+//! use iovcache::budget::Budget;
+//!
+//! let budget = Budget::new(4096);
+//! let client = budget.client("uid 1000, pid 17");
+//! let request = client.charge(1000, "request")?;
+//! assert!(client.charge(100, "answer").is_err()); // a quarter of 4,096 is 1,024
+//! assert_eq!(budget.used_bytes(), 1000);
+//! drop(request);
+//! assert_eq!(budget.used_bytes(), 0);
+//! # Ok::<(), iovcache::budget::OverBudget>(())
+//! ```
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::error::{Code, Coded, ErrorKind};
+
+/// The part of the total that one client may have: one in this many.
+const CLIENT_SHARE: u64 = 4;
+
+/// A request would hold more memory than its client, or all clients together, may.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{what} needs {wanted_bytes} bytes of request memory, and {holder} hold {used_bytes} of \
+     {limit_bytes} (limit: request-memory)"
+)]
+pub struct OverBudget {
+    /// What the memory is for.
+    pub what: &'static str,
+    /// Bytes that it needs.
+    pub wanted_bytes: u64,
+    /// Bytes that are charged already, to the client or to all clients.
+    pub used_bytes: u64,
+    /// The limit that would be passed, in bytes.
+    pub limit_bytes: u64,
+    /// Whose limit that is.
+    pub holder: Holder,
+}
+
+/// Whose limit a charge would pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// The client that asks.
+    Client,
+    /// All clients together.
+    Total,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Client => "requests of this client",
+            Self::Total => "requests of all clients",
+        })
+    }
+}
+
+impl Coded for OverBudget {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::ResourceExhausted
+    }
+
+    fn code(&self) -> Code {
+        Code(1070)
+    }
+}
+
+/// Bytes in use of a limit.
+#[derive(Debug)]
+struct Account {
+    used: AtomicU64,
+    limit: u64,
+}
+
+impl Account {
+    fn new(limit: u64) -> Self {
+        Self { used: AtomicU64::new(0), limit }
+    }
+
+    /// # Errors
+    /// The bytes in use, if `bytes` more would pass the limit.
+    fn take(&self, bytes: u64) -> Result<(), u64> {
+        let fits = |used: u64| used.checked_add(bytes).filter(|after| *after <= self.limit);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map(|_| ())
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    total: Account,
+    clients: Mutex<HashMap<Arc<str>, Weak<Client>>>,
+}
+
+#[derive(Debug)]
+struct Client {
+    name: Arc<str>,
+    account: Account,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let mut clients = self.shared.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        // A client of the same name may have come since the last handle of this one was dropped.
+        if clients.get(&self.name).is_some_and(|client| client.strong_count() == 0) {
+            clients.remove(&self.name);
+        }
+    }
+}
+
+/// The memory that all requests together may hold. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Budget(Arc<Shared>);
+
+impl Budget {
+    /// The default of `serve --request-memory`: 256 MiB.
+    pub const DEFAULT_BYTES: u64 = 256 << 20;
+
+    /// A budget of `total_bytes`, of which one client may have a quarter.
+    pub fn new(total_bytes: u64) -> Self {
+        let total = Account::new(total_bytes);
+        Self(Arc::new(Shared { total, clients: Mutex::default() }))
+    }
+
+    /// A budget without a limit that counts what is in use.
+    pub fn unlimited() -> Self {
+        Self::new(u64::MAX)
+    }
+
+    /// The account of the client with this name. Accounts of one name are the same as long as one of
+    /// their handles or charges lives.
+    pub fn client(&self, name: &str) -> ClientBudget {
+        let mut clients = self.0.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(name).and_then(Weak::upgrade) {
+            return ClientBudget(client);
+        }
+        let name: Arc<str> = name.into();
+        let account = Account::new(match self.0.total.limit {
+            u64::MAX => u64::MAX,
+            limit => limit / CLIENT_SHARE,
+        });
+        let client = Arc::new(Client { name: Arc::clone(&name), account, shared: self.0.clone() });
+        clients.insert(name, Arc::downgrade(&client));
+        ClientBudget(client)
+    }
+
+    /// Bytes that are charged now.
+    pub fn used_bytes(&self) -> u64 {
+        self.0.total.used()
+    }
+
+    /// The limit in bytes.
+    pub fn limit_bytes(&self) -> u64 {
+        self.0.total.limit
+    }
+}
+
+/// One client's account in a [`Budget`]. Clones are the same account.
+#[derive(Debug, Clone)]
+pub struct ClientBudget(Arc<Client>);
+
+impl ClientBudget {
+    /// Charges `bytes`; `what` names their use in the error.
+    ///
+    /// # Errors
+    /// [`OverBudget`], with nothing charged.
+    pub fn charge(&self, bytes: u64, what: &'static str) -> Result<Charge, OverBudget> {
+        let mut charge = Charge { client: Arc::clone(&self.0), bytes: 0, what };
+        charge.grow(bytes)?;
+        Ok(charge)
+    }
+
+    /// Bytes that are charged to this client now.
+    pub fn used_bytes(&self) -> u64 {
+        self.0.account.used()
+    }
+
+    /// The most that this client may have, in bytes.
+    pub fn limit_bytes(&self) -> u64 {
+        self.0.account.limit
+    }
+
+    /// The client's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+}
+
+impl Default for ClientBudget {
+    /// An account of its own without a limit: for a cache that is embedded, whose caller is trusted.
+    fn default() -> Self {
+        Budget::unlimited().client("embedded")
+    }
+}
+
+/// Bytes that are charged to a client until this is dropped.
+#[derive(Debug)]
+#[must_use = "the bytes are returned when this is dropped"]
+pub struct Charge {
+    client: Arc<Client>,
+    bytes: u64,
+    what: &'static str,
+}
+
+impl Charge {
+    /// Charges `more` bytes.
+    ///
+    /// # Errors
+    /// [`OverBudget`], with the charge as it was.
+    pub fn grow(&mut self, more: u64) -> Result<(), OverBudget> {
+        let over = |used_bytes, account: &Account, holder| OverBudget {
+            what: self.what,
+            wanted_bytes: more,
+            used_bytes,
+            limit_bytes: account.limit,
+            holder,
+        };
+        let (own, total) = (&self.client.account, &self.client.shared.total);
+        own.take(more).map_err(|used| over(used, own, Holder::Client))?;
+        if let Err(used) = total.take(more) {
+            own.give_back(more);
+            return Err(over(used, total, Holder::Total));
+        }
+        self.bytes += more;
+        Ok(())
+    }
+
+    /// Returns what is charged beyond `bytes`.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        let surplus = self.bytes.saturating_sub(bytes);
+        self.client.account.give_back(surplus);
+        self.client.shared.total.give_back(surplus);
+        self.bytes -= surplus;
+    }
+
+    /// Bytes that are charged.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.shrink_to(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_has_a_quarter_and_all_have_the_total() {
+        let budget = Budget::new(400);
+        let clients: Vec<_> = (0..5).map(|n| budget.client(&format!("client {n}"))).collect();
+        let held: Vec<_> = clients[..4].iter().map(|one| one.charge(100, "test")).collect();
+        assert!(held.iter().all(Result::is_ok));
+        let over = clients[0].charge(1, "test").unwrap_err();
+        assert_eq!((over.holder, over.used_bytes, over.limit_bytes), (Holder::Client, 100, 100));
+        let over = clients[4].charge(1, "test").unwrap_err();
+        assert_eq!((over.holder, over.used_bytes, over.limit_bytes), (Holder::Total, 400, 400));
+        assert_eq!(clients[4].used_bytes(), 0, "what is refused is charged nowhere");
+        drop(held);
+        assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[test]
+    fn a_charge_that_cannot_grow_stays_as_it_was() {
+        let budget = Budget::new(400);
+        let mut charge = budget.client("one").charge(60, "test").unwrap();
+        assert!(charge.grow(41).is_err() && charge.grow(u64::MAX).is_err());
+        assert_eq!((charge.bytes(), budget.used_bytes()), (60, 60));
+        charge.grow(40).unwrap();
+        charge.shrink_to(10);
+        assert_eq!((charge.bytes(), budget.used_bytes()), (10, 10));
+    }
+
+    #[test]
+    fn one_name_is_one_account_and_is_forgotten_when_nothing_is_held() {
+        let budget = Budget::new(400);
+        let charge = budget.client("one").charge(100, "test").unwrap();
+        assert!(budget.client("one").charge(1, "test").is_err(), "the charge keeps the account");
+        drop(charge);
+        assert!(budget.0.clients.lock().unwrap().is_empty());
+        assert!(budget.client("one").charge(100, "test").is_ok());
+    }
+
+    #[test]
+    fn threads_never_pass_the_limit() {
+        let budget = Budget::new(1 << 12);
+        std::thread::scope(|scope| {
+            for n in 0..8 {
+                let client = budget.client(&format!("client {}", n % 3));
+                let budget = &budget;
+                scope.spawn(move || {
+                    for bytes in 0..2_000 {
+                        let held = client.charge(bytes % 700, "test");
+                        assert!(budget.used_bytes() <= budget.limit_bytes());
+                        drop(held);
+                    }
+                });
+            }
+        });
+        assert_eq!(budget.used_bytes(), 0);
+    }
+}
