@@ -118,7 +118,7 @@
 //! let cell: MetaHeader = answer.pins().pins()[0].meta_header();
 //!
 //! // And the consumer reads where the object lies, without a copy.
-//! assert_eq!(consumer.mappings_for(&cell).resolve(&cell)?, b"drift");
+//! assert_eq!(consumer.mappings_for(&cell).read(&cell)?, b"drift");
 //! drop(consumer); // So its session ends, and what was held for it is let go.
 //! stop.cancel();
 //! attach.await?;

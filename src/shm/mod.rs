@@ -12,7 +12,8 @@
 //!       MetaHeader.handle┘       └ what resolving gives
 //!
 //!  service:   Pool ─reserve─▶ Reservation ─publish─▶ Block ─drop─▶ free
-//!  consumer:  attach socket ─▶ Mappings ─resolve(MetaHeader)─▶ &[u8]
+//!  consumer:  attach socket ─▶ Mappings ─locate(MetaHeader)─▶ address, size
+//!             with a lease: Pinned ──────resolve(MetaHeader)─▶ &[u8]
 //! ```
 //!
 //! Only the service writes; what it knows of free and used places stands outside of the segments,
@@ -55,4 +56,4 @@ pub(crate) use prefetch::AHEAD;
 #[cfg(feature = "cache")]
 pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionError};
-pub use resolver::{AddError, Mappings, ResolveError};
+pub use resolver::{AddError, Location, Mappings, ResolveError};

@@ -174,9 +174,9 @@ async fn what_a_slow_consumer_holds_is_revoked_and_what_it_reads_on_is_stale_onc
     assert_eq!(ask(&cache, &json).await.unwrap_err().kind(), ErrorKind::NotFound);
     // As long as nobody needs the room the bytes are still there, and right.
     let mappings = attachment.mappings();
-    assert_eq!(mappings.resolve(&header).unwrap(), bytes_of("A/B", 0, 100_000));
+    assert_eq!(mappings.read(&header).unwrap(), bytes_of("A/B", 0, 100_000));
     cache.invalidate(&ObjectPath::new("A/B").unwrap());
-    let error = mappings.resolve(&header).unwrap_err();
+    let error = mappings.read(&header).unwrap_err();
     assert!(matches!(error, ResolveError::Stale { .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
     add_up(&cache);

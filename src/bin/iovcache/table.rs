@@ -321,6 +321,9 @@ fn shown_cell(cell: CellValue<'_>) -> Option<String> {
             };
             Some(format!("{} B in {kind} {id} at {}", header.size, header.handle))
         }
+        CellValue::Place { handle, segment, size } => {
+            Some(format!("{size} B in segment {segment} at {handle}"))
+        }
         CellValue::Payload(bytes) => {
             let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= 40);
             let plain = text.filter(|text| !text.trim_end().chars().any(char::is_control));
