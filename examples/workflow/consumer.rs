@@ -145,7 +145,9 @@ fn check(
                         let bytes = mappings.read(header)?;
                         (bytes.len() as u64, Some(hex(&Md5::digest(bytes))))
                     }
-                    CellValue::Payload(_) => return Err("a payload where a place belongs".into()),
+                    CellValue::Place { .. } | CellValue::Payload(_) => {
+                        return Err("another cell where a MetaHeader belongs".into());
+                    }
                 };
                 let before = checked.wrong_rows;
                 for row in row..first + end {

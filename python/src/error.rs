@@ -44,16 +44,12 @@ pub(crate) fn of_attach(error: AttachError) -> PyErr {
     raise(class_of(error.kind()), &error.message(), Some(error.code()))
 }
 
-pub(crate) fn closed(what: &str) -> PyErr {
-    raise("FailedPrecondition", &format!("[IOV-7013] the {what} is closed"), Some(Code(7013)))
+pub(crate) fn closed(what: &'static str) -> PyErr {
+    of_client(ClientError::Closed { what })
 }
 
-pub(crate) fn invalid(message: &str) -> PyErr {
-    raise("InvalidArgument", &format!("[IOV-7014] {message}"), Some(Code(7014)))
-}
-
-pub(crate) fn unavailable(message: &str) -> PyErr {
-    raise("Unavailable", &format!("[IOV-7015] {message}"), Some(Code(7015)))
+pub(crate) fn invalid(reason: &str) -> PyErr {
+    of_client(ClientError::Argument { reason: reason.to_owned() })
 }
 
 fn raise(class: &str, message: &str, code: Option<Code>) -> PyErr {

@@ -37,7 +37,10 @@ fn runtime() -> PyResult<&'static Runtime> {
             .thread_name("iovcache")
             .enable_all()
             .build()
-            .map_err(|error| error::unavailable(&format!("cannot start a thread: {error}")))?;
+            .map_err(|error| {
+                let what = "cannot start a thread".to_owned();
+                error::of_client(ClientError::Io { what, error })
+            })?;
         let new = Box::into_raw(Box::new(OfProcess { generation, runtime }));
         if CURRENT.compare_exchange(current, new, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             // SAFETY: made above, and published to nothing.

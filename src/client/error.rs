@@ -94,6 +94,18 @@ pub enum ClientError {
     /// The service was asked again which versions serve a table, and now others would.
     #[error("versions were put since the table was made: ask for the table anew")]
     Changed,
+    /// It is closed.
+    #[error("the {what} is closed")]
+    Closed {
+        /// What: a client, a table.
+        what: &'static str,
+    },
+    /// An argument is none that a call takes.
+    #[error("{reason}")]
+    Argument {
+        /// The argument, what was given, what was expected.
+        reason: String,
+    },
     /// The table has no such column.
     #[error("the table has no column {name:?}; it has {}", known.join(", "))]
     NoSuchColumn {
@@ -193,8 +205,9 @@ impl Coded for ClientError {
             Self::Address { .. }
             | Self::Token { .. }
             | Self::NoSuchColumn { .. }
-            | Self::NoSuchRow { .. } => ErrorKind::InvalidArgument,
-            Self::NotAttached | Self::ForkedProcess | Self::Changed => {
+            | Self::NoSuchRow { .. }
+            | Self::Argument { .. } => ErrorKind::InvalidArgument,
+            Self::NotAttached | Self::ForkedProcess | Self::Changed | Self::Closed { .. } => {
                 ErrorKind::FailedPrecondition
             }
             Self::NotInTime { .. } => ErrorKind::DeadlineExceeded,
@@ -230,6 +243,8 @@ impl Coded for ClientError {
             Self::NotAttached => Code(7010),
             Self::ForkedProcess => Code(7011),
             Self::Changed => Code(7012),
+            Self::Closed { .. } => Code(7013),
+            Self::Argument { .. } => Code(7014),
         }
     }
 }
