@@ -246,7 +246,7 @@ impl Client {
             drop(hold);
             return Table::new(&schema, batches, Hold::new(None, None, self.releases()), request);
         }
-        Table::new(&schema, batches, hold, request)
+        Table::new(&schema, batches, hold, request)?.mapped().await
     }
 
     /// What keeps the objects of an answer with this schema.
@@ -304,7 +304,10 @@ impl Client {
         let hold = self.hold(Some(Arc::clone(attachment)), &schema);
         let table = Table::joined(joined, hold, request.clone());
         // What a gap means is for the service to say, column by column.
-        Ok((!gaps).then_some(table))
+        if gaps {
+            return Ok(None);
+        }
+        Ok(Some(table.mapped().await?))
     }
 
     /// Lets the objects of a table go, and waits until the service knows. Dropping the table does

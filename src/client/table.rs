@@ -124,18 +124,38 @@ impl Table {
         let rows = batches.iter().map(RecordBatch::num_rows).sum();
         let batches = OnceLock::from(batches);
         let schema = Arc::clone(schema);
-        Ok(Self { schema, batches, rows, columns, hold, request }.mapped())
+        Ok(Self { schema, batches, rows, columns, hold, request })
     }
 
     /// A table whose rows the client joined.
     pub(super) fn joined(joined: Joined, hold: Hold, request: TableRequest) -> Self {
         let Joined { schema, columns, rows, .. } = joined;
-        Self { schema, batches: OnceLock::new(), rows, columns, hold, request }.mapped()
+        Self { schema, batches: OnceLock::new(), rows, columns, hold, request }
     }
 
-    fn mapped(mut self) -> Self {
-        self.hold.map(&self.columns);
-        self
+    /// Waits until every cell lies in a mapping, as far as they come: for a segment that is not
+    /// mapped yet, on a blocking thread.
+    pub(super) async fn mapped(self) -> Result<Self, ClientError> {
+        if self.is_all_mapped() {
+            return Ok(self);
+        }
+        let map = move || {
+            let mut table = self;
+            table.hold.map(&table.columns);
+            table
+        };
+        let mapped = tokio::task::spawn_blocking(map).await;
+        mapped.map_err(|error| ClientError::Answer { reason: error.to_string() })
+    }
+
+    fn is_all_mapped(&self) -> bool {
+        let Hold::Pinned(pinned) = &self.hold else { return true };
+        let mut cells = self.columns.iter().flat_map(|column| column.runs.iter());
+        cells.all(|(_, cell)| match cell {
+            CellValue::Header(header) => pinned.mappings().knows(&header),
+            CellValue::Place { .. } => false,
+            CellValue::Null | CellValue::Payload(_) => true,
+        })
     }
 
     /// Number of rows.
