@@ -1,7 +1,7 @@
 //! The connections of Flight: accepted, counted, and bound to answer in time.
 //!
 //! ```text
-//!  accept ─▶ too many, too many of this peer, or is it shut out (conduct)? ─▶ closed
+//!  accept ─▶ too many, or too many of this peer? ─▶ closed
 //!    │
 //!    ▼ TLS handshake (TCP) ─▶ Connection ─▶ tonic
 //!                               │ the first bytes of HTTP/2 must come in time
@@ -13,7 +13,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use super::auth::{Peer, PeerKey};
-use super::conduct::{Conduct, Line};
+use super::conduct::Line;
 use super::limits::Limits;
 use super::tls::{self, Tls};
 use crate::cache::Cache;
@@ -58,9 +58,8 @@ pub(super) fn accept(
         taken: Arc::default(),
         connections: limits.connections,
         per_peer: limits.connections_per_peer,
-        resets: limits.resets,
     };
-    let handshake = limits.handshake.duration();
+    let (handshake, resets) = (limits.handshake.duration(), limits.resets);
     let cache = cache.clone();
     tokio::spawn(async move {
         let mut entering = JoinSet::new();
@@ -77,9 +76,16 @@ pub(super) fn accept(
                         let tls = door.tls().cloned();
                         let ready = ready.clone();
                         entering.spawn(async move {
-                            let entered = enter(raw, peer, tls, place, handshake).await;
+                            let entered = enter(raw, peer, tls, handshake).await;
                             match entered {
-                                Ok(connection) => drop(ready.send(Ok(connection)).await),
+                                Ok((socket, peer)) => {
+                                    let line = Arc::new(Line::new(resets));
+                                    let entered = Entered { peer, line };
+                                    let first = First::within(handshake);
+                                    let connection =
+                                        Connection { socket, entered, first, _place: place };
+                                    drop(ready.send(Ok(connection)).await);
+                                }
                                 Err(error) => tracing::debug!(%error, "a connection broke off"),
                             }
                         });
@@ -131,10 +137,9 @@ async fn enter(
     raw: Raw,
     peer: Peer,
     tls: Option<Tls>,
-    place: Place,
     handshake: Duration,
-) -> io::Result<Connection> {
-    let (socket, peer) = match (raw, tls) {
+) -> io::Result<(Socket, Peer)> {
+    Ok(match (raw, tls) {
         (Raw::Unix(stream), _) => (Socket::Unix(stream), peer),
         (Raw::Tcp(stream), None) => (Socket::Tcp(stream), peer),
         (Raw::Tcp(stream), Some(tls)) => {
@@ -147,10 +152,7 @@ async fn enter(
             };
             (Socket::Tls(Box::new(stream)), peer)
         }
-    };
-    let first = First { missing: FIRST_BYTES, limit: Box::pin(sleep(handshake)) };
-    let line = Arc::new(Line::new(Arc::clone(&place.conduct)));
-    Ok(Connection { socket, entered: Entered { peer, line }, first: Some(first), _place: place })
+    })
 }
 
 /// How many connections there are, in all and of each peer.
@@ -159,24 +161,13 @@ struct Places {
     taken: Arc<Mutex<Taken>>,
     connections: usize,
     per_peer: usize,
-    /// How many calls a peer may break off.
-    resets: usize,
 }
 
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    of: HashMap<PeerKey, OfPeer>,
+    of: HashMap<PeerKey, usize>,
 }
-
-#[derive(Debug)]
-struct OfPeer {
-    connections: usize,
-    conduct: Arc<Conduct>,
-}
-
-/// So many peers are remembered before those are forgotten that are neither here nor shut out.
-const REMEMBERED: usize = 1_024;
 
 impl Places {
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -185,25 +176,17 @@ impl Places {
 
     fn take(&self, key: PeerKey) -> Option<Place> {
         let mut taken = self.taken();
-        let now = Instant::now();
         if taken.all >= self.connections {
             return None;
         }
-        if taken.of.len() >= REMEMBERED {
-            taken.of.retain(|_, peer| peer.connections > 0 || peer.conduct.is_shut(now));
-        }
-        let peer = taken.of.entry(key).or_insert_with(|| OfPeer {
-            connections: 0,
-            conduct: Arc::new(Conduct::new(self.resets)),
-        });
-        if peer.connections >= self.per_peer || peer.conduct.is_shut(now) {
+        let of_peer = taken.of.entry(key).or_insert(0);
+        if *of_peer >= self.per_peer {
             return None;
         }
-        peer.connections += 1;
-        let conduct = Arc::clone(&peer.conduct);
+        *of_peer += 1;
         taken.all += 1;
         drop(taken);
-        Some(Place { places: self.clone(), key, conduct })
+        Some(Place { places: self.clone(), key })
     }
 }
 
@@ -212,15 +195,17 @@ impl Places {
 struct Place {
     places: Places,
     key: PeerKey,
-    conduct: Arc<Conduct>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.taken();
         taken.all -= 1;
-        if let Some(peer) = taken.of.get_mut(&self.key) {
-            peer.connections -= 1;
+        if let Some(of_peer) = taken.of.get_mut(&self.key) {
+            *of_peer -= 1;
+            if *of_peer == 0 {
+                taken.of.remove(&self.key);
+            }
         }
     }
 }
@@ -237,6 +222,12 @@ enum Socket {
 struct First {
     missing: usize,
     limit: Pin<Box<Sleep>>,
+}
+
+impl First {
+    fn within(limit: Duration) -> Option<Self> {
+        Some(Self { missing: FIRST_BYTES, limit: Box::pin(sleep(limit)) })
+    }
 }
 
 /// Who came in, and how.
@@ -363,8 +354,8 @@ mod tests {
 
     #[test]
     fn places_are_counted_in_all_and_for_each_peer() {
-        let (connections, per_peer, resets) = (3, 2, 1);
-        let places = Places { taken: Arc::default(), connections, per_peer, resets };
+        let (connections, per_peer) = (3, 2);
+        let places = Places { taken: Arc::default(), connections, per_peer };
         let first = places.take(PeerKey::Uid(1)).unwrap();
         let _second = places.take(PeerKey::Uid(1)).unwrap();
         assert!(places.take(PeerKey::Uid(1)).is_none());
@@ -374,6 +365,7 @@ mod tests {
         assert!(places.take(PeerKey::Uid(1)).is_some());
         drop(third);
         assert_eq!(places.taken().all, 1);
-        assert_eq!(places.taken().of[&PeerKey::Uid(1)].connections, 1);
+        assert_eq!(places.taken().of[&PeerKey::Uid(1)], 1);
+        assert!(!places.taken().of.contains_key(&PeerKey::Uid(2)));
     }
 }

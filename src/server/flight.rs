@@ -13,7 +13,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::intake::Intake;
 use super::limits::{Limits, in_memory};
-use crate::cache::Cache;
+use super::auth::Identity;
+use crate::cache::{Cache, Origin};
 use crate::table::action_types;
 
 /// A stream of answers.
@@ -33,6 +34,13 @@ impl Service {
         let intake = Intake::new(in_memory(limits.intake));
         Self { cache, intake, message_pause: limits.message_pause.duration() }
     }
+}
+
+/// What is proven of the client; the guard has told it.
+pub(super) fn origin<T>(request: &Request<T>) -> Origin {
+    let identity = request.extensions().get::<Identity>();
+    let unknown = Origin::Client { uid: None, key: None, administers: false };
+    identity.map_or(unknown, Identity::origin)
 }
 
 /// So much before the client gives up, we do: so that it hears why.
@@ -87,14 +95,16 @@ impl FlightService for Service {
         &self,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.info(request.into_inner())
+        let origin = origin(&request);
+        self.info(request.into_inner(), &origin)
     }
 
     async fn poll_flight_info(
         &self,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<PollInfo>, Status> {
-        self.poll(request.into_inner()).await
+        let origin = origin(&request);
+        self.poll(request.into_inner(), &origin).await
     }
 
     async fn get_schema(

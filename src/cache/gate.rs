@@ -1,0 +1,153 @@
+//! Ties what is being sent of a table to the lease that keeps it.
+//!
+//! ```text
+//!  Lease ──ends──▶ Gate ──close──▶ Gated: its messages, and the pins with them, are dropped at once
+//! ```
+//!
+//! The transport asks for the next message only while the client reads. A client that does not read
+//! would otherwise keep its pins after its lease has ended.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use super::lease::{LeaseId, Leases};
+use crate::table::EncodeError;
+
+/// Shortest time between two renewals of a lease by a client that reads, in milliseconds.
+const RENEW_MILLIS: u64 = 1_000;
+
+/// What is being sent of one table, as its lease knows it.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    leases: Weak<Leases>,
+    lease: LeaseId,
+    opened: Instant,
+    /// When a client that reads renewed the lease, in milliseconds since it was opened.
+    renewed: AtomicU64,
+    state: Mutex<GateState>,
+}
+
+#[derive(Debug)]
+enum GateState {
+    Open(Vec<Weak<dyn Closing>>),
+    Closed,
+}
+
+/// Something that holds pins, and can be made to drop them.
+trait Closing: fmt::Debug + Send + Sync {
+    fn close(&self);
+}
+
+impl Gate {
+    /// The gate of a lease; closed at once if the lease has ended.
+    pub(crate) fn of(leases: &Arc<Leases>, lease: LeaseId, of_stream: bool) -> Arc<Self> {
+        let gate = Arc::new(Self {
+            leases: Arc::downgrade(leases),
+            lease,
+            opened: Instant::now(),
+            renewed: AtomicU64::new(0),
+            state: Mutex::new(GateState::Open(Vec::new())),
+        });
+        if !leases.add_gate(&gate.lease, &gate, of_stream) && !of_stream {
+            gate.close();
+        }
+        gate
+    }
+
+    fn state(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops what is being sent.
+    pub(crate) fn close(&self) {
+        let before = std::mem::replace(&mut *self.state(), GateState::Closed);
+        if let GateState::Open(sent) = before {
+            sent.iter().filter_map(Weak::upgrade).for_each(|sent| sent.close());
+        }
+    }
+
+    /// Messages that end with an error once the lease ends.
+    pub(crate) fn guard<I: Iterator + Send + 'static>(self: &Arc<Self>, messages: I) -> Gated<I> {
+        let messages = Arc::new(Guarded(Mutex::new(Some(messages))));
+        let closing: Weak<dyn Closing> = Arc::downgrade(&(Arc::clone(&messages) as Arc<dyn Closing>));
+        let is_closed = match &mut *self.state() {
+            GateState::Open(sent) => {
+                sent.push(closing);
+                false
+            }
+            GateState::Closed => true,
+        };
+        if is_closed {
+            messages.close();
+        }
+        Gated { gate: Arc::clone(self), messages, over: false }
+    }
+
+    /// A client reads: a lease with a time limit does not run out meanwhile.
+    fn renew(&self) {
+        let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let last = self.renewed.load(Ordering::Relaxed);
+        if now.saturating_sub(last) < RENEW_MILLIS {
+            return;
+        }
+        self.renewed.store(now, Ordering::Relaxed);
+        if let Some(leases) = self.leases.upgrade() {
+            let _ = leases.renew(&self.lease);
+        }
+    }
+}
+
+/// `None`: closed, or all were taken.
+struct Guarded<I>(Mutex<Option<I>>);
+
+impl<I> Guarded<I> {
+    fn messages(&self) -> MutexGuard<'_, Option<I>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<I> fmt::Debug for Guarded<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Guarded")
+    }
+}
+
+impl<I: Send> Closing for Guarded<I> {
+    fn close(&self) {
+        let messages = self.messages().take();
+        // Outside of the lock: with it the objects may go.
+        drop(messages);
+    }
+}
+
+/// Messages that end with an error once the lease ends; see [`Gate`].
+pub(crate) struct Gated<I> {
+    gate: Arc<Gate>,
+    messages: Arc<Guarded<I>>,
+    over: bool,
+}
+
+impl<T, I: Iterator<Item = Result<T, EncodeError>>> Iterator for Gated<I> {
+    type Item = Result<T, EncodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.over {
+            return None;
+        }
+        let mut messages = self.messages.messages();
+        let next = match &mut *messages {
+            Some(messages) => messages.next(),
+            None => Some(Err(EncodeError::LeaseEnded)),
+        };
+        self.over = !matches!(next, Some(Ok(_)));
+        let done = if self.over { messages.take() } else { None };
+        drop(messages);
+        drop(done);
+        if !self.over {
+            self.gate.renew();
+        }
+        next
+    }
+}
