@@ -20,7 +20,7 @@ use crate::table::{
 };
 
 impl Cache {
-    /// The same for a client: in the name of a consumer that is attached or has a stream, only its
+    /// Like [`consumed`](Self::consumed), for a client. In the name of a consumer that is attached or has a stream, only its
     /// user or key reports, and who may administer. With a key that may administer, or without keys
     /// the service's own user and root with 0, a client sets a watermark back.
     ///
@@ -114,8 +114,13 @@ impl Cache {
         self.0.leases.end(lease)
     }
 
+    /// Ends all leases that were opened under a ticket; how many there were.
+    pub fn release_ticket(&self, ticket: &[u8]) -> usize {
+        self.release_ticket_of(ticket, &Origin::Embedded)
+    }
+
     /// Ends the leases that were opened under a ticket and belong to the client; how many there were.
-    pub fn release_ticket(&self, ticket: &[u8], origin: &Origin) -> usize {
+    pub fn release_ticket_of(&self, ticket: &[u8], origin: &Origin) -> usize {
         let leases = self.0.leases.of_ticket_and_origin(ticket, origin);
         leases.iter().filter(|lease| self.0.leases.end(lease)).count()
     }

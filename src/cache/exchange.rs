@@ -115,12 +115,20 @@ impl Drop for Exchange {
 }
 
 impl Cache {
-    /// Opens the stream of a consumer that asks for the same columns again and again. Its consumer's
-    /// name, if it gives one, is in use as long as the stream lasts.
+    /// Opens the stream of a consumer that asks for the same columns again and again.
+    ///
+    /// # Errors
+    /// [`CacheError`] if the request itself is wrong.
+    pub fn exchange(&self, template: Request) -> Result<Exchange, CacheError> {
+        self.exchange_of(template, Origin::Embedded)
+    }
+
+    /// Like [`exchange`](Self::exchange), for a client. The name of its consumer, if the template has
+    /// one, is in use as long as the stream lasts.
     ///
     /// # Errors
     /// [`CacheError`] if the request itself is wrong, or names the session of another user.
-    pub fn exchange(&self, template: Request, origin: Origin) -> Result<Exchange, CacheError> {
+    pub fn exchange_of(&self, template: Request, origin: Origin) -> Result<Exchange, CacheError> {
         self.check_open()?;
         if let Some(session) = &template.session {
             self.check_session(session, &origin)?;

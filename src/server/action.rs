@@ -113,7 +113,7 @@ impl Service {
         for ticket in endpoints.iter().filter_map(|endpoint| endpoint.ticket.as_ref()) {
             ended += match ticket::lease(&ticket.ticket) {
                 Some(lease) => usize::from(self.cache.release(&lease)),
-                None => self.cache.release_ticket(&ticket.ticket, origin),
+                None => self.cache.release_ticket_of(&ticket.ticket, origin),
             };
         }
         let status = if ended > 0 { CancelStatus::Cancelled } else { CancelStatus::NotCancellable };

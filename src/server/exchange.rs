@@ -85,7 +85,7 @@ impl Service {
             .ok_or_else(|| malformed("the first message has no descriptor with a request"))?;
         let template = crate::table::Request::parse_template(&descriptor.cmd)
             .map_err(|error| status(&error))?;
-        let exchange = self.cache.exchange(template, origin).map_err(|error| status(&error))?;
+        let exchange = self.cache.exchange_of(template, origin).map_err(|error| status(&error))?;
         let exchange = Arc::new(exchange);
         let queue = Arc::new(Queue::default());
         let (out, answers) = mpsc::channel(MAX_UNSENT);

@@ -586,6 +586,12 @@ impl Pool {
         if used_bytes != self.used_bytes() {
             faults.push(format!("{used_bytes} bytes are taken, {} are counted", self.used_bytes()));
         }
+        let unread = state.unread.iter().map(|unread| unread.area.length());
+        let kept = state.area_bytes + self.0.counted_bytes(unread);
+        if kept > self.0.memory_bytes {
+            let limit = self.0.memory_bytes;
+            faults.push(format!("segments keep {kept} bytes, and there are {limit}"));
+        }
         let report = PoolReport { segments: state.areas.len(), used_bytes };
         Survey { faults, taken, report }
     }

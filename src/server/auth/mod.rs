@@ -181,6 +181,23 @@ impl Access {
         Ok(Identity { name, role, by_key: true, uid })
     }
 
+    /// Who asks, with an authorization header that is none of ours: where no key is needed it is
+    /// ignored, as a proxy may have put it there.
+    ///
+    /// # Errors
+    /// `malformed` where a key is needed, or [`Denied`].
+    pub(super) fn identify_without_key(
+        &self,
+        peer: &Peer,
+        malformed: Denied,
+    ) -> Result<Identity, Denied> {
+        match self.identify(peer, None) {
+            Ok(identity) if !identity.by_key => Ok(identity),
+            Ok(_) | Err(Denied::NoCredentials) => Err(malformed),
+            Err(denied) => Err(denied),
+        }
+    }
+
     /// Whether Flight may listen at this address: beyond loopback only with TLS and keys.
     ///
     /// # Errors
@@ -334,6 +351,18 @@ mod tests {
             of_high,
             Origin::Client { uid: None, key: Some("high".into()), administers: true }
         );
+    }
+
+    #[test]
+    fn a_foreign_authorization_header_is_ignored_where_no_key_is_needed() {
+        let open = access("").identify_without_key(&remote(None), Denied::Malformed);
+        assert!(open.is_ok());
+        let certificate = "[[certificate]]\nname = \"a.org\"\nrole = \"read\"\n";
+        let keyed = access(&(Keys::entry("t", &"t".into(), Role::Read, None) + certificate));
+        for peer in [remote(None), remote(Some(&["a.org"])), process(100, &[])] {
+            let denied = keyed.identify_without_key(&peer, Denied::Malformed);
+            assert_eq!(denied, Err(Denied::Malformed), "{peer:?}");
+        }
     }
 
     #[test]
