@@ -34,8 +34,10 @@ impl Cache {
     ) -> Result<ConsumedAnswer, CacheError> {
         let (Consumed::One { consumer, .. } | Consumed::Below { consumer, .. }) = consumed;
         self.0.leases.check_consumer(consumer, origin)?;
-        if let (Consumed::Below { oldest_possible, .. }, Origin::Client { administers: true, key, .. }) =
-            (consumed, origin)
+        if let (
+            Consumed::Below { oldest_possible, .. },
+            Origin::Client { administers: true, key, .. },
+        ) = (consumed, origin)
             && (key.is_some() || *oldest_possible == 0)
         {
             self.0.timeframes.set_watermark_back(consumer, *oldest_possible);

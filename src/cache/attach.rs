@@ -146,7 +146,9 @@ impl Coded for NotListed {
 enum Full {
     #[error("{0} processes are attached, as many as can be (limit: attached)")]
     All(usize),
-    #[error("{0} processes of your user are attached, as many as can be (limit: attached_per_peer)")]
+    #[error(
+        "{0} processes of your user are attached, as many as can be (limit: attached_per_peer)"
+    )]
     User(usize),
 }
 
@@ -300,7 +302,12 @@ impl Cache {
             Ok(origin) => origin,
             Err(denied) => {
                 self.0.counters.attach_refused.add(1);
-                tracing::warn!(pid = peer.pid, uid = peer.uid, "cannot attach: {}", denied.message());
+                tracing::warn!(
+                    pid = peer.pid,
+                    uid = peer.uid,
+                    "cannot attach: {}",
+                    denied.message()
+                );
                 // Nothing was sent before, so it fits into the socket.
                 let _ = send(stream.as_fd(), &refusal(&*denied), &[]);
                 return Ok(());

@@ -8,24 +8,22 @@
 //! would otherwise keep its pins after its lease has ended.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
 
 use super::lease::{LeaseId, Leases};
+use crate::clock::Moment;
 use crate::table::EncodeError;
 
-/// Shortest time between two renewals of a lease by a client that reads, in milliseconds.
-const RENEW_MILLIS: u64 = 1_000;
+/// A client that reads renews its lease this many times within its time limit, at most.
+const RENEWALS: u32 = 4;
 
 /// What is being sent of one table, as its lease knows it.
 #[derive(Debug)]
 pub(crate) struct Gate {
     leases: Weak<Leases>,
     lease: LeaseId,
-    opened: Instant,
-    /// When a client that reads renewed the lease, in milliseconds since it was opened.
-    renewed: AtomicU64,
+    /// When a client that reads renewed the lease.
+    renewed: Mutex<Moment>,
     state: Mutex<GateState>,
 }
 
@@ -46,8 +44,7 @@ impl Gate {
         let gate = Arc::new(Self {
             leases: Arc::downgrade(leases),
             lease,
-            opened: Instant::now(),
-            renewed: AtomicU64::new(0),
+            renewed: Mutex::new(leases.now()),
             state: Mutex::new(GateState::Open(Vec::new())),
         });
         if !leases.add_gate(&gate.lease, &gate, of_stream) && !of_stream {
@@ -71,7 +68,8 @@ impl Gate {
     /// Messages that end with an error once the lease ends.
     pub(crate) fn guard<I: Iterator + Send + 'static>(self: &Arc<Self>, messages: I) -> Gated<I> {
         let messages = Arc::new(Guarded(Mutex::new(Some(messages))));
-        let closing: Weak<dyn Closing> = Arc::downgrade(&(Arc::clone(&messages) as Arc<dyn Closing>));
+        let closing: Weak<dyn Closing> =
+            Arc::downgrade(&(Arc::clone(&messages) as Arc<dyn Closing>));
         let is_closed = match &mut *self.state() {
             GateState::Open(sent) => {
                 sent.push(closing);
@@ -87,15 +85,15 @@ impl Gate {
 
     /// A client reads: a lease with a time limit does not run out meanwhile.
     fn renew(&self) {
-        let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let last = self.renewed.load(Ordering::Relaxed);
-        if now.saturating_sub(last) < RENEW_MILLIS {
+        let Some(leases) = self.leases.upgrade() else { return };
+        let now = leases.now();
+        let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.since(*renewed) < leases.time_limit() / RENEWALS {
             return;
         }
-        self.renewed.store(now, Ordering::Relaxed);
-        if let Some(leases) = self.leases.upgrade() {
-            let _ = leases.renew(&self.lease);
-        }
+        *renewed = now;
+        drop(renewed);
+        let _ = leases.renew(&self.lease);
     }
 }
 

@@ -191,6 +191,10 @@ impl Leases {
         self.time_limit
     }
 
+    pub(super) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -735,13 +739,8 @@ mod tests {
     }
 
     fn with_a_session() -> State {
-        let info = SessionStatus {
-            number: 1,
-            consumer: "x".to_owned(),
-            pid: 1,
-            uid: 1,
-            pinned_bytes: 0,
-        };
+        let info =
+            SessionStatus { number: 1, consumer: "x".to_owned(), pid: 1, uid: 1, pinned_bytes: 0 };
         let (origin, leases) = (Origin::Embedded, LeaseIds::default());
         let session = Session { info, origin, leases, ending: false };
         let sessions = Map::from_iter([("s".to_owned(), session)]);

@@ -11,9 +11,9 @@ use arrow_flight::{
 use futures::stream::{self, Stream};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::auth::Identity;
 use super::intake::Intake;
 use super::limits::{Limits, in_memory};
-use super::auth::Identity;
 use crate::cache::{Cache, Origin};
 use crate::table::action_types;
 

@@ -527,9 +527,10 @@ impl Pool {
     /// unread, in bytes; that of `segment` counted too, if it is one.
     pub fn large_in_flight_with(&self, segment: &SharedSegment) -> u64 {
         let state = lock(&self.0.state);
-        let listed = state.areas.values().filter(|slot| {
-            slot.in_flight > 0 && !Arc::ptr_eq(&slot.area, &segment.0)
-        });
+        let listed = state
+            .areas
+            .values()
+            .filter(|slot| slot.in_flight > 0 && !Arc::ptr_eq(&slot.area, &segment.0));
         let listed = listed.map(|slot| slot.area.length());
         let all = listed.chain([segment.size_bytes()]);
         let large = all.filter(|bytes| *bytes > self.0.segment_bytes);

@@ -42,9 +42,7 @@ impl GuardLayer {
         let counters = self.cache.counters();
         let identity = match needed_for_call(request.uri().path()) {
             // Whoever reaches us may: there is nothing to be known of it.
-            None => {
-                Identity { name: "anybody".into(), role: Role::Read, by_key: false, uid: None }
-            }
+            None => Identity { name: "anybody".into(), role: Role::Read, by_key: false, uid: None },
             Some(needs) => {
                 let entered = request.extensions().get::<Entered>();
                 let peer = &entered.ok_or(Denied::NoCredentials)?.peer;

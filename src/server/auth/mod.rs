@@ -54,7 +54,8 @@ impl Identity {
     /// consumer only the service's own user and root change then.
     pub(super) fn origin(&self) -> Origin {
         let key = self.by_key.then(|| Arc::clone(&self.name));
-        let trusted = |uid| matches!(Origin::process(uid), Origin::Client { administers: true, .. });
+        let trusted =
+            |uid| matches!(Origin::process(uid), Origin::Client { administers: true, .. });
         let administers = match self.by_key {
             true => self.role >= Role::Administer,
             false => self.role >= Role::Administer && self.uid.is_some_and(trusted),
@@ -169,7 +170,12 @@ impl Access {
         };
         let uid = peer.uid();
         if everything {
-            return Ok(Identity { name: "anybody".into(), role: Role::Administer, by_key: false, uid });
+            return Ok(Identity {
+                name: "anybody".into(),
+                role: Role::Administer,
+                by_key: false,
+                uid,
+            });
         }
         let (name, role) = match (token, certificate) {
             (Some(token), _) => keys.bearer(token, self.0.clock.wall())?,
@@ -330,9 +336,8 @@ mod tests {
         let origin = |access: &Access, peer, token: Option<&Secret>| {
             access.identify(&peer, token).unwrap().origin()
         };
-        let administers = |origin: &Origin| {
-            matches!(origin, Origin::Client { administers: true, .. })
-        };
+        let administers =
+            |origin: &Origin| matches!(origin, Origin::Client { administers: true, .. });
         assert!(administers(&origin(&open, process(own, &[]), None)));
         assert!(administers(&origin(&open, process(0, &[]), None)));
         assert!(!administers(&origin(&open, process(own + 7, &[]), None)));

@@ -313,7 +313,9 @@ mod tests {
 
     use super::*;
     use crate::object::ObjectId;
-    use crate::shm::attach::{MAX_DESCRIPTORS, ClientMessage, SegmentEntry, parse_hello, parse_line, send};
+    use crate::shm::attach::{
+        ClientMessage, MAX_DESCRIPTORS, SegmentEntry, parse_hello, parse_line, send,
+    };
     use crate::shm::{Block, Pool, PoolOptions, SharedSegment};
 
     /// The service's end: what a test tells it to send, and what it is asked for.
