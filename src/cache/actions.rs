@@ -118,12 +118,18 @@ impl Cache {
 
     /// Ends all leases that were opened under a ticket; how many there were.
     pub fn release_ticket(&self, ticket: &[u8]) -> usize {
-        self.release_ticket_of(ticket, &Origin::Embedded)
+        self.release_ticket_of(ticket, &Origin::Embedded, None)
     }
 
-    /// Ends the leases that were opened under a ticket and belong to the client; how many there were.
-    pub fn release_ticket_of(&self, ticket: &[u8], origin: &Origin) -> usize {
-        let leases = self.0.leases.of_ticket_and_origin(ticket, origin);
+    /// Ends the leases that were opened under a ticket and belong to the client: those that it opened
+    /// over this connection, and those of its sessions. How many there were.
+    pub fn release_ticket_of(
+        &self,
+        ticket: &[u8],
+        origin: &Origin,
+        connection: Option<u64>,
+    ) -> usize {
+        let leases = self.0.leases.of_ticket_and_client(ticket, origin, connection);
         leases.iter().filter(|lease| self.0.leases.end(lease)).count()
     }
 

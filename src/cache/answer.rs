@@ -37,6 +37,8 @@ use crate::table::{
 pub struct Asker {
     /// Whom the request comes from, as far as it is proven. Default: this process.
     pub origin: Origin,
+    /// The number of the connection over which it came.
+    pub connection: Option<u64>,
     /// The ticket under which the client can name the lease later.
     pub ticket: Option<Arc<[u8]>>,
     /// A lease that was opened for this request before.
@@ -569,7 +571,8 @@ impl Cache {
             None if asker.of_stream => Owner::Stream,
             None => Owner::Nobody,
         };
-        let terms = Terms { owner, timeframe: reader, ticket: asker.ticket.clone(), holder };
+        let ticket = asker.ticket.clone().map(|ticket| (ticket, asker.connection));
+        let terms = Terms { owner, timeframe: reader, ticket, holder };
         self.0.leases.open(terms, vec![Arc::clone(pins)])
     }
 

@@ -129,6 +129,8 @@ struct Lease {
     owner: Owner,
     timeframe: Option<(u64, String)>,
     ticket: Option<TicketKey>,
+    /// The connection over which the ticket came.
+    connection: Option<u64>,
     expires: Option<Moment>,
     holder: Option<Holder>,
     /// What is being sent under it.
@@ -170,8 +172,8 @@ pub(crate) struct Terms {
     pub(crate) owner: Owner,
     /// The timeframe and the consumer that reads it.
     pub(crate) timeframe: Option<(u64, String)>,
-    /// The ticket under which a client can name it.
-    pub(crate) ticket: Option<Arc<[u8]>>,
+    /// The ticket under which a client can name it, and the connection over which that came.
+    pub(crate) ticket: Option<(Arc<[u8]>, Option<u64>)>,
     pub(crate) holder: Option<Holder>,
 }
 
@@ -302,12 +304,14 @@ impl Leases {
             Owner::Nobody => Some(since.after(self.time_limit)),
         };
         let Terms { owner, timeframe, ticket, holder } = terms;
-        let (ticket, slow) = (ticket.map(|ticket| self.key_of(&ticket)), false);
+        let connection = ticket.as_ref().and_then(|(_, connection)| *connection);
+        let (ticket, slow) = (ticket.map(|(ticket, _)| self.key_of(&ticket)), false);
         let (gates, stream_gates) = (Vec::new(), Vec::new());
         let opened = Lease {
             owner,
             timeframe,
             ticket,
+            connection,
             expires,
             holder,
             gates,
@@ -433,9 +437,15 @@ impl Leases {
         state.by_ticket.get(&key).map(|set| set.iter().cloned().collect()).unwrap_or_default()
     }
 
-    /// The leases that were opened under a ticket and belong to a client: those of sessions that it
-    /// may use. Others can have sent the very same request, so its text alone ends nothing.
-    pub(crate) fn of_ticket_and_origin(&self, ticket: &[u8], origin: &Origin) -> Vec<LeaseId> {
+    /// The leases that were opened under a ticket and belong to a client: those that were opened over
+    /// its connection, and those of sessions that it may use. Others can have sent the very same
+    /// request, so its text alone ends nothing.
+    pub(crate) fn of_ticket_and_client(
+        &self,
+        ticket: &[u8],
+        origin: &Origin,
+        connection: Option<u64>,
+    ) -> Vec<LeaseId> {
         let all = self.of_ticket(ticket);
         let state = self.state();
         let is_its = |lease: &Lease| match (&lease.owner, origin) {
@@ -444,7 +454,9 @@ impl Leases {
                 let session = state.sessions.get(session);
                 session.is_some_and(|session| origin.is_user(session.origin.uid()))
             }
-            (Owner::Consumer | Owner::Stream | Owner::Nobody, _) => false,
+            (Owner::Consumer | Owner::Stream | Owner::Nobody, _) => {
+                connection.is_some() && lease.connection == connection
+            }
         };
         all.into_iter().filter(|id| state.leases.get(id).is_some_and(is_its)).collect()
     }
@@ -725,6 +737,7 @@ mod tests {
             owner: Owner::Session("s".to_owned()),
             timeframe: Some((1, "x".to_owned())),
             ticket: Some([1, 1]),
+            connection: None,
             expires: None,
             holder: Some(Holder {
                 name: HolderName { consumer: "x".to_owned(), account: Account::Embedded },

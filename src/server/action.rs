@@ -12,7 +12,7 @@ use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use super::auth::{Identity, needed_for_action};
-use super::flight::{Answers, Service, all, origin, patience};
+use super::flight::{Answers, Service, all, connection, origin, patience};
 use super::get::expiration;
 use super::status::status;
 use super::ticket;
@@ -36,6 +36,7 @@ impl Service {
         request: Request<Action>,
     ) -> Result<Response<Answers<arrow_flight::Result>>, Status> {
         let (patience, origin) = (patience(&request), origin(&request));
+        let connection = connection(&request);
         let identity = request.extensions().get::<Identity>().cloned();
         let Action { r#type, body } = request.into_inner();
         if let Some(identity) = identity
@@ -47,7 +48,10 @@ impl Service {
                 status(&denied)
             })?;
         }
-        let done = self.done(&r#type, &body, patience, &origin).await;
+        let done = match &*r#type {
+            "CancelFlightInfo" => self.cancel(&body, &origin, connection),
+            _ => self.done(&r#type, &body, patience, &origin).await,
+        };
         let body = done.map_err(|error| status(&*error))?;
         Ok(all(vec![arrow_flight::Result { body: body.into() }]))
     }
@@ -96,7 +100,6 @@ impl Service {
                 let Check { contents } = parse_action("check", body)?;
                 Ok(json_of(&cache.check_running(contents).await))
             }
-            "CancelFlightInfo" => self.cancel(body, origin),
             "RenewFlightEndpoint" => self.renew(body),
             _ => {
                 let known: Vec<&str> = action_types().iter().map(|(name, _)| *name).collect();
@@ -106,14 +109,14 @@ impl Service {
         }
     }
 
-    fn cancel(&self, body: &[u8], origin: &Origin) -> Done {
+    fn cancel(&self, body: &[u8], origin: &Origin, connection: Option<u64>) -> Done {
         let request = CancelFlightInfoRequest::decode(body).map_err(|error| malformed(&error))?;
         let endpoints = request.info.unwrap_or_default().endpoint;
         let mut ended = 0;
         for ticket in endpoints.iter().filter_map(|endpoint| endpoint.ticket.as_ref()) {
             ended += match ticket::lease(&ticket.ticket) {
                 Some(lease) => usize::from(self.cache.release(&lease)),
-                None => self.cache.release_ticket_of(&ticket.ticket, origin),
+                None => self.cache.release_ticket_of(&ticket.ticket, origin, connection),
             };
         }
         let status = if ended > 0 { CancelStatus::Cancelled } else { CancelStatus::NotCancellable };

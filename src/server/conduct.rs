@@ -5,13 +5,15 @@
 //! that are looked at in time are counted here, for each connection by itself: other processes of the
 //! same user or address keep theirs.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// One connection of a peer.
 #[derive(Debug)]
 pub(super) struct Line {
+    /// No other connection of this service has it.
+    pub(super) number: u64,
     /// This many calls may be broken off at once, and as many more in each second.
     allowance: f64,
     level: Mutex<(f64, Instant)>,
@@ -22,7 +24,9 @@ pub(super) struct Line {
 
 impl Line {
     pub(super) fn new(allowance: usize) -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
         Self {
+            number: LAST.fetch_add(1, Ordering::Relaxed),
             allowance: allowance as f64,
             level: Mutex::new((0.0, Instant::now())),
             cut: AtomicBool::new(false),

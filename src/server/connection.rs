@@ -1,7 +1,7 @@
 //! The connections of Flight: accepted, counted, and bound to answer in time.
 //!
 //! ```text
-//!  accept ─▶ too many, or too many of this peer? ─▶ closed
+//!  accept ─▶ too many, too many of this peer, or was this address just cut off? ─▶ closed
 //!    │
 //!    ▼ TLS handshake (TCP) ─▶ Connection ─▶ tonic
 //!                               │ the first bytes of HTTP/2 must come in time
@@ -13,7 +13,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -82,8 +82,7 @@ pub(super) fn accept(
                                     let line = Arc::new(Line::new(resets));
                                     let entered = Entered { peer, line };
                                     let first = First::within(handshake);
-                                    let connection =
-                                        Connection { socket, entered, first, _place: place };
+                                    let connection = Connection { socket, entered, first, place };
                                     drop(ready.send(Ok(connection)).await);
                                 }
                                 Err(error) => tracing::debug!(%error, "a connection broke off"),
@@ -167,7 +166,16 @@ struct Places {
 struct Taken {
     all: usize,
     of: HashMap<PeerKey, usize>,
+    /// Addresses of other nodes of which a connection was cut, and when.
+    cut: HashMap<PeerKey, Instant>,
 }
+
+/// How long no connection is taken from another node after one of it was cut: else a flood of calls
+/// that are broken off goes on over the next connection. On this node only the connection is cut,
+/// since all local clients look alike.
+const REST: Duration = Duration::from_secs(1);
+/// This many addresses are remembered as cut off before those of the past are forgotten.
+const REMEMBERED: usize = 1_024;
 
 impl Places {
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -176,7 +184,8 @@ impl Places {
 
     fn take(&self, key: PeerKey) -> Option<Place> {
         let mut taken = self.taken();
-        if taken.all >= self.connections {
+        let rests = taken.cut.get(&key).is_some_and(|at| at.elapsed() < REST);
+        if taken.all >= self.connections || rests {
             return None;
         }
         let of_peer = taken.of.entry(key).or_insert(0);
@@ -187,6 +196,16 @@ impl Places {
         taken.all += 1;
         drop(taken);
         Some(Place { places: self.clone(), key })
+    }
+
+    /// A connection of this peer was cut.
+    fn cut(&self, key: PeerKey) {
+        let PeerKey::Address(_) = key else { return };
+        let mut taken = self.taken();
+        if taken.cut.len() >= REMEMBERED {
+            taken.cut.retain(|_, at| at.elapsed() < REST);
+        }
+        taken.cut.insert(key, Instant::now());
     }
 }
 
@@ -245,7 +264,15 @@ pub(super) struct Connection {
     socket: Socket,
     entered: Entered,
     first: Option<First>,
-    _place: Place,
+    place: Place,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.entered.line.is_cut() {
+            self.place.places.cut(self.place.key);
+        }
+    }
 }
 
 impl Connected for Connection {
@@ -367,5 +394,19 @@ mod tests {
         assert_eq!(places.taken().all, 1);
         assert_eq!(places.taken().of[&PeerKey::Uid(1)], 1);
         assert!(!places.taken().of.contains_key(&PeerKey::Uid(2)));
+    }
+
+    #[test]
+    fn after_a_cut_another_node_rests_and_clients_of_this_node_do_not() {
+        let (connections, per_peer) = (3, 2);
+        let places = Places { taken: Arc::default(), connections, per_peer };
+        let far = PeerKey::Address([192, 0, 2, 1].into());
+        for key in [far, PeerKey::Uid(1), PeerKey::Loopback] {
+            places.cut(key);
+        }
+        assert!(places.take(far).is_none());
+        assert!(places.take(PeerKey::Address([192, 0, 2, 2].into())).is_some());
+        assert!(places.take(PeerKey::Uid(1)).is_some());
+        assert!(places.take(PeerKey::Loopback).is_some());
     }
 }

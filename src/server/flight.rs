@@ -12,6 +12,7 @@ use futures::stream::{self, Stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::auth::Identity;
+use super::connection::Entered;
 use super::intake::Intake;
 use super::limits::{Limits, in_memory};
 use crate::cache::{Cache, Origin};
@@ -41,6 +42,11 @@ pub(super) fn origin<T>(request: &Request<T>) -> Origin {
     let identity = request.extensions().get::<Identity>();
     let unknown = Origin::Client { uid: None, key: None, administers: false };
     identity.map_or(unknown, Identity::origin)
+}
+
+/// The number of the client's connection.
+pub(super) fn connection<T>(request: &Request<T>) -> Option<u64> {
+    request.extensions().get::<Entered>().map(|entered| entered.line.number)
 }
 
 /// So much before the client gives up, we do: so that it hears why.

@@ -13,7 +13,7 @@ use futures::stream;
 use serde_json::json;
 use tonic::{Response, Status};
 
-use super::flight::{Answers, Service, all, origin, patience};
+use super::flight::{Answers, Service, all, connection, origin, patience};
 use super::status::status;
 use super::ticket;
 use crate::cache::{Asker, Origin};
@@ -29,10 +29,11 @@ impl Service {
         request: tonic::Request<Ticket>,
     ) -> Result<Response<Answers<FlightData>>, Status> {
         let (patience, origin) = (patience(&request), origin(&request));
+        let connection = connection(&request);
         let ticket = request.into_inner().ticket;
         let (request, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
         let ticket = Some((*ticket).into());
-        let asker = Asker { origin, ticket, lease, patience, ..Asker::default() };
+        let asker = Asker { origin, connection, ticket, lease, patience, ..Asker::default() };
         let answer = self.cache.answer(&request, &asker).await.map_err(|error| status(&error))?;
         match answer.messages() {
             Ok(messages) => {

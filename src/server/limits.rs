@@ -26,8 +26,8 @@ pub struct Limits {
     pub calls: usize,
     /// Calls under way of one connection; a client waits with further ones.
     pub streams: u32,
-    /// Calls that one connection may break off at once, and in each second; then it is cut
-    /// (CVE-2023-44487).
+    /// Calls that one connection may break off at once, and in each second; then it is cut, and no
+    /// further one is taken from that address for a second, if it is another node's (CVE-2023-44487).
     pub resets: usize,
     /// The headers of a call.
     pub headers: ByteSize,

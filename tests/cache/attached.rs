@@ -259,12 +259,12 @@ async fn a_session_is_used_from_its_own_user_over_the_unix_socket_alone() {
         assert_eq!(error.to_string(), unknown.to_string(), "it does not tell that it is there");
         assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
         assert!(kept.cache.check_session(attached.session(), &stranger).is_err());
-        assert_eq!(kept.cache.release_ticket_of(json.as_bytes(), &stranger), 0);
+        assert_eq!(kept.cache.release_ticket_of(json.as_bytes(), &stranger, None), 0);
     }
     assert!(!unknown.to_string().contains("another"), "{unknown}");
     let status = serde_json::to_string(&kept.cache.status()).unwrap();
     assert!(!status.contains(attached.session()) && status.contains(r#""number":1"#), "{status}");
-    assert_eq!(kept.cache.release_ticket_of(json.as_bytes(), &client(Some(own))), 1);
+    assert_eq!(kept.cache.release_ticket_of(json.as_bytes(), &client(Some(own)), None), 1);
     drop(attached);
     kept.sessions(0).await;
     kept.end().await;
@@ -352,10 +352,18 @@ async fn a_request_that_another_client_repeats_ends_no_lease_of_it() {
         .build()
         .unwrap();
     let ticket = br#"{"columns": {"b": "A/B"}, "timestamps": [5]}"#;
-    let asker = Asker { origin: client(None), ticket: Some(ticket[..].into()), ..Asker::default() };
-    drop(cache.answer(&Request::parse(ticket).unwrap(), &asker).await.unwrap());
-    assert_eq!(cache.release_ticket_of(ticket, &client(None)), 0);
-    assert!(cache.renew_ticket(ticket).is_ok());
+    let request = Request::parse(ticket).unwrap();
+    let mut leases = Vec::new();
+    for connection in [Some(1), Some(2)] {
+        let (origin, ticket) = (client(None), Some(ticket[..].into()));
+        let asker = Asker { origin, connection, ticket, ..Asker::default() };
+        leases.push(cache.answer(&request, &asker).await.unwrap().lease().clone());
+    }
+    for stranger in [None, Some(3)] {
+        assert_eq!(cache.release_ticket_of(ticket, &client(None), stranger), 0);
+    }
+    assert_eq!(cache.release_ticket_of(ticket, &client(None), Some(2)), 1);
+    assert!(cache.renew(&leases[0]).is_ok() && cache.renew(&leases[1]).is_err());
     assert!(cache.status().memory.pinned_bytes > 0);
     assert_eq!(cache.release_ticket(ticket), 1);
     nothing_is_pinned(&cache);
