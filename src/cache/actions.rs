@@ -69,6 +69,22 @@ impl Cache {
         Ok(ConsumedAnswer { dropped, in_flight: timeframes.len() as u64 })
     }
 
+    /// Like [`drop_timeframe`](Self::drop_timeframe), for a client: not while others than those that it
+    /// may act for are consumers of the timeframe and there.
+    ///
+    /// # Errors
+    /// [`CacheError::ForeignConsumer`], [`CacheError::UnknownTimeframe`].
+    pub fn drop_timeframe_by(
+        &self,
+        timeframe: u64,
+        origin: &Origin,
+    ) -> Result<ConsumedAnswer, CacheError> {
+        for consumer in self.0.timeframes.get(timeframe)?.status().consumers.keys() {
+            self.0.leases.check_consumer(consumer, origin)?;
+        }
+        self.drop_timeframe(timeframe)
+    }
+
     /// Drops a timeframe, whoever still waits for it.
     ///
     /// # Errors

@@ -10,7 +10,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::lease::{LeaseId, Leases};
+use super::lease::{LeaseId, Leases, OnEnd};
 use crate::clock::Moment;
 use crate::table::EncodeError;
 
@@ -47,22 +47,15 @@ impl Gate {
             renewed: Mutex::new(leases.now()),
             state: Mutex::new(GateState::Open(Vec::new())),
         });
-        if !leases.add_gate(&gate.lease, &gate, of_stream) && !of_stream {
-            gate.close();
+        let told: Weak<dyn OnEnd> = Arc::downgrade(&(Arc::clone(&gate) as Arc<dyn OnEnd>));
+        if !leases.add_gate(&gate.lease, told, of_stream) && !of_stream {
+            gate.lease_ended();
         }
         gate
     }
 
     fn state(&self) -> MutexGuard<'_, GateState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Drops what is being sent.
-    pub(crate) fn close(&self) {
-        let before = std::mem::replace(&mut *self.state(), GateState::Closed);
-        if let GateState::Open(sent) = before {
-            sent.iter().filter_map(Weak::upgrade).for_each(|sent| sent.close());
-        }
     }
 
     /// Messages that end with an error once the lease ends.
@@ -94,6 +87,16 @@ impl Gate {
         *renewed = now;
         drop(renewed);
         let _ = leases.renew(&self.lease);
+    }
+}
+
+impl OnEnd for Gate {
+    /// Drops what is being sent.
+    fn lease_ended(&self) {
+        let before = std::mem::replace(&mut *self.state(), GateState::Closed);
+        if let GateState::Open(sent) = before {
+            sent.iter().filter_map(Weak::upgrade).for_each(|sent| sent.close());
+        }
     }
 }
 

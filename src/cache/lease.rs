@@ -20,7 +20,6 @@ use uuid::Uuid;
 use uuid::fmt::Simple;
 
 use super::error::CacheError;
-use super::gate::Gate;
 use super::origin::{Account, Origin};
 use super::resident::{PinSet, Resident};
 use super::slow::{ConsumerLimits, Late};
@@ -134,9 +133,9 @@ struct Lease {
     expires: Option<Moment>,
     holder: Option<Holder>,
     /// What is being sent under it.
-    gates: Vec<Weak<Gate>>,
+    gates: Vec<Weak<dyn OnEnd>>,
     /// And of long streams: an ordinary end of the lease does not end these.
-    stream_gates: Vec<Weak<Gate>>,
+    stream_gates: Vec<Weak<dyn OnEnd>>,
     /// When it began to hold something.
     since: Moment,
     /// Its holder was told that it is slow.
@@ -146,8 +145,13 @@ struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.gates.iter().filter_map(Weak::upgrade).for_each(|gate| gate.close());
+        self.gates.iter().filter_map(Weak::upgrade).for_each(|gate| gate.lease_ended());
     }
+}
+
+/// Something that is told when a lease ends. No lock is held meanwhile.
+pub(crate) trait OnEnd: fmt::Debug + Send + Sync {
+    fn lease_ended(&self);
 }
 
 /// Whose quota counts: a consumer by the name that it gives itself, and what is proven of it, so that
@@ -263,6 +267,7 @@ impl Leases {
             self.counters.sessions_ended_holding.add(1);
         }
         // It is listed until everything that it held is released.
+        revoke_gates(&ended);
         drop(ended);
         let mut state = self.state();
         if let Some(Session { info, .. }) = state.sessions.remove(session) {
@@ -476,12 +481,12 @@ impl Leases {
 
     /// What is being sent under a lease is dropped when the lease ends; of a long stream
     /// (`of_stream`) only when it is revoked or its time runs out. Whether the lease is there.
-    pub(super) fn add_gate(&self, lease: &LeaseId, gate: &Arc<Gate>, of_stream: bool) -> bool {
+    pub(super) fn add_gate(&self, lease: &LeaseId, gate: Weak<dyn OnEnd>, of_stream: bool) -> bool {
         let mut state = self.state();
         let Some(lease) = state.leases.get_mut(lease) else { return false };
         let gates = if of_stream { &mut lease.stream_gates } else { &mut lease.gates };
         gates.retain(|gate| gate.strong_count() > 0);
-        gates.push(Arc::downgrade(gate));
+        gates.push(gate);
         true
     }
 
@@ -617,7 +622,7 @@ impl Lease {
 /// Drops what is being sent under these leases.
 fn revoke_gates(ended: &[Lease]) {
     let gates = ended.iter().flat_map(|lease| lease.gates.iter().chain(&lease.stream_gates));
-    gates.filter_map(Weak::upgrade).for_each(|gate| gate.close());
+    gates.filter_map(Weak::upgrade).for_each(|gate| gate.lease_ended());
 }
 
 /// The bytes that these pin, each object counted once.

@@ -79,7 +79,7 @@ impl Service {
             }
             "drop_timeframe" => {
                 let DropTimeframe { timeframe } = parse_action("drop_timeframe", body)?;
-                Ok(json_of(&cache.drop_timeframe(timeframe)?))
+                Ok(json_of(&cache.drop_timeframe_by(timeframe, origin)?))
             }
             "release" => {
                 let Release { lease } = parse_action("release", body)?;

@@ -524,19 +524,21 @@ impl Pool {
     }
 
     /// The memory of the segments that were made for single large objects and whose descriptors are
-    /// unread, in bytes; that of `segment` counted too, if it is one.
+    /// unread, in bytes, if `segment` is announced too; 0 if it is none of those.
     pub fn large_in_flight_with(&self, segment: &SharedSegment) -> u64 {
+        if segment.size_bytes() <= self.0.segment_bytes {
+            // It is reused: it may always be announced.
+            return 0;
+        }
         let state = lock(&self.0.state);
-        let listed = state
+        let others = state
             .areas
             .values()
             .filter(|slot| slot.in_flight > 0 && !Arc::ptr_eq(&slot.area, &segment.0));
-        let listed = listed.map(|slot| slot.area.length());
-        let all = listed.chain([segment.size_bytes()]);
-        let large = all.filter(|bytes| *bytes > self.0.segment_bytes);
+        let others = others.map(|slot| slot.area.length());
+        let large = others.filter(|bytes| *bytes > self.0.segment_bytes);
         let unread = state.unread.iter().map(|unread| unread.area.length());
-        // A segment of the usual size is reused: it may always be announced.
-        if segment.size_bytes() > self.0.segment_bytes { large.chain(unread).sum() } else { 0 }
+        large.chain(unread).sum::<u64>() + segment.size_bytes()
     }
 
     /// All segments and regions, as of now.

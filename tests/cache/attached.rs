@@ -294,6 +294,7 @@ async fn in_the_name_of_a_consumer_that_is_there_only_its_user_or_key_reports_an
             let error = cache.consumed_by(&consumed, &stranger).unwrap_err();
             assert_eq!((error.kind(), error.code().0), (ErrorKind::PermissionDenied, 5017));
         }
+        assert_eq!(cache.drop_timeframe_by(1, &stranger).unwrap_err().code().0, 5017);
         let asker = Asker { origin: stranger, ..Asker::default() };
         assert_eq!(cache.answer(&read, &asker).await.unwrap_err().code().0, 5017);
     }
