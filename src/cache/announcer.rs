@@ -161,9 +161,16 @@ impl<'a> Announcer<'a> {
         (self.grown, self.answer) = (true, Some(Some((kind, id))));
     }
 
-    /// Tells the process what is wrong with a line of its.
+    /// Tells the process what is wrong with its last line.
     pub(super) fn tell(&mut self, error: &(dyn Coded + Send + Sync)) {
         self.error = Some(refusal(error));
+    }
+
+    /// The same for the last line that is sent: if the socket takes it now.
+    pub(super) fn tell_at_once(&self, error: &(dyn Coded + Send + Sync)) {
+        if self.line.as_ref().is_none_or(|line| line.sent == line.bytes.len()) {
+            let _ = send(self.stream.as_fd(), &refusal(error), &[]);
+        }
     }
 
     /// Whether the answer to the last line of the process is sent. Until then no more of its lines

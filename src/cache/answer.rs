@@ -538,9 +538,10 @@ impl Cache {
     ) -> Option<Holder> {
         let session = request.session.as_ref();
         let attached = session.and_then(|session| self.0.leases.holder_of(session));
-        let account = match &attached {
-            Some(name) => name.account.clone(),
-            None => asker.origin.account(),
+        // Over TCP a session is no proof that its own process asks, so its quota is not used up.
+        let account = match (&attached, &asker.origin) {
+            (Some(name), Origin::Embedded) => name.account.clone(),
+            (_, origin) => origin.account(),
         };
         if let Some((timeframe, consumer)) = reader {
             let name = HolderName { consumer: consumer.clone(), account };
@@ -548,7 +549,7 @@ impl Cache {
         }
         let name = match &request.consumer {
             Some(consumer) => HolderName { consumer: consumer.clone(), account },
-            None => attached?,
+            None => HolderName { consumer: attached?.consumer, account },
         };
         Some(Holder { name, timeframe: asker.stream_timeframe })
     }

@@ -6,7 +6,7 @@
 //!         ◀── one more such line for new segments ──    once the last one was read
 //!         ── {"need": {"kind", "id"}} ──▶               the same line again
 //!         ── {"release" | "delivered" | "consumed"} ──▶ no answer
-//!         ◀── {"kind", "error"}                         a line is wrong, or the process is refused
+//!         ◀── {"kind", "error"}                         what it reports is wrong, or it is refused
 //!         hang-up (or death: the kernel hangs up)       session ends, its pins are gone
 //! ```
 //!
@@ -335,7 +335,10 @@ impl Cache {
                                 announcer.tell(&error);
                             }
                         }
-                        Err(error) => announcer.tell(&error),
+                        Err(error) => {
+                            announcer.tell_at_once(&error);
+                            return Err(error);
+                        }
                     }
                 }
                 changed = grown.changed() => match changed {

@@ -140,7 +140,7 @@ pub enum CacheError {
     /// No such session, or one of another user or node. Its id is a secret, and not in the message.
     #[error(
         "the session of this request is not known: its process is gone, or the request does not come \
-         over the Unix socket from its user"
+         from its user on its node"
     )]
     UnknownSession,
     /// The name of the consumer is in use by others.

@@ -13,8 +13,11 @@ pub enum Origin {
     Embedded,
     /// A client of the service.
     Client {
-        /// Its user, if it is a process on this node (SO_PEERCRED).
+        /// Its user, if it came over a Unix socket (SO_PEERCRED).
         uid: Option<u32>,
+        /// Its user, if it came over loopback and names a session: that it may use sessions of this
+        /// user, and nothing else.
+        tcp_uid: Option<u32>,
         /// The name of its token or certificate, if it presented one.
         key: Option<Arc<str>>,
         /// It may administer: by its key, or without keys as the service's own user or root.
@@ -36,15 +39,26 @@ impl Origin {
     /// A process on this node that presents no key. The service's own user and root administer.
     pub fn process(uid: u32) -> Self {
         let administers = uid == 0 || uid == rustix::process::geteuid().as_raw();
-        Self::Client { uid: Some(uid), key: None, administers }
+        Self::Client { uid: Some(uid), tcp_uid: None, key: None, administers }
     }
 
     /// Whether this is a process of that user on this node, so that it may use its sessions.
     pub(crate) fn is_user(&self, owner: Option<u32>) -> bool {
         match self {
             Self::Embedded => true,
-            Self::Client { uid, .. } => uid.is_some() && *uid == owner,
+            Self::Client { uid, tcp_uid, .. } => {
+                owner.is_some() && (*uid == owner || *tcp_uid == owner)
+            }
         }
+    }
+
+    /// The same client, which has proven to be a process of this user over loopback.
+    #[must_use]
+    pub fn with_tcp_user(mut self, user: Option<u32>) -> Self {
+        if let Self::Client { tcp_uid, .. } = &mut self {
+            *tcp_uid = user;
+        }
+        self
     }
 
     /// Whether this may change what belongs to `owner`: the user or the key is the same, or it may
@@ -52,6 +66,8 @@ impl Origin {
     pub(crate) fn may_act_for(&self, owner: &Self) -> bool {
         match (self, owner) {
             (Self::Embedded | Self::Client { administers: true, .. }, _) => true,
+            // What is proven over loopback counts for sessions alone: over TCP a consumer's own process
+            // looks like every other of its user.
             (Self::Client { uid, key, .. }, Self::Client { uid: its_uid, key: its_key, .. }) => {
                 (uid.is_some() && uid == its_uid) || (key.is_some() && key == its_key)
             }
@@ -82,7 +98,7 @@ mod tests {
     use super::*;
 
     fn client(uid: Option<u32>, key: Option<&str>, administers: bool) -> Origin {
-        Origin::Client { uid, key: key.map(Into::into), administers }
+        Origin::Client { uid, tcp_uid: None, key: key.map(Into::into), administers }
     }
 
     #[test]
@@ -106,5 +122,9 @@ mod tests {
         assert!(Origin::Embedded.is_user(Some(7)));
         assert!(!client(Some(0), Some("a"), true).is_user(Some(7)));
         assert!(!client(None, None, true).is_user(None));
+        let near = client(None, None, false).with_tcp_user(Some(7));
+        assert!(near.is_user(Some(7)) && !near.is_user(Some(8)));
+        assert!(!near.may_act_for(&client(Some(7), None, false)));
+        assert_eq!(near.account(), Account::Unproven);
     }
 }

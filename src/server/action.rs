@@ -12,7 +12,7 @@ use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use super::auth::{Identity, needed_for_action};
-use super::flight::{Answers, Service, all, connection, origin, patience};
+use super::flight::{Answers, Service, all, connection, origin, origin_of_session, patience};
 use super::get::expiration;
 use super::status::status;
 use super::ticket;
@@ -35,8 +35,11 @@ impl Service {
         &self,
         request: Request<Action>,
     ) -> Result<Response<Answers<arrow_flight::Result>>, Status> {
-        let (patience, origin) = (patience(&request), origin(&request));
-        let connection = connection(&request);
+        let (patience, connection) = (patience(&request), connection(&request));
+        let origin = match &*request.get_ref().r#type {
+            "CancelFlightInfo" => origin_of_session(&request).await,
+            _ => origin(&request),
+        };
         let identity = request.extensions().get::<Identity>().cloned();
         let Action { r#type, body } = request.into_inner();
         if let Some(identity) = identity

@@ -9,11 +9,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::local_user::Loopback;
+
 /// One connection of a peer.
 #[derive(Debug)]
 pub(super) struct Line {
     /// No other connection of this service has it.
     pub(super) number: u64,
+    /// Both ends, if it came over loopback.
+    pub(super) loopback: Option<Loopback>,
     /// This many calls may be broken off at once, and as many more in each second.
     allowance: f64,
     level: Mutex<(f64, Instant)>,
@@ -23,10 +27,11 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(allowance: usize) -> Self {
+    pub(super) fn new(allowance: usize, loopback: Option<Loopback>) -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Self {
             number: LAST.fetch_add(1, Ordering::Relaxed),
+            loopback,
             allowance: allowance as f64,
             level: Mutex::new((0.0, Instant::now())),
             cut: AtomicBool::new(false),
@@ -102,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_breaks_off_too_many_calls_is_cut_and_slow_ones_are_not() {
-        let (line, began) = (Line::new(10), Instant::now());
+        let (line, began) = (Line::new(10, None), Instant::now());
         let at = |millis| began + Duration::from_millis(millis);
         (0..10).for_each(|_| line.broke_off(at(0)));
         assert!(!line.is_cut());
@@ -115,7 +120,7 @@ mod tests {
 
     #[test]
     fn only_what_a_client_breaks_off_while_it_is_there_counts() {
-        let line = Arc::new(Line::new(1));
+        let line = Arc::new(Line::new(1, None));
         let call = || UnderWay::new(Some(Arc::clone(&line)), Torn::default());
         (0..5).for_each(|_| call().done());
         drop(call());
@@ -125,7 +130,7 @@ mod tests {
         torn.done();
         drop(torn);
         assert!(line.is_cut());
-        let other = Arc::new(Line::new(1));
+        let other = Arc::new(Line::new(1, None));
         other.set_over();
         (0..5).for_each(|_| drop(UnderWay::new(Some(Arc::clone(&other)), Torn::default())));
         assert!(!other.is_cut());

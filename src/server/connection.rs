@@ -28,6 +28,7 @@ use tonic::transport::server::Connected;
 use super::auth::{Peer, PeerKey};
 use super::conduct::Line;
 use super::limits::Limits;
+use super::local_user::Loopback;
 use super::tls::{self, Tls};
 use crate::cache::Cache;
 use crate::shm::attach::PeerCredentials;
@@ -79,7 +80,7 @@ pub(super) fn accept(
                             let entered = enter(raw, peer, tls, handshake).await;
                             match entered {
                                 Ok((socket, peer)) => {
-                                    let line = Arc::new(Line::new(resets));
+                                    let line = Arc::new(Line::new(resets, socket.loopback()));
                                     let entered = Entered { peer, line };
                                     let first = First::within(handshake);
                                     let connection = Connection { socket, entered, first, place };
@@ -234,6 +235,17 @@ enum Socket {
     Unix(UnixStream),
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Socket {
+    fn loopback(&self) -> Option<Loopback> {
+        let tcp = match self {
+            Self::Unix(_) => return None,
+            Self::Tcp(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        };
+        Loopback::new(tcp.local_addr().ok()?, tcp.peer_addr().ok()?)
+    }
 }
 
 /// The first bytes, and until when they have to be there.

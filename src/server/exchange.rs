@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::flight::{Answers, Service, origin};
+use super::flight::{Answers, Service, origin_of_session};
 use super::foreign::{self, Decoding, Times};
 use super::get::flight_data;
 use super::intake::{Intake, Taken};
@@ -73,7 +73,7 @@ impl Service {
         &self,
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Answers<FlightData>>, Status> {
-        let origin = origin(&request);
+        let origin = origin_of_session(&request).await;
         let mut stream = request.into_inner();
         let first = tokio::time::timeout(self.message_pause, stream.message()).await;
         let first = first

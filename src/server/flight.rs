@@ -40,8 +40,18 @@ impl Service {
 /// What is proven of the client; the guard has told it.
 pub(super) fn origin<T>(request: &Request<T>) -> Origin {
     let identity = request.extensions().get::<Identity>();
-    let unknown = Origin::Client { uid: None, key: None, administers: false };
+    let unknown = Origin::Client { uid: None, tcp_uid: None, key: None, administers: false };
     identity.map_or(unknown, Identity::origin)
+}
+
+/// The same, where a request names a session: over loopback the kernel says whose process asks.
+pub(super) async fn origin_of_session<T>(request: &Request<T>) -> Origin {
+    let entered = request.extensions().get::<Entered>().cloned();
+    let origin = origin(request);
+    match entered.as_ref().and_then(|entered| entered.line.loopback.as_ref()) {
+        Some(loopback) => origin.with_tcp_user(loopback.user().await),
+        None => origin,
+    }
 }
 
 /// The number of the client's connection.
@@ -101,7 +111,7 @@ impl FlightService for Service {
         &self,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        let origin = origin(&request);
+        let origin = origin_of_session(&request).await;
         self.info(request.into_inner(), &origin)
     }
 
@@ -109,7 +119,7 @@ impl FlightService for Service {
         &self,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<PollInfo>, Status> {
-        let origin = origin(&request);
+        let origin = origin_of_session(&request).await;
         self.poll(request.into_inner(), &origin).await
     }
 

@@ -13,7 +13,7 @@ use futures::stream;
 use serde_json::json;
 use tonic::{Response, Status};
 
-use super::flight::{Answers, Service, all, connection, origin, patience};
+use super::flight::{Answers, Service, all, connection, origin, origin_of_session, patience};
 use super::status::status;
 use super::ticket;
 use crate::cache::{Asker, Origin};
@@ -28,13 +28,16 @@ impl Service {
         &self,
         request: tonic::Request<Ticket>,
     ) -> Result<Response<Answers<FlightData>>, Status> {
-        let (patience, origin) = (patience(&request), origin(&request));
-        let connection = connection(&request);
-        let ticket = request.into_inner().ticket;
-        let (request, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
+        let (patience, connection) = (patience(&request), connection(&request));
+        let ticket = request.get_ref().ticket.clone();
+        let (table, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
+        let origin = match &table.session {
+            Some(_) => origin_of_session(&request).await,
+            None => origin(&request),
+        };
         let ticket = Some((*ticket).into());
         let asker = Asker { origin, connection, ticket, lease, patience, ..Asker::default() };
-        let answer = self.cache.answer(&request, &asker).await.map_err(|error| status(&error))?;
+        let answer = self.cache.answer(&table, &asker).await.map_err(|error| status(&error))?;
         match answer.messages() {
             Ok(messages) => {
                 let sent = messages.map(|message| match message {

@@ -27,6 +27,7 @@ mod http;
 mod intake;
 mod limits;
 mod listen;
+mod local_user;
 mod metrics;
 mod page;
 mod put;

@@ -168,7 +168,7 @@ async fn an_empty_segment_whose_descriptor_is_unread_is_reused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attached_process_reports_on_its_socket_and_a_wrong_line_is_told_and_ends_nothing() {
+async fn an_attached_process_reports_on_its_socket_and_a_wrong_report_is_told_and_ends_nothing() {
     let kept = Attached::over(large_objects(3, 1_000, 0), 8 << 20, 1 << 20);
     let register = br#"{"columns": {"b": "A/B"}, "consumers": ["x"]}"#;
     let register = Register::parse(register).unwrap();
@@ -203,8 +203,6 @@ async fn an_attached_process_reports_on_its_socket_and_a_wrong_line_is_told_and_
         (format!(r#"{{"release": "{lease}"}}"#), "[IOV-5002]"),
         (r#"{"consumed": 99}"#.to_owned(), "[IOV-5010]"),
         (r#"{"consumed": 2, "consumer": "y"}"#.to_owned(), "[IOV-5011]"),
-        (r#"{"colour": "red"}"#.to_owned(), "[IOV-4064]"),
-        ("no json".to_owned(), "[IOV-4064]"),
     ] {
         writeln!(stream, "{wrong}").unwrap();
         let (told, _) = line(&stream).await.unwrap();
@@ -216,9 +214,9 @@ async fn an_attached_process_reports_on_its_socket_and_a_wrong_line_is_told_and_
     left(0).await;
     nothing_is_pinned(&kept.cache);
     kept.sessions(1).await;
-    // A client that writes wrong lines without end and reads nothing is read no more.
+    // A client that reports wrongly without end and reads nothing is read no more.
     stream.set_nonblocking(true).unwrap();
-    let wrong = vec![b'\n'; 1 << 16];
+    let wrong = "{\"consumed\": 99}\n".repeat(4_000).into_bytes();
     let mut written = 0;
     for _ in 0..400 {
         match stream.write(&wrong) {
@@ -229,15 +227,24 @@ async fn an_attached_process_reports_on_its_socket_and_a_wrong_line_is_told_and_
     assert!(written < 4 << 20, "{written} bytes were taken");
     drop(stream);
     kept.sessions(0).await;
+    // What is no line of the protocol is told, and ends the session.
+    for wrong in [r#"{"colour": "red"}"#, "no json"] {
+        let mut stream = kept.by_hand("x", 1).await;
+        segments(&stream).await.unwrap();
+        writeln!(stream, "{wrong}").unwrap();
+        let (told, _) = line(&stream).await.unwrap();
+        assert!(String::from_utf8_lossy(&told).contains("[IOV-4064]"), "{told:?}");
+        kept.sessions(0).await;
+    }
     kept.end().await;
 }
 
 fn client(uid: Option<u32>) -> Origin {
-    Origin::Client { uid, key: None, administers: false }
+    Origin::Client { uid, tcp_uid: None, key: None, administers: false }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_is_used_from_its_own_user_over_the_unix_socket_alone() {
+async fn a_session_is_used_by_its_own_user_on_its_own_node_alone() {
     let kept = Attached::over(large_objects(3, 1_000, 0), 8 << 20, 1 << 20);
     let attached = kept.attach("x").await;
     let own = rustix::process::geteuid().as_raw();
@@ -251,6 +258,8 @@ async fn a_session_is_used_from_its_own_user_over_the_unix_socket_alone() {
         kept.cache.answer(&request, &asker).await
     };
     asked(client(Some(own))).await.unwrap();
+    // Over loopback too, where the kernel says so.
+    asked(client(None).with_tcp_user(Some(own))).await.unwrap();
     let unknown = |json: &str| json.replace(attached.session(), "another");
     let unknown = Request::parse(unknown(&json).as_bytes()).unwrap();
     let unknown = kept.cache.answer(&unknown, &Asker::default()).await.unwrap_err();
@@ -264,7 +273,7 @@ async fn a_session_is_used_from_its_own_user_over_the_unix_socket_alone() {
     assert!(!unknown.to_string().contains("another"), "{unknown}");
     let status = serde_json::to_string(&kept.cache.status()).unwrap();
     assert!(!status.contains(attached.session()) && status.contains(r#""number":1"#), "{status}");
-    assert_eq!(kept.cache.release_ticket_of(json.as_bytes(), &client(Some(own)), None), 1);
+    assert_eq!(kept.cache.release_ticket_of(json.as_bytes(), &client(Some(own)), None), 2);
     drop(attached);
     kept.sessions(0).await;
     kept.end().await;
@@ -306,7 +315,7 @@ async fn in_the_name_of_a_consumer_that_is_there_only_its_user_or_key_reports_an
     cache.consumed_by(&below(2), &client(Some(own))).unwrap();
     assert_eq!(put(50).await, 0);
     let key = Some("shift".into());
-    let administrator = Origin::Client { uid: None, key, administers: true };
+    let administrator = Origin::Client { uid: None, tcp_uid: None, key, administers: true };
     cache.consumed_by(&below(50), &administrator).unwrap();
     assert_eq!(put(50).await, 1);
     cache.consumed_by(&below(100), &client(Some(own))).unwrap();

@@ -60,7 +60,7 @@ impl Identity {
             true => self.role >= Role::Administer,
             false => self.role >= Role::Administer && self.uid.is_some_and(trusted),
         };
-        Origin::Client { uid: self.uid, key, administers }
+        Origin::Client { uid: self.uid, tcp_uid: None, key, administers }
     }
 
     /// Whether it may what needs `needs`.
@@ -349,12 +349,22 @@ mod tests {
         let of_low = origin(&keyed, process(own, &[]), Some(&low));
         assert_eq!(
             of_low,
-            Origin::Client { uid: Some(own), key: Some("low".into()), administers: false }
+            Origin::Client {
+                uid: Some(own),
+                tcp_uid: None,
+                key: Some("low".into()),
+                administers: false
+            }
         );
         let of_high = origin(&keyed, remote(None), Some(&high));
         assert_eq!(
             of_high,
-            Origin::Client { uid: None, key: Some("high".into()), administers: true }
+            Origin::Client {
+                uid: None,
+                tcp_uid: None,
+                key: Some("high".into()),
+                administers: true
+            }
         );
     }
 
