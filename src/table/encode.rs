@@ -88,7 +88,7 @@ impl Coded for EncodeError {
         Code(match self {
             Self::TooLarge { .. } => 1020,
             Self::Unmanaged { .. } => 1021,
-            Self::LeaseEnded => 5002,
+            Self::LeaseEnded => 5003,
             Self::Arrow { .. } => 9010,
         })
     }

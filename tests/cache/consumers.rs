@@ -206,7 +206,7 @@ async fn what_is_sent_to_a_client_that_does_not_read_ends_with_its_lease() {
     clock.advance(Duration::from_millis(100));
     until_counted("revoked", || cache.counters().slow_revoked.get(), 1).await;
     nothing_is_pinned(&cache);
-    assert_eq!(code(unread.next()), 5002);
+    assert_eq!(code(unread.next()), 5003);
     assert!(unread.next().is_none());
 
     // Its time ran out; while it was read it did not.
@@ -230,7 +230,7 @@ async fn what_is_sent_to_a_client_that_does_not_read_ends_with_its_lease() {
     unread.next().unwrap().unwrap();
     assert!(cache.release(&lease));
     nothing_is_pinned(&cache);
-    assert_eq!(code(unread.next()), 5002);
+    assert_eq!(code(unread.next()), 5003);
 
     // All of it read: it ends as it should, whatever becomes of the lease.
     let answer = ask(&cache, &table("")).await.unwrap();
@@ -262,7 +262,7 @@ async fn a_long_stream_goes_on_where_its_timeframe_was_consumed_early_and_ends_w
     clock.advance(Duration::from_millis(100));
     until_counted("revoked", || cache.counters().slow_revoked.get(), 1).await;
     nothing_is_pinned(&cache);
-    assert_eq!(unread.next().unwrap().map(|_| ()).unwrap_err().code().0, 5002);
+    assert_eq!(unread.next().unwrap().map(|_| ()).unwrap_err().code().0, 5003);
     drop(exchange);
     add_up(&cache);
 }
