@@ -1,7 +1,6 @@
 //! Columns: rows to objects.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
@@ -15,13 +14,11 @@ use crate::table::{ColumnState, State};
 pub(crate) struct Column {
     state: Arc<State>,
     place: usize,
-    /// The run that was asked for last: neighbouring rows are mostly in it, or in the next.
-    last: AtomicUsize,
 }
 
 impl Column {
     pub(crate) fn new(state: Arc<State>, place: usize) -> Self {
-        Self { state, place, last: AtomicUsize::new(0) }
+        Self { state, place }
     }
 
     #[inline]
@@ -31,22 +28,7 @@ impl Column {
 
     #[inline]
     fn length(&self) -> usize {
-        self.column().ends.last().copied().unwrap_or(0)
-    }
-
-    #[inline]
-    fn run_of(&self, row: usize) -> usize {
-        let ends = &self.column().ends;
-        let last = self.last.load(Ordering::Relaxed);
-        let is_in = |run: usize| {
-            ends.get(run).is_some_and(|end| row < *end) && (run == 0 || ends[run - 1] <= row)
-        };
-        if is_in(last) {
-            return last;
-        }
-        let run = if is_in(last + 1) { last + 1 } else { ends.partition_point(|end| *end <= row) };
-        self.last.store(run, Ordering::Relaxed);
-        run
+        self.column().runs.rows()
     }
 
     #[inline]
@@ -61,7 +43,7 @@ impl Column {
 
     fn object(&self, py: Python<'_>, index: isize) -> PyResult<Py<PyAny>> {
         let row = self.row_of(index)?;
-        self.state.object(py, self.place, self.run_of(row))
+        self.state.object(py, self.place, self.column().runs.run_of(row))
     }
 }
 
@@ -101,7 +83,7 @@ impl Column {
 
     /// Whether an object has these bytes; `None` asks for null cells.
     fn __contains__(&self, py: Python<'_>, wanted: &Bound<'_, PyAny>) -> PyResult<bool> {
-        for run in 0..self.column().ends.len() {
+        for run in 0..self.column().runs.len() {
             if self.state.object(py, self.place, run)?.bind(py).eq(wanted)? {
                 return Ok(true);
             }
@@ -181,7 +163,7 @@ impl Column {
 
     fn __repr__(&self) -> String {
         let column = self.column();
-        let (rows, runs) = (self.length(), column.ends.len());
+        let (rows, runs) = (self.length(), column.runs.len());
         format!("<iovcache.Column {:?}: {}, {rows} rows in {runs} runs>", column.name, column.path)
     }
 }
@@ -210,7 +192,7 @@ impl Rows {
             self.row += 1;
             return Ok(Some(object.clone_ref(py)));
         }
-        let Some(&end) = self.state.columns[self.place].ends.get(self.run) else {
+        let Some((_, end)) = self.state.columns[self.place].runs.bounds(self.run) else {
             self.object = None;
             return Ok(None);
         };
@@ -237,9 +219,8 @@ impl Runs {
     }
 
     fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<(usize, usize, Py<PyAny>)>> {
-        let ends = &self.state.columns[self.place].ends;
-        let Some(&end) = ends.get(self.run) else { return Ok(None) };
-        let start = self.run.checked_sub(1).map_or(0, |before| ends[before]);
+        let bounds = self.state.columns[self.place].runs.bounds(self.run);
+        let Some((start, end)) = bounds else { return Ok(None) };
         let object = self.state.object(py, self.place, self.run)?;
         self.run += 1;
         Ok(Some((start, end, object)))

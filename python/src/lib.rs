@@ -17,6 +17,7 @@ mod column;
 mod error;
 mod object;
 mod process;
+mod runs;
 mod table;
 
 use pyo3::prelude::*;

@@ -39,13 +39,13 @@ impl Pin {
         address: *const u8,
         length: usize,
     ) -> Self {
-        let row_start = run.checked_sub(1).map_or(0, |before| column.ends[before]);
+        let (row_start, row_end) = column.runs.bounds(run).unwrap_or_default();
         Self {
             shared,
             column: column.name.clone(),
             path: column.path.clone(),
             row_start,
-            row_end: column.ends[run],
+            row_end,
             address: address.expose_provenance(),
             length,
         }

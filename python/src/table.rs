@@ -24,6 +24,7 @@ use pyo3::types::{PyCapsule, PyDict};
 use crate::column::Column;
 use crate::object::{Pin, new_object};
 use crate::process::{OwnedByProcess, wait};
+use crate::runs::RunIndex;
 use crate::{arrow, error};
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -108,8 +109,7 @@ fn record<'py>(py: Python<'py>, batch: &RecordBatch, at: usize) -> PyResult<Boun
 pub(crate) struct ColumnState {
     pub(crate) name: String,
     pub(crate) path: String,
-    /// The row behind the last one of each run.
-    pub(crate) ends: Vec<usize>,
+    pub(crate) runs: RunIndex,
     /// The object of each run, once it was asked for; `None` in Python for null cells.
     cache: Mutex<Vec<Option<Py<PyAny>>>>,
 }
@@ -162,8 +162,8 @@ impl State {
             // Closed meanwhile: the object lives by itself.
             return Ok(made);
         }
-        if cache.len() < state.ends.len() {
-            cache.resize_with(state.ends.len(), || None);
+        if cache.len() < state.runs.len() {
+            cache.resize_with(state.runs.len(), || None);
         }
         // Another thread may have made one: then that is the one.
         Ok(cache[run].get_or_insert(made).clone_ref(py))
@@ -193,9 +193,9 @@ impl NativeTable {
         let fields = table.schema().fields().iter();
         let paths = fields.filter_map(|field| field.metadata().get("url").cloned());
         let columns = table.columns().zip(paths).filter_map(|(name, path)| {
-            let ends = table.column(name).ok()?.ends().to_vec();
+            let runs = RunIndex::new(table.column(name).ok()?.ends());
             let cache = Mutex::default();
-            Some(ColumnState { name: name.to_owned(), path, ends, cache })
+            Some(ColumnState { name: name.to_owned(), path, runs, cache })
         });
         let (columns, rows) = (columns.collect(), table.rows());
         let metadata = table.schema().metadata().clone();

@@ -187,6 +187,14 @@ impl Table {
         matches!(self.hold, Hold::Pinned(_))
     }
 
+    /// The session that it was asked for, if that is one of this client.
+    pub(super) fn attachment(&self) -> Option<Arc<Attachment>> {
+        match &self.hold {
+            Hold::Pinned(pinned) => Some(Arc::clone(pinned.attachment())),
+            Hold::Lease(_) => None,
+        }
+    }
+
     /// What was asked, with the session that it was asked for.
     pub(super) fn request(&self) -> &TableRequest {
         &self.request

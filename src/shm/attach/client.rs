@@ -84,6 +84,8 @@ pub struct Attachment {
     shared: Arc<Shared>,
     listener: Option<JoinHandle<()>>,
     guard: ForkGuard,
+    /// Lines are sent one at a time.
+    sending: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -205,7 +207,15 @@ impl Attachment {
             }
         })?;
         let session = welcome.session;
-        Ok(Self { session, epoch, stream, shared, listener: Some(listener), guard })
+        Ok(Self {
+            session,
+            epoch,
+            stream,
+            shared,
+            listener: Some(listener),
+            guard,
+            sending: Mutex::default(),
+        })
     }
 
     /// The session's name, for requests.
@@ -243,6 +253,18 @@ impl Attachment {
         self.shared.over.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Ends a lease of this session. There is no answer; a lease that is over already is no error.
+    /// Returns whether the line was sent.
+    pub fn release(&self, lease: &str) -> bool {
+        !self.is_forked() && self.send(&ClientMessage::Release { lease: lease.to_owned() })
+    }
+
+    /// Sends a line. A service that does not read makes this wait, for 10 s at most.
+    fn send(&self, message: &ClientMessage) -> bool {
+        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        send_json(&mut &self.stream, message).is_ok()
+    }
+
     /// Whether this process is a fork of the one that opened the session.
     pub fn is_forked(&self) -> bool {
         self.guard.is_forked()
@@ -263,8 +285,8 @@ impl Attachment {
         let _asking = self.shared.asking.lock().unwrap_or_else(PoisonError::into_inner);
         let empty = || self.shared.empty.load(Ordering::Relaxed);
         let empty_before = empty();
-        let message = ClientMessage { need: Need { kind, id } };
-        if send_json(&mut &self.stream, &message).is_err() {
+        let message = ClientMessage::Need(Need { kind, id });
+        if !self.send(&message) {
             return mappings;
         }
         let deadline = Instant::now() + SEGMENT_LIMIT;
@@ -306,6 +328,10 @@ fn send_json(stream: &mut impl io::Write, message: &impl serde::Serialize) -> io
 fn listen(shared: &Shared, epoch: Epoch, stream: &UnixStream, mut reader: LineReader) {
     loop {
         while let Some(line) = reader.line() {
+            if refused(&line).is_some() {
+                // One of our lines was wrong; what it asked for does not come.
+                continue;
+            }
             let taken = parse(&line)
                 .map_err(AttachError::from)
                 .and_then(|(announcement, _)| shared.take(&announcement, epoch, &mut reader));
@@ -329,7 +355,9 @@ mod tests {
 
     use super::*;
     use crate::object::ObjectId;
-    use crate::shm::attach::{MAX_DESCRIPTORS, SegmentEntry, parse_hello, parse_need, send};
+    use crate::shm::attach::{
+        ClientMessage, MAX_DESCRIPTORS, SegmentEntry, parse_hello, parse_line, send,
+    };
     use crate::shm::{Block, Pool, PoolOptions, SharedSegment};
 
     /// The service's end: what a test tells it to send, and what it is asked for.
@@ -445,8 +473,9 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let (stream, mut reader) = service.welcome(&[]);
-                let need = parse_need(&next_line(&stream, &mut reader)).unwrap();
-                assert_eq!(need, Need { kind: Kind::Segment, id: 0 });
+                let message = parse_line(&next_line(&stream, &mut reader)).unwrap();
+                let need = Need { kind: Kind::Segment, id: 0 };
+                assert_eq!(message, ClientMessage::Need(need));
                 service.announce(&stream, &service.pool.segments());
                 // Until the client hangs up.
                 assert!(matches!(reader.read(&stream), Err(WireError::HungUp)));

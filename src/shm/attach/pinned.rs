@@ -7,7 +7,7 @@ use super::client::Attachment;
 use crate::shm::layout::MetaHeader;
 use crate::shm::resolver::{Mappings, ResolveError};
 
-/// Called once with the id of a lease that is not needed any more.
+/// Called with the id of a lease that the attach socket does not take.
 pub(crate) type ReleaseLease = Box<dyn Fn(String) + Send + Sync>;
 
 /// The blocks of one answer: pinned by its lease, which is released when this is dropped, and by the
@@ -56,6 +56,11 @@ impl Pinned {
         &self.mappings
     }
 
+    /// The session.
+    pub(crate) fn attachment(&self) -> &Arc<Attachment> {
+        &self.attachment
+    }
+
     /// The lease.
     pub(crate) fn lease(&self) -> Option<&str> {
         self.lease.as_deref()
@@ -70,7 +75,9 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         // In a forked child the lease is the parent's.
-        if let Some(lease) = self.lease.take().filter(|_| !self.attachment.is_forked()) {
+        if let Some(lease) = self.lease.take().filter(|_| !self.attachment.is_forked())
+            && !self.attachment.release(&lease)
+        {
             (self.release)(lease);
         }
     }
