@@ -343,7 +343,7 @@ def _other(value: Any) -> Any:
     return integer(value, "a value of the request")
 
 
-def _columns(columns: Optional[Columns]) -> List[Tuple[str, str]]:
+def _columns(columns: Any) -> List[Tuple[str, str]]:
     if columns is None:
         return []
     if not isinstance(columns, Mapping):

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Type
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ._errors import ObjectsInUse
 from ._native import Column, NativeTable
@@ -144,12 +145,11 @@ def _read(stream: Any) -> pa.Table:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    import pyarrow.compute as pc
-
-    columns = []
+    decode: Callable[[Any], Any] = getattr(pc, "run_end_decode")  # noqa: B009 - made at run time
+    columns: List[Any] = []
     for column in table.columns:
         if pa.types.is_run_end_encoded(column.type):
-            column = pc.run_end_decode(column)
+            column = decode(column)
         elif pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         columns.append(column)

@@ -16,12 +16,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, List, Optional, SupportsIndex, Union
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from ._errors import invalid
 
 #: A single time.
 Time = Union[SupportsIndex, str, datetime.datetime, datetime.date]
+
+#: Its functions are made at run time.
+pc: Any = pyarrow.compute
 
 Millis = Union[List[Optional[int]], "pa.Int64Array"]
 
@@ -122,7 +125,8 @@ def _refused(values: Any, why: str) -> Exception:
     return invalid(f"timestamps is a {kind}: {why}")
 
 
-def _array(values: Any) -> pa.Array:
+def _array(given: Any) -> pa.Array:
+    values: Any = given
     if isinstance(values, pa.ChunkedArray):
         return _combined(values)
     if isinstance(values, pa.Array):
@@ -137,13 +141,13 @@ def _array(values: Any) -> pa.Array:
         raise _refused(values, f"which of its columns? It has {names}")
     try:
         if type(values).__module__.split(".")[0] == "polars":
-            return _combined(values.to_arrow())
+            return _combined(given.to_arrow())
         if type(values).__module__.split(".")[0] == "pandas":
             if str(getattr(values, "dtype", "")) == "object":
                 return _of_objects(list(values))
             return _combined(pa.array(values, from_pandas=True))
         if hasattr(values, "__arrow_array__"):
-            return _combined(values.__arrow_array__())
+            return _combined(given.__arrow_array__())
         if hasattr(values, "__array__"):
             return _of_numpy(values)
         if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
@@ -194,6 +198,7 @@ def _of_numpy(values: Any) -> pa.Array:
 def _of_objects(values: List[Any]) -> pa.Array:
     millis: List[Optional[int]] = []
     naive = False
+    value: Any
     for value in values:
         if value is None or _is_nat(value):
             millis.append(None)
@@ -204,8 +209,8 @@ def _of_objects(values: List[Any]) -> pa.Array:
         elif isinstance(value, datetime.datetime) and value.tzinfo is None:
             naive = True
             millis.append(_of_datetime(value.replace(tzinfo=datetime.timezone.utc)))
-        elif type(value).__module__ == "numpy" and not getattr(value, "shape", ()) == ():
-            raise invalid(f"a timestamp is an array of {value.shape}; expected one dimension")
+        elif getattr(value, "shape", ()) != ():
+            raise invalid(f"a timestamp is {value!r}; expected one dimension")
         else:
             millis.append(moment(value, "a timestamp"))
     if naive:
