@@ -280,31 +280,50 @@ def test_pools_of_processes_have_clients_of_their_own(service, method):
     assert told == [right(DRIFT, at) for at in (1000, 3000, 5000)]
 
 
-def test_ctrl_c_ends_a_call_within_half_a_second(start):
+@pytest.mark.parametrize(
+    "call",
+    [
+        "iovcache.connect(url)",
+        "client.status()",
+        "client.table({'v': 'TPC/Calib/Noise'}, timestamps=[1])",
+        "client.put_timeframe(1, [1], columns={'v': 'TPC/Calib/Noise'}, consumers=['x'])",
+    ],
+)
+def test_ctrl_c_ends_a_call_within_half_a_second(start, call):
     service = start()
-    os.kill(service.process.pid, signal.SIGSTOP)
-    try:
-        for call in ("client.status()", "client.table({'v': 'A/B'}, timestamps=[1])"):
-            code = f"""
+    code = f"""
 import sys, iovcache
-client = None
+url = {service.unix!r}
+client = iovcache.connect(url)
+client.get({DRIFT!r}, at=1000)
+print('ready', flush=True)
+sys.stdin.readline()
 try:
     print('go', flush=True)
-    client = iovcache.connect({service.unix!r})
+    {call}
 except KeyboardInterrupt:
     print('interrupted', flush=True)
 """
-            child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-            assert child.stdout.readline() == b"go\n"
-            time.sleep(0.5)
-            began = time.monotonic()
-            child.send_signal(signal.SIGINT)
-            assert child.stdout.readline() == b"interrupted\n", call
-            assert time.monotonic() - began < 0.5
-            assert child.wait(10) == 0
-            child.stdout.close()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    child = subprocess.Popen([sys.executable, "-c", code], **pipes)
+    assert child.stdout.readline() == b"ready\n"
+    os.kill(service.process.pid, signal.SIGSTOP)
+    try:
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == b"go\n"
+        time.sleep(0.3)
+        began = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == b"interrupted\n"
+        assert time.monotonic() - began < 0.5
+        assert child.wait(10) == 0
     finally:
         os.kill(service.process.pid, signal.SIGCONT)
+        child.kill()
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
 
 
 def test_threads_share_a_client(client):

@@ -68,8 +68,10 @@ class Table:
         return self._native.closed
 
     def __arrow_c_stream__(self, requested_schema: Optional[object] = None) -> object:
-        """The table for any library that takes Arrow streams: Polars, DuckDB, pandas."""
-        return self.arrow.__arrow_c_stream__(requested_schema)
+        """The table for any library that takes Arrow streams: ``polars.DataFrame(table)``, DuckDB's
+        ``from table``. Dictionaries and runs are spelled out, which every reader knows.
+        """
+        return _plain(self.arrow).__arrow_c_stream__(requested_schema)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per timestamp, the cells as Arrow has them, dictionaries and runs spelled out."""
@@ -151,6 +153,8 @@ def _plain(table: pa.Table) -> pa.Table:
         if pa.types.is_run_end_encoded(column.type):
             column = decode(column)
         elif pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
+            # A cast, and dictionary_decode, know no nested types.
+            rows = [chunk.dictionary.take(chunk.indices) for chunk in column.chunks]
+            column = pa.chunked_array(rows, column.type.value_type)
         columns.append(column)
     return pa.table(columns, names=table.column_names)
