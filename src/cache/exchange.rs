@@ -15,6 +15,7 @@ use super::answer::{Answer, Asker};
 use super::error::CacheError;
 use super::form::{Common, Key};
 use super::lease::LeaseId;
+use super::origin::Origin;
 use crate::index::Timestamps;
 use crate::table::{Request, When};
 
@@ -25,6 +26,9 @@ pub struct Exchange {
     /// The request, but for its timestamps.
     template: Request,
     common: Common,
+    origin: Origin,
+    /// The number under which it uses the name of its consumer.
+    claim: Option<u64>,
     state: Mutex<State>,
 }
 
@@ -57,7 +61,8 @@ impl Exchange {
     ) -> Result<Answer, CacheError> {
         let when = When::Timestamps(timestamps);
         let stream_timeframe = Some(timeframe);
-        let asker = Asker { of_stream: true, stream_timeframe, ..Asker::default() };
+        let origin = self.origin.clone();
+        let asker = Asker { of_stream: true, stream_timeframe, origin, ..Asker::default() };
         let answer =
             self.cache.answer_for(&self.template, &when, &asker, Some(&self.common)).await?;
         let mut state = self.state();
@@ -103,6 +108,9 @@ impl Drop for Exchange {
         let held = std::mem::take(&mut self.state().held);
         let held: Vec<LeaseId> = held.into_values().flatten().collect();
         self.end(&held);
+        if let (Some(consumer), Some(claim)) = (&self.template.consumer, self.claim) {
+            self.cache.0.leases.end_claim(consumer, claim);
+        }
     }
 }
 
@@ -112,13 +120,25 @@ impl Cache {
     /// # Errors
     /// [`CacheError`] if the request itself is wrong.
     pub fn exchange(&self, template: Request) -> Result<Exchange, CacheError> {
+        self.exchange_of(template, Origin::Embedded)
+    }
+
+    /// Like [`exchange`](Self::exchange), for a client. The name of its consumer, if the template has
+    /// one, is in use as long as the stream lasts.
+    ///
+    /// # Errors
+    /// [`CacheError`] if the request itself is wrong, or names the session of another user.
+    pub fn exchange_of(&self, template: Request, origin: Origin) -> Result<Exchange, CacheError> {
         self.check_open()?;
         if let Some(session) = &template.session {
-            self.check_session(session)?;
+            self.check_session(session, &origin)?;
         }
         let columns = self.columns(&template.columns, None)?;
         let form = self.form(Key::of_stream(&template), columns);
         let common = Common::new(form);
-        Ok(Exchange { cache: self.clone(), template, common, state: Mutex::default() })
+        let consumer = template.consumer.as_deref();
+        let claim = consumer.map(|consumer| self.0.leases.claim(consumer, origin.clone()));
+        let state = Mutex::default();
+        Ok(Exchange { cache: self.clone(), template, common, origin, claim, state })
     }
 }

@@ -10,6 +10,7 @@ use super::Cache;
 use super::answer::Asker;
 use super::error::CacheError;
 use super::lease::LeaseId;
+use super::origin::Origin;
 use super::plan::Plan;
 use crate::table::{Request, When};
 
@@ -55,7 +56,12 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError`], also why loading failed: asked again it begins anew.
-    pub async fn poll(&self, request: &Request, lease: &LeaseId) -> Result<Progress, CacheError> {
+    pub async fn poll(
+        &self,
+        request: &Request,
+        lease: &LeaseId,
+        origin: &Origin,
+    ) -> Result<Progress, CacheError> {
         self.0.leases.renew(lease)?;
         let begun = {
             let mut polls = self.0.polls.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,9 +97,14 @@ impl Cache {
         };
         if !begun {
             let (cache, request, lease) = (self.clone(), request.clone(), lease.clone());
+            let origin = origin.clone();
             self.spawn(async move {
-                let lease_of_it = Some(lease.clone());
-                let asker = Asker { lease: lease_of_it, in_advance: true, ..Asker::default() };
+                let asker = Asker {
+                    origin,
+                    lease: Some(lease.clone()),
+                    in_advance: true,
+                    ..Asker::default()
+                };
                 let polled = match cache.answer(&request, &asker).await {
                     Ok(_) => Polled::Done,
                     Err(error) => Polled::Failed(error),

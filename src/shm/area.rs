@@ -88,6 +88,11 @@ impl Area {
         }
     }
 
+    /// All of it, in bytes.
+    pub(super) fn length(&self) -> u64 {
+        self.mapping().length() as u64
+    }
+
     /// Where the first block can begin.
     fn first_block(&self) -> u64 {
         match self.kind {
