@@ -12,6 +12,7 @@ use super::catalog::Catalog;
 use super::keep::{Heritage, Keeper, Kept, Record, Relics, segment_name};
 use super::lease::Leases;
 use super::loader::Loader;
+use super::publish::{Description, Verified};
 use super::residency::Residency;
 use super::slow::{ConsumerLimits, SlowWatch};
 use super::timeframe::Timeframes;
@@ -255,7 +256,12 @@ impl CacheBuilder {
         Ok(Cache(Arc::new(Inner {
             started: self.clock.now(),
             clock: self.clock,
-            loader: Loader::new(Arc::clone(&residency), source, relics, Arc::clone(&counters)),
+            loader: Arc::new(Loader::new(
+                Arc::clone(&residency),
+                source,
+                relics,
+                Arc::clone(&counters),
+            )),
             timeframes,
             slow,
             max_timeframes: self.max_timeframes,
@@ -273,7 +279,7 @@ impl CacheBuilder {
             kept,
             limits: self.limits,
             tables: self.tables,
-            polls: Mutex::default(),
+            polls: Arc::default(),
             attach_path: OnceLock::new(),
             grown,
             draining: CancellationToken::new(),
@@ -313,9 +319,21 @@ fn take_over(relics: Arc<Relics>, residency: Arc<Residency>, counters: Arc<Count
             if residency.is_closed() {
                 return false;
             }
-            // Its pin goes at once: it stays as long as nobody needs the room.
-            drop(residency.admit(&record.path, record.md5, reservation.publish(record.id)));
-            counters.inherited.add(1);
+            // Without a digest nothing proves that it is what a source will describe.
+            let Some(md5) = record.md5 else { return true };
+            let (id, path) = (record.id, record.path.clone());
+            let size_bytes = Some(record.header.size);
+            let description = Description { id, path, size_bytes, md5: Some(md5) };
+            match Verified::check(description, reservation, None) {
+                // Its pin goes at once: it stays as long as nobody needs the room.
+                Ok(verified) => {
+                    drop(residency.admit(verified));
+                    counters.inherited.add(1);
+                }
+                Err(wrong) => {
+                    tracing::warn!(path = %record.path, %id, %wrong, "an object is not taken over");
+                }
+            }
             true
         });
         let inherited = counters.inherited.get();
