@@ -157,6 +157,8 @@ mod resident;
 #[cfg(test)]
 mod samples;
 mod slow;
+#[cfg(test)]
+mod tests;
 mod timeframe;
 mod turns;
 mod versions;
