@@ -121,7 +121,8 @@ impl Answer {
             };
             messages.into_iter().flatten().map(Ok).chain(error.map(Err))
         });
-        Ok([Ok(self.head())].into_iter().chain(body))
+        let messages = [Ok(self.head())].into_iter().chain(body);
+        Ok(self.pins.hands().send(&self.lease, messages))
     }
 
     /// The same without the schema, batch by batch.

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::catalog::Catalog;
+use super::hand::Hands;
 use super::keep::{Heritage, Keeper, Kept, Record, Relics, segment_name};
 use super::lease::Leases;
 use super::loader::Loader;
@@ -220,6 +221,7 @@ impl CacheBuilder {
         if let Some(noted) = self.heritage.noted() {
             catalog.remember(noted);
         }
+        let hands: Arc<Hands> = Arc::default();
         let relics = Arc::new(self.heritage.relics(keeper));
         let mut tasks = JoinSet::new();
         if !relics.is_empty() {
@@ -240,6 +242,7 @@ impl CacheBuilder {
         });
         tasks.spawn({
             let (leases, slow) = (Arc::clone(&leases), Arc::clone(&slow));
+            let hands = Arc::clone(&hands);
             let shortest = slow
                 .limits
                 .slow_after
@@ -250,6 +253,7 @@ impl CacheBuilder {
                     tokio::time::sleep(pause).await;
                     leases.expire();
                     slow.look();
+                    hands.give_up_stalled(|lease| leases.is_open(lease));
                 }
             }
         });
@@ -275,7 +279,7 @@ impl CacheBuilder {
             forms: Default::default(),
             leases,
             objects: Default::default(),
-            hands: Arc::default(),
+            hands,
             kept,
             limits: self.limits,
             tables: self.tables,

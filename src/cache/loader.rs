@@ -193,9 +193,16 @@ impl Loader {
         Self { residency, source, relics, counters, flights, places, turn, waiting, under_way }
     }
 
-    /// Whether objects are being brought in, or have room to come.
+    /// Whether objects are being loaded: then there are pins that are in no set yet.
     pub(super) fn is_under_way(&self) -> bool {
-        self.under_way.load(Ordering::Acquire) > 0 || !self.places.is_empty()
+        self.under_way.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether room is kept for objects that are to come. Their pins are in [`pin_sets`].
+    ///
+    /// [`pin_sets`]: Self::pin_sets
+    pub(super) fn keeps_room(&self) -> bool {
+        !self.places.is_empty()
     }
 
     /// What is pinned in the name of several timeframes.
