@@ -16,7 +16,7 @@ use super::flight::{Answers, Service, all, connection, origin, origin_of_session
 use super::get::expiration;
 use super::status::status;
 use super::ticket;
-use crate::cache::{CacheError, LeaseId, Origin};
+use crate::cache::{Asker, CacheError, LeaseId, Origin};
 use crate::error::Coded;
 use crate::table::{
     Check, Consumed, DropTimeframe, Invalidate, Nothing, Prefetch, Release, RequestError,
@@ -72,7 +72,8 @@ impl Service {
         match name {
             "consumed" => Ok(json_of(&cache.consumed_by(&Consumed::parse(body)?, origin)?)),
             "prefetch" => {
-                let objects = cache.prefetch(&Prefetch::parse(body)?, patience).await?;
+                let asker = Asker { patience, ..Asker::default() };
+                let objects = cache.prefetch(&Prefetch::parse(body)?, &asker).await?;
                 Ok(json_of(&json!({"objects": objects})))
             }
             "invalidate" => {

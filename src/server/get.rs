@@ -120,7 +120,8 @@ impl Service {
                 (lease, ticket.map_err(|error| status(&error))?)
             }
         };
-        let progress = match self.cache.poll(&request, &lease, origin).await {
+        let asker = Asker { origin: origin.clone(), ..Asker::default() };
+        let progress = match self.cache.poll(&request, &lease, &asker).await {
             Ok(progress) => progress,
             Err(error) => {
                 self.cache.release(&lease);

@@ -20,7 +20,10 @@ use super::allocator::{Allocator, Place};
 use super::area::{Area, Kind, Memory, SharedSegment};
 use super::backing::{Backing, Maker};
 use super::block::{Reservation, Spot, Taken, charge, fault_of_headers};
-use super::layout::{BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES};
+use super::layout::{
+    BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
+    usable_bytes,
+};
 use super::region::Region;
 use super::resolver::Mappings;
 use super::sync;
@@ -247,6 +250,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The least size of a segment in which blocks can take `bytes`.
+fn segment_bytes_for(bytes: u64) -> u64 {
+    (SEGMENT_HEADER_BYTES + bytes + SEGMENT_TAIL_BYTES).next_multiple_of(PAGE_BYTES)
+}
+
 fn random() -> io::Result<u64> {
     let mut bytes = [0; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
@@ -275,13 +283,13 @@ impl Pool {
             None => memory_bytes,
         };
         let all_at_once = backing.fairmq_shmid().is_some();
-        let first_id = backing.first_segment();
         let segment_bytes =
             segment_bytes.clamp(least, MAX_SEGMENT_BYTES).next_multiple_of(PAGE_BYTES);
+        let maker = Maker::new(&backing).map_err(PoolError::Backing)?;
+        let first_id = maker.first_number().map_err(PoolError::Backing)?;
         let areas = BTreeMap::new();
         let unread = Vec::new();
         let mut state = State { areas, area_bytes: 0, unread, first_id, next_id: first_id };
-        let maker = Maker::new(&backing).map_err(PoolError::Backing)?;
         let epoch = Epoch(random().map_err(PoolError::Backing)?);
         let mut fixed_bytes = None;
         if let Some(region) = region {
@@ -382,8 +390,7 @@ impl Pool {
     fn grow(&self, granules: u32) -> Result<Option<Found>, PoolError> {
         let inner = &*self.0;
         let growing = lock(&inner.growing);
-        let least = (SEGMENT_HEADER_BYTES + u64::from(granules) * GRANULE_BYTES)
-            .next_multiple_of(PAGE_BYTES);
+        let least = segment_bytes_for(u64::from(granules) * GRANULE_BYTES);
         let (id, bytes, retired) = {
             let mut state = lock(&inner.state);
             // Somebody may have made or emptied one while we waited.
@@ -451,13 +458,13 @@ impl Pool {
                 *room -= charge;
                 return true;
             }
-            let least = (SEGMENT_HEADER_BYTES + charge).next_multiple_of(PAGE_BYTES);
+            let least = segment_bytes_for(charge);
             let bytes = self.0.segment_bytes.max(least).min(budget);
             if bytes < least {
                 return false;
             }
             budget -= bytes;
-            left.push(bytes - SEGMENT_HEADER_BYTES - charge);
+            left.push(usable_bytes(bytes) - charge);
             true
         })
     }
@@ -488,7 +495,7 @@ impl Pool {
         } else {
             let budget = self.0.budget_without_empty(&state);
             let whole = (budget / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
-            whole.saturating_sub(SEGMENT_HEADER_BYTES)
+            usable_bytes(whole)
         };
         let total_bytes = self.0.memory_bytes;
         let used_bytes = self.used_bytes();
@@ -613,7 +620,7 @@ impl Inner {
             return bytes;
         }
         let whole = (self.memory_bytes / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
-        whole - SEGMENT_HEADER_BYTES
+        usable_bytes(whole)
     }
 
     /// The next generation; 0 stands for none.

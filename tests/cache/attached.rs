@@ -131,8 +131,7 @@ async fn announcements_that_are_not_read_hold_no_memory_and_end_no_session() {
         format!(r#"{{"columns": {{"b": "A/B"}}, "timestamps": [7], "session": "{session}"}}"#);
     let answer = ask(&kept.cache, &json).await.unwrap();
     let header = answer.pins().pins()[0].meta_header();
-    let bytes =
-        spawn_blocking(move || attached.mappings_for(&header).resolve(&header).map(<[u8]>::to_vec));
+    let bytes = spawn_blocking(move || attached.mappings_for(&header).read(&header));
     assert_eq!(bytes.await.unwrap().unwrap(), bytes_of("A/B", 7, 1_570_000));
     kept.sessions(5).await;
     // What the silent one reads at last: its welcome, then what there is now, in one line.

@@ -386,8 +386,8 @@ mod tests {
 
         /// An object that fills a segment.
         fn object(&self, byte: u8) -> Block {
-            let mut reservation = self.pool.reserve(4000).unwrap();
-            reservation.fill(&[byte; 4000]);
+            let mut reservation = self.pool.reserve(3960).unwrap();
+            reservation.fill(&[byte; 3960]);
             reservation.publish(ObjectId::from_bytes([byte; 16]))
         }
 
