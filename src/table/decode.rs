@@ -297,7 +297,7 @@ impl CellArray {
                 CellValue::Header(fields.header(row))
             }
             Self::Places(cells, integers) if cells.is_valid(row) => {
-                let first = cells.value_offset_at(row) as usize;
+                let first = cells.value_offset_at(row);
                 let part = |n: usize| integers.value(first + n);
                 CellValue::Place { handle: part(0), segment: part(1), size: part(2) }
             }

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Type
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ._errors import ObjectsInUse
 from ._native import Column, NativeTable
@@ -147,11 +146,13 @@ def _read(stream: Any) -> pa.Table:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    decode: Callable[[Any], Any] = getattr(pc, "run_end_decode")  # noqa: B009 - made at run time
+    import pyarrow.compute
+
+    compute: Any = pyarrow.compute  # its functions are made at run time
     columns: List[Any] = []
     for column in table.columns:
         if pa.types.is_run_end_encoded(column.type):
-            column = decode(column)
+            column = compute.run_end_decode(column)
         elif pa.types.is_dictionary(column.type):
             # A cast, and dictionary_decode, know no nested types.
             rows = [chunk.dictionary.take(chunk.indices) for chunk in column.chunks]

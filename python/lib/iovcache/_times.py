@@ -16,15 +16,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, List, Optional, SupportsIndex, Union
 
 import pyarrow as pa
-import pyarrow.compute
 
 from ._errors import invalid
 
 #: A single time.
 Time = Union[SupportsIndex, str, datetime.datetime, datetime.date]
-
-#: Its functions are made at run time.
-pc: Any = pyarrow.compute
 
 Millis = Union[List[Optional[int]], "pa.Int64Array"]
 
@@ -225,6 +221,13 @@ def _is_nat(value: Any) -> bool:
     )
 
 
+def _compute(name: str) -> Any:
+    """A function of pyarrow.compute, which takes a while to import and makes them at run time."""
+    import pyarrow.compute
+
+    return getattr(pyarrow.compute, name)
+
+
 def _millis(array: pa.Array) -> pa.Int64Array:
     """Any Arrow array of times as int64 milliseconds."""
     kind = array.type
@@ -233,7 +236,7 @@ def _millis(array: pa.Array) -> pa.Int64Array:
     if pa.types.is_dictionary(kind):
         return _millis(array.dictionary_decode())
     if pa.types.is_run_end_encoded(kind):
-        return _millis(pc.run_end_decode(array))
+        return _millis(_compute("run_end_decode")(array))
     if pa.types.is_null(kind):
         return array.cast(pa.int64())
     try:
@@ -254,7 +257,8 @@ def _millis(array: pa.Array) -> pa.Int64Array:
 
 def _floored(ticks: pa.Int64Array, scale: int) -> pa.Int64Array:
     # Arrow divides towards zero.
-    quotient = pc.divide(ticks, pa.scalar(scale, pa.int64()))
-    rest = pc.subtract(ticks, pc.multiply(quotient, pa.scalar(scale, pa.int64())))
-    less = pc.less(rest, pa.scalar(0, pa.int64())).cast(pa.int64())
-    return pc.subtract(quotient, less)
+    unit, subtract = pa.scalar(scale, pa.int64()), _compute("subtract")
+    quotient = _compute("divide")(ticks, unit)
+    rest = subtract(ticks, _compute("multiply")(quotient, unit))
+    less = _compute("less")(rest, pa.scalar(0, pa.int64())).cast(pa.int64())
+    return subtract(quotient, less)
