@@ -20,6 +20,7 @@ use super::record::record;
 use super::resident::PinSet;
 use super::timeframe::{Load, Registration, Timeframe};
 use super::versions::{Linked, VersionSet};
+use crate::budget::ClientBudget;
 use crate::clock::Moment;
 use crate::index::{Timeline, Timestamps};
 use crate::interval::ValidityInterval;
@@ -45,6 +46,8 @@ pub struct Asker {
     pub patience: Option<Duration>,
     /// The table is to be there when it is asked for: nothing is delivered to anybody yet.
     pub in_advance: bool,
+    /// The account to which the memory that the request takes beside the segments is charged.
+    pub budget: ClientBudget,
 }
 
 /// A table whose objects are in shared memory and pinned.

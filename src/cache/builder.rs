@@ -16,6 +16,7 @@ use super::residency::Residency;
 use super::slow::{ConsumerLimits, SlowWatch};
 use super::timeframe::Timeframes;
 use super::{Cache, Inner};
+use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::object::CreationLimits;
@@ -43,6 +44,7 @@ pub struct CacheBuilder {
     lease_limit: Duration,
     max_timeframes: usize,
     consumer_limits: ConsumerLimits,
+    budget: Budget,
     keeper: Option<Arc<dyn Keeper>>,
     heritage: Heritage,
 }
@@ -59,6 +61,7 @@ impl Default for CacheBuilder {
             lease_limit: LEASE_LIMIT,
             max_timeframes: MAX_TIMEFRAMES,
             consumer_limits: ConsumerLimits::default(),
+            budget: Budget::unlimited(),
             keeper: None,
             heritage: Heritage::default(),
         }
@@ -155,6 +158,14 @@ impl CacheBuilder {
     #[must_use]
     pub fn consumer_limits(mut self, limits: ConsumerLimits) -> Self {
         self.consumer_limits = limits;
+        self
+    }
+
+    /// Memory beside the segments that requests may hold. Default: no limit, since the callers of an
+    /// embedded cache are trusted.
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = budget;
         self
     }
 
@@ -259,6 +270,7 @@ impl CacheBuilder {
             timeframes,
             slow,
             max_timeframes: self.max_timeframes,
+            budget: self.budget,
             registering: tokio::sync::Mutex::default(),
             counters,
             pool,

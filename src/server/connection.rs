@@ -26,9 +26,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use super::auth::{Peer, PeerKey};
+use super::client;
 use super::conduct::{Conduct, Line};
 use super::limits::Limits;
 use super::tls::{self, Tls};
+use crate::budget::{Budget, ClientBudget};
 use crate::cache::Cache;
 use crate::shm::attach::PeerCredentials;
 
@@ -75,9 +77,9 @@ pub(super) fn accept(
                 Ok((raw, peer)) => match places.take(peer.key()) {
                     Some(place) => {
                         let tls = door.tls().cloned();
-                        let ready = ready.clone();
+                        let (ready, budget) = (ready.clone(), cache.budget().clone());
                         entering.spawn(async move {
-                            let entered = enter(raw, peer, tls, place, handshake).await;
+                            let entered = enter(raw, peer, tls, place, handshake, &budget).await;
                             match entered {
                                 Ok(connection) => drop(ready.send(Ok(connection)).await),
                                 Err(error) => tracing::debug!(%error, "a connection broke off"),
@@ -133,6 +135,7 @@ async fn enter(
     tls: Option<Tls>,
     place: Place,
     handshake: Duration,
+    budget: &Budget,
 ) -> io::Result<Connection> {
     let (socket, peer) = match (raw, tls) {
         (Raw::Unix(stream), _) => (Socket::Unix(stream), peer),
@@ -150,7 +153,9 @@ async fn enter(
     };
     let first = First { missing: FIRST_BYTES, limit: Box::pin(sleep(handshake)) };
     let line = Arc::new(Line::new(Arc::clone(&place.conduct)));
-    Ok(Connection { socket, entered: Entered { peer, line }, first: Some(first), _place: place })
+    let budget = budget.client(&client::name(&peer));
+    let entered = Entered { peer, line, budget };
+    Ok(Connection { socket, entered, first: Some(first), _place: place })
 }
 
 /// How many connections there are, in all and of each peer.
@@ -246,6 +251,16 @@ pub(super) struct Entered {
     pub(super) peer: Peer,
     /// Where it is told that a call was broken off.
     pub(super) line: Arc<Line>,
+    /// The account to which the memory of its requests is charged.
+    pub(super) budget: ClientBudget,
+}
+
+impl Entered {
+    /// The account of the client that sent a request.
+    pub(super) fn budget<T>(request: &tonic::Request<T>) -> ClientBudget {
+        let entered = request.extensions().get::<Self>();
+        entered.map(|entered| entered.budget.clone()).unwrap_or_default()
+    }
 }
 
 /// A connection, and who is at the other end.

@@ -13,6 +13,7 @@ use futures::stream;
 use serde_json::json;
 use tonic::{Response, Status};
 
+use super::connection::Entered;
 use super::flight::{Answers, Service, all, patience};
 use super::status::status;
 use super::ticket;
@@ -29,9 +30,10 @@ impl Service {
         request: tonic::Request<Ticket>,
     ) -> Result<Response<Answers<FlightData>>, Status> {
         let patience = patience(&request);
+        let budget = Entered::budget(&request);
         let ticket = request.into_inner().ticket;
         let (request, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
-        let asker = Asker { ticket: Some((*ticket).into()), lease, patience, ..Asker::default() };
+        let asker = Asker { ticket: Some((*ticket).into()), lease, patience, budget, ..Asker::default() };
         let answer = self.cache.answer(&request, &asker).await.map_err(|error| status(&error))?;
         match answer.messages() {
             Ok(messages) => {

@@ -9,11 +9,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::config::{ByteSize, TimeSpan};
+use crate::budget::Budget;
 
 /// What clients can take of the Flight ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
+    /// Memory beside `memory` that the requests of all clients may hold together; one client may have
+    /// a quarter of it.
+    pub request_memory: ByteSize,
     /// Connections at a time, of TCP and of the Unix socket each; one more is closed at once.
     pub connections: usize,
     /// Of these, connections of one address or one user.
@@ -42,6 +46,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            request_memory: ByteSize::new(Budget::DEFAULT_BYTES),
             connections: 8_192,
             connections_per_peer: 4_096,
             calls: 16_384,

@@ -16,6 +16,7 @@
 mod action;
 mod auth;
 mod ccdb;
+mod client;
 mod conduct;
 mod config;
 mod connection;

@@ -47,6 +47,8 @@ pub(crate) struct Arguments {
     /// Shared memory in all.
     #[arg(long, value_name = "BYTES")]
     memory: Option<ByteSize>,
+    #[command(flatten)]
+    limits: LimitsArguments,
     /// Shared memory of one segment.
     #[arg(long, value_name = "BYTES")]
     segment: Option<ByteSize>,
@@ -148,6 +150,14 @@ struct CcdbServerArguments {
         value_parser = PossibleValuesParser::new(["redirect", "body"]).try_map(word::<Answering>)
     )]
     answer: Option<Answering>,
+}
+
+#[derive(Debug, Args, Serialize)]
+struct LimitsArguments {
+    /// Memory beside --memory that the requests of all clients may hold together; one client may
+    /// have a quarter of it.
+    #[arg(id = "limits.request_memory", long = "request-memory", value_name = "BYTES")]
+    request_memory: Option<ByteSize>,
 }
 
 #[derive(Debug, Args, Serialize)]
