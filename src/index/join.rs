@@ -5,11 +5,12 @@
 //! lie between two borders; for the rest a branch-free search, several at a time, so that their
 //! cache misses overlap.
 
+use std::convert::Infallible;
 use std::hint::select_unpredictable;
 
 use super::search::{before, gallop, search};
 use super::timeline::{State, Step, Timeline};
-use super::timestamps::{BLOCK_ROWS, Millis, Order, Timestamps, millis};
+use super::timestamps::{BLOCK_ROWS, Millis, Order, Steps, Timestamps, millis};
 use crate::interval::Timestamp;
 
 /// What serves a run of rows.
@@ -76,11 +77,24 @@ pub struct JoinedColumns {
 }
 
 impl JoinedColumns {
-    /// Joins so many.
+    /// Joins them all.
     pub fn new<'a>(
         timelines: impl ExactSizeIterator<Item = &'a Timeline>,
         timestamps: &Timestamps,
     ) -> Self {
+        let joined = Self::try_new(timelines, timestamps, |_| Ok::<_, Infallible>(()));
+        joined.unwrap_or_else(|never| match never {})
+    }
+
+    /// Joins one after the other as long as `fits` says so, given the bytes of all runs so far.
+    ///
+    /// # Errors
+    /// That of `fits`.
+    pub fn try_new<'a, E>(
+        timelines: impl ExactSizeIterator<Item = &'a Timeline>,
+        timestamps: &Timestamps,
+        mut fits: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<Self, E> {
         let mut joined = Self::default();
         joined.runs.reserve(timelines.len());
         joined.ends.reserve(timelines.len());
@@ -88,8 +102,9 @@ impl JoinedColumns {
             let slot = |place| timeline.state(place).into();
             join_onto(&mut joined.runs, timeline.starts(), slot, timestamps);
             joined.ends.push(joined.runs.len());
+            fits(joined.runs.capacity() * size_of::<Run>())?;
         }
-        joined
+        Ok(joined)
     }
 
     /// The runs of each column.
@@ -132,6 +147,10 @@ fn join_onto(
             runs.push(Run { start, end, slot });
         }
     };
+    if let Some(steps) = timestamps.steps() {
+        stepped(starts, steps, timestamps.entries(), &mut |end, place| push(end, slot(place)));
+        return;
+    }
     let (values, order) = (timestamps.values(), timestamps.order());
     let mut done = 0;
     for valid in timestamps.valid() {
@@ -153,6 +172,17 @@ fn join_onto(
 }
 
 type Entries = std::ops::Range<usize>;
+
+/// Values at a steady pace: which of them is the first behind a border is computed.
+fn stepped(starts: &[i64], steps: &Steps, count: usize, emit: &mut impl FnMut(usize, usize)) {
+    let (mut entry, mut place) = (0, 0);
+    while entry < count {
+        let at = steps.value(entry);
+        place += gallop(&starts[place..], |&start| start <= at) - 1;
+        entry = starts.get(place + 1).map_or(count, |&border| steps.before(border));
+        emit(entry, place);
+    }
+}
 
 /// Ascending values: from border to border.
 fn sorted(
@@ -224,9 +254,27 @@ pub fn open_times<T>(
     let (starts, steps) = (timeline.starts(), timeline.all_steps());
     let Some((least, most)) = timestamps.bounds() else { return found };
     let range = search(starts, least)..search(starts, most) + 1;
-    if range.len() <= timestamps.values().len()
+    if range.len() <= timestamps.entries()
         && steps[range.clone()].iter().all(|step| open(step).is_none())
     {
+        return found;
+    }
+    if let Some(pace) = timestamps.steps() {
+        let (mut entry, mut place) = (0, range.start);
+        while entry < timestamps.entries() && found.len() < limit {
+            let at = pace.value(entry);
+            place += gallop(&starts[place..], |&start| start <= at) - 1;
+            match open(&steps[place]) {
+                Some(told) => {
+                    found.push((Timestamp::from_millis(at), told));
+                    entry += 1;
+                }
+                None => match starts.get(place + 1) {
+                    Some(&border) => entry = pace.before(border),
+                    None => break,
+                },
+            }
+        }
         return found;
     }
     let sorted = matches!(timestamps.order(), Order::Sorted);
@@ -365,6 +413,36 @@ mod tests {
         assert_eq!(join(&timeline(&pieces, None), &timestamps).0.len(), 100);
     }
 
+    #[test]
+    fn all_rows_of_two_thousand_million_steps_are_joined_at_once() {
+        let timeline = timeline(&[(10, 20), (1 << 20, 1 << 30)], Some(1 << 30));
+        let rows = Timestamps::MAX_ROWS;
+        let timestamps = Timestamps::stepped(Timestamp::from_millis(0), 1, rows);
+        let runs = join(&timeline, &timestamps);
+        let ends: Vec<usize> = runs.iter().map(|run| run.end).collect();
+        assert_eq!(ends, [10, 20, 1 << 20, 1 << 30, rows]);
+        let unknown = |step: &Step| (step.state == State::Unknown).then_some(());
+        let open = open_times(&timeline, &timestamps, 2, unknown);
+        assert_eq!(
+            open.iter().map(|(at, ())| at.as_millis()).collect::<Vec<_>>(),
+            [1 << 30, (1 << 30) + 1]
+        );
+    }
+
+    #[test]
+    fn columns_whose_runs_do_not_fit_end_the_join() {
+        let timeline = timeline(&[(0, 10), (10, 20)], None);
+        let alternating: Timestamps = (0..10_000).map(|row| Some(row % 2 * 10)).collect();
+        let mut told = Vec::new();
+        let joined = JoinedColumns::try_new([&timeline; 60].into_iter(), &alternating, |bytes| {
+            told.push(bytes);
+            if bytes > 1_000_000 { Err(bytes) } else { Ok(()) }
+        });
+        assert!(joined.unwrap_err() > 1_000_000);
+        assert!(told.len() < 10, "{told:?}");
+        assert!(told[0] >= 10_000 * size_of::<Run>());
+    }
+
     fn any_pieces() -> impl Strategy<Value = Vec<(i64, i64)>> {
         let piece = (-50..50_i64, 1..40_i64).prop_map(|(from, length)| (from, from + length));
         proptest::collection::vec(piece, 0..20)
@@ -400,6 +478,23 @@ mod tests {
             // A null between two equal ones parts them.
             expected.truncate(5);
             prop_assert_eq!(open_times(&timeline, &timestamps, 5, unknown), expected);
+        }
+
+        #[test]
+        fn stepped_timestamps_give_the_same(
+            pieces in any_pieces(),
+            unknown_from in proptest::option::of(0..60_i64),
+            first in -70..60_i64,
+            step in 1..30_u64,
+            rows in 0..90_usize,
+        ) {
+            let stepped = Timestamps::stepped(Timestamp::from_millis(first), step, rows);
+            let timeline = timeline(&pieces, unknown_from);
+            check(&timeline, &stepped);
+            let listed: Timestamps = stepped.rows().map(|at| at.map(|at| at.as_millis())).collect();
+            let unknown = |step: &Step| (step.state == State::Unknown).then_some(());
+            let open = |timestamps| open_times(&timeline, timestamps, 5, unknown);
+            prop_assert_eq!(open(&stepped), open(&listed));
         }
 
         #[test]
