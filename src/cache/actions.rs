@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::error::CacheError;
 use super::lease::{LeaseId, Owner, Terms};
 use super::{Cache, Inner};
+use crate::budget::ClientBudget;
 use crate::object::ObjectPath;
 use crate::shm::{Epoch, Mappings, Usage};
 use crate::source::{PathSummary, Problem, SourceHealth, SourceState as State};
@@ -24,6 +25,18 @@ impl Cache {
     /// # Errors
     /// [`CacheError::UnknownTimeframe`], [`CacheError::UnknownConsumer`].
     pub fn consumed(&self, consumed: &Consumed) -> Result<ConsumedAnswer, CacheError> {
+        self.consumed_for(consumed, &ClientBudget::default())
+    }
+
+    /// Like [`consumed`](Self::consumed), with what is kept of it charged to the client that says so.
+    ///
+    /// # Errors
+    /// As [`consumed`](Self::consumed), and [`CacheError::OverBudget`].
+    pub fn consumed_for(
+        &self,
+        consumed: &Consumed,
+        budget: &ClientBudget,
+    ) -> Result<ConsumedAnswer, CacheError> {
         let Inner { timeframes, leases, .. } = &*self.0;
         let dropped = match consumed {
             Consumed::One { timeframe, consumer } => {
@@ -32,7 +45,8 @@ impl Cache {
                 dropped.into_iter().collect()
             }
             Consumed::Below { oldest_possible, consumer } => {
-                let (done, dropped) = timeframes.oldest_possible(consumer, *oldest_possible);
+                let (done, dropped) =
+                    timeframes.oldest_possible(consumer, *oldest_possible, budget)?;
                 for timeframe in done {
                     leases.end_reader(timeframe, consumer);
                 }

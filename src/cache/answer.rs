@@ -20,7 +20,7 @@ use super::record::record;
 use super::resident::PinSet;
 use super::timeframe::{Load, Registration, Timeframe};
 use super::versions::{Linked, VersionSet};
-use crate::budget::ClientBudget;
+use crate::budget::{Charge, ClientBudget};
 use crate::clock::Moment;
 use crate::index::{Timeline, Timestamps};
 use crate::interval::ValidityInterval;
@@ -66,6 +66,8 @@ pub struct Answer {
     pins: Arc<InHand>,
     /// The timeframe's own table, whose encoded batches are kept.
     assembled: Option<Arc<Assembled>>,
+    /// The memory of the table's timestamps and runs, as long as anything of it is sent.
+    charges: Arc<[Arc<Charge>]>,
 }
 
 impl Answer {
@@ -100,8 +102,7 @@ impl Answer {
         self.rows
     }
 
-    /// The table as IPC messages, the schema first: made as they are asked for, but for the first
-    /// batch, so that what cannot be sent is said at once.
+    /// The table as IPC messages, the schema first: each is made when it is asked for.
     ///
     /// # Errors
     /// [`EncodeError`].
@@ -133,22 +134,21 @@ impl Answer {
             Some(assembled) => assembled.encoded(&self.form, &self.content)?,
             None => None,
         };
-        let (first, rest) = match kept {
-            Some(messages) => (messages.to_vec(), None),
+        let (kept, made) = match kept {
+            Some(messages) => (Some(messages), None),
             None => {
                 let dictionaries = Arc::clone(&self.form.dictionaries);
-                let mut messages = self.encoded_batches().into_messages(dictionaries);
-                match messages.next() {
-                    Some(first) => (vec![first?], Some(messages)),
-                    None => (Vec::new(), None),
-                }
+                let batches = self.encoded_batches();
+                batches.check()?;
+                (None, Some(batches.into_messages(dictionaries)))
             }
         };
-        let rest = rest.into_iter().flatten();
-        let pins = self.hold();
+        let kept = kept.map(|messages| (0..messages.len()).map(move |n| messages[n].clone()));
+        let held = (self.hold(), Arc::clone(&self.charges));
         // What the messages name stays pinned until the last of them is taken.
-        Ok(first.into_iter().map(Ok).chain(rest).inspect(move |_| {
-            let _pins = &pins;
+        let batches = kept.into_iter().flatten().map(Ok).chain(made.into_iter().flatten());
+        Ok(batches.inspect(move |_| {
+            let _held = &held;
         }))
     }
 
@@ -221,13 +221,16 @@ struct Found {
     pins: Arc<PinSet>,
     /// The timeframe's own table.
     kept: Option<Arc<Assembled>>,
+    /// The memory of the table's timestamps and runs.
+    charges: Vec<Arc<Charge>>,
 }
 
 impl Found {
     fn rows_of(plan: &Plan, assembled: &Assembled) -> Self {
         let (columns, timestamps) = (Arc::clone(&assembled.columns), Arc::clone(plan.timestamps()));
         let (versions, pins) = (Arc::clone(plan.versions()), Arc::clone(&assembled.pins));
-        Self { shown: Shown::Rows { columns, timestamps }, versions, pins, kept: None }
+        let charges = vec![Arc::clone(&assembled.charge)];
+        Self { shown: Shown::Rows { columns, timestamps }, versions, pins, kept: None, charges }
     }
 
     fn kept(plan: &Plan, assembled: Arc<Assembled>) -> Self {
@@ -387,13 +390,17 @@ impl Cache {
             Subject::Range(range) => {
                 let known = self.known_over(request, columns, *range, deadline).await?;
                 let spans = Spans::new(*range, known);
+                let spans_bytes = spans.memory_bytes();
+                let charge = asker.budget.charge(spans_bytes, "the spans of a table")?;
                 if let Some(gap) = request.gap {
                     spans.check_length(*range, gap)?;
                 }
                 let versions = Arc::clone(spans.versions());
                 let got = self.0.loader.pin_all(&*versions, deadline).await?;
                 let (columns, pins) = spans.assemble(got);
-                Found { shown: Shown::Intervals(Arc::new(columns)), versions, pins, kept: None }
+                let charges = vec![Arc::new(charge)];
+                let shown = Shown::Intervals(Arc::new(columns));
+                Found { shown, versions, pins, kept: None, charges }
             }
             Subject::Timestamps(timestamps) => {
                 match self
@@ -401,11 +408,18 @@ impl Cache {
                     .await?
                 {
                     Some(found) => found,
-                    None => self.rows_at(request, asker, columns, timestamps, deadline).await?,
+                    None => {
+                        let bytes = timestamps.memory_bytes() as u64;
+                        let charge = asker.budget.charge(bytes, "the timestamps of a table")?;
+                        let mut found =
+                            self.rows_at(request, asker, columns, timestamps, deadline).await?;
+                        found.charges.push(Arc::new(charge));
+                        found
+                    }
                 }
             }
             Subject::Timeframe(timeframe) => {
-                self.rows_of_timeframe(request, columns, timeframe, deadline).await?
+                self.rows_of_timeframe(request, columns, timeframe, deadline, &asker.budget).await?
             }
         };
         let lease = self.lease_for(request, asker, reader.clone(), holder, &found.pins)?;
@@ -433,7 +447,8 @@ impl Cache {
         let pins = Arc::new(self.0.hands.take(Arc::clone(&found.pins)));
         let objects = Arc::new(Handed { versions: found.versions, pins: Arc::clone(&pins) });
         let (content, assembled) = (Content { shown: found.shown, objects }, found.kept);
-        Ok(Answer { form, content, timeframe, lease, of_stream, rows, pins, assembled })
+        let charges = found.charges.into();
+        Ok(Answer { form, content, timeframe, lease, of_stream, rows, pins, assembled, charges })
     }
 
     /// The rows of timestamps that came with the request.
@@ -446,7 +461,7 @@ impl Cache {
         deadline: Instant,
     ) -> Result<Found, CacheError> {
         let known = self.known_at(request, columns, timestamps, None, deadline).await?;
-        let plan = Plan::new(Arc::clone(timestamps), known);
+        let plan = Plan::new(Arc::clone(timestamps), known, &asker.budget)?;
         // Of those who ask for single tables nobody knows in which order they will.
         if asker.of_stream && request.is_plain() {
             self.look_ahead(&plan);
@@ -565,6 +580,7 @@ impl Cache {
         columns: &[ColumnRequest],
         timeframe: &Arc<Timeframe>,
         deadline: Instant,
+        budget: &ClientBudget,
     ) -> Result<Found, CacheError> {
         let plan = &timeframe.registration.plan;
         if request.is_plain()
@@ -575,7 +591,7 @@ impl Cache {
         }
         let timestamps = plan.timestamps();
         let known = self.known_at(request, columns, timestamps, Some(timeframe), deadline).await?;
-        let plan = Plan::new(Arc::clone(timestamps), known);
+        let plan = Plan::new(Arc::clone(timestamps), known, budget)?;
         self.check_missing(&plan, request)?;
         let got = self.0.loader.pin_all(&**plan.versions(), deadline).await?;
         Ok(Found::rows_of(&plan, &plan.assemble(got)))

@@ -20,7 +20,7 @@ use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::object::CreationLimits;
-use crate::shm::{Pool, PoolError, PoolOptions};
+use crate::shm::{Pool, PoolError, PoolOptions, give_back_free_memory};
 use crate::source::{Policies, Source};
 use crate::table::ColumnRequest;
 use crate::telemetry::Counters;
@@ -31,6 +31,10 @@ const LEASE_LIMIT: Duration = Duration::from_secs(60);
 const MAX_TIMEFRAMES: usize = 4_096;
 /// So often it is looked whether many links lead nowhere any more.
 const SWEEP_PAUSE: Duration = Duration::from_secs(5);
+
+/// Once requests took this much memory and hold less again, the free memory of the heap goes back to the
+/// system.
+const KEPT_FREE_BYTES: u64 = 16 << 20;
 
 /// Describes a cache; [`build`](Self::build) makes it.
 #[derive(Debug)]
@@ -241,15 +245,23 @@ impl CacheBuilder {
         tasks.spawn(Arc::clone(&catalog).keep_fresh());
         tasks.spawn({
             let (catalog, residency) = (Arc::clone(&catalog), Arc::clone(&residency));
+            let budget = self.budget.clone();
             async move {
+                let mut charged = 0;
                 loop {
                     tokio::time::sleep(SWEEP_PAUSE).await;
+                    charged += budget.take_charged_bytes();
+                    if charged > KEPT_FREE_BYTES && budget.used_bytes() < KEPT_FREE_BYTES {
+                        charged = 0;
+                        drop(tokio::task::spawn_blocking(give_back_free_memory));
+                    }
                     residency.sweep(|| catalog.sweep());
                 }
             }
         });
         tasks.spawn({
             let (leases, slow) = (Arc::clone(&leases), Arc::clone(&slow));
+            let timeframes = Arc::clone(&timeframes);
             let shortest = slow
                 .limits
                 .slow_after
@@ -259,6 +271,7 @@ impl CacheBuilder {
                 loop {
                     tokio::time::sleep(pause).await;
                     leases.expire();
+                    timeframes.sweep_watermarks();
                     slow.look();
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::budget::OverBudget;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::Timestamp;
 use crate::object::{InvalidPath, ObjectId, ObjectPath};
@@ -49,6 +50,9 @@ fn list(columns: &[MissingColumn]) -> String {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum CacheError {
+    /// Its memory beside the segments has no room in the client's account.
+    #[error(transparent)]
+    OverBudget(#[from] OverBudget),
     /// The request is wrong.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -302,9 +306,10 @@ impl Coded for CacheError {
             | Self::MemoryPinned { .. }
             | Self::NoPlace { .. }
             | Self::Draining => ErrorKind::Unavailable,
-            Self::NeverFits { .. } | Self::OverQuota { .. } | Self::SlowConsumer { .. } => {
-                ErrorKind::ResourceExhausted
-            }
+            Self::NeverFits { .. }
+            | Self::OverBudget(_)
+            | Self::OverQuota { .. }
+            | Self::SlowConsumer { .. } => ErrorKind::ResourceExhausted,
             Self::Pool(error) => error.kind(),
             Self::DeadlineExceeded { .. } => ErrorKind::DeadlineExceeded,
             Self::Lost { .. } => ErrorKind::Internal,
@@ -323,6 +328,7 @@ impl Coded for CacheError {
             Self::Pool(error) => error.code(),
             Self::Missing { .. } => Code(2010),
             Self::UnknownTable { .. } => Code(2011),
+            Self::OverBudget(error) => error.code(),
             Self::ShortSpan { .. } => SHORT_SPAN,
             Self::TooManyLookUps { .. } => Code(2012),
             Self::TwoContents { .. } => Code(3010),

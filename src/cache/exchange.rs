@@ -15,6 +15,7 @@ use super::answer::{Answer, Asker};
 use super::error::CacheError;
 use super::form::{Common, Key};
 use super::lease::LeaseId;
+use crate::budget::ClientBudget;
 use crate::index::Timestamps;
 use crate::table::{Request, When};
 
@@ -22,6 +23,7 @@ use crate::table::{Request, When};
 #[derive(Debug)]
 pub struct Exchange {
     cache: Cache,
+    budget: ClientBudget,
     /// The request, but for its timestamps.
     template: Request,
     common: Common,
@@ -57,7 +59,8 @@ impl Exchange {
     ) -> Result<Answer, CacheError> {
         let when = When::Timestamps(timestamps);
         let stream_timeframe = Some(timeframe);
-        let asker = Asker { of_stream: true, stream_timeframe, ..Asker::default() };
+        let budget = self.budget.clone();
+        let asker = Asker { of_stream: true, stream_timeframe, budget, ..Asker::default() };
         let answer =
             self.cache.answer_for(&self.template, &when, &asker, Some(&self.common)).await?;
         let mut state = self.state();
@@ -107,11 +110,16 @@ impl Drop for Exchange {
 }
 
 impl Cache {
-    /// Opens the stream of a consumer that asks for the same columns again and again.
+    /// Opens the stream of a consumer that asks for the same columns again and again. What its tables
+    /// take beside the segments is charged to `budget`.
     ///
     /// # Errors
     /// [`CacheError`] if the request itself is wrong.
-    pub fn exchange(&self, template: Request) -> Result<Exchange, CacheError> {
+    pub fn exchange(
+        &self,
+        template: Request,
+        budget: ClientBudget,
+    ) -> Result<Exchange, CacheError> {
         self.check_open()?;
         if let Some(session) = &template.session {
             self.check_session(session)?;
@@ -119,6 +127,6 @@ impl Cache {
         let columns = self.columns(&template.columns, None)?;
         let form = self.form(Key::of_stream(&template), columns);
         let common = Common::new(form);
-        Ok(Exchange { cache: self.clone(), template, common, state: Mutex::default() })
+        Ok(Exchange { cache: self.clone(), budget, template, common, state: Mutex::default() })
     }
 }

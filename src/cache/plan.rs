@@ -22,6 +22,7 @@ use super::hand::InHand;
 use super::loader::Pinned;
 use super::resident::PinSet;
 use super::versions::{Linked, VersionSet, Wanted as _};
+use crate::budget::{Charge, ClientBudget, OverBudget};
 use crate::index::{JoinedColumns, Run, Slot, Span, State, Timestamps};
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, ObjectInfo};
@@ -136,6 +137,8 @@ pub(crate) struct Plan {
     /// By cell, column after column: the place of its version among those of the plan.
     places: Vec<u32>,
     missing: Vec<MissingColumn>,
+    /// The memory of the runs.
+    charge: Arc<Charge>,
 }
 
 #[derive(Debug)]
@@ -148,10 +151,24 @@ struct PlannedColumn {
 }
 
 impl Plan {
-    pub(crate) fn new(timestamps: Arc<Timestamps>, known: Vec<(ColumnRequest, Known)>) -> Self {
+    /// The runs are charged to `budget` before they are made.
+    ///
+    /// # Errors
+    /// [`OverBudget`].
+    pub(crate) fn new(
+        timestamps: Arc<Timestamps>,
+        known: Vec<(ColumnRequest, Known)>,
+        budget: &ClientBudget,
+    ) -> Result<Self, OverBudget> {
         let mut missing = Vec::new();
+        let mut charge = budget.charge(0, "the runs of a table")?;
         let timelines = known.iter().map(|(_, known)| &**known.timeline);
-        let joined = JoinedColumns::new(timelines, &timestamps);
+        let joined = JoinedColumns::try_new(timelines, &timestamps, |bytes| {
+            charge.grow((bytes as u64).saturating_sub(charge.bytes()))
+        })?;
+        let joined_bytes = charge.bytes();
+        let all: usize = joined.iter().map(<[Run]>::len).sum();
+        charge.grow((all * size_of::<CellRun>()) as u64)?;
         let most = |runs: &[Run], known: &Known| runs.len().min(known.timeline.versions());
         let all = joined.iter().zip(&known).map(|(runs, (_, known))| most(runs, known)).sum();
         let mut distinct = Distinct::expecting(all);
@@ -178,9 +195,13 @@ impl Plan {
             missing.extend(gap);
             PlannedColumn { request, cells: distinct.range(), runs: Arc::from(&runs[..]), known }
         };
-        let columns = known.into_iter().zip(joined.iter()).map(column).collect();
+        let columns: Vec<PlannedColumn> =
+            known.into_iter().zip(joined.iter()).map(column).collect();
         let (versions, places) = distinct.into_versions();
-        Self { timestamps, versions, columns, places, missing }
+        drop(joined);
+        charge.shrink_to(charge.bytes() - joined_bytes);
+        let charge = Arc::new(charge);
+        Ok(Self { timestamps, versions, columns, places, missing, charge })
     }
 
     pub(crate) fn timestamps(&self) -> &Arc<Timestamps> {
@@ -230,6 +251,7 @@ impl Plan {
             columns: Arc::new(columns),
             pins: Arc::new(got.pins),
             encoded: Mutex::default(),
+            charge: Arc::clone(&self.charge),
         }
     }
 }
@@ -258,18 +280,17 @@ fn widen(
     start: usize,
     end: usize,
 ) {
-    for at in (start..end).filter_map(|row| timestamps.value(row)) {
-        let gap = gap.get_or_insert_with(|| MissingColumn {
-            column: request.name.to_string(),
-            path: request.path.clone(),
-            first: at,
-            last: at,
-            rows: 0,
-        });
-        gap.first = gap.first.min(at);
-        gap.last = gap.last.max(at);
-        gap.rows += 1;
-    }
+    let Some((first, last, rows)) = timestamps.extent(start..end) else { return };
+    let gap = gap.get_or_insert_with(|| MissingColumn {
+        column: request.name.to_string(),
+        path: request.path.clone(),
+        first,
+        last,
+        rows: 0,
+    });
+    gap.first = gap.first.min(first);
+    gap.last = gap.last.max(last);
+    gap.rows += rows as u64;
 }
 
 fn cells(places: &[u32], got: &Pinned, stale: bool) -> Vec<Cell> {
@@ -288,6 +309,8 @@ pub(crate) struct Assembled {
     pub(crate) pins: Arc<PinSet>,
     /// The batches as they cross the wire, in the forms in which they were asked for.
     encoded: Mutex<Vec<(Encoded, Batches)>>,
+    /// The memory of the runs.
+    pub(crate) charge: Arc<Charge>,
 }
 
 /// What decides how batches are encoded, beside what they hold.
@@ -346,7 +369,9 @@ impl Assembled {
 
     /// Lets go of the objects, if nobody else has them.
     pub(crate) fn let_go(assembled: Arc<Self>) {
-        let Some(Self { columns, pins, encoded }) = Arc::into_inner(assembled) else { return };
+        let Some(Self { columns, pins, encoded, charge: _ }) = Arc::into_inner(assembled) else {
+            return;
+        };
         drop(pins);
         if columns.len() >= MANY_COLUMNS {
             later((columns, encoded));
@@ -439,6 +464,12 @@ impl Spans {
             }
         }
         Ok(())
+    }
+
+    /// Bytes of memory that the spans take.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let rows: usize = self.columns.iter().map(|column| column.rows.len()).sum();
+        (rows * size_of::<IntervalRow>() + self.places.len() * size_of::<u32>()) as u64
     }
 
     pub(crate) fn versions(&self) -> &Arc<VersionSet> {

@@ -11,6 +11,7 @@ use super::answer::Asker;
 use super::error::CacheError;
 use super::lease::LeaseId;
 use super::plan::Plan;
+use crate::budget::ClientBudget;
 use crate::table::{Request, When};
 
 /// What became of the loading that a poll has started.
@@ -51,11 +52,17 @@ impl Progress {
 }
 
 impl Cache {
-    /// How far the table of `request` is. The first time its loading begins, for `lease`.
+    /// How far the table of `request` is. The first time its loading begins, for `lease`. Its memory
+    /// is charged to `budget`.
     ///
     /// # Errors
     /// [`CacheError`], also why loading failed: asked again it begins anew.
-    pub async fn poll(&self, request: &Request, lease: &LeaseId) -> Result<Progress, CacheError> {
+    pub async fn poll(
+        &self,
+        request: &Request,
+        lease: &LeaseId,
+        budget: &ClientBudget,
+    ) -> Result<Progress, CacheError> {
         self.0.leases.renew(lease)?;
         let begun = {
             let mut polls = self.0.polls.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,7 +89,7 @@ impl Cache {
             When::Timestamps(timestamps) => {
                 let columns = self.columns(&request.columns, None)?;
                 let known = self.known_at(request, columns, timestamps, None, deadline).await?;
-                Arc::clone(Plan::new(Arc::new(timestamps.clone()), known).versions())
+                Arc::clone(Plan::new(Arc::new(timestamps.clone()), known, budget)?.versions())
             }
             When::Range(range) => {
                 let columns = self.columns(&request.columns, None)?;
@@ -91,9 +98,11 @@ impl Cache {
         };
         if !begun {
             let (cache, request, lease) = (self.clone(), request.clone(), lease.clone());
+            let budget = budget.clone();
             self.spawn(async move {
                 let lease_of_it = Some(lease.clone());
-                let asker = Asker { lease: lease_of_it, in_advance: true, ..Asker::default() };
+                let asker =
+                    Asker { lease: lease_of_it, in_advance: true, budget, ..Asker::default() };
                 let polled = match cache.answer(&request, &asker).await {
                     Ok(_) => Polled::Done,
                     Err(error) => Polled::Failed(error),

@@ -14,6 +14,7 @@ use super::places::Claim;
 use super::plan::Plan;
 use super::timeframe::{Entered, Load, Registration, Timeframe};
 use super::versions::{VersionSet, Wanted as _};
+use crate::budget::ClientBudget;
 use crate::error::Coded as _;
 use crate::index::Timestamps;
 use crate::table::{ColumnRequest, PutAnswer, Register, Request};
@@ -42,7 +43,24 @@ impl Cache {
         register: &Register,
         patience: Option<Duration>,
     ) -> Result<PutAnswer, CacheError> {
-        let entered = self.try_register(timeframe, timestamps, register, patience).await;
+        let budget = ClientBudget::default();
+        self.register_for(timeframe, timestamps, register, patience, &budget).await
+    }
+
+    /// Like [`register`](Self::register), with the memory of the timeframe, waiting or in flight,
+    /// charged to the client that registers it.
+    ///
+    /// # Errors
+    /// As [`register`](Self::register), and [`CacheError::OverBudget`].
+    pub async fn register_for(
+        &self,
+        timeframe: u64,
+        timestamps: Timestamps,
+        register: &Register,
+        patience: Option<Duration>,
+        budget: &ClientBudget,
+    ) -> Result<PutAnswer, CacheError> {
+        let entered = self.try_register(timeframe, timestamps, register, patience, budget).await;
         if entered.is_err() {
             self.0.counters.errors.add(1);
         }
@@ -78,8 +96,11 @@ impl Cache {
         timestamps: Timestamps,
         register: &Register,
         patience: Option<Duration>,
+        budget: &ClientBudget,
     ) -> Result<Entered, CacheError> {
         self.check_open()?;
+        let bytes = timestamps.memory_bytes() as u64 + register.memory_bytes();
+        let charge = budget.charge(bytes, "a timeframe")?;
         let wait = patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
         let deadline = Instant::now() + wait;
         let columns = self.columns(&register.columns, None)?;
@@ -90,12 +111,12 @@ impl Cache {
         let known = columns.iter().map(known).collect();
         let known = self.all_known(columns, known, limits, &timestamps, deadline).await?;
         let columns = self.0.timeframes.shared_columns(columns);
-        let plan = Plan::new(Arc::new(timestamps), known);
+        let plan = Plan::new(Arc::new(timestamps), known, budget)?;
         self.look_ahead(&plan);
         let versions = Arc::clone(plan.versions());
         self.0.loader.check_known_sizes(&*versions)?;
         let consumers = register.consumers.clone();
-        let registration = Registration { timeframe, columns, consumers, plan };
+        let registration = Registration { timeframe, columns, consumers, plan, charge };
         let timeframes = &self.0.timeframes;
         // What is in flight already needs no place of its own.
         if let Some(known) = timeframes.known(&registration)? {
