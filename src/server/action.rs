@@ -12,10 +12,12 @@ use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use super::auth::{Identity, needed_for_action};
+use super::connection::Entered;
 use super::flight::{Answers, Service, all, patience};
 use super::get::expiration;
 use super::status::status;
 use super::ticket;
+use crate::budget::ClientBudget;
 use crate::cache::{CacheError, LeaseId};
 use crate::error::Coded;
 use crate::table::{
@@ -36,6 +38,7 @@ impl Service {
         request: Request<Action>,
     ) -> Result<Response<Answers<arrow_flight::Result>>, Status> {
         let patience = patience(&request);
+        let budget = Entered::budget(&request);
         let identity = request.extensions().get::<Identity>().cloned();
         let Action { r#type, body } = request.into_inner();
         if let Some(identity) = identity
@@ -47,17 +50,24 @@ impl Service {
                 status(&denied)
             })?;
         }
-        let done = self.done(&r#type, &body, patience).await;
+        let _charge = ticket::charge(&body, &budget).map_err(|error| status(&error))?;
+        let done = self.done(&r#type, &body, patience, &budget).await;
         let body = done.map_err(|error| status(&*error))?;
         Ok(all(vec![arrow_flight::Result { body: body.into() }]))
     }
 
-    async fn done(&self, name: &str, body: &[u8], patience: Option<Duration>) -> Done {
+    async fn done(
+        &self,
+        name: &str,
+        body: &[u8],
+        patience: Option<Duration>,
+        budget: &ClientBudget,
+    ) -> Done {
         let cache = &self.cache;
         // A body that is left out is an empty one.
         let body = if body.is_empty() { b"{}" } else { body };
         match name {
-            "consumed" => Ok(json_of(&cache.consumed(&Consumed::parse(body)?)?)),
+            "consumed" => Ok(json_of(&cache.consumed_for(&Consumed::parse(body)?, budget)?)),
             "prefetch" => {
                 let objects = cache.prefetch(&Prefetch::parse(body)?, patience).await?;
                 Ok(json_of(&json!({"objects": objects})))
@@ -107,7 +117,7 @@ impl Service {
         for ticket in endpoints.iter().filter_map(|endpoint| endpoint.ticket.as_ref()) {
             ended += match ticket::lease(&ticket.ticket) {
                 Some(lease) => usize::from(self.cache.release(&lease)),
-                None => self.cache.release_ticket(&ticket.ticket),
+                None => self.cache.release_ticket(&ticket::key(&ticket.ticket)),
             };
         }
         let status = if ended > 0 { CancelStatus::Cancelled } else { CancelStatus::NotCancellable };
@@ -121,7 +131,7 @@ impl Service {
         let ticket = endpoint.ticket.clone().unwrap_or_default();
         let limit = match ticket::lease(&ticket.ticket) {
             Some(lease) => self.cache.renew(&lease)?,
-            None => self.cache.renew_ticket(&ticket.ticket)?,
+            None => self.cache.renew_ticket(&ticket::key(&ticket.ticket))?,
         };
         let renewed = FlightEndpoint { expiration_time: limit.map(expiration), ..endpoint };
         Ok(renewed.encode_to_vec())

@@ -37,9 +37,8 @@ mod tests {
 
     #[test]
     fn connections_of_one_process_or_one_remote_host_have_one_name() {
-        let address = |text: &str| {
-            name(&Peer::Address { address: text.parse().unwrap(), certificate: None })
-        };
+        let address =
+            |text: &str| name(&Peer::Address { address: text.parse().unwrap(), certificate: None });
         assert_eq!(address("10.1.2.3:4000"), address("10.1.2.3:4001"));
         assert_eq!(address("[::ffff:10.1.2.3]:1"), address("10.1.2.3:4001"));
         assert_ne!(address("127.0.0.1:4000"), address("127.0.0.1:4001"));

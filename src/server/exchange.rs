@@ -23,11 +23,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::flight::{Answers, Service};
+use super::connection::Entered;
+use super::flight::{Answers, Service, charge_message};
 use super::foreign::{self, Decoding, Times};
-use super::get::flight_data;
-use super::intake::{Intake, Taken};
+use super::outgoing::{Outgoing, Room};
 use super::status::status;
+use super::ticket;
+use crate::budget::{Charge, ClientBudget};
 use crate::cache::Exchange;
 use crate::table::{BatchMessages, Message};
 
@@ -35,8 +37,8 @@ use crate::table::{BatchMessages, Message};
 const MAX_QUEUED: usize = 4_096;
 /// And so many bytes of theirs.
 const MAX_QUEUED_BYTES: usize = 256 << 20;
-/// So many messages of answers wait to be sent.
-const MAX_UNSENT: usize = 16;
+/// Messages of answers that are made before the client reads: each is charged to it.
+const MAX_UNSENT: usize = 2;
 
 fn malformed(reason: impl Into<String>) -> Status {
     foreign::malformed("message of an exchange", reason)
@@ -63,9 +65,10 @@ struct About<'a> {
 struct Asked {
     timeframe: u64,
     times: Times,
-    /// Its share of what is queued, and of what is taken in over all.
+    /// Its share of what is queued.
     queued: OwnedSemaphorePermit,
-    taken: Vec<Taken>,
+    /// The memory of its timestamps.
+    taken: Charge,
 }
 
 impl Service {
@@ -73,6 +76,7 @@ impl Service {
         &self,
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Answers<FlightData>>, Status> {
+        let budget = Entered::budget(&request);
         let mut stream = request.into_inner();
         let first = tokio::time::timeout(self.message_pause, stream.message()).await;
         let first = first
@@ -82,24 +86,28 @@ impl Service {
             .flight_descriptor
             .as_ref()
             .ok_or_else(|| malformed("the first message has no descriptor with a request"))?;
+        // As long as the stream: the template is kept.
+        let charge = ticket::charge(&descriptor.cmd, &budget).map_err(|error| status(&error))?;
         let template = crate::table::Request::parse_template(&descriptor.cmd)
             .map_err(|error| status(&error))?;
-        let exchange = self.cache.exchange(template).map_err(|error| status(&error))?;
+        self.requests.check(&template).map_err(|error| status(&error))?;
+        let exchange =
+            self.cache.exchange(template, budget.clone()).map_err(|error| status(&error))?;
         let exchange = Arc::new(exchange);
         let queue = Arc::new(Queue::default());
         let (out, answers) = mpsc::channel(MAX_UNSENT);
-        let (intake, queued) = (self.intake.clone(), Arc::new(Semaphore::new(MAX_QUEUED_BYTES)));
+        let queued = Arc::new(Semaphore::new(MAX_QUEUED_BYTES));
         let exchange_of_reader = Arc::clone(&exchange);
         let reader = Reader {
             stream,
             exchange: exchange_of_reader,
             queue: Arc::clone(&queue),
             queued,
-            intake,
+            budget: budget.clone(),
         };
         tokio::spawn(async move {
             let read = reader.read(first);
-            let answered = answer_all(&exchange, &queue, &out);
+            let answered = answer_all(&exchange, &queue, &out, &budget);
             // Both to their ends, or the first failure; or the client is gone.
             let done = async { tokio::try_join!(biased; read, answered).map(|_| ()) };
             tokio::select! {
@@ -111,10 +119,10 @@ impl Service {
                 () = out.closed() => {}
             }
             // All that the stream held goes before its end is seen.
-            drop(exchange);
+            drop((exchange, charge));
         });
         let answers = tokio_stream::wrappers::ReceiverStream::new(answers);
-        Ok(Response::new(Box::pin(answers)))
+        Ok(Outgoing::into_response(Box::pin(answers)))
     }
 }
 
@@ -125,28 +133,22 @@ struct Reader {
     queue: Arc<Queue>,
     /// Bytes that may wait for their turn yet.
     queued: Arc<Semaphore>,
-    intake: Intake,
+    budget: ClientBudget,
 }
 
 impl Reader {
     async fn read(mut self, first: FlightData) -> Result<(), Status> {
         let mut decoding = Decoding::new("message of an exchange");
-        let mut taken = Vec::new();
         let mut next = Some(first);
         while let Some(message) = next {
-            self.take(message, &mut decoding, &mut taken)?;
+            self.take(message, &mut decoding)?;
             next = self.stream.message().await?;
         }
         self.queue.end();
         Ok(())
     }
 
-    fn take(
-        &self,
-        message: FlightData,
-        decoding: &mut Decoding,
-        taken: &mut Vec<Taken>,
-    ) -> Result<(), Status> {
+    fn take(&self, message: FlightData, decoding: &mut Decoding) -> Result<(), Status> {
         let control = match &message.app_metadata[..] {
             [] => Control::default(),
             json => serde_json::from_slice(json).map_err(|error| malformed(error.to_string()))?,
@@ -161,9 +163,9 @@ impl Reader {
         if message.data_header.is_empty() {
             return Ok(());
         }
-        taken.push(self.intake.take(&message)?);
+        let charge = charge_message(&message, &self.budget)?;
         let bytes = message.data_header.len() + message.data_body.len();
-        let Some(times) = decoding.next(message)? else { return Ok(()) };
+        let Some((times, taken)) = decoding.next(message, charge)? else { return Ok(()) };
         let timeframe = control
             .timeframe
             .ok_or_else(|| malformed("a batch needs app_metadata {\"timeframe\": id}"))?;
@@ -175,8 +177,6 @@ impl Reader {
         };
         let bytes = u32::try_from(bytes).map_err(|_| full())?;
         let queued = Arc::clone(&self.queued).try_acquire_many_owned(bytes).map_err(|_| full())?;
-        // A dictionary is taken in with the batch that follows it.
-        let taken = std::mem::take(taken);
         match self.queue.push(Asked { timeframe, times, queued, taken }) {
             true => Ok(()),
             false => Err(full()),
@@ -233,7 +233,8 @@ impl Queue {
 async fn answer_all(
     exchange: &Exchange,
     queue: &Queue,
-    out: &mpsc::Sender<Result<FlightData, Status>>,
+    out: &mpsc::Sender<Result<Outgoing, Status>>,
+    budget: &ClientBudget,
 ) -> Result<(), Status> {
     let mut sent = Sent::default();
     while let Some(Asked { timeframe, times, queued, taken }) = queue.next().await {
@@ -244,15 +245,22 @@ async fn answer_all(
         let about = About { timeframe, lease: answer.lease().as_str(), rows: answer.rows() };
         let about = Bytes::from(serde_json::to_vec(&about).unwrap_or_default());
         if !std::mem::replace(&mut sent.schema, true) {
-            send(out, flight_data(answer.head())).await?;
+            send(out, Bytes::new(), answer.head()).await?;
         }
-        for batch in answer.body().map_err(|error| status(&error))? {
+        let mut batches = answer.body().map_err(|error| status(&error))?;
+        loop {
+            let room = Room::for_message(budget).await?;
+            let Some(batch) = batches.next() else { break };
             let BatchMessages { dictionaries, batch } = batch.map_err(|error| status(&error))?;
-            for place in sent.take(&dictionaries) {
-                send(out, flight_data(dictionaries[place].clone())).await?;
+            let new = sent.take(&dictionaries).into_iter();
+            let mut messages: Vec<Message> = new.map(|one| dictionaries[one].clone()).collect();
+            messages.push(batch);
+            room.settle(&mut messages)?;
+            let last = messages.len() - 1;
+            for (number, message) in messages.into_iter().enumerate() {
+                let about = if number == last { about.clone() } else { Bytes::new() };
+                send(out, about, message).await?;
             }
-            let app_metadata = about.clone();
-            send(out, FlightData { app_metadata, ..flight_data(batch) }).await?;
         }
     }
     Ok(())
@@ -273,6 +281,11 @@ impl Sent {
         if dictionaries.is_empty() || Arc::ptr_eq(dictionaries, &self.dictionaries) {
             return Vec::new();
         }
+        // Payloads are not remembered: that would keep their objects pinned.
+        if dictionaries.iter().any(|message| !message.rest.is_empty()) {
+            self.dictionaries = Arc::default();
+            return (0..dictionaries.len()).collect();
+        }
         let before = std::mem::replace(&mut self.dictionaries, Arc::clone(dictionaries));
         let differs = |place: &usize| {
             let new = &dictionaries[*place];
@@ -283,9 +296,11 @@ impl Sent {
 }
 
 async fn send(
-    out: &mpsc::Sender<Result<FlightData, Status>>,
-    message: FlightData,
+    out: &mpsc::Sender<Result<Outgoing, Status>>,
+    app_metadata: Bytes,
+    message: Message,
 ) -> Result<(), Status> {
+    let message = Outgoing { app_metadata, message };
     out.send(Ok(message)).await.map_err(|_| Status::cancelled("the client is gone"))
 }
 
@@ -295,7 +310,7 @@ mod tests {
 
     #[test]
     fn only_dictionaries_that_differ_from_those_before_are_sent() {
-        let message = |n: u8| Message { header: vec![n].into(), body: vec![n; 4].into() };
+        let message = |n: u8| Message::new(vec![n].into(), vec![n; 4].into());
         let mut sent = Sent::default();
         let first: Arc<[Message]> = [1, 2, 3].map(message).into();
         assert_eq!(sent.take(&first), [0, 1, 2]);

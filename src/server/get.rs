@@ -9,16 +9,17 @@ use arrow_flight::{
 };
 use arrow_ipc::writer::IpcWriteOptions;
 use arrow_schema::Schema;
-use futures::stream;
 use serde_json::json;
 use tonic::{Response, Status};
 
 use super::connection::Entered;
 use super::flight::{Answers, Service, all, patience};
+use super::outgoing::{self, Outgoing};
 use super::status::status;
 use super::ticket;
+use crate::budget::ClientBudget;
 use crate::cache::Asker;
-use crate::table::{EncodeError, Message, Request, RequestError, View};
+use crate::table::{EncodeError, Request, RequestError, View};
 
 /// Where timeframes stand among the flights.
 pub(super) const TIMEFRAME: &str = "timeframe";
@@ -32,17 +33,16 @@ impl Service {
         let patience = patience(&request);
         let budget = Entered::budget(&request);
         let ticket = request.into_inner().ticket;
+        let charge = ticket::charge(&ticket, &budget).map_err(|error| status(&error))?;
         let (request, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
-        let asker = Asker { ticket: Some((*ticket).into()), lease, patience, budget, ..Asker::default() };
+        self.requests.check(&request).map_err(|error| status(&error))?;
+        let key = Some(ticket::key(&ticket));
+        drop(ticket);
+        let asker = Asker { ticket: key, lease, patience, budget, ..Asker::default() };
         let answer = self.cache.answer(&request, &asker).await.map_err(|error| status(&error))?;
+        drop((request, charge));
         match answer.messages() {
-            Ok(messages) => {
-                let sent = messages.map(|message| match message {
-                    Ok(message) => Ok(flight_data(message)),
-                    Err(error) => Err(status(&error)),
-                });
-                Ok(Response::new(Box::pin(stream::iter(sent))))
-            }
+            Ok(messages) => Ok(Outgoing::into_response(outgoing::of_table(messages, asker.budget))),
             Err(error) => {
                 self.cache.release(answer.lease());
                 Err(status(&error))
@@ -54,9 +54,12 @@ impl Service {
     pub(super) fn schema(
         &self,
         descriptor: &FlightDescriptor,
+        budget: &ClientBudget,
     ) -> Result<Response<SchemaResult>, Status> {
         let request = request_of(descriptor).map_err(|error| status(&error))?;
+        let _charge = ticket::charge(&request, budget).map_err(|error| status(&error))?;
         let parsed = Request::parse(&request).map_err(|error| status(&error))?;
+        self.requests.check(&parsed).map_err(|error| status(&error))?;
         let described = self.cache.describe(&parsed).map_err(|error| status(&error))?;
         let options = IpcWriteOptions::default();
         let result = SchemaResult::try_from(SchemaAsIpc::new(&described.schema, &options));
@@ -67,9 +70,12 @@ impl Service {
     pub(super) fn info(
         &self,
         descriptor: FlightDescriptor,
+        budget: &ClientBudget,
     ) -> Result<Response<FlightInfo>, Status> {
         let request = request_of(&descriptor).map_err(|error| status(&error))?;
+        let _charge = ticket::charge(&request, budget).map_err(|error| status(&error))?;
         let parsed = Request::parse(&request).map_err(|error| status(&error))?;
+        self.requests.check(&parsed).map_err(|error| status(&error))?;
         let described = self.cache.describe(&parsed).map_err(|error| status(&error))?;
         if let Some(session) = &parsed.session {
             self.cache.check_session(session).map_err(|error| status(&error))?;
@@ -103,9 +109,12 @@ impl Service {
     pub(super) async fn poll(
         &self,
         descriptor: FlightDescriptor,
+        budget: &ClientBudget,
     ) -> Result<Response<PollInfo>, Status> {
         let command = request_of(&descriptor).map_err(|error| status(&error))?;
+        let _charge = ticket::charge(&command, budget).map_err(|error| status(&error))?;
         let (request, known) = ticket::read(&command).map_err(|error| status(&error))?;
+        self.requests.check(&request).map_err(|error| status(&error))?;
         let described = self.cache.describe(&request).map_err(|error| status(&error))?;
         let (lease, ticket) = match known {
             Some(lease) => (lease, command),
@@ -115,7 +124,7 @@ impl Service {
                 (lease, ticket.map_err(|error| status(&error))?)
             }
         };
-        let progress = match self.cache.poll(&request, &lease).await {
+        let progress = match self.cache.poll(&request, &lease, budget).await {
             Ok(progress) => progress,
             Err(error) => {
                 self.cache.release(&lease);
@@ -221,10 +230,4 @@ pub(super) fn timeframe_id(text: &str) -> Result<u64, RequestError> {
         field: "timeframe",
         reason: format!("{text:?} is no id, expected a number"),
     })
-}
-
-/// An IPC message as Flight sends it.
-pub(super) fn flight_data(message: Message) -> FlightData {
-    let Message { header, body } = message;
-    FlightData { data_header: header, data_body: body, ..FlightData::default() }
 }
