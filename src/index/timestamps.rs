@@ -262,7 +262,7 @@ impl Timestamps {
         if nulls || self.ends.is_some() || matches!(self.values, Values::Steps(_)) {
             return self.clone();
         }
-        if runs * run_bytes * 2 > values.len() * size_of::<Millis>() {
+        if runs * run_bytes * 2 > size_of_val(values) {
             return Self::new(values.iter().map(millis).collect::<Vec<_>>(), None);
         }
         let (mut starts, mut ends) = (Vec::with_capacity(runs), Vec::with_capacity(runs));
