@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use iovcache::budget::Budget;
 use iovcache::cache::{ConsumerLimits, Heritage};
 use iovcache::server::{
     Config, ListenOptions, MissingConfig, PathConfig, RemapConfig, SegmentBacking, ServeOptions,
@@ -49,6 +50,7 @@ pub(super) fn cache(
         .tables(config.columns())
         .policies(policies)
         .max_timeframes(config.max_timeframes)
+        .budget(Budget::new(config.limits.request_memory.bytes()))
         .consumer_limits(ConsumerLimits {
             quota_bytes: config.quota_bytes.map(|size| size.bytes()),
             quota_timeframes: config.quota_timeframes,
