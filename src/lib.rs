@@ -32,6 +32,7 @@ pub mod cache;
 pub mod client;
 pub mod clock;
 pub mod error;
+pub mod escape;
 #[cfg(feature = "capi")]
 pub mod ffi;
 pub mod index;

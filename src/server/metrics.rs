@@ -12,6 +12,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::log::LogWriter;
 use crate::cache::Cache;
 use crate::source::SourceHealth;
 use crate::table::SourceState;
@@ -20,11 +21,27 @@ use crate::telemetry::{Histogram, Timing};
 /// How many sources have figures of their own.
 const MAX_SOURCES: usize = 64;
 
-/// Everything that a cache tells.
-pub(super) fn registry(cache: Cache) -> Registry {
+/// Everything that a service tells.
+pub(super) fn registry(cache: Cache, log: Option<LogWriter>) -> Registry {
     let mut registry = Registry::with_prefix("iovcache");
     registry.register_collector(Box::new(Figures(cache)));
+    if let Some(log) = log {
+        registry.register_collector(Box::new(LogFigures(log)));
+    }
     registry
+}
+
+/// What the log lost.
+#[derive(Debug)]
+struct LogFigures(LogWriter);
+
+impl Collector for LogFigures {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let lost = ConstCounter::new(self.0.lost_lines());
+        let help = "Lines of the log that were lost, since stderr was not read.";
+        let name = "log_lines_lost";
+        lost.encode(encoder.encode_descriptor(name, help, None, lost.metric_type())?)
+    }
 }
 
 /// All figures of a cache, read when they are asked for.

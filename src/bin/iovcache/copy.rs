@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use iovcache::error::Coded as _;
+use iovcache::escape::escape;
 use iovcache::server::Config;
 use iovcache::source::{CopyError, Destination, Selection, SourceOptions, copy, open};
 use iovcache::table::LockEntry;
@@ -89,7 +90,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             copied.unchanged
         );
         for (version, error) in &copied.failed {
-            eprintln!("not copied: {} {}: {}", version.path, version.id, error.message());
+            let text = format!("not copied: {} {}: {}", version.path, version.id, error.message());
+            crate::log::say(&escape(&text));
         }
     }
     let failed = copied.failed.len();

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use iovcache::escape::escape;
+
 /// How wide a picture is.
 const WIDTH: usize = 60;
 
@@ -57,7 +59,7 @@ pub(crate) fn bars(spans: &[Bar]) -> String {
             "{:>left$} ─ {:<right$} {bar} {}",
             millis(span.from),
             millis(span.until),
-            span.label
+            escape(&span.label)
         );
     }
     text

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
-use iovcache::server::{Document, Origin, Said, Settings, sections};
+use iovcache::Coded as _;
+use iovcache::server::{ConfigError, Document, Origin, Said, Settings, sections};
 
 use crate::common::Failure;
 use crate::serve::{Arguments, LogArguments};
@@ -41,18 +42,26 @@ impl Given {
     /// Reads the file, and puts over it what was said beside it.
     pub(crate) fn settings(&self) -> Result<Settings, Failure> {
         let document = self.file.as_deref().map(read).transpose()?;
-        Ok(Settings::merge(document.as_ref(), self.said.clone())?)
+        Settings::merge(document.as_ref(), self.said.clone()).map_err(wrong)
     }
 }
 
 /// The settings that stand in a file.
 pub(crate) fn of_file(file: &Path) -> Result<Settings, Failure> {
-    Ok(Settings::merge(Some(&read(file)?), Vec::new())?)
+    Settings::merge(Some(&read(file)?), Vec::new()).map_err(wrong)
+}
+
+/// Each fault in a line of its own.
+fn wrong(error: ConfigError) -> Failure {
+    let mut lines = error.lines();
+    let first = lines.next().unwrap_or_default();
+    let failure = Failure::of_kind(error.kind(), format_args!("[{}] {first}", error.code()));
+    failure.with_more(lines.collect())
 }
 
 fn read(file: &Path) -> Result<Document, Failure> {
     let text = fs::read_to_string(file).map_err(|error| Failure::io(file.display(), error))?;
-    Ok(Document::parse(&text, Some(file))?)
+    Document::parse(&text, Some(file)).map_err(wrong)
 }
 
 /// Gives each option that is a key of the configuration its variable of the environment, and tells

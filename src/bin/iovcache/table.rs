@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufReader, Seek as _};
 use std::path::{Path, PathBuf};
 
+use arrow_array::cast::AsArray as _;
 use arrow_array::{Array as _, ArrayRef, RecordBatch, StringArray};
 use arrow_cast::display::{ArrayFormatter, FormatOptions};
 use arrow_cast::pretty::pretty_format_batches;
@@ -12,6 +13,7 @@ use arrow_ipc::writer::StreamWriter;
 use arrow_schema::ArrowError;
 use clap::{Args, ValueEnum};
 use iovcache::client::{ClientOptions, TableRequest};
+use iovcache::escape::{escape, must_escape};
 use iovcache::server::TimeSpan;
 use iovcache::table::{CellValue, column_runs, timestamps_from_batches};
 
@@ -126,7 +128,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Output::Csv => csv(&batches).map_err(unwritten)?,
         Output::Table => {
             let readable: Vec<RecordBatch> =
-                batches.iter().map(readable).collect::<Result<_, _>>()?;
+                batches.iter().map(readable).collect::<Result<_, _>>().map_err(unwritten)?;
             format!("{}\n", pretty_format_batches(&readable).map_err(unwritten)?).into_bytes()
         }
     };
@@ -285,7 +287,7 @@ fn text_of(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
 }
 
 /// The same batch, with cells as people read them: size and place instead of 40 bytes.
-fn readable(batch: &RecordBatch) -> Result<RecordBatch, Failure> {
+fn readable(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let schema = batch.schema();
     let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
         let is_cell = field.metadata().contains_key("url") || field.name() == "cell";
@@ -303,12 +305,17 @@ fn readable(batch: &RecordBatch) -> Result<RecordBatch, Failure> {
                     .collect();
                 std::sync::Arc::new(cells)
             }
-            None => std::sync::Arc::clone(column),
+            None => text_of(column)?,
         };
-        (field.name().clone(), shown)
+        Ok((escape(field.name()).into_owned(), escaped(&shown), true))
     });
-    RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)))
-        .map_err(|error| Failure::failed(format!("cannot print the table: {error}")))
+    RecordBatch::try_from_iter_with_nullable(columns.collect::<Result<Vec<_>, ArrowError>>()?)
+}
+
+/// The same texts with control characters escaped: they come from clients and sources.
+fn escaped(texts: &ArrayRef) -> ArrayRef {
+    let texts = texts.as_string::<i32>().iter();
+    std::sync::Arc::new(texts.map(|text| text.map(escape)).collect::<StringArray>())
 }
 
 fn shown_cell(cell: CellValue<'_>) -> Option<String> {
@@ -323,7 +330,7 @@ fn shown_cell(cell: CellValue<'_>) -> Option<String> {
         }
         CellValue::Payload(bytes) => {
             let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= 40);
-            let plain = text.filter(|text| !text.trim_end().chars().any(char::is_control));
+            let plain = text.filter(|text| !text.trim_end().chars().any(must_escape));
             Some(
                 plain.map_or_else(
                     || format!("{} B", bytes.len()),

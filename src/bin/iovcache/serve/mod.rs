@@ -15,30 +15,36 @@ mod systemd;
 use std::io::Write as _;
 
 use iovcache::cache::Heritage;
-use iovcache::server::Listeners;
+use iovcache::server::{Config, Descriptors, Limits, Listeners, ServeOptions};
 use serde_json::json;
 
 pub(crate) use self::arguments::{Arguments, LogArguments};
 use self::signals::Signals;
-use self::systemd::{notify, say_that_it_lives};
+use self::systemd::Notifier;
 use crate::common::Failure;
 use crate::settings::Given;
 
+/// Fewer connections than this are worth a warning.
+const FEW_CONNECTIONS: usize = 1_024;
+
 pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     let config = given.settings()?.config;
-    crate::log::begin(&config.log, config.log_format)?;
+    let log = crate::log::begin_queued(&config.log, config.log_format)?;
+    crate::threads::start_blocking_threads().await;
+    let notifier = Notifier::from_environment();
     // Before anything is bound or loaded: who may not serve so is told at once.
-    let options = assemble::serve_options(&config)?;
+    let mut options = assemble::serve_options(&config, log)?;
     open_many_files();
     compare_memory(config.memory.bytes());
     iovcache::server::hush_panics_of_decoding();
     // Sockets that listen already, and what a predecessor left.
     let (heritage, sockets) = Heritage::of(iovcache::shm::inherited_files());
-    let (cache, fairmq) = assemble::cache(&config, heritage)?;
+    let (cache, fairmq) = assemble::cache(&config, heritage, notifier.descriptor_store())?;
     let listeners = Listeners::bind_with(&assemble::listen_options(&config), sockets).await?;
     if !config.insecure {
         listeners.check_exposed(&options.access)?;
     }
+    share_descriptors(&config, &mut options);
     let mut ready = json!({
         "ready": true,
         "flight": listeners.flight_urls(),
@@ -55,25 +61,30 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     }
     let shutdown = {
         let (signals, hurry) = (Signals::listen()?, options.hurry.clone());
+        let notifier = notifier.clone();
         async move {
             signals.stop(hurry).await;
-            notify(sd_notify::NotifyState::Stopping);
+            notifier.tell("STOPPING=1");
         }
     };
     if let Some(limit) = sd_notify::watchdog_enabled() {
-        tokio::spawn(say_that_it_lives(limit));
+        tokio::spawn(notifier.clone().feed_watchdog(limit));
     }
     let tell = || {
-        let mut out = std::io::stdout();
-        let told = writeln!(out, "{ready}").and_then(|()| out.flush());
-        if let Err(error) = told {
-            tracing::warn!(%error, "nobody reads that the service is ready");
-        }
-        notify(sd_notify::NotifyState::Ready);
+        // Beside the runtime's own threads: a full pipe blocks.
+        tokio::task::spawn_blocking(move || {
+            let mut out = std::io::stdout();
+            let told = writeln!(out, "{ready}").and_then(|()| out.flush());
+            if let Err(error) = told {
+                tracing::warn!(%error, "the line that says ready cannot be written to stdout");
+            }
+        });
+        notifier.tell("READY=1");
     };
     tokio::spawn(access::reload_on_hangup(config, options.access.clone(), options.tls.clone()));
-    iovcache::server::run(listeners, cache, options, shutdown, tell).await?;
-    Ok(())
+    let served = iovcache::server::run(listeners, cache, options, shutdown, tell).await;
+    notifier.flush().await;
+    Ok(served?)
 }
 
 /// As many descriptors as the system allows: each connection and segment has one, and the usual
@@ -84,6 +95,30 @@ fn open_many_files() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
+}
+
+/// Lowers the limits of connections to what the limit of open files allows.
+fn share_descriptors(config: &Config, options: &mut ServeOptions) {
+    let segments = config.memory.bytes().div_ceil(config.segment.bytes());
+    let descriptors = match Descriptors::of_this_process(segments) {
+        Ok(descriptors) => descriptors,
+        Err(error) => return tracing::warn!(%error, "connections are limited as configured"),
+    };
+    let shares = descriptors.share(&options.limits, config.ccdb_server.listen.is_some());
+    let (configured, connections) = (options.limits.connections, shares.limits.connections);
+    let was_asked_for = configured != Limits::default().connections;
+    if connections < configured && (was_asked_for || connections < FEW_CONNECTIONS) {
+        tracing::warn!(
+            open_files = descriptors.limit,
+            configured,
+            connections,
+            "the limit of open files (ulimit -n, LimitNOFILE=) allows fewer connections than \
+             `limits.connections`"
+        );
+    }
+    options.limits = shares.limits;
+    options.http_connections = shares.http_connections;
+    options.ccdb_connections = shares.ccdb_connections;
 }
 
 /// Says at the start what would come out when the memory is needed.

@@ -1,8 +1,10 @@
 //! What operators look at: the status page, `/metrics` (Prometheus), `/healthz` (it lives), `/readyz`
 //! (it serves).
 //!
-//! Plain HTTP/1.1, read only, and told apart from the Flight port so that it can be opened to
-//! others than the consumers.
+//! Plain HTTP/1.1, read only, on a port of its own so that it can be opened to others than the
+//! consumers. A new connection is always accepted: [`visitors`] ends another one for it.
+
+mod visitors;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -22,20 +24,25 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use self::visitors::{Visitor, Visitors};
+use super::log::LogWriter;
 use super::metrics;
 use super::page::{self, Live};
 use crate::cache::Cache;
 
-/// How many connections are served at a time; more wait to be accepted.
-const MAX_CONNECTIONS: usize = 64;
+/// How many connections are served at a time, where the descriptors allow it.
+pub(super) const MAX_CONNECTIONS: usize = 128;
 /// How long a client may take to send its request's head, or leave a connection idle.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
-/// How long a connection may last, whatever is done on it: who stopped to read goes too.
+/// Longest head of a request.
+const HEAD_BYTES: usize = 16 << 10;
+/// How long a connection may last, whatever is done on it.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(900);
+/// How long accepting pauses when the system has no more descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -53,50 +60,76 @@ impl Readiness {
     }
 }
 
+/// What the port is served with.
+#[derive(Debug)]
+pub(super) struct HttpOptions {
+    pub(super) cache: Cache,
+    pub(super) readiness: Readiness,
+    /// The writer of the log, whose losses are a metric.
+    pub(super) log: Option<LogWriter>,
+    /// Connections at a time.
+    pub(super) connections: usize,
+}
+
 /// Answers until `stop`.
-pub(super) async fn serve(
-    listener: TcpListener,
-    cache: Cache,
-    readiness: Readiness,
-    stop: CancellationToken,
-) {
+pub(super) async fn serve(listener: TcpListener, options: HttpOptions, stop: CancellationToken) {
+    let HttpOptions { cache, readiness, log, connections } = options;
     let live = Live::new(cache.clone());
-    let site = Arc::new(Site { registry: metrics::registry(cache), readiness, live });
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let site = Arc::new(Site { registry: metrics::registry(cache, log), readiness, live });
+    let visitors = Visitors::new(connections);
     loop {
-        let accepted = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (listener.accept().await, place)
-        };
-        let (accepted, place) = tokio::select! {
-            accepted = accepted => accepted,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        match accepted {
+            Ok((stream, _)) => {
+                let visitor = visitors.enter();
+                tokio::spawn(attend(stream, Arc::clone(&site), visitor, stop.clone()));
+            }
             Err(error) => {
                 tracing::warn!(%error, "accepting on the HTTP port failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-        };
-        let (site, stop) = (Arc::clone(&site), stop.clone());
-        tokio::spawn(async move {
-            let _place = place;
-            let answer = service_fn(move |request| {
-                let site = Arc::clone(&site);
-                async move { Ok::<_, Infallible>(site.answer(&request)) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_LIMIT)
-                .serve_connection(TokioIo::new(stream), answer);
-            tokio::select! {
-                // A client that breaks off is its own affair.
-                _ = tokio::time::timeout(CONNECTION_LIMIT, connection) => {}
-                () = stop.cancelled() => {}
+        }
+    }
+}
+
+/// Serves one connection.
+async fn attend(
+    stream: TcpStream,
+    site: Arc<Site>,
+    visitor: Arc<Visitor>,
+    stop: CancellationToken,
+) {
+    let answer = service_fn({
+        let visitor = Arc::clone(&visitor);
+        move |request| {
+            visitor.progressed();
+            let (site, visitor) = (Arc::clone(&site), Arc::clone(&visitor));
+            async move {
+                let answer = site.answer(&request).map(|body| {
+                    // A part is asked for once the one before it was sent.
+                    let body = body.map_frame(move |frame| {
+                        visitor.progressed();
+                        frame
+                    });
+                    body.boxed_unsync()
+                });
+                Ok::<_, Infallible>(answer)
             }
-        });
+        }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), answer);
+    tokio::select! {
+        // A client that breaks off is its own affair.
+        _ = tokio::time::timeout(CONNECTION_LIMIT, connection) => {}
+        () = visitor.ended() => {}
+        () = stop.cancelled() => {}
     }
 }
 
