@@ -320,7 +320,7 @@ impl Folder {
             let path = path.to_owned();
             move |error| ListenError::Path { path, error }
         };
-        fs::DirBuilder::new().recursive(!own).mode(0o750).create(&path).map_err(failed(&path))?;
+        make_folder(&path).map_err(failed(&path))?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = rustix::fs::open(&path, flags, Mode::empty());
         let folder = folder.map_err(io::Error::from).map_err(failed(&path))?;
@@ -383,6 +383,18 @@ impl Folder {
             Ok(listener)
         })();
         made.map_err(|error| ListenError::Path { path, error })
+    }
+}
+
+/// Makes the folder where it is not there, for the user and its group, whatever the umask says.
+fn make_folder(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o750)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
