@@ -1,7 +1,7 @@
 //! Every figure of a cache as Prometheus reads it, with a help text each.
 //!
-//! Labels are bounded: the only one is `source`, of which there are as many as are configured, and
-//! no more than [`MAX_SOURCES`].
+//! Labels are bounded: beside `version` of `build_info` the only one is `source`, of which there are
+//! as many as are configured, and no more than [`MAX_SOURCES`].
 
 use std::fmt;
 
@@ -50,6 +50,10 @@ struct Figures(Cache);
 
 impl Collector for Figures {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let build = ConstGauge::new(1_i64);
+        let help = "The version that runs; the value is 1.";
+        let mut place = encoder.encode_descriptor("build_info", help, None, build.metric_type())?;
+        build.encode(place.encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?)?;
         for (name, help, value) in self.0.counters().all() {
             let counter = ConstCounter::new(value);
             let unit = name.ends_with("_bytes").then_some(&Unit::Bytes);

@@ -31,6 +31,7 @@ mod listen;
 mod log;
 mod metrics;
 mod page;
+mod process;
 mod put;
 mod status;
 mod ticket;
@@ -186,7 +187,7 @@ pub async fn run(
         };
         rest.spawn(http::serve(listener, http, end_sessions.clone()));
     }
-    readiness.set(true);
+    readiness.set(Readiness::READY);
     ready();
 
     let failure = tokio::select! {
@@ -197,7 +198,7 @@ pub async fn run(
         },
     };
     tracing::info!("stopping");
-    readiness.set(false);
+    readiness.set(Readiness::STOPPING);
     for service in SERVICES {
         health.set_service_status(service, ServingStatus::NotServing).await;
     }

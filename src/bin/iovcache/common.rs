@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::OnceLock;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use iovcache::client::{Client, ClientOptions, TlsFiles};
@@ -34,6 +35,14 @@ impl Failure {
             _ => 1,
         };
         Self::new(status, format_args!("{what}: {error}"))
+    }
+
+    /// stdout takes no more. A reader that has enough (`| head`) ends the command quietly.
+    pub(crate) fn stdout(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::new(0, ""),
+            _ => Self::io("cannot write to stdout", error),
+        }
     }
 
     /// What was asked for makes no sense.
@@ -69,7 +78,9 @@ impl Failure {
 
     /// Says it on stderr, and with which status to leave.
     pub(crate) fn tell(self) -> ExitCode {
-        crate::log::say(&format!("iovcache: {}", escape(&self.message)));
+        if self.status != 0 {
+            crate::log::say(&format!("iovcache: {}", escape(&self.message)));
+        }
         for line in &self.more {
             crate::log::say(&escape(line));
         }
@@ -86,9 +97,19 @@ impl fmt::Display for Failure {
 
 impl<E: Coded> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::new(error.kind().exit_status(), error.message())
+        let mut message = error.message();
+        // What broke on the way does not know where it was going.
+        if let (ErrorKind::Unavailable, Some(url)) = (error.kind(), SERVICE.get())
+            && !message.contains(url.as_str())
+        {
+            message = format!("{message} (service: {url})");
+        }
+        Self::new(error.kind().exit_status(), message)
     }
 }
+
+/// The service that this command asks.
+static SERVICE: OnceLock<String> = OnceLock::new();
 
 /// Which service.
 #[derive(Debug, clap::Args)]
@@ -153,9 +174,7 @@ impl Access {
         options: ClientOptions,
     ) -> Result<Client, Failure> {
         let read = |file: &Path| fs::read(file).map_err(|error| Failure::io(file.display(), error));
-        let text = |file: &Path| {
-            fs::read_to_string(file).map_err(|error| Failure::io(file.display(), error))
-        };
+        let text = crate::input::text;
         let token = match &self.token_file {
             Some(file) => Some(Secret::from(text(file)?.trim())),
             None => self.token.clone(),
@@ -167,6 +186,7 @@ impl Access {
         let authority = self.ca.as_deref().map(read).transpose()?;
         let tls = TlsFiles { authority, identity, domain: None };
         let options = ClientOptions { token, tls, insecure: self.insecure, ..options };
+        let _ = SERVICE.set(url.to_owned());
         Ok(Client::connect_with(url, options).await?)
     }
 
@@ -194,15 +214,15 @@ pub(crate) fn now() -> Timestamp {
     Clock::system().wall()
 }
 
-/// Writes to stdout. That nobody reads on (`| head`) is no failure.
+/// Writes to stdout.
 pub(crate) fn out(text: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(text).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::io("cannot write to stdout", error))
-        }
-        _ => Ok(()),
-    }
+    out.write_all(text).and_then(|()| out.flush()).map_err(Failure::stdout)
+}
+
+/// Writes a line to stdout.
+pub(crate) fn out_line(line: impl fmt::Display) -> Result<(), Failure> {
+    out(format!("{line}\n").as_bytes())
 }
 
 /// Bytes as a person reads them.

@@ -10,14 +10,14 @@ use std::os::fd::AsFd as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use iovcache::escape::{EscapingWriter, must_escape};
+use iovcache::escape::{EscapingWriter, escape, must_escape};
 use iovcache::server::{LogFormat, LogWriter};
 use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, fmt};
+use tracing_subscriber::{EnvFilter, Layer as _, fmt, reload};
 
 use crate::common::Failure;
 
@@ -28,6 +28,10 @@ const END_LIMIT: Duration = Duration::from_millis(500);
 
 /// The writer of a service's log.
 static WRITER: OnceLock<LogWriter> = OnceLock::new();
+
+/// Replaces the filter of the log.
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+static FILTER: OnceLock<SetFilter> = OnceLock::new();
 
 /// Logs to stderr what `filter` lets through.
 pub(crate) fn begin(filter: &str, format: LogFormat) -> Result<(), Failure> {
@@ -53,8 +57,8 @@ fn start<W: io::Write + 'static>(
     format: LogFormat,
     writer: impl Fn() -> W + Send + Sync + 'static,
 ) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|error| Failure::usage(format!("--log {filter:?}: {error}")))?;
+    let (filter, handle) = reload::Layer::new(parse(filter)?);
+    let _ = FILTER.set(Box::new(move |filter| handle.reload(filter)));
     let log = match format {
         LogFormat::Text => {
             let log = fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal());
@@ -70,6 +74,17 @@ fn start<W: io::Write + 'static>(
     let all = all.with(traces::layer()?);
     all.init();
     Ok(())
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, Failure> {
+    EnvFilter::try_new(filter).map_err(|error| Failure::usage(format!("--log {filter:?}: {error}")))
+}
+
+/// Logs what another filter lets through, from now on.
+pub(crate) fn set_filter(filter: &str) -> Result<(), Failure> {
+    let filter = parse(filter)?;
+    let Some(set) = FILTER.get() else { return Ok(()) };
+    set(filter).map_err(|error| Failure::failed(format!("the filter of the log: {error}")))
 }
 
 /// Fields as `name=value`, the message without its name. Each value is escaped, since it may come
@@ -115,22 +130,29 @@ impl<W: io::Write> io::Write for JsonLine<W> {
 
 /// The line in place of those that were lost.
 fn notice(lost: u64, format: LogFormat) -> String {
+    let message = format!("{lost} lines of the log were lost: stderr is not read fast enough");
+    format!("{}\n", line_of("WARN", "iovcache::log", &message, format))
+}
+
+/// A line that no filter holds back, in the form of the others.
+fn line_of(level: &str, target: &str, message: &str, format: LogFormat) -> String {
     let mut time = String::new();
     let _ = SystemTime.format_time(&mut Writer::new(&mut time));
-    let message = "lines of the log were lost: stderr is not read fast enough";
     match format {
-        LogFormat::Text => format!("{time}  WARN iovcache::log: {message} lost={lost}\n"),
-        LogFormat::Json => {
-            let line = serde_json::json!({
-                "timestamp": time,
-                "level": "WARN",
-                "message": message,
-                "lost": lost,
-                "target": "iovcache::log",
-            });
-            format!("{line}\n")
-        }
+        LogFormat::Text => format!("{time} {level:>5} {target}: {}", escape(message)),
+        LogFormat::Json => serde_json::json!({
+            "timestamp": time,
+            "level": level,
+            "message": message,
+            "target": target,
+        })
+        .to_string(),
     }
+}
+
+/// Writes a line to the log, whatever its filter.
+pub(crate) fn say_as(message: &str, format: LogFormat) {
+    say(&line_of("INFO", "iovcache::serve", message, format));
 }
 
 /// Writes a line to stderr, of a service through its log's thread.

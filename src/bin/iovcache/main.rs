@@ -9,7 +9,9 @@ mod common;
 mod config;
 mod copy;
 mod demo;
+mod hints;
 mod import;
+mod input;
 mod log;
 mod ls;
 mod papers;
@@ -20,6 +22,7 @@ mod settings;
 mod status;
 mod table;
 mod threads;
+mod time;
 mod timeline;
 mod token;
 mod verify;
@@ -55,7 +58,8 @@ enum Command {
     Copy(Box<copy::Arguments>),
     /// Ask for a table and print it.
     Table(Box<table::Arguments>),
-    /// Write the bytes of an object to stdout.
+    /// Write the bytes of an object to stdout (also: get).
+    #[command(alias = "get")]
     Cat(cat::Arguments),
     /// List the paths that a service knows.
     Ls(ls::Arguments),
@@ -81,17 +85,22 @@ enum Command {
 
 /// The commands with all of their options.
 pub(crate) fn program() -> clap::Command {
-    Program::command()
+    let command = Program::command()
         .mut_arg("log", settings::in_environment)
         .mut_arg("log_format", settings::in_environment)
         .mut_subcommand("serve", settings::dress)
-        .mut_subcommand("config", |config| config.mut_subcommand("show", settings::dress))
+        .mut_subcommand("config", |config| config.mut_subcommand("show", settings::dress));
+    settings::without_empty_variables(command)
 }
 
 /// Ends as clap does, but shows no control characters of the arguments.
 fn refuse(error: &clap::Error) -> ! {
-    let text = error.render().to_string();
-    if text.lines().any(|line| line.chars().any(must_escape)) {
+    let mut text = error.render().to_string();
+    let variable = settings::variable_at_fault(&program(), error);
+    if let Some(variable) = &variable {
+        text = format!("{}\n(the value stands in the environment, in {variable})", text.trim_end());
+    }
+    if variable.is_some() || text.lines().any(|line| line.chars().any(must_escape)) {
         text.lines().for_each(|line| log::say(&escape(line)));
         std::process::exit(error.exit_code());
     }

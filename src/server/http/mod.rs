@@ -4,20 +4,21 @@
 //! Plain HTTP/1.1, read only, on a port of its own so that it can be opened to others than the
 //! consumers. A new connection is always accepted: [`visitors`] ends another one for it.
 
+mod exposition;
 mod visitors;
 
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
-    RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue,
+    REFERRER_POLICY, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -27,11 +28,15 @@ use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use self::exposition::Format;
 use self::visitors::{Visitor, Visitors};
 use super::log::LogWriter;
 use super::metrics;
 use super::page::{self, Live};
+use super::process;
 use crate::cache::Cache;
+use crate::escape::escape;
+use crate::source::SourceState;
 
 /// How many connections are served at a time, where the descriptors allow it.
 pub(super) const MAX_CONNECTIONS: usize = 128;
@@ -46,16 +51,23 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// Whether the service takes requests.
+/// Whether the service takes requests, and if not, why.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Readiness(Arc<AtomicBool>);
+pub(super) struct Readiness(Arc<AtomicU8>);
 
 impl Readiness {
-    pub(super) fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Release);
+    /// It has yet to start, as at first.
+    const STARTING: u8 = 0;
+    /// It takes requests.
+    pub(super) const READY: u8 = 1;
+    /// It ends once requests under way are answered.
+    pub(super) const STOPPING: u8 = 2;
+
+    pub(super) fn set(&self, state: u8) {
+        self.0.store(state, Ordering::Release);
     }
 
-    fn get(&self) -> bool {
+    fn get(&self) -> u8 {
         self.0.load(Ordering::Acquire)
     }
 }
@@ -75,7 +87,8 @@ pub(super) struct HttpOptions {
 pub(super) async fn serve(listener: TcpListener, options: HttpOptions, stop: CancellationToken) {
     let HttpOptions { cache, readiness, log, connections } = options;
     let live = Live::new(cache.clone());
-    let site = Arc::new(Site { registry: metrics::registry(cache, log), readiness, live });
+    let registries = [metrics::registry(cache.clone(), log), process::registry()];
+    let site = Arc::new(Site { cache, registries, readiness, live });
     let visitors = Visitors::new(connections);
     loop {
         let accepted = tokio::select! {
@@ -134,14 +147,14 @@ async fn attend(
 }
 
 struct Site {
-    registry: Registry,
+    cache: Cache,
+    registries: [Registry; 2],
     readiness: Readiness,
     live: Arc<Live>,
 }
 
 impl Site {
     fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
-        const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
             response.headers_mut().insert(ALLOW, const { HeaderValue::from_static("GET, HEAD") });
@@ -151,21 +164,72 @@ impl Site {
             "/" => document(),
             "/events" => self.events(),
             "/healthz" => plain(StatusCode::OK, "ok\n"),
-            "/readyz" if self.readiness.get() => plain(StatusCode::OK, "ready\n"),
-            "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-            "/metrics" => {
-                let mut body = String::new();
-                match text::encode(&mut body, &self.registry) {
-                    Ok(()) => whole(StatusCode::OK, METRICS, body),
-                    Err(fmt::Error) => {
-                        let text = "the metrics could not be written\n";
-                        plain(StatusCode::INTERNAL_SERVER_ERROR, text)
-                    }
-                }
-            }
+            "/readyz" => self.readyz(),
+            "/metrics" => self.metrics(request),
             _ => {
                 let text = "there are /, /events, /metrics, /healthz and /readyz\n";
                 plain(StatusCode::NOT_FOUND, text)
+            }
+        }
+    }
+
+    /// 200 where the service takes requests, with what is not as it should be; else 503 with the
+    /// reason.
+    fn readyz(&self) -> Response<Body> {
+        let reason = match self.readiness.get() {
+            Readiness::READY => {
+                let notes: String = self.notes().iter().map(|note| format!("{note}\n")).collect();
+                return plain(StatusCode::OK, &format!("ready\n{notes}"));
+            }
+            Readiness::STARTING => "the service is starting",
+            _ => "the service is stopping: requests under way are answered, new ones are refused",
+        };
+        plain(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {reason}\n"))
+    }
+
+    /// What hinders some requests, though the service takes them.
+    fn notes(&self) -> Vec<String> {
+        let health = self.cache.sources();
+        let down = health.iter().filter(|source| source.state == SourceState::Down);
+        let mut notes: Vec<String> = down
+            .map(|source| {
+                let url = escape(&source.url);
+                format!("note: source {url} does not answer; what is in memory is served")
+            })
+            .collect();
+        let memory = self.cache.status().memory;
+        if memory.total_bytes > 0 && memory.pinned_bytes > memory.total_bytes / 20 * 19 {
+            let (pinned, total) = (memory.pinned_bytes, memory.total_bytes);
+            notes.push(format!(
+                "note: {pinned} of {total} bytes of memory are pinned; loads may have to wait"
+            ));
+        }
+        notes
+    }
+
+    fn metrics(&self, request: &Request<Incoming>) -> Response<Body> {
+        // A header may stand there several times.
+        let accept: Vec<&str> =
+            request.headers().get_all(ACCEPT).iter().filter_map(|one| one.to_str().ok()).collect();
+        let accept = (!accept.is_empty()).then(|| accept.join(","));
+        let format = Format::accepted(accept.as_deref());
+        let mut body = String::new();
+        let encoded = self
+            .registries
+            .iter()
+            .try_for_each(|registry| text::encode_registry(&mut body, registry))
+            .and_then(|()| text::encode_eof(&mut body));
+        match encoded {
+            Ok(()) => {
+                let body = format.of_open_metrics(body);
+                let mut response = whole(StatusCode::OK, format.media_type(), body);
+                let vary = const { HeaderValue::from_static("accept") };
+                response.headers_mut().insert(VARY, vary);
+                response
+            }
+            Err(fmt::Error) => {
+                let text = "the metrics could not be written\n";
+                plain(StatusCode::INTERNAL_SERVER_ERROR, text)
             }
         }
     }

@@ -9,16 +9,19 @@
 mod access;
 mod arguments;
 mod assemble;
+mod check;
 mod signals;
 mod systemd;
 
 use std::io::Write as _;
 
+use iovcache::Cache;
 use iovcache::cache::Heritage;
 use iovcache::server::{Config, Descriptors, Limits, Listeners, ServeOptions};
 use serde_json::json;
 
 pub(crate) use self::arguments::{Arguments, LogArguments};
+pub(crate) use self::check::check;
 use self::signals::Signals;
 use self::systemd::Notifier;
 use crate::common::Failure;
@@ -70,7 +73,10 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     if let Some(limit) = sd_notify::watchdog_enabled() {
         tokio::spawn(notifier.clone().feed_watchdog(limit));
     }
+    let greeting = greeting(&config, &cache, &ready);
+    let log_format = config.log_format;
     let tell = || {
+        crate::log::say_as(&greeting, log_format);
         // Beside the runtime's own threads: a full pipe blocks.
         tokio::task::spawn_blocking(move || {
             let mut out = std::io::stdout();
@@ -81,7 +87,8 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
         });
         notifier.tell("READY=1");
     };
-    tokio::spawn(access::reload_on_hangup(config, options.access.clone(), options.tls.clone()));
+    let (access, tls) = (options.access.clone(), options.tls.clone());
+    tokio::spawn(access::reload_on_hangup(given.clone(), config, access, tls));
     let served = iovcache::server::run(listeners, cache, options, shutdown, tell).await;
     notifier.flush().await;
     Ok(served?)
@@ -95,6 +102,23 @@ fn open_many_files() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
+}
+
+/// One line for a person: what runs, where, and over what.
+fn greeting(config: &Config, cache: &Cache, ready: &serde_json::Value) -> String {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let flight: Vec<String> = ready["flight"].as_array().into_iter().flatten().map(text).collect();
+    // Without credentials.
+    let sources: Vec<String> = cache.sources().into_iter().map(|source| source.url).collect();
+    format!(
+        "iovcache {} (pid {}) serves {} over {} of memory at {}; its page is {}/",
+        env!("CARGO_PKG_VERSION"),
+        std::process::id(),
+        sources.join(", "),
+        config.memory,
+        flight.join(" and "),
+        text(&ready["http"]),
+    )
 }
 
 /// Lowers the limits of connections to what the limit of open files allows.
