@@ -105,7 +105,8 @@ impl Document {
     }
 }
 
-/// Takes the innermost entry out that has `offset` in its name or value; whether there is one.
+/// Takes the innermost entry out that has `offset` in its name or value; whether there is one. The
+/// span of a table is that of its heading, so what is in it is searched first.
 fn take_out(table: &mut DeTable<'_>, offset: usize) -> bool {
     let mut is_gone = false;
     let entries = std::mem::take(table).into_iter();
@@ -114,29 +115,38 @@ fn take_out(table: &mut DeTable<'_>, offset: usize) -> bool {
             if is_gone {
                 return Some((name, value));
             }
-            let (in_name, in_value) = (name.span(), value.span());
-            is_gone = in_name.contains(&offset) || in_value.contains(&offset);
-            let keeps_rest =
-                is_gone && !in_name.contains(&offset) && take_out_of(&mut value, offset);
-            (!is_gone || keeps_rest).then_some((name, value))
+            if !name.span().contains(&offset) && take_out_of(&mut value, offset) {
+                is_gone = true;
+                return Some((name, value));
+            }
+            is_gone = name.span().contains(&offset) || value.span().contains(&offset);
+            (!is_gone).then_some((name, value))
         })
         .collect();
     is_gone
 }
 
-/// The same within a value; `false`: there is nothing smaller than the value itself.
+/// The same within a value.
 fn take_out_of(value: &mut Spanned<DeValue<'_>>, offset: usize) -> bool {
     match value.get_mut() {
         DeValue::Table(inner) => take_out(inner, offset),
         DeValue::Array(items) => {
+            let mut is_gone = false;
             *items = std::mem::replace(items, std::iter::empty().collect())
                 .into_iter()
                 .filter_map(|mut item| {
-                    let is_here = item.span().contains(&offset);
-                    (!is_here || take_out_of(&mut item, offset)).then_some(item)
+                    if is_gone {
+                        return Some(item);
+                    }
+                    is_gone = take_out_of(&mut item, offset);
+                    if !is_gone && item.span().contains(&offset) {
+                        is_gone = true;
+                        return None;
+                    }
+                    Some(item)
                 })
                 .collect();
-            true
+            is_gone
         }
         _ => false,
     }

@@ -5,6 +5,7 @@
 //! consumers. A new connection is always accepted: [`visitors`] ends another one for it.
 
 mod exposition;
+mod progress;
 mod visitors;
 
 use std::convert::Infallible;
@@ -29,6 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use self::exposition::Format;
+use self::progress::ProgressBody;
 use self::visitors::{Visitor, Visitors};
 use super::log::LogWriter;
 use super::metrics;
@@ -121,14 +123,7 @@ async fn attend(
             visitor.progressed();
             let (site, visitor) = (Arc::clone(&site), Arc::clone(&visitor));
             async move {
-                let answer = site.answer(&request).map(|body| {
-                    // A part is asked for once the one before it was sent.
-                    let body = body.map_frame(move |frame| {
-                        visitor.progressed();
-                        frame
-                    });
-                    body.boxed_unsync()
-                });
+                let answer = site.answer(&request).map(|body| ProgressBody::new(body, visitor));
                 Ok::<_, Infallible>(answer)
             }
         }
