@@ -22,6 +22,7 @@
 //! | `client` | [`client`]: asks a service; links neither moka nor a server |
 //! | `capi` | the C ABI: resolving, and a cache in a device of C or C++ |
 //! | `cli` (default) | the program `iovcache` |
+//! | `clouds` (default) | repositories in object stores |
 //!
 //! Linux only: memfd, SCM_RIGHTS, SO_PEERCRED.
 

@@ -278,21 +278,26 @@ fn json(batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
 }
 
 fn csv(batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
-    let mut bytes = Vec::new();
+    let failed = |error| ArrowError::ExternalError(Box::new(error));
+    let mut writer = csv::Writer::from_writer(Vec::new());
     for (number, batch) in batches.iter().enumerate() {
-        let texts =
-            batch.columns().iter().map(|column| text_of(column)).collect::<Result<_, _>>()?;
-        let names = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
-        bytes.extend(csv_of(names, texts, number == 0)?);
+        if number == 0 {
+            let schema = batch.schema();
+            writer
+                .write_record(schema.fields().iter().map(|field| field.name()))
+                .map_err(failed)?;
+        }
+        let columns: Vec<ArrayRef> =
+            batch.columns().iter().map(text_of).collect::<Result<_, _>>()?;
+        let texts: Vec<&StringArray> = columns.iter().map(|column| column.as_string()).collect();
+        for row in 0..batch.num_rows() {
+            // Null is an empty field.
+            let fields =
+                texts.iter().map(|text| if text.is_null(row) { "" } else { text.value(row) });
+            writer.write_record(fields).map_err(failed)?;
+        }
     }
-    Ok(bytes)
-}
-
-fn csv_of(names: Vec<String>, columns: Vec<ArrayRef>, header: bool) -> Result<Vec<u8>, ArrowError> {
-    let batch = RecordBatch::try_from_iter(names.into_iter().zip(columns))?;
-    let mut bytes = Vec::new();
-    arrow_csv::WriterBuilder::new().with_header(header).build(&mut bytes).write(&batch)?;
-    Ok(bytes)
+    writer.into_inner().map_err(|error| ArrowError::CsvError(error.to_string()))
 }
 
 /// Each value as text; null stays null.
