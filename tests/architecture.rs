@@ -48,6 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "cache",
             "clock",
             "error",
+            "escape",
             "index",
             "interval",
             "object",

@@ -8,7 +8,7 @@ use std::path::Path;
 use iovcache::cache::PeerPolicy;
 use iovcache::server::{Access, Config, Keys, Tls, TlsConfig};
 use iovcache::{Clock, ErrorKind};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::Signal;
 
 use crate::common::Failure;
 use crate::settings::Given;
@@ -64,15 +64,12 @@ impl AccessFiles<'_> {
 /// Reads configuration, keys, certificates and the log's filter again on each SIGHUP. What cannot
 /// be read is told, and changes nothing; what takes a restart is named.
 pub(super) async fn reload_on_hangup(
+    mut hangup: Signal,
     given: Given,
     started_with: Config,
     access: Access,
     tls: Option<Tls>,
 ) {
-    let mut hangup = match signal(SignalKind::hangup()) {
-        Ok(hangup) => hangup,
-        Err(error) => return tracing::warn!(%error, "SIGHUP cannot be listened for"),
-    };
     while hangup.recv().await.is_some() {
         let given = given.clone();
         // Files may be slow.
