@@ -239,6 +239,8 @@ fn metrics_come_in_the_format_that_is_asked_for_and_readiness_with_what_is_wrong
     let text = get("text/plain;version=0.0.4;q=1,*/*;q=0.1");
     assert!(text.contains("text/plain; version=0.0.4") && !text.contains("# EOF"));
     assert!(text.contains("# TYPE iovcache_hits_total counter"));
+    // What quantiles are computed from ends without a bound.
+    assert!(text.contains("iovcache_answer_seconds_bucket{le=\"+Inf\"} "), "{text}");
     for name in ["iovcache_build_info{version=", "process_cpu_seconds_total ", "process_open_fds "]
     {
         assert!([&open, &text].iter().all(|text| text.contains(&format!("\n{name}"))), "{name}");

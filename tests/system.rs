@@ -64,7 +64,7 @@ async fn a_log_that_is_not_read_stops_neither_requests_nor_the_end_and_its_losse
     };
     // Each table leaves a line, here of a megabyte.
     let columns = |request: TableRequest| {
-        (0..2_000).fold(request, |request, number| request.column(&format!("c{number}"), DRIFT))
+        (0..2_000).fold(request, |request, number| request.column(format!("c{number}"), DRIFT))
     };
     let began = Instant::now();
     while lost() == 0 {

@@ -131,7 +131,7 @@ fn by_url(sources: Vec<SourceHealth>) -> Vec<SourceHealth> {
 fn encode_timing(timing: &Timing, mut place: MetricEncoder<'_>) -> Result<(), fmt::Error> {
     let bounds = Histogram::BOUNDS_MICROS.iter().map(|micros| *micros as f64 / 1e6);
     let buckets: Vec<(f64, u64)> =
-        bounds.chain([f64::MAX]).zip(timing.counts.iter().copied()).collect();
+        bounds.chain([f64::INFINITY]).zip(timing.counts.iter().copied()).collect();
     let count = timing.counts.iter().sum();
     place.encode_histogram::<NoLabelSet>(timing.sum.as_secs_f64(), count, &buckets, None)
 }
