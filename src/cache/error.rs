@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::budget::OverBudget;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::Timestamp;
 use crate::object::{InvalidPath, ObjectId, ObjectPath};
 use crate::shm::PoolError;
-use crate::source::SourceError;
+use crate::source::{ClaimError, SourceError};
 use crate::table::{EncodeError, RequestError, SHORT_SPAN, TimestampsError};
 
 /// Nothing is valid for some timestamps of one column.
@@ -80,6 +81,12 @@ pub enum CacheError {
         /// What the request says of its timestamps.
         gap_ms: i64,
     },
+    /// The source does not bear out what a lock says of a version.
+    #[error("lock")]
+    Claim(#[from] ClaimError),
+    /// The request would hold more memory than it may.
+    #[error(transparent)]
+    Budget(#[from] OverBudget),
     /// No such table in the configuration.
     #[error("no table {name:?} is configured; there are: {}", known.join(", "))]
     UnknownTable {
@@ -137,11 +144,20 @@ pub enum CacheError {
         /// What there is.
         total_bytes: u64,
     },
-    /// No such session.
-    #[error("session {session:?} is not known: it never was, or its process went away")]
-    UnknownSession {
-        /// What was given.
-        session: String,
+    /// No such session, or one of another user or node. Its id is a secret, and not in the message.
+    #[error(
+        "the session of this request is not known: its process is gone, or the request does not come \
+         from its user on its node"
+    )]
+    UnknownSession,
+    /// The name of the consumer is in use by others.
+    #[error(
+        "consumer {consumer:?} is attached or has a stream: only that process or stream, its user or \
+         key, or a role that may administer reports and reads in its name"
+    )]
+    ForeignConsumer {
+        /// The name.
+        consumer: String,
     },
     /// The consumer would hold more than it may.
     #[error(
@@ -171,12 +187,9 @@ pub enum CacheError {
         /// For how long it may.
         limit_ms: u64,
     },
-    /// The lease is over.
-    #[error("lease {lease:?} has ended: released, or its time ran out")]
-    LeaseEnded {
-        /// What was given.
-        lease: String,
-    },
+    /// The lease is over. Its id is a secret, and not in the message.
+    #[error("the lease has ended: released, revoked, or its time ran out")]
+    LeaseEnded,
     /// The source did not say which version holds.
     #[error("cannot tell which version of {path} holds at {at}")]
     LookUp {
@@ -204,6 +217,17 @@ pub enum CacheError {
         path: ObjectPath,
         /// The limit.
         limit: usize,
+    },
+    /// The source has nothing at many timestamps, and does not list the path.
+    #[error(
+        "nothing is valid for {path} at the first {asked_in_all} timestamps for which its source was \
+         asked; it does not list the path, and is not asked for each of the others"
+    )]
+    NothingFound {
+        /// The path.
+        path: ObjectPath,
+        /// At how many timestamps.
+        asked_in_all: usize,
     },
     /// The bytes of an object could not be loaded.
     #[error("cannot load version {id} of {path}")]
@@ -285,14 +309,18 @@ impl Coded for CacheError {
             Self::Timestamps(error) => error.kind(),
             Self::Path(error) => error.kind(),
             Self::Encode(error) => error.kind(),
+            Self::Claim(error) => error.kind(),
+            Self::Budget(error) => error.kind(),
             Self::Missing { .. }
+            | Self::NothingFound { .. }
             | Self::UnknownTable { .. }
             | Self::UnknownTimeframe { .. }
             | Self::UnknownConsumer { .. } => ErrorKind::NotFound,
             Self::TimeframeExists { .. } => ErrorKind::AlreadyExists,
+            Self::ForeignConsumer { .. } => ErrorKind::PermissionDenied,
             Self::ShortSpan { .. }
-            | Self::UnknownSession { .. }
-            | Self::LeaseEnded { .. }
+            | Self::UnknownSession
+            | Self::LeaseEnded
             | Self::AlreadyConsumed { .. } => ErrorKind::FailedPrecondition,
             Self::LookUp { error, .. } | Self::Paths { error, .. } | Self::Load { error, .. } => {
                 error.kind()
@@ -317,6 +345,8 @@ impl Coded for CacheError {
             Self::Timestamps(error) => error.code(),
             Self::Path(error) => error.code(),
             Self::Encode(error) => error.code(),
+            Self::Claim(error) => error.code(),
+            Self::Budget(error) => error.code(),
             Self::LookUp { error, .. } | Self::Paths { error, .. } | Self::Load { error, .. } => {
                 error.code()
             }
@@ -325,11 +355,12 @@ impl Coded for CacheError {
             Self::UnknownTable { .. } => Code(2011),
             Self::ShortSpan { .. } => SHORT_SPAN,
             Self::TooManyLookUps { .. } => Code(2012),
+            Self::NothingFound { .. } => Code(2015),
             Self::TwoContents { .. } => Code(3010),
             Self::MemoryPinned { .. } => Code(4010),
             Self::NeverFits { .. } => Code(4011),
-            Self::UnknownSession { .. } => Code(5001),
-            Self::LeaseEnded { .. } => Code(5002),
+            Self::UnknownSession => Code(5001),
+            Self::LeaseEnded => Code(5002),
             Self::UnknownTimeframe { .. } => Code(5010),
             Self::UnknownConsumer { .. } => Code(5011),
             Self::AlreadyConsumed { .. } => Code(5012),
@@ -337,6 +368,7 @@ impl Coded for CacheError {
             Self::NoPlace { .. } => Code(5014),
             Self::OverQuota { .. } => Code(5015),
             Self::SlowConsumer { .. } => Code(5016),
+            Self::ForeignConsumer { .. } => Code(5017),
             Self::DeadlineExceeded { .. } => Code(5020),
             Self::Draining => Code(5021),
             Self::Lost { .. } => Code(9001),

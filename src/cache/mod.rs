@@ -128,6 +128,7 @@
 
 mod actions;
 mod ahead;
+mod announcer;
 mod answer;
 mod attach;
 mod builder;
@@ -138,16 +139,20 @@ mod error;
 mod exchange;
 mod flight;
 mod form;
+mod gate;
 mod hand;
 mod keep;
 mod lease;
 mod loader;
+mod locked;
 mod object;
+mod origin;
 mod picture;
 mod pins;
 mod places;
 mod plan;
 mod progress;
+mod publish;
 mod record;
 mod register;
 mod residency;
@@ -155,7 +160,10 @@ mod resident;
 #[cfg(test)]
 mod samples;
 mod slow;
+#[cfg(test)]
+mod tests;
 mod timeframe;
+mod turns;
 mod versions;
 
 use std::collections::BTreeMap;
@@ -168,7 +176,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use answer::{Answer, Asker, Described};
-pub use attach::{AttachGate, NotListed, PeerPolicy};
+pub use attach::{AttachGate, AttachLimits, NotListed, PeerPolicy};
 pub use builder::{BuildError, CacheBuilder};
 pub use error::{CacheError, MissingColumn};
 pub use exchange::Exchange;
@@ -176,6 +184,7 @@ pub use hand::InHand;
 pub use keep::{Heritage, Keeper};
 pub use lease::LeaseId;
 pub use object::{Effective, Held, Versions};
+pub use origin::Origin;
 pub use picture::{
     PathPicture, Picture, Piece, SegmentPicture, SessionPicture, SourcePicture, SpanPicture,
     SpanState,
@@ -215,7 +224,7 @@ struct Inner {
     policies: Policies,
     ahead: ahead::Ahead,
     forms: form::Forms,
-    loader: Loader,
+    loader: Arc<Loader>,
     leases: Arc<Leases>,
     objects: object::Objects,
     hands: Arc<hand::Hands>,
@@ -232,7 +241,7 @@ struct Inner {
     /// Sets of columns that requests may name.
     tables: BTreeMap<String, Vec<ColumnRequest>>,
     /// What became of the loading that polls have started.
-    polls: std::sync::Mutex<progress::Polls>,
+    polls: Arc<std::sync::Mutex<progress::Polls>>,
     attach_path: OnceLock<PathBuf>,
     /// Told of each new segment.
     grown: watch::Sender<()>,

@@ -158,7 +158,8 @@ impl Cache {
         by_deadline(what, Instant::now() + patience, listing).await
     }
 
-    async fn listing(&self, path: &ObjectPath) -> Result<Versions, CacheError> {
+    /// Every version of `path` within the limits of the service, from a listing that is not too old.
+    pub(super) async fn listing(&self, path: &ObjectPath) -> Result<Versions, CacheError> {
         let objects = &self.0.objects;
         let oldest = self.0.catalog.oldest_fresh(path, self.0.clock.now());
         let fresh = || objects.listings.get(path).filter(|listing| listing.learned >= oldest);
@@ -171,10 +172,8 @@ impl Cache {
             // As of before the question: what is put meanwhile may or may not be in the answer.
             let learned = self.0.clock.now();
             async move {
-                let at = Timestamp::default();
-                let knowledge = source.look_up(&query, at, None).await?;
-                let whole = knowledge.span == ValidityInterval::ALL;
-                let versions = if whole { knowledge.versions } else { Vec::new() };
+                let listed = source.list(&query).await?;
+                let (whole, versions) = (listed.is_some(), listed.unwrap_or_default());
                 let listing = Listing { versions: Versions { versions, whole }, learned };
                 let listing = Arc::new(listing);
                 // A path of which there is nothing is not kept: anybody can ask for any.

@@ -15,6 +15,6 @@ mod search;
 mod timeline;
 mod timestamps;
 
-pub use join::{JoinedColumns, Run, Runs, Slot, join, join_steps, open_times};
+pub use join::{JoinPieces, Run, Runs, Slot, join, join_steps, open_times};
 pub use timeline::{Span, State, Step, Timeline};
 pub use timestamps::Timestamps;

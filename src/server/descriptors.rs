@@ -68,12 +68,15 @@ impl Descriptors {
         let http_connections = most(rest / 8, http::MAX_CONNECTIONS);
         let ccdb_connections = most(rest / 8, ccdb::MAX_CONNECTIONS);
         let ccdb_share = if has_ccdb { ccdb_connections as u64 } else { 0 };
-        let others = http_connections as u64 + ccdb_share + rest / 4;
+        let attached = most(rest / 4, limits.attached);
+        let others = http_connections as u64 + ccdb_share + attached as u64;
         let connections = most(rest.saturating_sub(others) / 2, limits.connections);
         DescriptorShares {
             limits: Limits {
                 connections,
                 connections_per_peer: limits.connections_per_peer.min(connections),
+                attached,
+                attached_per_peer: limits.attached_per_peer.min(attached),
                 ..limits.clone()
             },
             http_connections,
@@ -95,8 +98,10 @@ mod tests {
             let flight = 2 * shares.limits.connections as u64;
             let all = flight + (shares.http_connections + shares.ccdb_connections) as u64;
             assert!(shares.limits.connections >= 4 && shares.http_connections >= 4, "{limit}");
-            // Files, and consumers that attach.
-            assert!(limit < 100 || 38 + all + limit / 8 + limit / 10 <= limit, "{limit}: {all}");
+            let attached = shares.limits.attached as u64;
+            // Files of sources have an eighth.
+            assert!(limit < 100 || 38 + all + attached + limit / 8 <= limit, "{limit}: {all}");
+            assert!(shares.limits.attached_per_peer as u64 <= attached);
         }
         assert_eq!(share(1 << 20).limits, limits);
         assert_eq!(share(u64::MAX).http_connections, http::MAX_CONNECTIONS);

@@ -11,7 +11,7 @@
 //! Of two sources that both have something at a time, the first decides there, whenever it was
 //! created: so a folder in front of a server replaces what it has, and leaves the rest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,6 +130,31 @@ impl ChainSource {
             None => Ok(Knowledge { span, versions: Vec::new(), problems, stale }),
         }
     }
+
+    /// Every version of every source, each id once: that of the first source that has it.
+    async fn list_in_order(
+        &self,
+        query: &Query,
+    ) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let mut seen = HashSet::new();
+        let mut all = Vec::new();
+        for (place, source) in self.links(&query.path) {
+            let versions = match source.list(query).await {
+                Ok(Some(versions)) => versions,
+                Ok(None) => return Ok(None),
+                // The others may know a single version.
+                Err(error) if is_passing(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            for version in versions {
+                if seen.insert(version.id) {
+                    self.origins.insert(version.id, place);
+                    all.push(version);
+                }
+            }
+        }
+        Ok(Some(all))
+    }
 }
 
 /// Whether the next source may be asked instead.
@@ -208,6 +233,25 @@ impl Source for ChainSource {
             *version = Arc::new(renamed(version, &query.path));
         }
         Ok(knowledge)
+    }
+
+    async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let remap = self.remaps.get(&query.path);
+        let asked = match remap {
+            Some(remap) => &Query { path: remap.to.clone(), ..query.clone() },
+            None => query,
+        };
+        let own = remap.and_then(|remap| remap.source.as_ref());
+        let listed = match own {
+            Some(source) => source.list(asked).await?,
+            None => self.list_in_order(asked).await?,
+        };
+        Ok(match remap {
+            None => listed,
+            Some(_) => listed.map(|versions| {
+                versions.iter().map(|version| Arc::new(renamed(version, &query.path))).collect()
+            }),
+        })
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

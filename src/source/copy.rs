@@ -10,7 +10,7 @@
 //! starting it again. Ids, intervals and creation times stay as they are: asked for the same
 //! timestamps, the copy answers as the source did.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::StreamExt as _;
 
+use super::claim::{ClaimError, select};
 use super::repository::{
     BUCKET_SCHEMES, Bucket, NewVersion, RepositoryError, RepositoryOptions, RepositorySource,
     RepositoryWriter,
@@ -26,7 +27,7 @@ use super::repository::{
 use super::{Body, BodyError, Source, SourceError};
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query, VersionClaim};
 
 /// A source that answers only by time is asked so often for one path.
 const MAX_LOOK_UPS: usize = 100_000;
@@ -35,8 +36,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// What is copied.
 #[derive(Debug, Clone)]
 pub enum Selection {
-    /// These versions, as a lock file names them.
-    Locked(Vec<Arc<ObjectInfo>>),
+    /// The versions that a lock file names, of each path, as the source describes them.
+    Locked(Vec<(ObjectPath, VersionClaim)>),
     /// All versions that hold anywhere in a range.
     Range {
         /// Paths, and those below them; empty: all.
@@ -125,6 +126,9 @@ pub enum CopyError {
     /// The source, or the listing of the destination.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The source does not describe a version as the lock file says.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// The destination.
     #[error(transparent)]
     Destination(#[from] RepositoryError),
@@ -152,6 +156,7 @@ impl Coded for CopyError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Source(error) => error.kind(),
+            Self::Claim(error) => error.kind(),
             Self::Destination(error) => error.kind(),
             Self::OnlyByTime { .. } => ErrorKind::InvalidArgument,
             Self::Io { .. } => ErrorKind::FailedPrecondition,
@@ -161,6 +166,7 @@ impl Coded for CopyError {
     fn code(&self) -> Code {
         match self {
             Self::Source(error) => error.code(),
+            Self::Claim(error) => error.code(),
             Self::Destination(error) => error.code(),
             Self::OnlyByTime { .. } => Code(3040),
             Self::Io { .. } => Code(3041),
@@ -225,8 +231,14 @@ async fn selected(
 ) -> Result<Vec<Arc<ObjectInfo>>, CopyError> {
     let mut versions: HashMap<ObjectId, Arc<ObjectInfo>> = HashMap::new();
     match selection {
-        Selection::Locked(locked) => {
-            versions.extend(locked.iter().map(|version| (version.id, Arc::clone(version))));
+        Selection::Locked(claims) => {
+            let mut by_path: BTreeMap<&ObjectPath, Vec<VersionClaim>> = BTreeMap::new();
+            claims.iter().for_each(|(path, claim)| by_path.entry(path).or_default().push(*claim));
+            for (path, claims) in by_path {
+                let listed = source.list(&Query::all(path.clone())).await?;
+                let limits = CreationLimits::default();
+                versions.extend(select(source, path, &claims, listed.as_deref(), limits).await?);
+            }
         }
         Selection::Range { prefixes, range, limits, step } => {
             let all = [String::new()];

@@ -13,6 +13,7 @@
 mod body;
 pub mod ccdb;
 mod chain;
+mod claim;
 mod copy;
 pub mod disk;
 mod memory;
@@ -29,11 +30,14 @@ use async_trait::async_trait;
 
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::object::{
+    ClaimDiffers, CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query, VersionClaim,
+};
 use crate::telemetry::Timing;
 
 pub use body::VecBody;
 pub use chain::{ChainSource, Link, Remap};
+pub use claim::{ClaimError, select};
 pub use copy::{Copied, CopyError, Destination, Selection, copy};
 pub use disk::DiskSource;
 pub(crate) use disk::Record as VersionRecord;
@@ -106,6 +110,16 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         held: Option<&Arc<ObjectInfo>>,
     ) -> Result<Knowledge, SourceError>;
 
+    /// Every version that `query` matches, also those that others hide at every time; `None` where
+    /// the source cannot tell all of them.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let knowledge = self.look_up(query, Timestamp::default(), None).await?;
+        Ok((knowledge.span == ValidityInterval::ALL).then_some(knowledge.versions))
+    }
+
     /// Writes the bytes of `version` into `body`, all of them, checked against size and MD5 as far
     /// as `version` or the source itself give them.
     ///
@@ -174,6 +188,12 @@ pub trait Body: Send {
 
     /// How many bytes were written so far.
     fn written_bytes(&self) -> u64;
+
+    /// Gives the MD5 of all bytes written so far, where the source has computed it from these very
+    /// bytes. A body that checks what it holds then need not compute it again.
+    fn set_md5(&mut self, md5: Md5Sum) {
+        let _ = md5;
+    }
 }
 
 /// Writes all of `bytes`; where `body` has no more room, it is asked for.

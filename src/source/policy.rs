@@ -161,6 +161,13 @@ impl Source for PolicySource {
         Ok(knowledge)
     }
 
+    async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let listed = self.in_time(&query.path, self.behind.list(query)).await?;
+        let default = self.default_of(&query.path);
+        let default = default.map(|bytes| Arc::new(default_version(&query.path, bytes)));
+        Ok(listed.map(|versions| versions.into_iter().chain(default).collect()))
+    }
+
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
         if version.metadata.contains_key(DEFAULT)
             && let Some(bytes) = self.default_of(&version.path)

@@ -60,6 +60,12 @@ pub enum EncodeError {
         /// The region.
         region: u16,
     },
+    /// The lease of the table has ended while it was being sent: what it names may be gone.
+    #[error(
+        "the lease of the table has ended before all of it was read: released, revoked, or its time \
+         ran out"
+    )]
+    LeaseEnded,
     /// A bug of ours.
     #[error("the table cannot be put together: {reason}")]
     Arrow {
@@ -73,6 +79,7 @@ impl Coded for EncodeError {
         match self {
             Self::TooLarge { .. } => ErrorKind::ResourceExhausted,
             Self::Unmanaged { .. } => ErrorKind::InvalidArgument,
+            Self::LeaseEnded => ErrorKind::FailedPrecondition,
             Self::Arrow { .. } => ErrorKind::Internal,
         }
     }
@@ -81,6 +88,7 @@ impl Coded for EncodeError {
         Code(match self {
             Self::TooLarge { .. } => 1020,
             Self::Unmanaged { .. } => 1021,
+            Self::LeaseEnded => 5003,
             Self::Arrow { .. } => 9010,
         })
     }

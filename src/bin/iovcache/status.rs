@@ -126,9 +126,10 @@ fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
         )?;
     }
     for session in &status.sessions {
-        let (consumer, pid) = (escape(&session.consumer), session.pid);
+        let (number, pid) = (session.number, session.pid);
+        let consumer = escape(&session.consumer);
         let pinned = show_bytes(session.pinned_bytes);
-        writeln!(text, "session  {consumer:<16} pid {pid:<8} {pinned} pinned")?;
+        writeln!(text, "session {number:<3} {consumer:<16} pid {pid:<8} {pinned} pinned")?;
     }
     for timeframe in status.timeframes.iter().take(MAX_TIMEFRAMES) {
         let consumers: Vec<String> = timeframe

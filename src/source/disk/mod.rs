@@ -177,6 +177,10 @@ impl Source for DiskSource {
         }
     }
 
+    async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        self.behind.list(query).await
+    }
+
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         if let Some(opened) = self.bodies.find(version).await {

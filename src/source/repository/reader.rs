@@ -425,7 +425,10 @@ impl RepositorySource {
             Some(expected) if expected != md5 => {
                 Err(unusable(format!("its MD5 is {md5}, expected {expected}")))
             }
-            _ => Ok(()),
+            _ => {
+                body.set_md5(md5);
+                Ok(())
+            }
         }
     }
 
