@@ -55,11 +55,11 @@ pub(crate) struct Arguments {
     /// What is put into a source is seen within this.
     #[arg(long, value_name = "TIME")]
     refresh: Option<TimeSpan>,
-    /// Only versions created at or before this are seen (ms).
-    #[arg(long, value_name = "MS", allow_negative_numbers = true, value_parser = timestamp)]
+    /// Only versions created at or before this are seen (ms, ISO 8601 with a zone, now-1h).
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = timestamp)]
     not_after: Option<Timestamp>,
-    /// Only versions created at or after this are seen (ms).
-    #[arg(long, value_name = "MS", allow_negative_numbers = true, value_parser = timestamp)]
+    /// Only versions created at or after this are seen.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = timestamp)]
     not_before: Option<Timestamp>,
     /// What segments are made of: memfd (sealed), or shm (named files in --shm-folder).
     #[arg(long, value_parser = PossibleValuesParser::new(["memfd", "shm"]).try_map(word::<SegmentBacking>))]
@@ -224,8 +224,8 @@ fn source(text: &str) -> Result<SourceConfig, String> {
     Ok(text.into())
 }
 
-fn timestamp(text: &str) -> Result<Timestamp, std::num::ParseIntError> {
-    text.parse().map(Timestamp::from_millis)
+fn timestamp(text: &str) -> Result<Timestamp, String> {
+    crate::time::parse(text).map(Timestamp::from_millis)
 }
 
 /// One of the words that a key can be.
