@@ -12,6 +12,8 @@
 //! same layout can lie in a bucket of an object store ([`Bucket`]).
 
 mod bucket;
+#[cfg(feature = "clouds")]
+mod clouds;
 mod entry;
 mod manifest;
 mod properties;
