@@ -14,7 +14,8 @@ pub(super) const OBJECT_BYTES: u64 = CHARGED_BYTES - 64;
 
 /// Memory for so many.
 pub(super) fn home(objects: usize) -> Arc<Residency> {
-    let bytes = (objects as u64 + 1) * CHARGED_BYTES;
+    // A page for the head of the segment, and one of which its last bytes stay unused.
+    let bytes = (objects as u64 + 2) * CHARGED_BYTES;
     let options =
         PoolOptions { memory_bytes: bytes, segment_bytes: bytes, ..PoolOptions::default() };
     Residency::new(Pool::new(options).unwrap(), Arc::default(), None)

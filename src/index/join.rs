@@ -134,7 +134,7 @@ pub fn join(timeline: &Timeline, timestamps: &Timestamps) -> Runs {
 pub fn join_steps(starts: &[i64], slot: impl Fn(usize) -> Slot, timestamps: &Timestamps) -> Runs {
     assert!(starts.first() == Some(&i64::MIN), "there is no step at the beginning of time");
     let mut runs = Vec::new();
-    let piece = Piece { entries: 0..timestamps.values().len(), max_runs: usize::MAX };
+    let piece = Piece { entries: 0..timestamps.entries(), max_runs: usize::MAX };
     join_piece(&mut runs, starts, slot, timestamps, piece);
     Runs(runs)
 }
