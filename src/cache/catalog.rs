@@ -482,6 +482,7 @@ impl Catalog {
 
     /// Forgets what is known of a path.
     pub(crate) fn forget(&self, path: &ObjectPath) {
+        self.source.forget(path);
         let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
         series.retain(|query, _| query.path != *path);
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth};
+use super::{Body, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 
@@ -245,6 +245,34 @@ impl Source for ChainSource {
             path: version.path.clone(),
             id: version.id,
         }))
+    }
+
+    fn forget(&self, path: &ObjectPath) {
+        let remap = self.remaps.get(path);
+        let path = remap.map_or(path, |remap| &remap.to);
+        match remap.and_then(|remap| remap.source.as_ref()) {
+            Some(source) => source.forget(path),
+            None => self.links(path).for_each(|(_, source)| source.forget(path)),
+        }
+    }
+
+    async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
+        let remap = self.remaps.get(&version.path);
+        let version = match remap {
+            Some(remap) => &renamed(version, &remap.to),
+            None => version,
+        };
+        if let Some(source) = remap.and_then(|remap| remap.source.as_ref()) {
+            return source.details(version).await;
+        }
+        let mut links: Vec<(usize, &Arc<dyn Source>)> = self.links(&version.path).collect();
+        if let Some(origin) = self.origins.get(&version.id) {
+            links.retain(|(place, _)| *place == origin);
+        }
+        match links.first() {
+            Some((_, source)) => source.details(version).await,
+            None => Ok(Details::default()),
+        }
     }
 
     fn health(&self) -> Vec<SourceHealth> {

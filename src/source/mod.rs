@@ -14,6 +14,7 @@ mod body;
 pub mod ccdb;
 mod chain;
 mod copy;
+mod details;
 pub mod disk;
 mod memory;
 mod open;
@@ -35,6 +36,7 @@ use crate::telemetry::Timing;
 pub use body::VecBody;
 pub use chain::{ChainSource, Link, Remap};
 pub use copy::{Copied, CopyError, Destination, Selection, copy};
+pub use details::Details;
 pub use disk::DiskSource;
 pub(crate) use disk::Record as VersionRecord;
 pub use memory::MemorySource;
@@ -114,6 +116,20 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`SourceError`], also what `body` answered.
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError>;
+
+    /// Drops what it remembers of `path`, so that the next look-up asks anew.
+    fn forget(&self, path: &ObjectPath) {
+        let _ = path;
+    }
+
+    /// How `version` was uploaded, as far as the source tells.
+    ///
+    /// # Errors
+    /// [`SourceError`]. That it tells nothing is no error.
+    async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
+        let _ = version;
+        Ok(Details::default())
+    }
 
     /// Whether it answers, host by host.
     fn health(&self) -> Vec<SourceHealth>;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use md5::{Digest as _, Md5};
 
-use super::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, write_all};
+use super::{Body, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth, write_all};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 
@@ -153,6 +153,10 @@ impl Source for PolicySource {
     ) -> Result<Knowledge, SourceError> {
         // A source does not know the default object and must not be asked whether it changed.
         let held = held.filter(|version| !version.metadata.contains_key(DEFAULT));
+        // What the source remembers may be older than a path that is refreshed more often allows.
+        if self.refresh_of(&query.path) < self.behind.refresh_of(&query.path) {
+            self.behind.forget(&query.path);
+        }
         let asked = self.behind.look_up(query, at, held);
         let mut knowledge = self.in_time(&query.path, asked).await?;
         if let Some(bytes) = self.default_of(&query.path) {
@@ -174,6 +178,17 @@ impl Source for PolicySource {
             return stored.await.map_err(|error| SourceError::Body { what, error });
         }
         self.in_time(&version.path, self.behind.fetch(version, body)).await
+    }
+
+    fn forget(&self, path: &ObjectPath) {
+        self.behind.forget(path);
+    }
+
+    async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
+        if version.metadata.contains_key(DEFAULT) {
+            return Ok(Details::default());
+        }
+        self.in_time(&version.path, self.behind.details(version)).await
     }
 
     fn health(&self) -> Vec<SourceHealth> {

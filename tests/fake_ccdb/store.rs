@@ -19,6 +19,8 @@ pub struct Version {
     pub bytes: Bytes,
     /// Of the bytes as uploaded: servers do not look at them again.
     pub md5: String,
+    /// When a PUT changed it last.
+    pub modified: i64,
 }
 
 /// What is uploaded.
@@ -65,7 +67,7 @@ impl Upload {
         let Self { path, from, until, created, id, metadata, bytes } = self;
         let sum: [u8; 16] = Md5::digest(&bytes).into();
         let md5 = sum.iter().map(|byte| format!("{byte:02x}")).collect();
-        Version { path, id, from, until, created, metadata, bytes, md5 }
+        Version { path, id, from, until, created, metadata, bytes, md5, modified: created }
     }
 }
 
@@ -145,7 +147,8 @@ impl State {
             return self.browse(request, &Wanted::parse(rest));
         }
         let is_sql = matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst);
-        if let Some(id) = path.strip_prefix("/download/").filter(|_| is_sql) {
+        let has_downloads = is_sql || self.kind == Kind::Memory;
+        if let Some(id) = path.strip_prefix("/download/").filter(|_| has_downloads) {
             return self.download(id);
         }
         let wanted = Wanted::parse(path);
@@ -153,7 +156,7 @@ impl State {
             return pages::usage(request);
         };
         let versions = self.versions.lock().unwrap();
-        let path = wanted.path.join("/");
+        let path_wanted = wanted.path.join("/");
         // A file-backed server ignores the UUID where the time is not positive.
         let by_id = wanted.id.filter(|_| is_sql || at > 0);
         let covering = |version: &&Version| match by_id {
@@ -163,13 +166,17 @@ impl State {
         };
         let found = versions
             .iter()
-            .filter(|version| version.path == path)
+            .filter(|version| version.path == path_wanted)
             .filter(covering)
             .filter(|version| created_within(version, request))
             .filter(|version| wanted.filters.iter().all(|filter| self.passes(version, filter)))
             .max_by_key(|version| version.created);
         let Some(version) = found else {
-            return pages::status(404, "No matching objects found");
+            let habits = self.habits.lock().unwrap();
+            return match &habits.upstream {
+                Some(upstream) => Reply::elsewhere(&format!("{upstream}{path}?prepare=sync")),
+                None => pages::status(404, "No matching objects found"),
+            };
         };
         if wanted.id.is_none() && names(request.header("if-none-match"), version.id) {
             let mut reply = Reply::new(304);
@@ -301,14 +308,33 @@ impl State {
         if let Some(until) = self.habits.lock().unwrap().cache_valid_until {
             reply.push("Cache-Valid-Until", &until.to_string());
         }
+        let mut metadata = self.metadata_of(version);
+        if self.kind == Kind::Memory {
+            let until = version.until.to_string();
+            let size = version.bytes.len().to_string();
+            for (key, value) in [
+                ("InitialValidityLimit", until.as_str()),
+                ("OriginalFileName", "a.txt"),
+                ("UploadedFrom", "127.0.0.1"),
+                ("File-Size", &size),
+                ("Content-MD5", &version.md5),
+            ] {
+                metadata.push((key.into(), value.into()));
+            }
+        }
+        for (key, value) in &metadata {
+            reply.set(key, value);
+        }
+    }
+
+    /// The SQL-backed server keeps the name of the part in which the bytes came.
+    fn metadata_of(&self, version: &Version) -> Vec<(String, String)> {
         let mut metadata = version.metadata.clone();
         if matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst) {
             metadata.push(("partName".into(), "blob".into()));
             metadata.sort();
         }
-        for (key, value) in &metadata {
-            reply.set(key, value);
-        }
+        metadata
     }
 
     fn browse(&self, request: &Request, wanted: &Wanted) -> Reply {
@@ -373,13 +399,17 @@ impl State {
         let Version { path, id, from, until, created, bytes, md5, .. } = version;
         let (from, until, created) = (from.to_string(), until.to_string(), created.to_string());
         let size = bytes.len().to_string();
-        let replicas: Vec<_> = self.locations(version, false).iter().map(|l| json(l)).collect();
+        let replicas: Vec<_> = match self.kind {
+            Kind::Memory => vec![json(&format!("/download/{id}"))],
+            _ => self.locations(version, false).iter().map(|l| json(l)).collect(),
+        };
+        let modified = version.modified.to_string();
         let mut all: Vec<(&str, String)> = vec![
             ("path", json(path)),
             ("createTime", created.clone()),
-            ("lastModified", created.clone()),
-            ("Created", created.clone()),
-            ("Last-Modified", created),
+            ("lastModified", modified.clone()),
+            ("Created", created),
+            ("Last-Modified", modified),
             ("id", json(&id.to_string())),
             ("validFrom", from.clone()),
             ("validUntil", until.clone()),
@@ -397,7 +427,8 @@ impl State {
             ("Content-Type", json("text/plain")),
             ("Content-Length", size),
         ];
-        for (key, value) in &version.metadata {
+        let metadata = self.metadata_of(version);
+        for (key, value) in &metadata {
             match all.iter_mut().find(|(name, _)| name == key) {
                 Some((_, old)) => *old = json(value),
                 None => all.push((key, json(value))),

@@ -96,6 +96,22 @@ impl Reply {
         reply
     }
 
+    /// Where the node's cache sends those who ask for what it does not have.
+    pub(crate) fn elsewhere(location: &str) -> Self {
+        let mut reply = Self::new(307);
+        reply.push("Cache-Control", "no-cache");
+        reply.push("Location", location);
+        reply.push("Date", "Mon, 23 Nov 2026 08:17:21 GMT");
+        reply
+    }
+
+    /// Bytes of the answer to a request, head included.
+    pub(crate) fn bytes(&self, request: &Request) -> usize {
+        let lines = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4);
+        let body = if request.method == "HEAD" { 0 } else { self.body.len() };
+        "HTTP/1.1 200 \r\nContent-Length: 123\r\n\r\n".len() + lines.sum::<usize>() + body
+    }
+
     /// Adds a header, behind those of its name.
     pub(crate) fn push(&mut self, name: &str, value: &str) {
         self.headers.push((name.to_owned(), value.to_owned()));

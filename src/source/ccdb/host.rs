@@ -24,6 +24,8 @@ pub(super) struct Host {
     requests: AtomicU64,
     failures: AtomicU64,
     latency: Histogram,
+    /// Whether it sends those elsewhere who ask for what it does not have, and when that was seen.
+    misses: Mutex<Option<(bool, Instant)>>,
 }
 
 impl Host {
@@ -41,7 +43,21 @@ impl Host {
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             latency: Histogram::default(),
+            misses: Mutex::default(),
         }
+    }
+
+    /// Whether it sends those elsewhere who ask for what it does not have, if that was seen within
+    /// `longest`.
+    pub(super) fn forwards_misses(&self, longest: Duration) -> Option<bool> {
+        let misses = self.misses.lock().unwrap_or_else(PoisonError::into_inner);
+        misses.filter(|(_, seen)| seen.elapsed() < longest).map(|(forwards, _)| forwards)
+    }
+
+    /// Remembers what it does about a miss.
+    pub(super) fn note_misses(&self, forwards: bool) {
+        let mut misses = self.misses.lock().unwrap_or_else(PoisonError::into_inner);
+        *misses = Some((forwards, Instant::now()));
     }
 
     /// Whether a request may be made now; if not, when it may.

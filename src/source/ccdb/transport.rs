@@ -126,6 +126,8 @@ impl Transport {
         let client = Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
+            // Metadata with a blank in their name make lines that are no headers: the rest counts.
+            .http1_ignore_invalid_headers_in_responses(true)
             .connect_timeout(Duration::from_millis(options.connect_millis))
             .tcp_nodelay(true)
             .pool_max_idle_per_host(options.max_concurrent)
@@ -297,7 +299,10 @@ impl Transport {
                 let location = latin1(response.headers().get(LOCATION).map(|v| v.as_bytes()));
                 let next = self.resolve(&url, &location).ok_or_else(|| {
                     head.host.count_failure();
-                    Failure::unusable(format!("{url} leads to {location:?}, where we may not go"))
+                    Failure::unusable(format!(
+                        "{url} leads to {location:?}, where we may not go: allowed_redirects under \
+                         [ccdb] names the hosts that may be followed"
+                    ))
                 })?;
                 url = next;
                 continue;

@@ -35,7 +35,9 @@ use async_trait::async_trait;
 
 use self::answers::Answers;
 use self::bodies::Bodies;
-use super::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, SourceState};
+use super::{
+    Body, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth, SourceState,
+};
 use crate::error::Coded as _;
 use crate::interval::Timestamp;
 use crate::object::{ObjectInfo, ObjectPath, Query};
@@ -194,6 +196,14 @@ impl Source for DiskSource {
         self.behind.fetch(version, &mut through).await?;
         through.keep().await;
         Ok(())
+    }
+
+    fn forget(&self, path: &ObjectPath) {
+        self.behind.forget(path);
+    }
+
+    async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
+        self.behind.details(version).await
     }
 
     fn health(&self) -> Vec<SourceHealth> {
