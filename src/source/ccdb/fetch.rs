@@ -321,6 +321,9 @@ impl CcdbSource {
         if at_once {
             // `got` fits into the address space: it is at most the length of `spare`.
             body.advance(got as usize);
+        } else if promise.size_bytes.is_none() && !body.spare().is_empty() {
+            // Room was made ahead of bytes of unknown number: what is left over is given back.
+            body.reserve(body.written_bytes()).await.map_err(Failure::Body)?;
         }
         Ok(())
     }
