@@ -60,6 +60,24 @@ struct Listing {
     learned: Moment,
 }
 
+/// Of all versions of a path, the one that decides at `at` among those that match, and where.
+fn effective_of(versions: &[Arc<ObjectInfo>], query: &Query, at: Timestamp) -> Option<Effective> {
+    let matching = || versions.iter().filter(|version| query.matches(version));
+    let holding = matching().filter(|version| version.validity.contains(at));
+    let version = holding.max_by_key(|version| version.rank())?;
+    let (mut from, mut until) = (version.validity.from(), version.validity.until());
+    for other in matching().filter(|other| other.rank() > version.rank()) {
+        // None of these holds at `at`.
+        if other.validity.from() > at {
+            until = until.min(other.validity.from());
+        } else {
+            from = from.max(other.validity.until());
+        }
+    }
+    let span = ValidityInterval::new(from, until).ok()?;
+    Some(Effective { version: Arc::clone(version), span, stale: false })
+}
+
 /// What is remembered for those who ask for single objects.
 #[derive(Debug)]
 pub(super) struct Objects {
@@ -116,7 +134,8 @@ impl Held {
 impl Cache {
     /// Which version holds at `at`; nothing where none does.
     ///
-    /// The limits of the service apply beside those of `query`.
+    /// The limits of the service apply beside those of `query`. Where a path can be listed, a query
+    /// with metadata or limits of its own is answered from the listing: nothing is kept of it.
     ///
     /// # Errors
     /// [`CacheError`], where nothing older is known either.
@@ -129,10 +148,20 @@ impl Cache {
         self.check_open()?;
         let limits = self.0.limits.narrowed_by(query.limits);
         let query = Query { limits, ..query.clone() };
+        let deadline = Instant::now() + patience;
+        if !query.metadata.is_empty() || limits != self.0.limits {
+            let listing = self.listing(&query.path);
+            let listing = by_deadline("the source to list a path", deadline, listing).await?;
+            if listing.versions.whole {
+                let found = effective_of(&listing.versions.versions, &query, at);
+                found.iter().for_each(|effective| self.0.objects.name(&effective.version));
+                return Ok(found);
+            }
+        }
         let timestamps = Timestamps::new(vec![at.as_millis()], None);
         let known = by_deadline(
             "the source to say which version holds",
-            Instant::now() + patience,
+            deadline,
             self.0.catalog.known_at(&query, &timestamps),
         )
         .await?;
@@ -155,15 +184,16 @@ impl Cache {
         self.check_open()?;
         let listing = self.listing(path);
         let what = "the source to list a path";
-        by_deadline(what, Instant::now() + patience, listing).await
+        let listing = by_deadline(what, Instant::now() + patience, listing).await?;
+        Ok(listing.versions.clone())
     }
 
-    async fn listing(&self, path: &ObjectPath) -> Result<Versions, CacheError> {
+    async fn listing(&self, path: &ObjectPath) -> Result<Arc<Listing>, CacheError> {
         let objects = &self.0.objects;
         let oldest = self.0.catalog.oldest_fresh(path, self.0.clock.now());
         let fresh = || objects.listings.get(path).filter(|listing| listing.learned >= oldest);
         if let Some(listing) = fresh() {
-            return Ok(listing.versions.clone());
+            return Ok(listing);
         }
         let work = || {
             let (source, kept) = (Arc::clone(self.0.catalog.source()), objects.listings.clone());
@@ -193,10 +223,10 @@ impl Cache {
             }),
         };
         match (listed, objects.listings.get(path)) {
-            (Ok(listing), _) => Ok(listing.versions.clone()),
+            (Ok(listing), _) => Ok(listing),
             (Err(error), Some(older)) if error.kind().is_transient() => {
                 tracing::warn!(%path, %error, "listing what was known before");
-                Ok(older.versions.clone())
+                Ok(older)
             }
             (Err(error), _) => Err(CacheError::Paths { prefix: path.to_string(), error }),
         }
