@@ -25,7 +25,7 @@ use crate::error::Coded as _;
 use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
-use crate::source::SourceError;
+use crate::source::{Change, Changed, Details, SourceError, UploadBytes, WriteTarget};
 
 /// How many versions are known by their id alone.
 const MAX_NAMES: u64 = 200_000;
@@ -229,6 +229,56 @@ impl Cache {
                 Ok(older)
             }
             (Err(error), _) => Err(CacheError::Paths { prefix: path.to_string(), error }),
+        }
+    }
+
+    /// Who takes changes of a path.
+    pub fn write_target(&self, path: &ObjectPath) -> WriteTarget {
+        self.0.catalog.source().write_target(path)
+    }
+
+    /// Changes versions at their source; from then on this cache serves what is there.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn change(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, CacheError> {
+        self.check_open()?;
+        let changed = self.0.catalog.source().change(change, bytes).await;
+        self.invalidate(&change.path);
+        let path = || change.path.to_string();
+        changed.map_err(|error| CacheError::Paths { prefix: path(), error })
+    }
+
+    /// The folders one level below a path, as whole paths, sorted.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn subfolders(&self, path: &str) -> Result<Vec<String>, CacheError> {
+        self.check_open()?;
+        let found = self.0.catalog.source().subfolders(path).await;
+        found.map_err(|error| CacheError::Paths { prefix: path.to_owned(), error })
+    }
+
+    /// How a version was uploaded, as far as that is at hand.
+    pub fn known_details_of(&self, version: &ObjectInfo) -> Details {
+        self.0.catalog.source().known_details(version).unwrap_or_default()
+    }
+
+    /// How a version was uploaded, as far as its source tells within `patience`; nothing of it
+    /// decides which version is served.
+    pub async fn details_of(&self, version: &ObjectInfo, patience: Duration) -> Details {
+        let told = self.0.catalog.source().details(version);
+        match tokio::time::timeout(patience, told).await {
+            Ok(Ok(details)) => details,
+            Ok(Err(error)) => {
+                tracing::debug!(path = %version.path, %error, "no details");
+                Details::default()
+            }
+            Err(_) => Details::default(),
         }
     }
 

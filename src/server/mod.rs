@@ -82,6 +82,8 @@ pub struct ServeOptions {
     pub hurry: CancellationToken,
     /// How the CCDB side answers questions for a time. Default: with a redirect.
     pub ccdb_answer: Answering,
+    /// Whether the CCDB side passes changes on to the sources. Default: it only reads.
+    pub ccdb_writable: bool,
 }
 
 impl Default for ServeOptions {
@@ -93,6 +95,7 @@ impl Default for ServeOptions {
             drain_limit: Duration::from_secs(10),
             hurry: CancellationToken::new(),
             ccdb_answer: Answering::default(),
+            ccdb_writable: false,
         }
     }
 }
@@ -149,7 +152,9 @@ pub async fn run(
         servers.spawn(router.clone().serve_with_incoming_shutdown(incoming, stopped));
     }
     if let Some(listener) = ccdb {
-        let front = ccdb::Front::new(cache.clone(), options.ccdb_answer);
+        let writes =
+            ccdb::Writes { enabled: options.ccdb_writable, access: options.access.clone() };
+        let front = ccdb::Front::new(cache.clone(), options.ccdb_answer, writes);
         let stopped = stop_accepting.clone();
         servers.spawn(async move {
             ccdb::serve(listener, front, stopped).await;

@@ -11,7 +11,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use md5::{Digest as _, Md5};
 
-use super::{Body, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth, write_all};
+use super::{
+    Body, Change, Changed, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth,
+    UploadBytes, WriteTarget, write_all,
+};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 
@@ -182,6 +185,26 @@ impl Source for PolicySource {
 
     fn forget(&self, path: &ObjectPath) {
         self.behind.forget(path);
+    }
+
+    fn write_target(&self, path: &ObjectPath) -> WriteTarget {
+        self.behind.write_target(path)
+    }
+
+    async fn change(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, SourceError> {
+        self.behind.change(change, bytes).await
+    }
+
+    fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
+        self.behind.known_details(version)
+    }
+
+    async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        self.behind.subfolders(path).await
     }
 
     async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {

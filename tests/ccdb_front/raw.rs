@@ -53,7 +53,7 @@ impl Connection {
             text.strip_suffix("\r\n").map(str::to_owned).unwrap_or_else(|| panic!("{text:?}"))
         };
         let status = line();
-        assert!(status.starts_with("HTTP/1.1 "), "{status:?}");
+        assert!(status.starts_with("HTTP/1."), "{status:?}");
         let status = status[9..12].parse().unwrap();
         let mut headers = Vec::new();
         loop {

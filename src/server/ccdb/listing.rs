@@ -61,7 +61,10 @@ impl Front {
         }
         found.versions.sort_by_cached_key(|version| super::version::address(version));
         if matches!(pattern, Pattern::Plain) {
-            let folders = if with_subfolders { self.folders(&wanted.path).await? } else { vec![] };
+            let folders = match with_subfolders {
+                true => self.cache.subfolders(&wanted.path).await?,
+                false => Vec::new(),
+            };
             found.subfolders = Some(folders);
         }
         Ok(found)
@@ -73,24 +76,6 @@ impl Front {
         let mut paths = self.cache.paths(prefix).await?;
         paths.retain(|summary| glob_matches(glob, summary.path.as_str()));
         Ok(paths)
-    }
-
-    async fn folders(&self, path: &str) -> Result<Vec<String>, CacheError> {
-        let below = self.cache.paths(path).await?;
-        let mut folders: Vec<String> = below
-            .iter()
-            .filter_map(|summary| {
-                let rest = match path {
-                    "" => summary.path.as_str(),
-                    path => summary.path.as_str().strip_prefix(path)?.strip_prefix('/')?,
-                };
-                let child = rest.split('/').next()?;
-                Some(if path.is_empty() { child.to_owned() } else { format!("{path}/{child}") })
-            })
-            .collect();
-        folders.sort_unstable();
-        folders.dedup();
-        Ok(folders)
     }
 }
 

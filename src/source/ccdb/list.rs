@@ -276,6 +276,32 @@ impl CcdbSource {
         }
     }
 
+    /// The folders one level below a path; the server need not list what lies in them.
+    pub(super) async fn list_subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        if !path.is_empty() && ObjectPath::new(path).is_err() {
+            return Ok(Vec::new());
+        }
+        let total = Duration::from_millis(self.transport.options.look_up_total_millis);
+        let what = format!("the folders below {path:?}");
+        let mut ask = listing_ask(0, Some(&["path"]));
+        ask.read_bytes = LISTING_BYTES;
+        let check = |reply: &Reply| match reply.status {
+            StatusCode::OK if !reply.overflow => listing::parse_folder(&reply.body).map(drop),
+            _ => Err("expected a listing".to_owned()),
+        };
+        let tail = format!("/browse/{path}");
+        let deadline = Instant::now() + total;
+        let reply = self.transport.ask(&tail, &ask, &what, deadline, &check).await?;
+        let mut folders = listing::parse_folder(&reply.body).unwrap_or_default();
+        for folder in &mut folders {
+            *folder = folder.trim_matches('/').to_owned();
+        }
+        folders.retain(|folder| ObjectPath::new(folder).is_ok());
+        folders.sort_unstable();
+        folders.dedup();
+        Ok(folders)
+    }
+
     /// How a version was uploaded, by the listing of it alone.
     pub(super) async fn list_details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
         let listed = self.list_one(version).await?;

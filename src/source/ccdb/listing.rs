@@ -100,14 +100,12 @@ pub(super) fn parse_paths(body: &[u8]) -> Result<BTreeMap<ObjectPath, u64>, Stri
     Ok(counts)
 }
 
-/// Reads the folders one level below, and whether the folder itself has versions.
+/// Reads the folders one level below.
 ///
 /// # Errors
 /// If it is no such JSON.
-pub(super) fn parse_folder(body: &[u8]) -> Result<(Vec<String>, bool), String> {
-    let mut has_versions = false;
-    let folders = read_page(body, |_| has_versions = true)?;
-    Ok((folders, has_versions))
+pub(super) fn parse_folder(body: &[u8]) -> Result<Vec<String>, String> {
+    read_page(body, drop)
 }
 
 /// Which fields of an entry make a [`trace`](Entry::trace) of it that is quickly asked for.

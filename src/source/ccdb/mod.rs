@@ -27,6 +27,7 @@
 
 mod address;
 mod answer;
+mod change;
 mod entry;
 mod fetch;
 mod host;

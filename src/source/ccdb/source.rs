@@ -14,10 +14,15 @@ use super::paths::PathMemory;
 use super::transport::Transport;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
-use crate::source::{Body, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth};
+use crate::source::{
+    Body, Change, Changed, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth,
+    UploadBytes, WriteTarget,
+};
 
 /// Versions whose listings are remembered, in all.
 const REMEMBERED_VERSIONS: u64 = 2_000_000;
+/// Versions of which it is remembered how they were uploaded.
+const REMEMBERED_DETAILS: u64 = 100_000;
 
 /// A CCDB server, or several that hold the same, over HTTP.
 ///
@@ -77,7 +82,7 @@ impl CcdbSource {
     pub fn new(url: &str, options: CcdbOptions) -> Result<Self, SourceError> {
         let replicas = moka::sync::Cache::new(options.remembered_locations);
         let described = moka::sync::Cache::new(options.remembered_locations);
-        let details = moka::sync::Cache::new(options.remembered_locations);
+        let details = moka::sync::Cache::new(REMEMBERED_DETAILS);
         let weight = |_: &ObjectPath, memory: &Arc<PathMemory>| memory.weight();
         let paths =
             moka::sync::Cache::builder().max_capacity(REMEMBERED_VERSIONS).weigher(weight).build();
@@ -119,6 +124,19 @@ impl CcdbSource {
         self.paths.get_with_by_ref(path, Arc::default)
     }
 
+    /// The next look-up of the path asks the server.
+    pub(super) fn forget_path(&self, path: &ObjectPath) {
+        if let Some(memory) = self.paths.get(path) {
+            memory.doubt();
+        }
+        let ids = self.described.iter().filter(|(_, one)| one.told.path == *path);
+        let ids: Vec<ObjectId> = ids.map(|(id, _)| *id).collect();
+        for id in &ids {
+            self.described.invalidate(id);
+            self.details.invalidate(id);
+        }
+    }
+
     /// Remembers how a version was uploaded, as far as that was told.
     pub(super) fn remember_details(&self, id: ObjectId, details: Details) {
         if details.file_name.is_some() {
@@ -147,19 +165,35 @@ impl Source for CcdbSource {
     }
 
     fn forget(&self, path: &ObjectPath) {
-        if let Some(memory) = self.paths.get(path) {
-            memory.doubt();
-        }
-        let ids = self.described.iter().filter(|(_, one)| one.told.path == *path);
-        let ids: Vec<ObjectId> = ids.map(|(id, _)| *id).collect();
-        ids.iter().for_each(|id| self.described.invalidate(id));
+        self.forget_path(path);
+    }
+
+    fn write_target(&self, path: &ObjectPath) -> WriteTarget {
+        let host = self.transport.hosts_in_order().next();
+        WriteTarget::Source { ccdb: host.map(|(_, host)| (host.address.label(), path.clone())) }
+    }
+
+    async fn change(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, SourceError> {
+        self.pass_on(change, bytes).await
+    }
+
+    fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
+        self.details.get(&version.id).map(|details| Details::clone(&details))
     }
 
     async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
-        if let Some(details) = self.details.get(&version.id) {
-            return Ok(Details::clone(&details));
+        match self.known_details(version) {
+            Some(details) => Ok(details),
+            None => self.list_details(version).await,
         }
-        self.list_details(version).await
+    }
+
+    async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        self.list_subfolders(path).await
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

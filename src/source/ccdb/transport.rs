@@ -242,6 +242,53 @@ impl Transport {
         }
     }
 
+    /// Sends what must not be sent twice, to the host that answered last.
+    ///
+    /// # Errors
+    /// [`SourceError::Down`] if there is no answer; every answer is one.
+    pub(super) async fn send_once(
+        &self,
+        method: Method,
+        tail: &str,
+        headers: HeaderMap,
+        body: Option<reqwest::Body>,
+        what: &str,
+        deadline: Instant,
+    ) -> Result<reqwest::Response, SourceError> {
+        let down = |reason: String| SourceError::Down {
+            url: self.url.clone(),
+            what: what.to_owned(),
+            reason,
+        };
+        let Some((_, host)) = self.hosts_in_order().next() else {
+            return Err(down("no host to ask".into()));
+        };
+        let label = host.address.label();
+        let url = host.address.url(tail).ok_or_else(|| down(format!("no address {tail:?}")))?;
+        host.count_request();
+        let mut request = self.client.request(method, url.clone()).headers(headers);
+        if let Some((user, password)) = host.address.credentials_for(&url) {
+            request = request.basic_auth(user, password.as_ref());
+        }
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        match timeout_at(deadline, request.send()).await {
+            Ok(Ok(response)) => {
+                host.connected();
+                Ok(response)
+            }
+            Ok(Err(error)) => {
+                host.count_failure();
+                Err(down(format!("{label}: {}", chain(&error))))
+            }
+            Err(_) => {
+                host.count_failure();
+                Err(down(format!("{label} sent no answer within the time limit")))
+            }
+        }
+    }
+
     /// Asks for `tail` at the hosts in order, in rounds, until one gives an answer that passes
     /// `check`.
     ///

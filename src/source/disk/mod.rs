@@ -36,7 +36,8 @@ use async_trait::async_trait;
 use self::answers::Answers;
 use self::bodies::Bodies;
 use super::{
-    Body, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth, SourceState,
+    Body, Change, Changed, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth,
+    SourceState, UploadBytes, WriteTarget,
 };
 use crate::error::Coded as _;
 use crate::interval::Timestamp;
@@ -200,6 +201,26 @@ impl Source for DiskSource {
 
     fn forget(&self, path: &ObjectPath) {
         self.behind.forget(path);
+    }
+
+    fn write_target(&self, path: &ObjectPath) -> WriteTarget {
+        self.behind.write_target(path)
+    }
+
+    async fn change(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, SourceError> {
+        self.behind.change(change, bytes).await
+    }
+
+    fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
+        self.behind.known_details(version)
+    }
+
+    async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        self.behind.subfolders(path).await
     }
 
     async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {

@@ -84,6 +84,7 @@ pub(super) fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
         tls,
         limits: config.limits.clone(),
         ccdb_answer: config.ccdb_server.answer,
+        ccdb_writable: config.ccdb_server.writable,
         ..ServeOptions::default()
     })
 }
