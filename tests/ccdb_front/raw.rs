@@ -66,7 +66,7 @@ impl Connection {
             }
         }
         let mut answer = Answer { status, headers, body: Vec::new() };
-        if is_head || status == 304 {
+        if is_head || matches!(status, 204 | 304) {
             return answer;
         }
         let length = answer.get("Content-Length").map(|length| length.parse().unwrap());

@@ -77,7 +77,8 @@ pub(super) fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
     let (access, tls) = (files.access()?, files.tls()?);
     if !config.insecure {
         access.check_exposed(config.listen, tls.is_some())?;
-        config.ccdb_server.listen.map_or(Ok(()), |at| access.check_exposed_ccdb(at))?;
+        let ccdb = &config.ccdb_server;
+        ccdb.listen.map_or(Ok(()), |at| access.check_exposed_ccdb(at, ccdb.writable))?;
     }
     Ok(ServeOptions {
         access,
