@@ -41,7 +41,7 @@ pub(super) const BREATH: Duration = Duration::from_millis(5);
 /// and at least: should anything ever become free unheard.
 pub(super) const DOZE: Duration = Duration::from_millis(250);
 /// How many objects of one table are fetched at a time.
-const PARALLEL_LOADS: usize = 16;
+const PARALLEL_LOADS: usize = 64;
 
 /// Brings objects into shared memory.
 #[derive(Debug)]

@@ -370,3 +370,53 @@ impl Cache {
         Some(md5)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_listing_answers_what_a_linear_scan_does(
+            versions in proptest::collection::vec((0..40_i64, 1..20_i64, 0..9_i64, 0..3_u8), 0..20),
+            at in -2..62_i64,
+            run in proptest::option::of(0..3_u8),
+            not_after in proptest::option::of(0..9_i64),
+        ) {
+            let millis = Timestamp::from_millis;
+            let path = ObjectPath::new("A/B").unwrap();
+            let versions: Vec<Arc<ObjectInfo>> = versions
+                .into_iter()
+                .enumerate()
+                .map(|(n, (from, length, created, run))| Arc::new(ObjectInfo {
+                    path: path.clone(),
+                    id: ObjectId::from_bytes([n as u8; 16]),
+                    validity: ValidityInterval::new(millis(from), millis(from + length)).unwrap(),
+                    created: millis(created),
+                    size_bytes: None,
+                    md5: None,
+                    metadata: [("run".to_owned(), run.to_string())].into(),
+                }))
+                .collect();
+            let mut query = Query::all(path);
+            query.metadata.extend(run.map(|run| ("run".to_owned(), run.to_string())));
+            query.limits.not_after = not_after.map(millis);
+            let winner = |at: i64| {
+                let holding = versions.iter().filter(|v| v.validity.contains(millis(at)));
+                holding.filter(|v| query.matches(v)).max_by_key(|v| v.rank()).map(|v| v.id)
+            };
+            let found = effective_of(&versions, &query, millis(at));
+            prop_assert_eq!(found.as_ref().map(|found| found.version.id), winner(at));
+            if let Some(found) = found {
+                let (from, until) = (found.span.from().as_millis(), found.span.until().as_millis());
+                prop_assert!(found.span.contains(millis(at)));
+                // It wins all over its span, and right outside of it no more, or does not hold.
+                prop_assert!((from..until).all(|at| winner(at) == Some(found.version.id)));
+                prop_assert!(winner(from - 1) != Some(found.version.id));
+                prop_assert!(winner(until) != Some(found.version.id));
+            }
+        }
+    }
+}

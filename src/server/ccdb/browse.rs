@@ -27,6 +27,8 @@ use crate::source::Details;
 const QUALITY_CONTROL: [&str; 3] = ["path", "createTime", "lastModified"];
 /// A page of more versions than this is sent while it is written, in pieces of as many.
 const PIECE: usize = 128;
+/// Paths that are named where they are left out.
+const NAMED: usize = 8;
 
 /// How a listing is written.
 pub(super) trait Format: Send + Sync + 'static {
@@ -83,8 +85,9 @@ impl Front {
         // Who limits the number to few looks for versions, or, with 1, for folders.
         let with_subfolders = request.browse_limit.is_none_or(|limit| limit == 1);
         let mut found = self.find(&wanted, limits(request), with_subfolders).await?;
-        if found.too_many {
-            let message = "the source has too many versions of this path to list them";
+        let is_one = found.left_out.first().is_some_and(|path| path.as_str() == wanted.path);
+        if is_one {
+            let message = "the source does not list this path: ask by time";
             return Ok(page::status(501, message));
         }
         if only_latest {
@@ -98,6 +101,13 @@ impl Front {
     fn page(&self, found: Found, format: Box<dyn Format>) -> Reply {
         let mut reply = Reply::new(200);
         reply.header("Cache-Control", "no-cache");
+        if !found.left_out.is_empty() {
+            let paths: Vec<&str> =
+                found.left_out.iter().take(NAMED).map(ObjectPath::as_str).collect();
+            let count = found.left_out.len();
+            let text = format!("{count} paths are not listed: {}", paths.join(", "));
+            reply.header("Warning", format_args!("199 iovcache \"{text}\""));
+        }
         reply.date();
         let content_type = format.content_type();
         if content_type.starts_with("text/html") {

@@ -20,8 +20,8 @@ pub(super) struct Found {
     pub(super) versions: Vec<Arc<ObjectInfo>>,
     /// What lies one level below a path; none is told of a pattern.
     pub(super) subfolders: Option<Vec<String>>,
-    /// The source cannot list some path whole.
-    pub(super) too_many: bool,
+    /// Paths that the source cannot list whole: none of their versions is here.
+    pub(super) left_out: Vec<ObjectPath>,
 }
 
 impl Front {
@@ -51,7 +51,9 @@ impl Front {
             .await?;
         let mut found = Found::default();
         for (path, listing) in listings {
-            found.too_many |= !listing.whole;
+            if !listing.whole {
+                found.left_out.push(path.clone());
+            }
             let query = Query { path, metadata: wanted.metadata.clone(), limits };
             found.versions.extend(listing.versions.into_iter().filter(|version| {
                 query.matches(version)

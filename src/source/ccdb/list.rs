@@ -243,6 +243,7 @@ impl CcdbSource {
     ) -> bool {
         let Some(miss) = time_without_version(listing, at) else { return true };
         let Some((_, host)) = self.transport.hosts_in_order().next() else { return true };
+        let Ok(_probing) = timeout_at(deadline, host.probing.lock()).await else { return true };
         if let Some(forwards) = host.forwards_misses(self.recheck_pause()) {
             return !forwards;
         }

@@ -39,7 +39,8 @@ pub struct CcdbOptions {
     pub breaker_failures: u32,
     /// For how long it is left alone before it is tried once more, in ms. Default 1,000.
     pub breaker_open_millis: u64,
-    /// How many look-ups, and how many bodies, a host is asked for at the same time. Default 32.
+    /// Look-ups, and bodies, that a host is asked for at the same time, at most: it is asked for
+    /// fewer while it says that it is overloaded. Default 64.
     pub max_concurrent: usize,
     /// Paths with more versions than this are never listed whole; below it, that depends on what
     /// listings and look-ups by time turn out to cost. Default 100,000; 0: never list.
@@ -73,7 +74,7 @@ impl Default for CcdbOptions {
             backoff_cap_millis: 2_000,
             breaker_failures: 3,
             breaker_open_millis: 1_000,
-            max_concurrent: 32,
+            max_concurrent: 64,
             browse_limit: 100_000,
             listing_recheck_millis: 600_000,
             refresh_millis: 10_000,

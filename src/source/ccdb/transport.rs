@@ -235,10 +235,17 @@ impl Transport {
             }
             408 | 429 | 500 | 502 | 503 | 504 => {
                 host.count_failure();
+                if matches!(status.as_u16(), 429 | 503) {
+                    host.withhold(place);
+                }
                 let after = retry_after(response.headers());
                 Err(Failure::Transient { reason: reason(), after })
             }
-            _ => Ok(Head { response, host, _place: place }),
+            _ => {
+                host.in_order(bulkhead);
+                let host = Arc::clone(&host);
+                Ok(Head { response, host, _place: place })
+            }
         }
     }
 
