@@ -201,8 +201,7 @@ impl Cache {
             // As of before the question: what is put meanwhile may or may not be in the answer.
             let learned = self.0.clock.now();
             async move {
-                let at = Timestamp::default();
-                let knowledge = source.look_up(&query, at, None).await?;
+                let knowledge = source.list_all(&query).await?;
                 let whole = knowledge.span == ValidityInterval::ALL;
                 let versions = if whole { knowledge.versions } else { Vec::new() };
                 let listing = Listing { versions: Versions { versions, whole }, learned };

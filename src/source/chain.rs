@@ -277,6 +277,21 @@ impl Source for ChainSource {
         }
     }
 
+    async fn list_all(&self, query: &Query) -> Result<Knowledge, SourceError> {
+        let is_remapped = self.remaps.contains_key(&query.path);
+        let mut links = self.links(&query.path).map(|(_, source)| Arc::clone(source));
+        match (is_remapped, links.next(), links.next()) {
+            (false, Some(alone), None) => {
+                drop(links);
+                alone.list_all(query).await
+            }
+            _ => {
+                drop(links);
+                self.look_up(query, Timestamp::default(), None).await
+            }
+        }
+    }
+
     fn write_target(&self, path: &ObjectPath) -> WriteTarget {
         let remap = self.remaps.get(path);
         let path = remap.map_or(path, |remap| &remap.to);

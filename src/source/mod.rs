@@ -119,6 +119,15 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// [`SourceError`], also what `body` answered.
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError>;
 
+    /// As [`look_up`](Self::look_up), by somebody who wants all versions: worth a longer listing than
+    /// a look-up would be. Where the path cannot be listed, the span is not all of time.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    async fn list_all(&self, query: &Query) -> Result<Knowledge, SourceError> {
+        self.look_up(query, Timestamp::default(), None).await
+    }
+
     /// Drops what it remembers of `path`, so that the next look-up asks anew.
     fn forget(&self, path: &ObjectPath) {
         let _ = path;

@@ -187,6 +187,15 @@ impl Source for PolicySource {
         self.behind.forget(path);
     }
 
+    async fn list_all(&self, query: &Query) -> Result<Knowledge, SourceError> {
+        let asked = self.behind.list_all(query);
+        let mut knowledge = self.in_time(&query.path, asked).await?;
+        if let Some(bytes) = self.default_of(&query.path) {
+            knowledge.versions.push(Arc::new(default_version(&query.path, bytes)));
+        }
+        Ok(knowledge)
+    }
+
     fn write_target(&self, path: &ObjectPath) -> WriteTarget {
         self.behind.write_target(path)
     }

@@ -122,6 +122,17 @@ async fn a_large_path_is_listed_once_look_ups_by_time_have_cost_as_much() {
 }
 
 #[tokio::test]
+async fn who_wants_all_versions_gets_them_at_once_however_many_there_are() {
+    let (server, _) = path_of(3000, Kind::Local).await;
+    let source = source(&server, CcdbOptions { first_byte_millis: 5000, ..short() });
+    let known = source.list_all(&query("A/One")).await.unwrap();
+    assert_eq!((known.span, known.versions.len()), (ValidityInterval::ALL, 3000));
+    let few = CcdbOptions { browse_limit: 2000, first_byte_millis: 5000, ..short() };
+    let few = super::source(&server, few);
+    assert_ne!(few.list_all(&query("A/One")).await.unwrap().span, ValidityInterval::ALL);
+}
+
+#[tokio::test]
 async fn the_listing_of_a_cache_in_front_of_another_server_is_not_taken_for_the_whole() {
     let upstream = FakeCcdb::start(Kind::Local).await;
     let cache = FakeCcdb::start(Kind::Memory).await;

@@ -78,7 +78,7 @@ impl Format for PeoplePage {
             text.push_str("</ul></section>\n");
         }
         let count = found.versions.len();
-        let _ = write!(text, "<section id=\"versions\"><h2>Versions <small>{count}</small></h2>\n");
+        let _ = writeln!(text, "<section id=\"versions\"><h2>Versions <small>{count}</small></h2>");
         if count == 0 {
             text.push_str("<p class=\"none\">There is no version at this path.</p>\n");
             return text;

@@ -97,6 +97,35 @@ impl CcdbSource {
         self.list_path(path, at, limit.min(longest), &memory, deadline).await
     }
 
+    /// A path listed whole, if that can be had, whatever it costs.
+    pub(super) async fn list_longest(
+        &self,
+        path: &ObjectPath,
+    ) -> Result<Option<Arc<ListedPath>>, SourceError> {
+        let (longest, at) = (self.transport.options.browse_limit, Timestamp::default());
+        if longest == 0 {
+            return Ok(None);
+        }
+        let total = Duration::from_millis(self.transport.options.look_up_total_millis);
+        let deadline = Instant::now() + total;
+        let mut state = self.path_state(path, at, deadline).await?;
+        if matches!(&state, PathState::ByTime(by_time) if by_time.may_be_listed()) {
+            let memory = self.memory_of(path);
+            if let Ok(_asking) = timeout_at(deadline, memory.asking.lock()).await {
+                state = match memory.state() {
+                    PathState::ByTime(_) => {
+                        self.list_path(path, at, longest, &memory, deadline).await?
+                    }
+                    other => other,
+                };
+            }
+        }
+        Ok(match state {
+            PathState::Listed(listed) => Some(listed),
+            PathState::Nothing | PathState::ByTime(_) => None,
+        })
+    }
+
     fn recheck_pause(&self) -> Duration {
         Duration::from_millis(self.transport.options.listing_recheck_millis)
     }

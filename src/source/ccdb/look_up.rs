@@ -358,7 +358,7 @@ fn one(version: Arc<ObjectInfo>, span: ValidityInterval) -> Knowledge {
     Knowledge { span, versions: vec![version], problems: Vec::new(), stale: false }
 }
 
-fn of_all_time(query: &Query, mut versions: Vec<Arc<ObjectInfo>>) -> Knowledge {
+pub(super) fn of_all_time(query: &Query, mut versions: Vec<Arc<ObjectInfo>>) -> Knowledge {
     versions.retain(|version| query.matches(version));
     Knowledge { span: ValidityInterval::ALL, versions, problems: Vec::new(), stale: false }
 }

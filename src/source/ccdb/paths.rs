@@ -94,6 +94,11 @@ impl ByTime {
         self.spent_micros.fetch_add(micros, Ordering::Relaxed);
     }
 
+    /// Whether a longer listing was not tried yet.
+    pub(super) fn may_be_listed(&self) -> bool {
+        self.next.is_some()
+    }
+
     /// How many versions to ask a listing for, if it is time to list the path.
     pub(super) fn due(&self) -> Option<usize> {
         let spent = Duration::from_micros(self.spent_micros.load(Ordering::Relaxed));

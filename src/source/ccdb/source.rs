@@ -9,6 +9,7 @@ use reqwest::Url;
 use tokio::time::Instant;
 
 use super::address::Address;
+use super::look_up::of_all_time;
 use super::options::CcdbOptions;
 use super::paths::PathMemory;
 use super::transport::Transport;
@@ -166,6 +167,13 @@ impl Source for CcdbSource {
 
     fn forget(&self, path: &ObjectPath) {
         self.forget_path(path);
+    }
+
+    async fn list_all(&self, query: &Query) -> Result<Knowledge, SourceError> {
+        if let Some(listed) = self.list_longest(&query.path).await? {
+            return Ok(of_all_time(query, listed.versions.clone()));
+        }
+        self.look_up(query, Timestamp::default(), None).await
     }
 
     fn write_target(&self, path: &ObjectPath) -> WriteTarget {

@@ -203,6 +203,15 @@ impl Source for DiskSource {
         self.behind.forget(path);
     }
 
+    async fn list_all(&self, query: &Query) -> Result<Knowledge, SourceError> {
+        match self.behind.list_all(query).await {
+            Err(error) if error.kind().is_transient() => {
+                self.look_up(query, Timestamp::default(), None).await
+            }
+            answer => answer,
+        }
+    }
+
     fn write_target(&self, path: &ObjectPath) -> WriteTarget {
         self.behind.write_target(path)
     }
