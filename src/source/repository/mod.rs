@@ -12,6 +12,7 @@
 //! same layout can lie in a bucket of an object store ([`Bucket`]).
 
 mod bucket;
+mod change;
 #[cfg(feature = "clouds")]
 mod clouds;
 mod entry;

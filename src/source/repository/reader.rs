@@ -17,13 +17,14 @@ use object_store::{GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt as 
 use tokio::sync::Mutex;
 
 use super::bucket::Bucket;
+use super::change;
 use super::entry::{self, PROPERTIES};
 use super::properties::Properties;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, BodyError, Knowledge, PathSummary, Problem, Source, SourceError, SourceHealth,
-    SourceState, in_place, write_all,
+    Body, BodyError, Change, Changed, Details, Knowledge, PathSummary, Problem, Source,
+    SourceError, SourceHealth, SourceState, UploadBytes, WriteTarget, in_place, write_all,
 };
 use crate::telemetry::Histogram;
 
@@ -483,6 +484,67 @@ impl Source for RepositorySource {
             problems: listing.problems.clone(),
             stale: false,
         })
+    }
+
+    fn forget(&self, path: &ObjectPath) {
+        self.listings.invalidate(path);
+    }
+
+    fn write_target(&self, _path: &ObjectPath) -> WriteTarget {
+        match self.root {
+            Some(_) => WriteTarget::Source { ccdb: None },
+            None => WriteTarget::ReadOnly,
+        }
+    }
+
+    async fn change(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, SourceError> {
+        let Some(root) = self.root.clone() else {
+            let (url, what) = (self.url.clone(), change.path.to_string());
+            let reason = "a repository in an object store is changed with `iovcache put`".into();
+            return Err(SourceError::NotAllowed { url, what, reason });
+        };
+        let changed = match bytes {
+            Some(bytes) => change::upload(root, &self.url, change, bytes).await,
+            None => {
+                self.forget(&change.path);
+                let query = Query::all(change.path.clone());
+                let known = self.look_up(&query, change.at, None).await?;
+                change::apply(root, &self.url, change, known.versions).await
+            }
+        };
+        self.forget(&change.path);
+        changed
+    }
+
+    fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
+        let root = self.root.as_ref()?;
+        Some(crate::source::in_place(|| change::details(root, version)))
+    }
+
+    async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        if !path.is_empty() && ObjectPath::new(path).is_err() {
+            return Ok(Vec::new());
+        }
+        let location = match path {
+            "" => self.prefix.clone(),
+            path => self.location(path),
+        };
+        let listed = self.store.list_with_delimiter(Some(&location)).await;
+        let listed = self.note(listed.map_err(|error| self.error(path, &error)))?;
+        let names = listed.common_prefixes.iter().filter_map(|folder| folder.filename());
+        let folders = names.map(|name| match path {
+            "" => name.to_owned(),
+            path => format!("{path}/{name}"),
+        });
+        // What is no path of ours holds the versions of this one, or nothing of ours.
+        let mut folders: Vec<String> =
+            folders.filter(|folder| ObjectPath::new(folder).is_ok()).collect();
+        folders.sort_unstable();
+        Ok(folders)
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
