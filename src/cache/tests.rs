@@ -346,7 +346,7 @@ async fn a_path_that_nobody_has_is_not_asked_for_at_each_timestamp() {
 async fn what_a_stream_reports_as_consumed_before_it_came_is_not_held() {
     let (cache, _source) = cache(4, 4);
     let template = Request::parse_template(br#"{"columns": {"b": "A/B"}}"#).unwrap();
-    let exchange = cache.exchange(template, &Asker::default().budget).unwrap();
+    let exchange = cache.exchange(template).unwrap();
     let times = |n: i64| Timestamps::new(vec![n], None);
     exchange.expect(7);
     exchange.expect(8);

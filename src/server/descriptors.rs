@@ -99,8 +99,8 @@ mod tests {
             let all = flight + (shares.http_connections + shares.ccdb_connections) as u64;
             assert!(shares.limits.connections >= 4 && shares.http_connections >= 4, "{limit}");
             let attached = shares.limits.attached as u64;
-            // Files of sources have an eighth.
-            assert!(limit < 100 || 38 + all + attached + limit / 8 <= limit, "{limit}: {all}");
+            let files = (limit / 8).min(MAX_FILES);
+            assert!(limit < 100 || 38 + all + attached + files <= limit, "{limit}: {all}");
             assert!(shares.limits.attached_per_peer as u64 <= attached);
         }
         assert_eq!(share(1 << 20).limits, limits);
