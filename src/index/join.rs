@@ -9,7 +9,7 @@ use std::hint::select_unpredictable;
 
 use super::search::{before, gallop, search};
 use super::timeline::{State, Step, Timeline};
-use super::timestamps::{BLOCK_ROWS, Millis, Order, Timestamps, millis};
+use super::timestamps::{BLOCK_ROWS, Millis, Order, Steps, Timestamps, millis};
 use crate::interval::Timestamp;
 
 /// What serves a run of rows.
@@ -100,7 +100,7 @@ impl<'a> JoinPieces<'a> {
     pub fn next_into(&mut self, runs: &mut Vec<Run>) -> bool {
         runs.clear();
         let (timeline, timestamps) = (self.timeline, self.timestamps);
-        let entries = timestamps.values().len();
+        let entries = timestamps.entries();
         if self.next == entries {
             return false;
         }
@@ -156,6 +156,10 @@ fn join_piece(
             runs.push(Run { start, end, slot });
         }
     };
+    if let Some(steps) = timestamps.steps() {
+        let mut emit = |end: usize, place: usize| push(end, slot(place));
+        return stepped(starts, steps, entries, max_runs, &mut emit);
+    }
     let (values, order) = (timestamps.values(), timestamps.order());
     let mut done = entries.start;
     for valid in timestamps.valid_within(entries.clone()) {
@@ -184,6 +188,28 @@ fn join_piece(
 }
 
 type Entries = std::ops::Range<usize>;
+
+/// Values at a steady pace: the first one behind each border is computed. At most `most` runs;
+/// returns the entry behind the last one.
+fn stepped(
+    starts: &[i64],
+    steps: &Steps,
+    entries: Entries,
+    most: usize,
+    emit: &mut impl FnMut(usize, usize),
+) -> usize {
+    let (mut entry, mut place) = (entries.start, 0);
+    for _ in 0..most {
+        if entry >= entries.end {
+            break;
+        }
+        let at = steps.value(entry);
+        place += gallop(&starts[place..], |&start| start <= at) - 1;
+        entry = starts.get(place + 1).map_or(entries.end, |&border| steps.before(border));
+        emit(entry, place);
+    }
+    entry.min(entries.end)
+}
 
 /// Ascending values: from border to border, at most `most` of them. Gives the entry behind the last
 /// one.
@@ -259,9 +285,27 @@ pub fn open_times<T>(
     let (starts, steps) = (timeline.starts(), timeline.all_steps());
     let Some((least, most)) = timestamps.bounds() else { return found };
     let range = search(starts, least)..search(starts, most) + 1;
-    if range.len() <= timestamps.values().len()
+    if range.len() <= timestamps.entries()
         && steps[range.clone()].iter().all(|step| open(step).is_none())
     {
+        return found;
+    }
+    if let Some(pace) = timestamps.steps() {
+        let (mut entry, mut place) = (0, range.start);
+        while entry < timestamps.entries() && found.len() < limit {
+            let at = pace.value(entry);
+            place += gallop(&starts[place..], |&start| start <= at) - 1;
+            match open(&steps[place]) {
+                Some(told) => {
+                    found.push((Timestamp::from_millis(at), told));
+                    entry += 1;
+                }
+                None => match starts.get(place + 1) {
+                    Some(&border) => entry = pace.before(border),
+                    None => break,
+                },
+            }
+        }
         return found;
     }
     let sorted = matches!(timestamps.order(), Order::Sorted);
@@ -432,6 +476,22 @@ mod tests {
         assert_eq!(join(&timeline(&pieces, None), &timestamps).0.len(), 100);
     }
 
+    #[test]
+    fn all_rows_of_two_thousand_million_steps_are_joined_at_once() {
+        let timeline = timeline(&[(10, 20), (1 << 20, 1 << 30)], Some(1 << 30));
+        let rows = Timestamps::MAX_ROWS;
+        let timestamps = Timestamps::stepped(Timestamp::from_millis(0), 1, rows);
+        let runs = join(&timeline, &timestamps);
+        let ends: Vec<usize> = runs.iter().map(|run| run.end).collect();
+        assert_eq!(ends, [10, 20, 1 << 20, 1 << 30, rows]);
+        let unknown = |step: &Step| (step.state == State::Unknown).then_some(());
+        let open = open_times(&timeline, &timestamps, 2, unknown);
+        assert_eq!(
+            open.iter().map(|(at, ())| at.as_millis()).collect::<Vec<_>>(),
+            [1 << 30, (1 << 30) + 1]
+        );
+    }
+
     fn any_pieces() -> impl Strategy<Value = Vec<(i64, i64)>> {
         let piece = (-50..50_i64, 1..40_i64).prop_map(|(from, length)| (from, from + length));
         proptest::collection::vec(piece, 0..20)
@@ -467,6 +527,23 @@ mod tests {
             // A null between two equal ones parts them.
             expected.truncate(5);
             prop_assert_eq!(open_times(&timeline, &timestamps, 5, unknown), expected);
+        }
+
+        #[test]
+        fn stepped_timestamps_give_the_same(
+            pieces in any_pieces(),
+            unknown_from in proptest::option::of(0..60_i64),
+            first in -70..60_i64,
+            step in 1..30_u64,
+            rows in 0..90_usize,
+        ) {
+            let stepped = Timestamps::stepped(Timestamp::from_millis(first), step, rows);
+            let timeline = timeline(&pieces, unknown_from);
+            check(&timeline, &stepped);
+            let listed: Timestamps = stepped.rows().map(|at| at.map(|at| at.as_millis())).collect();
+            let unknown = |step: &Step| (step.state == State::Unknown).then_some(());
+            let open = |timestamps| open_times(&timeline, timestamps, 5, unknown);
+            prop_assert_eq!(open(&stepped), open(&listed));
         }
 
         #[test]

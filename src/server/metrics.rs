@@ -73,6 +73,11 @@ impl Collector for Figures {
                 "The largest object that fits without throwing another out.",
                 memory.largest_free_bytes,
             ),
+            (
+                "request_memory",
+                "Memory beside the segments that requests hold.",
+                self.0.budget().used_bytes(),
+            ),
         ];
         let figure = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         for (name, help, value) in gauges {

@@ -31,6 +31,8 @@ mod conformance;
 #[cfg(test)]
 mod golden;
 mod group;
+#[cfg(feature = "cache")]
+mod heap;
 mod huge;
 mod inherited;
 mod layout;
@@ -47,6 +49,8 @@ pub use backing::Backing;
 pub(crate) use block::Spot;
 pub use block::{Block, Reservation};
 pub use group::memory_allowed;
+#[cfg(feature = "cache")]
+pub use heap::give_back_free_memory;
 pub use inherited::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
 pub use pool::{InFlight, Pool, PoolError, PoolOptions, PoolReport, Usage};

@@ -47,6 +47,8 @@ pub(crate) struct Arguments {
     /// Shared memory in all.
     #[arg(long, value_name = "BYTES")]
     memory: Option<ByteSize>,
+    #[command(flatten)]
+    limits: LimitsArguments,
     /// Shared memory of one segment.
     #[arg(long, value_name = "BYTES")]
     segment: Option<ByteSize>,
@@ -148,6 +150,32 @@ struct CcdbServerArguments {
         value_parser = PossibleValuesParser::new(["redirect", "body"]).try_map(word::<Answering>)
     )]
     answer: Option<Answering>,
+}
+
+#[derive(Debug, Args, Serialize)]
+struct LimitsArguments {
+    /// Memory beside --memory that the requests of all clients may hold together; one client may
+    /// have a quarter of it.
+    #[arg(id = "limits.request_memory", long = "request-memory", value_name = "BYTES")]
+    request_memory: Option<ByteSize>,
+    /// Registrations of timeframes that wait for their answer, over all clients.
+    #[arg(id = "limits.registrations", long = "limit-registrations", value_name = "N")]
+    registrations: Option<usize>,
+    /// Columns of a request; at most 10,000.
+    #[arg(id = "limits.columns", long = "limit-columns", value_name = "N")]
+    columns: Option<usize>,
+    /// Consumers of a timeframe; at most 1,000.
+    #[arg(id = "limits.consumers", long = "limit-consumers", value_name = "N")]
+    consumers: Option<usize>,
+    /// Entries of a lock; at most 100,000.
+    #[arg(id = "limits.lock_entries", long = "limit-lock-entries", value_name = "N")]
+    lock_entries: Option<usize>,
+    /// The name of a column, a table, a consumer or a session; at most 256B.
+    #[arg(id = "limits.name", long = "limit-name", value_name = "BYTES")]
+    name: Option<ByteSize>,
+    /// The metadata of a column, all keys and values together; at most 64KiB.
+    #[arg(id = "limits.metadata", long = "limit-metadata", value_name = "BYTES")]
+    metadata: Option<ByteSize>,
 }
 
 #[derive(Debug, Args, Serialize)]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use iovcache::budget::Budget;
 use iovcache::cache::{ConsumerLimits, Heritage};
 use iovcache::server::{
     Config, ListenOptions, LogWriter, MissingConfig, PathConfig, RemapConfig, SegmentBacking,
@@ -50,6 +51,7 @@ pub(super) fn cache(
         .tables(config.columns())
         .policies(policies)
         .max_timeframes(config.max_timeframes)
+        .budget(Budget::new(config.limits.request_memory.bytes()))
         .consumer_limits(ConsumerLimits {
             quota_bytes: config.quota_bytes.map(|size| size.bytes()),
             quota_timeframes: config.quota_timeframes,
