@@ -569,7 +569,10 @@ async fn named_segments_and_a_region_of_somebody_else_serve_the_same_bytes() {
     let left = fs::read_dir("/dev/shm").unwrap().filter_map(Result::ok);
     let left: Vec<_> =
         left.filter(|one| one.file_name().to_string_lossy().contains(&shmid)).collect();
-    assert!(left.is_empty(), "{left:?}");
+    // The numbers that were used are known to successors.
+    let names: Vec<_> = left.iter().map(|one| one.file_name()).collect();
+    assert_eq!(names, [format!("iovcache_{shmid}.numbers").as_str()]);
+    fs::remove_file(left[0].path()).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

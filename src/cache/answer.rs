@@ -124,13 +124,14 @@ impl Answer {
         &self,
     ) -> Result<impl Iterator<Item = Result<Message, EncodeError>> + Send + 'static, EncodeError>
     {
-        let body = self.body()?.flat_map(|batch| {
+        // A batch that is taken apart here holds pins too, so all of it ends with the lease.
+        let body = self.gate.guard(self.pinned_body()?.flat_map(|batch| {
             let (messages, error) = match batch {
                 Ok(batch) => (Some(batch.into_messages()), None),
                 Err(error) => (None, Some(error)),
             };
             messages.into_iter().flatten().map(Ok).chain(error.map(Err))
-        });
+        }));
         Ok([Ok(self.head())].into_iter().chain(body))
     }
 
@@ -139,6 +140,16 @@ impl Answer {
     /// # Errors
     /// [`EncodeError`].
     pub fn body(
+        &self,
+    ) -> Result<
+        impl Iterator<Item = Result<BatchMessages, EncodeError>> + Send + 'static,
+        EncodeError,
+    > {
+        Ok(self.gate.guard(self.pinned_body()?))
+    }
+
+    /// The batches, which keep what they name pinned until the last of them is taken.
+    fn pinned_body(
         &self,
     ) -> Result<
         impl Iterator<Item = Result<BatchMessages, EncodeError>> + Send + 'static,
@@ -159,11 +170,10 @@ impl Answer {
         };
         let kept = kept.map(|messages| (0..messages.len()).map(move |n| messages[n].clone()));
         let held = (self.hold(), Arc::clone(&self.charges));
-        // What the messages name stays pinned until the last of them is taken, or the lease ends.
         let batches = kept.into_iter().flatten().map(Ok).chain(made.into_iter().flatten());
-        Ok(self.gate.guard(batches.inspect(move |_| {
+        Ok(batches.inspect(move |_| {
             let _held = &held;
-        })))
+        }))
     }
 
     /// The batches for the wire, where their schema is that of the first message.
