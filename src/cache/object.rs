@@ -31,6 +31,8 @@ use crate::source::SourceError;
 const MAX_NAMES: u64 = 200_000;
 /// How many versions the listings have that are kept, in all.
 const MAX_LISTED: u64 = 500_000;
+/// A path with more versions than this is not listed whole.
+const LISTED_VERSIONS: usize = 100_000;
 /// Up to this size a sum is made here and now; above, beside the other work.
 const HASH_BESIDE_FROM_BYTES: usize = 256 << 10;
 
@@ -171,10 +173,9 @@ impl Cache {
             // As of before the question: what is put meanwhile may or may not be in the answer.
             let learned = self.0.clock.now();
             async move {
-                let at = Timestamp::default();
-                let knowledge = source.look_up(&query, at, None).await?;
-                let whole = knowledge.span == ValidityInterval::ALL;
-                let versions = if whole { knowledge.versions } else { Vec::new() };
+                let page = source.list(&query, None, LISTED_VERSIONS).await?;
+                let whole = page.whole && !page.more;
+                let versions = if whole { page.versions } else { Vec::new() };
                 let listing = Listing { versions: Versions { versions, whole }, learned };
                 let listing = Arc::new(listing);
                 // A path of which there is nothing is not kept: anybody can ask for any.

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth};
+use super::{Body, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 
@@ -208,6 +208,38 @@ impl Source for ChainSource {
             *version = Arc::new(renamed(version, &query.path));
         }
         Ok(knowledge)
+    }
+
+    async fn list(
+        &self,
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<Page, SourceError> {
+        let remap = self.remaps.get(&query.path);
+        let path = remap.map_or(&query.path, |remap| &remap.to);
+        let mut links = self.links(path);
+        let source = match (remap.and_then(|remap| remap.source.as_ref()), links.next()) {
+            (Some(source), _) => source,
+            (None, Some((_, source))) if links.next().is_none() => source,
+            // Which of several sources decides depends on the time: that is no listing.
+            (None, Some(_)) => {
+                let knowledge = self.look_up(query, Timestamp::default(), None).await?;
+                if knowledge.span != ValidityInterval::ALL {
+                    return Ok(Page::default());
+                }
+                return Ok(Page::of(knowledge.versions, after, limit));
+            }
+            (None, None) => return Ok(Page { whole: true, ..Page::default() }),
+        };
+        let asked = Query { path: path.clone(), ..query.clone() };
+        let mut page = source.list(&asked, after, limit).await?;
+        if remap.is_some() {
+            for version in &mut page.versions {
+                *version = Arc::new(renamed(version, &query.path));
+            }
+        }
+        Ok(page)
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

@@ -23,13 +23,15 @@ use super::repository::{
     BUCKET_SCHEMES, Bucket, NewVersion, RepositoryError, RepositoryOptions, RepositorySource,
     RepositoryWriter,
 };
-use super::{Body, BodyError, Source, SourceError};
+use super::{Body, BodyError, Problem, Source, SourceError, page_key};
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
 
 /// A source that answers only by time is asked so often for one path.
 const MAX_LOOK_UPS: usize = 100_000;
+/// Versions listed at a time.
+const PAGE_VERSIONS: usize = 10_000;
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// What is copied.
@@ -259,14 +261,23 @@ async fn versions_of(
     step: Option<i64>,
 ) -> Result<Vec<Arc<ObjectInfo>>, CopyError> {
     let mut found = Vec::new();
+    let inside = |version: &&Arc<ObjectInfo>| version.validity.intersection(range).is_some();
+    let mut after = None;
+    loop {
+        let page = source.list(query, after, PAGE_VERSIONS).await?;
+        found.extend(page.versions.iter().filter(inside).map(Arc::clone));
+        page.problems.iter().for_each(tell);
+        match page.versions.last() {
+            _ if !page.whole => break,
+            Some(last) if page.more => after = Some(page_key(last)),
+            _ => return Ok(found),
+        }
+    }
     let mut at = range.from();
     for _ in 0..MAX_LOOK_UPS {
         let knowledge = source.look_up(query, at, None).await?;
-        let inside = |version: &&Arc<ObjectInfo>| version.validity.intersection(range).is_some();
         found.extend(knowledge.versions.iter().filter(inside).map(Arc::clone));
-        for problem in knowledge.problems {
-            tracing::warn!(entry = %problem.entry, reason = %problem.reason, "passed over");
-        }
+        knowledge.problems.iter().for_each(tell);
         let told = knowledge.span.until();
         if told >= range.until() {
             return Ok(found);
@@ -284,6 +295,10 @@ async fn versions_of(
     Err(CopyError::OnlyByTime { path: query.path.clone() })
 }
 
+fn tell(problem: &Problem) {
+    tracing::warn!(entry = %problem.entry, reason = %problem.reason, "passed over");
+}
+
 /// What of the paths of `versions` is in the destination.
 async fn present(
     destination: &Destination,
@@ -295,8 +310,15 @@ async fn present(
     let mut there = HashMap::new();
     for path in paths {
         let query = Query::all(path.clone());
-        let knowledge = reader.look_up(&query, Timestamp::default(), None).await?;
-        there.extend(knowledge.versions.into_iter().map(|version| (version.id, version)));
+        let mut after = None;
+        loop {
+            let page = reader.list(&query, after, PAGE_VERSIONS).await?;
+            after = page.versions.last().map(|version| page_key(version));
+            there.extend(page.versions.into_iter().map(|version| (version.id, version)));
+            if !page.more {
+                break;
+            }
+        }
     }
     Ok(there)
 }

@@ -45,13 +45,13 @@ pub use verify::{Damage, Done, Verified};
 /// What a source knows of a path around a timestamp.
 ///
 /// For every timestamp in `span`, the versions in `versions` that hold there, and no others,
-/// decide (those created last win); where none of them holds, nothing is valid. Outside of `span`
-/// nothing is said.
+/// decide (those created last win); where none of them holds, nothing is valid. Versions that win
+/// nowhere in `span` may be left out. Outside of `span` nothing is said.
 #[derive(Debug, Clone)]
 pub struct Knowledge {
     /// Where this is all there is to know; it contains the timestamp that was asked for.
     pub span: ValidityInterval,
-    /// All versions that match the query and hold anywhere in `span`, in any order.
+    /// All versions that match the query and decide anywhere in `span`, in any order.
     pub versions: Vec<Arc<ObjectInfo>>,
     /// What was passed over because it could not be read, each named.
     pub problems: Vec<Problem>,
@@ -66,6 +66,43 @@ pub struct Problem {
     pub entry: String,
     /// What is wrong with it.
     pub reason: String,
+}
+
+/// Versions of a path, those included that others hide at every time, in order of (from, id).
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    /// The versions of this page.
+    pub versions: Vec<Arc<ObjectInfo>>,
+    /// What was passed over because it could not be read; on the first page.
+    pub problems: Vec<Problem>,
+    /// Whether more versions follow the last one of this page.
+    pub more: bool,
+    /// Whether the source can list the path at all: if not, `versions` is empty.
+    pub whole: bool,
+}
+
+impl Page {
+    /// The page behind `after` of all `versions`, which are in any order.
+    pub(crate) fn of(
+        mut versions: Vec<Arc<ObjectInfo>>,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Self {
+        versions.sort_unstable_by_key(|version| page_key(version));
+        let first = versions.partition_point(|version| Some(page_key(version)) <= after);
+        let mut versions = versions.split_off(first);
+        let more = versions.len() > limit;
+        versions.truncate(limit);
+        Self { versions, problems: Vec::new(), more, whole: true }
+    }
+}
+
+/// Where a page ends: `from` and id of its last version.
+pub type PageKey = (Timestamp, ObjectId);
+
+/// The place of a version in a listing.
+pub fn page_key(version: &ObjectInfo) -> PageKey {
+    (version.validity.from(), version.id)
 }
 
 /// A path that a source knows.
@@ -105,6 +142,27 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         at: Timestamp,
         held: Option<&Arc<ObjectInfo>>,
     ) -> Result<Knowledge, SourceError>;
+
+    /// Versions that match `query`, hidden ones included, in order of (from, id): at most `limit`
+    /// of those behind `after`.
+    ///
+    /// By default those of [`look_up`](Self::look_up), where one answer covers all of time.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    async fn list(
+        &self,
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<Page, SourceError> {
+        let knowledge = self.look_up(query, Timestamp::default(), None).await?;
+        if knowledge.span != ValidityInterval::ALL {
+            return Ok(Page::default());
+        }
+        let page = Page::of(knowledge.versions, after, limit);
+        Ok(Page { problems: knowledge.problems, ..page })
+    }
 
     /// Writes the bytes of `version` into `body`, all of them, checked against size and MD5 as far
     /// as `version` or the source itself give them.

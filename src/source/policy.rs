@@ -11,7 +11,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use md5::{Digest as _, Md5};
 
-use super::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, write_all};
+use super::{
+    Body, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth, write_all,
+};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 
@@ -159,6 +161,24 @@ impl Source for PolicySource {
             knowledge.versions.push(Arc::new(default_version(&query.path, bytes)));
         }
         Ok(knowledge)
+    }
+
+    async fn list(
+        &self,
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<Page, SourceError> {
+        let asked = self.behind.list(query, after, limit);
+        let mut page = self.in_time(&query.path, asked).await?;
+        if let Some(bytes) = self.default_of(&query.path)
+            && page.whole
+            && after.is_none()
+        {
+            // It holds from the beginning of time, so it stands first.
+            page.versions.insert(0, Arc::new(default_version(&query.path, bytes)));
+        }
+        Ok(page)
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

@@ -35,9 +35,11 @@ use async_trait::async_trait;
 
 use self::answers::Answers;
 use self::bodies::Bodies;
-use super::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, SourceState};
+use super::{
+    Body, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth, SourceState,
+};
 use crate::error::Coded as _;
-use crate::interval::Timestamp;
+use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, ObjectPath, Query};
 use crate::telemetry::Timing;
 
@@ -174,6 +176,24 @@ impl Source for DiskSource {
                 Ok(knowledge)
             }
             None => Err(error),
+        }
+    }
+
+    async fn list(
+        &self,
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<Page, SourceError> {
+        match self.behind.list(query, after, limit).await {
+            Err(error) if error.kind().is_transient() => {
+                let knowledge = self.look_up(query, Timestamp::default(), None).await?;
+                if knowledge.span != ValidityInterval::ALL {
+                    return Err(error);
+                }
+                Ok(Page::of(knowledge.versions, after, limit))
+            }
+            listed => listed,
         }
     }
 

@@ -11,11 +11,17 @@
 //! A version is there once both files are. Reading goes through the `object_store` crate, so the
 //! same layout can lie in a bucket of an object store ([`Bucket`]).
 
+mod beneath;
 mod bucket;
+mod carry;
 mod entry;
+mod folder;
+mod local;
 mod manifest;
 mod properties;
 mod reader;
+mod store;
+mod table;
 mod verify;
 mod writer;
 
