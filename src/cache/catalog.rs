@@ -63,6 +63,8 @@ pub(crate) struct Catalog {
 struct Series {
     timeline: ArcSwap<Linked>,
     used: AtomicU64,
+    /// When the source told that the path changed; 0: never.
+    changed: AtomicU64,
     pace: Arc<Pace>,
 }
 
@@ -73,6 +75,11 @@ impl Series {
 
     fn learn(&self, span: ValidityInterval, versions: &[Arc<ObjectInfo>], learned: Moment) {
         self.timeline.rcu(|known| known.followed_by(known.learn(span, versions, learned)));
+    }
+
+    /// What was learned before this may have changed.
+    fn changed(&self) -> Moment {
+        Moment::from_millis(self.changed.load(Ordering::Acquire))
     }
 
     fn used(&self) -> Moment {
@@ -128,6 +135,20 @@ impl Catalog {
         }
     }
 
+    /// Has the source tell of changes, so that they are seen before what is known gets old.
+    pub(crate) fn listen(self: &Arc<Self>) {
+        let catalog = Arc::downgrade(self);
+        self.source.subscribe(Arc::new(move |paths| {
+            let Some(catalog) = catalog.upgrade() else { return };
+            let now = catalog.clock.now().since(Moment::default()).as_millis();
+            let now = u64::try_from(now).unwrap_or(u64::MAX);
+            let series = catalog.series.read().unwrap_or_else(PoisonError::into_inner);
+            for (_, series) in series.iter().filter(|(query, _)| paths.contains(&query.path)) {
+                series.changed.store(now, Ordering::Release);
+            }
+        }));
+    }
+
     pub(crate) fn source(&self) -> &Arc<dyn Source> {
         &self.source
     }
@@ -151,6 +172,7 @@ impl Catalog {
                 Entry::Vacant(entry) => Arc::clone(entry.insert(Arc::new(Series {
                     timeline: ArcSwap::from_pointee(Linked::new(Timeline::unknown())),
                     used: AtomicU64::new(millis),
+                    changed: AtomicU64::new(0),
                     pace: Arc::default(),
                 }))),
             }
@@ -177,7 +199,7 @@ impl Catalog {
     ) -> Option<Known> {
         let series = self.series(query, now);
         let timeline = series.timeline.load_full();
-        let oldest = self.oldest_fresh(&query.path, now);
+        let oldest = self.oldest_fresh(&query.path, now).max(series.changed());
         let open = open_at(&timeline, timestamps, oldest);
         open.is_empty().then(|| series.known(timeline, false))
     }
@@ -227,7 +249,7 @@ impl Catalog {
         let now = self.clock.now();
         let series = self.series(query, now);
         // As of now: what is learned from here on is fresh, however long it takes.
-        let mut oldest = self.oldest_fresh(&query.path, now);
+        let mut oldest = self.oldest_fresh(&query.path, now).max(series.changed());
         let mut stale = false;
         let (mut at_once, mut expected) = (1, None);
         for _ in 0..MAX_LOOK_UPS {

@@ -85,8 +85,7 @@ impl JoinedColumns {
         joined.runs.reserve(timelines.len());
         joined.ends.reserve(timelines.len());
         for timeline in timelines {
-            let slot = |place| timeline.state(place).into();
-            join_onto(&mut joined.runs, timeline.starts(), slot, timestamps);
+            join_timeline(&mut joined.runs, timeline, timestamps);
             joined.ends.push(joined.runs.len());
         }
         joined
@@ -103,7 +102,50 @@ impl JoinedColumns {
 ///
 /// Sorted timestamps cost O(runs × log(rows)), others O(rows × log(versions)) at most.
 pub fn join(timeline: &Timeline, timestamps: &Timestamps) -> Runs {
-    join_steps(timeline.starts(), |place| timeline.state(place).into(), timestamps)
+    let mut runs = Vec::new();
+    join_timeline(&mut runs, timeline, timestamps);
+    Runs(runs)
+}
+
+/// Puts the runs of a timeline behind those that are there.
+fn join_timeline(runs: &mut Vec<Run>, timeline: &Timeline, timestamps: &Timestamps) {
+    let (firsts, segments) = timeline.segments();
+    if let [segment] = segments {
+        let slot = |place: usize| segment.steps[place].state.into();
+        return join_onto(runs, &segment.starts, slot, timestamps);
+    }
+    // Places are of a segment (above) and in it (below).
+    let slot = |place: usize| segments[place >> 32].steps[place & 0xffff_ffff].state.into();
+    let (values, order) = (timestamps.values(), timestamps.order());
+    emit_runs(runs, timestamps, slot, |valid, sink| {
+        let mut entry = valid.start;
+        while entry < valid.end {
+            let segment = search(firsts, millis(&values[entry]));
+            let starts = &segments[segment].starts;
+            let mut emit = |end: usize, place: usize| sink.emit(end, segment << 32 | place);
+            let border = firsts.get(segment + 1).copied();
+            match order {
+                Order::Sorted => {
+                    let rest = &values[entry..valid.end];
+                    let end =
+                        border.map_or(valid.end, |border| entry + before(rest, millis, border));
+                    sorted(starts, values, entry..end, &mut emit);
+                    entry = end;
+                }
+                Order::Blocks(_) => {
+                    // Values that follow each other mostly lie in one segment.
+                    let inside = |at: &Millis| {
+                        firsts[segment] <= millis(at)
+                            && border.is_none_or(|border| millis(at) < border)
+                    };
+                    let rest = &values[entry..valid.end];
+                    let count = rest.iter().take_while(|at| inside(at)).count();
+                    each(starts, &rest[..count], |at, place| emit(entry + at + 1, place));
+                    entry += count;
+                }
+            }
+        }
+    });
 }
 
 /// The same for any step function: `slot(n)` holds from `starts[n]` on.
@@ -124,31 +166,61 @@ fn join_onto(
     slot: impl Fn(usize) -> Slot,
     timestamps: &Timestamps,
 ) {
-    let first = runs.len();
-    let mut push = |end: usize, slot: Slot| match runs[first..].last_mut() {
-        Some(last) if last.slot == slot => last.end = end,
-        last => {
-            let start = last.map_or(0, |last| last.end);
-            runs.push(Run { start, end, slot });
-        }
-    };
     let (values, order) = (timestamps.values(), timestamps.order());
-    let mut done = 0;
-    for valid in timestamps.valid() {
-        if done < valid.start {
-            push(timestamps.row_end(valid.start - 1), Slot::Null);
-        }
-        done = valid.end;
-        let mut emit = |end: usize, place: usize| {
-            push(timestamps.row_end(end - 1), slot(place));
-        };
+    emit_runs(runs, timestamps, slot, |valid, sink| {
+        let mut emit = |end: usize, place: usize| sink.emit(end, place);
         match order {
             Order::Sorted => sorted(starts, values, valid, &mut emit),
             Order::Blocks(blocks) => by_blocks(starts, values, blocks, valid, &mut emit),
         }
+    });
+}
+
+/// Where the runs of one column go.
+struct RunSink<'a, S> {
+    runs: &'a mut Vec<Run>,
+    /// Where those of this column begin.
+    first: usize,
+    timestamps: &'a Timestamps,
+    slot: S,
+}
+
+impl<S: Fn(usize) -> Slot> RunSink<'_, S> {
+    /// Up to the entry `end`, the slot of `place` holds.
+    fn emit(&mut self, end: usize, place: usize) {
+        self.push(self.timestamps.row_end(end - 1), (self.slot)(place));
     }
-    if done < values.len() {
-        push(timestamps.len(), Slot::Null);
+
+    fn push(&mut self, end: usize, slot: Slot) {
+        match self.runs[self.first..].last_mut() {
+            Some(last) if last.slot == slot => last.end = end,
+            last => {
+                let start = last.map_or(0, |last| last.end);
+                self.runs.push(Run { start, end, slot });
+            }
+        }
+    }
+}
+
+/// Makes the runs of a column: `find` emits those of entries that are no nulls.
+fn emit_runs<S: Fn(usize) -> Slot>(
+    runs: &mut Vec<Run>,
+    timestamps: &Timestamps,
+    slot: S,
+    find: impl Fn(Entries, &mut RunSink<'_, S>),
+) {
+    let first = runs.len();
+    let mut sink = RunSink { runs, first, timestamps, slot };
+    let mut done = 0;
+    for valid in timestamps.valid() {
+        if done < valid.start {
+            sink.push(timestamps.row_end(valid.start - 1), Slot::Null);
+        }
+        done = valid.end;
+        find(valid, &mut sink);
+    }
+    if done < timestamps.values().len() {
+        sink.push(timestamps.len(), Slot::Null);
     }
 }
 
@@ -221,26 +293,27 @@ pub fn open_times<T>(
     open: impl Fn(&Step) -> Option<T>,
 ) -> Vec<(Timestamp, T)> {
     let mut found = Vec::new();
-    let (starts, steps) = (timeline.starts(), timeline.all_steps());
     let Some((least, most)) = timestamps.bounds() else { return found };
-    let range = search(starts, least)..search(starts, most) + 1;
-    if range.len() <= timestamps.values().len()
-        && steps[range.clone()].iter().all(|step| open(step).is_none())
-    {
-        return found;
+    let (firsts, segments) = timeline.segments();
+    let parts = search(firsts, least)..search(firsts, most) + 1;
+    let steps: usize = segments[parts.clone()].iter().map(|segment| segment.steps.len()).sum();
+    if steps <= timestamps.values().len().max(FEW_STEPS) {
+        let closed = segments[parts.clone()].iter().all(|segment| {
+            let range = search(&segment.starts, least)..search(&segment.starts, most) + 1;
+            segment.steps[range].iter().all(|step| open(step).is_none())
+        });
+        if closed {
+            return found;
+        }
     }
     let sorted = matches!(timestamps.order(), Order::Sorted);
-    let mut place = range.start;
     for valid in timestamps.valid() {
         let values = &timestamps.values()[..valid.end];
         let (mut entry, mut last) = (valid.start, None);
         while entry < values.len() {
             let at = millis(&values[entry]);
-            place = match sorted {
-                true => place + gallop(&starts[place..], |&start| start <= at) - 1,
-                false => range.start + search(&starts[range.clone()], at),
-            };
-            match open(&steps[place]) {
+            let (step, border) = timeline.step_at(Timestamp::from_millis(at));
+            match open(&step) {
                 Some(told) if last != Some(at) => {
                     found.push((Timestamp::from_millis(at), told));
                     if found.len() == limit {
@@ -248,10 +321,10 @@ pub fn open_times<T>(
                     }
                     entry += 1;
                 }
-                None if sorted => match starts.get(place + 1) {
-                    Some(&border) => entry += before(&values[entry..], millis, border),
-                    None => break,
-                },
+                None if sorted && at < border => {
+                    entry += before(&values[entry..], millis, border);
+                }
+                None if sorted => break,
                 _ => entry += 1,
             }
             last = Some(at);
@@ -259,6 +332,9 @@ pub fn open_times<T>(
     }
     found
 }
+
+/// Steps that are looked at all at once, even for few timestamps.
+const FEW_STEPS: usize = 16;
 
 /// How many searches run side by side.
 const LANES: usize = 16;

@@ -18,7 +18,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Body, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth};
+use super::{
+    Body, ChangeListener, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth,
+};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 
@@ -187,6 +189,24 @@ impl Source for ChainSource {
         let remapped = self.remaps.values().filter_map(|remap| remap.source.as_ref());
         let all = self.links.iter().map(|link| &link.source).chain(remapped);
         all.map(|source| source.refresh()).min().unwrap_or_default()
+    }
+
+    fn subscribe(&self, listener: ChangeListener) {
+        // A path that stands for another changes with it.
+        let named: Vec<(ObjectPath, ObjectPath)> =
+            self.remaps.values().map(|remap| (remap.to.clone(), remap.path.clone())).collect();
+        let told: ChangeListener = Arc::new(move |changed| {
+            let also = named.iter().filter(|(to, _)| changed.contains(to));
+            let also: Vec<ObjectPath> = also.map(|(_, path)| path.clone()).collect();
+            if also.is_empty() {
+                return listener(changed);
+            }
+            listener(&changed.iter().cloned().chain(also).collect());
+        });
+        let remapped = self.remaps.values().filter_map(|remap| remap.source.as_ref());
+        for source in self.links.iter().map(|link| &link.source).chain(remapped) {
+            source.subscribe(Arc::clone(&told));
+        }
     }
 
     async fn look_up(

@@ -21,6 +21,7 @@ mod policy;
 pub mod repository;
 mod verify;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,6 +115,9 @@ pub struct PathSummary {
     pub versions: u64,
 }
 
+/// Is told which paths changed in a source.
+pub type ChangeListener = Arc<dyn Fn(&HashSet<ObjectPath>) + Send + Sync>;
+
 /// A place from which versions of objects can be had.
 #[async_trait]
 pub trait Source: fmt::Debug + Send + Sync + 'static {
@@ -127,6 +131,12 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     fn refresh_of(&self, path: &ObjectPath) -> Duration {
         let _ = path;
         self.refresh()
+    }
+
+    /// Has `listener` told of changes, where the source gets to know of them by itself. It must be
+    /// quick. By default nothing is told: what changes is seen when the source is asked.
+    fn subscribe(&self, listener: ChangeListener) {
+        drop(listener);
     }
 
     /// Which versions decide at `at`, and in which span around it.

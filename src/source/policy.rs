@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use md5::{Digest as _, Md5};
 
 use super::{
-    Body, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth, write_all,
+    Body, ChangeListener, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth,
+    write_all,
 };
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
@@ -145,6 +146,10 @@ impl Source for PolicySource {
     fn refresh_of(&self, path: &ObjectPath) -> Duration {
         let own = self.policies.of(path).and_then(|policy| policy.refresh);
         own.unwrap_or_else(|| self.behind.refresh_of(path))
+    }
+
+    fn subscribe(&self, listener: ChangeListener) {
+        self.behind.subscribe(listener);
     }
 
     async fn look_up(

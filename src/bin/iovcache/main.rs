@@ -10,6 +10,7 @@ mod config;
 mod copy;
 mod demo;
 mod import;
+mod index;
 mod log;
 mod ls;
 mod papers;
@@ -53,6 +54,8 @@ enum Command {
     Put(put::Arguments),
     /// Put all objects of a manifest into a repository folder.
     Import(import::Arguments),
+    /// Make the index of a repository folder anew, or check it.
+    Index(index::Arguments),
     /// Copy versions from a source into a repository.
     Copy(Box<copy::Arguments>),
     /// Ask for a table and print it.
@@ -120,6 +123,7 @@ fn main() -> ExitCode {
             }
             Command::Put(arguments) => put::run(arguments).await,
             Command::Import(arguments) => import::run(arguments).await,
+            Command::Index(arguments) => index::run(arguments).await,
             Command::Copy(arguments) => copy::run(*arguments).await,
             Command::Table(arguments) => table::run(*arguments).await,
             Command::Cat(arguments) => cat::run(arguments).await,

@@ -8,7 +8,7 @@ use iovcache::source::repository::{NewVersion, RepositoryWriter};
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 use serde_json::json;
 
-use crate::common::{Failure, now};
+use crate::common::{Durable, Failure, now};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
     repository: PathBuf,
     /// The path of the object, e.g. TPC/Calib/VDriftTgl.
     path: String,
-    /// The file with its bytes.
+    /// The file with its bytes; `-` reads stdin.
     file: PathBuf,
     /// When it begins to hold (ms).
     #[arg(long, value_name = "MS", allow_negative_numbers = true)]
@@ -34,6 +34,9 @@ pub(crate) struct Arguments {
     /// Metadata (may be given several times).
     #[arg(long = "meta", value_name = "KEY=VALUE")]
     metadata: Vec<String>,
+    /// When it is synced to the disk: every file by itself, or all of them together.
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Durable::Each)]
+    durable: Durable,
     /// Say what was put as JSON.
     #[arg(long)]
     json: bool,
@@ -62,7 +65,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         metadata,
     };
     let writer = RepositoryWriter::new(&arguments.repository)?;
-    let stored = writer.put_file(&version, &arguments.file)?;
+    let writer = writer.with_durability(arguments.durable.into());
+    let stored = match arguments.file.to_str() {
+        Some("-") => writer.put(&version, &mut std::io::stdin().lock())?,
+        _ => writer.put_file(&version, &arguments.file)?,
+    };
     let info = stored.info;
     if arguments.json {
         println!(

@@ -36,7 +36,8 @@ use async_trait::async_trait;
 use self::answers::Answers;
 use self::bodies::Bodies;
 use super::{
-    Body, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth, SourceState,
+    Body, ChangeListener, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth,
+    SourceState,
 };
 use crate::error::Coded as _;
 use crate::interval::{Timestamp, ValidityInterval};
@@ -145,6 +146,10 @@ impl Source for DiskSource {
 
     fn refresh_of(&self, path: &ObjectPath) -> Duration {
         self.behind.refresh_of(path)
+    }
+
+    fn subscribe(&self, listener: ChangeListener) {
+        self.behind.subscribe(listener);
     }
 
     async fn look_up(

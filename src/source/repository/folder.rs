@@ -17,6 +17,10 @@ use crate::source::Problem;
 
 /// Properties are not longer than this.
 pub(super) const MAX_PROPERTIES_BYTES: u64 = 1 << 20;
+/// Threads that read the folders of one path.
+const PARALLEL_READS: usize = 4;
+/// Folders that one thread reads by itself.
+const FEW_FOLDERS: usize = 64;
 /// A blob without properties is a put under way until it is this old.
 const PUT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -83,10 +87,6 @@ impl PathFolder {
         };
         let stat = fstat(&descriptor)?;
         Ok(Some(Self { descriptor, stamp: Stamp::from(&stat), links: stat.st_nlink }))
-    }
-
-    pub(super) fn descriptor(&self) -> &OwnedFd {
-        &self.descriptor
     }
 
     /// The `from` of each folder of versions, ascending, and what only looks like one.
@@ -167,6 +167,33 @@ impl PathFolder {
         };
         row.stamp != 0 && all() == Some(row.stamp)
     }
+}
+
+/// Reads folders of versions, those of many in several threads.
+///
+/// # Errors
+/// If one cannot be read.
+pub(super) fn read_all<'a>(
+    folder: &PathFolder,
+    path: &ObjectPath,
+    froms: &'a [i64],
+    known: impl Fn(i64) -> &'a [Row] + Sync,
+    slack: Duration,
+) -> io::Result<Vec<(i64, Versions)>> {
+    let one =
+        |from: &i64| folder.versions(path, *from, known(*from), slack).map(|found| (*from, found));
+    if froms.len() <= FEW_FOLDERS {
+        return froms.iter().map(one).collect();
+    }
+    let share = froms.len().div_ceil(PARALLEL_READS);
+    let parts: Vec<io::Result<Vec<_>>> = std::thread::scope(|scope| {
+        let one = &one;
+        let read = |part: &'a [i64]| scope.spawn(move || part.iter().map(one).collect());
+        let threads: Vec<_> = froms.chunks(share).map(read).collect();
+        let ended = || Err(io::Error::other("a thread that read folders ended early"));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| ended())).collect()
+    });
+    Ok(parts.into_iter().collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 /// Whether there is nothing that can be used under a name: nothing at all, a link, a file.

@@ -12,51 +12,68 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use md5::{Digest as _, Md5};
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::beneath::{EntryKind, Root, for_each_entry, open_beneath};
+use super::beneath::Root;
 use super::entry::{self, PROPERTIES, difference, names};
-use super::folder::{
-    LOCAL_SLACK, PathFolder, Versions, from_of, is_absent, is_recent, read_properties,
-};
+use super::folder::{LOCAL_SLACK, PathFolder, Versions, is_recent, read_all, read_properties};
+use super::index::IndexSet;
 use super::table::{Metadata, PathTable, Row};
+use super::walk;
+use super::watch::{PathWatch, Watcher};
 use crate::interval::Timestamp;
-use crate::object::{Md5Sum, ObjectInfo, ObjectPath, Query};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, BodyError, Knowledge, Page, PageKey, PathSummary, Problem, SourceError, in_place,
+    Body, BodyError, ChangeListener, Knowledge, Page, PageKey, PathSummary, Problem, SourceError,
+    in_place,
 };
 
 /// Versions in memory before the paths that were asked for longest ago are given up.
 const MAX_ROWS: usize = 4 << 20;
 /// Paths in memory.
 const MAX_PATHS: usize = 100_000;
-/// Threads that read folders of one path.
-const PARALLEL_READS: usize = 4;
-/// Folders that one thread reads by itself.
-const FEW_FOLDERS: usize = 64;
+/// Tables with more rows are not searched on a thread of the runtime.
+const FEW_ROWS: usize = 4096;
 /// Pieces in which a file is read.
 const PIECE_BYTES: usize = 1 << 20;
+/// Versions whose files are checked while a request waits; those of larger paths are checked in the
+/// background.
+const SWEPT_AT_ONCE: usize = 20_000;
+/// Versions that are checked in the background before others get their turn.
+const SWEEP_SLICE: usize = 2_000;
 /// A check of all folders of a path pauses this many times as long as it took.
 const SWEEP_PAUSES: u32 = 10;
+
+/// What checks of all paths share.
+#[derive(Debug)]
+struct Shared {
+    root: Root,
+    refresh: Duration,
+    index: Mutex<IndexSet>,
+}
 
 /// A repository in a local folder.
 #[derive(Debug)]
 pub(super) struct LocalRepository {
     url: String,
-    root: Root,
-    refresh: Duration,
+    shared: Arc<Shared>,
+    watcher: Arc<Watcher>,
     paths: Mutex<HashMap<ObjectPath, Arc<PathSlot>>>,
+    /// Rows of all paths in memory.
+    rows: AtomicUsize,
 }
 
 /// One path in memory.
 #[derive(Debug)]
 struct PathSlot {
     used: Mutex<Instant>,
-    rows: std::sync::atomic::AtomicUsize,
+    rows: AtomicUsize,
     state: Arc<AsyncMutex<PathState>>,
 }
 
@@ -73,6 +90,11 @@ struct PathState {
     checked: Option<Instant>,
     /// When the folders of versions were checked, and how long that took.
     swept: Option<(Instant, Duration)>,
+    /// They are to be checked in the background: there are many.
+    to_sweep: bool,
+    watch: Option<PathWatch>,
+    /// The folder that is watched.
+    watched_inode: u64,
 }
 
 impl PathState {
@@ -85,6 +107,9 @@ impl PathState {
             pending: BTreeSet::new(),
             checked: None,
             swept: None,
+            to_sweep: false,
+            watch: None,
+            watched_inode: 0,
         }
     }
 
@@ -115,28 +140,79 @@ impl PathState {
     }
 
     /// Reads what has changed since the last time.
-    fn check(&mut self, root: &Root, refresh: Duration) -> io::Result<()> {
+    fn check(&mut self, shared: &Shared, watcher: Option<&Watcher>) -> io::Result<()> {
         let began = Instant::now();
-        let Some(folder) = PathFolder::open(root, &self.path)? else {
+        let root = &shared.root;
+        let first = self.checked.is_none();
+        let Some(mut folder) = PathFolder::open(root, &self.path)? else {
             self.clear();
             self.checked = Some(began);
             return Ok(());
         };
+        let mut changes = self.watch.as_ref().map(PathWatch::take).unwrap_or_default();
+        let is_watched = self.watch.as_ref().is_some_and(PathWatch::is_alive);
+        let watched = is_watched && self.watched_inode == folder.stamp.inode;
+        if !watched || changes.all {
+            self.watch = watcher.and_then(|watcher| watcher.watch(root, &self.path));
+            // What happened between opening and watching is seen only now.
+            let Some(opened) = PathFolder::open(root, &self.path)? else {
+                return self.check(shared, watcher);
+            };
+            folder = opened;
+            self.watched_inode = folder.stamp.inode;
+            changes.all |= !first && (is_watched || self.watch.is_some());
+        }
         let mut again: BTreeSet<i64> = self.pending.clone();
-        let mut fresh = false;
-        if self.listed != Some(folder.stamp.changed_nanos) {
-            fresh = self.listed.is_none() && self.table.len() == 0;
+        again.extend(changes.froms);
+        if first {
+            self.load(root, &shared.index, &folder);
+        }
+        let fresh = first && self.table.len() == 0;
+        // A folder that is watched is listed once.
+        let listed = match self.watch {
+            Some(_) => self.listed.is_some(),
+            None => self.listed == Some(folder.stamp.changed_nanos),
+        };
+        if !listed || changes.all {
             self.list(&folder, &mut again)?;
         }
-        if !fresh && self.is_sweep_due(refresh) {
-            self.sweep(&folder, &mut again);
+        let complete = self.watch.as_ref().is_some_and(PathWatch::is_complete);
+        let unseen = first || changes.all || !complete;
+        if !fresh && unseen && (changes.all || self.is_sweep_due(shared.refresh)) {
+            match self.table.len() <= SWEPT_AT_ONCE {
+                true => self.sweep(&folder, &mut again),
+                false => self.to_sweep = true,
+            }
         }
         self.read(&folder, again, fresh)?;
-        // It is listed again as long as a later change could bear the same time.
+        // Unless it is watched, it is listed again as long as a later change could bear the same time.
         let changed = folder.stamp.changed_nanos;
-        self.listed = (!is_recent(changed, LOCAL_SLACK)).then_some(changed);
+        let settled = self.watch.is_some() || !is_recent(changed, LOCAL_SLACK);
+        self.listed = settled.then_some(changed);
         self.checked = Some(began);
         Ok(())
+    }
+
+    /// Takes the rows of the index. Where the folder of the path is as it was when they were written,
+    /// and has as many folders as the rows, it need not be listed.
+    fn load(&mut self, root: &Root, index: &Mutex<IndexSet>, folder: &PathFolder) {
+        let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
+        index.refresh(root);
+        if index.is_empty() {
+            return;
+        }
+        let mut rows = Vec::new();
+        let mut listed = 0;
+        let table = &mut self.table;
+        index.for_path(self.path.as_str(), |row| {
+            listed = listed.max(row.listed);
+            rows.extend(table.indexed(&row));
+        });
+        self.table.fill(rows);
+        let folders = self.table.froms().count() as u64;
+        // Each folder counts its name, `.`, and the `..` of each folder in it.
+        let complete = listed == folder.stamp.changed_nanos && folder.links == folders + 2;
+        self.listed = complete.then_some(listed);
     }
 
     /// Compares the folders that are there with those in memory.
@@ -146,6 +222,9 @@ impl PathState {
         let is_there = |from: &i64| there.binary_search(from).is_ok();
         for gone in known.iter().filter(|from| !is_there(from)) {
             self.table.replace_folder(*gone, Vec::new());
+            if let Some(watch) = &mut self.watch {
+                watch.forget(*gone);
+            }
         }
         self.problems.retain(|from, _| is_there(from));
         self.pending.retain(is_there);
@@ -157,6 +236,15 @@ impl PathState {
         Ok(())
     }
 
+    /// Whether it is time to look at the path's folder again.
+    fn is_check_due(&self, refresh: Duration) -> bool {
+        let Some(checked) = self.checked else { return true };
+        match &self.watch {
+            Some(watch) => watch.has_changes() || checked.elapsed() >= refresh / 2,
+            None => checked.elapsed() >= refresh / 5,
+        }
+    }
+
     fn is_sweep_due(&self, refresh: Duration) -> bool {
         let due = |(at, took): (Instant, Duration)| {
             at.elapsed() >= refresh.max(took.saturating_mul(SWEEP_PAUSES))
@@ -164,44 +252,48 @@ impl PathState {
         self.swept.is_none_or(due)
     }
 
+    /// Checks some versions that follow `after`; the last of them, where there are more.
+    fn sweep_slice(&mut self, root: &Root, after: Option<PageKey>) -> io::Result<Option<PageKey>> {
+        let Some(folder) = PathFolder::open(root, &self.path)? else { return Ok(None) };
+        let after = after.map(|(from, id)| (from.as_millis(), id));
+        let rows = self.table.rows_after(after, SWEEP_SLICE);
+        self.watch_all(rows.iter().map(|row| row.from));
+        let again = rows.iter().filter(|row| !folder.is_unchanged(row)).map(|row| row.from);
+        let again: BTreeSet<i64> = again.collect();
+        if !again.is_empty() {
+            // Where one went away, another may have come, which the index did not know.
+            self.listed = None;
+            self.read(&folder, again, false)?;
+        }
+        let last = rows.last().filter(|_| rows.len() == SWEEP_SLICE);
+        Ok(last.map(|row| (Timestamp::from_millis(row.from), row.id)))
+    }
+
     /// Finds the folders whose files changed.
     fn sweep(&mut self, folder: &PathFolder, again: &mut BTreeSet<i64>) {
         let began = Instant::now();
+        if self.watch.is_some() {
+            self.watch_all(self.table.froms().collect::<Vec<_>>().into_iter());
+        }
         let changed = self.table.iter().filter(|row| !folder.is_unchanged(row));
         again.extend(changed.map(|row| row.from));
         again.extend(self.problems.keys());
         self.swept = Some((began, began.elapsed()));
     }
 
+    fn watch_all(&mut self, froms: impl Iterator<Item = i64>) {
+        if let Some(watch) = &mut self.watch {
+            froms.for_each(|from| watch.watch_versions(from));
+        }
+    }
+
     /// Reads folders of versions.
     fn read(&mut self, folder: &PathFolder, again: BTreeSet<i64>, fresh: bool) -> io::Result<()> {
         let froms: Vec<i64> = again.into_iter().collect();
+        self.watch_all(froms.iter().copied());
         let table = &self.table;
-        let one = |from: &i64| {
-            let known = table.folder(*from);
-            let found = folder.versions(&self.path, *from, known, LOCAL_SLACK);
-            found.map(|found| (*from, found))
-        };
-        let read: Vec<(i64, Versions)> = if froms.len() <= FEW_FOLDERS {
-            froms.iter().map(one).collect::<io::Result<_>>()?
-        } else {
-            let share = froms.len().div_ceil(PARALLEL_READS);
-            let parts: Vec<io::Result<Vec<_>>> = std::thread::scope(|scope| {
-                let parts = froms.chunks(share);
-                let threads: Vec<_> = parts
-                    .map(|part| scope.spawn(|| part.iter().map(one).collect::<io::Result<_>>()))
-                    .collect();
-                threads
-                    .into_iter()
-                    .map(|thread| {
-                        thread
-                            .join()
-                            .unwrap_or_else(|_| Err(io::Error::other("a thread ended early")))
-                    })
-                    .collect()
-            });
-            parts.into_iter().collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect()
-        };
+        let known = |from| table.folder(from);
+        let read = read_all(folder, &self.path, &froms, known, LOCAL_SLACK)?;
         if !fresh {
             read.into_iter().for_each(|(from, found)| self.take(from, found));
             return Ok(());
@@ -253,7 +345,14 @@ impl LocalRepository {
             url: url.clone(),
             reason: error.to_string(),
         })?;
-        Ok(Self { url, root, refresh, paths: Mutex::default() })
+        let watcher = Arc::new(Watcher::new(&root));
+        let shared = Arc::new(Shared { root, refresh, index: Mutex::default() });
+        let (paths, rows) = (Mutex::default(), AtomicUsize::new(0));
+        Ok(Self { url, shared, watcher, paths, rows })
+    }
+
+    pub(super) fn subscribe(&self, listener: ChangeListener) {
+        self.watcher.subscribe(listener);
     }
 
     pub(super) fn url(&self) -> &str {
@@ -265,8 +364,8 @@ impl LocalRepository {
         if error.kind() == io::ErrorKind::PermissionDenied {
             return SourceError::NotAllowed { url, what, reason };
         }
-        if !self.root.path().is_dir() {
-            reason = format!("the folder {} is not there", self.root.path().display());
+        if !self.shared.root.path().is_dir() {
+            reason = format!("the folder {} is not there", self.shared.root.path().display());
         }
         SourceError::Down { url, what, reason }
     }
@@ -299,30 +398,31 @@ impl LocalRepository {
     /// Notes how many rows a path has, and gives up the paths that were asked for longest ago where
     /// there are too many. A path without any version is not kept: anybody can ask for any.
     fn settle(&self, path: &ObjectPath, slot: &PathSlot, rows: usize) {
-        use std::sync::atomic::Ordering::Relaxed;
-        slot.rows.store(rows, Relaxed);
         let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that was given up meanwhile does not count any more.
+        if !paths.get(path).is_some_and(|known| std::ptr::eq(&**known, slot)) {
+            return;
+        }
+        let before = slot.rows.swap(rows, Relaxed);
+        self.rows.fetch_add(rows, Relaxed);
+        self.rows.fetch_sub(before, Relaxed);
         if rows == 0 {
             paths.remove(path);
             return;
         }
-        let total = |paths: &HashMap<ObjectPath, Arc<PathSlot>>| -> usize {
-            paths.values().map(|slot| slot.rows.load(Relaxed)).sum()
-        };
-        if paths.len() <= MAX_PATHS && total(&paths) <= MAX_ROWS {
+        if paths.len() <= MAX_PATHS && self.rows.load(Relaxed) <= MAX_ROWS {
             return;
         }
         let used = |slot: &PathSlot| *slot.used.lock().unwrap_or_else(PoisonError::into_inner);
         let mut by_use: Vec<(Instant, ObjectPath)> =
             paths.iter().map(|(path, slot)| (used(slot), path.clone())).collect();
         by_use.sort_unstable();
-        let mut left = total(&paths);
         for (_, oldest) in by_use.into_iter().filter(|(_, other)| other != path) {
-            if paths.len() <= MAX_PATHS * 3 / 4 && left <= MAX_ROWS * 3 / 4 {
+            if paths.len() <= MAX_PATHS * 3 / 4 && self.rows.load(Relaxed) <= MAX_ROWS * 3 / 4 {
                 break;
             }
             let gone = paths.remove(&oldest);
-            left -= gone.map_or(0, |slot| slot.rows.load(Relaxed));
+            self.rows.fetch_sub(gone.map_or(0, |slot| slot.rows.load(Relaxed)), Relaxed);
         }
     }
 
@@ -335,22 +435,55 @@ impl LocalRepository {
         let slot = self.slot(path);
         let mut state = Arc::clone(&slot.state).lock_owned().await;
         // Others may have checked it while we waited.
-        if state.checked.is_none_or(|at| at.elapsed() >= self.refresh / 5) {
-            let (root, refresh) = (self.root.clone(), self.refresh);
+        if state.is_check_due(self.shared.refresh) {
+            let (shared, watcher) = (Arc::clone(&self.shared), Arc::clone(&self.watcher));
             let checked = self.blocking(path.as_str(), move || {
-                let checked = state.check(&root, refresh);
+                let checked = state.check(&shared, Some(&watcher));
                 Ok((state, checked))
             });
             let (checked_state, checked) = checked.await?;
             state = checked_state;
             if let Err(error) = checked {
-                self.settle(path, &slot, state.table.len());
+                // What was told and not read is not told again: all is read anew.
+                state.clear();
+                self.settle(path, &slot, 0);
                 return Err(self.failed(path.as_str(), &error));
             }
             let rows = state.table.len() + state.problems.len();
             self.settle(path, &slot, rows);
+            if std::mem::take(&mut state.to_sweep) {
+                // Until it is done, no other is begun.
+                state.swept = Some((Instant::now(), Duration::MAX));
+                self.sweep_in_background(&slot);
+            }
         }
-        Ok(use_it(&mut state))
+        match state.table.len() > FEW_ROWS || state.table.reads_files() {
+            true => Ok(in_place(|| use_it(&mut state))),
+            false => Ok(use_it(&mut state)),
+        }
+    }
+
+    fn sweep_in_background(&self, slot: &PathSlot) {
+        let (root, state) = (self.shared.root.clone(), Arc::downgrade(&slot.state));
+        tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
+            let mut after = None;
+            loop {
+                // A path that was given up meanwhile is of no interest.
+                let Some(state) = state.upgrade() else { return };
+                let mut state = state.blocking_lock();
+                match state.sweep_slice(&root, after) {
+                    Ok(Some(last)) => after = Some(last),
+                    done => {
+                        if let Err(error) = done {
+                            tracing::debug!(path = %state.path, %error, "not checked");
+                        }
+                        state.swept = Some((Instant::now(), began.elapsed()));
+                        return;
+                    }
+                }
+            }
+        });
     }
 
     pub(super) async fn look_up(
@@ -358,7 +491,7 @@ impl LocalRepository {
         query: &Query,
         at: Timestamp,
     ) -> Result<Knowledge, SourceError> {
-        let root = &self.root;
+        let root = &self.shared.root;
         let found = self.with_path(&query.path, |state| {
             let read = |row: &Row| read_metadata(root, &query.path, row);
             let window = state.table.window(query, at.as_millis(), &read);
@@ -376,7 +509,7 @@ impl LocalRepository {
         after: Option<PageKey>,
         limit: usize,
     ) -> Result<Page, SourceError> {
-        let root = &self.root;
+        let root = &self.shared.root;
         let key = after.map(|(from, id)| (from.as_millis(), id));
         let found = self.with_path(&query.path, |state| {
             let read = |row: &Row| read_metadata(root, &query.path, row);
@@ -395,7 +528,7 @@ impl LocalRepository {
 
     /// The version as this repository itself describes it.
     async fn own(&self, wanted: &ObjectInfo) -> Result<Option<ObjectInfo>, SourceError> {
-        let root = &self.root;
+        let root = &self.shared.root;
         let found = self.with_path(&wanted.path, |state| {
             let read = |row: &Row| read_metadata(root, &wanted.path, row);
             let row = state.table.find(wanted.validity.from().as_millis(), wanted.id)?;
@@ -424,13 +557,13 @@ impl LocalRepository {
         let folder = format!("{}/{}", own.path, own.validity.from());
         let mut opened = Err(io::Error::from(io::ErrorKind::NotFound));
         for name in names(own.id, &own.metadata) {
-            opened = in_place(|| self.root.file(&format!("{folder}/{name}")));
+            opened = in_place(|| self.shared.root.file(&format!("{folder}/{name}")));
             if !matches!(&opened, Err(error) if error.kind() == io::ErrorKind::NotFound) {
                 break;
             }
         }
         let (mut file, stamp) = opened.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound if self.root.path().is_dir() => gone(),
+            io::ErrorKind::NotFound if self.shared.root.path().is_dir() => gone(),
             io::ErrorKind::InvalidData => unusable(error.to_string()),
             _ => self.failed(&what, &error),
         })?;
@@ -471,62 +604,26 @@ impl LocalRepository {
     }
 
     pub(super) async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
-        let (root, start) = (self.root.clone(), prefix.to_owned());
-        self.blocking(prefix, move || walk(&root, &start)).await
+        let (shared, start) = (Arc::clone(&self.shared), prefix.to_owned());
+        let counted = self.blocking(prefix, move || {
+            let counts = {
+                let mut index = shared.index.lock().unwrap_or_else(PoisonError::into_inner);
+                index.refresh(&shared.root);
+                index.counts(&start)
+            };
+            walk::summaries(&shared.root, &start, &counts)
+        });
+        counted.await
     }
 }
 
-/// The paths at or below `prefix` and how many versions they have, sorted.
-fn walk(root: &Root, prefix: &str) -> io::Result<Vec<PathSummary>> {
-    // That the root is gone must not look as if there were no paths.
-    root.descriptor()?;
-    let mut found: BTreeMap<ObjectPath, u64> = BTreeMap::new();
-    let mut open = vec![prefix.to_owned()];
-    while let Some(name) = open.pop() {
-        let folder = match root.folder(&name) {
-            Ok(folder) => folder,
-            Err(error) if is_absent(&error) => continue,
-            Err(error) => return Err(error),
-        };
-        let path = ObjectPath::new(&name);
-        let mut versions = 0;
-        let mut below = Vec::new();
-        for_each_entry(&folder, |entry, kind| {
-            if kind != EntryKind::Folder {
-                return;
-            }
-            match (from_of(entry), &path) {
-                (Some(_), Ok(_)) => below.push((entry.to_owned(), true)),
-                _ => below.push((entry.to_owned(), false)),
-            }
-        })?;
-        for (entry, is_from) in below {
-            if is_from {
-                versions += count_versions(&folder, &entry)?;
-                continue;
-            }
-            let child = if name.is_empty() { entry } else { format!("{name}/{entry}") };
-            if ObjectPath::new(&child).is_ok() {
-                open.push(child);
-            }
-        }
-        if let (Ok(path), 1..) = (path, versions) {
-            found.insert(path, versions);
-        }
-    }
-    Ok(found.into_iter().map(|(path, versions)| PathSummary { path, versions }).collect())
-}
-
-fn count_versions(folder: &impl std::os::fd::AsFd, name: &str) -> io::Result<u64> {
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
-    let folder = match open_beneath(folder.as_fd(), name, flags) {
-        Ok(folder) => folder,
-        Err(error) if is_absent(&error) => return Ok(0),
-        Err(error) => return Err(error),
-    };
-    let mut versions = 0;
-    for_each_entry(&folder, |name, _| {
-        versions += u64::from(name.ends_with(PROPERTIES) && !name.starts_with('.'));
-    })?;
-    Ok(versions)
+/// The ids of all versions of a path, and where the interval of each begins.
+///
+/// # Errors
+/// If the folders cannot be read.
+pub(super) fn ids(root: &Root, path: &ObjectPath) -> io::Result<HashMap<ObjectId, i64>> {
+    let mut state = PathState::new(path.clone());
+    let (root, index) = (root.clone(), Mutex::default());
+    state.check(&Shared { root, refresh: Duration::ZERO, index }, None)?;
+    Ok(state.table.iter().map(|row| (row.id, row.from)).collect())
 }

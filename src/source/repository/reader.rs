@@ -13,7 +13,8 @@ use super::store::StoreRepository;
 use crate::interval::Timestamp;
 use crate::object::{ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth, SourceState,
+    Body, ChangeListener, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth,
+    SourceState,
 };
 use crate::telemetry::Histogram;
 
@@ -97,6 +98,13 @@ impl Source for RepositorySource {
     fn refresh(&self) -> Duration {
         // What is read here can be a fifth of it old already.
         self.refresh.mul_f64(0.8)
+    }
+
+    fn subscribe(&self, listener: ChangeListener) {
+        match &self.place {
+            Place::Local(local) => local.subscribe(listener),
+            Place::Store(_) => {}
+        }
     }
 
     async fn look_up(

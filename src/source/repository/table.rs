@@ -14,6 +14,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::carry::{Carried, Carry};
+use super::index::RowRef;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 
@@ -24,7 +25,10 @@ const MAX_FILTERS: usize = 4;
 /// Metadata is kept in memory up to this many bytes per row of the path, and this many in all; what
 /// is more is read from the files when it is asked for.
 const METADATA_ROW_BYTES: usize = 16;
-const METADATA_BYTES: usize = 64 << 10;
+const METADATA_BYTES: usize = 4 << 10;
+
+/// Rows for which metadata has room while it is not known how many come.
+const INDEX_ROWS: usize = 4096;
 
 pub(super) type Metadata = BTreeMap<String, String>;
 
@@ -72,6 +76,9 @@ struct Interned {
     all: Vec<Arc<Metadata>>,
     numbers: HashMap<Arc<Metadata>, u32>,
     bytes: usize,
+    /// The number that was given last.
+    last: u32,
+    is_full: bool,
 }
 
 impl Interned {
@@ -82,6 +89,7 @@ impl Interned {
         let bytes: usize = metadata.iter().map(|(key, value)| key.len() + value.len() + 96).sum();
         let limit = METADATA_BYTES.max(rows.saturating_mul(METADATA_ROW_BYTES));
         if self.bytes + bytes > limit {
+            self.is_full = true;
             return ON_DISK;
         }
         self.bytes += bytes;
@@ -90,6 +98,31 @@ impl Interned {
         self.all.push(Arc::clone(&metadata));
         self.numbers.insert(metadata, number);
         number
+    }
+}
+
+impl Interned {
+    /// Like [`number`](Self::number), for entries that were not collected yet: neighbours mostly have
+    /// the same.
+    fn number_of<'a>(
+        &mut self,
+        entries: impl Iterator<Item = (&'a str, &'a str)> + Clone,
+        rows: usize,
+    ) -> u32 {
+        let is_last = |last: &Arc<Metadata>| {
+            let mut entries = entries.clone();
+            last.iter().all(|(key, value)| entries.next() == Some((key, value)))
+                && entries.next().is_none()
+        };
+        if self.all.get(self.last as usize).is_some_and(is_last) {
+            return self.last;
+        }
+        if self.is_full {
+            return ON_DISK;
+        }
+        let owned = entries.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        self.last = self.number(owned.collect(), rows);
+        self.last
     }
 }
 
@@ -147,7 +180,13 @@ impl PathTable {
         self.rows
     }
 
+    /// Whether metadata is read from the files when it is asked for.
+    pub(super) fn reads_files(&self) -> bool {
+        self.metadata.is_full
+    }
+
     /// Memory of the rows, about.
+    #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         let rows: usize = self.chunks.iter().map(|chunk| chunk.rows.capacity()).sum();
         let carried: usize = self.chunks.iter().map(|chunk| chunk.carry_bytes()).sum();
@@ -170,6 +209,25 @@ impl PathTable {
         }
     }
 
+    /// The row of a version as the index has it, if its interval can be one.
+    pub(super) fn indexed(&mut self, row: &RowRef<'_>) -> Option<Row> {
+        if row.from >= row.until {
+            return None;
+        }
+        let metadata = self.metadata.number_of(row.metadata(), self.rows.max(INDEX_ROWS));
+        Some(Row {
+            from: row.from,
+            until: row.until,
+            created: row.created,
+            size_bytes: row.size_bytes,
+            stamp: row.stamp,
+            id: row.id,
+            md5: row.md5.map_or([0; 16], |md5| md5.0),
+            metadata,
+            has_md5: row.md5.is_some(),
+        })
+    }
+
     /// Distinct `from` of all rows, ascending.
     pub(super) fn froms(&self) -> impl Iterator<Item = i64> {
         let mut last = None;
@@ -179,6 +237,13 @@ impl PathTable {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Row> {
         self.chunks.iter().flat_map(|chunk| &chunk.rows)
+    }
+
+    /// At most `limit` rows behind `after`, in order.
+    pub(super) fn rows_after(&self, after: Option<(i64, ObjectId)>, limit: usize) -> Vec<Row> {
+        let first = after.map_or(0, |(from, _)| self.chunk_at(from));
+        let rows = self.chunks.iter().skip(first).flat_map(|chunk| &chunk.rows);
+        rows.filter(|row| Some(row.key()) > after).take(limit).copied().collect()
     }
 
     /// The chunk in whose time `at` lies.
@@ -199,12 +264,19 @@ impl PathTable {
         self.folder(from).iter().find(|row| row.id == id)
     }
 
-    /// Takes all rows at once, in any order, in place of those that are there.
+    /// Takes all rows at once, in any order, in place of those that are there. Of a version that is
+    /// there twice the last row counts.
     pub(super) fn fill(&mut self, mut rows: Vec<Row>) {
         if !rows.is_sorted_by_key(Row::key) {
-            rows.sort_unstable_by_key(Row::key);
+            rows.sort_by_key(Row::key);
         }
-        rows.dedup_by_key(|row| row.key());
+        rows.dedup_by(|next, row| {
+            let same = next.key() == row.key();
+            if same {
+                *row = *next;
+            }
+            same
+        });
         self.rows = rows.len();
         self.filters.clear();
         self.chunks.clear();
@@ -506,6 +578,7 @@ impl PathTable {
     }
 }
 
+#[cfg(test)]
 impl Chunk {
     fn carry_bytes(&self) -> usize {
         self.carry.as_ref().map_or(0, |carry| carry.len() * size_of::<Carried>())
