@@ -434,7 +434,7 @@ fn memory_per_object() {
         let column = ColumnRequest { name: "a".into(), path, metadata: Default::default() };
         let range = ValidityInterval::new(from, until).unwrap();
         let prefetch = Prefetch { columns: Columns::Own(vec![column]), range };
-        runtime.block_on(cache.prefetch(&prefetch, None)).unwrap();
+        runtime.block_on(cache.prefetch(&prefetch, &Asker::default())).unwrap();
     };
     let private = || {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -251,6 +251,56 @@ impl ObjectInfo {
     }
 }
 
+/// What somebody other than the source says of a version, such as a row of a lock file.
+///
+/// It selects a version that the source describes; it never describes one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VersionClaim {
+    /// Which version it is.
+    pub id: ObjectId,
+    /// When it is said to hold.
+    pub validity: ValidityInterval,
+    /// When it is said to have been created.
+    pub created: Timestamp,
+    /// How large it is said to be, in bytes.
+    pub size_bytes: Option<u64>,
+}
+
+/// A claim that does not agree with the source's own description of the version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {claimed}, and the source says {told}")]
+pub struct ClaimDiffers {
+    /// The field.
+    pub field: &'static str,
+    /// What the claim says.
+    pub claimed: i64,
+    /// What the source says.
+    pub told: i64,
+}
+
+impl VersionClaim {
+    /// Whether `version`, as its source describes it, is what is claimed.
+    ///
+    /// # Errors
+    /// [`ClaimDiffers`] with the first field that differs.
+    pub fn check(&self, version: &ObjectInfo) -> Result<(), ClaimDiffers> {
+        let bytes = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
+        let size = self.size_bytes.zip(version.size_bytes).map(|(a, b)| (bytes(a), bytes(b)));
+        let (own, other) = (self.validity, version.validity);
+        let times = [
+            ("valid_from", own.from(), other.from()),
+            ("valid_until", own.until(), other.until()),
+            ("created", self.created, version.created),
+        ];
+        let times = times.map(|(field, a, b)| (field, a.as_millis(), b.as_millis()));
+        let mut all = times.into_iter().chain(size.map(|(a, b)| ("size", a, b)));
+        match all.find(|(_, claimed, told)| claimed != told) {
+            Some((field, claimed, told)) => Err(ClaimDiffers { field, claimed, told }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Inclusive limits on creation times, with which a run of yesterday can be repeated today.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct CreationLimits {

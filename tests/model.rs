@@ -371,7 +371,8 @@ async fn take(step: &Step, model: &mut Model, real: &mut Real) {
             let json =
                 format!(r#"{{"columns": {columns}, "range": {{"from": 0, "until": {until}}}}}"#);
             let prefetch = Prefetch::parse(json.as_bytes()).unwrap();
-            cache.prefetch(&prefetch, Some(PATIENCE)).await.unwrap();
+            let in_time = Asker { patience: Some(PATIENCE), ..Asker::default() };
+            cache.prefetch(&prefetch, &in_time).await.unwrap();
         }
     }
 }

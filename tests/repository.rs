@@ -44,7 +44,7 @@ fn open(repository: &Path, refresh: Duration) -> RepositorySource {
 /// All versions that the source lists, by (from, created).
 async fn listed(source: &dyn Source) -> Vec<(i64, i64)> {
     let query = Query::all(ObjectPath::new(PATH).unwrap());
-    let page = source.list(&query, None, usize::MAX).await.unwrap();
+    let page = source.list_page(&query, None, usize::MAX).await.unwrap();
     let key = |info: &Arc<ObjectInfo>| (info.validity.from().as_millis(), info.created.as_millis());
     let mut found: Vec<_> = page.versions.iter().map(key).collect();
     found.sort_unstable();
@@ -202,7 +202,7 @@ async fn an_import_that_is_killed_anywhere_leaves_whole_versions_and_goes_on() {
         child.wait().unwrap();
         let source = open(folder.path(), NEVER);
         let query = Query::all(ObjectPath::new(PATH).unwrap());
-        let page = source.list(&query, None, usize::MAX).await.unwrap();
+        let page = source.list_page(&query, None, usize::MAX).await.unwrap();
         assert!(page.versions.len() >= seen, "what was there is there");
         seen = page.versions.len();
         for version in page.versions.iter().step_by(97) {
@@ -300,7 +300,7 @@ async fn a_path_of_many_versions_is_right_at_every_border_and_in_its_listing() {
     let mut after = None;
     let mut all = Vec::new();
     loop {
-        let page = source.list(&query, after, 500).await.unwrap();
+        let page = source.list_page(&query, after, 500).await.unwrap();
         after = page.versions.last().map(|info| (info.validity.from(), info.id));
         all.extend(page.versions);
         if !page.more {

@@ -7,12 +7,13 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::time::Instant;
 
+use super::answer::Asker;
 use super::error::CacheError;
 use super::lease::{LeaseId, Owner, Terms};
 use super::{Cache, Inner};
 use crate::object::ObjectPath;
 use crate::shm::{Epoch, Mappings, Usage};
-use crate::source::{PathSummary, Problem, SourceHealth, SourceState as State};
+use crate::source::{PathSummary, Problem, SourceHealth, SourceState as State, in_place};
 use crate::table::{
     Consumed, ConsumedAnswer, MemoryStatus, Prefetch, Request, SegmentsAnswer, SourceState,
     SourceStatus, Status, TimeframeStatus,
@@ -49,8 +50,8 @@ impl Cache {
     /// [`CacheError::UnknownTimeframe`].
     pub fn drop_timeframe(&self, timeframe: u64) -> Result<ConsumedAnswer, CacheError> {
         let dropped = self.0.timeframes.drop_timeframe(timeframe)?;
-        for consumer in dropped.status().consumers.keys() {
-            self.0.leases.end_reader(timeframe, consumer);
+        for consumer in dropped.consumer_names() {
+            self.0.leases.end_reader(timeframe, &consumer);
         }
         let in_flight = self.0.timeframes.len() as u64;
         Ok(ConsumedAnswer { dropped: vec![timeframe], in_flight })
@@ -61,16 +62,13 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError`].
-    pub async fn prefetch(
-        &self,
-        prefetch: &Prefetch,
-        patience: Option<Duration>,
-    ) -> Result<u64, CacheError> {
+    pub async fn prefetch(&self, prefetch: &Prefetch, asker: &Asker) -> Result<u64, CacheError> {
         self.check_open()?;
-        let wait = patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
+        let wait =
+            asker.patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
         let deadline = Instant::now() + wait;
         let columns = self.columns(&prefetch.columns, None)?;
-        let spans = self.spans(columns, prefetch.range);
+        let spans = self.spans(columns, prefetch.range, &asker.budget);
         let what = "the source to say which versions hold";
         let spans = super::answer::by_deadline(what, deadline, spans).await?;
         let got = self.0.loader.pin_all(&**spans.versions(), deadline).await?;
@@ -166,7 +164,7 @@ impl Cache {
 
     /// The timeframes in flight, by id.
     pub fn timeframes(&self) -> Vec<TimeframeStatus> {
-        self.0.timeframes.all().iter().map(|timeframe| timeframe.status()).collect()
+        self.0.timeframes.all().iter().filter_map(|timeframe| timeframe.status()).collect()
     }
 
     /// The segments of shared memory.
@@ -234,7 +232,8 @@ impl Cache {
             evictions: inner.counters.evictions.get(),
             stale: inner.counters.stale.get(),
             timeframes: self.timeframes(),
-            sessions: inner.leases.sessions(),
+            // It counts every pin of every session.
+            sessions: in_place(|| inner.leases.sessions()),
             sources: sources
                 .into_iter()
                 .map(|source| SourceStatus {

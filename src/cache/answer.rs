@@ -17,18 +17,24 @@ use super::hand::InHand;
 use super::lease::{Holder, LeaseId, Owner, Terms};
 use super::plan::{Assembled, Handed, Plan, Spans};
 use super::record::record;
+use super::register::load_timeframe;
 use super::resident::PinSet;
 use super::timeframe::{Load, Registration, Timeframe};
-use super::versions::{Linked, VersionSet};
-use crate::clock::Moment;
-use crate::index::{Timeline, Timestamps};
+use super::turns::Turns;
+use super::versions::{VersionSet, Wanted};
+use crate::budget::{Charge, ClientBudget};
+use crate::index::Timestamps;
 use crate::interval::ValidityInterval;
-use crate::object::{CreationLimits, ObjectInfo};
+use crate::object::CreationLimits;
+use crate::shm::Pool;
 use crate::source::WhenMissing;
 use crate::table::{
-    BatchMessages, Batches, ColumnRequest, Columns, Content, EncodeError, LockEntry, Message,
-    MessageWriter, Missing, Request, RequestError, Shown, View, When,
+    BatchMessages, Batches, ColumnRequest, Columns, Content, EncodeError, Message, MessageWriter,
+    Missing, Request, RequestError, Shown, View, When,
 };
+
+/// What is done between the source's answer and loading, as errors name it.
+pub(super) const PLANNING: &str = "the decision which version serves which rows";
 
 /// Who asks, beyond what stands in the request itself.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +51,8 @@ pub struct Asker {
     pub patience: Option<Duration>,
     /// The table is to be there when it is asked for: nothing is delivered to anybody yet.
     pub in_advance: bool,
+    /// Pays for what the request holds in memory beside the segments. Default: without a limit.
+    pub budget: ClientBudget,
 }
 
 /// A table whose objects are in shared memory and pinned.
@@ -113,7 +121,8 @@ impl Answer {
             };
             messages.into_iter().flatten().map(Ok).chain(error.map(Err))
         });
-        Ok([Ok(self.head())].into_iter().chain(body))
+        let messages = [Ok(self.head())].into_iter().chain(body);
+        Ok(self.pins.hands().send(&self.lease, messages))
     }
 
     /// The same without the schema, batch by batch.
@@ -218,13 +227,25 @@ struct Found {
     pins: Arc<PinSet>,
     /// The timeframe's own table.
     kept: Option<Arc<Assembled>>,
+    /// Pays for it.
+    charge: Arc<Charge>,
+}
+
+/// A request, and who asks until when.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    request: &'a Request,
+    asker: &'a Asker,
+    holder: Option<&'a Holder>,
+    deadline: Instant,
 }
 
 impl Found {
     fn rows_of(plan: &Plan, assembled: &Assembled) -> Self {
         let (columns, timestamps) = (Arc::clone(&assembled.columns), Arc::clone(plan.timestamps()));
         let (versions, pins) = (Arc::clone(plan.versions()), Arc::clone(&assembled.pins));
-        Self { shown: Shown::Rows { columns, timestamps }, versions, pins, kept: None }
+        let (shown, charge) = (Shown::Rows { columns, timestamps }, Arc::clone(&assembled.charge));
+        Self { shown, versions, pins, kept: None, charge }
     }
 
     fn kept(plan: &Plan, assembled: Arc<Assembled>) -> Self {
@@ -382,15 +403,19 @@ impl Cache {
         check_columns(request, columns)?;
         let found = match &subject {
             Subject::Range(range) => {
-                let known = self.known_over(request, columns, *range, deadline).await?;
-                let spans = Spans::new(*range, known);
+                let known = self.known_over(request, columns, *range, asker, deadline).await?;
+                let planned = Spans::new(*range, known, &asker.budget);
+                let spans = by_deadline(PLANNING, deadline, planned).await?;
                 if let Some(gap) = request.gap {
                     spans.check_length(*range, gap)?;
                 }
                 let versions = Arc::clone(spans.versions());
+                self.check_quota(holder.as_ref(), &*versions)?;
                 let got = self.0.loader.pin_all(&*versions, deadline).await?;
+                let charge = Arc::clone(spans.charge());
                 let (columns, pins) = spans.assemble(got);
-                Found { shown: Shown::Intervals(Arc::new(columns)), versions, pins, kept: None }
+                let shown = Shown::Intervals(Arc::new(columns));
+                Found { shown, versions, pins, kept: None, charge }
             }
             Subject::Timestamps(timestamps) => {
                 match self
@@ -398,11 +423,15 @@ impl Cache {
                     .await?
                 {
                     Some(found) => found,
-                    None => self.rows_at(request, asker, columns, timestamps, deadline).await?,
+                    None => {
+                        let asked = Asked { request, asker, holder: holder.as_ref(), deadline };
+                        self.rows_at(asked, columns, timestamps, None).await?
+                    }
                 }
             }
             Subject::Timeframe(timeframe) => {
-                self.rows_of_timeframe(request, columns, timeframe, deadline).await?
+                let asked = Asked { request, asker, holder: holder.as_ref(), deadline };
+                self.rows_of_timeframe(asked, columns, timeframe).await?
             }
         };
         let lease = self.lease_for(request, asker, reader.clone(), holder, &found.pins)?;
@@ -428,29 +457,50 @@ impl Cache {
         };
         let (of_stream, rows) = (asker.of_stream, found.rows());
         let pins = Arc::new(self.0.hands.take(Arc::clone(&found.pins)));
-        let objects = Arc::new(Handed { versions: found.versions, pins: Arc::clone(&pins) });
+        let (versions, _charge) = (found.versions, found.charge);
+        let objects = Arc::new(Handed { versions, pins: Arc::clone(&pins), _charge });
         let (content, assembled) = (Content { shown: found.shown, objects }, found.kept);
         Ok(Answer { form, content, timeframe, lease, of_stream, rows, pins, assembled })
     }
 
-    /// The rows of timestamps that came with the request.
+    /// The rows of timestamps; of those of `timeframe` what was known when it was registered.
     async fn rows_at(
         &self,
-        request: &Request,
-        asker: &Asker,
+        asked: Asked<'_>,
         columns: &[ColumnRequest],
         timestamps: &Arc<Timestamps>,
-        deadline: Instant,
+        timeframe: Option<&Timeframe>,
     ) -> Result<Found, CacheError> {
-        let known = self.known_at(request, columns, timestamps, None, deadline).await?;
-        let plan = Plan::new(Arc::clone(timestamps), known);
+        let Asked { request, asker, holder, deadline } = asked;
+        let known = self.known_at(asked, columns, timestamps, timeframe).await?;
+        let planned = Plan::new(Arc::clone(timestamps), known, &asker.budget);
+        let plan = by_deadline(PLANNING, deadline, planned).await?;
         // Of those who ask for single tables nobody knows in which order they will.
         if asker.of_stream && request.is_plain() {
             self.look_ahead(&plan);
         }
         self.check_missing(&plan, request)?;
+        self.check_quota(holder, &**plan.versions())?;
         let got = self.0.loader.pin_all(&**plan.versions(), deadline).await?;
         Ok(Found::rows_of(&plan, &plan.assemble(got)))
+    }
+
+    /// Whether `holder` may hold `versions` too, asked before any of them is pinned or waited for.
+    ///
+    /// # Errors
+    /// [`CacheError::OverQuota`].
+    fn check_quota(
+        &self,
+        holder: Option<&Holder>,
+        versions: &impl Wanted,
+    ) -> Result<(), CacheError> {
+        let Some(holder) = holder else { return Ok(()) };
+        let wanted = (0..versions.len()).map(|number| {
+            let version = versions.info(number);
+            let resident = || self.0.residency.size_of(version.id);
+            (version.id, Pool::charge(version.size_bytes.or_else(resident).unwrap_or(0)))
+        });
+        self.0.leases.check_quota_of(holder, wanted)
     }
 
     /// The rows of a stream's timeframe that is registered with the same columns and timestamps: who
@@ -558,24 +608,20 @@ impl Cache {
     /// What a timeframe was registered with, or other columns for its timestamps.
     async fn rows_of_timeframe(
         &self,
-        request: &Request,
+        asked: Asked<'_>,
         columns: &[ColumnRequest],
         timeframe: &Arc<Timeframe>,
-        deadline: Instant,
     ) -> Result<Found, CacheError> {
+        let Asked { request, holder, deadline, .. } = asked;
         let plan = &timeframe.registration.plan;
         if request.is_plain()
             && (timeframe.has_the(columns) || *columns == *timeframe.registration.columns)
         {
             self.check_missing(plan, request)?;
+            self.check_quota(holder, &**plan.versions())?;
             return Ok(Found::kept(plan, self.assembled(timeframe, deadline).await?));
         }
-        let timestamps = plan.timestamps();
-        let known = self.known_at(request, columns, timestamps, Some(timeframe), deadline).await?;
-        let plan = Plan::new(Arc::clone(timestamps), known);
-        self.check_missing(&plan, request)?;
-        let got = self.0.loader.pin_all(&**plan.versions(), deadline).await?;
-        Ok(Found::rows_of(&plan, &plan.assemble(got)))
+        self.rows_at(asked, columns, plan.timestamps(), Some(timeframe)).await
     }
 
     /// The objects of a timeframe: waits for who loads them, and tries itself meanwhile.
@@ -597,7 +643,7 @@ impl Cache {
                 Ok(Load::Ready(assembled)) => Ok(Arc::clone(assembled)),
                 _ => Err(gone()),
             },
-            loaded = self.load_timeframe(timeframe, deadline) => {
+            loaded = load_timeframe(&self.0.loader, timeframe, deadline) => {
                 loaded?;
                 match &*timeframe.load().borrow() {
                     Load::Ready(assembled) => Ok(Arc::clone(assembled)),
@@ -607,44 +653,68 @@ impl Cache {
         }
     }
 
-    /// Loads and pins all objects of a timeframe.
-    pub(super) async fn load_timeframe(
-        &self,
-        timeframe: &Arc<Timeframe>,
-        deadline: Instant,
-    ) -> Result<(), CacheError> {
-        let plan = &timeframe.registration.plan;
-        let got = self.0.loader.pin_all(&**plan.versions(), deadline).await?;
-        timeframe.set_ready(Arc::new(plan.assemble(got)));
-        Ok(())
-    }
-
     /// What is known of each column at the timestamps; of those that a timeframe was registered
     /// with, what was known then.
-    pub(super) async fn known_at(
+    async fn known_at(
         &self,
-        request: &Request,
+        asked: Asked<'_>,
         columns: &[ColumnRequest],
         timestamps: &Timestamps,
         timeframe: Option<&Timeframe>,
-        deadline: Instant,
     ) -> Result<Vec<(ColumnRequest, Known)>, CacheError> {
+        let Asked { request, asker, deadline, .. } = asked;
         let limits = self.0.limits.narrowed_by(request.limits);
+        if let Some(lock) = &request.lock {
+            let known = self.locked(lock, columns, limits, &asker.budget, deadline).await?;
+            return Ok(columns.iter().cloned().zip(known).collect());
+        }
         let registered = timeframe
             .filter(|_| request.limits == CreationLimits::default())
-            .map(|timeframe| &timeframe.registration.plan);
-        let mut known = Vec::with_capacity(columns.len());
-        let now = self.0.clock.now();
-        for column in columns {
-            known.push(match &request.lock {
-                Some(lock) => Some(locked(lock, column)?),
-                None => match registered.and_then(|plan| plan.known(column)) {
-                    Some(known) => Some(known.clone()),
-                    None => self.0.catalog.known_now(&column.query(limits), timestamps, now),
-                },
-            });
-        }
+            .map(|timeframe| timeframe.registration.plan.known_queries())
+            .unwrap_or_default();
+        let known = |column: &ColumnRequest| {
+            registered.get(&(&column.path, &column.metadata)).map(|known| (*known).clone())
+        };
+        let known = columns.iter().map(known).collect();
         self.all_known(columns, known, limits, timestamps, deadline).await
+    }
+
+    /// The versions of a table that is to be loaded for a lease, and who will hold it.
+    ///
+    /// # Errors
+    /// As [`answer`](Self::answer), before anything is loaded.
+    pub(super) async fn versions_for(
+        &self,
+        request: &Request,
+        asker: &Asker,
+        deadline: Instant,
+    ) -> Result<(Arc<VersionSet>, Option<Holder>), CacheError> {
+        let subject = self.subject(&request.when)?;
+        let reader = self.reader(request, &subject)?;
+        let holder = self.holder(request, asker, reader.as_ref());
+        let asked = Asked { request, asker, holder: holder.as_ref(), deadline };
+        let (timestamps, timeframe) = match &subject {
+            Subject::Range(range) => {
+                let columns = self.columns(&request.columns, None)?;
+                let known = self.known_over(request, columns, *range, asker, deadline).await?;
+                let planned = Spans::new(*range, known, &asker.budget);
+                let spans = by_deadline(PLANNING, deadline, planned).await?;
+                self.check_quota(asked.holder, &**spans.versions())?;
+                return Ok((Arc::clone(spans.versions()), holder));
+            }
+            Subject::Timestamps(timestamps) => (timestamps, None),
+            Subject::Timeframe(timeframe) => {
+                (timeframe.registration.plan.timestamps(), Some(&**timeframe))
+            }
+        };
+        let registered = timeframe.map(|timeframe| &timeframe.registration.columns[..]);
+        let columns = self.columns(&request.columns, registered)?;
+        let known = self.known_at(asked, columns, timestamps, timeframe).await?;
+        let planned = Plan::new(Arc::clone(timestamps), known, &asker.budget);
+        let plan = by_deadline(PLANNING, deadline, planned).await?;
+        self.check_missing(&plan, request)?;
+        self.check_quota(asked.holder, &**plan.versions())?;
+        Ok((Arc::clone(plan.versions()), holder))
     }
 
     /// What is known of each column at the timestamps: as given, else the source is asked.
@@ -656,6 +726,19 @@ impl Cache {
         timestamps: &Timestamps,
         deadline: Instant,
     ) -> Result<Vec<(ColumnRequest, Known)>, CacheError> {
+        let now = self.0.clock.now();
+        let (mut turns, cost) = (Turns::new(), 4 + timestamps.entries() / 16);
+        let look = async {
+            for (known, column) in known.iter_mut().zip(columns) {
+                if known.is_none() {
+                    let query = column.query(limits);
+                    *known = self.0.catalog.known_now(&query, timestamps, now);
+                    turns.take(cost).await;
+                }
+            }
+            Ok(())
+        };
+        by_deadline(PLANNING, deadline, look).await?;
         if known.iter().any(Option::is_none) {
             let open = known.iter_mut().zip(columns).filter(|(known, _)| known.is_none());
             let asked = open.map(async |(known, column)| {
@@ -675,14 +758,16 @@ impl Cache {
         request: &Request,
         columns: &[ColumnRequest],
         range: ValidityInterval,
+        asker: &Asker,
         deadline: Instant,
     ) -> Result<Vec<(ColumnRequest, Known)>, CacheError> {
         let limits = self.0.limits.narrowed_by(request.limits);
+        if let Some(lock) = &request.lock {
+            let known = self.locked(lock, columns, limits, &asker.budget, deadline).await?;
+            return Ok(columns.iter().cloned().zip(known).collect());
+        }
         let known = columns.iter().map(async |column| {
-            let known = match &request.lock {
-                Some(lock) => locked(lock, column)?,
-                None => self.0.catalog.known_over(&column.query(limits), range).await?,
-            };
+            let known = self.0.catalog.known_over(&column.query(limits), range).await?;
             Ok::<_, CacheError>((column.clone(), known))
         });
         by_deadline("the source to say which versions hold", deadline, try_join_all(known)).await
@@ -693,13 +778,14 @@ impl Cache {
         &self,
         columns: &[ColumnRequest],
         range: ValidityInterval,
+        budget: &ClientBudget,
     ) -> Result<Spans, CacheError> {
         let mut known = Vec::with_capacity(columns.len());
         for column in columns {
             let query = column.query(self.0.limits);
             known.push((column.clone(), self.0.catalog.known_over(&query, range).await?));
         }
-        Ok(Spans::new(range, known))
+        Spans::new(range, known, budget).await
     }
 }
 
@@ -717,20 +803,4 @@ pub(super) async fn by_deadline<T>(
             Err(CacheError::DeadlineExceeded { what: what.to_owned(), wait_ms: wait_ms(began) })
         }
     }
-}
-
-/// Only the versions of the lock are there, each for its own interval.
-fn locked(lock: &[LockEntry], column: &ColumnRequest) -> Result<Known, CacheError> {
-    let mut versions: Vec<Arc<ObjectInfo>> = Vec::new();
-    for entry in lock.iter().filter(|entry| entry.is_for(&column.name, &column.path)) {
-        let version = entry.version().map_err(|error| RequestError::Field {
-            field: "lock",
-            reason: format!("{} {}: {error}", entry.path, entry.object_id),
-        })?;
-        if !versions.iter().any(|known| known.id == version.id) {
-            versions.push(version);
-        }
-    }
-    let timeline = Timeline::unknown().learn(ValidityInterval::ALL, &versions, Moment::default());
-    Ok(Known { timeline: Arc::new(Linked::new(timeline)), stale: false, pace: None })
 }

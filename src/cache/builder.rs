@@ -9,9 +9,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::catalog::Catalog;
+use super::hand::Hands;
 use super::keep::{Heritage, Keeper, Kept, Record, Relics, segment_name};
 use super::lease::Leases;
 use super::loader::Loader;
+use super::publish::{Description, Verified};
 use super::residency::Residency;
 use super::slow::{ConsumerLimits, SlowWatch};
 use super::timeframe::Timeframes;
@@ -220,6 +222,7 @@ impl CacheBuilder {
         if let Some(noted) = self.heritage.noted() {
             catalog.remember(noted);
         }
+        let hands: Arc<Hands> = Arc::default();
         let relics = Arc::new(self.heritage.relics(keeper));
         let mut tasks = JoinSet::new();
         if !relics.is_empty() {
@@ -240,6 +243,7 @@ impl CacheBuilder {
         });
         tasks.spawn({
             let (leases, slow) = (Arc::clone(&leases), Arc::clone(&slow));
+            let hands = Arc::clone(&hands);
             let shortest = slow
                 .limits
                 .slow_after
@@ -250,13 +254,19 @@ impl CacheBuilder {
                     tokio::time::sleep(pause).await;
                     leases.expire();
                     slow.look();
+                    hands.give_up_stalled(|lease| leases.is_open(lease));
                 }
             }
         });
         Ok(Cache(Arc::new(Inner {
             started: self.clock.now(),
             clock: self.clock,
-            loader: Loader::new(Arc::clone(&residency), source, relics, Arc::clone(&counters)),
+            loader: Arc::new(Loader::new(
+                Arc::clone(&residency),
+                source,
+                relics,
+                Arc::clone(&counters),
+            )),
             timeframes,
             slow,
             max_timeframes: self.max_timeframes,
@@ -270,11 +280,11 @@ impl CacheBuilder {
             forms: Default::default(),
             leases,
             objects: Default::default(),
-            hands: Arc::default(),
+            hands,
             kept,
             limits: self.limits,
             tables: self.tables,
-            polls: Mutex::default(),
+            polls: Arc::default(),
             attach_path: OnceLock::new(),
             grown,
             draining: CancellationToken::new(),
@@ -314,9 +324,21 @@ fn take_over(relics: Arc<Relics>, residency: Arc<Residency>, counters: Arc<Count
             if residency.is_closed() {
                 return false;
             }
-            // Its pin goes at once: it stays as long as nobody needs the room.
-            drop(residency.admit(&record.path, record.md5, reservation.publish(record.id)));
-            counters.inherited.add(1);
+            // Without a digest nothing proves that it is what a source will describe.
+            let Some(md5) = record.md5 else { return true };
+            let (id, path) = (record.id, record.path.clone());
+            let size_bytes = Some(record.header.size);
+            let description = Description { id, path, size_bytes, md5: Some(md5) };
+            match Verified::check(description, reservation, None) {
+                // Its pin goes at once: it stays as long as nobody needs the room.
+                Ok(verified) => {
+                    drop(residency.admit(verified));
+                    counters.inherited.add(1);
+                }
+                Err(wrong) => {
+                    tracing::warn!(path = %record.path, %id, %wrong, "an object is not taken over");
+                }
+            }
             true
         });
         let inherited = counters.inherited.get();

@@ -24,6 +24,7 @@ use super::error::CacheError;
 use super::flight::{Flights, Lost};
 use super::keep::{Noted, NotedSeries};
 use super::versions::Linked;
+use crate::budget::Charge;
 use crate::clock::{Clock, Moment};
 use crate::error::Coded as _;
 use crate::index::{State, Step, Timeline, Timestamps, open_times};
@@ -36,6 +37,9 @@ use crate::telemetry::Counters;
 const MAX_SERIES: usize = 100_000;
 /// How many look-ups one table may need per column before it is refused as unreasonable.
 const MAX_LOOK_UPS: usize = 100_000;
+/// A path that its source does not list, and of which it names no version at this many timestamps of
+/// one request, is not asked for at the others.
+const MAX_IN_VAIN: usize = 31;
 /// How many problems are remembered.
 const MAX_PROBLEMS: usize = 10_000;
 /// What is learned is learned then at the earliest: before it lies only what nobody has confirmed.
@@ -70,7 +74,7 @@ struct Series {
 
 impl Series {
     fn known(&self, timeline: Arc<Linked>, stale: bool) -> Known {
-        Known { timeline, stale, pace: Some(Arc::clone(&self.pace)) }
+        Known { timeline, stale, pace: Some(Arc::clone(&self.pace)), charge: None }
     }
 
     fn learn(&self, span: ValidityInterval, versions: &[Arc<ObjectInfo>], learned: Moment) {
@@ -104,6 +108,8 @@ pub(crate) struct Known {
     pub(crate) stale: bool,
     /// How requests of this query move in time; none where the versions are given.
     pub(crate) pace: Option<Arc<Pace>>,
+    /// Pays for the timeline, where it was made for one request.
+    pub(crate) charge: Option<Arc<Charge>>,
 }
 
 /// The first timestamps of which nothing is known, or what is known is too old, and for each whether
@@ -252,14 +258,19 @@ impl Catalog {
         let mut oldest = self.oldest_fresh(&query.path, now).max(series.changed());
         let mut stale = false;
         let (mut at_once, mut expected) = (1, None);
+        let mut asked_in_all = 0;
         for _ in 0..MAX_LOOK_UPS {
             let timeline = series.timeline.load_full();
             let open = wanted(&timeline, oldest);
             let Some(&(next, _)) = open.first() else {
                 return Ok(series.known(timeline, stale));
             };
+            if asked_in_all >= MAX_IN_VAIN && timeline.versions() == 0 {
+                return Err(CacheError::NothingFound { path: query.path.clone(), asked_in_all });
+            }
             at_once = if expected == Some(next) { (at_once * 2).min(AT_ONCE) } else { 1 };
             expected = open.get(at_once).map(|(at, _)| *at);
+            asked_in_all += open.len().min(at_once);
             let asked = open.into_iter().take(at_once);
             let asked =
                 asked.map(|(at, unknown)| self.confirm(query, &series, at, unknown, oldest));

@@ -10,8 +10,8 @@
 //!
 //! A look stops nobody, so what is on its way from one place to the next between two of its steps
 //! seems to be wrong. A service that runs is looked at again and again therefore: wrong is what is
-//! wrong each time. Pins and room that a load has in hand are nobody's yet, so as long as objects
-//! are being brought in, or have their room kept, those do not count.
+//! wrong each time. Pins that a load has in hand are in no set yet, so as long as objects are being
+//! loaded they do not count; nor does room without an object, as long as some is kept.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -79,7 +79,9 @@ impl Cache {
     /// One look at everything but the contents.
     fn look(&self, at_rest: bool) -> (Faults, CheckAnswer) {
         let inner = &*self.0;
+        let keeps_room = || inner.loader.is_under_way() || inner.loader.keeps_room();
         let mut busy = !at_rest && inner.loader.is_under_way();
+        let mut keeping = !at_rest && keeps_room();
         // Objects first: those that are held here do not go while the rest is looked at.
         let residents = inner.residency.residents();
         let survey = inner.pool.survey();
@@ -89,6 +91,7 @@ impl Cache {
         held.extend(inner.loader.pin_sets());
         let pins = faults_of_pins(&residents, &held);
         busy |= !at_rest && inner.loader.is_under_way();
+        keeping |= !at_rest && keeps_room();
 
         let mut faults = Faults::new();
         for fault in survey.faults {
@@ -96,7 +99,7 @@ impl Cache {
             let name: String = fault.chars().filter(|c| !c.is_ascii_digit()).collect();
             faults.insert(name, fault);
         }
-        faults.extend(faults_of_places(&residents, &survey.taken, busy));
+        faults.extend(faults_of_places(&residents, &survey.taken, keeping));
         let sums = inner.residency.faults_of_sums(&residents);
         faults.extend(sums.into_iter().map(|(name, fault)| (name.to_owned(), fault)));
         let missing = |missing: &bool| !(busy && *missing);

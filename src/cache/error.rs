@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::budget::OverBudget;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::Timestamp;
 use crate::object::{InvalidPath, ObjectId, ObjectPath};
 use crate::shm::PoolError;
-use crate::source::SourceError;
+use crate::source::{ClaimError, SourceError};
 use crate::table::{EncodeError, RequestError, SHORT_SPAN, TimestampsError};
 
 /// Nothing is valid for some timestamps of one column.
@@ -80,6 +81,12 @@ pub enum CacheError {
         /// What the request says of its timestamps.
         gap_ms: i64,
     },
+    /// The source does not bear out what a lock says of a version.
+    #[error("lock")]
+    Claim(#[from] ClaimError),
+    /// The request would hold more memory than it may.
+    #[error(transparent)]
+    Budget(#[from] OverBudget),
     /// No such table in the configuration.
     #[error("no table {name:?} is configured; there are: {}", known.join(", "))]
     UnknownTable {
@@ -205,6 +212,17 @@ pub enum CacheError {
         /// The limit.
         limit: usize,
     },
+    /// The source has nothing at many timestamps, and does not list the path.
+    #[error(
+        "nothing is valid for {path} at the first {asked_in_all} timestamps for which its source was \
+         asked; it does not list the path, and is not asked for each of the others"
+    )]
+    NothingFound {
+        /// The path.
+        path: ObjectPath,
+        /// At how many timestamps.
+        asked_in_all: usize,
+    },
     /// The bytes of an object could not be loaded.
     #[error("cannot load version {id} of {path}")]
     Load {
@@ -285,7 +303,10 @@ impl Coded for CacheError {
             Self::Timestamps(error) => error.kind(),
             Self::Path(error) => error.kind(),
             Self::Encode(error) => error.kind(),
+            Self::Claim(error) => error.kind(),
+            Self::Budget(error) => error.kind(),
             Self::Missing { .. }
+            | Self::NothingFound { .. }
             | Self::UnknownTable { .. }
             | Self::UnknownTimeframe { .. }
             | Self::UnknownConsumer { .. } => ErrorKind::NotFound,
@@ -317,6 +338,8 @@ impl Coded for CacheError {
             Self::Timestamps(error) => error.code(),
             Self::Path(error) => error.code(),
             Self::Encode(error) => error.code(),
+            Self::Claim(error) => error.code(),
+            Self::Budget(error) => error.code(),
             Self::LookUp { error, .. } | Self::Paths { error, .. } | Self::Load { error, .. } => {
                 error.code()
             }
@@ -325,6 +348,7 @@ impl Coded for CacheError {
             Self::UnknownTable { .. } => Code(2011),
             Self::ShortSpan { .. } => SHORT_SPAN,
             Self::TooManyLookUps { .. } => Code(2012),
+            Self::NothingFound { .. } => Code(2015),
             Self::TwoContents { .. } => Code(3010),
             Self::MemoryPinned { .. } => Code(4010),
             Self::NeverFits { .. } => Code(4011),

@@ -7,14 +7,16 @@
 //!  end of the stream, however it comes ─▶ all let go
 //! ```
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::Cache;
 use super::answer::{Answer, Asker};
 use super::error::CacheError;
 use super::form::{Common, Key};
 use super::lease::LeaseId;
+use crate::budget::ClientBudget;
 use crate::index::Timestamps;
 use crate::table::{Request, When};
 
@@ -25,6 +27,7 @@ pub struct Exchange {
     /// The request, but for its timestamps.
     template: Request,
     common: Common,
+    budget: ClientBudget,
     state: Mutex<State>,
 }
 
@@ -34,6 +37,34 @@ struct State {
     held: BTreeMap<u64, Vec<LeaseId>>,
     /// All below are done. Never goes back.
     oldest: u64,
+    /// Tables that are asked for and not begun, by timeframe, in order.
+    queued: BTreeMap<u64, VecDeque<Arc<Ordered>>>,
+    /// Tables that are being made.
+    in_work: Vec<(u64, Weak<Ordered>)>,
+}
+
+/// A table that is asked for; whether its consumer was done with it before it came.
+#[derive(Debug, Default)]
+struct Ordered(AtomicBool);
+
+impl State {
+    /// The table of a timeframe is being made from now on.
+    fn begin(&mut self, timeframe: u64) -> Arc<Ordered> {
+        let queued = self.queued.get_mut(&timeframe);
+        let ordered = queued.and_then(VecDeque::pop_front).unwrap_or_default();
+        self.queued.retain(|_, queued| !queued.is_empty());
+        self.in_work.retain(|(_, ordered)| ordered.strong_count() > 0);
+        self.in_work.push((timeframe, Arc::downgrade(&ordered)));
+        ordered
+    }
+
+    /// Tables of a timeframe that have not come yet are done with, too.
+    fn consume_ordered(&self, timeframe: u64) {
+        let queued = self.queued.get(&timeframe).into_iter().flatten().map(Arc::clone);
+        let in_work = self.in_work.iter().filter(|(other, _)| *other == timeframe);
+        let in_work = in_work.filter_map(|(_, ordered)| ordered.upgrade());
+        queued.chain(in_work).for_each(|ordered| ordered.0.store(true, Ordering::Relaxed));
+    }
 }
 
 impl Exchange {
@@ -46,6 +77,12 @@ impl Exchange {
         &self.template
     }
 
+    /// The table of a timeframe will be asked for. What is reported as consumed from now on counts for
+    /// it, too.
+    pub fn expect(&self, timeframe: u64) {
+        self.state().queued.entry(timeframe).or_default().push_back(Arc::default());
+    }
+
     /// The table of a timeframe, held until it is consumed.
     ///
     /// # Errors
@@ -55,13 +92,15 @@ impl Exchange {
         timeframe: u64,
         timestamps: Timestamps,
     ) -> Result<Answer, CacheError> {
+        let ordered = self.state().begin(timeframe);
         let when = When::Timestamps(timestamps);
         let stream_timeframe = Some(timeframe);
-        let asker = Asker { of_stream: true, stream_timeframe, ..Asker::default() };
+        let budget = self.budget.clone();
+        let asker = Asker { of_stream: true, stream_timeframe, budget, ..Asker::default() };
         let answer =
             self.cache.answer_for(&self.template, &when, &asker, Some(&self.common)).await?;
         let mut state = self.state();
-        if timeframe < state.oldest {
+        if timeframe < state.oldest || ordered.0.load(Ordering::Relaxed) {
             // Done before it came: its table is sent, and not held.
             drop(state);
             self.cache.release(answer.lease());
@@ -75,6 +114,7 @@ impl Exchange {
     pub fn consumed(&self, timeframes: &[u64]) {
         let done: Vec<LeaseId> = {
             let mut state = self.state();
+            timeframes.iter().for_each(|id| state.consume_ordered(*id));
             timeframes.iter().filter_map(|id| state.held.remove(id)).flatten().collect()
         };
         self.end(&done);
@@ -107,11 +147,16 @@ impl Drop for Exchange {
 }
 
 impl Cache {
-    /// Opens the stream of a consumer that asks for the same columns again and again.
+    /// Opens the stream of a consumer that asks for the same columns again and again. What its tables
+    /// take is charged to `budget`.
     ///
     /// # Errors
     /// [`CacheError`] if the request itself is wrong.
-    pub fn exchange(&self, template: Request) -> Result<Exchange, CacheError> {
+    pub fn exchange(
+        &self,
+        template: Request,
+        budget: &ClientBudget,
+    ) -> Result<Exchange, CacheError> {
         self.check_open()?;
         if let Some(session) = &template.session {
             self.check_session(session)?;
@@ -119,6 +164,7 @@ impl Cache {
         let columns = self.columns(&template.columns, None)?;
         let form = self.form(Key::of_stream(&template), columns);
         let common = Common::new(form);
-        Ok(Exchange { cache: self.clone(), template, common, state: Mutex::default() })
+        let (cache, budget, state) = (self.clone(), budget.clone(), Mutex::default());
+        Ok(Exchange { cache, template, common, budget, state })
     }
 }

@@ -22,6 +22,7 @@ use super::error::CacheError;
 use super::resident::{PinSet, Resident};
 use super::slow::{ConsumerLimits, Late};
 use crate::clock::{Clock, Moment};
+use crate::object::ObjectId;
 use crate::table::SessionStatus;
 use crate::telemetry::Counters;
 
@@ -241,6 +242,35 @@ impl Leases {
         Ok(())
     }
 
+    /// Whether `holder` may hold objects of these ids and charged bytes too. Nothing is pinned yet:
+    /// [`open`](Self::open) and [`add`](Self::add) decide.
+    ///
+    /// # Errors
+    /// [`CacheError::OverQuota`].
+    pub(crate) fn check_quota_of(
+        &self,
+        holder: &Holder,
+        wanted: impl Iterator<Item = (ObjectId, u64)>,
+    ) -> Result<(), CacheError> {
+        self.check_quota(&self.state(), Some(holder), &[])?;
+        let Some(limit) = self.limits.quota_bytes else { return Ok(()) };
+        let sets: Vec<Arc<PinSet>> = {
+            let state = self.state();
+            let held = state.held_by(&holder.consumer);
+            held.flat_map(|lease| lease.pins.iter().map(Arc::clone)).collect()
+        };
+        let held = sets.iter().flat_map(|set| set.pins());
+        let held = held.map(|pin| (pin.id(), pin.charged_bytes()));
+        let all: HashMap<ObjectId, u64, RandomState> = wanted.chain(held).collect();
+        let bytes = all.into_values().fold(0, u64::saturating_add);
+        if bytes <= limit {
+            return Ok(());
+        }
+        self.counters.over_quota.add(1);
+        let consumer = holder.consumer.clone();
+        Err(CacheError::OverQuota { consumer, what: "bytes", wanted: bytes, limit })
+    }
+
     /// For how long `consumer` holds what it holds longest, timeframes that it reads aside.
     pub(crate) fn held_longest(&self, consumer: &str, now: Moment) -> Option<Duration> {
         let state = self.state();
@@ -362,18 +392,21 @@ impl Leases {
     }
 
     pub(crate) fn sessions(&self) -> Vec<SessionStatus> {
-        let state = self.state();
-        let mut sessions: Vec<SessionStatus> = state
-            .sessions
-            .values()
-            .map(|session| {
+        // Only references are copied under the lock that every request takes.
+        let held: Vec<(SessionStatus, Vec<Arc<PinSet>>)> = {
+            let state = self.state();
+            let held = state.sessions.values().map(|session| {
                 let leases = session.leases.iter().filter_map(|lease| state.leases.get(lease));
-                let sets = leases.flat_map(|lease| &lease.pins);
-                let pinned_bytes = bytes_of(sets);
-                SessionStatus { pinned_bytes, ..session.info.clone() }
-            })
-            .collect();
-        drop(state);
+                let sets = leases.flat_map(|lease| lease.pins.iter().map(Arc::clone));
+                (session.info.clone(), sets.collect())
+            });
+            held.collect()
+        };
+        let sessions = held.into_iter().map(|(info, sets)| {
+            let pinned_bytes = bytes_of(sets.iter());
+            SessionStatus { pinned_bytes, ..info }
+        });
+        let mut sessions: Vec<SessionStatus> = sessions.collect();
         sessions.sort_by(|a, b| (&a.consumer, &a.session).cmp(&(&b.consumer, &b.session)));
         sessions
     }
@@ -448,7 +481,7 @@ impl Lease {
 
 /// The bytes that these pin, each object counted once.
 fn bytes_of<'a>(sets: impl Iterator<Item = &'a Arc<PinSet>>) -> u64 {
-    let mut seen: HashSet<*const Resident> = HashSet::new();
+    let mut seen: HashSet<*const Resident, RandomState> = HashSet::default();
     let pins = sets.flat_map(|set| set.pins());
     let distinct = pins.filter(|pin| seen.insert(Arc::as_ptr(pin.resident())));
     distinct.map(|pin| pin.charged_bytes()).sum()

@@ -5,17 +5,22 @@
 //!     │ not resident
 //!     ▼
 //!  one flight per object ──▶ Source::fetch ──▶ BlockBody ──▶ published block ──▶ pin
+//!     │ no room: all pins go
+//!     ▼
+//!  turn (200 ms at most, in the order of asking) ──room for all──▶ claim ──▶ load, without the turn
 //!     │ no room
 //!     ▼
-//!  let go of all, wait for the turn; whose turn it is keeps what it gets, until all is there
+//!  rest (until there may be room, 1 s at most), then the next turn
 //! ```
 //!
-//! Nobody waits for memory while holding some, but the one whose turn it is: so two tables that
-//! each lack what the other has cannot wait for each other. Timeframes in flight hold what they need
-//! and do not wait (`places`): for them there is no turn.
+//! A request that waits for memory holds no pins, so two tables that each lack what the other has
+//! cannot wait for each other; and it keeps others from taking memory only for the short time of its
+//! turn, in which all that becomes free is its own. Registrations take the same turns. Timeframes in
+//! flight hold what they need and do not wait (`places`).
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,19 +32,26 @@ use super::error::CacheError;
 use super::flight::{Flights, Lost};
 use super::keep::{Refusal, Relic, Relics};
 use super::places::{Claim, Place, Places, Room};
+use super::publish::{Description, Verified};
 use super::residency::Residency;
-use super::resident::{Pin, PinSet};
+use super::resident::{Likeness, Pin, PinSet};
 use super::versions::{Found, Wanted};
-use crate::object::{ObjectId, ObjectInfo};
+use crate::object::{Md5Sum, ObjectInfo};
 use crate::shm::{Pool, PoolError, Reservation};
 use crate::source::{Body, BodyError, Source, SourceError};
 use crate::table::CacheState;
 use crate::telemetry::Counters;
 
-/// Who waits for memory tries this often at most,
+/// Shortest pause between two attempts to get memory.
 pub(super) const BREATH: Duration = Duration::from_millis(5);
-/// and at least: should anything ever become free unheard.
+/// Longest pause between two attempts of a registration to get its place.
 pub(super) const DOZE: Duration = Duration::from_millis(250);
+/// For so long one request may keep the others from taking memory.
+const TURN: Duration = Duration::from_millis(200);
+/// Longest pause after a turn in which there was no room.
+const REST: Duration = Duration::from_secs(1);
+/// From this size on a digest is computed on a blocking thread.
+const HASH_BESIDE_FROM_BYTES: u64 = 256 << 10;
 /// How many objects of one table are fetched at a time.
 const PARALLEL_LOADS: usize = 16;
 
@@ -51,12 +63,12 @@ pub(crate) struct Loader {
     /// What a predecessor left is nearer than any source.
     relics: Arc<Relics>,
     counters: Arc<Counters>,
-    flights: Flights<ObjectId, Result<Pin, LoadFailure>>,
+    flights: Flights<LoadKey, Result<Pin, LoadFailure>>,
     /// The room that timeframes in flight have for what they lack.
     places: Arc<Places>,
-    /// Whose turn it is to wait for memory, in the order of asking.
+    /// Held by the request that may take memory while others wait for it; first come, first served.
     turn: tokio::sync::Mutex<()>,
-    /// How many wait for their turn, or have it.
+    /// Requests that wait for their turn, or have it.
     waiting: AtomicUsize,
     /// How many are bringing objects in, and have pins in hand that nobody else knows of.
     under_way: AtomicUsize,
@@ -76,6 +88,52 @@ impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// What decides the outcome of a load: all that the source says of the version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct LoadKey(Arc<ObjectInfo>);
+
+impl Hash for LoadKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+/// What a request that is not done yet waits for.
+#[derive(Debug, Default)]
+struct Wait {
+    for_memory: AtomicBool,
+    /// Of the largest object that found no room.
+    lacking_bytes: AtomicU64,
+}
+
+impl Wait {
+    fn begin(&self) {
+        self.for_memory.store(true, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.for_memory.store(false, Ordering::Relaxed);
+    }
+
+    fn is_for_memory(&self) -> bool {
+        self.for_memory.load(Ordering::Relaxed)
+    }
+
+    fn lacks(&self, bytes: u64) {
+        self.lacking_bytes.fetch_max(Pool::charge(bytes), Ordering::Relaxed);
+    }
+
+    fn lacking_bytes(&self) -> u64 {
+        self.lacking_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// The memory that all of `versions` take, as far as their sizes are known.
+fn known_bytes(versions: &(impl Wanted + ?Sized)) -> u64 {
+    let known = (0..versions.len()).filter_map(|place| versions.info(place).size_bytes);
+    known.map(Pool::charge).fold(0, u64::saturating_add)
 }
 
 /// Why one object did not come.
@@ -135,9 +193,16 @@ impl Loader {
         Self { residency, source, relics, counters, flights, places, turn, waiting, under_way }
     }
 
-    /// Whether objects are being brought in, or have room to come.
+    /// Whether objects are being loaded: then there are pins that are in no set yet.
     pub(super) fn is_under_way(&self) -> bool {
-        self.under_way.load(Ordering::Acquire) > 0 || !self.places.is_empty()
+        self.under_way.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether room is kept for objects that are to come. Their pins are in [`pin_sets`].
+    ///
+    /// [`pin_sets`]: Self::pin_sets
+    pub(super) fn keeps_room(&self) -> bool {
+        !self.places.is_empty()
     }
 
     /// What is pinned in the name of several timeframes.
@@ -146,7 +211,7 @@ impl Loader {
     }
 
     /// Pins what is resident of `versions` and takes the memory that the others need: all of it, or
-    /// none. `None`: there is no room now.
+    /// none. `None`: for a short time, in which nobody else could take memory, there was no room.
     ///
     /// # Errors
     /// [`CacheError::Pool`] if the system gives no memory.
@@ -155,20 +220,44 @@ impl Loader {
         if let Ok(claim) = self.places.claim(versions) {
             return Ok(Some(claim));
         }
-        // Where others wait for memory, what becomes free is theirs. Nothing is held meanwhile.
+        let _waiting = Counted::new(&self.waiting);
+        // Where others wait for memory, what becomes free is theirs.
         let _turn = self.turn.lock().await;
-        let claim = self.take_places(versions).await?;
-        if claim.is_some() || self.residency.unevictable_bytes() > 0 {
-            return Ok(claim);
-        }
-        // All that is here could go, and still it does not fit: it lies in the way.
-        let residency = Arc::clone(&self.residency);
-        let cleared = tokio::task::spawn_blocking(move || residency.clear_out()).await;
-        cleared.map_err(|error| lost("memory to be cleared", &error))?;
-        self.take_places(versions).await
+        self.claim_in_turn(versions, Instant::now() + TURN).await
     }
 
-    async fn take_places(&self, versions: &impl Wanted) -> Result<Option<Claim>, CacheError> {
+    /// Whose turn it is tries until `ends`. Nothing is held between two attempts.
+    async fn claim_in_turn(
+        &self,
+        versions: &(impl Wanted + ?Sized),
+        ends: Instant,
+    ) -> Result<Option<Claim>, CacheError> {
+        loop {
+            // Listen first, try then: room that is made in between is not missed.
+            let mut room = std::pin::pin!(self.residency.room());
+            room.as_mut().enable();
+            let tried = Instant::now();
+            if let Some(claim) = self.take_places(versions).await? {
+                return Ok(Some(claim));
+            }
+            if self.residency.unevictable_bytes() == 0 {
+                // All that is here could go, and still it does not fit: it lies in the way.
+                let residency = Arc::clone(&self.residency);
+                let cleared = tokio::task::spawn_blocking(move || residency.clear_out()).await;
+                cleared.map_err(|error| lost("memory to be cleared", &error))?;
+                return self.take_places(versions).await;
+            }
+            if tokio::time::timeout_at(ends, room).await.is_err() {
+                return Ok(None);
+            }
+            tokio::time::sleep(BREATH.saturating_sub(tried.elapsed())).await;
+        }
+    }
+
+    async fn take_places(
+        &self,
+        versions: &(impl Wanted + ?Sized),
+    ) -> Result<Option<Claim>, CacheError> {
         let lacking = match self.places.claim(versions) {
             Ok(claim) => return Ok(Some(claim)),
             Err(lacking) => lacking,
@@ -183,7 +272,8 @@ impl Loader {
     ///
     /// # Errors
     /// [`CacheError::NeverFits`] at once where that is so; [`CacheError::MemoryPinned`] if by
-    /// `deadline` there was no room; what the source answered.
+    /// `deadline` there was no room; [`CacheError::DeadlineExceeded`] if there was, and the source
+    /// was not done; what the source answered.
     pub(crate) async fn pin_all(
         &self,
         versions: &(impl Wanted + ?Sized),
@@ -191,68 +281,138 @@ impl Loader {
     ) -> Result<Pinned, CacheError> {
         let _under_way = Counted::new(&self.under_way);
         let mut got = Got::none_of(versions.len());
-        let began = Instant::now();
-        let mut lacking_bytes = 0;
         let absent = self.pin_resident(versions, 0..versions.len(), &mut got)?;
         if absent.is_empty() {
             return Ok(got.into_pinned());
         }
         self.check_known_sizes(versions)?;
-        // Where others wait for memory, only what needs none may pass them: else what is let go for
-        // the first of them would be taken by whoever comes along.
-        let alone = self.waiting.load(Ordering::Acquire) == 0;
+        let began = Instant::now();
+        let wait = Wait::default();
+        let loading = self.pin_absent(versions, absent, got, &wait);
+        match tokio::time::timeout_at(deadline, loading).await {
+            Ok(pinned) => pinned,
+            Err(_) if wait.is_for_memory() => Err(CacheError::MemoryPinned {
+                needed_bytes: known_bytes(versions).max(wait.lacking_bytes()),
+                pinned_bytes: self.residency.pinned_bytes(),
+                total_bytes: self.residency.pool().total_bytes(),
+            }),
+            Err(_) => Err(CacheError::DeadlineExceeded {
+                what: "objects to be loaded".to_owned(),
+                wait_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            }),
+        }
+    }
+
+    /// Loads what is `absent`; waits where there is no room for it.
+    async fn pin_absent(
+        &self,
+        versions: &(impl Wanted + ?Sized),
+        absent: Vec<usize>,
+        mut got: Got,
+        wait: &Wait,
+    ) -> Result<Pinned, CacheError> {
+        // Where others wait for memory, only what needs none may pass them: else what is released
+        // for the first of them would be taken by whoever comes along.
+        let alone = self.waiting.load(Ordering::Acquire) == 0 && self.may_fit(versions, &absent);
         let secured = absent.iter().all(|&place| self.places.find(versions.id(place)).is_some());
         if alone || secured {
-            let first_try = self.load_all(versions, absent, &mut got);
-            let Ok(tried) = tokio::time::timeout_at(deadline, first_try).await else {
-                return Err(CacheError::DeadlineExceeded {
-                    what: "objects to be loaded".to_owned(),
-                    wait_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-                });
-            };
-            match tried? {
+            match self.load_all(versions, absent, &mut got).await? {
                 None => return Ok(got.into_pinned()),
-                Some(needed_bytes) => lacking_bytes = needed_bytes,
+                Some(bytes) => wait.lacks(bytes),
             }
         }
-        got = Got::none_of(versions.len());
+        // Nothing is held from here on while there is no room.
+        drop(got);
         self.counters.waits.add(1);
-        let _waiting = Counted::new(&self.waiting);
-        let waiting = async {
-            // What has its memory waits for nobody: its room is in the hands of another load.
-            let _turn = match secured {
-                true => None,
-                false => Some(self.turn.lock().await),
+        loop {
+            wait.begin();
+            if let Some(got) = self.try_in_turn(versions, wait).await? {
+                return Ok(got.into_pinned());
+            }
+            self.rest(versions).await;
+        }
+    }
+
+    /// Whether there may be memory for what is `absent`, beside what cannot be evicted.
+    fn may_fit(&self, versions: &(impl Wanted + ?Sized), absent: &[usize]) -> bool {
+        let sizes = absent.iter().filter_map(|place| versions.info(*place).size_bytes);
+        let needed_bytes = sizes.map(Pool::charge).fold(0, u64::saturating_add);
+        let taken_bytes = self.residency.unevictable_bytes();
+        needed_bytes.saturating_add(taken_bytes) <= self.residency.pool().total_bytes()
+    }
+
+    /// Tries to pin all of `versions` when it is their turn to take memory. `None`: there was no
+    /// room, and nothing is held.
+    async fn try_in_turn(
+        &self,
+        versions: &(impl Wanted + ?Sized),
+        wait: &Wait,
+    ) -> Result<Option<Got>, CacheError> {
+        let waiting = Counted::new(&self.waiting);
+        let turn = self.turn.lock().await;
+        let ends = Instant::now() + TURN;
+        let Some(claim) = self.claim_in_turn(versions, ends).await? else { return Ok(None) };
+        let mut got = Got::none_of(versions.len());
+        if !claim.is_open() {
+            // Memory is taken for all of it: loading it needs no turn.
+            drop((turn, waiting));
+            wait.end();
+            let lacking = self.try_pin_all(versions, &mut got).await?;
+            lacking.into_iter().for_each(|bytes| wait.lacks(bytes));
+            return Ok(lacking.is_none().then_some(got));
+        }
+        // The source does not tell how large the objects are: what there is room for is kept while
+        // the rest is tried, for as long as the turn lasts.
+        let mut turn = Some((turn, waiting));
+        loop {
+            let mut room = std::pin::pin!(self.residency.room());
+            room.as_mut().enable();
+            let tried = Instant::now();
+            let lacking = {
+                let mut loading = std::pin::pin!(self.try_pin_all(versions, &mut got));
+                match tokio::time::timeout_at(ends, &mut loading).await {
+                    Ok(lacking) => lacking?,
+                    Err(_) => {
+                        // A slow source keeps nobody else from memory.
+                        turn = None;
+                        wait.end();
+                        loading.await?
+                    }
+                }
             };
+            let Some(bytes) = lacking else { return Ok(Some(got)) };
+            wait.begin();
+            wait.lacks(bytes);
+            let held: u64 = got.pins.iter().flatten().map(Pin::charged_bytes).sum();
+            self.check_fits(held.saturating_add(Pool::charge(bytes)), versions.len())?;
+            if turn.is_none() || tokio::time::timeout_at(ends, room).await.is_err() {
+                return Ok(None);
+            }
+            // What rings while one tries can be one's own attempt (a body that outgrew its room):
+            // that must not become a question to the source without end.
+            tokio::time::sleep(BREATH.saturating_sub(tried.elapsed())).await;
+        }
+    }
+
+    /// Comes when it makes sense to try again: there may be room, or some time has passed. Others
+    /// can take memory meanwhile.
+    async fn rest(&self, versions: &(impl Wanted + ?Sized)) {
+        let needed_bytes = known_bytes(versions);
+        let fits = async {
             loop {
-                // Listen first, try then: room that is made in between is not missed.
                 let mut room = std::pin::pin!(self.residency.room());
                 room.as_mut().enable();
-                let tried = Instant::now();
-                let Some(needed_bytes) = self.try_pin_all(versions, &mut got).await? else {
-                    return Ok::<_, CacheError>(());
-                };
-                lacking_bytes = needed_bytes;
-                let held: u64 = got.pins.iter().flatten().map(Pin::charged_bytes).sum();
-                let all = held.saturating_add(Pool::charge(needed_bytes));
-                self.check_fits(all, versions.len())?;
-                let _ = tokio::time::timeout(DOZE, room).await;
-                // What rings while one tries can be one's own attempt (a body that outgrew its
-                // room): that must not become a question to the source without end.
-                tokio::time::sleep(BREATH.saturating_sub(tried.elapsed())).await;
+                tokio::time::sleep(BREATH).await;
+                room.await;
+                // What of the table is pinned by others counts twice: then the time decides.
+                let taken_bytes = self.residency.unevictable_bytes();
+                let total_bytes = self.residency.pool().total_bytes();
+                if needed_bytes.saturating_add(taken_bytes) <= total_bytes {
+                    return;
+                }
             }
         };
-        match tokio::time::timeout_at(deadline, waiting).await {
-            Ok(done) => done?,
-            Err(_) => {
-                return Err(CacheError::MemoryPinned {
-                    needed_bytes: Pool::charge(lacking_bytes),
-                    pinned_bytes: self.residency.pinned_bytes(),
-                    total_bytes: self.residency.pool().total_bytes(),
-                });
-            }
-        }
-        Ok(got.into_pinned())
+        let _ = tokio::time::timeout(REST, fits).await;
     }
 
     /// # Errors
@@ -263,7 +423,7 @@ impl Loader {
         versions: &(impl Wanted + ?Sized),
     ) -> Result<(), CacheError> {
         let known = || (0..versions.len()).filter_map(|place| versions.info(place).size_bytes);
-        let needed_bytes = known().map(Pool::charge).fold(0, u64::saturating_add);
+        let needed_bytes = known_bytes(versions);
         self.check_fits(needed_bytes, versions.len())?;
         let pool = self.residency.pool();
         // Half of the memory holds what is no larger, a few large objects aside, which then are
@@ -293,22 +453,24 @@ impl Loader {
         numbers: impl ExactSizeIterator<Item = usize>,
         got: &mut Got,
     ) -> Result<Vec<usize>, CacheError> {
-        let (mut absent, mut other) = (Vec::new(), None);
+        let (mut absent, mut others) = (Vec::new(), Vec::new());
         let wanted = numbers.len();
-        versions.pin_each(&self.residency, numbers, |number, found| {
-            let pin = match found {
-                Found::It(pin) => pin,
-                Found::Other(pin) => {
-                    other = other.or(Some(number));
-                    pin
-                }
-                Found::Nothing => return absent.push(number),
-            };
-            got.pins[number] = Some(pin);
+        versions.pin_each(&self.residency, numbers, |number, found| match found {
+            Found::Same(pin) => got.pins[number] = Some(pin),
+            Found::Other(pin) | Found::Unverified(pin) => {
+                absent.push(number);
+                others.push((number, pin));
+            }
+            Found::Nothing => absent.push(number),
         });
         self.counters.hits.add((wanted - absent.len()) as u64);
-        match other.and_then(|number| Some((versions.info(number), got.pins[number].as_ref()?))) {
-            Some((version, pin)) => Err(two_contents(version, pin)),
+        // What others pin stays what it is; nobody gets it under this description.
+        let conflict = others.iter().find(|(number, pin)| {
+            let other = pin.likeness(versions.info(*number)) == Likeness::Other;
+            other && pin.resident().pins() > 1
+        });
+        match conflict {
+            Some((number, pin)) => Err(two_contents(versions.info(*number), pin)),
             None => Ok(absent),
         }
     }
@@ -335,25 +497,28 @@ impl Loader {
             (place, version, loaded)
         });
         let mut loads = futures::stream::iter(loads).buffer_unordered(PARALLEL_LOADS);
-        let mut no_room = None;
         while let Some((place, version, loaded)) = loads.next().await {
             match loaded {
-                Ok(pin) if !pin.is_of(&version) => return Err(two_contents(&version, &pin)),
+                Ok(pin) if pin.likeness(&version) != Likeness::Same => {
+                    return Err(two_contents(&version, &pin));
+                }
                 Ok(pin) => {
                     (got.pins[place], got.how[place]) = (Some(pin), CacheState::Loaded);
                 }
-                Err(LoadFailure::NoRoom { needed_bytes }) => {
-                    no_room = no_room.max(Some(needed_bytes));
-                }
-                Err(failure) => return Err(failure.of(&version)),
+                // Nothing is loaded, or held, for a table that has to wait.
+                Err(LoadFailure::NoRoom { needed_bytes }) => return Ok(Some(needed_bytes)),
+                Err(failure) => return Err(failure.of(&version, &self.residency)),
             }
         }
-        Ok(no_room)
+        Ok(None)
     }
 
     async fn load(&self, version: Arc<ObjectInfo>) -> (Arc<ObjectInfo>, Result<Pin, LoadFailure>) {
         let id = version.id;
-        let landed = || self.residency.pin(id).map(Ok);
+        let landed = || {
+            let pin = self.residency.pin(id)?;
+            (pin.likeness(&version) == Likeness::Same).then_some(Ok(pin))
+        };
         let work = || {
             let load = Load {
                 residency: Arc::clone(&self.residency),
@@ -366,7 +531,7 @@ impl Loader {
             let version = Arc::clone(&version);
             async move { load.run(&version).await }
         };
-        let loaded = match self.flights.join(id, landed, work).await {
+        let loaded = match self.flights.join(LoadKey(Arc::clone(&version)), landed, work).await {
             Ok(result) => result,
             Err(Lost) => Err(LoadFailure::Source(SourceError::Unusable {
                 url: self.source.url().to_owned(),
@@ -385,14 +550,14 @@ fn two_contents(version: &ObjectInfo, pin: &Pin) -> CacheError {
 }
 
 impl LoadFailure {
-    fn of(self, version: &ObjectInfo) -> CacheError {
+    fn of(self, version: &ObjectInfo, residency: &Residency) -> CacheError {
         let (path, id) = (version.path.clone(), version.id);
         match self {
             Self::Source(error) => CacheError::Load { path, id, error },
-            Self::NoRoom { needed_bytes } => CacheError::NeverFits {
-                what: format!("version {id} of {path}"),
-                needed_bytes,
-                limit_bytes: 0,
+            Self::NoRoom { needed_bytes } => CacheError::MemoryPinned {
+                needed_bytes: Pool::charge(needed_bytes),
+                pinned_bytes: residency.pinned_bytes(),
+                total_bytes: residency.pool().total_bytes(),
             },
             Self::Pool(error) => match &*error {
                 PoolError::NeverFits { needed_bytes, limit_bytes } => CacheError::NeverFits {
@@ -435,9 +600,13 @@ impl Load {
         });
         match copied.await.ok()? {
             Ok(room) => {
-                let block = room.into_reservation()?.publish(version.id);
-                self.counters.inherited.add(1);
-                Some(Ok(self.residency.admit(&version.path, version.md5, block)))
+                let published = self.publish(version, room.into_reservation()?, None).await;
+                if published.is_ok() {
+                    self.counters.inherited.add(1);
+                    return Some(published);
+                }
+                // The source has what it describes.
+                None
             }
             Err(Refusal::Pool(PoolError::NoRoom { needed_bytes, .. })) => {
                 Some(Err(LoadFailure::NoRoom { needed_bytes }))
@@ -459,7 +628,49 @@ impl Load {
         loaded
     }
 
+    /// What is in memory already, where its digest was never computed, if it is right.
+    async fn verify_resident(&self, version: &ObjectInfo) -> Option<Pin> {
+        let pin = self.residency.pin(version.id)?;
+        if pin.likeness(version) == Likeness::Unverified {
+            let resident = Arc::clone(pin.resident());
+            tokio::task::spawn_blocking(move || resident.compute_md5()).await.ok()?;
+        }
+        (pin.likeness(version) == Likeness::Same).then_some(pin)
+    }
+
+    /// Publishes what came, if it is what the source describes.
+    async fn publish(
+        &self,
+        version: &ObjectInfo,
+        reservation: Reservation,
+        md5: Option<Md5Sum>,
+    ) -> Result<Pin, LoadFailure> {
+        let description = Description::from(version);
+        let verified = match Verified::hashes(&description, &reservation, md5) {
+            0..HASH_BESIDE_FROM_BYTES => Ok(Verified::check(description, reservation, md5)),
+            _ => {
+                let check = move || Verified::check(description, reservation, md5);
+                tokio::task::spawn_blocking(check).await
+            }
+        };
+        let unusable = |reason: String| {
+            LoadFailure::Source(SourceError::Unusable {
+                url: self.source.url().to_owned(),
+                what: format!("{} {}", version.path, version.id),
+                reason,
+            })
+        };
+        match verified {
+            Ok(Ok(verified)) => Ok(self.residency.admit(verified)),
+            Ok(Err(wrong)) => Err(unusable(wrong.to_string())),
+            Err(error) => Err(unusable(format!("its digest could not be computed: {error}"))),
+        }
+    }
+
     async fn load(&self, version: &Arc<ObjectInfo>) -> Result<Pin, LoadFailure> {
+        if let Some(pin) = self.verify_resident(version).await {
+            return Ok(pin);
+        }
         if let Some(inherited) = self.inherit(version).await {
             return inherited;
         }
@@ -468,21 +679,24 @@ impl Load {
             place: self.place.clone(),
             room: self.places.no_room(),
             written: 0,
+            md5: None,
             failure: None,
         };
         let asked = Instant::now();
         let span = tracing::info_span!("load", path = %version.path, id = %version.id);
         let fetched = match self.source.fetch(version, &mut body).instrument(span).await {
-            Ok(()) => body.finish(version, self.source.url()).await,
+            Ok(()) => match body.finish(version, self.source.url()).await {
+                Ok((reservation, md5)) => self.publish(version, reservation, md5).await,
+                Err(failure) => Err(failure),
+            },
             Err(error) => Err(body.failure.take().unwrap_or(LoadFailure::Source(error))),
         };
         match fetched {
-            Ok(reservation) => {
-                let block = reservation.publish(version.id);
+            Ok(pin) => {
                 self.counters.timings.load.observe(asked.elapsed());
                 self.counters.loads.add(1);
-                self.counters.loaded_bytes.add(block.size_bytes());
-                Ok(self.residency.admit(&version.path, version.md5, block))
+                self.counters.loaded_bytes.add(pin.resident().block().size_bytes());
+                Ok(pin)
             }
             Err(failure) => {
                 if !matches!(failure, LoadFailure::NoRoom { .. }) {
@@ -501,6 +715,8 @@ struct BlockBody {
     place: Option<Arc<Place>>,
     room: Room,
     written: usize,
+    /// Of all that is written, as its source has computed it.
+    md5: Option<Md5Sum>,
     failure: Option<LoadFailure>,
 }
 
@@ -548,7 +764,7 @@ impl BlockBody {
         &mut self,
         version: &ObjectInfo,
         url: &str,
-    ) -> Result<Reservation, LoadFailure> {
+    ) -> Result<(Reservation, Option<Md5Sum>), LoadFailure> {
         if self.room.size_bytes().is_none() && self.take_room(0).await.is_err() {
             return Err(self.failure.take().unwrap_or(LoadFailure::NoRoom { needed_bytes: 0 }));
         }
@@ -556,7 +772,7 @@ impl BlockBody {
         let complete = self.room.size_bytes() == Some(written);
         let room = std::mem::replace(&mut self.room, self.places.no_room());
         match room.into_reservation() {
-            Some(reservation) if complete => Ok(reservation),
+            Some(reservation) if complete => Ok((reservation, self.md5)),
             other => Err(LoadFailure::Source(SourceError::Unusable {
                 url: url.to_owned(),
                 what: format!("{} {}", version.path, version.id),
@@ -587,10 +803,15 @@ impl Body for BlockBody {
         let spare = self.spare().len();
         assert!(count <= spare, "advanced by {count} bytes where {spare} were spare");
         self.written += count;
+        self.md5 = None;
         self.room.settle(self.written);
     }
 
     fn written_bytes(&self) -> u64 {
         self.written as u64
+    }
+
+    fn set_md5(&mut self, md5: Md5Sum) {
+        self.md5 = Some(md5);
     }
 }

@@ -142,12 +142,14 @@ mod hand;
 mod keep;
 mod lease;
 mod loader;
+mod locked;
 mod object;
 mod picture;
 mod pins;
 mod places;
 mod plan;
 mod progress;
+mod publish;
 mod record;
 mod register;
 mod residency;
@@ -155,7 +157,10 @@ mod resident;
 #[cfg(test)]
 mod samples;
 mod slow;
+#[cfg(test)]
+mod tests;
 mod timeframe;
+mod turns;
 mod versions;
 
 use std::collections::BTreeMap;
@@ -215,7 +220,7 @@ struct Inner {
     policies: Policies,
     ahead: ahead::Ahead,
     forms: form::Forms,
-    loader: Loader,
+    loader: Arc<Loader>,
     leases: Arc<Leases>,
     objects: object::Objects,
     hands: Arc<hand::Hands>,
@@ -232,7 +237,7 @@ struct Inner {
     /// Sets of columns that requests may name.
     tables: BTreeMap<String, Vec<ColumnRequest>>,
     /// What became of the loading that polls have started.
-    polls: std::sync::Mutex<progress::Polls>,
+    polls: Arc<std::sync::Mutex<progress::Polls>>,
     attach_path: OnceLock<PathBuf>,
     /// Told of each new segment.
     grown: watch::Sender<()>,

@@ -31,8 +31,6 @@ use crate::source::SourceError;
 const MAX_NAMES: u64 = 200_000;
 /// How many versions the listings have that are kept, in all.
 const MAX_LISTED: u64 = 500_000;
-/// A path with more versions than this is not listed whole.
-const LISTED_VERSIONS: usize = 100_000;
 /// Up to this size a sum is made here and now; above, beside the other work.
 const HASH_BESIDE_FROM_BYTES: usize = 256 << 10;
 
@@ -160,7 +158,8 @@ impl Cache {
         by_deadline(what, Instant::now() + patience, listing).await
     }
 
-    async fn listing(&self, path: &ObjectPath) -> Result<Versions, CacheError> {
+    /// Every version of `path` within the limits of the service, from a listing that is not too old.
+    pub(super) async fn listing(&self, path: &ObjectPath) -> Result<Versions, CacheError> {
         let objects = &self.0.objects;
         let oldest = self.0.catalog.oldest_fresh(path, self.0.clock.now());
         let fresh = || objects.listings.get(path).filter(|listing| listing.learned >= oldest);
@@ -173,9 +172,8 @@ impl Cache {
             // As of before the question: what is put meanwhile may or may not be in the answer.
             let learned = self.0.clock.now();
             async move {
-                let page = source.list(&query, None, LISTED_VERSIONS).await?;
-                let whole = page.whole && !page.more;
-                let versions = if whole { page.versions } else { Vec::new() };
+                let listed = source.list(&query).await?;
+                let (whole, versions) = (listed.is_some(), listed.unwrap_or_default());
                 let listing = Listing { versions: Versions { versions, whole }, learned };
                 let listing = Arc::new(listing);
                 // A path of which there is nothing is not kept: anybody can ask for any.

@@ -96,21 +96,33 @@ impl Places {
 
     /// Claims what is there: pins what is resident, shares the places of others. The rest takes
     /// memory.
-    pub(crate) fn claim(&self, versions: &impl Wanted) -> Result<Claim, Lacking> {
+    pub(crate) fn claim(&self, versions: &(impl Wanted + ?Sized)) -> Result<Claim, Lacking> {
         let mut pins = Vec::with_capacity(versions.len());
         let mut objects = Vec::new();
-        let (mut places, mut open) = (Vec::new(), false);
+        let (mut places, mut others, mut open) = (Vec::new(), Vec::new(), false);
         versions.pin_each(&self.residency, 0..versions.len(), |number, found| {
             let id = versions.id(number);
             match found {
-                Found::It(pin) | Found::Other(pin) => pins.push(pin),
-                Found::Nothing => match (self.find(id), versions.info(number).size_bytes) {
-                    (Some(place), _) => places.push(place),
-                    (None, Some(size_bytes)) => objects.push((id, size_bytes)),
-                    (None, None) => open = true,
-                },
+                Found::Same(pin) => pins.push(pin),
+                // It is there already: only its digest has to be computed.
+                Found::Unverified(pin) => {
+                    open = true;
+                    others.push(pin);
+                }
+                found => {
+                    // An object of other bytes makes room for it.
+                    if let Found::Other(pin) = found {
+                        others.push(pin);
+                    }
+                    match (self.find(id), versions.info(number).size_bytes) {
+                        (Some(place), _) => places.push(place),
+                        (None, Some(size_bytes)) => objects.push((id, size_bytes)),
+                        (None, None) => open = true,
+                    }
+                }
             }
         });
+        drop(others);
         let claim = Claim { pins: Arc::new(PinSet::new(pins)), places, open };
         match objects.is_empty() {
             true => Ok(claim.kept()),
@@ -271,6 +283,11 @@ impl Claim {
         self.places.is_empty() && !self.open
     }
 
+    /// Whether it holds nothing, because the size of some object is not known.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open
+    }
+
     /// What it pins by itself.
     pub(crate) fn pins(&self) -> &Arc<PinSet> {
         &self.pins
@@ -288,8 +305,7 @@ impl Place {
 
     /// The load came to nothing: the room is kept for the next one.
     fn give_back(&self, mut reservation: Reservation) {
-        // Nothing of it is settled any more.
-        reservation.payload_mut();
+        reservation.unsettle();
         let mut content = lock(&self.content);
         if content.landed.is_none() && content.reservation.is_none() {
             content.reservation = Some(reservation);

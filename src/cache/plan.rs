@@ -9,6 +9,7 @@
 //!                               pin_all ──▶ Assembled: the same with MetaHeaders, and the pins
 //! ```
 
+use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher as _;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,11 +22,14 @@ use super::form::Form;
 use super::hand::InHand;
 use super::loader::Pinned;
 use super::resident::PinSet;
+use super::turns::Turns;
 use super::versions::{Linked, VersionSet, Wanted as _};
-use crate::index::{JoinedColumns, Run, Slot, Span, State, Timestamps};
-use crate::interval::ValidityInterval;
-use crate::object::{ObjectId, ObjectInfo};
+use crate::budget::{Charge, ClientBudget};
+use crate::index::{JoinPieces, Run, Slot, State, Timestamps};
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 use crate::shm::MetaHeader;
+use crate::source::in_place;
 use crate::table::{
     BatchMessages, CacheState, Cell, CellKind, CellRun, Column, ColumnRequest, Content,
     EncodeError, Encoding, IntervalColumn, IntervalRow, Objects, Shown, View,
@@ -34,6 +38,15 @@ use crate::table::{
 /// A table of so many columns is taken apart by somebody else than who lets go of it. To tell a thread
 /// of it takes 20 µs, in which some hundred columns go.
 const MANY_COLUMNS: usize = 256;
+/// From this number on, work over all entries of the timestamps, or all cells, does not keep others
+/// from its thread.
+const MANY_ENTRIES: usize = 1 << 16;
+/// Room for at most this many versions is made before they come.
+const EXPECTED_VERSIONS: usize = 1 << 16;
+/// What a distinct version takes: its place, its slots, its pin, and how it came.
+const VERSION_BYTES: u64 = 64;
+/// What a cell takes in the plan and in the table.
+const CELL_BYTES: u64 = (size_of::<Cell>() + size_of::<u32>()) as u64;
 /// Encoded batches that are larger than this are made anew each time.
 const MAX_ENCODED_BYTES: usize = 1 << 20;
 
@@ -56,12 +69,12 @@ struct Distinct {
 }
 
 impl Distinct {
-    /// At most so many versions will come.
-    fn expecting(versions: usize) -> Self {
+    /// Room for this many versions at first.
+    fn with_capacity(versions: usize) -> Self {
         Self {
             timelines: Vec::new(),
             places: Vec::with_capacity(versions),
-            slots: vec![0; (versions * 2).next_power_of_two()],
+            slots: vec![0; (versions * 2).next_power_of_two().max(2)],
             hasher: RandomState::default(),
             cells: Vec::with_capacity(versions),
             numbers: Vec::with_capacity(versions),
@@ -85,29 +98,64 @@ impl Distinct {
         self.timelines[timeline as usize].id(index)
     }
 
-    /// Where the number of `id` stands, or belongs.
-    fn slot(&self, id: ObjectId) -> usize {
+    /// Where the number of a version stands, or belongs; `is_it` tells whether a number is its.
+    fn slot(&self, id: ObjectId, is_it: impl Fn(usize) -> bool) -> usize {
         let mask = self.slots.len() - 1;
         let mut slot = self.hasher.hash_one(id) as usize & mask;
         loop {
             match self.slots[slot] {
                 0 => return slot,
-                number if self.id(number as usize - 1) == id => return slot,
+                number if is_it(number as usize - 1) => return slot,
                 _ => slot = (slot + 1) & mask,
             }
         }
     }
 
+    /// Whether version `number` is that of the column that came last. Versions of one id of which
+    /// the source describes other bytes are not one: that is found out where they are pinned.
+    fn is(&self, number: usize, index: u32) -> bool {
+        let (own, other) = (self.timelines.len() - 1, self.places[number]);
+        if self.id(number) != self.timelines[own].id(index) {
+            return false;
+        }
+        if other.0 as usize == own {
+            return true;
+        }
+        let own = self.timelines[own].version(index);
+        let other = self.timelines[other.0 as usize].version(other.1);
+        let differ = own.size_bytes.zip(other.size_bytes).is_some_and(|(a, b)| a != b)
+            || own.md5.zip(other.md5).is_some_and(|(a, b)| a != b);
+        Arc::ptr_eq(own, other) || !differ
+    }
+
     /// The number of a version of the column that came last.
     fn number(&mut self, index: u32) -> u32 {
         let timeline = self.timelines.len() - 1;
-        let slot = self.slot(self.timelines[timeline].id(index));
-        if self.slots[slot] == 0 {
-            self.places.push((timeline as u32, index));
-            self.cells.push((0, 0));
-            self.slots[slot] = self.places.len() as u32;
+        let id = self.timelines[timeline].id(index);
+        let slot = self.slot(id, |number| self.is(number, index));
+        if self.slots[slot] > 0 {
+            return self.slots[slot] - 1;
         }
-        self.slots[slot] - 1
+        self.places.push((timeline as u32, index));
+        self.cells.push((0, 0));
+        self.slots[slot] = self.places.len() as u32;
+        if self.places.len() * 2 > self.slots.len() {
+            self.grow();
+        }
+        self.places.len() as u32 - 1
+    }
+
+    fn grow(&mut self) {
+        self.slots = vec![0; self.slots.len() * 2];
+        for number in 0..self.places.len() {
+            let slot = self.slot(self.id(number), |_| false);
+            self.slots[slot] = number as u32 + 1;
+        }
+    }
+
+    /// How many versions there are, and how many cells.
+    fn counts(&self) -> (usize, usize) {
+        (self.places.len(), self.numbers.len())
     }
 
     /// The cell of a version in the column that came last.
@@ -136,6 +184,8 @@ pub(crate) struct Plan {
     /// By cell, column after column: the place of its version among those of the plan.
     places: Vec<u32>,
     missing: Vec<MissingColumn>,
+    /// Pays for the plan, and for the table that is made of it.
+    charge: Arc<Charge>,
 }
 
 #[derive(Debug)]
@@ -148,39 +198,40 @@ struct PlannedColumn {
 }
 
 impl Plan {
-    pub(crate) fn new(timestamps: Arc<Timestamps>, known: Vec<(ColumnRequest, Known)>) -> Self {
-        let mut missing = Vec::new();
-        let timelines = known.iter().map(|(_, known)| &**known.timeline);
-        let joined = JoinedColumns::new(timelines, &timestamps);
-        let most = |runs: &[Run], known: &Known| runs.len().min(known.timeline.versions());
-        let all = joined.iter().zip(&known).map(|(runs, (_, known))| most(runs, known)).sum();
-        let mut distinct = Distinct::expecting(all);
-        let mut runs: Vec<CellRun> = Vec::new();
-        let column = |((request, known), joined): ((ColumnRequest, Known), &[Run])| {
-            distinct.column(&known.timeline);
-            runs.clear();
-            let mut gap: Option<MissingColumn> = None;
-            for run in joined {
-                let cell = match run.slot {
-                    Slot::Version(index) => Some(distinct.cell(index)),
-                    Slot::Null => None,
-                    Slot::Absent | Slot::Unknown => {
-                        widen(&mut gap, &request, &timestamps, run.start, run.end);
-                        None
-                    }
-                };
-                let end = i32::try_from(run.end).unwrap_or(i32::MAX);
-                match runs.last_mut() {
-                    Some(last) if last.cell == cell => last.end = end,
-                    _ => runs.push(CellRun { end, cell }),
-                }
-            }
-            missing.extend(gap);
-            PlannedColumn { request, cells: distinct.range(), runs: Arc::from(&runs[..]), known }
+    /// Decides which version serves which rows. Yields while it takes long, so that a deadline ends
+    /// it. What it and its table take is charged to `budget`.
+    ///
+    /// # Errors
+    /// [`CacheError::Budget`].
+    pub(crate) async fn new(
+        timestamps: Arc<Timestamps>,
+        known: Vec<(ColumnRequest, Known)>,
+        budget: &ClientBudget,
+    ) -> Result<Self, CacheError> {
+        let entries = timestamps.entries();
+        if entries >= MANY_ENTRIES {
+            // It looks at each of them, for all columns once.
+            in_place(|| timestamps.prepare());
+        }
+        let most = known.iter().map(|(_, known)| entries.min(known.timeline.versions()));
+        let mut planning = Planning {
+            distinct: Distinct::with_capacity(most.sum::<usize>().min(EXPECTED_VERSIONS)),
+            missing: Vec::new(),
+            piece: Vec::new(),
+            runs: Vec::new(),
+            charge: budget.charge(0, "plan of a table")?,
+            run_bytes: 0,
+            turns: Turns::new(),
         };
-        let columns = known.into_iter().zip(joined.iter()).map(column).collect();
+        let mut columns = Vec::with_capacity(known.len());
+        for (request, known) in known {
+            columns.push(planning.column(request, known, &timestamps).await?);
+        }
+        let bytes = planning.bytes();
+        let Planning { distinct, missing, mut charge, .. } = planning;
+        charge.shrink_to(bytes);
         let (versions, places) = distinct.into_versions();
-        Self { timestamps, versions, columns, places, missing }
+        Ok(Self { timestamps, versions, columns, places, missing, charge: Arc::new(charge) })
     }
 
     pub(crate) fn timestamps(&self) -> &Arc<Timestamps> {
@@ -191,12 +242,13 @@ impl Plan {
         self.timestamps.len()
     }
 
-    /// What was known of a column when this was planned, if it has one like that.
-    pub(crate) fn known(&self, column: &ColumnRequest) -> Option<&Known> {
-        let like = |planned: &&PlannedColumn| {
-            planned.request.path == column.path && planned.request.metadata == column.metadata
-        };
-        self.columns.iter().find(like).map(|planned| &planned.known)
+    /// What was known of each query when this was planned.
+    pub(crate) fn known_queries(&self) -> HashMap<QueryOfColumn<'_>, &Known> {
+        let known = self.columns.iter().rev().map(|planned| {
+            let ColumnRequest { path, metadata, .. } = &planned.request;
+            ((path, metadata), &planned.known)
+        });
+        known.collect()
     }
 
     /// Each column, and what was known of it when this was planned.
@@ -214,8 +266,15 @@ impl Plan {
         &self.versions
     }
 
-    /// The same with the places in memory, from what was pinned for [`versions`](Self::versions).
+    /// The table with the places in memory, from what was pinned for [`versions`](Self::versions).
     pub(crate) fn assemble(&self, got: Pinned) -> Assembled {
+        match self.places.len() {
+            0..MANY_ENTRIES => self.assemble_here(got),
+            _ => in_place(|| self.assemble_here(got)),
+        }
+    }
+
+    fn assemble_here(&self, got: Pinned) -> Assembled {
         let columns = self
             .columns
             .iter()
@@ -230,6 +289,7 @@ impl Plan {
             columns: Arc::new(columns),
             pins: Arc::new(got.pins),
             encoded: Mutex::default(),
+            charge: Arc::clone(&self.charge),
         }
     }
 }
@@ -250,26 +310,92 @@ fn later(rest: impl Send + 'static) {
     }
 }
 
-/// Adds the rows from `start` to `end` to those for which nothing is valid.
+/// A plan in the making.
+struct Planning {
+    distinct: Distinct,
+    missing: Vec<MissingColumn>,
+    /// Runs of a piece of a column.
+    piece: Vec<Run>,
+    /// Those of the column at hand.
+    runs: Vec<CellRun>,
+    charge: Charge,
+    /// Bytes of all runs of the columns before.
+    run_bytes: u64,
+    turns: Turns,
+}
+
+impl Planning {
+    async fn column(
+        &mut self,
+        request: ColumnRequest,
+        known: Known,
+        timestamps: &Timestamps,
+    ) -> Result<PlannedColumn, CacheError> {
+        self.distinct.column(&known.timeline);
+        self.runs.clear();
+        let mut gap: Option<MissingColumn> = None;
+        let mut pieces = JoinPieces::new(&known.timeline, timestamps);
+        while pieces.next_into(&mut self.piece) {
+            for run in &self.piece {
+                let cell = match run.slot {
+                    Slot::Version(index) => Some(self.distinct.cell(index)),
+                    Slot::Null => None,
+                    Slot::Absent | Slot::Unknown => {
+                        widen(&mut gap, &request, timestamps, run);
+                        None
+                    }
+                };
+                let end = i32::try_from(run.end).unwrap_or(i32::MAX);
+                match self.runs.last_mut() {
+                    Some(last) if last.cell == cell => last.end = end,
+                    _ => self.runs.push(CellRun { end, cell }),
+                }
+            }
+            self.pay()?;
+            self.turns.take(self.piece.len()).await;
+        }
+        self.missing.extend(gap);
+        self.run_bytes += size_of_val(&self.runs[..]) as u64;
+        let (cells, runs) = (self.distinct.range(), Arc::from(&self.runs[..]));
+        Ok(PlannedColumn { request, cells, runs, known })
+    }
+
+    /// Charges what there is by now.
+    fn pay(&mut self) -> Result<(), CacheError> {
+        // The runs at hand are there twice for a moment.
+        let bytes = self.bytes() + 2 * size_of_val(&self.runs[..]) as u64;
+        match bytes.saturating_sub(self.charge.bytes()) {
+            0 => Ok(()),
+            more => Ok(self.charge.grow(more)?),
+        }
+    }
+
+    /// What versions, cells and the runs of the columns before take.
+    fn bytes(&self) -> u64 {
+        let (versions, cells) = self.distinct.counts();
+        versions as u64 * VERSION_BYTES + cells as u64 * CELL_BYTES + self.run_bytes
+    }
+}
+
+/// Adds the rows of a run without an object to those for which nothing is valid.
 fn widen(
     gap: &mut Option<MissingColumn>,
     request: &ColumnRequest,
     timestamps: &Timestamps,
-    start: usize,
-    end: usize,
+    run: &Run,
 ) {
-    for at in (start..end).filter_map(|row| timestamps.value(row)) {
-        let gap = gap.get_or_insert_with(|| MissingColumn {
-            column: request.name.to_string(),
-            path: request.path.clone(),
-            first: at,
-            last: at,
-            rows: 0,
-        });
-        gap.first = gap.first.min(at);
-        gap.last = gap.last.max(at);
-        gap.rows += 1;
-    }
+    let Some((first, last)) = timestamps.bounds_of(run.start..run.end) else { return };
+    let [first, last] = [first, last].map(Timestamp::from_millis);
+    let gap = gap.get_or_insert_with(|| MissingColumn {
+        column: request.name.to_string(),
+        path: request.path.clone(),
+        first,
+        last,
+        rows: 0,
+    });
+    gap.first = gap.first.min(first);
+    gap.last = gap.last.max(last);
+    gap.rows += (run.end - run.start) as u64;
 }
 
 fn cells(places: &[u32], got: &Pinned, stale: bool) -> Vec<Cell> {
@@ -288,10 +414,15 @@ pub(crate) struct Assembled {
     pub(crate) pins: Arc<PinSet>,
     /// The batches as they cross the wire, in the forms in which they were asked for.
     encoded: Mutex<Vec<(Encoded, Batches)>>,
+    /// Pays for it.
+    pub(crate) charge: Arc<Charge>,
 }
 
 /// What decides how batches are encoded, beside what they hold.
 type Encoded = (Encoding, CellKind, bool);
+
+/// What two columns have in common if they ask for the same.
+pub(crate) type QueryOfColumn<'a> = (&'a ObjectPath, &'a BTreeMap<String, String>);
 
 /// The messages of each batch.
 type Batches = Arc<Vec<BatchMessages>>;
@@ -346,7 +477,7 @@ impl Assembled {
 
     /// Lets go of the objects, if nobody else has them.
     pub(crate) fn let_go(assembled: Arc<Self>) {
-        let Some(Self { columns, pins, encoded }) = Arc::into_inner(assembled) else { return };
+        let Some(Self { columns, pins, encoded, .. }) = Arc::into_inner(assembled) else { return };
         drop(pins);
         if columns.len() >= MANY_COLUMNS {
             later((columns, encoded));
@@ -364,6 +495,8 @@ impl Assembled {
 pub(crate) struct Handed {
     pub(crate) versions: Arc<VersionSet>,
     pub(crate) pins: Arc<InHand>,
+    /// Pays for the table, as long as it is being sent.
+    pub(crate) _charge: Arc<Charge>,
 }
 
 impl Objects for Handed {
@@ -387,6 +520,7 @@ pub(crate) struct Spans {
     columns: Vec<PlannedSpans>,
     /// By cell, column after column: the place of its version among those of all.
     places: Vec<u32>,
+    charge: Arc<Charge>,
 }
 
 #[derive(Debug)]
@@ -399,28 +533,44 @@ struct PlannedSpans {
 }
 
 impl Spans {
-    pub(crate) fn new(range: ValidityInterval, known: Vec<(ColumnRequest, Known)>) -> Self {
-        let spans: Vec<_> = known.iter().map(|(_, known)| known.timeline.spans(range)).collect();
-        let most = |spans: &[Span], known: &Known| spans.len().min(known.timeline.versions());
-        let all = spans.iter().zip(&known).map(|(spans, (_, known))| most(spans, known));
-        let mut distinct = Distinct::expecting(all.sum());
-        let columns = known
-            .into_iter()
-            .zip(spans)
-            .map(|((request, known), spans)| {
-                distinct.column(&known.timeline);
-                let mut rows = Vec::with_capacity(spans.len());
-                for span in spans {
-                    if let State::Version(index) = span.state {
-                        let cell = distinct.cell(index);
-                        rows.push(IntervalRow { interval: span.interval, cell });
-                    }
+    /// Decides which version is effective when. Yields and charges like [`Plan::new`].
+    ///
+    /// # Errors
+    /// [`CacheError::Budget`].
+    pub(crate) async fn new(
+        range: ValidityInterval,
+        known: Vec<(ColumnRequest, Known)>,
+        budget: &ClientBudget,
+    ) -> Result<Self, CacheError> {
+        let mut charge = budget.charge(0, "plan of a table")?;
+        let mut turns = Turns::new();
+        let versions = known.iter().map(|(_, known)| known.timeline.versions());
+        let mut distinct = Distinct::with_capacity(versions.sum::<usize>().min(EXPECTED_VERSIONS));
+        let mut columns = Vec::with_capacity(known.len());
+        for (request, known) in known {
+            let spans = known.timeline.spans(range);
+            distinct.column(&known.timeline);
+            let mut rows = Vec::with_capacity(spans.len());
+            for span in &spans {
+                if let State::Version(index) = span.state {
+                    let cell = distinct.cell(index);
+                    rows.push(IntervalRow { interval: span.interval, cell });
                 }
-                PlannedSpans { request, cells: distinct.range(), rows, stale: known.stale }
-            })
-            .collect();
+            }
+            let cells = distinct.range();
+            charge.grow(
+                size_of_val(&rows[..]) as u64 + cells.len() as u64 * (CELL_BYTES + VERSION_BYTES),
+            )?;
+            turns.take(1 + spans.len()).await;
+            columns.push(PlannedSpans { request, cells, rows, stale: known.stale });
+        }
         let (versions, places) = distinct.into_versions();
-        Self { versions, columns, places }
+        Ok(Self { versions, columns, places, charge: Arc::new(charge) })
+    }
+
+    /// What pays for it, and for the table that is made of it.
+    pub(crate) fn charge(&self) -> &Arc<Charge> {
+        &self.charge
     }
 
     /// # Errors

@@ -1,7 +1,7 @@
 //! How far a table is: PollFlightInfo. What is asked for is loaded meanwhile, and kept by a lease.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -9,9 +9,10 @@ use tokio::time::Instant;
 use super::Cache;
 use super::answer::Asker;
 use super::error::CacheError;
-use super::lease::LeaseId;
-use super::plan::Plan;
-use crate::table::{Request, When};
+use super::lease::{Holder, LeaseId};
+use super::turns::Turns;
+use super::versions::VersionSet;
+use crate::table::Request;
 
 /// What became of the loading that a poll has started.
 #[derive(Debug)]
@@ -55,55 +56,26 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError`], also why loading failed: asked again it begins anew.
-    pub async fn poll(&self, request: &Request, lease: &LeaseId) -> Result<Progress, CacheError> {
+    pub async fn poll(
+        &self,
+        request: &Request,
+        lease: &LeaseId,
+        asker: &Asker,
+    ) -> Result<Progress, CacheError> {
         self.0.leases.renew(lease)?;
-        let begun = {
-            let mut polls = self.0.polls.lock().unwrap_or_else(PoisonError::into_inner);
-            match polls.get(lease) {
-                Some(Polled::Failed(_)) => match polls.remove(lease) {
-                    Some(Polled::Failed(error)) => return Err(error),
-                    _ => false,
-                },
-                Some(Polled::Done) => true,
-                Some(Polled::Loading) => true,
-                None => {
-                    // Those of leases that have ended are of no use any more.
-                    polls.retain(|lease, _| self.0.leases.is_open(lease));
-                    polls.insert(lease.clone(), Polled::Loading);
-                    false
-                }
-            }
-        };
+        if let Some(error) = self.failure_of(lease) {
+            return Err(error);
+        }
         let deadline = Instant::now() + request.wait;
-        let versions = match &request.when {
-            When::Timeframe(id) => {
-                Arc::clone(self.0.timeframes.get(*id)?.registration.plan.versions())
-            }
-            When::Timestamps(timestamps) => {
-                let columns = self.columns(&request.columns, None)?;
-                let known = self.known_at(request, columns, timestamps, None, deadline).await?;
-                Arc::clone(Plan::new(Arc::new(timestamps.clone()), known).versions())
-            }
-            When::Range(range) => {
-                let columns = self.columns(&request.columns, None)?;
-                Arc::clone(self.spans(columns, *range).await?.versions())
-            }
-        };
-        if !begun {
-            let (cache, request, lease) = (self.clone(), request.clone(), lease.clone());
-            self.spawn(async move {
-                let lease_of_it = Some(lease.clone());
-                let asker = Asker { lease: lease_of_it, in_advance: true, ..Asker::default() };
-                let polled = match cache.answer(&request, &asker).await {
-                    Ok(_) => Polled::Done,
-                    Err(error) => Polled::Failed(error),
-                };
-                let mut polls = cache.0.polls.lock().unwrap_or_else(PoisonError::into_inner);
-                polls.insert(lease, polled);
-            });
+        let asker = Asker { in_advance: true, lease: Some(lease.clone()), ..asker.clone() };
+        let (versions, holder) = self.versions_for(request, &asker, deadline).await?;
+        // Nothing fails between here and the beginning of the load.
+        if self.begin_poll(lease) {
+            self.load_for(lease.clone(), Arc::clone(&versions), holder, deadline);
         }
         let mut progress =
             Progress { objects: 0, objects_loaded: 0, bytes: 0, bytes_loaded: 0, done: false };
+        let mut turns = Turns::new();
         for version in versions.infos() {
             let resident = self.0.residency.size_of(version.id);
             let bytes = resident.or(version.size_bytes).unwrap_or(0);
@@ -113,9 +85,58 @@ impl Cache {
                 progress.objects_loaded += 1;
                 progress.bytes_loaded += bytes;
             }
+            turns.take(1).await;
         }
-        let polls = self.0.polls.lock().unwrap_or_else(PoisonError::into_inner);
-        progress.done = matches!(polls.get(lease), Some(Polled::Done));
+        progress.done = matches!(self.polls().get(lease), Some(Polled::Done));
         Ok(progress)
+    }
+
+    fn polls(&self) -> MutexGuard<'_, Polls> {
+        self.0.polls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the loading that a poll of this lease has started failed, told once.
+    fn failure_of(&self, lease: &LeaseId) -> Option<CacheError> {
+        let mut polls = self.polls();
+        if !matches!(polls.get(lease), Some(Polled::Failed(_))) {
+            return None;
+        }
+        match polls.remove(lease) {
+            Some(Polled::Failed(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether this poll is the first one of its lease, which starts the loading.
+    fn begin_poll(&self, lease: &LeaseId) -> bool {
+        let mut polls = self.polls();
+        let first = !polls.contains_key(lease);
+        if first {
+            // Those of leases that have ended are of no use any more.
+            polls.retain(|lease, _| self.0.leases.is_open(lease));
+            polls.insert(lease.clone(), Polled::Loading);
+        }
+        first
+    }
+
+    /// Loads and pins `versions` for a lease. The task keeps nothing alive but what it needs.
+    fn load_for(
+        &self,
+        lease: LeaseId,
+        versions: Arc<VersionSet>,
+        holder: Option<Holder>,
+        deadline: Instant,
+    ) {
+        let (loader, leases) = (Arc::clone(&self.0.loader), Arc::clone(&self.0.leases));
+        let polls = Arc::clone(&self.0.polls);
+        self.spawn(async move {
+            let loaded = loader.pin_all(&*versions, deadline).await;
+            let held = loaded.and_then(|got| leases.add(&lease, Arc::new(got.pins), holder));
+            let polled = match held {
+                Ok(()) => Polled::Done,
+                Err(error) => Polled::Failed(error),
+            };
+            polls.lock().unwrap_or_else(PoisonError::into_inner).insert(lease, polled);
+        });
     }
 }

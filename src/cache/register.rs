@@ -8,20 +8,23 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument as _;
 
 use super::Cache;
+use super::answer::{Asker, PLANNING, by_deadline};
 use super::error::CacheError;
-use super::loader::{BREATH, DOZE};
+use super::loader::{BREATH, DOZE, Loader};
 use super::places::Claim;
 use super::plan::Plan;
 use super::timeframe::{Entered, Load, Registration, Timeframe};
 use super::versions::{VersionSet, Wanted as _};
 use crate::error::Coded as _;
 use crate::index::Timestamps;
-use crate::table::{ColumnRequest, PutAnswer, Register, Request};
+use crate::table::{PutAnswer, Register, Request, TimeframeState};
 
 /// After how long a timeframe that could not be loaded is tried again, the first time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// And at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// For so long one registration may keep the others from getting a place.
+const PLACE_TURN: Duration = Duration::from_secs(2);
 /// How long one try may take; without a limit a dead source would never be asked anew.
 const TRY_LIMIT: Duration = Duration::from_secs(60);
 
@@ -42,7 +45,23 @@ impl Cache {
         register: &Register,
         patience: Option<Duration>,
     ) -> Result<PutAnswer, CacheError> {
-        let entered = self.try_register(timeframe, timestamps, register, patience).await;
+        let asker = Asker { patience, ..Asker::default() };
+        self.register_for(timeframe, timestamps, register, &asker).await
+    }
+
+    /// Registers a timeframe like [`register`](Self::register); its plan is charged to the asker as
+    /// long as it is in flight.
+    ///
+    /// # Errors
+    /// As [`register`](Self::register), and [`CacheError::Budget`].
+    pub async fn register_for(
+        &self,
+        timeframe: u64,
+        timestamps: Timestamps,
+        register: &Register,
+        asker: &Asker,
+    ) -> Result<PutAnswer, CacheError> {
+        let entered = self.try_register(timeframe, timestamps, register, asker).await;
         if entered.is_err() {
             self.0.counters.errors.add(1);
         }
@@ -50,17 +69,14 @@ impl Cache {
             Entered::New(timeframe) => {
                 // Where everything is there it takes no time, and no task.
                 let soon = Instant::now() + TRY_LIMIT;
-                if !timeframe.is_resident() || self.load_timeframe(&timeframe, soon).await.is_err()
+                if !timeframe.is_resident()
+                    || load_timeframe(&self.0.loader, &timeframe, soon).await.is_err()
                 {
                     self.load_in_background(Arc::clone(&timeframe));
                 }
-                let state = timeframe.status().state;
-                (timeframe, state.name())
+                (Arc::clone(&timeframe), state_of(&timeframe))
             }
-            Entered::Known(timeframe) => {
-                let state = timeframe.status().state;
-                (timeframe, state.name())
-            }
+            Entered::Known(timeframe) => (Arc::clone(&timeframe), state_of(&timeframe)),
             Entered::Consumed(timeframe) => (timeframe, "consumed"),
         };
         let plan = &timeframe.registration.plan;
@@ -77,20 +93,19 @@ impl Cache {
         timeframe: u64,
         timestamps: Timestamps,
         register: &Register,
-        patience: Option<Duration>,
+        asker: &Asker,
     ) -> Result<Entered, CacheError> {
         self.check_open()?;
-        let wait = patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
+        let wait =
+            asker.patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
         let deadline = Instant::now() + wait;
         let columns = self.columns(&register.columns, None)?;
         let limits = self.0.limits;
-        let (catalog, now) = (&self.0.catalog, self.0.clock.now());
-        let known =
-            |column: &ColumnRequest| catalog.known_now(&column.query(limits), &timestamps, now);
-        let known = columns.iter().map(known).collect();
+        let known = columns.iter().map(|_| None).collect();
         let known = self.all_known(columns, known, limits, &timestamps, deadline).await?;
         let columns = self.0.timeframes.shared_columns(columns);
-        let plan = Plan::new(Arc::new(timestamps), known);
+        let planned = Plan::new(Arc::new(timestamps), known, &asker.budget);
+        let plan = by_deadline(PLANNING, deadline, planned).await?;
         self.look_ahead(&plan);
         let versions = Arc::clone(plan.versions());
         self.0.loader.check_known_sizes(&*versions)?;
@@ -102,9 +117,16 @@ impl Cache {
             return Ok(Entered::Known(known));
         }
         let placed = async {
-            // In the order of asking: who waits for much is not passed by who waits for little.
-            let _turn = self.0.registering.lock().await;
-            let claim = self.wait_for_a_place(&versions).await?;
+            let claim = loop {
+                // In the order of asking: a registration that needs much is not passed by one that
+                // needs little, but for those that come while it pauses between two turns.
+                let _turn = self.0.registering.lock().await;
+                let placed = self.wait_for_a_place(&versions);
+                match tokio::time::timeout(PLACE_TURN, placed).await {
+                    Ok(claim) => break claim?,
+                    Err(_) => continue,
+                }
+            };
             timeframes.register(registration, claim)
         };
         let placed = placed.instrument(tracing::info_span!("register", timeframe));
@@ -162,16 +184,18 @@ impl Cache {
         }
     }
 
-    /// Loads until it is there, or the timeframe is gone.
+    /// Loads until it is there, or the timeframe is gone. The task keeps nothing alive but what it
+    /// needs: when the cache goes, it ends.
     fn load_in_background(&self, timeframe: Arc<Timeframe>) {
-        let cache = self.clone();
+        let (loader, counters) = (Arc::clone(&self.0.loader), Arc::clone(&self.0.counters));
+        let draining = self.0.draining.clone();
         let load = async move {
             let mut load = timeframe.load();
             let began = Instant::now();
             let loaded = async {
                 let mut pause = FIRST_PAUSE;
                 while let Err(error) =
-                    cache.load_timeframe(&timeframe, Instant::now() + TRY_LIMIT).await
+                    load_timeframe(&loader, &timeframe, Instant::now() + TRY_LIMIT).await
                 {
                     let message = error.message();
                     tracing::warn!(timeframe = timeframe.id(), "not loaded yet: {message}");
@@ -183,14 +207,32 @@ impl Cache {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
-                cache.0.counters.timings.timeframe_load.observe(began.elapsed());
+                counters.timings.timeframe_load.observe(began.elapsed());
             };
             tokio::select! {
                 () = loaded => {}
                 _ = load.wait_for(|load| matches!(load, Load::Gone)) => {}
-                () = cache.0.draining.cancelled() => {}
+                () = draining.cancelled() => {}
             }
         };
         self.spawn(load);
     }
+}
+
+/// How far a timeframe is, in the words of an answer.
+fn state_of(timeframe: &Timeframe) -> &'static str {
+    // Meanwhile its consumers can have reported it as consumed.
+    timeframe.state().map_or("consumed", TimeframeState::name)
+}
+
+/// Loads and pins all objects of a timeframe.
+pub(super) async fn load_timeframe(
+    loader: &Loader,
+    timeframe: &Timeframe,
+    deadline: Instant,
+) -> Result<(), CacheError> {
+    let plan = &timeframe.registration.plan;
+    let got = loader.pin_all(&**plan.versions(), deadline).await?;
+    timeframe.set_ready(Arc::new(plan.assemble(got)));
+    Ok(())
 }

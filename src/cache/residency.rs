@@ -24,9 +24,10 @@ use tokio::sync::futures::Notified;
 
 use super::candidates::Candidates;
 use super::keep::{Ledger, Record};
+use super::publish::Verified;
 use super::resident::{Pin, Resident};
-use crate::object::{Md5Sum, ObjectId, ObjectPath};
-use crate::shm::{Block, Pool, PoolError, Reservation};
+use crate::object::ObjectId;
+use crate::shm::{Pool, PoolError, Reservation};
 use crate::telemetry::Counters;
 
 const SHARDS: usize = 64;
@@ -214,32 +215,34 @@ impl Residency {
         self.candidates.close();
     }
 
-    /// Takes a published block in and pins it.
+    /// Publishes an object and pins it: the only way in which bytes become visible under an id.
     ///
-    /// If the object is resident already, that one is pinned and `block` given up.
-    pub(crate) fn admit(
-        self: &Arc<Self>,
-        path: &ObjectPath,
-        md5: Option<Md5Sum>,
-        block: Block,
-    ) -> Pin {
+    /// If the object is resident already, that one is pinned and the new block given up. If an object
+    /// of the same id and other bytes is resident, and nothing pins it, the new one takes its place.
+    pub(super) fn admit(self: &Arc<Self>, object: Verified) -> Pin {
+        let (block, path, md5) = object.publish();
         let id = block.id();
         let entry = self.ledger.as_ref().and_then(|ledger| {
             let (header, crc32c) = (block.meta_header(), block.crc32c());
             ledger.enter(&Record { header, id, md5, crc32c, path: path.clone() })
         });
-        let fresh = Resident::new(path.clone(), md5, entry, block, Arc::downgrade(self));
+        let fresh = Resident::new(path, md5, entry, block, Arc::downgrade(self));
+        let mut replaced = None;
         let mut shard = self.map.shard(id);
         let resident = match shard.get(&id).and_then(Weak::upgrade) {
-            Some(earlier) => earlier,
-            None => {
+            Some(earlier) if earlier.has_bytes_of(&fresh) || earlier.pins() > 0 => earlier,
+            earlier => {
+                replaced = earlier;
                 shard.insert(id, Arc::downgrade(&fresh));
                 Arc::clone(&fresh)
             }
         };
-        drop(shard);
         let (pin, bytes) = Pin::taken(resident);
+        drop(shard);
         self.count_pinned(bytes);
+        if let Some(replaced) = replaced {
+            self.unlist(|resident| std::ptr::eq(resident, &*replaced));
+        }
         pin
     }
 

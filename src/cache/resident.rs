@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use super::keep::Entry;
 use super::pins;
@@ -29,7 +29,8 @@ pub(crate) struct Resident {
     block: Block,
     entry: Option<Entry>,
     farewell: Farewell,
-    md5: Option<Md5Sum>,
+    /// Of its bytes, as far as it was verified.
+    md5: OnceLock<Md5Sum>,
     /// The path under which it was loaded first.
     path: ObjectPath,
 }
@@ -68,6 +69,7 @@ impl Resident {
     ) -> Arc<Self> {
         let farewell = Farewell { id: block.id(), home };
         let (pins, touched, listed, uses) = Default::default();
+        let md5 = md5.map_or_else(OnceLock::new, OnceLock::from);
         Arc::new(Self { pins, touched, listed, uses, block, entry, farewell, md5, path })
     }
 
@@ -80,7 +82,32 @@ impl Resident {
     }
 
     pub(crate) fn md5(&self) -> Option<Md5Sum> {
-        self.md5
+        self.md5.get().copied()
+    }
+
+    /// Whether its bytes are those of `version`.
+    pub(super) fn likeness(&self, version: &ObjectInfo) -> Likeness {
+        let bytes = self.block.size_bytes();
+        if version.size_bytes.is_some_and(|expected| expected != bytes) {
+            return Likeness::Other;
+        }
+        match (version.md5, self.md5()) {
+            (None, _) => Likeness::Same,
+            (Some(expected), Some(md5)) if expected == md5 => Likeness::Same,
+            (Some(_), Some(_)) => Likeness::Other,
+            (Some(_), None) => Likeness::Unverified,
+        }
+    }
+
+    /// Whether the bytes of both are the same, as far as their digests say.
+    pub(super) fn has_bytes_of(&self, other: &Self) -> bool {
+        let other_md5 = matches!((self.md5(), other.md5()), (Some(a), Some(b)) if a != b);
+        !other_md5 && self.block.size_bytes() == other.block.size_bytes()
+    }
+
+    /// Computes the MD5 of its bytes where it is not known. Takes the time to read all of them.
+    pub(super) fn compute_md5(&self) -> Md5Sum {
+        *self.md5.get_or_init(|| super::publish::md5_of(self.block.payload()))
     }
 
     pub(crate) fn block(&self) -> &Block {
@@ -130,6 +157,17 @@ impl fmt::Debug for Resident {
     }
 }
 
+/// Whether an object in memory is that of a version with the same id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Likeness {
+    /// Its bytes are those that the source describes.
+    Same,
+    /// The source describes other bytes.
+    Other,
+    /// The source gives a digest, and that of the object was never computed.
+    Unverified,
+}
+
 /// Keeps one object in shared memory for as long as it lives.
 pub struct Pin {
     resident: Arc<Resident>,
@@ -146,11 +184,9 @@ impl Pin {
         (Self { resident, ended: false }, bytes)
     }
 
-    /// Whether it can be the object of `version`: where both sides say what it is, they agree.
-    pub(super) fn is_of(&self, version: &ObjectInfo) -> bool {
-        let Self { resident, .. } = self;
-        let other_md5 = matches!((version.md5, resident.md5), (Some(a), Some(b)) if a != b);
-        !other_md5 && version.size_bytes.is_none_or(|bytes| bytes == resident.block.size_bytes())
+    /// Whether it is the object of `version`.
+    pub(super) fn likeness(&self, version: &ObjectInfo) -> Likeness {
+        self.resident.likeness(version)
     }
 
     /// Ends it. The bytes that are pinned no more, if it was the last; its home has to be told.

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::publish::{Description, Verified};
 use super::residency::Residency;
 use super::resident::Pin;
-use crate::object::{ObjectId, ObjectPath};
+use crate::object::{Md5Sum, ObjectId, ObjectPath};
 use crate::shm::{Pool, PoolOptions};
 
 /// What each takes of the memory.
@@ -28,6 +29,10 @@ pub(super) fn object(home: &Arc<Residency>, n: usize) -> Pin {
     home.pin(id(n)).unwrap_or_else(|| {
         let mut room = home.reserve(OBJECT_BYTES).unwrap();
         room.fill(&[n as u8; OBJECT_BYTES as usize]);
-        home.admit(&ObjectPath::new("A/B").unwrap(), None, room.publish(id(n)))
+        let md5 = Some(Md5Sum([n as u8; 16]));
+        let path = ObjectPath::new("A/B").unwrap();
+        let description = Description { id: id(n), path, size_bytes: None, md5 };
+        // As a source gives it: tests of places and links need no real digest.
+        home.admit(Verified::check(description, room, md5).unwrap())
     })
 }

@@ -207,27 +207,38 @@ impl Timeframe {
         late
     }
 
-    pub(crate) fn status(&self) -> TimeframeStatus {
+    /// How far it is; `None`: it is not in flight any more.
+    pub(crate) fn state(&self) -> Option<TimeframeState> {
+        Some(self.status()?.state)
+    }
+
+    /// Its consumers, registered or not.
+    pub(crate) fn consumer_names(&self) -> Vec<String> {
+        self.consumers().keys().cloned().collect()
+    }
+
+    /// What is told of it; `None`: it is not in flight any more.
+    pub(crate) fn status(&self) -> Option<TimeframeStatus> {
         let load = self.load.borrow().clone();
         let consumers = self.consumers();
         let delivered = !consumers.is_empty()
             && consumers.values().all(|reader| reader.state != ConsumerState::Waiting);
-        let state = match &load {
-            Load::Loading | Load::Gone => TimeframeState::Loading,
-            Load::Ready(_) if delivered => TimeframeState::Delivered,
-            Load::Ready(_) => TimeframeState::Ready,
+        let (state, bytes) = match &load {
+            Load::Gone => return None,
+            Load::Loading => (TimeframeState::Loading, 0),
+            Load::Ready(assembled) if delivered => {
+                (TimeframeState::Delivered, assembled.charged_bytes())
+            }
+            Load::Ready(assembled) => (TimeframeState::Ready, assembled.charged_bytes()),
         };
-        TimeframeStatus {
+        Some(TimeframeStatus {
             timeframe: self.id(),
             state,
             rows: self.registration.plan.rows() as u64,
             objects: self.registration.plan.versions().len() as u64,
-            bytes: match &load {
-                Load::Ready(assembled) => assembled.charged_bytes(),
-                Load::Loading | Load::Gone => 0,
-            },
+            bytes,
             consumers: consumers.iter().map(|(name, one)| (name.clone(), one.state)).collect(),
-        }
+        })
     }
 
     fn difference(&self, other: &Registration) -> Option<&'static str> {

@@ -15,7 +15,7 @@ use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use super::residency::{Pinning, Residency};
-use super::resident::{Pin, Resident};
+use super::resident::{Likeness, Pin, Resident};
 use crate::index::Timeline;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::{AHEAD, prefetch};
@@ -102,19 +102,22 @@ fn read<T>(page: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 /// What was found of a version.
 pub(crate) enum Found {
     /// Its object.
-    It(Pin),
-    /// An object of the same id, and of other content.
+    Same(Pin),
+    /// An object of the same id, and of other bytes.
     Other(Pin),
+    /// An object of the same id whose digest is not known, and the source gives one.
+    Unverified(Pin),
     /// It is not in memory.
     Nothing,
 }
 
 impl Found {
-    fn of(pin: Option<Pin>, version: &ObjectInfo) -> Self {
-        match pin {
-            Some(pin) if pin.is_of(version) => Self::It(pin),
-            Some(pin) => Self::Other(pin),
-            None => Self::Nothing,
+    fn new(pin: Option<Pin>, version: &ObjectInfo) -> Self {
+        let Some(pin) = pin else { return Self::Nothing };
+        match pin.likeness(version) {
+            Likeness::Same => Self::Same(pin),
+            Likeness::Other => Self::Other(pin),
+            Likeness::Unverified => Self::Unverified(pin),
         }
     }
 }
@@ -128,7 +131,8 @@ pub(crate) trait Wanted: Sync {
 
     fn info(&self, number: usize) -> &Arc<ObjectInfo>;
 
-    /// Pins those of `numbers` that are resident; `found` is told of each, in order.
+    /// Pins those of `numbers` that are resident; `found` is told of each, in order. It must not drop
+    /// a pin: their bytes are counted when all are told.
     fn pin_each(
         &self,
         residency: &Residency,
@@ -159,7 +163,7 @@ impl Wanted for [Arc<ObjectInfo>] {
         let mut pinning = residency.pinning();
         for number in numbers {
             let pin = pinning.by_id(self[number].id);
-            found(number, Found::of(pin, &self[number]));
+            found(number, Found::new(pin, &self[number]));
         }
     }
 }
@@ -213,7 +217,7 @@ impl VersionSet {
             }
             let resident = links.get(index % PAGE).and_then(Weak::upgrade);
             match resident {
-                Some(resident) => found(number, Found::It(pinning.take(resident))),
+                Some(resident) => found(number, Found::Same(pinning.take(resident))),
                 None => unlinked.push(number),
             }
         }
@@ -245,8 +249,8 @@ impl Wanted for VersionSet {
         let mut pinning = residency.pinning();
         for number in self.pin_linked(&mut pinning, numbers, &mut found) {
             let (linked, index) = self.of(number);
-            let pinned = Found::of(pinning.by_id(linked.id(index)), linked.version(index));
-            if let Found::It(pin) = &pinned {
+            let pinned = Found::new(pinning.by_id(linked.id(index)), linked.version(index));
+            if let Found::Same(pin) = &pinned {
                 linked.links.set(index as usize, Arc::downgrade(pin.resident()));
             }
             found(number, pinned);
@@ -293,11 +297,12 @@ mod tests {
         let mut right = 0;
         set.pin_each(home, 0..set.len(), |number, found| {
             pins[number] = match found {
-                Found::It(pin) => {
+                Found::Same(pin) => {
                     right += 1;
                     Some(pin)
                 }
                 Found::Other(pin) => Some(pin),
+                Found::Unverified(pin) => Some(pin),
                 Found::Nothing => None,
             };
         });

@@ -188,7 +188,7 @@ impl Client {
             return Ok(table);
         }
         let (schema, batches) = self.get(&request).await?;
-        let table = Table::new(&schema, batches, self.kept(attachment, &schema))?;
+        let table = Table::new(&schema, batches, self.kept(attachment, &schema))?.mapped().await;
         if !own_session {
             // The objects are here already.
             table.let_go();
@@ -217,7 +217,10 @@ impl Client {
         let gaps = joined.gaps;
         let table = Table::joined(joined, self.kept(Some(Arc::clone(attachment)), &schema));
         // What a gap means is for the service to say, column by column.
-        Ok((!gaps).then_some(table))
+        if gaps {
+            return Ok(None);
+        }
+        Ok(Some(table.mapped().await))
     }
 
     /// Lets the objects of a table go, and waits until the service knows. Dropping the table does

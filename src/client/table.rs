@@ -23,7 +23,7 @@ pub struct Table {
     columns: Vec<Cells>,
     mappings: Arc<Mappings>,
     /// Keeps the session, and with it the lease.
-    _attachment: Option<Arc<Attachment>>,
+    attachment: Option<Arc<Attachment>>,
     lease: Mutex<Option<String>>,
     releases: mpsc::UnboundedSender<String>,
 }
@@ -80,27 +80,39 @@ impl Table {
     ) -> Self {
         let Kept { attachment, lease, releases } = kept;
         let lease = Mutex::new(lease);
-        let mappings = Arc::default();
-        let mut table =
-            Self { schema, batches, rows, columns, mappings, _attachment: None, lease, releases };
-        if let Some(attachment) = attachment {
-            table.mappings = table.map(&attachment);
-            table._attachment = Some(attachment);
-        }
-        table
+        let mappings = attachment.as_ref().map(|one| one.mappings()).unwrap_or_default();
+        Self { schema, batches, rows, columns, mappings, attachment, lease, releases }
     }
 
-    /// The mappings in which every cell lies, as far as they come.
-    fn map(&self, attachment: &Attachment) -> Arc<Mappings> {
-        let mut mappings = attachment.mappings();
+    /// Waits until every cell lies in a mapping, as far as they come: for a segment that is not
+    /// mapped yet, on a blocking thread.
+    pub(super) async fn mapped(mut self) -> Self {
+        let Some(attachment) = self.attachment.clone() else { return self };
+        let mut lacking: Vec<MetaHeader> = Vec::new();
         for (_, cell) in self.columns.iter().flat_map(|column| column.runs.iter()) {
             if let CellValue::Header(header) = cell
-                && !mappings.knows(&header)
+                && !self.mappings.knows(&header)
             {
-                mappings = attachment.mappings_for(&header);
+                lacking.push(header);
             }
         }
-        mappings
+        if lacking.is_empty() {
+            return self;
+        }
+        let wait = move || {
+            let mut mappings = attachment.mappings();
+            for header in lacking {
+                if !mappings.knows(&header) {
+                    mappings = attachment.mappings_for(&header);
+                }
+            }
+            mappings
+        };
+        // It fails only if the runtime goes down: then nothing resolves, and that is said.
+        if let Ok(mappings) = tokio::task::spawn_blocking(wait).await {
+            self.mappings = mappings;
+        }
+        self
     }
 
     /// How many rows it has.

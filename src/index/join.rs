@@ -67,35 +67,56 @@ impl Runs {
     }
 }
 
-/// The runs of several columns over the same timestamps.
-#[derive(Debug, Default)]
-pub struct JoinedColumns {
-    runs: Vec<Run>,
-    /// Where those of each column end.
-    ends: Vec<usize>,
+/// The join of one column in pieces, so that whoever joins many rows can do other work in between.
+///
+/// ```
+/// # use iovcache::index::{JoinPieces, Timeline, Timestamps};
+/// let timestamps = Timestamps::new(vec![1, 2, 3], None);
+/// let timeline = Timeline::unknown();
+/// let (mut pieces, mut runs) = (JoinPieces::new(&timeline, &timestamps), Vec::new());
+/// while pieces.next_into(&mut runs) {
+///     assert_eq!((runs[0].start, runs[0].end), (0, 3));
+/// }
+/// ```
+#[derive(Debug)]
+pub struct JoinPieces<'a> {
+    timeline: &'a Timeline,
+    timestamps: &'a Timestamps,
+    /// The first entry that is not joined yet.
+    next: usize,
 }
 
-impl JoinedColumns {
-    /// Joins so many.
-    pub fn new<'a>(
-        timelines: impl ExactSizeIterator<Item = &'a Timeline>,
-        timestamps: &Timestamps,
-    ) -> Self {
-        let mut joined = Self::default();
-        joined.runs.reserve(timelines.len());
-        joined.ends.reserve(timelines.len());
-        for timeline in timelines {
-            join_timeline(&mut joined.runs, timeline, timestamps);
-            joined.ends.push(joined.runs.len());
-        }
-        joined
+impl<'a> JoinPieces<'a> {
+    /// The most runs of one piece.
+    pub const MAX_RUNS: usize = 1 << 14;
+
+    /// From the first row on.
+    pub fn new(timeline: &'a Timeline, timestamps: &'a Timestamps) -> Self {
+        Self { timeline, timestamps, next: 0 }
     }
 
-    /// The runs of each column.
-    pub fn iter(&self) -> impl Iterator<Item = &[Run]> {
-        let mut start = 0;
-        self.ends.iter().map(move |&end| &self.runs[std::mem::replace(&mut start, end)..end])
+    /// Replaces `runs` by those of the next rows; false where there are no more rows. The first run
+    /// may go on with what the last one of the piece before ended with.
+    pub fn next_into(&mut self, runs: &mut Vec<Run>) -> bool {
+        runs.clear();
+        let (timeline, timestamps) = (self.timeline, self.timestamps);
+        let entries = timestamps.values().len();
+        if self.next == entries {
+            return false;
+        }
+        // Sorted, a piece costs as much as it has runs, however many rows that are.
+        let whole = matches!(timestamps.order(), Order::Sorted) && !timestamps.has_nulls();
+        let end = if whole { entries } else { entries.min(self.next + Self::MAX_RUNS) };
+        let piece = Piece { entries: self.next..end, max_runs: Self::MAX_RUNS };
+        self.next = join_timeline(runs, timeline, timestamps, piece);
+        true
     }
+}
+
+/// Entries that are joined, until there are so many runs.
+struct Piece {
+    entries: Entries,
+    max_runs: usize,
 }
 
 /// Which version serves which rows.
@@ -103,49 +124,9 @@ impl JoinedColumns {
 /// Sorted timestamps cost O(runs × log(rows)), others O(rows × log(versions)) at most.
 pub fn join(timeline: &Timeline, timestamps: &Timestamps) -> Runs {
     let mut runs = Vec::new();
-    join_timeline(&mut runs, timeline, timestamps);
+    let piece = Piece { entries: 0..timestamps.values().len(), max_runs: usize::MAX };
+    join_timeline(&mut runs, timeline, timestamps, piece);
     Runs(runs)
-}
-
-/// Puts the runs of a timeline behind those that are there.
-fn join_timeline(runs: &mut Vec<Run>, timeline: &Timeline, timestamps: &Timestamps) {
-    let (firsts, segments) = timeline.segments();
-    if let [segment] = segments {
-        let slot = |place: usize| segment.steps[place].state.into();
-        return join_onto(runs, &segment.starts, slot, timestamps);
-    }
-    // Places are of a segment (above) and in it (below).
-    let slot = |place: usize| segments[place >> 32].steps[place & 0xffff_ffff].state.into();
-    let (values, order) = (timestamps.values(), timestamps.order());
-    emit_runs(runs, timestamps, slot, |valid, sink| {
-        let mut entry = valid.start;
-        while entry < valid.end {
-            let segment = search(firsts, millis(&values[entry]));
-            let starts = &segments[segment].starts;
-            let mut emit = |end: usize, place: usize| sink.emit(end, segment << 32 | place);
-            let border = firsts.get(segment + 1).copied();
-            match order {
-                Order::Sorted => {
-                    let rest = &values[entry..valid.end];
-                    let end =
-                        border.map_or(valid.end, |border| entry + before(rest, millis, border));
-                    sorted(starts, values, entry..end, &mut emit);
-                    entry = end;
-                }
-                Order::Blocks(_) => {
-                    // Values that follow each other mostly lie in one segment.
-                    let inside = |at: &Millis| {
-                        firsts[segment] <= millis(at)
-                            && border.is_none_or(|border| millis(at) < border)
-                    };
-                    let rest = &values[entry..valid.end];
-                    let count = rest.iter().take_while(|at| inside(at)).count();
-                    each(starts, &rest[..count], |at, place| emit(entry + at + 1, place));
-                    entry += count;
-                }
-            }
-        }
-    });
 }
 
 /// The same for any step function: `slot(n)` holds from `starts[n]` on.
@@ -155,32 +136,88 @@ fn join_timeline(runs: &mut Vec<Run>, timeline: &Timeline, timestamps: &Timestam
 pub fn join_steps(starts: &[i64], slot: impl Fn(usize) -> Slot, timestamps: &Timestamps) -> Runs {
     assert!(starts.first() == Some(&i64::MIN), "there is no step at the beginning of time");
     let mut runs = Vec::new();
-    join_onto(&mut runs, starts, slot, timestamps);
+    let piece = Piece { entries: 0..timestamps.values().len(), max_runs: usize::MAX };
+    join_piece(&mut runs, starts, slot, timestamps, piece);
     Runs(runs)
 }
 
-/// Puts the runs of one more column behind those that are there.
-fn join_onto(
+/// Puts the runs of a piece into `runs`. Gives the entry behind the last one that was joined.
+fn join_piece(
     runs: &mut Vec<Run>,
     starts: &[i64],
     slot: impl Fn(usize) -> Slot,
     timestamps: &Timestamps,
-) {
+    piece: Piece,
+) -> usize {
+    let max_runs = piece.max_runs;
     let (values, order) = (timestamps.values(), timestamps.order());
-    emit_runs(runs, timestamps, slot, |valid, sink| {
+    emit_runs(runs, timestamps, piece, slot, |valid, sink| {
         let mut emit = |end: usize, place: usize| sink.emit(end, place);
         match order {
-            Order::Sorted => sorted(starts, values, valid, &mut emit),
-            Order::Blocks(blocks) => by_blocks(starts, values, blocks, valid, &mut emit),
+            Order::Sorted => sorted(starts, values, valid, max_runs, &mut emit),
+            Order::Blocks(blocks) => {
+                let end = valid.end;
+                by_blocks(starts, values, blocks, valid, &mut emit);
+                end
+            }
         }
-    });
+    })
 }
 
-/// Where the runs of one column go.
+/// Like [`join_piece`], for the segments of a timeline.
+fn join_timeline(
+    runs: &mut Vec<Run>,
+    timeline: &Timeline,
+    timestamps: &Timestamps,
+    piece: Piece,
+) -> usize {
+    let (firsts, segments) = timeline.segments();
+    if let [segment] = segments {
+        let slot = |place: usize| segment.steps[place].state.into();
+        return join_piece(runs, &segment.starts, slot, timestamps, piece);
+    }
+    let max_runs = piece.max_runs;
+    // Places are of a segment (above) and in it (below).
+    let slot = |place: usize| segments[place >> 32].steps[place & 0xffff_ffff].state.into();
+    let (values, order) = (timestamps.values(), timestamps.order());
+    emit_runs(runs, timestamps, piece, slot, |valid, sink| {
+        let (mut entry, mut emitted) = (valid.start, 0);
+        while entry < valid.end && emitted < max_runs {
+            let segment = search(firsts, millis(&values[entry]));
+            let starts = &segments[segment].starts;
+            let mut emit = |end: usize, place: usize| {
+                emitted += 1;
+                sink.emit(end, segment << 32 | place);
+            };
+            let border = firsts.get(segment + 1).copied();
+            let rest = &values[entry..valid.end];
+            match order {
+                Order::Sorted => {
+                    let count = border.map_or(rest.len(), |border| before(rest, millis, border));
+                    let entries = entry..entry + count;
+                    entry = sorted(starts, values, entries, max_runs, &mut emit);
+                }
+                Order::Blocks(_) => {
+                    // Values that follow each other mostly lie in one segment.
+                    let inside = |at: &Millis| {
+                        firsts[segment] <= millis(at)
+                            && border.is_none_or(|border| millis(at) < border)
+                    };
+                    let count = rest.iter().take_while(|at| inside(at)).count();
+                    each(starts, &rest[..count], |at, place| emit(entry + at + 1, place));
+                    entry += count;
+                }
+            }
+        }
+        entry
+    })
+}
+
+/// Where the runs of a piece go.
 struct RunSink<'a, S> {
     runs: &'a mut Vec<Run>,
-    /// Where those of this column begin.
-    first: usize,
+    /// The first row of the piece.
+    row_start: usize,
     timestamps: &'a Timestamps,
     slot: S,
 }
@@ -192,51 +229,60 @@ impl<S: Fn(usize) -> Slot> RunSink<'_, S> {
     }
 
     fn push(&mut self, end: usize, slot: Slot) {
-        match self.runs[self.first..].last_mut() {
+        match self.runs.last_mut() {
             Some(last) if last.slot == slot => last.end = end,
             last => {
-                let start = last.map_or(0, |last| last.end);
+                let start = last.map_or(self.row_start, |last| last.end);
                 self.runs.push(Run { start, end, slot });
             }
         }
     }
 }
 
-/// Makes the runs of a column: `find` emits those of entries that are no nulls.
+/// Makes the runs of a piece: `find` emits those of entries that are no nulls, and gives the entry
+/// behind the last one that it looked at. Gives that of the piece.
 fn emit_runs<S: Fn(usize) -> Slot>(
     runs: &mut Vec<Run>,
     timestamps: &Timestamps,
+    piece: Piece,
     slot: S,
-    find: impl Fn(Entries, &mut RunSink<'_, S>),
-) {
-    let first = runs.len();
-    let mut sink = RunSink { runs, first, timestamps, slot };
-    let mut done = 0;
-    for valid in timestamps.valid() {
+    find: impl Fn(Entries, &mut RunSink<'_, S>) -> usize,
+) -> usize {
+    let entries = piece.entries;
+    let row_start = entries.start.checked_sub(1).map_or(0, |last| timestamps.row_end(last));
+    let mut sink = RunSink { runs, row_start, timestamps, slot };
+    let mut done = entries.start;
+    for valid in timestamps.valid_within(entries.clone()) {
         if done < valid.start {
             sink.push(timestamps.row_end(valid.start - 1), Slot::Null);
         }
-        done = valid.end;
-        find(valid, &mut sink);
+        let valid_end = valid.end;
+        done = find(valid, &mut sink);
+        if done < valid_end {
+            return done;
+        }
     }
-    if done < timestamps.values().len() {
-        sink.push(timestamps.len(), Slot::Null);
+    if done < entries.end {
+        sink.push(timestamps.row_end(entries.end - 1), Slot::Null);
     }
+    entries.end
 }
 
 type Entries = std::ops::Range<usize>;
 
-/// Ascending values: from border to border.
+/// Ascending values: from border to border, at most `most` of them. Gives the entry behind the last
+/// one.
 fn sorted(
     starts: &[i64],
     values: &[Millis],
     entries: Entries,
+    most: usize,
     emit: &mut impl FnMut(usize, usize),
-) {
+) -> usize {
     let values = &values[..entries.end];
     let mut entry = entries.start;
-    let mut place = 0;
-    while entry < values.len() {
+    let (mut place, mut emitted) = (0, 0);
+    while entry < values.len() && emitted < most {
         let at = millis(&values[entry]);
         // starts[0] is the least i64, so the first value finds a place.
         place += gallop(&starts[place..], |&start| start <= at) - 1;
@@ -245,7 +291,9 @@ fn sorted(
             None => values.len(),
         };
         emit(entry, place);
+        emitted += 1;
     }
+    entry
 }
 
 /// Any values, of which most blocks lie between two borders.
@@ -415,9 +463,41 @@ mod tests {
         assert_eq!(expanded(&runs), naive(timeline, timestamps));
         assert!(runs.0.windows(2).all(|pair| pair[0].slot != pair[1].slot));
         assert!(runs.0.iter().all(|run| run.start < run.end));
-        // Of several columns each is joined as if it were alone.
-        let joined = JoinedColumns::new([timeline; 3].into_iter(), timestamps);
-        assert_eq!(joined.iter().collect::<Vec<_>>(), [&runs.0[..]; 3]);
+        // In pieces it is the same; a run may go on in the next piece.
+        let (mut pieces, mut piece) = (JoinPieces::new(timeline, timestamps), Vec::new());
+        let mut joined: Vec<Run> = Vec::new();
+        while pieces.next_into(&mut piece) {
+            for run in &piece {
+                match joined.last_mut() {
+                    Some(last) if last.slot == run.slot && last.end == run.start => {
+                        last.end = run.end;
+                    }
+                    _ => joined.push(*run),
+                }
+            }
+        }
+        assert_eq!(joined, runs.0);
+        // The least and greatest timestamp of each run is found without a look at each row.
+        for run in runs.iter().filter(|run| run.slot != Slot::Null) {
+            let rows = (run.start..run.end).filter_map(|row| timestamps.value(row));
+            let millis: Vec<i64> = rows.map(Timestamp::as_millis).collect();
+            let bounds = millis.iter().min().zip(millis.iter().max());
+            let bounds = bounds.map(|(least, most)| (*least, *most));
+            assert_eq!(timestamps.bounds_of(run.start..run.end), bounds);
+        }
+    }
+
+    #[test]
+    fn pieces_of_many_runs_are_joined_like_the_whole() {
+        let timeline = timeline(&[(10, 20)], None);
+        let rows = 3 * JoinPieces::MAX_RUNS / 2;
+        let alternating = |n: usize| Some(if n % 2 == 0 { 15 } else { 5 });
+        check(&timeline, &(0..rows).map(alternating).collect());
+        let with_nulls = |n: usize| alternating(n).filter(|_| n % 3 > 0);
+        check(&timeline, &(0..rows).map(with_nulls).collect());
+        let sorted_with_many_runs = |n: usize| Some(n as i64);
+        let pieces: Vec<_> = (0..rows as i64).step_by(2).map(|n| (n, n + 1)).collect();
+        check(&self::timeline(&pieces, None), &(0..rows).map(sorted_with_many_runs).collect());
     }
 
     #[test]

@@ -16,6 +16,6 @@ mod timeline;
 mod timestamps;
 mod version_list;
 
-pub use join::{JoinedColumns, Run, Runs, Slot, join, join_steps, open_times};
+pub use join::{JoinPieces, Run, Runs, Slot, join, join_steps, open_times};
 pub use timeline::{Span, State, Step, Timeline};
 pub use timestamps::Timestamps;

@@ -277,6 +277,56 @@ impl Timestamps {
         all.into_iter().chain(parts.map(|(start, end)| start..end))
     }
 
+    /// As [`valid`](Self::valid), of these entries alone.
+    pub(super) fn valid_within(&self, entries: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let first = entries.start;
+        let all = (self.nulls.is_none() && !entries.is_empty()).then(|| entries.clone());
+        let nulls = self.nulls.as_ref().map(|nulls| nulls.slice(first, entries.len()));
+        let parts: Vec<(usize, usize)> = match &nulls {
+            Some(nulls) => nulls.valid_slices().collect(),
+            None => Vec::new(),
+        };
+        let parts = parts.into_iter().map(move |(start, end)| first + start..first + end);
+        all.into_iter().chain(parts)
+    }
+
+    /// The least and the greatest timestamp of `rows`, none of which may be null.
+    pub fn bounds_of(&self, rows: Range<usize>) -> Option<(i64, i64)> {
+        if rows.is_empty() {
+            return None;
+        }
+        let (first, last) = (self.entry_of(rows.start), self.entry_of(rows.end - 1));
+        let values = self.values();
+        let Order::Blocks(blocks) = self.order() else {
+            return Some((millis(&values[first]), millis(&values[last])));
+        };
+        let bounds = |range: Range<usize>| {
+            values[range].iter().map(millis).fold((i64::MAX, i64::MIN), around)
+        };
+        let whole = first.div_ceil(BLOCK_ROWS)..(last + 1) / BLOCK_ROWS;
+        if whole.start >= whole.end {
+            return Some(bounds(first..last + 1));
+        }
+        let edges =
+            [bounds(first..whole.start * BLOCK_ROWS), bounds(whole.end * BLOCK_ROWS..last + 1)];
+        let all = blocks[whole].iter().chain(&edges);
+        Some(
+            all.fold((i64::MAX, i64::MIN), |(least, most), one| {
+                (least.min(one.0), most.max(one.1))
+            }),
+        )
+    }
+
+    /// How many entries there are: what work over all of them costs.
+    pub fn entries(&self) -> usize {
+        self.values().len()
+    }
+
+    /// Finds out the order of the entries, which looks at each of them once.
+    pub fn prepare(&self) {
+        self.order();
+    }
+
     pub(super) fn order(&self) -> &Order {
         self.order.get_or_init(|| {
             let values = self.values();

@@ -16,7 +16,7 @@ use super::flight::{Answers, Service, all, patience};
 use super::get::expiration;
 use super::status::status;
 use super::ticket;
-use crate::cache::{CacheError, LeaseId};
+use crate::cache::{Asker, CacheError, LeaseId};
 use crate::error::Coded;
 use crate::table::{
     Check, Consumed, DropTimeframe, Invalidate, Nothing, Prefetch, Release, RequestError,
@@ -59,7 +59,8 @@ impl Service {
         match name {
             "consumed" => Ok(json_of(&cache.consumed(&Consumed::parse(body)?)?)),
             "prefetch" => {
-                let objects = cache.prefetch(&Prefetch::parse(body)?, patience).await?;
+                let asker = Asker { patience, ..Asker::default() };
+                let objects = cache.prefetch(&Prefetch::parse(body)?, &asker).await?;
                 Ok(json_of(&json!({"objects": objects})))
             }
             "invalidate" => {

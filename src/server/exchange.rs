@@ -28,6 +28,7 @@ use super::foreign::{self, Decoding, Times};
 use super::get::flight_data;
 use super::intake::{Intake, Taken};
 use super::status::status;
+use crate::budget::ClientBudget;
 use crate::cache::Exchange;
 use crate::table::{BatchMessages, Message};
 
@@ -84,7 +85,10 @@ impl Service {
             .ok_or_else(|| malformed("the first message has no descriptor with a request"))?;
         let template = crate::table::Request::parse_template(&descriptor.cmd)
             .map_err(|error| status(&error))?;
-        let exchange = self.cache.exchange(template).map_err(|error| status(&error))?;
+        let exchange = self
+            .cache
+            .exchange(template, &ClientBudget::default())
+            .map_err(|error| status(&error))?;
         let exchange = Arc::new(exchange);
         let queue = Arc::new(Queue::default());
         let (out, answers) = mpsc::channel(MAX_UNSENT);
@@ -177,6 +181,7 @@ impl Reader {
         let queued = Arc::clone(&self.queued).try_acquire_many_owned(bytes).map_err(|_| full())?;
         // A dictionary is taken in with the batch that follows it.
         let taken = std::mem::take(taken);
+        self.exchange.expect(timeframe);
         match self.queue.push(Asked { timeframe, times, queued, taken }) {
             true => Ok(()),
             false => Err(full()),

@@ -113,7 +113,7 @@ impl Service {
                 (lease, ticket.map_err(|error| status(&error))?)
             }
         };
-        let progress = match self.cache.poll(&request, &lease).await {
+        let progress = match self.cache.poll(&request, &lease, &Asker::default()).await {
             Ok(progress) => progress,
             Err(error) => {
                 self.cache.release(&lease);

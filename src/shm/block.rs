@@ -91,14 +91,19 @@ impl Reservation {
     /// If `offset` lies behind the end.
     pub fn rest_mut(&mut self, offset: usize) -> &mut [u8] {
         if offset < self.digested {
-            self.digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-            self.digested = 0;
+            self.unsettle();
         }
         assert!(offset <= self.place.size, "{offset} is behind the {} bytes", self.place.size);
         let length = self.place.size - offset;
         // SAFETY: the place is reserved for us alone, no generation is published for it, so no
         // reader gets a slice of it; `&mut self` keeps ourselves from having two.
         unsafe { self.place.mapping().bytes_mut(self.place.payload() + offset, length) }
+    }
+
+    /// Takes back what was settled: the payload is to be written anew, from its start.
+    pub fn unsettle(&mut self) {
+        self.digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+        self.digested = 0;
     }
 
     /// Says that the first `count` bytes are written for good. They go into the checksum now, while
@@ -135,7 +140,7 @@ impl Reservation {
     /// If `bytes` are not as many as were reserved.
     pub fn fill(&mut self, bytes: &[u8]) {
         assert_eq!(bytes.len(), self.place.size);
-        self.payload_mut();
+        self.unsettle();
         self.append(bytes);
     }
 

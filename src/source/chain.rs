@@ -11,16 +11,14 @@
 //! Of two sources that both have something at a time, the first decides there, whenever it was
 //! created: so a folder in front of a server replaces what it has, and leaves the rest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{
-    Body, ChangeListener, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth,
-};
+use super::{Body, ChangeListener, Knowledge, PathSummary, Source, SourceError, SourceHealth};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 
@@ -132,6 +130,31 @@ impl ChainSource {
             None => Ok(Knowledge { span, versions: Vec::new(), problems, stale }),
         }
     }
+
+    /// Every version of every source, each id once: that of the first source that has it.
+    async fn list_in_order(
+        &self,
+        query: &Query,
+    ) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let mut seen = HashSet::new();
+        let mut all = Vec::new();
+        for (place, source) in self.links(&query.path) {
+            let versions = match source.list(query).await {
+                Ok(Some(versions)) => versions,
+                Ok(None) => return Ok(None),
+                // The others may know a single version.
+                Err(error) if is_passing(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            for version in versions {
+                if seen.insert(version.id) {
+                    self.origins.insert(version.id, place);
+                    all.push(version);
+                }
+            }
+        }
+        Ok(Some(all))
+    }
 }
 
 /// Whether the next source may be asked instead.
@@ -230,36 +253,55 @@ impl Source for ChainSource {
         Ok(knowledge)
     }
 
-    async fn list(
-        &self,
-        query: &Query,
-        after: Option<PageKey>,
-        limit: usize,
-    ) -> Result<Page, SourceError> {
+    async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
         let remap = self.remaps.get(&query.path);
-        let path = remap.map_or(&query.path, |remap| &remap.to);
-        let mut links = self.links(path);
-        let source = match (remap.and_then(|remap| remap.source.as_ref()), links.next()) {
-            (Some(source), _) => source,
-            (None, Some((_, source))) if links.next().is_none() => source,
-            // Which of several sources decides depends on the time: that is no listing.
-            (None, Some(_)) => {
-                let knowledge = self.look_up(query, Timestamp::default(), None).await?;
-                if knowledge.span != ValidityInterval::ALL {
-                    return Ok(Page::default());
-                }
-                return Ok(Page::of(knowledge.versions, after, limit));
-            }
-            (None, None) => return Ok(Page { whole: true, ..Page::default() }),
+        let asked = match remap {
+            Some(remap) => &Query { path: remap.to.clone(), ..query.clone() },
+            None => query,
         };
-        let asked = Query { path: path.clone(), ..query.clone() };
-        let mut page = source.list(&asked, after, limit).await?;
-        if remap.is_some() {
-            for version in &mut page.versions {
-                *version = Arc::new(renamed(version, &query.path));
+        let own = remap.and_then(|remap| remap.source.as_ref());
+        let listed = match own {
+            Some(source) => source.list(asked).await?,
+            None => self.list_in_order(asked).await?,
+        };
+        Ok(match remap {
+            None => listed,
+            Some(_) => listed.map(|versions| {
+                versions.iter().map(|version| Arc::new(renamed(version, &query.path))).collect()
+            }),
+        })
+    }
+
+    async fn describe(
+        &self,
+        path: &ObjectPath,
+        from: Timestamp,
+        created: Timestamp,
+        id: ObjectId,
+    ) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
+        let remap = self.remaps.get(path);
+        let asked = remap.map_or(path, |remap| &remap.to);
+        let found = match remap.and_then(|remap| remap.source.as_ref()) {
+            Some(source) => source.describe(asked, from, created, id).await?,
+            None => {
+                let mut found = None;
+                for (_, source) in self.links(asked) {
+                    match source.describe(asked, from, created, id).await {
+                        Ok(None) => {}
+                        Err(error) if is_passing(&error) => {}
+                        told => {
+                            found = told?;
+                            break;
+                        }
+                    }
+                }
+                found
             }
-        }
-        Ok(page)
+        };
+        Ok(match remap {
+            None => found,
+            Some(_) => found.map(|version| Arc::new(renamed(&version, path))),
+        })
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

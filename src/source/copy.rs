@@ -10,7 +10,7 @@
 //! starting it again. Ids, intervals and creation times stay as they are: asked for the same
 //! timestamps, the copy answers as the source did.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::StreamExt as _;
 
+use super::claim::{ClaimError, select};
 use super::repository::Stage;
 use super::repository::{
     BUCKET_SCHEMES, Batch, Bucket, Durability, NewVersion, RepositoryError, RepositoryOptions,
@@ -27,7 +28,7 @@ use super::repository::{
 use super::{Body, BodyError, Problem, Source, SourceError, in_place, page_key};
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query, VersionClaim};
 
 /// A source that answers only by time is asked so often for one path.
 const MAX_LOOK_UPS: usize = 100_000;
@@ -40,8 +41,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// What is copied.
 #[derive(Debug, Clone)]
 pub enum Selection {
-    /// These versions, as a lock file names them.
-    Locked(Vec<Arc<ObjectInfo>>),
+    /// The versions that a lock file names, of each path, as the source describes them.
+    Locked(Vec<(ObjectPath, VersionClaim)>),
     /// All versions that hold anywhere in a range.
     Range {
         /// Paths, and those below them; empty: all.
@@ -151,6 +152,9 @@ pub enum CopyError {
     /// The source, or the listing of the destination.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The source does not describe a version as the lock file says.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// The destination.
     #[error(transparent)]
     Destination(#[from] RepositoryError),
@@ -184,6 +188,7 @@ impl Coded for CopyError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Source(error) => error.kind(),
+            Self::Claim(error) => error.kind(),
             Self::Destination(error) => error.kind(),
             Self::OnlyByTime { .. } => ErrorKind::InvalidArgument,
             Self::Batch { .. } | Self::Io { .. } => ErrorKind::FailedPrecondition,
@@ -193,6 +198,7 @@ impl Coded for CopyError {
     fn code(&self) -> Code {
         match self {
             Self::Source(error) => error.code(),
+            Self::Claim(error) => error.code(),
             Self::Destination(error) => error.code(),
             Self::OnlyByTime { .. } => Code(3040),
             Self::Io { .. } => Code(3041),
@@ -289,8 +295,14 @@ async fn selected(
 ) -> Result<Vec<Arc<ObjectInfo>>, CopyError> {
     let mut versions: HashMap<ObjectId, Arc<ObjectInfo>> = HashMap::new();
     match selection {
-        Selection::Locked(locked) => {
-            versions.extend(locked.iter().map(|version| (version.id, Arc::clone(version))));
+        Selection::Locked(claims) => {
+            let mut by_path: BTreeMap<&ObjectPath, Vec<VersionClaim>> = BTreeMap::new();
+            claims.iter().for_each(|(path, claim)| by_path.entry(path).or_default().push(*claim));
+            for (path, claims) in by_path {
+                let listed = source.list(&Query::all(path.clone())).await?;
+                let limits = CreationLimits::default();
+                versions.extend(select(source, path, &claims, listed.as_deref(), limits).await?);
+            }
         }
         Selection::Range { prefixes, range, limits, step } => {
             let all = [String::new()];
@@ -326,7 +338,7 @@ async fn versions_of(
     let inside = |version: &&Arc<ObjectInfo>| version.validity.intersection(range).is_some();
     let mut after = None;
     loop {
-        let page = source.list(query, after, PAGE_VERSIONS).await?;
+        let page = source.list_page(query, after, PAGE_VERSIONS).await?;
         found.extend(page.versions.iter().filter(inside).map(Arc::clone));
         page.problems.iter().for_each(tell);
         match page.versions.last() {
@@ -377,7 +389,7 @@ async fn present(
         let query = Query::all(path.clone());
         let mut after = None;
         loop {
-            let page = reader.list(&query, after, PAGE_VERSIONS).await?;
+            let page = reader.list_page(&query, after, PAGE_VERSIONS).await?;
             after = page.versions.last().map(|version| page_key(version));
             there.extend(page.versions.into_iter().map(|version| (version.id, version)));
             if !page.more {

@@ -13,6 +13,7 @@
 mod body;
 pub mod ccdb;
 mod chain;
+mod claim;
 mod copy;
 pub mod disk;
 mod memory;
@@ -30,11 +31,14 @@ use async_trait::async_trait;
 
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::object::{
+    ClaimDiffers, CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query, VersionClaim,
+};
 use crate::telemetry::Timing;
 
 pub use body::VecBody;
 pub use chain::{ChainSource, Link, Remap};
+pub use claim::{ClaimError, select};
 pub use copy::{Copied, CopyError, Destination, Selection, copy};
 pub use disk::DiskSource;
 pub(crate) use disk::Record as VersionRecord;
@@ -153,25 +157,51 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         held: Option<&Arc<ObjectInfo>>,
     ) -> Result<Knowledge, SourceError>;
 
-    /// Versions that match `query`, hidden ones included, in order of (from, id): at most `limit`
-    /// of those behind `after`.
-    ///
-    /// By default those of [`look_up`](Self::look_up), where one answer covers all of time.
+    /// Every version that `query` matches, also those that others hide at every time; `None` where
+    /// the source cannot tell all of them.
     ///
     /// # Errors
     /// [`SourceError`].
-    async fn list(
+    async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let knowledge = self.look_up(query, Timestamp::default(), None).await?;
+        Ok((knowledge.span == ValidityInterval::ALL).then_some(knowledge.versions))
+    }
+
+    /// Versions that match `query`, hidden ones included, in order of (from, id): at most `limit`
+    /// of those behind `after`.
+    ///
+    /// By default those of [`list`](Self::list).
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    async fn list_page(
         &self,
         query: &Query,
         after: Option<PageKey>,
         limit: usize,
     ) -> Result<Page, SourceError> {
-        let knowledge = self.look_up(query, Timestamp::default(), None).await?;
-        if knowledge.span != ValidityInterval::ALL {
-            return Ok(Page::default());
-        }
-        let page = Page::of(knowledge.versions, after, limit);
-        Ok(Page { problems: knowledge.problems, ..page })
+        let listed = self.list(query).await?;
+        Ok(listed.map_or_else(Page::default, |versions| Page::of(versions, after, limit)))
+    }
+
+    /// The version `id` of `path`, of which it is said where its interval begins and when it was
+    /// created.
+    ///
+    /// By default, of the versions created in that millisecond, the one that decides at `from`.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    async fn describe(
+        &self,
+        path: &ObjectPath,
+        from: Timestamp,
+        created: Timestamp,
+        id: ObjectId,
+    ) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
+        let limits = CreationLimits { not_before: Some(created), not_after: Some(created) };
+        let query = Query { limits, ..Query::all(path.clone()) };
+        let knowledge = self.look_up(&query, from, None).await?;
+        Ok(knowledge.versions.into_iter().find(|version| version.id == id))
     }
 
     /// Writes the bytes of `version` into `body`, all of them, checked against size and MD5 as far
@@ -242,6 +272,12 @@ pub trait Body: Send {
 
     /// How many bytes were written so far.
     fn written_bytes(&self) -> u64;
+
+    /// Gives the MD5 of all bytes written so far, where the source has computed it from these very
+    /// bytes. A body that checks what it holds then need not compute it again.
+    fn set_md5(&mut self, md5: Md5Sum) {
+        let _ = md5;
+    }
 }
 
 /// Writes all of `bytes`; where `body` has no more room, it is asked for.

@@ -12,8 +12,7 @@ use async_trait::async_trait;
 use md5::{Digest as _, Md5};
 
 use super::{
-    Body, ChangeListener, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth,
-    write_all,
+    Body, ChangeListener, Knowledge, PathSummary, Source, SourceError, SourceHealth, write_all,
 };
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
@@ -168,22 +167,27 @@ impl Source for PolicySource {
         Ok(knowledge)
     }
 
-    async fn list(
+    async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let listed = self.in_time(&query.path, self.behind.list(query)).await?;
+        let default = self.default_of(&query.path);
+        let default = default.map(|bytes| Arc::new(default_version(&query.path, bytes)));
+        Ok(listed.map(|versions| versions.into_iter().chain(default).collect()))
+    }
+
+    async fn describe(
         &self,
-        query: &Query,
-        after: Option<PageKey>,
-        limit: usize,
-    ) -> Result<Page, SourceError> {
-        let asked = self.behind.list(query, after, limit);
-        let mut page = self.in_time(&query.path, asked).await?;
-        if let Some(bytes) = self.default_of(&query.path)
-            && page.whole
-            && after.is_none()
-        {
-            // It holds from the beginning of time, so it stands first.
-            page.versions.insert(0, Arc::new(default_version(&query.path, bytes)));
+        path: &ObjectPath,
+        from: Timestamp,
+        created: Timestamp,
+        id: ObjectId,
+    ) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
+        if let Some(bytes) = self.default_of(path) {
+            let default = default_version(path, bytes);
+            if default.id == id {
+                return Ok(Some(Arc::new(default)));
+            }
         }
-        Ok(page)
+        self.in_time(path, self.behind.describe(path, from, created, id)).await
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

@@ -1,5 +1,7 @@
 //! The bodies of the actions and of DoPut, and what they answer.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::request::{ColumnList, ColumnRequest, Columns, RangeRequest, RequestError, parse_json};
@@ -159,10 +161,11 @@ impl Register {
             consumers: Vec<String>,
         }
         let Raw { columns, table, consumers } = parse_json("registration of a timeframe", json)?;
-        for (place, name) in consumers.iter().enumerate() {
+        let mut seen = HashSet::with_capacity(consumers.len());
+        for name in &consumers {
             let wrong = if name.is_empty() || name.len() > 200 {
                 Some(format!("a name has 1 to 200 bytes, {name:?} has not"))
-            } else if consumers[..place].contains(name) {
+            } else if !seen.insert(name) {
                 Some(format!("{name:?} stands twice"))
             } else {
                 None

@@ -60,6 +60,9 @@ pub enum EncodeError {
         /// The region.
         region: u16,
     },
+    /// The lease has ended, and the client takes nothing more of the table.
+    #[error("the lease of this table has ended, and nothing of it was read for a while")]
+    Revoked,
     /// A bug of ours.
     #[error("the table cannot be put together: {reason}")]
     Arrow {
@@ -73,6 +76,7 @@ impl Coded for EncodeError {
         match self {
             Self::TooLarge { .. } => ErrorKind::ResourceExhausted,
             Self::Unmanaged { .. } => ErrorKind::InvalidArgument,
+            Self::Revoked => ErrorKind::FailedPrecondition,
             Self::Arrow { .. } => ErrorKind::Internal,
         }
     }
@@ -81,6 +85,7 @@ impl Coded for EncodeError {
         Code(match self {
             Self::TooLarge { .. } => 1020,
             Self::Unmanaged { .. } => 1021,
+            Self::Revoked => 1022,
             Self::Arrow { .. } => 9010,
         })
     }

@@ -76,7 +76,8 @@ async fn a_stream_has_its_consumers_quota_and_what_it_has_too_long_is_revoked() 
     };
     let (cache, clock) = limited(limits);
     let template = br#"{"columns": {"b": "A/B"}, "consumer": "x"}"#;
-    let exchange = cache.exchange(Request::parse_template(template).unwrap()).unwrap();
+    let template = Request::parse_template(template).unwrap();
+    let exchange = cache.exchange(template, &Default::default()).unwrap();
     let times = |at: i64| [Some(at)].into_iter().collect::<Timestamps>();
     drop(exchange.answer(1, times(5)).await.unwrap());
     drop(exchange.answer(2, times(15)).await.unwrap());

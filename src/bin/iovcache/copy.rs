@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use iovcache::error::Coded as _;
+use iovcache::interval::EmptyInterval;
 use iovcache::server::Config;
 use iovcache::source::{CopyError, Destination, Selection, SourceOptions, copy, open};
 use iovcache::table::LockEntry;
@@ -109,8 +110,9 @@ fn selection(arguments: &Arguments) -> Result<Selection, Failure> {
         let wrong = |error: String| Failure::usage(format!("{}: {error}", file.display()));
         let rows: Vec<LockEntry> =
             serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
-        let versions = rows.iter().map(LockEntry::version).collect::<Result<_, _>>();
-        return Ok(Selection::Locked(versions.map_err(|error| wrong(error.to_string()))?));
+        let claim = |row: &LockEntry| Ok::<_, EmptyInterval>((row.path.clone(), row.claim()?));
+        let claims = rows.iter().map(claim).collect::<Result<_, _>>();
+        return Ok(Selection::Locked(claims.map_err(|error| wrong(error.to_string()))?));
     }
     let range = match &arguments.range {
         None => ValidityInterval::ALL,

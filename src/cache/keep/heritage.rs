@@ -111,11 +111,15 @@ pub(in crate::cache) enum Refusal {
 }
 
 impl Relic {
-    /// Whether it is this version, as far as both sides say.
+    /// Whether it may be this version, by what the ledger says: of the digest that the source
+    /// describes, else of the same path. Its bytes are checked when it is published.
     fn is(&self, version: &ObjectInfo) -> bool {
-        let Record { header, md5, .. } = &self.record;
-        let other = matches!((version.md5, md5), (Some(a), Some(b)) if a != *b);
-        !other && version.size_bytes.is_none_or(|bytes| bytes == header.size)
+        let Record { header, md5, path, .. } = &self.record;
+        let right = match version.md5 {
+            Some(expected) => *md5 == Some(expected),
+            None => *path == version.path,
+        };
+        right && version.size_bytes.is_none_or(|bytes| bytes == header.size)
     }
 
     /// Copies it to where `reserve` makes room, checked by its block header and CRC-32C.

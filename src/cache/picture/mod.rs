@@ -109,7 +109,7 @@ impl Cache {
         let timeframes = inner.timeframes.latest(MAX_ENTRIES);
         let more_timeframes = inner.timeframes.len().saturating_sub(timeframes.len());
         let mut timeframes: Vec<TimeframeStatus> =
-            timeframes.iter().map(|timeframe| timeframe.status()).collect();
+            timeframes.iter().filter_map(|timeframe| timeframe.status()).collect();
         timeframes.reverse();
         let sessions = inner.leases.sessions();
         let more_sessions = sessions.len().saturating_sub(MAX_ENTRIES);

@@ -317,6 +317,10 @@ impl CcdbSource {
             // `got` fits into the address space: it is at most the length of `spare`.
             body.advance(got as usize);
         }
+        // Bytes that were written before it are in no digest.
+        if let Some(md5) = promise.md5.filter(|_| already == 0) {
+            body.set_md5(md5);
+        }
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::file::{Crc, HEADER_BYTES, Header, Part, Record, check_body, read_head};
 use super::shelf::Shelf;
-use crate::object::ObjectInfo;
+use crate::object::{Md5Sum, ObjectInfo};
 use crate::source::{Body, BodyError, SourceError, in_place};
 
 const PIECE_BYTES: usize = 1 << 20;
@@ -81,6 +81,8 @@ impl Bodies {
 pub(super) struct Opened {
     file: File,
     header: Header,
+    /// Of its bytes.
+    md5: Md5Sum,
     what: String,
 }
 
@@ -92,14 +94,25 @@ impl Opened {
         let kept = record.ok().and_then(Record::version);
         let kept = kept.ok_or_else(|| io::Error::other("what it says of itself makes no sense"))?;
         let same = kept.id == version.id
-            && version.size_bytes.is_none_or(|bytes| bytes == header.body_bytes)
-            && (version.md5.is_none() || kept.md5.is_none() || kept.md5 == version.md5);
+            && version.size_bytes.is_none_or(|bytes| bytes == header.body_bytes);
         if !same {
             return Ok(None);
         }
-        check_body(&mut file, header)?;
+        let md5 = check_body(&mut file, header)?;
+        // What the file says of itself proves nothing: its bytes have to be those that the source
+        // describes. Where the source gives no digest, its own words have to be the same as then.
+        let right = match version.md5 {
+            Some(expected) => expected == md5,
+            None => {
+                (&kept.path, kept.validity.from(), kept.created)
+                    == (&version.path, version.validity.from(), version.created)
+            }
+        };
+        if !right {
+            return Ok(None);
+        }
         file.seek(SeekFrom::Start(header.body_at()))?;
-        Ok(Some(Self { file, header, what: format!("{} {}", version.path, version.id) }))
+        Ok(Some(Self { file, header, md5, what: format!("{} {}", version.path, version.id) }))
     }
 
     /// Copies it. The checksum is looked at once more, of what was copied.
@@ -128,6 +141,7 @@ impl Opened {
             }
         }
         if copied == size_bytes && crc.finish() == self.header.body_crc {
+            body.set_md5(self.md5);
             return Ok(());
         }
         Err(self.unusable("it changed while it was read".to_owned()))
@@ -229,5 +243,9 @@ impl Body for WriteThrough<'_> {
 
     fn written_bytes(&self) -> u64 {
         self.body.written_bytes()
+    }
+
+    fn set_md5(&mut self, md5: Md5Sum) {
+        self.body.set_md5(md5);
     }
 }

@@ -18,6 +18,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crc_fast::{CrcAlgorithm, Digest};
+use md5::{Digest as _, Md5};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
@@ -165,24 +166,28 @@ pub(super) fn read_head(file: &mut File) -> io::Result<(Header, Vec<u8>)> {
     Ok((header, json))
 }
 
-/// Reads on over the whole body.
+/// Reads on over the whole body. Gives its MD5.
 ///
 /// # Errors
 /// `InvalidData` if it is damaged.
-pub(super) fn check_body(file: &mut File, header: Header) -> io::Result<()> {
+pub(super) fn check_body(file: &mut File, header: Header) -> io::Result<Md5Sum> {
     let mut crc = Crc::new();
+    let mut md5 = Md5::new();
     let mut piece = vec![0; 1 << 20];
     let mut rest = file.take(header.body_bytes);
     loop {
         match rest.read(&mut piece) {
             Ok(0) => break,
-            Ok(count) => crc.update(&piece[..count]),
+            Ok(count) => {
+                crc.update(&piece[..count]);
+                md5.update(&piece[..count]);
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
     if crc.finish() == header.body_crc {
-        Ok(())
+        Ok(Md5Sum(md5.finalize().into()))
     } else {
         Err(damaged("the checksum of its bytes is wrong"))
     }

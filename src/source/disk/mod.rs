@@ -36,12 +36,11 @@ use async_trait::async_trait;
 use self::answers::Answers;
 use self::bodies::Bodies;
 use super::{
-    Body, ChangeListener, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth,
-    SourceState,
+    Body, ChangeListener, Knowledge, PathSummary, Source, SourceError, SourceHealth, SourceState,
 };
 use crate::error::Coded as _;
-use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{ObjectInfo, ObjectPath, Query};
+use crate::interval::Timestamp;
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::telemetry::Timing;
 
 pub(crate) use self::file::Record;
@@ -184,22 +183,18 @@ impl Source for DiskSource {
         }
     }
 
-    async fn list(
+    async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        self.behind.list(query).await
+    }
+
+    async fn describe(
         &self,
-        query: &Query,
-        after: Option<PageKey>,
-        limit: usize,
-    ) -> Result<Page, SourceError> {
-        match self.behind.list(query, after, limit).await {
-            Err(error) if error.kind().is_transient() => {
-                let knowledge = self.look_up(query, Timestamp::default(), None).await?;
-                if knowledge.span != ValidityInterval::ALL {
-                    return Err(error);
-                }
-                Ok(Page::of(knowledge.versions, after, limit))
-            }
-            listed => listed,
-        }
+        path: &ObjectPath,
+        from: Timestamp,
+        created: Timestamp,
+        id: ObjectId,
+    ) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
+        self.behind.describe(path, from, created, id).await
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

@@ -1,5 +1,7 @@
 use std::sync::atomic::AtomicBool;
 
+use md5::{Digest as _, Md5};
+
 use super::*;
 use crate::interval::ValidityInterval;
 use crate::object::{Md5Sum, ObjectId, ObjectPath};
@@ -248,14 +250,32 @@ async fn one_id_with_another_content_is_not_taken_from_the_disk() {
     let folder = tempfile::tempdir().unwrap();
     let switch = switch();
     let disk = open(folder.path(), 1 << 20, &switch);
-    let md5 = |n| Some(Md5Sum([n; 16]));
-    let one = ObjectInfo { md5: md5(1), ..version(1, 0, 100, 5000) };
+    let md5 = Some(Md5Sum(Md5::digest(bytes(1, 5000)).into()));
+    let one = ObjectInfo { md5, ..version(1, 0, 100, 5000) };
     got(&disk, &one).await.unwrap();
-    let other = ObjectInfo { md5: md5(2), ..one.clone() };
+    let other = ObjectInfo { md5: Some(Md5Sum([2; 16])), ..one.clone() };
     switch.off.store(true, Ordering::SeqCst);
     assert!(got(&disk, &one).await.is_ok());
     assert!(got(&disk, &other).await.is_err());
     assert!(got(&disk, &version(1, 0, 100, 4999)).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_were_written_down_without_a_digest_are_not_taken_for_those_of_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let switch = switch();
+    let disk = open(folder.path(), 1 << 20, &switch);
+    // The source gives no digest, and its bytes are written down.
+    let bare = version(1, 0, 100, 5000);
+    got(&disk, &bare).await.unwrap();
+    let described = ObjectInfo { md5: Some(Md5Sum([7; 16])), ..bare.clone() };
+    let elsewhere = version(1, 1, 100, 5000);
+    switch.off.store(true, Ordering::SeqCst);
+    assert!(got(&disk, &bare).await.is_ok());
+    assert!(got(&disk, &described).await.is_err(), "its bytes are others");
+    assert!(got(&disk, &elsewhere).await.is_err(), "another interval, and nothing to check by");
+    let right = Some(Md5Sum(Md5::digest(bytes(1, 5000)).into()));
+    assert!(got(&disk, &ObjectInfo { md5: right, ..bare }).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

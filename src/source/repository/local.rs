@@ -503,7 +503,7 @@ impl LocalRepository {
         Ok(Knowledge { span: window.span, versions: window.versions, problems, stale: false })
     }
 
-    pub(super) async fn list(
+    pub(super) async fn list_page(
         &self,
         query: &Query,
         after: Option<PageKey>,
@@ -526,15 +526,20 @@ impl LocalRepository {
         Ok(Page { versions, problems, more, whole: true })
     }
 
-    /// The version as this repository itself describes it.
-    async fn own(&self, wanted: &ObjectInfo) -> Result<Option<ObjectInfo>, SourceError> {
+    /// A version as this repository itself describes it.
+    pub(super) async fn find(
+        &self,
+        path: &ObjectPath,
+        from: Timestamp,
+        id: ObjectId,
+    ) -> Result<Option<ObjectInfo>, SourceError> {
         let root = &self.shared.root;
-        let found = self.with_path(&wanted.path, |state| {
-            let read = |row: &Row| read_metadata(root, &wanted.path, row);
-            let row = state.table.find(wanted.validity.from().as_millis(), wanted.id)?;
+        let found = self.with_path(path, |state| {
+            let read = |row: &Row| read_metadata(root, path, row);
+            let row = state.table.find(from.as_millis(), id)?;
             state.table.info(row, &read).transpose()
         });
-        found.await?.transpose().map_err(|error| self.failed(wanted.path.as_str(), &error))
+        found.await?.transpose().map_err(|error| self.failed(path.as_str(), &error))
     }
 
     pub(super) async fn fetch(
@@ -550,7 +555,8 @@ impl LocalRepository {
             path: version.path.clone(),
             id: version.id,
         };
-        let own = self.own(version).await?.ok_or_else(gone)?;
+        let own = self.find(&version.path, version.validity.from(), version.id);
+        let own = own.await?.ok_or_else(gone)?;
         if let Some(difference) = difference(&own, version) {
             return Err(unusable(format!("the repository has another {difference} for it")));
         }
@@ -599,7 +605,10 @@ impl LocalRepository {
             Some(expected) if expected != md5 => {
                 Err(unusable(format!("its MD5 is {md5}, expected {expected}")))
             }
-            _ => Ok(()),
+            _ => {
+                body.set_md5(md5);
+                Ok(())
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use super::bucket::Bucket;
 use super::local::LocalRepository;
 use super::store::StoreRepository;
 use crate::interval::Timestamp;
-use crate::object::{ObjectInfo, ObjectPath, Query};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
     Body, ChangeListener, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth,
     SourceState,
@@ -30,6 +30,9 @@ impl Default for RepositoryOptions {
         Self { refresh: Duration::from_secs(1) }
     }
 }
+
+/// A path with more versions than this is not listed at once.
+const LISTED_VERSIONS: usize = 100_000;
 
 /// Where a repository lies.
 #[derive(Debug)]
@@ -121,7 +124,12 @@ impl Source for RepositorySource {
         self.note(began, found)
     }
 
-    async fn list(
+    async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let page = self.list_page(query, None, LISTED_VERSIONS).await?;
+        Ok((!page.more).then_some(page.versions))
+    }
+
+    async fn list_page(
         &self,
         query: &Query,
         after: Option<PageKey>,
@@ -129,13 +137,27 @@ impl Source for RepositorySource {
     ) -> Result<Page, SourceError> {
         let began = Instant::now();
         let found = match &self.place {
-            Place::Local(local) => local.list(query, after, limit).await,
+            Place::Local(local) => local.list_page(query, after, limit).await,
             Place::Store(store) => store.look_up(query).await.map(|knowledge| {
                 let page = Page::of(knowledge.versions, after, limit);
                 Page { problems: knowledge.problems, ..page }
             }),
         };
         self.note(began, found)
+    }
+
+    async fn describe(
+        &self,
+        path: &ObjectPath,
+        from: Timestamp,
+        created: Timestamp,
+        id: ObjectId,
+    ) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
+        let found = match &self.place {
+            Place::Local(local) => local.find(path, from, id).await?.map(Arc::new),
+            Place::Store(store) => store.find(path, id).await?,
+        };
+        Ok(found.filter(|version| version.created == created))
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

@@ -15,7 +15,7 @@ use super::bucket::Bucket;
 use super::entry::{self, PROPERTIES, difference, names};
 use super::properties::Properties;
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{Md5Sum, ObjectInfo, ObjectPath, Query};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{Body, BodyError, Knowledge, PathSummary, Problem, SourceError, write_all};
 
 /// The listings of so many paths are kept.
@@ -232,11 +232,15 @@ impl StoreRepository {
         Ok(listing)
     }
 
-    /// The version as this repository itself describes it.
-    async fn own(&self, wanted: &ObjectInfo) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
-        let listing = self.listing(&wanted.path).await?;
+    /// A version as this repository itself describes it.
+    pub(super) async fn find(
+        &self,
+        path: &ObjectPath,
+        id: ObjectId,
+    ) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
+        let listing = self.listing(path).await?;
         let listing = listing.lock().await;
-        Ok(listing.versions.iter().find(|version| version.id == wanted.id).cloned())
+        Ok(listing.versions.iter().find(|version| version.id == id).cloned())
     }
 
     pub(super) async fn fetch(
@@ -252,7 +256,7 @@ impl StoreRepository {
             path: version.path.clone(),
             id: version.id,
         };
-        let own = self.own(version).await?.ok_or_else(gone)?;
+        let own = self.find(&version.path, version.id).await?.ok_or_else(gone)?;
         if let Some(difference) = difference(&own, version) {
             return Err(unusable(format!("the repository has another {difference} for it")));
         }
@@ -297,7 +301,10 @@ impl StoreRepository {
             Some(expected) if expected != md5 => {
                 Err(unusable(format!("its MD5 is {md5}, expected {expected}")))
             }
-            _ => Ok(()),
+            _ => {
+                body.set_md5(md5);
+                Ok(())
+            }
         }
     }
 }
