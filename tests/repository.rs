@@ -37,6 +37,12 @@ fn put(repository: &Path, from: i64, created: i64) -> ObjectInfo {
     writer.put(&version(PATH, from, from + 100, created), &mut &bytes[..]).unwrap().info
 }
 
+/// An index of what is there: versions that are put singly are added to one.
+fn begin_index(repository: &Path) {
+    fs::create_dir_all(repository).unwrap();
+    index(repository, false, |_, _| {}).unwrap();
+}
+
 fn open(repository: &Path, refresh: Duration) -> RepositorySource {
     RepositorySource::open_folder(repository, RepositoryOptions { refresh }).unwrap()
 }
@@ -63,6 +69,7 @@ const NEVER: Duration = Duration::from_secs(3600);
 async fn the_index_is_used_as_far_as_the_folders_say_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
+    begin_index(root);
     let [first, second, third] = [0, 100, 200].map(|from| put(root, from, 1));
     assert_eq!(listed(&open(root, NEVER)).await, [(0, 1), (100, 1), (200, 1)]);
     assert!(index(root, true, |_, _| {}).unwrap().is_current());
@@ -93,6 +100,7 @@ async fn the_index_is_used_as_far_as_the_folders_say_the_same() {
 async fn index_files_that_are_torn_or_of_another_folder_are_ignored_and_made_anew() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("repository");
+    begin_index(&root);
     [0, 100].iter().for_each(|from| drop(put(&root, *from, 1)));
     let expected = [(0, 1), (100, 1)];
     // Copied with its index, which is for the folder that it was made in.
@@ -117,6 +125,7 @@ async fn index_files_that_are_torn_or_of_another_folder_are_ignored_and_made_ane
 async fn several_writers_at_once_lose_nothing_and_the_index_has_it_all() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
+    begin_index(root);
     std::thread::scope(|scope| {
         for writer in 0..4 {
             scope.spawn(move || (0..40).for_each(|n| drop(put(root, n * 10, writer))));
@@ -309,4 +318,30 @@ async fn a_path_of_many_versions_is_right_at_every_border_and_in_its_listing() {
     }
     assert_eq!(all.len(), 3002);
     assert!(all.is_sorted_by_key(|info| (info.validity.from(), info.id)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_serves_what_is_put_long_before_its_refresh() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    put(root, 0, 1);
+    let service = common::Service::over(root, &["--refresh", "3600s"]);
+    let client = iovcache::client::Client::connect(&service.unix()).await.unwrap();
+    let served = async || {
+        let request = iovcache::client::TableRequest::new().column("drift", PATH).timestamps([5]);
+        let table = client.table(request).await.unwrap();
+        table.column("drift").unwrap().get(0).unwrap().unwrap().to_vec()
+    };
+    assert_eq!(served().await, b"0 1");
+    // Asked for all the time, and not asked for since long.
+    for (created, pause) in [(2, Duration::ZERO), (3, Duration::from_secs(11))] {
+        tokio::time::sleep(pause).await;
+        put(root, 0, created);
+        let began = Instant::now();
+        let expected = format!("0 {created}").into_bytes();
+        while served().await != expected {
+            assert!(began.elapsed() < Duration::from_secs(5), "{created} is not seen");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }

@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use super::beneath::{Root, Stamp, open_beneath};
 use super::entry::{self, PROPERTIES};
 use super::folder::{LOCAL_SLACK, PathFolder, read_all, read_properties, stamp_of};
-use super::index::{IndexRow, IndexWriter, row_of};
+use super::index::{FOLDER, IndexRow, IndexWriter, row_of};
 use super::writer::{
     Durability, NewVersion, RepositoryError, RepositoryWriter, Stored, compared, failed,
 };
@@ -44,6 +44,8 @@ pub struct Batch<'a> {
     staged: Vec<Staged>,
     /// Those of this batch, which no reader sees yet.
     places: HashMap<(ObjectPath, ObjectId), usize>,
+    /// Whether an index is begun where there is none.
+    begins_index: bool,
 }
 
 /// A version whose bytes and properties lie under names that no reader looks at.
@@ -68,7 +70,12 @@ pub(in crate::source) enum Stage {
 
 impl<'a> Batch<'a> {
     pub(super) fn new(writer: &'a RepositoryWriter) -> Self {
-        Self { writer, staged: Vec::new(), places: HashMap::new() }
+        Self { writer, staged: Vec::new(), places: HashMap::new(), begins_index: true }
+    }
+
+    /// For a single version: it is added to an index that is there, and begins none.
+    pub(super) fn single(writer: &'a RepositoryWriter) -> Self {
+        Self { begins_index: false, ..Self::new(writer) }
     }
 
     /// How many versions are staged.
@@ -156,7 +163,10 @@ impl<'a> Batch<'a> {
         }
         drop(ids);
         let infos = self.staged.iter().map(|staged| staged.info.clone()).zip(stamped);
-        if let Err(error) = append_to_index(root, infos) {
+        let has_index = || root.folder(FOLDER).is_ok();
+        if (self.begins_index || has_index())
+            && let Err(error) = append_to_index(root, infos)
+        {
             // The folders have it all: the index is a shortcut.
             let folder = root.path().display();
             tracing::warn!(%folder, %error, "the index was not appended; iovcache index makes it anew");

@@ -274,7 +274,7 @@ impl RepositoryWriter {
         version: &NewVersion,
         bytes: &mut dyn Read,
     ) -> Result<Stored, RepositoryError> {
-        let mut batch = self.batch();
+        let mut batch = Batch::single(self);
         let stored = batch.put(version, bytes)?;
         batch.commit()?;
         Ok(stored)

@@ -87,7 +87,9 @@ impl IndexWriter {
         let names = set::list(&self.folder)?;
         let old = names.iter().filter(|name| replaced.contains(&name.to_string()));
         let sequence = old.map(|name| name.sequence).max().unwrap_or(0).saturating_add(1);
-        self.write(rows, sequence)?;
+        if !rows.is_empty() {
+            self.write(rows, sequence)?;
+        }
         for name in replaced {
             self.remove(name)?;
         }

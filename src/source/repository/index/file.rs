@@ -557,8 +557,9 @@ mod tests {
                 forged[at] = value;
                 if let Ok(mut index) = open(&forged) {
                     let _ = index.all();
-                    let _ =
-                        index.for_path("TPC/Calib/VDrift", &mut |row| drop(row.metadata().count()));
+                    let _ = index.for_path("TPC/Calib/VDrift", &mut |row| {
+                        row.metadata().for_each(|_| {});
+                    });
                 }
             }
         }
