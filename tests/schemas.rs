@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use common::{PATIENCE, Service, Version, put};
 use iovcache::client::{Client, ClientOptions, TableRequest};
 use iovcache::server::FLIGHT_DESCRIPTOR;
-use iovcache::shm::attach::{parse_hello, parse_need};
+use iovcache::shm::attach::{parse_hello, parse_line};
 use iovcache::table::{
     Check, ColumnRequest, Consumed, DropTimeframe, Invalidate, Prefetch, Register, Release,
     Request, parse_action,
@@ -65,7 +65,7 @@ fn the_service_reads_commands_as_their_schemas_say() {
         ("drop-timeframe", |json| parse_action::<DropTimeframe>("x", json).is_ok()),
         ("release", |json| parse_action::<Release>("x", json).is_ok()),
         ("attach-hello", |json| parse_hello(json).is_ok()),
-        ("attach-need", |json| parse_need(json).is_ok()),
+        ("attach-need", |json| parse_line(json).is_ok()),
     ];
     for (name, parses) in parsers {
         let validator = validator(name);

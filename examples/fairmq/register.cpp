@@ -28,7 +28,7 @@ bool is_segment_of_iovcache(const std::string& name)
 {
   std::ifstream file("/dev/shm/" + name, std::ios::binary);
   char magic[8] = {};
-  return file.seekg(64).read(magic, sizeof magic) && std::memcmp(magic, "IOVCACHE", 8) == 0;
+  return file.seekg(256).read(magic, sizeof magic) && std::memcmp(magic, "IOVCACHE", 8) == 0;
 }
 } // namespace
 

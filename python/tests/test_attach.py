@@ -44,7 +44,7 @@ def test_the_welcome_has_session_epoch_and_segments(service):
             assert set(segment) == {"kind", "id", "size"} and segment["kind"] == "segment"
             assert os.fstat(fd).st_size == segment["size"]
             head = mmap.mmap(fd, segment["size"], prot=mmap.PROT_READ)
-            assert head[:4] == b"\2\0\0\0" and head[64:72] == b"IOVCACHE"
+            assert head[:4] == b"\2\0\0\0" and head[256:264] == b"IOVCACHE"
             epoch, number, _, size = struct.unpack_from("<QIIQ", head, 80)
             assert (f"{epoch:016x}", number, size) == (
                 welcome["epoch"],

@@ -357,7 +357,7 @@ def test_a_consumer_that_dies_comes_back_under_its_name_and_goes_on(start):
     first.get({"timeframe": 1, "session": first.session})
     sessions = {one["consumer"]: one for one in alone.ask("status")["sessions"]}
     assert sessions["tracker"]["pinned_bytes"] > 100_000
-    assert set(sessions["tracker"]) == {"session", "consumer", "pid", "uid", "pinned_bytes"}
+    assert set(sessions["tracker"]) == {"number", "consumer", "pid", "uid", "pinned_bytes"}
     first.close()
 
     def gone():

@@ -19,7 +19,7 @@ def segment():
     fd = os.memfd_create("segment")
     os.ftruncate(fd, SIZE)
     with mmap.mmap(fd, SIZE) as memory:
-        memory[64:72] = b"IOVCACHE"
+        memory[256:264] = b"IOVCACHE"
         memory[4096:4112] = struct.pack("<QQ", 77, len(PAYLOAD))
         memory[4160 : 4160 + len(PAYLOAD)] = PAYLOAD
         resolver = Resolver()

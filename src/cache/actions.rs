@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::answer::Asker;
 use super::error::CacheError;
 use super::lease::{LeaseId, Owner, Terms};
+use super::origin::Origin;
 use super::{Cache, Inner};
 use crate::object::ObjectPath;
 use crate::shm::{Epoch, Mappings, Usage};
@@ -20,6 +21,31 @@ use crate::table::{
 };
 
 impl Cache {
+    /// Like [`consumed`](Self::consumed), for a client. In the name of a consumer that is attached or has a stream, only its
+    /// user or key reports, and who may administer. With a key that may administer, or without keys
+    /// the service's own user and root with 0, a client sets a watermark back.
+    ///
+    /// # Errors
+    /// [`CacheError::ForeignConsumer`], [`CacheError::UnknownTimeframe`],
+    /// [`CacheError::UnknownConsumer`].
+    pub fn consumed_by(
+        &self,
+        consumed: &Consumed,
+        origin: &Origin,
+    ) -> Result<ConsumedAnswer, CacheError> {
+        let (Consumed::One { consumer, .. } | Consumed::Below { consumer, .. }) = consumed;
+        self.0.leases.check_consumer(consumer, origin)?;
+        if let (
+            Consumed::Below { oldest_possible, .. },
+            Origin::Client { administers: true, key, .. },
+        ) = (consumed, origin)
+            && (key.is_some() || *oldest_possible == 0)
+        {
+            self.0.timeframes.set_watermark_back(consumer, *oldest_possible);
+        }
+        self.consumed(consumed)
+    }
+
     /// A consumer is done with a timeframe, or with all below one.
     ///
     /// # Errors
@@ -42,6 +68,23 @@ impl Cache {
         };
         let dropped = dropped.iter().map(|timeframe| timeframe.id()).collect();
         Ok(ConsumedAnswer { dropped, in_flight: timeframes.len() as u64 })
+    }
+
+    /// Like [`drop_timeframe`](Self::drop_timeframe), for a client: not while others than those that it
+    /// may act for are consumers of the timeframe and there.
+    ///
+    /// # Errors
+    /// [`CacheError::ForeignConsumer`], [`CacheError::UnknownTimeframe`].
+    pub fn drop_timeframe_by(
+        &self,
+        timeframe: u64,
+        origin: &Origin,
+    ) -> Result<ConsumedAnswer, CacheError> {
+        let status = self.0.timeframes.get(timeframe)?.status();
+        for consumer in status.iter().flat_map(|status| status.consumers.keys()) {
+            self.0.leases.check_consumer(consumer, origin)?;
+        }
+        self.drop_timeframe(timeframe)
     }
 
     /// Drops a timeframe, whoever still waits for it.
@@ -90,7 +133,18 @@ impl Cache {
 
     /// Ends all leases that were opened under a ticket; how many there were.
     pub fn release_ticket(&self, ticket: &[u8]) -> usize {
-        let leases = self.0.leases.of_ticket(ticket);
+        self.release_ticket_of(ticket, &Origin::Embedded, None)
+    }
+
+    /// Ends the leases that were opened under a ticket and belong to the client: those that it opened
+    /// over this connection, and those of its sessions. How many there were.
+    pub fn release_ticket_of(
+        &self,
+        ticket: &[u8],
+        origin: &Origin,
+        connection: Option<u64>,
+    ) -> usize {
+        let leases = self.0.leases.of_ticket_and_client(ticket, origin, connection);
         leases.iter().filter(|lease| self.0.leases.end(lease)).count()
     }
 
@@ -119,7 +173,7 @@ impl Cache {
             };
         }
         match renewed {
-            0 => Err(CacheError::LeaseEnded { lease: "of this ticket".to_owned() }),
+            0 => Err(CacheError::LeaseEnded),
             _ => Ok(shortest),
         }
     }
@@ -136,12 +190,12 @@ impl Cache {
         Ok((lease, self.0.leases.time_limit()))
     }
 
-    /// Whether a process is attached under this name.
+    /// Whether a process is attached under this id, and the client may use its session.
     ///
     /// # Errors
     /// [`CacheError::UnknownSession`].
-    pub fn check_session(&self, session: &str) -> Result<(), CacheError> {
-        self.0.leases.check_session(session)
+    pub fn check_session(&self, session: &str, origin: &Origin) -> Result<(), CacheError> {
+        self.0.leases.check_session(session, origin)
     }
 
     /// The paths that the source knows at `prefix` and below, sorted.

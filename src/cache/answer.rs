@@ -13,8 +13,10 @@ use super::Cache;
 use super::catalog::Known;
 use super::error::{CacheError, MissingColumn};
 use super::form::{Common, Form, Key};
+use super::gate::Gate;
 use super::hand::InHand;
-use super::lease::{Holder, LeaseId, Owner, Terms};
+use super::lease::{Holder, HolderName, LeaseId, Owner, Terms};
+use super::origin::Origin;
 use super::plan::{Assembled, Handed, Plan, Spans};
 use super::record::record;
 use super::register::load_timeframe;
@@ -39,6 +41,10 @@ pub(super) const PLANNING: &str = "the decision which version serves which rows"
 /// Who asks, beyond what stands in the request itself.
 #[derive(Debug, Clone, Default)]
 pub struct Asker {
+    /// Whom the request comes from, as far as it is proven. Default: this process.
+    pub origin: Origin,
+    /// The number of the connection over which it came.
+    pub connection: Option<u64>,
     /// The ticket under which the client can name the lease later.
     pub ticket: Option<Arc<[u8]>>,
     /// A lease that was opened for this request before.
@@ -57,14 +63,16 @@ pub struct Asker {
 
 /// A table whose objects are in shared memory and pinned.
 ///
-/// It holds its pins itself too, until it is dropped: so nothing goes while it is being sent, even
-/// if its lease ends.
+/// It holds its pins itself too, until it is dropped. Its [`messages`](Self::messages) hold them as
+/// long as its lease lasts: after that they end with an error.
 #[derive(Debug)]
 pub struct Answer {
     form: Arc<Form>,
     content: Content,
     timeframe: Option<u64>,
     lease: LeaseId,
+    /// Ends what is being sent once the lease ends.
+    gate: Arc<Gate>,
     /// It is one of many of a stream: its schema names neither its lease nor its timeframe.
     of_stream: bool,
     rows: u64,
@@ -121,8 +129,7 @@ impl Answer {
             };
             messages.into_iter().flatten().map(Ok).chain(error.map(Err))
         });
-        let messages = [Ok(self.head())].into_iter().chain(body);
-        Ok(self.pins.hands().send(&self.lease, messages))
+        Ok([Ok(self.head())].into_iter().chain(body))
     }
 
     /// The same without the schema, batch by batch.
@@ -152,10 +159,10 @@ impl Answer {
         };
         let rest = rest.into_iter().flatten();
         let pins = self.hold();
-        // What the messages name stays pinned until the last of them is taken.
-        Ok(first.into_iter().map(Ok).chain(rest).inspect(move |_| {
+        // What the messages name stays pinned until the last of them is taken, or the lease ends.
+        Ok(self.gate.guard(first.into_iter().map(Ok).chain(rest).inspect(move |_| {
             let _pins = &pins;
-        }))
+        })))
     }
 
     /// The batches for the wire, where their schema is that of the first message.
@@ -380,15 +387,15 @@ impl Cache {
     ) -> Result<Answer, CacheError> {
         self.check_open()?;
         if let Some(session) = &request.session {
-            self.0.leases.check_session(session)?;
+            self.0.leases.check_session(session, &asker.origin)?;
         }
         let subject = self.subject(when)?;
-        let reader = self.reader(request, &subject)?;
+        let reader = self.reader(request, &subject, &asker.origin)?;
         let holder = self.holder(request, asker, reader.as_ref());
         let _asking = match &holder {
             Some(holder) => {
-                self.0.slow.admit(&holder.consumer)?;
-                self.0.slow.begin(&holder.consumer)?
+                self.0.slow.admit(&holder.name)?;
+                self.0.slow.begin(&holder.name)?
             }
             None => None,
         };
@@ -456,11 +463,12 @@ impl Cache {
             }
         };
         let (of_stream, rows) = (asker.of_stream, found.rows());
+        let gate = Gate::of(&self.0.leases, lease.clone(), of_stream);
         let pins = Arc::new(self.0.hands.take(Arc::clone(&found.pins)));
         let (versions, _charge) = (found.versions, found.charge);
         let objects = Arc::new(Handed { versions, pins: Arc::clone(&pins), _charge });
         let (content, assembled) = (Content { shown: found.shown, objects }, found.kept);
-        Ok(Answer { form, content, timeframe, lease, of_stream, rows, pins, assembled })
+        Ok(Answer { form, content, timeframe, lease, gate, of_stream, rows, pins, assembled })
     }
 
     /// The rows of timestamps; of those of `timeframe` what was known when it was registered.
@@ -552,17 +560,20 @@ impl Cache {
         &self,
         request: &Request,
         subject: &Subject,
+        origin: &Origin,
     ) -> Result<Option<(u64, String)>, CacheError> {
         let Subject::Timeframe(timeframe) = subject else { return Ok(None) };
         if let Some(consumer) = &request.consumer {
+            self.0.leases.check_consumer(consumer, origin)?;
             timeframe.check_reader(consumer)?;
             return Ok(Some((timeframe.id(), consumer.clone())));
         }
         // A session that does not say for whom it reads is the consumer that it attached as, if
         // the timeframe waits for that one.
         let session = request.session.as_ref();
-        let consumer = session.and_then(|session| self.0.leases.consumer_of(session));
+        let consumer = session.and_then(|session| self.0.leases.holder_of(session));
         Ok(consumer
+            .map(|name| name.consumer)
             .filter(|consumer| timeframe.check_reader(consumer).is_ok())
             .map(|consumer| (timeframe.id(), consumer)))
     }
@@ -574,13 +585,22 @@ impl Cache {
         asker: &Asker,
         reader: Option<&(u64, String)>,
     ) -> Option<Holder> {
-        if let Some((timeframe, consumer)) = reader {
-            return Some(Holder { consumer: consumer.clone(), timeframe: Some(*timeframe) });
-        }
         let session = request.session.as_ref();
-        let attached = session.and_then(|session| self.0.leases.consumer_of(session));
-        let consumer = request.consumer.clone().or(attached)?;
-        Some(Holder { consumer, timeframe: asker.stream_timeframe })
+        let attached = session.and_then(|session| self.0.leases.holder_of(session));
+        // Over TCP a session is no proof that its own process asks, so its quota is not used up.
+        let account = match (&attached, &asker.origin) {
+            (Some(name), Origin::Embedded) => name.account.clone(),
+            (_, origin) => origin.account(),
+        };
+        if let Some((timeframe, consumer)) = reader {
+            let name = HolderName { consumer: consumer.clone(), account };
+            return Some(Holder { name, timeframe: Some(*timeframe) });
+        }
+        let name = match &request.consumer {
+            Some(consumer) => HolderName { consumer: consumer.clone(), account },
+            None => HolderName { consumer: attached?.consumer, account },
+        };
+        Some(Holder { name, timeframe: asker.stream_timeframe })
     }
 
     fn lease_for(
@@ -601,7 +621,8 @@ impl Cache {
             None if asker.of_stream => Owner::Stream,
             None => Owner::Nobody,
         };
-        let terms = Terms { owner, timeframe: reader, ticket: asker.ticket.clone(), holder };
+        let ticket = asker.ticket.clone().map(|ticket| (ticket, asker.connection));
+        let terms = Terms { owner, timeframe: reader, ticket, holder };
         self.0.leases.open(terms, vec![Arc::clone(pins)])
     }
 
@@ -690,7 +711,7 @@ impl Cache {
         deadline: Instant,
     ) -> Result<(Arc<VersionSet>, Option<Holder>), CacheError> {
         let subject = self.subject(&request.when)?;
-        let reader = self.reader(request, &subject)?;
+        let reader = self.reader(request, &subject, &asker.origin)?;
         let holder = self.holder(request, asker, reader.as_ref());
         let asked = Asked { request, asker, holder: holder.as_ref(), deadline };
         let (timestamps, timeframe) = match &subject {

@@ -243,7 +243,6 @@ impl CacheBuilder {
         });
         tasks.spawn({
             let (leases, slow) = (Arc::clone(&leases), Arc::clone(&slow));
-            let hands = Arc::clone(&hands);
             let shortest = slow
                 .limits
                 .slow_after
@@ -254,7 +253,6 @@ impl CacheBuilder {
                     tokio::time::sleep(pause).await;
                     leases.expire();
                     slow.look();
-                    hands.give_up_stalled(|lease| leases.is_open(lease));
                 }
             }
         });

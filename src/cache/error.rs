@@ -144,11 +144,20 @@ pub enum CacheError {
         /// What there is.
         total_bytes: u64,
     },
-    /// No such session.
-    #[error("session {session:?} is not known: it never was, or its process went away")]
-    UnknownSession {
-        /// What was given.
-        session: String,
+    /// No such session, or one of another user or node. Its id is a secret, and not in the message.
+    #[error(
+        "the session of this request is not known: its process is gone, or the request does not come \
+         from its user on its node"
+    )]
+    UnknownSession,
+    /// The name of the consumer is in use by others.
+    #[error(
+        "consumer {consumer:?} is attached or has a stream: only that process or stream, its user or \
+         key, or a role that may administer reports and reads in its name"
+    )]
+    ForeignConsumer {
+        /// The name.
+        consumer: String,
     },
     /// The consumer would hold more than it may.
     #[error(
@@ -178,12 +187,9 @@ pub enum CacheError {
         /// For how long it may.
         limit_ms: u64,
     },
-    /// The lease is over.
-    #[error("lease {lease:?} has ended: released, or its time ran out")]
-    LeaseEnded {
-        /// What was given.
-        lease: String,
-    },
+    /// The lease is over. Its id is a secret, and not in the message.
+    #[error("the lease has ended: released, revoked, or its time ran out")]
+    LeaseEnded,
     /// The source did not say which version holds.
     #[error("cannot tell which version of {path} holds at {at}")]
     LookUp {
@@ -311,9 +317,10 @@ impl Coded for CacheError {
             | Self::UnknownTimeframe { .. }
             | Self::UnknownConsumer { .. } => ErrorKind::NotFound,
             Self::TimeframeExists { .. } => ErrorKind::AlreadyExists,
+            Self::ForeignConsumer { .. } => ErrorKind::PermissionDenied,
             Self::ShortSpan { .. }
-            | Self::UnknownSession { .. }
-            | Self::LeaseEnded { .. }
+            | Self::UnknownSession
+            | Self::LeaseEnded
             | Self::AlreadyConsumed { .. } => ErrorKind::FailedPrecondition,
             Self::LookUp { error, .. } | Self::Paths { error, .. } | Self::Load { error, .. } => {
                 error.kind()
@@ -352,8 +359,8 @@ impl Coded for CacheError {
             Self::TwoContents { .. } => Code(3010),
             Self::MemoryPinned { .. } => Code(4010),
             Self::NeverFits { .. } => Code(4011),
-            Self::UnknownSession { .. } => Code(5001),
-            Self::LeaseEnded { .. } => Code(5002),
+            Self::UnknownSession => Code(5001),
+            Self::LeaseEnded => Code(5002),
             Self::UnknownTimeframe { .. } => Code(5010),
             Self::UnknownConsumer { .. } => Code(5011),
             Self::AlreadyConsumed { .. } => Code(5012),
@@ -361,6 +368,7 @@ impl Coded for CacheError {
             Self::NoPlace { .. } => Code(5014),
             Self::OverQuota { .. } => Code(5015),
             Self::SlowConsumer { .. } => Code(5016),
+            Self::ForeignConsumer { .. } => Code(5017),
             Self::DeadlineExceeded { .. } => Code(5020),
             Self::Draining => Code(5021),
             Self::Lost { .. } => Code(9001),

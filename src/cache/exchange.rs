@@ -16,6 +16,7 @@ use super::answer::{Answer, Asker};
 use super::error::CacheError;
 use super::form::{Common, Key};
 use super::lease::LeaseId;
+use super::origin::Origin;
 use crate::budget::ClientBudget;
 use crate::index::Timestamps;
 use crate::table::{Request, When};
@@ -27,6 +28,9 @@ pub struct Exchange {
     /// The request, but for its timestamps.
     template: Request,
     common: Common,
+    origin: Origin,
+    /// The number under which it uses the name of its consumer.
+    claim: Option<u64>,
     budget: ClientBudget,
     state: Mutex<State>,
 }
@@ -95,8 +99,9 @@ impl Exchange {
         let ordered = self.state().begin(timeframe);
         let when = When::Timestamps(timestamps);
         let stream_timeframe = Some(timeframe);
-        let budget = self.budget.clone();
-        let asker = Asker { of_stream: true, stream_timeframe, budget, ..Asker::default() };
+        let (origin, budget) = (self.origin.clone(), self.budget.clone());
+        let of_stream = true;
+        let asker = Asker { of_stream, stream_timeframe, origin, budget, ..Asker::default() };
         let answer =
             self.cache.answer_for(&self.template, &when, &asker, Some(&self.common)).await?;
         let mut state = self.state();
@@ -143,6 +148,9 @@ impl Drop for Exchange {
         let held = std::mem::take(&mut self.state().held);
         let held: Vec<LeaseId> = held.into_values().flatten().collect();
         self.end(&held);
+        if let (Some(consumer), Some(claim)) = (&self.template.consumer, self.claim) {
+            self.cache.0.leases.end_claim(consumer, claim);
+        }
     }
 }
 
@@ -152,19 +160,31 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError`] if the request itself is wrong.
-    pub fn exchange(
+    pub fn exchange(&self, template: Request) -> Result<Exchange, CacheError> {
+        self.exchange_of(template, Origin::Embedded, &ClientBudget::default())
+    }
+
+    /// Like [`exchange`](Self::exchange), for a client, whose budget pays for its tables. The name of
+    /// its consumer, if the template has one, is in use as long as the stream lasts.
+    ///
+    /// # Errors
+    /// [`CacheError`] if the request itself is wrong, or names the session of another user.
+    pub fn exchange_of(
         &self,
         template: Request,
+        origin: Origin,
         budget: &ClientBudget,
     ) -> Result<Exchange, CacheError> {
         self.check_open()?;
         if let Some(session) = &template.session {
-            self.check_session(session)?;
+            self.check_session(session, &origin)?;
         }
         let columns = self.columns(&template.columns, None)?;
         let form = self.form(Key::of_stream(&template), columns);
         let common = Common::new(form);
+        let consumer = template.consumer.as_deref();
+        let claim = consumer.map(|consumer| self.0.leases.claim(consumer, origin.clone()));
         let (cache, budget, state) = (self.clone(), budget.clone(), Mutex::default());
-        Ok(Exchange { cache, template, common, budget, state })
+        Ok(Exchange { cache, template, common, origin, claim, budget, state })
     }
 }

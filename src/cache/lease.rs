@@ -11,7 +11,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::hash::BuildHasher as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -19,6 +20,7 @@ use uuid::Uuid;
 use uuid::fmt::Simple;
 
 use super::error::CacheError;
+use super::origin::{Account, Origin};
 use super::resident::{PinSet, Resident};
 use super::slow::{ConsumerLimits, Late};
 use crate::clock::{Clock, Moment};
@@ -26,8 +28,8 @@ use crate::object::ObjectId;
 use crate::table::SessionStatus;
 use crate::telemetry::Counters;
 
-/// The name of a lease; it cannot be guessed.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// The id of a lease: a secret of whom it was given to.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct LeaseId(Arc<str>);
 
 impl LeaseId {
@@ -36,7 +38,7 @@ impl LeaseId {
         Self((*Uuid::new_v4().simple().encode_lower(&mut text)).into())
     }
 
-    /// As it stands in messages.
+    /// As it stands in messages to its owner.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -48,9 +50,10 @@ impl From<&str> for LeaseId {
     }
 }
 
-impl fmt::Display for LeaseId {
+impl fmt::Debug for LeaseId {
+    /// Without the id.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str("LeaseId")
     }
 }
 
@@ -74,6 +77,8 @@ pub(crate) struct Leases {
     time_limit: Duration,
     limits: ConsumerLimits,
     counters: Arc<Counters>,
+    /// Of the keys of tickets: nobody can choose two tickets with one key.
+    hashers: [RandomState; 2],
     state: Mutex<State>,
 }
 
@@ -82,17 +87,38 @@ struct State {
     sessions: Map<String, Session>,
     leases: Map<LeaseId, Lease>,
     by_timeframe: Map<(u64, String), LeaseIds>,
-    by_ticket: Map<Arc<[u8]>, LeaseIds>,
-    by_consumer: Map<String, LeaseIds>,
+    by_ticket: Map<TicketKey, LeaseIds>,
+    by_consumer: Map<HolderName, LeaseIds>,
+    /// The sessions and streams that are there, by the name that they give themselves.
+    claims: Map<String, Vec<Claim>>,
+    /// The number of the last session or stream.
+    last_number: u64,
 }
 
-/// Names of leases cannot be chosen, and tickets can be long: they hold the timestamps.
+/// Stands for a ticket, which can be long.
+pub(crate) type TicketKey = [u64; 2];
+
 type Map<K, V> = HashMap<K, V, RandomState>;
 type LeaseIds = HashSet<LeaseId, RandomState>;
+
+/// A session or stream that uses the name of a consumer.
+#[derive(Debug)]
+struct Claim {
+    number: u64,
+    origin: Origin,
+}
+
+/// What the connection of a session knows of it.
+pub(crate) struct SessionKey {
+    pub(crate) id: String,
+    pub(crate) consumer: String,
+    pub(crate) origin: Origin,
+}
 
 #[derive(Debug)]
 struct Session {
     info: SessionStatus,
+    origin: Origin,
     leases: LeaseIds,
     /// Its process is gone: nothing more is held for it.
     ending: bool,
@@ -102,9 +128,15 @@ struct Session {
 struct Lease {
     owner: Owner,
     timeframe: Option<(u64, String)>,
-    ticket: Option<Arc<[u8]>>,
+    ticket: Option<TicketKey>,
+    /// The connection over which the ticket came.
+    connection: Option<u64>,
     expires: Option<Moment>,
     holder: Option<Holder>,
+    /// What is being sent under it.
+    gates: Vec<Weak<dyn OnEnd>>,
+    /// And of long streams: an ordinary end of the lease does not end these.
+    stream_gates: Vec<Weak<dyn OnEnd>>,
     /// When it began to hold something.
     since: Moment,
     /// Its holder was told that it is slow.
@@ -112,10 +144,29 @@ struct Lease {
     pins: Vec<Arc<PinSet>>,
 }
 
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.gates.iter().filter_map(Weak::upgrade).for_each(|gate| gate.lease_ended());
+    }
+}
+
+/// Something that is told when a lease ends. No lock is held meanwhile.
+pub(crate) trait OnEnd: fmt::Debug + Send + Sync {
+    fn lease_ended(&self);
+}
+
+/// Whose quota counts: a consumer by the name that it gives itself, and what is proven of it, so that
+/// no other client uses up its quota by naming it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct HolderName {
+    pub(crate) consumer: String,
+    pub(crate) account: Account,
+}
+
 /// The consumer that holds the pins of a lease, for its quota.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Holder {
-    pub(crate) consumer: String,
+    pub(crate) name: HolderName,
     /// The timeframe that it reads, registered or of a stream.
     pub(crate) timeframe: Option<u64>,
 }
@@ -126,8 +177,8 @@ pub(crate) struct Terms {
     pub(crate) owner: Owner,
     /// The timeframe and the consumer that reads it.
     pub(crate) timeframe: Option<(u64, String)>,
-    /// The ticket under which a client can name it.
-    pub(crate) ticket: Option<Arc<[u8]>>,
+    /// The ticket under which a client can name it, and the connection over which that came.
+    pub(crate) ticket: Option<(Arc<[u8]>, Option<u64>)>,
     pub(crate) holder: Option<Holder>,
 }
 
@@ -138,7 +189,8 @@ impl Leases {
         limits: ConsumerLimits,
         counters: Arc<Counters>,
     ) -> Self {
-        Self { clock, time_limit, limits, counters, state: Mutex::default() }
+        let hashers = [RandomState::default(), RandomState::default()];
+        Self { clock, time_limit, limits, counters, hashers, state: Mutex::default() }
     }
 
     /// How long a lease lasts that belongs to nobody.
@@ -146,18 +198,60 @@ impl Leases {
         self.time_limit
     }
 
+    pub(super) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn open_session(&self, consumer: String, pid: i32, uid: u32) -> String {
-        let session = Uuid::new_v4().simple().to_string();
-        let info = SessionStatus { session: session.clone(), consumer, pid, uid, pinned_bytes: 0 };
-        self.state()
-            .sessions
-            .insert(session.clone(), Session { info, leases: LeaseIds::default(), ending: false });
+    fn key_of(&self, ticket: &[u8]) -> TicketKey {
+        [self.hashers[0].hash_one(ticket), self.hashers[1].hash_one(ticket)]
+    }
+
+    pub(crate) fn open_session(
+        &self,
+        consumer: String,
+        pid: i32,
+        uid: u32,
+        origin: Origin,
+    ) -> SessionKey {
+        let id = Uuid::new_v4().simple().to_string();
+        let key = SessionKey { id, consumer, origin };
+        let mut state = self.state();
+        let number = state.claim(&key.consumer, key.origin.clone());
+        let consumer = key.consumer.clone();
+        let info = SessionStatus { number, consumer, pid, uid, pinned_bytes: 0 };
+        let (origin, leases) = (key.origin.clone(), LeaseIds::default());
+        state.sessions.insert(key.id.clone(), Session { info, origin, leases, ending: false });
+        drop(state);
         self.counters.sessions_opened.add(1);
-        session
+        key
+    }
+
+    /// A stream uses the name of a consumer, until the number is given to
+    /// [`end_claim`](Self::end_claim).
+    pub(crate) fn claim(&self, consumer: &str, origin: Origin) -> u64 {
+        self.state().claim(consumer, origin)
+    }
+
+    pub(crate) fn end_claim(&self, consumer: &str, number: u64) {
+        self.state().end_claim(consumer, number);
+    }
+
+    /// Whether a client may report and read in the name of a consumer: while sessions or streams of
+    /// that name are there, only their user or key may, and who may administer.
+    ///
+    /// # Errors
+    /// [`CacheError::ForeignConsumer`].
+    pub(crate) fn check_consumer(&self, consumer: &str, origin: &Origin) -> Result<(), CacheError> {
+        let state = self.state();
+        let claims = state.claims.get(consumer);
+        match claims.is_none_or(|all| all.iter().any(|one| origin.may_act_for(&one.origin))) {
+            true => Ok(()),
+            false => Err(CacheError::ForeignConsumer { consumer: consumer.to_owned() }),
+        }
     }
 
     /// Ends a session and all of its leases.
@@ -173,23 +267,34 @@ impl Leases {
         if !ended.is_empty() {
             self.counters.sessions_ended_holding.add(1);
         }
-        // It is listed until all that it held is let go.
+        // It is listed until everything that it held is released.
+        revoke_gates(&ended);
         drop(ended);
-        self.state().sessions.remove(session);
-    }
-
-    /// # Errors
-    /// [`CacheError::UnknownSession`].
-    pub(crate) fn check_session(&self, session: &str) -> Result<(), CacheError> {
-        match self.state().sessions.get(session).is_some_and(|entry| !entry.ending) {
-            true => Ok(()),
-            false => Err(CacheError::UnknownSession { session: session.to_owned() }),
+        let mut state = self.state();
+        if let Some(Session { info, .. }) = state.sessions.remove(session) {
+            state.end_claim(&info.consumer, info.number);
         }
     }
 
-    /// What the process of a session calls itself.
-    pub(crate) fn consumer_of(&self, session: &str) -> Option<String> {
-        Some(self.state().sessions.get(session)?.info.consumer.clone())
+    /// Whether the session is there, and a client may use it: a process of its user on this node.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSession`], the same in both cases.
+    pub(crate) fn check_session(&self, session: &str, origin: &Origin) -> Result<(), CacheError> {
+        let state = self.state();
+        let found = state.sessions.get(session).filter(|entry| !entry.ending);
+        match found.is_some_and(|entry| origin.is_user(entry.origin.uid())) {
+            true => Ok(()),
+            false => Err(CacheError::UnknownSession),
+        }
+    }
+
+    /// Whose quota counts for what is held for a session.
+    pub(crate) fn holder_of(&self, session: &str) -> Option<HolderName> {
+        let state = self.state();
+        let session = state.sessions.get(session)?;
+        let consumer = session.info.consumer.clone();
+        Some(HolderName { consumer, account: session.origin.account() })
     }
 
     /// # Errors
@@ -204,11 +309,24 @@ impl Leases {
             Owner::Session(_) | Owner::Consumer | Owner::Stream => None,
             Owner::Nobody => Some(since.after(self.time_limit)),
         };
-        let (Terms { owner, timeframe, ticket, holder }, slow) = (terms, false);
-        state.insert(
-            &lease,
-            Lease { owner, timeframe, ticket, expires, holder, since, slow, pins },
-        )?;
+        let Terms { owner, timeframe, ticket, holder } = terms;
+        let connection = ticket.as_ref().and_then(|(_, connection)| *connection);
+        let (ticket, slow) = (ticket.map(|(ticket, _)| self.key_of(&ticket)), false);
+        let (gates, stream_gates) = (Vec::new(), Vec::new());
+        let opened = Lease {
+            owner,
+            timeframe,
+            ticket,
+            connection,
+            expires,
+            holder,
+            gates,
+            stream_gates,
+            since,
+            slow,
+            pins,
+        };
+        state.insert(&lease, opened)?;
         Ok(lease)
     }
 
@@ -220,23 +338,23 @@ impl Leases {
         holder: Option<&Holder>,
         pins: &[Arc<PinSet>],
     ) -> Result<(), CacheError> {
-        let Some(Holder { consumer, timeframe }) = holder else { return Ok(()) };
+        let Some(Holder { name, timeframe }) = holder else { return Ok(()) };
         let check = |what, wanted: u64, limit: Option<u64>| match limit {
             Some(limit) if wanted > limit => {
                 self.counters.over_quota.add(1);
-                let consumer = consumer.clone();
+                let consumer = name.consumer.clone();
                 Err(CacheError::OverQuota { consumer, what, wanted, limit })
             }
             _ => Ok(()),
         };
         if let (Some(_), Some(timeframe)) = (self.limits.quota_timeframes, timeframe) {
-            let held = state.held_by(consumer).filter_map(|lease| lease.holder.as_ref());
+            let held = state.held_by(name).filter_map(|lease| lease.holder.as_ref());
             let mut held: HashSet<u64> = held.filter_map(|holder| holder.timeframe).collect();
             held.insert(*timeframe);
             check("timeframes", held.len() as u64, self.limits.quota_timeframes)?;
         }
         if self.limits.quota_bytes.is_some() {
-            let held = state.held_by(consumer).flat_map(|lease| &lease.pins);
+            let held = state.held_by(name).flat_map(|lease| &lease.pins);
             check("bytes", bytes_of(held.chain(pins)), self.limits.quota_bytes)?;
         }
         Ok(())
@@ -256,7 +374,7 @@ impl Leases {
         let Some(limit) = self.limits.quota_bytes else { return Ok(()) };
         let sets: Vec<Arc<PinSet>> = {
             let state = self.state();
-            let held = state.held_by(&holder.consumer);
+            let held = state.held_by(&holder.name);
             held.flat_map(|lease| lease.pins.iter().map(Arc::clone)).collect()
         };
         let held = sets.iter().flat_map(|set| set.pins());
@@ -267,14 +385,14 @@ impl Leases {
             return Ok(());
         }
         self.counters.over_quota.add(1);
-        let consumer = holder.consumer.clone();
+        let consumer = holder.name.consumer.clone();
         Err(CacheError::OverQuota { consumer, what: "bytes", wanted: bytes, limit })
     }
 
-    /// For how long `consumer` holds what it holds longest, timeframes that it reads aside.
-    pub(crate) fn held_longest(&self, consumer: &str, now: Moment) -> Option<Duration> {
+    /// For how long a consumer holds what it holds longest, timeframes that it reads aside.
+    pub(crate) fn held_longest(&self, name: &HolderName, now: Moment) -> Option<Duration> {
         let state = self.state();
-        let held = state.held_by(consumer).filter(|lease| lease.is_of_a_table());
+        let held = state.held_by(name).filter(|lease| lease.is_of_a_table());
         held.map(|lease| now.since(lease.since)).max()
     }
 
@@ -287,8 +405,9 @@ impl Leases {
             if lease.slow || held < after || !lease.is_of_a_table() {
                 continue;
             }
-            if let Some(Holder { consumer, timeframe }) = lease.holder.clone() {
+            if let Some(Holder { name, timeframe }) = lease.holder.clone() {
                 lease.slow = true;
+                let consumer = name.consumer;
                 late.push((id.clone(), Late { consumer, timeframe, held }));
             }
         }
@@ -311,11 +430,11 @@ impl Leases {
             self.check_quota(state, holder.as_ref(), std::slice::from_ref(&pins))?;
         }
         let Some(entry) = state.leases.get_mut(lease) else {
-            return Err(CacheError::LeaseEnded { lease: lease.to_string() });
+            return Err(CacheError::LeaseEnded);
         };
         entry.pins.push(pins);
         if let (None, Some(holder)) = (&entry.holder, holder) {
-            let leases = state.by_consumer.entry(holder.consumer.clone()).or_default();
+            let leases = state.by_consumer.entry(holder.name.clone()).or_default();
             leases.insert(lease.clone());
             (entry.holder, entry.since) = (Some(holder), self.clock.now());
         }
@@ -332,7 +451,7 @@ impl Leases {
     pub(crate) fn renew(&self, lease: &LeaseId) -> Result<Option<Duration>, CacheError> {
         let mut state = self.state();
         let Some(entry) = state.leases.get_mut(lease) else {
-            return Err(CacheError::LeaseEnded { lease: lease.to_string() });
+            return Err(CacheError::LeaseEnded);
         };
         if entry.expires.is_none() {
             return Ok(None);
@@ -348,14 +467,67 @@ impl Leases {
 
     /// The leases that were opened under a ticket.
     pub(crate) fn of_ticket(&self, ticket: &[u8]) -> Vec<LeaseId> {
+        let key = self.key_of(ticket);
         let state = self.state();
-        state.by_ticket.get(ticket).map(|set| set.iter().cloned().collect()).unwrap_or_default()
+        state.by_ticket.get(&key).map(|set| set.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The leases that were opened under a ticket and belong to a client: those that were opened over
+    /// its connection, and those of sessions that it may use. Others can have sent the very same
+    /// request, so its text alone ends nothing.
+    pub(crate) fn of_ticket_and_client(
+        &self,
+        ticket: &[u8],
+        origin: &Origin,
+        connection: Option<u64>,
+    ) -> Vec<LeaseId> {
+        let all = self.of_ticket(ticket);
+        let state = self.state();
+        let is_its = |lease: &Lease| match (&lease.owner, origin) {
+            (_, Origin::Embedded) => true,
+            (Owner::Session(session), _) => {
+                let session = state.sessions.get(session);
+                session.is_some_and(|session| origin.is_user(session.origin.uid()))
+            }
+            (Owner::Consumer | Owner::Stream | Owner::Nobody, _) => {
+                connection.is_some() && lease.connection == connection
+            }
+        };
+        all.into_iter().filter(|id| state.leases.get(id).is_some_and(is_its)).collect()
     }
 
     /// Ends one lease; whether there was any.
     pub(crate) fn end(&self, lease: &LeaseId) -> bool {
         let ended = self.state().end_all([lease.clone()]);
         !ended.is_empty()
+    }
+
+    /// Ends one lease, and what is being sent under it, long streams included; whether there was any.
+    pub(crate) fn revoke(&self, lease: &LeaseId) -> bool {
+        let ended = self.state().end_all([lease.clone()]);
+        revoke_gates(&ended);
+        !ended.is_empty()
+    }
+
+    /// What is being sent under a lease is dropped when the lease ends; of a long stream
+    /// (`of_stream`) only when it is revoked or its time runs out. Whether the lease is there.
+    pub(super) fn add_gate(&self, lease: &LeaseId, gate: Weak<dyn OnEnd>, of_stream: bool) -> bool {
+        let mut state = self.state();
+        let Some(lease) = state.leases.get_mut(lease) else { return false };
+        let gates = if of_stream { &mut lease.stream_gates } else { &mut lease.gates };
+        gates.retain(|gate| gate.strong_count() > 0);
+        gates.push(gate);
+        true
+    }
+
+    /// Ends all leases by which `consumer` reads `timeframe`, and what is being sent under them.
+    pub(crate) fn revoke_reader(&self, timeframe: u64, consumer: &str) {
+        let ended = {
+            let mut state = self.state();
+            let leases = state.by_timeframe.remove(&(timeframe, consumer.to_owned()));
+            leases.map(|leases| state.end_all(leases)).unwrap_or_default()
+        };
+        revoke_gates(&ended);
     }
 
     /// Ends all leases by which `consumer` reads `timeframe`.
@@ -382,6 +554,7 @@ impl Leases {
                 .collect();
             state.end_all(over)
         };
+        revoke_gates(&ended);
         self.counters.leases_expired.add(ended.len() as u64);
     }
 
@@ -407,7 +580,7 @@ impl Leases {
             SessionStatus { pinned_bytes, ..info }
         });
         let mut sessions: Vec<SessionStatus> = sessions.collect();
-        sessions.sort_by(|a, b| (&a.consumer, &a.session).cmp(&(&b.consumer, &b.session)));
+        sessions.sort_by(|a, b| (&a.consumer, a.number).cmp(&(&b.consumer, b.number)));
         sessions
     }
 
@@ -420,7 +593,7 @@ impl Leases {
                 Owner::Session(session) => state.sessions.get(session),
                 _ => None,
             };
-            let holder = lease.holder.as_ref().map(|holder| &holder.consumer);
+            let holder = lease.holder.as_ref().map(|holder| &holder.name.consumer);
             let name = holder.or_else(|| attached.map(|session| &session.info.consumer));
             (name.cloned(), lease.pins.clone())
         })
@@ -439,7 +612,7 @@ impl Leases {
         let mut faults = Vec::new();
         for (id, lease) in &state.leases {
             let holder = lease.holder.as_ref();
-            let named = holder.map_or("nobody", |holder| holder.consumer.as_str());
+            let named = holder.map_or("nobody", |holder| holder.name.consumer.as_str());
             let mut must = |listed: bool, where_: &str| {
                 if !listed {
                     faults.push(format!("a lease of {named} is missing {where_}"));
@@ -451,7 +624,7 @@ impl Leases {
             }
             must(listed(&state.by_timeframe, lease.timeframe.as_ref(), id), "at its timeframe");
             must(listed(&state.by_ticket, lease.ticket.as_ref(), id), "at its ticket");
-            let consumer = holder.map(|holder| &holder.consumer);
+            let consumer = holder.map(|holder| &holder.name);
             must(listed(&state.by_consumer, consumer, id), "at its consumer");
         }
         let sessions = state.sessions.values().map(|session| &session.leases);
@@ -479,6 +652,12 @@ impl Lease {
     }
 }
 
+/// Drops what is being sent under these leases.
+fn revoke_gates(ended: &[Lease]) {
+    let gates = ended.iter().flat_map(|lease| lease.gates.iter().chain(&lease.stream_gates));
+    gates.filter_map(Weak::upgrade).for_each(|gate| gate.lease_ended());
+}
+
 /// The bytes that these pin, each object counted once.
 fn bytes_of<'a>(sets: impl Iterator<Item = &'a Arc<PinSet>>) -> u64 {
     let mut seen: HashSet<*const Resident, RandomState> = HashSet::default();
@@ -488,8 +667,24 @@ fn bytes_of<'a>(sets: impl Iterator<Item = &'a Arc<PinSet>>) -> u64 {
 }
 
 impl State {
-    fn held_by(&self, consumer: &str) -> impl Iterator<Item = &Lease> {
-        let leases = self.by_consumer.get(consumer).into_iter().flatten();
+    fn claim(&mut self, consumer: &str, origin: Origin) -> u64 {
+        self.last_number += 1;
+        let number = self.last_number;
+        self.claims.entry(consumer.to_owned()).or_default().push(Claim { number, origin });
+        number
+    }
+
+    fn end_claim(&mut self, consumer: &str, number: u64) {
+        if let Some(claims) = self.claims.get_mut(consumer) {
+            claims.retain(|claim| claim.number != number);
+            if claims.is_empty() {
+                self.claims.remove(consumer);
+            }
+        }
+    }
+
+    fn held_by(&self, name: &HolderName) -> impl Iterator<Item = &Lease> {
+        let leases = self.by_consumer.get(name).into_iter().flatten();
         leases.filter_map(|lease| self.leases.get(lease))
     }
 
@@ -511,7 +706,7 @@ impl State {
         if let Owner::Session(session) = &lease.owner {
             let entry = self.sessions.get_mut(session).filter(|entry| !entry.ending);
             let Some(entry) = entry else {
-                return Err(CacheError::UnknownSession { session: session.clone() });
+                return Err(CacheError::UnknownSession);
             };
             entry.leases.insert(id.clone());
         }
@@ -519,10 +714,10 @@ impl State {
             self.by_timeframe.entry(reader.clone()).or_default().insert(id.clone());
         }
         if let Some(ticket) = &lease.ticket {
-            self.by_ticket.entry(ticket.clone()).or_default().insert(id.clone());
+            self.by_ticket.entry(*ticket).or_default().insert(id.clone());
         }
         if let Some(holder) = &lease.holder {
-            self.by_consumer.entry(holder.consumer.clone()).or_default().insert(id.clone());
+            self.by_consumer.entry(holder.name.clone()).or_default().insert(id.clone());
         }
         self.leases.insert(id.clone(), lease);
         Ok(())
@@ -541,7 +736,7 @@ impl State {
             }
             forget(&mut self.by_timeframe, lease.timeframe.as_ref(), &id);
             forget(&mut self.by_ticket, lease.ticket.as_ref(), &id);
-            let consumer = lease.holder.as_ref().map(|holder| &holder.consumer);
+            let consumer = lease.holder.as_ref().map(|holder| &holder.name);
             forget(&mut self.by_consumer, consumer, &id);
             ended.push(lease);
         }
@@ -579,9 +774,15 @@ mod tests {
         Lease {
             owner: Owner::Session("s".to_owned()),
             timeframe: Some((1, "x".to_owned())),
-            ticket: Some(vec![1].into()),
+            ticket: Some([1, 1]),
+            connection: None,
             expires: None,
-            holder: Some(Holder { consumer: "x".to_owned(), timeframe: Some(1) }),
+            holder: Some(Holder {
+                name: HolderName { consumer: "x".to_owned(), account: Account::Embedded },
+                timeframe: Some(1),
+            }),
+            gates: Vec::new(),
+            stream_gates: Vec::new(),
             since: Moment::default(),
             slow: false,
             pins: Vec::new(),
@@ -589,14 +790,10 @@ mod tests {
     }
 
     fn with_a_session() -> State {
-        let info = SessionStatus {
-            session: "s".to_owned(),
-            consumer: "x".to_owned(),
-            pid: 1,
-            uid: 1,
-            pinned_bytes: 0,
-        };
-        let session = Session { info, leases: LeaseIds::default(), ending: false };
+        let info =
+            SessionStatus { number: 1, consumer: "x".to_owned(), pid: 1, uid: 1, pinned_bytes: 0 };
+        let (origin, leases) = (Origin::Embedded, LeaseIds::default());
+        let session = Session { info, origin, leases, ending: false };
         let sessions = Map::from_iter([("s".to_owned(), session)]);
         State { sessions, ..State::default() }
     }

@@ -128,6 +128,7 @@
 
 mod actions;
 mod ahead;
+mod announcer;
 mod answer;
 mod attach;
 mod builder;
@@ -138,12 +139,14 @@ mod error;
 mod exchange;
 mod flight;
 mod form;
+mod gate;
 mod hand;
 mod keep;
 mod lease;
 mod loader;
 mod locked;
 mod object;
+mod origin;
 mod picture;
 mod pins;
 mod places;
@@ -173,7 +176,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use answer::{Answer, Asker, Described};
-pub use attach::{AttachGate, NotListed, PeerPolicy};
+pub use attach::{AttachGate, AttachLimits, NotListed, PeerPolicy};
 pub use builder::{BuildError, CacheBuilder};
 pub use error::{CacheError, MissingColumn};
 pub use exchange::Exchange;
@@ -181,6 +184,7 @@ pub use hand::InHand;
 pub use keep::{Heritage, Keeper};
 pub use lease::LeaseId;
 pub use object::{Effective, Held, Versions};
+pub use origin::Origin;
 pub use picture::{
     PathPicture, Picture, Piece, SegmentPicture, SessionPicture, SourcePicture, SpanPicture,
     SpanState,

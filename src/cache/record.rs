@@ -63,7 +63,6 @@ pub(super) fn record(answer: &Answer, content: &Content, request: &Request, took
         timeframe,
         consumer = request.consumer.as_deref(),
         session = request.session.is_some(),
-        lease = %answer.lease(),
         rows = answer.rows(),
         first,
         last,

@@ -5,7 +5,8 @@
 //!      │ held for longer than `slow_after`
 //!      ├─ warn:   told once, and counted
 //!      ├─ refuse: and nothing more for this consumer until it has let go
-//!      └─ revoke: and let go in its name; what it reads on does not resolve once it is taken anew
+//!      └─ revoke: and released in its name: what is being sent to it ends with an error, and what it
+//!                 reads on does not resolve once its memory is reused
 //! ```
 
 use std::collections::HashMap;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::error::CacheError;
-use super::lease::Leases;
+use super::lease::{HolderName, Leases};
 use super::timeframe::Timeframes;
 use crate::clock::Clock;
 use crate::telemetry::Counters;
@@ -92,23 +93,23 @@ pub(crate) struct SlowWatch {
     pub(crate) leases: Arc<Leases>,
     pub(crate) timeframes: Arc<Timeframes>,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) asking: Arc<Mutex<HashMap<String, u64>>>,
+    pub(crate) asking: Arc<Mutex<HashMap<HolderName, u64>>>,
 }
 
 /// One request of a consumer that is being answered.
 #[derive(Debug)]
 pub(crate) struct Asking {
-    asking: Arc<Mutex<HashMap<String, u64>>>,
-    consumer: String,
+    asking: Arc<Mutex<HashMap<HolderName, u64>>>,
+    name: HolderName,
 }
 
 impl Drop for Asking {
     fn drop(&mut self) {
         let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = asking.get_mut(&self.consumer) {
+        if let Some(count) = asking.get_mut(&self.name) {
             *count -= 1;
             if *count == 0 {
-                asking.remove(&self.consumer);
+                asking.remove(&self.name);
             }
         }
     }
@@ -119,38 +120,38 @@ impl SlowWatch {
     ///
     /// # Errors
     /// [`CacheError::OverQuota`].
-    pub(crate) fn begin(&self, consumer: &str) -> Result<Option<Asking>, CacheError> {
+    pub(crate) fn begin(&self, name: &HolderName) -> Result<Option<Asking>, CacheError> {
         let Some(limit) = self.limits.quota_requests else { return Ok(None) };
         let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = asking.get(consumer).map_or(1, |count| count + 1);
-        let consumer = consumer.to_owned();
+        let wanted = asking.get(name).map_or(1, |count| count + 1);
         if wanted > limit {
             self.counters.over_quota.add(1);
+            let consumer = name.consumer.clone();
             return Err(CacheError::OverQuota { consumer, what: "requests", wanted, limit });
         }
-        asking.insert(consumer.clone(), wanted);
-        Ok(Some(Asking { asking: Arc::clone(&self.asking), consumer }))
+        asking.insert(name.clone(), wanted);
+        Ok(Some(Asking { asking: Arc::clone(&self.asking), name: name.clone() }))
     }
 
     /// Whether a consumer may ask for more.
     ///
     /// # Errors
     /// [`CacheError::SlowConsumer`] if it holds something for too long, and is to be refused.
-    pub(crate) fn admit(&self, consumer: &str) -> Result<(), CacheError> {
+    pub(crate) fn admit(&self, name: &HolderName) -> Result<(), CacheError> {
         let (Some(after), SlowConsumer::Refuse) =
             (self.limits.slow_after, self.limits.slow_consumer)
         else {
             return Ok(());
         };
         let now = self.clock.now();
-        let of_timeframe = || self.timeframes.held_longest(consumer, now);
-        let held = self.leases.held_longest(consumer, now).max(of_timeframe());
+        let of_timeframe = || self.timeframes.held_longest(&name.consumer, now);
+        let held = self.leases.held_longest(name, now).max(of_timeframe());
         match held.filter(|held| *held >= after) {
             None => Ok(()),
             Some(held) => {
                 self.counters.slow_refused.add(1);
                 Err(CacheError::SlowConsumer {
-                    consumer: consumer.to_owned(),
+                    consumer: name.consumer.clone(),
                     held_ms: u64::try_from(held.as_millis()).unwrap_or(u64::MAX),
                     limit_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
                 })
@@ -170,7 +171,7 @@ impl SlowWatch {
         };
         for (lease, late) in self.leases.newly_slow(now, after) {
             said(&late);
-            if revoke && self.leases.end(&lease) {
+            if revoke && self.leases.revoke(&lease) {
                 self.counters.slow_revoked.add(1);
             }
         }
@@ -178,7 +179,7 @@ impl SlowWatch {
             said(&late);
             // Meanwhile it can have let go by itself.
             if revoke && self.timeframes.consumed(timeframe, &late.consumer).is_ok() {
-                self.leases.end_reader(timeframe, &late.consumer);
+                self.leases.revoke_reader(timeframe, &late.consumer);
                 self.counters.slow_revoked.add(1);
             }
         }

@@ -346,7 +346,7 @@ async fn a_path_that_nobody_has_is_not_asked_for_at_each_timestamp() {
 async fn what_a_stream_reports_as_consumed_before_it_came_is_not_held() {
     let (cache, _source) = cache(4, 4);
     let template = Request::parse_template(br#"{"columns": {"b": "A/B"}}"#).unwrap();
-    let exchange = cache.exchange(template, &Asker::default().budget).unwrap();
+    let exchange = cache.exchange(template).unwrap();
     let times = |n: i64| Timestamps::new(vec![n], None);
     exchange.expect(7);
     exchange.expect(8);
@@ -410,29 +410,4 @@ async fn a_timeframe_that_is_dropped_is_in_no_list_and_not_loading() {
     cache.drop_timeframe(1).unwrap();
     assert!(timeframe.status().is_none());
     assert!(cache.timeframes().is_empty());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_nobody_reads_gives_up_its_pins_after_its_lease_has_ended() {
-    let (cache, _source) = cache(4, 4);
-    let read = ask(&cache, table(&[1])).await.unwrap();
-    let stalled = ask(&cache, table(&[2])).await.unwrap();
-    let leases = [read.lease().clone(), stalled.lease().clone()];
-    let mut read = { read }.messages().unwrap();
-    let mut stalled = { stalled }.messages().unwrap();
-    assert!(stalled.next().unwrap().is_ok());
-    assert!(leases.iter().all(|lease| cache.release(lease)));
-    assert!(cache.0.residency.pinned_bytes() >= 2 * SIZE as u64, "both are still being sent");
-    let began = Instant::now();
-    let one = cache.0.residency.pinned_bytes() / 2;
-    assert!(read.next().unwrap().is_ok());
-    while cache.0.residency.pinned_bytes() > 0 {
-        assert!(began.elapsed() < Duration::from_secs(20), "{one} bytes stay pinned");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert!(began.elapsed() > Duration::from_secs(3), "what is read in time is sent to its end");
-    let error = stalled.next().unwrap().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
-    assert!(stalled.next().is_none());
-    drop(read);
 }

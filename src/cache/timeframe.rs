@@ -416,6 +416,18 @@ impl Timeframes {
         (below.iter().map(|timeframe| timeframe.id()).collect(), dropped)
     }
 
+    /// Lowers the watermark of a consumer; timeframes that were dropped stay dropped.
+    pub(crate) fn set_watermark_back(&self, consumer: &str, oldest: u64) {
+        let mut state = self.state();
+        if state.watermarks.get(consumer).is_none_or(|mark| oldest >= *mark) {
+            return;
+        }
+        match oldest {
+            0 => drop(state.watermarks.remove(consumer)),
+            _ => drop(state.watermarks.insert(consumer.to_owned(), oldest)),
+        }
+    }
+
     /// Drops a timeframe whoever still waits for it.
     ///
     /// # Errors

@@ -1,10 +1,11 @@
 //! The calls of a service.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use arrow_array::{ArrayRef, Int64Array, RecordBatch};
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::error::FlightError;
@@ -69,6 +70,8 @@ struct Inner {
     address: Address,
     url: String,
     flight: Flight,
+    /// Where requests go as long as we are attached to a service that was reached over TCP.
+    near: ArcSwapOption<Near>,
     options: ClientOptions,
     /// The session on the node, once it is known whether there can be one.
     attached: Mutex<Attached>,
@@ -77,6 +80,14 @@ struct Inner {
     /// The service has answered once: what it does not answer now, it may again. Before that it may be
     /// none of ours, or hang up on who has no certificate.
     answered: AtomicBool,
+}
+
+/// The Unix socket of a service on the node: a session is used over it alone, where the kernel says
+/// whose process asks.
+#[derive(Debug)]
+struct Near {
+    flight: Flight,
+    attachment: Weak<Attachment>,
 }
 
 #[derive(Debug)]
@@ -112,8 +123,29 @@ impl Client {
             false => Attached::NotTried,
         };
         let (url, attached) = (url.to_owned(), Mutex::new(attached));
-        let answered = AtomicBool::new(false);
-        Ok(Self(Arc::new(Inner { address, url, flight, options, attached, releases, answered })))
+        let inner = Inner {
+            address,
+            url,
+            flight,
+            near: ArcSwapOption::empty(),
+            options,
+            attached,
+            releases,
+            answered: AtomicBool::new(false),
+        };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Where requests go now.
+    fn flight(&self) -> Flight {
+        let near = self.0.near.load();
+        let is_there = |near: &&Arc<Near>| {
+            near.attachment.upgrade().is_some_and(|attachment| attachment.over().is_none())
+        };
+        match near.as_ref().filter(is_there) {
+            Some(near) => near.flight.clone(),
+            None => self.0.flight.clone(),
+        }
     }
 
     /// Where the service is.
@@ -284,7 +316,7 @@ impl Client {
 
     async fn stream(&self, request: &TableRequest) -> Result<FlightRecordBatchStream, ClientError> {
         let ticket = Ticket::new(request.to_json());
-        let stream = self.0.flight.clone().do_get(ticket).await?.into_inner();
+        let stream = self.flight().do_get(ticket).await?.into_inner();
         let stream = stream.map_err(|status| FlightError::Tonic(Box::new(status)));
         Ok(FlightRecordBatchStream::new_from_flight_data(stream))
     }
@@ -346,9 +378,14 @@ impl Client {
             Attached::Here(_) | Attached::Lost | Attached::NotTried => {}
         }
         // Beside a Unix socket it must be there; over TCP the service says where it would be.
+        let mut epoch = None;
         let (path, must) = match self.0.address.folder() {
             Some(folder) => (Some(folder.join("attach.sock")), true),
-            None => (self.attach_path(request).await?, false),
+            None => {
+                let place = self.attach_place(request).await?;
+                epoch = place.as_ref().map(|(_, epoch)| epoch.clone());
+                (place.map(|(path, _)| path), false)
+            }
         };
         let path = path.filter(|path| must || path.exists());
         let Some(path) = path else {
@@ -358,6 +395,10 @@ impl Client {
         match self.attach(&path).await {
             Ok(attachment) => {
                 let attachment = Arc::new(attachment);
+                if !must && !self.come_near(&path, &attachment, epoch.as_deref()).await {
+                    *attached = Attached::Remote;
+                    return Ok(None);
+                }
                 *attached = Attached::Here(Arc::clone(&attachment));
                 Ok(Some(attachment))
             }
@@ -373,11 +414,37 @@ impl Client {
         }
     }
 
-    async fn attach_path(&self, request: &TableRequest) -> Result<Option<PathBuf>, ClientError> {
+    /// From now on requests go through the Unix socket beside this attach socket. Not if that is the
+    /// socket of another service than the one that we reach over TCP, or cannot be reached.
+    async fn come_near(
+        &self,
+        attach: &Path,
+        attachment: &Arc<Attachment>,
+        epoch: Option<&str>,
+    ) -> bool {
+        if epoch != Some(&*attachment.epoch().to_string()) {
+            return false;
+        }
+        let Some(folder) = attach.parent() else { return false };
+        let url = format!("grpc+unix://{}", folder.join("flight.sock").display());
+        let Ok(address) = Address::parse(&url) else { return false };
+        let Ok(flight) = address.connect(&url, &self.0.options).await else { return false };
+        let attachment = Arc::downgrade(attachment);
+        self.0.near.store(Some(Arc::new(Near { flight, attachment })));
+        true
+    }
+
+    /// Where the service says that processes attach, and its epoch.
+    async fn attach_place(
+        &self,
+        request: &TableRequest,
+    ) -> Result<Option<(PathBuf, String)>, ClientError> {
         let descriptor = FlightDescriptor::new_cmd(request.to_json());
         let result = self.0.flight.clone().get_schema(descriptor).await?.into_inner();
         let schema = Schema::try_from(&result).map_err(|error| answer(&error.to_string()))?;
-        Ok(schema.metadata().get("iovcache.attach").map(PathBuf::from))
+        let said = |key: &str| schema.metadata().get(key);
+        let place = said("iovcache.attach").zip(said("iovcache.epoch"));
+        Ok(place.map(|(path, epoch)| (PathBuf::from(path), epoch.clone())))
     }
 
     async fn attach(&self, path: &Path) -> Result<Attachment, ClientError> {
@@ -425,7 +492,7 @@ impl Client {
     }
 
     async fn put(&self, messages: Vec<FlightData>) -> Result<PutAnswer, ClientError> {
-        let put = self.0.flight.clone().do_put(stream::iter(messages)).await?;
+        let put = self.flight().do_put(stream::iter(messages)).await?;
         let result = put.into_inner().message().await?;
         let result = result.ok_or_else(|| answer("no result came"))?;
         serde_json::from_slice(&result.app_metadata).map_err(|error| answer(&error.to_string()))
@@ -504,7 +571,7 @@ impl Client {
         body: &serde_json::Value,
     ) -> Result<T, ClientError> {
         let action = Action::new(name, body.to_string());
-        let mut results = self.0.flight.clone().do_action(action).await?.into_inner();
+        let mut results = self.flight().do_action(action).await?.into_inner();
         let result = results.message().await?.ok_or_else(|| answer("no result came"))?;
         serde_json::from_slice(&result.body).map_err(|error| answer(&error.to_string()))
     }
@@ -519,7 +586,7 @@ impl Client {
 
     async fn list(&self, prefix: &str) -> Result<Vec<PathEntry>, ClientError> {
         let criteria = Criteria { expression: prefix.to_owned().into() };
-        let mut flights = self.0.flight.clone().list_flights(criteria).await?.into_inner();
+        let mut flights = self.flight().list_flights(criteria).await?.into_inner();
         let mut paths = Vec::new();
         while let Some(flight) = flights.message().await? {
             if let Ok(path) = serde_json::from_slice(&flight.app_metadata) {

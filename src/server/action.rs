@@ -12,11 +12,11 @@ use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use super::auth::{Identity, needed_for_action};
-use super::flight::{Answers, Service, all, patience};
+use super::flight::{Answers, Service, all, connection, origin, origin_of_session, patience};
 use super::get::expiration;
 use super::status::status;
 use super::ticket;
-use crate::cache::{Asker, CacheError, LeaseId};
+use crate::cache::{Asker, CacheError, LeaseId, Origin};
 use crate::error::Coded;
 use crate::table::{
     Check, Consumed, DropTimeframe, Invalidate, Nothing, Prefetch, Release, RequestError,
@@ -35,7 +35,11 @@ impl Service {
         &self,
         request: Request<Action>,
     ) -> Result<Response<Answers<arrow_flight::Result>>, Status> {
-        let patience = patience(&request);
+        let (patience, connection) = (patience(&request), connection(&request));
+        let origin = match &*request.get_ref().r#type {
+            "CancelFlightInfo" => origin_of_session(&request).await,
+            _ => origin(&request),
+        };
         let identity = request.extensions().get::<Identity>().cloned();
         let Action { r#type, body } = request.into_inner();
         if let Some(identity) = identity
@@ -47,17 +51,26 @@ impl Service {
                 status(&denied)
             })?;
         }
-        let done = self.done(&r#type, &body, patience).await;
+        let done = match &*r#type {
+            "CancelFlightInfo" => self.cancel(&body, &origin, connection),
+            _ => self.done(&r#type, &body, patience, &origin).await,
+        };
         let body = done.map_err(|error| status(&*error))?;
         Ok(all(vec![arrow_flight::Result { body: body.into() }]))
     }
 
-    async fn done(&self, name: &str, body: &[u8], patience: Option<Duration>) -> Done {
+    async fn done(
+        &self,
+        name: &str,
+        body: &[u8],
+        patience: Option<Duration>,
+        origin: &Origin,
+    ) -> Done {
         let cache = &self.cache;
         // A body that is left out is an empty one.
         let body = if body.is_empty() { b"{}" } else { body };
         match name {
-            "consumed" => Ok(json_of(&cache.consumed(&Consumed::parse(body)?)?)),
+            "consumed" => Ok(json_of(&cache.consumed_by(&Consumed::parse(body)?, origin)?)),
             "prefetch" => {
                 let asker = Asker { patience, ..Asker::default() };
                 let objects = cache.prefetch(&Prefetch::parse(body)?, &asker).await?;
@@ -70,13 +83,13 @@ impl Service {
             }
             "drop_timeframe" => {
                 let DropTimeframe { timeframe } = parse_action("drop_timeframe", body)?;
-                Ok(json_of(&cache.drop_timeframe(timeframe)?))
+                Ok(json_of(&cache.drop_timeframe_by(timeframe, origin)?))
             }
             "release" => {
                 let Release { lease } = parse_action("release", body)?;
                 match cache.release(&LeaseId::from(lease.as_str())) {
                     true => Ok(json_of(&json!({"released": lease}))),
-                    false => Err(CacheError::LeaseEnded { lease }.into()),
+                    false => Err(CacheError::LeaseEnded.into()),
                 }
             }
             "segments" => {
@@ -91,7 +104,6 @@ impl Service {
                 let Check { contents } = parse_action("check", body)?;
                 Ok(json_of(&cache.check_running(contents).await))
             }
-            "CancelFlightInfo" => self.cancel(body),
             "RenewFlightEndpoint" => self.renew(body),
             _ => {
                 let known: Vec<&str> = action_types().iter().map(|(name, _)| *name).collect();
@@ -101,14 +113,14 @@ impl Service {
         }
     }
 
-    fn cancel(&self, body: &[u8]) -> Done {
+    fn cancel(&self, body: &[u8], origin: &Origin, connection: Option<u64>) -> Done {
         let request = CancelFlightInfoRequest::decode(body).map_err(|error| malformed(&error))?;
         let endpoints = request.info.unwrap_or_default().endpoint;
         let mut ended = 0;
         for ticket in endpoints.iter().filter_map(|endpoint| endpoint.ticket.as_ref()) {
             ended += match ticket::lease(&ticket.ticket) {
                 Some(lease) => usize::from(self.cache.release(&lease)),
-                None => self.cache.release_ticket(&ticket.ticket),
+                None => self.cache.release_ticket_of(&ticket.ticket, origin, connection),
             };
         }
         let status = if ended > 0 { CancelStatus::Cancelled } else { CancelStatus::NotCancellable };

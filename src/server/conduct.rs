@@ -1,72 +1,54 @@
-//! How clients behave: who breaks off call after call is cut off, and not let in for a while.
+//! Calls that clients break off: a connection that breaks off too many is cut.
 //!
 //! HTTP/2 lets a client begin a call and break it off without waiting for anything, so what it costs
-//! is all ours (CVE-2023-44487). h2 limits how many such calls wait to be looked at; those that are
-//! looked at in time are counted here, for each peer over all of its connections.
+//! falls on the service (CVE-2023-44487). h2 limits how many such calls wait to be looked at; those
+//! that are looked at in time are counted here, for each connection by itself: other processes of the
+//! same user or address keep theirs.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// For how long a peer is not let in that broke off too much.
-const REST: Duration = Duration::from_secs(1);
-
-/// How one peer behaves.
-#[derive(Debug)]
-pub(super) struct Conduct {
-    /// So many calls may be broken off at once, and as many more in each second.
-    allowance: f64,
-    began: Instant,
-    level: Mutex<(f64, Instant)>,
-    /// In milliseconds from the beginning.
-    shut_until: AtomicU64,
-}
-
-impl Conduct {
-    pub(super) fn new(allowance: usize) -> Self {
-        let began = Instant::now();
-        let level = Mutex::new((0.0, began));
-        Self { allowance: allowance as f64, began, level, shut_until: AtomicU64::new(0) }
-    }
-
-    /// Counts one more; whether it is too many.
-    fn broke_off(&self, now: Instant) -> bool {
-        let mut level = self.level.lock().unwrap_or_else(PoisonError::into_inner);
-        let (count, last) = *level;
-        let forgotten = now.saturating_duration_since(last).as_secs_f64() * self.allowance;
-        let count = (count - forgotten).max(0.0) + 1.0;
-        *level = (count.min(self.allowance * 2.0), now);
-        let too_many = count > self.allowance;
-        if too_many {
-            let until = now.saturating_duration_since(self.began) + REST;
-            self.shut_until.fetch_max(millis(until), Ordering::Relaxed);
-        }
-        too_many
-    }
-
-    /// Whether the peer is not to be let in now.
-    pub(super) fn is_shut(&self, now: Instant) -> bool {
-        let until = self.shut_until.load(Ordering::Relaxed);
-        until > 0 && millis(now.saturating_duration_since(self.began)) < until
-    }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
+use super::local_user::Loopback;
 
 /// One connection of a peer.
 #[derive(Debug)]
 pub(super) struct Line {
-    conduct: Arc<Conduct>,
+    /// No other connection of this service has it.
+    pub(super) number: u64,
+    /// Both ends, if it came over loopback.
+    pub(super) loopback: Option<Loopback>,
+    /// This many calls may be broken off at once, and as many more in each second.
+    allowance: f64,
+    level: Mutex<(f64, Instant)>,
     cut: AtomicBool,
     /// The client hung up: then all that it had under way ends with it, and is no flood.
     over: AtomicBool,
 }
 
 impl Line {
-    pub(super) fn new(conduct: Arc<Conduct>) -> Self {
-        Self { conduct, cut: AtomicBool::new(false), over: AtomicBool::new(false) }
+    pub(super) fn new(allowance: usize, loopback: Option<Loopback>) -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self {
+            number: LAST.fetch_add(1, Ordering::Relaxed),
+            loopback,
+            allowance: allowance as f64,
+            level: Mutex::new((0.0, Instant::now())),
+            cut: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+        }
+    }
+
+    /// Counts one more call that was broken off; too many cut the connection.
+    fn broke_off(&self, now: Instant) {
+        let mut level = self.level.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, last) = *level;
+        let forgotten = now.saturating_duration_since(last).as_secs_f64() * self.allowance;
+        let count = (count - forgotten).max(0.0) + 1.0;
+        *level = (count, now);
+        if count > self.allowance {
+            self.cut.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether the connection has to end.
@@ -111,33 +93,34 @@ impl UnderWay {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         let Some(line) = &self.line else { return };
-        if !line.over.load(Ordering::Relaxed) && line.conduct.broke_off(Instant::now()) {
-            line.cut.store(true, Ordering::Relaxed);
+        if !line.over.load(Ordering::Relaxed) {
+            line.broke_off(Instant::now());
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
-    fn who_breaks_off_too_much_is_shut_out_for_a_while_and_forgiven() {
-        let conduct = Conduct::new(10);
-        let at = |millis| conduct.began + Duration::from_millis(millis);
-        assert!((0..10).all(|_| !conduct.broke_off(at(0))) && !conduct.is_shut(at(0)));
-        assert!(conduct.broke_off(at(0)) && conduct.is_shut(at(1)) && conduct.is_shut(at(999)));
-        assert!(!conduct.is_shut(at(1_000)));
+    fn a_connection_that_breaks_off_too_many_calls_is_cut_and_slow_ones_are_not() {
+        let (line, began) = (Line::new(10, None), Instant::now());
+        let at = |millis| began + Duration::from_millis(millis);
+        (0..10).for_each(|_| line.broke_off(at(0)));
+        assert!(!line.is_cut());
         // Ten are forgotten in each second.
-        assert!(conduct.broke_off(at(50)));
-        assert!((0..9).all(|_| !conduct.broke_off(at(1_100))));
-        assert!(conduct.broke_off(at(1_100)));
+        (0..10).for_each(|_| line.broke_off(at(1_100)));
+        assert!(!line.is_cut());
+        line.broke_off(at(1_100));
+        assert!(line.is_cut());
     }
 
     #[test]
     fn only_what_a_client_breaks_off_while_it_is_there_counts() {
-        let conduct = Arc::new(Conduct::new(1));
-        let line = Arc::new(Line::new(Arc::clone(&conduct)));
+        let line = Arc::new(Line::new(1, None));
         let call = || UnderWay::new(Some(Arc::clone(&line)), Torn::default());
         (0..5).for_each(|_| call().done());
         drop(call());
@@ -147,7 +130,7 @@ mod tests {
         torn.done();
         drop(torn);
         assert!(line.is_cut());
-        let other = Arc::new(Line::new(Arc::new(Conduct::new(1))));
+        let other = Arc::new(Line::new(1, None));
         other.set_over();
         (0..5).for_each(|_| drop(UnderWay::new(Some(Arc::clone(&other)), Torn::default())));
         assert!(!other.is_cut());

@@ -1,7 +1,7 @@
 //! The connections of Flight: accepted, counted, and bound to answer in time.
 //!
 //! ```text
-//!  accept ─▶ too many, too many of this peer, or is it shut out (conduct)? ─▶ closed
+//!  accept ─▶ too many, too many of this peer, or was this address just cut off? ─▶ closed
 //!    │
 //!    ▼ TLS handshake (TCP) ─▶ Connection ─▶ tonic
 //!                               │ the first bytes of HTTP/2 must come in time
@@ -26,8 +26,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use super::auth::{Peer, PeerKey};
-use super::conduct::{Conduct, Line};
+use super::conduct::Line;
 use super::limits::Limits;
+use super::local_user::Loopback;
 use super::tls::{self, Tls};
 use crate::cache::Cache;
 use crate::shm::attach::PeerCredentials;
@@ -58,9 +59,8 @@ pub(super) fn accept(
         taken: Arc::default(),
         connections: limits.connections,
         per_peer: limits.connections_per_peer,
-        resets: limits.resets,
     };
-    let handshake = limits.handshake.duration();
+    let (handshake, resets) = (limits.handshake.duration(), limits.resets);
     let cache = cache.clone();
     tokio::spawn(async move {
         let mut entering = JoinSet::new();
@@ -77,9 +77,15 @@ pub(super) fn accept(
                         let tls = door.tls().cloned();
                         let ready = ready.clone();
                         entering.spawn(async move {
-                            let entered = enter(raw, peer, tls, place, handshake).await;
+                            let entered = enter(raw, peer, tls, handshake).await;
                             match entered {
-                                Ok(connection) => drop(ready.send(Ok(connection)).await),
+                                Ok((socket, peer)) => {
+                                    let line = Arc::new(Line::new(resets, socket.loopback()));
+                                    let entered = Entered { peer, line };
+                                    let first = First::within(handshake);
+                                    let connection = Connection { socket, entered, first, place };
+                                    drop(ready.send(Ok(connection)).await);
+                                }
                                 Err(error) => tracing::debug!(%error, "a connection broke off"),
                             }
                         });
@@ -131,10 +137,9 @@ async fn enter(
     raw: Raw,
     peer: Peer,
     tls: Option<Tls>,
-    place: Place,
     handshake: Duration,
-) -> io::Result<Connection> {
-    let (socket, peer) = match (raw, tls) {
+) -> io::Result<(Socket, Peer)> {
+    Ok(match (raw, tls) {
         (Raw::Unix(stream), _) => (Socket::Unix(stream), peer),
         (Raw::Tcp(stream), None) => (Socket::Tcp(stream), peer),
         (Raw::Tcp(stream), Some(tls)) => {
@@ -147,10 +152,7 @@ async fn enter(
             };
             (Socket::Tls(Box::new(stream)), peer)
         }
-    };
-    let first = First { missing: FIRST_BYTES, limit: Box::pin(sleep(handshake)) };
-    let line = Arc::new(Line::new(Arc::clone(&place.conduct)));
-    Ok(Connection { socket, entered: Entered { peer, line }, first: Some(first), _place: place })
+    })
 }
 
 /// How many connections there are, in all and of each peer.
@@ -159,23 +161,21 @@ struct Places {
     taken: Arc<Mutex<Taken>>,
     connections: usize,
     per_peer: usize,
-    /// How many calls a peer may break off.
-    resets: usize,
 }
 
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    of: HashMap<PeerKey, OfPeer>,
+    of: HashMap<PeerKey, usize>,
+    /// Addresses of other nodes of which a connection was cut, and when.
+    cut: HashMap<PeerKey, Instant>,
 }
 
-#[derive(Debug)]
-struct OfPeer {
-    connections: usize,
-    conduct: Arc<Conduct>,
-}
-
-/// So many peers are remembered before those are forgotten that are neither here nor shut out.
+/// How long no connection is taken from another node after one of it was cut: else a flood of calls
+/// that are broken off goes on over the next connection. On this node only the connection is cut,
+/// since all local clients look alike.
+const REST: Duration = Duration::from_secs(1);
+/// This many addresses are remembered as cut off before those of the past are forgotten.
 const REMEMBERED: usize = 1_024;
 
 impl Places {
@@ -185,25 +185,28 @@ impl Places {
 
     fn take(&self, key: PeerKey) -> Option<Place> {
         let mut taken = self.taken();
-        let now = Instant::now();
-        if taken.all >= self.connections {
+        let rests = taken.cut.get(&key).is_some_and(|at| at.elapsed() < REST);
+        if taken.all >= self.connections || rests {
             return None;
         }
-        if taken.of.len() >= REMEMBERED {
-            taken.of.retain(|_, peer| peer.connections > 0 || peer.conduct.is_shut(now));
-        }
-        let peer = taken.of.entry(key).or_insert_with(|| OfPeer {
-            connections: 0,
-            conduct: Arc::new(Conduct::new(self.resets)),
-        });
-        if peer.connections >= self.per_peer || peer.conduct.is_shut(now) {
+        let of_peer = taken.of.entry(key).or_insert(0);
+        if *of_peer >= self.per_peer {
             return None;
         }
-        peer.connections += 1;
-        let conduct = Arc::clone(&peer.conduct);
+        *of_peer += 1;
         taken.all += 1;
         drop(taken);
-        Some(Place { places: self.clone(), key, conduct })
+        Some(Place { places: self.clone(), key })
+    }
+
+    /// A connection of this peer was cut.
+    fn cut(&self, key: PeerKey) {
+        let PeerKey::Address(_) = key else { return };
+        let mut taken = self.taken();
+        if taken.cut.len() >= REMEMBERED {
+            taken.cut.retain(|_, at| at.elapsed() < REST);
+        }
+        taken.cut.insert(key, Instant::now());
     }
 }
 
@@ -212,15 +215,17 @@ impl Places {
 struct Place {
     places: Places,
     key: PeerKey,
-    conduct: Arc<Conduct>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.taken();
         taken.all -= 1;
-        if let Some(peer) = taken.of.get_mut(&self.key) {
-            peer.connections -= 1;
+        if let Some(of_peer) = taken.of.get_mut(&self.key) {
+            *of_peer -= 1;
+            if *of_peer == 0 {
+                taken.of.remove(&self.key);
+            }
         }
     }
 }
@@ -232,11 +237,28 @@ enum Socket {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Socket {
+    fn loopback(&self) -> Option<Loopback> {
+        let tcp = match self {
+            Self::Unix(_) => return None,
+            Self::Tcp(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        };
+        Loopback::new(tcp.local_addr().ok()?, tcp.peer_addr().ok()?)
+    }
+}
+
 /// The first bytes, and until when they have to be there.
 #[derive(Debug)]
 struct First {
     missing: usize,
     limit: Pin<Box<Sleep>>,
+}
+
+impl First {
+    fn within(limit: Duration) -> Option<Self> {
+        Some(Self { missing: FIRST_BYTES, limit: Box::pin(sleep(limit)) })
+    }
 }
 
 /// Who came in, and how.
@@ -254,7 +276,15 @@ pub(super) struct Connection {
     socket: Socket,
     entered: Entered,
     first: Option<First>,
-    _place: Place,
+    place: Place,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.entered.line.is_cut() {
+            self.place.places.cut(self.place.key);
+        }
+    }
 }
 
 impl Connected for Connection {
@@ -363,8 +393,8 @@ mod tests {
 
     #[test]
     fn places_are_counted_in_all_and_for_each_peer() {
-        let (connections, per_peer, resets) = (3, 2, 1);
-        let places = Places { taken: Arc::default(), connections, per_peer, resets };
+        let (connections, per_peer) = (3, 2);
+        let places = Places { taken: Arc::default(), connections, per_peer };
         let first = places.take(PeerKey::Uid(1)).unwrap();
         let _second = places.take(PeerKey::Uid(1)).unwrap();
         assert!(places.take(PeerKey::Uid(1)).is_none());
@@ -374,6 +404,21 @@ mod tests {
         assert!(places.take(PeerKey::Uid(1)).is_some());
         drop(third);
         assert_eq!(places.taken().all, 1);
-        assert_eq!(places.taken().of[&PeerKey::Uid(1)].connections, 1);
+        assert_eq!(places.taken().of[&PeerKey::Uid(1)], 1);
+        assert!(!places.taken().of.contains_key(&PeerKey::Uid(2)));
+    }
+
+    #[test]
+    fn after_a_cut_another_node_rests_and_clients_of_this_node_do_not() {
+        let (connections, per_peer) = (3, 2);
+        let places = Places { taken: Arc::default(), connections, per_peer };
+        let far = PeerKey::Address([192, 0, 2, 1].into());
+        for key in [far, PeerKey::Uid(1), PeerKey::Loopback] {
+            places.cut(key);
+        }
+        assert!(places.take(far).is_none());
+        assert!(places.take(PeerKey::Address([192, 0, 2, 2].into())).is_some());
+        assert!(places.take(PeerKey::Uid(1)).is_some());
+        assert!(places.take(PeerKey::Loopback).is_some());
     }
 }

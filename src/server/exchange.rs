@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::flight::{Answers, Service};
+use super::flight::{Answers, Service, origin_of_session};
 use super::foreign::{self, Decoding, Times};
 use super::get::flight_data;
 use super::intake::{Intake, Taken};
@@ -74,6 +74,7 @@ impl Service {
         &self,
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Answers<FlightData>>, Status> {
+        let origin = origin_of_session(&request).await;
         let mut stream = request.into_inner();
         let first = tokio::time::timeout(self.message_pause, stream.message()).await;
         let first = first
@@ -85,10 +86,9 @@ impl Service {
             .ok_or_else(|| malformed("the first message has no descriptor with a request"))?;
         let template = crate::table::Request::parse_template(&descriptor.cmd)
             .map_err(|error| status(&error))?;
-        let exchange = self
-            .cache
-            .exchange(template, &ClientBudget::default())
-            .map_err(|error| status(&error))?;
+        let budget = ClientBudget::default();
+        let exchange = self.cache.exchange_of(template, origin, &budget);
+        let exchange = exchange.map_err(|error| status(&error))?;
         let exchange = Arc::new(exchange);
         let queue = Arc::new(Queue::default());
         let (out, answers) = mpsc::channel(MAX_UNSENT);
@@ -248,10 +248,14 @@ async fn answer_all(
         let answer = answered.map_err(|error| status(&error))?;
         let about = About { timeframe, lease: answer.lease().as_str(), rows: answer.rows() };
         let about = Bytes::from(serde_json::to_vec(&about).unwrap_or_default());
+        let (head, body) = (answer.head(), answer.body().map_err(|error| status(&error))?);
+        // From here on only the body holds its pins: it loses them if the lease is revoked while the
+        // client does not read.
+        drop(answer);
         if !std::mem::replace(&mut sent.schema, true) {
-            send(out, flight_data(answer.head())).await?;
+            send(out, flight_data(head)).await?;
         }
-        for batch in answer.body().map_err(|error| status(&error))? {
+        for batch in body {
             let BatchMessages { dictionaries, batch } = batch.map_err(|error| status(&error))?;
             for place in sent.take(&dictionaries) {
                 send(out, flight_data(dictionaries[place].clone())).await?;

@@ -11,9 +11,11 @@ use arrow_flight::{
 use futures::stream::{self, Stream};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::auth::Identity;
+use super::connection::Entered;
 use super::intake::Intake;
 use super::limits::{Limits, in_memory};
-use crate::cache::Cache;
+use crate::cache::{Cache, Origin};
 use crate::table::action_types;
 
 /// A stream of answers.
@@ -33,6 +35,28 @@ impl Service {
         let intake = Intake::new(in_memory(limits.intake));
         Self { cache, intake, message_pause: limits.message_pause.duration() }
     }
+}
+
+/// What is proven of the client; the guard has told it.
+pub(super) fn origin<T>(request: &Request<T>) -> Origin {
+    let identity = request.extensions().get::<Identity>();
+    let unknown = Origin::Client { uid: None, tcp_uid: None, key: None, administers: false };
+    identity.map_or(unknown, Identity::origin)
+}
+
+/// The same, where a request names a session: over loopback the kernel says whose process asks.
+pub(super) async fn origin_of_session<T>(request: &Request<T>) -> Origin {
+    let entered = request.extensions().get::<Entered>().cloned();
+    let origin = origin(request);
+    match entered.as_ref().and_then(|entered| entered.line.loopback.as_ref()) {
+        Some(loopback) => origin.with_tcp_user(loopback.user().await),
+        None => origin,
+    }
+}
+
+/// The number of the client's connection.
+pub(super) fn connection<T>(request: &Request<T>) -> Option<u64> {
+    request.extensions().get::<Entered>().map(|entered| entered.line.number)
 }
 
 /// So much before the client gives up, we do: so that it hears why.
@@ -87,14 +111,16 @@ impl FlightService for Service {
         &self,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.info(request.into_inner())
+        let origin = origin_of_session(&request).await;
+        self.info(request.into_inner(), &origin)
     }
 
     async fn poll_flight_info(
         &self,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<PollInfo>, Status> {
-        self.poll(request.into_inner()).await
+        let origin = origin_of_session(&request).await;
+        self.poll(request.into_inner(), &origin).await
     }
 
     async fn get_schema(

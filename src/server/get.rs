@@ -13,10 +13,10 @@ use futures::stream;
 use serde_json::json;
 use tonic::{Response, Status};
 
-use super::flight::{Answers, Service, patience};
+use super::flight::{Answers, Service, connection, origin, origin_of_session, patience};
 use super::status::status;
 use super::ticket;
-use crate::cache::Asker;
+use crate::cache::{Asker, Origin};
 use crate::table::{EncodeError, Message, Request, RequestError, View};
 
 /// Where timeframes stand among the flights.
@@ -28,11 +28,16 @@ impl Service {
         &self,
         request: tonic::Request<Ticket>,
     ) -> Result<Response<Answers<FlightData>>, Status> {
-        let patience = patience(&request);
-        let ticket = request.into_inner().ticket;
-        let (request, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
-        let asker = Asker { ticket: Some((*ticket).into()), lease, patience, ..Asker::default() };
-        let answer = self.cache.answer(&request, &asker).await.map_err(|error| status(&error))?;
+        let (patience, connection) = (patience(&request), connection(&request));
+        let ticket = request.get_ref().ticket.clone();
+        let (table, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
+        let origin = match &table.session {
+            Some(_) => origin_of_session(&request).await,
+            None => origin(&request),
+        };
+        let ticket = Some((*ticket).into());
+        let asker = Asker { origin, connection, ticket, lease, patience, ..Asker::default() };
+        let answer = self.cache.answer(&table, &asker).await.map_err(|error| status(&error))?;
         match answer.messages() {
             Ok(messages) => {
                 let sent = messages.map(|message| match message {
@@ -65,12 +70,13 @@ impl Service {
     pub(super) fn info(
         &self,
         descriptor: FlightDescriptor,
+        origin: &Origin,
     ) -> Result<Response<FlightInfo>, Status> {
         let request = request_of(&descriptor).map_err(|error| status(&error))?;
         let parsed = Request::parse(&request).map_err(|error| status(&error))?;
         let described = self.cache.describe(&parsed).map_err(|error| status(&error))?;
         if let Some(session) = &parsed.session {
-            self.cache.check_session(session).map_err(|error| status(&error))?;
+            self.cache.check_session(session, origin).map_err(|error| status(&error))?;
         }
         // Who has a session, or reads a timeframe as a consumer, needs no lease with a time limit.
         let owned = parsed.session.is_some()
@@ -101,6 +107,7 @@ impl Service {
     pub(super) async fn poll(
         &self,
         descriptor: FlightDescriptor,
+        origin: &Origin,
     ) -> Result<Response<PollInfo>, Status> {
         let command = request_of(&descriptor).map_err(|error| status(&error))?;
         let (request, known) = ticket::read(&command).map_err(|error| status(&error))?;
@@ -113,7 +120,8 @@ impl Service {
                 (lease, ticket.map_err(|error| status(&error))?)
             }
         };
-        let progress = match self.cache.poll(&request, &lease, &Asker::default()).await {
+        let asker = Asker { origin: origin.clone(), ..Asker::default() };
+        let progress = match self.cache.poll(&request, &lease, &asker).await {
             Ok(progress) => progress,
             Err(error) => {
                 self.cache.release(&lease);
@@ -167,7 +175,7 @@ impl Service {
                 flights.push(flight(path, records, &about));
             }
         }
-        Ok(Response::new(Box::pin(futures::stream::iter(paths.chain(flights)))))
+        Ok(Response::new(Box::pin(stream::iter(paths.chain(flights)))))
     }
 }
 

@@ -16,14 +16,18 @@ use super::config::{ByteSize, TimeSpan};
 pub struct Limits {
     /// Connections at a time, of TCP and of the Unix socket each; one more is closed at once.
     pub connections: usize,
-    /// Of these, connections of one address or one user.
+    /// Of these, connections of one address or one user. All of loopback is one address.
     pub connections_per_peer: usize,
+    /// Processes that are attached at a time; at most half of the files that may be open.
+    pub attached: usize,
+    /// Of these, processes of one user.
+    pub attached_per_peer: usize,
     /// Calls under way at a time, over all connections; one more is UNAVAILABLE.
     pub calls: usize,
     /// Calls under way of one connection; a client waits with further ones.
     pub streams: u32,
-    /// Calls that one address or user may break off at once, and in each second; then its connection
-    /// is cut, and it is not let in for a second (CVE-2023-44487).
+    /// Calls that one connection may break off at once, and in each second; then it is cut, and no
+    /// further one is taken from that address for a second, if it is another node's (CVE-2023-44487).
     pub resets: usize,
     /// The headers of a call.
     pub headers: ByteSize,
@@ -44,6 +48,8 @@ impl Default for Limits {
         Self {
             connections: 8_192,
             connections_per_peer: 4_096,
+            attached: 4_096,
+            attached_per_peer: 3_072,
             calls: 16_384,
             streams: 1_024,
             resets: 256,

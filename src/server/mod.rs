@@ -27,6 +27,7 @@ mod http;
 mod intake;
 mod limits;
 mod listen;
+mod local_user;
 mod metrics;
 mod page;
 mod put;
@@ -61,7 +62,7 @@ use self::connection::Door;
 use self::flight::Service;
 use self::http::Readiness;
 use self::limits::in_memory;
-use crate::cache::Cache;
+use crate::cache::{AttachLimits, Cache};
 use crate::error::{Code, Coded, ErrorKind};
 
 /// The compiled descriptor of `schemas/flight.proto`, for reflection.
@@ -160,8 +161,12 @@ pub async fn run(
     rest.spawn({
         let (cache, stop) = (cache.clone(), end_sessions.clone());
         let access = options.access;
+        let limits = AttachLimits {
+            attached: options.limits.attached,
+            attached_per_user: options.limits.attached_per_peer,
+        };
         cache.tell_attach_path(&attach);
-        async move { cache.serve_attach_through(attach, Arc::new(access), stop).await }
+        async move { cache.serve_attach_through(attach, Arc::new(access), limits, stop).await }
     });
     if let Some(listener) = http {
         let (cache, stop) = (cache.clone(), end_sessions.clone());

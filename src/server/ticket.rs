@@ -37,7 +37,8 @@ fn parse(ticket: &[u8]) -> Result<Option<Ticket<'_>>, RequestError> {
 /// [`RequestError::Malformed`] if it is not.
 pub(super) fn issue(request: &[u8], lease: Option<&LeaseId>) -> Result<Vec<u8>, RequestError> {
     let request = serde_json::from_slice(request).map_err(|error| malformed(&error))?;
-    let ticket = Ticket { iovcache_ticket: 1, lease: lease.map(LeaseId::to_string), request };
+    let ticket =
+        Ticket { iovcache_ticket: 1, lease: lease.map(|lease| lease.as_str().to_owned()), request };
     serde_json::to_vec(&ticket).map_err(|error| malformed(&error))
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 
 use super::backing::Made;
-use super::layout::{Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::layout::{Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, usable_bytes};
 use super::mapping::Mapping;
 use super::region::Region;
 
@@ -88,6 +88,11 @@ impl Area {
         }
     }
 
+    /// All of it, in bytes.
+    pub(super) fn length(&self) -> u64 {
+        self.mapping().length() as u64
+    }
+
     /// Where the first block can begin.
     fn first_block(&self) -> u64 {
         match self.kind {
@@ -103,27 +108,19 @@ impl Area {
 
     /// How many granules blocks can take.
     pub(super) fn granules(&self) -> u32 {
-        let bytes = self.mapping().length() as u64 - self.first_block();
+        let length = self.mapping().length() as u64;
+        let bytes = match self.kind {
+            Kind::Segment => usable_bytes(length),
+            Kind::Region => length,
+        };
         u32::try_from(bytes / GRANULE_BYTES).unwrap_or(u32::MAX - 1)
     }
 
     pub(super) fn write_segment_header(&self, epoch: Epoch) {
         let mapping = self.mapping();
-        let size = mapping.length() as u64;
-        let managed_size = size - SegmentHeader::IN_FRONT_BYTES;
-        let parts: [(usize, &[u8]); 7] = [
-            (offset_of!(SegmentHeader, initialised), &2_u32.to_le_bytes()),
-            (offset_of!(SegmentHeader, version), &SegmentHeader::VERSION.to_le_bytes()),
-            (offset_of!(SegmentHeader, epoch), &epoch.0.to_le_bytes()),
-            (offset_of!(SegmentHeader, segment_id), &u32::from(self.id).to_le_bytes()),
-            (offset_of!(SegmentHeader, size), &size.to_le_bytes()),
-            (offset_of!(SegmentHeader, managed_size), &managed_size.to_le_bytes()),
-            (offset_of!(SegmentHeader, magic), &SegmentHeader::MAGIC),
-        ];
-        for (offset, bytes) in parts {
-            // SAFETY: the segment is new: nobody but us knows of it.
-            unsafe { mapping.write(offset, bytes) };
-        }
+        let header = SegmentHeader::new(epoch, self.id, mapping.length() as u64).to_bytes();
+        // SAFETY: the segment is new: no other process knows of it, and it is longer than its head.
+        unsafe { mapping.write(0, &header) };
     }
 
     /// Says to all who have it mapped that nothing in it will be valid any more.

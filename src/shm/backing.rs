@@ -49,20 +49,14 @@ pub enum Backing {
         /// FairMQ's id of the session: the first 8 hexadecimal digits of SHA-256 of user and
         /// session.
         shmid: String,
-        /// The id of our first segment; those below are FairMQ's own.
+        /// The least number of our segments; those below are FairMQ's own. A number is never used
+        /// twice in a session: `/dev/shm/iovcache_<shmid>.numbers` holds the next one, and outlives
+        /// the service.
         first_segment: u16,
     },
 }
 
 impl Backing {
-    /// The id of the first segment.
-    pub(crate) fn first_segment(&self) -> u16 {
-        match self {
-            Self::Memfd | Self::Folder(_) => 0,
-            Self::FairMq { first_segment, .. } => *first_segment,
-        }
-    }
-
     /// FairMQ's id of the session, if FairMQ is to know the segments: then it looks for their names
     /// before anything is loaded.
     pub fn fairmq_shmid(&self) -> Option<&str> {
@@ -79,6 +73,8 @@ struct Named {
     folder: PathBuf,
     prefix: String,
     lock: Arc<NameLock>,
+    /// Of a FairMQ session alone.
+    numbers: Option<NumberLog>,
 }
 
 impl Named {
@@ -121,11 +117,12 @@ impl Maker {
             Backing::Folder(folder) => {
                 make_own_folder(folder)?;
                 let lock = Arc::new(NameLock::take(folder.join("lock"))?);
-                let named = Named { folder: folder.clone(), prefix: "segment-".into(), lock };
+                let prefix = "segment-".into();
+                let named = Named { folder: folder.clone(), prefix, lock, numbers: None };
                 remove_leftovers(&named, |_| true)?;
                 Ok(Self(Some(named)))
             }
-            Backing::FairMq { shmid, .. } => {
+            Backing::FairMq { shmid, first_segment } => {
                 if !(1..=32).contains(&shmid.len())
                     || !shmid.bytes().all(|byte| byte.is_ascii_alphanumeric())
                 {
@@ -135,12 +132,33 @@ impl Maker {
                 let folder = PathBuf::from(SHM_FOLDER);
                 let lock = NameLock::take(folder.join(format!("iovcache_{shmid}.lock")))?;
                 let prefix = format!("fmq_{shmid}_m_");
-                let named = Named { folder, prefix, lock: Arc::new(lock) };
+                let log = folder.join(format!("iovcache_{shmid}.numbers"));
+                let mut named = Named { folder, prefix, lock: Arc::new(lock), numbers: None };
                 // FairMQ's own segments have such names too.
-                remove_leftovers(&named, is_segment_of_ours)?;
+                let left = remove_leftovers(&named, is_segment_of_ours)?;
+                let after = left.map_or(0, |last| u32::from(last) + 1);
+                named.numbers = Some(NumberLog::open(log, after.max(u32::from(*first_segment)))?);
                 Ok(Self(Some(named)))
             }
         }
+    }
+
+    /// The number of the first segment: one that no earlier instance in this FairMQ session had, and
+    /// that no file has.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::QuotaExceeded`] if the session has no number left.
+    pub(crate) fn first_number(&self) -> io::Result<u16> {
+        let Some((named, numbers)) =
+            self.0.as_ref().and_then(|named| Some((named, named.numbers.as_ref()?)))
+        else {
+            return Ok(0);
+        };
+        let free =
+            (numbers.next..=u32::from(u16::MAX)).filter_map(|number| u16::try_from(number).ok());
+        free.into_iter()
+            .find(|number| !named.path(*number).exists())
+            .ok_or_else(|| numbers.used_up())
     }
 
     /// Makes and maps a file of `bytes`, every page of it there.
@@ -156,6 +174,9 @@ impl Maker {
             return Ok(Made { file, mapping, name: None });
         };
         let path = named.path(segment_id);
+        if let Some(numbers) = &named.numbers {
+            numbers.write(u32::from(segment_id) + 1)?;
+        }
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o640).open(&path)?;
         let on_advice = huge::file_on_advice(file.as_fd());
@@ -270,16 +291,74 @@ fn is_segment_of_ours(path: &Path) -> bool {
         .is_ok_and(|()| magic == SegmentHeader::MAGIC)
 }
 
-fn remove_leftovers(named: &Named, is_ours: impl Fn(&Path) -> bool) -> io::Result<()> {
+/// Removes the files of a dead instance; gives the greatest number of one.
+fn remove_leftovers(named: &Named, is_ours: impl Fn(&Path) -> bool) -> io::Result<Option<u16>> {
+    let mut last = None;
     for entry in fs::read_dir(&named.folder)? {
         let entry = entry?;
         let name = entry.file_name();
         let id = name.to_str().and_then(|name| name.strip_prefix(&named.prefix));
-        if id.is_some_and(|id| id.parse::<u16>().is_ok()) && is_ours(&entry.path()) {
+        let Some(id) = id.and_then(|id| id.parse::<u16>().ok()) else { continue };
+        if is_ours(&entry.path()) {
             fs::remove_file(entry.path())?;
+            last = last.max(Some(id));
         }
     }
-    Ok(())
+    Ok(last)
+}
+
+/// Which numbers of segments a FairMQ session has used. A device keeps its mapping of a number, and
+/// would read other bytes under the old MetaHeaders if the number came back: so none does, and this
+/// file outlives the service. It holds the next number in decimal digits.
+#[derive(Debug)]
+struct NumberLog {
+    path: PathBuf,
+    next: u32,
+}
+
+impl NumberLog {
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] if the file holds no number.
+    fn open(path: PathBuf, at_least: u32) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        let flags = OFlags::NOFOLLOW.bits().cast_signed();
+        let next = match options.read(true).custom_flags(flags).open(&path) {
+            Ok(file) => {
+                let mut text = String::new();
+                file.take(16).read_to_string(&mut text)?;
+                text.trim().parse::<u32>().map_err(|_| {
+                    let message = format!(
+                        "{} holds {text:?}, expected the next number of a segment: remove it when \
+                         no device of the session runs",
+                        path.display()
+                    );
+                    io::Error::new(io::ErrorKind::InvalidData, message)
+                })?
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { path, next: next.max(at_least) })
+    }
+
+    /// Numbers below `next` are used. Written before the segment is there, and whole at any time.
+    fn write(&self, next: u32) -> io::Result<()> {
+        let new = self.path.with_extension("numbers.new");
+        let _ = fs::remove_file(&new);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new)?;
+        writeln!(file, "{next}")?;
+        fs::rename(&new, &self.path)
+    }
+
+    fn used_up(&self) -> io::Error {
+        let message = format!(
+            "every number of a segment from {} on was used in this FairMQ session: use a new \
+             session, or remove {} when no device of this one runs",
+            self.next,
+            self.path.display()
+        );
+        io::Error::new(io::ErrorKind::QuotaExceeded, message)
+    }
 }
 
 /// The right to names, held by a file lock: it ends with the process, however that ends.
@@ -414,11 +493,26 @@ mod tests {
         fs::write(name(6), left).unwrap();
         let maker = Maker::new(&backing).unwrap();
         assert!(name(0).exists() && !name(6).exists());
-        let made = maker.make(backing.first_segment(), 8192).unwrap();
-        assert!(name(5).exists());
-        drop(made);
-        assert!(!name(5).exists());
-        fs::remove_file(name(0)).unwrap();
+        // 6 was used, and whatever is mapped of it stays mapped: the next one is 7.
+        assert_eq!(maker.first_number().unwrap(), 7);
+        let made = maker.make(7, 8192).unwrap();
+        assert!(name(7).exists());
+        drop((made, maker));
+        assert!(!name(7).exists());
+        let numbers = Path::new(SHM_FOLDER).join(format!("iovcache_{shmid}.numbers"));
+        assert_eq!(fs::read_to_string(&numbers).unwrap(), "8\n");
+        // A successor begins behind, and leaves out what has a name already.
+        fs::write(name(8), "of another program").unwrap();
+        assert_eq!(Maker::new(&backing).unwrap().first_number().unwrap(), 9);
+        fs::write(&numbers, "65536").unwrap();
+        let error = Maker::new(&backing).unwrap().first_number().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
+        assert!(error.to_string().contains(numbers.to_str().unwrap()), "{error}");
+        fs::write(&numbers, "many").unwrap();
+        assert_eq!(Maker::new(&backing).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        for file in [name(0), name(8), numbers] {
+            fs::remove_file(file).unwrap();
+        }
         for wrong in ["", "../x", "a b"] {
             let backing = Backing::FairMq { shmid: wrong.into(), first_segment: 0 };
             let error = Maker::new(&backing).unwrap_err();

@@ -32,7 +32,7 @@ fn written() -> (Vec<u8>, MetaHeader, u64) {
 }
 
 #[test]
-fn a_block_is_byte_for_byte_that_of_version_1() {
+fn a_block_is_byte_for_byte_as_drawn() {
     let (bytes, header, _) = written();
     let golden = std::fs::read(schemas().join("golden/block.bin")).unwrap();
     let block = &bytes[SEGMENT_HEADER_BYTES as usize..][..BLOCK_OVERHEAD_BYTES as usize + 9];
@@ -52,12 +52,23 @@ fn a_block_is_byte_for_byte_that_of_version_1() {
 fn the_head_of_a_segment_is_as_drawn() {
     let (bytes, _, epoch) = written();
     let mut drawn = vec![0; SEGMENT_HEADER_BYTES as usize];
+    // The first 256 bytes are what Boost 1.74 leaves after one allocation of all that a segment of
+    // 64 KiB has, as it was read from such a segment.
     drawn[0] = 2;
-    drawn[64..72].copy_from_slice(b"IOVCACHE");
-    drawn[72] = 1;
-    drawn[80..88].copy_from_slice(&epoch.to_le_bytes());
-    drawn[96..104].copy_from_slice(&(64_u64 << 10).to_le_bytes());
-    drawn[104..112].copy_from_slice(&((64_u64 << 10) - 16).to_le_bytes());
+    drawn[32] = 0x80;
+    drawn[64] = 1;
+    drawn[72..80].copy_from_slice(&0xffff_ffff_ffff_fff8_u64.to_le_bytes());
+    drawn[80..88].copy_from_slice(&0xffff_ffff_ffff_fff0_u64.to_le_bytes());
+    drawn[88] = 0x30;
+    drawn[96..104].copy_from_slice(&0xff50_u64.to_le_bytes());
+    drawn[104..112].copy_from_slice(&0xfff0_u64.to_le_bytes());
+    drawn[128] = 0x81;
+    drawn[160..168].copy_from_slice(&0xff5_u64.to_le_bytes());
+    drawn[168..176].copy_from_slice(&0xc000_0000_0000_0ff5_u64.to_le_bytes());
+    drawn[256..264].copy_from_slice(b"IOVCACHE");
+    drawn[264] = 2;
+    drawn[272..280].copy_from_slice(&epoch.to_le_bytes());
+    drawn[288..296].copy_from_slice(&(64_u64 << 10).to_le_bytes());
     assert_eq!(&bytes[..SEGMENT_HEADER_BYTES as usize], drawn);
 }
 

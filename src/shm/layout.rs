@@ -195,12 +195,50 @@ const _: () =
 /// The first bytes of a segment, before the first block.
 pub const SEGMENT_HEADER_BYTES: u64 = 4096;
 
-/// The head of a segment.
+/// The last bytes of a segment, which no block reaches: Boost.Interprocess expects its end marker
+/// there.
+pub(crate) const SEGMENT_TAIL_BYTES: u64 = 16;
+
+/// Bytes that blocks can take in a segment of `segment_bytes`.
+pub(crate) const fn usable_bytes(segment_bytes: u64) -> u64 {
+    segment_bytes.saturating_sub(SEGMENT_HEADER_BYTES + SEGMENT_TAIL_BYTES) / GRANULE_BYTES
+        * GRANULE_BYTES
+}
+
+/// The head of a segment. Its first 256 bytes are those of a heap of Boost.Interprocess
+/// (`rbtree_best_fit`, `null_index`, x86-64, Boost 1.74 and 1.81) in which one block takes
+/// everything. A process that opens the segment as FairMQ does, and allocates in it by mistake, gets
+/// Boost's out-of-memory error, and FairMQ's monitor shows 16 free bytes.
 #[repr(C)]
 pub(crate) struct SegmentHeader {
     /// 2: what Boost.Interprocess takes as 'initialised'.
     pub(crate) initialised: u32,
-    pub(crate) unused: [u32; 15],
+    pub(crate) boost_padding: [u32; 3],
+    /// The heap's mutex: glibc's `pthread_mutex_t`, unlocked.
+    pub(crate) heap_mutex: BoostMutex,
+    /// Free blocks in the heap's tree: 0.
+    pub(crate) tree_size: u64,
+    /// The tree's root: 1, a null pointer of Boost.Interprocess.
+    pub(crate) tree_root: u64,
+    /// The tree's leftmost and rightmost node: the tree's own head, as distances from these fields.
+    pub(crate) tree_leftmost: i64,
+    pub(crate) tree_rightmost: i64,
+    /// Bytes of what stands between the heap's head and its first block.
+    pub(crate) extra_header_bytes: u64,
+    /// Bytes of the heap that are allocated: all.
+    pub(crate) allocated_bytes: u64,
+    /// Bytes of the segment, but for those in front of Boost's header: what FairMQ reads as the size
+    /// of the segment.
+    pub(crate) managed_size: u64,
+    /// The mutex of the segment manager, recursive, unlocked.
+    pub(crate) manager_mutex: BoostMutex,
+    pub(crate) manager_padding: u64,
+    /// The heap's one block: the length of the block before it (as Boost leaves it), and its own,
+    /// both in units of 16 bytes.
+    pub(crate) previous_length: u64,
+    /// Bits 62 and 63: the block before it, and it, are allocated.
+    pub(crate) length: u64,
+    pub(crate) boost_reserved: [u64; 10],
     pub(crate) magic: [u8; 8],
     pub(crate) version: u32,
     /// 1 once the segment is given back: nothing in it will be valid any more.
@@ -210,26 +248,98 @@ pub(crate) struct SegmentHeader {
     pub(crate) reserved: u32,
     /// All of the segment, this header included.
     pub(crate) size: u64,
-    /// That, but for the 16 bytes in front of Boost.Interprocess's own header: what its rbtree_best_fit
-    /// reads there as the size of the segment, and so FairMQ.
-    pub(crate) managed_size: u64,
+}
+
+/// A `pthread_mutex_t` of glibc on x86-64, shared between processes.
+#[repr(C)]
+pub(crate) struct BoostMutex {
+    pub(crate) state: [u32; 4],
+    /// 128: shared between processes; and 1: recursive.
+    pub(crate) kind: u32,
+    pub(crate) rest: [u32; 5],
 }
 
 impl SegmentHeader {
     pub(crate) const MAGIC: [u8; 8] = *b"IOVCACHE";
     pub(crate) const MAGIC_OFFSET: usize = offset_of!(Self, magic);
-    pub(crate) const VERSION: u32 = 1;
-    /// What Boost.Interprocess has in front of its header, where 'initialised' stands.
-    pub(crate) const IN_FRONT_BYTES: u64 = 16;
+    pub(crate) const VERSION: u32 = 2;
+    /// Where the heap's block begins.
+    const HEAP_BLOCK_OFFSET: u64 = offset_of!(Self, previous_length) as u64;
+    const HEAP_OFFSET: u64 = offset_of!(Self, heap_mutex) as u64;
+
+    /// The head of a segment of `size` bytes.
+    pub(crate) fn new(epoch: Epoch, segment_id: u16, size: u64) -> Self {
+        let mutex = |kind| BoostMutex { state: [0; 4], kind, rest: [0; 5] };
+        let managed_size = size - Self::HEAP_OFFSET;
+        let block_length = (size - Self::HEAP_BLOCK_OFFSET - SEGMENT_TAIL_BYTES) / 16;
+        Self {
+            initialised: 2,
+            boost_padding: [0; 3],
+            heap_mutex: mutex(0x80),
+            tree_size: 0,
+            tree_root: 1,
+            tree_leftmost: -8,
+            tree_rightmost: -16,
+            extra_header_bytes: 48,
+            allocated_bytes: block_length * 16,
+            managed_size,
+            manager_mutex: mutex(0x81),
+            manager_padding: 0,
+            previous_length: block_length,
+            length: 0b11 << 62 | block_length,
+            boost_reserved: [0; 10],
+            magic: Self::MAGIC,
+            version: Self::VERSION,
+            retired: 0,
+            epoch: epoch.0,
+            segment_id: segment_id.into(),
+            reserved: 0,
+            size,
+        }
+    }
+
+    /// The bytes, little endian.
+    pub(crate) fn to_bytes(&self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        let mut put = |offset: usize, part: &[u8]| {
+            bytes[offset..offset + part.len()].copy_from_slice(part);
+        };
+        let kind = offset_of!(BoostMutex, kind);
+        put(offset_of!(Self, initialised), &self.initialised.to_le_bytes());
+        put(offset_of!(Self, heap_mutex) + kind, &self.heap_mutex.kind.to_le_bytes());
+        put(offset_of!(Self, tree_size), &self.tree_size.to_le_bytes());
+        put(offset_of!(Self, tree_root), &self.tree_root.to_le_bytes());
+        put(offset_of!(Self, tree_leftmost), &self.tree_leftmost.to_le_bytes());
+        put(offset_of!(Self, tree_rightmost), &self.tree_rightmost.to_le_bytes());
+        put(offset_of!(Self, extra_header_bytes), &self.extra_header_bytes.to_le_bytes());
+        put(offset_of!(Self, allocated_bytes), &self.allocated_bytes.to_le_bytes());
+        put(offset_of!(Self, managed_size), &self.managed_size.to_le_bytes());
+        put(offset_of!(Self, manager_mutex) + kind, &self.manager_mutex.kind.to_le_bytes());
+        put(offset_of!(Self, previous_length), &self.previous_length.to_le_bytes());
+        put(offset_of!(Self, length), &self.length.to_le_bytes());
+        put(offset_of!(Self, magic), &self.magic);
+        put(offset_of!(Self, version), &self.version.to_le_bytes());
+        put(offset_of!(Self, retired), &self.retired.to_le_bytes());
+        put(offset_of!(Self, epoch), &self.epoch.to_le_bytes());
+        put(offset_of!(Self, segment_id), &self.segment_id.to_le_bytes());
+        put(offset_of!(Self, size), &self.size.to_le_bytes());
+        bytes
+    }
 }
 
-const _: () = assert!(offset_of!(SegmentHeader, magic) == 64);
-const _: () = assert!(offset_of!(SegmentHeader, version) == 72);
-const _: () = assert!(offset_of!(SegmentHeader, retired) == 76);
-const _: () = assert!(offset_of!(SegmentHeader, epoch) == 80);
-const _: () = assert!(offset_of!(SegmentHeader, segment_id) == 88);
-const _: () = assert!(offset_of!(SegmentHeader, size) == 96);
+const _: () = assert!(size_of::<BoostMutex>() == 40);
+const _: () = assert!(offset_of!(SegmentHeader, heap_mutex) == 16);
+const _: () = assert!(offset_of!(SegmentHeader, tree_size) == 56);
+const _: () = assert!(offset_of!(SegmentHeader, extra_header_bytes) == 88);
 const _: () = assert!(offset_of!(SegmentHeader, managed_size) == 104);
+const _: () = assert!(offset_of!(SegmentHeader, manager_mutex) == 112);
+const _: () = assert!(offset_of!(SegmentHeader, previous_length) == 160);
+const _: () = assert!(offset_of!(SegmentHeader, magic) == 256);
+const _: () = assert!(offset_of!(SegmentHeader, version) == 264);
+const _: () = assert!(offset_of!(SegmentHeader, retired) == 268);
+const _: () = assert!(offset_of!(SegmentHeader, epoch) == 272);
+const _: () = assert!(offset_of!(SegmentHeader, segment_id) == 280);
+const _: () = assert!(offset_of!(SegmentHeader, size) == 288);
 
 #[cfg(test)]
 mod tests {
@@ -250,6 +360,15 @@ mod tests {
             hex,
             "40000000000000002a000000000000000000000000000000ffffffffffffffffd007000000000000"
         );
+    }
+
+    #[test]
+    fn no_block_reaches_the_last_sixteen_bytes_of_a_segment() {
+        for size in [8192, 65_536, 512 << 20] {
+            let end = SEGMENT_HEADER_BYTES + usable_bytes(size);
+            assert!(end + SEGMENT_TAIL_BYTES <= size && end + 2 * GRANULE_BYTES > size, "{size}");
+        }
+        assert_eq!((usable_bytes(0), usable_bytes(4096), usable_bytes(4111)), (0, 0, 0));
     }
 
     #[test]

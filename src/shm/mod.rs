@@ -49,7 +49,7 @@ pub use block::{Block, Reservation};
 pub use group::memory_allowed;
 pub use inherited::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
-pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};
+pub use pool::{InFlight, Pool, PoolError, PoolOptions, PoolReport, Usage};
 #[cfg(any(feature = "cache", feature = "client"))]
 pub(crate) use prefetch::AHEAD;
 #[cfg(feature = "cache")]

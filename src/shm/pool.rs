@@ -20,7 +20,10 @@ use super::allocator::{Allocator, Place};
 use super::area::{Area, Kind, Memory, SharedSegment};
 use super::backing::{Backing, Maker};
 use super::block::{Reservation, Spot, Taken, charge, fault_of_headers};
-use super::layout::{BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES};
+use super::layout::{
+    BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
+    usable_bytes,
+};
 use super::region::Region;
 use super::resolver::Mappings;
 use super::sync;
@@ -99,6 +102,9 @@ struct State {
     areas: BTreeMap<u16, Slot>,
     /// Bytes of all segments, and of those that are being made.
     area_bytes: u64,
+    /// Segments that were given back while a consumer had their descriptor unread: the kernel keeps
+    /// their memory until it is read.
+    unread: Vec<Unread>,
     first_id: u16,
     next_id: u16,
 }
@@ -106,6 +112,36 @@ struct State {
 struct Slot {
     area: Arc<Area>,
     allocator: Allocator,
+    /// Messages with its descriptor that no consumer has read yet.
+    in_flight: usize,
+}
+
+/// A segment that was given back, and the messages with its descriptor that are not read yet.
+struct Unread {
+    area: Arc<Area>,
+    in_flight: usize,
+}
+
+/// A segment whose descriptor is in a message that its receiver has not read yet.
+///
+/// As long as this lives the kernel keeps the segment's memory, whatever becomes of the segment, so
+/// the pool counts it: an empty segment is reused instead of given back, and one that was given back
+/// counts against the memory.
+pub struct InFlight {
+    pool: Arc<Inner>,
+    area: Arc<Area>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.pool.landed(&self.area);
+    }
+}
+
+impl fmt::Debug for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} in flight", self.area.kind, self.area.id)
+    }
 }
 
 /// How much there is of what.
@@ -214,6 +250,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The least size of a segment in which blocks can take `bytes`.
+fn segment_bytes_for(bytes: u64) -> u64 {
+    (SEGMENT_HEADER_BYTES + bytes + SEGMENT_TAIL_BYTES).next_multiple_of(PAGE_BYTES)
+}
+
 fn random() -> io::Result<u64> {
     let mut bytes = [0; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
@@ -242,12 +283,13 @@ impl Pool {
             None => memory_bytes,
         };
         let all_at_once = backing.fairmq_shmid().is_some();
-        let first_id = backing.first_segment();
         let segment_bytes =
             segment_bytes.clamp(least, MAX_SEGMENT_BYTES).next_multiple_of(PAGE_BYTES);
-        let areas = BTreeMap::new();
-        let mut state = State { areas, area_bytes: 0, first_id, next_id: first_id };
         let maker = Maker::new(&backing).map_err(PoolError::Backing)?;
+        let first_id = maker.first_number().map_err(PoolError::Backing)?;
+        let areas = BTreeMap::new();
+        let unread = Vec::new();
+        let mut state = State { areas, area_bytes: 0, unread, first_id, next_id: first_id };
         let epoch = Epoch(random().map_err(PoolError::Backing)?);
         let mut fixed_bytes = None;
         if let Some(region) = region {
@@ -362,8 +404,7 @@ impl Pool {
     fn grow(&self, granules: u32) -> Result<Option<Found>, PoolError> {
         let inner = &*self.0;
         let growing = lock(&inner.growing);
-        let least = (SEGMENT_HEADER_BYTES + u64::from(granules) * GRANULE_BYTES)
-            .next_multiple_of(PAGE_BYTES);
+        let least = segment_bytes_for(u64::from(granules) * GRANULE_BYTES);
         let (id, bytes, retired) = {
             let mut state = lock(&inner.state);
             // Somebody may have made or emptied one while we waited.
@@ -372,11 +413,11 @@ impl Pool {
             }
             let mut retired = Vec::new();
             let wanted = inner.segment_bytes.max(least);
-            if inner.memory_bytes - state.area_bytes + state.empty_bytes() < least {
+            if inner.budget_without_empty(&state) < least {
                 return Ok(None);
             }
             loop {
-                let budget = inner.memory_bytes - state.area_bytes;
+                let budget = inner.budget(&state);
                 let bytes = wanted.min(budget / PAGE_BYTES * PAGE_BYTES);
                 if bytes >= least {
                     let Some(id) = state.unused_id() else { return Ok(None) };
@@ -431,13 +472,13 @@ impl Pool {
                 *room -= charge;
                 return true;
             }
-            let least = (SEGMENT_HEADER_BYTES + charge).next_multiple_of(PAGE_BYTES);
+            let least = segment_bytes_for(charge);
             let bytes = self.0.segment_bytes.max(least).min(budget);
             if bytes < least {
                 return false;
             }
             budget -= bytes;
-            left.push(bytes - SEGMENT_HEADER_BYTES - charge);
+            left.push(usable_bytes(bytes) - charge);
             true
         })
     }
@@ -450,7 +491,10 @@ impl Pool {
         }
         let retired: Vec<_> = {
             let mut state = lock(&self.0.state);
-            std::iter::from_fn(|| state.take_out_an_empty_one()).collect()
+            let empty = |slot: &Slot| slot.allocator.is_empty() && slot.in_flight == 0;
+            let areas = state.areas.iter().filter(|(_, slot)| empty(slot));
+            let ids: Vec<u16> = areas.map(|(id, _)| *id).collect();
+            ids.into_iter().filter_map(|id| state.take_out(id)).collect()
         };
         retired.iter().for_each(|area| self.0.say_farewell(area));
     }
@@ -463,9 +507,9 @@ impl Pool {
         let in_a_new_one = if self.0.fixed_bytes.is_some() {
             0
         } else {
-            let budget = self.0.memory_bytes - state.area_bytes + state.empty_bytes();
+            let budget = self.0.budget_without_empty(&state);
             let whole = (budget / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
-            whole.saturating_sub(SEGMENT_HEADER_BYTES)
+            usable_bytes(whole)
         };
         let total_bytes = self.0.memory_bytes;
         let used_bytes = self.used_bytes();
@@ -486,6 +530,36 @@ impl Pool {
     /// What blocks and reservations take; without a lock.
     pub fn used_bytes(&self) -> u64 {
         self.0.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts a message with the descriptor of `segment` as unread, until what this returns is
+    /// dropped. `None`: the segment has been given back, and its descriptor must not be sent.
+    pub fn put_in_flight(&self, segment: &SharedSegment) -> Option<InFlight> {
+        let mut state = lock(&self.0.state);
+        let slot = state.areas.get_mut(&segment.id())?;
+        if !Arc::ptr_eq(&slot.area, &segment.0) {
+            return None;
+        }
+        slot.in_flight += 1;
+        Some(InFlight { pool: Arc::clone(&self.0), area: Arc::clone(&segment.0) })
+    }
+
+    /// The memory of the segments that were made for single large objects and whose descriptors are
+    /// unread, in bytes, if `segment` is announced too; 0 if it is none of those.
+    pub fn large_in_flight_with(&self, segment: &SharedSegment) -> u64 {
+        if segment.size_bytes() <= self.0.segment_bytes {
+            // It is reused: it may always be announced.
+            return 0;
+        }
+        let state = lock(&self.0.state);
+        let others = state
+            .areas
+            .values()
+            .filter(|slot| slot.in_flight > 0 && !Arc::ptr_eq(&slot.area, &segment.0));
+        let others = others.map(|slot| slot.area.length());
+        let large = others.filter(|bytes| *bytes > self.0.segment_bytes);
+        let unread = state.unread.iter().map(|unread| unread.area.length());
+        large.chain(unread).sum::<u64>() + segment.size_bytes()
     }
 
     /// All segments and regions, as of now.
@@ -520,7 +594,7 @@ impl Pool {
         let mut faults = Vec::new();
         let mut taken = Vec::new();
         let mut granules = 0;
-        for (id, Slot { area, allocator }) in &state.areas {
+        for (id, Slot { area, allocator, .. }) in &state.areas {
             let named = |why| format!("{} {id}: {why}", area.kind);
             faults.extend(allocator.faults().into_iter().map(named));
             for (start, length) in allocator.taken_places() {
@@ -535,6 +609,12 @@ impl Pool {
         let used_bytes = granules * GRANULE_BYTES;
         if used_bytes != self.used_bytes() {
             faults.push(format!("{used_bytes} bytes are taken, {} are counted", self.used_bytes()));
+        }
+        let unread = state.unread.iter().map(|unread| unread.area.length());
+        let kept = state.area_bytes + self.0.counted_bytes(unread);
+        if kept > self.0.memory_bytes {
+            let limit = self.0.memory_bytes;
+            faults.push(format!("segments keep {kept} bytes, and there are {limit}"));
         }
         let report = PoolReport { segments: state.areas.len(), used_bytes };
         Survey { faults, taken, report }
@@ -554,7 +634,7 @@ impl Inner {
             return bytes;
         }
         let whole = (self.memory_bytes / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
-        whole - SEGMENT_HEADER_BYTES
+        usable_bytes(whole)
     }
 
     /// The next generation; 0 stands for none.
@@ -588,20 +668,74 @@ impl Inner {
             let mut state = lock(&self.state);
             let Some(slot) = state.areas.get_mut(&area.id) else { return };
             slot.allocator.give(place);
-            // One empty segment is kept, so that an object that comes and goes does not make and
-            // unmake one each time; but none that was made for a single large object.
-            let oversized = area.mapping().length() as u64 > self.segment_bytes;
-            let useless = slot.allocator.is_empty()
-                && self.fixed_bytes.is_none()
-                && (oversized
-                    || state.areas.values().filter(|slot| slot.allocator.is_empty()).count() > 1);
-            if useless { state.take_out(area.id) } else { None }
+            self.take_out_if_useless(&mut state, area)
         };
         if let Some(area) = &retired {
             self.say_farewell(area);
         }
         // Unmapping takes its time: not under the lock.
         drop(retired);
+    }
+
+    /// Takes out a segment that is not worth keeping empty. One empty segment is kept, so that an
+    /// object that comes and goes does not make and unmake one each time; but none that was made for
+    /// a single large object. A segment whose descriptor is unread is kept too: its memory would not
+    /// become free.
+    fn take_out_if_useless(&self, state: &mut State, area: &Area) -> Option<Arc<Area>> {
+        let slot = state.areas.get(&area.id).filter(|slot| std::ptr::eq(&*slot.area, area))?;
+        let oversized = area.mapping().length() as u64 > self.segment_bytes;
+        let empty = |slot: &Slot| slot.allocator.is_empty();
+        let useless = empty(slot)
+            && slot.in_flight == 0
+            && self.fixed_bytes.is_none()
+            && (oversized || state.areas.values().filter(|slot| empty(slot)).count() > 1);
+        if useless { state.take_out(area.id) } else { None }
+    }
+
+    /// A message with the descriptor of this segment was read, or its socket is gone.
+    fn landed(&self, area: &Arc<Area>) {
+        let (retired, unread) = {
+            let mut state = lock(&self.state);
+            let listed = state.areas.get_mut(&area.id);
+            if let Some(slot) = listed.filter(|slot| Arc::ptr_eq(&slot.area, area)) {
+                slot.in_flight -= 1;
+                let left = self.is_left();
+                (if left { None } else { self.take_out_if_useless(&mut state, area) }, None)
+            } else {
+                (None, state.landed(area))
+            }
+        };
+        if let Some(area) = &retired {
+            self.say_farewell(area);
+        }
+        // Unmapping takes its time: not under the lock.
+        drop((retired, unread));
+    }
+
+    /// What new segments may take.
+    fn budget(&self, state: &State) -> u64 {
+        let unread = state.unread.iter().map(|unread| unread.area.length());
+        let taken = state.area_bytes + self.counted_bytes(unread);
+        self.memory_bytes.saturating_sub(taken)
+    }
+
+    /// The same if all empty segments were given back.
+    fn budget_without_empty(&self, state: &State) -> u64 {
+        let in_flight = state.areas.values().filter(|slot| {
+            slot.in_flight > 0 && slot.allocator.is_empty() && self.fixed_bytes.is_none()
+        });
+        let unread = state.unread.iter().map(|unread| unread.area.length());
+        let unread = unread.chain(in_flight.map(|slot| slot.area.length()));
+        let taken = state.area_bytes - state.empty_bytes() + self.counted_bytes(unread);
+        self.memory_bytes.saturating_sub(taken)
+    }
+
+    /// The part of the memory of unread segments that counts against the pool. The memory of one
+    /// segment, the largest of them, does not count: a consumer that stops reading costs nothing.
+    fn counted_bytes(&self, unread: impl Iterator<Item = u64>) -> u64 {
+        let (sum, largest) =
+            unread.fold((0, 0), |(sum, largest): (u64, u64), one| (sum + one, largest.max(one)));
+        sum.saturating_sub(largest.max(self.segment_bytes))
     }
 }
 
@@ -626,7 +760,8 @@ impl State {
     /// Lists an area, all of it free; the bytes that blocks can take there.
     fn insert(&mut self, area: Arc<Area>) -> u64 {
         let granules = area.granules();
-        self.areas.insert(area.id, Slot { area, allocator: Allocator::new(granules) });
+        let allocator = Allocator::new(granules);
+        self.areas.insert(area.id, Slot { area, allocator, in_flight: 0 });
         u64::from(granules) * GRANULE_BYTES
     }
 
@@ -653,19 +788,31 @@ impl State {
     /// What could be given back.
     fn empty_bytes(&self) -> u64 {
         let empty = self.areas.values().filter(|slot| slot.allocator.is_empty());
-        empty.map(|slot| slot.area.mapping().length() as u64).sum()
+        empty.map(|slot| slot.area.length()).sum()
     }
 
+    /// Takes out an empty segment: one whose memory becomes free at once, if there is any.
     fn take_out_an_empty_one(&mut self) -> Option<Arc<Area>> {
-        let id =
-            self.areas.iter().find(|(_, slot)| slot.allocator.is_empty()).map(|(id, _)| *id)?;
+        let empty = self.areas.iter().filter(|(_, slot)| slot.allocator.is_empty());
+        let id = empty.min_by_key(|(_, slot)| slot.in_flight > 0).map(|(id, _)| *id)?;
         self.take_out(id)
     }
 
     fn take_out(&mut self, id: u16) -> Option<Arc<Area>> {
-        let Slot { area, .. } = self.areas.remove(&id)?;
-        self.area_bytes -= area.mapping().length() as u64;
+        let Slot { area, in_flight, .. } = self.areas.remove(&id)?;
+        self.area_bytes -= area.length();
         area.retire();
+        if in_flight > 0 {
+            self.unread.push(Unread { area: Arc::clone(&area), in_flight });
+        }
         Some(area)
+    }
+
+    /// One message less with the descriptor of a segment that was given back. Returns the segment if
+    /// it was the last.
+    fn landed(&mut self, area: &Arc<Area>) -> Option<Arc<Area>> {
+        let at = self.unread.iter().position(|unread| Arc::ptr_eq(&unread.area, area))?;
+        self.unread[at].in_flight -= 1;
+        (self.unread[at].in_flight == 0).then(|| self.unread.swap_remove(at).area)
     }
 }

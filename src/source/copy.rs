@@ -119,7 +119,7 @@ impl Destination {
                 let staged = tokio::task::spawn_blocking(stage).await;
                 let staged =
                     staged.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-                Ok(Staged::InFolder(staged?))
+                Ok(Staged::InFolder(Box::new(staged?)))
             }
         }
     }
@@ -129,7 +129,7 @@ impl Destination {
 enum Staged {
     /// It is in an object store, and new there or not.
     Put(bool),
-    InFolder(Stage),
+    InFolder(Box<Stage>),
 }
 
 /// What came of a copy.
@@ -253,7 +253,7 @@ impl Copied {
         let mut staged = Vec::new();
         for (version, done) in done {
             let stored = done.and_then(|(stage, bytes)| match (stage, &mut batch) {
-                (Staged::InFolder(stage), Some(batch)) => Ok((batch.take(stage)?.new, bytes)),
+                (Staged::InFolder(stage), Some(batch)) => Ok((batch.take(*stage)?.new, bytes)),
                 (Staged::Put(new), _) => Ok((new, bytes)),
                 (Staged::InFolder(_), None) => Ok((false, bytes)),
             });

@@ -60,9 +60,12 @@ pub enum EncodeError {
         /// The region.
         region: u16,
     },
-    /// The lease has ended, and the client takes nothing more of the table.
-    #[error("the lease of this table has ended, and nothing of it was read for a while")]
-    Revoked,
+    /// The lease of the table has ended while it was being sent: what it names may be gone.
+    #[error(
+        "the lease of the table has ended before all of it was read: released, revoked, or its time \
+         ran out"
+    )]
+    LeaseEnded,
     /// A bug of ours.
     #[error("the table cannot be put together: {reason}")]
     Arrow {
@@ -76,7 +79,7 @@ impl Coded for EncodeError {
         match self {
             Self::TooLarge { .. } => ErrorKind::ResourceExhausted,
             Self::Unmanaged { .. } => ErrorKind::InvalidArgument,
-            Self::Revoked => ErrorKind::FailedPrecondition,
+            Self::LeaseEnded => ErrorKind::FailedPrecondition,
             Self::Arrow { .. } => ErrorKind::Internal,
         }
     }
@@ -85,7 +88,7 @@ impl Coded for EncodeError {
         Code(match self {
             Self::TooLarge { .. } => 1020,
             Self::Unmanaged { .. } => 1021,
-            Self::Revoked => 1022,
+            Self::LeaseEnded => 5003,
             Self::Arrow { .. } => 9010,
         })
     }

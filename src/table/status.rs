@@ -118,8 +118,8 @@ pub struct TimeframeStatus {
 /// A process on the node that is attached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionStatus {
-    /// Its name, which cannot be guessed.
-    pub session: String,
+    /// A number among the sessions of this instance. The id of a session is a secret of its process.
+    pub number: u64,
     /// What it calls itself.
     pub consumer: String,
     /// Its process, as the kernel says.

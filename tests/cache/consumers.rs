@@ -184,3 +184,86 @@ async fn what_a_slow_consumer_holds_is_revoked_and_what_it_reads_on_is_stale_onc
     stop.cancel();
     serving.await.unwrap();
 }
+
+#[tokio::test]
+async fn what_is_sent_to_a_client_that_does_not_read_ends_with_its_lease() {
+    let slow_after = Some(Duration::from_millis(100));
+    let slow_consumer = SlowConsumer::Revoke;
+    let limits = ConsumerLimits { slow_after, slow_consumer, ..ConsumerLimits::default() };
+    let (cache, clock) = limited(limits);
+    let table = |more: &str| {
+        format!(r#"{{"columns": {{"b": "A/B"}}, "timestamps": [5], "cell": "payload"{more}}}"#)
+    };
+    let code = |message: Option<Result<_, iovcache::table::EncodeError>>| {
+        message.unwrap().map(|_: iovcache::table::Message| ()).unwrap_err().code().0
+    };
+
+    // Revoked.
+    let answer = ask(&cache, &table(r#", "consumer": "x""#)).await.unwrap();
+    let mut unread = answer.messages().unwrap();
+    drop(answer);
+    unread.next().unwrap().unwrap();
+    assert!(cache.status().memory.pinned_bytes > 0);
+    clock.advance(Duration::from_millis(100));
+    until_counted("revoked", || cache.counters().slow_revoked.get(), 1).await;
+    nothing_is_pinned(&cache);
+    assert_eq!(code(unread.next()), 5003);
+    assert!(unread.next().is_none());
+
+    // Its time ran out; while it was read it did not.
+    let answer = ask(&cache, &table("")).await.unwrap();
+    let mut unread = answer.messages().unwrap();
+    drop(answer);
+    for _ in 0..2 {
+        clock.advance(Duration::from_millis(150));
+        unread.next().unwrap().unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let expired = cache.counters().leases_expired.get();
+    clock.advance(Duration::from_millis(200));
+    until_counted("expired", || cache.counters().leases_expired.get(), expired + 1).await;
+    nothing_is_pinned(&cache);
+
+    // Released by whoever knows its id.
+    let answer = ask(&cache, &table("")).await.unwrap();
+    let (lease, mut unread) = (answer.lease().clone(), answer.messages().unwrap());
+    drop(answer);
+    unread.next().unwrap().unwrap();
+    assert!(cache.release(&lease));
+    nothing_is_pinned(&cache);
+    assert_eq!(code(unread.next()), 5003);
+
+    // All of it read: it ends as it should, whatever becomes of the lease.
+    let answer = ask(&cache, &table("")).await.unwrap();
+    let (lease, unread) = (answer.lease().clone(), answer.messages().unwrap());
+    drop(answer);
+    assert!(unread.map(Result::unwrap).count() >= 2);
+    assert!(cache.release(&lease));
+    add_up(&cache);
+}
+
+#[tokio::test]
+async fn a_long_stream_goes_on_where_its_timeframe_was_consumed_early_and_ends_where_it_is_revoked()
+{
+    let slow_after = Some(Duration::from_millis(100));
+    let slow_consumer = SlowConsumer::Revoke;
+    let limits = ConsumerLimits { slow_after, slow_consumer, ..ConsumerLimits::default() };
+    let (cache, clock) = limited(limits);
+    let template = br#"{"columns": {"b": "A/B"}, "consumer": "x"}"#;
+    let exchange = cache.exchange(Request::parse_template(template).unwrap()).unwrap();
+    let times = || [Some(5)].into_iter().collect::<Timestamps>();
+    let answer = exchange.answer(1, times()).await.unwrap();
+    let mut early = answer.body().unwrap();
+    drop(answer);
+    exchange.consumed(&[1]);
+    early.next().unwrap().unwrap();
+    let answer = exchange.answer(2, times()).await.unwrap();
+    let mut unread = answer.body().unwrap();
+    drop((answer, early));
+    clock.advance(Duration::from_millis(100));
+    until_counted("revoked", || cache.counters().slow_revoked.get(), 1).await;
+    nothing_is_pinned(&cache);
+    assert_eq!(unread.next().unwrap().map(|_| ()).unwrap_err().code().0, 5003);
+    drop(exchange);
+    add_up(&cache);
+}

@@ -1,6 +1,7 @@
 //! A cache inside of this process: many who ask at the same time, memory that is too small, leases
 //! that run out. After each, everything has to add up.
 
+mod attached;
 mod consumers;
 mod places;
 

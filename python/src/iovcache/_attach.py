@@ -127,7 +127,8 @@ class Attachment:
                 line = self._line()
                 if line is None:
                     break
-                self._take(line)
+                if "error" not in line:  # else one of our lines was wrong
+                    self._take(line)
         except Exception as error:  # whatever it is, the session cannot go on
             why = str(error)
         with self._changed:

@@ -38,6 +38,18 @@ def _translated() -> Iterator[None]:
         raise translate(error) from error
 
 
+_CHANNEL = [
+    # gRPC's C core would send the path of a Unix socket, which HTTP/2 forbids.
+    ("grpc.default_authority", "localhost"),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Who loses a service has it again as soon as it is back: our own pauses count.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+
 def connect(
     url: str,
     *,
@@ -124,23 +136,23 @@ class Client:
         self._attachment: Optional[Attachment] = None
         self._was_attached = False
         self._remote = remote
+        # The Unix socket of a service that was reached over TCP: a session is used over it alone.
+        self._near: Optional[flight.FlightClient] = None
         with _translated():
-            self._flight = flight.connect(
+            self._far = flight.connect(
                 _location(url),
                 tls_root_certs=tls_root_certs,
                 cert_chain=cert_chain,
                 private_key=private_key,
-                # gRPC's C core would send the path of a Unix socket, which HTTP/2 forbids.
-                generic_options=[
-                    ("grpc.default_authority", "localhost"),
-                    ("grpc.max_send_message_length", -1),
-                    ("grpc.max_receive_message_length", -1),
-                    # Who loses a service has it again as soon as it is back: our own pauses count.
-                    ("grpc.initial_reconnect_backoff_ms", 50),
-                    ("grpc.min_reconnect_backoff_ms", 1000),
-                    ("grpc.max_reconnect_backoff_ms", 1000),
-                ],
+                generic_options=_CHANNEL,
             )
+
+    @property
+    def _flight(self) -> flight.FlightClient:
+        """Where requests go: the Unix socket as long as we are attached beside it."""
+        near, attachment = self._near, self._attachment
+        is_there = near is not None and attachment is not None and attachment.over is None
+        return near if is_there else self._far
 
     def close(self) -> None:
         """Ends the session and the connection."""
@@ -148,7 +160,10 @@ class Client:
             attachment, self._attachment = self._attachment, None
         if attachment is not None:
             attachment.close()
-        self._flight.close()
+        near, self._near = self._near, None
+        if near is not None:
+            near.close()
+        self._far.close()
 
     def __enter__(self) -> "Client":
         return self
@@ -390,16 +405,22 @@ class Client:
             if self._attachment is not None and self._attachment.over is None:
                 return self._attachment
             folder = _socket_folder(self.url)
+            epoch: Optional[str] = None
             if folder is not None:
                 path: Optional[str] = os.path.join(folder, "attach.sock")
             else:
-                path = self._attach_path(request)
+                path, epoch = self._attach_place(request)
                 if path is None or not os.path.exists(path):
                     self._remote = True
                     return None
             assert path is not None
             try:
-                self._attachment = Attachment(path, self._consumer, self._token)
+                attachment = Attachment(path, self._consumer, self._token)
+                if folder is None and not self._come_near(path, attachment, epoch):
+                    attachment.close()
+                    self._remote = True
+                    return None
+                self._attachment = attachment
                 self._was_attached = True
             except IovcacheError as error:
                 if self._was_attached and isinstance(error, Unavailable):
@@ -412,12 +433,29 @@ class Client:
                 return None
             return self._attachment
 
-    def _attach_path(self, request: Mapping[str, Any]) -> Optional[str]:
+    def _attach_place(self, request: Mapping[str, Any]) -> Tuple[Optional[str], Optional[str]]:
+        """Where the service says that processes attach, and its epoch."""
         descriptor = flight.FlightDescriptor.for_command(json.dumps(request))
         with _translated():
-            schema = self._flight.get_schema(descriptor, options=self._call).schema
-        path = (schema.metadata or {}).get(b"iovcache.attach")
-        return path.decode() if path is not None else None
+            schema = self._far.get_schema(descriptor, options=self._call).schema
+        said = schema.metadata or {}
+        path, epoch = said.get(b"iovcache.attach"), said.get(b"iovcache.epoch")
+        return path and path.decode(), epoch and epoch.decode()
+
+    def _come_near(self, path: str, attachment: Attachment, epoch: Optional[str]) -> bool:
+        """From now on requests go through the Unix socket beside this attach socket.
+
+        Not if that is the socket of another service than the one that we reach over TCP.
+        """
+        socket = os.path.join(os.path.dirname(path), "flight.sock")
+        if attachment.epoch != epoch or not os.access(socket, os.W_OK):
+            return False
+        before, self._near = self._near, None
+        if before is not None:
+            before.close()
+        with _translated():
+            self._near = flight.connect(f"grpc+unix://{socket}", generic_options=_CHANNEL)
+        return True
 
     def _forget_lost_session(self) -> bool:
         with self._lock:

@@ -78,6 +78,7 @@ _BY_CODE = {
     "IOV-2013": FailedPrecondition,
     "IOV-5001": FailedPrecondition,
     "IOV-5002": FailedPrecondition,
+    "IOV-5003": FailedPrecondition,
     "IOV-5012": FailedPrecondition,
     "IOV-5013": AlreadyExists,
     "IOV-5015": ResourceExhausted,

@@ -57,7 +57,7 @@ class Resolver:
         """Maps a segment or region; the descriptor is still the caller's afterwards."""
         # The mapping lives as long as any view of it: it is never closed by hand.
         view = memoryview(mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
-        if kind == "segment" and bytes(view[64:72]) != b"IOVCACHE":
+        if kind == "segment" and bytes(view[256:264]) != b"IOVCACHE":
             raise FailedPrecondition(f"segment {number} is none of iovcache", "IOV-4051")
         with self._lock:
             self._views = {**self._without_retired(), (kind, number): view}

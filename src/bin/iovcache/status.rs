@@ -124,9 +124,9 @@ fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
         )?;
     }
     for session in &status.sessions {
-        let (consumer, pid) = (&session.consumer, session.pid);
+        let (number, consumer, pid) = (session.number, &session.consumer, session.pid);
         let pinned = show_bytes(session.pinned_bytes);
-        writeln!(text, "session  {consumer:<16} pid {pid:<8} {pinned} pinned")?;
+        writeln!(text, "session {number:<3} {consumer:<16} pid {pid:<8} {pinned} pinned")?;
     }
     for timeframe in status.timeframes.iter().take(MAX_TIMEFRAMES) {
         let consumers: Vec<String> = timeframe

@@ -42,12 +42,14 @@ impl GuardLayer {
         let counters = self.cache.counters();
         let identity = match needed_for_call(request.uri().path()) {
             // Whoever reaches us may: there is nothing to be known of it.
-            None => Identity { name: "anybody".into(), role: Role::Read },
+            None => Identity { name: "anybody".into(), role: Role::Read, by_key: false, uid: None },
             Some(needs) => {
                 let entered = request.extensions().get::<Entered>();
                 let peer = &entered.ok_or(Denied::NoCredentials)?.peer;
-                let token = bearer(request);
-                let identity = token.and_then(|token| self.access.identify(peer, token.as_ref()));
+                let identity = match bearer(request) {
+                    Ok(token) => self.access.identify(peer, token.as_ref()),
+                    Err(malformed) => self.access.identify_without_key(peer, malformed),
+                };
                 let checked = identity.and_then(|identity| {
                     identity.check(needs, request.uri().path()).map(|()| identity)
                 });

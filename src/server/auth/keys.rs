@@ -22,7 +22,6 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
-use super::Identity;
 use super::denied::Denied;
 use super::role::Role;
 use crate::error::{Code, Coded, ErrorKind};
@@ -157,7 +156,11 @@ impl Keys {
 
     /// Whose token this is. All are compared, each in constant time: how long it takes says nothing
     /// of how much of it was right, or whose it is.
-    pub(super) fn bearer(&self, token: &Secret, now: Timestamp) -> Result<Identity, Denied> {
+    pub(super) fn bearer(
+        &self,
+        token: &Secret,
+        now: Timestamp,
+    ) -> Result<(Arc<str>, Role), Denied> {
         if token.reveal().len() > MAX_TOKEN_BYTES {
             return Err(Denied::UnknownToken);
         }
@@ -174,18 +177,18 @@ impl Keys {
             Some(expired) if expired <= now => {
                 Err(Denied::Expired { name: Arc::clone(&known.name), expired })
             }
-            _ => Ok(Identity { name: Arc::clone(&known.name), role: known.role }),
+            _ => Ok((Arc::clone(&known.name), known.role)),
         }
     }
 
     /// What the bearer of a certificate with these names may: of several roles the greatest.
-    pub(super) fn certified(&self, names: &[String]) -> Option<Identity> {
+    pub(super) fn certified(&self, names: &[String]) -> Option<(Arc<str>, Role)> {
         let fits = |known: &&Certificate| {
             *known.name == *"*" || names.iter().any(|name| *known.name == **name)
         };
         let best = self.certificates.iter().filter(fits).max_by_key(|known| known.role)?;
         let name = names.first().map_or("a certificate", String::as_str);
-        Some(Identity { name: name.into(), role: best.role })
+        Some((name.into(), best.role))
     }
 }
 
@@ -247,10 +250,10 @@ mod tests {
             + &Keys::entry("c", &second, Role::Administer, None)
             + "expires = 1970-01-02T00:00:00+01:00\n";
         let keys = Keys::parse(&text).unwrap();
-        let identity = keys.bearer(&first, at(i64::MAX)).unwrap();
-        assert_eq!((&*identity.name, identity.role), ("a \"b\"", Role::Read));
+        let (name, role) = keys.bearer(&first, at(i64::MAX)).unwrap();
+        assert_eq!((&*name, role), ("a \"b\"", Role::Read));
         let until = 23 * 3_600_000;
-        assert_eq!(keys.bearer(&second, at(until - 1)).unwrap().role, Role::Administer);
+        assert_eq!(keys.bearer(&second, at(until - 1)).unwrap().1, Role::Administer);
         let expired = keys.bearer(&second, at(until)).unwrap_err();
         assert_eq!(expired, Denied::Expired { name: "c".into(), expired: at(until) });
         for wrong in ["", "firs", "first ", "FIRST", &"x".repeat(5_000)] {
@@ -303,7 +306,7 @@ mod tests {
         .unwrap();
         let names =
             |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let role = |of: &[&str]| keys.certified(&names(of)).map(|identity| identity.role);
+        let role = |of: &[&str]| keys.certified(&names(of)).map(|(_, role)| role);
         assert_eq!(role(&["b.org"]), Some(Role::Read));
         assert_eq!(role(&["b.org", "a.org"]), Some(Role::Register));
         let none = Keys::default();

@@ -30,7 +30,7 @@ pub use keys::{Keys, KeysError};
 pub use role::Role;
 pub(super) use role::needed_for_action;
 
-use crate::cache::{AttachGate, NotListed, PeerPolicy};
+use crate::cache::{AttachGate, NotListed, Origin, PeerPolicy};
 use crate::clock::Clock;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::secret::Secret;
@@ -43,9 +43,26 @@ pub struct Identity {
     pub name: Arc<str>,
     /// What it may.
     pub role: Role,
+    /// A key says so, and not only that there are none.
+    pub by_key: bool,
+    /// Its user, if it is a process on this node.
+    pub uid: Option<u32>,
 }
 
 impl Identity {
+    /// What is proven of who asks. Without keys everybody may administer; but what belongs to another
+    /// consumer only the service's own user and root change then.
+    pub(super) fn origin(&self) -> Origin {
+        let key = self.by_key.then(|| Arc::clone(&self.name));
+        let trusted =
+            |uid| matches!(Origin::process(uid), Origin::Client { administers: true, .. });
+        let administers = match self.by_key {
+            true => self.role >= Role::Administer,
+            false => self.role >= Role::Administer && self.uid.is_some_and(trusted),
+        };
+        Origin::Client { uid: self.uid, tcp_uid: None, key, administers }
+    }
+
     /// Whether it may what needs `needs`.
     ///
     /// # Errors
@@ -82,13 +99,25 @@ pub(super) enum Peer {
 pub(super) enum PeerKey {
     Uid(u32),
     Address(IpAddr),
+    /// This node, over TCP: a process picks any address of 127.0.0.0/8 as its own.
+    Loopback,
 }
 
 impl Peer {
     pub(super) fn key(&self) -> PeerKey {
         match self {
             Self::Process(peer) => PeerKey::Uid(peer.uid),
-            Self::Address { address, .. } => PeerKey::Address(address.ip()),
+            Self::Address { address, .. } => match address.ip().to_canonical() {
+                address if address.is_loopback() => PeerKey::Loopback,
+                address => PeerKey::Address(address),
+            },
+        }
+    }
+
+    fn uid(&self) -> Option<u32> {
+        match self {
+            Self::Process(peer) => Some(peer.uid),
+            Self::Address { .. } => None,
         }
     }
 }
@@ -139,13 +168,39 @@ impl Access {
             }
             Peer::Address { certificate, .. } => (keys.is_empty(), certificate.as_ref()),
         };
-        match (token, certificate) {
-            _ if everything => Ok(Identity { name: "anybody".into(), role: Role::Administer }),
-            (Some(token), _) => keys.bearer(token, self.0.clock.wall()),
-            (None, Some(names)) => {
-                keys.certified(names).ok_or_else(|| Denied::Certificate { names: names.to_vec() })
-            }
-            (None, None) => Err(Denied::NoCredentials),
+        let uid = peer.uid();
+        if everything {
+            return Ok(Identity {
+                name: "anybody".into(),
+                role: Role::Administer,
+                by_key: false,
+                uid,
+            });
+        }
+        let (name, role) = match (token, certificate) {
+            (Some(token), _) => keys.bearer(token, self.0.clock.wall())?,
+            (None, Some(names)) => keys
+                .certified(names)
+                .ok_or_else(|| Denied::Certificate { names: names.to_vec() })?,
+            (None, None) => return Err(Denied::NoCredentials),
+        };
+        Ok(Identity { name, role, by_key: true, uid })
+    }
+
+    /// Who asks, with an authorization header that is none of ours: where no key is needed it is
+    /// ignored, as a proxy may have put it there.
+    ///
+    /// # Errors
+    /// `malformed` where a key is needed, or [`Denied`].
+    pub(super) fn identify_without_key(
+        &self,
+        peer: &Peer,
+        malformed: Denied,
+    ) -> Result<Identity, Denied> {
+        match self.identify(peer, None) {
+            Ok(identity) if !identity.by_key => Ok(identity),
+            Ok(_) | Err(Denied::NoCredentials) => Err(malformed),
+            Err(denied) => Err(denied),
         }
     }
 
@@ -185,9 +240,12 @@ impl AttachGate for Access {
         &self,
         peer: &PeerCredentials,
         token: Option<&Secret>,
-    ) -> Result<(), Box<dyn Coded + Send + Sync>> {
+    ) -> Result<Origin, Box<dyn Coded + Send + Sync>> {
         let identity = self.identify(&Peer::Process(peer.clone()), token);
-        identity.and_then(|identity| identity.check(Role::Read, "attaching")).map_err(|denied| {
+        let checked = identity.and_then(|identity| {
+            identity.check(Role::Read, "attaching").map(|()| identity.origin())
+        });
+        checked.map_err(|denied| {
             let denied: Box<dyn Coded + Send + Sync> = Box::new(denied);
             denied
         })
@@ -268,6 +326,71 @@ mod tests {
         assert_eq!(certificates.identify(&remote(None), None), Err(Denied::NoCredentials));
         both.set_keys(Keys::default());
         assert!(both.identify(&remote(None), None).is_ok());
+    }
+
+    #[test]
+    fn without_keys_only_the_services_user_and_root_administer_other_consumers() {
+        let own = rustix::process::geteuid().as_raw();
+        let policy = PeerPolicy { uids: vec![own, 0, own + 7], gids: vec![] };
+        let open = Access::new(policy.clone(), Keys::default(), Clock::system());
+        let origin = |access: &Access, peer, token: Option<&Secret>| {
+            access.identify(&peer, token).unwrap().origin()
+        };
+        let administers =
+            |origin: &Origin| matches!(origin, Origin::Client { administers: true, .. });
+        assert!(administers(&origin(&open, process(own, &[]), None)));
+        assert!(administers(&origin(&open, process(0, &[]), None)));
+        assert!(!administers(&origin(&open, process(own + 7, &[]), None)));
+        assert!(!administers(&origin(&open, remote(None), None)));
+        let (low, high) = (Secret::from("low"), Secret::from("high"));
+        let keys = Keys::entry("low", &low, Role::Register, None)
+            + &Keys::entry("high", &high, Role::Administer, None);
+        let keyed = Access::new(policy, Keys::parse(&keys).unwrap(), Clock::system());
+        let of_low = origin(&keyed, process(own, &[]), Some(&low));
+        assert_eq!(
+            of_low,
+            Origin::Client {
+                uid: Some(own),
+                tcp_uid: None,
+                key: Some("low".into()),
+                administers: false
+            }
+        );
+        let of_high = origin(&keyed, remote(None), Some(&high));
+        assert_eq!(
+            of_high,
+            Origin::Client {
+                uid: None,
+                tcp_uid: None,
+                key: Some("high".into()),
+                administers: true
+            }
+        );
+    }
+
+    #[test]
+    fn a_foreign_authorization_header_is_ignored_where_no_key_is_needed() {
+        let open = access("").identify_without_key(&remote(None), Denied::Malformed);
+        assert!(open.is_ok());
+        let certificate = "[[certificate]]\nname = \"a.org\"\nrole = \"read\"\n";
+        let keyed = access(&(Keys::entry("t", &"t".into(), Role::Read, None) + certificate));
+        for peer in [remote(None), remote(Some(&["a.org"])), process(100, &[])] {
+            let denied = keyed.identify_without_key(&peer, Denied::Malformed);
+            assert_eq!(denied, Err(Denied::Malformed), "{peer:?}");
+        }
+    }
+
+    #[test]
+    fn all_of_loopback_is_one_peer() {
+        let key = |address: &str| {
+            let address = address.parse().unwrap();
+            Peer::Address { address, certificate: None }.key()
+        };
+        for near in ["127.0.0.1:1", "127.9.9.9:2", "[::1]:3", "[::ffff:127.0.0.2]:4"] {
+            assert_eq!(key(near), PeerKey::Loopback, "{near}");
+        }
+        assert_ne!(key("192.0.2.1:1"), key("192.0.2.2:1"));
+        assert_eq!(key("192.0.2.1:1"), key("[::ffff:192.0.2.1]:2"));
     }
 
     #[test]

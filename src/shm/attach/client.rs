@@ -248,7 +248,7 @@ impl Attachment {
         let _asking = self.shared.asking.lock().unwrap_or_else(PoisonError::into_inner);
         let empty = || self.shared.empty.load(Ordering::Relaxed);
         let empty_before = empty();
-        let message = ClientMessage { need: Need { kind, id } };
+        let message = ClientMessage::Need(Need { kind, id });
         if send_json(&mut &self.stream, &message).is_err() {
             return mappings;
         }
@@ -286,6 +286,10 @@ fn send_json(stream: &mut impl io::Write, message: &impl serde::Serialize) -> io
 fn listen(shared: &Shared, epoch: Epoch, stream: &UnixStream, mut reader: LineReader) {
     loop {
         while let Some(line) = reader.line() {
+            if refused(&line).is_some() {
+                // One of our lines was wrong; what it asked for does not come.
+                continue;
+            }
             let taken = parse(&line)
                 .map_err(AttachError::from)
                 .and_then(|(announcement, _)| shared.take(&announcement, epoch, &mut reader));
@@ -309,7 +313,9 @@ mod tests {
 
     use super::*;
     use crate::object::ObjectId;
-    use crate::shm::attach::{MAX_DESCRIPTORS, SegmentEntry, parse_hello, parse_need, send};
+    use crate::shm::attach::{
+        ClientMessage, MAX_DESCRIPTORS, SegmentEntry, parse_hello, parse_line, send,
+    };
     use crate::shm::{Block, Pool, PoolOptions, SharedSegment};
 
     /// The service's end: what a test tells it to send, and what it is asked for.
@@ -338,8 +344,8 @@ mod tests {
 
         /// An object that fills a segment.
         fn object(&self, byte: u8) -> Block {
-            let mut reservation = self.pool.reserve(4000).unwrap();
-            reservation.fill(&[byte; 4000]);
+            let mut reservation = self.pool.reserve(3960).unwrap();
+            reservation.fill(&[byte; 3960]);
             reservation.publish(ObjectId::from_bytes([byte; 16]))
         }
 
@@ -425,8 +431,9 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let (stream, mut reader) = service.welcome(&[]);
-                let need = parse_need(&next_line(&stream, &mut reader)).unwrap();
-                assert_eq!(need, Need { kind: Kind::Segment, id: 0 });
+                let message = parse_line(&next_line(&stream, &mut reader)).unwrap();
+                let need = Need { kind: Kind::Segment, id: 0 };
+                assert_eq!(message, ClientMessage::Need(need));
                 service.announce(&stream, &service.pool.segments());
                 // Until the client hangs up.
                 assert!(matches!(reader.read(&stream), Err(WireError::HungUp)));

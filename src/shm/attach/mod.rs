@@ -3,10 +3,11 @@
 //! ```text
 //!  client ── {"hello": 1, "consumer": "…"} ──────────────▶ service
 //!         ◀── {"session", "epoch", "segments": […]} + fds ──
-//!         ◀── the same form for each new segment ─────────── whenever one is made
+//!         ◀── the same form for each new segment ─────────── once the last line was read
 //!         ── {"need": {"kind", "id"}} ───────────────────▶ it is sent again
-//!  or, who may not: ◀── {"kind", "error"} ──
-//!  hang-up: the session is over, and all that it held is let go
+//!         ── {"release"}, {"delivered"}, {"consumed"} ───▶ no answer, or {"error"}
+//!  refused: ◀── {"kind", "error"} ──
+//!  hang-up: the session ends, and everything it held is released
 //! ```
 //!
 //! One line of JSON per message; the descriptors of the segments that a line names come with it as
@@ -17,6 +18,6 @@ mod wire;
 
 pub use client::{AttachError, Attachment};
 pub use wire::{
-    Announcement, ClientMessage, Hello, LineReader, MAX_DESCRIPTORS, Need, PeerCredentials,
-    Refusal, SegmentEntry, WireError, parse_hello, parse_need, send,
+    Announcement, ClientMessage, Done, Hello, LineReader, MAX_DESCRIPTORS, Need, PeerCredentials,
+    Refusal, SegmentEntry, WireError, is_all_read, parse_hello, parse_line, send,
 };

@@ -47,11 +47,75 @@ pub struct Need {
 }
 
 /// Every later line of a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientMessage {
+    /// Asks for a segment again. It is announced, and so is that there is none.
+    Need(Need),
+    /// Ends a lease of the session.
+    Release {
+        /// The lease.
+        lease: String,
+    },
+    /// The consumer has the table of a timeframe.
+    Delivered {
+        /// The timeframe.
+        timeframe: u64,
+        /// The consumer; `None`: the one of the hello.
+        consumer: Option<String>,
+    },
+    /// The consumer is done with timeframes.
+    Consumed {
+        /// Which.
+        done: Done,
+        /// The consumer; `None`: the one of the hello.
+        consumer: Option<String>,
+    },
+}
+
+/// The timeframes that a consumer is done with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClientMessage {
-    /// What is asked for.
-    pub need: Need,
+#[serde(untagged)]
+pub enum Done {
+    /// One timeframe.
+    One(u64),
+    /// All timeframes below an id.
+    Below {
+        /// That id.
+        oldest_possible: u64,
+    },
+}
+
+/// A later line of a client as it crosses the socket: exactly one of the first four fields.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ClientLine {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    need: Option<Need>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    release: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delivered: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consumed: Option<Done>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consumer: Option<String>,
+}
+
+impl Serialize for ClientMessage {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut line = ClientLine::default();
+        match self {
+            Self::Need(need) => line.need = Some(*need),
+            Self::Release { lease } => line.release = Some(lease.clone()),
+            Self::Delivered { timeframe, consumer } => {
+                (line.delivered, line.consumer) = (Some(*timeframe), consumer.clone());
+            }
+            Self::Consumed { done, consumer } => {
+                (line.consumed, line.consumer) = (Some(*done), consumer.clone());
+            }
+        }
+        line.serialize(serializer)
+    }
 }
 
 /// One segment of an announcement.
@@ -154,10 +218,7 @@ pub fn parse_hello(line: &[u8]) -> Result<Hello, WireError> {
     if hello.hello != 1 {
         return Err(malformed(format!("hello is {}, only 1 is spoken", hello.hello)));
     }
-    let length = hello.consumer.len();
-    if length == 0 || length > 200 || hello.consumer.chars().any(char::is_control) {
-        return Err(malformed("a consumer's name has 1 to 200 printable characters".into()));
-    }
+    check_consumer(&hello.consumer).map_err(malformed)?;
     Ok(hello)
 }
 
@@ -165,12 +226,34 @@ pub fn parse_hello(line: &[u8]) -> Result<Hello, WireError> {
 ///
 /// # Errors
 /// [`WireError::Malformed`], which names unknown fields.
-pub fn parse_need(line: &[u8]) -> Result<Need, WireError> {
-    let message: Result<ClientMessage, _> = serde_json::from_slice(line);
-    message.map(|message| message.need).map_err(|error| WireError::Malformed {
-        expected: r#"{"need": {"kind": "segment", "id": 0}}"#,
-        reason: error.to_string(),
-    })
+pub fn parse_line(line: &[u8]) -> Result<ClientMessage, WireError> {
+    let malformed = |reason: String| WireError::Malformed {
+        expected: r#"one of {"need": {"kind", "id"}}, {"release"}, {"delivered"}, {"consumed"}"#,
+        reason,
+    };
+    let line: ClientLine =
+        serde_json::from_slice(line).map_err(|error| malformed(error.to_string()))?;
+    let ClientLine { need, release, delivered, consumed, consumer } = line;
+    if let Some(name) = &consumer {
+        check_consumer(name).map_err(malformed)?;
+    }
+    match (need, release, delivered, consumed) {
+        (Some(need), None, None, None) if consumer.is_none() => Ok(ClientMessage::Need(need)),
+        (None, Some(lease), None, None) if consumer.is_none() => {
+            Ok(ClientMessage::Release { lease })
+        }
+        (None, None, Some(timeframe), None) => Ok(ClientMessage::Delivered { timeframe, consumer }),
+        (None, None, None, Some(done)) => Ok(ClientMessage::Consumed { done, consumer }),
+        _ => Err(malformed("none of them, or more than one".to_owned())),
+    }
+}
+
+/// Whether a consumer may call itself so.
+fn check_consumer(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
+        return Err("a consumer's name has 1 to 200 printable characters".to_owned());
+    }
+    Ok(())
 }
 
 /// Sends as much of `bytes` as the socket takes, `descriptors` with the first of them.
@@ -188,6 +271,24 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
     }
     let slices = [IoSlice::new(bytes)];
     Ok(sendmsg(socket, &slices, &mut control, SendFlags::NOSIGNAL)?)
+}
+
+/// Whether the peer has read everything that was sent to it. Descriptors that it has not read yet
+/// keep their files alive.
+///
+/// # Errors
+/// What the kernel says.
+pub fn is_all_read(socket: impl AsFd) -> io::Result<bool> {
+    let mut unread: libc::c_int = 0;
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel writes one int to `unread`, which lives until it returns.
+    let status = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut unread) };
+    if status != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // It counts the kernel's buffers. While the last of them is freed, a byte of it is left; no whole
+    // buffer is so small.
+    Ok(unread < 64)
 }
 
 /// Takes lines apart and keeps the descriptors that came, in their order.
@@ -413,8 +514,39 @@ mod tests {
         assert!(error(r#"{"hello": 2, "consumer": "a"}"#).contains("hello is 2"));
         assert!(error(r#"{"hello": 1, "consumer": ""}"#).contains("1 to 200"));
         assert!(error(r#"{"hello": 1}"#).contains("consumer"));
-        let error = parse_need(br#"{"need": {"kind": "segment", "id": 1, "x": 1}}"#).unwrap_err();
-        assert!(error.to_string().contains('x'));
+        let error = |line: &str| parse_line(line.as_bytes()).unwrap_err().to_string();
+        assert!(error(r#"{"need": {"kind": "segment", "id": 1, "x": 1}}"#).contains('x'));
+        assert!(error(r#"{"need": {"kind": "segment", "id": 1}, "delivered": 1}"#).contains("one"));
+        assert!(error(r#"{"consumer": "a"}"#).contains("none"));
+        assert!(error(r#"{"release": "a", "consumer": "a"}"#).contains("none"));
+        assert!(error(r#"{"consumed": "a"}"#).contains("consumed"));
+        assert!(error(r#"{"consumed": 1, "consumer": ""}"#).contains("1 to 200"));
+    }
+
+    #[test]
+    fn what_a_client_says_is_read_as_it_was_written() {
+        let need = Need { kind: Kind::Segment, id: 3 };
+        let consumer = Some("a".to_owned());
+        for message in [
+            ClientMessage::Need(need),
+            ClientMessage::Release { lease: "l".into() },
+            ClientMessage::Delivered { timeframe: 7, consumer: None },
+            ClientMessage::Consumed { done: Done::One(7), consumer: consumer.clone() },
+            ClientMessage::Consumed { done: Done::Below { oldest_possible: 9 }, consumer },
+        ] {
+            let line = serde_json::to_vec(&message).unwrap();
+            assert_eq!(parse_line(&line).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn what_a_peer_has_not_read_is_seen() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        assert!(is_all_read(&ours).unwrap());
+        send(&ours, b"x", &[]).unwrap();
+        assert!(!is_all_read(&ours).unwrap());
+        LineReader::default().read(&theirs).unwrap();
+        assert!(is_all_read(&ours).unwrap());
     }
 
     #[test]

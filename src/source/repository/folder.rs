@@ -36,6 +36,9 @@ pub(super) struct PathFolder {
     pub(super) links: u64,
 }
 
+/// What only looks like the folder of a `from`.
+pub(super) type FromProblems = Vec<(i64, Problem)>;
+
 /// What stands in the folder of one `from`.
 #[derive(Debug, Default)]
 pub(super) struct Versions {
@@ -93,7 +96,7 @@ impl PathFolder {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub(super) fn froms(&self, path: &ObjectPath) -> io::Result<(Vec<i64>, Vec<(i64, Problem)>)> {
+    pub(super) fn froms(&self, path: &ObjectPath) -> io::Result<(Vec<i64>, FromProblems)> {
         let (mut froms, mut problems) = (Vec::new(), Vec::new());
         for_each_entry(&self.descriptor, |name, kind| {
             let Some(from) = from_of(name) else { return };

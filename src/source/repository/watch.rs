@@ -123,7 +123,7 @@ impl Watcher {
 
     fn try_new(root: &Root) -> io::Result<Option<Shared>> {
         let kind = rustix::fs::fstatfs(root.descriptor()?)?.f_type;
-        if NETWORK.contains(&i64::from(kind)) {
+        if NETWORK.contains(&kind) {
             return Ok(None);
         }
         let inotify = inotify::init(CreateFlags::CLOEXEC)?;

@@ -93,6 +93,19 @@ int main(int count, char** arguments)
       find<bi::managed_shared_memory>(bi::open_only, name, cells, told) != 0 || told != first) {
     return 4;
   }
+  // The heap is full: what allocates in it by mistake is told so, and changes nothing.
+  BestFit full(bi::open_only, name);
+  for (const std::size_t bytes : {1, 64, 4096, 1 << 20}) {
+    try {
+      full.allocate(bytes);
+      return 5;
+    } catch (const bi::bad_alloc&) {
+    }
+  }
+  if (!full.check_sanity() || full.all_memory_deallocated() ||
+      full.get_free_memory() != 16) {
+    return 6;
+  }
   std::fputs(first.c_str(), stdout);
   return 0;
 }
