@@ -21,7 +21,9 @@ use beside::{beside, beside_timed, wanted};
 use criterion::Criterion;
 use iovcache::cache::{Asker, PeerPolicy};
 use iovcache::client::Attachment;
-use iovcache::shm::{Backing, Block, Mappings, MetaHeader, Pool, PoolOptions, ResolveError};
+use iovcache::shm::{
+    Backing, Block, Location, Mappings, MetaHeader, Pool, PoolOptions, ResolveError,
+};
 use iovcache::source::MemorySource;
 use iovcache::table::Request;
 use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
@@ -108,7 +110,7 @@ fn resolve(objects: usize, order: Order, aim: f64) {
             blocks[object].meta_header()
         })
         .collect();
-    let first = mappings.resolve(&headers[0]).unwrap().as_ptr();
+    let first = mappings.locate(&headers[0]).unwrap().address;
     let bases = [first.wrapping_sub(headers[0].handle as usize + 16)];
     let plain = |header: &MetaHeader| {
         let base = bases[usize::from(header.segment_id)];
@@ -129,12 +131,12 @@ fn resolve(objects: usize, order: Order, aim: f64) {
         },
         || {
             if scattered {
-                for bytes in mappings.resolve_scattered(black_box(&headers)) {
-                    black_box(bytes.unwrap().as_ptr());
+                for found in mappings.locate_scattered(black_box(&headers)) {
+                    black_box(found.unwrap().address);
                 }
             } else {
-                for bytes in mappings.resolve_each(black_box(&headers)) {
-                    black_box(bytes.unwrap().as_ptr());
+                for found in mappings.locate_each(black_box(&headers)) {
+                    black_box(found.unwrap().address);
                 }
             }
         },
@@ -147,12 +149,13 @@ fn resolve(objects: usize, order: Order, aim: f64) {
             black_box(black_box(&headers).iter().fold(0, sum));
         },
         || {
-            let sum =
-                |sum: u64, bytes: Result<&[u8], ResolveError>| sum + u64::from(bytes.unwrap()[0]);
+            let sum = |sum: u64, found: Result<Location, ResolveError>| {
+                sum + first_byte(found.unwrap().address)
+            };
             black_box(if scattered {
-                mappings.resolve_scattered(black_box(&headers)).fold(0, sum)
+                mappings.locate_scattered(black_box(&headers)).fold(0, sum)
             } else {
-                mappings.resolve_each(black_box(&headers)).fold(0, sum)
+                mappings.locate_each(black_box(&headers)).fold(0, sum)
             });
         },
     );
@@ -228,7 +231,9 @@ fn attaching() {
         || {
             let began = Instant::now();
             let attachment = Attachment::open(&path, "bench", None).unwrap();
-            black_box(attachment.mappings().resolve(&header).unwrap()[0]);
+            let mappings = attachment.mappings();
+            // SAFETY: `answer` pins the block.
+            black_box(unsafe { mappings.resolve(&header) }.unwrap()[0]);
             began.elapsed()
         },
     );
@@ -241,9 +246,19 @@ fn attaching() {
     // 0.8 times as fast is 1.25 times as long.
     let attached = || Attachment::open(&path, "bench", None).unwrap().mappings();
     let warm = attached();
-    let bytes = warm.resolve(&header).unwrap();
+    // SAFETY: `answer` pins the block.
+    let bytes = unsafe { warm.resolve(&header) }.unwrap();
     read(bytes);
-    beside_timed(again, 1.25, || read(bytes), || read(attached().resolve(&header).unwrap()));
+    beside_timed(
+        again,
+        1.25,
+        || read(bytes),
+        || {
+            let mappings = attached();
+            // SAFETY: as above.
+            read(unsafe { mappings.resolve(&header) }.unwrap())
+        },
+    );
 }
 
 fn taking_and_giving(criterion: &mut Criterion) {

@@ -269,6 +269,20 @@ const char *iovc_epoch(const struct iovc_attach_t *attach);
 iovc_status_t iovc_check(const struct iovc_attach_t *attach);
 
 /**
+ * Ends the lease of a table that was asked for this session: nothing pins its objects for it any
+ * more, and pointers to them may not be read without iovc_still_valid. The service is told, and
+ * does not answer: a lease that is over already is no error.
+ *
+ * @param lease  as it stands in the table's schema (iovcache.lease)
+ * @return IOVC_UNAVAILABLE if the service is gone; for a handle of iovc_cache_attach,
+ *         IOVC_NOT_FOUND if there is no such lease
+ *
+ * # Safety
+ * `attach` is null or a handle, `lease` is null or ends with a 0.
+ */
+iovc_status_t iovc_release(const struct iovc_attach_t *attach, const char *lease);
+
+/**
  * Unmaps segments that the service has given back. Until this is called they stay mapped, so that
  * a pointer that is read too late meets old bytes at worst, never the end of the process.
  *
@@ -601,6 +615,20 @@ const char *iovc_epoch(const struct iovc_attach_t *attach);
  * `attach` is null or a handle.
  */
 iovc_status_t iovc_check(const struct iovc_attach_t *attach);
+
+/**
+ * Ends the lease of a table that was asked for this session: nothing pins its objects for it any
+ * more, and pointers to them may not be read without iovc_still_valid. The service is told, and
+ * does not answer: a lease that is over already is no error.
+ *
+ * @param lease  as it stands in the table's schema (iovcache.lease)
+ * @return IOVC_UNAVAILABLE if the service is gone; for a handle of iovc_cache_attach,
+ *         IOVC_NOT_FOUND if there is no such lease
+ *
+ * # Safety
+ * `attach` is null or a handle, `lease` is null or ends with a 0.
+ */
+iovc_status_t iovc_release(const struct iovc_attach_t *attach, const char *lease);
 
 /**
  * Unmaps segments that the service has given back. Until this is called they stay mapped, so that

@@ -8,7 +8,8 @@
  * @code
  * auto attached = iovcache::Attachment::open("/run/iovcache/attach.sock", "tracker");
  * if (!attached) { return fail(iovcache::last_error()); }
- * auto drift = attached->resolve(cell);            // 40 bytes of a table's cell, no copy
+ * auto table = attached->hold(lease);              // the lease in the schema of a table
+ * auto drift = table.resolve(cell);                // 40 bytes of its cell, no copy
  * if (drift) { use(drift->data(), drift->size()); }
  * @endcode
  */
@@ -132,6 +133,8 @@ inline Result<std::vector<Bytes>> all(iovc_status_t status, const std::vector<co
 }
 } // namespace detail
 
+class Held;
+
 /** The memory of a service on this node. Any number of threads may use one at the same time. */
 class Attachment
 {
@@ -156,7 +159,16 @@ class Attachment
     return made(status, attach);
   }
 
-  /** The bytes of the object that a header names; they live as long as its table is held. */
+  /**
+   * What a table's lease pins, for as long as the result lives: bytes that stay what they are come
+   * from there. The attachment must outlive it.
+   */
+  [[nodiscard]] Held hold(std::string lease) const;
+
+  /**
+   * Where the bytes of the object lie that a header names: a pointer and a size, which pin nothing.
+   * A caller that does not hold the table otherwise asks still_valid() after reading.
+   */
   [[nodiscard]] Result<Bytes> resolve(const iovc_meta_header_t& header) const noexcept
   {
     return resolve(static_cast<const void*>(&header));
@@ -246,6 +258,60 @@ class Attachment
 
   detail::Handle<iovc_attach_t, iovc_detach> mHandle;
 };
+
+/** What a lease pins: the lease is released once, when this is destroyed. */
+class [[nodiscard]] Held
+{
+ public:
+  Held(const Attachment& attachment, std::string lease) noexcept
+    : mAttachment(&attachment), mLease(std::move(lease))
+  {
+  }
+  Held(Held&& other) noexcept
+    : mAttachment(std::exchange(other.mAttachment, nullptr)), mLease(std::move(other.mLease))
+  {
+  }
+  Held& operator=(Held&& other) noexcept
+  {
+    if (this != &other) {
+      release();
+      mAttachment = std::exchange(other.mAttachment, nullptr);
+      mLease = std::move(other.mLease);
+    }
+    return *this;
+  }
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+  ~Held() { release(); }
+
+  /** The bytes of an object of the table; they stay what they are as long as this lives. */
+  [[nodiscard]] Result<Bytes> resolve(const void* cell) const noexcept
+  {
+    return mAttachment == nullptr ? Result<Bytes>(IOVC_FAILED_PRECONDITION)
+                                  : mAttachment->resolve(cell);
+  }
+  [[nodiscard]] Result<Bytes> resolve(const iovc_meta_header_t& header) const noexcept
+  {
+    return resolve(static_cast<const void*>(&header));
+  }
+
+  /** Releases the lease now. */
+  void release() noexcept
+  {
+    if (const auto* attachment = std::exchange(mAttachment, nullptr)) {
+      (void)iovc_release(attachment->get(), mLease.c_str());
+    }
+  }
+
+  /** The lease; empty after it was moved from. */
+  [[nodiscard]] const std::string& lease() const noexcept { return mLease; }
+
+ private:
+  const Attachment* mAttachment;
+  std::string mLease;
+};
+
+inline Held Attachment::hold(std::string lease) const { return Held(*this, std::move(lease)); }
 
 /** A cache in this process; see iovc_cache_open. */
 class Cache

@@ -22,13 +22,17 @@
 //! ```
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::error::{Code, Coded, ErrorKind};
 
 /// The part of the total that one client may have: one in this many.
 const CLIENT_SHARE: u64 = 4;
+/// The part of the total that is kept for clients that hold little: one in this many.
+const RESERVE_SHARE: u64 = 4;
+/// What a client holds is little up to this part of the total: one in this many.
+const LITTLE_SHARE: u64 = 64;
 
 /// A request would hold more memory than its client, or all clients together, may.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -92,7 +96,12 @@ impl Account {
     /// # Errors
     /// The bytes in use, if `bytes` more would pass the limit.
     fn take(&self, bytes: u64) -> Result<(), u64> {
-        let fits = |used: u64| used.checked_add(bytes).filter(|after| *after <= self.limit);
+        self.take_below(bytes, self.limit)
+    }
+
+    /// Like [`take`](Self::take), with a limit of its own.
+    fn take_below(&self, bytes: u64, limit: u64) -> Result<(), u64> {
+        let fits = |used: u64| used.checked_add(bytes).filter(|after| *after <= limit);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map(|_| ())
     }
 
@@ -108,6 +117,8 @@ impl Account {
 #[derive(Debug)]
 struct Shared {
     total: Account,
+    /// Bytes that were charged since this was last asked for.
+    charged: AtomicU64,
     clients: Mutex<HashMap<Arc<str>, Weak<Client>>>,
 }
 
@@ -116,6 +127,8 @@ struct Client {
     name: Arc<str>,
     account: Account,
     shared: Arc<Shared>,
+    /// Handles of the account that are not charges: those of connections and requests.
+    handles: AtomicUsize,
 }
 
 impl Drop for Client {
@@ -139,7 +152,7 @@ impl Budget {
     /// A budget of `total_bytes`, of which one client may have a quarter.
     pub fn new(total_bytes: u64) -> Self {
         let total = Account::new(total_bytes);
-        Self(Arc::new(Shared { total, clients: Mutex::default() }))
+        Self(Arc::new(Shared { total, charged: AtomicU64::new(0), clients: Mutex::default() }))
     }
 
     /// A budget without a limit that counts what is in use.
@@ -152,6 +165,7 @@ impl Budget {
     pub fn client(&self, name: &str) -> ClientBudget {
         let mut clients = self.0.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(name).and_then(Weak::upgrade) {
+            client.handles.fetch_add(1, Ordering::Relaxed);
             return ClientBudget(client);
         }
         let name: Arc<str> = name.into();
@@ -159,7 +173,9 @@ impl Budget {
             u64::MAX => u64::MAX,
             limit => limit / CLIENT_SHARE,
         });
-        let client = Arc::new(Client { name: Arc::clone(&name), account, shared: self.0.clone() });
+        let handles = AtomicUsize::new(1);
+        let client =
+            Arc::new(Client { name: Arc::clone(&name), account, shared: self.0.clone(), handles });
         clients.insert(name, Arc::downgrade(&client));
         ClientBudget(client)
     }
@@ -169,6 +185,11 @@ impl Budget {
         self.0.total.used()
     }
 
+    /// Bytes that were charged since the last call of this.
+    pub fn take_charged_bytes(&self) -> u64 {
+        self.0.charged.swap(0, Ordering::Relaxed)
+    }
+
     /// The limit in bytes.
     pub fn limit_bytes(&self) -> u64 {
         self.0.total.limit
@@ -176,8 +197,21 @@ impl Budget {
 }
 
 /// One client's account in a [`Budget`]. Clones are the same account.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ClientBudget(Arc<Client>);
+
+impl Clone for ClientBudget {
+    fn clone(&self) -> Self {
+        self.0.handles.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for ClientBudget {
+    fn drop(&mut self) {
+        self.0.handles.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl ClientBudget {
     /// Charges `bytes`; `what` names their use in the error.
@@ -237,10 +271,13 @@ impl Charge {
         };
         let (own, total) = (&self.client.account, &self.client.shared.total);
         own.take(more).map_err(|used| over(used, own, Holder::Client))?;
-        if let Err(used) = total.take(more) {
+        let is_little = own.used() <= total.limit / LITTLE_SHARE;
+        let reserve = if is_little { 0 } else { total.limit / RESERVE_SHARE };
+        if let Err(used) = total.take_below(more, total.limit - reserve) {
             own.give_back(more);
             return Err(over(used, total, Holder::Total));
         }
+        self.client.shared.charged.fetch_add(more, Ordering::Relaxed);
         self.bytes += more;
         Ok(())
     }
@@ -251,6 +288,11 @@ impl Charge {
         self.client.account.give_back(surplus);
         self.client.shared.total.give_back(surplus);
         self.bytes -= surplus;
+    }
+
+    /// Whether the client has neither a connection nor a request any more.
+    pub fn client_is_gone(&self) -> bool {
+        self.client.handles.load(Ordering::Relaxed) == 0
     }
 
     /// Bytes that are charged.
@@ -270,16 +312,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_has_a_quarter_and_all_have_the_total() {
-        let budget = Budget::new(400);
-        let clients: Vec<_> = (0..5).map(|n| budget.client(&format!("client {n}"))).collect();
-        let held: Vec<_> = clients[..4].iter().map(|one| one.charge(100, "test")).collect();
+    fn a_client_has_a_quarter_and_the_last_quarter_is_for_those_that_hold_little() {
+        let budget = Budget::new(6_400);
+        let clients: Vec<_> = (0..30).map(|n| budget.client(&format!("client {n}"))).collect();
+        let held: Vec<_> = clients[..3].iter().map(|one| one.charge(1_600, "test")).collect();
         assert!(held.iter().all(Result::is_ok));
         let over = clients[0].charge(1, "test").unwrap_err();
-        assert_eq!((over.holder, over.used_bytes, over.limit_bytes), (Holder::Client, 100, 100));
-        let over = clients[4].charge(1, "test").unwrap_err();
-        assert_eq!((over.holder, over.used_bytes, over.limit_bytes), (Holder::Total, 400, 400));
+        assert_eq!(
+            (over.holder, over.used_bytes, over.limit_bytes),
+            (Holder::Client, 1_600, 1_600)
+        );
+        let over = clients[4].charge(101, "test").unwrap_err();
+        assert_eq!((over.holder, over.used_bytes), (Holder::Total, 4_800));
         assert_eq!(clients[4].used_bytes(), 0, "what is refused is charged nowhere");
+        let little: Vec<_> = clients[4..20].iter().map(|one| one.charge(100, "test")).collect();
+        assert!(little.iter().all(Result::is_ok));
+        let over = clients[20].charge(1, "test").unwrap_err();
+        assert_eq!((over.holder, over.used_bytes, over.limit_bytes), (Holder::Total, 6_400, 6_400));
+        drop(little);
         drop(held);
         assert_eq!(budget.used_bytes(), 0);
     }
@@ -303,6 +353,21 @@ mod tests {
         drop(charge);
         assert!(budget.0.clients.lock().unwrap().is_empty());
         assert!(budget.client("one").charge(100, "test").is_ok());
+    }
+
+    #[test]
+    fn a_client_is_gone_when_only_charges_are_left() {
+        let budget = Budget::new(400);
+        let (one, other) = (budget.client("one"), budget.client("one"));
+        let charge = one.charge(1, "test").unwrap();
+        drop(one);
+        assert!(!charge.client_is_gone());
+        drop(other.clone());
+        drop(other);
+        assert!(charge.client_is_gone());
+        let again = budget.client("one");
+        assert!(!charge.client_is_gone());
+        drop(again);
     }
 
     #[test]

@@ -22,6 +22,7 @@
 //! | `client` | [`client`]: asks a service; links neither moka nor a server |
 //! | `capi` | the C ABI: resolving, and a cache in a device of C or C++ |
 //! | `cli` (default) | the program `iovcache` |
+//! | `clouds` (default) | repositories in object stores |
 //!
 //! Linux only: memfd, SCM_RIGHTS, SO_PEERCRED.
 
@@ -32,6 +33,7 @@ pub mod cache;
 pub mod client;
 pub mod clock;
 pub mod error;
+pub mod escape;
 #[cfg(feature = "capi")]
 pub mod ffi;
 pub mod index;

@@ -31,6 +31,8 @@ pub struct ObjectPath(Arc<str>);
 impl ObjectPath {
     /// How many elements a path may have.
     pub const MAX_ELEMENTS: usize = 10;
+    /// An element has at most this many bytes, as a name in a file system.
+    pub const MAX_ELEMENT_BYTES: usize = 255;
 
     /// Checks `text` against the grammar.
     ///
@@ -52,6 +54,9 @@ impl ObjectPath {
             }
             if !element.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
                 return Some("only A-Z a-z 0-9 . _ - may stand in an element");
+            }
+            if element.len() > Self::MAX_ELEMENT_BYTES {
+                return Some("an element has more than 255 bytes");
             }
             if element.bytes().all(|b| b.is_ascii_digit()) {
                 return Some("an element may not be all digits");
@@ -356,5 +361,17 @@ impl Query {
         version.path == self.path
             && self.limits.admit(version.created)
             && self.metadata.iter().all(|(key, value)| version.metadata.get(key) == Some(value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_element_has_at_most_255_bytes() {
+        let path = |length: usize| ObjectPath::new(&format!("A/{}", "x".repeat(length)));
+        assert!(path(255).is_ok());
+        assert!(path(256).unwrap_err().to_string().contains("255"));
     }
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 /// Each room and the rooms that it may import from.
 const ARROWS: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("escape", &[]),
     ("telemetry", &[]),
     ("secret", &[]),
     ("budget", &["error"]),
@@ -47,6 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "cache",
             "clock",
             "error",
+            "escape",
             "index",
             "interval",
             "object",

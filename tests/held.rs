@@ -67,7 +67,7 @@ async fn runs(
     // As an Arrow table it says the same.
     let batches = table.batches();
     assert_eq!(batches.iter().map(|batch| batch.num_rows()).sum::<usize>(), table.rows());
-    assert!(batches.iter().all(|batch| *batch.schema() == *table.schema()));
+    assert!(batches.iter().all(|batch| batch.schema() == *table.schema()));
     if let [batch] = batches {
         let ends: Vec<usize> =
             column_runs(batch.column(0)).unwrap().iter().map(|(end, _)| end).collect();

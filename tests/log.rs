@@ -77,3 +77,30 @@ async fn as_text_it_is_for_people_and_without_the_filter_no_table_is_in_it() {
         assert_eq!(log.contains("iovcache::table: table"), expected, "{log}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_from_outside_neither_forge_lines_nor_send_control_characters_to_a_terminal() {
+    let repository = tempfile::tempdir().unwrap();
+    put(
+        repository.path(),
+        &Version { path: DRIFT, from: 0, until: 9, created: 1, bytes: b"drift" },
+    );
+    let evil = "x\n2026-01-01T00:00:00Z ERROR forged\u{1b}]0;title\u{7}\u{202e}\u{9b}2J";
+    for format in ["text", "json"] {
+        let arguments = ["--log", "info,iovcache::table=info", "--log-format", format];
+        let service = Service::over(repository.path(), &arguments);
+        let client = Client::connect(&service.unix()).await.unwrap();
+        let request = TableRequest::new().column(evil, DRIFT).timestamps([1]).consumer(evil);
+        drop(client.table(request).await.unwrap());
+        let status = common::run_well(&["status", "--server", &service.unix()]);
+        drop(client);
+        let log = service.stop().1;
+        let line = log.lines().find(|line| line.contains("forged")).unwrap();
+        assert!(line.contains(TABLE_LOG), "{log}");
+        for text in [&log, &status] {
+            assert!(!text.lines().any(|line| line.starts_with("2026-01-01")), "{text}");
+            assert!(!text.chars().any(|one| one.is_control() && one != '\n'), "{text:?}");
+        }
+        assert!(!log.contains('\u{202e}'), "{log:?}");
+    }
+}

@@ -146,12 +146,18 @@ pub(crate) fn run(plan: &Plan, seat: &Seat) -> Outcome<()> {
 
 impl Shared {
     fn attend_consumer(&self, seat: Seat, session: String, stream: &UnixStream) {
-        if send(stream, &Message::Welcome, &[]).is_err() {
-            return;
-        }
         let (frames, queue) = mpsc::channel::<Vec<u8>>();
         let device = seat.device.clone();
-        lock(&self.outlets).insert(device, Outlet { seat, session, frames });
+        // Listed first: once welcomed, the consumer counts as there. Its tables wait in the queue,
+        // so the welcome is the first message.
+        lock(&self.outlets).insert(device, Outlet { seat: seat.clone(), session, frames });
+        if send(stream, &Message::Welcome, &[]).is_err() {
+            let mut outlets = lock(&self.outlets);
+            if outlets.get(&seat.device).is_some_and(|outlet| outlet.seat == seat) {
+                outlets.remove(&seat.device);
+            }
+            return;
+        }
         // Each has a queue of its own: who is slow holds up nobody else.
         for bytes in queue {
             use std::io::Write as _;

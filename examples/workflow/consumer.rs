@@ -142,10 +142,12 @@ fn check(
                     CellValue::Null => (0, None),
                     CellValue::Header(header) => {
                         mappings = attachment.mappings_for(header);
-                        let bytes = mappings.resolve(header)?;
+                        let bytes = mappings.read(header)?;
                         (bytes.len() as u64, Some(hex(&Md5::digest(bytes))))
                     }
-                    CellValue::Payload(_) => return Err("a payload where a place belongs".into()),
+                    CellValue::Place { .. } | CellValue::Payload(_) => {
+                        return Err("another cell where a MetaHeader belongs".into());
+                    }
                 };
                 let before = checked.wrong_rows;
                 for row in row..first + end {

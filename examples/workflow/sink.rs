@@ -79,13 +79,12 @@ pub(crate) fn run(plan: &Plan) -> Outcome<()> {
         }
     });
     accept(&plan.socket("sink"), move |seat, _, stream| {
-        if send(&stream, &Message::Welcome, &[]).is_err() {
-            return;
-        }
-        if matches!(seat.device.as_str(), "cache" | "source")
-            && let Ok(stream) = stream.try_clone()
-        {
+        if matches!(seat.device.as_str(), "cache" | "source") {
+            // Welcomed where feedback is sent, once it is listed there.
+            let Ok(stream) = stream.try_clone() else { return };
             let _ = sender.send(Event::Feedback(stream));
+        } else if send(&stream, &Message::Welcome, &[]).is_err() {
+            return;
         }
         while let Ok(Some((message, _))) = receive(&stream) {
             if sender.send(Event::Came(message)).is_err() {
@@ -105,7 +104,11 @@ pub(crate) fn run(plan: &Plan) -> Outcome<()> {
         match events.recv_timeout(PATIENCE) {
             Ok(Event::Came(message)) => sink.take(message)?,
             Ok(Event::Gone(seat)) => _ = sink.dead.insert(seat.device, seat.incarnation),
-            Ok(Event::Feedback(stream)) => feedback.push(stream),
+            Ok(Event::Feedback(stream)) => {
+                if send(&stream, &Message::Welcome, &[]).is_ok() {
+                    feedback.push(stream);
+                }
+            }
             Ok(Event::Stop) => return Ok(()),
             Err(_) => return Err("nothing comes any more".into()),
         }

@@ -35,8 +35,13 @@ pub(crate) fn run(plan: &Plan, seat: &Seat) -> Outcome<()> {
     accept(&plan.socket("source"), {
         let outlets = Arc::clone(&outlets);
         move |seat, _, stream| {
-            if send(&stream, &Message::Welcome, &[]).is_ok() {
-                lock(&outlets).insert(seat.device.clone(), (seat, stream));
+            let Ok(clone) = stream.try_clone() else { return };
+            // Listed first: once welcomed, the consumer counts as there. Data waits for the lock,
+            // so the welcome is the first message.
+            let mut outlets = lock(&outlets);
+            outlets.insert(seat.device.clone(), (seat.clone(), clone));
+            if send(&stream, &Message::Welcome, &[]).is_err() {
+                outlets.remove(&seat.device);
             }
         }
     })?;

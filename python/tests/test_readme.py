@@ -7,9 +7,9 @@ import pyarrow as pa
 from conftest import ROOT, put
 
 
-def blocks(section):
+def blocks(section, page="README.md"):
     """The Python of a section; what is indented goes on from the block before."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / page).read_text()
     text = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
     return "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
 
@@ -34,3 +34,18 @@ def test_the_walks_run_as_they_are_written(start, tmp_path, capsys):
     walk("Five minutes: inside a workflow", names)
     assert names["table"].data.num_rows == 1
     names["writer"].done_writing()
+
+
+def test_the_notebook_of_the_documentation_runs(start, tmp_path, capsys):
+    repository = tmp_path / "walk"
+    path = "TPC/Calib/VDriftTgl"
+    put(repository, (path, 1000, 9000, 1, b"drift 1\n"), tmp_path)
+    put(repository, (path, 3000, 5000, 2, b"drift 2\n"), tmp_path)
+    service = start(source=repository)
+    folder = os.path.dirname(service.ready["attach"])
+    code = blocks("A notebook", "docs/python.md").replace("/tmp/iov/", f"{folder}/")
+    for _ in range(2):  # a notebook is run again
+        exec(code, {})
+    told = capsys.readouterr().out
+    assert "(3000, 5000) 8 b'drift 2\\n'" in told and "1000 2990 b'drift'" in told
+    assert "(800, 8) b'drift 1\\n'" in told

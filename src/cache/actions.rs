@@ -12,6 +12,7 @@ use super::error::CacheError;
 use super::lease::{LeaseId, Owner, Terms};
 use super::origin::Origin;
 use super::{Cache, Inner};
+use crate::budget::ClientBudget;
 use crate::object::ObjectPath;
 use crate::shm::{Epoch, Mappings, Usage};
 use crate::source::{PathSummary, Problem, SourceHealth, SourceState as State, in_place};
@@ -21,17 +22,19 @@ use crate::table::{
 };
 
 impl Cache {
-    /// Like [`consumed`](Self::consumed), for a client. In the name of a consumer that is attached or has a stream, only its
-    /// user or key reports, and who may administer. With a key that may administer, or without keys
-    /// the service's own user and root with 0, a client sets a watermark back.
+    /// Like [`consumed`](Self::consumed), for a client, whose budget pays for what is kept of it. In
+    /// the name of a consumer that is attached or has a stream, only its own user or key may report,
+    /// or a client that may administer. A client with an administering key sets a watermark back;
+    /// without keys the service's own user and root do, to 0.
     ///
     /// # Errors
     /// [`CacheError::ForeignConsumer`], [`CacheError::UnknownTimeframe`],
-    /// [`CacheError::UnknownConsumer`].
+    /// [`CacheError::UnknownConsumer`], [`CacheError::Budget`].
     pub fn consumed_by(
         &self,
         consumed: &Consumed,
         origin: &Origin,
+        budget: &ClientBudget,
     ) -> Result<ConsumedAnswer, CacheError> {
         let (Consumed::One { consumer, .. } | Consumed::Below { consumer, .. }) = consumed;
         self.0.leases.check_consumer(consumer, origin)?;
@@ -43,7 +46,7 @@ impl Cache {
         {
             self.0.timeframes.set_watermark_back(consumer, *oldest_possible);
         }
-        self.consumed(consumed)
+        self.report_consumed(consumed, budget)
     }
 
     /// A consumer is done with a timeframe, or with all below one.
@@ -51,6 +54,14 @@ impl Cache {
     /// # Errors
     /// [`CacheError::UnknownTimeframe`], [`CacheError::UnknownConsumer`].
     pub fn consumed(&self, consumed: &Consumed) -> Result<ConsumedAnswer, CacheError> {
+        self.report_consumed(consumed, &ClientBudget::default())
+    }
+
+    fn report_consumed(
+        &self,
+        consumed: &Consumed,
+        budget: &ClientBudget,
+    ) -> Result<ConsumedAnswer, CacheError> {
         let Inner { timeframes, leases, .. } = &*self.0;
         let dropped = match consumed {
             Consumed::One { timeframe, consumer } => {
@@ -59,7 +70,8 @@ impl Cache {
                 dropped.into_iter().collect()
             }
             Consumed::Below { oldest_possible, consumer } => {
-                let (done, dropped) = timeframes.oldest_possible(consumer, *oldest_possible);
+                let (done, dropped) =
+                    timeframes.oldest_possible(consumer, *oldest_possible, budget)?;
                 for timeframe in done {
                     leases.end_reader(timeframe, consumer);
                 }

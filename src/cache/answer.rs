@@ -57,7 +57,8 @@ pub struct Asker {
     pub patience: Option<Duration>,
     /// The table is to be there when it is asked for: nothing is delivered to anybody yet.
     pub in_advance: bool,
-    /// Pays for what the request holds in memory beside the segments. Default: without a limit.
+    /// The account to which the memory that the request takes beside the segments is charged.
+    /// Default: without a limit.
     pub budget: ClientBudget,
 }
 
@@ -79,6 +80,8 @@ pub struct Answer {
     pins: Arc<InHand>,
     /// The timeframe's own table, whose encoded batches are kept.
     assembled: Option<Arc<Assembled>>,
+    /// The memory of the table's timestamps and runs, as long as anything of it is sent.
+    charges: Arc<[Arc<Charge>]>,
 }
 
 impl Answer {
@@ -113,8 +116,7 @@ impl Answer {
         self.rows
     }
 
-    /// The table as IPC messages, the schema first: made as they are asked for, but for the first
-    /// batch, so that what cannot be sent is said at once.
+    /// The table as IPC messages, the schema first: each is made when it is asked for.
     ///
     /// # Errors
     /// [`EncodeError`].
@@ -146,22 +148,21 @@ impl Answer {
             Some(assembled) => assembled.encoded(&self.form, &self.content)?,
             None => None,
         };
-        let (first, rest) = match kept {
-            Some(messages) => (messages.to_vec(), None),
+        let (kept, made) = match kept {
+            Some(messages) => (Some(messages), None),
             None => {
                 let dictionaries = Arc::clone(&self.form.dictionaries);
-                let mut messages = self.encoded_batches().into_messages(dictionaries);
-                match messages.next() {
-                    Some(first) => (vec![first?], Some(messages)),
-                    None => (Vec::new(), None),
-                }
+                let batches = self.encoded_batches();
+                batches.check()?;
+                (None, Some(batches.into_messages(dictionaries)))
             }
         };
-        let rest = rest.into_iter().flatten();
-        let pins = self.hold();
+        let kept = kept.map(|messages| (0..messages.len()).map(move |n| messages[n].clone()));
+        let held = (self.hold(), Arc::clone(&self.charges));
         // What the messages name stays pinned until the last of them is taken, or the lease ends.
-        Ok(self.gate.guard(first.into_iter().map(Ok).chain(rest).inspect(move |_| {
-            let _pins = &pins;
+        let batches = kept.into_iter().flatten().map(Ok).chain(made.into_iter().flatten());
+        Ok(self.gate.guard(batches.inspect(move |_| {
+            let _held = &held;
         })))
     }
 
@@ -234,8 +235,8 @@ struct Found {
     pins: Arc<PinSet>,
     /// The timeframe's own table.
     kept: Option<Arc<Assembled>>,
-    /// Pays for it.
-    charge: Arc<Charge>,
+    /// The memory of the table's timestamps and runs.
+    charges: Vec<Arc<Charge>>,
 }
 
 /// A request, and who asks until when.
@@ -251,8 +252,8 @@ impl Found {
     fn rows_of(plan: &Plan, assembled: &Assembled) -> Self {
         let (columns, timestamps) = (Arc::clone(&assembled.columns), Arc::clone(plan.timestamps()));
         let (versions, pins) = (Arc::clone(plan.versions()), Arc::clone(&assembled.pins));
-        let (shown, charge) = (Shown::Rows { columns, timestamps }, Arc::clone(&assembled.charge));
-        Self { shown, versions, pins, kept: None, charge }
+        let charges = vec![Arc::clone(&assembled.charge)];
+        Self { shown: Shown::Rows { columns, timestamps }, versions, pins, kept: None, charges }
     }
 
     fn kept(plan: &Plan, assembled: Arc<Assembled>) -> Self {
@@ -421,8 +422,9 @@ impl Cache {
                 let got = self.0.loader.pin_all(&*versions, deadline).await?;
                 let charge = Arc::clone(spans.charge());
                 let (columns, pins) = spans.assemble(got);
+                let charges = vec![charge];
                 let shown = Shown::Intervals(Arc::new(columns));
-                Found { shown, versions, pins, kept: None, charge }
+                Found { shown, versions, pins, kept: None, charges }
             }
             Subject::Timestamps(timestamps) => {
                 match self
@@ -432,7 +434,11 @@ impl Cache {
                     Some(found) => found,
                     None => {
                         let asked = Asked { request, asker, holder: holder.as_ref(), deadline };
-                        self.rows_at(asked, columns, timestamps, None).await?
+                        let bytes = timestamps.memory_bytes() as u64;
+                        let charge = asker.budget.charge(bytes, "the timestamps of a table")?;
+                        let mut found = self.rows_at(asked, columns, timestamps, None).await?;
+                        found.charges.push(Arc::new(charge));
+                        found
                     }
                 }
             }
@@ -465,10 +471,22 @@ impl Cache {
         let (of_stream, rows) = (asker.of_stream, found.rows());
         let gate = Gate::of(&self.0.leases, lease.clone(), of_stream);
         let pins = Arc::new(self.0.hands.take(Arc::clone(&found.pins)));
-        let (versions, _charge) = (found.versions, found.charge);
-        let objects = Arc::new(Handed { versions, pins: Arc::clone(&pins), _charge });
+        let charges: Arc<[Arc<Charge>]> = found.charges.into();
+        let (versions, _charges) = (found.versions, Arc::clone(&charges));
+        let objects = Arc::new(Handed { versions, pins: Arc::clone(&pins), _charges });
         let (content, assembled) = (Content { shown: found.shown, objects }, found.kept);
-        Ok(Answer { form, content, timeframe, lease, gate, of_stream, rows, pins, assembled })
+        Ok(Answer {
+            form,
+            content,
+            timeframe,
+            lease,
+            gate,
+            of_stream,
+            rows,
+            pins,
+            assembled,
+            charges,
+        })
     }
 
     /// The rows of timestamps; of those of `timeframe` what was known when it was registered.

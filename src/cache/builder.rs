@@ -18,10 +18,11 @@ use super::residency::Residency;
 use super::slow::{ConsumerLimits, SlowWatch};
 use super::timeframe::Timeframes;
 use super::{Cache, Inner};
+use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::object::CreationLimits;
-use crate::shm::{Pool, PoolError, PoolOptions};
+use crate::shm::{Pool, PoolError, PoolOptions, give_back_free_memory};
 use crate::source::{Policies, Source};
 use crate::table::ColumnRequest;
 use crate::telemetry::Counters;
@@ -32,6 +33,10 @@ const LEASE_LIMIT: Duration = Duration::from_secs(60);
 const MAX_TIMEFRAMES: usize = 4_096;
 /// So often it is looked whether many links lead nowhere any more.
 const SWEEP_PAUSE: Duration = Duration::from_secs(5);
+
+/// Once requests took this much memory and hold less again, the free memory of the heap goes back to the
+/// system.
+const KEPT_FREE_BYTES: u64 = 16 << 20;
 
 /// Describes a cache; [`build`](Self::build) makes it.
 #[derive(Debug)]
@@ -45,6 +50,7 @@ pub struct CacheBuilder {
     lease_limit: Duration,
     max_timeframes: usize,
     consumer_limits: ConsumerLimits,
+    budget: Budget,
     keeper: Option<Arc<dyn Keeper>>,
     heritage: Heritage,
 }
@@ -61,6 +67,7 @@ impl Default for CacheBuilder {
             lease_limit: LEASE_LIMIT,
             max_timeframes: MAX_TIMEFRAMES,
             consumer_limits: ConsumerLimits::default(),
+            budget: Budget::unlimited(),
             keeper: None,
             heritage: Heritage::default(),
         }
@@ -160,6 +167,14 @@ impl CacheBuilder {
         self
     }
 
+    /// Memory beside the segments that requests may hold. Default: no limit, since the callers of an
+    /// embedded cache are trusted.
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = budget;
+        self
+    }
+
     /// Who keeps the segments, and what is known of them, for the process that comes next. Only
     /// segments without names (memfds) can be kept so. Default: nobody.
     #[must_use]
@@ -234,15 +249,23 @@ impl CacheBuilder {
         tasks.spawn(Arc::clone(&catalog).keep_fresh());
         tasks.spawn({
             let (catalog, residency) = (Arc::clone(&catalog), Arc::clone(&residency));
+            let budget = self.budget.clone();
             async move {
+                let mut charged = 0;
                 loop {
                     tokio::time::sleep(SWEEP_PAUSE).await;
+                    charged += budget.take_charged_bytes();
+                    if charged > KEPT_FREE_BYTES && budget.used_bytes() < KEPT_FREE_BYTES {
+                        charged = 0;
+                        drop(tokio::task::spawn_blocking(give_back_free_memory));
+                    }
                     residency.sweep(|| catalog.sweep());
                 }
             }
         });
         tasks.spawn({
             let (leases, slow) = (Arc::clone(&leases), Arc::clone(&slow));
+            let timeframes = Arc::clone(&timeframes);
             let shortest = slow
                 .limits
                 .slow_after
@@ -252,6 +275,7 @@ impl CacheBuilder {
                 loop {
                     tokio::time::sleep(pause).await;
                     leases.expire();
+                    timeframes.sweep_watermarks();
                     slow.look();
                 }
             }
@@ -268,6 +292,7 @@ impl CacheBuilder {
             timeframes,
             slow,
             max_timeframes: self.max_timeframes,
+            budget: self.budget,
             registering: tokio::sync::Mutex::default(),
             counters,
             pool,

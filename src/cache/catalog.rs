@@ -11,7 +11,7 @@
 
 use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -35,6 +35,11 @@ use crate::telemetry::Counters;
 
 /// How many timelines are kept; beyond, those that were used longest ago go.
 const MAX_SERIES: usize = 100_000;
+/// Bytes that the queries of all timelines may take, which clients choose; beyond, those that were used
+/// longest ago go.
+const MAX_QUERY_BYTES: usize = 16 << 20;
+/// What a timeline takes beside its query's texts and the versions of the source.
+const SERIES_BYTES: usize = 320;
 /// How many look-ups one table may need per column before it is refused as unreasonable.
 const MAX_LOOK_UPS: usize = 100_000;
 /// A path that its source does not list, and of which it names no version at this many timestamps of
@@ -60,6 +65,8 @@ pub(crate) struct Catalog {
     clock: Clock,
     counters: Arc<Counters>,
     series: RwLock<HashMap<Query, Arc<Series>, RandomState>>,
+    /// Bytes of the queries of all timelines; written under the lock of `series`.
+    query_bytes: AtomicUsize,
     look_ups: Flights<(Query, Timestamp), Result<Learned, SourceError>>,
     /// Some series were told of changes.
     told: tokio::sync::Notify,
@@ -120,6 +127,12 @@ pub(crate) struct Known {
     pub(crate) charge: Option<Arc<Charge>>,
 }
 
+/// Bytes that a timeline takes for its query.
+fn query_bytes(query: &Query) -> usize {
+    let metadata = query.metadata.iter().map(|(key, value)| key.len() + value.len() + 96);
+    SERIES_BYTES + query.path.as_str().len() + metadata.sum::<usize>()
+}
+
 /// The first timestamps of which nothing is known, or what is known is too old, and for each whether
 /// it is nothing.
 fn open_at(timeline: &Timeline, timestamps: &Timestamps, oldest: Moment) -> Vec<(Timestamp, bool)> {
@@ -144,6 +157,7 @@ impl Catalog {
             clock,
             counters,
             series: RwLock::default(),
+            query_bytes: AtomicUsize::new(0),
             look_ups: Flights::default(),
             told: tokio::sync::Notify::new(),
             problems: Mutex::default(),
@@ -182,22 +196,28 @@ impl Catalog {
         };
         let series = known.unwrap_or_else(|| {
             let mut all = self.series.write().unwrap_or_else(PoisonError::into_inner);
-            if all.len() >= MAX_SERIES {
+            let bytes = query_bytes(query) + self.query_bytes.load(Ordering::Relaxed);
+            if all.len() >= MAX_SERIES || bytes > MAX_QUERY_BYTES {
                 let mut used: Vec<Moment> = all.values().map(|series| series.used()).collect();
                 used.sort_unstable();
-                let limit = used[used.len() / 4];
+                let limit = used.get(used.len() / 4).copied().unwrap_or_default();
                 all.retain(|_, series| series.used() > limit);
+                let bytes = all.keys().map(query_bytes).sum();
+                self.query_bytes.store(bytes, Ordering::Relaxed);
             }
             match all.entry(query.clone()) {
                 Entry::Occupied(entry) => Arc::clone(entry.get()),
-                Entry::Vacant(entry) => Arc::clone(entry.insert(Arc::new(Series {
-                    timeline: ArcSwap::from_pointee(Linked::new(Timeline::unknown())),
-                    used: AtomicU64::new(millis),
-                    changed: AtomicU64::new(0),
-                    told: AtomicBool::new(false),
-                    asked: AtomicI64::new(0),
-                    pace: Arc::default(),
-                }))),
+                Entry::Vacant(entry) => {
+                    self.query_bytes.fetch_add(query_bytes(query), Ordering::Relaxed);
+                    Arc::clone(entry.insert(Arc::new(Series {
+                        timeline: ArcSwap::from_pointee(Linked::new(Timeline::unknown())),
+                        used: AtomicU64::new(millis),
+                        changed: AtomicU64::new(0),
+                        told: AtomicBool::new(false),
+                        asked: AtomicI64::new(0),
+                        pace: Arc::default(),
+                    })))
+                }
             }
         });
         series.used.store(millis, Ordering::Relaxed);
@@ -569,5 +589,31 @@ impl Catalog {
     pub(crate) fn forget(&self, path: &ObjectPath) {
         let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
         series.retain(|query, _| query.path != *path);
+        self.query_bytes.store(series.keys().map(query_bytes).sum(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::MemorySource;
+
+    #[tokio::test]
+    async fn queries_take_a_bounded_number_of_bytes() {
+        let source = Arc::new(MemorySource::new());
+        let catalog = Catalog::new(source, Clock::system(), Arc::default());
+        for n in 0..2_000 {
+            let metadata = [("k".to_owned(), format!("{n:05}{}", "v".repeat(60_000)))].into();
+            let path = ObjectPath::new("A").unwrap();
+            let query = Query { path, metadata, limits: CreationLimits::default() };
+            catalog.series(&query, Moment::from_millis(n));
+            let kept = catalog.series.read().unwrap();
+            let bytes: usize = kept.keys().map(query_bytes).sum();
+            assert_eq!(bytes, catalog.query_bytes.load(Ordering::Relaxed));
+            assert!(bytes <= MAX_QUERY_BYTES, "{bytes}");
+            assert!(kept.contains_key(&query));
+        }
+        catalog.forget(&ObjectPath::new("A").unwrap());
+        assert_eq!(catalog.query_bytes.load(Ordering::Relaxed), 0);
     }
 }

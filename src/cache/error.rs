@@ -84,7 +84,7 @@ pub enum CacheError {
     /// The source does not bear out what a lock says of a version.
     #[error("lock")]
     Claim(#[from] ClaimError),
-    /// The request would hold more memory than it may.
+    /// The memory that it takes beside the segments has no room in the account of its client.
     #[error(transparent)]
     Budget(#[from] OverBudget),
     /// No such table in the configuration.

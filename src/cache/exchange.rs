@@ -156,16 +156,17 @@ impl Drop for Exchange {
 
 impl Cache {
     /// Opens the stream of a consumer that asks for the same columns again and again. What its tables
-    /// take is charged to `budget`.
+    /// take beside the segments is charged to nobody.
     ///
     /// # Errors
     /// [`CacheError`] if the request itself is wrong.
     pub fn exchange(&self, template: Request) -> Result<Exchange, CacheError> {
-        self.exchange_of(template, Origin::Embedded, &ClientBudget::default())
+        self.exchange_of(template, Origin::Embedded, ClientBudget::default())
     }
 
-    /// Like [`exchange`](Self::exchange), for a client, whose budget pays for its tables. The name of
-    /// its consumer, if the template has one, is in use as long as the stream lasts.
+    /// Like [`exchange`](Self::exchange), for a client: what its tables take beside the segments is
+    /// charged to `budget`. The name of its consumer, if the template has one, is in use as long as
+    /// the stream lasts.
     ///
     /// # Errors
     /// [`CacheError`] if the request itself is wrong, or names the session of another user.
@@ -173,7 +174,7 @@ impl Cache {
         &self,
         template: Request,
         origin: Origin,
-        budget: &ClientBudget,
+        budget: ClientBudget,
     ) -> Result<Exchange, CacheError> {
         self.check_open()?;
         if let Some(session) = &template.session {
@@ -184,7 +185,7 @@ impl Cache {
         let common = Common::new(form);
         let consumer = template.consumer.as_deref();
         let claim = consumer.map(|consumer| self.0.leases.claim(consumer, origin.clone()));
-        let (cache, budget, state) = (self.clone(), budget.clone(), Mutex::default());
+        let (cache, state) = (self.clone(), Mutex::default());
         Ok(Exchange { cache, template, common, origin, claim, budget, state })
     }
 }

@@ -21,8 +21,10 @@ use crate::table::{
 
 /// So many forms are kept,
 const MAX_FORMS: usize = 1_000;
-/// whose schemas have so many bytes together; beyond, all are made anew as they are asked for.
+/// which take this many bytes together; beyond, all are made anew as they are asked for.
 const MAX_BYTES: usize = 16 << 20;
+/// A form larger than this is not kept.
+const MAX_FORM_BYTES: usize = 8 << 20;
 
 /// A form of tables.
 #[derive(Debug)]
@@ -150,11 +152,15 @@ impl Cache {
             None => {
                 let form = Arc::new(self.new_form(key, columns));
                 let mut known = forms.known.write().unwrap_or_else(PoisonError::into_inner);
-                if known.forms.len() == MAX_FORMS || known.bytes > MAX_BYTES {
-                    *known = Known::default();
+                // Its schema is there three times: encoded, as Arrow's, and as the shape.
+                let bytes = form.head.bytes() * 4;
+                if bytes <= MAX_FORM_BYTES {
+                    if known.forms.len() == MAX_FORMS || known.bytes + bytes > MAX_BYTES {
+                        *known = Known::default();
+                    }
+                    known.bytes += bytes;
+                    known.forms.insert(hash, Arc::clone(&form));
                 }
-                known.bytes += form.head.bytes();
-                known.forms.insert(hash, Arc::clone(&form));
                 form
             }
         }

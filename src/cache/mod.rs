@@ -118,7 +118,7 @@
 //! let cell: MetaHeader = answer.pins().pins()[0].meta_header();
 //!
 //! // And the consumer reads where the object lies, without a copy.
-//! assert_eq!(consumer.mappings_for(&cell).resolve(&cell)?, b"drift");
+//! assert_eq!(consumer.mappings_for(&cell).read(&cell)?, b"drift");
 //! drop(consumer); // So its session ends, and what was held for it is let go.
 //! stop.cancel();
 //! attach.await?;
@@ -200,6 +200,7 @@ use self::loader::Loader;
 use self::residency::Residency;
 use self::slow::SlowWatch;
 use self::timeframe::Timeframes;
+use crate::budget::Budget;
 use crate::clock::{Clock, Moment};
 use crate::object::CreationLimits;
 use crate::shm::Pool;
@@ -234,6 +235,8 @@ struct Inner {
     slow: Arc<SlowWatch>,
     /// So many can be in flight.
     max_timeframes: usize,
+    /// Memory beside the segments that requests may hold.
+    budget: Budget,
     /// Whose turn it is to wait for a place in flight.
     registering: tokio::sync::Mutex<()>,
     /// What is seen of the versions, for every request.
@@ -255,6 +258,11 @@ impl Cache {
     /// Starts to describe a cache.
     pub fn builder() -> CacheBuilder {
         CacheBuilder::default()
+    }
+
+    /// The memory beside the segments that requests may hold.
+    pub fn budget(&self) -> &Budget {
+        &self.0.budget
     }
 
     /// What it counted since its start.

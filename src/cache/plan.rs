@@ -496,7 +496,7 @@ pub(crate) struct Handed {
     pub(crate) versions: Arc<VersionSet>,
     pub(crate) pins: Arc<InHand>,
     /// Pays for the table, as long as it is being sent.
-    pub(crate) _charge: Arc<Charge>,
+    pub(crate) _charges: Arc<[Arc<Charge>]>,
 }
 
 impl Objects for Handed {

@@ -52,7 +52,8 @@ impl Progress {
 }
 
 impl Cache {
-    /// How far the table of `request` is. The first time its loading begins, for `lease`.
+    /// How far the table of `request` is. The first time its loading begins, for `lease`. Its memory
+    /// is charged to `budget`.
     ///
     /// # Errors
     /// [`CacheError`], also why loading failed: asked again it begins anew.

@@ -96,6 +96,8 @@ impl Cache {
         asker: &Asker,
     ) -> Result<Entered, CacheError> {
         self.check_open()?;
+        let bytes = timestamps.memory_bytes() as u64 + register.memory_bytes();
+        let charge = asker.budget.charge(bytes, "a timeframe")?;
         let wait =
             asker.patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
         let deadline = Instant::now() + wait;
@@ -110,7 +112,7 @@ impl Cache {
         let versions = Arc::clone(plan.versions());
         self.0.loader.check_known_sizes(&*versions)?;
         let consumers = register.consumers.clone();
-        let registration = Registration { timeframe, columns, consumers, plan };
+        let registration = Registration { timeframe, columns, consumers, plan, charge };
         let timeframes = &self.0.timeframes;
         // What is in flight already needs no place of its own.
         if let Some(known) = timeframes.known(&registration)? {

@@ -14,7 +14,7 @@ pub(super) const OBJECT_BYTES: u64 = CHARGED_BYTES - 64;
 
 /// Memory for so many.
 pub(super) fn home(objects: usize) -> Arc<Residency> {
-    // Beside a segment's head: its last bytes stay unused, so that one block more would not fit.
+    // A page for the head of the segment, and one of which its last bytes stay unused.
     let bytes = (objects as u64 + 2) * CHARGED_BYTES;
     let options =
         PoolOptions { memory_bytes: bytes, segment_bytes: bytes, ..PoolOptions::default() };

@@ -21,8 +21,9 @@ use super::plan::{Assembled, Plan};
 use super::resident::PinSet;
 use super::slow::Late;
 use super::versions::Wanted as _;
+use crate::budget::{Charge, ClientBudget};
 use crate::clock::{Clock, Moment};
-use crate::table::{ColumnRequest, ConsumerState, TimeframeState, TimeframeStatus};
+use crate::table::{ColumnRequest, ConsumerState, RequestLimits, TimeframeState, TimeframeStatus};
 use crate::telemetry::Counters;
 
 /// What a timeframe was registered with.
@@ -34,6 +35,9 @@ pub(crate) struct Registration {
     /// For whom it waits; empty: for those who ask.
     pub(crate) consumers: Vec<String>,
     pub(crate) plan: Plan,
+    /// The memory of its timestamps and names, charged to the client that registered it.
+    #[expect(dead_code, reason = "held for its drop")]
+    pub(crate) charge: Charge,
 }
 
 /// Whether the objects of a timeframe are there.
@@ -274,7 +278,7 @@ pub(crate) struct Timeframes {
 struct State {
     in_flight: BTreeMap<u64, Arc<Timeframe>>,
     /// By consumer: all timeframes below are done. Never goes back.
-    watermarks: HashMap<String, u64>,
+    watermarks: HashMap<String, Watermark>,
 }
 
 /// What came of a registration.
@@ -328,7 +332,7 @@ impl Timeframes {
         self.counters.timeframes_registered.add(1);
         let mut done = false;
         for name in &timeframe.registration.consumers {
-            if state.watermarks.get(name).is_some_and(|&oldest| timeframe.id() < oldest) {
+            if state.watermarks.get(name).is_some_and(|mark| timeframe.id() < mark.oldest) {
                 done = timeframe.set_consumed(name);
             }
         }
@@ -360,7 +364,7 @@ impl Timeframes {
         let mut state = self.state();
         let Some(entry) = state.in_flight.get(&timeframe) else {
             // To say it twice is no mistake.
-            if state.watermarks.get(consumer).is_some_and(|&oldest| timeframe < oldest) {
+            if state.watermarks.get(consumer).is_some_and(|mark| timeframe < mark.oldest) {
                 return Ok(None);
             }
             return Err(CacheError::UnknownTimeframe { timeframe });
@@ -389,15 +393,18 @@ impl Timeframes {
     }
 
     /// `consumer` is done with all timeframes below `oldest`. Returns those of which it was still
-    /// expected, and those that are dropped now.
+    /// expected, and those that are dropped now. The watermark is charged to `budget`.
+    ///
+    /// # Errors
+    /// [`CacheError::Budget`].
     pub(crate) fn oldest_possible(
         &self,
         consumer: &str,
         oldest: u64,
-    ) -> (Vec<u64>, Vec<Arc<Timeframe>>) {
+        budget: &ClientBudget,
+    ) -> Result<(Vec<u64>, Vec<Arc<Timeframe>>), CacheError> {
         let mut state = self.state();
-        let mark = state.watermarks.entry(consumer.to_owned()).or_insert(0);
-        *mark = oldest.max(*mark);
+        state.set_watermark(consumer, oldest, budget, self.clock.now())?;
         let below: Vec<Arc<Timeframe>> = state
             .in_flight
             .range(..oldest)
@@ -413,18 +420,22 @@ impl Timeframes {
         }
         drop(state);
         self.let_go(&dropped);
-        (below.iter().map(|timeframe| timeframe.id()).collect(), dropped)
+        Ok((below.iter().map(|timeframe| timeframe.id()).collect(), dropped))
+    }
+
+    /// Returns what is charged for the watermarks of clients that are gone. Of those, only the ones
+    /// that were set last are kept.
+    pub(crate) fn sweep_watermarks(&self) {
+        self.state().sweep_watermarks();
     }
 
     /// Lowers the watermark of a consumer; timeframes that were dropped stay dropped.
     pub(crate) fn set_watermark_back(&self, consumer: &str, oldest: u64) {
         let mut state = self.state();
-        if state.watermarks.get(consumer).is_none_or(|mark| oldest >= *mark) {
-            return;
-        }
-        match oldest {
-            0 => drop(state.watermarks.remove(consumer)),
-            _ => drop(state.watermarks.insert(consumer.to_owned(), oldest)),
+        match state.watermarks.get_mut(consumer) {
+            Some(mark) if oldest < mark.oldest && oldest > 0 => mark.oldest = oldest,
+            Some(mark) if oldest < mark.oldest => drop(state.watermarks.remove(consumer)),
+            _ => {}
         }
     }
 
@@ -502,7 +513,61 @@ impl Timeframes {
     }
 }
 
+/// Of consumers whose clients are gone, this many watermarks are kept.
+const MAX_IDLE_WATERMARKS: usize = 10_000;
+/// What a watermark takes beside the consumer's name.
+const WATERMARK_BYTES: usize = 160;
+
+/// All timeframes below are done.
+#[derive(Debug)]
+struct Watermark {
+    oldest: u64,
+    set: Moment,
+    /// Its memory, charged to the client that set it first, as long as that is there.
+    charge: Charge,
+}
+
 impl State {
+    fn set_watermark(
+        &mut self,
+        consumer: &str,
+        oldest: u64,
+        budget: &ClientBudget,
+        now: Moment,
+    ) -> Result<(), CacheError> {
+        // No timeframe can be registered for such a consumer: there is nothing to keep.
+        if consumer.len() > RequestLimits::MOST.name_bytes {
+            return Ok(());
+        }
+        if let Some(mark) = self.watermarks.get_mut(consumer) {
+            (mark.oldest, mark.set) = (oldest.max(mark.oldest), now);
+            return Ok(());
+        }
+        let bytes = (consumer.len() + WATERMARK_BYTES) as u64;
+        let charge = budget.charge(bytes, "the watermark of a consumer")?;
+        self.watermarks.insert(consumer.to_owned(), Watermark { oldest, set: now, charge });
+        Ok(())
+    }
+
+    fn sweep_watermarks(&mut self) {
+        let mut idle: Vec<Moment> = Vec::new();
+        for mark in self.watermarks.values_mut().filter(|mark| mark.charge.client_is_gone()) {
+            mark.charge.shrink_to(0);
+            idle.push(mark.set);
+        }
+        if idle.len() > MAX_IDLE_WATERMARKS {
+            idle.sort_unstable();
+            let mut surplus = idle.len() - MAX_IDLE_WATERMARKS;
+            let last = idle[surplus - 1];
+            self.watermarks.retain(|_, mark| {
+                let is_kept = !mark.charge.client_is_gone() || mark.set > last || surplus == 0;
+                surplus -= usize::from(!is_kept);
+                is_kept
+            });
+            self.watermarks.shrink_to_fit();
+        }
+    }
+
     fn known(&self, registration: &Registration) -> Result<Option<Arc<Timeframe>>, CacheError> {
         let Some(known) = self.in_flight.get(&registration.timeframe) else { return Ok(None) };
         match known.difference(registration) {
@@ -512,5 +577,46 @@ impl State {
                 Err(CacheError::TimeframeExists { timeframe, difference })
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+
+    #[test]
+    fn watermarks_are_charged_and_those_of_clients_that_are_gone_are_few() {
+        let timeframes = Timeframes::new(Clock::system(), Arc::default());
+        let budget = Budget::new(64 << 20);
+        let client = budget.client("one");
+        let set = |name: &str, client: &ClientBudget| timeframes.oldest_possible(name, 1, client);
+        for n in 0..20_000 {
+            set(&format!("n{n}"), &client).unwrap();
+        }
+        assert!(budget.used_bytes() > 20_000 * WATERMARK_BYTES as u64);
+        timeframes.sweep_watermarks();
+        assert_eq!(timeframes.state().watermarks.len(), 20_000);
+        let other = budget.client("other");
+        set("of a client that stays", &other).unwrap();
+        drop(client);
+        timeframes.sweep_watermarks();
+        assert_eq!(budget.used_bytes(), ("of a client that stays".len() + WATERMARK_BYTES) as u64);
+        let state = timeframes.state();
+        assert_eq!(state.watermarks.len(), MAX_IDLE_WATERMARKS + 1);
+        assert!(state.watermarks.contains_key("of a client that stays"));
+    }
+
+    #[test]
+    fn a_client_sets_no_more_watermarks_than_its_account_has_room_for() {
+        let timeframes = Timeframes::new(Clock::system(), Arc::default());
+        let client = Budget::new(4_000).client("one");
+        let set = |name: &str| timeframes.oldest_possible(name, 1, &client);
+        let refused = (0..10).map(|n| set(&format!("n{n}"))).filter(Result::is_err).count();
+        assert!(refused > 0 && refused < 10, "{refused}");
+        // One that is there moves on all the same, and a name that no timeframe can have is not kept.
+        assert!(set("n0").is_ok());
+        assert!(set(&"x".repeat(1_000_000)).is_ok());
+        assert!(timeframes.state().watermarks.len() < 10);
     }
 }

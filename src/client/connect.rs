@@ -21,7 +21,12 @@ use crate::secret::Secret;
 /// The largest message that is taken: batches are small, but one object may be one cell.
 const MAX_MESSAGE_BYTES: usize = 1 << 30;
 /// How long connecting may take.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// A peer that answers no ping for this long is gone: a stopped process or an unplugged network
+/// shows in no other way.
+const PING_INTERVAL: Duration = Duration::from_secs(4);
+const PING_LIMIT: Duration = Duration::from_secs(5);
 
 /// What is asked, with the token of who asks.
 pub(super) type Flight = FlightServiceClient<InterceptedService<Channel, Bearer>>;
@@ -30,12 +35,24 @@ pub(super) type Flight = FlightServiceClient<InterceptedService<Channel, Bearer>
 #[derive(Debug, Clone)]
 pub(super) struct Bearer(Option<MetadataValue<Ascii>>);
 
+const TOKEN_CHARACTERS: &str = "it has characters other than visible ASCII";
+
+/// A token as it is sent: without the byte order mark and the white space that an editor, `echo` or
+/// a file of Windows leaves around it. An empty one is none.
+pub(super) fn token(given: Option<Secret>) -> Result<Option<Secret>, ClientError> {
+    let Some(given) = given else { return Ok(None) };
+    let token = given.reveal().trim_start_matches('\u{feff}').trim();
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(ClientError::Token { reason: TOKEN_CHARACTERS });
+    }
+    Ok((!token.is_empty()).then(|| Secret::from(token)))
+}
+
 impl Bearer {
     fn new(token: Option<&Secret>) -> Result<Self, ClientError> {
         let header = token.map(|token| format!("Bearer {}", token.reveal()).parse());
-        let mut header: Option<MetadataValue<Ascii>> = header
-            .transpose()
-            .map_err(|_| ClientError::Token { reason: "no header can have it" })?;
+        let mut header: Option<MetadataValue<Ascii>> =
+            header.transpose().map_err(|_| ClientError::Token { reason: TOKEN_CHARACTERS })?;
         if let Some(header) = &mut header {
             header.set_sensitive(true);
         }
@@ -82,6 +99,22 @@ impl TlsFiles {
     }
 }
 
+/// What is wrong with an address of another scheme, and what to write instead.
+fn suggestion(url: &str) -> String {
+    let instead = |prefix: &str, scheme: &str| {
+        let host = url.strip_prefix(prefix)?.trim_end_matches('/');
+        Some(format!("write {scheme}{host}"))
+    };
+    let told = instead("http://", "grpc://").or_else(|| instead("https://", "grpc+tls://"));
+    told.unwrap_or_else(|| match url.split_once("://") {
+        Some((scheme, _)) => format!("unknown scheme {scheme:?}"),
+        None if url.is_empty() => "it is empty".to_owned(),
+        None if url.starts_with('/') => format!("write grpc+unix://{url}"),
+        None if url.contains(':') && !url.contains('/') => format!("write grpc://{url}"),
+        None => "it has no scheme".to_owned(),
+    })
+}
+
 /// The address of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Address {
@@ -105,12 +138,23 @@ impl Address {
             };
         }
         let after = |schemes: &[&str]| schemes.iter().find_map(|scheme| url.strip_prefix(scheme));
-        let plain = after(&["grpc://", "grpc+tcp://", "http://"]);
-        let secured = after(&["grpc+tls://", "grpcs://", "https://"]);
-        let host = plain.or(secured).ok_or_else(|| wrong("unknown scheme"))?;
+        let plain = after(&["grpc://", "grpc+tcp://"]);
+        let secured = after(&["grpc+tls://", "grpcs://"]);
+        let host = match plain.or(secured) {
+            Some(host) => host,
+            None => return Err(wrong(&suggestion(url))),
+        };
         let host = host.trim_end_matches('/');
-        if host.is_empty() || host.contains('/') {
+        if host.is_empty() || host.contains(['/', '?', '#', '@']) {
             return Err(wrong("only host and port may stand there"));
+        }
+        let port = host.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+        match port {
+            Some(Ok(port)) if port > 0 => {}
+            _ => return Err(wrong("it needs a port from 1 to 65535")),
+        }
+        if format!("http://{host}").parse::<Uri>().is_err() {
+            return Err(wrong("its host is none"));
         }
         Ok(match secured {
             Some(_) => Self::Tls(format!("https://{host}")),
@@ -158,7 +202,8 @@ impl Address {
         let channel = match self {
             Self::Tcp(address) | Self::Tls(address) => {
                 let endpoint = Endpoint::from_shared(address.clone()).map_err(failed)?;
-                let mut endpoint = endpoint.tcp_nodelay(true).connect_timeout(CONNECT_LIMIT);
+                let endpoint = endpoint.tcp_nodelay(true).connect_timeout(CONNECT_LIMIT);
+                let mut endpoint = with_pings(endpoint);
                 if let Self::Tls(_) = self {
                     endpoint = endpoint.tls_config(options.tls.config()).map_err(failed)?;
                 }
@@ -166,7 +211,7 @@ impl Address {
             }
             Self::Unix(path) => {
                 let path = path.clone();
-                let endpoint = Endpoint::from_static("http://localhost");
+                let endpoint = with_pings(Endpoint::from_static("http://localhost"));
                 endpoint
                     .connect_timeout(CONNECT_LIMIT)
                     .connect_with_connector(service_fn(move |_: Uri| {
@@ -182,9 +227,50 @@ impl Address {
     }
 }
 
+/// Pings the service while an answer is awaited.
+fn with_pings(endpoint: Endpoint) -> Endpoint {
+    endpoint.http2_keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_LIMIT)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_lose_what_files_and_editors_put_around_them() {
+        for given in ["secret", "secret\n", "secret\r\n", " secret", "\u{feff}secret"] {
+            let token = token(Some(Secret::from(given))).unwrap().unwrap();
+            assert_eq!(token.reveal(), "secret", "{given:?}");
+        }
+        for empty in ["", "\n", "\u{feff}\r\n"] {
+            assert!(token(Some(Secret::from(empty))).unwrap().is_none(), "{empty:?}");
+        }
+        for wrong in ["secret\u{fc}", "secret\0", "two words"] {
+            let error = token(Some(Secret::from(wrong))).unwrap_err();
+            assert!(error.to_string().contains("token"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_another_kind_is_told_what_to_write() {
+        for (given, instead) in [
+            ("localhost:50051", "grpc://localhost:50051"),
+            ("http://host:1/", "grpc://host:1"),
+            ("https://host:1", "grpc+tls://host:1"),
+            ("/run/iovcache/flight.sock", "grpc+unix:///run/iovcache/flight.sock"),
+            ("flight://host:1", "unknown scheme"),
+            ("grpc://127.0.0.1", "a port"),
+            ("grpc://127.0.0.1:0", "a port"),
+            ("grpc://127.0.0.1:99999", "a port"),
+            ("grpc://127.0.0.1:x", "a port"),
+            ("grpc://[::1]", "a port"),
+            (" grpc://host:1", "scheme"),
+        ] {
+            let error = Address::parse(given).unwrap_err().to_string();
+            assert!(error.contains(instead) && error.contains(given.trim()), "{error}");
+        }
+        assert!(Address::parse("grpc://[::1]:50051").is_ok());
+    }
 
     #[test]
     fn addresses_are_those_that_the_service_prints() {

@@ -7,7 +7,7 @@ use tonic::Status;
 
 use crate::error::{Code, Coded, ErrorKind};
 use crate::shm::ResolveError;
-use crate::shm::attach::{AttachError, WireError};
+use crate::shm::attach::AttachError;
 use crate::table::DecodeError;
 
 /// Why a client does not get what it asked for.
@@ -65,7 +65,7 @@ pub enum ClientError {
     #[error("the table cannot be read")]
     Decode(#[from] DecodeError),
     /// The attach socket does not let us in.
-    #[error("cannot attach to {path}")]
+    #[error("cannot attach to {}", path.display())]
     Attach {
         /// The socket.
         path: PathBuf,
@@ -76,6 +76,36 @@ pub enum ClientError {
     /// A MetaHeader does not resolve.
     #[error("a cell does not resolve")]
     Resolve(#[from] ResolveError),
+    /// The cells name shared memory that this client has not mapped.
+    #[error(
+        "the cells are MetaHeaders and this client is not attached to the service's memory: ask \
+         with cell \"payload\", or on the node of the service without \"session\""
+    )]
+    NotAttached,
+    /// No answer came within the time that the call may take.
+    #[error("no answer within {limit_millis} ms")]
+    NotInTime {
+        /// The time that the call may take.
+        limit_millis: u128,
+    },
+    /// The process was forked: the connection and the session are the parent's.
+    #[error("this process was forked, and the client is its parent's: connect anew in the child")]
+    ForkedProcess,
+    /// The service was asked again which versions serve a table, and now others would.
+    #[error("versions were put since the table was made: ask for the table anew")]
+    Changed,
+    /// It is closed.
+    #[error("the {what} is closed")]
+    Closed {
+        /// What: a client, a table.
+        what: &'static str,
+    },
+    /// An argument is none that a call takes.
+    #[error("{reason}")]
+    Argument {
+        /// The argument, what was given, what was expected.
+        reason: String,
+    },
     /// The table has no such column.
     #[error("the table has no column {name:?}; it has {}", known.join(", "))]
     NoSuchColumn {
@@ -153,9 +183,6 @@ impl ClientError {
         match self {
             Self::Lost { .. } | Self::Connect { .. } => true,
             Self::Service { code, .. } => *code == DRAINING,
-            Self::Attach { error: AttachError::Wire(WireError::Io(error)), .. } => {
-                matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
-            }
             _ => false,
         }
     }
@@ -178,7 +205,12 @@ impl Coded for ClientError {
             Self::Address { .. }
             | Self::Token { .. }
             | Self::NoSuchColumn { .. }
-            | Self::NoSuchRow { .. } => ErrorKind::InvalidArgument,
+            | Self::NoSuchRow { .. }
+            | Self::Argument { .. } => ErrorKind::InvalidArgument,
+            Self::NotAttached | Self::ForkedProcess | Self::Changed | Self::Closed { .. } => {
+                ErrorKind::FailedPrecondition
+            }
+            Self::NotInTime { .. } => ErrorKind::DeadlineExceeded,
             Self::Connect { .. } | Self::Lost { .. } => ErrorKind::Unavailable,
             Self::Service { kind, .. } => *kind,
             Self::Answer { .. } => ErrorKind::Internal,
@@ -207,6 +239,12 @@ impl Coded for ClientError {
             Self::NoSuchRow { .. } => Code(7005),
             Self::Io { .. } => Code(7006),
             Self::Token { .. } => Code(7007),
+            Self::NotInTime { .. } => Code(7009),
+            Self::NotAttached => Code(7010),
+            Self::ForkedProcess => Code(7011),
+            Self::Changed => Code(7012),
+            Self::Closed { .. } => Code(7013),
+            Self::Argument { .. } => Code(7014),
         }
     }
 }

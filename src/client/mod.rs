@@ -32,7 +32,8 @@
 mod again;
 mod connect;
 mod error;
-mod held;
+mod join;
+mod large;
 mod request;
 mod service;
 mod table;

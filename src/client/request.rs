@@ -1,5 +1,6 @@
 //! What a client asks for.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::interval::Timestamp;
 pub struct TableRequest {
     columns: Vec<(String, Value)>,
     timestamps: Option<Arc<Timestamps>>,
-    fields: BTreeMap<&'static str, Value>,
+    fields: BTreeMap<Cow<'static, str>, Value>,
 }
 
 impl TableRequest {
@@ -34,7 +35,7 @@ impl TableRequest {
     }
 
     fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
-        self.fields.insert(name, value.into());
+        self.fields.insert(name.into(), value.into());
         self
     }
 
@@ -62,6 +63,22 @@ impl TableRequest {
             ("metadata".to_owned(), Value::from(metadata)),
         ]);
         self.columns.push((name.into(), Value::from(column)));
+        self
+    }
+
+    /// One more column as the request's schema describes it: a path, or an object with path, key and
+    /// more.
+    #[must_use]
+    pub fn column_value(mut self, name: impl Into<String>, column: Value) -> Self {
+        self.columns.push((name.into(), column));
+        self
+    }
+
+    /// Any field of the request by name, as `schemas/request.schema.json` describes it; the service
+    /// refuses those that it does not know.
+    #[must_use]
+    pub fn field(mut self, name: impl Into<String>, value: Value) -> Self {
+        self.fields.insert(Cow::Owned(name.into()), value);
         self
     }
 
@@ -190,6 +207,12 @@ impl TableRequest {
         self.get("wait_ms").and_then(Value::as_u64).map(Duration::from_millis)
     }
 
+    /// The same without a field.
+    pub(super) fn without(mut self, field: &str) -> Self {
+        self.fields.remove(field);
+        self
+    }
+
     pub(super) fn get(&self, field: &str) -> Option<&Value> {
         self.fields.get(field)
     }
@@ -220,7 +243,7 @@ impl TableRequest {
             #[serde(skip_serializing_if = "Option::is_none")]
             columns: Option<Columns<'a>>,
             #[serde(flatten)]
-            fields: &'a BTreeMap<&'static str, Value>,
+            fields: &'a BTreeMap<Cow<'static, str>, Value>,
             #[serde(skip_serializing_if = "Option::is_none")]
             timestamps: Option<Times<'a>>,
         }

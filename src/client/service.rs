@@ -1,11 +1,14 @@
 //! The calls of a service.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::{Int64Type, UInt64Type};
 use arrow_array::{ArrayRef, Int64Array, RecordBatch};
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::error::FlightError;
@@ -18,14 +21,14 @@ use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 
 use super::again;
-use super::connect::{Address, Flight, TlsFiles};
+use super::connect::{Address, CONNECT_LIMIT, Flight, TlsFiles, token};
 use super::error::ClientError;
-use super::held::Held;
+use super::join::Held;
 use super::request::TableRequest;
-use super::table::{Kept, Table};
-use crate::error::Coded as _;
+use super::table::{Hold, Releases, Table};
+use crate::error::{Coded as _, ErrorKind};
 use crate::secret::Secret;
-use crate::shm::attach::Attachment;
+use crate::shm::attach::{Attachment, process_generation};
 use crate::table::{
     CheckAnswer, ColumnRequest, ConsumedAnswer, MessageWriter, PutAnswer, Register, SegmentsAnswer,
     Status,
@@ -51,6 +54,9 @@ pub struct ClientOptions {
 
 /// As long as a service waits with a table, unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How much later than its limit an answer may come.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// A path that a service knows.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -80,6 +86,8 @@ struct Inner {
     /// The service has answered once: what it does not answer now, it may again. Before that it may be
     /// none of ours, or hang up on who has no certificate.
     answered: AtomicBool,
+    /// The process that connected, among its forks.
+    process: u64,
 }
 
 /// The Unix socket of a service on the node: a session is used over it alone, where the kernel says
@@ -115,7 +123,13 @@ impl Client {
     /// [`ClientError::Address`], [`ClientError::Connect`].
     pub async fn connect_with(url: &str, options: ClientOptions) -> Result<Self, ClientError> {
         let address = Address::parse(url)?;
-        let flight = address.connect(url, &options).await?;
+        let options = ClientOptions { token: token(options.token)?, ..options };
+        let connecting = address.connect(url, &options);
+        let flight = tokio::time::timeout(CONNECT_LIMIT, connecting).await;
+        let flight = flight.map_err(|_| ClientError::Connect {
+            url: url.to_owned(),
+            reason: format!("no connection within {CONNECT_LIMIT:?}"),
+        })??;
         let (releases, freed) = mpsc::unbounded_channel();
         tokio::spawn(release_leases(flight.clone(), freed));
         let attached = match options.remote {
@@ -132,6 +146,7 @@ impl Client {
             attached,
             releases,
             answered: AtomicBool::new(false),
+            process: process_generation(),
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -158,8 +173,24 @@ impl Client {
     /// # Errors
     /// [`ClientError`], most often `Service` with what the service said.
     pub async fn table(&self, request: TableRequest) -> Result<Table, ClientError> {
-        self.until_answered(self.patience_of(&request), |left| {
-            let request = within(&request, left);
+        let limit = self.patience_of(&request);
+        match self.small_table(&request).await {
+            // A cell has a limit, and so has an answer; chunks have none.
+            Err(error)
+                if error.kind() == ErrorKind::ResourceExhausted
+                    && request.get("cell").is_none()
+                    && request.get("session").is_none()
+                    && self.is_remote().await =>
+            {
+                self.large_table(request, limit + GRACE).await
+            }
+            answered => answered,
+        }
+    }
+
+    async fn small_table(&self, request: &TableRequest) -> Result<Table, ClientError> {
+        self.until_answered(self.patience_of(request), |left| {
+            let request = within(request, left);
             async move {
                 match self.try_table(request.clone()).await {
                     // The service was restarted: its successor knows another session of ours.
@@ -186,13 +217,31 @@ impl Client {
     where
         F: Future<Output = Result<T, ClientError>>,
     {
+        if self.0.process != process_generation() {
+            return Err(ClientError::ForkedProcess);
+        }
         let known = self.0.answered.load(Ordering::Relaxed);
-        let limit = if known { limit } else { Duration::ZERO };
-        let answer = again::until_answered(limit, call).await;
+        let patience = if known { limit } else { Duration::ZERO };
+        let mut call = call;
+        let in_time = |left: Option<Duration>| {
+            // The service keeps to the limit by itself; what comes later will not come.
+            let limit = left.unwrap_or(limit) + GRACE;
+            let answer = tokio::time::timeout(limit, call(left));
+            async move {
+                let late = ClientError::NotInTime { limit_millis: limit.as_millis() };
+                answer.await.unwrap_or(Err(late))
+            }
+        };
+        let answer = again::until_answered(patience, in_time).await;
         if !answer.as_ref().is_err_and(ClientError::is_no_answer) {
             self.0.answered.store(true, Ordering::Relaxed);
         }
-        answer
+        answer.map_err(|error| match error {
+            ClientError::Lost { reason } => {
+                ClientError::Lost { reason: format!("{}: {reason}", self.0.url) }
+            }
+            other => other,
+        })
     }
 
     fn patience(&self) -> Duration {
@@ -209,28 +258,63 @@ impl Client {
             None => self.attachment(&request).await?,
         };
         let request = request.or("encoding", "run_end");
-        let (request, own_session) = match &attachment {
-            Some(attachment) => (request.session(attachment.session()), true),
-            None => (request.or("cell", "payload"), false),
+        let request = match &attachment {
+            Some(attachment) => request.session(attachment.session()),
+            // Who names a session resolves the cells by it.
+            None if request.get("session").is_some() => request,
+            None => request.or("cell", "payload"),
         };
         if let Some(attachment) = &attachment
             && let Some(held) = Held::of(&request)
-            && let Some(table) = self.joined(held, attachment).await?
+            && let Some(table) = self.joined(held, &request, attachment).await?
         {
             return Ok(table);
         }
         let (schema, batches) = self.get(&request).await?;
-        let table = Table::new(&schema, batches, self.kept(attachment, &schema))?.mapped().await;
-        if !own_session {
+        let hold = self.hold(attachment, &schema);
+        if request.get("cell").is_some_and(|cell| cell == "payload") {
             // The objects are here already.
-            table.let_go();
+            drop(hold);
+            return Table::new(&schema, batches, Hold::new(None, None, self.releases()), request);
         }
-        Ok(table)
+        Table::new(&schema, batches, hold, request)?.mapped().await
     }
 
-    fn kept(&self, attachment: Option<Arc<Attachment>>, schema: &Schema) -> Kept {
+    /// What keeps the objects of an answer with this schema.
+    pub(super) fn hold(&self, attachment: Option<Arc<Attachment>>, schema: &Schema) -> Hold {
         let lease = schema.metadata().get("iovcache.lease").cloned();
-        Kept { attachment, lease, releases: self.0.releases.clone() }
+        Hold::new(attachment, lease, self.releases())
+    }
+
+    pub(super) fn releases(&self) -> Releases {
+        self.0.releases.clone()
+    }
+
+    /// Whether objects come over the wire: the service is on another node, or that was asked for.
+    async fn is_remote(&self) -> bool {
+        matches!(&*self.0.attached.lock().await, Attached::Remote)
+    }
+
+    /// Which versions serve the rows of `table`: its objects view (`schemas/tables.md`).
+    ///
+    /// # Errors
+    /// [`ClientError::Changed`] if other versions would serve it by now.
+    pub async fn objects(
+        &self,
+        table: &Table,
+    ) -> Result<(Arc<Schema>, Vec<RecordBatch>), ClientError> {
+        let request = table.request().clone().without("timestamps_column").view("objects");
+        let limit = self.patience_of(&request);
+        let objects = self.until_answered(limit, |left| {
+            let request = within(&request, left);
+            async move { self.get(&request).await }
+        });
+        let (schema, batches) = objects.await?;
+        drop(self.hold(table.attachment(), &schema));
+        match describes(&batches, table)? {
+            true => Ok((schema, batches)),
+            false => Err(ClientError::Changed),
+        }
     }
 
     /// The table with its rows made here, from the spans; nothing where the service has to be asked
@@ -238,6 +322,7 @@ impl Client {
     async fn joined(
         &self,
         held: Held,
+        request: &TableRequest,
         attachment: &Arc<Attachment>,
     ) -> Result<Option<Table>, ClientError> {
         let (schema, batches) = match self.get(&held.request).await {
@@ -247,12 +332,13 @@ impl Client {
         };
         let joined = held.join(&schema, &batches)?;
         let gaps = joined.gaps;
-        let table = Table::joined(joined, self.kept(Some(Arc::clone(attachment)), &schema));
+        let hold = self.hold(Some(Arc::clone(attachment)), &schema);
+        let table = Table::joined(joined, hold, request.clone());
         // What a gap means is for the service to say, column by column.
         if gaps {
             return Ok(None);
         }
-        Ok(Some(table.mapped().await))
+        Ok(Some(table.mapped().await?))
     }
 
     /// Lets the objects of a table go, and waits until the service knows. Dropping the table does
@@ -261,7 +347,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn release(&self, table: Table) -> Result<(), ClientError> {
-        match table.take_lease() {
+        match table.into_lease() {
             None => Ok(()),
             Some(lease) => {
                 let _: serde_json::Value = self.act("release", &json!({"lease": lease})).await?;
@@ -300,7 +386,7 @@ impl Client {
         }
     }
 
-    async fn get(
+    pub(super) async fn get(
         &self,
         request: &TableRequest,
     ) -> Result<(Arc<Schema>, Vec<RecordBatch>), ClientError> {
@@ -314,7 +400,10 @@ impl Client {
         Ok((schema, batches))
     }
 
-    async fn stream(&self, request: &TableRequest) -> Result<FlightRecordBatchStream, ClientError> {
+    pub(super) async fn stream(
+        &self,
+        request: &TableRequest,
+    ) -> Result<FlightRecordBatchStream, ClientError> {
         let ticket = Ticket::new(request.to_json());
         let stream = self.flight().do_get(ticket).await?.into_inner();
         let stream = stream.map_err(|status| FlightError::Tonic(Box::new(status)));
@@ -469,8 +558,23 @@ impl Client {
         columns: &[ColumnRequest],
         consumers: &[String],
     ) -> Result<PutAnswer, ClientError> {
-        let column: ArrayRef = Arc::new(Int64Array::from(timestamps));
-        let batch = RecordBatch::try_from_iter([("timestamp", column)])
+        let about = Register::to_json(columns, consumers);
+        self.register(timeframe, Arc::new(Int64Array::from(timestamps)), about).await
+    }
+
+    /// Registers a timeframe: its timestamps in any Arrow type that the service takes, and what
+    /// `schemas/register-timeframe.schema.json` describes.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn register(
+        &self,
+        timeframe: u64,
+        timestamps: ArrayRef,
+        about: String,
+    ) -> Result<PutAnswer, ClientError> {
+        // Null timestamps are possible in each.
+        let batch = RecordBatch::try_from_iter_with_nullable([("timestamp", timestamps, true)])
             .map_err(|error| answer(&error.to_string()))?;
         let (mut writer, schema) = MessageWriter::begin(&batch.schema());
         let batch = writer.write(&batch).map_err(|error| answer(&error.to_string()))?;
@@ -478,7 +582,7 @@ impl Client {
         let first = FlightData {
             flight_descriptor: Some(FlightDescriptor::new_path(path)),
             data_header: schema.header,
-            app_metadata: Register::to_json(columns, consumers).into(),
+            app_metadata: about.into(),
             ..FlightData::default()
         };
         let rest = batch.into_messages().map(|message| FlightData {
@@ -597,6 +701,27 @@ impl Client {
     }
 }
 
+/// Whether an objects view is that of the blocks whose MetaHeaders stand in `table`.
+fn describes(objects: &[RecordBatch], table: &Table) -> Result<bool, ClientError> {
+    let mut told: HashMap<String, Vec<(usize, u64)>> = HashMap::new();
+    for batch in objects {
+        let column = |name| batch.column_by_name(name);
+        let names = column("column").and_then(|names| names.as_string_opt::<i32>());
+        let starts = column("row_start").and_then(|one| one.as_primitive_opt::<Int64Type>());
+        let generations = column("generation").and_then(|one| one.as_primitive_opt::<UInt64Type>());
+        let (Some(names), Some(starts), Some(generations)) = (names, starts, generations) else {
+            return Err(answer("no objects view came"));
+        };
+        for row in 0..batch.num_rows() {
+            let start = usize::try_from(starts.value(row)).unwrap_or(usize::MAX);
+            let runs = told.entry(names.value(row).to_owned()).or_default();
+            runs.push((start, generations.value(row)));
+        }
+    }
+    let mut columns = table.generations();
+    Ok(columns.all(|(name, seen)| told.get(name).map_or(seen.is_empty(), |told| *told == seen)))
+}
+
 /// The request with no more time than is left; the first time, as it came.
 fn within(request: &TableRequest, left: Option<Duration>) -> TableRequest {
     match left {
@@ -605,11 +730,11 @@ fn within(request: &TableRequest, left: Option<Duration>) -> TableRequest {
     }
 }
 
-fn answer(reason: &str) -> ClientError {
+pub(super) fn answer(reason: &str) -> ClientError {
     ClientError::Answer { reason: reason.to_owned() }
 }
 
-fn of_flight(error: &FlightError) -> ClientError {
+pub(super) fn of_flight(error: &FlightError) -> ClientError {
     match error {
         FlightError::Tonic(status) => ClientError::of(status),
         other => answer(&other.to_string()),

@@ -1,31 +1,30 @@
 //! A table that a client got: its cells borrow from it.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use arrow_array::RecordBatch;
-use arrow_schema::{Schema, SchemaRef};
+use arrow_schema::SchemaRef;
 use tokio::sync::mpsc;
 
 use super::error::ClientError;
-use super::held::Joined;
-use crate::shm::attach::Attachment;
-use crate::shm::{AHEAD, Mappings, MetaHeader};
+use super::join::Joined;
+use super::request::TableRequest;
+use crate::shm::attach::{Attachment, Pinned};
+use crate::shm::{AHEAD, MetaHeader};
 use crate::table::{CellValue, ColumnRuns, run_end_batch};
 
-/// A table and the objects of its cells, which stay where they are as long as it lives.
+/// A table and the objects of its cells, which stay where they are as long as it lives: it holds the
+/// lease that pins them, and releases it when it is dropped.
 #[derive(Debug)]
 pub struct Table {
     schema: SchemaRef,
-    /// Of a table whose rows were made here: made when they are asked for.
+    /// Made when asked for, if the rows were joined by the client.
     batches: OnceLock<Vec<RecordBatch>>,
     rows: usize,
     columns: Vec<Cells>,
-    mappings: Arc<Mappings>,
-    /// Keeps the session, and with it the lease.
-    attachment: Option<Arc<Attachment>>,
-    lease: Mutex<Option<String>>,
-    releases: mpsc::UnboundedSender<String>,
+    hold: Hold,
+    request: TableRequest,
 }
 
 /// The runs of one column.
@@ -35,20 +34,82 @@ pub(super) struct Cells {
     pub(super) runs: ColumnRuns,
 }
 
+/// Where released leases go.
+pub(super) type Releases = mpsc::UnboundedSender<String>;
+
 /// What keeps a table's objects.
 #[derive(Debug)]
-pub(super) struct Kept {
-    /// Keeps the session, and with it the lease.
-    pub(super) attachment: Option<Arc<Attachment>>,
-    pub(super) lease: Option<String>,
-    pub(super) releases: mpsc::UnboundedSender<String>,
+pub(super) enum Hold {
+    /// A lease of our own session, and its segments.
+    Pinned(Pinned),
+    /// A lease whose segments are not mapped by this client.
+    Lease(Lease),
+}
+
+/// A lease that is released when this is dropped; `None` if there is none.
+#[derive(Debug)]
+pub(super) struct Lease {
+    id: Option<String>,
+    releases: Releases,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(lease) = self.id.take() {
+            // If the receiver is gone, so is the connection, and the lease ends by itself.
+            let _ = self.releases.send(lease);
+        }
+    }
+}
+
+impl Hold {
+    pub(super) fn new(
+        attachment: Option<Arc<Attachment>>,
+        lease: Option<String>,
+        releases: Releases,
+    ) -> Self {
+        match attachment {
+            None => Self::Lease(Lease { id: lease, releases }),
+            Some(attachment) => {
+                let release = Box::new(move |lease| {
+                    // As above.
+                    let _ = releases.send(lease);
+                });
+                Self::Pinned(Pinned::new(attachment, lease, release))
+            }
+        }
+    }
+
+    fn lease(&self) -> Option<&str> {
+        match self {
+            Self::Pinned(pinned) => pinned.lease(),
+            Self::Lease(lease) => lease.id.as_deref(),
+        }
+    }
+
+    /// Maps the segments that the cells of `columns` name.
+    fn map(&mut self, columns: &[Cells]) {
+        let Self::Pinned(pinned) = self else { return };
+        for (_, cell) in columns.iter().flat_map(|column| column.runs.iter()) {
+            match cell {
+                CellValue::Header(header) => pinned.map(&header),
+                CellValue::Place { segment, .. } => {
+                    if let Ok(segment) = u16::try_from(segment) {
+                        pinned.map(&MetaHeader::managed(segment, 0, 0, 0));
+                    }
+                }
+                CellValue::Null | CellValue::Payload(_) => {}
+            }
+        }
+    }
 }
 
 impl Table {
     pub(super) fn new(
         schema: &SchemaRef,
         batches: Vec<RecordBatch>,
-        kept: Kept,
+        hold: Hold,
+        request: TableRequest,
     ) -> Result<Self, ClientError> {
         let mut columns = Vec::new();
         for (place, field) in schema.fields().iter().enumerate() {
@@ -61,71 +122,53 @@ impl Table {
             columns.push(Cells { name: field.name().clone(), runs });
         }
         let rows = batches.iter().map(RecordBatch::num_rows).sum();
+        let batches = OnceLock::from(batches);
         let schema = Arc::clone(schema);
-        Ok(Self::of_parts(schema, OnceLock::from(batches), rows, columns, kept))
+        Ok(Self { schema, batches, rows, columns, hold, request })
     }
 
-    /// A table whose rows were made here.
-    pub(super) fn joined(joined: Joined, kept: Kept) -> Self {
+    /// A table whose rows the client joined.
+    pub(super) fn joined(joined: Joined, hold: Hold, request: TableRequest) -> Self {
         let Joined { schema, columns, rows, .. } = joined;
-        Self::of_parts(schema, OnceLock::new(), rows, columns, kept)
-    }
-
-    fn of_parts(
-        schema: SchemaRef,
-        batches: OnceLock<Vec<RecordBatch>>,
-        rows: usize,
-        columns: Vec<Cells>,
-        kept: Kept,
-    ) -> Self {
-        let Kept { attachment, lease, releases } = kept;
-        let lease = Mutex::new(lease);
-        let mappings = attachment.as_ref().map(|one| one.mappings()).unwrap_or_default();
-        Self { schema, batches, rows, columns, mappings, attachment, lease, releases }
+        Self { schema, batches: OnceLock::new(), rows, columns, hold, request }
     }
 
     /// Waits until every cell lies in a mapping, as far as they come: for a segment that is not
     /// mapped yet, on a blocking thread.
-    pub(super) async fn mapped(mut self) -> Self {
-        let Some(attachment) = self.attachment.clone() else { return self };
-        let mut lacking: Vec<MetaHeader> = Vec::new();
-        for (_, cell) in self.columns.iter().flat_map(|column| column.runs.iter()) {
-            if let CellValue::Header(header) = cell
-                && !self.mappings.knows(&header)
-            {
-                lacking.push(header);
-            }
+    pub(super) async fn mapped(self) -> Result<Self, ClientError> {
+        if self.is_all_mapped() {
+            return Ok(self);
         }
-        if lacking.is_empty() {
-            return self;
-        }
-        let wait = move || {
-            let mut mappings = attachment.mappings();
-            for header in lacking {
-                if !mappings.knows(&header) {
-                    mappings = attachment.mappings_for(&header);
-                }
-            }
-            mappings
+        let map = move || {
+            let mut table = self;
+            table.hold.map(&table.columns);
+            table
         };
-        // It fails only if the runtime goes down: then nothing resolves, and that is said.
-        if let Ok(mappings) = tokio::task::spawn_blocking(wait).await {
-            self.mappings = mappings;
-        }
-        self
+        let mapped = tokio::task::spawn_blocking(map).await;
+        mapped.map_err(|error| ClientError::Answer { reason: error.to_string() })
     }
 
-    /// How many rows it has.
+    fn is_all_mapped(&self) -> bool {
+        let Hold::Pinned(pinned) = &self.hold else { return true };
+        let mut cells = self.columns.iter().flat_map(|column| column.runs.iter());
+        cells.all(|(_, cell)| match cell {
+            CellValue::Header(header) => pinned.mappings().knows(&header),
+            CellValue::Place { .. } => false,
+            CellValue::Null | CellValue::Payload(_) => true,
+        })
+    }
+
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
     /// Its schema, as it came.
-    pub fn schema(&self) -> &Schema {
+    pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// Its batches, as they came; or one of all rows, where these were made here.
+    /// Its batches, as they came; or one of all rows, where the client joined them.
     pub fn batches(&self) -> &[RecordBatch] {
         self.batches.get_or_init(|| {
             let runs: Vec<_> = self.columns.iter().map(|column| &column.runs).collect();
@@ -134,13 +177,31 @@ impl Table {
         })
     }
 
-    /// What keeps its objects.
-    pub fn lease(&self) -> Option<String> {
-        self.lease.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The id of the lease that pins its objects.
+    pub fn lease(&self) -> Option<&str> {
+        self.hold.lease()
+    }
+
+    /// Whether its objects lie in shared memory that this client has mapped.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.hold, Hold::Pinned(_))
+    }
+
+    /// The session that it was asked for, if that is one of this client.
+    pub(super) fn attachment(&self) -> Option<Arc<Attachment>> {
+        match &self.hold {
+            Hold::Pinned(pinned) => Some(Arc::clone(pinned.attachment())),
+            Hold::Lease(_) => None,
+        }
+    }
+
+    /// What was asked, with the session that it was asked for.
+    pub(super) fn request(&self) -> &TableRequest {
+        &self.request
     }
 
     /// The names of its columns.
-    pub fn columns(&self) -> impl Iterator<Item = &str> {
+    pub fn columns(&self) -> impl ExactSizeIterator<Item = &str> {
         self.columns.iter().map(|column| column.name.as_str())
     }
 
@@ -158,23 +219,59 @@ impl Table {
         }
     }
 
-    /// The lease, to be released by who takes it.
-    pub(super) fn take_lease(&self) -> Option<String> {
-        self.lease.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// The lease is not needed any more.
-    pub(super) fn let_go(&self) {
-        if let Some(lease) = self.take_lease() {
-            // If nobody listens, the connection is gone, and the lease with it.
-            let _ = self.releases.send(lease);
+    /// The lease, for a caller that releases it.
+    pub(super) fn into_lease(self) -> Option<String> {
+        match self.hold {
+            Hold::Pinned(pinned) => pinned.into_lease(),
+            Hold::Lease(mut lease) => lease.id.take(),
         }
     }
-}
 
-impl Drop for Table {
-    fn drop(&mut self) {
-        self.let_go();
+    fn bytes<'a>(&'a self, cell: CellValue<'a>) -> Result<Option<&'a [u8]>, ClientError> {
+        let header = match cell {
+            CellValue::Null => return Ok(None),
+            CellValue::Payload(bytes) => return Ok(Some(bytes)),
+            CellValue::Header(header) => header,
+            CellValue::Place { handle, segment, size } => self.header_at(segment, handle, size)?,
+        };
+        match &self.hold {
+            Hold::Pinned(pinned) => Ok(Some(pinned.resolve(&header)?)),
+            Hold::Lease(_) => Err(ClientError::NotAttached),
+        }
+    }
+
+    fn header_at(&self, segment: i64, handle: i64, size: i64) -> Result<MetaHeader, ClientError> {
+        match &self.hold {
+            Hold::Pinned(pinned) => Ok(pinned.mappings().header_at(segment, handle, size)?),
+            Hold::Lease(_) => Err(ClientError::NotAttached),
+        }
+    }
+
+    /// Whether the block of a MetaHeader cell still has its generation; `false` once the service
+    /// that pinned it is gone and its memory was taken anew.
+    pub fn is_live(&self, header: &MetaHeader) -> bool {
+        match &self.hold {
+            Hold::Pinned(pinned) => pinned.mappings().still_valid(header),
+            Hold::Lease(_) => false,
+        }
+    }
+
+    /// Runs and generations of the MetaHeader cells, column by column, as the objects view tells
+    /// them. Columns with other cells are left out.
+    pub(super) fn generations(&self) -> impl Iterator<Item = (&str, Vec<(usize, u64)>)> {
+        self.columns.iter().filter_map(|column| {
+            let mut start = 0;
+            let mut seen = Vec::new();
+            for (end, cell) in column.runs.iter() {
+                match cell {
+                    CellValue::Header(header) => seen.push((start, header.hint)),
+                    CellValue::Null => {}
+                    CellValue::Place { .. } | CellValue::Payload(_) => return None,
+                }
+                start = end;
+            }
+            Some((column.name.as_str(), seen))
+        })
     }
 }
 
@@ -186,46 +283,64 @@ pub struct Column<'a> {
 }
 
 impl<'a> Column<'a> {
+    /// Its name.
+    pub fn name(&self) -> &'a str {
+        &self.cells.name
+    }
+
     /// The object of a row; `None` where the cell is null. Does no I/O and no copy.
     ///
     /// # Errors
-    /// [`ClientError::NoSuchRow`]; [`ClientError::Resolve`] if the service is gone and has given
-    /// the object up.
+    /// [`ClientError::NoSuchRow`]; [`ClientError::Resolve`] if the service is gone and the object was
+    /// given up; [`ClientError::NotAttached`].
     pub fn get(&self, row: usize) -> Result<Option<&'a [u8]>, ClientError> {
         match self.cells.runs.at(row) {
-            Some(cell) => self.bytes(cell),
+            Some(cell) => self.table.bytes(cell),
             None => Err(ClientError::NoSuchRow { row, rows: self.table.rows }),
         }
     }
 
     /// The rows of each run, and the object that serves them.
     pub fn runs(&self) -> impl Iterator<Item = Result<Run<'a>, ClientError>> {
-        let column = *self;
+        let table = self.table;
         let mut start = 0;
         let mut ahead = self.cells.runs.iter().skip(AHEAD);
         self.cells.runs.iter().map(move |(end, cell)| {
-            if let Some((_, CellValue::Header(next))) = ahead.next() {
-                column.table.mappings.prefetch(&next);
+            if let Some((_, CellValue::Header(next))) = ahead.next()
+                && let Hold::Pinned(pinned) = &table.hold
+            {
+                pinned.mappings().prefetch(&next);
             }
             let rows = start..end;
             start = end;
-            Ok((rows, column.bytes(cell)?))
+            Ok((rows, table.bytes(cell)?))
         })
     }
 
-    /// The MetaHeader of a row, if its cell is one.
-    pub fn header(&self, row: usize) -> Option<MetaHeader> {
-        match self.cells.runs.at(row)? {
-            CellValue::Header(header) => Some(header),
-            CellValue::Null | CellValue::Payload(_) => None,
+    /// The row behind the last one of each run, in ascending order.
+    pub fn ends(&self) -> &'a [usize] {
+        self.cells.runs.ends()
+    }
+
+    /// The object of a run, counted from 0; `None` where the cells are null.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get); `NoSuchRow` if there is no such run.
+    pub fn run(&self, run: usize) -> Result<Option<&'a [u8]>, ClientError> {
+        match self.cells.runs.run(run) {
+            Some(cell) => self.table.bytes(cell),
+            None => Err(ClientError::NoSuchRow { row: run, rows: self.cells.runs.len() }),
         }
     }
 
-    fn bytes(&self, cell: CellValue<'a>) -> Result<Option<&'a [u8]>, ClientError> {
-        match cell {
-            CellValue::Null => Ok(None),
-            CellValue::Header(header) => Ok(Some(self.table.mappings.resolve(&header)?)),
-            CellValue::Payload(bytes) => Ok(Some(bytes)),
+    /// The MetaHeader of a row, if its cell is one or names a place in a mapped segment.
+    pub fn header(&self, row: usize) -> Option<MetaHeader> {
+        match self.cells.runs.at(row)? {
+            CellValue::Header(header) => Some(header),
+            CellValue::Place { handle, segment, size } => {
+                self.table.header_at(segment, handle, size).ok()
+            }
+            CellValue::Null | CellValue::Payload(_) => None,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::status::{Failure, Status};
 use super::{guarded, optional_text, place, text};
-use crate::cache::Cache;
+use crate::cache::{Cache, LeaseId};
 use crate::error::ErrorKind;
 use crate::shm::attach::Attachment;
 use crate::shm::{Mappings, MetaHeader};
@@ -250,6 +250,36 @@ pub unsafe extern "C" fn iovc_check(attach: *const Attach) -> Status {
                 Some(why) => Err(Failure::new(ErrorKind::Unavailable, why)),
             },
             Memory::Own { .. } => Ok(()),
+        }
+    })
+}
+
+/// Ends the lease of a table that was asked for this session: nothing pins its objects for it any
+/// more, and pointers to them may not be read without iovc_still_valid. The service is told, and
+/// does not answer: a lease that is over already is no error.
+///
+/// @param lease  as it stands in the table's schema (iovcache.lease)
+/// @return IOVC_UNAVAILABLE if the service is gone; for a handle of iovc_cache_attach,
+///         IOVC_NOT_FOUND if there is no such lease
+///
+/// # Safety
+/// `attach` is null or a handle, `lease` is null or ends with a 0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_release(attach: *const Attach, lease: *const c_char) -> Status {
+    guarded(|| {
+        // SAFETY: as the caller says.
+        let attach = unsafe { super::borrowed(attach, "attach") }?;
+        // SAFETY: as the caller says.
+        let lease = unsafe { text(lease, "lease") }?;
+        match &attach.memory {
+            Memory::Service(attachment) if attachment.release(lease) => Ok(()),
+            Memory::Service(_) => {
+                Err(Failure::new(ErrorKind::Unavailable, "[IOV-7112] the service is gone"))
+            }
+            Memory::Own { cache, .. } if cache.release(&LeaseId::from(lease)) => Ok(()),
+            Memory::Own { .. } => {
+                Err(Failure::new(ErrorKind::NotFound, "[IOV-7111] there is no such lease any more"))
+            }
         }
     })
 }

@@ -24,7 +24,7 @@ unsafe fn read(header: *const MetaHeader) -> Result<MetaHeader, Failure> {
 #[inline]
 fn find(attach: &Attach, header: &MetaHeader) -> Result<(*const c_void, usize), ResolveError> {
     let resolve = |mappings: &Mappings| {
-        mappings.resolve(header).map(|bytes| (bytes.as_ptr().cast(), bytes.len()))
+        mappings.locate(header).map(|found| (found.address.cast(), found.size))
     };
     match attach.with(resolve) {
         Err(ResolveError::UnknownSegment { .. } | ResolveError::UnknownRegion { .. }) => {
@@ -114,8 +114,8 @@ pub unsafe extern "C" fn iovc_resolve_many(
                 if *header == [0; MetaHeader::BYTES] {
                     continue;
                 }
-                match mappings.resolve(&MetaHeader::from_array(header)) {
-                    Ok(bytes) => (*data, *size) = (bytes.as_ptr().cast(), bytes.len()),
+                match mappings.locate(&MetaHeader::from_array(header)) {
+                    Ok(found) => (*data, *size) = (found.address.cast(), found.size),
                     Err(
                         ResolveError::UnknownSegment { .. } | ResolveError::UnknownRegion { .. },
                     ) => later.push(row),
@@ -236,7 +236,7 @@ pub unsafe extern "C" fn iovc_still_valid(
                 return Ok(());
             }
             let expected = header.hint;
-            let error = mappings.resolve(&header).err();
+            let error = mappings.locate(&header).err();
             let error = error.unwrap_or(ResolveError::Stale { expected, found: 0 });
             Err(Failure::Resolve { error, place: None })
         })

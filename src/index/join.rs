@@ -9,7 +9,7 @@ use std::hint::select_unpredictable;
 
 use super::search::{before, gallop, search};
 use super::timeline::{State, Step, Timeline};
-use super::timestamps::{BLOCK_ROWS, Millis, Order, Timestamps, millis};
+use super::timestamps::{BLOCK_ROWS, Millis, Order, Steps, Timestamps, millis};
 use crate::interval::Timestamp;
 
 /// What serves a run of rows.
@@ -100,7 +100,7 @@ impl<'a> JoinPieces<'a> {
     pub fn next_into(&mut self, runs: &mut Vec<Run>) -> bool {
         runs.clear();
         let (timeline, timestamps) = (self.timeline, self.timestamps);
-        let entries = timestamps.values().len();
+        let entries = timestamps.entries();
         if self.next == entries {
             return false;
         }
@@ -124,7 +124,7 @@ struct Piece {
 /// Sorted timestamps cost O(runs × log(rows)), others O(rows × log(versions)) at most.
 pub fn join(timeline: &Timeline, timestamps: &Timestamps) -> Runs {
     let mut runs = Vec::new();
-    let piece = Piece { entries: 0..timestamps.values().len(), max_runs: usize::MAX };
+    let piece = Piece { entries: 0..timestamps.entries(), max_runs: usize::MAX };
     join_timeline(&mut runs, timeline, timestamps, piece);
     Runs(runs)
 }
@@ -136,7 +136,7 @@ pub fn join(timeline: &Timeline, timestamps: &Timestamps) -> Runs {
 pub fn join_steps(starts: &[i64], slot: impl Fn(usize) -> Slot, timestamps: &Timestamps) -> Runs {
     assert!(starts.first() == Some(&i64::MIN), "there is no step at the beginning of time");
     let mut runs = Vec::new();
-    let piece = Piece { entries: 0..timestamps.values().len(), max_runs: usize::MAX };
+    let piece = Piece { entries: 0..timestamps.entries(), max_runs: usize::MAX };
     join_piece(&mut runs, starts, slot, timestamps, piece);
     Runs(runs)
 }
@@ -150,6 +150,12 @@ fn join_piece(
     piece: Piece,
 ) -> usize {
     let max_runs = piece.max_runs;
+    if let Some(steps) = timestamps.steps() {
+        let row_start = piece.entries.start;
+        let mut sink = RunSink { runs, row_start, timestamps, slot };
+        let mut emit = |end: usize, place: usize| sink.push(end, (sink.slot)(place));
+        return stepped(starts, steps, piece.entries, max_runs, &mut emit);
+    }
     let (values, order) = (timestamps.values(), timestamps.order());
     emit_runs(runs, timestamps, piece, slot, |valid, sink| {
         let mut emit = |end: usize, place: usize| sink.emit(end, place);
@@ -179,6 +185,24 @@ fn join_timeline(
     let max_runs = piece.max_runs;
     // Places are of a segment (above) and in it (below).
     let slot = |place: usize| segments[place >> 32].steps[place & 0xffff_ffff].state.into();
+    if let Some(steps) = timestamps.steps() {
+        let row_start = piece.entries.start;
+        let mut sink = RunSink { runs, row_start, timestamps, slot };
+        let mut entry = row_start;
+        for _ in 0..max_runs {
+            if entry >= piece.entries.end {
+                break;
+            }
+            let at = steps.value(entry);
+            let segment = search(firsts, at);
+            let starts = &segments[segment].starts;
+            let place = search(starts, at);
+            let border = starts.get(place + 1).or_else(|| firsts.get(segment + 1));
+            entry = border.map_or(piece.entries.end, |&border| steps.before(border));
+            sink.push(entry, (sink.slot)(segment << 32 | place));
+        }
+        return entry.min(piece.entries.end);
+    }
     let (values, order) = (timestamps.values(), timestamps.order());
     emit_runs(runs, timestamps, piece, slot, |valid, sink| {
         let (mut entry, mut emitted) = (valid.start, 0);
@@ -270,6 +294,28 @@ fn emit_runs<S: Fn(usize) -> Slot>(
 
 type Entries = std::ops::Range<usize>;
 
+/// Values at a steady pace: the first one behind each border is computed. At most `most` runs;
+/// returns the entry behind the last one.
+fn stepped(
+    starts: &[i64],
+    steps: &Steps,
+    entries: Entries,
+    most: usize,
+    emit: &mut impl FnMut(usize, usize),
+) -> usize {
+    let (mut entry, mut place) = (entries.start, 0);
+    for _ in 0..most {
+        if entry >= entries.end {
+            break;
+        }
+        let at = steps.value(entry);
+        place += gallop(&starts[place..], |&start| start <= at) - 1;
+        entry = starts.get(place + 1).map_or(entries.end, |&border| steps.before(border));
+        emit(entry, place);
+    }
+    entry.min(entries.end)
+}
+
 /// Ascending values: from border to border, at most `most` of them. Gives the entry behind the last
 /// one.
 fn sorted(
@@ -345,7 +391,7 @@ pub fn open_times<T>(
     let (firsts, segments) = timeline.segments();
     let parts = search(firsts, least)..search(firsts, most) + 1;
     let steps: usize = segments[parts.clone()].iter().map(|segment| segment.steps.len()).sum();
-    if steps <= timestamps.values().len().max(FEW_STEPS) {
+    if steps <= timestamps.entries().max(FEW_STEPS) {
         let closed = segments[parts.clone()].iter().all(|segment| {
             let range = search(&segment.starts, least)..search(&segment.starts, most) + 1;
             segment.steps[range].iter().all(|step| open(step).is_none())
@@ -353,6 +399,22 @@ pub fn open_times<T>(
         if closed {
             return found;
         }
+    }
+    if let Some(pace) = timestamps.steps() {
+        let mut entry = 0;
+        while entry < timestamps.entries() && found.len() < limit {
+            let at = Timestamp::from_millis(pace.value(entry));
+            let (step, border) = timeline.step_at(at);
+            match open(&step) {
+                Some(told) => {
+                    found.push((at, told));
+                    entry += 1;
+                }
+                None if at.as_millis() < border => entry = pace.before(border),
+                None => break,
+            }
+        }
+        return found;
     }
     let sorted = matches!(timestamps.order(), Order::Sorted);
     for valid in timestamps.valid() {
@@ -491,9 +553,9 @@ mod tests {
     fn pieces_of_many_runs_are_joined_like_the_whole() {
         let timeline = timeline(&[(10, 20)], None);
         let rows = 3 * JoinPieces::MAX_RUNS / 2;
-        let alternating = |n: usize| Some(if n.is_multiple_of(2) { 15 } else { 5 });
+        let alternating = |n: usize| Some(if n % 2 == 0 { 15 } else { 5 });
         check(&timeline, &(0..rows).map(alternating).collect());
-        let with_nulls = |n: usize| alternating(n).filter(|_| !n.is_multiple_of(3));
+        let with_nulls = |n: usize| alternating(n).filter(|_| n % 3 > 0);
         check(&timeline, &(0..rows).map(with_nulls).collect());
         let sorted_with_many_runs = |n: usize| Some(n as i64);
         let pieces: Vec<_> = (0..rows as i64).step_by(2).map(|n| (n, n + 1)).collect();
@@ -519,6 +581,22 @@ mod tests {
         let pieces: Vec<_> = (0..100).map(|n| (n * 10_000, n * 10_000 + 10_000)).collect();
         let timestamps = Timestamps::new((0..1_000_000).collect::<Vec<i64>>(), None);
         assert_eq!(join(&timeline(&pieces, None), &timestamps).0.len(), 100);
+    }
+
+    #[test]
+    fn all_rows_of_two_thousand_million_steps_are_joined_at_once() {
+        let timeline = timeline(&[(10, 20), (1 << 20, 1 << 30)], Some(1 << 30));
+        let rows = Timestamps::MAX_ROWS;
+        let timestamps = Timestamps::stepped(Timestamp::from_millis(0), 1, rows);
+        let runs = join(&timeline, &timestamps);
+        let ends: Vec<usize> = runs.iter().map(|run| run.end).collect();
+        assert_eq!(ends, [10, 20, 1 << 20, 1 << 30, rows]);
+        let unknown = |step: &Step| (step.state == State::Unknown).then_some(());
+        let open = open_times(&timeline, &timestamps, 2, unknown);
+        assert_eq!(
+            open.iter().map(|(at, ())| at.as_millis()).collect::<Vec<_>>(),
+            [1 << 30, (1 << 30) + 1]
+        );
     }
 
     fn any_pieces() -> impl Strategy<Value = Vec<(i64, i64)>> {
@@ -556,6 +634,23 @@ mod tests {
             // A null between two equal ones parts them.
             expected.truncate(5);
             prop_assert_eq!(open_times(&timeline, &timestamps, 5, unknown), expected);
+        }
+
+        #[test]
+        fn stepped_timestamps_give_the_same(
+            pieces in any_pieces(),
+            unknown_from in proptest::option::of(0..60_i64),
+            first in -70..60_i64,
+            step in 1..30_u64,
+            rows in 0..90_usize,
+        ) {
+            let stepped = Timestamps::stepped(Timestamp::from_millis(first), step, rows);
+            let timeline = timeline(&pieces, unknown_from);
+            check(&timeline, &stepped);
+            let listed: Timestamps = stepped.rows().map(|at| at.map(|at| at.as_millis())).collect();
+            let unknown = |step: &Step| (step.state == State::Unknown).then_some(());
+            let open = |timestamps| open_times(&timeline, timestamps, 5, unknown);
+            prop_assert_eq!(open(&stepped), open(&listed));
         }
 
         #[test]

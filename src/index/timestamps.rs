@@ -24,13 +24,45 @@ pub(super) const fn millis(at: &Millis) -> i64 {
 /// What is stored are *entries*: one per row, or, run-encoded, one per run of rows.
 #[derive(Debug, Clone)]
 pub struct Timestamps {
-    /// [`Millis`] one after the other.
-    values: Buffer,
+    values: Values,
     nulls: Option<NullBuffer>,
     /// Run-encoded: the row behind the last one of each entry, ascending.
     ends: Option<ScalarBuffer<i32>>,
     order: OnceLock<Order>,
     gap: OnceLock<u64>,
+}
+
+#[derive(Debug, Clone)]
+enum Values {
+    /// [`Millis`] one after the other.
+    Listed(Buffer),
+    /// At a steady pace; never listed, however many there are.
+    Steps(Steps),
+}
+
+/// Timestamps at a steady pace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Steps {
+    first: i64,
+    /// Milliseconds from one to the next, at least 1.
+    step: u64,
+    count: usize,
+}
+
+impl Steps {
+    pub(super) const fn value(&self, entry: usize) -> i64 {
+        // The sum is an i64; the product alone may overflow, and wraps back.
+        self.first.wrapping_add((entry as u64).wrapping_mul(self.step) as i64)
+    }
+
+    /// Number of timestamps before `border`.
+    pub(super) fn before(&self, border: i64) -> usize {
+        if border <= self.first {
+            return 0;
+        }
+        let entries = border.abs_diff(self.first).div_ceil(self.step);
+        usize::try_from(entries).unwrap_or(usize::MAX).min(self.count)
+    }
 }
 
 /// How the entries are ordered, found out once for all columns.
@@ -88,12 +120,26 @@ impl Timestamps {
     fn of(values: Buffer, nulls: Option<NullBuffer>) -> Self {
         let nulls = nulls.filter(|nulls| nulls.null_count() > 0);
         let (order, gap) = (OnceLock::new(), OnceLock::new());
-        let new = Self { values, nulls, ends: None, order, gap };
-        assert!(new.values.len().is_multiple_of(size_of::<Millis>()));
+        assert!(values.len().is_multiple_of(size_of::<Millis>()));
+        let new = Self { values: Values::Listed(values), nulls, ends: None, order, gap };
         let rows = new.values().len();
         assert!(rows <= Self::MAX_ROWS, "{rows} rows are too many");
         assert!(new.nulls.as_ref().is_none_or(|nulls| nulls.len() == rows));
         new
+    }
+
+    /// `rows` timestamps: `first`, and each `step_millis` after the one before. They take no memory.
+    ///
+    /// # Panics
+    /// If the step is 0, there are more than [`MAX_ROWS`](Self::MAX_ROWS), or the last one is no i64.
+    pub fn stepped(first: Timestamp, step_millis: u64, rows: usize) -> Self {
+        assert!(step_millis > 0 && rows <= Self::MAX_ROWS, "{rows} rows of {step_millis} ms");
+        let first = first.as_millis();
+        let length = i128::from(step_millis) * rows.saturating_sub(1) as i128;
+        assert!(i128::from(first) + length <= i128::from(i64::MAX), "the last one is no i64");
+        let values = Values::Steps(Steps { first, step: step_millis, count: rows });
+        let (order, gap) = (OnceLock::new(), OnceLock::new());
+        Self { values, nulls: None, ends: None, order, gap }
     }
 
     /// One entry per run of rows.
@@ -116,7 +162,7 @@ impl Timestamps {
     pub fn with_ends(self, ends: impl Into<ScalarBuffer<i32>>) -> Self {
         let (own, ends) = (self.ends.is_some(), ends.into());
         assert!(!own, "runs of runs");
-        assert_eq!(ends.len(), self.values().len());
+        assert_eq!(ends.len(), self.entries());
         assert!(ends.first().is_none_or(|&end| end > 0) && ends.is_sorted_by(|a, b| a < b));
         Self { ends: Some(ends), ..self }
     }
@@ -129,10 +175,10 @@ impl Timestamps {
         let rows: usize = parts.iter().map(Self::len).sum();
         assert!(rows <= Self::MAX_ROWS, "{rows} rows are too many");
         let values: Vec<i64> =
-            parts.iter().flat_map(|part| part.values().iter().map(millis)).collect();
+            parts.iter().flat_map(|p| (0..p.entries()).map(|entry| p.raw(entry))).collect();
         let nulls = parts
             .iter()
-            .flat_map(|part| (0..part.values().len()).map(|entry| part.entry(entry).is_some()));
+            .flat_map(|part| (0..part.entries()).map(|entry| part.entry(entry).is_some()));
         let nulls = NullBuffer::from_iter(nulls);
         if parts.iter().all(|part| part.ends.is_none()) {
             return Self::new(values, Some(nulls));
@@ -140,9 +186,7 @@ impl Timestamps {
         let mut before = 0;
         let mut ends = Vec::with_capacity(values.len());
         for part in parts {
-            ends.extend(
-                (0..part.values().len()).map(|entry| (before + part.row_end(entry)) as i32),
-            );
+            ends.extend((0..part.entries()).map(|entry| (before + part.row_end(entry)) as i32));
             before += part.len();
         }
         Self::run_encoded(values, Some(nulls), ends)
@@ -151,14 +195,14 @@ impl Timestamps {
     /// How many rows there are.
     pub fn len(&self) -> usize {
         match &self.ends {
-            None => self.values().len(),
+            None => self.entries(),
             Some(ends) => ends.last().map_or(0, |&end| end as usize),
         }
     }
 
     /// Whether there is no row.
     pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
+        self.entries() == 0
     }
 
     /// Whether any row is null.
@@ -181,15 +225,68 @@ impl Timestamps {
         }
     }
 
+    /// The number of entries: what work over all of them costs.
+    pub fn entries(&self) -> usize {
+        match &self.values {
+            Values::Listed(_) => self.values().len(),
+            Values::Steps(steps) => steps.count,
+        }
+    }
+
+    /// What stands in an entry, which means nothing where that is null.
+    fn raw(&self, entry: usize) -> i64 {
+        match &self.values {
+            Values::Listed(_) => millis(&self.values()[entry]),
+            Values::Steps(steps) => steps.value(entry),
+        }
+    }
+
+    /// Bytes of memory that the entries take.
+    pub fn memory_bytes(&self) -> usize {
+        let values = match &self.values {
+            Values::Listed(values) => values.len(),
+            Values::Steps(_) => 0,
+        };
+        let nulls = self.nulls.as_ref().map_or(0, |nulls| nulls.len().div_ceil(8));
+        values + nulls + self.ends.as_ref().map_or(0, |ends| ends.len() * size_of::<i32>())
+    }
+
+    /// The same rows in memory of their own, run-encoded where that takes less than half of it. Those
+    /// that came in a message keep all of it in memory.
+    #[must_use]
+    pub fn compacted(&self) -> Self {
+        let (values, nulls) = (self.values(), self.nulls.is_some());
+        let same = |pair: &&[Millis]| pair[0] == pair[1];
+        let runs = values.len() - values.windows(2).filter(same).count();
+        let run_bytes = size_of::<Millis>() + size_of::<i32>();
+        if nulls || self.ends.is_some() || matches!(self.values, Values::Steps(_)) {
+            return self.clone();
+        }
+        if runs * run_bytes * 2 > size_of_val(values) {
+            return Self::new(values.iter().map(millis).collect::<Vec<_>>(), None);
+        }
+        let (mut starts, mut ends) = (Vec::with_capacity(runs), Vec::with_capacity(runs));
+        for (row, value) in values.iter().enumerate() {
+            if starts.last() != Some(&millis(value)) {
+                starts.push(millis(value));
+                ends.push(0);
+            }
+            if let Some(end) = ends.last_mut() {
+                *end = row as i32 + 1;
+            }
+        }
+        Self::run_encoded(starts, None, ends)
+    }
+
     fn entry(&self, entry: usize) -> Option<Timestamp> {
-        let value = Timestamp::from_millis(millis(&self.values()[entry]));
+        let value = Timestamp::from_millis(self.raw(entry));
         self.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(entry)).then_some(value)
     }
 
     /// The timestamp of each row.
     pub fn rows(&self) -> impl Iterator<Item = Option<Timestamp>> {
         let mut row = 0;
-        (0..self.values().len()).flat_map(move |entry| {
+        (0..self.entries()).flat_map(move |entry| {
             let end = self.row_end(entry);
             std::iter::repeat_n(self.entry(entry), end - std::mem::replace(&mut row, end))
         })
@@ -202,7 +299,7 @@ impl Timestamps {
 
     /// The runs from `row` on, which may lie within the first of them.
     pub fn runs_from(&self, row: usize) -> impl Iterator<Item = (usize, Option<Timestamp>)> {
-        let mut entries = (self.entry_of(row)..self.values().len()).peekable();
+        let mut entries = (self.entry_of(row)..self.entries()).peekable();
         std::iter::from_fn(move || {
             let mut last = entries.next()?;
             let value = self.entry(last);
@@ -217,7 +314,11 @@ impl Timestamps {
     pub fn same_rows(&self, other: &Self) -> bool {
         let plain = self.ends.is_none() && other.ends.is_none();
         if plain && self.nulls.is_none() && other.nulls.is_none() {
-            return self.values == other.values;
+            match (&self.values, &other.values) {
+                (Values::Listed(own), Values::Listed(other)) => return own == other,
+                (Values::Steps(own), Values::Steps(other)) => return own == other,
+                _ => {}
+            }
         }
         self.runs().eq(other.runs())
     }
@@ -227,13 +328,29 @@ impl Timestamps {
         self.ends.as_ref().map_or(entry + 1, |ends| ends[entry] as usize)
     }
 
-    /// The entries themselves; where [`valid`](Self::valid) does not reach, they mean nothing.
+    /// The entries themselves; where [`valid`](Self::valid) does not reach, they mean nothing. None of
+    /// [`steps`](Self::steps).
     pub(super) fn values(&self) -> &[Millis] {
-        self.values.as_chunks().0
+        match &self.values {
+            Values::Listed(values) => values.as_chunks().0,
+            Values::Steps(_) => &[],
+        }
+    }
+
+    /// The pace of the timestamps, where it is steady and they are not listed.
+    pub(super) fn steps(&self) -> Option<&Steps> {
+        match &self.values {
+            Values::Listed(_) => None,
+            Values::Steps(steps) => Some(steps),
+        }
     }
 
     /// The least and the greatest timestamp.
     pub fn bounds(&self) -> Option<(i64, i64)> {
+        if let Some(steps) = self.steps() {
+            let last = steps.count.checked_sub(1)?;
+            return Some((steps.first, steps.value(last)));
+        }
         let values = self.values();
         match self.order() {
             Order::Sorted => {
@@ -257,6 +374,9 @@ impl Timestamps {
     /// once.
     pub fn gap(&self) -> u64 {
         *self.gap.get_or_init(|| {
+            if let Some(steps) = self.steps() {
+                return if steps.count > 1 { steps.step } else { 0 };
+            }
             let gap = |last: i64, next: i64| next.wrapping_sub(last) as u64;
             let values = self.values();
             if self.nulls.is_none() && matches!(self.order(), Order::Sorted) {
@@ -272,7 +392,7 @@ impl Timestamps {
 
     /// The ranges of entries that are not null.
     pub(super) fn valid(&self) -> impl Iterator<Item = Range<usize>> {
-        let all = (self.nulls.is_none() && !self.is_empty()).then(|| 0..self.values().len());
+        let all = (self.nulls.is_none() && !self.is_empty()).then(|| 0..self.entries());
         let parts = self.nulls.iter().flat_map(NullBuffer::valid_slices);
         all.into_iter().chain(parts.map(|(start, end)| start..end))
     }
@@ -295,6 +415,9 @@ impl Timestamps {
         if rows.is_empty() {
             return None;
         }
+        if let Some(steps) = self.steps() {
+            return Some((steps.value(rows.start), steps.value(rows.end - 1)));
+        }
         let (first, last) = (self.entry_of(rows.start), self.entry_of(rows.end - 1));
         let values = self.values();
         let Order::Blocks(blocks) = self.order() else {
@@ -315,11 +438,6 @@ impl Timestamps {
                 (least.min(one.0), most.max(one.1))
             }),
         )
-    }
-
-    /// How many entries there are: what work over all of them costs.
-    pub fn entries(&self) -> usize {
-        self.values().len()
     }
 
     /// Finds out the order of the entries, which looks at each of them once.
@@ -377,6 +495,43 @@ mod tests {
         }
         let other: Timestamps = [Some(5), Some(5), Some(0), Some(7)].into_iter().collect();
         assert!(!plain.same_rows(&other));
+    }
+
+    #[test]
+    fn stepped_timestamps_are_those_that_are_listed_and_take_no_memory() {
+        for (first, step, rows) in
+            [(0, 1, 0), (5, 7, 1), (-20, 3, 40), (i64::MIN, 1 << 62, 4), (i64::MAX - 1, 1, 2)]
+        {
+            let stepped = Timestamps::stepped(Timestamp::from_millis(first), step, rows);
+            let listed: Vec<i64> = (0..rows as i128)
+                .map(|row| (i128::from(first) + row * i128::from(step)) as i64)
+                .collect();
+            let listed = Timestamps::new(listed, None);
+            assert!(stepped.same_rows(&listed) && listed.same_rows(&stepped));
+            assert_eq!((stepped.bounds(), stepped.gap()), (listed.bounds(), listed.gap()));
+            assert!(stepped.runs_from(rows / 2).eq(listed.runs_from(rows / 2)));
+            assert!(Timestamps::concat(&[stepped.clone(), listed.clone()]).len() == rows * 2);
+            assert_eq!(stepped.memory_bytes(), 0);
+            assert_eq!(stepped.bounds_of(0..rows), listed.bounds_of(0..rows));
+            assert_eq!(stepped.bounds_of(rows / 2..rows), listed.bounds_of(rows / 2..rows));
+        }
+    }
+
+    #[test]
+    fn compacted_timestamps_have_the_same_rows_in_less_memory() {
+        let few: Timestamps = (0..10_000).map(|row| Some(row / 1_000)).collect();
+        let all: Timestamps = (0..10_000).map(Some).collect();
+        for timestamps in [&few, &all] {
+            let compacted = timestamps.compacted();
+            assert!(compacted.same_rows(timestamps));
+            assert_eq!(compacted.bounds(), timestamps.bounds());
+        }
+        assert_eq!(few.compacted().memory_bytes(), 10 * 12);
+        assert_eq!(all.compacted().memory_bytes(), 80_000);
+        let nulls: Timestamps = [Some(1), None, None].into_iter().collect();
+        assert!(nulls.compacted().same_rows(&nulls));
+        let none = Timestamps::new(Vec::new(), None).compacted();
+        assert!(none.is_empty());
     }
 
     #[test]

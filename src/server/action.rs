@@ -1,7 +1,5 @@
 //! DoAction: what else a client can ask for. Bodies are JSON, but for the two of Flight itself.
 
-use std::time::Duration;
-
 use arrow_flight::{
     Action, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightEndpoint,
     RenewFlightEndpointRequest,
@@ -12,6 +10,7 @@ use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use super::auth::{Identity, needed_for_action};
+use super::connection::Entered;
 use super::flight::{Answers, Service, all, connection, origin, origin_of_session, patience};
 use super::get::expiration;
 use super::status::status;
@@ -36,6 +35,7 @@ impl Service {
         request: Request<Action>,
     ) -> Result<Response<Answers<arrow_flight::Result>>, Status> {
         let (patience, connection) = (patience(&request), connection(&request));
+        let budget = Entered::budget(&request);
         let origin = match &*request.get_ref().r#type {
             "CancelFlightInfo" => origin_of_session(&request).await,
             _ => origin(&request),
@@ -51,29 +51,30 @@ impl Service {
                 status(&denied)
             })?;
         }
+        let _charge = ticket::charge(&body, &budget).map_err(|error| status(&error))?;
         let done = match &*r#type {
             "CancelFlightInfo" => self.cancel(&body, &origin, connection),
-            _ => self.done(&r#type, &body, patience, &origin).await,
+            _ => {
+                let asker = Asker { patience, origin, budget, ..Asker::default() };
+                self.done(&r#type, &body, &asker).await
+            }
         };
         let body = done.map_err(|error| status(&*error))?;
         Ok(all(vec![arrow_flight::Result { body: body.into() }]))
     }
 
-    async fn done(
-        &self,
-        name: &str,
-        body: &[u8],
-        patience: Option<Duration>,
-        origin: &Origin,
-    ) -> Done {
+    async fn done(&self, name: &str, body: &[u8], asker: &Asker) -> Done {
         let cache = &self.cache;
         // A body that is left out is an empty one.
         let body = if body.is_empty() { b"{}" } else { body };
         match name {
-            "consumed" => Ok(json_of(&cache.consumed_by(&Consumed::parse(body)?, origin)?)),
+            "consumed" => Ok(json_of(&cache.consumed_by(
+                &Consumed::parse(body)?,
+                &asker.origin,
+                &asker.budget,
+            )?)),
             "prefetch" => {
-                let asker = Asker { patience, ..Asker::default() };
-                let objects = cache.prefetch(&Prefetch::parse(body)?, &asker).await?;
+                let objects = cache.prefetch(&Prefetch::parse(body)?, asker).await?;
                 Ok(json_of(&json!({"objects": objects})))
             }
             "invalidate" => {
@@ -83,7 +84,7 @@ impl Service {
             }
             "drop_timeframe" => {
                 let DropTimeframe { timeframe } = parse_action("drop_timeframe", body)?;
-                Ok(json_of(&cache.drop_timeframe_by(timeframe, origin)?))
+                Ok(json_of(&cache.drop_timeframe_by(timeframe, &asker.origin)?))
             }
             "release" => {
                 let Release { lease } = parse_action("release", body)?;
@@ -120,7 +121,9 @@ impl Service {
         for ticket in endpoints.iter().filter_map(|endpoint| endpoint.ticket.as_ref()) {
             ended += match ticket::lease(&ticket.ticket) {
                 Some(lease) => usize::from(self.cache.release(&lease)),
-                None => self.cache.release_ticket_of(&ticket.ticket, origin, connection),
+                None => {
+                    self.cache.release_ticket_of(&ticket::key(&ticket.ticket), origin, connection)
+                }
             };
         }
         let status = if ended > 0 { CancelStatus::Cancelled } else { CancelStatus::NotCancellable };
@@ -134,7 +137,7 @@ impl Service {
         let ticket = endpoint.ticket.clone().unwrap_or_default();
         let limit = match ticket::lease(&ticket.ticket) {
             Some(lease) => self.cache.renew(&lease)?,
-            None => self.cache.renew_ticket(&ticket.ticket)?,
+            None => self.cache.renew_ticket(&ticket::key(&ticket.ticket))?,
         };
         let renewed = FlightEndpoint { expiration_time: limit.map(expiration), ..endpoint };
         Ok(renewed.encode_to_vec())

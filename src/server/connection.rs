@@ -26,10 +26,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use super::auth::{Peer, PeerKey};
+use super::client;
 use super::conduct::Line;
 use super::limits::Limits;
 use super::local_user::Loopback;
 use super::tls::{self, Tls};
+use crate::budget::ClientBudget;
 use crate::cache::Cache;
 use crate::shm::attach::PeerCredentials;
 
@@ -75,13 +77,14 @@ pub(super) fn accept(
                 Ok((raw, peer)) => match places.take(peer.key()) {
                     Some(place) => {
                         let tls = door.tls().cloned();
-                        let ready = ready.clone();
+                        let (ready, budget) = (ready.clone(), cache.budget().clone());
                         entering.spawn(async move {
                             let entered = enter(raw, peer, tls, handshake).await;
                             match entered {
                                 Ok((socket, peer)) => {
                                     let line = Arc::new(Line::new(resets, socket.loopback()));
-                                    let entered = Entered { peer, line };
+                                    let budget = budget.client(&client::name(&peer));
+                                    let entered = Entered { peer, line, budget };
                                     let first = First::within(handshake);
                                     let connection = Connection { socket, entered, first, place };
                                     drop(ready.send(Ok(connection)).await);
@@ -268,6 +271,16 @@ pub(super) struct Entered {
     pub(super) peer: Peer,
     /// Where it is told that a call was broken off.
     pub(super) line: Arc<Line>,
+    /// The account to which the memory of its requests is charged.
+    pub(super) budget: ClientBudget,
+}
+
+impl Entered {
+    /// The account of the client that sent a request.
+    pub(super) fn budget<T>(request: &tonic::Request<T>) -> ClientBudget {
+        let entered = request.extensions().get::<Self>();
+        entered.map(|entered| entered.budget.clone()).unwrap_or_default()
+    }
 }
 
 /// A connection, and who is at the other end.

@@ -23,12 +23,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::flight::{Answers, Service, origin_of_session};
+use super::connection::Entered;
+use super::flight::{Answers, Service, charge_message, origin_of_session};
 use super::foreign::{self, Decoding, Times};
-use super::get::flight_data;
-use super::intake::{Intake, Taken};
+use super::outgoing::{Outgoing, Room};
 use super::status::status;
-use crate::budget::ClientBudget;
+use super::ticket;
+use crate::budget::{Charge, ClientBudget};
 use crate::cache::Exchange;
 use crate::table::{BatchMessages, Message};
 
@@ -36,8 +37,8 @@ use crate::table::{BatchMessages, Message};
 const MAX_QUEUED: usize = 4_096;
 /// And so many bytes of theirs.
 const MAX_QUEUED_BYTES: usize = 256 << 20;
-/// So many messages of answers wait to be sent.
-const MAX_UNSENT: usize = 16;
+/// Messages of answers that are made before the client reads: each is charged to it.
+const MAX_UNSENT: usize = 2;
 
 fn malformed(reason: impl Into<String>) -> Status {
     foreign::malformed("message of an exchange", reason)
@@ -64,9 +65,10 @@ struct About<'a> {
 struct Asked {
     timeframe: u64,
     times: Times,
-    /// Its share of what is queued, and of what is taken in over all.
+    /// Its share of what is queued.
     queued: OwnedSemaphorePermit,
-    taken: Vec<Taken>,
+    /// The memory of its timestamps.
+    taken: Charge,
 }
 
 impl Service {
@@ -74,6 +76,7 @@ impl Service {
         &self,
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Answers<FlightData>>, Status> {
+        let budget = Entered::budget(&request);
         let origin = origin_of_session(&request).await;
         let mut stream = request.into_inner();
         let first = tokio::time::timeout(self.message_pause, stream.message()).await;
@@ -84,26 +87,28 @@ impl Service {
             .flight_descriptor
             .as_ref()
             .ok_or_else(|| malformed("the first message has no descriptor with a request"))?;
+        // As long as the stream: the template is kept.
+        let charge = ticket::charge(&descriptor.cmd, &budget).map_err(|error| status(&error))?;
         let template = crate::table::Request::parse_template(&descriptor.cmd)
             .map_err(|error| status(&error))?;
-        let budget = ClientBudget::default();
-        let exchange = self.cache.exchange_of(template, origin, &budget);
+        self.requests.check(&template).map_err(|error| status(&error))?;
+        let exchange = self.cache.exchange_of(template, origin, budget.clone());
         let exchange = exchange.map_err(|error| status(&error))?;
         let exchange = Arc::new(exchange);
         let queue = Arc::new(Queue::default());
         let (out, answers) = mpsc::channel(MAX_UNSENT);
-        let (intake, queued) = (self.intake.clone(), Arc::new(Semaphore::new(MAX_QUEUED_BYTES)));
+        let queued = Arc::new(Semaphore::new(MAX_QUEUED_BYTES));
         let exchange_of_reader = Arc::clone(&exchange);
         let reader = Reader {
             stream,
             exchange: exchange_of_reader,
             queue: Arc::clone(&queue),
             queued,
-            intake,
+            budget: budget.clone(),
         };
         tokio::spawn(async move {
             let read = reader.read(first);
-            let answered = answer_all(&exchange, &queue, &out);
+            let answered = answer_all(&exchange, &queue, &out, &budget);
             // Both to their ends, or the first failure; or the client is gone.
             let done = async { tokio::try_join!(biased; read, answered).map(|_| ()) };
             tokio::select! {
@@ -115,10 +120,10 @@ impl Service {
                 () = out.closed() => {}
             }
             // All that the stream held goes before its end is seen.
-            drop(exchange);
+            drop((exchange, charge));
         });
         let answers = tokio_stream::wrappers::ReceiverStream::new(answers);
-        Ok(Response::new(Box::pin(answers)))
+        Ok(Outgoing::into_response(Box::pin(answers)))
     }
 }
 
@@ -129,28 +134,22 @@ struct Reader {
     queue: Arc<Queue>,
     /// Bytes that may wait for their turn yet.
     queued: Arc<Semaphore>,
-    intake: Intake,
+    budget: ClientBudget,
 }
 
 impl Reader {
     async fn read(mut self, first: FlightData) -> Result<(), Status> {
         let mut decoding = Decoding::new("message of an exchange");
-        let mut taken = Vec::new();
         let mut next = Some(first);
         while let Some(message) = next {
-            self.take(message, &mut decoding, &mut taken)?;
+            self.take(message, &mut decoding)?;
             next = self.stream.message().await?;
         }
         self.queue.end();
         Ok(())
     }
 
-    fn take(
-        &self,
-        message: FlightData,
-        decoding: &mut Decoding,
-        taken: &mut Vec<Taken>,
-    ) -> Result<(), Status> {
+    fn take(&self, message: FlightData, decoding: &mut Decoding) -> Result<(), Status> {
         let control = match &message.app_metadata[..] {
             [] => Control::default(),
             json => serde_json::from_slice(json).map_err(|error| malformed(error.to_string()))?,
@@ -165,9 +164,9 @@ impl Reader {
         if message.data_header.is_empty() {
             return Ok(());
         }
-        taken.push(self.intake.take(&message)?);
+        let charge = charge_message(&message, &self.budget)?;
         let bytes = message.data_header.len() + message.data_body.len();
-        let Some(times) = decoding.next(message)? else { return Ok(()) };
+        let Some((times, taken)) = decoding.next(message, charge)? else { return Ok(()) };
         let timeframe = control
             .timeframe
             .ok_or_else(|| malformed("a batch needs app_metadata {\"timeframe\": id}"))?;
@@ -179,8 +178,6 @@ impl Reader {
         };
         let bytes = u32::try_from(bytes).map_err(|_| full())?;
         let queued = Arc::clone(&self.queued).try_acquire_many_owned(bytes).map_err(|_| full())?;
-        // A dictionary is taken in with the batch that follows it.
-        let taken = std::mem::take(taken);
         self.exchange.expect(timeframe);
         match self.queue.push(Asked { timeframe, times, queued, taken }) {
             true => Ok(()),
@@ -238,7 +235,8 @@ impl Queue {
 async fn answer_all(
     exchange: &Exchange,
     queue: &Queue,
-    out: &mpsc::Sender<Result<FlightData, Status>>,
+    out: &mpsc::Sender<Result<Outgoing, Status>>,
+    budget: &ClientBudget,
 ) -> Result<(), Status> {
     let mut sent = Sent::default();
     while let Some(Asked { timeframe, times, queued, taken }) = queue.next().await {
@@ -253,15 +251,22 @@ async fn answer_all(
         // client does not read.
         drop(answer);
         if !std::mem::replace(&mut sent.schema, true) {
-            send(out, flight_data(head)).await?;
+            send(out, Bytes::new(), head).await?;
         }
-        for batch in body {
+        let mut batches = body;
+        loop {
+            let room = Room::for_message(budget).await?;
+            let Some(batch) = batches.next() else { break };
             let BatchMessages { dictionaries, batch } = batch.map_err(|error| status(&error))?;
-            for place in sent.take(&dictionaries) {
-                send(out, flight_data(dictionaries[place].clone())).await?;
+            let new = sent.take(&dictionaries).into_iter();
+            let mut messages: Vec<Message> = new.map(|one| dictionaries[one].clone()).collect();
+            messages.push(batch);
+            room.settle(&mut messages)?;
+            let last = messages.len() - 1;
+            for (number, message) in messages.into_iter().enumerate() {
+                let about = if number == last { about.clone() } else { Bytes::new() };
+                send(out, about, message).await?;
             }
-            let app_metadata = about.clone();
-            send(out, FlightData { app_metadata, ..flight_data(batch) }).await?;
         }
     }
     Ok(())
@@ -282,6 +287,11 @@ impl Sent {
         if dictionaries.is_empty() || Arc::ptr_eq(dictionaries, &self.dictionaries) {
             return Vec::new();
         }
+        // Payloads are not remembered: that would keep their objects pinned.
+        if dictionaries.iter().any(|message| !message.rest.is_empty()) {
+            self.dictionaries = Arc::default();
+            return (0..dictionaries.len()).collect();
+        }
         let before = std::mem::replace(&mut self.dictionaries, Arc::clone(dictionaries));
         let differs = |place: &usize| {
             let new = &dictionaries[*place];
@@ -292,9 +302,11 @@ impl Sent {
 }
 
 async fn send(
-    out: &mpsc::Sender<Result<FlightData, Status>>,
-    message: FlightData,
+    out: &mpsc::Sender<Result<Outgoing, Status>>,
+    app_metadata: Bytes,
+    message: Message,
 ) -> Result<(), Status> {
+    let message = Outgoing { app_metadata, message };
     out.send(Ok(message)).await.map_err(|_| Status::cancelled("the client is gone"))
 }
 
@@ -304,7 +316,7 @@ mod tests {
 
     #[test]
     fn only_dictionaries_that_differ_from_those_before_are_sent() {
-        let message = |n: u8| Message { header: vec![n].into(), body: vec![n; 4].into() };
+        let message = |n: u8| Message::new(vec![n].into(), vec![n; 4].into());
         let mut sent = Sent::default();
         let first: Arc<[Message]> = [1, 2, 3].map(message).into();
         assert_eq!(sent.take(&first), [0, 1, 2]);

@@ -1,6 +1,7 @@
 //! The calls of Arrow Flight, each handed on to its own file.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightService;
@@ -9,14 +10,16 @@ use arrow_flight::{
     HandshakeRequest, HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket,
 };
 use futures::stream::{self, Stream};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::auth::Identity;
 use super::connection::Entered;
-use super::intake::Intake;
-use super::limits::{Limits, in_memory};
+use super::limits::Limits;
+use super::status::status;
+use crate::budget::{Charge, ClientBudget};
 use crate::cache::{Cache, Origin};
-use crate::table::action_types;
+use crate::table::{RequestLimits, action_types};
 
 /// A stream of answers.
 pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -25,15 +28,25 @@ pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send
 #[derive(Debug, Clone)]
 pub(super) struct Service {
     pub(super) cache: Cache,
-    pub(super) intake: Intake,
     /// A client may pause so long between two messages of a timeframe.
     pub(super) message_pause: Duration,
+    /// Places of registrations that wait for their answer.
+    pub(super) registrations: Arc<Semaphore>,
+    pub(super) max_registrations: usize,
+    /// What one request may have.
+    pub(super) requests: RequestLimits,
 }
 
 impl Service {
     pub(super) fn new(cache: Cache, limits: &Limits) -> Self {
-        let intake = Intake::new(in_memory(limits.intake));
-        Self { cache, intake, message_pause: limits.message_pause.duration() }
+        let max_registrations = limits.registrations;
+        Self {
+            cache,
+            message_pause: limits.message_pause.duration(),
+            registrations: Arc::new(Semaphore::new(max_registrations)),
+            max_registrations,
+            requests: limits.requests(),
+        }
     }
 }
 
@@ -57,6 +70,18 @@ pub(super) async fn origin_of_session<T>(request: &Request<T>) -> Origin {
 /// The number of the client's connection.
 pub(super) fn connection<T>(request: &Request<T>) -> Option<u64> {
     request.extensions().get::<Entered>().map(|entered| entered.line.number)
+}
+
+/// Charges a message of a stream for as long as the service keeps it.
+///
+/// # Errors
+/// RESOURCE_EXHAUSTED.
+pub(super) fn charge_message(
+    message: &FlightData,
+    budget: &ClientBudget,
+) -> Result<Charge, Status> {
+    let bytes = message.data_header.len() + message.data_body.len() + message.app_metadata.len();
+    budget.charge(bytes as u64, "a message of timestamps").map_err(|error| status(&error))
 }
 
 /// So much before the client gives up, we do: so that it hears why.
@@ -111,23 +136,25 @@ impl FlightService for Service {
         &self,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
+        let budget = Entered::budget(&request);
         let origin = origin_of_session(&request).await;
-        self.info(request.into_inner(), &origin)
+        self.info(request.into_inner(), &origin, &budget)
     }
 
     async fn poll_flight_info(
         &self,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<PollInfo>, Status> {
+        let budget = Entered::budget(&request);
         let origin = origin_of_session(&request).await;
-        self.poll(request.into_inner(), &origin).await
+        self.poll(request.into_inner(), origin, budget).await
     }
 
     async fn get_schema(
         &self,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<SchemaResult>, Status> {
-        self.schema(request.get_ref())
+        self.schema(request.get_ref(), &Entered::budget(&request))
     }
 
     async fn do_get(

@@ -1,23 +1,25 @@
 //! Arrow as clients send it: read so that nothing in it brings the service down.
 //!
 //! arrow's decoder panics on some of what it is given: that is the client's error, and stays here.
-//! How much it can be is bounded before (`intake`, `message_bytes`) and by the rows that a table of
-//! timestamps can have.
+//! Its memory is charged to the client before it is decoded, decompressed or expanded.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_flight::FlightData;
 use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
 use arrow_flight::error::FlightError;
-use arrow_ipc::{MessageHeader, root_as_message};
-use arrow_schema::SchemaRef;
+use arrow_ipc::{MessageHeader, RecordBatch as ArrowBatch, root_as_message};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use futures::channel::mpsc as feed;
 use futures::{FutureExt as _, StreamExt as _};
 use tonic::Status;
 
 use super::status::status;
+use crate::budget::{Charge, ClientBudget};
 use crate::index::Timestamps;
 use crate::table::{RequestError, plain_timestamps, timestamps_from_batches, together};
 
@@ -33,11 +35,28 @@ pub(super) fn malformed(what: &'static str, reason: impl Into<String>) -> Status
 /// # Errors
 /// INVALID_ARGUMENT, whatever they are.
 pub fn timestamps_of_messages(messages: Vec<FlightData>) -> Result<Timestamps, Status> {
+    let budget = ClientBudget::default();
+    let charged = messages.into_iter().map(|message| {
+        let charge = budget.charge(0, "messages of an embedded cache");
+        Ok((message, charge.map_err(|error| status(&error))?))
+    });
+    timestamps_of_charged(charged.collect::<Result<_, Status>>()?)
+}
+
+/// Like [`timestamps_of_messages`], each with the charge for its bytes.
+///
+/// # Errors
+/// INVALID_ARGUMENT, whatever they are; RESOURCE_EXHAUSTED if what they are decoded into is more than
+/// the client may have.
+pub(super) fn timestamps_of_charged(
+    messages: Vec<(FlightData, Charge)>,
+) -> Result<Timestamps, Status> {
     let mut decoding = Decoding::new("timeframe");
-    let mut parts = Vec::new();
-    for message in messages {
-        if let Some(times) = decoding.next(message)? {
+    let (mut parts, mut charges) = (Vec::new(), Vec::new());
+    for (message, charge) in messages {
+        if let Some((times, charge)) = decoding.next(message, charge)? {
             parts.push(times.read()?);
+            charges.push(charge);
         }
     }
     match (&parts[..], decoding.schema) {
@@ -83,19 +102,33 @@ pub(super) struct Decoding {
     /// What was fed and not asked for: the next batch is the decoder's.
     fed: bool,
     schema: Option<SchemaRef>,
+    /// By id: the memory of the dictionaries, which the decoder keeps.
+    dictionaries: HashMap<i64, Vec<Charge>>,
 }
 
 impl Decoding {
     pub(super) fn new(what: &'static str) -> Self {
         let (feed, fed) = feed::unbounded();
-        Self { what, feed, decoder: FlightDataDecoder::new(fed), fed: false, schema: None }
+        Self {
+            what,
+            feed,
+            decoder: FlightDataDecoder::new(fed),
+            fed: false,
+            schema: None,
+            dictionaries: HashMap::new(),
+        }
     }
 
-    /// What a message with a header comes to: timestamps, or nothing yet.
+    /// What a message with a header comes to: timestamps with the charge for them, or nothing yet.
+    /// What it is decompressed or expanded into is charged first.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT.
-    pub(super) fn next(&mut self, message: FlightData) -> Result<Option<Times>, Status> {
+    /// INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
+    pub(super) fn next(
+        &mut self,
+        message: FlightData,
+        mut charge: Charge,
+    ) -> Result<Option<(Times, Charge)>, Status> {
         let parsed = root_as_message(&message.data_header)
             .map_err(|error| malformed(self.what, error.to_string()))?;
         let header = parsed.header_type();
@@ -103,16 +136,34 @@ impl Decoding {
             && let (Some(schema), Some(batch)) = (&self.schema, parsed.header_as_record_batch())
             && let Some(timestamps) = plain_timestamps(schema, batch, &message.data_body)
         {
-            return Ok(Some(Times::Read(timestamps)));
+            return Ok(Some((Times::Read(timestamps), charge)));
+        }
+        let decoded_bytes =
+            match (parsed.header_as_record_batch(), parsed.header_as_dictionary_batch()) {
+                (Some(batch), _) => {
+                    decoded_bytes(batch, &message.data_body, self.schema.as_deref())
+                }
+                (None, Some(dictionary)) => {
+                    let data = dictionary.data();
+                    data.map_or(0, |batch| decoded_bytes(batch, &message.data_body, None))
+                }
+                (None, None) => 0,
+            };
+        charge.grow(decoded_bytes).map_err(|error| status(&error))?;
+        if let Some(dictionary) = parsed.header_as_dictionary_batch() {
+            let charges = self.dictionaries.entry(dictionary.id()).or_default();
+            if !dictionary.isDelta() {
+                charges.clear();
+            }
+            charges.push(charge);
+            let _ = self.feed.unbounded_send(Ok(message));
+            // It comes to nothing by itself, but to an error where no batch has use for it.
+            self.fed = true;
+            return Ok(None);
         }
         let _ = self.feed.unbounded_send(Ok(message));
         match header {
             MessageHeader::Schema | MessageHeader::RecordBatch => self.fed = false,
-            // It comes to nothing by itself, but to an error where no batch has use for it.
-            MessageHeader::DictionaryBatch => {
-                self.fed = true;
-                return Ok(None);
-            }
             other => return Err(malformed(self.what, format!("a message of type {other:?}"))),
         }
         // The decoder waits for no other message: one that it passes over is as wrong as one that it
@@ -121,7 +172,7 @@ impl Decoding {
         let decoded = decoded.ok_or_else(|| malformed(self.what, CONTRADICTION))?;
         let decoded = decoded.map_err(|error| malformed(self.what, error.to_string()))?;
         match decoded.payload {
-            DecodedPayload::RecordBatch(batch) => Ok(Some(Times::Batch(batch))),
+            DecodedPayload::RecordBatch(batch) => Ok(Some((Times::Batch(batch), charge))),
             DecodedPayload::Schema(_) if self.schema.is_some() => {
                 Err(malformed(self.what, "a second schema in one stream"))
             }
@@ -132,6 +183,26 @@ impl Decoding {
             DecodedPayload::None => Ok(None),
         }
     }
+}
+
+/// Bytes that a batch takes beyond those of its message: buffers that are compressed, as large as they
+/// say they are (the decoder refuses those that are larger), and timestamps by way of a dictionary.
+fn decoded_bytes(batch: ArrowBatch<'_>, body: &[u8], schema: Option<&Schema>) -> u64 {
+    let mut bytes = 0_u64;
+    if batch.compression().is_some() {
+        for buffer in batch.buffers().iter().flatten() {
+            let length = usize::try_from(buffer.offset()).ok();
+            let length = length.and_then(|offset| body.get(offset..)?.first_chunk::<8>());
+            let length = length.map_or(0, |length| i64::from_le_bytes(*length));
+            bytes = bytes.saturating_add(u64::try_from(length).unwrap_or(0));
+        }
+    }
+    let is_dictionary = |field: &Arc<Field>| matches!(field.data_type(), DataType::Dictionary(..));
+    if schema.is_some_and(|schema| schema.fields().iter().any(is_dictionary)) {
+        let rows = u64::try_from(batch.length()).unwrap_or(0);
+        bytes = bytes.saturating_add(rows.saturating_mul(size_of::<i64>() as u64));
+    }
+    bytes
 }
 
 thread_local! {
@@ -164,9 +235,18 @@ mod tests {
     use bytes::Bytes;
     use proptest::prelude::*;
 
-    use super::super::get::flight_data;
     use super::*;
-    use crate::table::MessageWriter;
+    use crate::table::{Message, MessageWriter};
+
+    fn flight_data(message: Message) -> FlightData {
+        let Message { header, body, .. } = message;
+        FlightData { data_header: header, data_body: body, ..FlightData::default() }
+    }
+
+    fn next(decoding: &mut Decoding, message: &FlightData) -> Result<Option<Times>, Status> {
+        let charge = ClientBudget::default().charge(0, "test").unwrap();
+        Ok(decoding.next(message.clone(), charge)?.map(|(times, _)| times))
+    }
 
     fn messages(values: ArrayRef) -> (RecordBatch, Vec<FlightData>) {
         let batch = RecordBatch::try_from_iter_with_nullable([("t", values, true)]).unwrap();
@@ -203,8 +283,8 @@ mod tests {
             let shifted = [&vec![7; askew][..], &body].concat();
             messages[1].data_body = Bytes::from(shifted).slice(askew..);
             let mut decoding = Decoding::new("test");
-            prop_assert!(decoding.next(messages[0].clone()).unwrap().is_none());
-            let times = decoding.next(messages[1].clone()).unwrap().unwrap();
+            prop_assert!(next(&mut decoding, &messages[0]).unwrap().is_none());
+            let times = next(&mut decoding, &messages[1]).unwrap().unwrap();
             prop_assert_eq!(matches!(times, Times::Read(_)), plain);
             let read = times.read().unwrap();
             prop_assert!(read.same_rows(&expected));
@@ -213,7 +293,7 @@ mod tests {
             let needed = expected.len() * 8;
             if plain && needed > 0 {
                 messages[1].data_body = body.slice(..needed.saturating_sub(cut));
-                prop_assert!(decoding.next(messages[1].clone()).is_err());
+                prop_assert!(next(&mut decoding, &messages[1]).is_err());
             }
         }
     }
@@ -241,9 +321,9 @@ mod tests {
         let (_, of_words) = messages(std::sync::Arc::new(words));
         let [_, dictionary, _] = &of_words[..] else { panic!("{of_words:?}") };
         let mut decoding = Decoding::new("test");
-        assert!(decoding.next(schema.clone()).unwrap().is_none());
-        assert!(decoding.next(batch.clone()).unwrap().is_some());
-        assert!(decoding.next(dictionary.clone()).unwrap().is_none());
-        assert!(decoding.next(batch.clone()).is_err());
+        assert!(next(&mut decoding, schema).unwrap().is_none());
+        assert!(next(&mut decoding, batch).unwrap().is_some());
+        assert!(next(&mut decoding, dictionary).unwrap().is_none());
+        assert!(next(&mut decoding, batch).is_err());
     }
 }

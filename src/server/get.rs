@@ -9,15 +9,17 @@ use arrow_flight::{
 };
 use arrow_ipc::writer::IpcWriteOptions;
 use arrow_schema::Schema;
-use futures::stream;
 use serde_json::json;
 use tonic::{Response, Status};
 
+use super::connection::Entered;
 use super::flight::{Answers, Service, connection, origin, origin_of_session, patience};
+use super::outgoing::{self, Outgoing};
 use super::status::status;
 use super::ticket;
+use crate::budget::ClientBudget;
 use crate::cache::{Asker, Origin};
-use crate::table::{EncodeError, Message, Request, RequestError, View};
+use crate::table::{EncodeError, Request, RequestError, View};
 
 /// Where timeframes stand among the flights.
 pub(super) const TIMEFRAME: &str = "timeframe";
@@ -29,23 +31,23 @@ impl Service {
         request: tonic::Request<Ticket>,
     ) -> Result<Response<Answers<FlightData>>, Status> {
         let (patience, connection) = (patience(&request), connection(&request));
+        let budget = Entered::budget(&request);
         let ticket = request.get_ref().ticket.clone();
+        let charge = ticket::charge(&ticket, &budget).map_err(|error| status(&error))?;
         let (table, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
+        self.requests.check(&table).map_err(|error| status(&error))?;
         let origin = match &table.session {
             Some(_) => origin_of_session(&request).await,
             None => origin(&request),
         };
-        let ticket = Some((*ticket).into());
-        let asker = Asker { origin, connection, ticket, lease, patience, ..Asker::default() };
+        let ticket = Some(ticket::key(&ticket));
+        drop(request);
+        let asker =
+            Asker { origin, connection, ticket, lease, patience, budget, ..Asker::default() };
         let answer = self.cache.answer(&table, &asker).await.map_err(|error| status(&error))?;
+        drop((table, charge));
         match answer.messages() {
-            Ok(messages) => {
-                let sent = messages.map(|message| match message {
-                    Ok(message) => Ok(flight_data(message)),
-                    Err(error) => Err(status(&error)),
-                });
-                Ok(Response::new(Box::pin(stream::iter(sent))))
-            }
+            Ok(messages) => Ok(Outgoing::into_response(outgoing::of_table(messages, asker.budget))),
             Err(error) => {
                 self.cache.release(answer.lease());
                 Err(status(&error))
@@ -57,9 +59,12 @@ impl Service {
     pub(super) fn schema(
         &self,
         descriptor: &FlightDescriptor,
+        budget: &ClientBudget,
     ) -> Result<Response<SchemaResult>, Status> {
         let request = request_of(descriptor).map_err(|error| status(&error))?;
+        let _charge = ticket::charge(&request, budget).map_err(|error| status(&error))?;
         let parsed = Request::parse(&request).map_err(|error| status(&error))?;
+        self.requests.check(&parsed).map_err(|error| status(&error))?;
         let described = self.cache.describe(&parsed).map_err(|error| status(&error))?;
         let options = IpcWriteOptions::default();
         let result = SchemaResult::try_from(SchemaAsIpc::new(&described.schema, &options));
@@ -71,9 +76,12 @@ impl Service {
         &self,
         descriptor: FlightDescriptor,
         origin: &Origin,
+        budget: &ClientBudget,
     ) -> Result<Response<FlightInfo>, Status> {
         let request = request_of(&descriptor).map_err(|error| status(&error))?;
+        let _charge = ticket::charge(&request, budget).map_err(|error| status(&error))?;
         let parsed = Request::parse(&request).map_err(|error| status(&error))?;
+        self.requests.check(&parsed).map_err(|error| status(&error))?;
         let described = self.cache.describe(&parsed).map_err(|error| status(&error))?;
         if let Some(session) = &parsed.session {
             self.cache.check_session(session, origin).map_err(|error| status(&error))?;
@@ -107,10 +115,13 @@ impl Service {
     pub(super) async fn poll(
         &self,
         descriptor: FlightDescriptor,
-        origin: &Origin,
+        origin: Origin,
+        budget: ClientBudget,
     ) -> Result<Response<PollInfo>, Status> {
         let command = request_of(&descriptor).map_err(|error| status(&error))?;
+        let _charge = ticket::charge(&command, &budget).map_err(|error| status(&error))?;
         let (request, known) = ticket::read(&command).map_err(|error| status(&error))?;
+        self.requests.check(&request).map_err(|error| status(&error))?;
         let described = self.cache.describe(&request).map_err(|error| status(&error))?;
         let (lease, ticket) = match known {
             Some(lease) => (lease, command),
@@ -120,7 +131,7 @@ impl Service {
                 (lease, ticket.map_err(|error| status(&error))?)
             }
         };
-        let asker = Asker { origin: origin.clone(), ..Asker::default() };
+        let asker = Asker { origin, budget, ..Asker::default() };
         let progress = match self.cache.poll(&request, &lease, &asker).await {
             Ok(progress) => progress,
             Err(error) => {
@@ -175,7 +186,7 @@ impl Service {
                 flights.push(flight(path, records, &about));
             }
         }
-        Ok(Response::new(Box::pin(stream::iter(paths.chain(flights)))))
+        Ok(Response::new(Box::pin(futures::stream::iter(paths.chain(flights)))))
     }
 }
 
@@ -229,10 +240,4 @@ pub(super) fn timeframe_id(text: &str) -> Result<u64, RequestError> {
         field: "timeframe",
         reason: format!("{text:?} is no id, expected a number"),
     })
-}
-
-/// An IPC message as Flight sends it.
-pub(super) fn flight_data(message: Message) -> FlightData {
-    let Message { header, body } = message;
-    FlightData { data_header: header, data_body: body, ..FlightData::default() }
 }

@@ -9,11 +9,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::config::{ByteSize, TimeSpan};
+use crate::budget::Budget;
+use crate::table::RequestLimits;
 
 /// What clients can take of the Flight ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
+    /// Memory beside `memory` that the requests of all clients may hold together; one client may have
+    /// a quarter of it.
+    pub request_memory: ByteSize,
     /// Connections at a time, of TCP and of the Unix socket each; one more is closed at once.
     pub connections: usize,
     /// Of these, connections of one address or one user. All of loopback is one address.
@@ -33,8 +38,19 @@ pub struct Limits {
     pub headers: ByteSize,
     /// One message; a longer one is refused by its first five bytes.
     pub message: ByteSize,
-    /// Timestamps that are taken in at a time, over all clients; beyond, they are told to come again.
-    pub intake: ByteSize,
+    /// Registrations of timeframes that wait for their answer, over all clients; one more is
+    /// RESOURCE_EXHAUSTED.
+    pub registrations: usize,
+    /// Columns of a request; at most 10,000.
+    pub columns: usize,
+    /// Consumers of a timeframe; at most 1,000.
+    pub consumers: usize,
+    /// Entries of a lock; at most 100,000.
+    pub lock_entries: usize,
+    /// The name of a column, a table, a consumer or a session; at most 256B.
+    pub name: ByteSize,
+    /// The metadata of a column, all keys and values together; at most 64KiB.
+    pub metadata: ByteSize,
     /// How long a client may take for the TLS handshake, and then for the first bytes of HTTP/2.
     pub handshake: TimeSpan,
     /// A client that is silent for so long is asked whether it is there, and has as long to answer.
@@ -46,6 +62,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            request_memory: ByteSize::new(Budget::DEFAULT_BYTES),
             connections: 8_192,
             connections_per_peer: 4_096,
             attached: 4_096,
@@ -55,7 +72,12 @@ impl Default for Limits {
             resets: 256,
             headers: ByteSize::new(16 << 10),
             message: ByteSize::new(64 << 20),
-            intake: ByteSize::new(1 << 30),
+            registrations: 4_096,
+            columns: RequestLimits::MOST.columns,
+            consumers: RequestLimits::MOST.consumers,
+            lock_entries: RequestLimits::MOST.lock_entries,
+            name: ByteSize::new(RequestLimits::MOST.name_bytes as u64),
+            metadata: ByteSize::new(RequestLimits::MOST.metadata_bytes as u64),
             handshake: Duration::from_secs(10).into(),
             keepalive: Duration::from_secs(15).into(),
             message_pause: Duration::from_secs(60).into(),
@@ -66,6 +88,17 @@ impl Default for Limits {
 impl Limits {
     /// How much of a stream, and of a connection, a client may send before we have read it.
     pub(super) const WINDOW_BYTES: u32 = 1 << 20;
+    /// What one request may have.
+    pub(super) fn requests(&self) -> RequestLimits {
+        RequestLimits {
+            columns: self.columns,
+            consumers: self.consumers,
+            lock_entries: self.lock_entries,
+            name_bytes: in_memory(self.name),
+            metadata_bytes: in_memory(self.metadata),
+        }
+    }
+
     /// The largest frame that is taken.
     pub(super) const FRAME_BYTES: u32 = 16 << 10;
 }

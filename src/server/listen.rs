@@ -20,7 +20,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::auth::{Access, Exposed};
@@ -234,6 +234,7 @@ async fn tcp(address: Option<SocketAddr>) -> Result<Option<TcpListener>, ListenE
     bound.map(Some).map_err(|error| ListenError::Tcp { address, error })
 }
 
+const LOCK: &str = "lock";
 const FLIGHT_SOCKET: &str = "flight.sock";
 const ATTACH_SOCKET: &str = "attach.sock";
 
@@ -281,14 +282,32 @@ impl Given {
 }
 
 /// The folder of the sockets, ours as long as this lives.
+///
+/// At the end only what is still ours is removed: the folder is the one that was opened, whatever
+/// stands at its path by then, and a socket in it is the one that was made, by device and inode.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    /// Those sockets in it that we made.
-    made: Vec<&'static str>,
+    folder: OwnedFd,
+    /// Those files in it that we made.
+    made: Vec<(&'static str, FileIdentity)>,
     /// Made by us: it goes with us.
     own: bool,
     _lock: File,
+}
+
+/// What a file is, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileIdentity {
+    device: u64,
+    inode: u64,
+}
+
+impl FileIdentity {
+    fn of(folder: &OwnedFd, name: &str) -> io::Result<Self> {
+        let found = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(Self { device: found.st_dev, inode: found.st_ino })
+    }
 }
 
 impl Folder {
@@ -301,12 +320,15 @@ impl Folder {
             let path = path.to_owned();
             move |error| ListenError::Path { path, error }
         };
-        fs::DirBuilder::new().recursive(!own).mode(0o750).create(&path).map_err(failed(&path))?;
-        let mode = fs::metadata(&path).map_err(failed(&path))?.permissions().mode();
-        if mode & 0o002 != 0 {
+        make_folder(&path).map_err(failed(&path))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(&path, flags, Mode::empty());
+        let folder = folder.map_err(io::Error::from).map_err(failed(&path))?;
+        let mode = rustix::fs::fstat(&folder).map_err(io::Error::from).map_err(failed(&path))?;
+        if mode.st_mode & 0o002 != 0 {
             return Err(ListenError::Open { folder: path });
         }
-        let lock_path = path.join("lock");
+        let lock_path = path.join(LOCK);
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -324,7 +346,11 @@ impl Folder {
             .and_then(|()| lock.rewind())
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(failed(&lock_path))?;
-        Ok(Self { path, made: Vec::new(), own, _lock: lock })
+        let mut made = Vec::new();
+        if own {
+            made.push((LOCK, FileIdentity::of(&folder, LOCK).map_err(failed(&lock_path))?));
+        }
+        Ok(Self { path, folder, made, own, _lock: lock })
     }
 
     /// The one that is given, or a new one.
@@ -337,11 +363,10 @@ impl Folder {
         if let Some(listener) = given.unix.remove(name) {
             return Ok(listener);
         }
-        self.made.push(name);
         self.socket(name, mode)
     }
 
-    fn socket(&self, name: &str, mode: u32) -> Result<UnixListener, ListenError> {
+    fn socket(&mut self, name: &'static str, mode: u32) -> Result<UnixListener, ListenError> {
         let path = self.path.join(name);
         let got = path.as_os_str().len();
         if got > 107 {
@@ -354,9 +379,22 @@ impl Folder {
             }
             let listener = UnixListener::bind(&path)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+            self.made.push((name, FileIdentity::of(&self.folder, name)?));
             Ok(listener)
         })();
         made.map_err(|error| ListenError::Path { path, error })
+    }
+}
+
+/// Makes the folder where it is not there, for the user and its group, whatever the umask says.
+fn make_folder(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o750)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -370,11 +408,13 @@ fn own_folder() -> PathBuf {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        for name in &self.made {
-            let _ = fs::remove_file(self.path.join(name));
+        for (name, identity) in &self.made {
+            if FileIdentity::of(&self.folder, name).is_ok_and(|found| found == *identity) {
+                let _ = rustix::fs::unlinkat(&self.folder, *name, AtFlags::empty());
+            }
         }
         if self.own {
-            let _ = fs::remove_file(self.path.join("lock"));
+            // It stays where something is in it, and so does another's that is in use.
             let _ = fs::remove_dir(&self.path);
         }
     }
@@ -402,6 +442,35 @@ mod tests {
         assert!(second.attach_path().exists());
         let mode = fs::metadata(second.attach_path()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o660);
+    }
+
+    #[tokio::test]
+    async fn what_a_successor_made_in_a_folder_that_was_removed_stays_when_the_first_ends() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = base.path().join("sockets");
+        let options =
+            ListenOptions { socket_folder: Some(folder.clone()), ..ListenOptions::default() };
+        let names = || {
+            let entries = fs::read_dir(&folder).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        // The folder was removed as a whole, or only what was in it.
+        for whole in [true, false] {
+            let first = Listeners::bind(&options).await.unwrap();
+            match whole {
+                true => fs::remove_dir_all(&folder).unwrap(),
+                false => names().iter().for_each(|name| {
+                    fs::remove_file(folder.join(name)).unwrap();
+                }),
+            }
+            let second = Listeners::bind(&options).await.unwrap();
+            drop(first);
+            assert_eq!(names(), ["attach.sock", "flight.sock", "lock"], "{whole}");
+            drop(second);
+            assert_eq!(names(), ["lock"]);
+        }
     }
 
     #[tokio::test]

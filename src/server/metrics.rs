@@ -1,7 +1,7 @@
 //! Every figure of a cache as Prometheus reads it, with a help text each.
 //!
-//! Labels are bounded: the only one is `source`, of which there are as many as are configured, and
-//! no more than [`MAX_SOURCES`].
+//! Labels are bounded: beside `version` of `build_info` the only one is `source`, of which there are
+//! as many as are configured, and no more than [`MAX_SOURCES`].
 
 use std::fmt;
 
@@ -12,6 +12,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::log::LogWriter;
 use crate::cache::Cache;
 use crate::source::SourceHealth;
 use crate::table::SourceState;
@@ -20,11 +21,27 @@ use crate::telemetry::{Histogram, Timing};
 /// How many sources have figures of their own.
 const MAX_SOURCES: usize = 64;
 
-/// Everything that a cache tells.
-pub(super) fn registry(cache: Cache) -> Registry {
+/// Everything that a service tells.
+pub(super) fn registry(cache: Cache, log: Option<LogWriter>) -> Registry {
     let mut registry = Registry::with_prefix("iovcache");
     registry.register_collector(Box::new(Figures(cache)));
+    if let Some(log) = log {
+        registry.register_collector(Box::new(LogFigures(log)));
+    }
     registry
+}
+
+/// What the log lost.
+#[derive(Debug)]
+struct LogFigures(LogWriter);
+
+impl Collector for LogFigures {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let lost = ConstCounter::new(self.0.lost_lines());
+        let help = "Lines of the log that were lost, since stderr was not read.";
+        let name = "log_lines_lost";
+        lost.encode(encoder.encode_descriptor(name, help, None, lost.metric_type())?)
+    }
 }
 
 /// All figures of a cache, read when they are asked for.
@@ -33,6 +50,10 @@ struct Figures(Cache);
 
 impl Collector for Figures {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let build = ConstGauge::new(1_i64);
+        let help = "The version that runs; the value is 1.";
+        let mut place = encoder.encode_descriptor("build_info", help, None, build.metric_type())?;
+        build.encode(place.encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?)?;
         for (name, help, value) in self.0.counters().all() {
             let counter = ConstCounter::new(value);
             let unit = name.ends_with("_bytes").then_some(&Unit::Bytes);
@@ -51,6 +72,11 @@ impl Collector for Figures {
                 "memory_largest_free",
                 "The largest object that fits without throwing another out.",
                 memory.largest_free_bytes,
+            ),
+            (
+                "request_memory",
+                "Memory beside the segments that requests hold.",
+                self.0.budget().used_bytes(),
             ),
         ];
         let figure = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
@@ -110,7 +136,7 @@ fn by_url(sources: Vec<SourceHealth>) -> Vec<SourceHealth> {
 fn encode_timing(timing: &Timing, mut place: MetricEncoder<'_>) -> Result<(), fmt::Error> {
     let bounds = Histogram::BOUNDS_MICROS.iter().map(|micros| *micros as f64 / 1e6);
     let buckets: Vec<(f64, u64)> =
-        bounds.chain([f64::MAX]).zip(timing.counts.iter().copied()).collect();
+        bounds.chain([f64::INFINITY]).zip(timing.counts.iter().copied()).collect();
     let count = timing.counts.iter().sum();
     place.encode_histogram::<NoLabelSet>(timing.sum.as_secs_f64(), count, &buckets, None)
 }

@@ -16,20 +16,25 @@
 mod action;
 mod auth;
 mod ccdb;
+mod client;
 mod conduct;
 mod config;
 mod connection;
+mod descriptors;
 mod exchange;
 mod flight;
 mod foreign;
 mod get;
 mod http;
-mod intake;
 mod limits;
 mod listen;
 mod local_user;
+mod log;
+mod meter;
 mod metrics;
+mod outgoing;
 mod page;
+mod process;
 mod put;
 mod status;
 mod ticket;
@@ -52,15 +57,17 @@ pub use config::{
     PathConfig, RegionFile, RemapConfig, Said, Section, SectionForm, SegmentBacking, Settings,
     SocketMode, SourceConfig, TimeSpan, TlsConfig, sections,
 };
+pub use descriptors::{DescriptorShares, Descriptors};
 pub use foreign::{hush_panics_of_decoding, timestamps_of_messages};
 pub use limits::Limits;
 pub use listen::{ListenError, ListenOptions, Listeners};
+pub use log::LogWriter;
 pub use tls::{Tls, TlsError};
 
 use self::auth::GuardLayer;
 use self::connection::Door;
 use self::flight::Service;
-use self::http::Readiness;
+use self::http::{HttpOptions, Readiness};
 use self::limits::in_memory;
 use crate::cache::{AttachLimits, Cache};
 use crate::error::{Code, Coded, ErrorKind};
@@ -83,6 +90,13 @@ pub struct ServeOptions {
     pub hurry: CancellationToken,
     /// How the CCDB side answers questions for a time. Default: with a redirect.
     pub ccdb_answer: Answering,
+    /// Connections to the CCDB side at a time. Default: 4,096.
+    pub ccdb_connections: usize,
+    /// Connections to the HTTP port at a time; for one more, the one that made no progress for the
+    /// longest time is ended. Default: 128.
+    pub http_connections: usize,
+    /// The writer of the log, whose losses are then a metric. Default: none.
+    pub log: Option<LogWriter>,
 }
 
 impl Default for ServeOptions {
@@ -94,6 +108,9 @@ impl Default for ServeOptions {
             drain_limit: Duration::from_secs(10),
             hurry: CancellationToken::new(),
             ccdb_answer: Answering::default(),
+            ccdb_connections: ccdb::MAX_CONNECTIONS,
+            http_connections: http::MAX_CONNECTIONS,
+            log: None,
         }
     }
 }
@@ -153,7 +170,7 @@ pub async fn run(
         let front = ccdb::Front::new(cache.clone(), options.ccdb_answer);
         let stopped = stop_accepting.clone();
         servers.spawn(async move {
-            ccdb::serve(listener, front, stopped).await;
+            ccdb::serve(listener, front, options.ccdb_connections, stopped).await;
             Ok(())
         });
     }
@@ -169,10 +186,15 @@ pub async fn run(
         async move { cache.serve_attach_through(attach, Arc::new(access), limits, stop).await }
     });
     if let Some(listener) = http {
-        let (cache, stop) = (cache.clone(), end_sessions.clone());
-        rest.spawn(http::serve(listener, cache, readiness.clone(), stop));
+        let http = HttpOptions {
+            cache: cache.clone(),
+            readiness: readiness.clone(),
+            log: options.log,
+            connections: options.http_connections,
+        };
+        rest.spawn(http::serve(listener, http, end_sessions.clone()));
     }
-    readiness.set(true);
+    readiness.set(Readiness::READY);
     ready();
 
     let failure = tokio::select! {
@@ -183,7 +205,7 @@ pub async fn run(
         },
     };
     tracing::info!("stopping");
-    readiness.set(false);
+    readiness.set(Readiness::STOPPING);
     for service in SERVICES {
         health.set_service_status(service, ServingStatus::NotServing).await;
     }

@@ -1,17 +1,19 @@
 //! Timeframes come in: DoPut.
 
+use std::sync::Arc;
+
 use arrow_flight::{FlightData, PutResult};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::flight::{Answers, Service, all, patience};
-use super::foreign::timestamps_of_messages;
+use super::connection::Entered;
+use super::flight::{Answers, Service, all, charge_message, patience};
+use super::foreign::timestamps_of_charged;
 use super::get::{TIMEFRAME, timeframe_id};
-use super::intake::Taken;
 use super::status::status;
+use super::ticket;
+use crate::budget::{Charge, ClientBudget};
+use crate::cache::Asker;
 use crate::table::Register;
-
-/// All of a timeframe's timestamps may have so many bytes.
-const MAX_PUT_BYTES: usize = 512 << 20;
 
 fn malformed(reason: impl Into<String>) -> Status {
     super::foreign::malformed("timeframe", reason)
@@ -22,25 +24,36 @@ impl Service {
         &self,
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Answers<PutResult>>, Status> {
-        let patience = patience(&request);
-        let Put { timeframe, register, messages, taken } = self.collect(request).await?;
+        let (patience, budget) = (patience(&request), Entered::budget(&request));
+        let Put { timeframe, register, messages } = self.collect(request, &budget).await?;
+        let _charge = ticket::charge(&register, &budget).map_err(|error| status(&error))?;
         let register = Register::parse(&register).map_err(|error| status(&error))?;
-        let timestamps = timestamps_of_messages(messages)?;
-        // From here on they count among the timeframes in flight.
-        drop(taken);
-        let registered = self.cache.register(timeframe, timestamps, &register, patience).await;
+        self.requests.check_registration(&register).map_err(|error| status(&error))?;
+        // From here on they count among the timeframes, waiting or in flight.
+        let timestamps = timestamps_of_charged(messages)?.compacted();
+        let _place = Arc::clone(&self.registrations).try_acquire_owned().map_err(|_| {
+            let limit = self.max_registrations;
+            Status::resource_exhausted(format!(
+                "[IOV-1053] {limit} registrations wait for their answer (limit: registrations)"
+            ))
+        })?;
+        let asker = Asker { patience, budget: budget.clone(), ..Asker::default() };
+        let registered = self.cache.register_for(timeframe, timestamps, &register, &asker).await;
         let answer = registered.map_err(|error| status(&error))?;
         let app_metadata = serde_json::to_vec(&answer).unwrap_or_default().into();
         Ok(all(vec![PutResult { app_metadata }]))
     }
 
     /// Takes in all messages of the stream.
-    async fn collect(&self, request: Request<Streaming<FlightData>>) -> Result<Put, Status> {
+    async fn collect(
+        &self,
+        request: Request<Streaming<FlightData>>,
+        budget: &ClientBudget,
+    ) -> Result<Put, Status> {
         let mut stream = request.into_inner();
         let mut timeframe = None;
         let mut register: Option<Vec<u8>> = None;
-        let (mut messages, mut taken) = (Vec::new(), Vec::new());
-        let mut bytes = 0;
+        let mut messages = Vec::new();
         loop {
             let next = tokio::time::timeout(self.message_pause, stream.message()).await;
             let next = next.map_err(|_| {
@@ -65,26 +78,20 @@ impl Service {
             if message.data_header.is_empty() {
                 continue;
             }
-            bytes += message.data_header.len() + message.data_body.len();
-            if bytes > MAX_PUT_BYTES {
-                let reason = format!("more than {MAX_PUT_BYTES} bytes of timestamps");
-                return Err(Status::resource_exhausted(format!("[IOV-1051] {reason}")));
-            }
-            taken.push(self.intake.take(&message)?);
-            messages.push(message);
+            let charge = charge_message(&message, budget)?;
+            messages.push((message, charge));
         }
         let timeframe = timeframe
             .ok_or_else(|| malformed("no descriptor, expected path [\"timeframe\", id]"))?;
         let register = register.ok_or_else(|| {
             malformed("no app_metadata with {\"columns\" or \"table\", \"consumers\"}")
         })?;
-        Ok(Put { timeframe, register, messages, taken })
+        Ok(Put { timeframe, register, messages })
     }
 }
 
 struct Put {
     timeframe: u64,
     register: Vec<u8>,
-    messages: Vec<FlightData>,
-    taken: Vec<Taken>,
+    messages: Vec<(FlightData, Charge)>,
 }

@@ -1,9 +1,13 @@
 //! Tickets: the request, and the lease that was opened for it. Opaque to clients, but as a
 //! shorthand a request is a ticket too.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
 
+use crate::budget::{Charge, ClientBudget, OverBudget};
 use crate::cache::LeaseId;
 use crate::table::{Request, RequestError};
 
@@ -42,6 +46,34 @@ pub(super) fn issue(request: &[u8], lease: Option<&LeaseId>) -> Result<Vec<u8>, 
     serde_json::to_vec(&ticket).map_err(|error| malformed(&error))
 }
 
+/// Charges what a ticket or a request takes while it is worked on: its bytes, and what they are
+/// parsed into.
+///
+/// # Errors
+/// [`OverBudget`].
+pub(super) fn charge(json: &[u8], budget: &ClientBudget) -> Result<Charge, OverBudget> {
+    budget.charge(json.len() as u64 + parsed_bytes(json), "a request")
+}
+
+/// The most that JSON is parsed into, by its punctuation: a comma is there for each timestamp, a colon
+/// for each field of a column or a lock entry.
+fn parsed_bytes(json: &[u8]) -> u64 {
+    // A list grows by doubling.
+    const TIMESTAMP_BYTES: u64 = 16;
+    const FIELD_BYTES: u64 = 40;
+    let (mut commas, mut colons) = (0_u64, 0_u64);
+    for byte in json {
+        commas += u64::from(*byte == b',');
+        colons += u64::from(*byte == b':');
+    }
+    commas * TIMESTAMP_BYTES + colons * FIELD_BYTES
+}
+
+/// What stands for a ticket where the service keeps it: of fixed size, however long the ticket is.
+pub(super) fn key(ticket: &[u8]) -> Arc<[u8]> {
+    Arc::from(&Sha256::digest(ticket)[..])
+}
+
 /// The request of a ticket, and its lease if it has one.
 ///
 /// # Errors
@@ -63,6 +95,26 @@ pub(super) fn lease(ticket: &[u8]) -> Option<LeaseId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_kept_of_a_ticket_is_of_fixed_size() {
+        let ticket = br#"{"columns": {"a": "A/B"}, "timestamps": [1]}"#;
+        let padded = [&ticket[..], &[b' '; 100_000]].concat();
+        assert_eq!((key(ticket).len(), key(&padded).len()), (32, 32));
+        assert_ne!(key(ticket), key(&padded));
+        assert_eq!(key(ticket), key(ticket));
+    }
+
+    #[test]
+    fn a_request_is_charged_with_what_it_can_be_parsed_into() {
+        let budget = crate::budget::Budget::new(4_000_000);
+        let client = budget.client("one");
+        let list = format!("[{}1]", "1,".repeat(10_000));
+        let charge = charge(list.as_bytes(), &client).unwrap();
+        assert!(charge.bytes() >= 10_000 * (2 + 8), "{}", charge.bytes());
+        let list = format!("[{}1]", "1,".repeat(100_000));
+        assert!(super::charge(list.as_bytes(), &client).is_err());
+    }
 
     #[test]
     fn a_ticket_carries_its_request_and_its_lease() {

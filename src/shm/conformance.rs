@@ -90,7 +90,7 @@ fn what_is_published_resolves_to_its_bytes_in_every_backing() {
         for mappings in [mappings_of(&pool), pool.mappings()] {
             for (n, (block, bytes)) in blocks.iter().zip(&objects).enumerate() {
                 let header = block.meta_header();
-                assert_eq!(mappings.resolve(&header), Ok(&bytes[..]));
+                assert_eq!(mappings.resolved(&header), Ok(&bytes[..]));
                 assert_eq!(mappings.object_id(&header), Ok(id(n as u8)));
                 assert_eq!(block.payload(), bytes);
                 assert!(block.is_intact() && mappings.still_valid(&header));
@@ -119,7 +119,12 @@ fn many_are_resolved_as_each_is_wherever_they_lie_and_whatever_is_forged() {
     for blocks in [&scattered[..], &close[..], &scattered[..10], &[]] {
         let mut headers: Vec<_> = blocks.iter().map(Block::meta_header).collect();
         let payloads: Vec<_> = blocks.iter().map(Block::payload).collect();
-        assert_eq!(mappings.resolve_many(&headers), Ok(payloads));
+        let located = mappings.locate_many(&headers).unwrap();
+        assert!(located.iter().map(|found| found.size).eq(payloads.iter().map(|one| one.len())));
+        for (header, bytes) in headers.iter().zip(payloads) {
+            assert_eq!(mappings.resolved(header), Ok(bytes));
+            assert_eq!(mappings.read(header).as_deref(), Ok(bytes));
+        }
         // Whatever stands in them, to look ahead is no harm.
         let forged = [
             stale,
@@ -132,9 +137,9 @@ fn many_are_resolved_as_each_is_wherever_they_lie_and_whatever_is_forged() {
         for (place, forged) in (0..headers.len()).step_by(7).zip(forged.iter().cycle()) {
             headers[place] = *forged;
         }
-        let each = headers.iter().map(|header| mappings.resolve(header));
-        assert!(mappings.resolve_each(&headers).eq(each.clone()));
-        assert!(mappings.resolve_scattered(&headers).eq(each));
+        let each = headers.iter().map(|header| mappings.locate(header));
+        assert!(mappings.locate_each(&headers).eq(each.clone()));
+        assert!(mappings.locate_scattered(&headers).eq(each));
     }
 }
 
@@ -147,12 +152,12 @@ fn a_block_that_was_given_up_is_stale_even_when_its_place_is_taken_anew() {
         let header = block.meta_header();
         let expected = header.hint;
         drop(block);
-        assert_eq!(mappings.resolve(&header), Err(ResolveError::Stale { expected, found: 0 }));
+        assert_eq!(mappings.resolved(&header), Err(ResolveError::Stale { expected, found: 0 }));
         assert!(!mappings.still_valid(&header));
         let anew = filled(&pool, b"new").publish(id(2));
         assert_eq!(anew.meta_header().handle, header.handle);
         let found = anew.generation();
-        assert_eq!(mappings.resolve(&header), Err(ResolveError::Stale { expected, found }));
+        assert_eq!(mappings.resolved(&header), Err(ResolveError::Stale { expected, found }));
         drop(keep);
     });
 }
@@ -169,7 +174,7 @@ fn a_block_is_stale_while_it_is_being_filled() {
     let mut half = pool.reserve(1000).unwrap();
     half.payload_mut()[..10].fill(1);
     let forged = MetaHeader { hint: u64::MAX, ..header };
-    assert!(matches!(mappings.resolve(&forged), Err(ResolveError::Stale { found: 0, .. })));
+    assert!(matches!(mappings.resolved(&forged), Err(ResolveError::Stale { found: 0, .. })));
 }
 
 #[test]
@@ -178,7 +183,7 @@ fn each_field_of_a_header_is_checked() {
     let pool = pool.unwrap();
     let block = filled(&pool, b"right").publish(id(1));
     let (mappings, right) = (mappings_of(&pool), block.meta_header());
-    let error = |header: MetaHeader| mappings.resolve(&header).unwrap_err();
+    let error = |header: MetaHeader| mappings.resolved(&header).unwrap_err();
     let mut wrong = right;
     wrong.segment_id = 77;
     assert_eq!(error(wrong), ResolveError::UnknownSegment { id: 77 });
@@ -212,7 +217,7 @@ fn each_field_of_a_header_is_checked() {
         let wrong = MetaHeader { hint, ..right };
         assert!(matches!(error(wrong), ResolveError::Stale { .. }));
     }
-    assert_eq!(mappings.resolve(&right), Ok(&b"right"[..]));
+    assert_eq!(mappings.resolved(&right), Ok(&b"right"[..]));
 }
 
 proptest! {
@@ -259,7 +264,7 @@ proptest! {
                 }
             }
             mappings.prefetch(&header);
-            if let Ok(found) = mappings.resolve(&header) {
+            if let Ok(found) = mappings.resolved(&header) {
                 let real = blocks.iter().find(|block| block.generation() == header.hint);
                 prop_assert_eq!(real.map(|block| block.payload()), Some(found));
             }
@@ -324,9 +329,9 @@ fn an_empty_segment_goes_back_and_a_sweep_lets_it_go() {
     assert_eq!(pool.usage().segments, 1);
     let swept = mappings.swept();
     assert_eq!(swept.len(), 1);
-    assert!(matches!(mappings.resolve(&gone), Err(ResolveError::Stale { .. })));
-    assert!(matches!(swept.resolve(&gone), Err(ResolveError::UnknownSegment { .. })));
-    assert_eq!(swept.resolve(&small.meta_header()), Ok(&b"stays"[..]));
+    assert!(matches!(mappings.resolved(&gone), Err(ResolveError::Stale { .. })));
+    assert!(matches!(swept.resolved(&gone), Err(ResolveError::UnknownSegment { .. })));
+    assert_eq!(swept.resolved(&small.meta_header()), Ok(&b"stays"[..]));
 }
 
 #[test]
@@ -400,9 +405,9 @@ fn the_last_bytes_of_a_segment_can_be_taken_and_none_behind_them() {
         let others: Vec<_> = others.collect();
         let header = block.meta_header();
         for mappings in [mappings_of(&pool), pool.mappings()] {
-            assert_eq!(mappings.resolve(&header).map(<[u8]>::len), Ok(largest as usize));
+            assert_eq!(mappings.resolved(&header).map(<[u8]>::len), Ok(largest as usize));
             let longer = MetaHeader { size: largest + 65, ..header };
-            assert!(matches!(mappings.resolve(&longer), Err(ResolveError::OutOfBounds { .. })));
+            assert!(matches!(mappings.resolved(&longer), Err(ResolveError::OutOfBounds { .. })));
         }
         assert!(matches!(pool.reserve(largest), Err(PoolError::NoRoom { .. })));
         drop((block, others));
@@ -430,11 +435,11 @@ fn what_an_earlier_instance_left_in_a_region_does_not_resolve() {
     std::fs::write(&file, copy).unwrap();
     let later = open();
     let mappings = mappings_of(&later);
-    assert!(matches!(mappings.resolve(&header), Err(ResolveError::Stale { found: 0, .. })));
+    assert!(matches!(mappings.resolved(&header), Err(ResolveError::Stale { found: 0, .. })));
     // Not even when its bytes are half of something else.
     let _other = filled(&later, &[2; 100]).publish(id(2));
     let _another = filled(&later, &[3; 100]).publish(id(3));
-    assert!(matches!(mappings.resolve(&header), Err(ResolveError::Stale { .. })));
+    assert!(matches!(mappings.resolved(&header), Err(ResolveError::Stale { .. })));
 }
 
 #[test]
@@ -658,7 +663,7 @@ fn nobody_ever_reads_half_of_one_object_and_half_of_another() {
                         }
                         drop(list);
                         // With a lease: as long as the block is held it is all there.
-                        if let Ok(bytes) = mappings.resolve(&header) {
+                        if let Ok(bytes) = mappings.resolved(&header) {
                             assert!(bytes.len() == size as usize);
                             assert!(bytes.iter().all(|&found| found == byte));
                         }
@@ -671,7 +676,7 @@ fn nobody_ever_reads_half_of_one_object_and_half_of_another() {
                     let Some((header, byte)) = shown.lock().unwrap().first().copied() else {
                         continue;
                     };
-                    let Ok(bytes) = mappings.resolve(&header) else {
+                    let Ok(bytes) = mappings.resolved(&header) else {
                         stale.fetch_add(1, Ordering::Relaxed);
                         continue;
                     };

@@ -205,7 +205,7 @@ nonsense
         let (size, file) = (shared.size_bytes(), shared.file().unwrap());
         let none = Mappings::default();
         let consumer = none.with(shared.kind(), shared.id(), size, pool.epoch(), file).unwrap();
-        let seen = consumer.resolve(&block.meta_header()).unwrap();
+        let seen = consumer.resolved(&block.meta_header()).unwrap();
         assert!(seen.iter().all(|byte| *byte == 7));
         // All that there can be: the object lies behind the first 4 KiB.
         assert_eq!(huge_bytes(block.payload().as_ptr()), 16 << 20);

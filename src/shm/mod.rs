@@ -12,7 +12,8 @@
 //!       MetaHeader.handle┘       └ what resolving gives
 //!
 //!  service:   Pool ─reserve─▶ Reservation ─publish─▶ Block ─drop─▶ free
-//!  consumer:  attach socket ─▶ Mappings ─resolve(MetaHeader)─▶ &[u8]
+//!  consumer:  attach socket ─▶ Mappings ─locate(MetaHeader)─▶ address, size
+//!             with a lease: Pinned ──────resolve(MetaHeader)─▶ &[u8]
 //! ```
 //!
 //! Only the service writes; what it knows of free and used places stands outside of the segments,
@@ -31,6 +32,8 @@ mod conformance;
 #[cfg(test)]
 mod golden;
 mod group;
+#[cfg(feature = "cache")]
+mod heap;
 mod huge;
 mod inherited;
 mod layout;
@@ -47,6 +50,8 @@ pub use backing::Backing;
 pub(crate) use block::Spot;
 pub use block::{Block, Reservation};
 pub use group::memory_allowed;
+#[cfg(feature = "cache")]
+pub use heap::give_back_free_memory;
 pub use inherited::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
 pub use pool::{InFlight, Pool, PoolError, PoolOptions, PoolReport, Usage};
@@ -55,4 +60,4 @@ pub(crate) use prefetch::AHEAD;
 #[cfg(feature = "cache")]
 pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionError};
-pub use resolver::{AddError, Mappings, ResolveError};
+pub use resolver::{AddError, Location, Mappings, ResolveError};

@@ -267,6 +267,15 @@ impl Coded for AddError {
     }
 }
 
+/// Where the payload of a block lies in this process: checked at one moment, and pinned by nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Location {
+    /// The first byte; valid for `size` bytes as long as the mappings live.
+    pub address: *const u8,
+    /// Number of bytes.
+    pub size: usize,
+}
+
 /// A checked place: where the block begins, and how long its payload is.
 struct Checked {
     block: *const u8,
@@ -465,24 +474,109 @@ impl Mappings {
         ResolveError::WrongSize { expected: size, found: found.load(Ordering::Relaxed) }
     }
 
-    /// The bytes of the object that `header` names.
+    /// Where the payload of the object lies that `header` names.
     ///
-    /// They stay as they are as long as the table that `header` came with is held (its lease or
-    /// session, or its timeframe); whoever reads on without must ask
-    /// [`still_valid`](Self::still_valid) afterwards.
+    /// A pointer and a size keep nothing: the block may be reused once nothing pins it any more. A
+    /// caller that holds no pin asks [`still_valid`](Self::still_valid) after reading, or calls
+    /// [`read`](Self::read), which does both.
     ///
     /// # Errors
     /// [`ResolveError`]; no header, however forged, is a danger.
-    // A call would cost as much as the look.
+    // A call would cost as much as the checks.
     #[inline(always)]
-    pub fn resolve(&self, header: &MetaHeader) -> Result<&[u8], ResolveError> {
+    pub fn locate(&self, header: &MetaHeader) -> Result<Location, ResolveError> {
         let Checked { block, size } = self.check(header)?;
         // SAFETY: `check` has seen that 64 bytes of headers and `size` bytes of payload lie inside
         // of the mapping.
-        let payload = unsafe { block.add(BLOCK_OVERHEAD_BYTES as usize) };
-        // SAFETY: as above; mapped as long as `self`. A published block is not written again
-        // before its generation is zeroed, which the service does only when nobody holds it.
-        Ok(unsafe { std::slice::from_raw_parts(payload, size) })
+        let address = unsafe { block.add(BLOCK_OVERHEAD_BYTES as usize) };
+        Ok(Location { address, size })
+    }
+
+    /// The bytes of the object that `header` names, where they lie.
+    ///
+    /// # Errors
+    /// [`ResolveError`]; no header, however forged, is a danger.
+    ///
+    /// # Safety
+    /// The block must stay pinned as long as the slice lives: by a lease, a session or a timeframe
+    /// of the table that `header` came with, or because the caller owns the pool. Safe code gets
+    /// bytes from a [`Table`](crate::client::Table), or a copy from [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn resolve(&self, header: &MetaHeader) -> Result<&[u8], ResolveError> {
+        let Location { address, size } = self.locate(header)?;
+        // SAFETY: inside of the mapping, which lives as long as `self`. A published block is not
+        // written again before its generation is zeroed, which the service does only when nothing
+        // pins it; that it stays pinned is this function's contract.
+        Ok(unsafe { std::slice::from_raw_parts(address, size) })
+    }
+
+    /// The bytes of a block in a segment whose writer has ended, and that is sealed against others:
+    /// those of a predecessor.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    #[cfg(feature = "cache")]
+    pub(crate) fn resolve_inherited(&self, header: &MetaHeader) -> Result<&[u8], ResolveError> {
+        // SAFETY: nothing writes to the segment any more, so its blocks stay what they are.
+        unsafe { self.resolve(header) }
+    }
+
+    /// The bytes of a block that a lease pins. Only [`Pinned`](super::attach::Pinned) calls this: it
+    /// keeps the lease as long as it lives, and the slice borrows from it.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    #[cfg(feature = "client")]
+    #[inline(always)]
+    pub(super) fn resolve_pinned(&self, header: &MetaHeader) -> Result<&[u8], ResolveError> {
+        // SAFETY: the caller holds the lease that pins the block for longer than the slice lives.
+        unsafe { self.resolve(header) }
+    }
+
+    /// A copy of the bytes of the object that `header` names. The generation is checked before and
+    /// after copying, so the copy is the object's or an error, whoever pins it.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    pub fn read(&self, header: &MetaHeader) -> Result<Vec<u8>, ResolveError> {
+        let Location { address, size } = self.locate(header)?;
+        let mut copy: Vec<u8> = Vec::with_capacity(size);
+        // SAFETY: `size` bytes at `address` are mapped and never unmapped while `self` lives, the
+        // vector has room for as many, and the two do not overlap. The service may write them
+        // meanwhile, which the check below finds; no reference to them is made.
+        unsafe { std::ptr::copy_nonoverlapping(address, copy.as_mut_ptr(), size) };
+        if !self.still_valid(header) {
+            return Err(self.why_not(header));
+        }
+        // SAFETY: as many bytes were just written.
+        unsafe { copy.set_len(size) };
+        Ok(copy)
+    }
+
+    /// The MetaHeader of the live block at a place of a managed segment, for cells that have no
+    /// generation of their own (`o2`): segment, handle and size are checked as in
+    /// [`locate`](Self::locate), the generation is taken from the block.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    pub fn header_at(
+        &self,
+        segment: i64,
+        handle: i64,
+        size: i64,
+    ) -> Result<MetaHeader, ResolveError> {
+        let known = u16::try_from(segment).ok();
+        let id = known.ok_or(ResolveError::UnknownSegment { id: u16::MAX })?;
+        // A negative size becomes huge, which reaches out of every segment. No block has generation
+        // 0, so this header names none, and what is wrong with its place is told before that.
+        let header = MetaHeader::managed(id, handle, size.cast_unsigned(), 0);
+        match self.why_not(&header) {
+            ResolveError::Stale { found, .. } if found != 0 => {
+                let header = MetaHeader { hint: found, ..header };
+                self.check(&header).map(|_| header)
+            }
+            error => Err(error),
+        }
     }
 
     /// Tells the processor that the object of `header` will be resolved, and its first bytes read.
@@ -515,40 +609,37 @@ impl Mappings {
         }
     }
 
-    /// Resolves many headers, one after the other: the rows of a table, or objects that a processor
+    /// Locates many headers, one after the other: the rows of a table, or objects that a processor
     /// has near.
-    pub fn resolve_each<'a>(
+    pub fn locate_each<'a>(
         &'a self,
         headers: &'a [MetaHeader],
-    ) -> impl Iterator<Item = Result<&'a [u8], ResolveError>> {
-        headers.iter().map(|header| self.resolve(header))
+    ) -> impl Iterator<Item = Result<Location, ResolveError>> {
+        headers.iter().map(|header| self.locate(header))
     }
 
-    /// The same for headers of objects all over the memory, more than a processor has near: it is told
-    /// of each ahead. That is faster there, and slower where
-    /// [`resolve_each`](Self::resolve_each) is in place.
-    pub fn resolve_scattered<'a>(
+    /// Like [`locate_each`](Self::locate_each), for headers of objects all over the memory, more
+    /// than a processor has near: it is told of each ahead. That is faster there, and slower where
+    /// [`locate_each`](Self::locate_each) is in place.
+    pub fn locate_scattered<'a>(
         &'a self,
         headers: &'a [MetaHeader],
-    ) -> impl Iterator<Item = Result<&'a [u8], ResolveError>> {
+    ) -> impl Iterator<Item = Result<Location, ResolveError>> {
         let mut ahead = headers.iter().skip(FAR_AHEAD);
         let told = headers.iter().inspect(move |_| {
             if let Some(ahead) = ahead.next() {
                 self.prefetch_block(ahead);
             }
         });
-        told.map(|header| self.resolve(header))
+        told.map(|header| self.locate(header))
     }
 
-    /// Resolves many headers; the first that fails is the error.
+    /// Locates many headers; the first that fails is the error.
     ///
     /// # Errors
     /// [`ResolveError`].
-    pub fn resolve_many<'a>(
-        &'a self,
-        headers: &'a [MetaHeader],
-    ) -> Result<Vec<&'a [u8]>, ResolveError> {
-        self.resolve_each(headers).collect()
+    pub fn locate_many(&self, headers: &[MetaHeader]) -> Result<Vec<Location>, ResolveError> {
+        self.locate_each(headers).collect()
     }
 
     /// Whether what was read of `header` until now was still the object.
@@ -587,6 +678,15 @@ fn generation<'a>(block: *const u8) -> &'a AtomicU64 {
     // SAFETY: the caller has checked that a block's header lies at `block`, inside of the mapping
     // and aligned to 64; these bytes are only accessed atomically.
     unsafe { AtomicU64::from_ptr(block.cast_mut().cast()) }
+}
+
+#[cfg(test)]
+impl Mappings {
+    /// The bytes of a block that the test itself holds, or does not care about.
+    pub(crate) fn resolved(&self, header: &MetaHeader) -> Result<&[u8], ResolveError> {
+        // SAFETY: the tests keep the blocks that they read, or read them byte by byte.
+        unsafe { self.resolve(header) }
+    }
 }
 
 impl fmt::Display for Mappings {

@@ -76,9 +76,17 @@ fn wrong(url: &str, reason: &str) -> SourceError {
     SourceError::Configuration { url: url.to_owned(), reason: reason.to_owned() }
 }
 
-/// `URL#PREFIX,PREFIX`: a source for some paths only. Gives the URL and the prefixes.
+/// `URL#PREFIX,PREFIX`: a source for some paths only. Gives the URL and the prefixes. A `#` in the
+/// name of a folder that exists belongs to that name.
 pub fn split_prefixes(text: &str) -> (&str, Vec<String>) {
-    let (url, prefixes) = text.split_once('#').unwrap_or((text, ""));
+    let is_folder = |url: &str| {
+        url.strip_prefix("file://").is_some_and(|folder| std::path::Path::new(folder).is_dir())
+    };
+    let (url, prefixes) = match text.rsplit_once('#') {
+        Some((url, prefixes)) if !is_folder(text) && is_folder(url) => (url, prefixes),
+        Some(_) if !is_folder(text) => text.split_once('#').unwrap_or((text, "")),
+        _ => (text, ""),
+    };
     let prefixes = prefixes.split(',').filter(|prefix| !prefix.is_empty());
     (url, prefixes.map(str::to_owned).collect())
 }

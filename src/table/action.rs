@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::limits::{AtMost, RequestLimits};
 use super::request::{ColumnList, ColumnRequest, Columns, RangeRequest, RequestError, parse_json};
 use crate::interval::ValidityInterval;
 use crate::object::ObjectPath;
@@ -147,6 +148,17 @@ pub struct Register {
 }
 
 impl Register {
+    /// Bytes of memory that its names and columns take, about.
+    #[cfg(feature = "cache")]
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let columns = match &self.columns {
+            Columns::Own(columns) => columns.iter().map(ColumnRequest::memory_bytes).sum(),
+            Columns::Table(_) | Columns::Registered => 0,
+        };
+        let names: usize = self.consumers.iter().map(|name| name.len() + 200).sum();
+        columns + names as u64
+    }
+
     /// From `{"columns" or "table", "consumers": […]}`.
     ///
     /// # Errors
@@ -157,14 +169,15 @@ impl Register {
         struct Raw {
             columns: Option<ColumnList>,
             table: Option<String>,
-            #[serde(default)]
-            consumers: Vec<String>,
+            consumers: Option<AtMost<String, { RequestLimits::MOST.consumers }>>,
         }
         let Raw { columns, table, consumers } = parse_json("registration of a timeframe", json)?;
+        let consumers = consumers.map(|AtMost(consumers)| consumers).unwrap_or_default();
+        let most = RequestLimits::MOST.name_bytes;
         let mut seen = HashSet::with_capacity(consumers.len());
         for name in &consumers {
-            let wrong = if name.is_empty() || name.len() > 200 {
-                Some(format!("a name has 1 to 200 bytes, {name:?} has not"))
+            let wrong = if name.is_empty() || name.len() > most {
+                Some(format!("a name has 1 to {most} bytes, not {}", name.len()))
             } else if !seen.insert(name) {
                 Some(format!("{name:?} stands twice"))
             } else {

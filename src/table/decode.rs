@@ -11,8 +11,8 @@
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{ArrowPrimitiveType, Int32Type};
 use arrow_array::{
-    Array, ArrayRef, FixedSizeBinaryArray, Int64Array, LargeBinaryArray, PrimitiveArray, RunArray,
-    StructArray, UInt8Array, UInt16Array, UInt64Array,
+    Array, ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Int64Array, LargeBinaryArray,
+    PrimitiveArray, RunArray, StructArray, UInt8Array, UInt16Array, UInt64Array,
 };
 use arrow_schema::DataType;
 
@@ -26,6 +26,15 @@ pub enum CellValue<'a> {
     Null,
     /// Where the object lies.
     Header(MetaHeader),
+    /// Where the object lies, without a generation: the cell `o2`.
+    Place {
+        /// Offset of the chunk header in the segment.
+        handle: i64,
+        /// The managed segment.
+        segment: i64,
+        /// Payload bytes.
+        size: i64,
+    },
     /// The object's bytes.
     Payload(&'a [u8]),
 }
@@ -104,6 +113,16 @@ impl ColumnRuns {
     /// The runs, in the order of their rows: the row behind the last one of each, and its cell.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (usize, CellValue<'_>)> + Clone {
         self.ends.iter().zip(&self.places).map(|(end, place)| (*end, self.cell(*place)))
+    }
+
+    /// The row behind the last one of each run, in ascending order.
+    pub fn ends(&self) -> &[usize] {
+        &self.ends
+    }
+
+    /// The cell of a run, counted from 0; `None`: there is no such run.
+    pub fn run(&self, run: usize) -> Option<CellValue<'_>> {
+        Some(self.cell(*self.places.get(run)?))
     }
 
     /// What stands in a row; `None`: there is no such row.
@@ -239,6 +258,8 @@ fn merged(
 enum CellArray {
     Headers(FixedSizeBinaryArray),
     Fields(Box<HeaderFields>),
+    /// Three integers per cell.
+    Places(FixedSizeListArray, Int64Array),
     Payloads(LargeBinaryArray),
 }
 
@@ -256,7 +277,11 @@ impl CellArray {
                 .ok_or_else(|| wrong(array, "it has not the fields of a MetaHeader")),
             DataType::LargeBinary => Ok(Self::Payloads(array.as_binary().clone())),
             DataType::FixedSizeList(_, 3) => {
-                Err(wrong(array, "the cell o2 has no generation, so it cannot be resolved safely"))
+                let cells = array.as_fixed_size_list().clone();
+                let integers = cells.values().as_primitive_opt().cloned();
+                let integers =
+                    integers.ok_or_else(|| wrong(array, "its integers are not Int64"))?;
+                Ok(Self::Places(cells, integers))
             }
             _ => Err(wrong(array, "it is no cell")),
         }
@@ -271,8 +296,15 @@ impl CellArray {
             Self::Fields(fields) if fields.cells.is_valid(row) => {
                 CellValue::Header(fields.header(row))
             }
+            Self::Places(cells, integers) if cells.is_valid(row) => {
+                let first = cells.value_offset_at(row);
+                let part = |n: usize| integers.value(first + n);
+                CellValue::Place { handle: part(0), segment: part(1), size: part(2) }
+            }
             Self::Payloads(array) if array.is_valid(row) => CellValue::Payload(array.value(row)),
-            Self::Headers(_) | Self::Fields(_) | Self::Payloads(_) => CellValue::Null,
+            Self::Headers(_) | Self::Fields(_) | Self::Places(..) | Self::Payloads(_) => {
+                CellValue::Null
+            }
         }
     }
 }

@@ -6,9 +6,10 @@ use arrow_array::builder::{
     BinaryBuilder, Int64Builder, MapBuilder, MapFieldNames, StringBuilder, UInt64Builder,
 };
 use arrow_array::{
-    ArrayRef, DictionaryArray, Int32Array, Int64Array, RecordBatch, RecordBatchOptions, StringArray,
+    ArrayRef, DictionaryArray, Int32Array, Int64Array, LargeBinaryArray, RecordBatch,
+    RecordBatchOptions, StringArray,
 };
-use arrow_buffer::{NullBuffer, ScalarBuffer};
+use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::SchemaRef;
 
 use super::cells::{cell_array, run_array};
@@ -16,7 +17,7 @@ use super::content::{Cell, Column, Content, IntervalColumn, Objects, Shown};
 use super::ipc::{BatchMessages, MessageWriter};
 use super::request::{CellKind, Encoding, View};
 use super::shape::{Shape, text_type};
-use super::wire::{Dictionaries, dictionary_batch, run_end_batch};
+use super::wire::{Dictionaries, Window, payload_dictionaries, with_payloads};
 use crate::error::{Code, Coded, ErrorKind};
 use crate::index::Timestamps;
 use crate::object::{ObjectId, ObjectPath};
@@ -25,7 +26,11 @@ use crate::shm::MetaHeader;
 /// Batches of MetaHeaders stay below this, so that with their heads they are below 2 MiB.
 const BATCH_BYTES: u64 = 1_900 << 10;
 /// Batches of payloads aim at this; one row can have more.
-const PAYLOAD_BATCH_BYTES: u64 = 16 << 20;
+const PAYLOAD_BATCH_BYTES: u64 = 4 << 20;
+/// Batches of the views objects and intervals aim at this.
+const RECORD_BYTES: usize = 1 << 20;
+/// What a row of them takes beside its texts.
+const RECORD_FIXED_BYTES: usize = 128;
 /// A payload cell can have this much.
 const MAX_CELL_BYTES: u64 = 64 << 20;
 /// All payloads of one batch or dictionary can have this much.
@@ -102,6 +107,8 @@ pub struct Batches {
     /// By column: the values of the dictionary, the same array in all batches.
     dictionaries: Vec<ArrayRef>,
     next: usize,
+    /// Of the views objects and intervals: the column that is next, and the run or span of it.
+    next_in_column: (usize, usize),
     over: bool,
 }
 
@@ -119,6 +126,7 @@ impl Content {
             content: self.clone(),
             dictionaries: Vec::new(),
             next: 0,
+            next_in_column: (0, 0),
             over: false,
         }
     }
@@ -157,29 +165,24 @@ impl Iterator for Messages {
 
     fn next(&mut self) -> Option<Self::Item> {
         let Self { batches, writer, dictionaries } = self;
-        let shape = Arc::clone(&batches.shape);
-        if let Shown::Rows { columns, timestamps } = &batches.content.shown
-            && (shape.view, shape.cell) == (View::Rows, CellKind::Binary)
-            && shape.encoding != Encoding::Plain
-            && !shape.timestamps_column
-        {
-            if batches.over {
-                return None;
-            }
-            let (columns, timestamps) = (Arc::clone(columns), Arc::clone(timestamps));
-            let rows = batches.next_rows(&columns, &timestamps);
-            batches.over |= rows.is_err();
-            return Some(rows.map(|(from, until)| {
-                if shape.encoding == Encoding::RunEnd {
-                    let batch = run_end_batch(&columns, from, until);
-                    return BatchMessages { dictionaries: Arc::default(), batch };
-                }
-                let dictionaries =
-                    if from == 0 { dictionaries.messages(&columns) } else { Arc::default() };
-                BatchMessages { dictionaries, batch: dictionary_batch(&columns, from, until) }
-            }));
+        if batches.over {
+            return None;
         }
-        Some(batches.next()?.and_then(|batch| writer.write(&batch)))
+        let shape = Arc::clone(&batches.shape);
+        let made = match batches.content.shown.clone() {
+            Shown::Rows { columns, timestamps }
+                if shape.view == View::Rows
+                    && matches!(shape.cell, CellKind::Binary | CellKind::Payload) =>
+            {
+                batches.row_messages(&columns, &timestamps, dictionaries)
+            }
+            Shown::Intervals(columns) if shape.cell == CellKind::Payload => {
+                batches.interval_messages(&columns, writer)
+            }
+            _ => return Some(batches.next()?.and_then(|batch| writer.write(&batch))),
+        };
+        batches.over |= made.is_err();
+        Some(made)
     }
 }
 
@@ -187,6 +190,24 @@ impl Batches {
     /// The batches as messages that follow the schema; `dictionaries`: those of tables like this one.
     pub fn into_messages(self, dictionaries: Arc<Dictionaries>) -> Messages {
         Messages { writer: MessageWriter::after_schema(&self.schema), batches: self, dictionaries }
+    }
+
+    /// Checks, before the first batch is made, that the objects can be cells.
+    ///
+    /// # Errors
+    /// [`EncodeError`].
+    pub fn check(&self) -> Result<(), EncodeError> {
+        let Shown::Rows { columns, .. } = &self.content.shown else { return Ok(()) };
+        if self.shape.view != View::Rows {
+            return Ok(());
+        }
+        let cells = || columns.iter().flat_map(|column| &column.cells);
+        if self.shape.cell == CellKind::O2
+            && let Some(cell) = cells().find(|cell| cell.header.managed == 0)
+        {
+            return Err(EncodeError::Unmanaged { region: cell.header.region_id });
+        }
+        self.check_payloads(columns)
     }
 
     /// The schema of all of them.
@@ -197,6 +218,51 @@ impl Batches {
     fn batch(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch, EncodeError> {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
+    }
+
+    /// The next rows, written without arrays in between.
+    fn row_messages(
+        &mut self,
+        columns: &[Column],
+        timestamps: &Timestamps,
+        kept: &Dictionaries,
+    ) -> Result<BatchMessages, EncodeError> {
+        let shape = Arc::clone(&self.shape);
+        if self.next == 0 {
+            self.check_payloads(columns)?;
+        }
+        let (from, until) = self.next_rows(columns, timestamps)?;
+        let timestamps = shape.timestamps_column.then_some(timestamps);
+        let objects = &self.content.objects;
+        let window = Window { columns, timestamps, from, until, cell: shape.cell, objects };
+        let (dictionaries, batch) = match shape.encoding {
+            Encoding::RunEnd => (Arc::default(), window.run_end()),
+            Encoding::Plain => (Arc::default(), window.plain()),
+            Encoding::Dictionary if from > 0 => (Arc::default(), window.dictionary()),
+            Encoding::Dictionary => {
+                let dictionaries = match shape.cell {
+                    CellKind::Payload => payload_dictionaries(columns, objects),
+                    _ => kept.messages(columns),
+                };
+                (dictionaries, window.dictionary())
+            }
+        };
+        Ok(BatchMessages { dictionaries, batch })
+    }
+
+    /// The next effective spans with their payloads, which stay where they lie.
+    fn interval_messages(
+        &mut self,
+        columns: &[IntervalColumn],
+        writer: &mut MessageWriter,
+    ) -> Result<BatchMessages, EncodeError> {
+        let objects = Arc::clone(&self.content.objects);
+        let (mut arrays, cells) = self.next_intervals(columns)?;
+        let empty = OffsetBuffer::<i64>::new_zeroed(cells.len());
+        arrays.push(Arc::new(LargeBinaryArray::try_new(empty, Buffer::default(), None)?));
+        let messages = writer.write(&self.batch(arrays, cells.len())?)?;
+        let batch = with_payloads(&messages.batch, &cells, &objects)?;
+        Ok(BatchMessages { batch, ..messages })
     }
 
     fn rows(
@@ -237,18 +303,27 @@ impl Batches {
         Ok((from, self.next))
     }
 
+    /// Checks that payloads can be sent.
+    fn check_payloads(&self, columns: &[Column]) -> Result<(), EncodeError> {
+        if self.shape.cell != CellKind::Payload {
+            return Ok(());
+        }
+        for column in columns {
+            let largest = column.cells.iter().map(|cell| self.bytes_of(cell)).max();
+            self.check_payload(column, largest.unwrap_or(0), MAX_CELL_BYTES)?;
+            if self.shape.encoding == Encoding::Dictionary {
+                let all = column.cells.iter().map(|cell| self.bytes_of(cell)).sum();
+                self.check_payload(column, all, MAX_PAYLOADS_BYTES)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Checks what cannot be sent, and makes the dictionaries.
     fn begin(&mut self, columns: &[Column]) -> Result<(), EncodeError> {
+        self.check_payloads(columns)?;
         for column in columns {
-            if self.shape.cell == CellKind::Payload {
-                let largest = column.cells.iter().map(|cell| self.bytes_of(cell)).max();
-                self.check_payload(column, largest.unwrap_or(0), MAX_CELL_BYTES)?;
-            }
             if self.shape.encoding == Encoding::Dictionary {
-                if self.shape.cell == CellKind::Payload {
-                    let all = column.cells.iter().map(|cell| self.bytes_of(cell)).sum();
-                    self.check_payload(column, all, MAX_PAYLOADS_BYTES)?;
-                }
                 let cells = column.cells.iter().map(Some);
                 let values = cell_array(self.shape.cell, cells, self.objects())?;
                 self.dictionaries.push(values);
@@ -287,10 +362,21 @@ impl Batches {
     ) -> Result<usize, EncodeError> {
         let payload = self.shape.cell == CellKind::Payload;
         let most = if payload { PAYLOAD_BATCH_BYTES } else { BATCH_BYTES };
-        if self.bytes(columns, from, rows) <= most {
-            return Ok(rows);
+        // Twice as far each time: what is looked at is about what goes into the batch.
+        let (mut fits, mut too_far) = (from + 1, from.saturating_add(2));
+        loop {
+            too_far = too_far.min(rows);
+            if too_far <= fits {
+                return Ok(rows);
+            }
+            if self.bytes(columns, from, too_far) > most {
+                break;
+            }
+            if too_far == rows {
+                return Ok(rows);
+            }
+            (fits, too_far) = (too_far, from.saturating_add((too_far - from) * 2));
         }
-        let (mut fits, mut too_far) = (from + 1, rows);
         while fits + 1 < too_far {
             let middle = fits + (too_far - fits) / 2;
             if self.bytes(columns, from, middle) <= most { fits = middle } else { too_far = middle }
@@ -401,17 +487,6 @@ impl Batches {
     /// The record of what served the rows: one row per run.
     fn records(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
         let objects = Arc::clone(&self.content.objects);
-        let mut records = columns
-            .iter()
-            .flat_map(|column| {
-                let starts = std::iter::once(0).chain(column.runs.iter().map(|run| run.end));
-                let runs = column.runs.iter().zip(starts);
-                runs.filter_map(move |(run, start)| {
-                    Some((column, start, run.end, &column.cells[run.cell? as usize]))
-                })
-            })
-            .skip(self.next)
-            .peekable();
         let mut texts: [StringBuilder; 4] = Default::default();
         let mut numbers: [Int64Builder; 5] = Default::default();
         let mut sizes: [UInt64Builder; 2] = Default::default();
@@ -424,8 +499,17 @@ impl Batches {
             Arc::new(arrow_schema::Field::new("value", arrow_schema::DataType::Utf8, false));
         let mut metadata = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new())
             .with_values_field(value);
-        let mut rows = 0;
-        for (column, start, end, cell) in records.by_ref().take(RECORD_ROWS) {
+        let (mut rows, mut bytes) = (0, 0);
+        let (mut place, mut next_run) = self.next_in_column;
+        while rows < RECORD_ROWS && bytes < RECORD_BYTES && place < columns.len() {
+            let column = &columns[place];
+            let Some(run) = column.runs.get(next_run) else {
+                (place, next_run) = (place + 1, 0);
+                continue;
+            };
+            let start = next_run.checked_sub(1).map_or(0, |before| column.runs[before].end);
+            next_run += 1;
+            let Some(cell) = run.cell.map(|cell| &column.cells[cell as usize]) else { continue };
             let version = objects.version(cell.object);
             let mut id = [0; ObjectId::TEXT_BYTES];
             let id = version.id.text(&mut id);
@@ -433,7 +517,7 @@ impl Batches {
             texts.iter_mut().zip(said).for_each(|(builder, text)| builder.append_value(text));
             let counted = [
                 i64::from(start),
-                i64::from(end),
+                i64::from(run.end),
                 version.validity.from().as_millis(),
                 version.validity.until().as_millis(),
                 version.created.as_millis(),
@@ -444,13 +528,20 @@ impl Batches {
             for (key, value) in &version.metadata {
                 metadata.keys().append_value(key);
                 metadata.values().append_value(value);
+                bytes += key.len() + value.len() + 8;
             }
             metadata.append(true)?;
             rows += 1;
+            bytes += column.name.len() + column.path.as_str().len() + RECORD_FIXED_BYTES;
         }
-        self.over = records.peek().is_none();
-        drop(records);
-        self.next += rows;
+        // What is left may be runs without an object.
+        while let Some(column) = columns.get(place)
+            && column.runs[next_run..].iter().all(|run| run.cell.is_none())
+        {
+            (place, next_run) = (place + 1, 0);
+        }
+        self.over = place == columns.len();
+        self.next_in_column = (place, next_run);
         let [column, path, id, cache] =
             texts.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
         let [start, end, from, until, created] =
@@ -469,20 +560,31 @@ impl Batches {
 
     /// The effective spans.
     fn intervals(&mut self, columns: &[IntervalColumn]) -> Result<RecordBatch, EncodeError> {
+        let (mut arrays, cells) = self.next_intervals(columns)?;
+        let rows = cells.len();
+        arrays.push(cell_array(self.shape.cell, cells.into_iter(), self.objects())?);
+        self.batch(arrays, rows)
+    }
+
+    /// The next effective spans: all columns but the last, and the cells that stand in that.
+    fn next_intervals<'a>(
+        &mut self,
+        columns: &'a [IntervalColumn],
+    ) -> Result<(Vec<ArrayRef>, Vec<Option<&'a Cell>>), EncodeError> {
         let objects = Arc::clone(&self.content.objects);
-        let mut spans = columns
-            .iter()
-            .flat_map(|column| column.rows.iter().map(move |row| (column, row)))
-            .skip(self.next)
-            .peekable();
         let mut names: [TextRuns; 2] = Default::default();
-        let most = columns.iter().map(|column| column.rows.len()).sum::<usize>() - self.next;
-        let most = most.min(RECORD_ROWS);
-        let mut ids = StringBuilder::with_capacity(most, most * ObjectId::TEXT_BYTES);
-        let mut borders = [0, 1].map(|_| Int64Builder::with_capacity(most));
-        let mut cells: Vec<Option<&Cell>> = Vec::with_capacity(most);
-        let mut payload_bytes = 0;
-        for (column, row) in spans.by_ref().take(RECORD_ROWS) {
+        let mut ids = StringBuilder::new();
+        let mut borders = [0, 1].map(|_| Int64Builder::new());
+        let mut cells: Vec<Option<&Cell>> = Vec::new();
+        let (mut bytes, mut payload_bytes) = (0, 0);
+        let (mut place, mut next_row) = self.next_in_column;
+        while cells.len() < RECORD_ROWS && bytes < RECORD_BYTES && place < columns.len() {
+            let column = &columns[place];
+            let Some(row) = column.rows.get(next_row) else {
+                (place, next_row) = (place + 1, 0);
+                continue;
+            };
+            next_row += 1;
             let cell = &column.cells[row.cell as usize];
             names[0].push(&column.name);
             names[1].push(column.path.as_str());
@@ -490,6 +592,10 @@ impl Batches {
             borders[0].append_value(row.interval.from().as_millis());
             borders[1].append_value(row.interval.until().as_millis());
             cells.push(Some(cell));
+            bytes += RECORD_FIXED_BYTES;
+            if self.shape.encoding != Encoding::RunEnd {
+                bytes += column.name.len() + column.path.as_str().len();
+            }
             if self.shape.cell == CellKind::Payload {
                 let bytes = self.bytes_of(cell);
                 if bytes > MAX_CELL_BYTES {
@@ -506,15 +612,15 @@ impl Batches {
                 }
             }
         }
-        self.over = spans.peek().is_none();
-        drop(spans);
+        while columns.get(place).is_some_and(|column| column.rows.len() <= next_row) {
+            (place, next_row) = (place + 1, 0);
+        }
+        self.over = place == columns.len();
+        self.next_in_column = (place, next_row);
         let rows = cells.len();
-        self.next += rows;
         let [column, path] = names.map(|runs| runs.finish(self.shape.encoding, rows));
         let [from, until] = borders.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let id = Arc::new(ids.finish());
-        let cell = cell_array(self.shape.cell, cells.iter().copied(), &*objects)?;
-        self.batch(vec![column?, path?, from, until, id, cell], rows)
+        Ok((vec![column?, path?, from, until, Arc::new(ids.finish())], cells))
     }
 
     /// The next piece of the one object.

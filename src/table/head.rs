@@ -53,7 +53,7 @@ impl Head {
         let digits = timeframe.map(|timeframe| timeframe.to_string());
         write(&mut bytes, self.timeframe.as_ref(), digits.as_deref(), TIMEFRAME_ROOM)?;
         write(&mut bytes, self.lease.as_ref(), lease, LEASE_ROOM)?;
-        Some(Message { header: bytes.into(), body: Bytes::new() })
+        Some(Message::new(bytes.into(), Bytes::new()))
     }
 
     /// The bytes of memory that it takes.

@@ -21,16 +21,37 @@ use super::encode::EncodeError;
 pub struct Message {
     /// The flatbuffer (`data_header` of FlightData).
     pub header: Bytes,
-    /// The buffers (`data_body` of FlightData).
+    /// The buffers (`data_body` of FlightData), or the first part of them.
     pub body: Bytes,
+    /// The parts of the buffers behind `body`. Large objects are parts of their own: their bytes
+    /// stay in shared memory, pinned as long as the part lives.
+    pub rest: Vec<Bytes>,
 }
 
 impl Message {
+    /// A message whose buffers lie in one piece.
+    pub fn new(header: Bytes, body: Bytes) -> Self {
+        Self { header, body, rest: Vec::new() }
+    }
+
+    /// The parts of the buffers, in order.
+    pub fn parts(&self) -> impl Iterator<Item = &Bytes> {
+        [&self.body].into_iter().chain(&self.rest)
+    }
+
+    /// The bytes of the header and of all buffers.
+    pub fn bytes(&self) -> usize {
+        self.header.len() + self.parts().map(Bytes::len).sum::<usize>()
+    }
+
     /// Whether it is the very same in memory: then it need not be compared.
     pub fn is(&self, other: &Self) -> bool {
         let same =
             |one: &Bytes, other: &Bytes| (one.as_ptr(), one.len()) == (other.as_ptr(), other.len());
-        same(&self.header, &other.header) && same(&self.body, &other.body)
+        same(&self.header, &other.header)
+            && same(&self.body, &other.body)
+            && self.rest.is_empty()
+            && other.rest.is_empty()
     }
 }
 
@@ -54,13 +75,13 @@ impl BatchMessages {
     /// The bytes of memory that they take.
     pub fn bytes(&self) -> usize {
         let all = self.dictionaries.iter().chain([&self.batch]);
-        all.map(|one| one.header.len() + one.body.len()).sum()
+        all.map(Message::bytes).sum()
     }
 }
 
 impl From<EncodedData> for Message {
     fn from(data: EncodedData) -> Self {
-        Self { header: data.ipc_message.into(), body: data.arrow_data.into() }
+        Self::new(data.ipc_message.into(), data.arrow_data.into())
     }
 }
 

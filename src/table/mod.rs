@@ -11,6 +11,7 @@
 //! Everything works on runs of rows; only `plain` and the keys of `dictionary` ever expand them.
 
 mod action;
+mod admit;
 mod cells;
 mod check;
 mod content;
@@ -18,6 +19,7 @@ mod decode;
 mod encode;
 mod head;
 mod ipc;
+mod limits;
 mod lock;
 mod request;
 mod shape;
@@ -40,6 +42,7 @@ pub use decode::{CellValue, ColumnRuns, DecodeError, column_runs};
 pub use encode::{Batches, EncodeError, Messages};
 pub use head::Head;
 pub use ipc::{BatchMessages, Message, MessageWriter};
+pub use limits::RequestLimits;
 pub use lock::LockEntry;
 pub use request::{
     CellKind, ColumnList, ColumnRequest, Columns, Encoding, Missing, RangeRequest, Request,

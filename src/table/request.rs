@@ -10,6 +10,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use super::limits::{AtMost, RequestLimits, check_metadata, check_name};
 use super::lock::LockEntry;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::index::Timestamps;
@@ -82,6 +83,14 @@ pub struct ColumnRequest {
 }
 
 impl ColumnRequest {
+    /// Bytes of memory that it takes, about.
+    #[cfg(feature = "cache")]
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let metadata = self.metadata.iter().map(|(key, value)| key.len() + value.len() + 96);
+        let own = self.name.len() + self.path.as_str().len() + 160;
+        (own + metadata.sum::<usize>()) as u64
+    }
+
     /// Which versions that asks for, within these limits.
     pub fn query(&self, limits: CreationLimits) -> Query {
         Query { path: self.path.clone(), metadata: self.metadata.clone(), limits }
@@ -119,6 +128,7 @@ impl<'de> Deserialize<'de> for OneColumn {
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<OneColumn, A::Error> {
                 let Full { path, metadata } = Full::deserialize(MapAccessDeserializer::new(map))?;
+                check_metadata(&metadata)?;
                 Ok(OneColumn { path, metadata })
             }
         }
@@ -157,8 +167,10 @@ impl<'de> Deserialize<'de> for ColumnList {
                 let mut columns: Vec<ColumnRequest> = Vec::new();
                 while let Some((name, column)) = map.next_entry::<Name, OneColumn>()? {
                     let (Name(name), OneColumn { path, metadata }) = (name, column);
-                    if name.is_empty() {
-                        return Err(A::Error::custom("a column needs a name"));
+                    check_name("a column", &name)?;
+                    if columns.len() == RequestLimits::MOST.columns {
+                        let most = RequestLimits::MOST.columns;
+                        return Err(A::Error::custom(format_args!("more than {most} columns")));
                     }
                     columns.push(ColumnRequest { name, path, metadata });
                 }
@@ -215,6 +227,11 @@ impl Columns {
                 Err(RequestError::Field { field: "columns", reason: "it names none".into() })
             }
             (Some(ColumnList(columns)), None) => Ok(Self::Own(columns)),
+            (None, Some(table)) if table.len() > RequestLimits::MOST.name_bytes => {
+                let most = RequestLimits::MOST.name_bytes;
+                let reason = format!("a name has at most {most} bytes");
+                Err(RequestError::Field { field: "table", reason })
+            }
             (None, Some(table)) => Ok(Self::Table(table)),
             (None, None) => Ok(Self::Registered),
         }
@@ -242,8 +259,8 @@ pub struct RangeRequest {
 pub const SHORT_SPAN: Code = Code(2013);
 
 impl RangeRequest {
-    /// A range can have so many rows.
-    pub const MAX_ROWS: u64 = 1 << 26;
+    /// A range can have as many rows as any table.
+    pub const MAX_ROWS: u64 = Timestamps::MAX_ROWS as u64;
 
     fn wrong(reason: String) -> RequestError {
         RequestError::Field { field: "range", reason }
@@ -272,10 +289,7 @@ impl RangeRequest {
             let most = Self::MAX_ROWS;
             return Err(Self::wrong(format!("it has {rows} rows, at most {most} are possible")));
         }
-        // The sum lies below `until`; the product alone may overflow, and wraps back.
-        let values: Vec<i64> =
-            (0..rows as i64).map(|row| from.wrapping_add(row.wrapping_mul(step))).collect();
-        Ok(Timestamps::new(values, None))
+        Ok(Timestamps::stepped(interval.from(), step.unsigned_abs(), rows as usize))
     }
 }
 
@@ -393,7 +407,7 @@ struct Raw {
     timestamps_column: bool,
     not_after: Option<Timestamp>,
     not_before: Option<Timestamp>,
-    lock: Option<Vec<LockEntry>>,
+    lock: Option<AtMost<LockEntry, { RequestLimits::MOST.lock_entries }>>,
     wait_ms: Option<u64>,
 }
 
@@ -520,7 +534,7 @@ impl Request {
             missing: raw.missing,
             timestamps_column: raw.timestamps_column,
             limits: CreationLimits { not_before: raw.not_before, not_after: raw.not_after },
-            lock: raw.lock,
+            lock: raw.lock.map(|AtMost(entries)| entries),
             wait: raw.wait_ms.map_or(Self::DEFAULT_WAIT, Duration::from_millis),
         })
     }
@@ -559,8 +573,9 @@ impl Request {
             return wrong("timestamps_column", "a column is named timestamp already");
         }
         for (field, name) in [("consumer", &self.consumer), ("session", &self.session)] {
-            if name.as_ref().is_some_and(|name| name.is_empty() || name.len() > 200) {
-                return wrong(field, "a name has 1 to 200 bytes");
+            let most = RequestLimits::MOST.name_bytes;
+            if name.as_ref().is_some_and(|name| name.is_empty() || name.len() > most) {
+                return wrong(field, &format!("a name has 1 to {most} bytes"));
             }
         }
         Ok(())

@@ -14,42 +14,161 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arrow_ipc::{
     Buffer, DictionaryBatchBuilder, FieldNode, MessageBuilder, MessageHeader, MetadataVersion,
-    RecordBatchBuilder,
+    RecordBatchBuilder, root_as_message,
 };
+use bytes::Bytes;
 use flatbuffers::FlatBufferBuilder;
 
 use super::cells::NOTHING;
-use super::content::{Cell, Column};
+use super::content::{Cell, Column, Objects};
+use super::encode::EncodeError;
 use super::ipc::Message;
+use super::request::CellKind;
+use crate::index::Timestamps;
 use crate::shm::MetaHeader;
 
 /// Arrow pads each buffer to this.
 const ALIGNMENT: usize = 64;
 
+/// Objects of at least this size are not copied into a message: they are parts of it where they lie.
+const SHARED_BYTES: usize = 4 << 10;
+
 /// The body of a message, and where its buffers are in it.
 #[derive(Default)]
 struct Body {
+    /// The bytes behind `parts`.
     bytes: Vec<u8>,
+    parts: Vec<Bytes>,
+    /// Length of all parts.
+    parts_bytes: usize,
     buffers: Vec<Buffer>,
+}
+
+/// An object's bytes where they lie, kept in place by whatever keeps the table's objects.
+struct ObjectBytes {
+    objects: Arc<dyn Objects>,
+    number: u32,
+}
+
+impl AsRef<[u8]> for ObjectBytes {
+    fn as_ref(&self) -> &[u8] {
+        self.objects.bytes(self.number)
+    }
 }
 
 impl Body {
     fn with_capacity(bytes: usize, buffers: usize) -> Self {
-        Self { bytes: Vec::with_capacity(bytes), buffers: Vec::with_capacity(buffers) }
+        let buffers = Vec::with_capacity(buffers);
+        Self { bytes: Vec::with_capacity(bytes), buffers, ..Self::default() }
+    }
+
+    fn len(&self) -> usize {
+        self.parts_bytes + self.bytes.len()
     }
 
     /// One more buffer, with what `write` puts behind the others.
     fn buffer(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let start = self.bytes.len();
+        let start = self.len();
         write(&mut self.bytes);
-        let length = self.bytes.len() - start;
-        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
+        self.end_buffer(start);
+    }
+
+    fn end_buffer(&mut self, start: usize) {
+        let length = self.len() - start;
+        let padding = self.len().next_multiple_of(ALIGNMENT) - self.len();
+        self.bytes.resize(self.bytes.len() + padding, 0);
         self.buffers.push(Buffer::new(start as i64, length as i64));
     }
 
-    /// The message of a batch of so many rows, or of the dictionary with an id.
+    fn part(&mut self, part: Bytes) {
+        if !part.is_empty() {
+            self.parts_bytes += part.len();
+            self.parts.push(part);
+        }
+    }
+
+    /// One more buffer: a bit for each item, set where `is_valid`; empty if all are.
+    fn validity(&mut self, nulls: usize, is_valid: impl ExactSizeIterator<Item = bool>) {
+        self.buffer(|bytes| {
+            if nulls > 0 {
+                let start = bytes.len();
+                bytes.resize(start + is_valid.len().div_ceil(8), 0);
+                for (item, is_valid) in is_valid.enumerate() {
+                    bytes[start + item / 8] |= u8::from(is_valid) << (item % 8);
+                }
+            }
+        });
+    }
+
+    /// Two more buffers: where the payload of each cell ends, and the payloads. Those of large objects
+    /// stay where they lie.
+    fn payloads<'a>(
+        &mut self,
+        cells: impl Iterator<Item = Option<&'a Cell>> + Clone,
+        objects: &Arc<dyn Objects>,
+    ) {
+        let payload = |cell: Option<&Cell>| cell.map_or(&[][..], |cell| objects.bytes(cell.object));
+        self.buffer(|bytes| {
+            let mut end = 0_i64;
+            bytes.extend_from_slice(&end.to_le_bytes());
+            for cell in cells.clone() {
+                end += payload(cell).len() as i64;
+                bytes.extend_from_slice(&end.to_le_bytes());
+            }
+        });
+        let start = self.len();
+        let mut last: Option<(u32, Bytes)> = None;
+        for cell in cells {
+            let Some(Cell { object: number, .. }) = cell else { continue };
+            let bytes = payload(cell);
+            if bytes.len() < SHARED_BYTES {
+                self.bytes.extend_from_slice(bytes);
+                continue;
+            }
+            let before = std::mem::take(&mut self.bytes);
+            self.part(before.into());
+            let part = match last.take().filter(|(known, _)| known == number) {
+                Some((_, part)) => part,
+                None => {
+                    let objects = Arc::clone(objects);
+                    Bytes::from_owner(ObjectBytes { objects, number: *number })
+                }
+            };
+            self.part(part.clone());
+            last = Some((*number, part));
+        }
+        self.end_buffer(start);
+    }
+
+    /// The buffers of an array of these cells; its node.
+    fn cells<'a>(
+        &mut self,
+        cells: impl ExactSizeIterator<Item = Option<&'a Cell>> + Clone,
+        kind: CellKind,
+        objects: &Arc<dyn Objects>,
+    ) -> FieldNode {
+        let nulls = cells.clone().filter(Option::is_none).count();
+        let count = cells.len();
+        self.validity(nulls, cells.clone().map(|cell| cell.is_some()));
+        match kind {
+            CellKind::Payload => self.payloads(cells, objects),
+            _ => self.buffer(|bytes| {
+                for cell in cells {
+                    let header = cell.map_or(NOTHING, |cell| cell.header);
+                    bytes.extend_from_slice(&header.to_bytes());
+                }
+            }),
+        }
+        FieldNode::new(count as i64, nulls as i64)
+    }
+
+    /// The message of a batch with this number of rows, or of the dictionary with an id.
     fn into_message(self, rows: usize, nodes: &[FieldNode], dictionary: Option<i64>) -> Message {
-        let Self { bytes, buffers } = self;
+        let body_bytes = self.len();
+        let Self { bytes, mut parts, buffers, .. } = self;
+        if !bytes.is_empty() {
+            parts.push(bytes.into());
+        }
         let room = buffers.len() * 16 + nodes.len() * 16 + 256;
         let mut builder = FlatBufferBuilder::with_capacity(room);
         let buffers = builder.create_vector(&buffers);
@@ -71,11 +190,14 @@ impl Body {
         let mut message = MessageBuilder::new(&mut builder);
         message.add_version(MetadataVersion::V5);
         message.add_header_type(kind);
-        message.add_bodyLength(bytes.len() as i64);
+        message.add_bodyLength(body_bytes as i64);
         message.add_header(header);
         let message = message.finish();
         builder.finish(message, None);
-        Message { header: builder.finished_data().to_vec().into(), body: bytes.into() }
+        let header = builder.finished_data().to_vec().into();
+        let mut parts = parts.into_iter();
+        let body = parts.next().unwrap_or_default();
+        Message { header, body, rest: parts.collect() }
     }
 }
 
@@ -130,7 +252,7 @@ impl Dictionaries {
     }
 }
 
-/// The message of a dictionary whose values are these.
+/// The message of a dictionary whose values are these MetaHeaders.
 fn dictionary_message(cells: &[Cell], id: i64) -> Message {
     let mut body = Body::with_capacity(cells.len() * MetaHeader::BYTES + ALIGNMENT, 2);
     body.buffer(|_| {});
@@ -141,79 +263,210 @@ fn dictionary_message(cells: &[Cell], id: i64) -> Message {
     body.into_message(cells.len(), &nodes, Some(id))
 }
 
-/// The batch of the rows from `from` to before `until`, whose keys are places of the columns' cells.
-pub(super) fn dictionary_batch(columns: &[Column], from: usize, until: usize) -> Message {
-    let rows = until - from;
-    let (from, until) = (from as i32, until as i32);
-    let room = (rows * size_of::<i32>()).next_multiple_of(ALIGNMENT) + ALIGNMENT;
-    let mut body = Body::with_capacity(columns.len() * room, columns.len() * 2);
-    let mut nodes = Vec::with_capacity(columns.len());
-    for column in columns {
-        let runs = &column.runs[column.runs_within(from, until)];
-        let lengths = runs.iter().scan(from, |start, run| {
-            let end = run.end.min(until);
-            Some((run.cell, (end - std::mem::replace(start, end)) as usize))
-        });
-        let nulls = lengths.clone().filter(|(cell, _)| cell.is_none());
-        let nulls: usize = nulls.map(|(_, length)| length).sum();
-        nodes.push(FieldNode::new(rows as i64, nulls as i64));
-        body.buffer(|bytes| {
-            if nulls > 0 {
-                let start = bytes.len();
-                bytes.resize(start + rows.div_ceil(8), 0);
-                let mut row = 0;
-                for (cell, length) in lengths.clone() {
-                    let valid = if cell.is_some() { row..row + length } else { row..row };
-                    valid.for_each(|row| bytes[start + row / 8] |= 1 << (row % 8));
-                    row += length;
-                }
-            }
-        });
-        body.buffer(|bytes| {
-            for (cell, length) in lengths {
-                // As in Arrow's own: under a null stands the first.
-                let key = cell.map_or(0, |cell| cell as i32).to_le_bytes();
-                bytes.extend(std::iter::repeat_n(key, length).flatten());
-            }
-        });
-    }
-    body.into_message(rows, &nodes, None)
+/// The dictionaries of columns whose cells are payloads, in their order.
+pub(super) fn payload_dictionaries(
+    columns: &[Column],
+    objects: &Arc<dyn Objects>,
+) -> Arc<[Message]> {
+    let message = |(column, id): (&Column, i64)| {
+        let mut body = Body::default();
+        let node = body.cells(column.cells.iter().map(Some), CellKind::Payload, objects);
+        body.into_message(column.cells.len(), &[node], Some(id))
+    };
+    columns.iter().zip(0..).map(message).collect()
 }
 
-/// The message of the batch of the rows from `from` to before `until`.
-pub(super) fn run_end_batch(columns: &[Column], from: usize, until: usize) -> Message {
-    let rows = until - from;
-    let (from, until) = (from as i32, until as i32);
-    let runs = columns.iter().map(|column| &column.runs[column.runs_within(from, until)]);
-    let padded = |bytes: usize| bytes.next_multiple_of(ALIGNMENT);
-    let room = runs.clone().map(|runs| {
-        padded(runs.len() * size_of::<i32>()) + padded(runs.len() * MetaHeader::BYTES) + ALIGNMENT
-    });
-    let mut body = Body::with_capacity(room.sum(), columns.len() * 4);
-    let mut nodes = Vec::with_capacity(columns.len() * 3);
-    for (column, runs) in columns.iter().zip(runs) {
-        let (count, nulls) = (runs.len(), runs.iter().filter(|run| run.cell.is_none()).count());
-        let counts = [(rows, 0), (count, 0), (count, nulls)];
-        nodes.extend(counts.map(|(length, nulls)| FieldNode::new(length as i64, nulls as i64)));
-        body.buffer(|_| {});
-        body.buffer(|bytes| {
-            let ends = runs.iter().map(|run| run.end.min(until) - from);
-            ends.for_each(|end| bytes.extend_from_slice(&end.to_le_bytes()));
-        });
-        body.buffer(|bytes| {
-            if nulls > 0 {
-                bytes.extend(runs.chunks(8).map(|runs| {
-                    let bits = runs.iter().enumerate();
-                    bits.fold(0, |byte, (bit, run)| byte | u8::from(run.cell.is_some()) << bit)
-                }));
+/// The message of a batch whose last column, of payloads, was left empty: with the payloads of
+/// `cells`.
+///
+/// # Errors
+/// [`EncodeError::Arrow`] if `message` is not such a batch.
+pub(super) fn with_payloads(
+    message: &Message,
+    cells: &[Option<&Cell>],
+    objects: &Arc<dyn Objects>,
+) -> Result<Message, EncodeError> {
+    let wrong = |reason: String| EncodeError::Arrow { reason };
+    let parsed = root_as_message(&message.header).map_err(|error| wrong(error.to_string()))?;
+    let batch = parsed.header_as_record_batch().ok_or_else(|| wrong("no batch".to_owned()))?;
+    let nodes: Vec<FieldNode> = batch.nodes().iter().flatten().copied().collect();
+    let mut buffers: Vec<Buffer> = batch.buffers().iter().flatten().copied().collect();
+    // Validity, offsets and data of the last column.
+    let first = buffers.len().saturating_sub(3);
+    let end = buffers.get(first).map_or(0, |buffer| buffer.offset() as usize);
+    buffers.truncate(first);
+    let bytes = message.body.get(..end).ok_or_else(|| wrong("no body".to_owned()))?.to_vec();
+    let mut body = Body { bytes, buffers, ..Body::default() };
+    body.buffer(|_| {});
+    body.payloads(cells.iter().copied(), objects);
+    Ok(body.into_message(cells.len(), &nodes, None))
+}
+
+/// The rows of one batch: those from `from` to before `until`.
+pub(super) struct Window<'a> {
+    pub(super) columns: &'a [Column],
+    /// Where the table has a column of them.
+    pub(super) timestamps: Option<&'a Timestamps>,
+    pub(super) from: usize,
+    pub(super) until: usize,
+    /// Binary or payload.
+    pub(super) cell: CellKind,
+    pub(super) objects: &'a Arc<dyn Objects>,
+}
+
+impl Window<'_> {
+    fn rows(&self) -> usize {
+        self.until - self.from
+    }
+
+    /// The runs of a column that touch the rows: the rows of each, and its cell.
+    fn runs<'c>(
+        &self,
+        column: &'c Column,
+    ) -> impl Iterator<Item = (usize, Option<u32>)> + Clone + use<'c> {
+        let (from, until) = (self.from as i32, self.until as i32);
+        let runs = &column.runs[column.runs_within(from, until)];
+        runs.iter().scan(from, move |start, run| {
+            let end = run.end.min(until);
+            Some(((end - std::mem::replace(start, end)) as usize, run.cell))
+        })
+    }
+
+    /// The column of timestamps, if there is one.
+    fn begin(&self, body: &mut Body, nodes: &mut Vec<FieldNode>) {
+        let Some(timestamps) = self.timestamps else { return };
+        let mut runs: Vec<(usize, Option<i64>)> = Vec::new();
+        let mut start = self.from;
+        for (end, at) in timestamps.runs_from(self.from) {
+            let end = end.min(self.until);
+            runs.push((end - start, at.map(|at| at.as_millis())));
+            start = end;
+            if end == self.until {
+                break;
             }
-        });
+        }
+        let nulls = runs.iter().filter(|(_, at)| at.is_none()).map(|(rows, _)| rows).sum();
+        nodes.push(FieldNode::new(self.rows() as i64, nulls as i64));
+        let runs = runs.iter().copied();
+        bits(body, self.rows(), nulls, runs.clone().map(|(rows, at)| (rows, at.is_some())));
         body.buffer(|bytes| {
-            for run in runs {
-                let header = run.cell.map_or(NOTHING, |cell| column.cells[cell as usize].header);
-                bytes.extend_from_slice(&header.to_bytes());
+            for (rows, at) in runs {
+                repeat(bytes, &at.unwrap_or_default().to_le_bytes(), rows);
             }
         });
     }
-    body.into_message(rows, &nodes, None)
+
+    /// The batch with columns that are run-end encoded.
+    pub(super) fn run_end(&self) -> Message {
+        let (from, until) = (self.from as i32, self.until as i32);
+        let runs = self.columns.iter().map(|one| &one.runs[one.runs_within(from, until)]);
+        let padded = |bytes: usize| bytes.next_multiple_of(ALIGNMENT);
+        let room = runs.clone().map(|runs| {
+            padded(runs.len() * size_of::<i32>())
+                + padded(runs.len() * MetaHeader::BYTES)
+                + ALIGNMENT
+        });
+        let mut body = Body::with_capacity(room.sum(), self.columns.len() * 4);
+        let mut nodes = Vec::with_capacity(self.columns.len() * 3);
+        self.begin(&mut body, &mut nodes);
+        for (column, runs) in self.columns.iter().zip(runs) {
+            nodes.push(FieldNode::new(self.rows() as i64, 0));
+            nodes.push(FieldNode::new(runs.len() as i64, 0));
+            body.buffer(|_| {});
+            body.buffer(|bytes| {
+                let ends = runs.iter().map(|run| run.end.min(until) - from);
+                ends.for_each(|end| bytes.extend_from_slice(&end.to_le_bytes()));
+            });
+            let cells = runs.iter().map(|run| run.cell.map(|cell| &column.cells[cell as usize]));
+            nodes.push(body.cells(cells, self.cell, self.objects));
+        }
+        body.into_message(self.rows(), &nodes, None)
+    }
+
+    /// The batch whose columns are keys: places of the columns' cells.
+    pub(super) fn dictionary(&self) -> Message {
+        let room = (self.rows() * size_of::<i32>()).next_multiple_of(ALIGNMENT) + ALIGNMENT;
+        let mut body = Body::with_capacity(self.columns.len() * room, self.columns.len() * 2);
+        let mut nodes = Vec::with_capacity(self.columns.len());
+        self.begin(&mut body, &mut nodes);
+        for column in self.columns {
+            nodes.push(self.validity(&mut body, column));
+            body.buffer(|bytes| {
+                for (rows, cell) in self.runs(column) {
+                    // As in Arrow's own: under a null stands the first.
+                    let key = cell.map_or(0, |cell| cell as i32);
+                    repeat(bytes, &key.to_le_bytes(), rows);
+                }
+            });
+        }
+        body.into_message(self.rows(), &nodes, None)
+    }
+
+    /// The batch with a cell in each row.
+    pub(super) fn plain(&self) -> Message {
+        let mut body = Body::default();
+        if self.cell == CellKind::Binary {
+            let room = (self.rows() * MetaHeader::BYTES).next_multiple_of(ALIGNMENT) + ALIGNMENT;
+            body = Body::with_capacity(self.columns.len() * room, self.columns.len() * 2);
+        }
+        let mut nodes = Vec::with_capacity(self.columns.len());
+        self.begin(&mut body, &mut nodes);
+        for column in self.columns {
+            let cell = |place: Option<u32>| place.map(|place| &column.cells[place as usize]);
+            nodes.push(self.validity(&mut body, column));
+            let runs = self.runs(column);
+            if self.cell == CellKind::Payload {
+                let rows = runs.flat_map(|(rows, place)| std::iter::repeat_n(cell(place), rows));
+                body.payloads(rows, self.objects);
+                continue;
+            }
+            body.buffer(|bytes| {
+                for (rows, place) in runs {
+                    let header = cell(place).map_or(NOTHING, |cell| cell.header);
+                    repeat(bytes, &header.to_bytes(), rows);
+                }
+            });
+        }
+        body.into_message(self.rows(), &nodes, None)
+    }
+
+    /// Which rows of a column are not null; its node.
+    fn validity(&self, body: &mut Body, column: &Column) -> FieldNode {
+        let runs = self.runs(column);
+        let nulls = runs.clone().filter(|(_, cell)| cell.is_none());
+        let nulls: usize = nulls.map(|(rows, _)| rows).sum();
+        bits(body, self.rows(), nulls, runs.map(|(rows, cell)| (rows, cell.is_some())));
+        FieldNode::new(self.rows() as i64, nulls as i64)
+    }
+}
+
+/// One more buffer: a bit per row, set in the runs that are valid; empty if all are.
+fn bits(body: &mut Body, rows: usize, nulls: usize, runs: impl Iterator<Item = (usize, bool)>) {
+    body.buffer(|bytes| {
+        if nulls == 0 {
+            return;
+        }
+        let start = bytes.len();
+        bytes.resize(start + rows.div_ceil(8), 0);
+        let mut row = 0;
+        for (rows, is_valid) in runs {
+            let valid = if is_valid { row..row + rows } else { row..row };
+            valid.for_each(|row| bytes[start + row / 8] |= 1 << (row % 8));
+            row += rows;
+        }
+    });
+}
+
+/// Writes `item` `times` times. What is written doubles with each copy.
+fn repeat(bytes: &mut Vec<u8>, item: &[u8], times: usize) {
+    let start = bytes.len();
+    let wanted = item.len() * times;
+    if times == 0 {
+        return;
+    }
+    bytes.extend_from_slice(item);
+    while bytes.len() - start < wanted {
+        let more = (bytes.len() - start).min(wanted - (bytes.len() - start));
+        bytes.extend_from_within(start..start + more);
+    }
 }

@@ -113,8 +113,8 @@ pub fn metrics() -> String {
     }
     all.retain(|name, _| name.starts_with("iovcache_"));
     let mut text = format!(
-        "{MADE}# Metrics\n\n`/metrics` at the http address, in the OpenMetrics text format. A counter's \
-         sample has `_total` behind its name, a histogram's `_bucket`, `_sum` and `_count`. Those of \
+        "{MADE}# Metrics\n\n`/metrics` at the http address, in OpenMetrics' text format or Prometheus' older \
+         one, as `Accept` asks; names here are OpenMetrics'. A counter's sample has `_total` behind its name, a histogram's `_bucket`, `_sum` and `_count`. Those of \
          sources have the label `source`, its URL without credentials; no other has a label.\n\n\
          | name | kind | |\n|---|---|---|\n"
     );

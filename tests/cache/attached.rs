@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use iovcache::budget::ClientBudget;
 use iovcache::cache::Origin;
 use iovcache::shm::attach::{Announcement, LineReader, Refusal, SegmentEntry};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -131,8 +132,7 @@ async fn announcements_that_are_not_read_hold_no_memory_and_end_no_session() {
         format!(r#"{{"columns": {{"b": "A/B"}}, "timestamps": [7], "session": "{session}"}}"#);
     let answer = ask(&kept.cache, &json).await.unwrap();
     let header = answer.pins().pins()[0].meta_header();
-    let bytes =
-        spawn_blocking(move || attached.mappings_for(&header).resolve(&header).map(<[u8]>::to_vec));
+    let bytes = spawn_blocking(move || attached.mappings_for(&header).read(&header));
     assert_eq!(bytes.await.unwrap().unwrap(), bytes_of("A/B", 7, 1_570_000));
     kept.sessions(5).await;
     // What the silent one reads at last: its welcome, then what there is now, in one line.
@@ -296,11 +296,12 @@ async fn in_the_name_of_a_consumer_that_is_there_only_its_user_or_key_reports_an
     let read = Request::parse(br#"{"timeframe": 1, "consumer": "x"}"#).unwrap();
     assert_eq!(put(1).await, 1);
     // Nobody of that name is there: anybody reports.
-    cache.consumed_by(&below(1), &client(None)).unwrap();
+    cache.consumed_by(&below(1), &client(None), &ClientBudget::default()).unwrap();
     let attached = kept.attach("x").await;
     for stranger in [client(None), client(Some(own + 1))] {
         for consumed in [below(u64::MAX), one.clone()] {
-            let error = cache.consumed_by(&consumed, &stranger).unwrap_err();
+            let error =
+                cache.consumed_by(&consumed, &stranger, &ClientBudget::default()).unwrap_err();
             assert_eq!((error.kind(), error.code().0), (ErrorKind::PermissionDenied, 5017));
         }
         assert_eq!(cache.drop_timeframe_by(1, &stranger).unwrap_err().code().0, 5017);
@@ -308,27 +309,28 @@ async fn in_the_name_of_a_consumer_that_is_there_only_its_user_or_key_reports_an
         assert_eq!(cache.answer(&read, &asker).await.unwrap_err().code().0, 5017);
     }
     assert_eq!(cache.timeframes().len(), 1);
-    cache.consumed_by(&one, &client(Some(own))).unwrap();
+    cache.consumed_by(&one, &client(Some(own)), &ClientBudget::default()).unwrap();
     assert_eq!(cache.timeframes().len(), 0);
-    cache.consumed_by(&below(100), &client(Some(own))).unwrap();
+    cache.consumed_by(&below(100), &client(Some(own)), &ClientBudget::default()).unwrap();
     // It never goes back by what the consumer reports, and a role that may administer sets it back.
-    cache.consumed_by(&below(2), &client(Some(own))).unwrap();
+    cache.consumed_by(&below(2), &client(Some(own)), &ClientBudget::default()).unwrap();
     assert_eq!(put(50).await, 0);
     let key = Some("shift".into());
     let administrator = Origin::Client { uid: None, tcp_uid: None, key, administers: true };
-    cache.consumed_by(&below(50), &administrator).unwrap();
+    cache.consumed_by(&below(50), &administrator, &ClientBudget::default()).unwrap();
     assert_eq!(put(50).await, 1);
-    cache.consumed_by(&below(100), &client(Some(own))).unwrap();
-    cache.consumed_by(&below(0), &Origin::process(own)).unwrap();
+    cache.consumed_by(&below(100), &client(Some(own)), &ClientBudget::default()).unwrap();
+    cache.consumed_by(&below(0), &Origin::process(own), &ClientBudget::default()).unwrap();
     assert_eq!(put(2).await, 1);
     drop(attached);
     kept.sessions(0).await;
     // A stream uses the name too, as long as it lasts.
     let template = Request::parse_template(br#"{"columns": {"b": "A/B"}, "consumer": "x"}"#);
-    let stream = cache.exchange_of(template.unwrap(), client(Some(own))).unwrap();
-    assert!(cache.consumed_by(&below(3), &client(None)).is_err());
+    let stream =
+        cache.exchange_of(template.unwrap(), client(Some(own)), ClientBudget::default()).unwrap();
+    assert!(cache.consumed_by(&below(3), &client(None), &ClientBudget::default()).is_err());
     drop(stream);
-    cache.consumed_by(&below(3), &client(None)).unwrap();
+    cache.consumed_by(&below(3), &client(None), &ClientBudget::default()).unwrap();
     assert_eq!(cache.timeframes().len(), 0);
     kept.end().await;
 }

@@ -77,7 +77,7 @@ async fn a_stream_has_its_consumers_quota_and_what_it_has_too_long_is_revoked() 
     let (cache, clock) = limited(limits);
     let template = br#"{"columns": {"b": "A/B"}, "consumer": "x"}"#;
     let template = Request::parse_template(template).unwrap();
-    let exchange = cache.exchange(template, &Default::default()).unwrap();
+    let exchange = cache.exchange(template).unwrap();
     let times = |at: i64| [Some(at)].into_iter().collect::<Timestamps>();
     drop(exchange.answer(1, times(5)).await.unwrap());
     drop(exchange.answer(2, times(15)).await.unwrap());
@@ -175,9 +175,9 @@ async fn what_a_slow_consumer_holds_is_revoked_and_what_it_reads_on_is_stale_onc
     assert_eq!(ask(&cache, &json).await.unwrap_err().kind(), ErrorKind::NotFound);
     // As long as nobody needs the room the bytes are still there, and right.
     let mappings = attachment.mappings();
-    assert_eq!(mappings.resolve(&header).unwrap(), bytes_of("A/B", 0, 100_000));
+    assert_eq!(mappings.read(&header).unwrap(), bytes_of("A/B", 0, 100_000));
     cache.invalidate(&ObjectPath::new("A/B").unwrap());
-    let error = mappings.resolve(&header).unwrap_err();
+    let error = mappings.read(&header).unwrap_err();
     assert!(matches!(error, ResolveError::Stale { .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
     add_up(&cache);

@@ -233,7 +233,7 @@ pub(crate) mod child {
                 let column = table.column(&format!("c{number}")).unwrap();
                 let header = column.header(0).unwrap();
                 let mappings = attachment.mappings_for(&header);
-                match mappings.resolve(&header) {
+                match mappings.read(&header) {
                     Ok(bytes) => {
                         assert!(bytes == bytes_at(number, at), "other bytes");
                         "right".to_owned()

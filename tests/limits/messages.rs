@@ -2,12 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use arrow_flight::{FlightData, FlightDescriptor};
+use arrow_flight::flight_service_client::FlightServiceClient;
+use arrow_flight::{FlightData, FlightDescriptor, Ticket};
 use futures::{StreamExt as _, stream};
+use serde_json::json;
 use tonic::Code;
+use tonic::transport::Endpoint;
 
-use crate::common::PATIENCE;
-use crate::setup::Limited;
+use crate::common::{PATIENCE, Service, Version, put};
+use crate::setup::{DRIFT, Limited};
 
 /// Calls by hand: the first `sent` bytes of a message that is said to have `length`; the status of
 /// gRPC, or of HTTP/2 where it does not come so far.
@@ -112,8 +115,8 @@ fn unfinished(id: &str, bytes: usize) -> impl futures::Stream<Item = FlightData>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_taken_in_is_bounded_over_all_clients_and_in_time() {
-    let limited = Limited::start("intake = \"2MiB\"\nmessage_pause = \"2s\"");
+async fn what_a_client_sends_is_bounded_in_bytes_and_in_time() {
+    let limited = Limited::start("request_memory = \"10MiB\"\nmessage_pause = \"2s\"");
     let bare = limited.bare().await;
     let put = |id: &'static str, bytes| {
         let client = bare.clone();
@@ -127,7 +130,7 @@ async fn what_is_taken_in_is_bounded_over_all_clients_and_in_time() {
     let first = tokio::spawn(put("1", 1_500_000));
     tokio::time::sleep(Duration::from_millis(500)).await;
     let (code, number, took) = put("2", 1_500_000).await;
-    assert_eq!((code, &number[..]), (Code::Unavailable, "[IOV-1052]"));
+    assert_eq!((code, &number[..]), (Code::ResourceExhausted, "[IOV-1070]"));
     assert!(took < Duration::from_secs(1), "{took:?}");
     let (code, number, _) = first.await.unwrap();
     assert_eq!((code, &number[..]), (Code::DeadlineExceeded, "[IOV-1050]"));
@@ -135,4 +138,85 @@ async fn what_is_taken_in_is_bounded_over_all_clients_and_in_time() {
     let (code, number, _) = put("3", 1_500_000).await;
     assert_eq!((code, &number[..]), (Code::DeadlineExceeded, "[IOV-1050]"));
     limited.assert_serves().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_request_may_have_is_set_by_options() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = folder.path().join("repository");
+    put(&repository, &Version { path: DRIFT, from: 0, until: 9, created: 1, bytes: b"drift" });
+    let options = [
+        "--request-memory=10MiB",
+        "--limit-registrations=0",
+        "--limit-columns=2",
+        "--limit-consumers=1",
+        "--limit-lock-entries=0",
+        "--limit-name=4",
+        "--limit-metadata=3",
+    ];
+    let service = Service::over(&repository, &options);
+    let endpoint = Endpoint::from_shared(service.tcp().replace("grpc://", "http://")).unwrap();
+    let client = FlightServiceClient::new(endpoint.connect().await.unwrap());
+    let told = async |columns: serde_json::Value, more: serde_json::Value| {
+        let mut request = serde_json::json!({"columns": columns, "timestamps": [1]});
+        for (field, value) in more.as_object().unwrap() {
+            request[field] = value.clone();
+        }
+        let ticket = Ticket { ticket: request.to_string().into_bytes().into() };
+        let answer = client.clone().do_get(ticket).await;
+        answer.err().map(|status| (status.code(), status.message().to_owned()))
+    };
+    assert_eq!(told(json!({"a": DRIFT, "b": DRIFT}), json!({})).await, None);
+    let entry = json!({"path": DRIFT, "object_id": "00000000-0000-4000-8000-000000000000",
+        "valid_from": 0, "valid_until": 1, "created": 0});
+    for (columns, more, limit) in [
+        (json!({"a": DRIFT, "b": DRIFT, "c": DRIFT}), json!({}), "at most 2"),
+        (json!({"abcde": DRIFT}), json!({}), "at most 4"),
+        (json!({"a": DRIFT}), json!({"consumer": "abcde"}), "at most 4"),
+        (json!({"a": {"path": DRIFT, "metadata": {"k": "vvv"}}}), json!({}), "at most 3"),
+        (json!({"a": DRIFT}), json!({"lock": [entry]}), "at most 0"),
+    ] {
+        let (code, message) = told(columns, more).await.unwrap();
+        assert_eq!(code, Code::InvalidArgument, "{message}");
+        assert!(message.contains(limit), "{message}");
+    }
+    // 1,000,000 times are parsed into 8 MB, and a client has a quarter of 10 MiB.
+    let many = told(json!({"a": DRIFT}), json!({"timestamps": vec![1; 1_000_000]})).await;
+    let (code, message) = many.unwrap();
+    assert_eq!(code, Code::ResourceExhausted, "{message}");
+    assert!(message.contains("request-memory"), "{message}");
+    let put = async |consumers: serde_json::Value| {
+        let first = FlightData {
+            flight_descriptor: Some(FlightDescriptor::new_path(vec![
+                "timeframe".into(),
+                "1".into(),
+            ])),
+            app_metadata: json!({"columns": {"a": DRIFT}, "consumers": consumers})
+                .to_string()
+                .into_bytes()
+                .into(),
+            ..FlightData::default()
+        };
+        let times = arrow_array::RecordBatch::try_from_iter([(
+            "timestamp",
+            std::sync::Arc::new(arrow_array::Int64Array::from(vec![1])) as arrow_array::ArrayRef,
+        )]);
+        let times = times.unwrap();
+        let (mut writer, schema) = iovcache::table::MessageWriter::begin(&times.schema());
+        let messages = [schema].into_iter().chain(writer.write(&times).unwrap().into_messages());
+        let messages = messages.map(|message| FlightData {
+            data_header: message.header,
+            data_body: message.body,
+            ..FlightData::default()
+        });
+        let all: Vec<FlightData> = [first].into_iter().chain(messages).collect();
+        let status = client.clone().do_put(stream::iter(all)).await.err().unwrap();
+        (status.code(), status.message().to_owned())
+    };
+    let (code, message) = put(json!(["a", "b"])).await;
+    assert_eq!(code, Code::InvalidArgument, "{message}");
+    assert!(message.contains("at most 1"), "{message}");
+    let (code, message) = put(json!(["a"])).await;
+    assert_eq!(code, Code::ResourceExhausted, "{message}");
+    assert!(message.contains("registrations"), "{message}");
 }

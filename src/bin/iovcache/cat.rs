@@ -6,6 +6,7 @@ use clap::Args;
 use iovcache::client::{Client, ClientError, ClientOptions, TableRequest};
 
 use crate::common::{Failure, Server};
+use crate::{hints, time};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -13,8 +14,8 @@ pub(crate) struct Arguments {
     server: Server,
     /// The path of the object.
     path: String,
-    /// For which time (ms).
-    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    /// For which time: ms, ISO 8601 with a zone, a date, now, now-1h.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     at: i64,
     /// Over the wire, even on the node of the service.
     #[arg(long)]
@@ -24,18 +25,20 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { server, path, at, remote } = arguments;
     let client = server.connect_with(ClientOptions { remote, ..ClientOptions::default() }).await?;
-    let unwritten = |error| Failure::io("cannot write to stdout", error);
-    // Locked for as long as it takes: nothing else writes there.
-    let mut out = io::stdout().lock();
-    if let Some(bytes) = local(&client, &path, at, remote).await? {
-        let table = bytes;
-        if let Some(bytes) = table.column("object")?.get(0)? {
-            out.write_all(bytes).map_err(unwritten)?;
-        }
-    } else {
-        client.chunks(&path, at, |piece| out.write_all(piece)).await?;
-    }
-    out.flush().map_err(unwritten)
+    let mut out = io::stdout();
+    let written = match local(&client, &path, at, remote).await {
+        Ok(Some(table)) => match table.column("object")?.get(0)? {
+            Some(bytes) => out.write_all(bytes),
+            None => Ok(()),
+        },
+        Ok(None) => match client.chunks(&path, at, |piece| out.write_all(piece)).await {
+            Err(ClientError::Io { error, .. }) => Err(error),
+            Err(error) => return Err(hints::explain(&client, error, &[&path], &[at]).await),
+            Ok(_) => Ok(()),
+        },
+        Err(error) => return Err(hints::explain(&client, error, &[&path], &[at]).await),
+    };
+    written.and_then(|()| out.flush()).map_err(Failure::stdout)
 }
 
 /// The object in shared memory, if this is the node where it is.

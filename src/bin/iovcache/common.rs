@@ -5,21 +5,29 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::OnceLock;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use iovcache::client::{Client, ClientOptions, TlsFiles};
 use iovcache::error::{Coded, ErrorKind};
+use iovcache::escape::escape;
 use iovcache::source::repository::Durability;
 use iovcache::{Clock, Secret, Timestamp};
 
-/// Why a command failed: one line for a person, a status for a program.
+/// Why a command failed: a line or several for a person, a status for a program.
 #[derive(Debug)]
 pub(crate) struct Failure {
     status: u8,
     message: String,
+    /// What else is wrong, a line each.
+    more: Vec<String>,
 }
 
 impl Failure {
+    fn new(status: u8, message: impl fmt::Display) -> Self {
+        Self { status, message: message.to_string(), more: Vec::new() }
+    }
+
     /// Something could not be read or written.
     pub(crate) fn io(what: impl fmt::Display, error: io::Error) -> Self {
         let status = match error.kind() {
@@ -27,55 +35,82 @@ impl Failure {
             io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied.exit_status(),
             _ => 1,
         };
-        Self { status, message: format!("{what}: {error}") }
+        Self::new(status, format_args!("{what}: {error}"))
+    }
+
+    /// stdout takes no more. A reader that has enough (`| head`) ends the command quietly.
+    pub(crate) fn stdout(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::new(0, ""),
+            _ => Self::io("cannot write to stdout", error),
+        }
     }
 
     /// What was asked for makes no sense.
     pub(crate) fn usage(message: impl fmt::Display) -> Self {
-        let status = ErrorKind::InvalidArgument.exit_status();
-        Self { status, message: message.to_string() }
+        Self::new(ErrorKind::InvalidArgument.exit_status(), message)
     }
 
     /// There is no such thing.
     pub(crate) fn not_found(message: impl fmt::Display) -> Self {
-        let status = ErrorKind::NotFound.exit_status();
-        Self { status, message: message.to_string() }
+        Self::new(ErrorKind::NotFound.exit_status(), message)
     }
 
     /// What a caller can do about it is known.
     pub(crate) fn of_kind(kind: ErrorKind, message: impl fmt::Display) -> Self {
-        Self { status: kind.exit_status(), message: message.to_string() }
+        Self::new(kind.exit_status(), message)
     }
 
     /// It did not work.
     pub(crate) fn failed(message: impl fmt::Display) -> Self {
-        Self { status: 1, message: message.to_string() }
+        Self::new(1, message)
     }
 
     /// Some of many things did not work, the first of them for this reason.
     pub(crate) fn of_many(count: usize, what: &str, first: &impl Coded) -> Self {
         let message = format!("{count} {what}, the first: {}", first.message());
-        Self { status: first.kind().exit_status(), message }
+        Self::new(first.kind().exit_status(), message)
+    }
+
+    /// The same with further lines.
+    pub(crate) fn with_more(self, more: Vec<String>) -> Self {
+        Self { more, ..self }
     }
 
     /// Says it on stderr, and with which status to leave.
     pub(crate) fn tell(self) -> ExitCode {
-        eprintln!("iovcache: {}", self.message);
+        if self.status != 0 {
+            crate::log::say(&format!("iovcache: {}", escape(&self.message)));
+        }
+        for line in &self.more {
+            crate::log::say(&escape(line));
+        }
         ExitCode::from(self.status)
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.message)?;
+        self.more.iter().try_for_each(|line| write!(f, "; {line}"))
     }
 }
 
 impl<E: Coded> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self { status: error.kind().exit_status(), message: error.message() }
+        let mut message = error.message();
+        // What broke on the way does not know where it was going.
+        if let (ErrorKind::Unavailable, Some(url)) = (error.kind(), SERVICE.get())
+            && !message.contains(url.as_str())
+        {
+            message = format!("{message} (service: {url})");
+        }
+        Self::new(error.kind().exit_status(), message)
     }
 }
+
+/// The service that this command asks.
+static SERVICE: OnceLock<String> = OnceLock::new();
 
 /// Which service.
 #[derive(Debug, clap::Args)]
@@ -140,9 +175,7 @@ impl Access {
         options: ClientOptions,
     ) -> Result<Client, Failure> {
         let read = |file: &Path| fs::read(file).map_err(|error| Failure::io(file.display(), error));
-        let text = |file: &Path| {
-            fs::read_to_string(file).map_err(|error| Failure::io(file.display(), error))
-        };
+        let text = crate::input::text;
         let token = match &self.token_file {
             Some(file) => Some(Secret::from(text(file)?.trim())),
             None => self.token.clone(),
@@ -154,6 +187,7 @@ impl Access {
         let authority = self.ca.as_deref().map(read).transpose()?;
         let tls = TlsFiles { authority, identity, domain: None };
         let options = ClientOptions { token, tls, insecure: self.insecure, ..options };
+        let _ = SERVICE.set(url.to_owned());
         Ok(Client::connect_with(url, options).await?)
     }
 
@@ -199,15 +233,15 @@ pub(crate) fn now() -> Timestamp {
     Clock::system().wall()
 }
 
-/// Writes to stdout. That nobody reads on (`| head`) is no failure.
+/// Writes to stdout.
 pub(crate) fn out(text: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(text).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::io("cannot write to stdout", error))
-        }
-        _ => Ok(()),
-    }
+    out.write_all(text).and_then(|()| out.flush()).map_err(Failure::stdout)
+}
+
+/// Writes a line to stdout.
+pub(crate) fn out_line(line: impl fmt::Display) -> Result<(), Failure> {
+    out(format!("{line}\n").as_bytes())
 }
 
 /// Bytes as a person reads them.

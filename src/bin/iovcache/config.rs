@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{ArgMatches, Args, Subcommand};
-use iovcache::server::{Origin, Section, SectionForm, Settings, sections};
+use iovcache::escape::escape;
+use iovcache::server::{ConfigError, Origin, Section, SectionForm, Settings, sections};
+use serde_json::json;
 
-use crate::common::{Failure, out};
+use crate::common::{Failure, out, out_line};
 use crate::serve::{self, LogArguments};
 use crate::settings::{self, Given};
 
@@ -17,10 +19,14 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Say what is wrong with a configuration, if anything: file, line and key of each fault.
+    /// Say all that is wrong with a configuration: file, line and key of each fault, in its text and
+    /// in the files, folders and ports that it names.
     Check {
-        /// The file.
+        /// The file; - is stdin.
         file: PathBuf,
+        /// Say it as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Print a configuration to begin with: every key with its text and default, as comments.
     New,
@@ -40,11 +46,7 @@ pub(crate) fn run(
     matches: &ArgMatches,
 ) -> Result<(), Failure> {
     match arguments.action {
-        Action::Check { file } => {
-            settings::of_file(&file)?;
-            eprintln!("{} is right", file.display());
-            Ok(())
-        }
+        Action::Check { file, json } => check(file, json),
         Action::Show { file, serve } => {
             let matches = matches.subcommand().map_or(matches, |(_, matches)| matches);
             let given = Given::new(&serve, log, matches)?;
@@ -56,6 +58,28 @@ pub(crate) fn run(
         }
         Action::New => out(written(None)?.as_bytes()),
     }
+}
+
+fn check(file: PathBuf, as_json: bool) -> Result<(), Failure> {
+    let (faults, notes) = settings::check_file(&file)?;
+    if as_json {
+        let faults: Vec<_> = faults
+            .iter()
+            .map(|fault| json!({"key": fault.key, "line": fault.line, "reason": fault.reason}))
+            .collect();
+        out_line(json!({"file": file.display().to_string(), "faults": faults, "notes": notes}))?;
+    } else {
+        for note in &notes {
+            crate::log::say(&format!("note: {}", escape(note)));
+        }
+        if faults.is_empty() {
+            crate::log::say(&format!("{} is right", escape(&file.display().to_string())));
+        }
+    }
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(settings::wrong(ConfigError { file: Some(file), faults }))
 }
 
 /// Every key with its text, as TOML. With `settings` each stands with its value and where that came

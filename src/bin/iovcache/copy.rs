@@ -1,11 +1,11 @@
 //! `copy`: versions from one source into a repository, resumed where it was broken off.
 
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 use iovcache::error::Coded as _;
+use iovcache::escape::escape;
 use iovcache::interval::EmptyInterval;
 use iovcache::server::Config;
 use iovcache::source::{CopyError, Destination, Selection, SourceOptions, copy, open};
@@ -13,7 +13,8 @@ use iovcache::table::LockEntry;
 use iovcache::{CreationLimits, ObjectInfo, Timestamp, ValidityInterval};
 use serde_json::json;
 
-use crate::common::{Durable, Failure, progress, show_bytes};
+use crate::common::{Durable, Failure, out_line, progress, show_bytes};
+use crate::time;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -24,7 +25,7 @@ pub(crate) struct Arguments {
     /// Only this path and those below it (may be given several times).
     #[arg(long = "path", value_name = "PATH")]
     paths: Vec<String>,
-    /// Only versions that hold somewhere in this time (ms).
+    /// Only versions that hold somewhere in this time (ms or ISO 8601).
     #[arg(long, value_name = "FROM:UNTIL", allow_hyphen_values = true)]
     range: Option<String>,
     /// How finely a source is asked that answers only for single times (ms).
@@ -33,11 +34,11 @@ pub(crate) struct Arguments {
     /// Exactly the versions of this lock file (an objects view as JSON).
     #[arg(long, value_name = "FILE", conflicts_with_all = ["paths", "range", "step", "not_after", "not_before"])]
     lock: Option<PathBuf>,
-    /// Only versions created at or before this (ms).
-    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    /// Only versions created at or before this.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     not_after: Option<i64>,
-    /// Only versions created at or after this (ms).
-    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    /// Only versions created at or after this.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     not_before: Option<i64>,
     /// How many versions are copied at a time.
     #[arg(long, value_name = "N", default_value_t = 4)]
@@ -85,16 +86,14 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             "bytes": copied.bytes,
             "failed": copied.failed.iter().map(failed).collect::<Vec<_>>(),
         });
-        println!("{json}");
+        out_line(json)?;
     } else {
-        println!(
-            "{} versions copied ({}), {} were there already",
-            copied.new,
-            show_bytes(copied.bytes),
-            copied.unchanged
-        );
+        let (new, unchanged) = (copied.new, copied.unchanged);
+        let bytes = show_bytes(copied.bytes);
+        out_line(format_args!("{new} versions copied ({bytes}), {unchanged} were there already"))?;
         for (version, error) in &copied.failed {
-            eprintln!("not copied: {} {}: {}", version.path, version.id, error.message());
+            let text = format!("not copied: {} {}: {}", version.path, version.id, error.message());
+            crate::log::say(&escape(&text));
         }
     }
     let failed = copied.failed.len();
@@ -106,10 +105,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 
 fn selection(arguments: &Arguments) -> Result<Selection, Failure> {
     if let Some(file) = &arguments.lock {
-        let text = fs::read(file).map_err(|error| Failure::io(file.display(), error))?;
+        let text = crate::input::text(file)?;
         let wrong = |error: String| Failure::usage(format!("{}: {error}", file.display()));
         let rows: Vec<LockEntry> =
-            serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+            serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
         let claim = |row: &LockEntry| Ok::<_, EmptyInterval>((row.path.clone(), row.claim()?));
         let claims = rows.iter().map(claim).collect::<Result<_, _>>();
         return Ok(Selection::Locked(claims.map_err(|error| wrong(error.to_string()))?));
@@ -117,10 +116,12 @@ fn selection(arguments: &Arguments) -> Result<Selection, Failure> {
     let range = match &arguments.range {
         None => ValidityInterval::ALL,
         Some(text) => {
-            let wrong = || Failure::usage(format!("--range {text:?}: expected FROM:UNTIL in ms"));
-            let (from, until) = text.split_once(':').ok_or_else(wrong)?;
-            let millis = |text: &str| text.parse().map(Timestamp::from_millis).map_err(|_| wrong());
-            ValidityInterval::new(millis(from)?, millis(until)?)?
+            let wrong = |reason| Failure::usage(format!("--range: {reason}"));
+            let (from, until, step) = time::parse_range(text).map_err(wrong)?;
+            if step.is_some() {
+                return Err(Failure::usage("--range: the step stands in --step"));
+            }
+            ValidityInterval::new(Timestamp::from_millis(from), Timestamp::from_millis(until))?
         }
     };
     let limits = CreationLimits {

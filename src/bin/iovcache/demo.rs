@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::common::{Failure, progress, show_bytes};
 use crate::picture::{Bar, bars};
 use crate::status::show;
+use crate::time;
 
 /// The versions that the demo makes: path, from, until, created, kilobytes. They overlap.
 const VERSIONS: [(&str, i64, i64, i64, usize); 9] = [
@@ -133,7 +134,7 @@ async fn show_in(folder: &Path, timeframes: u64) -> Result<(), Failure> {
     let client = Client::connect(&flight).await?;
     for (_, path) in COLUMNS {
         println!("   {path}");
-        println!("{}", indented(&bars(&spans(&client, path).await?)));
+        println!("{}", indented(&bars(&spans(&client, path).await?, |at| time::show_as(at, true))));
     }
 
     println!(

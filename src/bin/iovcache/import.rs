@@ -6,7 +6,7 @@ use clap::Args;
 use iovcache::source::repository::{RepositoryWriter, import};
 use serde_json::json;
 
-use crate::common::{Durable, Failure, progress, show_bytes};
+use crate::common::{Durable, Failure, out_line, progress, show_bytes};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -48,14 +48,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             "unchanged": imported.unchanged,
             "bytes": imported.bytes,
         });
-        println!("{json}");
+        out_line(json)?;
     } else {
-        println!(
-            "{} versions put, {} unchanged, {} in all",
-            imported.new,
-            imported.unchanged,
-            show_bytes(imported.bytes)
-        );
+        let (new, unchanged) = (imported.new, imported.unchanged);
+        let all = show_bytes(imported.bytes);
+        out_line(format_args!("{new} versions put, {unchanged} unchanged, {all} in all"))?;
     }
     Ok(())
 }

@@ -1,23 +1,73 @@
 //! What goes to stderr, and, where the program was built with `otel`, the spans that go to a
 //! collector of traces.
+//!
+//! A service writes its log by a thread of its own ([`LogWriter`]): a stderr that is not read must
+//! not stop requests. Other commands write directly.
 
-use std::io::{self, IsTerminal as _};
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::sync::OnceLock;
+use std::time::Duration;
 
-use iovcache::server::LogFormat;
+use iovcache::escape::{EscapingWriter, escape, must_escape};
+use iovcache::server::{LogFormat, LogWriter};
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::format::{self, Writer};
+use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, fmt};
+use tracing_subscriber::{EnvFilter, Layer as _, fmt, reload};
 
 use crate::common::Failure;
 
+/// Most bytes of the log that wait to be written.
+const QUEUE_BYTES: usize = 4 << 20;
+/// Longest time that the end of the process waits for its log to be written.
+const END_LIMIT: Duration = Duration::from_millis(500);
+
+/// The writer of a service's log.
+static WRITER: OnceLock<LogWriter> = OnceLock::new();
+
+/// Replaces the filter of the log.
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+static FILTER: OnceLock<SetFilter> = OnceLock::new();
+
 /// Logs to stderr what `filter` lets through.
 pub(crate) fn begin(filter: &str, format: LogFormat) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|error| Failure::usage(format!("--log {filter:?}: {error}")))?;
-    let log = fmt::layer().with_writer(io::stderr);
+    start(filter, format, io::stderr)
+}
+
+/// The same by a thread of its own. Panics go there too.
+pub(crate) fn begin_queued(filter: &str, format: LogFormat) -> Result<LogWriter, Failure> {
+    let failed = |error| Failure::io("cannot start the thread that writes the log", error);
+    // Not `io::stderr()`: its lock, held by a write that is blocked, would block all others.
+    let out = File::from(io::stderr().as_fd().try_clone_to_owned().map_err(failed)?);
+    let writer = LogWriter::start(out, QUEUE_BYTES, move |lost| notice(lost, format));
+    let writer = writer.map_err(failed)?;
+    let queue = writer.clone();
+    start(filter, format, move || queue.clone())?;
+    let _ = WRITER.set(writer.clone());
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    Ok(writer)
+}
+
+fn start<W: io::Write + 'static>(
+    filter: &str,
+    format: LogFormat,
+    writer: impl Fn() -> W + Send + Sync + 'static,
+) -> Result<(), Failure> {
+    let (filter, handle) = reload::Layer::new(parse(filter)?);
+    let _ = FILTER.set(Box::new(move |filter| handle.reload(filter)));
     let log = match format {
-        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).with_filter(filter).boxed(),
-        LogFormat::Json => log.json().flatten_event(true).with_filter(filter).boxed(),
+        LogFormat::Text => {
+            let log = fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal());
+            log.fmt_fields(text_fields()).with_filter(filter).boxed()
+        }
+        LogFormat::Json => {
+            let log = fmt::layer().with_writer(move || JsonLine(writer()));
+            log.json().flatten_event(true).with_filter(filter).boxed()
+        }
     };
     let all = tracing_subscriber::registry().with(log);
     #[cfg(feature = "otel")]
@@ -26,10 +76,103 @@ pub(crate) fn begin(filter: &str, format: LogFormat) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Sends the spans that have not gone out yet.
+fn parse(filter: &str) -> Result<EnvFilter, Failure> {
+    EnvFilter::try_new(filter).map_err(|error| Failure::usage(format!("--log {filter:?}: {error}")))
+}
+
+/// Logs what another filter lets through, from now on.
+pub(crate) fn set_filter(filter: &str) -> Result<(), Failure> {
+    let filter = parse(filter)?;
+    let Some(set) = FILTER.get() else { return Ok(()) };
+    set(filter).map_err(|error| Failure::failed(format!("the filter of the log: {error}")))
+}
+
+/// Fields as `name=value`, the message without its name. Each value is escaped, since it may come
+/// from a client: it stays within its line.
+fn text_fields() -> impl for<'a> fmt::FormatFields<'a> + Send + Sync + 'static {
+    let fields = format::debug_fn(|writer: &mut Writer<'_>, field, value| {
+        use std::fmt::Write as _;
+        match field.name() {
+            "message" => write!(EscapingWriter(writer), "{value:?}"),
+            name => write!(EscapingWriter(writer), "{name}={value:?}"),
+        }
+    });
+    fields.delimited(" ")
+}
+
+/// Escapes what JSON leaves as it is in a line of it, and a terminal obeys: control characters
+/// beyond ASCII, and those that change the direction of text.
+struct JsonLine<W>(W);
+
+impl<W: io::Write> io::Write for JsonLine<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let is_escaped = |one: char| !one.is_ascii() && must_escape(one);
+        match std::str::from_utf8(line) {
+            Ok(text) if text.chars().any(is_escaped) => {
+                let escaped: String = text
+                    .chars()
+                    .map(|one| match is_escaped(one) {
+                        true => format!("\\u{:04x}", u32::from(one)),
+                        false => one.to_string(),
+                    })
+                    .collect();
+                self.0.write_all(escaped.as_bytes())?;
+            }
+            _ => self.0.write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// The line in place of those that were lost.
+fn notice(lost: u64, format: LogFormat) -> String {
+    let message = format!("{lost} lines of the log were lost: stderr is not read fast enough");
+    format!("{}\n", line_of("WARN", "iovcache::log", &message, format))
+}
+
+/// A line that no filter holds back, in the form of the others.
+fn line_of(level: &str, target: &str, message: &str, format: LogFormat) -> String {
+    let mut time = String::new();
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    match format {
+        LogFormat::Text => format!("{time} {level:>5} {target}: {}", escape(message)),
+        LogFormat::Json => serde_json::json!({
+            "timestamp": time,
+            "level": level,
+            "message": message,
+            "target": target,
+        })
+        .to_string(),
+    }
+}
+
+/// Writes a line to the log, whatever its filter.
+pub(crate) fn say_as(message: &str, format: LogFormat) {
+    say(&line_of("INFO", "iovcache::serve", message, format));
+}
+
+/// Writes a line to stderr, of a service through its log's thread.
+pub(crate) fn say(line: &str) {
+    let line = format!("{line}\n");
+    // A stderr that is gone is no reason to panic, as `eprintln!` would.
+    let _ = match WRITER.get() {
+        Some(writer) => writer.clone().write_all(line.as_bytes()),
+        None => io::stderr().write_all(line.as_bytes()),
+    };
+}
+
+/// Sends the spans that have not gone out yet, and writes what is left of the log, for at most
+/// [`END_LIMIT`].
 pub(crate) fn end() {
     #[cfg(feature = "otel")]
     traces::end();
+    if let Some(writer) = WRITER.get() {
+        writer.flush_within(END_LIMIT);
+    }
 }
 
 #[cfg(feature = "otel")]

@@ -1,6 +1,7 @@
 //! `ls`: the paths that a service knows.
 
 use clap::Args;
+use iovcache::escape::escape;
 use serde_json::json;
 
 use crate::common::{Failure, Server, out};
@@ -24,7 +25,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     for entry in paths {
         let line = match arguments.json {
             true => json!({"path": entry.path, "objects": entry.objects}).to_string(),
-            false => format!("{:>8}  {}", entry.objects, entry.path),
+            false => format!("{:>8}  {}", entry.objects, escape(&entry.path)),
         };
         text.push_str(&line);
         text.push('\n');

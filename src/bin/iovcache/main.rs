@@ -9,8 +9,10 @@ mod common;
 mod config;
 mod copy;
 mod demo;
+mod hints;
 mod import;
 mod index;
+mod input;
 mod log;
 mod ls;
 mod papers;
@@ -20,6 +22,8 @@ mod serve;
 mod settings;
 mod status;
 mod table;
+mod threads;
+mod time;
 mod timeline;
 mod token;
 mod verify;
@@ -27,8 +31,8 @@ mod verify;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use iovcache::escape::{escape, must_escape};
 
-use crate::common::Failure;
 use crate::settings::Given;
 
 /// Keeps condition objects in shared memory for the time in which they are valid, and answers
@@ -41,9 +45,6 @@ pub(crate) struct Program {
     #[command(subcommand)]
     command: Command,
 }
-
-/// Threads that read files and make segments.
-const MAX_BLOCKING_THREADS: usize = 32;
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -60,7 +61,8 @@ enum Command {
     Copy(Box<copy::Arguments>),
     /// Ask for a table and print it.
     Table(Box<table::Arguments>),
-    /// Write the bytes of an object to stdout.
+    /// Write the bytes of an object to stdout (also: get).
+    #[command(alias = "get")]
     Cat(cat::Arguments),
     /// List the paths that a service knows.
     Ls(ls::Arguments),
@@ -86,16 +88,31 @@ enum Command {
 
 /// The commands with all of their options.
 pub(crate) fn program() -> clap::Command {
-    Program::command()
+    let command = Program::command()
         .mut_arg("log", settings::in_environment)
         .mut_arg("log_format", settings::in_environment)
         .mut_subcommand("serve", settings::dress)
-        .mut_subcommand("config", |config| config.mut_subcommand("show", settings::dress))
+        .mut_subcommand("config", |config| config.mut_subcommand("show", settings::dress));
+    settings::without_empty_variables(command)
+}
+
+/// Ends as clap does, but shows no control characters of the arguments.
+fn refuse(error: &clap::Error) -> ! {
+    let mut text = error.render().to_string();
+    let variable = settings::variable_at_fault(&program(), error);
+    if let Some(variable) = &variable {
+        text = format!("{}\n(the value stands in the environment, in {variable})", text.trim_end());
+    }
+    if variable.is_some() || text.lines().any(|line| line.chars().any(must_escape)) {
+        text.lines().for_each(|line| log::say(&escape(line)));
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
 }
 
 fn main() -> ExitCode {
-    let matches = program().get_matches();
-    let program = Program::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let matches = program().try_get_matches().unwrap_or_else(|error| refuse(&error));
+    let program = Program::from_arg_matches(&matches).unwrap_or_else(|error| refuse(&error));
     let Program { log: to_log, command } = program;
     // A service logs as its configuration says, which is yet to be read.
     let begun = match command {
@@ -106,17 +123,12 @@ fn main() -> ExitCode {
         return failure.tell();
     }
     let matches = matches.subcommand().map_or(&matches, |(_, matches)| matches);
-    // Each thread keeps memory of its own: with tokio's 512, ten thousand small objects cost twice
-    // as much as they need.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .max_blocking_threads(MAX_BLOCKING_THREADS)
-        .enable_all()
-        .build();
-    let runtime = match runtime {
+    let runtime = match threads::runtime(matches!(command, Command::Serve(_))) {
         Ok(runtime) => runtime,
-        Err(error) => return Failure::io("cannot start", error).tell(),
+        Err(failure) => return failure.tell(),
     };
     let done = runtime.block_on(async {
+        threads::outlive_file_limits();
         match command {
             Command::Serve(arguments) => {
                 serve::run(&Given::new(&arguments, &to_log, matches)?).await
@@ -139,11 +151,12 @@ fn main() -> ExitCode {
             Command::Man => papers::man(),
         }
     });
+    let status = match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.tell(),
+    };
     log::end();
     // A blocking read of a dead disk must not keep the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.tell(),
-    }
+    status
 }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use iovcache::escape::escape;
+
 /// How wide a picture is.
 const WIDTH: usize = 60;
 
@@ -13,17 +15,8 @@ pub(crate) struct Bar {
     pub(crate) label: String,
 }
 
-/// Milliseconds, or where time begins and ends.
-pub(crate) fn millis(at: i64) -> String {
-    match at {
-        i64::MIN => "-inf".to_owned(),
-        i64::MAX => "inf".to_owned(),
-        at => at.to_string(),
-    }
-}
-
-/// One line per span: its borders, where it lies among all of them, its label.
-pub(crate) fn bars(spans: &[Bar]) -> String {
+/// One line per span: its borders as `show` has them, where it lies among all of them, its label.
+pub(crate) fn bars(spans: &[Bar], show: impl Fn(i64) -> String) -> String {
     // Ends without end would leave nothing of the rest: they are drawn a bit beyond it.
     let finite = || {
         let borders = spans.iter().flat_map(|span| [span.from, span.until]);
@@ -42,7 +35,7 @@ pub(crate) fn bars(spans: &[Bar]) -> String {
         usize::try_from((at - begin) * WIDTH as i128 / (end - begin)).unwrap_or(0).min(WIDTH)
     };
     let longest = |which: fn(&Bar) -> i64| {
-        spans.iter().map(|span| millis(which(span)).len()).max().unwrap_or(0)
+        spans.iter().map(|span| show(which(span)).len()).max().unwrap_or(0)
     };
     let (left, right) = (longest(|span| span.from), longest(|span| span.until));
     let mut text = String::new();
@@ -55,9 +48,9 @@ pub(crate) fn bars(spans: &[Bar]) -> String {
         let _ = writeln!(
             text,
             "{:>left$} ─ {:<right$} {bar} {}",
-            millis(span.from),
-            millis(span.until),
-            span.label
+            show(span.from),
+            show(span.until),
+            escape(&span.label)
         );
     }
     text
@@ -83,7 +76,7 @@ mod tests {
     #[test]
     fn bars_stand_where_their_times_are() {
         let bar = |from, until| Bar { from, until, label: "x".to_owned() };
-        let text = bars(&[bar(0, 50), bar(50, 100), bar(100, i64::MAX)]);
+        let text = bars(&[bar(0, 50), bar(50, 100), bar(100, i64::MAX)], crate::time::show);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         let first = |line: &str| line.find('█').unwrap();
@@ -94,8 +87,8 @@ mod tests {
     #[test]
     fn extreme_times_do_not_overflow() {
         let bar = |from, until| Bar { from, until, label: String::new() };
-        bars(&[bar(i64::MIN, i64::MAX)]);
-        bars(&[bar(i64::MIN + 1, i64::MAX - 1)]);
+        bars(&[bar(i64::MIN, i64::MAX)], crate::time::show);
+        bars(&[bar(i64::MIN + 1, i64::MAX - 1)], crate::time::show);
         assert_eq!(gauge(&[(1, '#'), (1, '+')], 4, 8), "##++····");
         assert_eq!(gauge(&[(9, '#')], 4, 4), "####");
     }

@@ -8,7 +8,8 @@ use iovcache::source::repository::{NewVersion, RepositoryWriter};
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 use serde_json::json;
 
-use crate::common::{Durable, Failure, now};
+use crate::common::{Durable, Failure, now, out_line};
+use crate::time;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -17,16 +18,16 @@ pub(crate) struct Arguments {
     repository: PathBuf,
     /// The path of the object, e.g. TPC/Calib/VDriftTgl.
     path: String,
-    /// The file with its bytes; `-` reads stdin.
+    /// The file with its bytes; - is stdin.
     file: PathBuf,
-    /// When it begins to hold (ms).
-    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    /// When it begins to hold (ms, ISO 8601, now-1h).
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     from: i64,
-    /// When it no longer holds (ms); by default never.
-    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    /// When it no longer holds ; by default never.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     until: Option<i64>,
-    /// When it was created (ms); by default now.
-    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    /// When it was created ; by default now.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     created: Option<i64>,
     /// Its id; by default derived from all of this and the bytes.
     #[arg(long, value_name = "UUID")]
@@ -55,7 +56,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             .ok_or_else(|| Failure::usage(format!("--meta {entry:?}: expected KEY=VALUE")))?;
         metadata.insert(key.to_owned(), value.to_owned());
     }
-    let file_name = arguments.file.file_name().map(|name| name.to_string_lossy().into_owned());
+    let named = Some(&arguments.file).filter(|file| file.as_os_str() != "-");
+    let file_name =
+        named.and_then(|file| file.file_name()).map(|name| name.to_string_lossy().into_owned());
     let version = NewVersion {
         path,
         validity,
@@ -66,30 +69,29 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let writer = RepositoryWriter::new(&arguments.repository)?;
     let writer = writer.with_durability(arguments.durable.into());
-    let stored = match arguments.file.to_str() {
-        Some("-") => writer.put(&version, &mut std::io::stdin().lock())?,
-        _ => writer.put_file(&version, &arguments.file)?,
+    let stored = match arguments.file.as_os_str() == "-" {
+        true => writer.put(&version, &mut std::io::stdin().lock())?,
+        false => writer.put_file(&version, &arguments.file)?,
     };
     let info = stored.info;
     if arguments.json {
-        println!(
-            "{}",
-            json!({
-                "path": info.path,
-                "id": info.id,
-                "valid_from": info.validity.from(),
-                "valid_until": info.validity.until(),
-                "created": info.created,
-                "size": info.size_bytes,
-                "md5": info.md5.map(|md5| md5.to_string()),
-                "metadata": info.metadata,
-                "new": stored.new,
-            })
-        );
+        out_line(json!({
+            "path": info.path,
+            "id": info.id,
+            "valid_from": info.validity.from(),
+            "valid_until": info.validity.until(),
+            "created": info.created,
+            "size": info.size_bytes,
+            "md5": info.md5.map(|md5| md5.to_string()),
+            "metadata": info.metadata,
+            "new": stored.new,
+        }))?;
     } else {
-        println!("{}", info.id);
         let word = if stored.new { "put" } else { "was there already:" };
-        eprintln!("{word} {} {} {}", info.path, info.validity, info.id);
+        let (from, until) = (info.validity.from(), info.validity.until());
+        let (from, until) = (time::show(from.as_millis()), time::show(until.as_millis()));
+        crate::log::say(&format!("{word} {} [{from}, {until}) {}", info.path, info.id));
+        out_line(info.id)?;
     }
     Ok(())
 }

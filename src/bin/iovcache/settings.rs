@@ -1,12 +1,13 @@
 //! Where the settings of a service come from: options, variables of the environment, a file.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
-use iovcache::server::{Document, Origin, Said, Settings, sections};
+use iovcache::Coded as _;
+use iovcache::server::{ConfigError, ConfigFault, Document, Origin, Said, Settings, sections};
 
 use crate::common::Failure;
 use crate::serve::{Arguments, LogArguments};
@@ -41,18 +42,41 @@ impl Given {
     /// Reads the file, and puts over it what was said beside it.
     pub(crate) fn settings(&self) -> Result<Settings, Failure> {
         let document = self.file.as_deref().map(read).transpose()?;
-        Ok(Settings::merge(document.as_ref(), self.said.clone())?)
+        Settings::merge(document.as_ref(), self.said.clone()).map_err(wrong)
     }
 }
 
 /// The settings that stand in a file.
 pub(crate) fn of_file(file: &Path) -> Result<Settings, Failure> {
-    Ok(Settings::merge(Some(&read(file)?), Vec::new())?)
+    Settings::merge(Some(&read(file)?), Vec::new()).map_err(wrong)
+}
+
+/// All that is wrong with a file, and what may be meant so.
+pub(crate) fn check_file(file: &Path) -> Result<(Vec<ConfigFault>, Vec<String>), Failure> {
+    let text = crate::input::text(file)?;
+    let (document, mut faults) = Document::parse_all(&text, Some(file));
+    let (settings, unfit) = Settings::merge_all(Some(&document), Vec::new()).map_err(wrong)?;
+    let found = crate::serve::check(&settings);
+    faults.extend(unfit);
+    faults.extend(found.faults.into_iter().map(|(key, reason)| {
+        let line = document.line_of(&key);
+        ConfigFault { key, line, reason }
+    }));
+    faults.sort_by_key(|fault| fault.line);
+    Ok((faults, found.notes))
+}
+
+/// Each fault in a line of its own.
+pub(crate) fn wrong(error: ConfigError) -> Failure {
+    let mut lines = error.lines();
+    let first = lines.next().unwrap_or_default();
+    let failure = Failure::of_kind(error.kind(), format_args!("[{}] {first}", error.code()));
+    failure.with_more(lines.collect())
 }
 
 fn read(file: &Path) -> Result<Document, Failure> {
-    let text = fs::read_to_string(file).map_err(|error| Failure::io(file.display(), error))?;
-    Ok(Document::parse(&text, Some(file))?)
+    let text = crate::input::text(file)?;
+    Document::parse(&text, Some(file)).map_err(wrong)
 }
 
 /// Gives each option that is a key of the configuration its variable of the environment, and tells
@@ -77,6 +101,44 @@ pub(crate) fn dress(command: Command) -> Command {
         }
         in_environment(option)
     })
+}
+
+/// A variable of the environment that is set to nothing counts as not set.
+pub(crate) fn without_empty_variables(command: Command) -> Command {
+    let command = command.mut_args(|option| {
+        let is_empty =
+            option.get_env().and_then(std::env::var_os).is_some_and(|text| text.is_empty());
+        if is_empty { option.env(clap::builder::Resettable::Reset) } else { option }
+    });
+    command.mut_subcommands(without_empty_variables)
+}
+
+/// The variable of the environment that has the value which clap refuses, where it is none of the
+/// command line.
+pub(crate) fn variable_at_fault(command: &Command, error: &clap::Error) -> Option<String> {
+    let text = |kind| match error.get(kind)? {
+        ContextValue::String(text) => Some(text.clone()),
+        _ => None,
+    };
+    let (option, value) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
+    let long = option.split([' ', '=']).next()?.trim_start_matches("--").to_owned();
+    let was_given = std::env::args().any(|argument| {
+        let argument = argument.strip_prefix("--");
+        argument.is_some_and(|name| name.split('=').next() == Some(long.as_str()))
+    });
+    let mut commands = vec![command];
+    while let Some(command) = commands.pop() {
+        commands.extend(command.get_subcommands());
+        let named = command.get_arguments().find(|one| one.get_long() == Some(long.as_str()));
+        let variable = named.and_then(|option| option.get_env());
+        if let Some(variable) = variable
+            && !was_given
+            && std::env::var_os(variable).is_some_and(|set| set.to_string_lossy().contains(&value))
+        {
+            return Some(variable.to_string_lossy().into_owned());
+        }
+    }
+    None
 }
 
 /// An option that is a key, with its variable of the environment.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use iovcache::client::Client;
+use iovcache::escape::escape;
 use iovcache::table::{SourceState, Status};
 
 use crate::common::{Failure, Server, out, show_bytes};
@@ -74,7 +75,7 @@ async fn check(client: &Client, arguments: &Arguments) -> Result<(), Failure> {
         }
         text.push('\n');
         for fault in &found.faults {
-            let _ = writeln!(text, "wrong: {fault}");
+            let _ = writeln!(text, "wrong: {}", escape(fault));
         }
         out(text.as_bytes())?;
     }
@@ -93,7 +94,8 @@ pub(crate) fn show(status: &Status) -> String {
 }
 
 fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
-    let Status { version, epoch, pid, memory, .. } = status;
+    let Status { pid, memory, .. } = status;
+    let (version, epoch) = (escape(&status.version), escape(&status.epoch));
     let uptime = Duration::from_millis(status.uptime_ms).as_secs();
     writeln!(text, "iovcache {version}, pid {pid}, epoch {epoch}, up {uptime} s")?;
     let candidates = memory.used_bytes.saturating_sub(memory.pinned_bytes);
@@ -120,11 +122,12 @@ fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
         writeln!(
             text,
             "source   {state:<5} {} ({requests} requests, {failures} failed)",
-            source.url
+            escape(&source.url)
         )?;
     }
     for session in &status.sessions {
-        let (number, consumer, pid) = (session.number, &session.consumer, session.pid);
+        let (number, pid) = (session.number, session.pid);
+        let consumer = escape(&session.consumer);
         let pinned = show_bytes(session.pinned_bytes);
         writeln!(text, "session {number:<3} {consumer:<16} pid {pid:<8} {pinned} pinned")?;
     }
@@ -132,7 +135,7 @@ fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
         let consumers: Vec<String> = timeframe
             .consumers
             .iter()
-            .map(|(consumer, state)| format!("{consumer} {}", state.name()))
+            .map(|(consumer, state)| format!("{} {}", escape(consumer), state.name()))
             .collect();
         writeln!(
             text,

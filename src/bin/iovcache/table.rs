@@ -1,9 +1,10 @@
 //! `table`: asks for a table and prints it.
 
-use std::fs::{self, File};
-use std::io::{BufReader, Seek as _};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::Int64Type;
 use arrow_array::{Array as _, ArrayRef, RecordBatch, StringArray};
 use arrow_cast::display::{ArrayFormatter, FormatOptions};
 use arrow_cast::pretty::pretty_format_batches;
@@ -12,10 +13,12 @@ use arrow_ipc::writer::StreamWriter;
 use arrow_schema::ArrowError;
 use clap::{Args, ValueEnum};
 use iovcache::client::{ClientOptions, TableRequest};
+use iovcache::escape::{escape, must_escape};
 use iovcache::server::TimeSpan;
 use iovcache::table::{CellValue, column_runs, timestamps_from_batches};
 
 use crate::common::{Failure, Server, out};
+use crate::{hints, input, time};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -27,15 +30,16 @@ pub(crate) struct Arguments {
     /// The columns that the service's configuration names so.
     #[arg(long, value_name = "NAME", conflicts_with = "columns")]
     table: Option<String>,
-    /// For these times (ms).
-    #[arg(long, value_name = "MS,MS…", value_delimiter = ',', allow_negative_numbers = true)]
-    #[arg(group = "when")]
+    /// For these times, each in ms, ISO 8601 with a zone, a date, now or now-1h.
+    #[arg(long, value_name = "TIME,TIME…", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(value_parser = time::parse, group = "when")]
     at: Option<Vec<i64>>,
-    /// For the times in a file: text with one per line (ms, empty: null), or an Arrow file or
-    /// stream.
+    /// For the times in a file (- is stdin): text with one per line (empty: null), or an Arrow file
+    /// or stream.
     #[arg(long, value_name = "FILE", group = "when")]
     timestamps: Option<PathBuf>,
-    /// For each step of a range; without a step with --view intervals.
+    /// For each step of a range (times as in --at; a step in ms, or as 30s); without a step with
+    /// --view intervals.
     #[arg(long, value_name = "FROM:UNTIL[:STEP]", group = "when", allow_hyphen_values = true)]
     range: Option<String>,
     /// For the times of a timeframe in flight.
@@ -56,13 +60,13 @@ pub(crate) struct Arguments {
     /// Null cells where nothing is valid, instead of an error.
     #[arg(long)]
     missing_as_null: bool,
-    /// Only versions created at or before this are seen (ms).
-    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    /// Only versions created at or before this are seen.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     not_after: Option<i64>,
-    /// Only versions created at or after this are seen (ms).
-    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    /// Only versions created at or after this are seen.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     not_before: Option<i64>,
-    /// The very versions of an earlier table: what `--view objects --output json` wrote.
+    /// The very versions of an earlier table (- is stdin): what `--view objects --output json` wrote.
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
     /// How long it may take.
@@ -71,6 +75,22 @@ pub(crate) struct Arguments {
     /// How it is printed.
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
+    /// The same as --output json.
+    #[arg(long, conflicts_with = "output")]
+    json: bool,
+    /// Show times in milliseconds (tables for people; other output always does).
+    #[arg(long)]
+    ms: bool,
+}
+
+impl Arguments {
+    fn output(&self) -> Output {
+        if self.json { Output::Json } else { self.output }
+    }
+
+    fn paths(&self) -> Vec<&str> {
+        self.columns.iter().filter_map(|column| Some(column.split_once('=')?.1)).collect()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -118,15 +138,24 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     // What is only printed need not be in shared memory of ours.
     let options = ClientOptions { remote: true, ..ClientOptions::default() };
     let client = arguments.server.connect_with(options).await?;
-    let batches = client.batches(&request).await?;
+    let batches = match client.batches(&request).await {
+        Ok(batches) => batches,
+        Err(error) => {
+            let times = arguments.at.as_deref().unwrap_or_default();
+            return Err(hints::explain(&client, error, &arguments.paths(), times).await);
+        }
+    };
     let unwritten = |error: ArrowError| Failure::failed(format!("cannot print the table: {error}"));
-    let text = match arguments.output {
+    let text = match arguments.output() {
         Output::Arrow => stream(&batches).map_err(unwritten)?,
         Output::Json => json(&batches).map_err(unwritten)?,
         Output::Csv => csv(&batches).map_err(unwritten)?,
         Output::Table => {
-            let readable: Vec<RecordBatch> =
-                batches.iter().map(readable).collect::<Result<_, _>>()?;
+            let readable: Vec<RecordBatch> = batches
+                .iter()
+                .map(|batch| readable(batch, arguments.ms))
+                .collect::<Result<_, _>>()
+                .map_err(unwritten)?;
             format!("{}\n", pretty_format_batches(&readable).map_err(unwritten)?).into_bytes()
         }
     };
@@ -168,7 +197,7 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
     if arguments.missing_as_null {
         request = request.missing_as_null();
     }
-    if arguments.view == View::Rows && arguments.output != Output::Arrow {
+    if arguments.view == View::Rows && arguments.output() != Output::Arrow {
         request = request.timestamps_column();
     }
     if let Some(not_after) = arguments.not_after {
@@ -178,8 +207,7 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
         request = request.not_before(not_before);
     }
     if let Some(file) = &arguments.lock {
-        let text = fs::read(file).map_err(|error| Failure::io(file.display(), error))?;
-        let rows = serde_json::from_slice(&text)
+        let rows = serde_json::from_str(&input::text(file)?)
             .map_err(|error| Failure::usage(format!("{}: {error}", file.display())))?;
         request = request.lock(rows);
     }
@@ -190,33 +218,29 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
 }
 
 fn with_range(request: TableRequest, range: &str) -> Result<TableRequest, Failure> {
-    let wrong = || Failure::usage(format!("--range {range:?}: expected FROM:UNTIL[:STEP] in ms"));
-    let numbers: Result<Vec<i64>, _> = range.split(':').map(str::parse).collect();
-    match numbers.map_err(|_| wrong())?[..] {
-        [from, until] => Ok(request.intervals(from, until)),
-        [from, until, step] => Ok(request.range(from, until, step)),
-        _ => Err(wrong()),
-    }
+    let wrong = |reason| Failure::usage(format!("--range: {reason}"));
+    Ok(match time::parse_range(range).map_err(wrong)? {
+        (from, until, None) => request.intervals(from, until),
+        (from, until, Some(step)) => request.range(from, until, step),
+    })
 }
 
 /// The times in a file.
 fn timestamps(path: &Path) -> Result<Vec<Option<i64>>, Failure> {
-    let failed = |error| Failure::io(path.display(), error);
-    let mut file = File::open(path).map_err(failed)?;
+    let bytes = input::bytes(path)?;
     let wrong = |error: ArrowError| Failure::usage(format!("{}: {error}", path.display()));
-    if let Ok(reader) = FileReader::try_new_buffered(&file, None) {
+    if let Ok(reader) = FileReader::try_new(Cursor::new(&bytes), None) {
         return rows(&reader.collect::<Result<Vec<_>, _>>().map_err(wrong)?);
     }
-    file.rewind().map_err(failed)?;
-    if let Ok(reader) = StreamReader::try_new(BufReader::new(&file), None) {
+    if let Ok(reader) = StreamReader::try_new(Cursor::new(&bytes), None) {
         return rows(&reader.collect::<Result<Vec<_>, _>>().map_err(wrong)?);
     }
-    let text = fs::read_to_string(path).map_err(failed)?;
+    let text = input::as_text(bytes, path)?;
     let lines = text.lines().enumerate().map(|(number, line)| match line.trim() {
         "" => Ok(None),
-        at => at.parse().map(Some).map_err(|_| {
+        at => time::parse(at).map(Some).map_err(|reason| {
             let line = number + 1;
-            Failure::usage(format!("{}, line {line}: {at:?} is no time in ms", path.display()))
+            Failure::usage(format!("{}, line {line}: {reason}", path.display()))
         }),
     });
     lines.collect()
@@ -254,21 +278,26 @@ fn json(batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
 }
 
 fn csv(batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
-    let mut bytes = Vec::new();
+    let failed = |error| ArrowError::ExternalError(Box::new(error));
+    let mut writer = csv::Writer::from_writer(Vec::new());
     for (number, batch) in batches.iter().enumerate() {
-        let texts =
-            batch.columns().iter().map(|column| text_of(column)).collect::<Result<_, _>>()?;
-        let names = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
-        bytes.extend(csv_of(names, texts, number == 0)?);
+        if number == 0 {
+            let schema = batch.schema();
+            writer
+                .write_record(schema.fields().iter().map(|field| field.name()))
+                .map_err(failed)?;
+        }
+        let columns: Vec<ArrayRef> =
+            batch.columns().iter().map(text_of).collect::<Result<_, _>>()?;
+        let texts: Vec<&StringArray> = columns.iter().map(|column| column.as_string()).collect();
+        for row in 0..batch.num_rows() {
+            // Null is an empty field.
+            let fields =
+                texts.iter().map(|text| if text.is_null(row) { "" } else { text.value(row) });
+            writer.write_record(fields).map_err(failed)?;
+        }
     }
-    Ok(bytes)
-}
-
-fn csv_of(names: Vec<String>, columns: Vec<ArrayRef>, header: bool) -> Result<Vec<u8>, ArrowError> {
-    let batch = RecordBatch::try_from_iter(names.into_iter().zip(columns))?;
-    let mut bytes = Vec::new();
-    arrow_csv::WriterBuilder::new().with_header(header).build(&mut bytes).write(&batch)?;
-    Ok(bytes)
+    writer.into_inner().map_err(|error| ArrowError::CsvError(error.to_string()))
 }
 
 /// Each value as text; null stays null.
@@ -285,7 +314,8 @@ fn text_of(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
 }
 
 /// The same batch, with cells as people read them: size and place instead of 40 bytes.
-fn readable(batch: &RecordBatch) -> Result<RecordBatch, Failure> {
+/// Columns of times are in ISO 8601, unless they are to be in milliseconds.
+fn readable(batch: &RecordBatch, as_millis: bool) -> Result<RecordBatch, ArrowError> {
     let schema = batch.schema();
     let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
         let is_cell = field.metadata().contains_key("url") || field.name() == "cell";
@@ -303,12 +333,28 @@ fn readable(batch: &RecordBatch) -> Result<RecordBatch, Failure> {
                     .collect();
                 std::sync::Arc::new(cells)
             }
-            None => std::sync::Arc::clone(column),
+            None if TIMES.contains(&field.name().as_str()) && !as_millis => times_of(column)?,
+            None => text_of(column)?,
         };
-        (field.name().clone(), shown)
+        Ok((escape(field.name()).into_owned(), escaped(&shown), true))
     });
-    RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)))
-        .map_err(|error| Failure::failed(format!("cannot print the table: {error}")))
+    RecordBatch::try_from_iter_with_nullable(columns.collect::<Result<Vec<_>, ArrowError>>()?)
+}
+
+/// The names of columns of times in the views.
+const TIMES: [&str; 6] = ["timestamp", "from", "until", "valid_from", "valid_until", "created"];
+
+/// Milliseconds as people read times; what is no Int64 as it is.
+fn times_of(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+    let Some(times) = column.as_primitive_opt::<Int64Type>() else { return text_of(column) };
+    let texts: StringArray = times.iter().map(|at| at.map(time::show)).collect();
+    Ok(std::sync::Arc::new(texts))
+}
+
+/// The same texts with control characters escaped: they come from clients and sources.
+fn escaped(texts: &ArrayRef) -> ArrayRef {
+    let texts = texts.as_string::<i32>().iter();
+    std::sync::Arc::new(texts.map(|text| text.map(escape)).collect::<StringArray>())
 }
 
 fn shown_cell(cell: CellValue<'_>) -> Option<String> {
@@ -321,9 +367,12 @@ fn shown_cell(cell: CellValue<'_>) -> Option<String> {
             };
             Some(format!("{} B in {kind} {id} at {}", header.size, header.handle))
         }
+        CellValue::Place { handle, segment, size } => {
+            Some(format!("{size} B in segment {segment} at {handle}"))
+        }
         CellValue::Payload(bytes) => {
             let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= 40);
-            let plain = text.filter(|text| !text.trim_end().chars().any(char::is_control));
+            let plain = text.filter(|text| !text.trim_end().chars().any(must_escape));
             Some(
                 plain.map_or_else(
                     || format!("{} B", bytes.len()),

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::common::{Failure, Server, out};
 use crate::picture::{Bar, bars};
+use crate::{hints, time};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -15,15 +16,18 @@ pub(crate) struct Arguments {
     server: Server,
     /// The path of the objects.
     path: String,
-    /// From when (ms); by default from the beginning of time.
-    #[arg(long, value_name = "MS", allow_negative_numbers = true, default_value_t = i64::MIN)]
-    from: i64,
-    /// Until when (ms); by default to its end.
-    #[arg(long, value_name = "MS", allow_negative_numbers = true, default_value_t = i64::MAX)]
-    until: i64,
-    /// Only versions created at or before this are seen (ms).
-    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    /// From when (ms, ISO 8601, now-1h); by default from the beginning of time.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
+    from: Option<i64>,
+    /// Until when; by default to its end.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
+    until: Option<i64>,
+    /// Only versions created at or before this are seen.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     not_after: Option<i64>,
+    /// Show times in milliseconds.
+    #[arg(long)]
+    ms: bool,
     /// One JSON object per effective span.
     #[arg(long)]
     json: bool,
@@ -33,12 +37,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let client = arguments.server.connect().await?;
     let mut request = TableRequest::new()
         .column("object", &arguments.path)
-        .intervals(arguments.from, arguments.until);
+        .intervals(arguments.from.unwrap_or(i64::MIN), arguments.until.unwrap_or(i64::MAX));
     if let Some(not_after) = arguments.not_after {
         request = request.not_after(not_after);
     }
     let mut spans = Vec::new();
-    for batch in client.batches(&request).await? {
+    let batches = match client.batches(&request).await {
+        Ok(batches) => batches,
+        Err(error) => return Err(hints::explain(&client, error, &[&arguments.path], &[]).await),
+    };
+    for batch in batches {
         let column = |name: &str| {
             let column = batch.column_by_name(name);
             column.ok_or_else(|| Failure::failed(format!("the answer has no column {name}")))
@@ -52,7 +60,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
     }
     if spans.is_empty() {
-        return Err(Failure::not_found(format!("nothing is valid under {}", arguments.path)));
+        let failure = Failure::not_found(format!("nothing is valid under {}", arguments.path));
+        return Err(failure.with_more(hints::hints(&client, &[&arguments.path], &[]).await));
     }
     let text = if arguments.json {
         let line = |span: &Bar| {
@@ -61,7 +70,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         };
         spans.iter().map(line).collect()
     } else {
-        bars(&spans)
+        bars(&spans, |at| time::show_as(at, arguments.ms))
     };
     out(text.as_bytes())
 }

@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     });
     let entry = Keys::entry(&arguments.name, &Secret::from(&token[..]), arguments.role, expires);
     match &arguments.tokens {
-        None => eprint!("{entry}"),
+        None => entry.lines().for_each(crate::log::say),
         Some(file) => {
             let failed = |error| Failure::io(file.display(), error);
             let before = match std::fs::read_to_string(file) {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use iovcache::escape::Escaped;
 use iovcache::source::{Done, Verified, disk, repository};
 use serde_json::json;
 
@@ -45,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let mut text = format!("{files} are right, {} in all\n", show_bytes(*bytes));
         for one in damaged {
             let (file, reason, done) = (one.file.display(), &one.reason, one.done.name());
-            text += &format!("{file}: {reason} ({done})\n");
+            text += &format!("{}\n", Escaped(format_args!("{file}: {reason} ({done})")));
         }
         out(text.as_bytes())?;
     }

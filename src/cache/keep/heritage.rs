@@ -142,7 +142,7 @@ impl Relic {
     /// # Errors
     /// [`Refusal::Damaged`].
     pub(in crate::cache) fn payload(&self) -> Result<&[u8], Refusal> {
-        let payload = self.mapped.resolve(&self.record.header);
+        let payload = self.mapped.resolve_inherited(&self.record.header);
         payload.map_err(|error| Refusal::Damaged(error.message()))
     }
 

@@ -19,6 +19,8 @@ use crate::cache::Cache;
 use crate::secret::Secret;
 use crate::server::conduct::{Torn, UnderWay};
 use crate::server::connection::Entered;
+use crate::server::meter::Metered;
+use crate::server::outgoing::Outgoing;
 use crate::server::status::status;
 
 /// Puts a guard before a service.
@@ -119,19 +121,21 @@ where
                 // Nothing behind this needs it, so nothing behind this can show it.
                 request.headers_mut().remove(AUTHORIZATION);
                 request.extensions_mut().insert(identity);
-                let line = request.extensions().get::<Entered>();
+                let entered = request.extensions().get::<Entered>();
+                let budget = entered.map(|entered| entered.budget.clone()).unwrap_or_default();
                 let torn = Torn::default();
-                let line = line.map(|entered| Arc::clone(&entered.line));
+                let line = entered.map(|entered| Arc::clone(&entered.line));
                 let mut call = UnderWay::new(line, torn.clone());
                 let request = request.map(|body| {
-                    Body::new(body.map_err(move |error| {
+                    let body = body.map_err(move |error| {
                         torn.set();
                         error
-                    }))
+                    });
+                    Body::new(Metered::new(body, budget))
                 });
                 let answer = self.inner.call(request);
                 async move {
-                    let answer = answer.await?;
+                    let answer = Outgoing::unpack(answer.await?);
                     if answer.body().is_end_stream() {
                         call.done();
                     }

@@ -15,16 +15,22 @@ use super::answer::Front;
 use super::page;
 use super::request::{Head, Method, Request, parse};
 
-/// How many connections are served at a time; more wait to be accepted.
-const MAX_CONNECTIONS: usize = 4_096;
+/// How many connections are served at a time, where the descriptors allow it; more wait to be
+/// accepted.
+pub(in crate::server) const MAX_CONNECTIONS: usize = 4_096;
 /// How long a connection may be idle between two requests.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// How long a client may take from the first byte of a head to the last.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
 /// Answers until `stop`; then idle connections end at once, the others with their answer.
-pub(in crate::server) async fn serve(listener: TcpListener, front: Front, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+pub(in crate::server) async fn serve(
+    listener: TcpListener,
+    front: Front,
+    max_connections: usize,
+    stop: CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(max_connections));
     let mut connections = JoinSet::new();
     loop {
         let accepted = async {

@@ -34,7 +34,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(super) use answer::Front;
-pub(super) use connection::serve;
+pub(super) use connection::{MAX_CONNECTIONS, serve};
 
 /// How a question for a time is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]

@@ -3,10 +3,15 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize as _;
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, ConfigFault};
 use super::service::Config;
+
+/// Most faults that are told of one file.
+const MAX_FAULTS: usize = 100;
 
 /// A file that was read, each key with its place.
 #[derive(Debug, Clone)]
@@ -29,23 +34,46 @@ impl Document {
     /// From TOML; `file` is what errors call it.
     ///
     /// # Errors
-    /// [`ConfigError`] with the line and the key: what is no TOML, what is unknown, and what is of
-    /// the wrong type.
+    /// [`ConfigError`] with line and key of everything that is wrong: what is no TOML, what is
+    /// unknown, and what is of the wrong type.
     pub fn parse(text: &str, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let (document, faults) = Self::parse_all(text, file);
+        if faults.is_empty() { Ok(document) } else { Err(document.error(faults)) }
+    }
+
+    /// The same, with what is right of a configuration that has faults.
+    pub fn parse_all(text: &str, file: Option<&Path>) -> (Self, Vec<ConfigFault>) {
         let line = |offset: usize| text[..offset].matches('\n').count() + 1;
         let mut document =
             Self { file: file.map(Path::to_owned), places: Vec::new(), values: toml::Table::new() };
-        let wrong = |document: &Self, error: toml::de::Error| {
+        let (mut table, errors) = DeTable::parse_recoverable(text);
+        places(table.get_ref(), "", &line, &mut document.places);
+        let fault = |document: &Self, error: &toml::de::Error| {
             let offset = error.span().map(|span| span.start.min(text.len()));
             let key = offset.map_or("", |offset| document.key_at(offset)).to_owned();
             let reason = error.message().to_owned();
-            document.error(vec![ConfigFault { key, line: offset.map(line), reason }])
+            ConfigFault { key, line: offset.map(line), reason }
         };
-        let table = DeTable::parse(text).map_err(|error| wrong(&document, error))?;
-        places(table.get_ref(), "", &line, &mut document.places);
-        toml::from_str::<Config>(text).map_err(|error| wrong(&document, error))?;
-        document.values = toml::from_str(text).map_err(|error| wrong(&document, error))?;
-        Ok(document)
+        let mut faults: Vec<ConfigFault> =
+            errors.iter().map(|error| fault(&document, error)).collect();
+        if !faults.is_empty() {
+            // What follows from a text that was guessed is of no use.
+            return (document, faults);
+        }
+        // Each value that is wrong is taken out, and the rest is read again.
+        while let Err(error) = Config::deserialize(toml::Deserializer::from(table.clone())) {
+            faults.push(fault(&document, &error));
+            let is_gone = error
+                .span()
+                .is_some_and(|span| take_out(table.get_mut(), span.start.min(text.len())));
+            if !is_gone || faults.len() >= MAX_FAULTS {
+                return (document, faults);
+            }
+        }
+        if let Ok(values) = toml::Table::deserialize(toml::Deserializer::from(table)) {
+            document.values = values;
+        }
+        (document, faults)
     }
 
     /// The line of a key; of the one around it, where it does not stand itself.
@@ -74,6 +102,53 @@ impl Document {
             place.at.contains(&offset) || place.value.contains(&offset) || place.at.start == offset
         });
         around.max_by_key(|place| place.key.len()).map_or("", |place| &place.key)
+    }
+}
+
+/// Takes the innermost entry out that has `offset` in its name or value; whether there is one. The
+/// span of a table is that of its heading, so what is in it is searched first.
+fn take_out(table: &mut DeTable<'_>, offset: usize) -> bool {
+    let mut is_gone = false;
+    let entries = std::mem::take(table).into_iter();
+    *table = entries
+        .filter_map(|(name, mut value)| {
+            if is_gone {
+                return Some((name, value));
+            }
+            if !name.span().contains(&offset) && take_out_of(&mut value, offset) {
+                is_gone = true;
+                return Some((name, value));
+            }
+            is_gone = name.span().contains(&offset) || value.span().contains(&offset);
+            (!is_gone).then_some((name, value))
+        })
+        .collect();
+    is_gone
+}
+
+/// The same within a value.
+fn take_out_of(value: &mut Spanned<DeValue<'_>>, offset: usize) -> bool {
+    match value.get_mut() {
+        DeValue::Table(inner) => take_out(inner, offset),
+        DeValue::Array(items) => {
+            let mut is_gone = false;
+            *items = std::mem::replace(items, std::iter::empty().collect())
+                .into_iter()
+                .filter_map(|mut item| {
+                    if is_gone {
+                        return Some(item);
+                    }
+                    is_gone = take_out_of(&mut item, offset);
+                    if !is_gone && item.span().contains(&offset) {
+                        is_gone = true;
+                        return None;
+                    }
+                    Some(item)
+                })
+                .collect();
+            is_gone
+        }
+        _ => false,
     }
 }
 
@@ -112,6 +187,20 @@ fn places(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_faults_are_named_at_once() {
+        let text = "memroy = 1\nsegment = 7\n[ccdb]\nretries = \"x\"\nbad = 1\n[[source]]\nurl = 3\n\
+                    [[source]]\nurl = \"memory:\"\n[[source]]\n[limits]\ncalls = -1\n";
+        let error = Document::parse(text, None).unwrap_err();
+        let mut lines: Vec<_> = error.faults.iter().map(|fault| fault.line.unwrap()).collect();
+        lines.sort_unstable();
+        // Where a value was taken out, what lacks it is a fault of its own.
+        lines.dedup();
+        assert_eq!(lines, [1, 2, 4, 5, 6, 7, 10, 12], "{error}");
+        let (document, faults) = Document::parse_all("segment = 7\nmemory = \"1GiB\"\n", None);
+        assert_eq!((faults.len(), document.values.len()), (1, 1));
+    }
 
     #[test]
     fn every_fault_is_named_with_its_line_and_key() {

@@ -25,22 +25,27 @@ pub struct ConfigFault {
     pub reason: String,
 }
 
+impl ConfigError {
+    /// One line per fault: file, line, key and reason.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.faults.iter().map(|ConfigFault { key, line, reason }| {
+            let place = match (&self.file, line) {
+                (Some(file), Some(line)) => format!("{}:{line}: ", file.display()),
+                (Some(file), None) => format!("{}: ", file.display()),
+                (None, Some(line)) => format!("line {line}: "),
+                (None, None) => String::new(),
+            };
+            let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+            format!("{place}{key}{reason}")
+        })
+    }
+}
+
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, ConfigFault { key, line, reason }) in self.faults.iter().enumerate() {
-            if index > 0 {
-                writeln!(f)?;
-            }
-            match (&self.file, line) {
-                (Some(file), Some(line)) => write!(f, "{}:{line}: ", file.display())?,
-                (Some(file), None) => write!(f, "{}: ", file.display())?,
-                (None, Some(line)) => write!(f, "line {line}: ")?,
-                (None, None) => {}
-            }
-            if !key.is_empty() {
-                write!(f, "{key}: ")?;
-            }
-            f.write_str(reason)?;
+        for (index, line) in self.lines().enumerate() {
+            let separator = if index > 0 { "\n" } else { "" };
+            write!(f, "{separator}{line}")?;
         }
         Ok(())
     }

@@ -56,6 +56,22 @@ impl Settings {
     /// # Errors
     /// [`ConfigError`] names what does not fit together, with its line where it stands in the file.
     pub fn merge(file: Option<&Document>, said: Vec<Said>) -> Result<Self, ConfigError> {
+        let (settings, faults) = Self::merge_all(file, said)?;
+        match (faults.is_empty(), file) {
+            (true, _) => Ok(settings),
+            (false, Some(file)) => Err(file.error(faults)),
+            (false, None) => Err(ConfigError { file: None, faults }),
+        }
+    }
+
+    /// The same, with settings that do not fit together, and what does not.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where a value cannot be read.
+    pub fn merge_all(
+        file: Option<&Document>,
+        said: Vec<Said>,
+    ) -> Result<(Self, Vec<ConfigFault>), ConfigError> {
         let mut values = file.map(|file| file.values.clone()).unwrap_or_default();
         let mut origins = BTreeMap::new();
         for (key, line) in file.into_iter().flat_map(Document::keys) {
@@ -97,12 +113,9 @@ impl Settings {
         let config: Config = values
             .try_into()
             .map_err(|wrong: toml::de::Error| error(vec![fault("", wrong.message().to_owned())]))?;
-        let faults = config.faults();
-        if !faults.is_empty() {
-            let faults = faults.into_iter().map(|(key, reason)| fault(&key, reason));
-            return Err(error(faults.collect()));
-        }
-        Ok(Self { config, origins })
+        let faults = config.faults().into_iter().map(|(key, reason)| fault(&key, reason));
+        let faults = faults.collect();
+        Ok((Self { config, origins }, faults))
     }
 
     /// Where the value of `key` came from.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use super::fork::ForkGuard;
 use super::wire::{Announcement, ClientMessage, Hello, LineReader, Need, Refusal, WireError};
 use crate::error::{Code, Coded, ErrorKind};
 use crate::secret::Secret;
@@ -72,8 +73,9 @@ impl Coded for AttachError {
 
 /// A session with a service on the node: its segments, mapped as they are announced.
 ///
-/// The session lives as long as this does; when it is dropped, or the process dies, all that was
-/// held for it is let go.
+/// The session lives as long as this does; when it is dropped, or the process dies, everything it
+/// held is released. A forked child has no part in it: there [`over`](Self::over) says so, and
+/// dropping the child's copy leaves the parent's session alone.
 #[derive(Debug)]
 pub struct Attachment {
     session: String,
@@ -81,6 +83,9 @@ pub struct Attachment {
     stream: UnixStream,
     shared: Arc<Shared>,
     listener: Option<JoinHandle<()>>,
+    guard: ForkGuard,
+    /// Lines are sent one at a time.
+    sending: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -193,12 +198,24 @@ impl Attachment {
         let shared = Arc::new(Shared::default());
         shared.take(&welcome, epoch, &mut reader)?;
         stream.set_read_timeout(None)?;
+        let guard = ForkGuard::new(&stream);
         let listener = std::thread::Builder::new().name("iovcache-attach".into()).spawn({
             let (shared, stream) = (Arc::clone(&shared), stream.try_clone()?);
-            move || listen(&shared, epoch, &stream, reader)
+            move || {
+                let _guard = ForkGuard::new(&stream);
+                listen(&shared, epoch, &stream, reader);
+            }
         })?;
         let session = welcome.session;
-        Ok(Self { session, epoch, stream, shared, listener: Some(listener) })
+        Ok(Self {
+            session,
+            epoch,
+            stream,
+            shared,
+            listener: Some(listener),
+            guard,
+            sending: Mutex::default(),
+        })
     }
 
     /// The session's name, for requests.
@@ -230,7 +247,27 @@ impl Attachment {
 
     /// Whether the service is there; if not, why.
     pub fn over(&self) -> Option<String> {
+        if self.is_forked() {
+            return Some("the session is that of the parent process".to_owned());
+        }
         self.shared.over.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends a lease of this session. There is no answer; a lease that is over already is no error.
+    /// Returns whether the line was sent.
+    pub fn release(&self, lease: &str) -> bool {
+        !self.is_forked() && self.send(&ClientMessage::Release { lease: lease.to_owned() })
+    }
+
+    /// Sends a line. A service that does not read makes this wait, for 10 s at most.
+    fn send(&self, message: &ClientMessage) -> bool {
+        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        send_json(&mut &self.stream, message).is_ok()
+    }
+
+    /// Whether this process is a fork of the one that opened the session.
+    pub fn is_forked(&self) -> bool {
+        self.guard.is_forked()
     }
 
     /// The mappings with the segment or region that `header` lies in: if it is not there yet, it
@@ -238,7 +275,7 @@ impl Attachment {
     /// not come is left to resolving to say.
     pub fn mappings_for(&self, header: &MetaHeader) -> Arc<Mappings> {
         let mappings = self.mappings();
-        if mappings.knows(header) {
+        if mappings.knows(header) || self.is_forked() {
             return mappings;
         }
         let (kind, id) = match header.managed {
@@ -249,7 +286,7 @@ impl Attachment {
         let empty = || self.shared.empty.load(Ordering::Relaxed);
         let empty_before = empty();
         let message = ClientMessage::Need(Need { kind, id });
-        if send_json(&mut &self.stream, &message).is_err() {
+        if !self.send(&message) {
             return mappings;
         }
         let deadline = Instant::now() + SEGMENT_LIMIT;
@@ -269,6 +306,11 @@ impl Attachment {
 
 impl Drop for Attachment {
     fn drop(&mut self) {
+        if self.is_forked() {
+            // The child's sockets lead nowhere, and no listener runs in it.
+            std::mem::forget(self.listener.take());
+            return;
+        }
         // This is what ends the session, and wakes the listener.
         let _ = self.stream.shutdown(Shutdown::Both);
         if let Some(listener) = self.listener.take() {
@@ -413,7 +455,7 @@ mod tests {
             eventually("all segments", || attachment.mappings().len() == 260);
             let mappings = attachment.mappings();
             for block in &blocks {
-                assert_eq!(mappings.resolve(&block.meta_header()), Ok(block.payload()));
+                assert_eq!(mappings.resolved(&block.meta_header()), Ok(block.payload()));
             }
             let late = service.object(77);
             let new = service.pool.segments().pop().unwrap();
@@ -441,7 +483,7 @@ mod tests {
             let attachment = open(&service.path).unwrap();
             assert!(attachment.mappings().is_empty());
             let mappings = attachment.mappings_for(&block.meta_header());
-            assert_eq!(mappings.resolve(&block.meta_header()), Ok(block.payload()));
+            assert_eq!(mappings.resolved(&block.meta_header()), Ok(block.payload()));
         });
     }
 
@@ -506,7 +548,7 @@ mod tests {
             drop(welcoming.join().unwrap());
             eventually("the end", || attachment.over().is_some());
             let mappings = attachment.mappings();
-            assert_eq!(mappings.resolve(&block.meta_header()), Ok(block.payload()));
+            assert_eq!(mappings.resolved(&block.meta_header()), Ok(block.payload()));
             // Nobody is there to be asked: no waiting.
             let start = Instant::now();
             let mut unknown = block.meta_header();

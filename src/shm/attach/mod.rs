@@ -14,9 +14,15 @@
 //! SCM_RIGHTS, in the same order, at most 253 at a time (what the kernel takes). Linux only.
 
 mod client;
+mod fork;
+#[cfg(feature = "client")]
+mod pinned;
 mod wire;
 
 pub use client::{AttachError, Attachment};
+pub use fork::process_generation;
+#[cfg(feature = "client")]
+pub(crate) use pinned::Pinned;
 pub use wire::{
     Announcement, ClientMessage, Done, Hello, LineReader, MAX_DESCRIPTORS, Need, PeerCredentials,
     Refusal, SegmentEntry, WireError, is_all_read, parse_hello, parse_line, send,

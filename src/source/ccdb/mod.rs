@@ -32,6 +32,7 @@ mod host;
 mod listing;
 mod look_up;
 mod options;
+mod proxy;
 mod source;
 mod transport;
 

@@ -23,6 +23,7 @@ use tokio::time::{Instant, timeout_at};
 use super::address::{Address, AllowedPlaces, strip_credentials};
 use super::host::Host;
 use super::options::CcdbOptions;
+use super::proxy::Proxies;
 use crate::source::{BodyError, SourceError};
 
 /// Why an attempt did not give what was asked for.
@@ -104,6 +105,7 @@ pub(super) enum Purpose {
 #[derive(Debug)]
 pub(super) struct Transport {
     client: Client,
+    proxies: Proxies,
     pub(super) url: String,
     pub(super) hosts: Vec<Arc<Host>>,
     /// Hosts that allowed redirects led to; they have breakers and bulkheads of their own.
@@ -123,7 +125,9 @@ impl Transport {
             return Err(wrong(format!("{name} {fault}")));
         }
         let allowed = AllowedPlaces::parse(&options.allowed_redirects).map_err(wrong)?;
-        let client = Client::builder()
+        let proxies = Proxies::from_environment();
+        let client = proxies
+            .apply(Client::builder())
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .connect_timeout(Duration::from_millis(options.connect_millis))
@@ -134,7 +138,8 @@ impl Transport {
             .map_err(|e| wrong(chain(&e)))?;
         let hosts = addresses.into_iter().map(|a| Arc::new(Host::new(a, &options))).collect();
         let foreign = moka::sync::Cache::new(256);
-        Ok(Self { client, url, hosts, foreign, allowed, options, preferred: AtomicUsize::new(0) })
+        let preferred = AtomicUsize::new(0);
+        Ok(Self { client, proxies, url, hosts, foreign, allowed, options, preferred })
     }
 
     /// The hosts, the one that answered last first.
@@ -176,7 +181,7 @@ impl Transport {
         deadline: Instant,
     ) -> Result<Head, Failure> {
         let host = self.host_of(url);
-        let label = host.address.label();
+        let label = self.proxies.name(&host.address.label(), url);
         let bulkhead = match purpose {
             Purpose::LookUp => &host.look_ups,
             Purpose::Body => &host.bodies,

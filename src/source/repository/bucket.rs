@@ -6,35 +6,32 @@
 
 use std::path::Path as LocalPath;
 use std::sync::Arc;
-use std::time::Duration;
 
 use md5::{Digest as _, Md5};
-use object_store::aws::AmazonS3Builder;
-use object_store::azure::MicrosoftAzureBuilder;
 use object_store::buffered::BufWriter;
-use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
-use object_store::{ClientOptions, ObjectStore, ObjectStoreExt as _, RetryConfig};
+use object_store::{ObjectStore, ObjectStoreExt as _};
 use tokio::io::AsyncReadExt as _;
 
+#[cfg(feature = "clouds")]
+use super::clouds::open_store;
 use super::entry::{self, PROPERTIES};
 use super::properties::Properties;
 use super::writer::{NewVersion, RepositoryError, Stored, compared};
 use crate::object::{Md5Sum, ObjectInfo};
 use crate::source::SourceError;
 
-/// How long a connection may take to be made.
-const CONNECT_TIME: Duration = Duration::from_secs(5);
-/// How long a store may be silent within an answer.
-const SILENCE: Duration = Duration::from_secs(20);
-/// For how long a request is tried again.
-const RETRY_TIME: Duration = Duration::from_secs(20);
-const RETRIES: usize = 3;
 /// Pieces in which a file is read and uploaded; no store takes smaller parts than 5 MiB.
 const PIECE_BYTES: usize = 8 << 20;
 
 /// The schemes of the stores that can be opened.
 pub(crate) const SCHEMES: [&str; 3] = ["s3", "gs", "az"];
+
+/// Without the feature `clouds` there is none.
+#[cfg(not(feature = "clouds"))]
+fn open_store(_scheme: &str, _bucket: &str) -> Result<Arc<dyn ObjectStore>, String> {
+    Err("this program was built without object stores (the feature `clouds`)".to_owned())
+}
 
 /// A place in an object store.
 #[derive(Debug, Clone)]
@@ -63,42 +60,10 @@ impl Bucket {
             return Err(SourceError::Configuration { url, reason: reason.to_owned() });
         }
         let prefix = Path::parse(prefix).map_err(|error| wrong(error.to_string()))?;
-        // A body may take long, but not be silent for long.
-        let client = ClientOptions::new()
-            .with_connect_timeout(CONNECT_TIME)
-            .with_read_timeout(SILENCE)
-            .with_timeout_disabled();
-        let retry = RetryConfig {
-            max_retries: RETRIES,
-            retry_timeout: RETRY_TIME,
-            ..RetryConfig::default()
-        };
-        let store: Result<Arc<dyn ObjectStore>, object_store::Error> = match scheme {
-            // `from_env` first: the builder's own options for plain HTTP live in the client's.
-            "s3" => {
-                let allowed = std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| truthy(&value));
-                AmazonS3Builder::from_env()
-                    .with_bucket_name(bucket)
-                    .with_client_options(client.with_allow_http(allowed))
-                    .with_retry(retry)
-                    .build()
-                    .map(|store| Arc::new(store) as _)
-            }
-            "gs" => GoogleCloudStorageBuilder::from_env()
-                .with_bucket_name(bucket)
-                .with_client_options(client)
-                .with_retry(retry)
-                .build()
-                .map(|store| Arc::new(store) as _),
-            "az" => MicrosoftAzureBuilder::from_env()
-                .with_container_name(bucket)
-                .with_client_options(client)
-                .with_retry(retry)
-                .build()
-                .map(|store| Arc::new(store) as _),
-            _ => return Err(wrong(format!("expected one of {}", SCHEMES.join(", ")))),
-        };
-        let store = store.map_err(|error| wrong(error.to_string()))?;
+        if !SCHEMES.contains(&scheme) {
+            return Err(wrong(format!("expected one of {}", SCHEMES.join(", "))));
+        }
+        let store = open_store(scheme, bucket).map_err(wrong)?;
         Ok(Self { url: url.to_owned(), store, prefix })
     }
 
@@ -206,10 +171,6 @@ fn if_there<T>(got: Result<T, object_store::Error>) -> Result<Option<T>, object_
         Err(object_store::Error::NotFound { .. }) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn truthy(text: &str) -> bool {
-    matches!(text.to_ascii_lowercase().as_str(), "1" | "true" | "on" | "yes" | "y")
 }
 
 #[cfg(test)]

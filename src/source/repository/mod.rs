@@ -15,6 +15,8 @@ mod batch;
 mod beneath;
 mod bucket;
 mod carry;
+#[cfg(feature = "clouds")]
+mod clouds;
 mod entry;
 mod folder;
 mod index;

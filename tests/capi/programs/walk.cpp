@@ -227,6 +227,7 @@ int host(const char* source, const char* path, const char* socket, const std::st
   }
   iovc_meta_header_t first;
   std::memcpy(&first, cells, sizeof first);
+  const auto old = first;
   CHECK(first.managed == (where != "region") && first.region_id == (where == "region" ? 77 : 0));
   CHECK(first.segment_id == (where == "fairmq" ? 5 : 0));
   // Another process finds the same through the socket.
@@ -255,6 +256,23 @@ int host(const char* source, const char* path, const char* socket, const std::st
     schema.release(&schema);
     CHECK(cache->release(*held) == IOVC_OK && cache->release(*held) == IOVC_NOT_FOUND);
   }
+  // What holds a lease gives its bytes, and releases it once, wherever it was moved to.
+  const auto wide = R"({"columns": {"big": "Walk/Big1"}, "timestamps": [5], "encoding": "plain"})";
+  const auto last = cache->table(wide, &table, &schema);
+  CHECK(last);
+  std::memcpy(&first, table.children[0]->buffers[1], sizeof first);
+  {
+    auto held = attached->hold(*last);
+    const auto moved = std::move(held);
+    CHECK(moved.lease() == *last && moved.resolve(first) && !held.resolve(first));
+  }
+  CHECK(cache->release(*last) == IOVC_NOT_FOUND);
+  CHECK(iovc_release(attached->get(), last->c_str()) == IOVC_NOT_FOUND);
+  CHECK(iovc_release(nullptr, last->c_str()) == IOVC_INVALID_ARGUMENT);
+  table.release(&table);
+  schema.release(&schema);
+  // The cells below are those of the first table, whose objects are gone.
+  std::memcpy(&first, &old, sizeof first);
   CHECK(!attached->still_valid(&first) && !other->still_valid(&first));
   const auto gone = attached->resolve(first);
   CHECK(!gone && gone.status() == IOVC_FAILED_PRECONDITION);

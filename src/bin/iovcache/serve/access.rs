@@ -1,5 +1,6 @@
 //! Who may, as `serve` is told: keys and TLS out of files, read again on SIGHUP.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -7,9 +8,10 @@ use std::path::Path;
 use iovcache::cache::PeerPolicy;
 use iovcache::server::{Access, Config, Keys, Tls, TlsConfig};
 use iovcache::{Clock, ErrorKind};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::Signal;
 
 use crate::common::Failure;
+use crate::settings::Given;
 
 /// The keys in the environment, where no file is named.
 const KEYS: &str = "IOVCACHE_KEYS";
@@ -59,28 +61,60 @@ impl AccessFiles<'_> {
     }
 }
 
-/// Reads everything again on each SIGHUP. What cannot be read is told, and changes nothing.
-pub(super) async fn reload_on_hangup(config: Config, access: Access, tls: Option<Tls>) {
-    let mut hangup = match signal(SignalKind::hangup()) {
-        Ok(hangup) => hangup,
-        Err(error) => return tracing::warn!(%error, "SIGHUP cannot be listened for"),
-    };
-    let files = AccessFiles(&config);
+/// Reads configuration, keys, certificates and the log's filter again on each SIGHUP. What cannot
+/// be read is told, and changes nothing; what takes a restart is named.
+pub(super) async fn reload_on_hangup(
+    mut hangup: Signal,
+    given: Given,
+    started_with: Config,
+    access: Access,
+    tls: Option<Tls>,
+) {
     while hangup.recv().await.is_some() {
-        match (files.keys(), files.tls()) {
-            (Ok(keys), Ok(new_tls)) => {
-                access.set_keys(keys);
-                if let (Some(tls), Some(new_tls)) = (&tls, new_tls) {
-                    tls.replace(&new_tls);
-                }
-                tracing::info!("keys and certificates were read again");
-            }
-            (Err(failure), _) | (_, Err(failure)) => {
+        let given = given.clone();
+        // Files may be slow.
+        let read = tokio::task::spawn_blocking(move || {
+            let config = given.settings()?.config;
+            let files = AccessFiles(&config);
+            let (keys, tls) = (files.keys()?, files.tls()?);
+            Ok::<_, Failure>((config, keys, tls))
+        });
+        let (config, keys, new_tls) = match read.await {
+            Ok(Ok(read)) => read,
+            Ok(Err(failure)) => {
                 tracing::error!("SIGHUP changes nothing: {failure}");
+                continue;
             }
+            Err(_) => continue,
+        };
+        if let Err(failure) = crate::log::set_filter(&config.log) {
+            tracing::error!("SIGHUP changes nothing: {failure}");
+            continue;
+        }
+        access.set_keys(keys);
+        if let (Some(tls), Some(new_tls)) = (&tls, new_tls) {
+            tls.replace(&new_tls);
+        }
+        tracing::info!("keys, certificates and the filter of the log were read again");
+        let waiting = need_a_restart(&started_with, &config);
+        if !waiting.is_empty() {
+            let keys = waiting.join(", ");
+            tracing::warn!(keys, "the configuration has changes that take effect after a restart");
         }
     }
 }
+
+/// The keys, without their sections' keys, that differ and are not read again.
+fn need_a_restart(old: &Config, new: &Config) -> Vec<String> {
+    let table = |config: &Config| toml::Table::try_from(config).unwrap_or_default();
+    let (old, new) = (table(old), table(new));
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let differ = keys.into_iter().filter(|key| old.get(*key) != new.get(*key));
+    differ.filter(|key| !READ_AGAIN.contains(&key.as_str())).cloned().collect()
+}
+
+/// Keys that SIGHUP reads again. TLS cannot be turned on or off by it; its files can change.
+const READ_AGAIN: [&str; 2] = ["log", "tokens"];
 
 fn of(name: impl std::fmt::Display, error: &impl iovcache::Coded) -> Failure {
     Failure::of_kind(error.kind(), format!("{name}: {}", error.message()))

@@ -47,17 +47,19 @@ pub(crate) struct Arguments {
     /// Shared memory in all.
     #[arg(long, value_name = "BYTES")]
     memory: Option<ByteSize>,
+    #[command(flatten)]
+    limits: LimitsArguments,
     /// Shared memory of one segment.
     #[arg(long, value_name = "BYTES")]
     segment: Option<ByteSize>,
     /// What is put into a source is seen within this.
     #[arg(long, value_name = "TIME")]
     refresh: Option<TimeSpan>,
-    /// Only versions created at or before this are seen (ms).
-    #[arg(long, value_name = "MS", allow_negative_numbers = true, value_parser = timestamp)]
+    /// Only versions created at or before this are seen (ms, ISO 8601 with a zone, now-1h).
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = timestamp)]
     not_after: Option<Timestamp>,
-    /// Only versions created at or after this are seen (ms).
-    #[arg(long, value_name = "MS", allow_negative_numbers = true, value_parser = timestamp)]
+    /// Only versions created at or after this are seen.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = timestamp)]
     not_before: Option<Timestamp>,
     /// What segments are made of: memfd (sealed), or shm (named files in --shm-folder).
     #[arg(long, value_parser = PossibleValuesParser::new(["memfd", "shm"]).try_map(word::<SegmentBacking>))]
@@ -151,6 +153,32 @@ struct CcdbServerArguments {
 }
 
 #[derive(Debug, Args, Serialize)]
+struct LimitsArguments {
+    /// Memory beside --memory that the requests of all clients may hold together; one client may
+    /// have a quarter of it.
+    #[arg(id = "limits.request_memory", long = "request-memory", value_name = "BYTES")]
+    request_memory: Option<ByteSize>,
+    /// Registrations of timeframes that wait for their answer, over all clients.
+    #[arg(id = "limits.registrations", long = "limit-registrations", value_name = "N")]
+    registrations: Option<usize>,
+    /// Columns of a request; at most 10,000.
+    #[arg(id = "limits.columns", long = "limit-columns", value_name = "N")]
+    columns: Option<usize>,
+    /// Consumers of a timeframe; at most 1,000.
+    #[arg(id = "limits.consumers", long = "limit-consumers", value_name = "N")]
+    consumers: Option<usize>,
+    /// Entries of a lock; at most 100,000.
+    #[arg(id = "limits.lock_entries", long = "limit-lock-entries", value_name = "N")]
+    lock_entries: Option<usize>,
+    /// The name of a column, a table, a consumer or a session; at most 256B.
+    #[arg(id = "limits.name", long = "limit-name", value_name = "BYTES")]
+    name: Option<ByteSize>,
+    /// The metadata of a column, all keys and values together; at most 64KiB.
+    #[arg(id = "limits.metadata", long = "limit-metadata", value_name = "BYTES")]
+    metadata: Option<ByteSize>,
+}
+
+#[derive(Debug, Args, Serialize)]
 struct TlsArguments {
     /// Speak TLS on TCP: the certificate and its chain (PEM); read again on SIGHUP.
     #[arg(id = "tls.certificate", long = "tls-cert", value_name = "FILE")]
@@ -196,8 +224,8 @@ fn source(text: &str) -> Result<SourceConfig, String> {
     Ok(text.into())
 }
 
-fn timestamp(text: &str) -> Result<Timestamp, std::num::ParseIntError> {
-    text.parse().map(Timestamp::from_millis)
+fn timestamp(text: &str) -> Result<Timestamp, String> {
+    crate::time::parse(text).map(Timestamp::from_millis)
 }
 
 /// One of the words that a key can be.

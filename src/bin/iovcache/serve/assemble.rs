@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use iovcache::budget::Budget;
 use iovcache::cache::{ConsumerLimits, Heritage};
 use iovcache::server::{
-    Config, ListenOptions, MissingConfig, PathConfig, RemapConfig, SegmentBacking, ServeOptions,
-    SourceConfig, TimeSpan,
+    Config, ListenOptions, LogWriter, MissingConfig, PathConfig, RemapConfig, SegmentBacking,
+    ServeOptions, SourceConfig, TimeSpan,
 };
 use iovcache::shm::{Backing, PoolOptions, Region};
 use iovcache::source::{
@@ -17,13 +18,14 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::access::AccessFiles;
-use super::systemd::descriptor_store;
+use super::systemd::DescriptorStore;
 use crate::common::Failure;
 
 /// The cache, and what is to be registered with FairMQ, if anything is.
 pub(super) fn cache(
     config: &Config,
     heritage: Heritage,
+    keeper: Option<DescriptorStore>,
 ) -> Result<(Cache, Option<Value>), Failure> {
     let policies = policies(config)?;
     let mut source = source(config)?;
@@ -36,8 +38,8 @@ pub(super) fn cache(
     let memory = memory(config)?;
     let shmid = memory.backing.fairmq_shmid().map(str::to_owned);
     let mut builder = Cache::builder().heritage(heritage);
-    if let Some(keeper) = descriptor_store() {
-        builder = builder.keeper(keeper);
+    if let Some(keeper) = keeper {
+        builder = builder.keeper(Arc::new(keeper));
     }
     let cache = builder
         .source(source)
@@ -49,6 +51,7 @@ pub(super) fn cache(
         .tables(config.columns())
         .policies(policies)
         .max_timeframes(config.max_timeframes)
+        .budget(Budget::new(config.limits.request_memory.bytes()))
         .consumer_limits(ConsumerLimits {
             quota_bytes: config.quota_bytes.map(|size| size.bytes()),
             quota_timeframes: config.quota_timeframes,
@@ -72,7 +75,7 @@ pub(super) fn listen_options(config: &Config) -> ListenOptions {
     }
 }
 
-pub(super) fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
+pub(super) fn serve_options(config: &Config, log: LogWriter) -> Result<ServeOptions, Failure> {
     let files = AccessFiles(config);
     let (access, tls) = (files.access()?, files.tls()?);
     if !config.insecure {
@@ -84,6 +87,7 @@ pub(super) fn serve_options(config: &Config) -> Result<ServeOptions, Failure> {
         tls,
         limits: config.limits.clone(),
         ccdb_answer: config.ccdb_server.answer,
+        log: Some(log),
         ..ServeOptions::default()
     })
 }

@@ -6,6 +6,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::common::Failure;
 
+/// SIGHUP.
+pub(super) fn hangup() -> Result<Signal, Failure> {
+    signal(SignalKind::hangup()).map_err(|error| Failure::io("cannot listen for SIGHUP", error))
+}
+
 /// SIGTERM and SIGINT.
 pub(super) struct Signals([Signal; 2]);
 

@@ -1,72 +1,225 @@
-//! What passes between systemd and the service: how it does, and descriptors for its successor.
+//! What passes between systemd and the service: its state, and descriptors for its successor.
+//!
+//! ```text
+//!  any thread ── message ──▶ queue ──▶ task ── when the socket has room ──▶ $NOTIFY_SOCKET
+//! ```
+//!
+//! Sending never blocks a caller: a systemd that does not read fills its socket, and then the
+//! messages wait here.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::net::UnixDatagram;
-use std::sync::Arc;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram as StdDatagram};
 use std::time::Duration;
 
 use iovcache::cache::Keeper;
 use iovcache::shm::attach::send;
-use sd_notify::NotifyState;
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+use tokio::sync::{mpsc, oneshot};
 
-/// Tells systemd, where it listens.
-pub(super) fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::debug!(%error, "systemd was not told");
-    }
+/// Most messages that wait to be sent. A service has fewer segments.
+const MAX_QUEUED: usize = 4_096;
+/// Longest time that the end of the service waits for its last messages.
+const END_LIMIT: Duration = Duration::from_secs(1);
+/// Pause before a message is sent again to a socket that refused it.
+const RETRY: Duration = Duration::from_millis(200);
+/// Attempts to send one message to a socket that refuses it.
+const ATTEMPTS: usize = 5;
+
+/// Tells systemd how the service is, where `$NOTIFY_SOCKET` names its socket. Clones are the same.
+#[derive(Debug, Clone)]
+pub(super) struct Notifier {
+    queue: Option<mpsc::Sender<Message>>,
 }
 
-/// Feeds systemd's watchdog, until it is dropped: as a task among the others, so that it falls
-/// silent when these do not run any more.
-pub(super) async fn say_that_it_lives(limit: Duration) {
-    loop {
-        notify(NotifyState::Watchdog);
-        tokio::time::sleep(limit / 3).await;
-    }
-}
-
-/// systemd's store of descriptors (`FileDescriptorStoreMax=` of the unit): what is put there comes
-/// to the process that is started next, also after this one was killed.
 #[derive(Debug)]
-struct DescriptorStore(UnixDatagram);
+enum Message {
+    Text(String, Option<OwnedFd>),
+    /// Answered when all before it are sent.
+    Flush(oneshot::Sender<()>),
+}
 
-/// The store, where there may be one. systemd of before version 254 does not say whether there is;
-/// it throws away what it does not keep.
-pub(super) fn descriptor_store() -> Option<Arc<dyn Keeper>> {
-    let path = std::env::var_os("NOTIFY_SOCKET")?;
-    if std::env::var("FDSTORE").is_ok_and(|most| most == "0") {
-        return None;
+impl Notifier {
+    /// Of the environment. Within the runtime.
+    pub(super) fn from_environment() -> Self {
+        let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
+            return Self { queue: None };
+        };
+        match address(name.as_bytes()).and_then(|address| Ok((connect(&address)?, address))) {
+            Ok((socket, address)) => Self::over(socket, address),
+            Err(error) => {
+                tracing::warn!(%error, socket = ?name, "systemd is not told of the service's state");
+                Self { queue: None }
+            }
+        }
     }
-    let connected = UnixDatagram::unbound().and_then(|socket| {
-        socket.connect(path)?;
-        // Nobody who waits for an object is to wait for systemd.
-        socket.set_write_timeout(Some(Duration::from_secs(1)))?;
-        Ok(socket)
-    });
-    match connected {
-        Ok(socket) => Some(Arc::new(DescriptorStore(socket))),
-        Err(error) => {
-            tracing::warn!(%error, "nothing is kept for a successor");
-            None
+
+    fn over(socket: UnixDatagram, address: SocketAddr) -> Self {
+        let (queue, messages) = mpsc::channel(MAX_QUEUED);
+        tokio::spawn(deliver(socket, address, messages));
+        Self { queue: Some(queue) }
+    }
+
+    /// Sends a state, as `READY=1`.
+    pub(super) fn tell(&self, state: &str) {
+        self.push(Message::Text(format!("{state}\n"), None));
+    }
+
+    fn push(&self, message: Message) {
+        if let Some(queue) = &self.queue
+            && let Err(error) = queue.try_send(message)
+        {
+            tracing::warn!(%error, "a message for systemd is lost");
+        }
+    }
+
+    /// Feeds systemd's watchdog, until it is dropped: as a task among the others, so that it falls
+    /// silent when these do not run any more.
+    pub(super) async fn feed_watchdog(self, limit: Duration) {
+        let Some(queue) = &self.queue else { return };
+        loop {
+            // One that waits already is enough.
+            if queue.capacity() == queue.max_capacity() {
+                self.tell("WATCHDOG=1");
+            }
+            tokio::time::sleep(limit / 3).await;
+        }
+    }
+
+    /// Waits until all is sent, for at most [`END_LIMIT`].
+    pub(super) async fn flush(&self) {
+        let (sent, all_sent) = oneshot::channel();
+        if self.queue.is_some() {
+            self.push(Message::Flush(sent));
+            let _ = tokio::time::timeout(END_LIMIT, all_sent).await;
+        }
+    }
+
+    /// systemd's store of descriptors (`FileDescriptorStoreMax=` of the unit), where there may be
+    /// one: what is put there comes to the process that is started next, also after this one was
+    /// killed. systemd of before version 254 does not say whether there is one; it throws away what
+    /// it does not keep.
+    pub(super) fn descriptor_store(&self) -> Option<DescriptorStore> {
+        let is_off = std::env::var("FDSTORE").is_ok_and(|most| most == "0");
+        (self.queue.is_some() && !is_off).then(|| DescriptorStore(self.clone()))
+    }
+}
+
+/// The address of a notification socket: a path, or `@name` in the abstract namespace.
+fn address(name: &[u8]) -> io::Result<SocketAddr> {
+    match name {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        [b'/', ..] => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(name)),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "expected an absolute path, or @name in the abstract namespace",
+        )),
+    }
+}
+
+fn connect(address: &SocketAddr) -> io::Result<UnixDatagram> {
+    let socket = StdDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.connect_addr(address)?;
+    UnixDatagram::from_std(socket)
+}
+
+/// Sends the messages in their order.
+async fn deliver(
+    mut socket: UnixDatagram,
+    address: SocketAddr,
+    mut messages: mpsc::Receiver<Message>,
+) {
+    while let Some(message) = messages.recv().await {
+        let (text, file) = match message {
+            Message::Text(text, file) => (text, file),
+            Message::Flush(sent) => {
+                let _ = sent.send(());
+                continue;
+            }
+        };
+        let files: Vec<BorrowedFd<'_>> = file.iter().map(|file| file.as_fd()).collect();
+        for attempt in 1.. {
+            let sent = socket
+                .async_io(Interest::WRITABLE, || send(socket.as_fd(), text.as_bytes(), &files));
+            let Err(error) = sent.await else { break };
+            if attempt == ATTEMPTS {
+                tracing::warn!(%error, "systemd was not told {:?}", text.trim_end());
+                break;
+            }
+            // A socket that was made anew (another manager took over) wants another connection.
+            tokio::time::sleep(RETRY).await;
+            if let Ok(again) = connect(&address) {
+                socket = again;
+            }
         }
     }
 }
 
-impl DescriptorStore {
-    fn tell(&self, message: &str, files: &[BorrowedFd<'_>]) {
-        if let Err(error) = send(self.0.as_fd(), message.as_bytes(), files) {
-            tracing::warn!(%error, "systemd's store of descriptors was not told");
-        }
-    }
-}
+/// The store of descriptors.
+#[derive(Debug)]
+pub(super) struct DescriptorStore(Notifier);
 
 impl Keeper for DescriptorStore {
     fn keep(&self, name: &str, file: BorrowedFd<'_>) {
-        // A memfd has no end that could be waited for.
-        self.tell(&format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n"), &[file]);
+        match file.try_clone_to_owned() {
+            // A memfd has no end that could be waited for.
+            Ok(file) => {
+                let text = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n");
+                self.0.push(Message::Text(text, Some(file)));
+            }
+            Err(error) => tracing::warn!(%error, name, "nothing is kept for a successor"),
+        }
     }
 
     fn forget(&self, name: &str) {
-        self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), &[]);
+        self.0.push(Message::Text(format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), None));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn told(inbox: &UnixDatagram) -> String {
+        let mut message = [0; 256];
+        let read = tokio::time::timeout(Duration::from_secs(20), inbox.recv(&mut message));
+        let length = read.await.unwrap().unwrap();
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_full_holds_up_no_caller_and_gets_all_messages_in_order_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let inbox = UnixDatagram::bind(&path).unwrap();
+        let address = address(path.as_os_str().as_bytes()).unwrap();
+        let notifier = Notifier::over(connect(&address).unwrap(), address);
+        let began = std::time::Instant::now();
+        (0..2_000).for_each(|number| notifier.tell(&format!("STATUS={number}")));
+        assert!(began.elapsed() < Duration::from_secs(5));
+        // Waits until the socket's queue is full.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        for number in 0..2_000 {
+            assert_eq!(told(&inbox).await, format!("STATUS={number}\n"));
+        }
+        notifier.flush().await;
+    }
+
+    #[tokio::test]
+    async fn an_abstract_name_is_reached_and_one_that_is_no_address_is_refused() {
+        let name = format!("iovcache-test-{}", uuid::Uuid::new_v4().simple());
+        let inbox =
+            StdDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        inbox.set_nonblocking(true).unwrap();
+        let inbox = UnixDatagram::from_std(inbox).unwrap();
+        let address = address(format!("@{name}").as_bytes()).unwrap();
+        let notifier = Notifier::over(connect(&address).unwrap(), address);
+        notifier.tell("READY=1");
+        assert_eq!(told(&inbox).await, "READY=1\n");
+        assert!(super::address(b"relative/name").is_err());
     }
 }

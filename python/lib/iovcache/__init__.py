@@ -6,45 +6,51 @@
     ...         bytes(table["vdrift"][0])
 """
 
-from ._attach import Attachment
-from ._client import Client, connect
+from ._client import Client, ColumnSpec, connect
 from ._errors import (
     AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,
+    ForkedProcess,
     Internal,
     InvalidArgument,
     IovcacheError,
     NotFound,
+    ObjectsInUse,
     PermissionDenied,
     ResourceExhausted,
     Stale,
     Unauthenticated,
     Unavailable,
 )
-from ._resolver import MetaHeader, Resolver
-from ._table import Column, Table
+from ._header import MetaHeader
+from ._native import Attachment, Column, Object
+from ._native import __version__ as __version__
+from ._table import Table
+from ._times import NaiveTimestamps
 
 __all__ = [
     "AlreadyExists",
     "Attachment",
     "Client",
     "Column",
+    "ColumnSpec",
     "DeadlineExceeded",
     "FailedPrecondition",
+    "ForkedProcess",
     "Internal",
     "InvalidArgument",
     "IovcacheError",
     "MetaHeader",
+    "NaiveTimestamps",
     "NotFound",
+    "Object",
+    "ObjectsInUse",
     "PermissionDenied",
     "ResourceExhausted",
-    "Resolver",
     "Stale",
     "Table",
     "Unauthenticated",
     "Unavailable",
     "connect",
 ]
-
-__version__ = "0.1.0"

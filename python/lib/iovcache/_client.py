@@ -1,0 +1,384 @@
+"""The client: asks a service for tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Dict, List, Optional, Tuple, Type, Union
+
+from . import _times
+from ._errors import NotFound, invalid
+from ._native import NativeClient, Object
+from ._table import Table
+from ._times import Time, integer, moment
+
+if sys.version_info >= (3, 11):
+    from typing import Literal, NotRequired, TypedDict
+else:  # only the names: nothing at run time depends on them
+    from typing import Literal, TypedDict
+
+    NotRequired = Optional
+
+
+class PathRange(TypedDict, total=False):
+    """A path for a range of a key's values; bounds inclusive."""
+
+    path: str
+
+
+class ColumnSpec(TypedDict, total=False):
+    """A column that depends on more than its path."""
+
+    path: Union[str, Sequence[Mapping[str, Union[str, int]]]]
+    metadata: Mapping[str, str]
+    key: str
+    uniform: bool
+
+
+ColumnLike = Union[str, ColumnSpec, Mapping[str, Any]]
+Columns = Mapping[str, ColumnLike]
+Encoding = Literal["run_end", "dictionary", "plain"]
+CellKind = Literal["binary", "struct", "o2", "payload"]
+Missing = Literal["error", "null"]
+
+
+def connect(
+    url: str,
+    *,
+    consumer: Optional[str] = None,
+    token: Optional[str] = None,
+    remote: bool = False,
+    patience: float = 60.0,
+    tls_root_certs: Optional[bytes] = None,
+    cert_chain: Optional[bytes] = None,
+    private_key: Optional[bytes] = None,
+    insecure: bool = False,
+) -> Client:
+    """Connects to ``grpc://host:port``, ``grpc+tls://host:port`` or
+    ``grpc+unix:///path/flight.sock``.
+
+    Args:
+        url: the address of the service.
+        consumer: what this process calls itself.
+        token: what lets it in, where the service asks for it; default: ``IOVCACHE_TOKEN``.
+        remote: never attach, even on the node: objects come over the wire.
+        patience: for how long, in seconds, a call waits for a service that is gone to come back; of
+            a table, its own ``wait_ms`` counts.
+        tls_root_certs: the authorities that may have signed the service's certificate (PEM);
+            default: the system's.
+        cert_chain: the certificate by which the service knows this client (PEM).
+        private_key: its key (PEM).
+        insecure: send the token even over plain TCP to another node, where it can be read.
+
+    Raises:
+        Unavailable: the service cannot be reached.
+        Unauthenticated: the service asks for a token, or does not know this one.
+        InvalidArgument: the address is none, or the token would travel in the clear.
+    """
+    options = {
+        "consumer": consumer or f"python-{os.getpid()}",
+        "token": token if token is not None else os.environ.get("IOVCACHE_TOKEN"),
+        "remote": bool(remote),
+        "patience_s": float(patience),
+        "insecure": bool(insecure),
+        "tls_root_certs": tls_root_certs,
+        "cert_chain": cert_chain,
+        "private_key": private_key,
+    }
+    return Client(NativeClient.connect(os.fspath(url), options), url)
+
+
+class Client:
+    """A connection to a service, made by :func:`connect`. Threads may share it.
+
+    A forked child cannot use the client of its parent: its calls raise :class:`ForkedProcess`, and a
+    client that the child connects works.
+    """
+
+    def __init__(self, native: NativeClient, url: str) -> None:
+        self._native = native
+        #: The address of the service.
+        self.url = url
+
+    def close(self) -> None:
+        """Ends the connection. The session ends with the last table and object of this client."""
+        self._native.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self._native.closed
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def table(
+        self,
+        columns: Union[Columns, str, None] = None,
+        *,
+        timestamps: Any = None,
+        range: Optional[Tuple[Time, Time, int]] = None,  # noqa: A002 - the request's own word
+        timeframe: Optional[int] = None,
+        consumer: Optional[str] = None,
+        keys: Optional[Mapping[str, Any]] = None,
+        encoding: Encoding = "run_end",
+        cell: Optional[CellKind] = None,
+        missing: Optional[Missing] = None,
+        timestamps_column: Optional[bool] = None,
+        not_after: Optional[Time] = None,
+        not_before: Optional[Time] = None,
+        lock: Any = None,
+        wait_ms: Optional[int] = None,
+        session: Optional[str] = None,
+    ) -> Table:
+        """A table, its objects pinned until it is closed.
+
+        Args:
+            columns: ``{"name": "path"}`` or ``{"name": {"path": …, "metadata": {…}}}``, or the name
+                of a table of the service's configuration.
+            timestamps: a column of times: integers (milliseconds since the Unix epoch) or None,
+                datetimes, or an array of numpy, pandas, Polars or pyarrow; any iterable of these.
+            range: (from, until, step in milliseconds).
+            timeframe: the timestamps, and unless others are given the columns, of a timeframe.
+            consumer: the consumer that reads the timeframe.
+            keys: a column of values for each key that the columns depend on.
+            encoding: how ``table.arrow`` is encoded.
+            cell: what stands in a cell; default: MetaHeaders where this client is attached, else
+                the bytes.
+            missing: ``"null"``: where nothing is valid, a null cell instead of an error.
+            timestamps_column: prepend the timestamps as column ``timestamp``.
+            not_after: only versions created at or before this time.
+            not_before: only versions created at or after this time.
+            lock: the objects of an earlier table: the very same versions.
+            wait_ms: how long the service may take, its source included.
+            session: the session that pins the objects; default: that of this client.
+
+        Raises:
+            NotFound: nothing is valid for some timestamps, each column named.
+            IovcacheError: and the other kinds of it.
+        """
+        fields: Dict[str, Any] = {"encoding": encoding}
+        plain = {
+            "cell": cell,
+            "missing": missing,
+            "session": session,
+            "consumer": consumer,
+            "timestamps_column": None if timestamps_column is None else bool(timestamps_column),
+        }
+        fields.update((name, value) for name, value in plain.items() if value is not None)
+        for name, at in (("not_after", not_after), ("not_before", not_before)):
+            if at is not None:
+                fields[name] = moment(at, name)
+        if wait_ms is not None:
+            fields["wait_ms"] = _count(wait_ms, "wait_ms")
+        if timeframe is not None:
+            fields["timeframe"] = _count(timeframe, "timeframe")
+        if range is not None:
+            fields["range"] = _range(range)
+        if keys is not None:
+            fields["keys"] = {name: _list(values) for name, values in keys.items()}
+        if lock is not None:
+            fields["lock"] = _rows(lock)
+        if isinstance(columns, str):
+            fields["table"] = columns
+            columns = None
+        times = None if timestamps is None else _times.column(timestamps)
+        return Table(self._native.table(_columns(columns), _json(fields), times))
+
+    def get(
+        self,
+        path: str,
+        at: Time = "now",
+        *,
+        metadata: Optional[Mapping[str, str]] = None,
+        not_after: Optional[Time] = None,
+        not_before: Optional[Time] = None,
+        wait_ms: Optional[int] = None,
+    ) -> Object:
+        """The object of a path at a time. It is pinned as long as it, or a view of it, is in use.
+
+        Raises:
+            NotFound: nothing is valid then.
+        """
+        column: ColumnLike = path if metadata is None else {"path": path, "metadata": metadata}
+        table = self.table(
+            {"object": column},
+            timestamps=[moment(at, "at")],
+            not_after=not_after,
+            not_before=not_before,
+            wait_ms=wait_ms,
+        )
+        found = table["object"][0]
+        if found is None:
+            raise NotFound(f"[IOV-2010] {path}: nothing is valid at {at!r}", "IOV-2010")
+        return found
+
+    def put_timeframe(
+        self,
+        timeframe: int,
+        timestamps: Any,
+        *,
+        columns: Optional[Columns] = None,
+        table: Optional[str] = None,
+        consumers: Iterable[str] = (),
+    ) -> Dict[str, Any]:
+        """Registers a timeframe; what it needs is loaded, and kept until each consumer is done.
+
+        Returns:
+            ``{"timeframe", "rows", "objects", "state"}``
+        """
+        if isinstance(consumers, str):
+            raise invalid(f"consumers is the text {consumers!r}; expected a list of names")
+        about: Dict[str, Any] = {"consumers": list(consumers)}
+        if columns is not None:
+            about["columns"] = dict(columns)
+        if table is not None:
+            about["table"] = table
+        times = _times.column(timestamps)
+        number = _count(timeframe, "timeframe")
+        return dict(json.loads(self._native.register(number, times, _json(about))))
+
+    def timeframe(
+        self,
+        timeframe: int,
+        *,
+        consumer: str,
+        columns: Optional[Columns] = None,
+        encoding: Encoding = "run_end",
+        cell: Optional[CellKind] = None,
+        missing: Optional[Missing] = None,
+        timestamps_column: Optional[bool] = None,
+        not_after: Optional[Time] = None,
+        not_before: Optional[Time] = None,
+        lock: Any = None,
+        wait_ms: Optional[int] = None,
+    ) -> Table:
+        """The table of a timeframe; leaving its ``with`` reports the timeframe as consumed.
+
+        If the body raises, it is not reported: a consumer that failed may ask again.
+        """
+        table = self.table(
+            columns,
+            timeframe=timeframe,
+            consumer=consumer,
+            encoding=encoding,
+            cell=cell,
+            missing=missing,
+            timestamps_column=timestamps_column,
+            not_after=not_after,
+            not_before=not_before,
+            lock=lock,
+            wait_ms=wait_ms,
+        )
+        return Table(table._native, lambda: self.consumed(timeframe, consumer=consumer))
+
+    def consumed(self, timeframe: int, *, consumer: str) -> Dict[str, Any]:
+        """Reports that a consumer is done with a timeframe."""
+        number = _count(timeframe, "timeframe")
+        return self._act("consumed", {"timeframe": number, "consumer": consumer})
+
+    def oldest_possible(self, timeframe: int, *, consumer: str) -> Dict[str, Any]:
+        """Reports that a consumer is done with all timeframes below one."""
+        number = _count(timeframe, "timeframe")
+        return self._act("consumed", {"consumer": consumer, "oldest_possible": number})
+
+    def prefetch(self, columns: Columns, *, range: Tuple[Time, Time]) -> Dict[str, Any]:  # noqa: A002
+        """Loads what a range of time needs, before it is asked for."""
+        bounds = {"from": moment(range[0], "range from"), "until": moment(range[1], "range until")}
+        return self._act("prefetch", {"columns": dict(columns), "range": bounds})
+
+    def invalidate(self, path: str) -> Dict[str, Any]:
+        """Has the service forget what it knows of a path."""
+        return self._act("invalidate", {"path": path})
+
+    def drop_timeframe(self, timeframe: int) -> Dict[str, Any]:
+        """Drops a timeframe, whichever consumers still wait for it."""
+        return self._act("drop_timeframe", {"timeframe": _count(timeframe, "timeframe")})
+
+    def status(self) -> Dict[str, Any]:
+        """One picture of the whole service."""
+        return self._act("status", {})
+
+    def segments(self) -> Dict[str, Any]:
+        """The segments of its shared memory."""
+        return self._act("segments", {})
+
+    def paths(self, prefix: str = "") -> Dict[str, int]:
+        """The paths at a prefix and below, and how many versions each has."""
+        return dict(self._native.paths(prefix))
+
+    def _act(self, name: str, body: Mapping[str, Any]) -> Dict[str, Any]:
+        return dict(json.loads(self._native.act(name, _json(body))))
+
+    def __repr__(self) -> str:
+        return f"<iovcache.Client of {self.url}{', closed' if self.closed else ''}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a client cannot be pickled: its connection is of this process; call iovcache.connect in "
+            "the other process"
+        )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, default=_other)
+
+
+def _other(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (set, frozenset, Sequence)):
+        return list(value)
+    return integer(value, "a value of the request")
+
+
+def _columns(columns: Any) -> List[Tuple[str, str]]:
+    if columns is None:
+        return []
+    if not isinstance(columns, Mapping):
+        raise invalid(f"columns is {columns!r}; expected {{name: path}} or the name of a table")
+    return [(str(name), _json(column)) for name, column in columns.items()]
+
+
+def _count(value: Any, what: str) -> int:
+    number = integer(value, what)
+    if number < 0:
+        raise invalid(f"{what} is {number}; expected at least 0")
+    return number
+
+
+def _range(given: Any) -> Dict[str, int]:
+    bounds = list(given)
+    if len(bounds) != 3:
+        raise invalid(f"range is {given!r}; expected (from, until, step)")
+    return {
+        "from": moment(bounds[0], "range from"),
+        "until": moment(bounds[1], "range until"),
+        "step": integer(bounds[2], "range step", expected="milliseconds"),
+    }
+
+
+def _list(values: Any) -> List[Any]:
+    for method in ("to_pylist", "tolist", "to_list"):
+        if hasattr(values, method):
+            return list(getattr(values, method)())
+    return list(values)
+
+
+def _rows(lock: Any) -> List[Any]:
+    rows = _list(lock)
+    # Arrow has maps as lists of pairs.
+    return [
+        {**row, "metadata": dict(row["metadata"])} if "metadata" in row else row for row in rows
+    ]

@@ -1,0 +1,264 @@
+"""Times as Python, numpy, pandas, Polars and Arrow have them, as milliseconds since the Unix epoch.
+
+A single time must name a moment: an integer, a text of ISO 8601 with a zone, ``now``, ``now-1h``, or
+an aware datetime. A sequence of times is a column: as in Arrow and numpy, a column without a zone is
+in UTC. A value that is no whole millisecond is floored.
+"""
+
+from __future__ import annotations
+
+import datetime
+import operator
+import re
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, List, Optional, SupportsIndex, Union
+
+import pyarrow as pa
+
+from ._errors import invalid
+
+#: A single time.
+Time = Union[SupportsIndex, str, datetime.datetime, datetime.date]
+
+Millis = Union[List[Optional[int]], "pa.Int64Array"]
+
+_LEAST, _MOST = -(2**63), 2**63 - 1
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+_NOW = re.compile(r"now(?:\s*([+-])\s*(\d+)\s*(ms|s|min|m|h|d))?$")
+_EXPECTED = "milliseconds, an aware datetime, ISO 8601 with a zone, or now, now-1h, now+30m"
+
+
+class NaiveTimestamps(UserWarning):
+    """Datetimes without a zone stand in a column of timestamps: they are taken as UTC."""
+
+
+def moment(value: Any, what: str) -> int:
+    """A single time in milliseconds; ``what`` names it in errors."""
+    if isinstance(value, str):
+        return _bounded(_text(value.strip(), what), value, what)
+    if isinstance(value, datetime.datetime):
+        if value.tzinfo is None:
+            raise invalid(
+                f"{what} is {value!r}, which has no time zone; expected an aware datetime, "
+                "for instance value.replace(tzinfo=datetime.timezone.utc)"
+            )
+        return _of_datetime(value)
+    if isinstance(value, datetime.date):
+        midnight = datetime.datetime(value.year, value.month, value.day, tzinfo=_EPOCH.tzinfo)
+        return _of_datetime(midnight)
+    if type(value).__module__ == "numpy" and getattr(value, "dtype", None) is not None:
+        if value.dtype.kind == "M":
+            at = pa.array([value]).cast(pa.timestamp("ms"), safe=False).cast(pa.int64())[0].as_py()
+            if at is None:
+                raise invalid(f"{what} is NaT, which is no time; expected {_EXPECTED}")
+            return int(at)
+    return integer(value, what, expected=_EXPECTED)
+
+
+def integer(value: Any, what: str, *, expected: str = "an integer") -> int:
+    """An integer of any library (``operator.index``), as i64."""
+    if isinstance(value, bool):
+        raise invalid(f"{what} is {value!r}; expected {expected}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise invalid(f"{what} is {value!r}; expected {expected}") from None
+    return _bounded(number, value, what)
+
+
+def _bounded(number: int, value: object, what: str) -> int:
+    if not _LEAST <= number <= _MOST:
+        raise invalid(f"{what} is {value!r}, which is no i64")
+    return number
+
+
+def _of_datetime(value: datetime.datetime) -> int:
+    since = value - _EPOCH
+    nanos = getattr(value, "nanosecond", 0)
+    micros = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return micros // 1000 if nanos >= 0 else (micros - 1) // 1000
+
+
+def _text(text: str, what: str) -> int:
+    now = _NOW.match(text)
+    if now:
+        sign, count, unit = now.groups()
+        offset = int(count) * _UNITS[unit] if count else 0
+        at = time.time_ns() // 1_000_000
+        return at - offset if sign == "-" else at + offset
+    if re.match(r"[+-]?\d+$", text):
+        return int(text)
+    try:
+        if re.match(r"\d{4}-\d{2}-\d{2}$", text):
+            date = datetime.date.fromisoformat(text)
+            return moment(date, what)
+        iso = re.sub(r"[zZ]$", "+00:00", text)
+        # Python 3.9 and 3.10 know fractions of 3 and 6 digits only.
+        iso = re.sub(r"\.(\d+)", lambda m: "." + (m.group(1) + "000000")[:6], iso)
+        parsed = datetime.datetime.fromisoformat(iso)
+    except ValueError:
+        raise invalid(f"{what} is {text!r}; expected {_EXPECTED}") from None
+    if parsed.tzinfo is None:
+        raise invalid(f"{what} is {text!r}, which has no zone; expected one, for instance {text}Z")
+    return _of_datetime(parsed)
+
+
+def column(values: Any) -> Millis:
+    """A column of timestamps in milliseconds; null stays null."""
+    if isinstance(values, list) and all(type(at) is int or at is None for at in values):
+        for at in values:
+            if at is not None and not _LEAST <= at <= _MOST:
+                raise invalid(f"a timestamp is {at}, which is no i64")
+        return values
+    return _millis(_array(values))
+
+
+def _refused(values: Any, why: str) -> Exception:
+    kind = f"{type(values).__module__}.{type(values).__qualname__}".replace("builtins.", "")
+    return invalid(f"timestamps is a {kind}: {why}")
+
+
+def _array(given: Any) -> pa.Array:
+    values: Any = given
+    if isinstance(values, pa.ChunkedArray):
+        return _combined(values)
+    if isinstance(values, pa.Array):
+        return values
+    if values is None or isinstance(values, (str, bytes, bytearray, memoryview, Mapping)):
+        raise _refused(values, "expected a sequence of times")
+    if isinstance(values, (set, frozenset)):
+        raise _refused(values, "its order is not defined; expected a sequence of times")
+    names = getattr(values, "columns", getattr(values, "column_names", None))
+    if names is not None and not isinstance(values, Iterable) or _is_frame(values):
+        names = ", ".join(map(str, list(names)[:8])) if names is not None else ""
+        raise _refused(values, f"which of its columns? It has {names}")
+    try:
+        if type(values).__module__.split(".")[0] == "polars":
+            return _combined(given.to_arrow())
+        if type(values).__module__.split(".")[0] == "pandas":
+            if str(getattr(values, "dtype", "")) == "object":
+                return _of_objects(list(values))
+            return _combined(pa.array(values, from_pandas=True))
+        if hasattr(values, "__arrow_array__"):
+            return _combined(given.__arrow_array__())
+        if hasattr(values, "__array__"):
+            return _of_numpy(values)
+        if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
+            streamed = hasattr(values, "__arrow_c_stream__")
+            return _combined(pa.chunked_array(values) if streamed else pa.array(values))
+        if not isinstance(values, Iterable):
+            raise _refused(values, "expected a sequence of times; a single one is [time]")
+        return _of_objects(list(values))
+    except (pa.ArrowException, TypeError, OverflowError, ValueError) as error:
+        if isinstance(error, ValueError) and hasattr(error, "code"):
+            raise
+        raise _refused(values, f"these are no times: {error}") from error
+
+
+def _is_frame(values: Any) -> bool:
+    if isinstance(values, (pa.Table, pa.RecordBatch)):
+        return True
+    return type(values).__name__ in ("DataFrame", "LazyFrame")
+
+
+def _combined(values: Any) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+    if isinstance(values, pa.ChunkedArray):  # combine_chunks of some versions of pyarrow
+        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+    return values
+
+
+def _of_numpy(values: Any) -> pa.Array:
+    import numpy as np
+
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise _refused(values, f"it has {array.ndim} dimensions; expected one")
+    if array.dtype.kind == "O":
+        return _of_objects(list(array))
+    if array.dtype.kind == "M":
+        unit = np.datetime_data(array.dtype)[0]
+        array = array.astype(array.dtype.newbyteorder("="))
+        if unit not in ("s", "ms", "us", "ns"):
+            array = array.astype("datetime64[s]" if unit in "YMWDhm" else "datetime64[ns]")
+        return pa.array(array)
+    if array.dtype.kind in "iu":
+        return pa.array(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+    raise _refused(values, f"its type is {array.dtype}; expected integers or datetime64")
+
+
+def _of_objects(values: List[Any]) -> pa.Array:
+    millis: List[Optional[int]] = []
+    naive = False
+    value: Any
+    for value in values:
+        if value is None or _is_nat(value):
+            millis.append(None)
+        elif isinstance(value, str):
+            raise invalid(
+                f"a timestamp is the text {value!r}; expected {_EXPECTED.split(',')[0]} or datetimes"
+            )
+        elif isinstance(value, datetime.datetime) and value.tzinfo is None:
+            naive = True
+            millis.append(_of_datetime(value.replace(tzinfo=datetime.timezone.utc)))
+        elif getattr(value, "shape", ()) != ():
+            raise invalid(f"a timestamp is {value!r}; expected one dimension")
+        else:
+            millis.append(moment(value, "a timestamp"))
+    if naive:
+        message = "datetimes without a zone are taken as UTC; give them one to say so"
+        warnings.warn(message, NaiveTimestamps, stacklevel=5)
+    return pa.array(millis, pa.int64())
+
+
+def _is_nat(value: Any) -> bool:
+    return type(value).__name__ in ("NaTType", "NAType") or (
+        type(value).__name__ == "datetime64" and value != value
+    )
+
+
+def _compute(name: str) -> Any:
+    """A function of pyarrow.compute, which takes a while to import and makes them at run time."""
+    import pyarrow.compute
+
+    return getattr(pyarrow.compute, name)
+
+
+def _millis(array: pa.Array) -> pa.Int64Array:
+    """Any Arrow array of times as int64 milliseconds."""
+    kind = array.type
+    if isinstance(array, pa.ExtensionArray):
+        return _millis(array.storage)
+    if pa.types.is_dictionary(kind):
+        return _millis(array.dictionary_decode())
+    if pa.types.is_run_end_encoded(kind):
+        return _millis(_compute("run_end_decode")(array))
+    if pa.types.is_null(kind):
+        return array.cast(pa.int64())
+    try:
+        if pa.types.is_integer(kind):
+            return array.cast(pa.int64())
+        if pa.types.is_timestamp(kind):
+            ticks = array.cast(pa.int64()) if kind.unit != "s" else array.cast(
+                pa.timestamp("ms", kind.tz)
+            ).cast(pa.int64())
+            scale = {"s": 1, "ms": 1, "us": 1000, "ns": 1_000_000}[kind.unit]
+            return ticks if scale == 1 else _floored(ticks, scale)
+        if pa.types.is_date(kind):
+            return array.cast(pa.timestamp("ms")).cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise invalid(f"a timestamp is no i64 of milliseconds: {error}") from error
+    raise invalid(f"timestamps are {kind}; expected integers (milliseconds) or timestamps")
+
+
+def _floored(ticks: pa.Int64Array, scale: int) -> pa.Int64Array:
+    # Arrow divides towards zero.
+    unit, subtract = pa.scalar(scale, pa.int64()), _compute("subtract")
+    quotient = _compute("divide")(ticks, unit)
+    rest = subtract(ticks, _compute("multiply")(quotient, unit))
+    less = _compute("less")(rest, pa.scalar(0, pa.int64())).cast(pa.int64())
+    return subtract(quotient, less)

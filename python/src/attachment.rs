@@ -1,0 +1,91 @@
+//! The attach socket by itself, for programs that ask for tables in another way.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use iovcache::shm::MetaHeader;
+use iovcache::shm::attach;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::error;
+use crate::process::OwnedByProcess;
+use crate::table::lock;
+
+/// A session with a service on this node: what is held for it is held as long as it lives.
+#[pyclass(frozen, module = "iovcache")]
+pub(crate) struct Attachment {
+    attachment: Mutex<Option<Arc<OwnedByProcess<attach::Attachment>>>>,
+    session: String,
+    epoch: String,
+}
+
+#[pymethods]
+impl Attachment {
+    /// Attaches through the socket at a path.
+    #[new]
+    #[pyo3(signature = (path, consumer, token=None))]
+    fn open(py: Python<'_>, path: PathBuf, consumer: &str, token: Option<&str>) -> PyResult<Self> {
+        let attachment = py.detach(|| attach::Attachment::open(&path, consumer, token));
+        let attachment = attachment.map_err(error::of_attach)?;
+        let (session, epoch) = (attachment.session().to_owned(), attachment.epoch().to_string());
+        let attachment = Mutex::new(Some(Arc::new(OwnedByProcess::new(attachment))));
+        Ok(Self { attachment, session, epoch })
+    }
+
+    /// The name of the session, for requests.
+    #[getter]
+    fn session(&self) -> &str {
+        &self.session
+    }
+
+    /// The instance of the service.
+    #[getter]
+    fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
+    /// Why the session is over; `None` as long as it is not.
+    #[getter]
+    fn over(&self) -> Option<String> {
+        match &*lock(&self.attachment) {
+            Some(open) if open.is_forked() => {
+                Some("the session is the parent process's".to_owned())
+            }
+            Some(open) => open.get_anywhere().over(),
+            None => Some("it is closed".to_owned()),
+        }
+    }
+
+    /// A copy of the object that a cell of 40 bytes names. A cell pins nothing by itself, so the bytes
+    /// are copied, and the copy is checked.
+    fn read<'py>(&self, py: Python<'py>, cell: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+        let header = MetaHeader::from_bytes(cell);
+        let header = header.map_err(|error| error::invalid(&error.to_string()))?;
+        let open = lock(&self.attachment).clone().ok_or_else(|| error::closed("attachment"))?;
+        let attachment = open.get()?;
+        let bytes = py.detach(|| attachment.mappings_for(&header).read(&header));
+        let bytes = bytes.map_err(error::of_resolve)?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Ends the session.
+    fn close(&self, py: Python<'_>) {
+        let open = lock(&self.attachment).take();
+        py.detach(|| drop(open));
+    }
+
+    fn __enter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _kind: &Bound<'_, PyAny>,
+        _error: &Bound<'_, PyAny>,
+        _trace: &Bound<'_, PyAny>,
+    ) {
+        self.close(py);
+    }
+}

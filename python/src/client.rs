@@ -1,0 +1,180 @@
+//! The calls of a service.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use iovcache::Secret;
+use iovcache::client::{Client, ClientError, ClientOptions, TableRequest, TlsFiles};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::process::{OwnedByProcess, wait};
+use crate::table::NativeTable;
+use crate::{arrow, error};
+
+/// A connection to a service; `iovcache.Client` is made of it.
+#[pyclass(frozen, module = "iovcache._native")]
+pub(crate) struct NativeClient {
+    client: Mutex<Option<Arc<OwnedByProcess<Client>>>>,
+}
+
+/// How to connect, as `iovcache.connect` has it.
+#[derive(FromPyObject)]
+struct Options {
+    #[pyo3(item)]
+    consumer: String,
+    #[pyo3(item)]
+    token: Option<String>,
+    #[pyo3(item)]
+    remote: bool,
+    #[pyo3(item)]
+    patience_s: f64,
+    #[pyo3(item)]
+    insecure: bool,
+    #[pyo3(item)]
+    tls_root_certs: Option<Vec<u8>>,
+    #[pyo3(item)]
+    cert_chain: Option<Vec<u8>>,
+    #[pyo3(item)]
+    private_key: Option<Vec<u8>>,
+}
+
+impl Options {
+    fn into_rust(self) -> PyResult<ClientOptions> {
+        let identity = match (self.cert_chain, self.private_key) {
+            (None, None) => None,
+            (Some(chain), Some(key)) => {
+                let key = String::from_utf8(key);
+                let key = key.map_err(|_| error::invalid("private_key is no PEM"))?;
+                Some((chain, Secret::from(key)))
+            }
+            _ => return Err(error::invalid("cert_chain and private_key belong together")),
+        };
+        let patience = Duration::try_from_secs_f64(self.patience_s);
+        let patience =
+            patience.map_err(|_| error::invalid(&format!("patience is {} s", self.patience_s)))?;
+        Ok(ClientOptions {
+            consumer: Some(self.consumer),
+            token: self.token.map(Secret::from),
+            tls: TlsFiles { authority: self.tls_root_certs, identity, domain: None },
+            insecure: self.insecure,
+            remote: self.remote,
+            patience: Some(patience),
+        })
+    }
+}
+
+fn parsed(json: &str) -> PyResult<Value> {
+    serde_json::from_str(json).map_err(|error| error::invalid(&error.to_string()))
+}
+
+impl NativeClient {
+    pub(crate) fn client(&self) -> PyResult<Arc<OwnedByProcess<Client>>> {
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        client.clone().ok_or_else(|| error::closed("client"))
+    }
+}
+
+#[pymethods]
+impl NativeClient {
+    /// Connects, and asks for the status once, so that what is no service is told at once.
+    #[staticmethod]
+    fn connect(py: Python<'_>, url: &str, options: Options) -> PyResult<Self> {
+        let options = options.into_rust()?;
+        let client = wait(py, async {
+            let client = Client::connect_with(url, options).await?;
+            let _: Box<RawValue> = client.act("status", &Value::Object(Default::default())).await?;
+            Ok(client)
+        })?;
+        Ok(Self { client: Mutex::new(Some(Arc::new(OwnedByProcess::new(client)))) })
+    }
+
+    /// A table: columns as (name, JSON), the other fields as one JSON object, timestamps in ms.
+    fn table(
+        &self,
+        py: Python<'_>,
+        columns: Vec<(String, String)>,
+        fields: &str,
+        timestamps: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<NativeTable> {
+        let owned = self.client()?;
+        let client = owned.get()?;
+        let mut request = TableRequest::new();
+        for (name, column) in columns {
+            request = request.column_value(name, parsed(&column)?);
+        }
+        if let Value::Object(fields) = parsed(fields)? {
+            for (name, value) in fields {
+                request = request.field(name, value);
+            }
+        }
+        if let Some(timestamps) = timestamps {
+            let timestamps = arrow::millis(timestamps)?;
+            request = request.shared_timestamps(arrow::timestamps(&timestamps)?);
+        }
+        let table = wait(py, client.table(request))?;
+        Ok(NativeTable::new(Arc::clone(&owned), table))
+    }
+
+    /// Registers a timeframe; gives the answer's JSON.
+    fn register(
+        &self,
+        py: Python<'_>,
+        timeframe: u64,
+        timestamps: &Bound<'_, PyAny>,
+        about: String,
+    ) -> PyResult<String> {
+        let owned = self.client()?;
+        let client = owned.get()?;
+        let timestamps = Arc::new(arrow::millis(timestamps)?);
+        let answer = wait(py, client.register(timeframe, timestamps, about))?;
+        serde_json::to_string(&answer).map_err(|error| error::invalid(&error.to_string()))
+    }
+
+    /// An action with a body in JSON; gives the answer's JSON.
+    fn act(&self, py: Python<'_>, name: &str, body: &str) -> PyResult<String> {
+        let owned = self.client()?;
+        let client = owned.get()?;
+        let body = parsed(body)?;
+        let answer: Box<RawValue> = wait(py, client.act(name, &body))?;
+        Ok(answer.get().to_owned())
+    }
+
+    /// Path and number of versions of each path at a prefix and below.
+    fn paths(&self, py: Python<'_>, prefix: &str) -> PyResult<Vec<(String, u64)>> {
+        let owned = self.client()?;
+        let paths = wait(py, owned.get()?.paths(prefix))?;
+        Ok(paths.into_iter().map(|entry| (entry.path, entry.objects)).collect())
+    }
+
+    /// A copy of the object of a path at a time, over the wire in chunks.
+    fn read<'py>(&self, py: Python<'py>, path: &str, at: i64) -> PyResult<Bound<'py, PyBytes>> {
+        let owned = self.client()?;
+        let client = owned.get()?;
+        let bytes = wait(py, async {
+            let mut bytes = Vec::new();
+            let take = |piece: &[u8]| {
+                bytes.extend_from_slice(piece);
+                Ok(())
+            };
+            client.chunks(path, at, take).await?;
+            Ok::<_, ClientError>(bytes)
+        })?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Whether the client is closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// Ends the connection; the session ends with the last table and object of it.
+    fn close(&self, py: Python<'_>) {
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // A session ends by joining its thread, which needs no GIL.
+        py.detach(|| drop(client));
+    }
+}

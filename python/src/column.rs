@@ -1,0 +1,228 @@
+//! Columns: rows to objects.
+
+use std::sync::Arc;
+
+use pyo3::exceptions::PyIndexError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PySlice};
+
+use crate::error;
+use crate::table::{ColumnState, State};
+
+/// A column of a table.
+#[pyclass(frozen, module = "iovcache")]
+pub(crate) struct Column {
+    state: Arc<State>,
+    place: usize,
+}
+
+impl Column {
+    pub(crate) fn new(state: Arc<State>, place: usize) -> Self {
+        Self { state, place }
+    }
+
+    #[inline]
+    fn column(&self) -> &ColumnState {
+        &self.state.columns[self.place]
+    }
+
+    #[inline]
+    fn length(&self) -> usize {
+        self.column().runs.rows()
+    }
+
+    #[inline]
+    fn row_of(&self, index: isize) -> PyResult<usize> {
+        let length = self.length();
+        let row = if index < 0 { index + length.cast_signed() } else { index };
+        match usize::try_from(row) {
+            Ok(row) if row < length => Ok(row),
+            _ => Err(PyIndexError::new_err(format!("row {index}: the table has {length} rows"))),
+        }
+    }
+
+    fn object(&self, py: Python<'_>, index: isize) -> PyResult<Py<PyAny>> {
+        let row = self.row_of(index)?;
+        self.state.object(py, self.place, self.column().runs.run_of(row))
+    }
+}
+
+#[pymethods]
+impl Column {
+    /// Its name.
+    #[getter]
+    fn name(&self) -> &str {
+        &self.column().name
+    }
+
+    /// Its object path.
+    #[getter]
+    fn path(&self) -> &str {
+        &self.column().path
+    }
+
+    fn __len__(&self) -> usize {
+        self.length()
+    }
+
+    /// The object of a row (from the end, if negative), or a list for a slice; `None` where the cell
+    /// is null.
+    fn __getitem__(&self, py: Python<'_>, key: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        if let Ok(index) = key.extract::<isize>() {
+            return self.object(py, index);
+        }
+        let slice = key.cast::<PySlice>()?.indices(self.length().cast_signed())?;
+        let rows = (0..slice.slicelength.cast_signed()).map(|n| slice.start + n * slice.step);
+        let objects = rows.map(|row| self.object(py, row)).collect::<PyResult<Vec<_>>>()?;
+        Ok(PyList::new(py, objects)?.into_any().unbind())
+    }
+
+    fn __iter__(&self) -> Rows {
+        Rows { state: Arc::clone(&self.state), place: self.place, run: 0, row: 0, object: None }
+    }
+
+    /// Whether an object has these bytes; `None` asks for null cells.
+    fn __contains__(&self, py: Python<'_>, wanted: &Bound<'_, PyAny>) -> PyResult<bool> {
+        for run in 0..self.column().runs.len() {
+            if self.state.object(py, self.place, run)?.bind(py).eq(wanted)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// First row, row behind the last one, and object of each run.
+    fn runs(&self) -> Runs {
+        Runs { state: Arc::clone(&self.state), place: self.place, run: 0 }
+    }
+
+    /// The objects of some rows: any iterable of integers.
+    fn take<'py>(&self, py: Python<'py>, rows: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
+        let objects = PyList::empty(py);
+        for row in rows.try_iter()? {
+            objects.append(self.object(py, row?.extract()?)?)?;
+        }
+        Ok(objects)
+    }
+
+    /// All rows as one numpy array, a copy: row i is object i as `dtype`. The objects must have the
+    /// same size, and no cell may be null.
+    #[pyo3(signature = (dtype=None))]
+    fn numpy<'py>(
+        &self,
+        py: Python<'py>,
+        dtype: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let shared = self.state.shared()?;
+        let table = shared.table.get_anywhere();
+        let column = table.column(&self.column().name).map_err(error::of_client)?;
+        let mut objects = Vec::new();
+        let mut lengths: Vec<u8> = Vec::new();
+        for run in column.runs() {
+            let (rows, bytes) = run.map_err(error::of_client)?;
+            let null = || error::invalid(&format!("rows {rows:?} are null"));
+            objects.push(bytes.ok_or_else(null)?);
+            lengths.extend_from_slice(&(rows.len() as i64).to_ne_bytes());
+        }
+        let size = objects.first().map_or(0, |first| first.len());
+        if let Some(other) = objects.iter().find(|other| other.len() != size) {
+            let message =
+                format!("objects have {size} and {} bytes: no array has both", other.len());
+            return Err(error::invalid(&message));
+        }
+        let packed = PyBytes::new_with(py, size * objects.len(), |packed| {
+            let parts = packed.chunks_exact_mut(size.max(1));
+            parts.zip(&objects).for_each(|(part, object)| part.copy_from_slice(object));
+            Ok(())
+        })?;
+        let numpy = PyModule::import(py, "numpy")?;
+        let dtype = dtype.unwrap_or_else(|| {
+            "u1".into_pyobject(py).unwrap_or_else(|error| match error {}).into_any()
+        });
+        let packed = numpy.call_method1("frombuffer", (packed, dtype))?;
+        let packed = packed.call_method1("reshape", (objects.len(), -1))?;
+        let lengths = numpy.call_method1("frombuffer", (PyBytes::new(py, &lengths), "i8"))?;
+        numpy.call_method1("repeat", (packed, lengths, 0))
+    }
+
+    /// The 40 bytes of the MetaHeader of a row, if its cell names one.
+    fn _header<'py>(&self, py: Python<'py>, index: isize) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let row = self.row_of(index)?;
+        let shared = self.state.shared()?;
+        let column = shared.table.get_anywhere().column(&self.column().name);
+        let header = column.map_err(error::of_client)?.header(row);
+        Ok(header.map(|header| PyBytes::new(py, &header.to_bytes())))
+    }
+
+    /// The MetaHeader of a row (from the end, if negative), if its cell names one.
+    fn header<'py>(&self, py: Python<'py>, index: isize) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(bytes) = self._header(py, index)? else { return Ok(None) };
+        let module = PyModule::import(py, "iovcache._header")?;
+        Ok(Some(module.getattr("MetaHeader")?.call_method1("from_bytes", (bytes,))?))
+    }
+
+    fn __repr__(&self) -> String {
+        let column = self.column();
+        let (rows, runs) = (self.length(), column.runs.len());
+        format!("<iovcache.Column {:?}: {}, {rows} rows in {runs} runs>", column.name, column.path)
+    }
+}
+
+/// The objects of all rows.
+#[pyclass(module = "iovcache._native")]
+pub(crate) struct Rows {
+    state: Arc<State>,
+    place: usize,
+    run: usize,
+    row: usize,
+    /// That of the run, with the row behind its last one.
+    object: Option<(usize, Py<PyAny>)>,
+}
+
+#[pymethods]
+impl Rows {
+    fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        if let Some((end, object)) = &self.object
+            && self.row < *end
+        {
+            self.row += 1;
+            return Ok(Some(object.clone_ref(py)));
+        }
+        let Some((_, end)) = self.state.columns[self.place].runs.bounds(self.run) else {
+            self.object = None;
+            return Ok(None);
+        };
+        let object = self.state.object(py, self.place, self.run)?;
+        self.run += 1;
+        self.row += 1;
+        self.object = Some((end, object.clone_ref(py)));
+        Ok(Some(object))
+    }
+}
+
+/// The runs of a column.
+#[pyclass(module = "iovcache._native")]
+pub(crate) struct Runs {
+    state: Arc<State>,
+    place: usize,
+    run: usize,
+}
+
+#[pymethods]
+impl Runs {
+    fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<(usize, usize, Py<PyAny>)>> {
+        let bounds = self.state.columns[self.place].runs.bounds(self.run);
+        let Some((start, end)) = bounds else { return Ok(None) };
+        let object = self.state.object(py, self.place, self.run)?;
+        self.run += 1;
+        Ok(Some((start, end, object)))
+    }
+}

@@ -1,0 +1,36 @@
+//! The native part of the package `iovcache`: the client of the Rust crate, for Python.
+//!
+//! ```text
+//!  iovcache (Python)          _native
+//!   Client ───────────────▶ NativeClient ──▶ iovcache::client::Client, on one runtime per process
+//!   Table  ───────────────▶ NativeTable  ──▶ iovcache::client::Table: the lease
+//!   Column, Object ═══════▶ the same classes: each Object holds the table, so it is the pin
+//! ```
+//!
+//! Calls release the GIL, look for signals ten times per second, and end when one raises. In a forked
+//! child nothing of the parent's is used or destroyed.
+
+mod arrow;
+mod attachment;
+mod client;
+mod column;
+mod error;
+mod object;
+mod process;
+mod runs;
+mod table;
+
+use pyo3::prelude::*;
+
+/// What `iovcache` is made of; see the Python modules.
+#[pymodule(gil_used = false)]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<client::NativeClient>()?;
+    module.add_class::<table::NativeTable>()?;
+    module.add_class::<column::Column>()?;
+    module.add_class::<column::Rows>()?;
+    module.add_class::<column::Runs>()?;
+    module.add_class::<attachment::Attachment>()?;
+    module.add("Object", object::object_type(module.py())?)?;
+    module.add("__version__", env!("CARGO_PKG_VERSION"))
+}

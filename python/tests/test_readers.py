@@ -1,0 +1,70 @@
+"""Which library reads which encoding: the table in the documentation, tried."""
+
+import io
+import re
+
+import duckdb
+import polars
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from conftest import ROOT
+
+import iovcache
+
+DRIFT = "TPC/Calib/VDrift"
+TIMES = [1000, 1001, 3000]
+
+
+def by_parquet(table):
+    file = io.BytesIO()
+    parquet.write_table(pa.table(table), file)
+    return parquet.read_table(file)["v"].to_pylist()
+
+
+def by_duckdb(rows):
+    return [row[0] for row in duckdb.sql("select v from rows").fetchall()]
+
+
+READERS = {
+    "polars": lambda table: polars.from_arrow(table)["v"].to_list(),
+    "duckdb": by_duckdb,
+    "pandas": lambda table: table.to_pandas()["v"].tolist(),
+    "parquet": by_parquet,
+}
+
+
+def documented():
+    text = (ROOT / "docs/python.md").read_text()
+    lines = re.findall(r"^\| (\w+) \| (\w+) \| (.*) \|$", text, re.MULTILINE)
+    header, *rows = [(encoding, cell, rest.split(" | ")) for encoding, cell, rest in lines]
+    assert header[2] == list(READERS)
+    return {(encoding, cell): dict(zip(READERS, rest)) for encoding, cell, rest in rows}
+
+
+def cells(values, cell):
+    return [list(value) for value in values] if cell == "o2" else list(values)
+
+
+@pytest.mark.parametrize("cell", ["binary", "struct", "o2", "payload"])
+@pytest.mark.parametrize("encoding", ["dictionary", "run_end", "plain"])
+def test_the_documented_readers_read(service, encoding, cell):
+    columns = {"v": DRIFT}
+    with iovcache.connect(service.unix) as client:
+        with client.table(columns, timestamps=TIMES, encoding="plain", cell=cell) as plain:
+            expected = plain.arrow["v"].to_pylist()
+        with client.table(columns, timestamps=TIMES, encoding=encoding, cell=cell) as table:
+            found = {}
+            for name, read in READERS.items():
+                try:
+                    right = cells(read(table.arrow), cell) == expected
+                    found[name] = "yes" if right else "wrong"
+                except Exception:
+                    found[name] = "no"
+            assert found == documented()[encoding, cell]
+            # The table itself is for all of them.
+            assert cells(polars.DataFrame(table)["v"].to_list(), cell) == expected
+            assert cells(table.to_polars()["v"].to_list(), cell) == expected
+            assert cells(table.to_pandas()["v"].tolist(), cell) == expected
+            assert cells(by_duckdb(table), cell) == expected
+            assert cells(by_parquet(table), cell) == expected

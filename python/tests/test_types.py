@@ -1,0 +1,36 @@
+"""The types of the package: complete, clean, and wrong options are errors in an editor."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+pytest.importorskip("pyright")
+
+
+def pyright(*arguments):
+    command = [sys.executable, "-m", "pyright", "--outputjson", *arguments]
+    done = subprocess.run(command, capture_output=True, timeout=300, cwd=ROOT / "python")
+    return json.loads(done.stdout)
+
+
+def test_the_package_is_clean_and_wrong_options_are_found():
+    told = pyright("--pythonpath", sys.executable, "-p", str(ROOT / "python"))
+    found = [
+        (one["file"].rsplit("/", 1)[-1], one["range"]["start"]["line"], one.get("rule"))
+        for one in told["generalDiagnostics"]
+    ]
+    lines = (ROOT / "python/tests/typed.py").read_text().splitlines()
+    expected = [
+        ("typed.py", number, line.split("# expected: ")[1])
+        for number, line in enumerate(lines)
+        if "# expected: " in line
+    ]
+    assert found == expected, json.dumps(told["generalDiagnostics"], indent=1)
+
+
+def test_every_public_symbol_has_a_type():
+    told = pyright("--pythonpath", sys.executable, "--verifytypes", "iovcache", "--ignoreexternal")
+    assert told["typeCompleteness"]["completenessScore"] == 1

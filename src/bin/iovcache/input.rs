@@ -1,0 +1,40 @@
+//! Files that commands read: `-` is stdin, and what editors of Windows put before a text is none
+//! of it.
+
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use crate::common::Failure;
+
+/// All bytes of a file, or of stdin where it is called `-`.
+pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
+    if path.as_os_str() != "-" {
+        return fs::read(path).map_err(|error| Failure::io(path.display(), error));
+    }
+    let mut bytes = Vec::new();
+    let read = io::stdin().lock().read_to_end(&mut bytes);
+    read.map_err(|error| Failure::io("stdin", error))?;
+    Ok(bytes)
+}
+
+/// A text in UTF-8, without a byte order mark.
+pub(crate) fn text(path: &Path) -> Result<String, Failure> {
+    as_text(bytes(path)?, path)
+}
+
+/// The same of bytes that were read from `path`.
+pub(crate) fn as_text(bytes: Vec<u8>, path: &Path) -> Result<String, Failure> {
+    let path = path.display();
+    if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
+        return Err(Failure::usage(format!("{path} is UTF-16, expected UTF-8")));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Failure::usage(format!("{path} is no text in UTF-8: byte {at} cannot be read"))
+    })?;
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(text) => text.to_owned(),
+        None => text,
+    })
+}

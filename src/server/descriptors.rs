@@ -1,0 +1,113 @@
+//! File descriptors, shared out at the start: no use of them leaves none for the others.
+//!
+//! ```text
+//!  limit (RLIMIT_NOFILE)
+//!   ├ in use at the start: listeners, epoll, standard streams
+//!   ├ one per segment
+//!   ├ an eighth: files and connections of sources
+//!   └ the rest ─┬ an eighth: HTTP port (/healthz, /readyz, /metrics)
+//!               ├ an eighth: CCDB side, where there is one
+//!               ├ a quarter: attached consumers
+//!               └ Flight, the Unix socket and TCP each a half
+//! ```
+
+use std::io;
+
+use super::limits::Limits;
+use super::{ccdb, http};
+
+/// Fewest descriptors for files and connections of sources.
+const MIN_FILES: u64 = 12;
+/// Most of them.
+const MAX_FILES: u64 = 1_024;
+/// Fewest connections of each kind, however low the limit is.
+const MIN_CONNECTIONS: u64 = 4;
+
+/// How many descriptors there are, and how many of them are spoken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Descriptors {
+    /// The limit of the process.
+    pub limit: u64,
+    /// Open now.
+    pub in_use: u64,
+    /// Segments that will be made.
+    pub segments: u64,
+}
+
+/// How many connections of each kind the descriptors allow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DescriptorShares {
+    /// As configured, with no more connections than there are descriptors for.
+    pub limits: Limits,
+    /// Connections of the HTTP port.
+    pub http_connections: usize,
+    /// Connections of the CCDB side.
+    pub ccdb_connections: usize,
+}
+
+impl Descriptors {
+    /// Those of this process, when all of its listeners are open.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn of_this_process(segments: u64) -> io::Result<Self> {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let in_use = std::fs::read_dir("/proc/self/fd")?.count() as u64;
+        Ok(Self { limit: limit.unwrap_or(u64::MAX), in_use, segments })
+    }
+
+    /// Shares out what is left.
+    #[must_use]
+    pub fn share(self, limits: &Limits, has_ccdb: bool) -> DescriptorShares {
+        let files = (self.limit / 8).clamp(MIN_FILES, MAX_FILES);
+        let taken = self.in_use.saturating_add(self.segments).saturating_add(files);
+        let rest = self.limit.saturating_sub(taken);
+        let most = |share: u64, configured: usize| {
+            usize::try_from(share.max(MIN_CONNECTIONS)).unwrap_or(usize::MAX).min(configured)
+        };
+        let http_connections = most(rest / 8, http::MAX_CONNECTIONS);
+        let ccdb_connections = most(rest / 8, ccdb::MAX_CONNECTIONS);
+        let ccdb_share = if has_ccdb { ccdb_connections as u64 } else { 0 };
+        let attached = most(rest / 4, limits.attached);
+        let others = http_connections as u64 + ccdb_share + attached as u64;
+        let connections = most(rest.saturating_sub(others) / 2, limits.connections);
+        DescriptorShares {
+            limits: Limits {
+                connections,
+                connections_per_peer: limits.connections_per_peer.min(connections),
+                attached,
+                attached_per_peer: limits.attached_per_peer.min(attached),
+                ..limits.clone()
+            },
+            http_connections,
+            ccdb_connections,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_follow_the_limit_of_descriptors_and_leave_some_for_everything_else() {
+        let limits = Limits::default();
+        let share = |limit| Descriptors { limit, in_use: 30, segments: 8 }.share(&limits, true);
+        for limit in [64, 80, 256, 1_024, 4_096, 20_000] {
+            let shares = share(limit);
+            let flight = 2 * shares.limits.connections as u64;
+            let all = flight + (shares.http_connections + shares.ccdb_connections) as u64;
+            assert!(shares.limits.connections >= 4 && shares.http_connections >= 4, "{limit}");
+            let attached = shares.limits.attached as u64;
+            // Files of sources have an eighth, if that is not more than they need.
+            let files = (limit / 8).min(MAX_FILES);
+            assert!(limit < 100 || 38 + all + attached + files <= limit, "{limit}: {all}");
+            assert!(shares.limits.attached_per_peer as u64 <= attached);
+        }
+        assert_eq!(share(1 << 20).limits, limits);
+        assert_eq!(share(u64::MAX).http_connections, http::MAX_CONNECTIONS);
+        let few = Limits { connections: 3, connections_per_peer: 9, ..Limits::default() };
+        let shares = Descriptors { limit: 1 << 20, in_use: 30, segments: 8 }.share(&few, false);
+        assert_eq!((shares.limits.connections, shares.limits.connections_per_peer), (3, 3));
+    }
+}

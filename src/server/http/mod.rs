@@ -1,0 +1,271 @@
+//! What operators look at: the status page, `/metrics` (Prometheus), `/healthz` (it lives), `/readyz`
+//! (it serves).
+//!
+//! Plain HTTP/1.1, read only, on a port of its own so that it can be opened to others than the
+//! consumers. A new connection is always accepted: [`visitors`] ends another one for it.
+
+mod exposition;
+mod progress;
+mod visitors;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue,
+    REFERRER_POLICY, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use self::exposition::Format;
+use self::progress::ProgressBody;
+use self::visitors::{Visitor, Visitors};
+use super::log::LogWriter;
+use super::metrics;
+use super::page::{self, Live};
+use super::process;
+use crate::cache::Cache;
+use crate::escape::escape;
+use crate::source::SourceState;
+
+/// How many connections are served at a time, where the descriptors allow it.
+pub(super) const MAX_CONNECTIONS: usize = 128;
+/// How long a client may take to send its request's head, or leave a connection idle.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// Longest head of a request.
+const HEAD_BYTES: usize = 16 << 10;
+/// How long a connection may last, whatever is done on it.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(900);
+/// How long accepting pauses when the system has no more descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Whether the service takes requests, and if not, why.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Readiness(Arc<AtomicU8>);
+
+impl Readiness {
+    /// It has yet to start, as at first.
+    const STARTING: u8 = 0;
+    /// It takes requests.
+    pub(super) const READY: u8 = 1;
+    /// It ends once requests under way are answered.
+    pub(super) const STOPPING: u8 = 2;
+
+    pub(super) fn set(&self, state: u8) {
+        self.0.store(state, Ordering::Release);
+    }
+
+    fn get(&self) -> u8 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// What the port is served with.
+#[derive(Debug)]
+pub(super) struct HttpOptions {
+    pub(super) cache: Cache,
+    pub(super) readiness: Readiness,
+    /// The writer of the log, whose losses are a metric.
+    pub(super) log: Option<LogWriter>,
+    /// Connections at a time.
+    pub(super) connections: usize,
+}
+
+/// Answers until `stop`.
+pub(super) async fn serve(listener: TcpListener, options: HttpOptions, stop: CancellationToken) {
+    let HttpOptions { cache, readiness, log, connections } = options;
+    let live = Live::new(cache.clone());
+    let registries = [metrics::registry(cache.clone(), log), process::registry()];
+    let site = Arc::new(Site { cache, registries, readiness, live });
+    let visitors = Visitors::new(connections);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let visitor = visitors.enter();
+                tokio::spawn(attend(stream, Arc::clone(&site), visitor, stop.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accepting on the HTTP port failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection.
+async fn attend(
+    stream: TcpStream,
+    site: Arc<Site>,
+    visitor: Arc<Visitor>,
+    stop: CancellationToken,
+) {
+    let answer = service_fn({
+        let visitor = Arc::clone(&visitor);
+        move |request| {
+            visitor.progressed();
+            let (site, visitor) = (Arc::clone(&site), Arc::clone(&visitor));
+            async move {
+                let answer = site.answer(&request).map(|body| ProgressBody::new(body, visitor));
+                Ok::<_, Infallible>(answer)
+            }
+        }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), answer);
+    tokio::select! {
+        // A client that breaks off is its own affair.
+        _ = tokio::time::timeout(CONNECTION_LIMIT, connection) => {}
+        () = visitor.ended() => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+struct Site {
+    cache: Cache,
+    registries: [Registry; 2],
+    readiness: Readiness,
+    live: Arc<Live>,
+}
+
+impl Site {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+            response.headers_mut().insert(ALLOW, const { HeaderValue::from_static("GET, HEAD") });
+            return response;
+        }
+        match request.uri().path() {
+            "/" => document(),
+            "/events" => self.events(),
+            "/healthz" => plain(StatusCode::OK, "ok\n"),
+            "/readyz" => self.readyz(),
+            "/metrics" => self.metrics(request),
+            _ => {
+                let text = "there are /, /events, /metrics, /healthz and /readyz\n";
+                plain(StatusCode::NOT_FOUND, text)
+            }
+        }
+    }
+
+    /// 200 where the service takes requests, with what is not as it should be; else 503 with the
+    /// reason.
+    fn readyz(&self) -> Response<Body> {
+        let reason = match self.readiness.get() {
+            Readiness::READY => {
+                let notes: String = self.notes().iter().map(|note| format!("{note}\n")).collect();
+                return plain(StatusCode::OK, &format!("ready\n{notes}"));
+            }
+            Readiness::STARTING => "the service is starting",
+            _ => "the service is stopping: requests under way are answered, new ones are refused",
+        };
+        plain(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {reason}\n"))
+    }
+
+    /// What hinders some requests, though the service takes them.
+    fn notes(&self) -> Vec<String> {
+        let health = self.cache.sources();
+        let down = health.iter().filter(|source| source.state == SourceState::Down);
+        let mut notes: Vec<String> = down
+            .map(|source| {
+                let url = escape(&source.url);
+                format!("note: source {url} does not answer; what is in memory is served")
+            })
+            .collect();
+        let memory = self.cache.status().memory;
+        if memory.total_bytes > 0 && memory.pinned_bytes > memory.total_bytes / 20 * 19 {
+            let (pinned, total) = (memory.pinned_bytes, memory.total_bytes);
+            notes.push(format!(
+                "note: {pinned} of {total} bytes of memory are pinned; loads may have to wait"
+            ));
+        }
+        notes
+    }
+
+    fn metrics(&self, request: &Request<Incoming>) -> Response<Body> {
+        // A header may stand there several times.
+        let accept: Vec<&str> =
+            request.headers().get_all(ACCEPT).iter().filter_map(|one| one.to_str().ok()).collect();
+        let accept = (!accept.is_empty()).then(|| accept.join(","));
+        let format = Format::accepted(accept.as_deref());
+        let mut body = String::new();
+        let encoded = self
+            .registries
+            .iter()
+            .try_for_each(|registry| text::encode_registry(&mut body, registry))
+            .and_then(|()| text::encode_eof(&mut body));
+        match encoded {
+            Ok(()) => {
+                let body = format.of_open_metrics(body);
+                let mut response = whole(StatusCode::OK, format.media_type(), body);
+                let vary = const { HeaderValue::from_static("accept") };
+                response.headers_mut().insert(VARY, vary);
+                response
+            }
+            Err(fmt::Error) => {
+                let text = "the metrics could not be written\n";
+                plain(StatusCode::INTERNAL_SERVER_ERROR, text)
+            }
+        }
+    }
+
+    fn events(&self) -> Response<Body> {
+        let Some(stream) = Arc::clone(&self.live).listen() else {
+            let text = "too many listen already\n";
+            let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, text);
+            response.headers_mut().insert(RETRY_AFTER, const { HeaderValue::from_static("10") });
+            return response;
+        };
+        let body = StreamBody::new(stream).boxed_unsync();
+        response(StatusCode::OK, "text/event-stream", body)
+    }
+}
+
+fn document() -> Response<Body> {
+    let (page, policy) = page::document();
+    let mut response = whole(StatusCode::OK, "text/html; charset=utf-8", page);
+    if let Ok(policy) = HeaderValue::try_from(policy) {
+        response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    }
+    let referrer = const { HeaderValue::from_static("no-referrer") };
+    response.headers_mut().insert(REFERRER_POLICY, referrer);
+    response
+}
+
+fn plain(status: StatusCode, text: &str) -> Response<Body> {
+    whole(status, "text/plain; charset=utf-8", text.to_owned())
+}
+
+fn whole(status: StatusCode, kind: &'static str, body: String) -> Response<Body> {
+    response(status, kind, Full::from(body).boxed_unsync())
+}
+
+fn response(status: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, const { HeaderValue::from_static("no-store") });
+    headers.insert(X_CONTENT_TYPE_OPTIONS, const { HeaderValue::from_static("nosniff") });
+    response
+}

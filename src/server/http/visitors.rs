@@ -1,0 +1,128 @@
+//! The connections of the HTTP port: a new one always has room.
+//!
+//! A connection *progresses* when it is made, when it has sent a request, and with each part of an
+//! answer that it took. Where there are too many, the one that progressed the longest ago is ended:
+//! clients that send a byte now and then, or do not read, make room for those that ask.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+/// All connections of the port.
+#[derive(Debug, Clone)]
+pub(super) struct Visitors(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    limit: usize,
+    began: Instant,
+    present: Mutex<Present>,
+}
+
+#[derive(Debug, Default)]
+struct Present {
+    next: u64,
+    connections: HashMap<u64, Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    progressed_micros: Arc<AtomicU64>,
+    end: CancellationToken,
+}
+
+impl Visitors {
+    pub(super) fn new(limit: usize) -> Self {
+        let shared =
+            Shared { limit: limit.max(1), began: Instant::now(), present: Mutex::default() };
+        Self(Arc::new(shared))
+    }
+
+    fn present(&self) -> MutexGuard<'_, Present> {
+        self.0.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn micros(&self) -> u64 {
+        u64::try_from(self.0.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes a new connection in.
+    pub(super) fn enter(&self) -> Arc<Visitor> {
+        let progressed_micros = Arc::new(AtomicU64::new(self.micros()));
+        let end = CancellationToken::new();
+        let mut present = self.present();
+        while present.connections.len() >= self.0.limit {
+            let last =
+                |connection: &Connection| connection.progressed_micros.load(Ordering::Relaxed);
+            let slowest = present.connections.iter().min_by_key(|(_, other)| last(other));
+            let Some(id) = slowest.map(|(id, _)| *id) else { break };
+            if let Some(ended) = present.connections.remove(&id) {
+                ended.end.cancel();
+            }
+        }
+        let id = present.next;
+        present.next += 1;
+        let connection =
+            Connection { progressed_micros: Arc::clone(&progressed_micros), end: end.clone() };
+        present.connections.insert(id, connection);
+        drop(present);
+        Arc::new(Visitor { id, visitors: self.clone(), progressed_micros, end })
+    }
+}
+
+/// One connection; dropped, its place is free.
+#[derive(Debug)]
+pub(super) struct Visitor {
+    id: u64,
+    visitors: Visitors,
+    progressed_micros: Arc<AtomicU64>,
+    end: CancellationToken,
+}
+
+impl Visitor {
+    pub(super) fn progressed(&self) {
+        self.progressed_micros.store(self.visitors.micros(), Ordering::Relaxed);
+    }
+
+    /// Comes when the connection has to make room for another one.
+    pub(super) async fn ended(&self) {
+        self.end.cancelled().await;
+    }
+}
+
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        self.visitors.present().connections.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_connection_that_progressed_the_longest_ago_makes_room() {
+        let visitors = Visitors::new(3);
+        let step = || std::thread::sleep(Duration::from_millis(2));
+        let enter = || {
+            step();
+            visitors.enter()
+        };
+        let [first, second, third] = [enter(), enter(), enter()];
+        step();
+        first.progressed();
+        let fourth = enter();
+        assert!(second.end.is_cancelled());
+        assert!([&first, &third, &fourth].iter().all(|visitor| !visitor.end.is_cancelled()));
+        drop(third);
+        let _fifth = enter();
+        assert!(!first.end.is_cancelled() && !fourth.end.is_cancelled());
+        drop(second);
+        assert_eq!(visitors.present().connections.len(), 3);
+    }
+}

@@ -1,0 +1,302 @@
+//! Streams of Arrow messages on their way out: handed to HTTP/2 as they are, without gRPC's copy.
+//!
+//! ```text
+//!  Answer ─▶ the window opens ─▶ room in the client's account ─▶ one message ─▶ frames ─▶ HTTP/2
+//!                                  └ charged until HTTP/2 has sent it
+//! ```
+//!
+//! tonic copies each message into a buffer of its own before it sends the first byte. Here a frame is a
+//! slice of the message, and a large object in it is a slice of shared memory. So an answer that is
+//! not read holds its pins and at most one message, which is charged.
+//!
+//! A handler returns an empty stream, with the real one beside it ([`Outgoing::into_response`]); the
+//! guard puts that in its place ([`Outgoing::unpack`]).
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::stream;
+use hyper::HeaderMap;
+use hyper::body::{Body, Frame};
+use tonic::{Code, Response, Status};
+
+use super::flight::Answers;
+use super::status::status;
+use crate::budget::{Charge, ClientBudget};
+use crate::table::{EncodeError, Message};
+
+/// One message of a stream of FlightData.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) app_metadata: Bytes,
+    pub(super) message: Message,
+}
+
+/// What a message is expected to take: batches are split below it.
+const MESSAGE_BYTES: u64 = 2 << 20;
+/// Pause between two attempts to get room for a message in the client's account.
+const ROOM_PAUSE: Duration = Duration::from_millis(5);
+/// An answer ends with an error if there is no room for its next message for this long.
+const ROOM_WAIT: Duration = Duration::from_secs(60);
+/// Other tasks get their turn after this time of making messages.
+const TURN: Duration = Duration::from_millis(1);
+/// HTTP/2 is given slices of this size.
+const FRAME_BYTES: usize = 64 << 10;
+
+/// Memory for one message, before it is made.
+pub(super) struct Room(Charge);
+
+impl Room {
+    /// Waits until the client's account has room for a message: until it reads what it has been
+    /// sent.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED if there is none for [`ROOM_WAIT`].
+    pub(super) async fn for_message(budget: &ClientBudget) -> Result<Self, Status> {
+        let wanted = MESSAGE_BYTES.min(budget.limit_bytes() / 4);
+        let began = Instant::now();
+        loop {
+            match budget.charge(wanted, "an answer that is not read") {
+                Ok(charge) => return Ok(Self(charge)),
+                Err(error) if began.elapsed() >= ROOM_WAIT => return Err(status(&error)),
+                Err(_) => tokio::time::sleep(ROOM_PAUSE).await,
+            }
+        }
+    }
+
+    /// Charges `messages` as they are, each for as long as its bytes live.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED if they are larger than expected, and the account has no room for it.
+    pub(super) fn settle(self, messages: &mut [Message]) -> Result<(), Status> {
+        let Self(mut charge) = self;
+        let own = |message: &Message| message.header.len() + message.body.len();
+        let bytes = messages.iter().map(own).sum::<usize>() as u64;
+        charge.grow(bytes.saturating_sub(charge.bytes())).map_err(|error| status(&error))?;
+        charge.shrink_to(bytes);
+        let charge = Arc::new(charge);
+        for message in messages {
+            for part in [&mut message.header, &mut message.body] {
+                if !part.is_empty() {
+                    let bytes = std::mem::take(part);
+                    *part = Bytes::from_owner(Charged { bytes, _charge: Arc::clone(&charge) });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that are charged as long as they live.
+struct Charged {
+    bytes: Bytes,
+    _charge: Arc<Charge>,
+}
+
+impl AsRef<[u8]> for Charged {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// The messages of a table, each made when it is asked for and the client's account has room.
+pub(super) fn of_table(
+    messages: impl Iterator<Item = Result<Message, EncodeError>> + Send + 'static,
+    budget: ClientBudget,
+) -> Answers<Outgoing> {
+    Box::pin(stream::unfold((messages, budget), async |(mut messages, budget)| {
+        let room = match Room::for_message(&budget).await {
+            Ok(room) => room,
+            Err(error) => return Some((Err(error), (messages, budget))),
+        };
+        let made = match messages.next()? {
+            Ok(mut message) => room.settle(std::slice::from_mut(&mut message)).map(|()| message),
+            Err(error) => Err(status(&error)),
+        };
+        let made = made.map(|message| Outgoing { app_metadata: Bytes::new(), message });
+        Some((made, (messages, budget)))
+    }))
+}
+
+impl Outgoing {
+    /// A response whose body are these messages.
+    pub(super) fn into_response<T: Send + 'static>(
+        messages: Answers<Self>,
+    ) -> Response<Answers<T>> {
+        let mut response = Response::new(Box::pin(stream::empty()) as Answers<T>);
+        let frames = Frames { messages, ready: VecDeque::new(), busy: Duration::ZERO, over: false };
+        response.extensions_mut().insert(Packed(Arc::new(Mutex::new(Some(frames)))));
+        response
+    }
+
+    /// Puts the messages beside a response in the place of its body.
+    pub(super) fn unpack(
+        response: hyper::Response<tonic::body::Body>,
+    ) -> hyper::Response<tonic::body::Body> {
+        let (mut parts, body) = response.into_parts();
+        let packed = parts.extensions.remove::<Packed>();
+        let frames = packed.and_then(|Packed(frames)| {
+            frames.lock().unwrap_or_else(PoisonError::into_inner).take()
+        });
+        let body = frames.map_or(body, tonic::body::Body::new);
+        hyper::Response::from_parts(parts, body)
+    }
+
+    /// The parts of the message on the wire: gRPC's head and the fields of FlightData.
+    fn into_parts(self) -> VecDeque<Bytes> {
+        const HEADER: u64 = 2;
+        const APP_METADATA: u64 = 3;
+        const BODY: u64 = 1_000;
+        let Self { app_metadata, message: Message { header, body, rest } } = self;
+        let body_bytes = body.len() + rest.iter().map(Bytes::len).sum::<usize>();
+        let mut begin = BytesMut::new();
+        for (field, bytes) in [(HEADER, &header), (APP_METADATA, &app_metadata)] {
+            if !bytes.is_empty() {
+                put_field(&mut begin, field, bytes.len());
+                begin.extend_from_slice(bytes);
+            }
+        }
+        if body_bytes > 0 {
+            put_field(&mut begin, BODY, body_bytes);
+        }
+        let mut head = BytesMut::with_capacity(5);
+        head.put_u8(0);
+        head.put_u32(u32::try_from(begin.len() + body_bytes).unwrap_or(u32::MAX));
+        head.unsplit(begin);
+        let parts = [head.freeze(), body].into_iter().chain(rest);
+        parts.filter(|part| !part.is_empty()).collect()
+    }
+}
+
+/// The tag and the length of a field of bytes.
+fn put_field(out: &mut BytesMut, field: u64, length: usize) {
+    const LENGTH_DELIMITED: u64 = 2;
+    prost::encoding::encode_varint(field << 3 | LENGTH_DELIMITED, out);
+    prost::encoding::encode_varint(length as u64, out);
+}
+
+/// The messages beside a response, until they are its body.
+#[derive(Clone)]
+struct Packed(Arc<Mutex<Option<Frames>>>);
+
+/// The body of a response: made message by message, when HTTP/2 asks for more.
+struct Frames {
+    messages: Answers<Outgoing>,
+    ready: VecDeque<Bytes>,
+    /// Time spent on messages since others had their turn.
+    busy: Duration,
+    over: bool,
+}
+
+impl fmt::Debug for Frames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frames").field("over", &self.over).finish_non_exhaustive()
+    }
+}
+
+impl Frames {
+    fn next_slice(&mut self) -> Option<Bytes> {
+        let first = self.ready.front_mut()?;
+        if first.len() > FRAME_BYTES {
+            return Some(first.split_to(FRAME_BYTES));
+        }
+        self.ready.pop_front()
+    }
+}
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        loop {
+            if let Some(slice) = self.next_slice() {
+                return Poll::Ready(Some(Ok(Frame::data(slice))));
+            }
+            if self.over {
+                return Poll::Ready(None);
+            }
+            if self.busy >= TURN {
+                self.busy = Duration::ZERO;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let began = Instant::now();
+            let next = self.messages.as_mut().poll_next(context);
+            self.busy += began.elapsed();
+            let end = match ready!(next) {
+                Some(Ok(message)) => {
+                    self.ready = message.into_parts();
+                    continue;
+                }
+                Some(Err(error)) => error,
+                None => Status::new(Code::Ok, ""),
+            };
+            self.over = true;
+            let mut trailers = HeaderMap::new();
+            return Poll::Ready(Some(
+                end.add_header(&mut trailers).map(|()| Frame::trailers(trailers)),
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_flight::FlightData;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::budget::Budget;
+
+    #[test]
+    fn the_parts_of_a_message_are_what_prost_encodes() {
+        let part = |byte: u8, length: usize| Bytes::from(vec![byte; length]);
+        for (header, app_metadata, body, rest) in [
+            (0, 0, 0, vec![]),
+            (3, 0, 0, vec![]),
+            (200, 7, 70_000, vec![]),
+            (9, 0, 64, vec![70_000, 1, 130]),
+        ] {
+            let body = part(3, body);
+            let rest: Vec<Bytes> = rest.into_iter().map(|length| part(4, length)).collect();
+            let data_body = [&[body.clone()][..], &rest].concat().concat();
+            let data = FlightData {
+                flight_descriptor: None,
+                data_header: part(1, header),
+                app_metadata: part(2, app_metadata),
+                data_body: data_body.into(),
+            };
+            let (header, app_metadata) = (data.data_header.clone(), data.app_metadata.clone());
+            let outgoing = Outgoing { app_metadata, message: Message { header, body, rest } };
+            let sent = outgoing.into_parts().into_iter().collect::<Vec<_>>().concat();
+            let encoded = data.encode_to_vec();
+            assert_eq!(sent[..5], [&[0][..], &(encoded.len() as u32).to_be_bytes()].concat());
+            assert_eq!(sent[5..], encoded);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_is_charged_until_its_last_slice_is_gone() {
+        let budget = Budget::new(64 << 20);
+        let client = budget.client("one");
+        let message = || Message::new(Bytes::from(vec![1; 100]), Bytes::from(vec![2; 1000]));
+        let mut messages = of_table([Ok(message()), Ok(message())].into_iter(), client);
+        let next = std::future::poll_fn(|context| messages.as_mut().poll_next(context));
+        let Outgoing { message, .. } = next.await.unwrap().unwrap();
+        assert_eq!(budget.used_bytes(), 1_100);
+        let slice = message.body.slice(3..4);
+        drop(message);
+        assert_eq!(budget.used_bytes(), 1_100);
+        drop((slice, messages));
+        assert_eq!(budget.used_bytes(), 0);
+    }
+}

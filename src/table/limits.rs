@@ -1,0 +1,97 @@
+//! What one request may have: numbers of parts, and lengths of names.
+//!
+//! The most that is possible is checked while a request is parsed, so that nothing larger is built. A
+//! service can be set to allow less, which is checked once it is parsed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+
+/// What one request may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Columns.
+    pub columns: usize,
+    /// Consumers of a timeframe.
+    pub consumers: usize,
+    /// Entries of a lock.
+    pub lock_entries: usize,
+    /// The name of a column, a table, a consumer or a session.
+    pub name_bytes: usize,
+    /// The metadata of a column, all keys and values together.
+    pub metadata_bytes: usize,
+}
+
+impl RequestLimits {
+    /// The most that is possible, and the default.
+    pub const MOST: Self = Self {
+        columns: 10_000,
+        consumers: 1_000,
+        lock_entries: 100_000,
+        name_bytes: 256,
+        metadata_bytes: 64 << 10,
+    };
+}
+
+pub(super) fn too_many(got: usize, most: usize, what: &str) -> String {
+    format!("it has {got} {what}, at most {most} are possible")
+}
+
+/// All keys and values together.
+pub(super) fn metadata_bytes(metadata: &BTreeMap<String, String>) -> usize {
+    metadata.iter().map(|(key, value)| key.len() + value.len()).sum()
+}
+
+/// # Errors
+/// An error of `E` if a name is empty or longer than is possible.
+pub(super) fn check_name<E: Error>(what: &str, name: &str) -> Result<(), E> {
+    let most = RequestLimits::MOST.name_bytes;
+    match name.len() {
+        0 => Err(E::custom(format_args!("{what} needs a name"))),
+        got if got > most => {
+            let begin: String = name.chars().take(40).collect();
+            let reason = too_many(got, most, "bytes in its name");
+            Err(E::custom(format_args!("{what} {begin:?}…: {reason}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// # Errors
+/// An error of `E` if a column has more metadata than is possible.
+pub(super) fn check_metadata<E: Error>(metadata: &BTreeMap<String, String>) -> Result<(), E> {
+    let (got, most) = (metadata_bytes(metadata), RequestLimits::MOST.metadata_bytes);
+    if got <= most { Ok(()) } else { Err(E::custom(too_many(got, most, "bytes of metadata"))) }
+}
+
+/// A list of at most `MOST` items: the first one beyond ends the parsing.
+#[derive(Debug)]
+pub(super) struct AtMost<T, const MOST: usize>(pub(super) Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List<T, const MOST: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for List<T, MOST> {
+            type Value = AtMost<T, MOST>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a list of at most {MOST} items")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = list.next_element()? {
+                    if items.len() == MOST {
+                        return Err(A::Error::custom(format_args!(
+                            "a list has more than {MOST} items, which are possible"
+                        )));
+                    }
+                    items.push(item);
+                }
+                Ok(AtMost(items))
+            }
+        }
+        deserializer.deserialize_seq(List(PhantomData))
+    }
+}

@@ -1,0 +1,253 @@
+//! What a person meets on the command line: times, hints, files of every kind, refusals that name
+//! what is wrong.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use common::{Service, Version, http_get, iovcache, put, run, run_well, until};
+use serde_json::Value;
+
+const DRIFT: &str = "TPC/Calib/VDrift";
+/// 2024-11-06T12:00:00Z.
+const NOON: i64 = 1_730_894_400_000;
+const HOUR: i64 = 3_600_000;
+
+/// One version that holds for an hour from [`NOON`].
+fn service(repository: &Path) -> Service {
+    let version =
+        Version { path: DRIFT, from: NOON, until: NOON + HOUR, created: 1, bytes: b"drift" };
+    put(repository, &version);
+    Service::over(repository, &[])
+}
+
+/// Runs a command with `input` as its stdin.
+fn run_with(input: &[u8], arguments: &[&str]) -> Output {
+    let mut child = iovcache()
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn times_are_taken_in_iso_8601_and_shown_so_unless_milliseconds_are_asked_for() {
+    let repository = tempfile::tempdir().unwrap();
+    let service = service(repository.path());
+    let server = service.unix();
+    for at in ["1730894400000", "2024-11-06T12:00:00Z", "2024-11-06T13:30+01:00"] {
+        for name in ["cat", "get"] {
+            assert_eq!(run_well(&[name, "--server", &server, DRIFT, "--at", at]), "drift");
+        }
+    }
+    let column = format!("drift={DRIFT}");
+    let table = |more: &[&str]| {
+        run_well(&[&["table", "--server", &server, "--column", &column], more].concat())
+    };
+    let range = "2024-11-06T12:00Z:2024-11-06T13:00Z:30m";
+    let shown = table(&["--range", range]);
+    assert!(shown.contains("2024-11-06T12:30:00Z"), "{shown}");
+    assert!(table(&["--range", range, "--ms"]).contains("1730896200000"));
+    let json: Value = serde_json::from_str(&table(&["--range", range, "--json"])).unwrap();
+    assert_eq!(json[1]["timestamp"], NOON + HOUR / 2);
+    let line = run_well(&["timeline", "--server", &server, DRIFT]);
+    assert!(line.starts_with("2024-11-06T12:00:00Z ─ 2024-11-06T13:00:00Z "), "{line}");
+    let line = run_well(&["timeline", "--server", &server, DRIFT, "--ms"]);
+    assert!(line.starts_with("1730894400000 ─ "), "{line}");
+    let naive = run(&["cat", "--server", &server, DRIFT, "--at", "2024-11-06T12:00:00"]);
+    assert_eq!(naive.status.code(), Some(2));
+    assert!(said(&naive).contains("has no time zone"), "{}", said(&naive));
+    // Lists that begin with a minus are lists.
+    let at = ["--at", "-5,1730894400000", "--missing-as-null", "--output", "csv"];
+    assert_eq!(table(&at).lines().count(), 3);
+}
+
+#[test]
+fn what_is_not_found_is_told_with_what_is_near() {
+    let repository = tempfile::tempdir().unwrap();
+    let service = service(repository.path());
+    let told = |path: &str, at: &str| {
+        let output = run(&["cat", "--server", &service.unix(), path, "--at", at]);
+        assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+        said(&output)
+    };
+    let text = told("TPC/Calib/VDrfit", "2024-11-06T12:00:00Z");
+    assert!(text.contains("did you mean TPC/Calib/VDrift?"), "{text}");
+    let text = told(DRIFT, "2024-11-07");
+    assert!(text.contains("its last interval is [2024-11-06T12:00:00Z, 2024-11-06T13:00:00Z)"));
+    let text = told(DRIFT, "1730894400");
+    assert!(text.contains("if seconds were meant, give 1730894400000"), "{text}");
+    let unknown = run(&["timeline", "--server", &service.unix(), "tpc/calib/vdrift"]);
+    assert!(said(&unknown).contains("did you mean TPC/Calib/VDrift?"), "{}", said(&unknown));
+    // Where nobody answers, the address is named.
+    let nobody = run(&["status", "--server", &format!("grpc://{}", service.http())]);
+    assert_eq!(nobody.status.code(), Some(4));
+    assert!(said(&nobody).contains(&service.http()), "{}", said(&nobody));
+}
+
+#[test]
+fn texts_may_have_a_byte_order_mark_and_come_from_stdin() {
+    let repository = tempfile::tempdir().unwrap();
+    let service = service(repository.path());
+    let (server, column) = (service.unix(), format!("drift={DRIFT}"));
+    let table = ["table", "--server", &server, "--column", &column];
+    let from_stdin = [&table[..], &["--timestamps", "-", "--output", "csv"]].concat();
+    for times in
+        ["\u{feff}1730894400000\r\n2024-11-06T12:30:00Z\r\n", "1730894400000\n1730894400001"]
+    {
+        let output = run_with(times.as_bytes(), &from_stdin);
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 3);
+    }
+    let utf16: Vec<u8> = "\u{feff}1\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let output = run_with(&utf16, &from_stdin);
+    assert!(output.status.code() == Some(2) && said(&output).contains("UTF-16"));
+    let lock =
+        run_well(&[&table[..], &["--at", "1730894400000", "--view", "objects", "--json"]].concat());
+    let lock = format!("\u{feff}{lock}");
+    let locked = [&table[..], &["--at", "1730894400000", "--lock", "-"]].concat();
+    assert!(run_with(lock.as_bytes(), &locked).status.success());
+    let folder = repository.path().to_str().unwrap();
+    let put = ["put", "--repository", folder, "A/B", "-", "--from", "now-1h", "--json"];
+    let put = run_with(b"of stdin", &put);
+    let put: Value = serde_json::from_slice(&put.stdout).unwrap();
+    assert_eq!(put["size"], 8);
+}
+
+#[test]
+fn a_reader_that_has_enough_ends_a_command_quietly_and_a_full_disk_is_a_failure() {
+    let repository = tempfile::tempdir().unwrap();
+    let service = service(repository.path());
+    let server = service.unix();
+    let mut watch = iovcache()
+        .args(["status", "--watch", "--json", "--server", &server])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = watch.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 10]).unwrap();
+    drop(stdout);
+    let status = until("the end of status --watch", || watch.try_wait().unwrap());
+    assert!(status.success());
+    let mut told = String::new();
+    watch.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+    assert_eq!(told, "");
+    for command in
+        [&["config", "new"][..], &["cat", DRIFT, "--at", "1730894400000", "--server", &server]]
+    {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = iovcache().args(command).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert!(said(&output).contains("cannot write to stdout"), "{}", said(&output));
+    }
+}
+
+#[test]
+fn an_empty_variable_counts_as_not_set_and_a_wrong_one_is_named() {
+    let show = |value: &str| {
+        iovcache().args(["config", "show"]).env("IOVCACHE_MEMORY", value).output().unwrap()
+    };
+    let empty = show("");
+    assert!(empty.status.success(), "{}", said(&empty));
+    assert!(String::from_utf8_lossy(&empty.stdout).contains("memory = \"4GiB\"  # default"));
+    let wrong = show("much");
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(said(&wrong).contains("IOVCACHE_MEMORY"), "{}", said(&wrong));
+}
+
+#[test]
+fn all_faults_of_a_configuration_are_told_at_once_with_those_of_files_and_ports() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let file = folder.path().join("iovcache.toml");
+    fs::write(
+        &file,
+        format!(
+            "memroy = 1\nmemory = \"1GiB\"\nsegment = \"2GiB\"\nlisten = \"{address}\"\n\
+             tokens = \"/no/such/keys\"\n[ccdb]\nretries = \"x\"\n[[source]]\nurl = \"file:///no/such\"\n"
+        ),
+    )
+    .unwrap();
+    let output = run(&["config", "check", file.to_str().unwrap()]);
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    for fault in [
+        ":1: memroy: unknown field",
+        ":3: segment: a segment of 2GiB is larger than memory",
+        ":4: listen: cannot listen on",
+        ":5: tokens: /no/such/keys",
+        ":7: ccdb.retries: invalid type",
+        ":9: source[0].url: /no/such",
+    ] {
+        assert!(text.contains(fault), "{fault:?} in {text}");
+    }
+    let json = run(&["config", "check", "--json", file.to_str().unwrap()]);
+    let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["faults"].as_array().unwrap().len(), 6, "{json}");
+    fs::write(&file, "memory = \"1GiB\"\nlisten = \"127.0.0.1:0\"\n").unwrap();
+    let right = run(&["config", "check", file.to_str().unwrap()]);
+    assert!(right.status.success() && said(&right).contains("note: no [[source]]"));
+}
+
+#[test]
+fn a_hangup_reads_the_filter_of_the_log_again_and_names_what_takes_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("iovcache.toml");
+    fs::write(&file, "log = \"warn\"\n").unwrap();
+    let arguments = ["--source", "memory:", "--config", file.to_str().unwrap()];
+    let service = Service::start(&arguments);
+    fs::write(&file, "log = \"info\"\nmax_timeframes = 7\n").unwrap();
+    service.signal("HUP");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let log = service.stop().1;
+    assert!(log.lines().next().unwrap().contains("serves memory:"), "{log}");
+    assert!(log.contains("keys=\"max_timeframes\""), "{log}");
+    // Of level info, as the new filter lets it through.
+    assert!(log.contains("stopping"), "{log}");
+}
+
+#[test]
+fn metrics_come_in_the_format_that_is_asked_for_and_readiness_with_what_is_wrong() {
+    let service = Service::start(&["--source", "http://127.0.0.1:9", "--source", "memory:"]);
+    let get = |accept: &str| {
+        let address = service.http();
+        let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        let head = format!("Host: {address}\r\nConnection: close\r\nAccept: {accept}");
+        write!(stream, "GET /metrics HTTP/1.1\r\n{head}\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let open = get("application/openmetrics-text;version=1.0.0,text/plain;q=0.5");
+    assert!(open.contains("application/openmetrics-text") && open.trim_end().ends_with("# EOF"));
+    assert!(open.contains("# TYPE iovcache_hits counter"));
+    let text = get("text/plain;version=0.0.4;q=1,*/*;q=0.1");
+    assert!(text.contains("text/plain; version=0.0.4") && !text.contains("# EOF"));
+    assert!(text.contains("# TYPE iovcache_hits_total counter"));
+    // What quantiles are computed from ends without a bound.
+    assert!(text.contains("iovcache_answer_seconds_bucket{le=\"+Inf\"} "), "{text}");
+    for name in ["iovcache_build_info{version=", "process_cpu_seconds_total ", "process_open_fds "]
+    {
+        assert!([&open, &text].iter().all(|text| text.contains(&format!("\n{name}"))), "{name}");
+    }
+    assert_eq!(http_get(&service.http(), "/readyz"), (200, "ready\n".to_owned()));
+    let _ = run(&["cat", "A/B", "--at", "1", "--server", &service.unix()]);
+    let (status, told) = http_get(&service.http(), "/readyz");
+    assert_eq!(status, 200);
+    assert!(told.contains("note: source http://127.0.0.1:9 does not answer"), "{told}");
+}

@@ -1,0 +1,152 @@
+//! A view is a pin: what a table shows stays what it is while its memory is wanted for others.
+//!
+//! Each kind of view is kept over evictions: 4,000 here, `IOVCACHE_EVICTIONS` of them where that is
+//! set (the nightly tests: 1,000,000). Every byte is compared, of every view, again and again.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use iovcache::client::{Attachment, Client, ClientOptions, Table, TableRequest};
+use iovcache::server::{ListenOptions, Listeners, ServeOptions};
+use iovcache::shm::PoolOptions;
+use iovcache::source::MemorySource;
+use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
+
+/// Objects of 60 KiB in 1 MiB of memory: one in four has room.
+const OBJECTS: usize = 64;
+const BYTES: usize = 60 << 10;
+/// So many are loaded by one request: with the views that are kept, they fit.
+const TOGETHER: usize = 7;
+const MEMORY_BYTES: u64 = 1 << 20;
+
+fn path(number: usize) -> String {
+    format!("A/N{number}")
+}
+
+/// No two objects share a byte at the same place.
+fn bytes_of(number: usize) -> Vec<u8> {
+    (0..BYTES).map(|at| (number * 7 + at * 31 + at / 251) as u8).collect()
+}
+
+fn evictions() -> u64 {
+    let wanted = std::env::var("IOVCACHE_EVICTIONS").ok();
+    wanted.map_or(4_000, |wanted| wanted.parse().expect("IOVCACHE_EVICTIONS is a number"))
+}
+
+struct Service {
+    cache: Cache,
+    url: String,
+    attach: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+async fn serve() -> Service {
+    let at = Timestamp::from_millis;
+    let source = MemorySource::new();
+    for number in 0..OBJECTS {
+        let info = ObjectInfo {
+            path: ObjectPath::new(&path(number)).unwrap(),
+            id: ObjectId::from_bytes([number as u8 + 1; 16]),
+            validity: ValidityInterval::new(at(0), at(1_000_000)).unwrap(),
+            created: at(1),
+            size_bytes: None,
+            md5: None,
+            metadata: Default::default(),
+        };
+        source.put(info, bytes_of(number));
+    }
+    let memory = PoolOptions {
+        memory_bytes: MEMORY_BYTES,
+        segment_bytes: MEMORY_BYTES / 2,
+        ..PoolOptions::default()
+    };
+    let cache = Cache::builder().source(Arc::new(source)).memory(memory).build().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let sockets = folder.path().join("s");
+    let options =
+        ListenOptions { socket_folder: Some(sockets.clone()), ..ListenOptions::default() };
+    let listeners = Listeners::bind(&options).await.unwrap();
+    let served = cache.clone();
+    let forever = std::future::pending();
+    tokio::spawn(async move {
+        iovcache::server::run(listeners, served, ServeOptions::default(), forever, || ()).await
+    });
+    let url = format!("grpc+unix://{}", sockets.join("flight.sock").display());
+    Service { cache, url, attach: sockets.join("attach.sock"), _folder: folder }
+}
+
+fn request(number: usize) -> TableRequest {
+    TableRequest::new().column("v", path(number)).timestamps([5])
+}
+
+/// Compares every byte that a table shows.
+fn check(table: &Table, number: usize) {
+    let column = table.column("v").unwrap();
+    let expected = bytes_of(number);
+    assert_eq!(column.get(0).unwrap(), Some(&expected[..]), "object {number}");
+    for run in column.runs() {
+        assert_eq!(run.unwrap().1, Some(&expected[..]), "object {number}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_kind_of_view_stays_what_it_is_over_evictions() {
+    let service = serve().await;
+    let client = Client::connect(&service.url).await.unwrap();
+    let remote = ClientOptions { remote: true, ..ClientOptions::default() };
+    let remote = Client::connect_with(&service.url, remote).await.unwrap();
+    // One table for each kind: three cells of MetaHeaders, rows that the client joins, and bytes.
+    let mut views: Vec<(usize, Table)> = Vec::new();
+    for (number, cell) in ["binary", "struct", "o2"].into_iter().enumerate() {
+        views.push((number, client.table(request(number).cell(cell)).await.unwrap()));
+    }
+    let joined = TableRequest::new().column("v", path(3)).timestamps(0..30_000);
+    views.push((3, client.table(joined).await.unwrap()));
+    views.push((4, remote.table(request(4)).await.unwrap()));
+    // The slices themselves, as a caller keeps them, beside the tables that they borrow from.
+    let slices: Vec<(usize, &[u8])> = views
+        .iter()
+        .map(|(number, table)| (*number, table.column("v").unwrap().get(0).unwrap().unwrap()))
+        .collect();
+    let header = views[0].1.column("v").unwrap().header(0).unwrap();
+    // A client that holds nothing: a copy is right, or an error.
+    let other = Attachment::open(&service.attach, "other", None).unwrap();
+    let wanted = service.cache.status().evictions + evictions();
+    let mut round = 0;
+    while service.cache.status().evictions < wanted {
+        for first in (8..OBJECTS).step_by(TOGETHER) {
+            let numbers = first..first + TOGETHER;
+            let request = numbers.clone().fold(TableRequest::new(), |request, number| {
+                request.column(path(number), path(number))
+            });
+            let table = client.table(request.timestamps([5])).await.unwrap();
+            let gone = table.column(&path(first)).unwrap().header(0).unwrap();
+            drop(table);
+            if let Ok(copy) = other.mappings_for(&gone).read(&gone) {
+                assert_eq!(copy, bytes_of(first), "a copy of object {first}");
+            }
+        }
+        if round % 8 == 0 {
+            for (number, table) in &views {
+                check(table, *number);
+            }
+            for (number, slice) in &slices {
+                assert_eq!(*slice, bytes_of(*number), "the slice of object {number}");
+            }
+            assert_eq!(other.mappings_for(&header).read(&header).unwrap(), bytes_of(0));
+        }
+        round += 1;
+    }
+    for (number, table) in &views {
+        check(table, *number);
+    }
+    drop(slices);
+    drop(views);
+    for _ in 0..1_000 {
+        if service.cache.status().memory.pinned_bytes == 0 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("{} bytes stay pinned", service.cache.status().memory.pinned_bytes);
+}
