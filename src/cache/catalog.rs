@@ -587,6 +587,7 @@ impl Catalog {
 
     /// Forgets what is known of a path.
     pub(crate) fn forget(&self, path: &ObjectPath) {
+        self.source.forget(path);
         let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
         series.retain(|query, _| query.path != *path);
         self.query_bytes.store(series.keys().map(query_bytes).sum(), Ordering::Relaxed);

@@ -53,7 +53,7 @@ const REST: Duration = Duration::from_secs(1);
 /// From this size on a digest is computed on a blocking thread.
 const HASH_BESIDE_FROM_BYTES: u64 = 256 << 10;
 /// How many objects of one table are fetched at a time.
-const PARALLEL_LOADS: usize = 16;
+const PARALLEL_LOADS: usize = 64;
 
 /// Brings objects into shared memory.
 #[derive(Debug)]

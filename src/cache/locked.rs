@@ -17,6 +17,7 @@ use super::Cache;
 use super::answer::by_deadline;
 use super::catalog::Known;
 use super::error::CacheError;
+use super::object::Versions;
 use super::turns::Turns;
 use super::versions::Linked;
 use crate::budget::ClientBudget;
@@ -123,7 +124,8 @@ impl Cache {
         limits: CreationLimits,
     ) -> Result<Told, CacheError> {
         let listed = self.listing(path).await?;
-        let listed = listed.whole.then_some(&listed.versions[..]);
+        let Versions { versions, whole } = &listed.versions;
+        let listed = whole.then_some(&versions[..]);
         let source = self.0.catalog.source();
         Ok(select(&**source, path, claims, listed, limits).await?)
     }

@@ -25,7 +25,7 @@ use crate::error::Coded as _;
 use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
-use crate::source::SourceError;
+use crate::source::{Change, Changed, Details, SourceError, UploadBytes, WriteTarget};
 
 /// How many versions are known by their id alone.
 const MAX_NAMES: u64 = 200_000;
@@ -55,9 +55,27 @@ pub struct Versions {
 }
 
 #[derive(Debug)]
-struct Listing {
-    versions: Versions,
+pub(super) struct Listing {
+    pub(super) versions: Versions,
     learned: Moment,
+}
+
+/// Of all versions of a path, the one that decides at `at` among those that match, and where.
+fn effective_of(versions: &[Arc<ObjectInfo>], query: &Query, at: Timestamp) -> Option<Effective> {
+    let matching = || versions.iter().filter(|version| query.matches(version));
+    let holding = matching().filter(|version| version.validity.contains(at));
+    let version = holding.max_by_key(|version| version.rank())?;
+    let (mut from, mut until) = (version.validity.from(), version.validity.until());
+    for other in matching().filter(|other| other.rank() > version.rank()) {
+        // None of these holds at `at`.
+        if other.validity.from() > at {
+            until = until.min(other.validity.from());
+        } else {
+            from = from.max(other.validity.until());
+        }
+    }
+    let span = ValidityInterval::new(from, until).ok()?;
+    Some(Effective { version: Arc::clone(version), span, stale: false })
 }
 
 /// What is remembered for those who ask for single objects.
@@ -116,7 +134,8 @@ impl Held {
 impl Cache {
     /// Which version holds at `at`; nothing where none does.
     ///
-    /// The limits of the service apply beside those of `query`.
+    /// The limits of the service apply beside those of `query`. Where a path can be listed, a query
+    /// with metadata or limits of its own is answered from the listing: nothing is kept of it.
     ///
     /// # Errors
     /// [`CacheError`], where nothing older is known either.
@@ -129,10 +148,20 @@ impl Cache {
         self.check_open()?;
         let limits = self.0.limits.narrowed_by(query.limits);
         let query = Query { limits, ..query.clone() };
+        let deadline = Instant::now() + patience;
+        if !query.metadata.is_empty() || limits != self.0.limits {
+            let listing = self.listing(&query.path);
+            let listing = by_deadline("the source to list a path", deadline, listing).await?;
+            if listing.versions.whole {
+                let found = effective_of(&listing.versions.versions, &query, at);
+                found.iter().for_each(|effective| self.0.objects.name(&effective.version));
+                return Ok(found);
+            }
+        }
         let timestamps = Timestamps::new(vec![at.as_millis()], None);
         let known = by_deadline(
             "the source to say which version holds",
-            Instant::now() + patience,
+            deadline,
             self.0.catalog.known_at(&query, &timestamps),
         )
         .await?;
@@ -155,16 +184,17 @@ impl Cache {
         self.check_open()?;
         let listing = self.listing(path);
         let what = "the source to list a path";
-        by_deadline(what, Instant::now() + patience, listing).await
+        let listing = by_deadline(what, Instant::now() + patience, listing).await?;
+        Ok(listing.versions.clone())
     }
 
     /// Every version of `path` within the limits of the service, from a listing that is not too old.
-    pub(super) async fn listing(&self, path: &ObjectPath) -> Result<Versions, CacheError> {
+    pub(super) async fn listing(&self, path: &ObjectPath) -> Result<Arc<Listing>, CacheError> {
         let objects = &self.0.objects;
         let oldest = self.0.catalog.oldest_fresh(path, self.0.clock.now());
         let fresh = || objects.listings.get(path).filter(|listing| listing.learned >= oldest);
         if let Some(listing) = fresh() {
-            return Ok(listing.versions.clone());
+            return Ok(listing);
         }
         let work = || {
             let (source, kept) = (Arc::clone(self.0.catalog.source()), objects.listings.clone());
@@ -192,12 +222,62 @@ impl Cache {
             }),
         };
         match (listed, objects.listings.get(path)) {
-            (Ok(listing), _) => Ok(listing.versions.clone()),
+            (Ok(listing), _) => Ok(listing),
             (Err(error), Some(older)) if error.kind().is_transient() => {
                 tracing::warn!(%path, %error, "listing what was known before");
-                Ok(older.versions.clone())
+                Ok(older)
             }
             (Err(error), _) => Err(CacheError::Paths { prefix: path.to_string(), error }),
+        }
+    }
+
+    /// Who takes changes of a path.
+    pub fn write_target(&self, path: &ObjectPath) -> WriteTarget {
+        self.0.catalog.source().write_target(path)
+    }
+
+    /// Changes versions at their source; from then on this cache serves what is there.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn change(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, CacheError> {
+        self.check_open()?;
+        let changed = self.0.catalog.source().change(change, bytes).await;
+        self.invalidate(&change.path);
+        let path = || change.path.to_string();
+        changed.map_err(|error| CacheError::Paths { prefix: path(), error })
+    }
+
+    /// The folders one level below a path, as whole paths, sorted.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn subfolders(&self, path: &str) -> Result<Vec<String>, CacheError> {
+        self.check_open()?;
+        let found = self.0.catalog.source().subfolders(path).await;
+        found.map_err(|error| CacheError::Paths { prefix: path.to_owned(), error })
+    }
+
+    /// How a version was uploaded, as far as that is at hand.
+    pub fn known_details_of(&self, version: &ObjectInfo) -> Details {
+        self.0.catalog.source().known_details(version).unwrap_or_default()
+    }
+
+    /// How a version was uploaded, as far as its source tells within `patience`; nothing of it
+    /// decides which version is served.
+    pub async fn details_of(&self, version: &ObjectInfo, patience: Duration) -> Details {
+        let told = self.0.catalog.source().details(version);
+        match tokio::time::timeout(patience, told).await {
+            Ok(Ok(details)) => details,
+            Ok(Err(error)) => {
+                tracing::debug!(path = %version.path, %error, "no details");
+                Details::default()
+            }
+            Err(_) => Details::default(),
         }
     }
 
@@ -287,5 +367,55 @@ impl Cache {
         };
         sums.insert(version.id, md5);
         Some(md5)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_listing_answers_what_a_linear_scan_does(
+            versions in proptest::collection::vec((0..40_i64, 1..20_i64, 0..9_i64, 0..3_u8), 0..20),
+            at in -2..62_i64,
+            run in proptest::option::of(0..3_u8),
+            not_after in proptest::option::of(0..9_i64),
+        ) {
+            let millis = Timestamp::from_millis;
+            let path = ObjectPath::new("A/B").unwrap();
+            let versions: Vec<Arc<ObjectInfo>> = versions
+                .into_iter()
+                .enumerate()
+                .map(|(n, (from, length, created, run))| Arc::new(ObjectInfo {
+                    path: path.clone(),
+                    id: ObjectId::from_bytes([n as u8; 16]),
+                    validity: ValidityInterval::new(millis(from), millis(from + length)).unwrap(),
+                    created: millis(created),
+                    size_bytes: None,
+                    md5: None,
+                    metadata: [("run".to_owned(), run.to_string())].into(),
+                }))
+                .collect();
+            let mut query = Query::all(path);
+            query.metadata.extend(run.map(|run| ("run".to_owned(), run.to_string())));
+            query.limits.not_after = not_after.map(millis);
+            let winner = |at: i64| {
+                let holding = versions.iter().filter(|v| v.validity.contains(millis(at)));
+                holding.filter(|v| query.matches(v)).max_by_key(|v| v.rank()).map(|v| v.id)
+            };
+            let found = effective_of(&versions, &query, millis(at));
+            prop_assert_eq!(found.as_ref().map(|found| found.version.id), winner(at));
+            if let Some(found) = found {
+                let (from, until) = (found.span.from().as_millis(), found.span.until().as_millis());
+                prop_assert!(found.span.contains(millis(at)));
+                // It wins all over its span, and right outside of it no more, or does not hold.
+                prop_assert!((from..until).all(|at| winner(at) == Some(found.version.id)));
+                prop_assert!(winner(from - 1) != Some(found.version.id));
+                prop_assert!(winner(until) != Some(found.version.id));
+            }
+        }
     }
 }

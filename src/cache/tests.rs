@@ -212,7 +212,9 @@ async fn an_object_of_other_bytes_gives_way_once_nobody_pins_it() {
     drop(answer);
     let answer = ask(&cache, table(&[0])).await.unwrap();
     assert_eq!(answer.pins().pins()[0].payload(), vec![0; SIZE]);
+    cache.release(answer.lease());
     drop(answer);
+    nothing_is_pinned(&cache).await;
     cache.check().unwrap();
 }
 

@@ -204,7 +204,7 @@ impl Listeners {
     pub fn check_exposed(&self, access: &Access) -> Result<(), Exposed> {
         let address = |listener: &Option<TcpListener>| listener.as_ref()?.local_addr().ok();
         address(&self.flight).map_or(Ok(()), |at| access.check_exposed(at, self.tls))?;
-        address(&self.ccdb).map_or(Ok(()), |at| access.check_exposed_ccdb(at))
+        address(&self.ccdb).map_or(Ok(()), |at| access.check_exposed_ccdb(at, false))
     }
 
     /// The path of the attach socket.

@@ -97,6 +97,8 @@ pub struct ServeOptions {
     pub http_connections: usize,
     /// The writer of the log, whose losses are then a metric. Default: none.
     pub log: Option<LogWriter>,
+    /// Whether the CCDB side passes changes on to the sources. Default: it only reads.
+    pub ccdb_writable: bool,
 }
 
 impl Default for ServeOptions {
@@ -111,6 +113,7 @@ impl Default for ServeOptions {
             ccdb_connections: ccdb::MAX_CONNECTIONS,
             http_connections: http::MAX_CONNECTIONS,
             log: None,
+            ccdb_writable: false,
         }
     }
 }
@@ -167,7 +170,9 @@ pub async fn run(
         servers.spawn(router.clone().serve_with_incoming_shutdown(incoming, stopped));
     }
     if let Some(listener) = ccdb {
-        let front = ccdb::Front::new(cache.clone(), options.ccdb_answer);
+        let writes =
+            ccdb::Writes { enabled: options.ccdb_writable, access: options.access.clone() };
+        let front = ccdb::Front::new(cache.clone(), options.ccdb_answer, writes);
         let stopped = stop_accepting.clone();
         servers.spawn(async move {
             ccdb::serve(listener, front, options.ccdb_connections, stopped).await;

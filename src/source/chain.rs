@@ -18,7 +18,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Body, ChangeListener, Knowledge, PathSummary, Source, SourceError, SourceHealth};
+use super::{
+    Body, Change, ChangeListener, Changed, Details, Knowledge, PathSummary, Source, SourceError,
+    SourceHealth, UploadBytes, WriteTarget,
+};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 
@@ -83,6 +86,24 @@ impl ChainSource {
         let path = path.clone();
         let links = self.links.iter().enumerate().filter(move |(_, link)| link.serves(&path));
         links.map(|(place, link)| (place, &link.source))
+    }
+
+    /// The source that a version came from, and its path there.
+    fn origin_of(&self, version: &ObjectInfo) -> Option<(Arc<dyn Source>, ObjectPath)> {
+        let remap = self.remaps.get(&version.path);
+        let path = remap.map_or(&version.path, |remap| &remap.to).clone();
+        if let Some(source) = remap.and_then(|remap| remap.source.as_ref()) {
+            return Some((Arc::clone(source), path));
+        }
+        let origin = self.origins.get(&version.id);
+        let mut links = self.links(&path);
+        let found = match origin {
+            Some(origin) => links.find(|(place, _)| *place == origin),
+            None => links.next(),
+        };
+        let source = found.map(|(_, source)| Arc::clone(source))?;
+        drop(links);
+        Some((source, path))
     }
 
     async fn look_up_in_order(
@@ -339,6 +360,95 @@ impl Source for ChainSource {
             path: version.path.clone(),
             id: version.id,
         }))
+    }
+
+    fn forget(&self, path: &ObjectPath) {
+        let remap = self.remaps.get(path);
+        let path = remap.map_or(path, |remap| &remap.to);
+        match remap.and_then(|remap| remap.source.as_ref()) {
+            Some(source) => source.forget(path),
+            None => self.links(path).for_each(|(_, source)| source.forget(path)),
+        }
+    }
+
+    fn write_target(&self, path: &ObjectPath) -> WriteTarget {
+        let remap = self.remaps.get(path);
+        let path = remap.map_or(path, |remap| &remap.to);
+        match remap.and_then(|remap| remap.source.as_ref()) {
+            Some(source) => source.write_target(path),
+            None => {
+                self.links(path).next().map_or(WriteTarget::ReadOnly, |(_, s)| s.write_target(path))
+            }
+        }
+    }
+
+    /// By the first source that serves the path: what it has decides.
+    async fn change(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, SourceError> {
+        let remap = self.remaps.get(&change.path);
+        let mut asked = change.clone();
+        if let Some(remap) = remap {
+            asked.path = remap.to.clone();
+        }
+        let first = self.links(&asked.path).next().map(|(_, source)| source);
+        let changed = match remap.and_then(|remap| remap.source.as_ref()).or(first) {
+            Some(source) => source.change(&asked, bytes).await?,
+            None => return Ok(Changed::NotFound),
+        };
+        let back = |mut version: Box<ObjectInfo>| {
+            version.path = change.path.clone();
+            version
+        };
+        Ok(match changed {
+            Changed::Created(version) => Changed::Created(back(version)),
+            Changed::Updated(version) => Changed::Updated(back(version)),
+            other => other,
+        })
+    }
+
+    fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
+        let (source, path) = self.origin_of(version)?;
+        source.known_details(&renamed(version, &path))
+    }
+
+    async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
+        match self.origin_of(version) {
+            Some((source, path)) => source.details(&renamed(version, &path)).await,
+            None => Ok(Details::default()),
+        }
+    }
+
+    async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        let mut folders = Vec::new();
+        let is_below = |path: &str, prefix: &str| {
+            path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        for link in &self.links {
+            let serves = |folder: &str| {
+                link.prefixes.is_empty()
+                    || link.prefixes.iter().any(|p| is_below(folder, p) || is_below(p, folder))
+            };
+            if path.is_empty() || serves(path) {
+                let below = link.source.subfolders(path).await?;
+                folders.extend(below.into_iter().filter(|folder| serves(folder)));
+            }
+        }
+        for remap in self.remaps.keys().map(ObjectPath::as_str) {
+            let rest = match path {
+                "" => Some(remap),
+                path => remap.strip_prefix(path).and_then(|rest| rest.strip_prefix('/')),
+            };
+            if let Some(rest) = rest {
+                let length = remap.len() - rest.len() + rest.find('/').unwrap_or(rest.len());
+                folders.push(remap[..length].to_owned());
+            }
+        }
+        folders.sort_unstable();
+        folders.dedup();
+        Ok(folders)
     }
 
     fn health(&self) -> Vec<SourceHealth> {

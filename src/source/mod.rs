@@ -13,8 +13,10 @@
 mod body;
 pub mod ccdb;
 mod chain;
+mod change;
 mod claim;
 mod copy;
+mod details;
 pub mod disk;
 mod memory;
 mod open;
@@ -38,8 +40,10 @@ use crate::telemetry::Timing;
 
 pub use body::VecBody;
 pub use chain::{ChainSource, Link, Remap};
+pub use change::{Change, ChangeKind, Changed, UploadBytes, WriteTarget};
 pub use claim::{ClaimError, select};
 pub use copy::{Copied, CopyError, Destination, Selection, copy};
+pub use details::Details;
 pub use disk::DiskSource;
 pub(crate) use disk::Record as VersionRecord;
 pub use memory::MemorySource;
@@ -212,6 +216,72 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`SourceError`], also what `body` answered.
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError>;
+
+    /// Drops what it remembers of `path`, so that the next look-up asks anew.
+    fn forget(&self, path: &ObjectPath) {
+        let _ = path;
+    }
+
+    /// How `version` was uploaded, as far as that is known without a question to a server.
+    fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
+        let _ = version;
+        None
+    }
+
+    /// How `version` was uploaded, as far as the source tells.
+    ///
+    /// # Errors
+    /// [`SourceError`]. That it tells nothing is no error.
+    async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
+        Ok(self.known_details(version).unwrap_or_default())
+    }
+
+    /// The folders one level below `path` (`""`: at the top), as whole paths, sorted.
+    ///
+    /// By default those of [`paths`](Self::paths).
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        let below = self.paths(path).await?;
+        let mut folders: Vec<String> = below
+            .iter()
+            .filter_map(|summary| {
+                let rest = match path {
+                    "" => summary.path.as_str(),
+                    path => summary.path.as_str().strip_prefix(path)?.strip_prefix('/')?,
+                };
+                let child = rest.split('/').next()?;
+                Some(if path.is_empty() { child.to_owned() } else { format!("{path}/{child}") })
+            })
+            .collect();
+        folders.dedup();
+        Ok(folders)
+    }
+
+    /// Who takes changes of `path`.
+    fn write_target(&self, path: &ObjectPath) -> WriteTarget {
+        let _ = path;
+        WriteTarget::ReadOnly
+    }
+
+    /// Changes versions where they are kept; what it gives is true there by then. `bytes` are those
+    /// of an upload.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    async fn change(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, SourceError> {
+        drop(bytes);
+        Err(SourceError::NotAllowed {
+            url: self.url().to_owned(),
+            what: change.path.to_string(),
+            reason: "this source only reads".to_owned(),
+        })
+    }
 
     /// Whether it answers, host by host.
     fn health(&self) -> Vec<SourceHealth>;

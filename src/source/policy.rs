@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use md5::{Digest as _, Md5};
 
 use super::{
-    Body, ChangeListener, Knowledge, PathSummary, Source, SourceError, SourceHealth, write_all,
+    Body, Change, ChangeListener, Changed, Details, Knowledge, PathSummary, Source, SourceError,
+    SourceHealth, UploadBytes, WriteTarget, write_all,
 };
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
@@ -159,6 +160,10 @@ impl Source for PolicySource {
     ) -> Result<Knowledge, SourceError> {
         // A source does not know the default object and must not be asked whether it changed.
         let held = held.filter(|version| !version.metadata.contains_key(DEFAULT));
+        // What the source remembers may be older than a path that is refreshed more often allows.
+        if self.refresh_of(&query.path) < self.behind.refresh_of(&query.path) {
+            self.behind.forget(&query.path);
+        }
         let asked = self.behind.look_up(query, at, held);
         let mut knowledge = self.in_time(&query.path, asked).await?;
         if let Some(bytes) = self.default_of(&query.path) {
@@ -203,6 +208,37 @@ impl Source for PolicySource {
             return stored.await.map_err(|error| SourceError::Body { what, error });
         }
         self.in_time(&version.path, self.behind.fetch(version, body)).await
+    }
+
+    fn forget(&self, path: &ObjectPath) {
+        self.behind.forget(path);
+    }
+
+    fn write_target(&self, path: &ObjectPath) -> WriteTarget {
+        self.behind.write_target(path)
+    }
+
+    async fn change(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, SourceError> {
+        self.behind.change(change, bytes).await
+    }
+
+    fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
+        self.behind.known_details(version)
+    }
+
+    async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        self.behind.subfolders(path).await
+    }
+
+    async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
+        if version.metadata.contains_key(DEFAULT) {
+            return Ok(Details::default());
+        }
+        self.in_time(&version.path, self.behind.details(version)).await
     }
 
     fn health(&self) -> Vec<SourceHealth> {

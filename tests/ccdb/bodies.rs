@@ -58,6 +58,7 @@ async fn a_body_without_a_length_is_grown_into() {
     let mut body = Buffer::default();
     source.fetch(&version, &mut body).await.unwrap();
     assert!(body.reservations > 1);
+    assert!(body.spare().is_empty(), "a block has the size of its object");
     assert!(body.into_bytes() == bytes);
 }
 

@@ -2,6 +2,7 @@
 #![cfg(feature = "cli")]
 
 mod bodies;
+mod changes;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../fake_ccdb/mod.rs"]
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use iovcache::source::ccdb::{CcdbOptions, CcdbSource};
 use iovcache::source::{Body, BodyError, Knowledge, Source, SourceError};
-use iovcache::{ObjectId, ObjectInfo, ObjectPath, Query, Timestamp};
+use iovcache::{ObjectId, ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval};
 use uuid::Uuid;
 
 use fake_ccdb::{FakeCcdb, Kind};

@@ -10,6 +10,7 @@ mod memory;
 mod raw;
 mod recorded;
 mod requests;
+mod writes;
 
 use common::Service;
 use fake_ccdb::FakeCcdb;

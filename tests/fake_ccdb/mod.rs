@@ -105,6 +105,8 @@ pub struct Counts {
     pub bodies_sent: usize,
     /// Requests that carried `Authorization`.
     pub with_credentials: usize,
+    /// Bytes of answers, heads included.
+    pub sent_bytes: usize,
 }
 
 struct Planned {
@@ -135,6 +137,8 @@ pub struct Habits {
     pub browse_unanchored: bool,
     /// HEAD is answered with 501.
     pub no_head: bool,
+    /// Where the node's cache sends those who ask for what it does not have.
+    pub upstream: Option<String>,
 }
 
 pub(crate) struct State {
@@ -201,6 +205,11 @@ impl FakeCcdb {
     pub fn change(&self, id: Uuid, change: impl FnOnce(&mut Version)) {
         let mut versions = self.state.versions.lock().unwrap();
         change(versions.iter_mut().find(|version| version.id == id).unwrap());
+    }
+
+    /// Forgets a version.
+    pub fn delete(&self, id: Uuid) {
+        self.state.versions.lock().unwrap().retain(|version| version.id != id);
     }
 
     /// The next `times` requests of this kind go wrong (0: all of them).
@@ -299,6 +308,7 @@ async fn serve(state: Arc<State>, mut stream: TcpStream) {
             counts.not_modified += usize::from(reply.status == 304);
             counts.bodies_sent += usize::from(reply.is_version && request.method == "GET");
         });
+        state.count(|counts| counts.sent_bytes += reply.bytes(&request));
         let sent = reply.write(&mut stream, &request).await;
         state.busy.fetch_sub(1, Ordering::SeqCst);
         if sent.is_err() || reply.last {

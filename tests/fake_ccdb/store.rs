@@ -19,6 +19,8 @@ pub struct Version {
     pub bytes: Bytes,
     /// Of the bytes as uploaded: servers do not look at them again.
     pub md5: String,
+    /// When a PUT changed it last.
+    pub modified: i64,
 }
 
 /// What is uploaded.
@@ -65,7 +67,7 @@ impl Upload {
         let Self { path, from, until, created, id, metadata, bytes } = self;
         let sum: [u8; 16] = Md5::digest(&bytes).into();
         let md5 = sum.iter().map(|byte| format!("{byte:02x}")).collect();
-        Version { path, id, from, until, created, metadata, bytes, md5 }
+        Version { path, id, from, until, created, metadata, bytes, md5, modified: created }
     }
 }
 
@@ -85,6 +87,7 @@ pub(crate) fn kind_of(request: &Request) -> Ask {
 struct Wanted {
     path: Vec<String>,
     at: Option<i64>,
+    until: Option<i64>,
     id: Option<Uuid>,
     filters: Vec<(String, String)>,
     /// Something that does not parse.
@@ -100,7 +103,10 @@ impl Wanted {
                 wanted.filters.push((key.into(), value.into()));
             } else if let Ok(time) = token.parse::<i64>() {
                 times += 1;
-                wanted.at.get_or_insert(time);
+                match wanted.at {
+                    None => wanted.at = Some(time),
+                    Some(_) => wanted.until = Some(time),
+                }
             } else if wanted.at.is_none() {
                 wanted.path.push(token);
             } else if let Ok(id) = Uuid::parse_str(&token) {
@@ -112,6 +118,17 @@ impl Wanted {
         wanted.nonsense |= times > 2 || wanted.path.len() > 10;
         wanted
     }
+}
+
+/// The bytes of the first part of a form.
+fn first_part(body: &[u8], boundary: &str) -> Option<Vec<u8>> {
+    let find = |text: &[u8], from: usize| {
+        body[from..].windows(text.len()).position(|w| w == text).map(|place| from + place)
+    };
+    let start = find(format!("--{boundary}\r\n").as_bytes(), 0)?;
+    let start = find(b"\r\n\r\n", start)? + 4;
+    let end = find(format!("\r\n--{boundary}").as_bytes(), start)?;
+    Some(body[start..end].to_vec())
 }
 
 /// `+` is a blank there.
@@ -136,16 +153,27 @@ fn form_decoded(token: &str) -> String {
 impl State {
     pub(crate) fn answer(&self, request: &Request) -> Reply {
         let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
-        if request.method != "GET" && request.method != "HEAD"
-            || request.method == "HEAD" && self.habits.lock().unwrap().no_head
-        {
-            return pages::status(501, "not implemented");
+        match request.method.as_str() {
+            "POST" | "PUT" | "DELETE" => return self.change(request, path, query),
+            "GET" => {}
+            "HEAD" if !self.habits.lock().unwrap().no_head => {}
+            _ => return pages::status(501, "not implemented"),
+        }
+        if let Some(rest) = path.strip_prefix("/truncate/") {
+            let mut versions = self.versions.lock().unwrap();
+            let before = versions.len();
+            versions.retain(|version| version.path != rest);
+            let deleted = before - versions.len();
+            let mut reply = Reply::new(if deleted > 0 { 204 } else { 304 });
+            reply.push("Deleted", &format!("{deleted} objects"));
+            return reply;
         }
         if let Some(rest) = path.strip_prefix("/browse") {
             return self.browse(request, &Wanted::parse(rest));
         }
         let is_sql = matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst);
-        if let Some(id) = path.strip_prefix("/download/").filter(|_| is_sql) {
+        let has_downloads = is_sql || self.kind == Kind::Memory;
+        if let Some(id) = path.strip_prefix("/download/").filter(|_| has_downloads) {
             return self.download(id);
         }
         let wanted = Wanted::parse(path);
@@ -153,7 +181,7 @@ impl State {
             return pages::usage(request);
         };
         let versions = self.versions.lock().unwrap();
-        let path = wanted.path.join("/");
+        let path_wanted = wanted.path.join("/");
         // A file-backed server ignores the UUID where the time is not positive.
         let by_id = wanted.id.filter(|_| is_sql || at > 0);
         let covering = |version: &&Version| match by_id {
@@ -163,13 +191,17 @@ impl State {
         };
         let found = versions
             .iter()
-            .filter(|version| version.path == path)
+            .filter(|version| version.path == path_wanted)
             .filter(covering)
             .filter(|version| created_within(version, request))
             .filter(|version| wanted.filters.iter().all(|filter| self.passes(version, filter)))
             .max_by_key(|version| version.created);
         let Some(version) = found else {
-            return pages::status(404, "No matching objects found");
+            let habits = self.habits.lock().unwrap();
+            return match &habits.upstream {
+                Some(upstream) => Reply::elsewhere(&format!("{upstream}{path}?prepare=sync")),
+                None => pages::status(404, "No matching objects found"),
+            };
         };
         if wanted.id.is_none() && names(request.header("if-none-match"), version.id) {
             let mut reply = Reply::new(304);
@@ -184,6 +216,65 @@ impl State {
             Kind::Local | Kind::Memory if wanted.id.is_some() => self.with_body(version, true),
             _ => self.name(version, query.contains("HTTPOnly=true")),
         }
+    }
+
+    /// POST, PUT and DELETE, as the file-backed server does them.
+    fn change(&self, request: &Request, path: &str, query: &str) -> Reply {
+        let wanted = Wanted::parse(path);
+        let (Some(at), false) = (wanted.at, wanted.nonsense) else { return pages::usage(request) };
+        let path = wanted.path.join("/");
+        let mut versions = self.versions.lock().unwrap();
+        if request.method == "POST" {
+            let content_type = request.header("content-type").unwrap_or_default();
+            let Some((_, boundary)) = content_type.split_once("boundary=") else {
+                return pages::status(500, "not multipart");
+            };
+            let Some(bytes) = first_part(&request.body, boundary) else {
+                return pages::status(400, "POST request doesn't contain the data to upload");
+            };
+            let created = versions.iter().map(|version| version.created).max().unwrap_or(0) + 1;
+            let mut upload = Upload::new(&path, at, wanted.until.unwrap_or(at + 1));
+            upload = upload.created(created).bytes(bytes);
+            upload.metadata = wanted.filters;
+            if let Some(id) = wanted.id {
+                upload = upload.id(id);
+            }
+            let version = upload.into_version();
+            let mut reply = Reply::new(201);
+            self.describe(&version, &mut reply);
+            reply.push("Location", &format!("/{path}/{at}/{}", version.id));
+            versions.push(version);
+            return reply;
+        }
+        let found = versions
+            .iter()
+            .enumerate()
+            .filter(|(_, v)| v.path == path && v.from <= at && at < v.until)
+            .filter(|(_, v)| wanted.id.is_none_or(|id| v.id == id))
+            .filter(|(_, v)| wanted.filters.iter().all(|filter| self.passes(v, filter)))
+            .max_by_key(|(_, v)| v.created);
+        let Some(place) = found.map(|(place, _)| place) else {
+            return pages::status(404, "No matching objects found");
+        };
+        if request.method == "DELETE" {
+            versions.remove(place);
+            return Reply::new(204);
+        }
+        let version = &mut versions[place];
+        version.modified += 1;
+        version.until = wanted.until.unwrap_or(version.until);
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (key, value) = (form_decoded(key), form_decoded(value));
+            version.metadata.retain(|(known, _)| *known != key);
+            if !value.is_empty() {
+                version.metadata.push((key, value));
+            }
+        }
+        let version = version.clone();
+        let mut reply = Reply::new(204);
+        self.describe(&version, &mut reply);
+        reply
     }
 
     /// Exact in the SQL-backed server; in the file-backed one, a key that only matches but for
@@ -301,14 +392,33 @@ impl State {
         if let Some(until) = self.habits.lock().unwrap().cache_valid_until {
             reply.push("Cache-Valid-Until", &until.to_string());
         }
+        let mut metadata = self.metadata_of(version);
+        if self.kind == Kind::Memory {
+            let until = version.until.to_string();
+            let size = version.bytes.len().to_string();
+            for (key, value) in [
+                ("InitialValidityLimit", until.as_str()),
+                ("OriginalFileName", "a.txt"),
+                ("UploadedFrom", "127.0.0.1"),
+                ("File-Size", &size),
+                ("Content-MD5", &version.md5),
+            ] {
+                metadata.push((key.into(), value.into()));
+            }
+        }
+        for (key, value) in &metadata {
+            reply.set(key, value);
+        }
+    }
+
+    /// The SQL-backed server keeps the name of the part in which the bytes came.
+    fn metadata_of(&self, version: &Version) -> Vec<(String, String)> {
         let mut metadata = version.metadata.clone();
         if matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst) {
             metadata.push(("partName".into(), "blob".into()));
             metadata.sort();
         }
-        for (key, value) in &metadata {
-            reply.set(key, value);
-        }
+        metadata
     }
 
     fn browse(&self, request: &Request, wanted: &Wanted) -> Reply {
@@ -353,10 +463,11 @@ impl State {
         reply.push("Cache-Control", "no-cache");
         reply.push("Content-Type", "application/json;charset=ISO-8859-1");
         reply.push("Date", "Mon, 23 Nov 2026 08:17:21 GMT");
+        let folder = if path.is_empty() { String::new() } else { format!("{path}/") };
         let folders: std::collections::BTreeSet<&str> = versions
             .iter()
-            .filter_map(|v| v.path.strip_prefix(&format!("{path}/")).map(|rest| (v, rest)))
-            .map(|(v, rest)| &v.path[..path.len() + 1 + rest.find('/').unwrap_or(rest.len())])
+            .filter_map(|v| v.path.strip_prefix(&folder).map(|rest| (v, rest)))
+            .map(|(v, rest)| &v.path[..folder.len() + rest.find('/').unwrap_or(rest.len())])
             .collect();
         let folders: Vec<String> = folders.iter().map(|folder| json(folder)).collect();
         reply.body = format!(
@@ -373,13 +484,17 @@ impl State {
         let Version { path, id, from, until, created, bytes, md5, .. } = version;
         let (from, until, created) = (from.to_string(), until.to_string(), created.to_string());
         let size = bytes.len().to_string();
-        let replicas: Vec<_> = self.locations(version, false).iter().map(|l| json(l)).collect();
+        let replicas: Vec<_> = match self.kind {
+            Kind::Memory => vec![json(&format!("/download/{id}"))],
+            _ => self.locations(version, false).iter().map(|l| json(l)).collect(),
+        };
+        let modified = version.modified.to_string();
         let mut all: Vec<(&str, String)> = vec![
             ("path", json(path)),
             ("createTime", created.clone()),
-            ("lastModified", created.clone()),
-            ("Created", created.clone()),
-            ("Last-Modified", created),
+            ("lastModified", modified.clone()),
+            ("Created", created),
+            ("Last-Modified", modified),
             ("id", json(&id.to_string())),
             ("validFrom", from.clone()),
             ("validUntil", until.clone()),
@@ -397,7 +512,8 @@ impl State {
             ("Content-Type", json("text/plain")),
             ("Content-Length", size),
         ];
-        for (key, value) in &version.metadata {
+        let metadata = self.metadata_of(version);
+        for (key, value) in &metadata {
             match all.iter_mut().find(|(name, _)| name == key) {
                 Some((_, old)) => *old = json(value),
                 None => all.push((key, json(value))),

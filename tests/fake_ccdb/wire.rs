@@ -15,6 +15,8 @@ pub(crate) struct Request {
     /// Path and query, as sent.
     pub(crate) target: String,
     headers: Vec<(String, String)>,
+    /// What came behind the head.
+    pub(crate) body: Vec<u8>,
 }
 
 impl Request {
@@ -42,7 +44,37 @@ pub(crate) async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    Some(Request { method, target, headers })
+    let mut request = Request { method, target, headers, body: Vec::new() };
+    if let Some(length) = request.header("content-length").and_then(|text| text.parse().ok()) {
+        request.body = take(stream, buffer, length).await?;
+    } else if request.header("transfer-encoding") == Some("chunked") {
+        loop {
+            while !buffer.windows(2).any(|w| w == b"\r\n") {
+                if stream.read_buf(buffer).await.ok()? == 0 {
+                    return None;
+                }
+            }
+            let end = buffer.windows(2).position(|w| w == b"\r\n")?;
+            let line = String::from_utf8(buffer.drain(..end + 2).collect()).ok()?;
+            let length = usize::from_str_radix(line.trim(), 16).ok()?;
+            let chunk = take(stream, buffer, length + 2).await?;
+            request.body.extend_from_slice(&chunk[..length]);
+            if length == 0 {
+                break;
+            }
+        }
+    }
+    Some(request)
+}
+
+/// The next `length` bytes.
+async fn take(stream: &mut TcpStream, buffer: &mut Vec<u8>, length: usize) -> Option<Vec<u8>> {
+    while buffer.len() < length {
+        if stream.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    }
+    Some(buffer.drain(..length).collect())
 }
 
 /// How the body is sent.
@@ -94,6 +126,22 @@ impl Reply {
         let mut reply = Self::new(303);
         reply.push("Location", location);
         reply
+    }
+
+    /// Where the node's cache sends those who ask for what it does not have.
+    pub(crate) fn elsewhere(location: &str) -> Self {
+        let mut reply = Self::new(307);
+        reply.push("Cache-Control", "no-cache");
+        reply.push("Location", location);
+        reply.push("Date", "Mon, 23 Nov 2026 08:17:21 GMT");
+        reply
+    }
+
+    /// Bytes of the answer to a request, head included.
+    pub(crate) fn bytes(&self, request: &Request) -> usize {
+        let lines = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4);
+        let body = if request.method == "HEAD" { 0 } else { self.body.len() };
+        "HTTP/1.1 200 \r\nContent-Length: 123\r\n\r\n".len() + lines.sum::<usize>() + body
     }
 
     /// Adds a header, behind those of its name.
@@ -162,7 +210,7 @@ impl Reply {
             if self.status != 304 {
                 line("Transfer-Encoding", "chunked");
             }
-        } else if self.status != 304 {
+        } else if !matches!(self.status, 204 | 304) {
             let length = self.length.unwrap_or(self.body.len() as u64);
             line("Content-Length", &length.to_string());
         }

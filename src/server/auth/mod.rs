@@ -224,7 +224,11 @@ impl Access {
     ///
     /// # Errors
     /// [`Exposed`].
-    pub fn check_exposed_ccdb(&self, address: SocketAddr) -> Result<(), Exposed> {
+    pub fn check_exposed_ccdb(&self, address: SocketAddr, writable: bool) -> Result<(), Exposed> {
+        if writable && !is_loopback(address) {
+            let missing = "a CCDB that takes changes (--ccdb-writable)";
+            return Err(Exposed { address, missing });
+        }
         let open = is_loopback(address) || self.0.keys.load().is_empty();
         let missing = "a CCDB asks nobody for a key, and this service has some (--tokens)";
         if open { Ok(()) } else { Err(Exposed { address, missing }) }
@@ -399,15 +403,18 @@ mod tests {
         let (open, keyed) = (access(""), access(&Keys::entry("t", &"t".into(), Role::Read, None)));
         for near in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
             assert_eq!(open.check_exposed(address(near), false), Ok(()), "{near}");
-            assert_eq!(keyed.check_exposed_ccdb(address(near)), Ok(()), "{near}");
+            for writable in [false, true] {
+                assert_eq!(keyed.check_exposed_ccdb(address(near), writable), Ok(()), "{near}");
+            }
         }
         for far in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"] {
             assert!(open.check_exposed(address(far), false).is_err(), "{far}");
             assert!(open.check_exposed(address(far), true).is_err(), "{far}");
             assert!(keyed.check_exposed(address(far), false).is_err(), "{far}");
             assert_eq!(keyed.check_exposed(address(far), true), Ok(()), "{far}");
-            assert_eq!(open.check_exposed_ccdb(address(far)), Ok(()), "{far}");
-            assert!(keyed.check_exposed_ccdb(address(far)).is_err(), "{far}");
+            assert_eq!(open.check_exposed_ccdb(address(far), false), Ok(()), "{far}");
+            assert!(open.check_exposed_ccdb(address(far), true).is_err(), "{far}");
+            assert!(keyed.check_exposed_ccdb(address(far), false).is_err(), "{far}");
         }
     }
 }

@@ -15,6 +15,8 @@ pub(super) struct Wanted {
     /// The path elements with slashes between them.
     pub(super) path: String,
     pub(super) at: Option<Timestamp>,
+    /// The second number.
+    pub(super) until: Option<Timestamp>,
     pub(super) id: Option<ObjectId>,
     pub(super) metadata: BTreeMap<String, String>,
 }
@@ -42,7 +44,11 @@ impl Wanted {
                 wanted.metadata.insert(key.to_owned(), value.to_owned());
             } else if let Ok(time) = element.parse() {
                 times += 1;
-                wanted.at.get_or_insert(Timestamp::from_millis(time));
+                let time = Timestamp::from_millis(time);
+                match wanted.at {
+                    None => wanted.at = Some(time),
+                    Some(_) => wanted.until = wanted.until.or(Some(time)),
+                }
             } else if let Some(id) = ObjectId::parse(&element) {
                 wanted.id = Some(id);
             } else if times == 0 {
@@ -62,7 +68,8 @@ impl Wanted {
     }
 }
 
-fn form_decoded(element: &str) -> Option<String> {
+/// Text as in a form: `+` is a blank, `%41` is `A`. Nothing if it is none, or has a NUL.
+pub(super) fn form_decoded(element: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(element.len());
     let mut rest = element.as_bytes();
     while let Some((&first, after)) = rest.split_first() {

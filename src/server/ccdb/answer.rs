@@ -1,25 +1,34 @@
 //! From a request to an answer.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Response;
+use hyper::body::Incoming;
+
 use super::address::{Nonsense, Wanted};
+use super::change::Writes;
 use super::range::{Part, part};
-use super::reply::Reply;
-use super::request::{Method, Request, id_of_tag};
+use super::reply::{Reply, ReplyBody};
+use super::request::{MAX_TARGET_BYTES, Method, Request, id_of_tag};
 use super::{Answering, page, version};
 use crate::cache::{Cache, CacheError};
 use crate::interval::Timestamp;
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::source::Details;
 
 /// How long a client is let wait for the source and for memory.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an answer waits for what does not matter for it.
+const DETAILS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The CCDB side of a cache.
 #[derive(Debug, Clone)]
 pub(in crate::server) struct Front {
     pub(super) cache: Cache,
     pub(super) answering: Answering,
+    pub(super) writes: Writes,
 }
 
 /// By which address a body was asked for.
@@ -34,16 +43,24 @@ enum By {
 }
 
 impl Front {
-    pub(in crate::server) fn new(cache: Cache, answering: Answering) -> Self {
-        Self { cache, answering }
+    pub(in crate::server) fn new(cache: Cache, answering: Answering, writes: Writes) -> Self {
+        Self { cache, answering, writes }
     }
 
-    pub(super) async fn answer(&self, request: &Request) -> Reply {
+    pub(super) async fn answer(
+        &self,
+        request: hyper::Request<Incoming>,
+        peer: Option<SocketAddr>,
+    ) -> Response<ReplyBody> {
         let began = std::time::Instant::now();
-        let reply = match self.try_answer(request).await {
-            Ok(reply) => reply,
-            Err(error) => page::error(&error),
+        let (parts, body) = request.into_parts();
+        let is_too_long = parts.uri.to_string().len() > MAX_TARGET_BYTES;
+        let request = Request::new(&parts);
+        let answered = match is_too_long {
+            true => Ok(page::status(414, "the address is too long")),
+            false => self.try_answer(&request, body, peer).await,
         };
+        let reply = answered.unwrap_or_else(|error| page::error(&error));
         let counters = self.cache.counters();
         counters.ccdb_requests.add(1);
         counters.timings.ccdb_request.observe(began.elapsed());
@@ -53,33 +70,45 @@ impl Front {
         if request.method == Method::Get {
             counters.ccdb_sent_bytes.add(reply.object_bytes());
         }
-        reply
+        reply.into_response(request.method == Method::Head)
     }
 
-    async fn try_answer(&self, request: &Request) -> Result<Reply, CacheError> {
+    async fn try_answer(
+        &self,
+        request: &Request,
+        body: Incoming,
+        peer: Option<SocketAddr>,
+    ) -> Result<Reply, CacheError> {
         match request.method {
             Method::Get | Method::Head => {}
-            Method::Change => {
-                return Ok(page::status(405, "this service only reads: change the source"));
+            Method::Options => return Ok(options()),
+            Method::Post | Method::Put | Method::Delete => {
+                return self.change(request, Some(body), peer).await;
             }
             Method::Unknown => return Ok(page::status(501, "no such method here")),
         }
-        let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
+        let path = request.path.as_str();
         let (first, rest) = match path.trim_start_matches('/').split_once('/') {
             Some((first, rest)) => (first, rest),
             None => (path.trim_start_matches('/'), ""),
         };
         match first {
-            "browse" | "latest" => self.browse(request, first == "latest", rest, query).await,
+            "browse" | "latest" => self.browse(request, first == "latest", rest).await,
             "download" => self.download(request, rest).await,
-            // With a real server a GET of this deletes.
-            "truncate" => Ok(page::status(403, "this service only reads: change the source")),
+            // As at a real server, a GET of this deletes.
+            "truncate" => self.change(request, None, peer).await,
+            "" if self.is_a_person(request) => Ok(page::to_browse()),
             _ => match Wanted::parse(path) {
                 Err(Nonsense::Encoding) => Ok(page::status(400, "the address cannot be decoded")),
                 Err(Nonsense::Grammar) => Ok(page::usage()),
                 Ok(wanted) => self.look_up(request, wanted).await,
             },
         }
+    }
+
+    /// Whether this comes from a browser, where it does not say what it wants else.
+    fn is_a_person(&self, request: &Request) -> bool {
+        request.accept.as_deref().is_some_and(|accept| accept.contains("text/html"))
     }
 
     async fn look_up(&self, request: &Request, wanted: Wanted) -> Result<Reply, CacheError> {
@@ -107,10 +136,13 @@ impl Front {
         match self.answering {
             Answering::Body => self.body(request, &version, By::Time, Some(until)).await,
             Answering::Redirect => {
+                let details = self.details(&version).await;
                 let mut reply = Reply::new(303);
                 reply.header("Cache-Control", "no-cache");
-                version::describe(&mut reply, &version, Some(until));
-                reply.header("Location", version::address(&version));
+                let address = version::address(&version);
+                reply.header("Content-Location", &address);
+                version::describe(&mut reply, &version, &details, Some(until));
+                reply.header("Location", address);
                 Ok(reply.empty())
             }
         }
@@ -126,6 +158,10 @@ impl Front {
         }
     }
 
+    pub(super) async fn details(&self, version: &ObjectInfo) -> Details {
+        self.cache.details_of(version, DETAILS_PATIENCE).await
+    }
+
     /// The bytes of a version, or the part of them that is asked for.
     async fn body(
         &self,
@@ -137,6 +173,14 @@ impl Front {
         if request.if_none_match.contains(&version.id) {
             return Ok(not_modified(until));
         }
+        // A HEAD need not load what is known without.
+        let known = version.size_bytes.zip(version.md5);
+        let held = match (request.method, known) {
+            (Method::Head, Some(_)) => None,
+            _ => Some(Arc::new(self.cache.hold(version, PATIENCE).await?)),
+        };
+        let details = self.details(version).await;
+        let content_type = version::content_type(&details);
         let begin = |status: u16| {
             let mut reply = Reply::new(status);
             if by != By::Id {
@@ -145,23 +189,22 @@ impl Front {
             if by == By::Time {
                 reply.header("Content-Location", format_args!("/download/{}", version.id));
             }
-            version::describe(&mut reply, version, until);
+            version::describe(&mut reply, version, &details, until);
             reply
         };
-        let name = format!("inline;filename=\"{}\"", version::file_name(&version.path));
-        // A HEAD need not load what is known without.
-        if let (Method::Head, Some(size), Some(md5)) =
-            (request.method, version.size_bytes, version.md5)
-        {
+        let name = version::file_name(&version.path, &details);
+        let disposition = format!("inline;filename=\"{name}\"");
+        let Some(held) = held else {
             let mut reply = begin(200);
             reply.header("Accept-Ranges", "bytes");
-            reply.header("Content-Disposition", name);
-            reply.header("Content-MD5", md5);
-            reply.header("Content-Type", version::CONTENT_TYPE);
-            reply.header("Content-Length", size);
+            reply.header("Content-Disposition", disposition);
+            if let Some((size, md5)) = known {
+                reply.header("Content-MD5", md5);
+                reply.header("Content-Type", content_type);
+                reply.header("Content-Length", size);
+            }
             return Ok(reply);
-        }
-        let held = self.cache.hold(version, PATIENCE).await?;
+        };
         let size = held.payload().len();
         let is_same = |tag: &str| id_of_tag(tag) == Some(version.id);
         let range = request.range.as_deref().filter(|_| request.method == Method::Get);
@@ -171,20 +214,35 @@ impl Front {
                 let md5 = self.cache.md5_of(version, &held).await;
                 let mut reply = begin(200);
                 reply.header("Accept-Ranges", "bytes");
-                reply.header("Content-Disposition", name);
+                reply.header("Content-Disposition", disposition);
                 if let Some(md5) = md5 {
                     reply.header("Content-MD5", md5);
                 }
-                reply.header("Content-Type", version::CONTENT_TYPE);
-                Ok(reply.object(held, 0..size))
+                reply.header("Content-Type", content_type);
+                Ok(reply.object(&held, 0..size))
             }
             Part::One(range) => {
                 let mut reply = begin(206);
                 let (first, last) = (range.start, range.end - 1);
                 reply.header("Content-Range", format_args!("bytes {first}-{last}/{size}"));
-                reply.header("Content-Disposition", name);
-                reply.header("Content-Type", version::CONTENT_TYPE);
-                Ok(reply.object(held, range))
+                reply.header("Content-Disposition", disposition);
+                reply.header("Content-Type", content_type);
+                Ok(reply.object(&held, range))
+            }
+            Part::Several(ranges) => {
+                let boundary = format!("THIS_STRING_SEPARATES_{}", uuid::Uuid::new_v4());
+                let mut reply = begin(206);
+                let multipart = format_args!("multipart/byteranges; boundary={boundary}");
+                reply.header("Content-Type", multipart);
+                let parts = ranges.into_iter().map(|range| {
+                    let (first, last) = (range.start, range.end - 1);
+                    let head = format!(
+                        "\r\n--{boundary}\r\nContent-Type: {content_type}\r\n\
+                         Content-Range: bytes {first}-{last}/{size}\r\n\r\n"
+                    );
+                    (head, range)
+                });
+                Ok(reply.parts(&held, parts.collect(), format!("\r\n--{boundary}--")))
             }
             Part::Nothing => {
                 let mut reply = begin(416);
@@ -201,6 +259,21 @@ pub(super) fn limits(request: &Request) -> CreationLimits {
         not_before: request.if_not_before.map(Timestamp::from_millis),
         not_after: request.if_not_after.map(Timestamp::from_millis),
     }
+}
+
+/// What may be asked here, for those who ask, and for browsers before they ask with headers of
+/// their own.
+fn options() -> Reply {
+    let mut reply = Reply::new(200);
+    reply.replace(
+        "Access-Control-Allow-Headers",
+        "range,accept,if-none-match,if-not-after,if-not-before,browse-limit,x-filter-fields",
+    );
+    reply.header("Access-Control-Max-Age", 600);
+    reply.header("Allow", "GET, HEAD, POST, PUT, DELETE, OPTIONS");
+    reply.header("Accept-Ranges", "bytes");
+    reply.date();
+    reply.empty()
 }
 
 fn not_modified(until: Option<Timestamp>) -> Reply {

@@ -1,21 +1,53 @@
-//! `/browse` (every version) and `/latest` (of each path the one created last), as JSON or text.
+//! `/browse` (every version) and `/latest` (of each path the one created last), as JSON, XML, text,
+//! or a page for people.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::io;
 use std::sync::Arc;
+
+use futures::{StreamExt as _, stream};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::{Bytes, Frame};
 
 use super::address::Wanted;
 use super::answer::{Front, limits};
+use super::json::JsonPage;
 use super::listing::{Found, Pattern};
-use super::reply::Reply;
+use super::people::PeoplePage;
+use super::plain::{TextPage, XmlPage};
+use super::reply::{Reply, ReplyBody};
 use super::request::Request;
-use super::{page, version};
+use super::{json, page};
 use crate::cache::CacheError;
 use crate::object::{ObjectInfo, ObjectPath};
+use crate::source::Details;
 
-/// Who asks for these (ALICE's quality control) gets the new names of two of them as well.
+/// ALICE's quality control asks for these, and gets the new names of two of them as well.
 const QUALITY_CONTROL: [&str; 3] = ["path", "createTime", "lastModified"];
+/// A page of more versions than this is sent while it is written, in pieces of as many.
+const PIECE: usize = 128;
+/// Paths that are named where they are left out.
+const NAMED: usize = 8;
+
+/// How a listing is written.
+pub(super) trait Format: Send + Sync + 'static {
+    fn content_type(&self) -> &'static str;
+    /// What stands before the first version.
+    fn start(&self, found: &Found) -> String;
+    /// One version, with what stands before it if it is not the first.
+    fn version(&self, number: usize, version: &ObjectInfo, details: &Details) -> String;
+    /// What stands behind the last version.
+    fn end(&self, found: &Found) -> String;
+    /// The bytes of a text in this format.
+    fn encode(&self, text: String) -> Bytes {
+        text.into()
+    }
+    /// Versions that are shown at most.
+    fn longest(&self) -> usize {
+        usize::MAX
+    }
+}
 
 impl Front {
     pub(super) async fn browse(
@@ -23,61 +55,91 @@ impl Front {
         request: &Request,
         only_latest: bool,
         path: &str,
-        query: &str,
     ) -> Result<Reply, CacheError> {
         // Real servers never answer this with a page of usage.
         let wanted = Wanted::parse(path).unwrap_or_default();
-        let asked = query.split('&').find_map(|pair| pair.strip_prefix("Accept="));
-        let accept = asked.or(request.accept.as_deref()).unwrap_or("");
-        let as_json = accept.contains("json");
-        let mut fields: Option<Vec<&str>> = request
+        let asked = request.parameter("Accept");
+        let accept = asked.as_deref().or(request.accept.as_deref()).unwrap_or("");
+        let mut fields: Option<Vec<String>> = request
             .filter_fields
             .as_deref()
-            .map(|fields| fields.split(',').map(str::trim).collect());
+            .map(|fields| fields.split(',').map(|field| field.trim().to_owned()).collect());
         if let Some(fields) = fields.as_mut().filter(|fields| **fields == QUALITY_CONTROL) {
-            fields.extend(["Created", "Last-Modified"]);
+            fields.extend(["Created", "Last-Modified"].map(str::to_owned));
         }
-        if as_json
-            && !only_latest
-            && fields.as_deref() == Some(&["path"])
-            && let Some(reply) = self.only_paths(request, &wanted).await?
-        {
-            return Ok(reply);
-        }
-        // Who limits the number looks for versions, and the folders cost the source a question.
-        let with_subfolders = request.browse_limit.is_none();
+        let format: Box<dyn Format> = if accept.contains("json") {
+            if !only_latest
+                && fields.as_deref().is_some_and(|fields| *fields == ["path"])
+                && let Some(reply) = self.only_paths(request, &wanted).await?
+            {
+                return Ok(reply);
+            }
+            Box::new(JsonPage { fields })
+        } else if accept.contains("text/html") {
+            Box::new(PeoplePage::new(&wanted, only_latest))
+        } else if accept.contains("xml") {
+            Box::new(XmlPage)
+        } else {
+            Box::new(TextPage)
+        };
+        // Who limits the number to few looks for versions, or, with 1, for folders.
+        let with_subfolders = request.browse_limit.is_none_or(|limit| limit == 1);
         let mut found = self.find(&wanted, limits(request), with_subfolders).await?;
-        if found.too_many {
-            let message = "the source has too many versions of this path to list them";
+        let is_one = found.left_out.first().is_some_and(|path| path.as_str() == wanted.path);
+        if is_one {
+            let message = "the source does not list this path: ask by time";
             return Ok(page::status(501, message));
         }
         if only_latest {
-            let mut latest: BTreeMap<ObjectPath, Arc<ObjectInfo>> = BTreeMap::new();
-            for version in found.versions {
-                match latest.get(&version.path) {
-                    Some(known) if known.rank() > version.rank() => {}
-                    _ => drop(latest.insert(version.path.clone(), version)),
-                }
-            }
-            found.versions = latest.into_values().collect();
+            keep_latest(&mut found);
         }
-        if let Some(limit) = request.browse_limit.filter(|limit| *limit < found.versions.len()) {
-            let mut by_age: Vec<_> = found.versions.iter().map(|v| Reverse(v.rank())).collect();
-            by_age.sort_unstable();
-            let last = by_age[limit - 1];
-            found.versions.retain(|version| Reverse(version.rank()) <= last);
-        }
+        keep_newest(&mut found, request.browse_limit);
+        Ok(self.page(found, format))
+    }
+
+    /// The answer with a listing: at once where it is short, else while it is written.
+    fn page(&self, found: Found, format: Box<dyn Format>) -> Reply {
         let mut reply = Reply::new(200);
         reply.header("Cache-Control", "no-cache");
+        if !found.left_out.is_empty() {
+            let paths: Vec<&str> =
+                found.left_out.iter().take(NAMED).map(ObjectPath::as_str).collect();
+            let count = found.left_out.len();
+            let text = format!("{count} paths are not listed: {}", paths.join(", "));
+            reply.header("Warning", format_args!("199 iovcache \"{text}\""));
+        }
         reply.date();
-        Ok(if as_json {
-            let text = json_page(&found, fields.as_deref());
-            reply.text("application/json;charset=ISO-8859-1", text.into_bytes())
-        } else {
-            let latin1 = |c: char| u8::try_from(c).unwrap_or(b'?');
-            let text = text_page(&found).chars().map(latin1).collect();
-            reply.text("text/plain;charset=ISO-8859-1", text)
-        })
+        let content_type = format.content_type();
+        if content_type.starts_with("text/html") {
+            let policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; \
+                          form-action 'none'; frame-ancestors 'none'";
+            reply.header("Content-Security-Policy", policy);
+            reply.header("X-Content-Type-Options", "nosniff");
+            reply.header("Referrer-Policy", "no-referrer");
+        }
+        let count = found.versions.len().min(format.longest());
+        let cache = self.cache.clone();
+        let piece = move |found: &Found, format: &dyn Format, first: usize| {
+            let mut text = if first == 0 { format.start(found) } else { String::new() };
+            let last = (first + PIECE).min(count);
+            for (number, version) in found.versions[first..last].iter().enumerate() {
+                let details = cache.known_details_of(version);
+                text.push_str(&format.version(first + number, version, &details));
+            }
+            if last == count {
+                text.push_str(&format.end(found));
+            }
+            format.encode(text)
+        };
+        if count <= PIECE {
+            let text = piece(&found, &*format, 0);
+            return reply.text(content_type, text.to_vec());
+        }
+        let pieces = (0..count).step_by(PIECE).collect::<Vec<_>>();
+        let frames = stream::iter(pieces)
+            .map(move |first| io::Result::Ok(Frame::data(piece(&found, &*format, first))));
+        let body: ReplyBody = StreamBody::new(frames).boxed_unsync();
+        reply.stream(content_type, body)
     }
 
     /// Which paths there are, one entry per version: what a service before this one asks for. The
@@ -97,138 +159,35 @@ impl Front {
         let mut left = request.browse_limit.unwrap_or(usize::MAX);
         for summary in self.paths_of(&pattern).await? {
             let count = usize::try_from(summary.versions).unwrap_or(usize::MAX).min(left);
-            let entry = format!("{{\"path\":{}}}", json(summary.path.as_str()));
+            let entry = format!("{{\"path\":{}}}", json::quoted(summary.path.as_str()));
             entries.extend(std::iter::repeat_n(entry, count));
             left -= count;
         }
         let mut reply = Reply::new(200);
         reply.header("Cache-Control", "no-cache");
         reply.date();
-        let text = format!("{{\"objects\":[\n{}]\n}}\n", entries.join(",\n"));
+        let text = format!("{{\"objects\":[\n{}]\n}}", entries.join(",\n"));
         Ok(Some(reply.text("application/json;charset=ISO-8859-1", text.into_bytes())))
     }
 }
 
-fn json_page(found: &Found, fields: Option<&[&str]>) -> String {
-    let objects: Vec<String> =
-        found.versions.iter().map(|version| entry(version, fields)).collect();
-    let mut page = format!("{{\"objects\":[\n{}]\n", objects.join(",\n"));
-    if let Some(folders) = &found.subfolders {
-        let folders: Vec<String> = folders.iter().map(|folder| json(folder)).collect();
-        let _ = write!(page, ",\"subfolders\":[\n{}]\n", folders.join(",\n"));
-    }
-    page.push_str("}\n");
-    page
-}
-
-/// One version, old keys and new ones side by side as real servers write them.
-fn entry(version: &ObjectInfo, fields: Option<&[&str]>) -> String {
-    let id = version.id.to_string();
-    let (from, until) = (version.validity.from(), version.validity.until());
-    let name = version::file_name(&version.path);
-    let disposition = format!("inline;filename=\"{name}\"");
-    let mut all: Vec<(&str, Option<String>)> = vec![
-        ("path", Some(json(version.path.as_str()))),
-        ("createTime", Some(version.created.to_string())),
-        ("lastModified", Some(version.created.to_string())),
-        ("Created", Some(version.created.to_string())),
-        ("Last-Modified", Some(version.created.to_string())),
-        ("id", Some(json(&id))),
-        ("validFrom", Some(from.to_string())),
-        ("validUntil", Some(until.to_string())),
-        ("initialValidity", Some(until.to_string())),
-        ("MD5", version.md5.map(|md5| json(&md5.to_string()))),
-        ("fileName", Some(json(name))),
-        ("contentType", Some(json(version::CONTENT_TYPE))),
-        ("size", version.size_bytes.map(|size| size.to_string())),
-        ("ETag", Some(json(&format!("\"{id}\"")))),
-        ("Valid-From", Some(from.to_string())),
-        ("Valid-Until", Some(until.to_string())),
-        ("InitialValidityLimit", Some(until.to_string())),
-        ("Content-MD5", version.md5.map(|md5| json(&md5.to_string()))),
-        ("Content-Disposition", Some(json(&disposition))),
-        ("Content-Type", Some(json(version::CONTENT_TYPE))),
-        ("Content-Length", version.size_bytes.map(|size| size.to_string())),
-    ];
-    const OWN: [&str; 2] = ["replicas", "metadata"];
-    let known: Vec<&str> = all.iter().map(|(key, _)| *key).chain(OWN).collect();
-    // Metadata take the place of nothing: what has the name of another key goes into a folder of
-    // its own.
-    let (apart, plain): (Vec<_>, Vec<_>) =
-        version.metadata.iter().partition(|(key, _)| known.contains(&key.as_str()));
-    all.extend(plain.into_iter().map(|(key, value)| (key.as_str(), Some(json(value)))));
-    if !apart.is_empty() {
-        let apart: Vec<String> =
-            apart.iter().map(|(key, value)| format!("{}:{}", json(key), json(value))).collect();
-        all.push(("metadata", Some(format!("{{{}}}", apart.join(",")))));
-    }
-    all.push(("replicas", Some(format!("[{}]", json(&version::address(version))))));
-    let all: Vec<String> = all
-        .iter()
-        .filter(|(key, _)| fields.is_none_or(|fields| fields.contains(key)))
-        .filter_map(|(key, value)| Some(format!("{}:{}", json(key), value.as_ref()?)))
-        .collect();
-    format!("{{{}}}", all.join(","))
-}
-
-/// A JSON string as real servers write it: slashes escaped, and all that is not ASCII.
-fn json(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for c in text.chars() {
-        match c {
-            '"' | '\\' | '/' => quoted.extend(['\\', c]),
-            ' '..='~' => quoted.push(c),
-            c => {
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    let _ = write!(quoted, "\\u{unit:04x}");
-                }
-            }
+fn keep_latest(found: &mut Found) {
+    let mut latest: BTreeMap<ObjectPath, Arc<ObjectInfo>> = BTreeMap::new();
+    for version in std::mem::take(&mut found.versions) {
+        match latest.get(&version.path) {
+            Some(known) if known.rank() > version.rank() => {}
+            _ => drop(latest.insert(version.path.clone(), version)),
         }
     }
-    quoted.push('"');
-    quoted
+    found.versions = latest.into_values().collect();
 }
 
-fn text_page(found: &Found) -> String {
-    let mut page = String::new();
-    for version in &found.versions {
-        let (from, until) = (version.validity.from(), version.validity.until());
-        let size = version.size_bytes.map_or("unknown".to_owned(), |size| size.to_string());
-        let md5 = version.md5.map_or("unknown".to_owned(), |md5| md5.to_string());
-        let _ = write!(
-            page,
-            "ID: {}\nPath: {}\nValidity: {from} - {until}\nInitial validity limit: {until}\n\
-             Created: {created}\nLast modified: {created}\n\
-             Original file: {}, size: {size}, md5: {md5}, content type: {}\nMetadata:\n",
-            version.id,
-            version::address(version),
-            version::file_name(&version.path),
-            version::CONTENT_TYPE,
-            created = version.created,
-        );
-        for (key, value) in &version.metadata {
-            let _ = writeln!(page, "  {key} = {value}");
-        }
-        page.push_str("\n\n");
-    }
-    if let Some(folders) = &found.subfolders {
-        page.push_str("\nSubfolders:\n");
-        for folder in folders {
-            let _ = writeln!(page, "  {folder}");
-        }
-        page.push('\n');
-    }
-    page
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strings_are_ascii_and_cannot_end_early() {
-        assert_eq!(json("a/b\"\\\n"), r#""a\/b\"\\\u000a""#);
-        assert_eq!(json("é\u{1f600}"), r#""\u00e9\ud83d\ude00""#);
+/// Keeps the `limit` versions that were created last.
+fn keep_newest(found: &mut Found, limit: Option<usize>) {
+    if let Some(limit) = limit.filter(|limit| *limit < found.versions.len()) {
+        let mut by_age: Vec<_> = found.versions.iter().map(|v| Reverse(v.rank())).collect();
+        by_age.sort_unstable();
+        let last = by_age[limit - 1];
+        found.versions.retain(|version| Reverse(version.rank()) <= last);
     }
 }

@@ -20,8 +20,8 @@ pub(super) struct Found {
     pub(super) versions: Vec<Arc<ObjectInfo>>,
     /// What lies one level below a path; none is told of a pattern.
     pub(super) subfolders: Option<Vec<String>>,
-    /// The source cannot list some path whole.
-    pub(super) too_many: bool,
+    /// Paths that the source cannot list whole: none of their versions is here.
+    pub(super) left_out: Vec<ObjectPath>,
 }
 
 impl Front {
@@ -51,7 +51,9 @@ impl Front {
             .await?;
         let mut found = Found::default();
         for (path, listing) in listings {
-            found.too_many |= !listing.whole;
+            if !listing.whole {
+                found.left_out.push(path.clone());
+            }
             let query = Query { path, metadata: wanted.metadata.clone(), limits };
             found.versions.extend(listing.versions.into_iter().filter(|version| {
                 query.matches(version)
@@ -61,7 +63,10 @@ impl Front {
         }
         found.versions.sort_by_cached_key(|version| super::version::address(version));
         if matches!(pattern, Pattern::Plain) {
-            let folders = if with_subfolders { self.folders(&wanted.path).await? } else { vec![] };
+            let folders = match with_subfolders {
+                true => self.cache.subfolders(&wanted.path).await?,
+                false => Vec::new(),
+            };
             found.subfolders = Some(folders);
         }
         Ok(found)
@@ -73,24 +78,6 @@ impl Front {
         let mut paths = self.cache.paths(prefix).await?;
         paths.retain(|summary| glob_matches(glob, summary.path.as_str()));
         Ok(paths)
-    }
-
-    async fn folders(&self, path: &str) -> Result<Vec<String>, CacheError> {
-        let below = self.cache.paths(path).await?;
-        let mut folders: Vec<String> = below
-            .iter()
-            .filter_map(|summary| {
-                let rest = match path {
-                    "" => summary.path.as_str(),
-                    path => summary.path.as_str().strip_prefix(path)?.strip_prefix('/')?,
-                };
-                let child = rest.split('/').next()?;
-                Some(if path.is_empty() { child.to_owned() } else { format!("{path}/{child}") })
-            })
-            .collect();
-        folders.sort_unstable();
-        folders.dedup();
-        Ok(folders)
     }
 }
 

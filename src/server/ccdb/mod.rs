@@ -8,9 +8,9 @@
 //!  GET /browse/… /latest/… ─▶ Cache::versions, Cache::paths ─▶ JSON or text
 //! ```
 //!
-//! Read only: POST, PUT and DELETE are refused. Header names go out as CCDB spells them (`ETag`,
-//! `Content-MD5`, metadata as uploaded), since AliceO2's client looks them up case-sensitively; no
-//! HTTP library for Rust can be told that, so heads are written by hand (and read by `httparse`).
+//! Header names go out as CCDB spells them (`ETag`, `Content-MD5`, metadata as uploaded), since
+//! AliceO2's client looks them up case-sensitively: see [`spelling`]. POST, PUT and DELETE are
+//! passed on to the source where that was allowed: see [`change`].
 //!
 //! **303 or 200.** Real servers do either, and clients have to take both. [`Answering::Redirect`],
 //! the default, is what file-backed and SQL-backed servers do: it keeps the two questions apart, so
@@ -20,12 +20,18 @@
 mod address;
 mod answer;
 mod browse;
+mod change;
 mod connection;
+mod guarded;
+mod json;
 mod listing;
 mod page;
+mod people;
+mod plain;
 mod range;
 mod reply;
 mod request;
+mod spelling;
 mod version;
 
 use std::net::SocketAddr;
@@ -34,6 +40,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(super) use answer::Front;
+pub(super) use change::Writes;
 pub(super) use connection::{MAX_CONNECTIONS, serve};
 
 /// How a question for a time is answered.
@@ -51,9 +58,12 @@ pub enum Answering {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CcdbServerConfig {
-    /// Where it listens (plain HTTP, read only), port 0 picks one; without this there is none.
+    /// Where it listens (plain HTTP), port 0 picks one; without this there is none.
     pub listen: Option<SocketAddr>,
     /// How a question for a time is answered: `"redirect"` (303 to the version's own address), or
     /// `"body"` (200 with the bytes at once).
     pub answer: Answering,
+    /// Whether uploads, changes and deletions are passed on to the source that keeps the path; where
+    /// there are tokens, of those who may administer. Only at an address of this node alone.
+    pub writable: bool,
 }

@@ -16,19 +16,25 @@ Usage of /download/*:
 Usage of /browse/* or /latest/*:
   GET, HEAD:
     path [ / time ] [ / key = value ]*
-    The Accept header chooses the format: text/plain, application/json
+    The Accept header chooses the format: text/plain, text/html, text/xml, application/json
 
 A path has 1 to 10 elements of A-Z a-z 0-9 . _ -, none of them a number.
-This service only reads: versions are uploaded, changed and deleted at its source.
+
+With --ccdb-writable also, as at the source:
+  POST path / from [ / until ] [ / UUID ] [ / key = value ]* - the first part of a form
+  PUT path / time [ / until ] [ / UUID ] ? key = value & ... - other metadata, another end
+  DELETE path / time [ / UUID ], GET /truncate/path
 ";
 
 /// A page that says what happened.
 pub(super) fn status(status: u16, message: &str) -> Reply {
     let title = match status {
         400 => "Bad Request",
+        204 => "No Content",
+        304 => "Not Modified",
         403 => "Forbidden",
         404 => "Not Found",
-        405 => "Method Not Allowed",
+        414 => "URI Too Long",
         416 => "Range Not Satisfiable",
         501 => "Not Implemented",
         503 => "Service Unavailable",
@@ -37,10 +43,12 @@ pub(super) fn status(status: u16, message: &str) -> Reply {
     let message = message.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     let mut reply = Reply::new(status);
     reply.header("Cache-Control", "no-cache");
-    match status {
-        405 => reply.header("Allow", "GET, HEAD"),
-        503 => reply.header("Retry-After", 1),
-        _ => {}
+    if status == 503 {
+        reply.header("Retry-After", 1);
+    }
+    if matches!(status, 204 | 304) {
+        reply.date();
+        return reply;
     }
     reply.header("Content-Language", "en");
     reply.date();
@@ -55,6 +63,15 @@ pub(super) fn status(status: u16, message: &str) -> Reply {
 /// Nothing is valid there, or there is no such version.
 pub(super) fn not_found() -> Reply {
     status(404, "No matching objects found")
+}
+
+/// Where people find their way.
+pub(super) fn to_browse() -> Reply {
+    let mut reply = Reply::new(303);
+    reply.header("Cache-Control", "no-cache");
+    reply.header("Location", "/browse/");
+    reply.date();
+    reply.empty()
 }
 
 /// How to ask. Real servers say so with status 200, which clients take for an object: not we.

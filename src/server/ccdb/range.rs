@@ -2,12 +2,17 @@
 
 use std::ops::Range;
 
+/// Ranges of one request; who asks for more gets the whole body.
+const MAX_RANGES: usize = 64;
+
 /// What a `Range` header comes to for a body.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Part {
-    /// All of it: no range, one of another unit, or several, which may be answered so (RFC 9110).
+    /// All of it: no range, one of another unit, too many, or several that overlap.
     Whole,
     One(Range<usize>),
+    /// Several, in the order asked for.
+    Several(Vec<Range<usize>>),
     /// None of it is there: 416.
     Nothing,
 }
@@ -16,9 +21,23 @@ pub(super) fn part(header: Option<&str>, size: usize) -> Part {
     let Some(set) = header.and_then(|text| text.trim().strip_prefix("bytes=")) else {
         return Part::Whole;
     };
-    let Some((first, last)) = set.split_once('-').filter(|_| !set.contains(',')) else {
+    let Some(mut ranges) = set.split(',').map(|one| range(one, size)).collect::<Option<Vec<_>>>()
+    else {
         return Part::Whole;
     };
+    ranges.retain(|range| range.start < range.end);
+    let total = ranges.iter().map(ExactSizeIterator::len).fold(0, usize::saturating_add);
+    match ranges.len() {
+        0 => Part::Nothing,
+        1 => Part::One(ranges.remove(0)),
+        count if count > MAX_RANGES || total > size => Part::Whole,
+        _ => Part::Several(ranges),
+    }
+}
+
+/// One range, perhaps empty; nothing where it is none.
+fn range(text: &str, size: usize) -> Option<Range<usize>> {
+    let (first, last) = text.split_once('-')?;
     let number = |text: &str| match text.trim() {
         digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
             // More than can be counted is beyond every body.
@@ -26,22 +45,15 @@ pub(super) fn part(header: Option<&str>, size: usize) -> Part {
         }
         _ => None,
     };
-    let range = match (first.trim(), last.trim()) {
-        ("", "") => return Part::Whole,
-        ("", last) => match number(last) {
-            Some(count) => size.saturating_sub(count)..size,
-            None => return Part::Whole,
-        },
-        (first, "") => match number(first) {
-            Some(first) => first..size,
-            None => return Part::Whole,
-        },
-        (first, last) => match (number(first), number(last)) {
-            (Some(first), Some(last)) if first <= last => first..last.saturating_add(1).min(size),
-            _ => return Part::Whole,
-        },
-    };
-    if range.start < range.end { Part::One(range) } else { Part::Nothing }
+    match (first.trim(), last.trim()) {
+        ("", "") => None,
+        ("", last) => Some(size.saturating_sub(number(last)?)..size),
+        (first, "") => Some(number(first)?..size),
+        (first, last) => {
+            let (first, last) = (number(first)?, number(last)?);
+            (first <= last).then(|| first..last.saturating_add(1).min(size))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -61,18 +73,25 @@ mod tests {
             assert_eq!(of_ten(beyond), Part::Nothing, "{beyond}");
         }
         for whole in
-            ["items=0-3", "bytes=3-1", "bytes=0-1,3-4", "bytes=x-", "bytes=-", "bytes=+1-2"]
+            ["items=0-3", "bytes=3-1", "bytes=0-1,x", "bytes=x-", "bytes=-", "bytes=0-8,1-9"]
         {
             assert_eq!(of_ten(whole), Part::Whole, "{whole}");
         }
+        assert_eq!(of_ten("bytes=0-1, 3-4,99-"), Part::Several(vec![0..2, 3..5]));
+        assert_eq!(of_ten("bytes=0-1,99-"), Part::One(0..2));
         assert_eq!(part(None, 10), Part::Whole);
         assert_eq!(part(Some("bytes=0-"), 0), Part::Nothing);
     }
 
     proptest::proptest! {
         #[test]
-        fn a_part_is_never_outside_of_the_body(text in "(bytes=)?[-0-9, ]{0,30}|.{0,30}", size in 0..1000_usize) {
-            if let Part::One(range) = part(Some(&text), size) {
+        fn a_part_is_never_outside_of_the_body(text in "(bytes=)?[-0-9, ]{0,30}|bytes=([0-9]{1,2}-[0-9]{0,2},?){1,4}|.{0,30}", size in 0..1000_usize) {
+            let ranges = match part(Some(&text), size) {
+                Part::One(range) => vec![range],
+                Part::Several(ranges) => ranges,
+                Part::Whole | Part::Nothing => Vec::new(),
+            };
+            for range in ranges {
                 proptest::prop_assert!(range.start < range.end && range.end <= size);
             }
         }

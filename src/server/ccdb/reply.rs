@@ -1,70 +1,100 @@
-//! An answer, written to the socket as it stands: heads by hand, bodies out of shared memory.
+//! An answer: headers in the order and spelling of CCDB, bodies out of shared memory.
 
-use std::fmt::Display;
-use std::io::{self, IoSlice, Write as _};
+use std::fmt::{Display, Write as _};
+use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use futures::stream;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
+use hyper::body::{Bytes, Frame};
+use hyper::ext::ReasonPhrase;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{Response, StatusCode};
 
+use super::spelling;
 use crate::cache::Held;
 use crate::interval::Timestamp;
 
-/// A client that takes nothing for so long is cut: it keeps an object pinned.
-const STALL_LIMIT: Duration = Duration::from_secs(30);
+pub(super) type ReplyBody = UnsyncBoxBody<Bytes, io::Error>;
 
 /// What follows a head.
-#[derive(Debug)]
-enum Body {
-    Text(Vec<u8>),
-    /// Pinned until it is sent.
-    Object(Held, Range<usize>),
+enum Content {
+    Nothing,
+    Bytes(Bytes),
+    /// Pieces of text and of objects, one after the other.
+    Pieces(Vec<Bytes>),
+    Stream(ReplyBody),
 }
 
 /// An answer.
-#[derive(Debug)]
 pub(super) struct Reply {
     pub(super) status: u16,
-    head: Vec<u8>,
-    body: Option<Body>,
+    headers: Vec<(String, HeaderValue)>,
+    content: Content,
+    object_bytes: u64,
     /// The connection ends with it.
     pub(super) last: bool,
 }
 
+/// A part of an object that stays pinned until it is sent.
+struct Part {
+    held: Arc<Held>,
+    range: Range<usize>,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        self.held.payload().get(self.range.clone()).unwrap_or_default()
+    }
+}
+
+fn part_of(held: &Arc<Held>, range: Range<usize>) -> Bytes {
+    Bytes::from_owner(Part { held: Arc::clone(held), range })
+}
+
 impl Reply {
-    /// An answer with the headers that every one has. No reason phrase: real servers send none.
+    /// An answer with the headers that every one has.
     pub(super) fn new(status: u16) -> Self {
-        let mut head = Vec::with_capacity(1024);
-        let _ = write!(head, "HTTP/1.1 {status} \r\n");
-        head.extend_from_slice(
-            b"Access-Control-Allow-Origin: *\r\n\
-              Access-Control-Allow-Headers: range\r\n\
-              Access-Control-Expose-Headers: content-range,content-length,accept-ranges\r\n\
-              Access-Control-Allow-Methods: HEAD,GET\r\n",
-        );
-        Self { status, head, body: None, last: false }
+        let mut reply = Self {
+            status,
+            headers: Vec::with_capacity(24),
+            content: Content::Nothing,
+            object_bytes: 0,
+            last: false,
+        };
+        reply.header("Access-Control-Allow-Origin", "*");
+        reply.header("Access-Control-Allow-Headers", "range");
+        reply.header("Access-Control-Expose-Headers", "content-range,content-length,accept-ranges");
+        reply.header("Access-Control-Allow-Methods", "HEAD,GET");
+        reply
     }
 
     /// Adds a header. What is not Latin-1 becomes `?`, and no value can end its line.
     pub(super) fn header(&mut self, name: &str, value: impl Display) {
-        self.head.extend_from_slice(name.as_bytes());
-        self.head.extend_from_slice(b": ");
-        let start = self.head.len();
-        // Writing to a vector cannot fail.
-        let _ = write!(self.head, "{value}");
-        let written = &self.head[start..];
-        if written.iter().any(|byte| !matches!(byte, 0x20..=0x7e)) {
-            let text = String::from_utf8_lossy(written).into_owned();
-            self.head.truncate(start);
-            self.head.extend(text.chars().map(|c| match u8::try_from(c) {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{value}");
+        let bytes: Vec<u8> = text
+            .chars()
+            .map(|c| match u8::try_from(c) {
                 Ok(0..=0x1f | 0x7f) => b' ',
                 Ok(byte) => byte,
                 Err(_) => b'?',
-            }));
+            })
+            .collect();
+        // Nothing else is left that a value must not have.
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(bytes)) {
+            self.headers.push((name.to_owned(), value));
         }
-        self.head.extend_from_slice(b"\r\n");
+    }
+
+    /// Replaces a header that was added already.
+    pub(super) fn replace(&mut self, name: &str, value: impl Display) {
+        self.headers.retain(|(known, _)| known != name);
+        self.header(name, value);
     }
 
     pub(super) fn date(&mut self) {
@@ -91,55 +121,80 @@ impl Reply {
     pub(super) fn text(mut self, content_type: &str, text: Vec<u8>) -> Self {
         self.header("Content-Type", content_type);
         self.header("Content-Length", text.len());
-        self.body = Some(Body::Text(text));
+        self.content = Content::Bytes(text.into());
         self
     }
 
     /// With a part of an object for a body.
-    pub(super) fn object(mut self, held: Held, part: Range<usize>) -> Self {
-        self.header("Content-Length", part.len());
-        self.body = Some(Body::Object(held, part));
+    pub(super) fn object(mut self, held: &Arc<Held>, range: Range<usize>) -> Self {
+        self.header("Content-Length", range.len());
+        self.object_bytes = range.len() as u64;
+        self.content = Content::Bytes(part_of(held, range));
+        self
+    }
+
+    /// With several parts of an object for a body, each behind a text, and a text at the end.
+    pub(super) fn parts(
+        mut self,
+        held: &Arc<Held>,
+        parts: Vec<(String, Range<usize>)>,
+        end: String,
+    ) -> Self {
+        let mut pieces = Vec::with_capacity(parts.len() * 2 + 1);
+        for (text, range) in parts {
+            self.object_bytes += range.len() as u64;
+            pieces.extend([Bytes::from(text), part_of(held, range)]);
+        }
+        pieces.push(Bytes::from(end));
+        self.header("Content-Length", pieces.iter().map(Bytes::len).sum::<usize>());
+        self.content = Content::Pieces(pieces);
+        self
+    }
+
+    /// With a body that is made while it is sent.
+    pub(super) fn stream(mut self, content_type: &str, body: ReplyBody) -> Self {
+        self.header("Content-Type", content_type);
+        self.content = Content::Stream(body);
         self
     }
 
     /// The bytes of an object in it.
     pub(super) fn object_bytes(&self) -> u64 {
-        match &self.body {
-            Some(Body::Object(_, part)) => part.len() as u64,
-            Some(Body::Text(_)) | None => 0,
-        }
+        self.object_bytes
     }
 
-    /// Sends it, the body straight from where it lies.
-    pub(super) async fn write(mut self, stream: &mut TcpStream, is_head: bool) -> io::Result<()> {
-        if self.last {
-            self.header("Connection", "close");
-        }
-        self.head.extend_from_slice(b"\r\n");
-        let body = match &self.body {
-            _ if is_head => &[],
-            None => &[][..],
-            Some(Body::Text(text)) => text,
-            Some(Body::Object(held, part)) => held.payload().get(part.clone()).unwrap_or_default(),
-        };
-        let (mut head, mut body) = (&self.head[..], body);
-        while !head.is_empty() || !body.is_empty() {
-            let written = match (head.is_empty(), body.is_empty()) {
-                (false, false) => {
-                    let parts = [IoSlice::new(head), IoSlice::new(body)];
-                    timeout(STALL_LIMIT, stream.write_vectored(&parts)).await
-                }
-                (false, true) => timeout(STALL_LIMIT, stream.write(head)).await,
-                (true, _) => timeout(STALL_LIMIT, stream.write(body)).await,
-            };
-            let written = written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+    /// The answer as hyper takes it. No reason phrase: real servers send none.
+    pub(super) fn into_response(self, is_head: bool) -> Response<ReplyBody> {
+        let never = |never| match never {};
+        let body = match self.content {
+            Content::Nothing => Empty::new().map_err(never).boxed_unsync(),
+            _ if is_head => Empty::new().map_err(never).boxed_unsync(),
+            Content::Bytes(bytes) => Full::new(bytes).map_err(never).boxed_unsync(),
+            Content::Pieces(pieces) => {
+                let frames = pieces.into_iter().map(|piece| Ok(Frame::data(piece)));
+                StreamBody::new(stream::iter(frames)).boxed_unsync()
             }
-            let of_head = written.min(head.len());
-            head = &head[of_head..];
-            body = &body[written - of_head..];
+            Content::Stream(body) => body,
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() =
+            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut names = String::with_capacity(512);
+        for (name, value) in self.headers {
+            // Names come from us or were looked at: see `version::is_header`.
+            if let Ok(header) = HeaderName::from_bytes(name.as_bytes()) {
+                names.push_str(&name);
+                names.push('\n');
+                response.headers_mut().append(header, value);
+            }
         }
-        Ok(())
+        if self.last {
+            names.push_str("Connection\n");
+            let close = const { HeaderValue::from_static("close") };
+            response.headers_mut().insert(hyper::header::CONNECTION, close);
+        }
+        *response.extensions_mut() = spelling::of(&names);
+        response.extensions_mut().insert(const { ReasonPhrase::from_static(b"") });
+        response
     }
 }

@@ -1,18 +1,28 @@
 //! The head of a request, as far as it matters here.
 
+use std::borrow::Cow;
+
+use hyper::HeaderMap;
+use hyper::header::HeaderValue;
+use hyper::http::request::Parts;
+
 use crate::object::ObjectId;
 
 /// The longest head that is read: Tomcat, which real servers stand on, is set to as much.
 pub(super) const MAX_HEAD_BYTES: usize = 100 << 10;
-const MAX_HEADERS: usize = 128;
+pub(super) const MAX_HEADERS: usize = 128;
+/// The longest target: whatever is asked for is looked at, and some of it kept, for anybody.
+pub(super) const MAX_TARGET_BYTES: usize = 16 << 10;
 
 /// What is done with the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
     Get,
     Head,
-    /// One that changes things: known, and refused.
-    Change,
+    Options,
+    Post,
+    Put,
+    Delete,
     Unknown,
 }
 
@@ -20,8 +30,10 @@ pub(super) enum Method {
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) method: Method,
-    /// Path and query as sent, without scheme and host.
-    pub(super) target: String,
+    /// The path as sent, still encoded.
+    pub(super) path: String,
+    /// What stands behind the question mark.
+    pub(super) query: String,
     /// The versions that the client has, from every line and every list.
     pub(super) if_none_match: Vec<ObjectId>,
     pub(super) if_not_after: Option<i64>,
@@ -31,92 +43,76 @@ pub(super) struct Request {
     pub(super) accept: Option<String>,
     pub(super) browse_limit: Option<usize>,
     pub(super) filter_fields: Option<String>,
-    /// The connection can be used for another request.
-    pub(super) keep_alive: bool,
-}
-
-/// What stands at the beginning of the bytes that came.
-#[derive(Debug)]
-pub(super) enum Head {
-    /// A request, and how many bytes its head takes.
-    Whole(Box<Request>, usize),
-    Partial,
-    /// No HTTP, or too much of it.
-    Malformed,
-}
-
-pub(super) fn parse(bytes: &[u8]) -> Head {
-    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut parsed = httparse::Request::new(&mut headers);
-    let length = match parsed.parse(bytes) {
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD_BYTES => return Head::Partial,
-        Ok(httparse::Status::Partial) | Err(_) => return Head::Malformed,
-    };
-    let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version)
-    else {
-        return Head::Malformed;
-    };
-    let mut request = Request {
-        method: match method {
-            "GET" => Method::Get,
-            "HEAD" => Method::Head,
-            "POST" | "PUT" | "DELETE" | "PATCH" | "OPTIONS" => Method::Change,
-            _ => Method::Unknown,
-        },
-        target: without_origin(target).to_owned(),
-        if_none_match: Vec::new(),
-        if_not_after: None,
-        if_not_before: None,
-        range: None,
-        if_range: None,
-        accept: None,
-        browse_limit: None,
-        filter_fields: None,
-        keep_alive: minor == 1,
-    };
-    for header in parsed.headers.iter() {
-        request.take(header.name, &String::from_utf8_lossy(header.value));
-    }
-    Head::Whole(Box::new(request), length)
+    pub(super) content_type: Option<String>,
+    /// The token of `Authorization: Bearer`.
+    pub(super) bearer: Option<String>,
+    pub(super) user_agent: Option<String>,
+    /// Browsers say from which page a request comes.
+    pub(super) has_origin: bool,
 }
 
 impl Request {
-    fn take(&mut self, name: &str, value: &str) {
-        let is = |other: &str| name.eq_ignore_ascii_case(other);
-        let value = value.trim();
+    pub(super) fn new(parts: &Parts) -> Self {
+        let headers = &parts.headers;
         // A limit of 0 or less, or one that is no number, is none.
-        let limit = || value.parse().ok().filter(|limit: &i64| *limit > 0);
-        if is("if-none-match") {
-            self.if_none_match.extend(ids(value));
-        } else if is("if-not-after") {
-            self.if_not_after = self.if_not_after.or_else(limit);
-        } else if is("if-not-before") {
-            self.if_not_before = self.if_not_before.or_else(limit);
-        } else if is("range") {
-            self.range = Some(value.to_owned());
-        } else if is("if-range") {
-            self.if_range = Some(value.to_owned());
-        } else if is("accept") {
-            self.accept = Some(value.to_owned());
-        } else if is("browse-limit") {
-            self.browse_limit = value.parse().ok().filter(|limit| *limit > 0);
-        } else if is("x-filter-fields") {
-            self.filter_fields = Some(value.to_owned());
-        } else if is("connection") {
-            let has = |word: &str| value.split(',').any(|w| w.trim().eq_ignore_ascii_case(word));
-            self.keep_alive = (self.keep_alive || has("keep-alive")) && !has("close");
-        } else if is("transfer-encoding") || (is("content-length") && value != "0") {
-            // A body follows, which nobody reads: what comes after it is no request.
-            self.keep_alive = false;
+        let limit = |name| {
+            let mut all = texts(headers, name);
+            all.find_map(|text| text.trim().parse().ok().filter(|limit: &i64| *limit > 0))
+        };
+        let last = |name| texts(headers, name).last().map(Cow::into_owned);
+        Self {
+            method: match parts.method.as_str() {
+                "GET" => Method::Get,
+                "HEAD" => Method::Head,
+                "OPTIONS" => Method::Options,
+                "POST" => Method::Post,
+                "PUT" => Method::Put,
+                "DELETE" => Method::Delete,
+                _ => Method::Unknown,
+            },
+            path: parts.uri.path().to_owned(),
+            query: parts.uri.query().unwrap_or_default().to_owned(),
+            if_none_match: texts(headers, "if-none-match").flat_map(|text| ids(&text)).collect(),
+            if_not_after: limit("if-not-after"),
+            if_not_before: limit("if-not-before"),
+            range: last("range"),
+            if_range: last("if-range"),
+            accept: last("accept"),
+            browse_limit: limit("browse-limit").and_then(|limit| usize::try_from(limit).ok()),
+            filter_fields: last("x-filter-fields"),
+            content_type: last("content-type"),
+            bearer: last("authorization").and_then(|text| {
+                let (scheme, token) = text.split_once(' ')?;
+                scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+            }),
+            user_agent: last("user-agent"),
+            has_origin: headers.contains_key("origin"),
         }
     }
+
+    /// The value of a parameter of the query, decoded as in a form.
+    pub(super) fn parameter(&self, name: &str) -> Option<String> {
+        self.parameters().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// The parameters of the query; what cannot be decoded is passed over.
+    pub(super) fn parameters(&self) -> impl Iterator<Item = (String, String)> {
+        self.query.split('&').filter(|pair| !pair.is_empty()).filter_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Some((super::address::form_decoded(key)?, super::address::form_decoded(value)?))
+        })
+    }
+}
+
+/// The values of all headers of a name, without the blanks around them.
+fn texts<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
+    headers.get_all(name).into_iter().map(HeaderValue::as_bytes).map(String::from_utf8_lossy)
 }
 
 /// The UUIDs in a list of ETags; what is none (AliceO2 sends a timestamp in a second line) is
 /// passed over. A bare one and one in other quotes than `"` are told apart as real servers do.
-fn ids(list: &str) -> impl Iterator<Item = ObjectId> {
-    list.split(',').filter_map(|tag| id_of_tag(tag.trim()))
+fn ids(list: &str) -> Vec<ObjectId> {
+    list.split(',').filter_map(|tag| id_of_tag(tag.trim())).collect()
 }
 
 /// The UUID of an ETag: `"U"`, `U` or `W/"U"`.
@@ -125,79 +121,55 @@ pub(super) fn id_of_tag(tag: &str) -> Option<ObjectId> {
     ObjectId::parse(tag.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(tag))
 }
 
-/// `http://host/path` is what proxies send.
-fn without_origin(target: &str) -> &str {
-    match target.split_once("://") {
-        Some((scheme, rest)) if !scheme.contains('/') => {
-            rest.find('/').map_or("/", |slash| &rest[slash..])
-        }
-        _ => target,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const ID: &str = "4d201140-e716-11f1-8b62-7f0000010203";
 
-    fn request(head: &str) -> Request {
-        let bytes = format!("{head}\r\n\r\n").replace('\n', "\r\n").replace("\r\r", "\r");
-        match parse(bytes.as_bytes()) {
-            Head::Whole(request, length) if length == bytes.len() => *request,
-            other => panic!("{other:?}"),
+    fn request(target: &str, headers: &[(&str, &str)]) -> Request {
+        let mut request = hyper::Request::builder().uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
+        Request::new(&request.body(()).unwrap().into_parts().0)
     }
 
     #[test]
     fn every_line_of_if_none_match_counts_and_what_is_no_uuid_does_not() {
-        let request = request(&format!(
-            "GET /A/1 HTTP/1.1\nIf-None-Match: \"{ID}\"\nIf-None-Match: 1500\nif-none-match: *, W/\"{ID}\", '{ID}'"
-        ));
+        let all = format!("*, W/\"{ID}\", '{ID}'");
+        let tag = format!("\"{ID}\"");
+        let request = request(
+            "/A/1",
+            &[("If-None-Match", &tag), ("If-None-Match", "1500"), ("if-none-match", &all)],
+        );
         assert_eq!(request.if_none_match.len(), 2);
     }
 
     #[test]
     fn limits_are_positive_numbers() {
-        let request =
-            request("GET /A/1 HTTP/1.1\nIf-Not-After: 0\nIf-Not-Before: x\nBrowse-Limit: -1");
+        let headers = [("If-Not-After", "0"), ("If-Not-Before", "x"), ("Browse-Limit", "-1")];
+        let request = request("/A/1", &headers);
         assert_eq!((request.if_not_after, request.if_not_before), (None, None));
         assert_eq!(request.browse_limit, None);
     }
 
     #[test]
-    fn a_connection_is_kept_only_where_the_next_request_can_be_found() {
-        assert!(request("GET / HTTP/1.1").keep_alive);
-        assert!(!request("GET / HTTP/1.0").keep_alive);
-        assert!(request("GET / HTTP/1.0\nConnection: Keep-Alive").keep_alive);
-        for head in ["Connection: foo, close", "Content-Length: 5", "Transfer-Encoding: chunked"] {
-            assert!(!request(&format!("POST / HTTP/1.1\n{head}")).keep_alive, "{head}");
-        }
-    }
-
-    #[test]
     fn the_target_is_a_path_whatever_stands_before_it() {
-        assert_eq!(request("GET http://a:1/A/1?x HTTP/1.1").target, "/A/1?x");
-        assert_eq!(request("GET http://a HTTP/1.1").target, "/");
-        assert_eq!(request("GET /A/x=http://b HTTP/1.1").target, "/A/x=http://b");
+        let of = |target: &str| request(target, &[]);
+        assert_eq!(
+            (of("http://a:1/A/1?x").path.as_str(), of("http://a:1/A/1?x").query.as_str()),
+            ("/A/1", "x")
+        );
+        assert_eq!(of("http://a").path, "/");
+        assert_eq!(of("/A/x=http://b").path, "/A/x=http://b");
     }
 
     #[test]
-    fn what_is_no_http_is_malformed_and_never_waited_for_without_end() {
-        assert!(matches!(parse(b"GET / HTTP/1.1\r\n"), Head::Partial));
-        assert!(matches!(parse(b"\x16\x03\x01\x02\x00"), Head::Malformed));
-        let endless = [b"GET / HTTP/1.1\r\nA: ".to_vec(), vec![b'a'; MAX_HEAD_BYTES]].concat();
-        assert!(matches!(parse(&endless), Head::Malformed));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn whatever_comes_is_parsed_or_refused(
-            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
-            text in "GET [ -~]{0,80} HTTP/1\\.[01]\r\n([A-Za-z-]{1,20}: [ -~]{0,40}\r\n){0,6}\r\n",
-        ) {
-            parse(&bytes);
-            parse(text.as_bytes());
-        }
+    fn parameters_are_decoded_as_in_a_form_and_tokens_found() {
+        let request = request("/A/1?a=b+c%2F&report=TRUE&d", &[("Authorization", "bearer  t1")]);
+        assert_eq!(request.parameter("a").as_deref(), Some("b c/"));
+        assert_eq!(request.parameter("d").as_deref(), Some(""));
+        assert_eq!(request.bearer.as_deref(), Some("t1"));
     }
 }

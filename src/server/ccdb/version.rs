@@ -3,6 +3,7 @@
 use super::reply::Reply;
 use crate::interval::Timestamp;
 use crate::object::{ObjectInfo, ObjectPath};
+use crate::source::Details;
 
 /// What metadata may not be named to become headers, in lower case: with real servers they replace
 /// what has their name, and a client is told another ETag or length than the true one.
@@ -55,13 +56,21 @@ fn is_header(key: &str) -> bool {
 }
 
 /// All that is known of a version, in the order of real servers.
-pub(super) fn describe(reply: &mut Reply, version: &ObjectInfo, until: Option<Timestamp>) {
+pub(super) fn describe(
+    reply: &mut Reply,
+    version: &ObjectInfo,
+    details: &Details,
+    until: Option<Timestamp>,
+) {
     reply.date();
     reply.header("Valid-Until", version.validity.until());
     reply.header("Valid-From", version.validity.from());
+    if let Some(initial) = details.initial_until.filter(|at| *at != version.validity.until()) {
+        reply.header("InitialValidityLimit", initial);
+    }
     reply.header("Created", version.created);
     reply.header("ETag", format_args!("\"{}\"", version.id));
-    reply.http_date("Last-Modified", version.created);
+    reply.http_date("Last-Modified", details.last_modified.unwrap_or(version.created));
     if let Some(until) = until {
         reply.header("Cache-Valid-Until", until);
     }
@@ -75,13 +84,16 @@ pub(super) fn address(version: &ObjectInfo) -> String {
     format!("/{}/{}/{}", version.path, version.validity.from(), version.id)
 }
 
-/// The file name: no source tells the one that it was uploaded with.
-pub(super) fn file_name(path: &ObjectPath) -> &str {
-    path.as_str().rsplit('/').next().unwrap_or_default()
+/// The name of the uploaded file, or where that is not told, the last element of the path.
+pub(super) fn file_name<'a>(path: &'a ObjectPath, details: &'a Details) -> &'a str {
+    let told = details.file_name.as_deref().filter(|name| !name.contains(['"', '\r', '\n']));
+    told.unwrap_or_else(|| path.as_str().rsplit('/').next().unwrap_or_default())
 }
 
-/// The content type, likewise.
-pub(super) const CONTENT_TYPE: &str = "application/octet-stream";
+/// The media type that its maker gave, or that of any bytes.
+pub(super) fn content_type(details: &Details) -> &str {
+    details.content_type.as_deref().unwrap_or("application/octet-stream")
+}
 
 #[cfg(test)]
 mod tests {

@@ -110,6 +110,13 @@ impl Address {
         self.base.origin() == url.origin()
     }
 
+    /// Whether `url` is served by this server, perhaps by https in the place of http, to which
+    /// servers redirect for their own good.
+    pub(super) fn is_same_place(&self, url: &Url) -> bool {
+        let by_https = url.scheme() == "https" && url.port_or_known_default() == Some(443);
+        self.is_origin_of(url) || (by_https && self.base.host_str() == url.host_str())
+    }
+
     /// User and password for `url`, if it is ours to show them to.
     pub(super) fn credentials_for(&self, url: &Url) -> Option<&(String, Option<String>)> {
         self.credentials.as_ref().filter(|_| self.is_origin_of(url))
@@ -190,14 +197,7 @@ impl AllowedPlaces {
             return false;
         }
         let Some(host) = url.host_str() else { return false };
-        let same_place = |address: &Address| {
-            address.is_origin_of(url)
-                // From http to https of the same name, as servers do for their own good.
-                || (address.base.host_str() == Some(host)
-                    && url.scheme() == "https"
-                    && url.port_or_known_default() == Some(443))
-        };
-        own.any(same_place)
+        own.any(|address| address.is_same_place(url))
             || self.0.iter().any(|place| place.holds(host, url.port_or_known_default()))
     }
 }

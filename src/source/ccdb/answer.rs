@@ -10,11 +10,14 @@ use std::collections::BTreeMap;
 use reqwest::Url;
 use reqwest::header::HeaderMap;
 
+use super::entry::file_name_of;
 use super::transport::latin1;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+use crate::source::Details;
 
-/// Headers of HTTP, of CCDB's server and of the caches in between: these are no metadata.
+/// Headers of HTTP, of CCDB's servers (that in memory sends some that others keep to themselves)
+/// and of the caches in between: these are no metadata.
 const PROTOCOL_HEADERS: &[&str] = &[
     "accept-ranges",
     "age",
@@ -36,11 +39,13 @@ const PROTOCOL_HEADERS: &[&str] = &[
     "date",
     "etag",
     "expires",
+    "file-size",
     "initialvaliditylimit",
     "keep-alive",
     "last-modified",
     "link",
     "location",
+    "originalfilename",
     "pragma",
     "proxy-authenticate",
     "proxy-connection",
@@ -52,7 +57,9 @@ const PROTOCOL_HEADERS: &[&str] = &[
     "strict-transport-security",
     "trailer",
     "transfer-encoding",
+    "updatedfrom",
     "upgrade",
+    "uploadedfrom",
     "valid-from",
     "valid-until",
     "vary",
@@ -139,6 +146,24 @@ fn from_in_location(location: &str, path: &ObjectPath) -> Option<Timestamp> {
     from.parse().ok().filter(|_| is_ours).map(Timestamp::from_millis)
 }
 
+/// Whether all headers are there that describe a version, whatever they say: if they do not fit
+/// together, metadata of their names stand in their place.
+pub(super) fn describes_a_version(headers: &HeaderMap) -> bool {
+    ["etag", "valid-from", "valid-until", "created"].iter().all(|name| headers.contains_key(*name))
+}
+
+/// Path and `from` in the address that file-backed servers list, `/<path>/<from>/<UUID>`.
+///
+/// Addresses with a host are those of storage elements, which have numbers there of another
+/// meaning.
+pub(super) fn path_in_location(location: &str) -> Option<(&str, Timestamp)> {
+    let address = location.split(['?', '#']).next().unwrap_or_default();
+    let (rest, id) = address.strip_prefix('/').filter(|a| !a.starts_with('/'))?.rsplit_once('/')?;
+    ObjectId::parse(id)?;
+    let (path, from) = rest.rsplit_once('/')?;
+    from.parse().ok().map(|from| (path, Timestamp::from_millis(from)))
+}
+
 /// Reads the version of `path` that an answer for `at` names.
 ///
 /// # Errors
@@ -202,6 +227,24 @@ pub(super) fn read_version(
         metadata,
     };
     Ok(Named { version, cache_valid_until: millis(headers, "cache-valid-until"), locations })
+}
+
+/// What the headers before the bytes of a version tell of its upload.
+pub(super) fn read_details(headers: &HeaderMap) -> Details {
+    let disposition = single(headers, "content-disposition");
+    let original = single(headers, "originalfilename");
+    let changed = single(headers, "last-modified");
+    let changed = changed.and_then(|text| httpdate::parse_http_date(&text).ok());
+    let since = changed.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    Details {
+        file_name: disposition.as_deref().and_then(file_name_of).map(str::to_owned).or(original),
+        content_type: single(headers, "content-type"),
+        last_modified: since
+            .and_then(|since| i64::try_from(since.as_millis()).ok())
+            .map(Timestamp::from_millis),
+        initial_until: millis(headers, "initialvaliditylimit"),
+        uploaded_from: single(headers, "uploadedfrom"),
+    }
 }
 
 #[cfg(test)]

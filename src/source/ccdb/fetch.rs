@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::{etag_id, locations, single};
+use super::answer::{etag_id, id_in_location, locations, read_details, single};
 use super::source::CcdbSource;
 use super::transport::{Ask, Failure, Head, Purpose, Rounds, chain};
 use crate::object::{Md5Sum, ObjectInfo};
@@ -220,8 +220,13 @@ impl CcdbSource {
         match status.as_u16() {
             200 => {
                 let host = std::sync::Arc::clone(&head.host);
+                let details = read_details(head.response.headers());
                 let result = self.take(head, &place.url, version, body, deadline).await;
-                result.map(|()| Outcome::Done).inspect_err(|_| host.count_failure())
+                let result = result.inspect_err(|_| host.count_failure());
+                result.map(|()| {
+                    self.remember_details(version.id, details);
+                    Outcome::Done
+                })
             }
             300..=303 | 307 | 308 => {
                 let found = locations(head.response.headers());
@@ -316,6 +321,9 @@ impl CcdbSource {
         if at_once {
             // `got` fits into the address space: it is at most the length of `spare`.
             body.advance(got as usize);
+        } else if promise.size_bytes.is_none() && !body.spare().is_empty() {
+            // Room was made ahead of bytes of unknown number: what is left over is given back.
+            body.reserve(body.written_bytes()).await.map_err(Failure::Body)?;
         }
         // Bytes that were written before it are in no digest.
         if let Some(md5) = promise.md5.filter(|_| already == 0) {
@@ -338,7 +346,7 @@ impl Promise {
         limit_bytes: u64,
         url: &Url,
     ) -> Result<Self, Failure> {
-        if etag_id(headers) != Some(version.id) {
+        if etag_id(headers) != Some(version.id) && !is_replaced_tag(headers, version, url) {
             let got = single(headers, "etag").unwrap_or_default();
             let reason = match headers.contains_key("etag") {
                 true => format!("expected ETag {}, got {got:?} from {url}", version.id),
@@ -382,6 +390,16 @@ impl Promise {
         };
         Ok(Self { size_bytes: announced.or(version.size_bytes), md5 })
     }
+}
+
+/// Whether the ETag of an answer is metadata of that name, which servers send in its place: the
+/// version is known by its listing, is at an address of its own, and its bytes can be checked.
+fn is_replaced_tag(headers: &HeaderMap, version: &ObjectInfo, url: &Url) -> bool {
+    let mut replacing = version.metadata.iter().filter(|(key, _)| key.eq_ignore_ascii_case("etag"));
+    let told = single(headers, "etag");
+    version.md5.is_some()
+        && id_in_location(url.path()) == Some(version.id)
+        && replacing.any(|(_, value)| Some(value) == told.as_ref())
 }
 
 /// Writes behind what was written, making room as needed.

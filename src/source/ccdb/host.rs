@@ -1,17 +1,22 @@
 //! One server as we experience it: is it there, how much do we ask of it at once, how often did
 //! it fail.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::address::Address;
 use super::options::CcdbOptions;
 use crate::source::{SourceHealth, SourceState};
 use crate::telemetry::Histogram;
+
+/// Requests that are made at the same time of a host that is overloaded.
+const LEAST_CONCURRENT: usize = 4;
+/// Answers of a host after which one request more is made at a time again.
+const ANSWERS_PER_PLACE: usize = 16;
 
 /// A server with its breaker, its bulkheads and its counters.
 #[derive(Debug)]
@@ -24,6 +29,15 @@ pub(super) struct Host {
     requests: AtomicU64,
     failures: AtomicU64,
     latency: Histogram,
+    /// Whether it sends those elsewhere who ask for what it does not have, and when that was seen.
+    misses: Mutex<Option<(bool, Instant)>>,
+    /// Held by the one request that finds that out.
+    pub(super) probing: tokio::sync::Mutex<()>,
+    /// Requests that are not made at the same time any more, since it is overloaded.
+    withheld: AtomicUsize,
+    most_withheld: usize,
+    /// Answers since it was last overloaded, or since more was last asked of it.
+    in_order: AtomicUsize,
 }
 
 impl Host {
@@ -41,7 +55,49 @@ impl Host {
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             latency: Histogram::default(),
+            misses: Mutex::default(),
+            probing: tokio::sync::Mutex::default(),
+            withheld: AtomicUsize::new(0),
+            most_withheld: options.max_concurrent.saturating_sub(LEAST_CONCURRENT),
+            in_order: AtomicUsize::new(0),
         }
+    }
+
+    /// It says that it is overloaded: one request less is made at a time. The place of the request
+    /// that was answered so is not given back then.
+    pub(super) fn withhold(&self, place: OwnedSemaphorePermit) {
+        self.in_order.store(0, Ordering::Relaxed);
+        let more = |withheld| (withheld < self.most_withheld).then_some(withheld + 1);
+        if self.withheld.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok() {
+            place.forget();
+        }
+    }
+
+    /// It answered: after some such answers, one request more is made at a time again.
+    pub(super) fn in_order(&self, places: &Semaphore) {
+        if self.withheld.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let answers = self.in_order.fetch_add(1, Ordering::Relaxed) + 1;
+        let less = |withheld: usize| withheld.checked_sub(1);
+        if answers.is_multiple_of(ANSWERS_PER_PLACE)
+            && self.withheld.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+        {
+            places.add_permits(1);
+        }
+    }
+
+    /// Whether it sends those elsewhere who ask for what it does not have, if that was seen within
+    /// `longest`.
+    pub(super) fn forwards_misses(&self, longest: Duration) -> Option<bool> {
+        let misses = self.misses.lock().unwrap_or_else(PoisonError::into_inner);
+        misses.filter(|(_, seen)| seen.elapsed() < longest).map(|(forwards, _)| forwards)
+    }
+
+    /// Remembers what it does about a miss.
+    pub(super) fn note_misses(&self, forwards: bool) {
+        let mut misses = self.misses.lock().unwrap_or_else(PoisonError::into_inner);
+        *misses = Some((forwards, Instant::now()));
     }
 
     /// Whether a request may be made now; if not, when it may.
@@ -129,6 +185,23 @@ impl Breaker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_overloaded_host_is_asked_for_less_and_for_more_when_it_recovers() {
+        let options = CcdbOptions { max_concurrent: 6, ..CcdbOptions::default() };
+        let address = Address::parse_list("http://a:1").unwrap().remove(0);
+        let host = Host::new(address, &options);
+        for left in [5, 4, 4, 4] {
+            let place = Arc::clone(&host.bodies).acquire_owned().await.unwrap();
+            host.withhold(place);
+            assert_eq!(host.bodies.available_permits(), left);
+        }
+        for answers in 1..=3 * ANSWERS_PER_PLACE {
+            host.in_order(&host.bodies);
+            let more = (answers / ANSWERS_PER_PLACE).min(2);
+            assert_eq!(host.bodies.available_permits(), 4 + more);
+        }
+    }
 
     #[test]
     fn the_breaker_opens_after_the_limit_and_lets_one_probe_through() {

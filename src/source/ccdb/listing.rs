@@ -1,101 +1,67 @@
 //! Reads the JSON of `/browse`: all versions of a path, if all of them can be understood.
 //!
-//! The server writes old keys and new ones side by side (`id` and `ETag`, `validFrom` and
-//! `Valid-From`), and the version's metadata among them, where they replace what has their name:
-//! as *strings*. So a time counts only as a number, the old keys are believed before the new, and
-//! an id has to stand in the address of a replica too. What is then still in doubt spoils the
-//! listing: to pass a version over would silently let an older one win.
+//! Entries are judged one by one while they are read, so that a long listing takes the memory of
+//! its versions and not that of its JSON.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::Value;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::answer::id_in_location;
-use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+use super::entry::{Entry, Judged, Listed};
+use crate::object::{ObjectId, ObjectPath};
 
-/// Keys of an entry that are no metadata.
-const PROTOCOL_KEYS: &[&str] = &[
-    "Cache-Valid-Until",
-    "Content-Disposition",
-    "Content-Length",
-    "Content-Location",
-    "Content-MD5",
-    "Content-Type",
-    "Created",
-    "ETag",
-    "InitialValidityLimit",
-    "Last-Modified",
-    "Location",
-    "MD5",
-    "UpdatedFrom",
-    "UploadedFrom",
-    "Valid-From",
-    "Valid-Until",
-    "contentType",
-    "createTime",
-    "fileName",
-    "id",
-    "initialValidity",
-    "lastModified",
-    "metadata",
-    "path",
-    "replicas",
-    "size",
-    "validFrom",
-    "validUntil",
-];
+/// Doubts that are kept for the log; one is enough to make a listing unusable.
+const DOUBTS_KEPT: usize = 8;
 
 /// What a listing says of one path.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
-    /// The versions of the very path that was asked for, each with its replicas as written.
-    pub(super) versions: Vec<(ObjectInfo, Vec<String>)>,
-    /// How many entries there were, those of other paths included.
+    /// The versions of the very path that was asked for.
+    pub(super) versions: Vec<Listed>,
+    /// Number of entries, those of other paths included.
     pub(super) entries: usize,
-    /// Entries of this path that cannot be told for sure.
+    /// Entries that cannot be told for sure.
     pub(super) doubts: Vec<String>,
+    /// Of all entries.
+    pub(super) traces: Traces,
 }
 
 impl Listing {
-    /// How the path's metadata keys are spelled, by their lower case.
-    pub(super) fn spelling(&self) -> HashMap<String, String> {
-        self.versions
-            .iter()
-            .flat_map(|(version, _)| version.metadata.keys())
-            .map(|key| (key.to_ascii_lowercase(), key.clone()))
-            .collect()
-    }
-}
-
-#[derive(Deserialize)]
-struct Page {
-    objects: Vec<Entry>,
-}
-
-/// A JSON object with all of its keys, also those that come twice.
-struct Entry(Vec<(String, Value)>);
-
-impl<'de> Deserialize<'de> for Entry {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields;
-        impl<'de> Visitor<'de> for Fields {
-            type Value = Entry;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entry, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
-                }
-                Ok(Entry(fields))
+    /// The spelling of the path's metadata keys by their lower case. A key that has two spellings,
+    /// or is no name of a header, is spelled as nothing: its values are told by listings only.
+    pub(super) fn spelling(&self) -> HashMap<String, Option<String>> {
+        let mut spelling: HashMap<String, Option<String>> = HashMap::new();
+        for key in self.versions.iter().flat_map(|listed| listed.version.metadata.keys()) {
+            let is_header = reqwest::header::HeaderName::from_bytes(key.as_bytes()).is_ok();
+            let spelled = spelling
+                .entry(key.to_ascii_lowercase())
+                .or_insert_with(|| is_header.then(|| key.clone()));
+            if spelled.as_ref().is_some_and(|known| known != key) {
+                *spelled = None;
             }
         }
-        deserializer.deserialize_map(Fields)
+        spelling
+    }
+
+    /// Adds a version; the same one listed twice counts once.
+    fn add(&mut self, listed: Listed, seen: &mut HashMap<ObjectId, usize>) {
+        let id = listed.version.id;
+        match seen.get(&id).map(|place| &self.versions[*place]) {
+            None => {
+                seen.insert(id, self.versions.len());
+                self.versions.push(listed);
+            }
+            Some(known) if known.version == listed.version => {}
+            Some(_) => self.doubt(format!("version {id} is listed twice, with differences")),
+        }
+    }
+
+    fn doubt(&mut self, doubt: String) {
+        if self.doubts.len() < DOUBTS_KEPT {
+            self.doubts.push(doubt);
+        }
     }
 }
 
@@ -104,125 +70,171 @@ impl<'de> Deserialize<'de> for Entry {
 /// # Errors
 /// If it is no such JSON.
 pub(super) fn parse(body: &[u8], path: &ObjectPath) -> Result<Listing, String> {
-    let page: Page =
-        serde_json::from_slice(body).map_err(|e| format!("no listing in JSON: {e}"))?;
-    let mut listing = Listing { entries: page.objects.len(), ..Listing::default() };
-    for entry in &page.objects {
-        // Sub-paths stand there too, and other paths: SQL-backed servers match prefixes.
-        if entry.text("path").map(|p| p.trim_matches('/')) != Some(path.as_str()) {
-            if entry.text("path").is_none() {
-                listing.doubts.push("an entry without a path".into());
-            }
-            continue;
+    let mut listing = Listing::default();
+    let mut seen = HashMap::new();
+    read_page(body, |entry| {
+        listing.entries += 1;
+        listing.traces.add(&entry);
+        match entry.judge(path) {
+            Ok(Judged::Version(listed)) => listing.add(*listed, &mut seen),
+            Ok(Judged::OtherPath | Judged::NeverValid) => {}
+            Err(doubt) => listing.doubt(doubt),
         }
-        match entry.version(path) {
-            Ok(Some(version)) => listing.versions.push((version, entry.replicas())),
-            Ok(None) => {}
-            Err(doubt) => listing.doubts.push(doubt),
-        }
-    }
+    })?;
+    listing.traces.quick.sort_unstable();
     Ok(listing)
 }
 
-/// Reads which paths stand in an answer to `/browse`, and how often each.
+/// Reads the paths in an answer to `/browse`, and how often each stands there.
 ///
 /// # Errors
 /// If it is no such JSON.
 pub(super) fn parse_paths(body: &[u8]) -> Result<BTreeMap<ObjectPath, u64>, String> {
-    let page: Page =
-        serde_json::from_slice(body).map_err(|e| format!("no listing in JSON: {e}"))?;
     let mut counts = BTreeMap::new();
-    for entry in &page.objects {
+    read_page(body, |entry| {
         // A path outside of our grammar cannot be asked for either.
         if let Some(Ok(path)) = entry.text("path").map(|p| ObjectPath::new(p.trim_matches('/'))) {
             *counts.entry(path).or_insert(0) += 1;
         }
-    }
+    })?;
     Ok(counts)
 }
 
-impl Entry {
-    fn text(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|(name, _)| name == key)?.1.as_str()
-    }
+/// Reads the folders one level below.
+///
+/// # Errors
+/// If it is no such JSON.
+pub(super) fn parse_folder(body: &[u8]) -> Result<Vec<String>, String> {
+    read_page(body, drop)
+}
 
-    fn replicas(&self) -> Vec<String> {
-        let all = self.0.iter().find(|(name, _)| name == "replicas");
-        let Some((_, Value::Array(all))) = all else { return Vec::new() };
-        all.iter().filter_map(|value| value.as_str().map(str::to_owned)).collect()
-    }
+/// Which fields of an entry make a [`trace`](Entry::trace) of it that is quickly asked for.
+pub(super) const QUICK_FIELDS: [&str; 2] = ["id", "validUntil"];
+/// Which fields show every change of a version.
+pub(super) const DIGEST_FIELDS: [&str; 5] =
+    ["id", "createTime", "validFrom", "validUntil", "lastModified"];
 
-    /// The number under the old key or, if metadata took its place, under the new one.
-    fn number(&self, old: &str, new: &str) -> Result<i64, String> {
-        let of = |key: &str| self.0.iter().find(|(name, _)| name == key)?.1.as_i64();
-        match (of(old), of(new)) {
-            (Some(a), Some(b)) if a != b => Err(format!("{old} is {a}, but {new} is {b}")),
-            (Some(n), _) | (None, Some(n)) => Ok(n),
-            (None, None) => Err(format!("neither {old} nor {new} is a number")),
-        }
-    }
+/// Reads the traces of the entries of a listing that was asked for with `fields`.
+///
+/// # Errors
+/// If it is no such JSON.
+pub(super) fn parse_traces(body: &[u8], fields: &[&str]) -> Result<Vec<u64>, String> {
+    let mut traces = Vec::new();
+    read_page(body, |entry| traces.push(entry.trace(fields)))?;
+    traces.sort_unstable();
+    Ok(traces)
+}
 
-    fn id(&self) -> Result<ObjectId, String> {
-        let unquoted = |text: &str| ObjectId::parse(text.trim_matches('"'));
-        let old = self.text("id").and_then(unquoted);
-        let new = self.text("ETag").and_then(unquoted);
-        let told: Vec<_> = self.replicas().iter().filter_map(|r| id_in_location(r)).collect();
-        match (old, new) {
-            (Some(id), _) | (None, Some(id)) if told.contains(&id) => Ok(id),
-            (Some(id), Some(same)) if id == same && told.is_empty() => Ok(id),
-            (Some(id), None) | (None, Some(id)) if told.is_empty() => Ok(id),
-            _ => Err(format!(
-                "id is {:?}, ETag is {:?}, replicas are {:?}",
-                self.text("id"),
-                self.text("ETag"),
-                self.replicas()
-            )),
-        }
-    }
+/// Traces of a whole listing, by which a later one is known to be the same.
+#[derive(Debug, Default)]
+pub(super) struct Traces {
+    /// The latest time of creation.
+    pub(super) newest: Option<i64>,
+    /// [`QUICK_FIELDS`] of those created then, sorted.
+    pub(super) quick: Vec<u64>,
+    /// The sum of all entries' [`DIGEST_FIELDS`].
+    pub(super) digest: u64,
+}
 
-    /// The version, or nothing where its interval is empty: such a one is never found.
-    fn version(&self, path: &ObjectPath) -> Result<Option<ObjectInfo>, String> {
-        for (n, (key, _)) in self.0.iter().enumerate() {
-            if self.0[..n].iter().any(|(earlier, _)| earlier == key) {
-                return Err(format!("{key} stands there twice"));
-            }
+impl Traces {
+    fn add(&mut self, entry: &Entry) {
+        self.digest = self.digest.wrapping_add(entry.trace(&DIGEST_FIELDS));
+        let created = entry.integer("createTime").or_else(|| entry.integer("Created"));
+        if created > self.newest {
+            (self.newest, self.quick) = (created, Vec::new());
         }
-        let id = self.id()?;
-        let named = |doubt: String| format!("version {id}: {doubt}");
-        let time = |old, new| self.number(old, new).map(Timestamp::from_millis).map_err(named);
-        let from = time("validFrom", "Valid-From")?;
-        let until = time("validUntil", "Valid-Until")?;
-        let created = time("createTime", "Created")?;
-        let Ok(validity) = ValidityInterval::new(from, until) else { return Ok(None) };
-        let mut metadata = BTreeMap::new();
-        for (key, value) in &self.0 {
-            match value {
-                Value::String(text) if PROTOCOL_KEYS.binary_search(&key.as_str()).is_err() => {
-                    metadata.insert(key.clone(), text.clone());
-                }
-                Value::Object(nested) if key == "metadata" => {
-                    metadata.extend(nested.iter().filter_map(|(key, value)| {
-                        value.as_str().map(|text| (key.clone(), text.to_owned()))
-                    }));
-                }
-                _ => {}
-            }
+        if created == self.newest {
+            self.quick.push(entry.trace(&QUICK_FIELDS));
         }
-        Ok(Some(ObjectInfo {
-            path: path.clone(),
-            id,
-            validity,
-            created,
-            size_bytes: self
-                .number("size", "Content-Length")
-                .ok()
-                .and_then(|size| u64::try_from(size).ok()),
-            md5: ["MD5", "Content-MD5"].iter().find_map(|key| Md5Sum::parse(self.text(key)?)),
-            metadata,
-        }))
     }
 }
 
+/// Hands on each entry of a page, and gives its `subfolders`.
+fn read_page(body: &[u8], mut each: impl FnMut(Entry)) -> Result<Vec<String>, String> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let read = Page { each: &mut each }.deserialize(&mut deserializer);
+    read.and_then(|folders| deserializer.end().map(|()| folders))
+        .map_err(|error| format!("no listing in JSON: {error}"))
+}
+
+struct Page<'a, F> {
+    each: &'a mut F,
+}
+
+impl<'de, F: FnMut(Entry)> DeserializeSeed<'de> for Page<'_, F> {
+    type Value = Vec<String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, F: FnMut(Entry)> Visitor<'de> for Page<'_, F> {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with the key objects")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut folders = Vec::new();
+        let mut has_objects = false;
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "objects" => {
+                    map.next_value_seed(Entries { each: &mut *self.each })?;
+                    has_objects = true;
+                }
+                "subfolders" => {
+                    let all: Vec<Folder> = map.next_value()?;
+                    folders.extend(all.into_iter().map(|folder| match folder {
+                        Folder::Named(name) | Folder::Reported { name } => name,
+                    }));
+                }
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        match has_objects {
+            true => Ok(folders),
+            false => Err(serde::de::Error::missing_field("objects")),
+        }
+    }
+}
+
+/// A subfolder, as a name or, in a report, with counts.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Folder {
+    Named(String),
+    Reported { name: String },
+}
+
+struct Entries<'a, F> {
+    each: &'a mut F,
+}
+
+impl<'de, F: FnMut(Entry)> DeserializeSeed<'de> for Entries<'_, F> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de, F: FnMut(Entry)> Visitor<'de> for Entries<'_, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while let Some(entry) = seq.next_element::<Entry>()? {
+            (self.each)(entry);
+        }
+        Ok(())
+    }
+}
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,15 +261,10 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_protocol_keys_is_sorted() {
-        assert!(PROTOCOL_KEYS.is_sorted());
-    }
-
-    #[test]
     fn a_recorded_listing_is_read() {
         let listing = page(&[entry("")]);
         assert_eq!(listing.doubts, Vec::<String>::new());
-        let (version, replicas) = &listing.versions[0];
+        let Listed { version, replicas, details } = &listing.versions[0];
         assert_eq!(version.id.to_string(), ID);
         assert_eq!(version.validity.to_string(), "[1000, 2000)");
         assert_eq!((version.size_bytes, version.md5.is_some()), (Some(14), true));
@@ -266,6 +273,71 @@ mod tests {
             [("run".to_owned(), "1".to_owned())]
         );
         assert_eq!(replicas, &[format!("/A/One/1000/{ID}")]);
+        assert_eq!(details.file_name.as_deref(), Some("a.txt"));
+        assert_eq!(details.content_type.as_deref(), Some("text/plain"));
+        assert_eq!(details.initial_until.map(|until| until.as_millis()), Some(2000));
+    }
+
+    #[test]
+    fn metadata_that_replace_keys_of_the_listing_are_metadata() {
+        for (key, value) in [
+            ("createTime", "5"),
+            ("size", "9"),
+            ("validFrom", "7"),
+            ("Valid-Until", "1"),
+            ("lastModified", "x"),
+            ("id", "abc"),
+            ("ETag", "foo"),
+            ("MD5", "q"),
+            ("fileName", "other"),
+            ("contentType", "none"),
+        ] {
+            let plain = entry("");
+            let start = plain.find(&format!("\"{key}\":")).unwrap() + key.len() + 3;
+            let length = plain[start..].find(",\"").unwrap();
+            let changed = format!("{}\"{value}\"{}", &plain[..start], &plain[start + length..]);
+            let listing = page(&[changed]);
+            assert_eq!(listing.doubts, Vec::<String>::new(), "{key}");
+            let version = &listing.versions[0].version;
+            assert_eq!((version.id.to_string().as_str(), version.size_bytes), (ID, Some(14)));
+            assert_eq!(version.validity.to_string(), "[1000, 2000)");
+            assert_eq!(version.metadata.get(key).map(String::as_str), Some(value));
+            assert_eq!(version.metadata.len(), 2, "{:?}", version.metadata);
+        }
+        let listing = page(&[entry("\"run\":\"1\"=\"metadata\":\"m\"")]);
+        assert_eq!(listing.versions[0].version.metadata["metadata"], "m");
+    }
+
+    #[test]
+    fn a_version_that_is_listed_twice_counts_once_and_two_of_one_id_are_a_doubt() {
+        let same = page(&[entry(""), entry("")]);
+        assert_eq!((same.versions.len(), same.doubts.len(), same.entries), (1, 0, 2));
+        let other = page(&[entry(""), entry("\"run\":\"1\"=\"run\":\"2\"")]);
+        assert_eq!(other.doubts.len(), 1);
+    }
+
+    #[test]
+    fn traces_change_with_what_was_asked_for_and_with_nothing_else() {
+        let traces = |change: &str| page(&[entry(change)]).traces;
+        let plain = traces("");
+        let quick = |body: &str| parse_traces(body.as_bytes(), &QUICK_FIELDS).unwrap();
+        let few = format!(r#"{{"objects":[{{"id":"{ID}","validUntil":2000}}]}}"#);
+        assert_eq!(quick(&few), plain.quick);
+        assert_ne!(quick(&few.replace("2000", "2001")), plain.quick);
+        assert_ne!(quick(r#"{"objects":[]}"#), plain.quick);
+        assert_eq!(traces("\"run\":\"1\"=\"run\":\"2\"").digest, plain.digest);
+        assert_ne!(traces("\"lastModified\":1795=\"lastModified\":1796").digest, plain.digest);
+        assert_eq!(plain.newest, Some(1_795_421_846_777));
+    }
+
+    #[test]
+    fn keys_that_no_header_can_spell_are_known_as_such() {
+        let spelling = page(&[entry(
+            "\"run\":\"1\"=\"runNumber\":\"1\",\"a b\":\"2\",\"Two\":\"3\",\"two\":\"4\"",
+        )])
+        .spelling();
+        assert_eq!(spelling["runnumber"].as_deref(), Some("runNumber"));
+        assert_eq!((&spelling["a b"], &spelling["two"]), (&None, &None));
     }
 
     #[test]
@@ -283,8 +355,8 @@ mod tests {
             .replace("\"Valid-From\":1000", "\"Valid-From\":\"7\"");
         let listing = page(&[changed]);
         assert!(listing.doubts.is_empty(), "{:?}", listing.doubts);
-        assert_eq!(listing.versions[0].0.id.to_string(), ID);
-        assert_eq!(listing.versions[0].0.validity.from().as_millis(), 1000);
+        assert_eq!(listing.versions[0].version.id.to_string(), ID);
+        assert_eq!(listing.versions[0].version.validity.from().as_millis(), 1000);
     }
 
     #[test]
@@ -295,6 +367,10 @@ mod tests {
             format!("/1000\\/{ID}=/1000\\/{other}"),
             "\"validFrom\":1000=\"validFrom\":999".to_owned(),
             "\"run\":\"1\"=\"id\":\"x\"".to_owned(),
+            // Metadata `path`, or a version of another path: nothing in the entry tells.
+            "\"path\":\"A\\/One\"=\"path\":\"x\"".to_owned(),
+            "\"path\":\"A\\/One\"=\"path\":5".to_owned(),
+            "\"MD5\":\"a34a=\"MD5\":\"0000".to_owned(),
             "\"createTime\":1795421846777=\"createTime\":1".to_owned(),
         ] {
             let listing = page(&[entry(&change)]);
@@ -302,7 +378,7 @@ mod tests {
             let settled = change.starts_with("\"id\"") && listing.doubts.is_empty();
             assert!(listing.doubts.len() == 1 || settled, "{change}: {listing:?}");
             if settled {
-                assert_eq!(listing.versions[0].0.id.to_string(), ID);
+                assert_eq!(listing.versions[0].version.id.to_string(), ID);
             }
         }
     }

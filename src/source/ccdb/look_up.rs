@@ -1,18 +1,23 @@
 //! Which version holds at a time: from the path's listing, else by asking for that time.
 //!
 //! ```text
-//!             few versions                          span: all of time
-//!  /browse ───────────────────▶ filtered by us ──▶
-//!     │ many, or in doubt
-//!     ▼            303, 200                         [at, Cache-Valid-Until) ∩ validity, else at
-//!  HEAD …/at ─────────────────▶ checked ─────────▶
-//!     ├──────────▶ 304: what the caller holds ───▶  the same, by what it holds
-//!     ├──────────▶ 404: nothing ─────────────────▶  at
-//!     └─ not what was asked for (a filter that the server ignores or inverts)
+//!             listed whole                           span: all of time
+//!  /browse ────────────────────▶ filtered by us ──▶
+//!     │ too many, in doubt, or not the whole
+//!     ▼            303, 200                          [at, Cache-Valid-Until) ∩ validity, else at
+//!  HEAD …/at ──────────────────▶ checked ─────────▶
+//!     ├──────────▶ 304: what the caller holds ────▶  the same, by what it holds
+//!     ├──────────▶ 404: nothing ──────────────────▶  at
+//!     └─ not what was asked for (a filter that the server ignores or inverts), or metadata in the
+//!        place of headers
 //!          ▼
-//!        /browse/…/at, filtered by us ───────────▶  at
+//!        /browse/…/at, filtered by us ────────────▶  at
 //! ```
+//!
+//! Names of headers have no case. Metadata of a version that was found by time are spelled as in
+//! the listing of the path, of which some part was seen, else as in the listing of that version.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +27,11 @@ use reqwest::{Method, StatusCode};
 use tokio::time::Instant;
 
 use super::answer::{self, Named};
-use super::listing::{self, Listing};
-use super::source::{CcdbSource, Unlisted};
+use super::entry::is_listing_key;
+use super::list::{Asked, Part};
+use super::listing;
+use super::paths::{ByTime, FIRST_LISTING, PathState};
+use super::source::{CcdbSource, Described};
 use super::transport::{Ask, Reply};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, ObjectPath, Query};
@@ -34,10 +42,6 @@ const FILTER_FIELDS: HeaderName = HeaderName::from_static("x-filter-fields");
 const IF_NOT_AFTER: HeaderName = HeaderName::from_static("if-not-after");
 const IF_NOT_BEFORE: HeaderName = HeaderName::from_static("if-not-before");
 
-/// How many bytes of a listing are read per version that may stand in it.
-const LISTING_BYTES_PER_VERSION: usize = 8 << 10;
-/// How long a path is not listed after its listing could not be had at all.
-const LISTING_FAILED_PAUSE: Duration = Duration::from_secs(30);
 /// How many versions may lie below a prefix whose paths are asked for.
 const PATHS_LIMIT: usize = 100_000;
 
@@ -57,77 +61,33 @@ impl CcdbSource {
             return Ok(nothing(ValidityInterval::ALL));
         };
         let mut after_listing = None;
-        let unlisted = match self.unlisted(&query.path) {
-            Some(unlisted) => unlisted,
+        let by_time = if options.browse_limit == 0 {
+            Arc::new(ByTime::without_listing(None))
+        } else if query.metadata.keys().any(|key| is_listing_key(key)) {
+            // In a listing such metadata cannot be told from what the server writes itself.
+            Arc::default()
+        } else {
             // A listing may take half of the time: a path must not be lost over its listing.
-            None => match self.list(&query.path, None, Instant::now() + total / 2).await {
-                Ok(Listed::Whole(versions)) => return Ok(of_all_time(query, versions)),
-                Ok(Listed::NotWhole(unlisted)) => unlisted,
+            match self.path_state(&query.path, at, Instant::now() + total / 2).await {
+                Ok(PathState::Listed(listed)) => {
+                    return Ok(of_all_time(query, listed.versions.clone()));
+                }
+                Ok(PathState::ByTime(by_time)) => by_time,
+                Ok(PathState::Nothing) => Arc::default(),
                 Err(error) => {
                     after_listing = Some(error);
-                    Arc::default()
+                    Arc::new(ByTime::without_listing(None))
                 }
-            },
+            }
         };
-        let knowledge = self.decide_at(query, at, moment, held, &unlisted, deadline).await?;
+        let asked = Instant::now();
+        let knowledge = self.decide_at(query, at, moment, held, &by_time, deadline).await?;
+        by_time.spend(asked.elapsed());
         if let Some(error) = after_listing {
             tracing::debug!(path = %query.path, %error, "not listed, but looked up by time");
-            let pause = Duration::from_millis(options.listing_recheck_millis);
-            self.do_not_list(&query.path, Default::default(), pause.min(LISTING_FAILED_PAUSE));
+            self.do_not_list(&query.path);
         }
         Ok(knowledge)
-    }
-
-    /// The path's versions, all or those that hold at a time, if the listing can be relied on.
-    async fn list(
-        &self,
-        path: &ObjectPath,
-        at: Option<Timestamp>,
-        deadline: Instant,
-    ) -> Result<Listed, SourceError> {
-        let options = &self.transport.options;
-        let limit = options.browse_limit.max(usize::from(at.is_some()) * 256);
-        let mut tail = format!("/browse/{path}");
-        let mut what = format!("the listing of {path}");
-        if let Some(at) = at {
-            let _ = write!(tail, "/{at}");
-            let _ = write!(what, " at {at}");
-        }
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(BROWSE_LIMIT, HeaderValue::from(limit as u64 + 1));
-        let read_bytes = (limit + 8) * LISTING_BYTES_PER_VERSION;
-        let ask = Ask { method: Method::GET, headers, read_bytes };
-        // What a listing says is looked at below: nothing in it is a reason to ask another host.
-        let reply = match self.transport.ask(&tail, &ask, &what, deadline, &|_| Ok(())).await {
-            Ok(reply) => reply,
-            Err(SourceError::Unusable { .. } | SourceError::NotAllowed { .. }) => {
-                let pause = Duration::from_millis(options.listing_recheck_millis);
-                return Ok(Listed::NotWhole(self.do_not_list(path, Default::default(), pause)));
-            }
-            Err(error) => return Err(error),
-        };
-        let listing = match (reply.status, reply.overflow) {
-            (StatusCode::OK, false) => listing::parse(&reply.body, path),
-            (StatusCode::OK, true) => Err("it is too long".into()),
-            (status, _) => Err(format!("status {}", status.as_u16())),
-        };
-        let listing =
-            listing.unwrap_or_else(|doubt| Listing { doubts: vec![doubt], ..Listing::default() });
-        if listing.doubts.is_empty() && listing.entries <= limit {
-            for (version, replicas) in &listing.versions {
-                self.remember(version.id, &reply.url, replicas);
-            }
-            let versions = listing.versions.into_iter().map(|(version, _)| Arc::new(version));
-            return Ok(Listed::Whole(versions.collect()));
-        }
-        tracing::debug!(%path, entries = listing.entries, doubts = ?listing.doubts, "not listed");
-        let pause = Duration::from_millis(options.listing_recheck_millis);
-        let spelling = listing.spelling();
-        Ok(Listed::NotWhole(match at {
-            None => self.do_not_list(path, spelling, pause),
-            Some(_) => Arc::default(),
-        }))
     }
 
     async fn decide_at(
@@ -136,20 +96,15 @@ impl CcdbSource {
         at: Timestamp,
         moment: ValidityInterval,
         held: Option<&Arc<ObjectInfo>>,
-        unlisted: &Unlisted,
+        by_time: &ByTime,
         deadline: Instant,
     ) -> Result<Knowledge, SourceError> {
         // To the server a limit of 0 or less is none: it cannot be asked for such a one.
         if query.limits.not_after.is_some_and(|limit| limit.as_millis() <= 0) {
             return self.decide_by_listing_at(query, at, moment, deadline).await;
         }
-        // A 304 says no more than 'the same id': it hides a changed Valid-Until. So it counts only
-        // for a version that holds at this time by what is known of it.
-        let held = held.filter(|version| version.validity.contains(at) && query.matches(version));
-        let mut reply = self.ask_at(query, at, held, Method::HEAD, deadline).await?;
-        if matches!(reply.status.as_u16(), 405 | 501) {
-            reply = self.ask_at(query, at, held, Method::GET, deadline).await?;
-        }
+        let held = held.filter(|version| self.may_be_confirmed(version, query, at));
+        let reply = self.ask_at_any(query, at, held, deadline).await?;
         match (reply.status, held) {
             (StatusCode::NOT_FOUND, _) => Ok(nothing(moment)),
             (StatusCode::NOT_MODIFIED, Some(version)) => {
@@ -157,23 +112,106 @@ impl CcdbSource {
                 Ok(one(Arc::clone(version), vouched_span(moment, vouched, version.validity)))
             }
             _ => {
-                let Named { mut version, cache_valid_until, locations } =
-                    read(&reply, &query.path, at).map_err(|reason| SourceError::Unusable {
-                        url: self.transport.url.clone(),
-                        what: format!("{} at {at}", query.path),
-                        reason,
-                    })?;
-                spell(&mut version, query, unlisted);
-                self.remember(version.id, &reply.url, &locations);
+                let named = match read(&reply, &query.path, at) {
+                    Ok(named) => named,
+                    Err(reason) => {
+                        // Metadata in the place of headers: the listing tells them apart.
+                        let listed = self.decide_by_listing_at(query, at, moment, deadline).await;
+                        return listed.map_err(|_| {
+                            let (url, what) =
+                                (&self.transport.url, format!("{} at {at}", query.path));
+                            SourceError::Unusable { url: url.clone(), what, reason }
+                        });
+                    }
+                };
+                self.remember(named.version.id, &reply.url, &named.locations);
+                let cache_valid_until = named.cache_valid_until;
+                let version = self.with_exact_metadata(named, query, by_time).await;
                 if !query.matches(&version) {
                     // Servers ignore or invert filters. What was passed over can only be told by
                     // looking at all versions that hold at this time.
                     return self.decide_by_listing_at(query, at, moment, deadline).await;
                 }
                 let span = vouched_span(moment, cache_valid_until, version.validity);
-                Ok(one(Arc::new(version), span))
+                Ok(one(version, span))
             }
         }
+    }
+
+    /// Whether a 304 will do for a version that the caller holds.
+    ///
+    /// It says no more than 'the same id', and hides a changed end of validity and changed
+    /// metadata. So it counts only for a version that holds at this time by what is known of it,
+    /// and that was told in full within the refresh time.
+    fn may_be_confirmed(&self, version: &ObjectInfo, query: &Query, at: Timestamp) -> bool {
+        let refresh = Duration::from_millis(self.transport.options.refresh_millis);
+        let was_told = |described: Arc<Described>| {
+            described.told_at.elapsed() < refresh && *described.exact == *version
+        };
+        version.validity.contains(at)
+            && query.matches(version)
+            && self.described.get(&version.id).is_some_and(was_told)
+    }
+
+    /// A version that was told by headers, with the names of its metadata as they were uploaded.
+    async fn with_exact_metadata(
+        &self,
+        named: Named,
+        query: &Query,
+        by_time: &ByTime,
+    ) -> Arc<ObjectInfo> {
+        let told = named.version;
+        let known = self.described.get(&told.id).filter(|known| known.told == told);
+        let exact = match known {
+            Some(known) => Arc::clone(&known.exact),
+            None => Arc::new(self.respelled(&told, query, by_time).await),
+        };
+        let described = Described { told, exact: Arc::clone(&exact), told_at: Instant::now() };
+        self.described.insert(exact.id, Arc::new(described));
+        exact
+    }
+
+    async fn respelled(&self, told: &ObjectInfo, query: &Query, by_time: &ByTime) -> ObjectInfo {
+        let mut version = told.clone();
+        let asked = |key: &str| query.metadata.keys().find(|k| k.eq_ignore_ascii_case(key));
+        let is_certain = by_time.spelling.values().all(Option::is_some)
+            && told.metadata.keys().all(|key| by_time.spelling.contains_key(key));
+        if !is_certain && !by_time.never_listed {
+            match self.list_one(told).await {
+                Ok(Some((listed, _))) if listed.validity == told.validity => {
+                    version.metadata = listed.metadata;
+                    (version.size_bytes, version.md5) = (listed.size_bytes, listed.md5);
+                    return version;
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(path = %told.path, %error, "not listed"),
+            }
+        }
+        let spelled = |key: &str| by_time.spelling.get(key).cloned().flatten();
+        version.metadata = told
+            .metadata
+            .iter()
+            .map(|(key, value)| {
+                let name = spelled(key).or_else(|| asked(key).cloned());
+                (name.unwrap_or_else(|| key.clone()), value.clone())
+            })
+            .collect::<BTreeMap<_, _>>();
+        version
+    }
+
+    /// Asks with HEAD, and with GET where the server has no HEAD.
+    async fn ask_at_any(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        held: Option<&Arc<ObjectInfo>>,
+        deadline: Instant,
+    ) -> Result<Reply, SourceError> {
+        let reply = self.ask_at(query, at, held, Method::HEAD, deadline).await?;
+        if matches!(reply.status.as_u16(), 405 | 501) {
+            return self.ask_at(query, at, held, Method::GET, deadline).await;
+        }
+        Ok(reply)
     }
 
     async fn ask_at(
@@ -207,6 +245,7 @@ impl CcdbSource {
         let check = |reply: &Reply| match reply.status.as_u16() {
             404 | 405 | 501 => Ok(()),
             304 if held.is_some() => Ok(()),
+            200 | 300..=303 | 307 | 308 if answer::describes_a_version(&reply.headers) => Ok(()),
             200 | 300..=303 | 307 | 308 => read(reply, &query.path, at).map(drop),
             _ => Err("expected 200, 303, 304 or 404".to_owned()),
         };
@@ -221,12 +260,17 @@ impl CcdbSource {
         moment: ValidityInterval,
         deadline: Instant,
     ) -> Result<Knowledge, SourceError> {
-        match self.list(&query.path, Some(at), deadline).await? {
-            Listed::Whole(mut versions) => {
-                versions.retain(|v| v.validity.contains(at) && query.matches(v));
+        let part = Part { at: Some(at), id: None };
+        match self.list(&query.path, part, FIRST_LISTING, deadline).await? {
+            Asked::Whole(listing) => {
+                let versions = listing.versions.into_iter().map(|listed| listed.version);
+                let versions = versions
+                    .filter(|v| v.validity.contains(at) && query.matches(v))
+                    .map(Arc::new)
+                    .collect();
                 Ok(Knowledge { span: moment, versions, problems: Vec::new(), stale: false })
             }
-            Listed::NotWhole(_) => Err(SourceError::Unusable {
+            Asked::TooMany(_) | Asked::InDoubt(_) => Err(SourceError::Unusable {
                 url: self.transport.url.clone(),
                 what: format!("{} at {at}", query.path),
                 reason: "the server does not filter as asked, and its listing for that time is \
@@ -285,11 +329,6 @@ impl CcdbSource {
     }
 }
 
-enum Listed {
-    Whole(Vec<Arc<ObjectInfo>>),
-    NotWhole(Arc<Unlisted>),
-}
-
 fn read(reply: &Reply, path: &ObjectPath, at: Timestamp) -> Result<Named, String> {
     answer::read_version(&reply.headers, reply.status.is_redirection(), path, at, &reply.url)
 }
@@ -319,22 +358,13 @@ fn one(version: Arc<ObjectInfo>, span: ValidityInterval) -> Knowledge {
     Knowledge { span, versions: vec![version], problems: Vec::new(), stale: false }
 }
 
-fn of_all_time(query: &Query, mut versions: Vec<Arc<ObjectInfo>>) -> Knowledge {
+pub(super) fn of_all_time(query: &Query, mut versions: Vec<Arc<ObjectInfo>>) -> Knowledge {
     versions.retain(|version| query.matches(version));
     Knowledge { span: ValidityInterval::ALL, versions, problems: Vec::new(), stale: false }
 }
 
-/// Gives metadata that came as headers their spelling back, which HTTP does not keep.
-fn spell(version: &mut ObjectInfo, query: &Query, unlisted: &Unlisted) {
-    let respelled = std::mem::take(&mut version.metadata).into_iter().map(|(key, value)| {
-        let asked = query.metadata.keys().find(|asked| asked.eq_ignore_ascii_case(&key));
-        (asked.or_else(|| unlisted.spelling.get(&key)).cloned().unwrap_or(key), value)
-    });
-    version.metadata = respelled.collect();
-}
-
 /// Percent-encodes all that is not certain to pass: the server decodes forms, `+` is a blank.
-fn form_encoded(text: &str) -> String {
+pub(super) fn form_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {

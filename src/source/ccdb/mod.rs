@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!  look_up(query, at)                                    fetch(version)
-//!    │ few versions?  /browse/<path>  ──▶ all of time      │ Location, Content-Location…
-//!    │ many:    HEAD /<path>/<at>[/k=v] ──▶ [at, Cache-    │ /<path>/<from>/<uuid>
-//!    │                                Valid-Until) or at   │ /download/<uuid>
+//!    │ listed?  /browse/<path>  ──────▶ all of time        │ Location, Content-Location…
+//!    │ by time: HEAD /<path>/<at>[/k=v] ─▶ [at, Cache-     │ /<path>/<from>/<uuid>
+//!    │                               Valid-Until) or at    │ /download/<uuid>
 //!    ▼                                                     ▼
 //!  transport: hosts in order, breaker and bulkhead per host, our own redirects, retries
 //!    ▼                                                     ▼
@@ -21,17 +21,21 @@
 //! [`Query::metadata`](crate::object::Query). Mode 2 takes the run number for the time: ask at
 //! `Timestamp::from_millis(run)`. The source does nothing of its own for any of them.
 //!
-//! **Spelling of metadata.** HTTP header names have no case, so what is learned by time has its
-//! keys in the spelling of the query, else in that of the path's listing, else in lower case.
-//! Listings give them as they were uploaded.
+//! **Spelling of metadata.** HTTP header names have no case, so the metadata of a version that was
+//! found by time are taken from its listing; without listings they have the spelling of the query,
+//! else lower case.
 
 mod address;
 mod answer;
+mod change;
+mod entry;
 mod fetch;
 mod host;
+mod list;
 mod listing;
 mod look_up;
 mod options;
+mod paths;
 mod proxy;
 mod source;
 mod transport;

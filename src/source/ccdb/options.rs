@@ -39,11 +39,14 @@ pub struct CcdbOptions {
     pub breaker_failures: u32,
     /// For how long it is left alone before it is tried once more, in ms. Default 1,000.
     pub breaker_open_millis: u64,
-    /// How many look-ups, and how many bodies, a host is asked for at the same time. Default 32.
+    /// Look-ups, and bodies, that a host is asked for at the same time, at most: it is asked for
+    /// fewer while it says that it is overloaded. Default 64.
     pub max_concurrent: usize,
-    /// A path with at most so many versions is listed whole. Default 256; 0: never list.
+    /// Paths with more versions than this are never listed whole; below it, that depends on what
+    /// listings and look-ups by time turn out to cost. Default 100,000; 0: never list.
     pub browse_limit: usize,
-    /// After how long a path that had more is listed again, in ms. Default 600,000.
+    /// Time after which a path that was not listed is listed again, and after which every version
+    /// of a listed path is compared again, in ms. Default 600,000.
     pub listing_recheck_millis: u64,
     /// How long an answer may be used before it is asked again, in ms. Default 10,000.
     pub refresh_millis: u64,
@@ -71,8 +74,8 @@ impl Default for CcdbOptions {
             backoff_cap_millis: 2_000,
             breaker_failures: 3,
             breaker_open_millis: 1_000,
-            max_concurrent: 32,
-            browse_limit: 256,
+            max_concurrent: 64,
+            browse_limit: 100_000,
             listing_recheck_millis: 600_000,
             refresh_millis: 10_000,
             allowed_redirects: Vec::new(),

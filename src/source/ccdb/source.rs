@@ -1,6 +1,5 @@
 //! The source itself: transport, what it remembers of paths and replicas, and the trait.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +9,21 @@ use reqwest::Url;
 use tokio::time::Instant;
 
 use super::address::Address;
+use super::look_up::of_all_time;
 use super::options::CcdbOptions;
+use super::paths::PathMemory;
 use super::transport::Transport;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
-use crate::source::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth};
+use crate::source::{
+    Body, Change, Changed, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth,
+    UploadBytes, WriteTarget,
+};
+
+/// Versions whose listings are remembered, in all.
+const REMEMBERED_VERSIONS: u64 = 2_000_000;
+/// Versions of which it is remembered how they were uploaded.
+const REMEMBERED_DETAILS: u64 = 100_000;
 
 /// A CCDB server, or several that hold the same, over HTTP.
 ///
@@ -33,17 +42,23 @@ pub struct CcdbSource {
     pub(super) transport: Transport,
     /// Where the bodies of versions are, absolute, in the server's order.
     replicas: moka::sync::Cache<ObjectId, Arc<[String]>>,
-    /// Paths that are not listed: they have too many versions, or their listing makes no sense.
-    unlisted: moka::sync::Cache<ObjectPath, Arc<Unlisted>>,
+    /// What is remembered of paths.
+    pub(super) paths: moka::sync::Cache<ObjectPath, Arc<PathMemory>>,
+    /// Versions of paths that are asked for by time, as the headers told them and as they are.
+    pub(super) described: moka::sync::Cache<ObjectId, Arc<Described>>,
+    /// How versions were uploaded.
+    details: moka::sync::Cache<ObjectId, Arc<Details>>,
 }
 
-/// What is known of a path that is looked up time by time.
-#[derive(Debug, Default)]
-pub(super) struct Unlisted {
-    /// How its metadata keys are spelled, by their lower case.
-    pub(super) spelling: HashMap<String, String>,
-    /// When to try the listing again.
-    pub(super) until: Option<Instant>,
+/// A version of a path that is asked for by time.
+#[derive(Debug)]
+pub(super) struct Described {
+    /// As the headers told it: names of metadata in lower case.
+    pub(super) told: ObjectInfo,
+    /// With names of metadata as they were uploaded.
+    pub(super) exact: Arc<ObjectInfo>,
+    /// When it was last told in full, and not by a 304.
+    pub(super) told_at: Instant,
 }
 
 impl fmt::Debug for CcdbSource {
@@ -67,8 +82,12 @@ impl CcdbSource {
     /// [`SourceError::Configuration`] names what is wrong with URL or options.
     pub fn new(url: &str, options: CcdbOptions) -> Result<Self, SourceError> {
         let replicas = moka::sync::Cache::new(options.remembered_locations);
-        let unlisted = moka::sync::Cache::new(100_000);
-        Ok(Self { transport: Transport::new(url, options)?, replicas, unlisted })
+        let described = moka::sync::Cache::new(options.remembered_locations);
+        let details = moka::sync::Cache::new(REMEMBERED_DETAILS);
+        let weight = |_: &ObjectPath, memory: &Arc<PathMemory>| memory.weight();
+        let paths =
+            moka::sync::Cache::builder().max_capacity(REMEMBERED_VERSIONS).weigher(weight).build();
+        Ok(Self { transport: Transport::new(url, options)?, replicas, paths, described, details })
     }
 
     /// Remembers where the body of `id` is, as written in an answer from `base`.
@@ -101,24 +120,29 @@ impl CcdbSource {
         self.replicas.get(&id)
     }
 
-    /// What is known of `path` if it is not to be listed now.
-    pub(super) fn unlisted(&self, path: &ObjectPath) -> Option<Arc<Unlisted>> {
-        if self.transport.options.browse_limit == 0 {
-            return Some(Arc::default());
-        }
-        self.unlisted.get(path).filter(|u| u.until.is_none_or(|until| Instant::now() < until))
+    /// What is remembered of a path.
+    pub(super) fn memory_of(&self, path: &ObjectPath) -> Arc<PathMemory> {
+        self.paths.get_with_by_ref(path, Arc::default)
     }
 
-    /// Leaves the listing of `path` alone for a while.
-    pub(super) fn do_not_list(
-        &self,
-        path: &ObjectPath,
-        spelling: HashMap<String, String>,
-        pause: Duration,
-    ) -> Arc<Unlisted> {
-        let unlisted = Arc::new(Unlisted { spelling, until: Instant::now().checked_add(pause) });
-        self.unlisted.insert(path.clone(), Arc::clone(&unlisted));
-        unlisted
+    /// The next look-up of the path asks the server.
+    pub(super) fn forget_path(&self, path: &ObjectPath) {
+        if let Some(memory) = self.paths.get(path) {
+            memory.doubt();
+        }
+        let ids = self.described.iter().filter(|(_, one)| one.told.path == *path);
+        let ids: Vec<ObjectId> = ids.map(|(id, _)| *id).collect();
+        for id in &ids {
+            self.described.invalidate(id);
+            self.details.invalidate(id);
+        }
+    }
+
+    /// Remembers how a version was uploaded, as far as that was told.
+    pub(super) fn remember_details(&self, id: ObjectId, details: Details) {
+        if details.file_name.is_some() {
+            self.details.insert(id, Arc::new(details));
+        }
     }
 }
 
@@ -139,6 +163,43 @@ impl Source for CcdbSource {
         held: Option<&Arc<ObjectInfo>>,
     ) -> Result<Knowledge, SourceError> {
         self.decide(query, at, held).await
+    }
+
+    fn forget(&self, path: &ObjectPath) {
+        self.forget_path(path);
+    }
+
+    async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let listed = self.list_longest(&query.path).await?;
+        Ok(listed.map(|listed| of_all_time(query, listed.versions.clone()).versions))
+    }
+
+    fn write_target(&self, path: &ObjectPath) -> WriteTarget {
+        let host = self.transport.hosts_in_order().next();
+        WriteTarget::Source { ccdb: host.map(|(_, host)| (host.address.label(), path.clone())) }
+    }
+
+    async fn change(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, SourceError> {
+        self.pass_on(change, bytes).await
+    }
+
+    fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
+        self.details.get(&version.id).map(|details| Details::clone(&details))
+    }
+
+    async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
+        match self.known_details(version) {
+            Some(details) => Ok(details),
+            None => self.list_details(version).await,
+        }
+    }
+
+    async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        self.list_subfolders(path).await
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

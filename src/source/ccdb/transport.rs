@@ -130,6 +130,8 @@ impl Transport {
             .apply(Client::builder())
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
+            // Metadata with a blank in their name make lines that are no headers: the rest counts.
+            .http1_ignore_invalid_headers_in_responses(true)
             .connect_timeout(Duration::from_millis(options.connect_millis))
             .tcp_nodelay(true)
             .pool_max_idle_per_host(options.max_concurrent)
@@ -238,10 +240,64 @@ impl Transport {
             }
             408 | 429 | 500 | 502 | 503 | 504 => {
                 host.count_failure();
+                if matches!(status.as_u16(), 429 | 503) {
+                    host.withhold(place);
+                }
                 let after = retry_after(response.headers());
                 Err(Failure::Transient { reason: reason(), after })
             }
-            _ => Ok(Head { response, host, _place: place }),
+            _ => {
+                host.in_order(bulkhead);
+                let host = Arc::clone(&host);
+                Ok(Head { response, host, _place: place })
+            }
+        }
+    }
+
+    /// Sends what must not be sent twice, to the host that answered last.
+    ///
+    /// # Errors
+    /// [`SourceError::Down`] if there is no answer; every answer is one.
+    pub(super) async fn send_once(
+        &self,
+        method: Method,
+        tail: &str,
+        headers: HeaderMap,
+        body: Option<reqwest::Body>,
+        what: &str,
+        deadline: Instant,
+    ) -> Result<reqwest::Response, SourceError> {
+        let down = |reason: String| SourceError::Down {
+            url: self.url.clone(),
+            what: what.to_owned(),
+            reason,
+        };
+        let Some((_, host)) = self.hosts_in_order().next() else {
+            return Err(down("no host to ask".into()));
+        };
+        let label = host.address.label();
+        let url = host.address.url(tail).ok_or_else(|| down(format!("no address {tail:?}")))?;
+        host.count_request();
+        let mut request = self.client.request(method, url.clone()).headers(headers);
+        if let Some((user, password)) = host.address.credentials_for(&url) {
+            request = request.basic_auth(user, password.as_ref());
+        }
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        match timeout_at(deadline, request.send()).await {
+            Ok(Ok(response)) => {
+                host.connected();
+                Ok(response)
+            }
+            Ok(Err(error)) => {
+                host.count_failure();
+                Err(down(format!("{label}: {}", chain(&error))))
+            }
+            Err(_) => {
+                host.count_failure();
+                Err(down(format!("{label} sent no answer within the time limit")))
+            }
         }
     }
 
@@ -302,7 +358,10 @@ impl Transport {
                 let location = latin1(response.headers().get(LOCATION).map(|v| v.as_bytes()));
                 let next = self.resolve(&url, &location).ok_or_else(|| {
                     head.host.count_failure();
-                    Failure::unusable(format!("{url} leads to {location:?}, where we may not go"))
+                    Failure::unusable(format!(
+                        "{url} leads to {location:?}, where we may not go: allowed_redirects under \
+                         [ccdb] names the hosts that may be followed"
+                    ))
                 })?;
                 url = next;
                 continue;

@@ -36,7 +36,8 @@ use async_trait::async_trait;
 use self::answers::Answers;
 use self::bodies::Bodies;
 use super::{
-    Body, ChangeListener, Knowledge, PathSummary, Source, SourceError, SourceHealth, SourceState,
+    Body, Change, ChangeListener, Changed, Details, Knowledge, PathSummary, Source, SourceError,
+    SourceHealth, SourceState, UploadBytes, WriteTarget,
 };
 use crate::error::Coded as _;
 use crate::interval::Timestamp;
@@ -214,6 +215,34 @@ impl Source for DiskSource {
         self.behind.fetch(version, &mut through).await?;
         through.keep().await;
         Ok(())
+    }
+
+    fn forget(&self, path: &ObjectPath) {
+        self.behind.forget(path);
+    }
+
+    fn write_target(&self, path: &ObjectPath) -> WriteTarget {
+        self.behind.write_target(path)
+    }
+
+    async fn change(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, SourceError> {
+        self.behind.change(change, bytes).await
+    }
+
+    fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
+        self.behind.known_details(version)
+    }
+
+    async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        self.behind.subfolders(path).await
+    }
+
+    async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
+        self.behind.details(version).await
     }
 
     fn health(&self) -> Vec<SourceHealth> {

@@ -359,6 +359,24 @@ impl LocalRepository {
         &self.url
     }
 
+    /// The root folder.
+    pub(super) fn folder(&self) -> &Path {
+        self.shared.root.path()
+    }
+
+    /// Gives up what was read of `path`, so that the next look-up reads it anew.
+    pub(super) fn forget(&self, path: &ObjectPath) {
+        let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = paths.remove(path);
+        self.rows.fetch_sub(gone.map_or(0, |slot| slot.rows.load(Relaxed)), Relaxed);
+    }
+
+    /// The folders right beneath `path` (`""`: the root) that can be paths, or lead to some; sorted.
+    pub(super) async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        let (root, name) = (self.shared.root.clone(), path.to_owned());
+        self.blocking(path, move || walk::subfolders(&root, &name)).await
+    }
+
     fn failed(&self, what: &str, error: &io::Error) -> SourceError {
         let (url, what, mut reason) = (self.url.clone(), what.to_owned(), error.to_string());
         if error.kind() == io::ErrorKind::PermissionDenied {

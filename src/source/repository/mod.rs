@@ -15,6 +15,7 @@ mod batch;
 mod beneath;
 mod bucket;
 mod carry;
+mod change;
 #[cfg(feature = "clouds")]
 mod clouds;
 mod entry;

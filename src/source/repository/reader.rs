@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 use super::bucket::Bucket;
+use super::change;
 use super::local::LocalRepository;
 use super::store::StoreRepository;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, ChangeListener, Knowledge, Page, PageKey, PathSummary, Source, SourceError, SourceHealth,
-    SourceState,
+    Body, Change, ChangeListener, Changed, Details, Knowledge, Page, PageKey, PathSummary, Source,
+    SourceError, SourceHealth, SourceState, UploadBytes, WriteTarget, in_place,
 };
 use crate::telemetry::Histogram;
 
@@ -158,6 +159,64 @@ impl Source for RepositorySource {
             Place::Store(store) => store.find(path, id).await?,
         };
         Ok(found.filter(|version| version.created == created))
+    }
+
+    fn forget(&self, path: &ObjectPath) {
+        match &self.place {
+            Place::Local(local) => local.forget(path),
+            Place::Store(store) => store.forget(path),
+        }
+    }
+
+    fn write_target(&self, _path: &ObjectPath) -> WriteTarget {
+        match &self.place {
+            Place::Local(_) => WriteTarget::Source { ccdb: None },
+            Place::Store(_) => WriteTarget::ReadOnly,
+        }
+    }
+
+    async fn change(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, SourceError> {
+        let Place::Local(local) = &self.place else {
+            let (url, what) = (self.url().to_owned(), change.path.to_string());
+            let reason = "a repository in an object store is changed with `iovcache put`".into();
+            return Err(SourceError::NotAllowed { url, what, reason });
+        };
+        let root = local.folder().to_owned();
+        let changed = match bytes {
+            Some(bytes) => change::upload(root, local.url(), change, bytes).await,
+            None => {
+                self.forget(&change.path);
+                let query = Query::all(change.path.clone());
+                let versions = match self.list(&query).await? {
+                    Some(versions) => versions,
+                    None => self.look_up(&query, change.at, None).await?.versions,
+                };
+                change::apply(root, local.url(), change, versions).await
+            }
+        };
+        self.forget(&change.path);
+        changed
+    }
+
+    fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
+        let Place::Local(local) = &self.place else { return None };
+        Some(in_place(|| change::details(local.folder(), version)))
+    }
+
+    async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        if !path.is_empty() && ObjectPath::new(path).is_err() {
+            return Ok(Vec::new());
+        }
+        let began = Instant::now();
+        let found = match &self.place {
+            Place::Local(local) => local.subfolders(path).await,
+            Place::Store(store) => store.subfolders(path).await,
+        };
+        self.note(began, found)
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

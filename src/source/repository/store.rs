@@ -81,6 +81,30 @@ impl StoreRepository {
         path.split('/').fold(self.prefix.clone(), |location, part| location.join(part))
     }
 
+    /// Gives up what was listed of `path`, so that the next look-up lists it anew.
+    pub(super) fn forget(&self, path: &ObjectPath) {
+        self.listings.invalidate(path);
+    }
+
+    /// The folders right beneath `path` (`""`: the root) that can be paths, or lead to some; sorted.
+    pub(super) async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        let location = match path {
+            "" => self.prefix.clone(),
+            path => self.location(path),
+        };
+        let listed = self.store.list_with_delimiter(Some(&location)).await;
+        let listed = listed.map_err(|error| self.error(path, &error))?;
+        let names = listed.common_prefixes.iter().filter_map(|folder| folder.filename());
+        let folders = names.map(|name| match path {
+            "" => name.to_owned(),
+            path => format!("{path}/{name}"),
+        });
+        let mut folders: Vec<String> =
+            folders.filter(|folder| ObjectPath::new(folder).is_ok()).collect();
+        folders.sort_unstable();
+        Ok(folders)
+    }
+
     fn error(&self, what: &str, error: &object_store::Error) -> SourceError {
         let (url, what, mut reason) = (self.url.clone(), what.to_owned(), error.to_string());
         let mut cause = std::error::Error::source(error);

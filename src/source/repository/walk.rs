@@ -56,6 +56,27 @@ fn for_each_path(
     Ok(())
 }
 
+/// The folders right beneath `name` that are paths or lead to some; sorted. The folders of versions,
+/// whose names are numbers, are none.
+///
+/// # Errors
+/// If the folder cannot be read; that it is not there is no error.
+pub(super) fn subfolders(root: &Root, name: &str) -> io::Result<Vec<String>> {
+    let folder = match root.folder(name) {
+        Err(error) if is_absent(&error) && !name.is_empty() => return Ok(Vec::new()),
+        opened => opened?,
+    };
+    let mut found = Vec::new();
+    for_each_entry(&folder, |entry, kind| {
+        let child = if name.is_empty() { entry.to_owned() } else { format!("{name}/{entry}") };
+        if kind == EntryKind::Folder && ObjectPath::new(&child).is_ok() {
+            found.push(child);
+        }
+    })?;
+    found.sort_unstable();
+    Ok(found)
+}
+
 /// The paths at or below `prefix`, sorted.
 ///
 /// # Errors

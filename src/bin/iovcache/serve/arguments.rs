@@ -137,8 +137,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Args, Serialize)]
 struct CcdbServerArguments {
-    /// Where it is a CCDB to clients that know nothing of us (plain HTTP, read only); port 0 picks
-    /// one. Without this there is none.
+    /// Where it is a CCDB to clients that know nothing of us (plain HTTP); port 0 picks one. Without this there is none.
     #[arg(id = "ccdb_server.listen", long = "ccdb", value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
     /// How it answers there which version holds at a time: redirect (303 to the version's own
@@ -150,6 +149,15 @@ struct CcdbServerArguments {
         value_parser = PossibleValuesParser::new(["redirect", "body"]).try_map(word::<Answering>)
     )]
     answer: Option<Answering>,
+    /// Pass uploads, changes and deletions on to the source that keeps the path; where there are
+    /// tokens, of those who may administer. Only at an address of this node alone.
+    #[arg(
+        id = "ccdb_server.writable",
+        long = "ccdb-writable",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    writable: Option<bool>,
 }
 
 #[derive(Debug, Args, Serialize)]

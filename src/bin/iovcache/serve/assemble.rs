@@ -80,7 +80,8 @@ pub(super) fn serve_options(config: &Config, log: LogWriter) -> Result<ServeOpti
     let (access, tls) = (files.access()?, files.tls()?);
     if !config.insecure {
         access.check_exposed(config.listen, tls.is_some())?;
-        config.ccdb_server.listen.map_or(Ok(()), |at| access.check_exposed_ccdb(at))?;
+        let ccdb = &config.ccdb_server;
+        ccdb.listen.map_or(Ok(()), |at| access.check_exposed_ccdb(at, ccdb.writable))?;
     }
     Ok(ServeOptions {
         access,
@@ -88,6 +89,7 @@ pub(super) fn serve_options(config: &Config, log: LogWriter) -> Result<ServeOpti
         limits: config.limits.clone(),
         ccdb_answer: config.ccdb_server.answer,
         log: Some(log),
+        ccdb_writable: config.ccdb_server.writable,
         ..ServeOptions::default()
     })
 }

@@ -59,7 +59,7 @@ fn access(config: &Config, found: &mut Findings) {
         found.fault("listen", exposed);
     }
     if let Some(at) = config.ccdb_server.listen
-        && let Err(exposed) = access.check_exposed_ccdb(at)
+        && let Err(exposed) = access.check_exposed_ccdb(at, config.ccdb_server.writable)
     {
         found.fault("ccdb_server.listen", exposed);
     }

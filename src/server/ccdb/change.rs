@@ -1,0 +1,305 @@
+//! Uploads, changes and deletions: passed on to the source that keeps the path, and acknowledged
+//! when that has acknowledged them.
+//!
+//! ```text
+//!  POST /path/from[/until][/uuid][/k=v]*     first part ──streamed──▶ Source::change ─▶ 201
+//!  PUT  /path/t[/until][/uuid][/k=v]*?k=v&…                                           ─▶ 204, 304
+//!  DELETE /path/t[/uuid][/k=v]*                                                       ─▶ 204
+//!  GET  /truncate/path                                                                ─▶ 204, 304
+//! ```
+//!
+//! **Where nothing may be written.** AliceO2's client takes every answer for success that libcurl
+//! takes for one, whatever its status. So an upload or a change of a path that a CCDB keeps is sent
+//! there with 307, which that client follows, as a node's cache does it; and all else is refused
+//! with an answer that says why and then breaks off, which libcurl reports as an error.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
+
+use super::address::Wanted;
+use super::answer::{Front, limits};
+use super::listing::Pattern;
+use super::reply::Reply;
+use super::request::{Method, Request};
+use super::{page, version};
+use crate::cache::CacheError;
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{ObjectInfo, ObjectPath};
+use crate::secret::Secret;
+use crate::server::auth::{Access, Peer, Role};
+use crate::source::{Change, ChangeKind, Changed, Details, UploadBytes, WriteTarget};
+
+/// Longest pause between two pieces of an upload.
+const UPLOAD_PAUSE: Duration = Duration::from_secs(60);
+/// Time for the head and the text of an answer to leave before it breaks off.
+const BREAK_OFF_AFTER: Duration = Duration::from_millis(50);
+/// What is announced beyond the text of an answer that breaks off.
+const MISSING_BYTES: usize = 16;
+
+/// Whether the CCDB side takes changes, and of whom.
+#[derive(Debug, Clone)]
+pub(in crate::server) struct Writes {
+    pub(in crate::server) enabled: bool,
+    pub(in crate::server) access: Access,
+}
+
+impl Front {
+    pub(super) async fn change(
+        &self,
+        request: &Request,
+        body: Option<Incoming>,
+        peer: Option<SocketAddr>,
+    ) -> Result<Reply, CacheError> {
+        let is_truncate = request.method == Method::Get;
+        let path = match is_truncate {
+            true => request.path.trim_start_matches('/').trim_start_matches("truncate"),
+            false => request.path.as_str(),
+        };
+        let Ok(wanted) = Wanted::parse(path) else { return Ok(page::usage()) };
+        if !self.writes.enabled {
+            return Ok(self.refuse(request, wanted));
+        }
+        if let Err(message) = self.may_write(request, peer) {
+            return Ok(broken_off(403, &message));
+        }
+        if is_truncate {
+            return self.truncate(request, wanted).await;
+        }
+        let (Some(at), Ok(path)) = (wanted.at, ObjectPath::new(&wanted.path)) else {
+            return Ok(page::usage());
+        };
+        let mut change = Change {
+            path,
+            at,
+            until: wanted.until,
+            id: wanted.id,
+            metadata: wanted.metadata,
+            limits: limits(request),
+            kind: ChangeKind::Delete,
+        };
+        let mut upload = None;
+        match (request.method, body) {
+            (Method::Post, Some(body)) => match first_part(request, body).await {
+                Ok(part) => {
+                    let until = change.until.get_or_insert_with(|| next_milli(at));
+                    if let Err(error) = ValidityInterval::new(at, *until) {
+                        return Ok(broken_off(400, &error.to_string()));
+                    }
+                    change.kind = part.0;
+                    upload = Some(part.1);
+                }
+                Err(message) => return Ok(broken_off(400, &message)),
+            },
+            (Method::Put, _) => {
+                change.kind = ChangeKind::Update { set: request.parameters().collect() };
+            }
+            _ => {}
+        }
+        self.apply(request, change, upload).await
+    }
+
+    /// Has a change done, and answers what came of it.
+    async fn apply(
+        &self,
+        request: &Request,
+        change: Change,
+        upload: Option<UploadBytes>,
+    ) -> Result<Reply, CacheError> {
+        if self.cache.write_target(&change.path) == WriteTarget::ReadOnly {
+            let path = &change.path;
+            return Ok(broken_off(
+                403,
+                &format!("no source of this service takes changes of {path}"),
+            ));
+        }
+        let changed = match self.cache.change(&change, upload).await {
+            Ok(changed) => changed,
+            Err(error) => {
+                let reply = page::error(&error);
+                return Ok(broken_off(reply.status, &error.to_string()));
+            }
+        };
+        tracing::info!(
+            path = %change.path,
+            at = %change.at,
+            agent = request.user_agent.as_deref().unwrap_or_default(),
+            changed = ?changed,
+            "changed through the CCDB side"
+        );
+        Ok(match changed {
+            Changed::Created(version) => described(201, &version),
+            Changed::Updated(version) => described(204, &version),
+            Changed::Deleted(_) => page::status(204, ""),
+            Changed::Unchanged => page::status(304, ""),
+            Changed::NotFound => page::not_found(),
+        })
+    }
+
+    /// Deletes all versions of a path, or of all paths that a pattern matches.
+    async fn truncate(&self, request: &Request, wanted: Wanted) -> Result<Reply, CacheError> {
+        let pattern = Pattern::new(&wanted.path);
+        let paths: Vec<ObjectPath> = match (&pattern, ObjectPath::new(&wanted.path)) {
+            (Pattern::Plain, Ok(path)) => vec![path],
+            (Pattern::Plain, Err(_)) => return Ok(page::usage()),
+            (Pattern::Wild { .. }, _) => {
+                let found = self.paths_of(&pattern).await?;
+                found.into_iter().map(|summary| summary.path).collect()
+            }
+        };
+        let mut deleted = 0;
+        for path in paths {
+            let change = Change {
+                path,
+                at: wanted.at.unwrap_or_default(),
+                until: None,
+                id: wanted.id,
+                metadata: wanted.metadata.clone(),
+                limits: limits(request),
+                kind: ChangeKind::Truncate,
+            };
+            match self.cache.change(&change, None).await {
+                Ok(Changed::Deleted(count)) => deleted += count,
+                Ok(_) => {}
+                Err(error) => return Ok(broken_off(500, &error.to_string())),
+            }
+        }
+        let mut reply = page::status(if deleted > 0 { 204 } else { 304 }, "");
+        reply.header("Deleted", format_args!("{deleted} objects"));
+        Ok(reply)
+    }
+
+    /// Whether this client may change anything.
+    fn may_write(&self, request: &Request, peer: Option<SocketAddr>) -> Result<(), String> {
+        // A page in somebody's browser can send a form to any port of the node it runs on.
+        if request.has_origin {
+            return Err("browsers may not change anything here".to_owned());
+        }
+        let address = peer.ok_or("the client's address is not known")?;
+        let token = request.bearer.clone().map(Secret::from);
+        let peer = Peer::Address { address, certificate: None };
+        let identity = self.writes.access.identify(&peer, token.as_ref());
+        let allowed = identity
+            .and_then(|who| who.check(Role::Administer, "changing versions at their source"));
+        allowed.map_err(|denied| denied.to_string())
+    }
+
+    /// The answer where nothing may be written.
+    fn refuse(&self, request: &Request, wanted: Wanted) -> Reply {
+        let message = "this service only reads: it was started without --ccdb-writable";
+        let is_followed = matches!(request.method, Method::Post | Method::Put);
+        let keeper = ObjectPath::new(&wanted.path).map(|path| self.cache.write_target(&path));
+        match keeper {
+            Ok(WriteTarget::Source { ccdb: Some((url, path)) }) if is_followed => {
+                let rest = after_path(&request.path, &wanted.path);
+                let mut reply = Reply::new(307);
+                reply.header("Cache-Control", "no-cache");
+                let query = match request.query.as_str() {
+                    "" => String::new(),
+                    query => format!("?{query}"),
+                };
+                reply.header("Location", format_args!("{url}/{path}{rest}{query}"));
+                reply.date();
+                // What is still sent of the upload is not read here.
+                reply.last = true;
+                reply.empty()
+            }
+            _ => broken_off(403, message),
+        }
+    }
+}
+
+/// What stands in an address behind its path elements.
+fn after_path<'a>(address: &'a str, path: &str) -> &'a str {
+    let mut rest = address;
+    for _ in path.split('/') {
+        rest = rest.trim_start_matches('/');
+        rest = rest.find('/').map_or("", |slash| &rest[slash..]);
+    }
+    rest
+}
+
+fn next_milli(at: Timestamp) -> Timestamp {
+    Timestamp::from_millis(at.as_millis().saturating_add(1))
+}
+
+/// The first part of a form: its name and type, and its bytes as they come.
+async fn first_part(
+    request: &Request,
+    body: Incoming,
+) -> Result<(ChangeKind, UploadBytes), String> {
+    let content_type = request.content_type.as_deref().unwrap_or_default();
+    let boundary = multer::parse_boundary(content_type)
+        .map_err(|error| format!("expected multipart/form-data: {error}"))?;
+    let mut form = multer::Multipart::new(pieces(body), boundary);
+    let part = form.next_field().await.map_err(|error| error.to_string())?;
+    let part = part.ok_or("POST request doesn't contain the data to upload")?;
+    let file_name = part.file_name().or(part.name()).unwrap_or("blob").to_owned();
+    let content_type = part.content_type().map(|mime| mime.to_string());
+    let content_type = content_type.unwrap_or_else(|| "application/octet-stream".to_owned());
+    let bytes = part.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+    Ok((ChangeKind::Upload { file_name, content_type }, Box::pin(bytes)))
+}
+
+/// The pieces of a body; a client that stops sending breaks it off.
+fn pieces(body: Incoming) -> impl futures::Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::try_unfold(body, |mut body| async move {
+        loop {
+            let Ok(frame) = tokio::time::timeout(UPLOAD_PAUSE, body.frame()).await else {
+                return Err(io::ErrorKind::TimedOut.into());
+            };
+            match frame {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(io::Error::other(error)),
+                Some(Ok(frame)) => {
+                    if let Ok(bytes) = frame.into_data() {
+                        return Ok(Some((bytes, body)));
+                    }
+                }
+            }
+        }
+    })
+}
+
+fn described(status: u16, version: &ObjectInfo) -> Reply {
+    let mut reply = Reply::new(status);
+    version::describe(&mut reply, version, &Details::default(), None);
+    reply.header("Location", version::address(version));
+    match status {
+        204 => reply,
+        _ => reply.empty(),
+    }
+}
+
+/// An answer that libcurl reports as an error, since more is announced than comes.
+fn broken_off(status: u16, message: &str) -> Reply {
+    let text = format!("{message}\n");
+    let mut reply = Reply::new(status);
+    reply.header("Cache-Control", "no-cache");
+    reply.date();
+    reply.header("Content-Length", text.len() + MISSING_BYTES);
+    reply.last = true;
+    let frames = stream::once(async move { Ok(Frame::data(Bytes::from(text))) }).chain(
+        stream::once(async {
+            tokio::time::sleep(BREAK_OFF_AFTER).await;
+            Err(io::Error::other("nothing was changed"))
+        }),
+    );
+    reply.stream("text/plain;charset=utf-8", StreamBody::new(frames).boxed_unsync())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_behind_the_path_is_kept_as_sent() {
+        assert_eq!(after_path("/A/B/1/2/k=v%2F", "A/B"), "/1/2/k=v%2F");
+        assert_eq!(after_path("//A//B/1", "A/B"), "/1");
+        assert_eq!(after_path("/A/B", "A/B"), "");
+    }
+}

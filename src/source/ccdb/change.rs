@@ -1,0 +1,174 @@
+//! Changes at a CCDB: passed on as they come, and never acknowledged before the server has.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Body, Method, StatusCode};
+use tokio::time::Instant;
+
+use super::answer::{etag_id, is_protocol_header, millis, single};
+use super::look_up::form_encoded;
+use super::source::CcdbSource;
+use super::transport::latin1;
+use crate::interval::ValidityInterval;
+use crate::object::{Md5Sum, ObjectInfo};
+use crate::source::{Change, ChangeKind, Changed, SourceError, UploadBytes};
+
+impl CcdbSource {
+    /// What [`Source::change`](crate::source::Source::change) does.
+    pub(super) async fn pass_on(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, SourceError> {
+        let what = format!("a change of {} at {}", change.path, change.at);
+        let (method, tail) = request_of(change);
+        let mut headers = HeaderMap::new();
+        for (name, limit) in
+            [("if-not-after", change.limits.not_after), ("if-not-before", change.limits.not_before)]
+        {
+            if let Some(limit) = limit {
+                let value = HeaderValue::from(limit.as_millis());
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+        let body = match (&change.kind, bytes) {
+            (ChangeKind::Upload { file_name, content_type }, Some(bytes)) => {
+                let boundary = uuid::Uuid::new_v4().simple().to_string();
+                let multipart = format!("multipart/form-data; boundary={boundary}");
+                // Hex digits and dashes are a header value.
+                if let Ok(value) = HeaderValue::from_str(&multipart) {
+                    headers.insert(CONTENT_TYPE, value);
+                }
+                Some(form(&boundary, file_name, content_type, bytes))
+            }
+            _ => None,
+        };
+        let total = Duration::from_millis(self.transport.options.fetch_total_millis);
+        let deadline = Instant::now() + total;
+        let response =
+            self.transport.send_once(method, &tail, headers, body, &what, deadline).await?;
+        let changed = self.outcome(change, response, what).await;
+        // Whatever it said: what was known of the path before counts no more.
+        self.forget_path(&change.path);
+        changed
+    }
+
+    async fn outcome(
+        &self,
+        change: &Change,
+        response: reqwest::Response,
+        what: String,
+    ) -> Result<Changed, SourceError> {
+        let url = self.transport.url.clone();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let reason = || format!("status {}", status.as_u16());
+        match (status, &change.kind) {
+            (StatusCode::CREATED, ChangeKind::Upload { .. }) => {
+                described(change, &headers).map(|version| Changed::Created(Box::new(version)))
+            }
+            (StatusCode::NO_CONTENT, ChangeKind::Update { .. }) => {
+                described(change, &headers).map(|version| Changed::Updated(Box::new(version)))
+            }
+            (StatusCode::NO_CONTENT, ChangeKind::Delete) => return Ok(Changed::Deleted(1)),
+            (StatusCode::NO_CONTENT, ChangeKind::Truncate) => {
+                let told = single(&headers, "deleted");
+                let count = told.and_then(|text| text.split(' ').next()?.parse().ok());
+                return Ok(Changed::Deleted(count.unwrap_or(1)));
+            }
+            (StatusCode::NOT_MODIFIED, ChangeKind::Update { .. }) => return Ok(Changed::Unchanged),
+            (StatusCode::NOT_MODIFIED, ChangeKind::Truncate) => return Ok(Changed::Deleted(0)),
+            (StatusCode::NOT_FOUND, _) => return Ok(Changed::NotFound),
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
+                return Err(SourceError::NotAllowed { url, what, reason: reason() });
+            }
+            (status, _) if status.is_redirection() => {
+                let place = latin1(headers.get("location").map(HeaderValue::as_bytes));
+                Err(format!(
+                    "{}: it sends changes on to {place:?}, which is to be asked itself",
+                    reason()
+                ))
+            }
+            (status, _) if status.is_server_error() => {
+                return Err(SourceError::Down { url, what, reason: reason() });
+            }
+            _ => Err(reason()),
+        }
+        .map_err(|reason| SourceError::Unusable { url, what, reason })
+    }
+}
+
+/// Method and address of a change.
+fn request_of(change: &Change) -> (Method, String) {
+    let mut tail = String::new();
+    if matches!(change.kind, ChangeKind::Truncate) {
+        let _ = write!(tail, "/truncate/{}", change.path);
+    } else {
+        let _ = write!(tail, "/{}/{}", change.path, change.at);
+    }
+    if let Some(until) = change.until {
+        let _ = write!(tail, "/{until}");
+    }
+    if let Some(id) = change.id {
+        let _ = write!(tail, "/{id}");
+    }
+    for (key, value) in &change.metadata {
+        let _ = write!(tail, "/{}={}", form_encoded(key), form_encoded(value));
+    }
+    let method = match &change.kind {
+        ChangeKind::Upload { .. } => Method::POST,
+        ChangeKind::Delete => Method::DELETE,
+        ChangeKind::Truncate => Method::GET,
+        ChangeKind::Update { set } => {
+            for (place, (key, value)) in set.iter().enumerate() {
+                let sign = if place == 0 { '?' } else { '&' };
+                let _ = write!(tail, "{sign}{}={}", form_encoded(key), form_encoded(value));
+            }
+            Method::PUT
+        }
+    };
+    (method, tail)
+}
+
+/// A form with one part, streamed.
+fn form(boundary: &str, file_name: &str, content_type: &str, bytes: UploadBytes) -> Body {
+    let plain = |text: &str| text.replace(['"', '\r', '\n', '\\'], "_");
+    let head = format!(
+        "--{boundary}\r\nContent-Disposition: form-data; name=\"blob\"; filename=\"{}\"\r\n\
+         Content-Type: {}\r\n\r\n",
+        plain(file_name),
+        plain(content_type),
+    );
+    let end = format!("\r\n--{boundary}--\r\n");
+    let one = |text: String| stream::once(async move { Ok(Bytes::from(text)) });
+    Body::wrap_stream(one(head).chain(bytes).chain(one(end)))
+}
+
+/// The version that an answer to a change describes.
+fn described(change: &Change, headers: &HeaderMap) -> Result<ObjectInfo, String> {
+    let id = etag_id(headers).ok_or("no UUID as ETag")?;
+    let time =
+        |name: &str| millis(headers, name).ok_or_else(|| format!("no milliseconds as {name}"));
+    let validity = ValidityInterval::new(time("valid-from")?, time("valid-until")?)
+        .map_err(|error| format!("it is stored, but never valid: {error}"))?;
+    let metadata = match &change.kind {
+        ChangeKind::Upload { .. } => change.metadata.clone(),
+        _ => headers
+            .iter()
+            .filter(|(name, _)| !is_protocol_header(name.as_str()))
+            .map(|(name, value)| (name.to_string(), latin1(Some(value.as_bytes()))))
+            .collect(),
+    };
+    Ok(ObjectInfo {
+        path: change.path.clone(),
+        id,
+        validity,
+        created: time("created")?,
+        size_bytes: None,
+        md5: single(headers, "content-md5").and_then(|text| Md5Sum::parse(text.trim())),
+        metadata,
+    })
+}

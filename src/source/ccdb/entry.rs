@@ -1,0 +1,301 @@
+//! One entry of a listing: which version it is, and which of its keys are metadata.
+//!
+//! The server writes old keys and new ones side by side (`id` and `ETag`, `validFrom` and
+//! `Valid-From`), then the version's metadata, which replace what has their name, then `replicas`:
+//!
+//! ```text
+//!  key           written by the server as     a replacement is known by
+//!  createTime …  a number                      its type: metadata are strings
+//!  id, ETag      the UUID of the replicas      another value
+//!  MD5 …         32 hex digits                 its form
+//!  path          the path asked for            nothing: the path is then not listed
+//! ```
+//!
+//! A doubt that remains makes the listing unusable: an entry that was passed over would let an
+//! older version win, without any sign of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+
+use super::answer::{id_in_location, path_in_location};
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+use crate::source::Details;
+
+/// Keys that the server writes as numbers, with the newer key of the same value.
+const NUMBERS: [(&str, &str); 6] = [
+    ("createTime", "Created"),
+    ("lastModified", "Last-Modified"),
+    ("validFrom", "Valid-From"),
+    ("validUntil", "Valid-Until"),
+    ("initialValidity", "InitialValidityLimit"),
+    ("size", "Content-Length"),
+];
+
+/// Other keys that the server writes.
+const TEXTS: [&str; 12] = [
+    "path",
+    "id",
+    "ETag",
+    "MD5",
+    "Content-MD5",
+    "fileName",
+    "Content-Disposition",
+    "contentType",
+    "Content-Type",
+    "UploadedFrom",
+    "metadata",
+    "replicas",
+];
+
+/// Whether metadata of this name may replace what the server itself writes into a listing.
+///
+/// Which versions have such metadata, and which do not, only the server can tell.
+pub(super) fn is_listing_key(key: &str) -> bool {
+    TEXTS.contains(&key) || NUMBERS.iter().any(|(old, new)| *old == key || *new == key)
+}
+
+/// A JSON object with all of its keys, also those that come twice.
+pub(super) struct Entry(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Entry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Entry;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entry, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Entry(fields))
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+/// What an entry of the listing of a path is.
+pub(super) enum Judged {
+    /// A version of another path, beyond doubt.
+    OtherPath,
+    /// A version with an empty interval, which no server ever finds.
+    NeverValid,
+    /// A version of the path.
+    Version(Box<Listed>),
+}
+
+/// A version as it was listed.
+#[derive(Debug, Clone)]
+pub(super) struct Listed {
+    pub(super) version: ObjectInfo,
+    /// Where its body is, as written.
+    pub(super) replicas: Vec<String>,
+    pub(super) details: Details,
+}
+
+impl Entry {
+    fn values(&self, key: &str) -> impl Iterator<Item = &Value> {
+        self.0.iter().filter(move |(name, _)| name == key).map(|(_, value)| value)
+    }
+
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        self.values(key).find_map(Value::as_str)
+    }
+
+    /// The number under this key, if there is one.
+    pub(super) fn integer(&self, key: &str) -> Option<i64> {
+        self.values(key).find_map(Value::as_i64)
+    }
+
+    /// A number that stands for the values of these fields: another one if any of them changes.
+    pub(super) fn trace(&self, fields: &[&str]) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for field in fields {
+            field.hash(&mut hasher);
+            self.values(field).for_each(|value| value.to_string().hash(&mut hasher));
+        }
+        hasher.finish()
+    }
+
+    fn replicas(&self) -> Vec<String> {
+        let all = self.values("replicas").find_map(Value::as_array);
+        let texts = all.into_iter().flatten().filter_map(Value::as_str);
+        texts.map(str::to_owned).collect()
+    }
+
+    /// What this entry is in the listing of `path`.
+    ///
+    /// # Errors
+    /// What cannot be told for sure.
+    pub(super) fn judge(&self, path: &ObjectPath) -> Result<Judged, String> {
+        self.check_repeated()?;
+        let replicas = self.replicas();
+        if !self.is_of(path, &replicas)? {
+            return Ok(Judged::OtherPath);
+        }
+        let id = self.id(&replicas)?;
+        let named = |doubt: String| format!("version {id}: {doubt}");
+        let time = |old, new| self.number(old, new).map(Timestamp::from_millis).map_err(named);
+        let from = time("validFrom", "Valid-From")?;
+        let until = time("validUntil", "Valid-Until")?;
+        let created = time("createTime", "Created")?;
+        let told = replicas.iter().find_map(|replica| Some(path_in_location(replica)?.1));
+        if told.is_some_and(|told| told != from) {
+            return Err(named(format!("it holds from {from}, but its replicas are {replicas:?}")));
+        }
+        let Ok(validity) = ValidityInterval::new(from, until) else {
+            return Ok(Judged::NeverValid);
+        };
+        let size = self.number("size", "Content-Length").ok();
+        let version = ObjectInfo {
+            path: path.clone(),
+            id,
+            validity,
+            created,
+            size_bytes: size.and_then(|size| u64::try_from(size).ok()),
+            md5: self.md5().map_err(named)?,
+            metadata: self.metadata(id).map_err(named)?,
+        };
+        Ok(Judged::Version(Box::new(Listed { version, replicas, details: self.details() })))
+    }
+
+    /// A key may stand there twice where metadata did not replace what has their name: then the
+    /// server's own value is a number or an array, and theirs is a string.
+    fn check_repeated(&self) -> Result<(), String> {
+        for (n, (key, value)) in self.0.iter().enumerate() {
+            let is_text = value.is_string();
+            if self.0[..n].iter().any(|(k, v)| k == key && v.is_string() == is_text) {
+                return Err(format!("{key} stands there twice"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this is a version of `path`. Other paths are listed as well where the server
+    /// matches prefixes; the replicas of a file-backed server then say so too.
+    fn is_of(&self, path: &ObjectPath, replicas: &[String]) -> Result<bool, String> {
+        let said = self.text("path").map(|text| text.trim_matches('/'));
+        let said = said.ok_or("an entry without a path")?;
+        let told: Vec<&str> =
+            replicas.iter().filter_map(|r| path_in_location(r)).map(|(path, _)| path).collect();
+        let is_below = |told: &str, path: &str| {
+            told.strip_suffix(path).is_some_and(|base| base.is_empty() || base.ends_with('/'))
+        };
+        if said == path.as_str() && told.iter().all(|told| is_below(told, path.as_str())) {
+            return Ok(true);
+        }
+        let is_other = said != path.as_str() && !told.is_empty();
+        if is_other && told.iter().all(|told| is_below(told, said)) {
+            return Ok(false);
+        }
+        Err(format!("an entry of path {said:?} with replicas {replicas:?}"))
+    }
+
+    /// The number under the old key or, if metadata took its place, under the new one.
+    fn number(&self, old: &str, new: &str) -> Result<i64, String> {
+        match (self.integer(old), self.integer(new)) {
+            (Some(a), Some(b)) if a != b => Err(format!("{old} is {a}, but {new} is {b}")),
+            (Some(n), _) | (None, Some(n)) => Ok(n),
+            (None, None) => Err(format!("neither {old} nor {new} is a number")),
+        }
+    }
+
+    fn id(&self, replicas: &[String]) -> Result<ObjectId, String> {
+        let unquoted = |text: &str| ObjectId::parse(text.trim_matches('"'));
+        let old = self.text("id").and_then(unquoted);
+        let new = self.text("ETag").and_then(unquoted);
+        let told: Vec<_> = replicas.iter().filter_map(|r| id_in_location(r)).collect();
+        let same = |id: &ObjectId| told.iter().all(|told| told == id);
+        match (old, new) {
+            (Some(id), _) if same(&id) && (!told.is_empty() || new.is_none_or(|n| n == id)) => {
+                Ok(id)
+            }
+            (_, Some(id)) if same(&id) && (!told.is_empty() || old.is_none()) => Ok(id),
+            _ => Err(format!(
+                "id is {:?}, ETag is {:?}, replicas are {replicas:?}",
+                self.text("id"),
+                self.text("ETag"),
+            )),
+        }
+    }
+
+    fn md5(&self) -> Result<Option<Md5Sum>, String> {
+        let sums = ["MD5", "Content-MD5"].map(|key| self.text(key).and_then(Md5Sum::parse));
+        match sums {
+            [Some(a), Some(b)] if a != b => Err(format!("MD5 is {a}, but Content-MD5 is {b}")),
+            [a, b] => Ok(a.or(b)),
+        }
+    }
+
+    /// What its maker wrote down, in the spelling of the upload.
+    fn metadata(&self, id: ObjectId) -> Result<BTreeMap<String, String>, String> {
+        let mut metadata = BTreeMap::new();
+        for (key, value) in &self.0 {
+            match value {
+                Value::String(text) if !self.is_own(key, text, id) => {
+                    metadata.insert(key.clone(), text.clone());
+                }
+                Value::Object(nested) if key == "metadata" => {
+                    for (key, value) in nested {
+                        match value {
+                            Value::String(text) => {
+                                metadata.insert(key.clone(), text.clone());
+                            }
+                            Value::Null => {}
+                            other => return Err(format!("metadata {key:?} is {other}")),
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(metadata)
+    }
+
+    /// Whether a string is what the server itself writes under this key.
+    fn is_own(&self, key: &str, text: &str, id: ObjectId) -> bool {
+        match key {
+            "path" | "UploadedFrom" => true,
+            "id" | "ETag" => ObjectId::parse(text.trim_matches('"')) == Some(id),
+            "MD5" | "Content-MD5" => text.is_empty() || Md5Sum::parse(text).is_some(),
+            "fileName" => self.disposed_name().is_none_or(|name| name == text),
+            "Content-Disposition" => file_name_of(text).is_some(),
+            "contentType" | "Content-Type" => text.is_empty() || text.contains('/'),
+            // Of these the server writes numbers, an object and an array.
+            _ => false,
+        }
+    }
+
+    fn disposed_name(&self) -> Option<&str> {
+        self.text("Content-Disposition").and_then(file_name_of)
+    }
+
+    fn details(&self) -> Details {
+        let time = |old, new| self.number(old, new).ok().map(Timestamp::from_millis);
+        let content_type = ["Content-Type", "contentType"]
+            .iter()
+            .find_map(|key| self.text(key)?.contains('/').then(|| self.text(key)).flatten());
+        Details {
+            file_name: self.disposed_name().or(self.text("fileName")).map(str::to_owned),
+            content_type: content_type.map(str::to_owned),
+            last_modified: time("lastModified", "Last-Modified"),
+            initial_until: time("initialValidity", "InitialValidityLimit"),
+            uploaded_from: self.text("UploadedFrom").map(str::to_owned),
+        }
+    }
+}
+
+/// The name in `inline;filename="…"`.
+pub(super) fn file_name_of(disposition: &str) -> Option<&str> {
+    let (_, rest) = disposition.split_once("filename=\"")?;
+    rest.strip_suffix('"')
+}

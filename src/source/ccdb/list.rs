@@ -1,0 +1,388 @@
+//! Listings of paths: asked for once, then only looked at for changes.
+//!
+//! ```text
+//!  first:  /browse/<path>   Browse-Limit: 257                       every version
+//!          HEAD /<path>/<a time without a version>                  a miss is a 404, not a 307
+//!  then:   /browse/<path>   If-Not-Before: <newest>, two fields     some 100 bytes
+//!          /browse/<path>   five fields                             now and then: all versions
+//!  other traces than before ──▶ as the first time
+//! ```
+//!
+//! A node's cache (the memory variant of the server) lists what is in its memory, and sends those
+//! who ask for anything else to another server: a listing of it is never whole.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use reqwest::{Method, StatusCode};
+use tokio::time::{Instant, timeout_at};
+
+use super::listing::{self, DIGEST_FIELDS, Listing, QUICK_FIELDS};
+use super::paths::{ByTime, Check, FIRST_LISTING, ListedPath, PathMemory, PathState};
+use super::source::CcdbSource;
+use super::transport::{Ask, Purpose, Reply, latin1};
+use crate::interval::Timestamp;
+use crate::object::{ObjectId, ObjectInfo, ObjectPath};
+use crate::source::{Details, SourceError};
+
+const BROWSE_LIMIT: HeaderName = HeaderName::from_static("browse-limit");
+const FILTER_FIELDS: HeaderName = HeaderName::from_static("x-filter-fields");
+const IF_NOT_BEFORE: HeaderName = HeaderName::from_static("if-not-before");
+
+/// Bytes of a listing that are read per version that may stand in it, and in all.
+const LISTING_BYTES_PER_VERSION: usize = 8 << 10;
+const LISTING_BYTES: usize = 96 << 20;
+/// Listings of at least this many bytes are parsed on a thread of their own.
+const PARSED_BESIDE_FROM_BYTES: usize = 128 << 10;
+/// Shortest pause after a listing that could not be had at all.
+const LISTING_FAILED_PAUSE: Duration = Duration::from_secs(30);
+/// A listing that was confirmed this share of the refresh time ago is used without a question.
+const CONFIRMED_SHARE: f64 = 1.2;
+
+/// A listing, or why it cannot be relied on.
+pub(super) enum Asked {
+    Whole(Listing),
+    TooMany(Listing),
+    InDoubt(Listing),
+}
+
+/// Which versions of a path a listing is asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Part {
+    pub(super) at: Option<Timestamp>,
+    pub(super) id: Option<ObjectId>,
+}
+
+impl CcdbSource {
+    /// What is known of a path, confirmed within its refresh time, or that it is asked by time.
+    ///
+    /// # Errors
+    /// What the server said, where nothing is known of the path that would do instead.
+    pub(super) async fn path_state(
+        &self,
+        path: &ObjectPath,
+        at: Timestamp,
+        deadline: Instant,
+    ) -> Result<PathState, SourceError> {
+        let refresh = Duration::from_millis(self.transport.options.refresh_millis);
+        let window = refresh.mul_f64(CONFIRMED_SHARE);
+        let memory = self.memory_of(path);
+        if let Some(state) = memory.usable(window) {
+            return Ok(state);
+        }
+        let Ok(_asking) = timeout_at(deadline, memory.asking.lock()).await else {
+            let (url, what) = (self.transport.url.clone(), format!("the listing of {path}"));
+            let reason = "another look-up of the path has not got it in time".into();
+            return Err(SourceError::Down { url, what, reason });
+        };
+        if let Some(state) = memory.usable(window) {
+            return Ok(state);
+        }
+        let limit = match memory.state() {
+            PathState::Nothing => FIRST_LISTING,
+            PathState::ByTime(by_time) => by_time.due().unwrap_or(FIRST_LISTING),
+            PathState::Listed(listed) => {
+                let asked = Instant::now();
+                let check = memory.check(&listed, self.recheck_pause());
+                if self.is_unchanged(path, &listed, check, deadline).await? {
+                    memory.confirm(check, asked);
+                    return Ok(PathState::Listed(listed));
+                }
+                listed.entries.saturating_mul(2).max(FIRST_LISTING)
+            }
+        };
+        let longest = self.transport.options.browse_limit;
+        self.list_path(path, at, limit.min(longest), &memory, deadline).await
+    }
+
+    /// A path listed whole, if that can be had, whatever it costs.
+    pub(super) async fn list_longest(
+        &self,
+        path: &ObjectPath,
+    ) -> Result<Option<Arc<ListedPath>>, SourceError> {
+        let (longest, at) = (self.transport.options.browse_limit, Timestamp::default());
+        if longest == 0 {
+            return Ok(None);
+        }
+        let total = Duration::from_millis(self.transport.options.look_up_total_millis);
+        let deadline = Instant::now() + total;
+        let mut state = self.path_state(path, at, deadline).await?;
+        if matches!(&state, PathState::ByTime(by_time) if by_time.may_be_listed()) {
+            let memory = self.memory_of(path);
+            if let Ok(_asking) = timeout_at(deadline, memory.asking.lock()).await {
+                state = match memory.state() {
+                    PathState::ByTime(_) => {
+                        self.list_path(path, at, longest, &memory, deadline).await?
+                    }
+                    other => other,
+                };
+            }
+        }
+        Ok(match state {
+            PathState::Listed(listed) => Some(listed),
+            PathState::Nothing | PathState::ByTime(_) => None,
+        })
+    }
+
+    fn recheck_pause(&self) -> Duration {
+        Duration::from_millis(self.transport.options.listing_recheck_millis)
+    }
+
+    /// Lists a path, and remembers what came of it.
+    async fn list_path(
+        &self,
+        path: &ObjectPath,
+        at: Timestamp,
+        limit: usize,
+        memory: &Arc<PathMemory>,
+        deadline: Instant,
+    ) -> Result<PathState, SourceError> {
+        let asked = Instant::now();
+        let pause = self.recheck_pause();
+        let state = match self.list(path, Part::default(), limit, deadline).await? {
+            Asked::Whole(listing) if self.is_whole(path, &listing, at, deadline).await => {
+                PathState::Listed(Arc::new(ListedPath {
+                    entries: listing.entries,
+                    traces: listing.traces,
+                    versions: listing.versions.into_iter().map(|l| Arc::new(l.version)).collect(),
+                }))
+            }
+            Asked::TooMany(listing) => {
+                let (spelling, took) = (listing.spelling(), asked.elapsed());
+                let longest = self.transport.options.browse_limit;
+                PathState::ByTime(Arc::new(ByTime::too_many(spelling, limit, took, longest, pause)))
+            }
+            Asked::InDoubt(listing) | Asked::Whole(listing) => {
+                PathState::ByTime(Arc::new(ByTime::in_doubt(listing.spelling(), pause)))
+            }
+        };
+        memory.set(state.clone(), asked);
+        // Its weight is another one now.
+        self.paths.insert(path.clone(), Arc::clone(memory));
+        Ok(state)
+    }
+
+    /// Leaves the listing of a path alone for a while after it could not be had.
+    pub(super) fn do_not_list(&self, path: &ObjectPath) {
+        let pause = self.recheck_pause().min(LISTING_FAILED_PAUSE);
+        let by_time = ByTime::without_listing(Some(pause));
+        self.memory_of(path).set(PathState::ByTime(Arc::new(by_time)), Instant::now());
+    }
+
+    /// Versions of a path, if the listing can be relied on.
+    pub(super) async fn list(
+        &self,
+        path: &ObjectPath,
+        part: Part,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Asked, SourceError> {
+        let mut tail = format!("/browse/{path}");
+        let mut what = format!("the listing of {path}");
+        if let Some(at) = part.at {
+            let _ = write!(tail, "/{at}");
+            let _ = write!(what, " at {at}");
+        }
+        if let Some(id) = part.id {
+            let _ = write!(tail, "/{id}");
+        }
+        let ask = listing_ask(limit, None);
+        // What a listing says is looked at below: nothing in it is a reason to ask another host.
+        let reply = match self.transport.ask(&tail, &ask, &what, deadline, &|_| Ok(())).await {
+            Ok(reply) => reply,
+            Err(SourceError::Unusable { reason, .. } | SourceError::NotAllowed { reason, .. }) => {
+                tracing::debug!(%path, reason, "no listing");
+                return Ok(Asked::InDoubt(Listing::default()));
+            }
+            Err(error) => return Err(error),
+        };
+        let (url, status, overflow) = (reply.url.clone(), reply.status, reply.overflow);
+        let listing = match status {
+            StatusCode::OK if !overflow => parse_beside(reply, path.clone()).await,
+            StatusCode::OK => Ok(Listing { entries: usize::MAX, ..Listing::default() }),
+            status => Err(format!("status {}", status.as_u16())),
+        };
+        let listing =
+            listing.unwrap_or_else(|doubt| Listing { doubts: vec![doubt], ..Listing::default() });
+        if listing.doubts.is_empty() && listing.entries <= limit {
+            for listed in &listing.versions {
+                self.remember(listed.version.id, &url, &listed.replicas);
+                self.remember_details(listed.version.id, listed.details.clone());
+            }
+            return Ok(Asked::Whole(listing));
+        }
+        tracing::debug!(%path, entries = listing.entries, doubts = ?listing.doubts, "not listed");
+        Ok(match listing.entries > limit {
+            true => Asked::TooMany(listing),
+            false => Asked::InDoubt(listing),
+        })
+    }
+
+    /// Whether the server has the versions of a listing still, and no others.
+    async fn is_unchanged(
+        &self,
+        path: &ObjectPath,
+        listed: &ListedPath,
+        check: Check,
+        deadline: Instant,
+    ) -> Result<bool, SourceError> {
+        let fields = match check {
+            Check::Newest => &QUICK_FIELDS[..],
+            Check::All => &DIGEST_FIELDS[..],
+        };
+        let expected = match check {
+            Check::Newest => listed.traces.quick.len(),
+            Check::All => listed.entries,
+        };
+        let mut ask = listing_ask(expected, Some(fields));
+        if let (Check::Newest, Some(newest)) = (check, listed.traces.newest) {
+            ask.headers.insert(IF_NOT_BEFORE, HeaderValue::from(newest));
+        }
+        let what = format!("changes of {path}");
+        let tail = format!("/browse/{path}");
+        let reply = match self.transport.ask(&tail, &ask, &what, deadline, &|_| Ok(())).await {
+            Ok(reply) => reply,
+            // A whole listing shows what is the matter.
+            Err(SourceError::Unusable { .. } | SourceError::NotAllowed { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        if reply.status != StatusCode::OK || reply.overflow {
+            return Ok(false);
+        }
+        let Ok(traces) = listing::parse_traces(&reply.body, fields) else { return Ok(false) };
+        Ok(match check {
+            Check::Newest => traces == listed.traces.quick,
+            Check::All => {
+                let sum = traces.iter().fold(0_u64, |sum, trace| sum.wrapping_add(*trace));
+                traces.len() == expected && sum == listed.traces.digest
+            }
+        })
+    }
+
+    /// Whether what a listing does not show is not there either: the server answers a look-up
+    /// that misses with 404.
+    async fn is_whole(
+        &self,
+        path: &ObjectPath,
+        listing: &Listing,
+        at: Timestamp,
+        deadline: Instant,
+    ) -> bool {
+        let Some(miss) = time_without_version(listing, at) else { return true };
+        let Some((_, host)) = self.transport.hosts_in_order().next() else { return true };
+        let Ok(_probing) = timeout_at(deadline, host.probing.lock()).await else { return true };
+        if let Some(forwards) = host.forwards_misses(self.recheck_pause()) {
+            return !forwards;
+        }
+        let Some(url) = host.address.url(&format!("/{path}/{miss}")) else { return true };
+        let ask = Ask { method: Method::HEAD, headers: HeaderMap::new(), read_bytes: 0 };
+        let Ok(head) = self.transport.send(&ask, &url, Purpose::LookUp, deadline).await else {
+            // Nothing was learned: the next listing tries again.
+            return true;
+        };
+        let (status, headers) = (head.response.status(), head.response.headers());
+        let location = latin1(headers.get(LOCATION).map(|value| value.as_bytes()));
+        let is_elsewhere =
+            url.join(&location).is_ok_and(|target| !host.address.is_same_place(&target));
+        match status.as_u16() {
+            404 => {
+                host.note_misses(false);
+                true
+            }
+            300..=308 if !headers.contains_key("etag") && !is_elsewhere => true,
+            300..=308 if !headers.contains_key("etag") => {
+                tracing::info!(
+                    url = host.address.label(),
+                    "sends elsewhere for what it does not have: its listings are not whole"
+                );
+                host.note_misses(true);
+                false
+            }
+            // A version that the listing does not show.
+            200 | 300..=308 => false,
+            _ => true,
+        }
+    }
+
+    /// The folders one level below a path; the server need not list what lies in them.
+    pub(super) async fn list_subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        if !path.is_empty() && ObjectPath::new(path).is_err() {
+            return Ok(Vec::new());
+        }
+        let total = Duration::from_millis(self.transport.options.look_up_total_millis);
+        let what = format!("the folders below {path:?}");
+        let mut ask = listing_ask(0, Some(&["path"]));
+        ask.read_bytes = LISTING_BYTES;
+        let check = |reply: &Reply| match reply.status {
+            StatusCode::OK if !reply.overflow => listing::parse_folder(&reply.body).map(drop),
+            _ => Err("expected a listing".to_owned()),
+        };
+        let tail = format!("/browse/{path}");
+        let deadline = Instant::now() + total;
+        let reply = self.transport.ask(&tail, &ask, &what, deadline, &check).await?;
+        let mut folders = listing::parse_folder(&reply.body).unwrap_or_default();
+        for folder in &mut folders {
+            *folder = folder.trim_matches('/').to_owned();
+        }
+        folders.retain(|folder| ObjectPath::new(folder).is_ok());
+        folders.sort_unstable();
+        folders.dedup();
+        Ok(folders)
+    }
+
+    /// How a version was uploaded, by the listing of it alone.
+    pub(super) async fn list_details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
+        let listed = self.list_one(version).await?;
+        Ok(listed.map(|listed| listed.1).unwrap_or_default())
+    }
+
+    /// One version as listed; nothing where the listing cannot be relied on.
+    pub(super) async fn list_one(
+        &self,
+        version: &ObjectInfo,
+    ) -> Result<Option<(ObjectInfo, Details)>, SourceError> {
+        let total = Duration::from_millis(self.transport.options.look_up_total_millis);
+        let part = Part { at: Some(version.validity.from()), id: Some(version.id) };
+        let asked = self.list(&version.path, part, FIRST_LISTING, Instant::now() + total).await?;
+        let Asked::Whole(listing) = asked else { return Ok(None) };
+        let found = listing.versions.into_iter().find(|l| l.version.id == version.id);
+        Ok(found.map(|listed| (listed.version, listed.details)))
+    }
+}
+
+/// Asks for at most `limit` versions, and so notices where there are more.
+fn listing_ask(limit: usize, fields: Option<&[&str]>) -> Ask {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(BROWSE_LIMIT, HeaderValue::from(limit as u64 + 1));
+    if let Some(fields) = fields.and_then(|fields| HeaderValue::from_str(&fields.join(",")).ok()) {
+        headers.insert(FILTER_FIELDS, fields);
+    }
+    let read_bytes = (limit + 8).saturating_mul(LISTING_BYTES_PER_VERSION).min(LISTING_BYTES);
+    Ask { method: Method::GET, headers, read_bytes }
+}
+
+async fn parse_beside(reply: Reply, path: ObjectPath) -> Result<Listing, String> {
+    if reply.body.len() < PARSED_BESIDE_FROM_BYTES {
+        return listing::parse(&reply.body, &path);
+    }
+    let parsed = tokio::task::spawn_blocking(move || listing::parse(&reply.body, &path));
+    parsed.await.unwrap_or_else(|_| Err("reading it failed".into()))
+}
+
+/// A time at which a listing shows no version: `at`, else before or after all of them.
+fn time_without_version(listing: &Listing, at: Timestamp) -> Option<Timestamp> {
+    let intervals = || listing.versions.iter().map(|listed| listed.version.validity);
+    if !intervals().any(|interval| interval.contains(at)) {
+        return Some(at);
+    }
+    let after = intervals().map(|interval| interval.until()).max()?;
+    let before = intervals().map(|interval| interval.from()).min()?;
+    // In the last millisecond of all nothing is ever valid.
+    if after.as_millis() < i64::MAX - 1 {
+        return Some(after);
+    }
+    before.as_millis().checked_sub(1).map(Timestamp::from_millis)
+}

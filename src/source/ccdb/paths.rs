@@ -1,0 +1,273 @@
+//! What is remembered of each path: its versions as listed, or that it is asked for by time.
+//!
+//! ```text
+//!  nothing ──listed──▶ Listed ──unchanged──▶ Listed, confirmed
+//!     │ too many, or in doubt     │ changed: listed again
+//!     ▼                           ▼
+//!  ByTime ── look-ups by time cost as much as the next, longer listing would ──▶ listed
+//! ```
+//!
+//! Whether a path is worth listing is tried and not fixed: the first listing asks for few versions,
+//! each further one for eight times as many, once look-ups by time have taken as long in all as
+//! that listing is expected to take.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::listing::Traces;
+use crate::object::ObjectInfo;
+
+/// The first listing of a path asks for this many versions.
+pub(super) const FIRST_LISTING: usize = 256;
+/// Each further one for this many times as many.
+const GROWTH: usize = 8;
+/// A further listing is expected to take this much longer than the last one, and not less than
+/// [`SHORTEST_LISTING`]: servers search a path as a whole, so most of the time is spent already.
+const LONGER: u32 = 2;
+const SHORTEST_LISTING: Duration = Duration::from_millis(200);
+/// Bytes that a whole comparison may cost per check that found nothing new.
+const DIGEST_BYTES_PER_CHECK: u64 = 64;
+/// Bytes of an entry in a listing of few fields.
+const DIGEST_BYTES_PER_ENTRY: u64 = 150;
+
+/// A path that is listed whole.
+#[derive(Debug)]
+pub(super) struct ListedPath {
+    pub(super) versions: Vec<Arc<ObjectInfo>>,
+    /// Number of entries in the listing.
+    pub(super) entries: usize,
+    pub(super) traces: Traces,
+}
+
+/// A path that is asked for by time.
+#[derive(Debug, Default)]
+pub(super) struct ByTime {
+    /// The spelling of metadata keys by their lower case; see
+    /// [`Listing::spelling`](super::listing::Listing::spelling).
+    pub(super) spelling: HashMap<String, Option<String>>,
+    /// The listing that is worth trying, and the time that look-ups by time must have taken.
+    next: Option<(usize, Duration)>,
+    spent_micros: AtomicU64,
+    /// When the listing is tried again in any case.
+    until: Option<Instant>,
+    /// Listings are no help for single versions either.
+    pub(super) never_listed: bool,
+}
+
+impl ByTime {
+    /// Because there are more than `limit` versions; to ask for that many took `took`.
+    pub(super) fn too_many(
+        spelling: HashMap<String, Option<String>>,
+        limit: usize,
+        took: Duration,
+        longest: usize,
+        pause: Duration,
+    ) -> Self {
+        let next = limit.saturating_mul(GROWTH).min(longest);
+        let cost = took.saturating_mul(LONGER).max(SHORTEST_LISTING);
+        Self {
+            spelling,
+            next: (next > limit).then_some((next, cost)),
+            until: Instant::now().checked_add(pause),
+            ..Self::default()
+        }
+    }
+
+    /// Because its listing cannot be relied on.
+    pub(super) fn in_doubt(spelling: HashMap<String, Option<String>>, pause: Duration) -> Self {
+        Self { spelling, until: Instant::now().checked_add(pause), ..Self::default() }
+    }
+
+    /// Because there are no listings.
+    pub(super) fn without_listing(pause: Option<Duration>) -> Self {
+        let until = pause.and_then(|pause| Instant::now().checked_add(pause));
+        Self { until, never_listed: true, ..Self::default() }
+    }
+
+    /// Notes what a look-up by time took.
+    pub(super) fn spend(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.spent_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// Whether a longer listing was not tried yet.
+    pub(super) fn may_be_listed(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// How many versions to ask a listing for, if it is time to list the path.
+    pub(super) fn due(&self) -> Option<usize> {
+        let spent = Duration::from_micros(self.spent_micros.load(Ordering::Relaxed));
+        let is_over = self.until.is_some_and(|until| Instant::now() >= until);
+        match self.next {
+            Some((limit, cost)) if spent >= cost => Some(limit),
+            _ => is_over.then_some(FIRST_LISTING),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) enum PathState {
+    #[default]
+    Nothing,
+    Listed(Arc<ListedPath>),
+    ByTime(Arc<ByTime>),
+}
+
+/// What is remembered of a path.
+#[derive(Debug, Default)]
+pub(super) struct PathMemory {
+    /// Held by the one look-up that asks for the listing.
+    pub(super) asking: tokio::sync::Mutex<()>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: PathState,
+    /// When the listing was last found to be unchanged, or was had.
+    confirmed: Option<Instant>,
+    /// When all of it was compared.
+    compared: Option<Instant>,
+    /// Checks since then.
+    checks: u64,
+    /// Answers to what was asked before this count no more.
+    doubted: Option<Instant>,
+}
+
+impl Inner {
+    /// The time as of which an answer counts that was asked for then.
+    fn counts(&self, asked: Instant) -> Option<Instant> {
+        self.doubted.is_none_or(|doubted| doubted < asked).then_some(asked)
+    }
+}
+
+/// How to find out whether a listing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Check {
+    /// Look for newer versions, and at the newest one.
+    Newest,
+    /// Compare every version.
+    All,
+}
+
+impl PathMemory {
+    pub(super) fn state(&self) -> PathState {
+        self.inner().state.clone()
+    }
+
+    /// What can be used without a question: a listing that was confirmed within `window`, or a
+    /// path that is not to be listed now.
+    pub(super) fn usable(&self, window: Duration) -> Option<PathState> {
+        let inner = self.inner();
+        let usable = match &inner.state {
+            PathState::Nothing => false,
+            PathState::Listed(_) => inner.confirmed.is_some_and(|at| at.elapsed() < window),
+            PathState::ByTime(by_time) => by_time.due().is_none(),
+        };
+        usable.then(|| inner.state.clone())
+    }
+
+    /// Which check a listing needs; every version is compared at least each `longest`.
+    pub(super) fn check(&self, listed: &ListedPath, longest: Duration) -> Check {
+        let inner = self.inner();
+        let bytes = listed.entries as u64 * DIGEST_BYTES_PER_ENTRY;
+        let is_paid = inner.checks * DIGEST_BYTES_PER_CHECK >= bytes && listed.entries > 0;
+        let is_old = inner.compared.is_none_or(|at| at.elapsed() >= longest);
+        // To servers a limit that is not positive is none.
+        let newest = listed.traces.newest.is_none_or(|newest| newest > 0);
+        if is_paid || is_old || !newest { Check::All } else { Check::Newest }
+    }
+
+    /// A check found the listing unchanged as of `asked`.
+    pub(super) fn confirm(&self, check: Check, asked: Instant) {
+        let mut inner = self.inner();
+        inner.confirmed = inner.counts(asked);
+        match check {
+            Check::Newest => inner.checks += 1,
+            Check::All => (inner.checks, inner.compared) = (0, inner.confirmed),
+        }
+    }
+
+    /// Remembers what was found out as of `asked`.
+    pub(super) fn set(&self, state: PathState, asked: Instant) {
+        let mut inner = self.inner();
+        inner.state = state;
+        inner.confirmed = inner.counts(asked);
+        (inner.compared, inner.checks) = (inner.confirmed, 0);
+    }
+
+    /// The next look-up asks, whatever is remembered.
+    pub(super) fn doubt(&self) {
+        let mut inner = self.inner();
+        (inner.confirmed, inner.compared) = (None, None);
+        inner.doubted = Some(Instant::now());
+    }
+
+    /// Entries that are remembered, for the bound on memory.
+    pub(super) fn weight(&self) -> u32 {
+        let versions = match &self.inner().state {
+            PathState::Listed(listed) => listed.versions.len(),
+            PathState::Nothing | PathState::ByTime(_) => 0,
+        };
+        u32::try_from(versions).unwrap_or(u32::MAX).saturating_add(8)
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Nothing in there can be left half-done by a panic.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_longer_listing_is_tried_once_look_ups_by_time_cost_as_much() {
+        let took = Duration::from_millis(300);
+        let pause = Duration::from_secs(60);
+        let by_time = ByTime::too_many(HashMap::new(), 256, took, 100_000, pause);
+        by_time.spend(Duration::from_millis(599));
+        assert_eq!(by_time.due(), None);
+        by_time.spend(Duration::from_millis(1));
+        assert_eq!(by_time.due(), Some(2048));
+        let last = ByTime::too_many(HashMap::new(), 2048, took, 2048, pause);
+        last.spend(Duration::from_secs(1000));
+        assert_eq!(last.due(), None);
+    }
+
+    #[test]
+    fn a_whole_comparison_is_paid_for_by_checks_that_found_nothing() {
+        let memory = PathMemory::default();
+        let traces = Traces { newest: Some(7), ..Traces::default() };
+        let listed = Arc::new(ListedPath { versions: Vec::new(), entries: 10, traces });
+        let now = Instant::now();
+        memory.set(PathState::Listed(Arc::clone(&listed)), now);
+        let longest = Duration::from_secs(600);
+        let mut checks = 0;
+        while memory.check(&listed, longest) == Check::Newest {
+            memory.confirm(Check::Newest, now);
+            checks += 1;
+        }
+        assert_eq!(checks, 10 * DIGEST_BYTES_PER_ENTRY / DIGEST_BYTES_PER_CHECK + 1);
+        memory.confirm(Check::All, now);
+        assert_eq!(memory.check(&listed, longest), Check::Newest);
+        assert_eq!(memory.check(&listed, Duration::ZERO), Check::All);
+    }
+
+    #[test]
+    fn a_listing_is_used_within_its_window_and_not_after_a_doubt() {
+        let memory = PathMemory::default();
+        let listed = ListedPath { versions: Vec::new(), entries: 0, traces: Traces::default() };
+        memory.set(PathState::Listed(Arc::new(listed)), Instant::now());
+        assert!(memory.usable(Duration::from_secs(60)).is_some());
+        assert!(memory.usable(Duration::ZERO).is_none());
+        memory.doubt();
+        assert!(memory.usable(Duration::from_secs(60)).is_none());
+    }
+}

@@ -1,0 +1,270 @@
+//! Changes of a repository in a local folder: what CCDB's POST, PUT, DELETE and truncate do.
+//!
+//! They work on the two files of a version, as CCDB's file-backed server does, so that either can
+//! change what the other has stored.
+
+use std::fs;
+use std::io::{self, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{Buf as _, Bytes};
+use futures::StreamExt as _;
+use tokio::runtime::Handle;
+
+use super::entry::{CONTENT_TYPE, LAST_MODIFIED, PROPERTIES, VALID_UNTIL, is_system_key};
+use super::properties::Properties;
+use super::writer::{NewVersion, RepositoryError, RepositoryWriter};
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{ObjectInfo, Query};
+use crate::source::{Change, ChangeKind, Changed, Details, SourceError, UploadBytes};
+
+/// Stores an upload in the repository at `root`.
+///
+/// # Errors
+/// [`SourceError`]; then nothing of it is stored.
+pub(super) async fn upload(
+    root: PathBuf,
+    url: &str,
+    change: &Change,
+    bytes: UploadBytes,
+) -> Result<Changed, SourceError> {
+    let ChangeKind::Upload { file_name, content_type } = change.kind.clone() else {
+        return Ok(Changed::Unchanged);
+    };
+    let what = format!("an upload to {}", change.path);
+    let wrong =
+        |reason: String| SourceError::Unusable { url: url.to_owned(), what: what.clone(), reason };
+    let until = change.until.unwrap_or(change.at);
+    let validity = ValidityInterval::new(change.at, until).map_err(|e| wrong(e.to_string()))?;
+    let version = NewVersion {
+        path: change.path.clone(),
+        validity,
+        created: now(),
+        id: change.id.map(|id| id.to_string()),
+        file_name,
+        metadata: change.metadata.clone(),
+    };
+    let runtime = Handle::current();
+    let stored = tokio::task::spawn_blocking(move || {
+        let writer = RepositoryWriter::new(&root)?;
+        let mut reader = StreamedRead { runtime, bytes, piece: Bytes::new() };
+        let stored = writer.put(&version, &mut reader)?;
+        set(&root, &stored.info, &[(CONTENT_TYPE.to_owned(), content_type)])
+            .map_err(|error| RepositoryError::Io { path: root, error })?;
+        Ok::<_, RepositoryError>(stored)
+    });
+    match stored.await {
+        Ok(Ok(stored)) => Ok(Changed::Created(Box::new(stored.info))),
+        Ok(Err(error)) => Err(wrong(chain(&error))),
+        Err(_) => Err(wrong("storing it failed".to_owned())),
+    }
+}
+
+/// Changes or deletes versions of the repository at `root`; `versions` are those of the path.
+///
+/// # Errors
+/// [`SourceError`].
+pub(super) async fn apply(
+    root: PathBuf,
+    url: &str,
+    change: &Change,
+    versions: Vec<Arc<ObjectInfo>>,
+) -> Result<Changed, SourceError> {
+    let what = format!("a change of {}", change.path);
+    let wrong =
+        |reason: String| SourceError::Unusable { url: url.to_owned(), what: what.clone(), reason };
+    let change = change.clone();
+    let work = move || match &change.kind {
+        ChangeKind::Upload { .. } => Ok(Changed::Unchanged),
+        ChangeKind::Truncate => {
+            let mut count = 0;
+            for version in versions.iter().filter(|version| is_meant(&change, version)) {
+                remove(&root, version)?;
+                count += 1;
+            }
+            Ok(Changed::Deleted(count))
+        }
+        ChangeKind::Delete => match meant(&change, &versions) {
+            Some(version) => remove(&root, version).map(|()| Changed::Deleted(1)),
+            None => Ok(Changed::NotFound),
+        },
+        ChangeKind::Update { set: wanted } => match meant(&change, &versions) {
+            Some(version) => update(&root, version, change.until, wanted),
+            None => Ok(Changed::NotFound),
+        },
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(changed)) => Ok(changed),
+        Ok(Err(error)) => Err(wrong(error.to_string())),
+        Err(_) => Err(wrong("changing it failed".to_owned())),
+    }
+}
+
+/// How a version was uploaded.
+pub(super) fn details(root: &Path, version: &ObjectInfo) -> Details {
+    let Ok(properties) = read(&properties_of(root, version)) else { return Details::default() };
+    let text = |key: &str| properties.get(key).map(str::to_owned);
+    let time = |key: &str| Some(Timestamp::from_millis(properties.get(key)?.trim().parse().ok()?));
+    Details {
+        file_name: text(super::entry::FILE_NAME),
+        content_type: text(CONTENT_TYPE),
+        last_modified: time(LAST_MODIFIED),
+        initial_until: time(super::entry::INITIAL_VALIDITY),
+        uploaded_from: text("UploadedFrom"),
+    }
+}
+
+/// Whether a change means this version.
+fn is_meant(change: &Change, version: &ObjectInfo) -> bool {
+    let query = Query {
+        path: change.path.clone(),
+        metadata: change.metadata.clone(),
+        limits: change.limits,
+    };
+    query.matches(version) && change.id.is_none_or(|id| id == version.id)
+}
+
+/// The version that a look-up would find.
+fn meant<'a>(change: &Change, versions: &'a [Arc<ObjectInfo>]) -> Option<&'a ObjectInfo> {
+    let found = versions
+        .iter()
+        .filter(|version| version.validity.contains(change.at) && is_meant(change, version))
+        .max_by_key(|version| version.rank());
+    found.map(|version| &**version)
+}
+
+fn update(
+    root: &Path,
+    version: &ObjectInfo,
+    until: Option<Timestamp>,
+    wanted: &[(String, String)],
+) -> io::Result<Changed> {
+    let mut changes: Vec<(String, String)> =
+        wanted.iter().filter(|(key, _)| !key.is_empty() && !is_system_key(key)).cloned().collect();
+    let mut changed = version.clone();
+    if let Some(until) = until {
+        let invalid = |error: crate::interval::EmptyInterval| {
+            io::Error::new(io::ErrorKind::InvalidInput, error.to_string())
+        };
+        changed.validity =
+            ValidityInterval::new(version.validity.from(), until).map_err(invalid)?;
+        changes.push((VALID_UNTIL.to_owned(), until.to_string()));
+    }
+    for (key, value) in wanted.iter().filter(|(key, _)| !is_system_key(key)) {
+        match value.trim() {
+            "" => drop(changed.metadata.remove(key)),
+            _ => drop(changed.metadata.insert(key.clone(), value.clone())),
+        }
+    }
+    if changed == *version {
+        return Ok(Changed::Unchanged);
+    }
+    set(root, version, &changes)?;
+    if let Some(until) = until.and_then(|until| u64::try_from(until.as_millis()).ok())
+        && let Some(time) = UNIX_EPOCH.checked_add(Duration::from_millis(until))
+    {
+        // CCDB's server keeps the end of validity as the time of the blob too; a file system that
+        // cannot hold it still holds the properties.
+        let blob = blob_of(root, version);
+        let _ = fs::File::options().write(true).open(blob).and_then(|file| file.set_modified(time));
+    }
+    Ok(Changed::Updated(Box::new(changed)))
+}
+
+/// Sets properties of a version; a property with an empty value is removed. Readers see all of the
+/// change or nothing of it.
+fn set(root: &Path, version: &ObjectInfo, changes: &[(String, String)]) -> io::Result<()> {
+    let place = properties_of(root, version);
+    let known = read(&place)?;
+    let is_changed = |key: &str| key == LAST_MODIFIED || changes.iter().any(|(k, _)| k == key);
+    let kept = known.iter().filter(|(key, _)| !is_changed(key));
+    let mut all: Vec<(String, String)> =
+        kept.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    all.push((LAST_MODIFIED.to_owned(), now().to_string()));
+    all.extend(changes.iter().filter(|(_, value)| !value.trim().is_empty()).cloned());
+    let properties: Properties = all.into_iter().collect();
+    let folder = place.parent().unwrap_or(root);
+    let part = folder.join(format!(".{}.part", uuid::Uuid::new_v4().simple()));
+    let written = (|| {
+        let mut file = fs::File::create_new(&part)?;
+        file.write_all(&properties.to_bytes())?;
+        file.sync_all()?;
+        fs::rename(&part, &place)?;
+        fs::File::open(folder)?.sync_all()
+    })();
+    written.inspect_err(|_| drop(fs::remove_file(&part)))
+}
+
+/// Removes the bytes first: without them the properties are no version.
+fn remove(root: &Path, version: &ObjectInfo) -> io::Result<()> {
+    let blob = blob_of(root, version);
+    fs::remove_file(&blob)?;
+    let properties = properties_of(root, version);
+    match fs::remove_file(&properties) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    if let Some(folder) = blob.parent() {
+        // Only an empty one goes.
+        let _ = fs::remove_dir(folder);
+    }
+    Ok(())
+}
+
+fn blob_of(root: &Path, version: &ObjectInfo) -> PathBuf {
+    // A version whose file is no UUID keeps that name as metadata.
+    let name = version.metadata.get("source_id").cloned().filter(|name| !name.contains('/'));
+    let name = name.unwrap_or_else(|| version.id.to_string());
+    root.join(version.path.as_str()).join(version.validity.from().to_string()).join(name)
+}
+
+fn properties_of(root: &Path, version: &ObjectInfo) -> PathBuf {
+    let mut name = blob_of(root, version).into_os_string();
+    name.push(PROPERTIES);
+    name.into()
+}
+
+fn read(file: &Path) -> io::Result<Properties> {
+    let bytes = fs::read(file)?;
+    Properties::parse(&bytes)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Bytes that come, for code that blocks.
+struct StreamedRead {
+    runtime: Handle,
+    bytes: UploadBytes,
+    piece: Bytes,
+}
+
+impl Read for StreamedRead {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.runtime.block_on(self.bytes.next()) {
+                None => return Ok(0),
+                Some(piece) => self.piece = piece?,
+            }
+        }
+        let count = self.piece.len().min(buffer.len());
+        self.piece.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}

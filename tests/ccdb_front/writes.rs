@@ -1,0 +1,329 @@
+//! Uploads, changes and deletions: what AliceO2's CcdbApi does in its own tests, case by case, with
+//! a repository and with a CCDB behind the service; and who may do so.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+
+use uuid::Uuid;
+
+use super::common::{Service, run_well};
+use super::fake_ccdb::{Ask, FakeCcdb, Fault, Kind, Upload};
+use super::raw::{Answer, Connection, get};
+use super::{address, before};
+
+/// A service that takes changes.
+struct Writable {
+    service: Service,
+    _folder: Option<tempfile::TempDir>,
+    _server: Option<FakeCcdb>,
+}
+
+impl Writable {
+    fn over_a_repository() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
+        let all =
+            ["--source", &url, "--refresh", "10s", "--ccdb", "127.0.0.1:0", "--ccdb-writable"];
+        Self { service: Service::start(&all), _folder: Some(folder), _server: None }
+    }
+
+    async fn over_a_ccdb(kind: Kind) -> Self {
+        let server = FakeCcdb::start(kind).await;
+        let service = before(&server, &["--refresh", "10s", "--ccdb-writable"]);
+        Self { service, _folder: None, _server: Some(server) }
+    }
+
+    async fn each() -> [Self; 3] {
+        [
+            Self::over_a_repository(),
+            Self::over_a_ccdb(Kind::Local).await,
+            Self::over_a_ccdb(Kind::Sql).await,
+        ]
+    }
+
+    /// As CcdbApi uploads: a form with one part named `send`.
+    fn store(&self, path: &str, from: i64, until: i64, metadata: &str, bytes: &[u8]) -> Answer {
+        let metadata = if metadata.is_empty() { String::new() } else { format!("/{metadata}") };
+        let target = format!("/{path}/{from}/{until}/ObjectType=TH1F{metadata}");
+        post(&address(&self.service), &target, bytes, "")
+    }
+
+    /// As CcdbApi retrieves: by time, the redirect followed.
+    fn retrieve(&self, path: &str, at: i64) -> Option<Answer> {
+        let address = address(&self.service);
+        let answer = get(&address, &format!("/{path}/{at}"), &[]);
+        match answer.status {
+            303 => Some(get(&address, answer.get("Location").unwrap(), &[])),
+            200 => Some(answer),
+            404 => None,
+            status => panic!("{status}: {}", answer.text()),
+        }
+    }
+
+    fn ask(&self, method: &str, target: &str) -> Answer {
+        Connection::open(&address(&self.service)).ask(method, target, &[])
+    }
+
+    fn list(&self, path: &str) -> (usize, Vec<String>) {
+        let json = [("Accept", "application/json")];
+        let page = get(&address(&self.service), &format!("/browse/{path}"), &json).json();
+        let folders = page["subfolders"].as_array().cloned().unwrap_or_default();
+        let folders = folders.iter().map(|folder| folder.as_str().unwrap().to_owned()).collect();
+        (page["objects"].as_array().unwrap().len(), folders)
+    }
+}
+
+fn post(address: &str, target: &str, bytes: &[u8], more: &str) -> Answer {
+    let mut body =
+        b"--B\r\nContent-Disposition: form-data; name=\"send\"; filename=\"th1_1.root\"\r\n\
+                     Content-Type: application/octet-stream\r\n\r\n"
+            .to_vec();
+    body.extend_from_slice(bytes);
+    body.extend_from_slice(b"\r\n--B--\r\n");
+    let head = format!(
+        "POST {target} HTTP/1.1\r\nHost: here\r\nUser-Agent: host-1-abc\r\n{more}\
+         Content-Type: multipart/form-data; boundary=B\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut connection = Connection::open(address);
+    connection.send(&[head.as_bytes(), &body].concat());
+    connection.receive(false)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_is_retrieved_with_its_metadata_at_once() {
+    for writable in Writable::each().await {
+        let stored = writable.store("Test/th1", 1000, 2000, "Hello=World", b"histogram");
+        assert_eq!(stored.status, 201, "{}", stored.text());
+        assert_eq!(
+            (stored.get("Valid-From"), stored.get("Valid-Until")),
+            (Some("1000"), Some("2000"))
+        );
+        let found = writable.retrieve("Test/th1", 1500).unwrap();
+        assert_eq!(found.text(), "histogram");
+        assert_eq!((found.get("Hello"), found.get("ObjectType")), (Some("World"), Some("TH1F")));
+        assert_eq!(found.get("ETag"), stored.get("ETag"));
+        // One more hides it, at once: nothing older is served.
+        assert_eq!(writable.store("Test/th1", 1400, 1600, "", b"other").status, 201);
+        assert_eq!(writable.retrieve("Test/th1", 1500).unwrap().text(), "other");
+        assert_eq!(writable.retrieve("Test/th1", 1399).unwrap().text(), "histogram");
+        assert!(writable.retrieve("Wrong/wrong", 1500).is_none());
+        let empty = writable.store("Test/empty", 1000, 2000, "", b"");
+        assert_eq!(empty.status, 201);
+        assert_eq!(writable.retrieve("Test/empty", 1500).unwrap().text(), "");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interval_holds_its_beginning_and_not_its_end() {
+    for writable in Writable::each().await {
+        assert_eq!(writable.store("Test/CCDBPath", 1000, 1010, "Hello=World", b"x").status, 201);
+        assert!((1000..1010).all(|at| writable.retrieve("Test/CCDBPath", at).is_some()));
+        assert!(writable.retrieve("Test/CCDBPath", 999).is_none());
+        assert!(writable.retrieve("Test/CCDBPath", 1010).is_none());
+        let reversed = writable.ask("GET", "/browse/Test/CCDBPath");
+        assert_eq!(reversed.status, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_takes_the_version_that_is_found_and_truncating_all() {
+    for writable in Writable::each().await {
+        for n in 0..3 {
+            let bytes = format!("object {n}");
+            assert_eq!(writable.store("Test/Detector", 0, 5000, "", bytes.as_bytes()).status, 201);
+        }
+        assert_eq!(writable.retrieve("Test/Detector", 100).unwrap().text(), "object 2");
+        assert_eq!(writable.ask("DELETE", "/Test/Detector/100").status, 204);
+        assert_eq!(writable.retrieve("Test/Detector", 100).unwrap().text(), "object 1");
+        let truncated = writable.ask("GET", "/truncate/Test/Detector");
+        assert_eq!((truncated.status, truncated.get("Deleted")), (204, Some("2 objects")));
+        assert!(writable.retrieve("Test/Detector", 100).is_none());
+        assert_eq!(writable.ask("GET", "/truncate/Test/Detector").status, 304);
+        assert_eq!(writable.ask("DELETE", "/Test/Detector/100").status, 404);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pattern_truncates_all_that_it_matches() {
+    for writable in Writable::each().await {
+        for path in ["Test/pid1/A", "Test/pid1/B/C", "Test/pid2/A"] {
+            assert_eq!(writable.store(path, 0, 100, "", b"x").status, 201);
+        }
+        assert_eq!(writable.ask("GET", "/truncate/Test/pid1/*").get("Deleted"), Some("2 objects"));
+        assert!(writable.retrieve("Test/pid1/B/C", 5).is_none());
+        assert!(writable.retrieve("Test/pid2/A", 5).is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_and_objects_are_listed_as_they_were_stored() {
+    for writable in Writable::each().await {
+        assert_eq!(writable.list("Test/Detector"), (0, Vec::new()));
+        for from in [1, 2, 3] {
+            writable.store("Test/Detector", from, 100, "", b"x");
+        }
+        writable.store("Test/Detector/Sub/abc", 1, 100, "", b"x");
+        writable.store("Test", 1, 100, "", b"x");
+        assert_eq!(writable.list("Test/Detector"), (3, vec!["Test/Detector/Sub".to_owned()]));
+        assert_eq!(writable.list(""), (0, vec!["Test".to_owned()]));
+        assert_eq!(writable.list("Test/Detector*").0, 4);
+        let json = [("Accept", "application/json")];
+        let latest = get(&address(&writable.service), "/latest/Test/Detector", &json).json();
+        assert_eq!(latest["objects"].as_array().unwrap().len(), 1);
+        // As CcdbApi reads folders, out of the text.
+        let text = get(&address(&writable.service), "/browse/Test/Detector", &[]).text();
+        assert!(text.contains("\nSubfolders:\n  Test/Detector/Sub\n"), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_and_validity_are_updated_and_seen_at_once() {
+    for writable in Writable::each().await {
+        // AliceO2's own test uses `id` for a key.
+        writable.store("Test/Update", 1000, 2000, "id=first", b"bytes");
+        assert_eq!(writable.retrieve("Test/Update", 1500).unwrap().get("id"), Some("first"));
+        let updated = writable.ask("PUT", "/Test/Update/1500?id=custom&custom=whatever%20else");
+        assert_eq!(updated.status, 204);
+        let found = writable.retrieve("Test/Update", 1500).unwrap();
+        assert_eq!((found.get("id"), found.get("custom")), (Some("custom"), Some("whatever else")));
+        assert_eq!(writable.ask("PUT", "/Test/Update/1500/3000").status, 204);
+        assert_eq!(writable.retrieve("Test/Update", 2999).unwrap().text(), "bytes");
+        let found = writable.retrieve("Test/Update", 1500).unwrap();
+        let id = found.get("ETag").unwrap().trim_matches('"').to_owned();
+        // By the id, as CcdbApi does it; an empty value removes the key.
+        assert_eq!(writable.ask("PUT", &format!("/Test/Update/1500/{id}?custom=")).status, 204);
+        assert_eq!(writable.retrieve("Test/Update", 1500).unwrap().get("custom"), None);
+        assert_eq!(writable.ask("PUT", "/Test/Update/9999?a=b").status, 404);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_upload_is_streamed_and_whole() {
+    for writable in Writable::each().await {
+        let bytes: Vec<u8> = (0..20_000_000_u32).map(|n| (n * 7 % 251) as u8).collect();
+        assert_eq!(writable.store("Test/Large", 0, 100, "", &bytes).status, 201);
+        assert!(writable.retrieve("Test/Large", 5).unwrap().body == bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_breaks_off_is_stored_nowhere() {
+    for writable in Writable::each().await {
+        let mut stream = TcpStream::connect(address(&writable.service)).unwrap();
+        let head = "POST /Test/Torn/0/100 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\
+                    Content-Type: multipart/form-data; boundary=B\r\n\r\n\
+                    --B\r\nContent-Disposition: form-data; name=\"blob\"\r\n\r\nsome of it";
+        stream.write_all(head.as_bytes()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(stream);
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        assert!(writable.retrieve("Test/Torn", 5).is_none());
+        assert_eq!(writable.list("Test/Torn").0, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_acknowledged_that_the_source_has_not_acknowledged() {
+    let server = FakeCcdb::start(Kind::Local).await;
+    let service = before(&server, &["--ccdb-writable"]);
+    for fault in [Fault::Status(500), Fault::Status(403), Fault::HangUp, Fault::Usage] {
+        server.inject(Ask::LookUp, fault.clone(), 1);
+        let answer = post_broken(&address(&service), "/Test/A/0/100");
+        assert!(!(200..400).contains(&answer), "{fault:?}: {answer}");
+        server.heal();
+        assert_eq!(get(&address(&service), "/Test/A/5", &[]).status, 404, "{fault:?}");
+    }
+}
+
+/// The status of an answer that may break off.
+fn post_broken(address: &str, target: &str) -> u16 {
+    broken_off(address, "POST", target, "").0
+}
+
+/// The status of an answer, and whether it broke off, as libcurl would report.
+fn broken_off(address: &str, method: &str, target: &str, more: &str) -> (u16, bool) {
+    use std::io::Read as _;
+    let body = "--B\r\nContent-Disposition: form-data; name=\"send\"; filename=\"f\"\r\n\r\nx\r\n--B--\r\n";
+    let body = if method == "POST" { body } else { "" };
+    let head = format!(
+        "{method} {target} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n{more}\
+         Content-Type: multipart/form-data; boundary=B\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(super::common::PATIENCE)).unwrap();
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut all = Vec::new();
+    // It may end in a reset: what came before counts.
+    let _ = stream.read_to_end(&mut all);
+    let text = String::from_utf8_lossy(&all).into_owned();
+    let status = text.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+    let length: usize = length.and_then(|length| length.parse().ok()).unwrap_or(0);
+    (status, body.len() < length)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nothing_may_be_written_ccdbapi_is_told_an_error_or_sent_to_the_source() {
+    let server = FakeCcdb::start(Kind::Local).await;
+    server.upload(Upload::new("A/B", 0, 100).id(Uuid::from_bytes([1; 16])));
+    let service = before(&server, &[]);
+    let front = address(&service);
+    // Uploads and updates follow redirects there.
+    let uploaded = post(&front, "/A/B/1/2/k=v", b"x", "");
+    let there = |target: &str| format!("{}{target}", server.url());
+    assert_eq!((uploaded.status, uploaded.get("Location")), (307, Some(&*there("/A/B/1/2/k=v"))));
+    let mut connection = Connection::open(&front);
+    let updated = connection.ask("PUT", "/A/B/1/2?k=v&l=", &[]);
+    assert_eq!((updated.status, updated.get("Location")), (307, Some(&*there("/A/B/1/2?k=v&l="))));
+    // Deletions do not: libcurl reports an answer of which a part is missing.
+    assert_eq!(broken_off(&front, "DELETE", "/A/B/1", ""), (403, true));
+    assert_eq!(broken_off(&front, "GET", "/truncate/A/B", ""), (403, true));
+    assert_eq!(get(&front, "/A/B/5", &[]).status, 303);
+    // A repository is nothing that could be asked instead.
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", folder.path().display());
+    let service = Service::start(&["--source", &url, "--ccdb", "127.0.0.1:0"]);
+    for method in ["POST", "PUT", "DELETE"] {
+        assert_eq!(broken_off(&address(&service), method, "/A/B/1/2", ""), (403, true), "{method}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_are_tokens_only_who_may_administer_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens.toml");
+    let tokens = tokens.to_str().unwrap();
+    let make = |name, role| {
+        run_well(&["token", name, "--tokens", tokens, "--role", role]).trim().to_owned()
+    };
+    let (reader, boss) = (make("reader", "read"), make("boss", "administer"));
+    let repository = folder.path().join("repository");
+    std::fs::create_dir(&repository).unwrap();
+    let url = format!("file://{}", repository.display());
+    let service = Service::start(&[
+        "--source",
+        &url,
+        "--ccdb",
+        "127.0.0.1:0",
+        "--ccdb-writable",
+        "--tokens",
+        tokens,
+    ]);
+    let front = address(&service);
+    for more in [
+        String::new(),
+        "Authorization: Bearer wrong\r\n".to_owned(),
+        format!("Authorization: Bearer {reader}\r\n"),
+        // What a page in a browser sends, whatever token it has.
+        format!("Origin: http://evil.example\r\nAuthorization: Bearer {boss}\r\n"),
+    ] {
+        assert_eq!(broken_off(&front, "POST", "/A/B/1/2", &more), (403, true), "{more}");
+    }
+    let more = format!("Authorization: Bearer {boss}\r\n");
+    assert_eq!(post(&front, "/A/B/1/200", b"x", &more).status, 201);
+    assert_eq!(get(&front, "/A/B/5", &[]).status, 303, "reading asks nobody");
+}
