@@ -77,7 +77,7 @@ fn bytes(seed: u64, count: usize) -> Vec<u8> {
 /// Takes the objects of `folder/manifest.csv`, and gives their paths.
 pub(crate) fn of_manifest(folder: &Path, repository: &Path) -> Outcome<Vec<String>> {
     let manifest = folder.join("manifest.csv");
-    import(&manifest, &RepositoryWriter::new(repository)?, |_, _, _| {})?;
+    import(&manifest, &RepositoryWriter::new(repository)?, |_| {})?;
     let text = fs::read_to_string(&manifest)?;
     let mut paths: Vec<String> = text
         .lines()

@@ -220,6 +220,7 @@ impl CacheBuilder {
         let residency = Residency::new(pool.clone(), Arc::clone(&counters), ledger);
         let catalog =
             Arc::new(Catalog::new(Arc::clone(&source), self.clock.clone(), Arc::clone(&counters)));
+        catalog.listen();
         let limits = self.consumer_limits;
         let (clock, counts) = (self.clock.clone(), Arc::clone(&counters));
         let leases = Leases::new(clock.clone(), self.lease_limit, limits.clone(), counts);

@@ -11,7 +11,7 @@
 
 use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ const AT_ONCE: usize = 16;
 const CONFIRM_TIME: Duration = Duration::from_secs(2);
 /// A series that nobody asked for this long is not refreshed in the background any more.
 const BUSY: Duration = Duration::from_secs(10);
+/// Look-ups after a change, until one was begun after it.
+const REFRESH_ATTEMPTS: usize = 3;
 
 /// The timelines of all queries that were asked so far.
 #[derive(Debug)]
@@ -66,6 +68,8 @@ pub(crate) struct Catalog {
     /// Bytes of the queries of all timelines; written under the lock of `series`.
     query_bytes: AtomicUsize,
     look_ups: Flights<(Query, Timestamp), Result<Learned, SourceError>>,
+    /// Some series were told of changes.
+    told: tokio::sync::Notify,
     /// What was passed over, so that each is told once.
     problems: Mutex<HashSet<Problem>>,
 }
@@ -74,6 +78,12 @@ pub(crate) struct Catalog {
 struct Series {
     timeline: ArcSwap<Linked>,
     used: AtomicU64,
+    /// When the source told that the path changed; 0: never. Requests ask it then.
+    changed: AtomicU64,
+    /// The source told that the path changed, and it is asked in the background.
+    told: AtomicBool,
+    /// For what time the source was asked last.
+    asked: AtomicI64,
     pace: Arc<Pace>,
 }
 
@@ -84,6 +94,11 @@ impl Series {
 
     fn learn(&self, span: ValidityInterval, versions: &[Arc<ObjectInfo>], learned: Moment) {
         self.timeline.rcu(|known| known.followed_by(known.learn(span, versions, learned)));
+    }
+
+    /// What was learned before this may have changed.
+    fn changed(&self) -> Moment {
+        Moment::from_millis(self.changed.load(Ordering::Acquire))
     }
 
     fn used(&self) -> Moment {
@@ -144,8 +159,29 @@ impl Catalog {
             series: RwLock::default(),
             query_bytes: AtomicUsize::new(0),
             look_ups: Flights::default(),
+            told: tokio::sync::Notify::new(),
             problems: Mutex::default(),
         }
+    }
+
+    /// Has the source tell of changes, so that they are seen before what is known gets old.
+    pub(crate) fn listen(self: &Arc<Self>) {
+        let catalog = Arc::downgrade(self);
+        self.source.subscribe(Arc::new(move |paths| {
+            let Some(catalog) = catalog.upgrade() else { return };
+            let now = catalog.clock.now().since(Moment::default()).as_millis();
+            let now = u64::try_from(now).unwrap_or(u64::MAX);
+            let series = catalog.series.read().unwrap_or_else(PoisonError::into_inner);
+            for (_, series) in series.iter().filter(|(query, _)| paths.contains(&query.path)) {
+                // Requests in quick succession need not wait for the answer.
+                if Moment::from_millis(now).since(series.used()) < BUSY {
+                    series.told.store(true, Ordering::Release);
+                    catalog.told.notify_one();
+                } else {
+                    series.changed.store(now, Ordering::Release);
+                }
+            }
+        }));
     }
 
     pub(crate) fn source(&self) -> &Arc<dyn Source> {
@@ -176,6 +212,9 @@ impl Catalog {
                     Arc::clone(entry.insert(Arc::new(Series {
                         timeline: ArcSwap::from_pointee(Linked::new(Timeline::unknown())),
                         used: AtomicU64::new(millis),
+                        changed: AtomicU64::new(0),
+                        told: AtomicBool::new(false),
+                        asked: AtomicI64::new(0),
                         pace: Arc::default(),
                     })))
                 }
@@ -203,7 +242,7 @@ impl Catalog {
     ) -> Option<Known> {
         let series = self.series(query, now);
         let timeline = series.timeline.load_full();
-        let oldest = self.oldest_fresh(&query.path, now);
+        let oldest = self.oldest_fresh(&query.path, now).max(series.changed());
         let open = open_at(&timeline, timestamps, oldest);
         open.is_empty().then(|| series.known(timeline, false))
     }
@@ -253,7 +292,7 @@ impl Catalog {
         let now = self.clock.now();
         let series = self.series(query, now);
         // As of now: what is learned from here on is fresh, however long it takes.
-        let mut oldest = self.oldest_fresh(&query.path, now);
+        let mut oldest = self.oldest_fresh(&query.path, now).max(series.changed());
         let mut stale = false;
         let (mut at_once, mut expected) = (1, None);
         let mut asked_in_all = 0;
@@ -337,6 +376,7 @@ impl Catalog {
         at: Timestamp,
     ) -> Result<Learned, SourceError> {
         self.counters.look_ups.add(1);
+        series.asked.store(at.as_millis(), Ordering::Relaxed);
         // As of before the question: what is put meanwhile may or may not be in the answer.
         let asked = self.clock.now().max(FIRST);
         let held = series.timeline.load().version_at(at).cloned();
@@ -394,8 +434,16 @@ impl Catalog {
     /// Runs until it is dropped.
     pub(crate) async fn keep_fresh(self: Arc<Self>) {
         let pause = self.source.refresh().mul_f64(0.5).max(Duration::from_millis(20));
+        let mut next = tokio::time::Instant::now() + pause;
         loop {
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = self.told.notified() => {
+                    self.refresh_told().await;
+                    continue;
+                }
+                () = tokio::time::sleep_until(next) => {}
+            }
+            next = tokio::time::Instant::now() + pause;
             let now = self.clock.now();
             let busy: Vec<(Query, Arc<Series>)> = {
                 let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
@@ -413,6 +461,32 @@ impl Catalog {
                     let at = Timestamp::default();
                     let _ = self.look_up(&query, &series, at, self.clock.now()).await;
                 }
+            }
+        }
+    }
+
+    /// Asks anew for the time around which each series that was told of changes was asked last.
+    async fn refresh_told(self: &Arc<Self>) {
+        let told: Vec<(Query, Arc<Series>)> = {
+            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let told = series.iter().filter(|(_, one)| one.told.swap(false, Ordering::AcqRel));
+            told.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
+        };
+        for (query, series) in told {
+            let since = self.clock.now();
+            let at = Timestamp::from_millis(series.asked.load(Ordering::Relaxed));
+            let is_fresh = || series.timeline.load().at(at).learned >= since;
+            for _ in 0..REFRESH_ATTEMPTS {
+                // One that was under way already may not know of the change.
+                let asked = self.look_up(&query, &series, at, since).await;
+                if asked.is_err() || is_fresh() {
+                    break;
+                }
+            }
+            if !is_fresh() {
+                let millis = since.since(Moment::default()).as_millis();
+                let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+                series.changed.store(millis, Ordering::Release);
             }
         }
     }

@@ -735,6 +735,9 @@ impl BlockBody {
     }
 
     async fn other_room(&mut self, size_bytes: u64) -> Result<Room, BodyError> {
+        if let Some(room) = self.places.room_now(size_bytes) {
+            return Ok(room);
+        }
         let places = Arc::clone(&self.places);
         // A new segment takes its time: the kernel zeroes every page of it.
         let reserved = tokio::task::spawn_blocking(move || places.room(None, size_bytes)).await;

@@ -196,6 +196,12 @@ impl Places {
         }
     }
 
+    /// Room in the segments that are there: it takes no time.
+    pub(crate) fn room_now(&self, size_bytes: u64) -> Option<Room> {
+        let reservation = Some(self.residency.reserve_now(size_bytes)?);
+        Some(Room { reservation, place: None, residency: Arc::clone(&self.residency) })
+    }
+
     /// The room that is kept at `place`, if it is for a payload of this size.
     pub(crate) fn kept_room(&self, place: Option<&Arc<Place>>, size_bytes: u64) -> Option<Room> {
         let (reservation, place) = (Some(place?.take(size_bytes)?), place.map(Arc::clone));

@@ -182,6 +182,11 @@ impl Residency {
         }
     }
 
+    /// Room in the segments that are there, without evicting anything: it takes no time.
+    pub(crate) fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
+        self.pool.reserve_now(size_bytes)
+    }
+
     /// Takes at least `wanted_bytes` of candidates off the list, or all of them.
     fn press_out(&self, wanted_bytes: u64) {
         let mut bytes = 0;

@@ -36,12 +36,14 @@ impl Linked {
         Self { timeline, links }
     }
 
-    /// What follows this one: if the versions are the same, so are the links.
+    /// What follows this one: versions that are known here keep their links.
     pub(crate) fn followed_by(&self, timeline: Timeline) -> Self {
-        match timeline.has_versions_of(&self.timeline) {
-            true => Self { timeline, links: Arc::clone(&self.links) },
-            false => Self::new(timeline),
-        }
+        let links = match timeline.has_versions_of(&self.timeline) {
+            true if timeline.versions() <= self.links.0.len() * PAGE => Arc::clone(&self.links),
+            true => Arc::new(self.links.grown(timeline.versions())),
+            false => return Self::new(timeline),
+        };
+        Self { timeline, links }
     }
 
     /// Forgets the links to objects that have gone: each keeps some memory of theirs.
@@ -67,14 +69,21 @@ impl Deref for Linked {
 
 /// By version of a timeline: its object, where it was found.
 #[derive(Debug)]
-struct Links(Box<[RwLock<Page>]>);
+struct Links(Box<[Arc<RwLock<Page>>]>);
 
 /// Links of [`PAGE`] versions; empty before the first one is made.
 type Page = Box<[Weak<Resident>]>;
 
 impl Links {
     fn of(versions: usize) -> Self {
-        Self((0..versions.div_ceil(PAGE)).map(|_| RwLock::default()).collect())
+        Self((0..versions.div_ceil(PAGE)).map(|_| Arc::default()).collect())
+    }
+
+    /// These, with room for `versions`.
+    fn grown(&self, versions: usize) -> Self {
+        let known = self.0.iter().map(Arc::clone);
+        let room = versions.div_ceil(PAGE).saturating_sub(self.0.len());
+        Self(known.chain((0..room).map(|_| Arc::default())).collect())
     }
 
     fn set(&self, index: usize, link: Weak<Resident>) {
@@ -254,6 +263,7 @@ mod tests {
     use super::super::samples::{OBJECT_BYTES, home, id, object};
     use super::*;
     use crate::clock::Moment;
+    use crate::index::State;
     use crate::interval::{Timestamp, ValidityInterval};
     use crate::object::{Md5Sum, ObjectPath};
 
@@ -352,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn links_stay_as_long_as_the_versions_are_the_same_and_go_with_their_objects() {
+    fn links_stay_with_the_versions_and_go_with_their_objects() {
         let home = home(COUNT);
         let versions: Vec<_> = (0..COUNT).map(|n| version(n, OBJECT_BYTES)).collect();
         let first = Linked::new(timeline(&versions));
@@ -362,8 +372,10 @@ mod tests {
         let other = Arc::new(first.followed_by(other));
         (0..COUNT).for_each(|n| drop(object(&home, n)));
         drop(pinned(&all_of(&Arc::new(first)), &home));
-        assert_eq!((links(&confirmed), links(&other)), (COUNT, 0));
-        assert_eq!(pinned(&all_of(&other), &home).0.iter().flatten().count(), COUNT - 1);
+        assert_eq!((links(&confirmed), links(&other)), (COUNT, COUNT));
+        let spans = other.spans(ValidityInterval::ALL);
+        let decide = spans.iter().filter(|span| matches!(span.state, State::Version(_)));
+        assert_eq!(decide.count(), COUNT - 1);
         let kept = object(&home, 5);
         home.clear_out();
         assert_eq!(links(&confirmed), COUNT);

@@ -107,9 +107,8 @@ impl<'a> JoinPieces<'a> {
         // Sorted, a piece costs as much as it has runs, however many rows that are.
         let whole = matches!(timestamps.order(), Order::Sorted) && !timestamps.has_nulls();
         let end = if whole { entries } else { entries.min(self.next + Self::MAX_RUNS) };
-        let slot = |place| timeline.state(place).into();
         let piece = Piece { entries: self.next..end, max_runs: Self::MAX_RUNS };
-        self.next = join_piece(runs, timeline.starts(), slot, timestamps, piece);
+        self.next = join_timeline(runs, timeline, timestamps, piece);
         true
     }
 }
@@ -124,7 +123,10 @@ struct Piece {
 ///
 /// Sorted timestamps cost O(runs × log(rows)), others O(rows × log(versions)) at most.
 pub fn join(timeline: &Timeline, timestamps: &Timestamps) -> Runs {
-    join_steps(timeline.starts(), |place| timeline.state(place).into(), timestamps)
+    let mut runs = Vec::new();
+    let piece = Piece { entries: 0..timestamps.entries(), max_runs: usize::MAX };
+    join_timeline(&mut runs, timeline, timestamps, piece);
+    Runs(runs)
 }
 
 /// The same for any step function: `slot(n)` holds from `starts[n]` on.
@@ -147,42 +149,145 @@ fn join_piece(
     timestamps: &Timestamps,
     piece: Piece,
 ) -> usize {
-    let Piece { entries, max_runs } = piece;
-    let row_start = entries.start.checked_sub(1).map_or(0, |last| timestamps.row_end(last));
-    let mut push = |end: usize, slot: Slot| match runs.last_mut() {
-        Some(last) if last.slot == slot => last.end = end,
-        last => {
-            let start = last.map_or(row_start, |last| last.end);
-            runs.push(Run { start, end, slot });
-        }
-    };
+    let max_runs = piece.max_runs;
     if let Some(steps) = timestamps.steps() {
-        let mut emit = |end: usize, place: usize| push(end, slot(place));
-        return stepped(starts, steps, entries, max_runs, &mut emit);
+        let row_start = piece.entries.start;
+        let mut sink = RunSink { runs, row_start, timestamps, slot };
+        let mut emit = |end: usize, place: usize| sink.push(end, (sink.slot)(place));
+        return stepped(starts, steps, piece.entries, max_runs, &mut emit);
     }
     let (values, order) = (timestamps.values(), timestamps.order());
+    emit_runs(runs, timestamps, piece, slot, |valid, sink| {
+        let mut emit = |end: usize, place: usize| sink.emit(end, place);
+        match order {
+            Order::Sorted => sorted(starts, values, valid, max_runs, &mut emit),
+            Order::Blocks(blocks) => {
+                let end = valid.end;
+                by_blocks(starts, values, blocks, valid, &mut emit);
+                end
+            }
+        }
+    })
+}
+
+/// Like [`join_piece`], for the segments of a timeline.
+fn join_timeline(
+    runs: &mut Vec<Run>,
+    timeline: &Timeline,
+    timestamps: &Timestamps,
+    piece: Piece,
+) -> usize {
+    let (firsts, segments) = timeline.segments();
+    if let [segment] = segments {
+        let slot = |place: usize| segment.steps[place].state.into();
+        return join_piece(runs, &segment.starts, slot, timestamps, piece);
+    }
+    let max_runs = piece.max_runs;
+    // Places are of a segment (above) and in it (below).
+    let slot = |place: usize| segments[place >> 32].steps[place & 0xffff_ffff].state.into();
+    if let Some(steps) = timestamps.steps() {
+        let row_start = piece.entries.start;
+        let mut sink = RunSink { runs, row_start, timestamps, slot };
+        let mut entry = row_start;
+        for _ in 0..max_runs {
+            if entry >= piece.entries.end {
+                break;
+            }
+            let at = steps.value(entry);
+            let segment = search(firsts, at);
+            let starts = &segments[segment].starts;
+            let place = search(starts, at);
+            let border = starts.get(place + 1).or_else(|| firsts.get(segment + 1));
+            entry = border.map_or(piece.entries.end, |&border| steps.before(border));
+            sink.push(entry, (sink.slot)(segment << 32 | place));
+        }
+        return entry.min(piece.entries.end);
+    }
+    let (values, order) = (timestamps.values(), timestamps.order());
+    emit_runs(runs, timestamps, piece, slot, |valid, sink| {
+        let (mut entry, mut emitted) = (valid.start, 0);
+        while entry < valid.end && emitted < max_runs {
+            let segment = search(firsts, millis(&values[entry]));
+            let starts = &segments[segment].starts;
+            let mut emit = |end: usize, place: usize| {
+                emitted += 1;
+                sink.emit(end, segment << 32 | place);
+            };
+            let border = firsts.get(segment + 1).copied();
+            let rest = &values[entry..valid.end];
+            match order {
+                Order::Sorted => {
+                    let count = border.map_or(rest.len(), |border| before(rest, millis, border));
+                    let entries = entry..entry + count;
+                    entry = sorted(starts, values, entries, max_runs, &mut emit);
+                }
+                Order::Blocks(_) => {
+                    // Values that follow each other mostly lie in one segment.
+                    let inside = |at: &Millis| {
+                        firsts[segment] <= millis(at)
+                            && border.is_none_or(|border| millis(at) < border)
+                    };
+                    let count = rest.iter().take_while(|at| inside(at)).count();
+                    each(starts, &rest[..count], |at, place| emit(entry + at + 1, place));
+                    entry += count;
+                }
+            }
+        }
+        entry
+    })
+}
+
+/// Where the runs of a piece go.
+struct RunSink<'a, S> {
+    runs: &'a mut Vec<Run>,
+    /// The first row of the piece.
+    row_start: usize,
+    timestamps: &'a Timestamps,
+    slot: S,
+}
+
+impl<S: Fn(usize) -> Slot> RunSink<'_, S> {
+    /// Up to the entry `end`, the slot of `place` holds.
+    fn emit(&mut self, end: usize, place: usize) {
+        self.push(self.timestamps.row_end(end - 1), (self.slot)(place));
+    }
+
+    fn push(&mut self, end: usize, slot: Slot) {
+        match self.runs.last_mut() {
+            Some(last) if last.slot == slot => last.end = end,
+            last => {
+                let start = last.map_or(self.row_start, |last| last.end);
+                self.runs.push(Run { start, end, slot });
+            }
+        }
+    }
+}
+
+/// Makes the runs of a piece: `find` emits those of entries that are no nulls, and gives the entry
+/// behind the last one that it looked at. Gives that of the piece.
+fn emit_runs<S: Fn(usize) -> Slot>(
+    runs: &mut Vec<Run>,
+    timestamps: &Timestamps,
+    piece: Piece,
+    slot: S,
+    find: impl Fn(Entries, &mut RunSink<'_, S>) -> usize,
+) -> usize {
+    let entries = piece.entries;
+    let row_start = entries.start.checked_sub(1).map_or(0, |last| timestamps.row_end(last));
+    let mut sink = RunSink { runs, row_start, timestamps, slot };
     let mut done = entries.start;
     for valid in timestamps.valid_within(entries.clone()) {
         if done < valid.start {
-            push(timestamps.row_end(valid.start - 1), Slot::Null);
+            sink.push(timestamps.row_end(valid.start - 1), Slot::Null);
         }
         let valid_end = valid.end;
-        let mut emit = |end: usize, place: usize| {
-            push(timestamps.row_end(end - 1), slot(place));
-        };
-        done = match order {
-            Order::Sorted => sorted(starts, values, valid, max_runs, &mut emit),
-            Order::Blocks(blocks) => {
-                by_blocks(starts, values, blocks, valid, &mut emit);
-                valid_end
-            }
-        };
+        done = find(valid, &mut sink);
         if done < valid_end {
             return done;
         }
     }
     if done < entries.end {
-        push(timestamps.row_end(entries.end - 1), Slot::Null);
+        sink.push(timestamps.row_end(entries.end - 1), Slot::Null);
     }
     entries.end
 }
@@ -282,44 +387,43 @@ pub fn open_times<T>(
     open: impl Fn(&Step) -> Option<T>,
 ) -> Vec<(Timestamp, T)> {
     let mut found = Vec::new();
-    let (starts, steps) = (timeline.starts(), timeline.all_steps());
     let Some((least, most)) = timestamps.bounds() else { return found };
-    let range = search(starts, least)..search(starts, most) + 1;
-    if range.len() <= timestamps.entries()
-        && steps[range.clone()].iter().all(|step| open(step).is_none())
-    {
-        return found;
+    let (firsts, segments) = timeline.segments();
+    let parts = search(firsts, least)..search(firsts, most) + 1;
+    let steps: usize = segments[parts.clone()].iter().map(|segment| segment.steps.len()).sum();
+    if steps <= timestamps.entries().max(FEW_STEPS) {
+        let closed = segments[parts.clone()].iter().all(|segment| {
+            let range = search(&segment.starts, least)..search(&segment.starts, most) + 1;
+            segment.steps[range].iter().all(|step| open(step).is_none())
+        });
+        if closed {
+            return found;
+        }
     }
     if let Some(pace) = timestamps.steps() {
-        let (mut entry, mut place) = (0, range.start);
+        let mut entry = 0;
         while entry < timestamps.entries() && found.len() < limit {
-            let at = pace.value(entry);
-            place += gallop(&starts[place..], |&start| start <= at) - 1;
-            match open(&steps[place]) {
+            let at = Timestamp::from_millis(pace.value(entry));
+            let (step, border) = timeline.step_at(at);
+            match open(&step) {
                 Some(told) => {
-                    found.push((Timestamp::from_millis(at), told));
+                    found.push((at, told));
                     entry += 1;
                 }
-                None => match starts.get(place + 1) {
-                    Some(&border) => entry = pace.before(border),
-                    None => break,
-                },
+                None if at.as_millis() < border => entry = pace.before(border),
+                None => break,
             }
         }
         return found;
     }
     let sorted = matches!(timestamps.order(), Order::Sorted);
-    let mut place = range.start;
     for valid in timestamps.valid() {
         let values = &timestamps.values()[..valid.end];
         let (mut entry, mut last) = (valid.start, None);
         while entry < values.len() {
             let at = millis(&values[entry]);
-            place = match sorted {
-                true => place + gallop(&starts[place..], |&start| start <= at) - 1,
-                false => range.start + search(&starts[range.clone()], at),
-            };
-            match open(&steps[place]) {
+            let (step, border) = timeline.step_at(Timestamp::from_millis(at));
+            match open(&step) {
                 Some(told) if last != Some(at) => {
                     found.push((Timestamp::from_millis(at), told));
                     if found.len() == limit {
@@ -327,10 +431,10 @@ pub fn open_times<T>(
                     }
                     entry += 1;
                 }
-                None if sorted => match starts.get(place + 1) {
-                    Some(&border) => entry += before(&values[entry..], millis, border),
-                    None => break,
-                },
+                None if sorted && at < border => {
+                    entry += before(&values[entry..], millis, border);
+                }
+                None if sorted => break,
                 _ => entry += 1,
             }
             last = Some(at);
@@ -338,6 +442,9 @@ pub fn open_times<T>(
     }
     found
 }
+
+/// Steps that are looked at all at once, even for few timestamps.
+const FEW_STEPS: usize = 16;
 
 /// How many searches run side by side.
 const LANES: usize = 16;

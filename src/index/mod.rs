@@ -14,6 +14,7 @@ mod join;
 mod search;
 mod timeline;
 mod timestamps;
+mod version_list;
 
 pub use join::{JoinPieces, Run, Runs, Slot, join, join_steps, open_times};
 pub use timeline::{Span, State, Step, Timeline};

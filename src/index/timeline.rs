@@ -1,9 +1,10 @@
 //! The timeline of one query: which version is effective at any time, as far as it is known.
 
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use super::search::before;
+use super::version_list::VersionList;
 use crate::clock::Moment;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo};
@@ -41,44 +42,82 @@ pub struct Span {
 
 /// The exact, non-overlapping effective spans of the versions of one query.
 ///
-/// A step function over all of i64: `starts[n]` is where `steps[n]` begins, `starts[0]` is the
-/// earliest time there is. The very last millisecond, [`Timestamp::MAX`], is inside of no half-open
-/// interval: there nothing is ever valid, and it has a step of its own that says so.
+/// ```text
+///  firsts    MIN           a             b
+///  segments  [steps … a)   [steps … b)   [steps … MAX]      each at most SEGMENT_STEPS long
+/// ```
 ///
-/// It is never changed but replaced: whoever has one reads it without a lock.
+/// A step function over all of i64. It is never changed but replaced: a reader needs no lock. What
+/// follows shares all segments with it that did not change, so a change costs as much as the segments
+/// that it touches, however long the timeline is.
+///
+/// The very last millisecond, [`Timestamp::MAX`], is inside of no half-open interval: there nothing
+/// is ever valid, and it has a step of its own that says so.
 #[derive(Debug, Clone)]
 pub struct Timeline {
-    starts: Vec<i64>,
-    steps: Vec<Step>,
-    versions: Vec<Version>,
+    /// Where each segment begins; the first one with the earliest time there is.
+    firsts: Vec<i64>,
+    segments: Vec<Arc<Segment>>,
+    versions: VersionList,
     whole: bool,
 }
 
-/// A version of a timeline. Who goes through many looks at their ids alone, one after the other in
-/// memory.
-#[derive(Debug, Clone)]
-struct Version {
-    id: ObjectId,
-    info: Arc<ObjectInfo>,
+/// A part of the step function: `starts[n]` is where `steps[n]` begins.
+#[derive(Debug, Default)]
+pub(super) struct Segment {
+    pub(super) starts: Vec<i64>,
+    pub(super) steps: Vec<Step>,
 }
 
-impl Version {
-    fn new(info: &Arc<ObjectInfo>) -> Self {
-        Self { id: info.id, info: Arc::clone(info) }
+impl Segment {
+    fn push(&mut self, start: i64, step: Step) {
+        if self.starts.last() == Some(&start) {
+            // The last millisecond keeps its own step, whatever is learned up to it.
+            self.starts.pop();
+            self.steps.pop();
+        }
+        if self.steps.last() != Some(&step) {
+            self.starts.push(start);
+            self.steps.push(step);
+        }
+    }
+
+    /// In parts of a length that is easily copied.
+    fn split(self) -> Vec<Arc<Self>> {
+        if self.starts.len() <= SEGMENT_STEPS {
+            return vec![Arc::new(self)];
+        }
+        let parts = self.starts.len().div_ceil(SEGMENT_STEPS);
+        let length = self.starts.len().div_ceil(parts);
+        let parts = self.starts.chunks(length).zip(self.steps.chunks(length));
+        let part = |(starts, steps): (&[i64], &[Step])| {
+            Arc::new(Self { starts: starts.to_vec(), steps: steps.to_vec() })
+        };
+        parts.map(part).collect()
     }
 }
+
+/// Longest segment of a timeline; tests have many short ones.
+const SEGMENT_STEPS: usize = if cfg!(test) { 8 } else { 4096 };
+/// Versions that decide nowhere any more are kept as long as they are not more than those that do,
+/// and this many.
+const SPARE_VERSIONS: usize = 1024;
 
 impl Timeline {
     /// Nothing is known.
     pub fn unknown() -> Self {
         let never = Moment::default();
-        Self {
+        let segment = Segment {
             starts: vec![i64::MIN, i64::MAX],
             steps: vec![
                 Step { state: State::Unknown, learned: never },
                 Step { state: State::Absent, learned: Moment::from_millis(u64::MAX) },
             ],
-            versions: Vec::new(),
+        };
+        Self {
+            firsts: vec![i64::MIN],
+            segments: vec![Arc::new(segment)],
+            versions: VersionList::default(),
             whole: false,
         }
     }
@@ -87,8 +126,8 @@ impl Timeline {
     /// interval holds a time, the one of the greatest [`rank`](ObjectInfo::rank) first; where there
     /// is none, nothing is valid.
     ///
-    /// Takes O(n log n) for `versions`, and a copy of the rest. A version that was known before
-    /// stays the same `Arc`.
+    /// Takes O(n log n) for `versions`, and a copy of the segments that `span` touches. A version
+    /// that was known before stays the same `Arc`, and keeps its number.
     #[must_use]
     pub fn learn(
         &self,
@@ -96,40 +135,93 @@ impl Timeline {
         versions: &[Arc<ObjectInfo>],
         learned: Moment,
     ) -> Self {
-        let mut next = Builder::new(self);
         let (from, until) = (span.from().as_millis(), span.until().as_millis());
-        let before = self.starts.partition_point(|&start| start < from);
-        for place in 0..before {
-            next.keep(self.starts[place], self.steps[place]);
+        let (first, last) = (self.segment_of(from), self.segment_of(until));
+        let (before, after) = (&self.segments[first], &self.segments[last]);
+        let mut list = self.versions.clone();
+        let mut changed = Segment::default();
+        for (start, step) in before.starts.iter().zip(&before.steps) {
+            if *start < from {
+                changed.push(*start, *step);
+            }
         }
+        let mut numbers: Vec<Option<u32>> = vec![None; versions.len()];
         effective(span, versions, |start, version| {
-            let state = version.map_or(State::Absent, |place| next.learned(&versions[place]));
-            next.push(start, Step { state, learned });
+            let mut number =
+                |place: usize| *numbers[place].get_or_insert_with(|| list.number(&versions[place]));
+            let state = version.map_or(State::Absent, |place| State::Version(number(place)));
+            changed.push(start, Step { state, learned });
         });
-        let first_after = self.starts.partition_point(|&start| start <= until);
-        next.keep(until, self.steps[first_after - 1]);
-        for place in first_after..self.starts.len() {
-            next.keep(self.starts[place], self.steps[place]);
+        let first_after = after.starts.partition_point(|&start| start <= until);
+        changed.push(until, after.steps[first_after - 1]);
+        for place in first_after..after.starts.len() {
+            changed.push(after.starts[place], after.steps[place]);
         }
-        next.finish(span == ValidityInterval::ALL)
+        let mut segments = Vec::with_capacity(self.segments.len() + 1);
+        segments.extend(self.segments[..first].iter().map(Arc::clone));
+        segments.extend(changed.split());
+        segments.extend(self.segments[last + 1..].iter().map(Arc::clone));
+        let firsts = segments.iter().map(|segment| segment.starts[0]).collect();
+        let steps: usize = segments.iter().map(|segment| segment.starts.len()).sum();
+        let whole = span == ValidityInterval::ALL;
+        let next = Self { firsts, segments, versions: list, whole };
+        if next.versions.len() > 2 * steps + SPARE_VERSIONS { next.compact() } else { next }
     }
 
-    fn place(&self, at: Timestamp) -> usize {
+    /// The same with those versions alone that decide somewhere.
+    fn compact(self) -> Self {
+        let mut versions = VersionList::default();
+        let mut kept: Vec<Option<u32>> = vec![None; self.versions.len()];
+        let mut renumbered = |step: &Step| {
+            let State::Version(old) = step.state else { return *step };
+            let new =
+                kept[old as usize].get_or_insert_with(|| versions.number(self.versions.info(old)));
+            Step { state: State::Version(*new), ..*step }
+        };
+        let segments = self.segments.iter().map(|segment| {
+            let steps = segment.steps.iter().map(&mut renumbered).collect();
+            Arc::new(Segment { starts: segment.starts.clone(), steps })
+        });
+        let segments = segments.collect();
+        Self { segments, versions, ..self }
+    }
+
+    /// The segment in which a time lies.
+    fn segment_of(&self, at: i64) -> usize {
+        match &self.firsts[..] {
+            [_] => 0,
+            firsts => firsts.partition_point(|&first| first <= at) - 1,
+        }
+    }
+
+    /// Segment and place in it of the step that holds at `at`.
+    fn place(&self, at: Timestamp) -> (usize, usize) {
         let at = at.as_millis();
+        let segment = self.segment_of(at);
         // starts[0] is the earliest time, and the last one the latest: between them versions mostly
         // follow each other at a steady pace.
-        match &self.starts[..] {
+        let place = match &self.segments[segment].starts[..] {
             [_, inner @ .., last] if at < *last => match inner.first() {
                 Some(first) if *first <= at => before(inner, |&start| start, at + 1),
                 _ => 0,
             },
             starts => starts.partition_point(|&start| start <= at) - 1,
-        }
+        };
+        (segment, place)
     }
 
     /// What holds at `at`.
     pub fn at(&self, at: Timestamp) -> Step {
-        self.steps[self.place(at)]
+        let (segment, place) = self.place(at);
+        self.segments[segment].steps[place]
+    }
+
+    /// What holds at `at`, and where the next step begins.
+    pub(super) fn step_at(&self, at: Timestamp) -> (Step, i64) {
+        let (segment, place) = self.place(at);
+        let starts = &self.segments[segment].starts;
+        let next = starts.get(place + 1).or_else(|| self.firsts.get(segment + 1));
+        (self.segments[segment].steps[place], next.copied().unwrap_or(i64::MAX))
     }
 
     /// The version that holds at `at`, if one is known to.
@@ -140,31 +232,53 @@ impl Timeline {
         }
     }
 
-    /// The version `id`, if it decides anywhere. Looks at each.
+    /// The version `id`, if it decides anywhere.
     pub fn version_of(&self, id: ObjectId) -> Option<&Arc<ObjectInfo>> {
-        self.versions.iter().find(|version| version.id == id).map(|version| &version.info)
+        let decides = |number: &u32| {
+            let validity = self.version(*number).validity;
+            self.steps(validity).any(|span| span.state == State::Version(*number))
+        };
+        let number = self.versions.with_id(id).into_iter().find(decides)?;
+        Some(self.version(number))
     }
 
     /// The effective span around `at`: as far as what holds there holds without a break. `learned`
     /// is that of its oldest part. There is none around the very last millisecond.
     pub fn span_at(&self, at: Timestamp) -> Option<Span> {
-        let (mut first, mut last) = (self.place(at), self.place(at));
-        let Step { state, mut learned } = self.steps[first];
-        while first > 0 && self.steps[first - 1].state == state {
-            first -= 1;
-            learned = learned.min(self.steps[first].learned);
+        let (segment, place) = self.place(at);
+        let Step { state, mut learned } = self.segments[segment].steps[place];
+        let mut from = self.segments[segment].starts[place];
+        let earlier = self.segments[..segment].iter().rev();
+        let earlier = earlier.flat_map(|segment| segment.starts.iter().zip(&segment.steps).rev());
+        let here = &self.segments[segment];
+        let here = here.starts[..place].iter().zip(&here.steps[..place]).rev();
+        for (start, step) in here.chain(earlier).take_while(|(_, step)| step.state == state) {
+            (from, learned) = (*start, learned.min(step.learned));
         }
-        while self.steps.get(last + 1).is_some_and(|next| next.state == state) {
-            last += 1;
-            learned = learned.min(self.steps[last].learned);
+        let mut until = i64::MAX;
+        for (start, step) in self.pairs_from(segment, place + 1) {
+            if step.state != state {
+                until = start;
+                break;
+            }
+            learned = learned.min(step.learned);
         }
-        let from = Timestamp::from_millis(self.starts[first]);
-        let until = self.starts.get(last + 1).copied().unwrap_or(i64::MAX);
-        let interval = ValidityInterval::new(from, Timestamp::from_millis(until)).ok()?;
+        let [from, until] = [from, until].map(Timestamp::from_millis);
+        let interval = ValidityInterval::new(from, until).ok()?;
         interval.contains(at).then_some(Span { interval, state, learned })
     }
 
-    /// How many versions are known.
+    /// The steps from a place in a segment on.
+    fn pairs_from(&self, segment: usize, place: usize) -> impl Iterator<Item = (i64, Step)> {
+        let pairs = move |(nth, segment): (usize, &Arc<Segment>)| {
+            let first = if nth == 0 { place.min(segment.starts.len()) } else { 0 };
+            let segment = Arc::clone(segment);
+            (first..segment.starts.len()).map(move |at| (segment.starts[at], segment.steps[at]))
+        };
+        self.segments[segment..].iter().enumerate().flat_map(pairs)
+    }
+
+    /// The numbers of versions are less than this.
     pub fn versions(&self) -> usize {
         self.versions.len()
     }
@@ -174,7 +288,7 @@ impl Timeline {
     /// # Panics
     /// If `index` is not from this timeline.
     pub fn version(&self, index: u32) -> &Arc<ObjectInfo> {
-        &self.versions[index as usize].info
+        self.versions.info(index)
     }
 
     /// The id of that version.
@@ -182,25 +296,24 @@ impl Timeline {
     /// # Panics
     /// If `index` is not from this timeline.
     pub fn id(&self, index: u32) -> ObjectId {
-        self.versions[index as usize].id
+        self.versions.id(index)
     }
 
-    /// Whether the versions behind each index are the very same as those of `other`.
+    /// Whether the versions of `other` are here too, behind the same numbers.
     pub fn has_versions_of(&self, other: &Self) -> bool {
-        let same = |(a, b): (&Version, &Version)| Arc::ptr_eq(&a.info, &b.info);
-        self.versions.len() == other.versions.len()
-            && self.versions.iter().zip(&other.versions).all(same)
+        self.versions.extends(&other.versions)
     }
 
     /// The steps that touch `range`, cut at it, in order; neighbours may hold the same but were
     /// learned at different times.
     pub fn steps(&self, range: ValidityInterval) -> impl Iterator<Item = Span> {
-        let first = self.place(range.from());
-        (first..self.starts.len()).map_while(move |place| {
-            let from = Timestamp::from_millis(self.starts[place]);
-            let until = self.starts.get(place + 1).copied().unwrap_or(i64::MAX);
-            let piece = ValidityInterval::new(from, Timestamp::from_millis(until)).ok()?;
-            let Step { state, learned } = self.steps[place];
+        let (segment, place) = self.place(range.from());
+        let mut steps = self.pairs_from(segment, place).peekable();
+        std::iter::from_fn(move || {
+            let (start, Step { state, learned }) = steps.next()?;
+            let until = steps.peek().map_or(i64::MAX, |(next, _)| *next);
+            let [from, until] = [start, until].map(Timestamp::from_millis);
+            let piece = ValidityInterval::new(from, until).ok()?;
             Some(Span { interval: piece.intersection(range)?, state, learned })
         })
     }
@@ -227,97 +340,9 @@ impl Timeline {
         self.whole
     }
 
-    /// Where the steps begin, for the join.
-    pub(super) fn starts(&self) -> &[i64] {
-        &self.starts
-    }
-
-    /// What holds from each of [`starts`](Self::starts) on, and since when that is known.
-    pub(super) fn all_steps(&self) -> &[Step] {
-        &self.steps
-    }
-
-    /// What holds from one of [`starts`](Self::starts) on.
-    pub(super) fn state(&self, place: usize) -> State {
-        self.steps[place].state
-    }
-}
-
-/// Puts the next timeline together, in order.
-struct Builder<'a> {
-    old: &'a Timeline,
-    /// By place in the old versions: their place in the new ones.
-    kept: Vec<Option<u32>>,
-    known: HashMap<ObjectId, Vec<u32>>,
-    next: Timeline,
-}
-
-impl<'a> Builder<'a> {
-    fn new(old: &'a Timeline) -> Self {
-        let mut known: HashMap<ObjectId, Vec<u32>> = HashMap::with_capacity(old.versions.len());
-        for (place, version) in old.versions.iter().enumerate() {
-            known.entry(version.id).or_default().push(place as u32);
-        }
-        let next =
-            Timeline { starts: Vec::new(), steps: Vec::new(), versions: Vec::new(), whole: false };
-        Self { old, kept: vec![None; old.versions.len()], known, next }
-    }
-
-    fn old_version(&mut self, place: u32) -> State {
-        let kept = &mut self.kept[place as usize];
-        let versions = &mut self.next.versions;
-        State::Version(*kept.get_or_insert_with(|| {
-            versions.push(self.old.versions[place as usize].clone());
-            (versions.len() - 1) as u32
-        }))
-    }
-
-    /// The state in which `version` holds; what is known already is taken from there.
-    fn learned(&mut self, version: &Arc<ObjectInfo>) -> State {
-        // A version can have several pieces, and stand in the old timeline too. Places behind the
-        // old versions are those of the new ones.
-        let old_count = self.old.versions.len();
-        let places = self.known.entry(version.id).or_default();
-        for &place in places.iter() {
-            let place = place as usize;
-            match self.old.versions.get(place) {
-                Some(old) if old.info == *version => return self.old_version(place as u32),
-                None if self.next.versions[place - old_count].info == *version => {
-                    return State::Version((place - old_count) as u32);
-                }
-                _ => {}
-            }
-        }
-        let new = self.next.versions.len();
-        places.push((old_count + new) as u32);
-        self.next.versions.push(Version::new(version));
-        State::Version(new as u32)
-    }
-
-    /// A step of the old timeline.
-    fn keep(&mut self, start: i64, step: Step) {
-        let state = match step.state {
-            State::Version(place) => self.old_version(place),
-            other => other,
-        };
-        self.push(start, Step { state, ..step });
-    }
-
-    fn push(&mut self, start: i64, step: Step) {
-        if self.next.starts.last() == Some(&start) {
-            // The last millisecond keeps its own step, whatever is learned up to it.
-            self.next.starts.pop();
-            self.next.steps.pop();
-        }
-        if self.next.steps.last() != Some(&step) {
-            self.next.starts.push(start);
-            self.next.steps.push(step);
-        }
-    }
-
-    fn finish(mut self, whole: bool) -> Timeline {
-        self.next.whole = whole;
-        self.next
+    /// Where the segments begin, and their steps, for the join.
+    pub(super) fn segments(&self) -> (&[i64], &[Arc<Segment>]) {
+        (&self.firsts, &self.segments)
     }
 }
 
@@ -492,6 +517,50 @@ mod tests {
         }
     }
 
+    #[test]
+    fn one_more_version_leaves_all_other_segments_as_they_are() {
+        let numbered = |n: i64| {
+            let mut info = ObjectInfo::clone(&version(0, n * 10, n * 10 + 10, n));
+            let mut id = [0; 16];
+            id[8..].copy_from_slice(&n.to_be_bytes());
+            info.id = ObjectId::from_bytes(id);
+            Arc::new(info)
+        };
+        let versions: Vec<_> = (0..5000).map(numbered).collect();
+        let timeline = learned(&versions);
+        assert!(timeline.segments.len() > 500);
+        for n in [5000, 2500] {
+            let new =
+                Arc::new(ObjectInfo { created: Timestamp::MAX, ..ObjectInfo::clone(&numbered(n)) });
+            let span = interval(n * 10, n * 10 + 10);
+            let next = timeline.learn(span, &[new], Moment::from_millis(1));
+            let is_shared = |segment: &&Arc<Segment>| {
+                timeline.segments.iter().any(|old| Arc::ptr_eq(old, segment))
+            };
+            let changed = next.segments.len() - next.segments.iter().filter(is_shared).count();
+            assert!((1..=2).contains(&changed), "{changed}");
+            assert!(next.has_versions_of(&timeline));
+            let time = Timestamp::from_millis(n * 10 + 5);
+            assert_eq!(next.version_at(time).map(|version| version.created), Some(Timestamp::MAX));
+        }
+    }
+
+    #[test]
+    fn versions_that_decide_nowhere_any_more_are_given_up_in_the_end() {
+        let mut timeline = learned(&[version(0, 0, 100, 0)]);
+        for n in 0..5000 {
+            let next = Arc::new(ObjectInfo {
+                validity: interval(0, 101 + n),
+                ..ObjectInfo::clone(&version(0, 0, 1, 0))
+            });
+            timeline = timeline.learn(ValidityInterval::ALL, &[next], Moment::default());
+        }
+        assert!(timeline.versions() <= 2 * SPARE_VERSIONS, "{}", timeline.versions());
+        assert_eq!(at(&timeline, 5099), Some(ObjectId::from_bytes([0; 16])));
+        assert!(timeline.version_of(ObjectId::from_bytes([0; 16])).is_some());
+        assert!(timeline.version_of(ObjectId::from_bytes([1; 16])).is_none());
+    }
+
     fn any_time() -> impl Strategy<Value = i64> {
         prop_oneof![
             8 => -20..20_i64,
@@ -517,8 +586,9 @@ mod tests {
             for time in interesting(&versions) {
                 prop_assert_eq!(at(&timeline, time), linear(&versions, time), "at {}", time);
             }
-            prop_assert!(timeline.starts.is_sorted_by(|a, b| a < b));
-            prop_assert!(timeline.steps.windows(2).all(|pair| pair[0] != pair[1]));
+            let steps: Vec<_> = timeline.pairs_from(0, 0).collect();
+            prop_assert!(steps.is_sorted_by(|a, b| a.0 < b.0));
+            prop_assert!(steps.windows(2).all(|pair| pair[0].1 != pair[1].1));
         }
 
         #[test]

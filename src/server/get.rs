@@ -13,7 +13,7 @@ use serde_json::json;
 use tonic::{Response, Status};
 
 use super::connection::Entered;
-use super::flight::{Answers, Service, all, connection, origin, origin_of_session, patience};
+use super::flight::{Answers, Service, connection, origin, origin_of_session, patience};
 use super::outgoing::{self, Outgoing};
 use super::status::status;
 use super::ticket;
@@ -167,24 +167,26 @@ impl Service {
             let reason = "it is no UTF-8".to_owned();
             status(&RequestError::Malformed { what: "prefix of paths", reason })
         })?;
-        let mut flights = Vec::new();
+        let mut paths = Vec::new();
         if prefix != TIMEFRAME {
-            let paths = self.cache.paths(prefix).await.map_err(|error| status(&error))?;
-            for path in paths {
-                let about = json!({"path": path.path, "objects": path.versions});
-                let records = i64::try_from(path.versions).unwrap_or(-1);
-                flights.push(flight(vec![path.path.to_string()], records, &about)?);
-            }
+            paths = self.cache.paths(prefix).await.map_err(|error| status(&error))?;
         }
+        // A message is made when it is sent: there may be hundreds of thousands.
+        let paths = paths.into_iter().map(|path| {
+            let about = json!({"path": path.path, "objects": path.versions});
+            let records = i64::try_from(path.versions).unwrap_or(-1);
+            flight(vec![path.path.to_string()], records, &about)
+        });
+        let mut flights = Vec::new();
         if prefix.is_empty() || prefix == TIMEFRAME {
             for timeframe in self.cache.timeframes() {
                 let about = json!(timeframe);
                 let path = vec![TIMEFRAME.to_owned(), timeframe.timeframe.to_string()];
                 let records = i64::try_from(timeframe.rows).unwrap_or(-1);
-                flights.push(flight(path, records, &about)?);
+                flights.push(flight(path, records, &about));
             }
         }
-        Ok(all(flights))
+        Ok(Response::new(Box::pin(futures::stream::iter(paths.chain(flights)))))
     }
 }
 

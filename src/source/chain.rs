@@ -19,8 +19,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Body, Change, Changed, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth,
-    UploadBytes, WriteTarget,
+    Body, Change, ChangeListener, Changed, Details, Knowledge, PathSummary, Source, SourceError,
+    SourceHealth, UploadBytes, WriteTarget,
 };
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
@@ -235,6 +235,24 @@ impl Source for ChainSource {
         all.map(|source| source.refresh()).min().unwrap_or_default()
     }
 
+    fn subscribe(&self, listener: ChangeListener) {
+        // A path that stands for another changes with it.
+        let named: Vec<(ObjectPath, ObjectPath)> =
+            self.remaps.values().map(|remap| (remap.to.clone(), remap.path.clone())).collect();
+        let told: ChangeListener = Arc::new(move |changed| {
+            let also = named.iter().filter(|(to, _)| changed.contains(to));
+            let also: Vec<ObjectPath> = also.map(|(_, path)| path.clone()).collect();
+            if also.is_empty() {
+                return listener(changed);
+            }
+            listener(&changed.iter().cloned().chain(also).collect());
+        });
+        let remapped = self.remaps.values().filter_map(|remap| remap.source.as_ref());
+        for source in self.links.iter().map(|link| &link.source).chain(remapped) {
+            source.subscribe(Arc::clone(&told));
+        }
+    }
+
     async fn look_up(
         &self,
         query: &Query,
@@ -272,6 +290,38 @@ impl Source for ChainSource {
             Some(_) => listed.map(|versions| {
                 versions.iter().map(|version| Arc::new(renamed(version, &query.path))).collect()
             }),
+        })
+    }
+
+    async fn describe(
+        &self,
+        path: &ObjectPath,
+        from: Timestamp,
+        created: Timestamp,
+        id: ObjectId,
+    ) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
+        let remap = self.remaps.get(path);
+        let asked = remap.map_or(path, |remap| &remap.to);
+        let found = match remap.and_then(|remap| remap.source.as_ref()) {
+            Some(source) => source.describe(asked, from, created, id).await?,
+            None => {
+                let mut found = None;
+                for (_, source) in self.links(asked) {
+                    match source.describe(asked, from, created, id).await {
+                        Ok(None) => {}
+                        Err(error) if is_passing(&error) => {}
+                        told => {
+                            found = told?;
+                            break;
+                        }
+                    }
+                }
+                found
+            }
+        };
+        Ok(match remap {
+            None => found,
+            Some(_) => found.map(|version| Arc::new(renamed(&version, path))),
         })
     }
 

@@ -122,8 +122,7 @@ pub async fn select(
     Ok(found.into_iter().filter_map(|(id, version)| Some((id, version?))).collect())
 }
 
-/// The version that a claim names, from a source that does not list the path: of the versions
-/// created in the claimed millisecond, the one that decides where the claimed interval begins.
+/// The version that a claim names, from a source that does not list the path.
 async fn look_up(
     source: &dyn Source,
     path: &ObjectPath,
@@ -133,9 +132,5 @@ async fn look_up(
     if !limits.admit(claim.created) {
         return Ok(None);
     }
-    let created = Some(claim.created);
-    let limits = CreationLimits { not_before: created, not_after: created };
-    let query = Query { limits, ..Query::all(path.clone()) };
-    let knowledge = source.look_up(&query, claim.validity.from(), None).await?;
-    Ok(knowledge.versions.into_iter().find(|version| version.id == claim.id))
+    source.describe(path, claim.validity.from(), claim.created, claim.id).await
 }

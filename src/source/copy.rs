@@ -20,17 +20,22 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 
 use super::claim::{ClaimError, select};
+use super::repository::Stage;
 use super::repository::{
-    BUCKET_SCHEMES, Bucket, NewVersion, RepositoryError, RepositoryOptions, RepositorySource,
-    RepositoryWriter,
+    BUCKET_SCHEMES, Batch, Bucket, Durability, NewVersion, RepositoryError, RepositoryOptions,
+    RepositorySource, RepositoryWriter,
 };
-use super::{Body, BodyError, Source, SourceError};
+use super::{Body, BodyError, Problem, Source, SourceError, in_place, page_key};
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query, VersionClaim};
 
 /// A source that answers only by time is asked so often for one path.
 const MAX_LOOK_UPS: usize = 100_000;
+/// Versions that are synced and acknowledged together.
+const BATCH_VERSIONS: usize = 256;
+/// Versions listed at a time.
+const PAGE_VERSIONS: usize = 10_000;
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// What is copied.
@@ -55,7 +60,7 @@ pub enum Selection {
 #[derive(Debug)]
 pub enum Destination {
     /// A local folder.
-    Folder(PathBuf),
+    Folder(Arc<RepositoryWriter>),
     /// An object store.
     Bucket(Bucket),
 }
@@ -69,8 +74,9 @@ impl Destination {
         let wrong = |reason: String| SourceError::Configuration { url: url.to_owned(), reason };
         match url.split_once("://") {
             Some(("file", folder)) if folder.starts_with('/') => {
-                std::fs::create_dir_all(folder).map_err(|error| wrong(error.to_string()))?;
-                Ok(Self::Folder(PathBuf::from(folder)))
+                let writer = RepositoryWriter::new(folder);
+                let writer = writer.map_err(|error| wrong(error.message()))?;
+                Ok(Self::Folder(Arc::new(writer.with_durability(Durability::Batch))))
             }
             Some((scheme, _)) if BUCKET_SCHEMES.contains(&scheme) => {
                 Ok(Self::Bucket(Bucket::open(url)?))
@@ -84,26 +90,46 @@ impl Destination {
         }
     }
 
+    /// With another durability in a folder. Default: [`Durability::Batch`].
+    #[must_use]
+    pub fn with_durability(self, durability: Durability) -> Self {
+        match self {
+            Self::Folder(writer) => {
+                let writer = Arc::unwrap_or_clone(writer).with_durability(durability);
+                Self::Folder(Arc::new(writer))
+            }
+            Self::Bucket(bucket) => Self::Bucket(bucket),
+        }
+    }
+
     fn reader(&self) -> Result<RepositorySource, SourceError> {
         let options = RepositoryOptions::default();
         match self {
-            Self::Folder(folder) => RepositorySource::open_folder(folder, options),
+            Self::Folder(writer) => RepositorySource::open_folder(writer.folder(), options),
             Self::Bucket(bucket) => Ok(RepositorySource::new(bucket.clone(), options)),
         }
     }
 
-    async fn put(&self, version: NewVersion, file: PathBuf) -> Result<bool, RepositoryError> {
-        let stored = match self {
-            Self::Bucket(bucket) => bucket.put_file(&version, &file).await?,
-            Self::Folder(folder) => {
-                let folder = folder.clone();
-                let put = move || RepositoryWriter::new(folder)?.put_file(&version, &file);
-                let put = tokio::task::spawn_blocking(put).await;
-                put.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?
+    async fn stage(&self, version: NewVersion, file: PathBuf) -> Result<Staged, RepositoryError> {
+        match self {
+            Self::Bucket(bucket) => Ok(Staged::Put(bucket.put_file(&version, &file).await?.new)),
+            Self::Folder(writer) => {
+                let writer = Arc::clone(writer);
+                let stage = move || writer.stage_file(&version, None, &file);
+                let staged = tokio::task::spawn_blocking(stage).await;
+                let staged =
+                    staged.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+                Ok(Staged::InFolder(Box::new(staged?)))
             }
-        };
-        Ok(stored.new)
+        }
     }
+}
+
+/// What a version is before its batch is committed.
+enum Staged {
+    /// It is in an object store, and new there or not.
+    Put(bool),
+    InFolder(Box<Stage>),
 }
 
 /// What came of a copy.
@@ -141,6 +167,12 @@ pub enum CopyError {
         /// The path.
         path: ObjectPath,
     },
+    /// The batch that it was in could not be committed: none of it is acknowledged.
+    #[error("its batch was not committed: {reason}")]
+    Batch {
+        /// Why.
+        reason: String,
+    },
     /// Between the source and the destination.
     #[error("{path}")]
     Io {
@@ -159,7 +191,7 @@ impl Coded for CopyError {
             Self::Claim(error) => error.kind(),
             Self::Destination(error) => error.kind(),
             Self::OnlyByTime { .. } => ErrorKind::InvalidArgument,
-            Self::Io { .. } => ErrorKind::FailedPrecondition,
+            Self::Batch { .. } | Self::Io { .. } => ErrorKind::FailedPrecondition,
         }
     }
 
@@ -170,6 +202,7 @@ impl Coded for CopyError {
             Self::Destination(error) => error.code(),
             Self::OnlyByTime { .. } => Code(3040),
             Self::Io { .. } => Code(3041),
+            Self::Batch { .. } => Code(3042),
         }
     }
 }
@@ -200,20 +233,51 @@ pub async fn copy(
         let done = one(source, destination, &version).await;
         (version, done)
     });
-    let mut work = futures::stream::iter(work).buffer_unordered(parallel.max(1));
-    while let Some((version, done)) = work.next().await {
-        match done {
-            Ok((true, bytes)) => {
-                copied.new += 1;
-                copied.bytes += bytes;
-            }
-            Ok((false, _)) => copied.unchanged += 1,
-            Err(error) => copied.failed.push((version, error)),
-        }
+    let work = futures::stream::iter(work).buffer_unordered(parallel.max(1));
+    let mut work = work.chunks(BATCH_VERSIONS);
+    while let Some(done) = work.next().await {
+        copied.take(destination, done);
         let failed = copied.failed.len() as u64;
         progress(copied.new + copied.unchanged + failed, all, copied.bytes);
     }
     Ok(copied)
+}
+
+impl Copied {
+    /// Commits versions that were staged, and counts them: all of them, or none.
+    fn take(&mut self, destination: &Destination, done: Vec<Done>) {
+        let mut batch = match destination {
+            Destination::Folder(writer) => Some(writer.batch()),
+            Destination::Bucket(_) => None,
+        };
+        let mut staged = Vec::new();
+        for (version, done) in done {
+            let stored = done.and_then(|(stage, bytes)| match (stage, &mut batch) {
+                (Staged::InFolder(stage), Some(batch)) => Ok((batch.take(*stage)?.new, bytes)),
+                (Staged::Put(new), _) => Ok((new, bytes)),
+                (Staged::InFolder(_), None) => Ok((false, bytes)),
+            });
+            match stored {
+                Ok((new, bytes)) => staged.push((version, new, bytes)),
+                Err(error) => self.failed.push((version, error)),
+            }
+        }
+        let committed = in_place(|| batch.map_or(Ok(()), Batch::commit));
+        if let Err(error) = committed {
+            let reason = error.message();
+            let failed = |(version, ..): (Arc<ObjectInfo>, bool, u64)| {
+                let reason = reason.clone();
+                (version, CopyError::Batch { reason })
+            };
+            self.failed.extend(staged.into_iter().map(failed));
+            return;
+        }
+        for (_, new, bytes) in staged {
+            self.new += u64::from(new);
+            self.unchanged += u64::from(!new);
+            self.bytes += if new { bytes } else { 0 };
+        }
+    }
 }
 
 /// Whether the destination's version is the one that is wanted, as far as both sides know.
@@ -271,14 +335,23 @@ async fn versions_of(
     step: Option<i64>,
 ) -> Result<Vec<Arc<ObjectInfo>>, CopyError> {
     let mut found = Vec::new();
+    let inside = |version: &&Arc<ObjectInfo>| version.validity.intersection(range).is_some();
+    let mut after = None;
+    loop {
+        let page = source.list_page(query, after, PAGE_VERSIONS).await?;
+        found.extend(page.versions.iter().filter(inside).map(Arc::clone));
+        page.problems.iter().for_each(tell);
+        match page.versions.last() {
+            _ if !page.whole => break,
+            Some(last) if page.more => after = Some(page_key(last)),
+            _ => return Ok(found),
+        }
+    }
     let mut at = range.from();
     for _ in 0..MAX_LOOK_UPS {
         let knowledge = source.look_up(query, at, None).await?;
-        let inside = |version: &&Arc<ObjectInfo>| version.validity.intersection(range).is_some();
         found.extend(knowledge.versions.iter().filter(inside).map(Arc::clone));
-        for problem in knowledge.problems {
-            tracing::warn!(entry = %problem.entry, reason = %problem.reason, "passed over");
-        }
+        knowledge.problems.iter().for_each(tell);
         let told = knowledge.span.until();
         if told >= range.until() {
             return Ok(found);
@@ -296,6 +369,13 @@ async fn versions_of(
     Err(CopyError::OnlyByTime { path: query.path.clone() })
 }
 
+fn tell(problem: &Problem) {
+    tracing::warn!(entry = %problem.entry, reason = %problem.reason, "passed over");
+}
+
+/// A version and what staging it came to.
+type Done = (Arc<ObjectInfo>, Result<(Staged, u64), CopyError>);
+
 /// What of the paths of `versions` is in the destination.
 async fn present(
     destination: &Destination,
@@ -307,8 +387,15 @@ async fn present(
     let mut there = HashMap::new();
     for path in paths {
         let query = Query::all(path.clone());
-        let knowledge = reader.look_up(&query, Timestamp::default(), None).await?;
-        there.extend(knowledge.versions.into_iter().map(|version| (version.id, version)));
+        let mut after = None;
+        loop {
+            let page = reader.list_page(&query, after, PAGE_VERSIONS).await?;
+            after = page.versions.last().map(|version| page_key(version));
+            there.extend(page.versions.into_iter().map(|version| (version.id, version)));
+            if !page.more {
+                break;
+            }
+        }
     }
     Ok(there)
 }
@@ -317,7 +404,7 @@ async fn one(
     source: &dyn Source,
     destination: &Destination,
     version: &Arc<ObjectInfo>,
-) -> Result<(bool, u64), CopyError> {
+) -> Result<(Staged, u64), CopyError> {
     let mut body = FileBody::new()?;
     source.fetch(version, &mut body).await?;
     let bytes = body.written_bytes();
@@ -330,7 +417,7 @@ async fn one(
         file_name: version.id.to_string(),
         metadata: version.metadata.clone(),
     };
-    Ok((destination.put(new, file.0.clone()).await?, bytes))
+    Ok((destination.stage(new, file.0.clone()).await?, bytes))
 }
 
 /// A file that is gone when this is dropped.

@@ -24,6 +24,7 @@ mod policy;
 pub mod repository;
 mod verify;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,13 +54,13 @@ pub use verify::{Damage, Done, Verified};
 /// What a source knows of a path around a timestamp.
 ///
 /// For every timestamp in `span`, the versions in `versions` that hold there, and no others,
-/// decide (those created last win); where none of them holds, nothing is valid. Outside of `span`
-/// nothing is said.
+/// decide (those created last win); where none of them holds, nothing is valid. Versions that win
+/// nowhere in `span` may be left out. Outside of `span` nothing is said.
 #[derive(Debug, Clone)]
 pub struct Knowledge {
     /// Where this is all there is to know; it contains the timestamp that was asked for.
     pub span: ValidityInterval,
-    /// All versions that match the query and hold anywhere in `span`, in any order.
+    /// All versions that match the query and decide anywhere in `span`, in any order.
     pub versions: Vec<Arc<ObjectInfo>>,
     /// What was passed over because it could not be read, each named.
     pub problems: Vec<Problem>,
@@ -76,6 +77,43 @@ pub struct Problem {
     pub reason: String,
 }
 
+/// Versions of a path, those included that others hide at every time, in order of (from, id).
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    /// The versions of this page.
+    pub versions: Vec<Arc<ObjectInfo>>,
+    /// What was passed over because it could not be read; on the first page.
+    pub problems: Vec<Problem>,
+    /// Whether more versions follow the last one of this page.
+    pub more: bool,
+    /// Whether the source can list the path at all: if not, `versions` is empty.
+    pub whole: bool,
+}
+
+impl Page {
+    /// The page behind `after` of all `versions`, which are in any order.
+    pub(crate) fn of(
+        mut versions: Vec<Arc<ObjectInfo>>,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Self {
+        versions.sort_unstable_by_key(|version| page_key(version));
+        let first = versions.partition_point(|version| Some(page_key(version)) <= after);
+        let mut versions = versions.split_off(first);
+        let more = versions.len() > limit;
+        versions.truncate(limit);
+        Self { versions, problems: Vec::new(), more, whole: true }
+    }
+}
+
+/// Where a page ends: `from` and id of its last version.
+pub type PageKey = (Timestamp, ObjectId);
+
+/// The place of a version in a listing.
+pub fn page_key(version: &ObjectInfo) -> PageKey {
+    (version.validity.from(), version.id)
+}
+
 /// A path that a source knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathSummary {
@@ -84,6 +122,9 @@ pub struct PathSummary {
     /// How many versions it has.
     pub versions: u64,
 }
+
+/// Is told which paths changed in a source.
+pub type ChangeListener = Arc<dyn Fn(&HashSet<ObjectPath>) + Send + Sync>;
 
 /// A place from which versions of objects can be had.
 #[async_trait]
@@ -98,6 +139,12 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     fn refresh_of(&self, path: &ObjectPath) -> Duration {
         let _ = path;
         self.refresh()
+    }
+
+    /// Has `listener` told of changes, where the source gets to know of them by itself. It must be
+    /// quick. By default nothing is told: what changes is seen when the source is asked.
+    fn subscribe(&self, listener: ChangeListener) {
+        drop(listener);
     }
 
     /// Which versions decide at `at`, and in which span around it.
@@ -122,6 +169,43 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
         let knowledge = self.look_up(query, Timestamp::default(), None).await?;
         Ok((knowledge.span == ValidityInterval::ALL).then_some(knowledge.versions))
+    }
+
+    /// Versions that match `query`, hidden ones included, in order of (from, id): at most `limit`
+    /// of those behind `after`.
+    ///
+    /// By default those of [`list`](Self::list).
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    async fn list_page(
+        &self,
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<Page, SourceError> {
+        let listed = self.list(query).await?;
+        Ok(listed.map_or_else(Page::default, |versions| Page::of(versions, after, limit)))
+    }
+
+    /// The version `id` of `path`, of which it is said where its interval begins and when it was
+    /// created.
+    ///
+    /// By default, of the versions created in that millisecond, the one that decides at `from`.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    async fn describe(
+        &self,
+        path: &ObjectPath,
+        from: Timestamp,
+        created: Timestamp,
+        id: ObjectId,
+    ) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
+        let limits = CreationLimits { not_before: Some(created), not_after: Some(created) };
+        let query = Query { limits, ..Query::all(path.clone()) };
+        let knowledge = self.look_up(&query, from, None).await?;
+        Ok(knowledge.versions.into_iter().find(|version| version.id == id))
     }
 
     /// Writes the bytes of `version` into `body`, all of them, checked against size and MD5 as far

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use md5::{Digest as _, Md5};
 
 use super::{
-    Body, Change, Changed, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth,
-    UploadBytes, WriteTarget, write_all,
+    Body, Change, ChangeListener, Changed, Details, Knowledge, PathSummary, Source, SourceError,
+    SourceHealth, UploadBytes, WriteTarget, write_all,
 };
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
@@ -148,6 +148,10 @@ impl Source for PolicySource {
         own.unwrap_or_else(|| self.behind.refresh_of(path))
     }
 
+    fn subscribe(&self, listener: ChangeListener) {
+        self.behind.subscribe(listener);
+    }
+
     async fn look_up(
         &self,
         query: &Query,
@@ -173,6 +177,22 @@ impl Source for PolicySource {
         let default = self.default_of(&query.path);
         let default = default.map(|bytes| Arc::new(default_version(&query.path, bytes)));
         Ok(listed.map(|versions| versions.into_iter().chain(default).collect()))
+    }
+
+    async fn describe(
+        &self,
+        path: &ObjectPath,
+        from: Timestamp,
+        created: Timestamp,
+        id: ObjectId,
+    ) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
+        if let Some(bytes) = self.default_of(path) {
+            let default = default_version(path, bytes);
+            if default.id == id {
+                return Ok(Some(Arc::new(default)));
+            }
+        }
+        self.in_time(path, self.behind.describe(path, from, created, id)).await
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

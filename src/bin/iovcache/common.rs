@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use iovcache::client::{Client, ClientOptions, TlsFiles};
 use iovcache::error::{Coded, ErrorKind};
 use iovcache::escape::escape;
+use iovcache::source::repository::Durability;
 use iovcache::{Clock, Secret, Timestamp};
 
 /// Why a command failed: a line or several for a person, a status for a program.
@@ -205,6 +206,24 @@ impl Access {
         }
         if *insecure {
             command.arg("--insecure");
+        }
+    }
+}
+
+/// When versions are synced to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Durable {
+    /// Each version before the next.
+    Each,
+    /// Some together, before any of them is acknowledged.
+    Batch,
+}
+
+impl From<Durable> for Durability {
+    fn from(durable: Durable) -> Self {
+        match durable {
+            Durable::Each => Self::Each,
+            Durable::Batch => Self::Batch,
         }
     }
 }

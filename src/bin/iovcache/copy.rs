@@ -13,7 +13,7 @@ use iovcache::table::LockEntry;
 use iovcache::{CreationLimits, ObjectInfo, Timestamp, ValidityInterval};
 use serde_json::json;
 
-use crate::common::{Failure, out_line, progress, show_bytes};
+use crate::common::{Durable, Failure, out_line, progress, show_bytes};
 use crate::time;
 
 #[derive(Debug, Args)]
@@ -43,6 +43,9 @@ pub(crate) struct Arguments {
     /// How many versions are copied at a time.
     #[arg(long, value_name = "N", default_value_t = 4)]
     parallel: usize,
+    /// When versions are synced to a folder: each before the next, or some together.
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Durable::Batch)]
+    durable: Durable,
     /// A configuration in TOML, for the limits of CCDB servers.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -65,6 +68,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let selection = selection(&arguments)?;
     let source = open(&arguments.source, &SourceOptions { refresh: None, ccdb })?;
     let destination = Destination::open(&arguments.destination)?;
+    let destination = destination.with_durability(arguments.durable.into());
     let bar = progress("listing", 0);
     let tell = |done, all, bytes| {
         bar.set_length(all);

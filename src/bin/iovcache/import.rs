@@ -6,7 +6,7 @@ use clap::Args;
 use iovcache::source::repository::{RepositoryWriter, import};
 use serde_json::json;
 
-use crate::common::{Failure, out_line, progress, show_bytes};
+use crate::common::{Durable, Failure, out_line, progress, show_bytes};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -16,6 +16,10 @@ pub(crate) struct Arguments {
     /// CSV with the columns path, valid_from_ms, valid_until_ms, created_ms, id, file, size, md5,
     /// note; files are relative to it. All of it is checked before anything is written.
     manifest: PathBuf,
+    /// When versions are synced to the disk: each before the next, or some together. What was not
+    /// acknowledged is put when the import is started again.
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Durable::Batch)]
+    durable: Durable,
     /// Say what was done as JSON.
     #[arg(long)]
     json: bool,
@@ -23,14 +27,21 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let writer = RepositoryWriter::new(&arguments.repository)?;
+    let writer = writer.with_durability(arguments.durable.into());
     let bar = progress("checking", 0);
-    let imported = import(&arguments.manifest, &writer, |what, done, all| {
-        bar.set_length(all);
-        bar.set_message(what.to_owned());
-        bar.set_position(done);
+    let tell = bar.clone();
+    // Reading and syncing files blocks.
+    let imported = tokio::task::spawn_blocking(move || {
+        import(&arguments.manifest, &writer, |done| {
+            let what = if done.storing { "storing" } else { "checking" };
+            tell.set_length(done.all);
+            tell.set_message(format!("{what} {}", show_bytes(done.bytes)));
+            tell.set_position(done.versions);
+        })
     });
+    let imported = imported.await;
     bar.finish_and_clear();
-    let imported = imported?;
+    let imported = imported.map_err(Failure::failed)??;
     if arguments.json {
         let json = json!({
             "new": imported.new,

@@ -11,6 +11,7 @@ mod copy;
 mod demo;
 mod hints;
 mod import;
+mod index;
 mod input;
 mod log;
 mod ls;
@@ -54,6 +55,8 @@ enum Command {
     Put(put::Arguments),
     /// Put all objects of a manifest into a repository folder.
     Import(import::Arguments),
+    /// Make the index of a repository folder anew, or check it.
+    Index(index::Arguments),
     /// Copy versions from a source into a repository.
     Copy(Box<copy::Arguments>),
     /// Ask for a table and print it.
@@ -132,6 +135,7 @@ fn main() -> ExitCode {
             }
             Command::Put(arguments) => put::run(arguments).await,
             Command::Import(arguments) => import::run(arguments).await,
+            Command::Index(arguments) => index::run(arguments).await,
             Command::Copy(arguments) => copy::run(*arguments).await,
             Command::Table(arguments) => table::run(*arguments).await,
             Command::Cat(arguments) => cat::run(arguments).await,

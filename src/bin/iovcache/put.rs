@@ -8,7 +8,7 @@ use iovcache::source::repository::{NewVersion, RepositoryWriter};
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 use serde_json::json;
 
-use crate::common::{Failure, now, out_line};
+use crate::common::{Durable, Failure, now, out_line};
 use crate::time;
 
 #[derive(Debug, Args)]
@@ -35,6 +35,9 @@ pub(crate) struct Arguments {
     /// Metadata (may be given several times).
     #[arg(long = "meta", value_name = "KEY=VALUE")]
     metadata: Vec<String>,
+    /// When it is synced to the disk: every file by itself, or all of them together.
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Durable::Each)]
+    durable: Durable,
     /// Say what was put as JSON.
     #[arg(long)]
     json: bool,
@@ -65,6 +68,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         metadata,
     };
     let writer = RepositoryWriter::new(&arguments.repository)?;
+    let writer = writer.with_durability(arguments.durable.into());
     let stored = match arguments.file.as_os_str() == "-" {
         true => writer.put(&version, &mut std::io::stdin().lock())?,
         false => writer.put_file(&version, &arguments.file)?,

@@ -36,12 +36,12 @@ use async_trait::async_trait;
 use self::answers::Answers;
 use self::bodies::Bodies;
 use super::{
-    Body, Change, Changed, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth,
-    SourceState, UploadBytes, WriteTarget,
+    Body, Change, ChangeListener, Changed, Details, Knowledge, PathSummary, Source, SourceError,
+    SourceHealth, SourceState, UploadBytes, WriteTarget,
 };
 use crate::error::Coded as _;
 use crate::interval::Timestamp;
-use crate::object::{ObjectInfo, ObjectPath, Query};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::telemetry::Timing;
 
 pub(crate) use self::file::Record;
@@ -148,6 +148,10 @@ impl Source for DiskSource {
         self.behind.refresh_of(path)
     }
 
+    fn subscribe(&self, listener: ChangeListener) {
+        self.behind.subscribe(listener);
+    }
+
     async fn look_up(
         &self,
         query: &Query,
@@ -182,6 +186,16 @@ impl Source for DiskSource {
 
     async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
         self.behind.list(query).await
+    }
+
+    async fn describe(
+        &self,
+        path: &ObjectPath,
+        from: Timestamp,
+        created: Timestamp,
+        id: ObjectId,
+    ) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
+        self.behind.describe(path, from, created, id).await
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

@@ -68,11 +68,7 @@ pub(super) fn version(
             Some(md5.ok_or_else(|| format!("{CONTENT_MD5} is {text:?}, expected 32 hex digits"))?)
         }
     };
-    let mut metadata: BTreeMap<String, String> = properties
-        .iter()
-        .filter(|(key, _)| !is_system_key(key))
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .collect();
+    let mut metadata = metadata(properties);
     let id = match (ObjectId::parse(name), md5) {
         (Some(id), _) => id,
         (None, Some(md5)) => {
@@ -83,4 +79,35 @@ pub(super) fn version(
     };
     let (path, size_bytes) = (path.clone(), Some(size_bytes));
     Ok(ObjectInfo { path, id, validity, created, size_bytes, md5, metadata })
+}
+
+/// The users' metadata in a properties file.
+pub(super) fn metadata(properties: &Properties) -> BTreeMap<String, String> {
+    let users = properties.iter().filter(|(key, _)| !is_system_key(key));
+    users.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+/// The names that the bytes of a version can have: its id, or what the id is derived from.
+pub(super) fn names(
+    id: ObjectId,
+    metadata: &BTreeMap<String, String>,
+) -> impl Iterator<Item = String> {
+    let is_name = |name: &&String| !name.contains('/') && !name.is_empty();
+    let derived = metadata.get("source_id").filter(is_name).cloned();
+    std::iter::once(id.to_string()).chain(derived)
+}
+
+/// What of a version is not as the repository has it.
+pub(super) fn difference(own: &ObjectInfo, wanted: &ObjectInfo) -> Option<&'static str> {
+    if own.validity != wanted.validity {
+        Some("interval")
+    } else if own.created != wanted.created {
+        Some("creation time")
+    } else if wanted.size_bytes.is_some_and(|bytes| own.size_bytes != Some(bytes)) {
+        Some("size")
+    } else if wanted.md5.is_some_and(|md5| own.md5 != Some(md5)) {
+        Some("MD5")
+    } else {
+        None
+    }
 }

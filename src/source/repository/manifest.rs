@@ -115,39 +115,109 @@ struct Checked {
     version: NewVersion,
     file: PathBuf,
     bytes: u64,
+    /// As the manifest has it.
+    md5: Option<Md5Sum>,
 }
 
-/// Takes all objects of `manifest`, whose files lie relative to it. `progress` is told how many of
-/// how many are done, first of the checking, then of the storing.
+/// Lines that are checked, or stored and synced, together.
+const BATCH_LINES: usize = 1024;
+/// Threads that read and hash files.
+const PARALLEL_FILES: usize = 4;
+
+/// How far an import is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImportProgress {
+    /// Whether versions are stored; before that all of them are checked.
+    pub storing: bool,
+    /// Versions that are done.
+    pub versions: u64,
+    /// Versions of the manifest, as far as it was read.
+    pub all: u64,
+    /// Bytes of those that are done.
+    pub bytes: u64,
+}
+
+/// Takes all objects of `manifest`, whose files lie relative to it.
+///
+/// Started again after it was broken off, it goes on: what is there already is unchanged.
 ///
 /// # Errors
 /// [`ManifestError`]. Unless it is `Put`, nothing was written.
 pub fn import(
     manifest: &Path,
     writer: &RepositoryWriter,
-    mut progress: impl FnMut(&str, u64, u64),
+    mut progress: impl FnMut(ImportProgress),
 ) -> Result<Imported, ManifestError> {
     let folder = manifest.parent().unwrap_or(Path::new("."));
-    let lines = lines(manifest)?;
-    let all = lines.len() as u64;
-    let mut checked = Vec::with_capacity(lines.len());
-    for (number, line) in lines {
-        checked.push(check(number, line, folder)?);
-        progress("checking", checked.len() as u64, all);
-    }
+    let mut all = 0;
+    let mut done = ImportProgress { storing: false, versions: 0, all, bytes: 0 };
+    for_each_batch(manifest, |lines| {
+        all += lines.len() as u64;
+        let checked = in_parallel(lines, |(number, line)| check(number, line, folder, true))?;
+        done.versions += checked.len() as u64;
+        done.bytes += checked.iter().map(|one| one.bytes).sum::<u64>();
+        progress(ImportProgress { all, ..done });
+        Ok(())
+    })?;
     let mut imported = Imported::default();
-    for Checked { line, version, file, bytes } in checked {
-        let stored = writer.put_file(&version, &file);
-        let stored = stored.map_err(|error| ManifestError::Put { line, error })?;
-        imported.new += u64::from(stored.new);
-        imported.unchanged += u64::from(!stored.new);
-        imported.bytes += bytes;
-        progress("storing", imported.new + imported.unchanged, all);
-    }
+    for_each_batch(manifest, |lines| {
+        let staged = in_parallel(lines, |(number, line)| {
+            let checked = check(number, line, folder, false)?;
+            let Checked { line, version, file, bytes, md5 } = &checked;
+            let expected = md5.map(|md5| (*bytes, md5));
+            let stage = writer.stage_file(version, expected, file);
+            let stage = stage.map_err(|error| ManifestError::Put { line: *line, error })?;
+            Ok((*line, *bytes, stage))
+        })?;
+        let mut batch = writer.batch();
+        let mut last = 0;
+        for (line, bytes, stage) in staged {
+            let stored = batch.take(stage);
+            let stored = stored.map_err(|error| ManifestError::Put { line, error })?;
+            imported.new += u64::from(stored.new);
+            imported.unchanged += u64::from(!stored.new);
+            imported.bytes += bytes;
+            last = line;
+        }
+        batch.commit().map_err(|error| ManifestError::Put { line: last, error })?;
+        let versions = imported.new + imported.unchanged;
+        progress(ImportProgress { storing: true, versions, all, bytes: imported.bytes });
+        Ok(())
+    })?;
     Ok(imported)
 }
 
-fn lines(manifest: &Path) -> Result<Vec<(u64, Line)>, ManifestError> {
+/// Does the same with each of `items`, in several threads; the results in order, or the first error.
+fn in_parallel<T: Send, R: Send>(
+    items: Vec<T>,
+    work: impl Fn(T) -> Result<R, ManifestError> + Sync,
+) -> Result<Vec<R>, ManifestError> {
+    let share = items.len().div_ceil(PARALLEL_FILES).max(1);
+    let mut items = items.into_iter();
+    let parts = std::iter::from_fn(|| {
+        let part: Vec<T> = items.by_ref().take(share).collect();
+        (!part.is_empty()).then_some(part)
+    });
+    let work = &work;
+    let done: Vec<std::thread::Result<Result<Vec<R>, ManifestError>>> =
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = parts
+                .map(|part| scope.spawn(move || part.into_iter().map(work).collect()))
+                .collect();
+            threads.into_iter().map(|thread| thread.join()).collect()
+        });
+    let mut all = Vec::new();
+    for part in done {
+        all.extend(part.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+    }
+    Ok(all)
+}
+
+/// Reads a manifest in batches of lines: however long it is, a part of it is in memory.
+fn for_each_batch(
+    manifest: &Path,
+    mut each: impl FnMut(Vec<(u64, Line)>) -> Result<(), ManifestError>,
+) -> Result<(), ManifestError> {
     let path = || manifest.to_owned();
     let file = File::open(manifest).map_err(|error| ManifestError::Io { path: path(), error })?;
     let table =
@@ -160,11 +230,15 @@ fn lines(manifest: &Path) -> Result<Vec<(u64, Line)>, ManifestError> {
         let number = record.position().map_or(0, csv::Position::line);
         let line = record.deserialize(Some(&headers)).map_err(table)?;
         lines.push((number, line));
+        if lines.len() == BATCH_LINES {
+            each(std::mem::take(&mut lines))?;
+        }
     }
-    Ok(lines)
+    if lines.is_empty() { Ok(()) } else { each(lines) }
 }
 
-fn check(number: u64, line: Line, folder: &Path) -> Result<Checked, ManifestError> {
+/// Whether a line can be taken; with `hashed`, its file is read and compared with its MD5.
+fn check(number: u64, line: Line, folder: &Path, hashed: bool) -> Result<Checked, ManifestError> {
     let wrong = |column, reason: String| ManifestError::Line { line: number, column, reason };
     let path = ObjectPath::new(&line.path).map_err(|error| wrong("path", error.to_string()))?;
     let [from, until] = [line.valid_from_ms, line.valid_until_ms].map(Timestamp::from_millis);
@@ -189,9 +263,14 @@ fn check(number: u64, line: Line, folder: &Path) -> Result<Checked, ManifestErro
         let reason = format!("{} has {} bytes, expected {expected}", file.display(), facts.len());
         return Err(wrong("size", reason));
     }
-    if let Some(text) = line.md5.filter(|text| !text.is_empty()) {
-        let expected = Md5Sum::parse(&text)
-            .ok_or_else(|| wrong("md5", format!("{text:?}, expected 32 hex digits")))?;
+    let md5 = match line.md5.filter(|text| !text.is_empty()) {
+        None => None,
+        Some(text) => Some(
+            Md5Sum::parse(&text)
+                .ok_or_else(|| wrong("md5", format!("{text:?}, expected 32 hex digits")))?,
+        ),
+    };
+    if let Some(expected) = md5.filter(|_| hashed) {
         let mut digest = Md5::new();
         io::copy(&mut opened, &mut Sink(&mut digest)).map_err(unreadable)?;
         let got = Md5Sum(digest.finalize().into());
@@ -212,7 +291,7 @@ fn check(number: u64, line: Line, folder: &Path) -> Result<Checked, ManifestErro
         file_name: file_name.unwrap_or_default(),
         metadata,
     };
-    Ok(Checked { line: number, version, file, bytes: facts.len() })
+    Ok(Checked { line: number, version, file, bytes: facts.len(), md5 })
 }
 
 /// Hashes what is written.

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use md5::{Digest as _, Md5};
 
 use super::entry::{self, PROPERTIES};
+use super::index::FOLDER as INDEX_FOLDER;
 use super::properties::Properties;
 use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectPath};
@@ -62,6 +63,8 @@ impl Walk {
             let file = entry?.path();
             let kind = fs::symlink_metadata(&file)?.file_type();
             match () {
+                // `iovcache index --check` looks at the index.
+                () if kind.is_dir() && elements.is_empty() && name_of(&file) == INDEX_FOLDER => {}
                 () if kind.is_dir() => {
                     folders.insert(file);
                 }

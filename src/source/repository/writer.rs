@@ -1,16 +1,17 @@
-//! Puts versions into a repository folder, so that no reader ever sees half of one.
+//! Puts versions into a repository folder: what is put, and what comes of it.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read, Write as _};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use md5::{Digest as _, Md5};
-
+use super::batch::{Batch, KnownIds, Stage, stage};
+use super::beneath::Root;
 use super::entry::{
-    self, CONTENT_MD5, CONTENT_TYPE, CREATE_TIME, FILE_NAME, FILE_SIZE, INITIAL_VALIDITY,
-    LAST_MODIFIED, PROPERTIES, VALID_UNTIL, is_system_key,
+    CONTENT_MD5, CONTENT_TYPE, CREATE_TIME, FILE_NAME, FILE_SIZE, INITIAL_VALIDITY, LAST_MODIFIED,
+    VALID_UNTIL, is_system_key,
 };
 use super::properties::Properties;
 use crate::error::{Code, Coded, ErrorKind};
@@ -110,6 +111,18 @@ impl Coded for RepositoryError {
     }
 }
 
+impl RepositoryError {
+    /// With the name of the file whose bytes could not be read, which the copy does not know.
+    pub(super) fn of_file(self, file: &Path) -> Self {
+        match self {
+            Self::Io { path, error } if path.as_os_str().is_empty() => {
+                Self::Io { path: file.to_owned(), error }
+            }
+            other => other,
+        }
+    }
+}
+
 impl NewVersion {
     /// The version as it will be found: with these bytes.
     pub(super) fn info(&self, size_bytes: u64, md5: Md5Sum) -> ObjectInfo {
@@ -175,13 +188,26 @@ pub(super) fn compared(there: ObjectInfo, wanted: ObjectInfo) -> Result<Stored, 
     Err(RepositoryError::Taken { path: wanted.path, id: wanted.id, difference })
 }
 
-/// Puts versions into a local folder.
-#[derive(Debug)]
-pub struct RepositoryWriter {
-    root: PathBuf,
+/// When what was put is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// Each version is synced before the next is begun.
+    #[default]
+    Each,
+    /// All versions of a batch are synced together, before any of them is acknowledged.
+    Batch,
 }
 
-fn failed(path: &Path) -> impl FnOnce(io::Error) -> RepositoryError {
+/// Puts versions into a local folder.
+#[derive(Debug, Clone)]
+pub struct RepositoryWriter {
+    pub(super) root: Root,
+    pub(super) durability: Durability,
+    /// Ids that are taken, of paths where versions with ids of their own were put.
+    pub(super) ids: Arc<Mutex<KnownIds>>,
+}
+
+pub(super) fn failed(path: &Path) -> impl FnOnce(io::Error) -> RepositoryError {
     let path = path.to_owned();
     move |error| RepositoryError::Io { path, error }
 }
@@ -193,8 +219,38 @@ impl RepositoryWriter {
     /// [`RepositoryError::Io`].
     pub fn new(root: impl Into<PathBuf>) -> Result<Self, RepositoryError> {
         let root = root.into();
-        fs::create_dir_all(&root).map_err(failed(&root))?;
-        Ok(Self { root })
+        std::fs::create_dir_all(&root).map_err(failed(&root))?;
+        let root = Root::open(&root).map_err(failed(&root))?;
+        Ok(Self { root, durability: Durability::Each, ids: Arc::default() })
+    }
+
+    /// With another durability. Default: [`Durability::Each`].
+    #[must_use]
+    pub fn with_durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Begins a batch of versions.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch::new(self)
+    }
+
+    /// Stages the bytes of a file for a batch; may be called from several threads.
+    pub(in crate::source) fn stage_file(
+        &self,
+        version: &NewVersion,
+        expected: Option<(u64, Md5Sum)>,
+        file: &Path,
+    ) -> Result<Stage, RepositoryError> {
+        let mut opened = File::open(file).map_err(failed(file))?;
+        let staged = stage(&self.root, self.durability, version, expected, &mut opened);
+        staged.map_err(|error| error.of_file(file))
     }
 
     /// Puts the bytes of a file.
@@ -203,13 +259,7 @@ impl RepositoryWriter {
     /// [`RepositoryError`].
     pub fn put_file(&self, version: &NewVersion, file: &Path) -> Result<Stored, RepositoryError> {
         let mut opened = File::open(file).map_err(failed(file))?;
-        self.put(version, &mut opened).map_err(|error| match error {
-            // That of the file, not of the copy, is of use.
-            RepositoryError::Io { path, error } if path.as_os_str().is_empty() => {
-                RepositoryError::Io { path: file.to_owned(), error }
-            }
-            other => other,
-        })
+        self.put(version, &mut opened).map_err(|error| error.of_file(file))
     }
 
     /// Puts what `bytes` gives.
@@ -224,116 +274,9 @@ impl RepositoryWriter {
         version: &NewVersion,
         bytes: &mut dyn Read,
     ) -> Result<Stored, RepositoryError> {
-        version.check_keys()?;
-        let mut folder = self.root.join(version.path.as_str());
-        folder.push(version.validity.from().to_string());
-        fs::create_dir_all(&folder).map_err(failed(&folder))?;
-        let mut blob = Part::new(&folder)?;
-        let (size_bytes, md5) = blob.copy(bytes)?;
-        let info = version.info(size_bytes, md5);
-        if let Some(there) = self.there(&folder, &info)? {
-            return compared(there, info);
-        }
-        let mut properties = Part::new(&folder)?;
-        properties.copy(&mut &version.properties(&info, md5).to_bytes()[..])?;
-        // A reader takes a blob for a version once its properties are there: so these come first.
-        properties.publish(&folder.join(format!("{}{PROPERTIES}", info.id)))?;
-        // CCDB's server keeps the end of validity as the time of the blob too.
-        if let Ok(until) = u64::try_from(info.validity.until().as_millis())
-            && let Some(time) = UNIX_EPOCH.checked_add(Duration::from_millis(until))
-        {
-            blob.set_time(time);
-        }
-        blob.publish(&folder.join(info.id.to_string()))?;
-        Ok(Stored { info, new: true })
-    }
-
-    /// The version of this id that is there already: in the folder of its own interval, or of
-    /// another.
-    fn there(
-        &self,
-        folder: &Path,
-        wanted: &ObjectInfo,
-    ) -> Result<Option<ObjectInfo>, RepositoryError> {
-        let name = wanted.id.to_string();
-        let siblings = folder.parent().map(fs::read_dir).transpose().map_err(failed(folder))?;
-        let siblings = siblings.into_iter().flatten().filter_map(Result::ok);
-        for sibling in siblings {
-            let from = sibling.file_name().to_str().and_then(|name| name.parse().ok());
-            let Some(from) = from.map(Timestamp::from_millis) else { continue };
-            let blob = sibling.path().join(&name);
-            let Ok(facts) = fs::symlink_metadata(&blob) else { continue };
-            let file = sibling.path().join(format!("{name}{PROPERTIES}"));
-            let bytes = match fs::read(&file) {
-                Ok(bytes) => bytes,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(failed(&file)(error)),
-            };
-            let read = Properties::parse(&bytes).map_err(|error| error.to_string()).and_then(
-                |properties| entry::version(&wanted.path, from, &name, facts.len(), &properties),
-            );
-            match read {
-                Ok(info) => return Ok(Some(info)),
-                Err(reason) => {
-                    let error = io::Error::new(io::ErrorKind::InvalidData, reason);
-                    return Err(failed(&file)(error));
-                }
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// A file that is being written under a name that no reader looks at; dropped, it is gone.
-struct Part {
-    file: File,
-    name: PathBuf,
-    published: bool,
-}
-
-impl Part {
-    fn new(folder: &Path) -> Result<Self, RepositoryError> {
-        let name = folder.join(format!(".{}.part", uuid::Uuid::new_v4().simple()));
-        let file = File::create_new(&name).map_err(failed(&name))?;
-        Ok(Self { file, name, published: false })
-    }
-
-    fn copy(&mut self, bytes: &mut dyn Read) -> Result<(u64, Md5Sum), RepositoryError> {
-        let mut digest = Md5::new();
-        let mut piece = vec![0; 1 << 20];
-        let mut size_bytes = 0;
-        loop {
-            let count = match bytes.read(&mut piece) {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(failed(Path::new(""))(error)),
-            };
-            digest.update(&piece[..count]);
-            self.file.write_all(&piece[..count]).map_err(failed(&self.name))?;
-            size_bytes += count as u64;
-        }
-        Ok((size_bytes, Md5Sum(digest.finalize().into())))
-    }
-
-    fn set_time(&self, time: SystemTime) {
-        // A file system that cannot hold this time still holds the properties.
-        let _ = self.file.set_modified(time);
-    }
-
-    fn publish(mut self, name: &Path) -> Result<(), RepositoryError> {
-        self.file.sync_all().map_err(failed(&self.name))?;
-        fs::rename(&self.name, name).map_err(failed(name))?;
-        self.published = true;
-        let folder = name.parent().unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed(folder))
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if !self.published {
-            let _ = fs::remove_file(&self.name);
-        }
+        let mut batch = Batch::single(self);
+        let stored = batch.put(version, bytes)?;
+        batch.commit()?;
+        Ok(stored)
     }
 }

@@ -1,0 +1,257 @@
+//! A repository over its size: import beside `cp -r`, start beside `find`, idle time, memory.
+//!
+//! `cargo bench --bench repository`; what came of it stands in `benches/README.md`. Everything is done
+//! by the program itself, in real processes, over a folder beneath `/dev/shm`.
+//!
+//! `-- --quick` does two small sizes and fails where the cost of a version grows with their number;
+//! `-- --sizes 1000,100000` chooses; `-- --output FOLDER` writes `repository.csv` and
+//! `repository.svg`. `IOVCACHE_BIN` names another build of the program.
+
+mod plot;
+mod process;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use iovcache::client::TableRequest;
+use process::{Service, program, timed};
+
+const SIZES: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
+const QUICK_SIZES: [usize; 2] = [500, 4_000];
+/// Bytes of an object.
+const OBJECT_BYTES: usize = 256;
+/// How long an idle service is watched.
+const IDLE_TIME: Duration = Duration::from_secs(10);
+const QUICK_IDLE_TIME: Duration = Duration::from_secs(2);
+/// A version's cost at the largest size of a quick run, beside that at the smallest.
+const QUICK_GROWTH: f64 = 3.0;
+
+/// How versions are spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    OnePath,
+    /// Ten versions in each path.
+    TenEach,
+}
+
+impl Layout {
+    fn path(self, n: usize) -> String {
+        match self {
+            Self::OnePath => "Bench/One".to_owned(),
+            Self::TenEach => format!("Bench/T{}/P{}", n / 10_000, n / 10),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::OnePath => "one path",
+            Self::TenEach => "10 in each path",
+        }
+    }
+}
+
+/// One row of the table: times in seconds.
+#[derive(Debug)]
+pub(crate) struct Row {
+    layout: Layout,
+    pub(crate) versions: usize,
+    pub(crate) import: f64,
+    pub(crate) copy: f64,
+    pub(crate) find: f64,
+    pub(crate) start: f64,
+    pub(crate) start_without: f64,
+    idle_percent: f64,
+    pub(crate) seen: f64,
+    memory_bytes: f64,
+}
+
+/// Objects and their manifest. All objects are links to a few files: the bytes are not the subject.
+fn manifest(folder: &Path, layout: Layout, versions: usize) -> PathBuf {
+    fs::create_dir_all(folder).unwrap();
+    for n in 0..16_u8 {
+        fs::write(folder.join(n.to_string()), [n; OBJECT_BYTES]).unwrap();
+    }
+    let mut text =
+        "path,valid_from_ms,valid_until_ms,created_ms,id,file,size,md5,note\n".to_owned();
+    for n in 0..versions {
+        let (path, from) = (layout.path(n), 1_000 * n);
+        writeln!(text, "{path},{from},{},{n},,{},{OBJECT_BYTES},,", from + 1_000, n % 16).unwrap();
+    }
+    let file = folder.join("manifest.csv");
+    fs::write(&file, text).unwrap();
+    file
+}
+
+/// Seconds from the start of a service to its first answer, and the service.
+async fn first_answer(repository: &Path, layout: Layout, versions: usize) -> (f64, Service) {
+    let began = Instant::now();
+    let service = Service::start(repository);
+    let client = service.connect().await;
+    let last = versions - 1;
+    let request = TableRequest::new()
+        .column("object", layout.path(last))
+        .timestamps(vec![1_000 * last as i64 + 5]);
+    let table = client.table(request).await.unwrap();
+    assert!(!table.column("object").unwrap().get(0).unwrap().unwrap().is_empty());
+    (began.elapsed().as_secs_f64(), service)
+}
+
+/// Seconds until a version that another program puts is served.
+async fn seen_after(service: &Service, repository: &Path, layout: Layout, versions: usize) -> f64 {
+    let client = service.connect().await;
+    let path = layout.path(versions - 1);
+    let at = 1_000 * (versions as i64 - 1) + 5;
+    let request = || TableRequest::new().column("object", &path).timestamps(vec![at]);
+    // What is asked for often is what is watched.
+    drop(client.table(request()).await.unwrap());
+    let file = repository.with_extension("new");
+    fs::write(&file, [255; 100]).unwrap();
+    let (from, until) = (format!("--from={}", at - 5), format!("--until={}", at + 995));
+    let file = file.to_str().unwrap();
+    let repository = repository.to_str().unwrap();
+    timed(program().args(["put", "--repository", repository, &path, file, &from, &until]));
+    let began = Instant::now();
+    loop {
+        let table = client.table(request()).await.unwrap();
+        if table.column("object").unwrap().get(0).unwrap().unwrap().len() == 100 {
+            return began.elapsed().as_secs_f64();
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "the new version is not seen");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+async fn measure(folder: &Path, layout: Layout, versions: usize, idle: Duration) -> Row {
+    let manifest = manifest(&folder.join("objects"), layout, versions);
+    let repository = folder.join("repository");
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let repository_text = text(&repository);
+    let import =
+        timed(program().args(["import", "--repository", &repository_text, &text(&manifest)]));
+    let copied = folder.join("copied");
+    let copy = timed(std::process::Command::new("cp").arg("-r").args([&repository, &copied]));
+    fs::remove_dir_all(&copied).unwrap();
+    let mut find = std::process::Command::new("sh");
+    let find = timed(find.arg("-c").arg(format!("find '{repository_text}' -type f | wc -l")));
+    let (start, service) = first_answer(&repository, layout, versions).await;
+    // What it does in the background after its start is no idle time.
+    tokio::time::sleep(idle / 2).await;
+    let busy = service.cpu_seconds();
+    tokio::time::sleep(idle).await;
+    let idle_percent = (service.cpu_seconds() - busy) / idle.as_secs_f64() * 100.0;
+    let memory_bytes = service.memory_bytes();
+    let seen = seen_after(&service, &repository, layout, versions).await;
+    drop(service);
+    fs::rename(repository.join(".iovcache~"), folder.join("index")).unwrap();
+    let (start_without, service) = first_answer(&repository, layout, versions).await;
+    drop(service);
+    fs::remove_dir_all(folder).unwrap();
+    Row {
+        layout,
+        versions,
+        import,
+        copy,
+        find,
+        start,
+        start_without,
+        idle_percent,
+        seen,
+        memory_bytes,
+    }
+}
+
+fn print(row: &Row, empty: f64, out: &mut String) {
+    let per_version = (row.memory_bytes - empty).max(0.0) / row.versions as f64;
+    writeln!(
+        out,
+        "{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.2},{:.3},{:.0}",
+        row.layout.name(),
+        row.versions,
+        row.import,
+        row.copy,
+        row.find,
+        row.start,
+        row.start_without,
+        row.idle_percent,
+        row.seen,
+        per_version
+    )
+    .unwrap();
+    eprint!("{}", out.lines().last().unwrap_or_default());
+    eprintln!();
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let value = |name: &str| {
+        let place = arguments.iter().position(|argument| argument == name)?;
+        arguments.get(place + 1).cloned()
+    };
+    let asks = |name: &str| arguments.iter().any(|argument| argument == name);
+    // `--test` asks for one short run of each bench.
+    let quick = asks("--quick") || asks("--test");
+    // `cargo test --benches` without anything only asks whether it runs.
+    if !quick && !asks("--bench") {
+        return;
+    }
+    let sizes: Vec<usize> = match value("--sizes") {
+        Some(sizes) => sizes.split(',').map(|size| size.parse().unwrap()).collect(),
+        None if quick => QUICK_SIZES.to_vec(),
+        None => SIZES.to_vec(),
+    };
+    let idle = if quick { QUICK_IDLE_TIME } else { IDLE_TIME };
+    let place = if Path::new("/dev/shm").is_dir() {
+        PathBuf::from("/dev/shm")
+    } else {
+        std::env::temp_dir()
+    };
+    let folder = tempfile::tempdir_in(place).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut text =
+        "layout,versions,import_s,cp_s,find_s,start_s,start_without_index_s,idle_percent,\
+                    seen_after_s,bytes_per_version\n"
+            .to_owned();
+    eprint!("{text}");
+    let rows = runtime.block_on(async {
+        let empty = folder.path().join("empty");
+        fs::create_dir_all(&empty).unwrap();
+        let service = Service::start(&empty);
+        tokio::time::sleep(idle / 2).await;
+        let empty = service.memory_bytes();
+        drop(service);
+        let mut rows = Vec::new();
+        for layout in [Layout::OnePath, Layout::TenEach] {
+            for &versions in &sizes {
+                let folder = folder.path().join("size");
+                let row = measure(&folder, layout, versions, idle).await;
+                print(&row, empty, &mut text);
+                rows.push(row);
+            }
+        }
+        rows
+    });
+    if let Some(output) = value("--output") {
+        let output = PathBuf::from(output);
+        fs::create_dir_all(&output).unwrap();
+        fs::write(output.join("repository.csv"), &text).unwrap();
+        let one_path: Vec<&Row> = rows.iter().filter(|row| row.layout == Layout::OnePath).collect();
+        fs::write(output.join("repository.svg"), plot::svg(&one_path)).unwrap();
+    }
+    std::io::stdout().write_all(text.as_bytes()).unwrap();
+    if quick {
+        check_growth(&rows);
+    }
+}
+
+/// A version must not cost more the more there are.
+fn check_growth(rows: &[Row]) {
+    for rows in rows.chunk_by(|a, b| a.layout == b.layout) {
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { continue };
+        let each = |row: &Row| row.import / row.versions as f64;
+        let growth = each(last) / each(first);
+        assert!(growth < QUICK_GROWTH, "{}: import grows by {growth:.1}", first.layout.name());
+    }
+}

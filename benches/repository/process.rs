@@ -1,0 +1,78 @@
+//! The processes that are measured.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use iovcache::client::Client;
+
+/// The program.
+pub(crate) fn program() -> Command {
+    match std::env::var_os("IOVCACHE_BIN") {
+        Some(program) => Command::new(program),
+        None => Command::new(env!("CARGO_BIN_EXE_iovcache")),
+    }
+}
+
+/// Seconds that a command takes.
+pub(crate) fn timed(command: &mut Command) -> f64 {
+    let began = Instant::now();
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {error}");
+    began.elapsed().as_secs_f64()
+}
+
+/// A service over a repository; dropped, it is killed.
+pub(crate) struct Service {
+    child: Child,
+    flight: String,
+    _socket: tempfile::TempDir,
+}
+
+impl Service {
+    pub(crate) fn start(repository: &Path) -> Self {
+        let socket = tempfile::tempdir().unwrap();
+        let mut command = program();
+        command.arg("serve").arg("--source").arg(format!("file://{}", repository.display()));
+        command.arg("--socket").arg(socket.path());
+        command.args(["--listen", "127.0.0.1:0", "--memory", "64MiB", "--segment", "16MiB"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let flight = ready["flight"][1].as_str().unwrap().to_owned();
+        Self { child, flight, _socket: socket }
+    }
+
+    pub(crate) async fn connect(&self) -> Client {
+        Client::connect(&self.flight).await.unwrap()
+    }
+
+    /// Processor time that it has used.
+    pub(crate) fn cpu_seconds(&self) -> f64 {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+        // utime and stime, in hundredths of a second.
+        let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().unwrap()).sum();
+        ticks / 100.0
+    }
+
+    /// Memory of its own: what is shared with consumers does not count.
+    pub(crate) fn memory_bytes(&self) -> f64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = text.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+        let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kib * 1024.0
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,416 @@
+//! Versions that are put together: staged one by one, seen and acknowledged at once.
+//!
+//! ```text
+//!  stage: from/.….part (bytes, MD5) ─┐
+//!  stage: …                          ├─▶ sync ─▶ rename properties, then bytes ─▶ sync ─▶ index
+//!  stage: …                          ┘
+//! ```
+//!
+//! A reader takes bytes for a version once its properties are there: so these come first. The cost
+//! of a version does not depend on how many the path has.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Read, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
+
+use md5::{Digest as _, Md5};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, fstat, fsync, mkdirat, openat, renameat, statat, syncfs, unlinkat,
+};
+use rustix::io::Errno;
+
+use super::beneath::{Root, Stamp, open_beneath};
+use super::entry::{self, PROPERTIES};
+use super::folder::{LOCAL_SLACK, PathFolder, read_all, read_properties, stamp_of};
+use super::index::{FOLDER, IndexRow, IndexWriter, row_of};
+use super::writer::{
+    Durability, NewVersion, RepositoryError, RepositoryWriter, Stored, compared, failed,
+};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+
+const PIECE_BYTES: usize = 256 << 10;
+
+/// By path: the `from` of each id.
+pub(super) type KnownIds = HashMap<ObjectPath, HashMap<ObjectId, i64>>;
+
+/// Versions that are put together. Dropped before it is committed, it leaves nothing.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    writer: &'a RepositoryWriter,
+    staged: Vec<Staged>,
+    /// Those of this batch, which no reader sees yet.
+    places: HashMap<(ObjectPath, ObjectId), usize>,
+    /// Whether an index is begun where there is none.
+    begins_index: bool,
+}
+
+/// A version whose bytes and properties lie under names that no reader looks at.
+#[derive(Debug)]
+pub(in crate::source) struct Staged {
+    info: ObjectInfo,
+    given_id: bool,
+    /// The folder of its `from`, as a name beneath the root.
+    folder: String,
+    root: Root,
+    blob: String,
+    properties: String,
+    published: bool,
+}
+
+/// What staging comes to.
+pub(in crate::source) enum Stage {
+    New(Staged),
+    /// The very same is there already.
+    There(ObjectInfo),
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(writer: &'a RepositoryWriter) -> Self {
+        Self { writer, staged: Vec::new(), places: HashMap::new(), begins_index: true }
+    }
+
+    /// For a single version: it is added to an index that is there, and begins none.
+    pub(super) fn single(writer: &'a RepositoryWriter) -> Self {
+        Self { begins_index: false, ..Self::new(writer) }
+    }
+
+    /// How many versions are staged.
+    pub fn len(&self) -> usize {
+        self.staged.len()
+    }
+
+    /// Whether nothing is staged.
+    pub fn is_empty(&self) -> bool {
+        self.staged.is_empty()
+    }
+
+    /// Stages what `bytes` gives. It is not seen before [`commit`](Self::commit).
+    ///
+    /// # Errors
+    /// [`RepositoryError`]. The batch is as it was before.
+    pub fn put(
+        &mut self,
+        version: &NewVersion,
+        bytes: &mut dyn Read,
+    ) -> Result<Stored, RepositoryError> {
+        let stage = stage(&self.writer.root, self.writer.durability, version, None, bytes)?;
+        self.take(stage)
+    }
+
+    /// Stages the bytes of a file.
+    ///
+    /// # Errors
+    /// [`RepositoryError`]. The batch is as it was before.
+    pub fn put_file(
+        &mut self,
+        version: &NewVersion,
+        file: &Path,
+    ) -> Result<Stored, RepositoryError> {
+        let mut opened = File::open(file).map_err(failed(file))?;
+        self.put(version, &mut opened).map_err(|error| error.of_file(file))
+    }
+
+    /// Takes a staged version, unless its id is taken.
+    pub(in crate::source) fn take(&mut self, stage: Stage) -> Result<Stored, RepositoryError> {
+        let staged = match stage {
+            Stage::There(info) => return Ok(Stored { info, new: false }),
+            Stage::New(staged) => staged,
+        };
+        let info = staged.info.clone();
+        let key = (info.path.clone(), info.id);
+        if let Some(place) = self.places.get(&key) {
+            return compared(self.staged[*place].info.clone(), info);
+        }
+        if staged.given_id
+            && let Some(there) = self.writer.elsewhere(&info)?
+        {
+            return compared(there, info);
+        }
+        self.places.insert(key, self.staged.len());
+        self.staged.push(staged);
+        Ok(Stored { info, new: true })
+    }
+
+    /// Makes all of them visible, and is done when they are on the disk.
+    ///
+    /// # Errors
+    /// [`RepositoryError`]: then none is acknowledged, though some may be there already.
+    pub fn commit(mut self) -> Result<(), RepositoryError> {
+        let root = &self.writer.root;
+        let together = self.writer.durability == Durability::Batch;
+        if self.staged.is_empty() {
+            return Ok(());
+        }
+        if together {
+            sync_all(root)?;
+        }
+        let mut stamped = Vec::with_capacity(self.staged.len());
+        for staged in &mut self.staged {
+            stamped.push(staged.publish(together)?);
+        }
+        if together {
+            sync_all(root)?;
+        }
+        let mut ids = self.writer.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        for staged in &self.staged {
+            if let Some(known) = ids.get_mut(&staged.info.path) {
+                known.insert(staged.info.id, staged.info.validity.from().as_millis());
+            }
+        }
+        drop(ids);
+        let infos = self.staged.iter().map(|staged| staged.info.clone()).zip(stamped);
+        let has_index = || root.folder(FOLDER).is_ok();
+        if (self.begins_index || has_index())
+            && let Err(error) = append_to_index(root, infos)
+        {
+            // The folders have it all: the index is a shortcut.
+            let folder = root.path().display();
+            tracing::warn!(%folder, %error, "the index was not appended; iovcache index makes it anew");
+        }
+        Ok(())
+    }
+}
+
+fn sync_all(root: &Root) -> Result<(), RepositoryError> {
+    // A descriptor by path alone cannot be synced.
+    let synced = root.folder("").and_then(|folder| Ok(syncfs(folder)?));
+    synced.map_err(failed(root.path()))
+}
+
+/// Adds the versions of a batch, each with the stamp of its files.
+fn append_to_index(
+    root: &Root,
+    versions: impl Iterator<Item = (ObjectInfo, u64)>,
+) -> io::Result<()> {
+    let mut by_path: BTreeMap<ObjectPath, Vec<(ObjectInfo, u64)>> = BTreeMap::new();
+    for (info, stamp) in versions {
+        by_path.entry(info.path.clone()).or_default().push((info, stamp));
+    }
+    let writer = IndexWriter::lock(root)?;
+    let mut rows: Vec<IndexRow> = Vec::new();
+    for (path, versions) in by_path {
+        let folder = PathFolder::open(root, &path)?;
+        let listed = folder.map_or(0, |folder| folder.stamp.changed_nanos);
+        let name: Arc<str> = path.as_str().into();
+        rows.extend(versions.into_iter().map(|(info, stamp)| row_of(&name, info, stamp, listed)));
+    }
+    writer.append(rows)
+}
+
+/// Writes bytes and properties of a version under names that no reader looks at. Where `expected`
+/// size and MD5 are those of a version that is there already, nothing is read.
+///
+/// # Errors
+/// [`RepositoryError`].
+pub(super) fn stage(
+    root: &Root,
+    durability: Durability,
+    version: &NewVersion,
+    expected: Option<(u64, Md5Sum)>,
+    bytes: &mut dyn Read,
+) -> Result<Stage, RepositoryError> {
+    version.check_keys()?;
+    let name = format!("{}/{}", version.path, version.validity.from());
+    let folder = make_folder(root, &name).map_err(failed(&root.path().join(&name)))?;
+    if let Some((size_bytes, md5)) = expected {
+        let info = version.info(size_bytes, md5);
+        if let Some(there) = there(root, &folder, &info)? {
+            return compared(there, info).map(|stored| Stage::There(stored.info));
+        }
+    }
+    let each = durability == Durability::Each;
+    let mut blob = Part::new(root, &name, &folder)?;
+    let (size_bytes, md5) = blob.copy(bytes)?;
+    let info = version.info(size_bytes, md5);
+    if let Some(there) = there(root, &folder, &info)? {
+        return compared(there, info).map(|stored| Stage::There(stored.info));
+    }
+    // CCDB's server keeps the end of validity as the time of the blob too.
+    if let Ok(until) = u64::try_from(info.validity.until().as_millis())
+        && let Some(time) = UNIX_EPOCH.checked_add(Duration::from_millis(until))
+    {
+        // A file system that cannot hold this time still holds the properties.
+        let _ = blob.file.set_modified(time);
+    }
+    let mut properties = Part::new(root, &name, &folder)?;
+    properties.write(&version.properties(&info, md5).to_bytes())?;
+    let given_id = version.id.as_deref().is_some_and(|id| ObjectId::parse(id).is_some());
+    let (blob, properties) = (blob.close(each)?, properties.close(each)?);
+    let root = root.clone();
+    Ok(Stage::New(Staged {
+        info,
+        given_id,
+        folder: name,
+        root,
+        blob,
+        properties,
+        published: false,
+    }))
+}
+
+/// Opens a folder beneath the root; what of it is not there is made. No link is followed.
+fn make_folder(root: &Root, name: &str) -> io::Result<OwnedFd> {
+    let above = root.descriptor()?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    match open_beneath(above.as_fd(), name, flags) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        opened => return opened,
+    }
+    let mut at = above;
+    for element in name.split('/') {
+        match mkdirat(&at, element, Mode::from_raw_mode(0o777)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        at = open_beneath(at.as_fd(), element, flags)?;
+    }
+    Ok(at)
+}
+
+/// The version of this id and `from` that is there already.
+fn there(
+    root: &Root,
+    folder: &OwnedFd,
+    wanted: &ObjectInfo,
+) -> Result<Option<ObjectInfo>, RepositoryError> {
+    let name = wanted.id.to_string();
+    let Ok(facts) = statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW) else { return Ok(None) };
+    let beside = format!("{name}{PROPERTIES}");
+    let file = || root.path().join(format!("{}/{}/{beside}", wanted.path, wanted.validity.from()));
+    let read = match read_properties(folder.as_fd(), &beside) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(failed(&file()))?,
+    };
+    let size = u64::try_from(facts.st_size).unwrap_or(0);
+    let version = entry::version(&wanted.path, wanted.validity.from(), &name, size, &read);
+    version
+        .map(Some)
+        .map_err(|reason| failed(&file())(io::Error::new(io::ErrorKind::InvalidData, reason)))
+}
+
+impl RepositoryWriter {
+    /// A version of the same path and id whose interval begins at another time. All ids of the path
+    /// are read once.
+    fn elsewhere(&self, wanted: &ObjectInfo) -> Result<Option<ObjectInfo>, RepositoryError> {
+        let folder_of_path = self.root.path().join(wanted.path.as_str());
+        let io = |error| failed(&folder_of_path)(error);
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        if !ids.contains_key(&wanted.path) {
+            let known = super::local::ids(&self.root, &wanted.path).map_err(io)?;
+            ids.insert(wanted.path.clone(), known);
+        }
+        let from = ids.get(&wanted.path).and_then(|known| known.get(&wanted.id)).copied();
+        drop(ids);
+        let Some(from) = from else { return Ok(None) };
+        let Some(folder) = PathFolder::open(&self.root, &wanted.path).map_err(io)? else {
+            return Ok(None);
+        };
+        let found = read_all(&folder, &wanted.path, &[from], |_| &[], LOCAL_SLACK).map_err(io)?;
+        let mut read = found.into_iter().flat_map(|(_, found)| found.read);
+        Ok(read.find(|(info, _)| info.id == wanted.id).map(|(info, _)| info))
+    }
+}
+
+impl Staged {
+    fn place(&self, name: &str) -> PathBuf {
+        self.root.path().join(&self.folder).join(name)
+    }
+
+    /// Gives both files their names; the stamp that readers will find.
+    fn publish(&mut self, synced_together: bool) -> Result<u64, RepositoryError> {
+        let folder = self.root.folder(&self.folder).map_err(failed(&self.place("")))?;
+        let name = self.info.id.to_string();
+        let beside = format!("{name}{PROPERTIES}");
+        let rename = |from: &str, to: &str| {
+            renameat(&folder, from, &folder, to)
+                .and_then(|()| if synced_together { Ok(()) } else { fsync(&folder) })
+                .map_err(|error| failed(&self.place(to))(error.into()))
+        };
+        rename(&self.properties, &beside)?;
+        rename(&self.blob, &name)?;
+        self.published = true;
+        let stamp = |name: &str| -> io::Result<Stamp> {
+            Ok(Stamp::from(&statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)?))
+        };
+        let all = || -> io::Result<u64> {
+            let folder = Stamp::from(&fstat(&folder)?);
+            Ok(stamp_of(&folder, &stamp(&beside)?, &stamp(&name)?))
+        };
+        // Without a stamp it is read again.
+        Ok(all().unwrap_or(0))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.published
+            && let Ok(folder) = self.root.folder(&self.folder)
+        {
+            let _ = unlinkat(&folder, &self.properties, AtFlags::empty());
+            let _ = unlinkat(&folder, &self.blob, AtFlags::empty());
+        }
+    }
+}
+
+/// A file that is being written under a name that no reader looks at; dropped, it is gone.
+struct Part<'a> {
+    folder: &'a OwnedFd,
+    file: File,
+    name: String,
+    path: PathBuf,
+    closed: bool,
+}
+
+impl<'a> Part<'a> {
+    fn new(root: &Root, below: &str, folder: &'a OwnedFd) -> Result<Self, RepositoryError> {
+        let name = format!(".{}.part", uuid::Uuid::new_v4().simple());
+        let path = root.path().join(below).join(&name);
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = openat(folder, &name, flags, Mode::from_raw_mode(0o666));
+        let file = file.map_err(|error| failed(&path)(error.into()))?;
+        Ok(Self { folder, file: File::from(file), name, path, closed: false })
+    }
+
+    fn copy(&mut self, bytes: &mut dyn Read) -> Result<(u64, Md5Sum), RepositoryError> {
+        let mut digest = Md5::new();
+        let mut piece = vec![0; PIECE_BYTES];
+        let mut size_bytes = 0;
+        loop {
+            let count = match bytes.read(&mut piece) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(failed(Path::new(""))(error)),
+            };
+            digest.update(&piece[..count]);
+            self.write(&piece[..count])?;
+            size_bytes += count as u64;
+        }
+        Ok((size_bytes, Md5Sum(digest.finalize().into())))
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), RepositoryError> {
+        self.file.write_all(bytes).map_err(failed(&self.path))
+    }
+
+    /// Its name, once all is written.
+    fn close(mut self, sync: bool) -> Result<String, RepositoryError> {
+        if sync {
+            self.file.sync_all().map_err(failed(&self.path))?;
+        }
+        self.closed = true;
+        Ok(std::mem::take(&mut self.name))
+    }
+}
+
+impl Drop for Part<'_> {
+    fn drop(&mut self) {
+        if !self.closed {
+            let _ = unlinkat(self.folder, &self.name, AtFlags::empty());
+        }
+    }
+}

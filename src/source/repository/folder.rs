@@ -1,0 +1,330 @@
+//! Reads the folders of a path: one per `from`, each with pairs of bytes and properties.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{AtFlags, FileType, OFlags, fstat, statat};
+
+use super::beneath::{EntryKind, Root, Stamp, for_each_entry, open_beneath, open_file};
+use super::entry::{self, PROPERTIES};
+use super::properties::Properties;
+use super::table::Row;
+use crate::interval::Timestamp;
+use crate::object::{ObjectId, ObjectInfo, ObjectPath};
+use crate::source::Problem;
+
+/// Properties are not longer than this.
+pub(super) const MAX_PROPERTIES_BYTES: u64 = 1 << 20;
+/// Threads that read the folders of one path.
+const PARALLEL_READS: usize = 4;
+/// Folders that one thread reads by itself.
+const FEW_FOLDERS: usize = 64;
+/// A blob without properties is a put under way until it is this old.
+const PUT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Two changes that lie closer together than this may bear the same time: the tick of the kernel's
+/// clock, or of a file server's.
+pub(super) const LOCAL_SLACK: Duration = Duration::from_millis(50);
+
+/// The folder of one path, open.
+#[derive(Debug)]
+pub(super) struct PathFolder {
+    descriptor: OwnedFd,
+    pub(super) stamp: Stamp,
+    pub(super) links: u64,
+}
+
+/// What only looks like the folder of a `from`.
+pub(super) type FromProblems = Vec<(i64, Problem)>;
+
+/// What stands in the folder of one `from`.
+#[derive(Debug, Default)]
+pub(super) struct Versions {
+    /// Each with its stamp.
+    pub(super) read: Vec<(ObjectInfo, u64)>,
+    /// Those whose files are as they were when they were read.
+    pub(super) kept: Vec<Row>,
+    pub(super) problems: Vec<Problem>,
+    /// A put is under way: it must be read again even if nothing else tells.
+    pub(super) pending: bool,
+}
+
+/// Identifies the state of a version: of its folder and of both of its files. FNV-1a (64 bits) of
+/// the change times (ns) of folder, properties and blob and of the blob's size, as little-endian
+/// i64; never 0.
+pub(super) fn stamp_of(folder: &Stamp, properties: &Stamp, blob: &Stamp) -> u64 {
+    let size = i64::try_from(blob.size_bytes).unwrap_or(i64::MAX);
+    let words = [folder.changed_nanos, properties.changed_nanos, blob.changed_nanos, size];
+    let hash = words
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+    hash.max(1)
+}
+
+/// Whether something changed so recently that a further change may bear the same time.
+pub(super) fn is_recent(changed_nanos: i64, slack: Duration) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let age = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX) - i128::from(changed_nanos);
+    age < i128::try_from(slack.as_nanos()).unwrap_or(i128::MAX)
+}
+
+impl PathFolder {
+    /// Opens the folder of a path; `None` if there is none, or a link stands in its place.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub(super) fn open(root: &Root, path: &ObjectPath) -> io::Result<Option<Self>> {
+        // Whether the root is there is asked first: that it is gone must not look as if nothing
+        // were valid any more.
+        let above = root.descriptor()?;
+        let opened = open_beneath(above.as_fd(), path.as_str(), OFlags::RDONLY | OFlags::DIRECTORY);
+        let descriptor = match opened {
+            Ok(descriptor) => descriptor,
+            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let stat = fstat(&descriptor)?;
+        Ok(Some(Self { descriptor, stamp: Stamp::from(&stat), links: stat.st_nlink }))
+    }
+
+    /// The `from` of each folder of versions, ascending, and what only looks like one.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub(super) fn froms(&self, path: &ObjectPath) -> io::Result<(Vec<i64>, FromProblems)> {
+        let (mut froms, mut problems) = (Vec::new(), Vec::new());
+        for_each_entry(&self.descriptor, |name, kind| {
+            let Some(from) = from_of(name) else { return };
+            match kind {
+                EntryKind::Folder => froms.push(from),
+                EntryKind::File => {}
+                EntryKind::Other => {
+                    let reason = "a link or special file stands here, and is not followed";
+                    let entry = format!("{path}/{name}");
+                    problems.push((from, Problem { entry, reason: reason.to_owned() }));
+                }
+            }
+        })?;
+        froms.sort_unstable();
+        Ok((froms, problems))
+    }
+
+    /// Reads the folder of one `from`. Of the rows in `known` those are kept whose files did not
+    /// change.
+    ///
+    /// # Errors
+    /// If it cannot be read; that it is not there is no error.
+    pub(super) fn versions(
+        &self,
+        path: &ObjectPath,
+        from: i64,
+        known: &[Row],
+        slack: Duration,
+    ) -> io::Result<Versions> {
+        let name = from.to_string();
+        let mut found = Versions::default();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let folder = match open_beneath(self.descriptor.as_fd(), &name, flags) {
+            Ok(folder) => folder,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            Err(error) if is_absent(&error) => {
+                let entry = format!("{path}/{name}");
+                found.problems.push(Problem { entry, reason: error.to_string() });
+                return Ok(found);
+            }
+            Err(error) => return Err(error),
+        };
+        let stamp = Stamp::from(&fstat(&folder)?);
+        let mut reading = Reading { folder: folder.as_fd(), path, from, stamp, slack, known };
+        for (name, pair) in pairs(&folder)? {
+            let entry = || format!("{path}/{from}/{name}");
+            match reading.pair(&name, pair) {
+                Ok(Pair::Read(info, stamp)) => found.read.push((*info, stamp)),
+                Ok(Pair::Kept(row)) => found.kept.push(row),
+                Ok(Pair::Pending) => found.pending = true,
+                Err(Wrong::Named(reason)) => {
+                    found.problems.push(Problem { entry: entry(), reason });
+                }
+                Err(Wrong::Failed(error)) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether the files of a version are as they were when it was read.
+    pub(super) fn is_unchanged(&self, row: &Row) -> bool {
+        let (folder, name) = (row.from.to_string(), row.id);
+        let stamp = |name: &str| {
+            let stat = statat(&self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+            Some(Stamp::from(&stat))
+        };
+        let all = || {
+            let blob = format!("{folder}/{name}");
+            let properties = stamp(&format!("{blob}{PROPERTIES}"))?;
+            Some(stamp_of(&stamp(&folder)?, &properties, &stamp(&blob)?))
+        };
+        row.stamp != 0 && all() == Some(row.stamp)
+    }
+}
+
+/// Reads folders of versions, those of many in several threads.
+///
+/// # Errors
+/// If one cannot be read.
+pub(super) fn read_all<'a>(
+    folder: &PathFolder,
+    path: &ObjectPath,
+    froms: &'a [i64],
+    known: impl Fn(i64) -> &'a [Row] + Sync,
+    slack: Duration,
+) -> io::Result<Vec<(i64, Versions)>> {
+    let one =
+        |from: &i64| folder.versions(path, *from, known(*from), slack).map(|found| (*from, found));
+    if froms.len() <= FEW_FOLDERS {
+        return froms.iter().map(one).collect();
+    }
+    let share = froms.len().div_ceil(PARALLEL_READS);
+    let parts: Vec<io::Result<Vec<_>>> = std::thread::scope(|scope| {
+        let one = &one;
+        let read = |part: &'a [i64]| scope.spawn(move || part.iter().map(one).collect());
+        let threads: Vec<_> = froms.chunks(share).map(read).collect();
+        let ended = || Err(io::Error::other("a thread that read folders ended early"));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| ended())).collect()
+    });
+    Ok(parts.into_iter().collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// Whether there is nothing that can be used under a name: nothing at all, a link, a file.
+pub(super) fn is_absent(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | InvalidData | NotADirectory)
+}
+
+/// The `from` of a folder's name: only as it is written, so that no two names are the same.
+pub(super) fn from_of(name: &str) -> Option<i64> {
+    let from: i64 = name.parse().ok()?;
+    (from.to_string() == name).then_some(from)
+}
+
+/// The kinds of the two files of a version.
+type Kinds = (Option<EntryKind>, Option<EntryKind>);
+
+fn pairs(folder: &OwnedFd) -> io::Result<BTreeMap<String, Kinds>> {
+    let mut pairs: BTreeMap<String, Kinds> = BTreeMap::new();
+    for_each_entry(folder, |name, kind| {
+        if name.starts_with('.') {
+            return;
+        }
+        match name.strip_suffix(PROPERTIES) {
+            Some(blob) => pairs.entry(blob.to_owned()).or_default().1 = Some(kind),
+            None if kind == EntryKind::Folder => {}
+            None => pairs.entry(name.to_owned()).or_default().0 = Some(kind),
+        }
+    })?;
+    Ok(pairs)
+}
+
+enum Pair {
+    Read(Box<ObjectInfo>, u64),
+    Kept(Row),
+    Pending,
+}
+
+enum Wrong {
+    /// The version cannot be used: why.
+    Named(String),
+    /// The file system cannot be read.
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Wrong {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Named("it went away while it was read".to_owned()),
+            io::ErrorKind::InvalidData => Self::Named(error.to_string()),
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+/// One folder of versions while it is read.
+struct Reading<'a> {
+    folder: BorrowedFd<'a>,
+    path: &'a ObjectPath,
+    from: i64,
+    stamp: Stamp,
+    slack: Duration,
+    known: &'a [Row],
+}
+
+impl Reading<'_> {
+    fn stat(&self, name: &str) -> Result<(Stamp, FileType), Wrong> {
+        let stat = statat(self.folder, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from)?;
+        Ok((Stamp::from(&stat), FileType::from_raw_mode(stat.st_mode)))
+    }
+
+    fn pair(&mut self, name: &str, kinds: Kinds) -> Result<Pair, Wrong> {
+        let irregular = || Wrong::Named("it is no regular file".to_owned());
+        match kinds {
+            (Some(_), Some(_)) => {}
+            (Some(_), None) => {
+                let (blob, _) = self.stat(name)?;
+                // A time yet to come is the end of the validity: then it is no put under way.
+                let now = SystemTime::now();
+                let modified = u64::try_from(blob.modified_nanos).ok().map(Duration::from_nanos);
+                let age = modified.and_then(|at| now.duration_since(UNIX_EPOCH + at).ok());
+                if age.is_none_or(|age| age > PUT_LIMIT) {
+                    return Err(Wrong::Named(format!("{PROPERTIES} is not there")));
+                }
+                return Ok(Pair::Pending);
+            }
+            // Properties come first.
+            (None, _) => return Ok(Pair::Pending),
+        }
+        let (blob, kind) = self.stat(name)?;
+        if kind != FileType::RegularFile {
+            return Err(irregular());
+        }
+        let beside = format!("{name}{PROPERTIES}");
+        let (properties, kind) = self.stat(&beside)?;
+        if kind != FileType::RegularFile {
+            return Err(irregular());
+        }
+        let stamp = stamp_of(&self.stamp, &properties, &blob);
+        // Names that are not the id itself cannot be compared with rows: they are read each time.
+        let id = ObjectId::parse(name).filter(|id| id.to_string() == name);
+        let is_known = |row: &&Row| Some(row.id) == id && row.stamp == stamp;
+        if let Some(row) = self.known.iter().find(is_known) {
+            return Ok(Pair::Kept(*row));
+        }
+        let recent = [&self.stamp, &properties, &blob];
+        let recent = recent.iter().any(|stamp| is_recent(stamp.changed_nanos, self.slack));
+        let comparable = id.is_some() && !recent;
+        let read = read_properties(self.folder, &beside)?;
+        let from = Timestamp::from_millis(self.from);
+        let info = entry::version(self.path, from, name, blob.size_bytes, &read);
+        let info = info.map_err(Wrong::Named)?;
+        Ok(Pair::Read(Box::new(info), if comparable { stamp } else { 0 }))
+    }
+}
+
+/// Reads a properties file beneath `folder`.
+///
+/// # Errors
+/// Of kind `InvalidData` if it is none.
+pub(super) fn read_properties(folder: BorrowedFd<'_>, name: &str) -> io::Result<Properties> {
+    let wrong = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    let (file, stamp) = open_file(folder, name)?;
+    let mut bytes =
+        Vec::with_capacity(usize::try_from(stamp.size_bytes.min(64 << 10)).unwrap_or(0));
+    let read = file.take(MAX_PROPERTIES_BYTES + 1).read_to_end(&mut bytes)?;
+    if read as u64 > MAX_PROPERTIES_BYTES {
+        return Err(wrong(format!("{} bytes of properties are too many", stamp.size_bytes)));
+    }
+    Properties::parse(&bytes).map_err(|error| wrong(error.to_string()))
+}

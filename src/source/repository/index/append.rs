@@ -1,0 +1,194 @@
+//! Adds to an index: one file per batch of versions, merged when there are many.
+//!
+//! Writers take turns by a lock on the folder. A reader sees a file whole or not at all: it is
+//! renamed when it is complete. A writer that is killed leaves at most a `.part` file, and versions
+//! that the index does not know: readers find them by the folders' times.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{
+    AtFlags, FlockOperation, Mode, OFlags, flock, fstat, mkdirat, openat, renameat, statat,
+    unlinkat,
+};
+
+use super::file::{IndexFile, IndexRow, encode};
+use super::{FOLDER, FileName, set};
+use crate::object::ObjectId;
+use crate::source::repository::beneath::{EntryKind, Root, Stamp, for_each_entry, open_file};
+use crate::source::repository::folder::is_recent;
+
+/// How long another writer may hold the lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
+/// Files of a level that are merged, and how many times larger those of the next level are. So each
+/// row is written once per level: the logarithm of the versions.
+const MERGED_FILES: usize = 8;
+/// Size of the files of the lowest level.
+const SMALL_BYTES: u64 = 8192;
+/// What a killed writer left is removed after this time.
+const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
+
+/// The right to change an index, while this is held.
+#[derive(Debug)]
+pub(in crate::source::repository) struct IndexWriter {
+    root_inode: u64,
+    folder: OwnedFd,
+    _lock: OwnedFd,
+}
+
+impl IndexWriter {
+    /// Waits for the other writers. The folder is made if it is not there.
+    ///
+    /// # Errors
+    /// If the folder cannot be written, or is locked for too long.
+    pub(in crate::source::repository) fn lock(root: &Root) -> io::Result<Self> {
+        let above = root.descriptor()?;
+        match mkdirat(&above, FOLDER, Mode::from_raw_mode(0o777)) {
+            Err(rustix::io::Errno::EXIST) | Ok(()) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let folder = root.folder(FOLDER)?;
+        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let lock = openat(&folder, "lock", flags, Mode::from_raw_mode(0o666))?;
+        let began = Instant::now();
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() < LOCK_PATIENCE => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let root_inode = fstat(&above)?.st_ino;
+        Ok(Self { root_inode, folder, _lock: lock })
+    }
+
+    /// Adds a file with `rows`, and merges files where there are many.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(in crate::source::repository) fn append(&self, rows: Vec<IndexRow>) -> io::Result<()> {
+        let names = set::list(&self.folder)?;
+        let sequence = names.iter().map(|name| name.sequence).max().unwrap_or(0).saturating_add(1);
+        self.write(rows, sequence)?;
+        self.merge()
+    }
+
+    /// Writes all rows anew, in place of the files `replaced`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn replace(&self, rows: Vec<IndexRow>, replaced: &[String]) -> io::Result<()> {
+        let names = set::list(&self.folder)?;
+        let old = names.iter().filter(|name| replaced.contains(&name.to_string()));
+        let sequence = old.map(|name| name.sequence).max().unwrap_or(0).saturating_add(1);
+        if !rows.is_empty() {
+            self.write(rows, sequence)?;
+        }
+        for name in replaced {
+            self.remove(name)?;
+        }
+        self.clean()
+    }
+
+    /// The files that are there, also those that cannot be used.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub(super) fn names(&self) -> io::Result<Vec<String>> {
+        Ok(set::list(&self.folder)?.iter().map(FileName::to_string).collect())
+    }
+
+    fn write(&self, rows: Vec<IndexRow>, sequence: u64) -> io::Result<FileName> {
+        let (bytes, crc32c) = encode(rows, self.root_inode)?;
+        let unique = uuid::Uuid::new_v4().simple().to_string();
+        let part = format!(".{unique}.part");
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = openat(&self.folder, &part, flags, Mode::from_raw_mode(0o666))?;
+        let name = FileName { sequence, unique, crc32c };
+        // It is not synced: what a power failure tears is found by its checksum.
+        let written = File::from(file).write_all(&bytes);
+        let renamed = written
+            .and_then(|()| Ok(renameat(&self.folder, &part, &self.folder, name.to_string())?));
+        if renamed.is_err() {
+            let _ = unlinkat(&self.folder, &part, AtFlags::empty());
+        }
+        renamed.map(|()| name)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        match unlinkat(&self.folder, name, AtFlags::empty()) {
+            Err(rustix::io::Errno::NOENT) | Ok(()) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Merges the files of a level with all smaller ones, once there are enough of them.
+    fn merge(&self) -> io::Result<()> {
+        let mut sized = Vec::new();
+        for name in set::list(&self.folder)? {
+            let stat = statat(&self.folder, name.to_string(), AtFlags::SYMLINK_NOFOLLOW)?;
+            sized.push((level(u64::try_from(stat.st_size).unwrap_or(0)), name));
+        }
+        let full = |level: &u32| sized.iter().filter(|(of, _)| of == level).count() >= MERGED_FILES;
+        let Some(level) = sized.iter().map(|(level, _)| *level).filter(full).max() else {
+            return Ok(());
+        };
+        let mut merged: BTreeMap<Key, IndexRow> = BTreeMap::new();
+        let mut replaced = Vec::new();
+        let below = sized.into_iter().filter(|(of, _)| *of <= level).map(|(_, name)| name);
+        for name in below {
+            let rows = open_file(self.folder.as_fd(), &name.to_string())
+                .and_then(|(file, _)| IndexFile::open(file, name.crc32c, self.root_inode))
+                .and_then(|mut file| file.all());
+            match rows {
+                Ok(rows) => {
+                    merged.extend(rows.into_iter().map(|row| (key_of(&row), row)));
+                    replaced.push(name);
+                }
+                // It may be of a later version: only `iovcache index` removes it.
+                Err(error) => tracing::debug!(%name, %error, "not merged"),
+            }
+        }
+        let sequence = replaced.iter().map(|name| name.sequence).max().unwrap_or(1);
+        self.write(merged.into_values().collect(), sequence)?;
+        for name in replaced {
+            self.remove(&name.to_string())?;
+        }
+        self.clean()
+    }
+
+    /// Removes what killed writers left.
+    fn clean(&self) -> io::Result<()> {
+        let mut left = Vec::new();
+        for_each_entry(&self.folder, |name, kind| {
+            if kind == EntryKind::File && name.starts_with('.') && name.ends_with(".part") {
+                left.push(name.to_owned());
+            }
+        })?;
+        for name in left {
+            let stat = statat(&self.folder, &name, AtFlags::SYMLINK_NOFOLLOW);
+            let old =
+                stat.is_ok_and(|stat| !is_recent(Stamp::from(&stat).changed_nanos, LEFTOVER_AGE));
+            if old {
+                self.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+type Key = (std::sync::Arc<str>, i64, ObjectId);
+
+pub(super) fn key_of(row: &IndexRow) -> Key {
+    (std::sync::Arc::clone(&row.path), row.from, row.id)
+}
+
+fn level(bytes: u64) -> u32 {
+    (bytes / SMALL_BYTES).max(1).ilog(MERGED_FILES as u64)
+}

@@ -1,0 +1,571 @@
+//! One file of an index: how it is written and read.
+
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use arrow_array::builder::{
+    FixedSizeBinaryBuilder, Int64Builder, MapBuilder, StringBuilder, UInt64Builder,
+};
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::{Int32Type, Int64Type, UInt64Type};
+use arrow_array::{Array as _, ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray};
+use arrow_ipc::reader::FileReader;
+use arrow_ipc::writer::FileWriter;
+use arrow_schema::{ArrowError, DataType, Field, Fields, Schema};
+use crc_fast::{CrcAlgorithm, Digest};
+
+use super::VERSION;
+use crate::object::{Md5Sum, ObjectId};
+
+/// Rows of one record batch: what is read at least for one path.
+const BATCH_ROWS: usize = 8192;
+/// A footer is not longer than this.
+const MAX_FOOTER_BYTES: u64 = 64 << 20;
+
+const VERSION_KEY: &str = "iovcache.index";
+const ROOT_KEY: &str = "iovcache.root";
+const BATCHES_KEY: &str = "iovcache.batches";
+
+/// One version in an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::source::repository) struct IndexRow {
+    pub(in crate::source::repository) path: Arc<str>,
+    pub(in crate::source::repository) from: i64,
+    pub(in crate::source::repository) until: i64,
+    pub(in crate::source::repository) created: i64,
+    pub(in crate::source::repository) id: ObjectId,
+    pub(in crate::source::repository) size_bytes: u64,
+    pub(in crate::source::repository) md5: Option<Md5Sum>,
+    pub(in crate::source::repository) metadata: Arc<BTreeMap<String, String>>,
+    /// State of its files; 0 if it is not known.
+    pub(in crate::source::repository) stamp: u64,
+    /// Change time (ns) of the path's folder when this was written.
+    pub(in crate::source::repository) listed: i64,
+}
+
+/// A version as it stands in a file.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::source::repository) struct RowRef<'a> {
+    pub(in crate::source::repository) from: i64,
+    pub(in crate::source::repository) until: i64,
+    pub(in crate::source::repository) created: i64,
+    pub(in crate::source::repository) id: ObjectId,
+    pub(in crate::source::repository) size_bytes: u64,
+    pub(in crate::source::repository) md5: Option<Md5Sum>,
+    pub(in crate::source::repository) stamp: u64,
+    pub(in crate::source::repository) listed: i64,
+    metadata: (&'a StringArray, &'a StringArray, usize, usize),
+}
+
+impl RowRef<'_> {
+    pub(in crate::source::repository) fn metadata(
+        &self,
+    ) -> impl Iterator<Item = (&str, &str)> + Clone {
+        let (keys, values, first, end) = self.metadata;
+        (first..end).map(|at| (keys.value(at), values.value(at)))
+    }
+
+    fn to_row(self, path: &Arc<str>) -> IndexRow {
+        let metadata = self.metadata().map(|(key, value)| (key.to_owned(), value.to_owned()));
+        IndexRow {
+            path: Arc::clone(path),
+            from: self.from,
+            until: self.until,
+            created: self.created,
+            id: self.id,
+            size_bytes: self.size_bytes,
+            md5: self.md5,
+            metadata: Arc::new(metadata.collect()),
+            stamp: self.stamp,
+            listed: self.listed,
+        }
+    }
+}
+
+fn metadata_type() -> DataType {
+    let entries = Fields::from(vec![
+        Field::new("key", DataType::Utf8, false),
+        Field::new("value", DataType::Utf8, false),
+    ]);
+    DataType::Map(Arc::new(Field::new("entries", DataType::Struct(entries), false)), false)
+}
+
+fn fields() -> Vec<Field> {
+    let path = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+    vec![
+        Field::new("path", path, false),
+        Field::new("from", DataType::Int64, false),
+        Field::new("until", DataType::Int64, false),
+        Field::new("created", DataType::Int64, false),
+        Field::new("id", DataType::FixedSizeBinary(16), false),
+        Field::new("size", DataType::UInt64, false),
+        Field::new("md5", DataType::FixedSizeBinary(16), true),
+        Field::new("metadata", metadata_type(), false),
+        Field::new("stamp", DataType::UInt64, false),
+        Field::new("listed", DataType::Int64, false),
+    ]
+}
+
+/// Bytes and checksum of a file with `rows`, for the root folder with this inode.
+///
+/// # Errors
+/// If Arrow cannot write it.
+pub(super) fn encode(mut rows: Vec<IndexRow>, root_inode: u64) -> io::Result<(Vec<u8>, u32)> {
+    let key = |row: &IndexRow| (Arc::clone(&row.path), row.from, row.id);
+    if !rows.is_sorted_by(|a, b| (&a.path, a.from, a.id) <= (&b.path, b.from, b.id)) {
+        rows.sort_by_key(key);
+    }
+    let paths: BTreeSet<&str> = rows.iter().map(|row| &*row.path).collect();
+    let numbers: BTreeMap<&str, i32> = paths.iter().zip(0..).map(|(path, n)| (*path, n)).collect();
+    let dictionary: ArrayRef = Arc::new(StringArray::from_iter_values(&paths));
+    let keys: Vec<i32> = rows.iter().map(|row| numbers[&*row.path]).collect();
+    let batches: Vec<[i32; 2]> =
+        keys.chunks(BATCH_ROWS).map(|keys| [keys[0], keys[keys.len() - 1]]).collect();
+    let metadata = [
+        (VERSION_KEY.to_owned(), VERSION.to_owned()),
+        (ROOT_KEY.to_owned(), root_inode.to_string()),
+        (BATCHES_KEY.to_owned(), serde_json::to_string(&batches).map_err(io::Error::other)?),
+    ];
+    let schema = Arc::new(Schema::new_with_metadata(fields(), HashMap::from(metadata)));
+    let write = || {
+        let mut writer = FileWriter::try_new(Vec::new(), &schema)?;
+        for (rows, keys) in rows.chunks(BATCH_ROWS).zip(keys.chunks(BATCH_ROWS)) {
+            let keys = Int32Array::from(keys.to_vec());
+            let path = DictionaryArray::try_new(keys, Arc::clone(&dictionary))?;
+            let mut columns: Vec<ArrayRef> = vec![Arc::new(path)];
+            columns.extend(columns_of(rows)?);
+            writer.write(&RecordBatch::try_new(Arc::clone(&schema), columns)?)?;
+        }
+        writer.finish()?;
+        writer.into_inner()
+    };
+    let bytes = write().map_err(|error: ArrowError| io::Error::other(error))?;
+    let crc = crc32c(&bytes[..])?.0;
+    Ok((bytes, crc))
+}
+
+/// All columns of `rows` but the path.
+fn columns_of(rows: &[IndexRow]) -> Result<Vec<ArrayRef>, ArrowError> {
+    let [mut from, mut until, mut created, mut listed] =
+        std::array::from_fn(|_| Int64Builder::with_capacity(rows.len()));
+    let [mut size, mut stamp] = std::array::from_fn(|_| UInt64Builder::with_capacity(rows.len()));
+    let [mut id, mut md5] =
+        std::array::from_fn(|_| FixedSizeBinaryBuilder::with_capacity(rows.len(), 16));
+    let names = arrow_array::builder::MapFieldNames {
+        entry: "entries".into(),
+        key: "key".into(),
+        value: "value".into(),
+    };
+    let value = Field::new("value", DataType::Utf8, false);
+    let mut metadata = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new())
+        .with_values_field(value);
+    for row in rows {
+        from.append_value(row.from);
+        until.append_value(row.until);
+        created.append_value(row.created);
+        listed.append_value(row.listed);
+        size.append_value(row.size_bytes);
+        stamp.append_value(row.stamp);
+        id.append_value(row.id.as_bytes())?;
+        match row.md5 {
+            Some(sum) => md5.append_value(sum.0)?,
+            None => md5.append_null(),
+        }
+        for (key, value) in &*row.metadata {
+            metadata.keys().append_value(key);
+            metadata.values().append_value(value);
+        }
+        metadata.append(true)?;
+    }
+    Ok(vec![
+        Arc::new(from.finish()),
+        Arc::new(until.finish()),
+        Arc::new(created.finish()),
+        Arc::new(id.finish()),
+        Arc::new(size.finish()),
+        Arc::new(md5.finish()),
+        Arc::new(metadata.finish()),
+        Arc::new(stamp.finish()),
+        Arc::new(listed.finish()),
+    ])
+}
+
+/// Checksum and length of all that `bytes` gives.
+pub(super) fn crc32c(mut bytes: impl Read) -> io::Result<(u32, u64)> {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    let mut piece = vec![0; 256 << 10];
+    let mut length = 0;
+    loop {
+        match bytes.read(&mut piece) {
+            Ok(0) => return Ok((digest.finalize() as u32, length)),
+            Ok(count) => {
+                digest.update(&piece[..count]);
+                length += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// An index file, open.
+pub(super) struct IndexFile {
+    reader: FileReader<BufReader<File>>,
+    /// Sorted.
+    paths: StringArray,
+    /// First and last path of each batch, as numbers in `paths`.
+    batches: Vec<[i32; 2]>,
+}
+
+impl std::fmt::Debug for IndexFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "IndexFile({} batches of {} paths)", self.batches.len(), self.paths.len())
+    }
+}
+
+fn wrong(reason: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason.into())
+}
+
+/// Runs what reads foreign bytes: Arrow's decoder panics on some that are damaged.
+fn guarded<T>(work: impl FnOnce() -> Result<T, ArrowError>) -> io::Result<T> {
+    let text = |panic: Box<dyn Any + Send>| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+    };
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|error| wrong(error.to_string())),
+        Err(panic) => Err(wrong(text(panic).unwrap_or_else(|| "it is malformed".to_owned()))),
+    }
+}
+
+impl IndexFile {
+    /// Checks a file against the checksum in its name and reads what it says of itself.
+    ///
+    /// # Errors
+    /// Of kind `InvalidData` if it is torn, forged, of another version or for another folder.
+    pub(super) fn open(mut file: File, expected_crc: u32, root_inode: u64) -> io::Result<Self> {
+        let (crc, length) = crc32c(&file)?;
+        if crc != expected_crc {
+            return Err(wrong(format!("its checksum is {crc:08x}, expected {expected_crc:08x}")));
+        }
+        check_blocks(&mut file, length)?;
+        file.seek(SeekFrom::Start(0))?;
+        let mut reader = guarded(|| FileReader::try_new(BufReader::new(file), None))?;
+        let schema = reader.schema();
+        let said = |key: &str| schema.metadata().get(key).map_or("", String::as_str);
+        if said(VERSION_KEY) != VERSION {
+            let version = said(VERSION_KEY);
+            return Err(wrong(format!("its version is {version:?}, expected {VERSION:?}")));
+        }
+        if said(ROOT_KEY) != root_inode.to_string() {
+            return Err(wrong("it is for another folder"));
+        }
+        if schema.fields().iter().map(|field| (**field).clone()).ne(fields()) {
+            return Err(wrong("its columns are not those of an index"));
+        }
+        let batches: Vec<[i32; 2]> =
+            serde_json::from_str(said(BATCHES_KEY)).map_err(|error| wrong(error.to_string()))?;
+        if batches.len() != reader.num_batches() {
+            return Err(wrong("it does not have as many batches as it says"));
+        }
+        // The dictionary of the first batch is that of all.
+        let mut paths = StringArray::from(Vec::<&str>::new());
+        if !batches.is_empty() {
+            let batch = read_batch(&mut reader, 0)?;
+            paths = dictionary(&batch)?.values().as_string::<i32>().clone();
+        }
+        let in_range = |number: &i32| usize::try_from(*number).is_ok_and(|n| n < paths.len());
+        if !batches.iter().flatten().all(in_range) || !is_ascending(&paths) {
+            return Err(wrong("its paths are not in order"));
+        }
+        Ok(Self { reader, paths, batches })
+    }
+
+    /// Calls `each` for the rows of one path.
+    ///
+    /// # Errors
+    /// Of kind `InvalidData` if the file is malformed.
+    pub(super) fn for_path(
+        &mut self,
+        path: &str,
+        each: &mut dyn FnMut(RowRef<'_>),
+    ) -> io::Result<()> {
+        let Some(number) = self.number_of(path) else { return Ok(()) };
+        for at in 0..self.batches.len() {
+            let [first, last] = self.batches[at];
+            if first > number || last < number {
+                continue;
+            }
+            let batch = read_batch(&mut self.reader, at)?;
+            let keys = dictionary(&batch)?.keys().values();
+            let first = keys.partition_point(|key| *key < number);
+            let end = first + keys[first..].partition_point(|key| *key == number);
+            guarded(|| {
+                for_rows(&batch, first..end, each);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn number_of(&self, path: &str) -> Option<i32> {
+        let (mut low, mut high) = (0, self.paths.len());
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            match self.paths.value(middle).cmp(path) {
+                std::cmp::Ordering::Equal => return i32::try_from(middle).ok(),
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        None
+    }
+
+    /// All rows.
+    ///
+    /// # Errors
+    /// Of kind `InvalidData` if the file is malformed.
+    pub(super) fn all(&mut self) -> io::Result<Vec<IndexRow>> {
+        let mut rows: Vec<IndexRow> = Vec::new();
+        self.for_each(&mut |path, row| {
+            let known = rows.last().map(|last| Arc::clone(&last.path));
+            let path = known.filter(|last| **last == *path).unwrap_or_else(|| path.into());
+            let mut row = row.to_row(&path);
+            // Neighbours mostly have the same metadata.
+            if let Some(last) = rows.last().filter(|last| last.metadata == row.metadata) {
+                row.metadata = Arc::clone(&last.metadata);
+            }
+            rows.push(row);
+        })?;
+        Ok(rows)
+    }
+
+    /// Calls `each` for every row with its path, batch by batch.
+    ///
+    /// # Errors
+    /// Of kind `InvalidData` if the file is malformed.
+    pub(super) fn for_each(&mut self, each: &mut dyn FnMut(&str, RowRef<'_>)) -> io::Result<()> {
+        for at in 0..self.batches.len() {
+            let batch = read_batch(&mut self.reader, at)?;
+            let keys = dictionary(&batch)?.keys().values().clone();
+            let mut key = keys.iter();
+            let paths = &self.paths;
+            guarded(|| {
+                for_rows(&batch, 0..batch.num_rows(), &mut |row| {
+                    let number = key.next().copied().unwrap_or(0);
+                    each(paths.value(number as usize), row);
+                });
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn is_ascending(paths: &StringArray) -> bool {
+    paths.null_count() == 0 && (1..paths.len()).all(|n| paths.value(n - 1) < paths.value(n))
+}
+
+/// Blocks that lie outside of the file must not decide how much memory is taken.
+fn check_blocks(file: &mut File, length: u64) -> io::Result<()> {
+    const END_BYTES: u64 = 10;
+    let mut end = [0; END_BYTES as usize];
+    if length < END_BYTES {
+        return Err(wrong("it is too short"));
+    }
+    file.seek(SeekFrom::Start(length - END_BYTES))?;
+    file.read_exact(&mut end)?;
+    let footer = guarded(|| arrow_ipc::reader::read_footer_length(end))? as u64;
+    if footer > MAX_FOOTER_BYTES || footer > length - END_BYTES {
+        return Err(wrong(format!("its footer has {footer} bytes, and it has {length}")));
+    }
+    file.seek(SeekFrom::Start(length - END_BYTES - footer))?;
+    let mut bytes = vec![0; footer as usize];
+    file.read_exact(&mut bytes)?;
+    let footer = arrow_ipc::root_as_footer(&bytes).map_err(|error| wrong(error.to_string()))?;
+    let blocks = footer.dictionaries().into_iter().flatten();
+    for block in blocks.chain(footer.recordBatches().into_iter().flatten()) {
+        let parts = [block.offset(), i64::from(block.metaDataLength()), block.bodyLength()];
+        let parts: Option<Vec<u64>> = parts.iter().map(|part| u64::try_from(*part).ok()).collect();
+        let end = parts
+            .and_then(|parts| parts.into_iter().try_fold(0_u64, |sum, part| sum.checked_add(part)));
+        if end.is_none_or(|end| end > length) {
+            return Err(wrong("a block of it lies outside of it"));
+        }
+    }
+    Ok(())
+}
+
+fn read_batch(reader: &mut FileReader<BufReader<File>>, at: usize) -> io::Result<RecordBatch> {
+    guarded(|| {
+        reader.set_index(at)?;
+        reader.next().unwrap_or_else(|| Err(ArrowError::IpcError("a batch is missing".to_owned())))
+    })
+}
+
+fn dictionary(batch: &RecordBatch) -> io::Result<&DictionaryArray<Int32Type>> {
+    let path = batch.columns().first().and_then(|column| column.as_dictionary_opt::<Int32Type>());
+    path.ok_or_else(|| wrong("its first column is not the path"))
+}
+
+/// Calls `each` for some rows. Panics on columns of other types than [`fields`]: callers guard it.
+fn for_rows(batch: &RecordBatch, rows: std::ops::Range<usize>, each: &mut dyn FnMut(RowRef<'_>)) {
+    let numbers = |at: usize| batch.column(at).as_primitive::<Int64Type>().values();
+    let (from, until, created, listed) = (numbers(1), numbers(2), numbers(3), numbers(9));
+    let id = batch.column(4).as_fixed_size_binary();
+    let size = batch.column(5).as_primitive::<UInt64Type>().values();
+    let md5 = batch.column(6).as_fixed_size_binary();
+    let metadata = batch.column(7).as_map();
+    let stamp = batch.column(8).as_primitive::<UInt64Type>().values();
+    let (keys, values) = (metadata.keys().as_string(), metadata.values().as_string());
+    let offsets = metadata.value_offsets();
+    let sixteen = |bytes: &[u8]| <[u8; 16]>::try_from(bytes).unwrap_or_default();
+    for at in rows {
+        each(RowRef {
+            from: from[at],
+            until: until[at],
+            created: created[at],
+            id: ObjectId::from_bytes(sixteen(id.value(at))),
+            size_bytes: size[at],
+            md5: md5.is_valid(at).then(|| Md5Sum(sixteen(md5.value(at)))),
+            stamp: stamp[at],
+            listed: listed[at],
+            metadata: (keys, values, offsets[at] as usize, offsets[at + 1] as usize),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    const INODE: u64 = 4711;
+
+    fn rows() -> Vec<IndexRow> {
+        let row = |path: &str, from: i64, id: u8, metadata: &[(&str, &str)]| IndexRow {
+            path: path.into(),
+            from,
+            until: from + 10,
+            created: 1_730_000_000_000 + i64::from(id),
+            id: ObjectId::from_bytes([id; 16]),
+            size_bytes: u64::from(id) * 1000,
+            md5: (id != 3).then_some(Md5Sum([id; 16])),
+            metadata: Arc::new(
+                metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            ),
+            stamp: u64::from(id) << 40,
+            listed: 1_730_000_000_000_000_000,
+        };
+        vec![
+            row("TPC/Calib/VDrift", i64::MIN, 1, &[("runNumber", "555"), ("ümlaut", "é")]),
+            row("TPC/Calib/VDrift", 1000, 2, &[]),
+            row("TPC/Calib/VDrift", 1000, 3, &[("runNumber", "555")]),
+            row("ITS/Noise", 5, 4, &[]),
+        ]
+    }
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file
+    }
+
+    fn open(bytes: &[u8]) -> io::Result<IndexFile> {
+        let crc = crc32c(bytes).unwrap().0;
+        IndexFile::open(file(bytes), crc, INODE)
+    }
+
+    fn of_path(index: &mut IndexFile, path: &str) -> Vec<IndexRow> {
+        let (mut found, path): (_, Arc<str>) = (Vec::new(), path.into());
+        index.for_path(&path, &mut |row| found.push(row.to_row(&path))).unwrap();
+        found
+    }
+
+    #[test]
+    fn rows_are_read_as_they_were_written_by_path_and_all_together() {
+        let (bytes, _) = encode(rows(), INODE).unwrap();
+        let mut index = open(&bytes).unwrap();
+        assert_eq!(of_path(&mut index, "TPC/Calib/VDrift"), rows()[..3]);
+        assert_eq!(of_path(&mut index, "ITS/Noise"), rows()[3..]);
+        assert_eq!(of_path(&mut index, "ITS"), []);
+        let mut all = rows();
+        all.rotate_right(1);
+        assert_eq!(index.all().unwrap(), all);
+    }
+
+    #[test]
+    fn many_batches_are_read_by_path() {
+        let many: Vec<IndexRow> = (0..3 * BATCH_ROWS as i64)
+            .map(|n| {
+                let path = format!("A/P{}", n % 5).into();
+                IndexRow { path, from: n, until: n + 1, ..rows()[1].clone() }
+            })
+            .collect();
+        let (bytes, _) = encode(many.clone(), INODE).unwrap();
+        let mut index = open(&bytes).unwrap();
+        for path in ["A/P0", "A/P3", "A/P4"] {
+            let expected = many.iter().filter(|row| &*row.path == path).count();
+            assert_eq!(of_path(&mut index, path).len(), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_golden_file_is_read() {
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/golden/repository-index.arrow");
+        let bytes = std::fs::read(golden).unwrap();
+        let mut all = rows();
+        all.rotate_right(1);
+        assert_eq!(open(&bytes).unwrap().all().unwrap(), all);
+    }
+
+    /// Writes the golden file; run it once per layout: `cargo test --lib golden -- --ignored`.
+    #[test]
+    #[ignore = "writes a file of the repository"]
+    fn write_the_golden_file() {
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/golden/repository-index.arrow");
+        std::fs::write(golden, encode(rows(), INODE).unwrap().0).unwrap();
+    }
+
+    #[test]
+    fn what_is_torn_or_for_another_folder_is_refused() {
+        let (bytes, crc) = encode(rows(), INODE).unwrap();
+        let reason = |bytes: &[u8], inode| {
+            IndexFile::open(file(bytes), crc, inode).map(|_| ()).unwrap_err().to_string()
+        };
+        assert!(reason(&bytes[..bytes.len() / 2], INODE).contains("checksum"));
+        let mut flipped = bytes.clone();
+        flipped[bytes.len() / 3] ^= 1;
+        assert!(reason(&flipped, INODE).contains("checksum"));
+        assert!(reason(&bytes, INODE + 1).contains("another folder"));
+    }
+
+    #[test]
+    fn whatever_byte_is_forged_under_a_right_checksum_nothing_panics() {
+        let (bytes, _) = encode(rows(), INODE).unwrap();
+        std::panic::set_hook(Box::new(|_| {}));
+        for at in 0..bytes.len() {
+            for value in [0, 0x7f, 0xff, bytes[at] ^ 1] {
+                let mut forged = bytes.clone();
+                forged[at] = value;
+                if let Ok(mut index) = open(&forged) {
+                    let _ = index.all();
+                    let _ = index.for_path("TPC/Calib/VDrift", &mut |row| {
+                        row.metadata().for_each(|_| {});
+                    });
+                }
+            }
+        }
+        for length in 0..bytes.len() {
+            let _ = open(&bytes[..length]);
+        }
+        let _ = std::panic::take_hook();
+    }
+}

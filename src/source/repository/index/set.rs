@@ -1,0 +1,171 @@
+//! All files of an index, as a reader sees them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::os::fd::AsFd as _;
+
+use rustix::fs::fstat;
+
+use super::file::{IndexFile, RowRef};
+use super::{FOLDER, FileName};
+use crate::source::repository::beneath::{EntryKind, Root, Stamp, for_each_entry, open_file};
+use crate::source::repository::folder::{LOCAL_SLACK, is_recent};
+
+/// The files of an index that can be used.
+#[derive(Debug, Default)]
+pub(in crate::source::repository) struct IndexSet {
+    /// In the order in which they were written.
+    files: BTreeMap<FileName, IndexFile>,
+    /// Named once, and not opened again.
+    unusable: BTreeSet<FileName>,
+    /// Change time of the folder when it was listed.
+    listed: Option<i64>,
+}
+
+/// What an index has of one path.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::source::repository) struct Count {
+    pub(in crate::source::repository) versions: u64,
+    /// Folders of versions.
+    pub(in crate::source::repository) folders: u64,
+    /// Change time (ns) of the path's folder when it was written last.
+    pub(in crate::source::repository) listed: i64,
+}
+
+/// Attempts to open files that are merged, and so removed, while the folder is listed.
+const ATTEMPTS: usize = 5;
+
+impl IndexSet {
+    /// Sees what was added and merged since the last time.
+    pub(in crate::source::repository) fn refresh(&mut self, root: &Root) {
+        for _ in 0..ATTEMPTS {
+            match self.try_refresh(root) {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    *self = Self::default();
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(folder = FOLDER, %error, "the index cannot be read");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether no file went away between listing and opening.
+    fn try_refresh(&mut self, root: &Root) -> io::Result<bool> {
+        let root_inode = fstat(root.descriptor()?)?.st_ino;
+        let folder = root.folder(FOLDER)?;
+        let changed = Stamp::from(&fstat(&folder)?).changed_nanos;
+        if self.listed == Some(changed) {
+            return Ok(true);
+        }
+        let names = list(&folder)?;
+        self.files.retain(|name, _| names.contains(name));
+        self.unusable.retain(|name| names.contains(name));
+        let mut all = true;
+        for name in names {
+            if self.files.contains_key(&name) || self.unusable.contains(&name) {
+                continue;
+            }
+            let opened = open_file(folder.as_fd(), &name.to_string());
+            let opened =
+                opened.and_then(|(file, _)| IndexFile::open(file, name.crc32c, root_inode));
+            match opened {
+                Ok(file) => drop(self.files.insert(name, file)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => all = false,
+                Err(error) => {
+                    tracing::warn!(file = %format!("{FOLDER}/{name}"), %error, "an index file is not used; iovcache index makes a new one");
+                    self.unusable.insert(name);
+                }
+            }
+        }
+        // A file that is added within the same tick of the clock is seen at the next listing.
+        self.listed = (all && !is_recent(changed, LOCAL_SLACK)).then_some(changed);
+        Ok(all)
+    }
+
+    pub(in crate::source::repository) fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Files that could not be used, by name.
+    pub(super) fn unusable(&self) -> impl Iterator<Item = String> {
+        self.unusable.iter().map(FileName::to_string)
+    }
+
+    pub(super) fn files(&mut self) -> impl Iterator<Item = (&FileName, &mut IndexFile)> {
+        self.files.iter_mut()
+    }
+
+    /// What the index has of each path at or below `prefix`. A row takes 16 bytes while they are
+    /// counted.
+    pub(in crate::source::repository) fn counts(&mut self, prefix: &str) -> HashMap<String, Count> {
+        let mut paths: HashMap<String, (i64, Vec<(i64, u64)>)> = HashMap::new();
+        let below = |path: &str| {
+            let rest = path.strip_prefix(prefix);
+            rest.is_some_and(|rest| prefix.is_empty() || rest.is_empty() || rest.starts_with('/'))
+        };
+        for (name, file) in &mut self.files {
+            let mut each = |path: &str, row: RowRef<'_>| {
+                if !below(path) {
+                    return;
+                }
+                if !paths.contains_key(path) {
+                    paths.insert(path.to_owned(), Default::default());
+                }
+                if let Some((listed, keys)) = paths.get_mut(path) {
+                    *listed = (*listed).max(row.listed);
+                    let half = row.id.as_bytes().first_chunk().copied().unwrap_or_default();
+                    keys.push((row.from, u64::from_le_bytes(half)));
+                }
+            };
+            if let Err(error) = file.for_each(&mut each) {
+                tracing::warn!(file = %format!("{FOLDER}/{name}"), %error, "an index file is passed over");
+            }
+        }
+        let count = |(path, (listed, mut keys)): (String, (i64, Vec<(i64, u64)>))| {
+            keys.sort_unstable();
+            keys.dedup();
+            let versions = keys.len() as u64;
+            keys.dedup_by_key(|(from, _)| *from);
+            (path, Count { versions, folders: keys.len() as u64, listed })
+        };
+        paths.into_iter().map(count).collect()
+    }
+
+    /// Calls `each` for the rows of a path, the ones written last at the end; of a version that is
+    /// there twice, the last row counts.
+    pub(in crate::source::repository) fn for_path(
+        &mut self,
+        path: &str,
+        mut each: impl FnMut(RowRef<'_>),
+    ) {
+        let mut broken = Vec::new();
+        for (name, file) in &mut self.files {
+            if let Err(error) = file.for_path(path, &mut each) {
+                tracing::warn!(file = %format!("{FOLDER}/{name}"), %error, "an index file is not used; iovcache index makes a new one");
+                broken.push(name.clone());
+            }
+        }
+        for name in broken {
+            self.files.remove(&name);
+            self.unusable.insert(name);
+        }
+    }
+}
+
+/// The names of index files in their folder.
+pub(super) fn list(folder: &std::os::fd::OwnedFd) -> io::Result<BTreeSet<FileName>> {
+    let mut names = BTreeSet::new();
+    for_each_entry(folder, |name, kind| {
+        if kind == EntryKind::File
+            && let Some(name) = FileName::parse(name)
+        {
+            names.insert(name);
+        }
+    })?;
+    Ok(names)
+}

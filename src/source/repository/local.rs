@@ -1,0 +1,656 @@
+//! Reads a repository in a local folder.
+//!
+//! ```text
+//!  look_up ─▶ path in memory? ──fresh──▶ one window of its table
+//!                 │ to be checked
+//!                 ▼
+//!      folder of the path changed? ─▶ new and removed folders ─┐
+//!      folders of versions changed? ───────────────────────────┴▶ these alone are read again
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{self, Read as _};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use md5::{Digest as _, Md5};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::beneath::Root;
+use super::entry::{self, PROPERTIES, difference, names};
+use super::folder::{LOCAL_SLACK, PathFolder, Versions, is_recent, read_all, read_properties};
+use super::index::IndexSet;
+use super::table::{Metadata, PathTable, Row};
+use super::walk;
+use super::watch::{PathWatch, Watcher};
+use crate::interval::Timestamp;
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::source::{
+    Body, BodyError, ChangeListener, Knowledge, Page, PageKey, PathSummary, Problem, SourceError,
+    in_place,
+};
+
+/// Versions in memory before the paths that were asked for longest ago are given up.
+const MAX_ROWS: usize = 4 << 20;
+/// Paths in memory.
+const MAX_PATHS: usize = 100_000;
+/// Tables with more rows are not searched on a thread of the runtime.
+const FEW_ROWS: usize = 4096;
+/// Pieces in which a file is read.
+const PIECE_BYTES: usize = 1 << 20;
+/// Versions whose files are checked while a request waits; those of larger paths are checked in the
+/// background.
+const SWEPT_AT_ONCE: usize = 20_000;
+/// Versions that are checked in the background before others get their turn.
+const SWEEP_SLICE: usize = 2_000;
+/// A check of all folders of a path pauses this many times as long as it took.
+const SWEEP_PAUSES: u32 = 10;
+
+/// What checks of all paths share.
+#[derive(Debug)]
+struct Shared {
+    root: Root,
+    refresh: Duration,
+    index: Mutex<IndexSet>,
+}
+
+/// A repository in a local folder.
+#[derive(Debug)]
+pub(super) struct LocalRepository {
+    url: String,
+    shared: Arc<Shared>,
+    watcher: Arc<Watcher>,
+    paths: Mutex<HashMap<ObjectPath, Arc<PathSlot>>>,
+    /// Rows of all paths in memory.
+    rows: AtomicUsize,
+}
+
+/// One path in memory.
+#[derive(Debug)]
+struct PathSlot {
+    used: Mutex<Instant>,
+    rows: AtomicUsize,
+    state: Arc<AsyncMutex<PathState>>,
+}
+
+/// What was read of a path.
+#[derive(Debug)]
+struct PathState {
+    path: ObjectPath,
+    table: PathTable,
+    problems: BTreeMap<i64, Vec<Problem>>,
+    /// Change time of the path's folder when it was listed; none where it must be listed again.
+    listed: Option<i64>,
+    /// Folders in which a put is under way.
+    pending: BTreeSet<i64>,
+    checked: Option<Instant>,
+    /// When the folders of versions were checked, and how long that took.
+    swept: Option<(Instant, Duration)>,
+    /// They are to be checked in the background: there are many.
+    to_sweep: bool,
+    watch: Option<PathWatch>,
+    /// The folder that is watched.
+    watched_inode: u64,
+}
+
+impl PathState {
+    fn new(path: ObjectPath) -> Self {
+        Self {
+            table: PathTable::new(path.clone()),
+            path,
+            problems: BTreeMap::new(),
+            listed: None,
+            pending: BTreeSet::new(),
+            checked: None,
+            swept: None,
+            to_sweep: false,
+            watch: None,
+            watched_inode: 0,
+        }
+    }
+
+    fn clear(&mut self) {
+        *self = Self::new(self.path.clone());
+    }
+
+    /// Takes what was read of one folder.
+    fn take(&mut self, from: i64, found: Versions) {
+        let Versions { read, kept, problems, pending } = found;
+        let mut rows = kept;
+        for (info, stamp) in read {
+            rows.push(self.table.row(info, stamp));
+        }
+        self.table.replace_folder(from, rows);
+        self.note(from, problems, pending);
+    }
+
+    fn note(&mut self, from: i64, problems: Vec<Problem>, pending: bool) {
+        match problems.is_empty() {
+            true => self.problems.remove(&from),
+            false => self.problems.insert(from, problems),
+        };
+        match pending {
+            true => self.pending.insert(from),
+            false => self.pending.remove(&from),
+        };
+    }
+
+    /// Reads what has changed since the last time.
+    fn check(&mut self, shared: &Shared, watcher: Option<&Watcher>) -> io::Result<()> {
+        let began = Instant::now();
+        let root = &shared.root;
+        let first = self.checked.is_none();
+        let Some(mut folder) = PathFolder::open(root, &self.path)? else {
+            self.clear();
+            self.checked = Some(began);
+            return Ok(());
+        };
+        let mut changes = self.watch.as_ref().map(PathWatch::take).unwrap_or_default();
+        let is_watched = self.watch.as_ref().is_some_and(PathWatch::is_alive);
+        let watched = is_watched && self.watched_inode == folder.stamp.inode;
+        if !watched || changes.all {
+            self.watch = watcher.and_then(|watcher| watcher.watch(root, &self.path));
+            // What happened between opening and watching is seen only now.
+            let Some(opened) = PathFolder::open(root, &self.path)? else {
+                return self.check(shared, watcher);
+            };
+            folder = opened;
+            self.watched_inode = folder.stamp.inode;
+            changes.all |= !first && (is_watched || self.watch.is_some());
+        }
+        let mut again: BTreeSet<i64> = self.pending.clone();
+        again.extend(changes.froms);
+        if first {
+            self.load(root, &shared.index, &folder);
+        }
+        let fresh = first && self.table.len() == 0;
+        // A folder that is watched is listed once.
+        let listed = match self.watch {
+            Some(_) => self.listed.is_some(),
+            None => self.listed == Some(folder.stamp.changed_nanos),
+        };
+        if !listed || changes.all {
+            self.list(&folder, &mut again)?;
+        }
+        let complete = self.watch.as_ref().is_some_and(PathWatch::is_complete);
+        let unseen = first || changes.all || !complete;
+        if !fresh && unseen && (changes.all || self.is_sweep_due(shared.refresh)) {
+            match self.table.len() <= SWEPT_AT_ONCE {
+                true => self.sweep(&folder, &mut again),
+                false => self.to_sweep = true,
+            }
+        }
+        self.read(&folder, again, fresh)?;
+        // Unless it is watched, it is listed again as long as a later change could bear the same time.
+        let changed = folder.stamp.changed_nanos;
+        let settled = self.watch.is_some() || !is_recent(changed, LOCAL_SLACK);
+        self.listed = settled.then_some(changed);
+        self.checked = Some(began);
+        Ok(())
+    }
+
+    /// Takes the rows of the index. Where the folder of the path is as it was when they were written,
+    /// and has as many folders as the rows, it need not be listed.
+    fn load(&mut self, root: &Root, index: &Mutex<IndexSet>, folder: &PathFolder) {
+        let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
+        index.refresh(root);
+        if index.is_empty() {
+            return;
+        }
+        let mut rows = Vec::new();
+        let mut listed = 0;
+        let table = &mut self.table;
+        index.for_path(self.path.as_str(), |row| {
+            listed = listed.max(row.listed);
+            rows.extend(table.indexed(&row));
+        });
+        self.table.fill(rows);
+        let folders = self.table.froms().count() as u64;
+        // Each folder counts its name, `.`, and the `..` of each folder in it.
+        let complete = listed == folder.stamp.changed_nanos && folder.links == folders + 2;
+        self.listed = complete.then_some(listed);
+    }
+
+    /// Compares the folders that are there with those in memory.
+    fn list(&mut self, folder: &PathFolder, again: &mut BTreeSet<i64>) -> io::Result<()> {
+        let (there, odd) = folder.froms(&self.path)?;
+        let known: Vec<i64> = self.table.froms().collect();
+        let is_there = |from: &i64| there.binary_search(from).is_ok();
+        for gone in known.iter().filter(|from| !is_there(from)) {
+            self.table.replace_folder(*gone, Vec::new());
+            if let Some(watch) = &mut self.watch {
+                watch.forget(*gone);
+            }
+        }
+        self.problems.retain(|from, _| is_there(from));
+        self.pending.retain(is_there);
+        again.retain(is_there);
+        again.extend(there.iter().filter(|from| known.binary_search(from).is_err()));
+        for (from, problem) in odd {
+            self.problems.insert(from, vec![problem]);
+        }
+        Ok(())
+    }
+
+    /// Whether it is time to look at the path's folder again.
+    fn is_check_due(&self, refresh: Duration) -> bool {
+        let Some(checked) = self.checked else { return true };
+        match &self.watch {
+            Some(watch) => watch.has_changes() || checked.elapsed() >= refresh / 2,
+            None => checked.elapsed() >= refresh / 5,
+        }
+    }
+
+    fn is_sweep_due(&self, refresh: Duration) -> bool {
+        let due = |(at, took): (Instant, Duration)| {
+            at.elapsed() >= refresh.max(took.saturating_mul(SWEEP_PAUSES))
+        };
+        self.swept.is_none_or(due)
+    }
+
+    /// Checks some versions that follow `after`; the last of them, where there are more.
+    fn sweep_slice(&mut self, root: &Root, after: Option<PageKey>) -> io::Result<Option<PageKey>> {
+        let Some(folder) = PathFolder::open(root, &self.path)? else { return Ok(None) };
+        let after = after.map(|(from, id)| (from.as_millis(), id));
+        let rows = self.table.rows_after(after, SWEEP_SLICE);
+        self.watch_all(rows.iter().map(|row| row.from));
+        let again = rows.iter().filter(|row| !folder.is_unchanged(row)).map(|row| row.from);
+        let again: BTreeSet<i64> = again.collect();
+        if !again.is_empty() {
+            // Where one went away, another may have come, which the index did not know.
+            self.listed = None;
+            self.read(&folder, again, false)?;
+        }
+        let last = rows.last().filter(|_| rows.len() == SWEEP_SLICE);
+        Ok(last.map(|row| (Timestamp::from_millis(row.from), row.id)))
+    }
+
+    /// Finds the folders whose files changed.
+    fn sweep(&mut self, folder: &PathFolder, again: &mut BTreeSet<i64>) {
+        let began = Instant::now();
+        if self.watch.is_some() {
+            self.watch_all(self.table.froms().collect::<Vec<_>>().into_iter());
+        }
+        let changed = self.table.iter().filter(|row| !folder.is_unchanged(row));
+        again.extend(changed.map(|row| row.from));
+        again.extend(self.problems.keys());
+        self.swept = Some((began, began.elapsed()));
+    }
+
+    fn watch_all(&mut self, froms: impl Iterator<Item = i64>) {
+        if let Some(watch) = &mut self.watch {
+            froms.for_each(|from| watch.watch_versions(from));
+        }
+    }
+
+    /// Reads folders of versions.
+    fn read(&mut self, folder: &PathFolder, again: BTreeSet<i64>, fresh: bool) -> io::Result<()> {
+        let froms: Vec<i64> = again.into_iter().collect();
+        self.watch_all(froms.iter().copied());
+        let table = &self.table;
+        let known = |from| table.folder(from);
+        let read = read_all(folder, &self.path, &froms, known, LOCAL_SLACK)?;
+        if !fresh {
+            read.into_iter().for_each(|(from, found)| self.take(from, found));
+            return Ok(());
+        }
+        let mut rows = Vec::with_capacity(read.len());
+        for (from, Versions { read, kept, problems, pending }) in read {
+            rows.extend(kept);
+            for (info, stamp) in read {
+                rows.push(self.table.row(info, stamp));
+            }
+            self.note(from, problems, pending);
+        }
+        self.table.fill(rows);
+        self.swept = Some((Instant::now(), Duration::ZERO));
+        Ok(())
+    }
+}
+
+/// The metadata of a version as its properties have it.
+fn read_metadata(root: &Root, path: &ObjectPath, row: &Row) -> io::Result<Metadata> {
+    let folder = root.folder(&format!("{path}/{}", row.from))?;
+    let name = row.id.to_string();
+    let read = read_properties(folder.as_fd(), &format!("{name}{PROPERTIES}"));
+    let properties = match read {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Its file has another name: all of the folder is read.
+            let path_folder = PathFolder::open(root, path)?;
+            let found = path_folder.map(|open| open.versions(path, row.from, &[], LOCAL_SLACK));
+            let found = found.transpose()?.unwrap_or_default();
+            let mut read = found.read.into_iter();
+            return match read.find(|(info, _)| info.id == row.id) {
+                Some((info, _)) => Ok(info.metadata),
+                None => Err(error),
+            };
+        }
+        read => read?,
+    };
+    Ok(entry::metadata(&properties))
+}
+
+impl LocalRepository {
+    /// The folder `folder`.
+    ///
+    /// # Errors
+    /// [`SourceError::Configuration`] if it is not there.
+    pub(super) fn open(folder: &Path, refresh: Duration) -> Result<Self, SourceError> {
+        let url = format!("file://{}", folder.display());
+        let root = Root::open(folder).map_err(|error| SourceError::Configuration {
+            url: url.clone(),
+            reason: error.to_string(),
+        })?;
+        let watcher = Arc::new(Watcher::new(&root));
+        let shared = Arc::new(Shared { root, refresh, index: Mutex::default() });
+        let (paths, rows) = (Mutex::default(), AtomicUsize::new(0));
+        Ok(Self { url, shared, watcher, paths, rows })
+    }
+
+    pub(super) fn subscribe(&self, listener: ChangeListener) {
+        self.watcher.subscribe(listener);
+    }
+
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The root folder.
+    pub(super) fn folder(&self) -> &Path {
+        self.shared.root.path()
+    }
+
+    /// Gives up what was read of `path`, so that the next look-up reads it anew.
+    pub(super) fn forget(&self, path: &ObjectPath) {
+        let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = paths.remove(path);
+        self.rows.fetch_sub(gone.map_or(0, |slot| slot.rows.load(Relaxed)), Relaxed);
+    }
+
+    /// The folders right beneath `path` (`""`: the root) that can be paths, or lead to some; sorted.
+    pub(super) async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        let (root, name) = (self.shared.root.clone(), path.to_owned());
+        self.blocking(path, move || walk::subfolders(&root, &name)).await
+    }
+
+    fn failed(&self, what: &str, error: &io::Error) -> SourceError {
+        let (url, what, mut reason) = (self.url.clone(), what.to_owned(), error.to_string());
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            return SourceError::NotAllowed { url, what, reason };
+        }
+        if !self.shared.root.path().is_dir() {
+            reason = format!("the folder {} is not there", self.shared.root.path().display());
+        }
+        SourceError::Down { url, what, reason }
+    }
+
+    /// Runs what blocks, away from the threads of the runtime.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        what: &str,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, SourceError> {
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(|error| self.failed(what, &error))
+    }
+
+    /// The state of a path; made if it is not there.
+    fn slot(&self, path: &ObjectPath) -> Arc<PathSlot> {
+        let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = paths.entry(path.clone()).or_insert_with(|| {
+            Arc::new(PathSlot {
+                used: Mutex::new(Instant::now()),
+                rows: Default::default(),
+                state: Arc::new(AsyncMutex::new(PathState::new(path.clone()))),
+            })
+        });
+        *slot.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        Arc::clone(slot)
+    }
+
+    /// Notes how many rows a path has, and gives up the paths that were asked for longest ago where
+    /// there are too many. A path without any version is not kept: anybody can ask for any.
+    fn settle(&self, path: &ObjectPath, slot: &PathSlot, rows: usize) {
+        let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that was given up meanwhile does not count any more.
+        if !paths.get(path).is_some_and(|known| std::ptr::eq(&**known, slot)) {
+            return;
+        }
+        let before = slot.rows.swap(rows, Relaxed);
+        self.rows.fetch_add(rows, Relaxed);
+        self.rows.fetch_sub(before, Relaxed);
+        if rows == 0 {
+            paths.remove(path);
+            return;
+        }
+        if paths.len() <= MAX_PATHS && self.rows.load(Relaxed) <= MAX_ROWS {
+            return;
+        }
+        let used = |slot: &PathSlot| *slot.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_use: Vec<(Instant, ObjectPath)> =
+            paths.iter().map(|(path, slot)| (used(slot), path.clone())).collect();
+        by_use.sort_unstable();
+        for (_, oldest) in by_use.into_iter().filter(|(_, other)| other != path) {
+            if paths.len() <= MAX_PATHS * 3 / 4 && self.rows.load(Relaxed) <= MAX_ROWS * 3 / 4 {
+                break;
+            }
+            let gone = paths.remove(&oldest);
+            self.rows.fetch_sub(gone.map_or(0, |slot| slot.rows.load(Relaxed)), Relaxed);
+        }
+    }
+
+    /// Calls `use_it` with the path's state, checked as far as it is time.
+    async fn with_path<T>(
+        &self,
+        path: &ObjectPath,
+        use_it: impl FnOnce(&mut PathState) -> T,
+    ) -> Result<T, SourceError> {
+        let slot = self.slot(path);
+        let mut state = Arc::clone(&slot.state).lock_owned().await;
+        // Others may have checked it while we waited.
+        if state.is_check_due(self.shared.refresh) {
+            let (shared, watcher) = (Arc::clone(&self.shared), Arc::clone(&self.watcher));
+            let checked = self.blocking(path.as_str(), move || {
+                let checked = state.check(&shared, Some(&watcher));
+                Ok((state, checked))
+            });
+            let (checked_state, checked) = checked.await?;
+            state = checked_state;
+            if let Err(error) = checked {
+                // What was told and not read is not told again: all is read anew.
+                state.clear();
+                self.settle(path, &slot, 0);
+                return Err(self.failed(path.as_str(), &error));
+            }
+            let rows = state.table.len() + state.problems.len();
+            self.settle(path, &slot, rows);
+            if std::mem::take(&mut state.to_sweep) {
+                // Until it is done, no other is begun.
+                state.swept = Some((Instant::now(), Duration::MAX));
+                self.sweep_in_background(&slot);
+            }
+        }
+        match state.table.len() > FEW_ROWS || state.table.reads_files() {
+            true => Ok(in_place(|| use_it(&mut state))),
+            false => Ok(use_it(&mut state)),
+        }
+    }
+
+    fn sweep_in_background(&self, slot: &PathSlot) {
+        let (root, state) = (self.shared.root.clone(), Arc::downgrade(&slot.state));
+        tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
+            let mut after = None;
+            loop {
+                // A path that was given up meanwhile is of no interest.
+                let Some(state) = state.upgrade() else { return };
+                let mut state = state.blocking_lock();
+                match state.sweep_slice(&root, after) {
+                    Ok(Some(last)) => after = Some(last),
+                    done => {
+                        if let Err(error) = done {
+                            tracing::debug!(path = %state.path, %error, "not checked");
+                        }
+                        state.swept = Some((Instant::now(), began.elapsed()));
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    pub(super) async fn look_up(
+        &self,
+        query: &Query,
+        at: Timestamp,
+    ) -> Result<Knowledge, SourceError> {
+        let root = &self.shared.root;
+        let found = self.with_path(&query.path, |state| {
+            let read = |row: &Row| read_metadata(root, &query.path, row);
+            let window = state.table.window(query, at.as_millis(), &read);
+            let problems = state.problems.values().flatten().cloned().collect();
+            (window, problems)
+        });
+        let (window, problems) = found.await?;
+        let window = window.map_err(|error| self.failed(query.path.as_str(), &error))?;
+        Ok(Knowledge { span: window.span, versions: window.versions, problems, stale: false })
+    }
+
+    pub(super) async fn list_page(
+        &self,
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<Page, SourceError> {
+        let root = &self.shared.root;
+        let key = after.map(|(from, id)| (from.as_millis(), id));
+        let found = self.with_path(&query.path, |state| {
+            let read = |row: &Row| read_metadata(root, &query.path, row);
+            let page = state.table.page(query, key, limit, &read);
+            let problems: Vec<Problem> = match key {
+                None => state.problems.values().flatten().cloned().collect(),
+                Some(_) => Vec::new(),
+            };
+            (page, problems)
+        });
+        let (page, problems) = found.await?;
+        let page = page.map_err(|error| self.failed(query.path.as_str(), &error))?;
+        let (versions, more) = page;
+        Ok(Page { versions, problems, more, whole: true })
+    }
+
+    /// A version as this repository itself describes it.
+    pub(super) async fn find(
+        &self,
+        path: &ObjectPath,
+        from: Timestamp,
+        id: ObjectId,
+    ) -> Result<Option<ObjectInfo>, SourceError> {
+        let root = &self.shared.root;
+        let found = self.with_path(path, |state| {
+            let read = |row: &Row| read_metadata(root, path, row);
+            let row = state.table.find(from.as_millis(), id)?;
+            state.table.info(row, &read).transpose()
+        });
+        found.await?.transpose().map_err(|error| self.failed(path.as_str(), &error))
+    }
+
+    pub(super) async fn fetch(
+        &self,
+        version: &ObjectInfo,
+        body: &mut dyn Body,
+    ) -> Result<(), SourceError> {
+        let what = format!("{} {}", version.path, version.id);
+        let unusable =
+            |reason| SourceError::Unusable { url: self.url.clone(), what: what.clone(), reason };
+        let gone = || SourceError::NoSuchVersion {
+            url: self.url.clone(),
+            path: version.path.clone(),
+            id: version.id,
+        };
+        let own = self.find(&version.path, version.validity.from(), version.id);
+        let own = own.await?.ok_or_else(gone)?;
+        if let Some(difference) = difference(&own, version) {
+            return Err(unusable(format!("the repository has another {difference} for it")));
+        }
+        let folder = format!("{}/{}", own.path, own.validity.from());
+        let mut opened = Err(io::Error::from(io::ErrorKind::NotFound));
+        for name in names(own.id, &own.metadata) {
+            opened = in_place(|| self.shared.root.file(&format!("{folder}/{name}")));
+            if !matches!(&opened, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+                break;
+            }
+        }
+        let (mut file, stamp) = opened.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound if self.shared.root.path().is_dir() => gone(),
+            io::ErrorKind::InvalidData => unusable(error.to_string()),
+            _ => self.failed(&what, &error),
+        })?;
+        let size = stamp.size_bytes;
+        if own.size_bytes != Some(size) {
+            let expected = own.size_bytes.unwrap_or(0);
+            return Err(unusable(format!("it has {size} bytes, expected {expected}")));
+        }
+        let full = |error: BodyError| SourceError::Body { what: what.clone(), error };
+        body.reserve(size).await.map_err(full)?;
+        let mut digest = Md5::new();
+        while !body.spare().is_empty() {
+            let read = in_place(|| {
+                let spare = body.spare();
+                let most = spare.len().min(PIECE_BYTES);
+                let count = file.read(&mut spare[..most])?;
+                digest.update(&spare[..count]);
+                Ok::<_, io::Error>(count)
+            });
+            match read {
+                Ok(0) => break,
+                Ok(count) => body.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.failed(&what, &error)),
+            }
+        }
+        let written = body.written_bytes();
+        if written != size {
+            return Err(unusable(format!("{written} bytes came of {size}")));
+        }
+        let md5 = Md5Sum(digest.finalize().into());
+        match own.md5 {
+            Some(expected) if expected != md5 => {
+                Err(unusable(format!("its MD5 is {md5}, expected {expected}")))
+            }
+            _ => {
+                body.set_md5(md5);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+        let (shared, start) = (Arc::clone(&self.shared), prefix.to_owned());
+        let counted = self.blocking(prefix, move || {
+            let counts = {
+                let mut index = shared.index.lock().unwrap_or_else(PoisonError::into_inner);
+                index.refresh(&shared.root);
+                index.counts(&start)
+            };
+            walk::summaries(&shared.root, &start, &counts)
+        });
+        counted.await
+    }
+}
+
+/// The ids of all versions of a path, and where the interval of each begins.
+///
+/// # Errors
+/// If the folders cannot be read.
+pub(super) fn ids(root: &Root, path: &ObjectPath) -> io::Result<HashMap<ObjectId, i64>> {
+    let mut state = PathState::new(path.clone());
+    let (root, index) = (root.clone(), Mutex::default());
+    state.check(&Shared { root, refresh: Duration::ZERO, index }, None)?;
+    Ok(state.table.iter().map(|row| (row.id, row.from)).collect())
+}

@@ -1,0 +1,369 @@
+//! Is told by the kernel (inotify) what changes in the folders of paths that are in memory.
+//!
+//! ```text
+//!  folder of a path ──a folder came or went──▶ Changes: this `from`
+//!  folder of a from ──a file came, went, was written──▶ Changes: this `from`
+//!  overflow, folder moved or removed ──▶ Changes: all
+//! ```
+//!
+//! While nothing changes, nothing is done. Where watches are not to be had (network file systems,
+//! limits), folders are compared by their times.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::io::Errno;
+
+use super::beneath::Root;
+use super::folder::from_of;
+use crate::object::ObjectPath;
+use crate::source::ChangeListener;
+
+/// Watches of one repository at most; each takes about 1 KiB of the kernel's memory.
+const MAX_WATCHES: usize = 16_384;
+/// The share of the user's watches that one repository takes at most.
+const WATCHES_SHARE: usize = 4;
+/// Changes of one path that are kept singly; beyond, all of it is compared.
+const MAX_CHANGES: usize = 65_536;
+/// Changes are told together: this often at most.
+const TELL_PAUSE: Duration = Duration::from_millis(20);
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// File systems whose changes on other machines the kernel does not see (`statfs`).
+const NETWORK: [i64; 12] = [
+    0x6969,      // NFS
+    0x517b,      // SMB
+    0xff53_4d42, // CIFS
+    0xfe53_4d42, // SMB2
+    0x6573_5546, // FUSE: sshfs, EOS, CVMFS, GlusterFS, …
+    0x0bd0_0bd0, // Lustre
+    0x4750_4653, // GPFS
+    0x00c3_6400, // Ceph
+    0x5346_414f, // AFS
+    0x7461_636f, // OCFS2
+    0x0102_1997, // 9P
+    0x1980_0202, // BeeGFS
+];
+
+/// What changed of a path since it was asked last.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    pub(super) froms: BTreeSet<i64>,
+    /// It is not known what: all of it is to be compared.
+    pub(super) all: bool,
+}
+
+/// What a watch stands for.
+#[derive(Debug, Clone)]
+struct Watched {
+    path: ObjectPath,
+    changes: Weak<Mutex<Changes>>,
+    /// The folder of this `from`; else that of the path.
+    from: Option<i64>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    inotify: OwnedFd,
+    limit: usize,
+    watched: Mutex<HashMap<i32, Watched>>,
+    listeners: Mutex<Vec<Listener>>,
+    ended: AtomicBool,
+}
+
+struct Listener(ChangeListener);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
+    }
+}
+
+/// The watches of a repository.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    /// None where the kernel does not see all changes.
+    shared: Option<Arc<Shared>>,
+    started: OnceLock<()>,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let Some(shared) = &self.shared else { return };
+        shared.ended.store(true, Ordering::Release);
+        // The end of a watch is an event: it wakes the thread.
+        let watch = inotify::add_watch(&shared.inotify, "/", WatchFlags::DELETE_SELF);
+        if let Ok(watch) = watch {
+            let _ = inotify::remove_watch(&shared.inotify, watch);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Watcher {
+    /// For a repository; without any watch where they are of no use.
+    pub(super) fn new(root: &Root) -> Self {
+        let shared = Self::try_new(root).unwrap_or_else(|error| {
+            tracing::info!(%error, "changes of a repository are found by comparing");
+            None
+        });
+        Self { shared: shared.map(Arc::new), started: OnceLock::new() }
+    }
+
+    fn try_new(root: &Root) -> io::Result<Option<Shared>> {
+        let kind = rustix::fs::fstatfs(root.descriptor()?)?.f_type;
+        if NETWORK.contains(&kind) {
+            return Ok(None);
+        }
+        let inotify = inotify::init(CreateFlags::CLOEXEC)?;
+        let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_watches");
+        let most = most.ok().and_then(|text| text.trim().parse::<usize>().ok());
+        let limit = most.map_or(MAX_WATCHES, |most| (most / WATCHES_SHARE).min(MAX_WATCHES));
+        let (watched, listeners) = (Mutex::default(), Mutex::default());
+        Ok(Some(Shared { inotify, limit, watched, listeners, ended: AtomicBool::new(false) }))
+    }
+
+    /// Has `listener` told which path changed.
+    pub(super) fn subscribe(&self, listener: ChangeListener) {
+        if let Some(shared) = &self.shared {
+            lock(&shared.listeners).push(Listener(listener));
+        }
+    }
+
+    /// Begins to watch a path; none where that cannot be had.
+    pub(super) fn watch(&self, root: &Root, path: &ObjectPath) -> Option<PathWatch> {
+        let shared = self.shared.as_ref().filter(|shared| !shared.ended.load(Ordering::Acquire))?;
+        let changes = Arc::new(Mutex::new(Changes::default()));
+        let mut watch = PathWatch {
+            folder: root.path().join(path.as_str()),
+            path: path.clone(),
+            changes,
+            shared: Arc::clone(shared),
+            own: None,
+            versions: HashMap::new(),
+            complete: true,
+        };
+        watch.own = Some(watch.add(None).ok()?);
+        self.started.get_or_init(|| {
+            let shared = Arc::clone(shared);
+            let thread = std::thread::Builder::new().name("iovcache-watch".to_owned());
+            let listening = thread.spawn(move || {
+                if let Err(error) = listen(&shared) {
+                    tracing::warn!(%error, "changes of a repository are not told any more");
+                    shared.give_up();
+                }
+            });
+            if let Err(error) = listening {
+                self.shared.iter().for_each(|shared| shared.give_up());
+                tracing::warn!(%error, "changes of a repository are found by comparing");
+            }
+        });
+        Some(watch)
+    }
+}
+
+/// The watches of one path; dropped, they are gone.
+#[derive(Debug)]
+pub(super) struct PathWatch {
+    folder: std::path::PathBuf,
+    path: ObjectPath,
+    changes: Arc<Mutex<Changes>>,
+    shared: Arc<Shared>,
+    own: Option<i32>,
+    versions: HashMap<i64, i32>,
+    /// Whether every folder of versions is watched.
+    complete: bool,
+}
+
+impl Drop for PathWatch {
+    fn drop(&mut self) {
+        for descriptor in self.own.iter().chain(self.versions.values()) {
+            self.remove(*descriptor);
+        }
+    }
+}
+
+impl PathWatch {
+    fn add(&self, from: Option<i64>) -> io::Result<i32> {
+        let mut watched = lock(&self.shared.watched);
+        if watched.len() >= self.shared.limit {
+            return Err(Errno::NOSPC.into());
+        }
+        let flags = WatchFlags::CREATE
+            | WatchFlags::DELETE
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::MOVED_TO
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE_SELF
+            | WatchFlags::ONLYDIR
+            | WatchFlags::DONT_FOLLOW
+            | WatchFlags::EXCL_UNLINK;
+        let (folder, flags) = match from {
+            None => (self.folder.clone(), flags),
+            Some(from) => (self.folder.join(from.to_string()), flags | WatchFlags::CLOSE_WRITE),
+        };
+        let folder: &Path = &folder;
+        let descriptor = inotify::add_watch(&self.shared.inotify, folder, flags)?;
+        let changes = Arc::downgrade(&self.changes);
+        watched.insert(descriptor, Watched { path: self.path.clone(), changes, from });
+        Ok(descriptor)
+    }
+
+    /// Ends a watch, unless it is another's by now: a folder has one, whoever asks for it.
+    fn remove(&self, descriptor: i32) {
+        let mut watched = lock(&self.shared.watched);
+        let own = Arc::downgrade(&self.changes);
+        if watched.get(&descriptor).is_some_and(|watched| watched.changes.ptr_eq(&own)) {
+            watched.remove(&descriptor);
+            let _ = inotify::remove_watch(&self.shared.inotify, descriptor);
+        }
+    }
+
+    /// Watches the folder of a `from`, from before it is read.
+    pub(super) fn watch_versions(&mut self, from: i64) {
+        // A watch ends with its folder, which may have been made anew.
+        let is_alive = |descriptor| lock(&self.shared.watched).contains_key(descriptor);
+        if self.versions.get(&from).is_some_and(is_alive) {
+            return;
+        }
+        match self.add(Some(from)) {
+            Ok(descriptor) => drop(self.versions.insert(from, descriptor)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => self.complete = false,
+        }
+    }
+
+    /// Forgets the folder of a `from`, which is gone.
+    pub(super) fn forget(&mut self, from: i64) {
+        if let Some(descriptor) = self.versions.remove(&from) {
+            self.remove(descriptor);
+        }
+    }
+
+    /// Whether changes are told.
+    pub(super) fn is_alive(&self) -> bool {
+        !self.shared.ended.load(Ordering::Acquire)
+    }
+
+    /// Whether every folder of versions is watched.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// What changed since this was asked last.
+    pub(super) fn take(&self) -> Changes {
+        std::mem::take(&mut *lock(&self.changes))
+    }
+
+    /// Whether anything changed since [`take`](Self::take).
+    pub(super) fn has_changes(&self) -> bool {
+        let changes = lock(&self.changes);
+        changes.all || !changes.froms.is_empty()
+    }
+}
+
+/// Reads events until the watcher is dropped.
+fn listen(shared: &Shared) -> io::Result<()> {
+    let mut buffer = vec![MaybeUninit::<u8>::uninit(); BUFFER_BYTES];
+    let mut reader = Reader::new(shared.inotify.as_fd(), &mut buffer);
+    loop {
+        let mut changed = HashSet::new();
+        loop {
+            match reader.next() {
+                Ok(event) => {
+                    let name = event.file_name().and_then(|name| name.to_str().ok());
+                    shared.take(event.wd(), event.events(), name, &mut changed);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if reader.is_buffer_empty() {
+                break;
+            }
+        }
+        if shared.ended.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if !changed.is_empty() {
+            let listeners: Vec<ChangeListener> =
+                lock(&shared.listeners).iter().map(|listener| Arc::clone(&listener.0)).collect();
+            listeners.iter().for_each(|listener| listener(&changed));
+            // What comes meanwhile is read together.
+            std::thread::sleep(TELL_PAUSE);
+        }
+    }
+}
+
+impl Shared {
+    /// Has all paths compared from here on.
+    fn give_up(&self) {
+        self.ended.store(true, Ordering::Release);
+        for watched in lock(&self.watched).values() {
+            note(watched, &mut HashSet::new(), |changes| changes.all = true);
+        }
+    }
+
+    /// Takes one event.
+    fn take(
+        &self,
+        descriptor: i32,
+        events: ReadFlags,
+        name: Option<&str>,
+        changed: &mut HashSet<ObjectPath>,
+    ) {
+        let mut all_watched = lock(&self.watched);
+        if events.contains(ReadFlags::QUEUE_OVERFLOW) {
+            for watched in all_watched.values() {
+                note(watched, changed, |changes| changes.all = true);
+            }
+            return;
+        }
+        let Some(watched) = all_watched.get(&descriptor) else { return };
+        let gone =
+            ReadFlags::IGNORED | ReadFlags::UNMOUNT | ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF;
+        match watched.from {
+            // What is being written has a name that no reader looks at.
+            Some(_) if name.is_some_and(|name| name.starts_with('.')) => {}
+            Some(from) => note(watched, changed, |changes| changes.note(from)),
+            None if events.intersects(gone) => note(watched, changed, |changes| changes.all = true),
+            None => {
+                if let Some(from) = name.and_then(from_of) {
+                    note(watched, changed, |changes| changes.note(from));
+                }
+            }
+        }
+        if events.contains(ReadFlags::IGNORED) {
+            all_watched.remove(&descriptor);
+        }
+    }
+}
+
+impl Changes {
+    fn note(&mut self, from: i64) {
+        self.froms.insert(from);
+        if self.froms.len() > MAX_CHANGES {
+            self.froms.clear();
+            self.all = true;
+        }
+    }
+}
+
+fn note(watched: &Watched, changed: &mut HashSet<ObjectPath>, note: impl FnOnce(&mut Changes)) {
+    if let Some(changes) = watched.changes.upgrade() {
+        note(&mut lock(&changes));
+        if !changed.contains(&watched.path) {
+            changed.insert(watched.path.clone());
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! Repositories: their index, several writers, kills, changes that are seen.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use iovcache::source::repository::verify;
+use iovcache::source::repository::{
+    Durability, NewVersion, RepositoryOptions, RepositorySource, RepositoryWriter, index,
+};
+use iovcache::source::{Source, VecBody};
+use iovcache::{ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval};
+
+const PATH: &str = "TPC/Calib/VDrift";
+
+fn version(path: &str, from: i64, until: i64, created: i64) -> NewVersion {
+    let at = Timestamp::from_millis;
+    NewVersion {
+        path: ObjectPath::new(path).unwrap(),
+        validity: ValidityInterval::new(at(from), at(until)).unwrap(),
+        created: at(created),
+        id: None,
+        file_name: "file".to_owned(),
+        metadata: BTreeMap::from([("by".to_owned(), "test".to_owned())]),
+    }
+}
+
+fn put(repository: &Path, from: i64, created: i64) -> ObjectInfo {
+    let writer = RepositoryWriter::new(repository).unwrap();
+    let bytes = format!("{from} {created}").into_bytes();
+    writer.put(&version(PATH, from, from + 100, created), &mut &bytes[..]).unwrap().info
+}
+
+/// An index of what is there: versions that are put singly are added to one.
+fn begin_index(repository: &Path) {
+    fs::create_dir_all(repository).unwrap();
+    index(repository, false, |_, _| {}).unwrap();
+}
+
+fn open(repository: &Path, refresh: Duration) -> RepositorySource {
+    RepositorySource::open_folder(repository, RepositoryOptions { refresh }).unwrap()
+}
+
+/// All versions that the source lists, by (from, created).
+async fn listed(source: &dyn Source) -> Vec<(i64, i64)> {
+    let query = Query::all(ObjectPath::new(PATH).unwrap());
+    let page = source.list_page(&query, None, usize::MAX).await.unwrap();
+    let key = |info: &Arc<ObjectInfo>| (info.validity.from().as_millis(), info.created.as_millis());
+    let mut found: Vec<_> = page.versions.iter().map(key).collect();
+    found.sort_unstable();
+    found
+}
+
+fn index_files(repository: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(repository.join(".iovcache~")).unwrap();
+    let files = entries.map(|entry| entry.unwrap().path());
+    files.filter(|file| file.extension().is_some_and(|end| end == "arrow")).collect()
+}
+
+const NEVER: Duration = Duration::from_secs(3600);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_is_used_as_far_as_the_folders_say_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    begin_index(root);
+    let [first, second, third] = [0, 100, 200].map(|from| put(root, from, 1));
+    assert_eq!(listed(&open(root, NEVER)).await, [(0, 1), (100, 1), (200, 1)]);
+    assert!(index(root, true, |_, _| {}).unwrap().is_current());
+    let place = |info: &ObjectInfo| {
+        root.join(PATH).join(info.validity.from().to_string()).join(info.id.to_string())
+    };
+    // One folder is removed, one gets another version, properties of one are changed in place.
+    fs::remove_dir_all(place(&first).parent().unwrap()).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let foreign = put(other.path(), 100, 7);
+    for end in ["", ".properties"] {
+        let name = format!("{}{end}", foreign.id);
+        let from = other.path().join(PATH).join("100").join(&name);
+        fs::copy(from, place(&second).with_file_name(name)).unwrap();
+    }
+    let properties = format!("{}.properties", place(&third).display());
+    let text = fs::read_to_string(&properties).unwrap();
+    fs::write(&properties, text.replace("CreateTime=1", "CreateTime=9")).unwrap();
+    let report = index(root, true, |_, _| {}).unwrap();
+    assert_eq!((report.missing, report.surplus), (2, 1));
+    assert_eq!(listed(&open(root, NEVER)).await, [(100, 1), (100, 7), (200, 9)]);
+    index(root, false, |_, _| {}).unwrap();
+    assert!(index(root, true, |_, _| {}).unwrap().is_current());
+    assert_eq!(listed(&open(root, NEVER)).await, [(100, 1), (100, 7), (200, 9)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn index_files_that_are_torn_or_of_another_folder_are_ignored_and_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("repository");
+    begin_index(&root);
+    [0, 100].iter().for_each(|from| drop(put(&root, *from, 1)));
+    let expected = [(0, 1), (100, 1)];
+    // Copied with its index, which is for the folder that it was made in.
+    let copy = folder.path().join("copy");
+    let copied = Command::new("cp").arg("-a").args([&root, &copy]).status().unwrap();
+    assert!(copied.success());
+    put(&copy, 200, 1);
+    assert_eq!(listed(&open(&copy, NEVER)).await, [(0, 1), (100, 1), (200, 1)]);
+    assert_eq!(index(&copy, true, |_, _| {}).unwrap().unusable.len(), 2);
+    for file in index_files(&root) {
+        let bytes = fs::read(&file).unwrap();
+        fs::write(&file, &bytes[..bytes.len() - 100]).unwrap();
+    }
+    assert_eq!(listed(&open(&root, NEVER)).await, expected);
+    let report = index(&root, false, |_, _| {}).unwrap();
+    assert_eq!((report.unusable.len(), report.missing, report.versions), (2, 2, 2));
+    assert!(index(&root, true, |_, _| {}).unwrap().is_current());
+    assert_eq!(index_files(&root).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_writers_at_once_lose_nothing_and_the_index_has_it_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    begin_index(root);
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            scope.spawn(move || (0..40).for_each(|n| drop(put(root, n * 10, writer))));
+        }
+    });
+    assert_eq!(listed(&open(root, NEVER)).await.len(), 160);
+    assert!(index(root, true, |_, _| {}).unwrap().is_current());
+    assert!(index_files(root).len() < 32, "they are merged");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_seen_when_it_is_committed_and_leaves_nothing_when_it_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let writer = RepositoryWriter::new(root).unwrap().with_durability(Durability::Batch);
+    let source = open(root, Duration::ZERO);
+    let mut batch = writer.batch();
+    for n in 0..10 {
+        let bytes = format!("{n}").into_bytes();
+        assert!(batch.put(&version(PATH, n * 10, n * 10 + 5, n), &mut &bytes[..]).unwrap().new);
+        // The very same again is no second one.
+        assert!(!batch.put(&version(PATH, n * 10, n * 10 + 5, n), &mut &bytes[..]).unwrap().new);
+    }
+    assert_eq!(listed(&source).await, []);
+    batch.commit().unwrap();
+    assert_eq!(listed(&source).await.len(), 10);
+    let mut dropped = writer.batch();
+    dropped.put(&version(PATH, 5000, 5001, 1), &mut &b"gone"[..]).unwrap();
+    drop(dropped);
+    assert_eq!(listed(&source).await.len(), 10);
+    assert_eq!(verify(root, false).unwrap().damaged, []);
+}
+
+#[test]
+fn a_given_id_is_found_wherever_its_interval_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let writer = RepositoryWriter::new(folder.path()).unwrap();
+    let id = Some("f73a6a3f-4b8e-4d1c-9d5f-0a2b3c4d5e6f".to_owned());
+    let first = NewVersion { id, ..version(PATH, 0, 10, 1) };
+    assert!(writer.put(&first, &mut &b"bytes"[..]).unwrap().new);
+    for writer in [writer, RepositoryWriter::new(folder.path()).unwrap()] {
+        assert!(!writer.put(&first, &mut &b"bytes"[..]).unwrap().new);
+        let moved = NewVersion { validity: version(PATH, 5, 10, 1).validity, ..first.clone() };
+        let error = writer.put(&moved, &mut &b"bytes"[..]).unwrap_err().to_string();
+        assert!(error.contains("another interval"), "{error}");
+    }
+}
+
+/// A manifest of `count` objects in a folder of its own.
+fn manifest(folder: &Path, count: usize) -> std::path::PathBuf {
+    let mut text =
+        "path,valid_from_ms,valid_until_ms,created_ms,id,file,size,md5,note\n".to_owned();
+    for n in 0..count {
+        fs::write(folder.join(n.to_string()), format!("object {n}")).unwrap();
+        text += &format!("{PATH},{},{},{n},,{n},,,\n", n * 10, n * 10 + 10);
+    }
+    let manifest = folder.join("manifest.csv");
+    fs::write(&manifest, text).unwrap();
+    manifest
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_is_killed_anywhere_leaves_whole_versions_and_goes_on() {
+    const COUNT: usize = 2000;
+    let folder = tempfile::tempdir().unwrap();
+    let objects = tempfile::tempdir().unwrap();
+    let manifest = manifest(objects.path(), COUNT);
+    let import = || {
+        let mut command = common::iovcache();
+        command.arg("import").arg("--repository").arg(folder.path()).arg(&manifest);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let seed = 0x5eed_u64;
+    eprintln!("seed {seed}");
+    let mut state = seed;
+    let mut seen = 0;
+    for _ in 0..6 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let mut child = import().spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(100 + (state >> 33) % 900));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let source = open(folder.path(), NEVER);
+        let query = Query::all(ObjectPath::new(PATH).unwrap());
+        let page = source.list_page(&query, None, usize::MAX).await.unwrap();
+        assert!(page.versions.len() >= seen, "what was there is there");
+        seen = page.versions.len();
+        for version in page.versions.iter().step_by(97) {
+            let mut body = VecBody::default();
+            source.fetch(version, &mut body).await.unwrap();
+            assert_eq!(body.bytes(), format!("object {}", version.created.as_millis()).as_bytes());
+        }
+    }
+    assert!(import().status().unwrap().success());
+    assert_eq!(listed(&open(folder.path(), NEVER)).await.len(), COUNT);
+    assert!(index(folder.path(), false, |_, _| {}).unwrap().surplus == 0);
+    assert!(index(folder.path(), true, |_, _| {}).unwrap().is_current());
+}
+
+#[test]
+fn an_import_costs_the_same_for_each_version() {
+    let time = |count: usize| {
+        let (folder, objects) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let manifest = manifest(objects.path(), count);
+        let writer = RepositoryWriter::new(folder.path()).unwrap();
+        let writer = writer.with_durability(Durability::Batch);
+        let began = Instant::now();
+        iovcache::source::repository::import(&manifest, &writer, |_| {}).unwrap();
+        began.elapsed()
+    };
+    time(200);
+    let (few, many) = (time(500), time(3000));
+    assert!(many < few * 6 * 3, "500: {few:?}, 3,000: {many:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_put_is_told_and_seen_at_once() {
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let root = folder.path();
+    put(root, 0, 1);
+    let source = open(root, NEVER);
+    let (sender, receiver) = channel();
+    source.subscribe(Arc::new(move |paths| {
+        let _ = sender.send(paths.clone());
+    }));
+    assert_eq!(listed(&source).await, [(0, 1)]);
+    // A new folder beside, then a version in the folder that is there.
+    for (from, created, expected) in [(100, 1, 2), (0, 5, 3)] {
+        let foreign = put(other.path(), from, created);
+        let began = Instant::now();
+        let place = root.join(PATH).join(from.to_string());
+        fs::create_dir_all(&place).unwrap();
+        for end in [".properties", ""] {
+            let name = format!("{}{end}", foreign.id);
+            fs::copy(other.path().join(PATH).join(from.to_string()).join(&name), place.join(&name))
+                .unwrap();
+        }
+        loop {
+            let told = receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+            assert!(told.contains(&ObjectPath::new(PATH).unwrap()));
+            if listed(&source).await.len() == expected {
+                break;
+            }
+        }
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_of_many_versions_is_right_at_every_border_and_in_its_listing() {
+    let (folder, objects) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let manifest = manifest(objects.path(), 3000);
+    let writer = RepositoryWriter::new(folder.path()).unwrap();
+    let writer = writer.with_durability(Durability::Batch);
+    iovcache::source::repository::import(&manifest, &writer, |_| {}).unwrap();
+    // One that holds all over, and loses everywhere; one that wins in the middle.
+    writer.put(&version(PATH, -5, 100_000, -1), &mut &b"below"[..]).unwrap();
+    writer.put(&version(PATH, 15_001, 15_003, 1 << 40), &mut &b"above"[..]).unwrap();
+    let source = open(folder.path(), NEVER);
+    let query = Query::all(ObjectPath::new(PATH).unwrap());
+    for (at, created) in [
+        (-6, None),
+        (-5, Some(-1)),
+        (0, Some(0)),
+        (15_000, Some(1500)),
+        (15_001, Some(1 << 40)),
+        (15_003, Some(1500)),
+        (29_999, Some(2999)),
+        (30_000, Some(-1)),
+        (99_999, Some(-1)),
+        (100_000, None),
+    ] {
+        let time = Timestamp::from_millis(at);
+        let known = source.look_up(&query, time, None).await.unwrap();
+        assert!(known.span.contains(time));
+        let valid = known.versions.iter().filter(|version| version.validity.contains(time));
+        let winner = valid.max_by_key(|version| version.rank());
+        assert_eq!(winner.map(|version| version.created.as_millis()), created, "at {at}");
+    }
+    let mut after = None;
+    let mut all = Vec::new();
+    loop {
+        let page = source.list_page(&query, after, 500).await.unwrap();
+        after = page.versions.last().map(|info| (info.validity.from(), info.id));
+        all.extend(page.versions);
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(all.len(), 3002);
+    assert!(all.is_sorted_by_key(|info| (info.validity.from(), info.id)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_serves_what_is_put_long_before_its_refresh() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    put(root, 0, 1);
+    let service = common::Service::over(root, &["--refresh", "3600s"]);
+    let client = iovcache::client::Client::connect(&service.unix()).await.unwrap();
+    let served = async || {
+        let request = iovcache::client::TableRequest::new().column("drift", PATH).timestamps([5]);
+        let table = client.table(request).await.unwrap();
+        table.column("drift").unwrap().get(0).unwrap().unwrap().to_vec()
+    };
+    assert_eq!(served().await, b"0 1");
+    // Asked for all the time, and not asked for since long.
+    for (created, pause) in [(2, Duration::ZERO), (3, Duration::from_secs(11))] {
+        tokio::time::sleep(pause).await;
+        put(root, 0, created);
+        let began = Instant::now();
+        let expected = format!("0 {created}").into_bytes();
+        while served().await != expected {
+            assert!(began.elapsed() < Duration::from_secs(5), "{created} is not seen");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
