@@ -1,4 +1,4 @@
-//! Why somebody is not let in.
+//! Reasons to refuse a client.
 
 use std::sync::Arc;
 
@@ -7,54 +7,54 @@ use crate::cache::NotListed;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::Timestamp;
 
-/// Why a call or a process is not let in. None of them says anything of what was presented.
+/// A call or a process is refused. No message reveals the credentials presented.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Denied {
-    /// Nothing was presented.
+    /// The client presented no credentials.
     #[error(
         "this service asks for a token (`authorization: Bearer TOKEN`, or `token` on attaching)"
     )]
     NoCredentials,
-    /// The token is none of ours.
+    /// The token is unknown.
     #[error("the token is not known here")]
     UnknownToken,
-    /// The token was one of ours.
+    /// The token is known and has expired.
     #[error("the token {name:?} has expired at {expired}")]
     Expired {
-        /// Whose it was.
+        /// The name of the token.
         name: Arc<str>,
-        /// When.
+        /// The expiry time.
         expired: Timestamp,
     },
-    /// The header is none that we read.
+    /// The authorization header cannot be parsed.
     #[error("the authorization header is not `Bearer TOKEN`")]
     Malformed,
     /// The user of a process on the node is not listed.
     #[error(transparent)]
     Peer(#[from] NotListed),
-    /// The certificate is good, but nobody said what its bearer may.
+    /// The certificate is valid, but no role is configured for it.
     #[error("the certificate of {} has no role here", names.join(", "))]
     Certificate {
         /// The names in it.
         names: Vec<String>,
     },
-    /// It is known who asks, and that one may not.
+    /// The client is identified, and its role does not suffice.
     #[error("{name:?} may {has}, and {what} needs {needs}")]
     Role {
-        /// Who asks.
+        /// The name of the client.
         name: Arc<str>,
-        /// What that one may.
+        /// The client's role.
         has: Role,
-        /// What was asked for.
+        /// The call.
         what: String,
-        /// What that needs.
+        /// The role needed.
         needs: Role,
     },
-    /// So many calls are under way that no more are taken.
+    /// The maximum number of concurrent calls is reached.
     #[error("{limit} calls are under way, no more are taken")]
     TooManyCalls {
-        /// How many there can be.
+        /// The maximum number of concurrent calls.
         limit: usize,
     },
 }

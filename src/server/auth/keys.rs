@@ -1,7 +1,7 @@
-//! The keys of a service: whose token or certificate lets in, and for what.
+//! The keys of a service: tokens and certificates, with the role of each.
 //!
-//! A TOML text, from the file of `--tokens` or the environment. Tokens stand there hashed, so who
-//! reads it cannot get in by it:
+//! Keys are a TOML text, from the file of `--tokens` or the environment. It holds hashes of tokens,
+//! so reading it gives no access:
 //!
 //! ```toml
 //! [[token]]
@@ -31,10 +31,10 @@ use crate::secret::Secret;
 /// A token's SHA-256.
 type Hash = [u8; 32];
 
-/// No token is longer: what is, need not be hashed.
+/// Longest token. Longer ones are refused without hashing.
 const MAX_TOKEN_BYTES: usize = 4_096;
 
-/// Whose token or certificate lets in.
+/// The tokens and certificates that give access.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
     tokens: Vec<Token>,
@@ -61,11 +61,11 @@ struct Certificate {
     role: Role,
 }
 
-/// Why a text holds no keys. It never quotes the text.
+/// The text cannot be parsed as keys. The message never quotes the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("these are no keys: {reason}")]
 pub struct KeysError {
-    /// What is wrong, and in which line.
+    /// The fault, with its line.
     reason: String,
 }
 
