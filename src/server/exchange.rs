@@ -5,9 +5,9 @@
 //!                    └─ batch ─▶ queue ─▶ answers, in order ─▶ client
 //! ```
 //!
-//! Reader and answers are one task, and the reader is polled first. An entry that it queues is taken
-//! in the same poll, without a wake-up. A task that wakes itself is queued behind all others, and
-//! another thread is woken to help with them: that costs more than a small table.
+//! Reader and answers are one task, and the reader is polled first. An entry that it queues is
+//! taken in the same poll, without a wake-up. A task that wakes itself is queued behind all others,
+//! and another thread is woken to help with them: that costs more than a small table.
 //!
 //! Control messages overtake queued requests: a queued table may wait for the memory that they
 //! release.
@@ -248,8 +248,8 @@ async fn answer_all(
         let about = About { timeframe, lease: answer.lease().as_str(), rows: answer.rows() };
         let about = Bytes::from(serde_json::to_vec(&about).unwrap_or_default());
         let (head, body) = (answer.head(), answer.body().map_err(|error| status(&error))?);
-        // From here on only the body holds the pins. It loses them if the lease is revoked while the
-        // client does not read.
+        // From here on only the body holds the pins. It loses them if the lease is revoked while
+        // the client does not read.
         drop(answer);
         if !std::mem::replace(&mut sent.schema, true) {
             send(out, Bytes::new(), head).await?;

@@ -111,7 +111,7 @@ impl Keys {
     pub fn parse(text: &str) -> Result<Self, KeysError> {
         let wrong = |reason: String| KeysError { reason };
         let file: File = toml::from_str(text).map_err(|error| {
-            // The error itself would show the line, with what may stand there.
+            // The error's own text would quote the line, which may hold a secret.
             let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
             let what = error.message().split(['`', '"', '\'']).next().unwrap_or_default().trim();
             let fields = "a token has name, sha256, role, expires; a certificate name, role";
@@ -135,7 +135,7 @@ impl Keys {
         Ok(Self { tokens, certificates })
     }
 
-    /// The entry of a new token, as it stands in the file.
+    /// The entry of a new token, in the format of the file.
     pub fn entry(name: &str, token: &Secret, role: Role, expires: Option<Timestamp>) -> String {
         let hash = hash(token);
         let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -149,13 +149,13 @@ impl Keys {
         !self.tokens.is_empty()
     }
 
-    /// Whether nobody could be let in by them.
+    /// Whether there are no keys at all.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty() && self.certificates.is_empty()
     }
 
-    /// Whose token this is. All are compared, each in constant time: how long it takes says nothing
-    /// of how much of it was right, or whose it is.
+    /// The name and role of a token. All are compared, each in constant time: the duration reveals
+    /// neither how much of the token was right nor which entry it matches.
     pub(super) fn bearer(
         &self,
         token: &Secret,
@@ -181,7 +181,7 @@ impl Keys {
         }
     }
 
-    /// What the bearer of a certificate with these names may: of several roles the greatest.
+    /// The role of a certificate with these names: the highest if several match.
     pub(super) fn certified(&self, names: &[String]) -> Option<(Arc<str>, Role)> {
         let fits = |known: &&Certificate| {
             *known.name == *"*" || names.iter().any(|name| *known.name == **name)
@@ -207,7 +207,7 @@ fn hash_of_hex(text: &str) -> Option<Hash> {
     Some(hash)
 }
 
-/// When a token expires: a date, with or without a time, or milliseconds.
+/// The expiry time of a token: a date, with or without a time, or milliseconds.
 fn moment(at: &toml::Value) -> Result<Timestamp, &'static str> {
     const EXPECTED: &str = "expires is e.g. 2027-01-01, or 2027-01-01T12:00:00Z, or milliseconds";
     let at = match at {

@@ -141,8 +141,8 @@ impl Default for Access {
 }
 
 impl Access {
-    /// Admits the users that `policy` lists on the Unix sockets, and requires one of `keys` if there
-    /// are any. `clock` decides when keys expire.
+    /// Admits the users that `policy` lists on the Unix sockets, and requires one of `keys` if
+    /// there are any. `clock` decides when keys expire.
     pub fn new(policy: PeerPolicy, keys: Keys, clock: Clock) -> Self {
         Self(Arc::new(Inner { policy, keys: ArcSwap::from_pointee(keys), clock }))
     }
@@ -187,8 +187,8 @@ impl Access {
         Ok(Identity { name, role, by_key: true, uid })
     }
 
-    /// Identifies a client whose authorization header is malformed. Where no key is needed the header
-    /// is ignored, because a proxy may have added it.
+    /// Identifies a client whose authorization header is malformed. Where no key is needed the
+    /// header is ignored, because a proxy may have added it.
     ///
     /// # Errors
     /// `malformed` where a key is needed, or [`Denied`].
