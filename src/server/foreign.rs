@@ -92,8 +92,8 @@ impl Times {
     }
 }
 
-/// Decoder of the messages of one stream. Timestamps in the common layout are read in place; arrow's
-/// decoder handles all others.
+/// Decoder of the messages of one stream. Timestamps in the common layout are read in place;
+/// arrow's decoder handles all others.
 pub(super) struct Decoding {
     /// The name of a message in errors.
     what: &'static str,

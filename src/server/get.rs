@@ -110,8 +110,8 @@ impl Service {
         Ok(Response::new(info))
     }
 
-    /// PollFlightInfo: the progress of a table. The first call begins to load it, and opens the lease
-    /// that will keep it. The descriptor for the next call is the ticket.
+    /// PollFlightInfo: the progress of a table. The first call begins to load it, and opens the
+    /// lease that will keep it. The descriptor for the next call is the ticket.
     pub(super) async fn poll(
         &self,
         descriptor: FlightDescriptor,

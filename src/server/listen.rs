@@ -158,9 +158,10 @@ impl Listeners {
     }
 
     /// Binds all sockets, or none, except for those in `given`: named sockets that already listen,
-    /// as systemd's socket activation passes them. A TCP socket is named `flight`, `http` or `ccdb`.
-    /// A Unix socket is recognised by its file name, `flight.sock` or `attach.sock`, and its folder
-    /// is that of the service. Given sockets are not removed at the end: their owner keeps them.
+    /// as systemd's socket activation passes them. A TCP socket is named `flight`, `http` or
+    /// `ccdb`. A Unix socket is recognised by its file name, `flight.sock` or `attach.sock`, and
+    /// its folder is that of the service. Given sockets are not removed at the end: their owner
+    /// keeps them.
     ///
     /// # Errors
     /// [`ListenError`].
