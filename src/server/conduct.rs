@@ -1,8 +1,8 @@
 //! Calls cancelled by clients: a connection with too many of them is cut.
 //!
 //! HTTP/2 lets a client begin a call and cancel it without waiting, so the service bears the cost
-//! (CVE-2023-44487). h2 limits the number of such calls that are pending. Those that the service has
-//! accepted are counted here, per connection: other processes of the same user or address keep
+//! (CVE-2023-44487). h2 limits the number of such calls that are pending. Those that the service
+//! has accepted are counted here, per connection: other processes of the same user or address keep
 //! their connections.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -14,7 +14,7 @@ use crate::table::{Request, RequestError};
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Ticket<'a> {
-    /// The version of the format: 1. It is the first field, and distinguishes a ticket from a request.
+    /// The version of the format: 1. The first field; it distinguishes a ticket from a request.
     iovcache_ticket: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     lease: Option<String>,

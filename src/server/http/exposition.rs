@@ -14,8 +14,8 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// The format that fits an `Accept` header best. Without a header, and for a wildcard, the older
-    /// format, which every scraper reads. (Prometheus prefers OpenMetrics by its weights.)
+    /// The format that fits an `Accept` header best. Without a header, and for a wildcard, the
+    /// older format, which every scraper reads. (Prometheus prefers OpenMetrics by its weights.)
     pub(super) fn accepted(accept: Option<&str>) -> Self {
         let (mut text, mut open_metrics) = (0.0, 0.0);
         for range in accept.unwrap_or("*/*").split(',') {
