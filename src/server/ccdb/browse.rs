@@ -142,8 +142,8 @@ impl Front {
         reply.stream(content_type, body)
     }
 
-    /// The existing paths, one entry per version, as requested by a service that uses this one as its
-    /// source. The source answers this without a listing of each path.
+    /// The existing paths, one entry per version, as requested by a service that uses this one as
+    /// its source. The source answers this without a listing of each path.
     async fn only_paths(
         &self,
         request: &Request,

@@ -11,11 +11,11 @@
 //! AliceO2's client looks them up case-sensitively: see [`spelling`]. POST, PUT and DELETE are
 //! passed on to the source where that was allowed: see [`change`].
 //!
-//! **303 or 200.** Real servers do either, and clients have to accept both. [`Answering::Redirect`],
-//! the default, is the behaviour of file-backed and SQL-backed servers: it separates the two
-//! requests, so an HTTP cache in front can keep every body for ever by its address.
-//! [`Answering::Body`] is the behaviour of an SQL-backed server with `local.copy.first`: one request
-//! less.
+//! **303 or 200.** Real servers do either, and clients have to accept both.
+//! [`Answering::Redirect`], the default, is the behaviour of file-backed and SQL-backed servers: it
+//! separates the two requests, so an HTTP cache in front can keep every body for ever by its
+//! address. [`Answering::Body`] is the behaviour of an SQL-backed server with `local.copy.first`:
+//! one request less.
 
 mod address;
 mod answer;

@@ -5,8 +5,8 @@ use crate::interval::Timestamp;
 use crate::object::{ObjectInfo, ObjectPath};
 use crate::source::Details;
 
-/// Header names that metadata must not use, in lower case. At real servers such metadata replace the
-/// header of that name, so that a client gets a wrong ETag or length.
+/// Header names that metadata must not use, in lower case. At real servers such metadata replace
+/// the header of that name, so that a client gets a wrong ETag or length.
 const RESERVED: &[&str] = &[
     "accept-ranges",
     "age",

@@ -105,7 +105,7 @@ impl Crew {
         let sender = self.sender.clone();
         std::thread::spawn(move || {
             read_events(stdout, |event| {
-                // Nobody listens any more where the run is over.
+                // There is no receiver once the run is over.
                 let _ = sender.send(Heard { place, life, event });
             });
         });
