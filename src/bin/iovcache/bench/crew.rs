@@ -1,5 +1,5 @@
-//! The consumers, as the one who drives them sees them: told of timeframes, heard, killed and
-//! replaced.
+//! The driver's view of the consumers: it sends them timeframes, reads their reports, kills and
+//! replaces them.
 
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
