@@ -25,7 +25,7 @@ use crate::table::{RequestError, plain_timestamps, timestamps_from_batches, toge
 
 const CONTRADICTION: &str = "its Arrow data contradict themselves";
 
-/// What is wrong with `what`.
+/// The status for malformed input; `what` names the input.
 pub(super) fn malformed(what: &'static str, reason: impl Into<String>) -> Status {
     status(&RequestError::Malformed { what, reason: reason.into() })
 }

@@ -6,7 +6,7 @@
 //!                     └ its last byte ─▶ the charge is returned; the call charges what it keeps
 //! ```
 //!
-//! It precedes every service, health and reflection included.
+//! It precedes every service, including health and reflection, which need no token.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

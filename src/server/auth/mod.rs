@@ -152,7 +152,7 @@ impl Access {
         self.0.keys.store(Arc::new(keys));
     }
 
-    /// Who asks.
+    /// Identifies a client.
     ///
     /// # Errors
     /// [`Denied`].

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Ask for tables, attach, report what is consumed, and look.
+    /// Request tables, attach, report consumed timeframes, and read the status.
     Read,
     /// And register timeframes.
     Register,

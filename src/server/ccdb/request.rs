@@ -14,7 +14,7 @@ pub(super) const MAX_HEADERS: usize = 128;
 /// Longest target. Every target is parsed, and some are kept, without authentication.
 pub(super) const MAX_TARGET_BYTES: usize = 16 << 10;
 
-/// What is done with the target.
+/// The method of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
     Get,
