@@ -73,7 +73,7 @@ pub struct Listeners {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenError {
-    /// A TCP port cannot be bound.
+    /// A TCP port cannot be had.
     #[error("cannot listen on {address}")]
     Tcp {
         /// The address.
@@ -82,7 +82,7 @@ pub enum ListenError {
         #[source]
         error: io::Error,
     },
-    /// The folder belongs to another running service.
+    /// The folder belongs to another service that runs.
     #[error("{folder} belongs to another service (pid {pid}); use another folder for the sockets")]
     Taken {
         /// The folder.
@@ -90,7 +90,7 @@ pub enum ListenError {
         /// The process id in the lock file.
         pid: String,
     },
-    /// Another user could put a socket into the folder.
+    /// Somebody else could put a socket into the folder.
     #[error("{folder} can be written by everybody; use a folder of the service's own")]
     Open {
         /// The folder.

@@ -30,7 +30,7 @@ impl fmt::Debug for Tls {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// A file does not hold the needed PEM.
+    /// A file is no PEM with what is needed.
     #[error("the {what} cannot be read, expected PEM")]
     Pem {
         /// Which file.
@@ -39,10 +39,10 @@ pub enum TlsError {
         #[source]
         error: pem::Error,
     },
-    /// Certificate and key do not match, or are invalid.
+    /// Certificate and key do not belong together, or are none.
     #[error("certificate and key do not go together")]
     Pair(#[source] rustls::Error),
-    /// The authority of clients is invalid.
+    /// The authority of clients is none.
     #[error("the authority of clients cannot be used")]
     Authority(#[source] VerifierBuilderError),
 }

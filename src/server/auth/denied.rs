@@ -11,15 +11,15 @@ use crate::interval::Timestamp;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Denied {
-    /// The client presented no credentials.
+    /// Nothing was presented.
     #[error(
         "this service asks for a token (`authorization: Bearer TOKEN`, or `token` on attaching)"
     )]
     NoCredentials,
-    /// The token is unknown.
+    /// The token is none of ours.
     #[error("the token is not known here")]
     UnknownToken,
-    /// The token is known and has expired.
+    /// The token was one of ours.
     #[error("the token {name:?} has expired at {expired}")]
     Expired {
         /// The name of the token.
@@ -27,19 +27,19 @@ pub enum Denied {
         /// The expiry time.
         expired: Timestamp,
     },
-    /// The authorization header cannot be parsed.
+    /// The header is none that we read.
     #[error("the authorization header is not `Bearer TOKEN`")]
     Malformed,
     /// The user of a process on the node is not listed.
     #[error(transparent)]
     Peer(#[from] NotListed),
-    /// The certificate is valid, but no role is configured for it.
+    /// The certificate is good, but nobody said what its bearer may.
     #[error("the certificate of {} has no role here", names.join(", "))]
     Certificate {
         /// The names in it.
         names: Vec<String>,
     },
-    /// The client is identified, and its role does not suffice.
+    /// It is known who asks, and that one may not.
     #[error("{name:?} may {has}, and {what} needs {needs}")]
     Role {
         /// The name of the client.
@@ -51,7 +51,7 @@ pub enum Denied {
         /// The role needed.
         needs: Role,
     },
-    /// The maximum number of concurrent calls is reached.
+    /// So many calls are under way that no more are taken.
     #[error("{limit} calls are under way, no more are taken")]
     TooManyCalls {
         /// The maximum number of concurrent calls.

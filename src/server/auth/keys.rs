@@ -61,7 +61,7 @@ struct Certificate {
     role: Role,
 }
 
-/// The text cannot be parsed as keys. The message never quotes the text.
+/// Why a text holds no keys. It never quotes the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("these are no keys: {reason}")]
 pub struct KeysError {

@@ -256,7 +256,7 @@ impl AttachGate for Access {
     }
 }
 
-/// Other nodes could reach the service without any protection.
+/// Others than this node would reach the service, and nothing would keep them out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{address} can be reached from other nodes, and there is {missing}: listen on loopback, or say \

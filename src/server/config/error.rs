@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::error::{Code, Coded, ErrorKind};
 
-/// An invalid configuration: all faults found in it.
+/// Why a configuration is none: all that was found wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     /// The file, if it came from one.
