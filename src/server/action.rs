@@ -1,4 +1,4 @@
-//! DoAction: what else a client can ask for. Bodies are JSON, but for the two of Flight itself.
+//! DoAction: all other requests. Bodies are JSON, except for Flight's own two actions.
 
 use arrow_flight::{
     Action, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightEndpoint,
@@ -22,7 +22,7 @@ use crate::table::{
     action_types, parse_action,
 };
 
-/// What an action answers: its bytes, or why there are none.
+/// The answer of an action: its bytes, or the error.
 type Done = Result<Vec<u8>, Box<dyn Coded + Send + Sync>>;
 
 fn json_of(answer: &impl Serialize) -> Vec<u8> {
@@ -65,7 +65,7 @@ impl Service {
 
     async fn done(&self, name: &str, body: &[u8], asker: &Asker) -> Done {
         let cache = &self.cache;
-        // A body that is left out is an empty one.
+        // A missing body counts as an empty object.
         let body = if body.is_empty() { b"{}" } else { body };
         match name {
             "consumed" => Ok(json_of(&cache.consumed_by(

@@ -1,5 +1,5 @@
-//! The name of a client in the memory budget: the same for all connections that one process makes,
-//! as far as a connection tells.
+//! The name of a client in the memory budget: one name for all connections of a process, as far as
+//! a connection reveals the process.
 //!
 //! | connection | name |
 //! |---|---|

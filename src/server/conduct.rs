@@ -1,9 +1,9 @@
-//! Calls that clients break off: a connection that breaks off too many is cut.
+//! Calls cancelled by clients: a connection with too many of them is cut.
 //!
-//! HTTP/2 lets a client begin a call and break it off without waiting for anything, so what it costs
-//! falls on the service (CVE-2023-44487). h2 limits how many such calls wait to be looked at; those
-//! that are looked at in time are counted here, for each connection by itself: other processes of the
-//! same user or address keep theirs.
+//! HTTP/2 lets a client begin a call and cancel it without waiting, so the service bears the cost
+//! (CVE-2023-44487). h2 limits the number of such calls that are pending. Those that the service
+//! has accepted are counted here, per connection: other processes of the same user or address keep
+//! their connections.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,15 +14,15 @@ use super::local_user::Loopback;
 /// One connection of a peer.
 #[derive(Debug)]
 pub(super) struct Line {
-    /// No other connection of this service has it.
+    /// Unique among the connections of this service.
     pub(super) number: u64,
-    /// Both ends, if it came over loopback.
+    /// Both ends, if the connection is over loopback.
     pub(super) loopback: Option<Loopback>,
-    /// This many calls may be broken off at once, and as many more in each second.
+    /// Cancelled calls allowed at once, and as many more in each second.
     allowance: f64,
     level: Mutex<(f64, Instant)>,
     cut: AtomicBool,
-    /// The client hung up: then all that it had under way ends with it, and is no flood.
+    /// The client hung up. Its running calls then end with the connection and are not counted.
     over: AtomicBool,
 }
 
@@ -39,7 +39,7 @@ impl Line {
         }
     }
 
-    /// Counts one more call that was broken off; too many cut the connection.
+    /// Counts one more cancelled call, and cuts the connection if there are too many.
     fn broke_off(&self, now: Instant) {
         let mut level = self.level.lock().unwrap_or_else(PoisonError::into_inner);
         let (count, last) = *level;
@@ -61,14 +61,15 @@ impl Line {
     }
 }
 
-/// A call that is under way; dropped before [`done`](Self::done), it was broken off.
+/// A running call. Dropped before [`done`](Self::done), it counts as cancelled.
 #[derive(Debug)]
 pub(super) struct UnderWay {
     line: Option<Arc<Line>>,
     torn: Torn,
 }
 
-/// Whether what a client sent ended in an error: then it broke off, whatever the call comes to.
+/// Whether the request body ended in an error: then the client cancelled, whatever the result of
+/// the call.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Torn(Arc<AtomicBool>);
 

@@ -1,11 +1,11 @@
-//! The connections of Flight: accepted, counted, and bound to answer in time.
+//! The connections of Flight: accepted, counted, and closed if the client does not send in time.
 //!
 //! ```text
-//!  accept ─▶ too many, too many of this peer, or was this address just cut off? ─▶ closed
+//!  accept ─▶ too many, too many of this peer, or address cut recently? ─▶ closed
 //!    │
 //!    ▼ TLS handshake (TCP) ─▶ Connection ─▶ tonic
 //!                               │ the first bytes of HTTP/2 must come in time
-//!                               ▼ dropped: its place is free
+//!                               ▼ dropped: its permit is returned
 //! ```
 
 use std::collections::HashMap;
@@ -35,21 +35,21 @@ use crate::budget::ClientBudget;
 use crate::cache::Cache;
 use crate::shm::attach::PeerCredentials;
 
-/// So many wait to be taken over.
+/// Maximum connections ready for HTTP/2 and not yet taken by tonic.
 const MAX_WAITING: usize = 64;
-/// What HTTP/2 begins with: the preface, and the head of the first frame.
+/// First bytes of HTTP/2: the preface, and the head of the first frame.
 const FIRST_BYTES: usize = 24 + 9;
-/// How long accepting rests when the system has no more descriptors.
+/// Pause of accepting when the system has no more descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Where Flight accepts.
+/// A listener of Flight.
 #[derive(Debug)]
 pub(super) enum Door {
     Unix(UnixListener),
     Tcp(TcpListener, Option<Tls>),
 }
 
-/// Accepts until `stop`; the stream gives what is ready for HTTP/2.
+/// Accepts until `stop`. The stream yields connections that are ready for HTTP/2.
 pub(super) fn accept(
     door: Door,
     limits: &Limits,
@@ -96,7 +96,7 @@ pub(super) fn accept(
                     None => cache.counters().connections_refused.add(1),
                 },
                 Err(error) => {
-                    // Too many open files, most likely: the next try needs some time.
+                    // Most likely too many open files: wait before the next attempt.
                     tracing::warn!(%error, "accepting a connection failed");
                     sleep(PAUSE).await;
                 }
@@ -121,7 +121,7 @@ impl Door {
             }
             Self::Tcp(listener, _) => {
                 let (stream, address) = listener.accept().await?;
-                // Without it a small answer waits 40 ms for the client's acknowledgement.
+                // Without this a small answer waits 40 ms for the client's acknowledgement.
                 stream.set_nodelay(true)?;
                 Ok((Raw::Tcp(stream), Peer::Address { address, certificate: None }))
             }
@@ -158,7 +158,7 @@ async fn enter(
     })
 }
 
-/// How many connections there are, in all and of each peer.
+/// The number of connections, in total and per peer.
 #[derive(Debug, Clone)]
 struct Places {
     taken: Arc<Mutex<Taken>>,
@@ -170,15 +170,15 @@ struct Places {
 struct Taken {
     all: usize,
     of: HashMap<PeerKey, usize>,
-    /// Addresses of other nodes of which a connection was cut, and when.
+    /// Addresses of other nodes with a cut connection, and the time of the cut.
     cut: HashMap<PeerKey, Instant>,
 }
 
-/// How long no connection is taken from another node after one of it was cut: else a flood of calls
-/// that are broken off goes on over the next connection. On this node only the connection is cut,
-/// since all local clients look alike.
+/// Time during which no connection is accepted from another node after one of its connections was
+/// cut. Otherwise a flood of cancelled calls continues over the next connection. On this node only
+/// the connection is cut, because local clients cannot be told apart.
 const REST: Duration = Duration::from_secs(1);
-/// This many addresses are remembered as cut off before those of the past are forgotten.
+/// Number of cut addresses kept before expired ones are removed.
 const REMEMBERED: usize = 1_024;
 
 impl Places {
@@ -213,7 +213,7 @@ impl Places {
     }
 }
 
-/// The place of one connection.
+/// The permit of one connection.
 #[derive(Debug)]
 struct Place {
     places: Places,
@@ -251,7 +251,7 @@ impl Socket {
     }
 }
 
-/// The first bytes, and until when they have to be there.
+/// The first bytes, and the deadline for them.
 #[derive(Debug)]
 struct First {
     missing: usize,
@@ -264,12 +264,12 @@ impl First {
     }
 }
 
-/// Who came in, and how.
+/// The client of a connection, as its calls see it.
 #[derive(Debug, Clone)]
 pub(super) struct Entered {
     /// The other end.
     pub(super) peer: Peer,
-    /// Where it is told that a call was broken off.
+    /// The connection's count of cancelled calls.
     pub(super) line: Arc<Line>,
     /// The account to which the memory of its requests is charged.
     pub(super) budget: ClientBudget,
@@ -283,7 +283,7 @@ impl Entered {
     }
 }
 
-/// A connection, and who is at the other end.
+/// A connection with the identity of its peer.
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: Socket,

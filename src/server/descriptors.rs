@@ -1,4 +1,4 @@
-//! File descriptors, shared out at the start: no use of them leaves none for the others.
+//! File descriptors, divided at the start so that no use exhausts those of the others.
 //!
 //! ```text
 //!  limit (RLIMIT_NOFILE)
@@ -6,7 +6,7 @@
 //!   ├ one per segment
 //!   ├ an eighth: files and connections of sources
 //!   └ the rest ─┬ an eighth: HTTP port (/healthz, /readyz, /metrics)
-//!               ├ an eighth: CCDB side, where there is one
+//!               ├ an eighth: CCDB side, if enabled
 //!               ├ a quarter: attached consumers
 //!               └ Flight, the Unix socket and TCP each a half
 //! ```
@@ -18,12 +18,12 @@ use super::{ccdb, http};
 
 /// Fewest descriptors for files and connections of sources.
 const MIN_FILES: u64 = 12;
-/// Most of them.
+/// Most descriptors for files and connections of sources.
 const MAX_FILES: u64 = 1_024;
 /// Fewest connections of each kind, however low the limit is.
 const MIN_CONNECTIONS: u64 = 4;
 
-/// How many descriptors there are, and how many of them are spoken for.
+/// The number of descriptors, and the number already assigned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Descriptors {
     /// The limit of the process.
@@ -34,10 +34,10 @@ pub struct Descriptors {
     pub segments: u64,
 }
 
-/// How many connections of each kind the descriptors allow.
+/// The number of connections of each kind that the descriptors allow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DescriptorShares {
-    /// As configured, with no more connections than there are descriptors for.
+    /// The configured limits, with connections reduced to the available descriptors.
     pub limits: Limits,
     /// Connections of the HTTP port.
     pub http_connections: usize,
@@ -46,7 +46,7 @@ pub struct DescriptorShares {
 }
 
 impl Descriptors {
-    /// Those of this process, when all of its listeners are open.
+    /// The descriptors of this process. Call it when all listeners are open.
     ///
     /// # Errors
     /// `/proc` cannot be read.
@@ -56,7 +56,7 @@ impl Descriptors {
         Ok(Self { limit: limit.unwrap_or(u64::MAX), in_use, segments })
     }
 
-    /// Shares out what is left.
+    /// Divides the remaining descriptors.
     #[must_use]
     pub fn share(self, limits: &Limits, has_ccdb: bool) -> DescriptorShares {
         let files = (self.limit / 8).clamp(MIN_FILES, MAX_FILES);
@@ -99,7 +99,7 @@ mod tests {
             let all = flight + (shares.http_connections + shares.ccdb_connections) as u64;
             assert!(shares.limits.connections >= 4 && shares.http_connections >= 4, "{limit}");
             let attached = shares.limits.attached as u64;
-            // Files of sources have an eighth, if that is not more than they need.
+            // Files of sources have an eighth, up to their maximum.
             let files = (limit / 8).min(MAX_FILES);
             assert!(limit < 100 || 38 + all + attached + files <= limit, "{limit}: {all}");
             assert!(shares.limits.attached_per_peer as u64 <= attached);

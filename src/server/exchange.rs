@@ -1,16 +1,16 @@
 //! DoExchange: the long stream of a consumer.
 //!
 //! ```text
-//!  client ─▶ reader ─┬─ control message ─▶ let go, at once
+//!  client ─▶ reader ─┬─ control message ─▶ release, at once
 //!                    └─ batch ─▶ queue ─▶ answers, in order ─▶ client
 //! ```
 //!
-//! Reader and answers are one task, the reader first: what it puts into the queue is looked at in the
-//! same turn, so nobody has to be woken for it. A task that wakes itself is put behind all others, and
-//! another thread is woken to help with them: that is dearer than a small table.
+//! Reader and answers are one task, and the reader is polled first. An entry that it queues is
+//! taken in the same poll, without a wake-up. A task that wakes itself is queued behind all others,
+//! and another thread is woken to help with them: that costs more than a small table.
 //!
-//! Control messages pass what is queued: the memory that a queued table waits for may be what they
-//! let go.
+//! Control messages overtake queued requests: a queued table may wait for the memory that they
+//! release.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -33,18 +33,18 @@ use crate::budget::{Charge, ClientBudget};
 use crate::cache::Exchange;
 use crate::table::{BatchMessages, Message};
 
-/// So many tables can wait for their turn.
+/// Maximum tables queued per exchange.
 const MAX_QUEUED: usize = 4_096;
-/// And so many bytes of theirs.
+/// Maximum bytes queued per exchange.
 const MAX_QUEUED_BYTES: usize = 256 << 20;
-/// Messages of answers that are made before the client reads: each is charged to it.
+/// Maximum answer messages made ahead of the client's reads. Each is charged to the client.
 const MAX_UNSENT: usize = 2;
 
 fn malformed(reason: impl Into<String>) -> Status {
     foreign::malformed("message of an exchange", reason)
 }
 
-/// What stands in `app_metadata`.
+/// The contents of `app_metadata` in a message from the client.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Control {
@@ -53,7 +53,7 @@ struct Control {
     oldest_possible: Option<u64>,
 }
 
-/// What stands beside the table of a timeframe.
+/// The `app_metadata` sent with the table of a timeframe.
 #[derive(Debug, Serialize)]
 struct About<'a> {
     timeframe: u64,
@@ -61,11 +61,11 @@ struct About<'a> {
     rows: u64,
 }
 
-/// One timeframe that is asked for.
+/// A requested timeframe.
 struct Asked {
     timeframe: u64,
     times: Times,
-    /// Its share of what is queued.
+    /// Its share of the bytes that may be queued.
     queued: OwnedSemaphorePermit,
     /// The memory of its timestamps.
     taken: Charge,
@@ -87,7 +87,7 @@ impl Service {
             .flight_descriptor
             .as_ref()
             .ok_or_else(|| malformed("the first message has no descriptor with a request"))?;
-        // As long as the stream: the template is kept.
+        // Held for the life of the stream, because the template is kept.
         let charge = ticket::charge(&descriptor.cmd, &budget).map_err(|error| status(&error))?;
         let template = crate::table::Request::parse_template(&descriptor.cmd)
             .map_err(|error| status(&error))?;
@@ -109,7 +109,7 @@ impl Service {
         tokio::spawn(async move {
             let read = reader.read(first);
             let answered = answer_all(&exchange, &queue, &out, &budget);
-            // Both to their ends, or the first failure; or the client is gone.
+            // Ends when both have finished, at the first failure, or when the client is gone.
             let done = async { tokio::try_join!(biased; read, answered).map(|_| ()) };
             tokio::select! {
                 done = done => {
@@ -119,7 +119,7 @@ impl Service {
                 }
                 () = out.closed() => {}
             }
-            // All that the stream held goes before its end is seen.
+            // Everything the stream held is released before the client sees its end.
             drop((exchange, charge));
         });
         let answers = tokio_stream::wrappers::ReceiverStream::new(answers);
@@ -127,12 +127,12 @@ impl Service {
     }
 }
 
-/// Takes the client's messages apart.
+/// Parses the client's messages.
 struct Reader {
     stream: Streaming<FlightData>,
     exchange: Arc<Exchange>,
     queue: Arc<Queue>,
-    /// Bytes that may wait for their turn yet.
+    /// Bytes that may still be queued.
     queued: Arc<Semaphore>,
     budget: ClientBudget,
 }
@@ -160,7 +160,8 @@ impl Reader {
         if let Some(oldest) = control.oldest_possible {
             self.exchange.oldest_possible(oldest);
         }
-        // pyarrow's first message may have a descriptor alone, and so has a control message none.
+        // A message without a header has no batch: pyarrow's first message may have only a
+        // descriptor, and a control message only `app_metadata`.
         if message.data_header.is_empty() {
             return Ok(());
         }
@@ -186,8 +187,8 @@ impl Reader {
     }
 }
 
-/// What is asked for and not answered yet, between two halves of one task: who puts something in is
-/// polled before who takes it out, so nobody is woken.
+/// Timeframes requested and not yet answered, between two halves of one task. The producer is
+/// polled before the consumer, so no waker is needed.
 #[derive(Default)]
 struct Queue(Mutex<Waiting>);
 
@@ -202,7 +203,7 @@ impl Queue {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there was room for it.
+    /// Queues a request. Returns whether there was room for it.
     fn push(&self, asked: Asked) -> bool {
         let mut waiting = self.waiting();
         let room = waiting.asked.len() < MAX_QUEUED;
@@ -212,12 +213,12 @@ impl Queue {
         room
     }
 
-    /// Nothing more will come.
+    /// Marks the end of the requests.
     fn end(&self) {
         self.waiting().ended = true;
     }
 
-    /// The next; `None`: there is none and will be none.
+    /// The next request; `None` after the last one.
     async fn next(&self) -> Option<Asked> {
         poll_fn(|_| {
             let mut waiting = self.waiting();
@@ -231,7 +232,7 @@ impl Queue {
     }
 }
 
-/// Answers what is asked for, in order.
+/// Answers the requested timeframes, in order.
 async fn answer_all(
     exchange: &Exchange,
     queue: &Queue,
@@ -247,8 +248,8 @@ async fn answer_all(
         let about = About { timeframe, lease: answer.lease().as_str(), rows: answer.rows() };
         let about = Bytes::from(serde_json::to_vec(&about).unwrap_or_default());
         let (head, body) = (answer.head(), answer.body().map_err(|error| status(&error))?);
-        // From here on only the body holds its pins: it loses them if the lease is revoked while the
-        // client does not read.
+        // From here on only the body holds the pins. It loses them if the lease is revoked while
+        // the client does not read.
         drop(answer);
         if !std::mem::replace(&mut sent.schema, true) {
             send(out, Bytes::new(), head).await?;
@@ -272,7 +273,7 @@ async fn answer_all(
     Ok(())
 }
 
-/// What the client has of the stream already.
+/// The parts of the stream that were already sent to the client.
 #[derive(Default)]
 struct Sent {
     schema: bool,
@@ -281,13 +282,12 @@ struct Sent {
 }
 
 impl Sent {
-    /// The places of the dictionaries that differ from those that were sent before: these are sent
-    /// now.
+    /// The indices of the dictionaries that differ from those sent before: these are sent now.
     fn take(&mut self, dictionaries: &Arc<[Message]>) -> Vec<usize> {
         if dictionaries.is_empty() || Arc::ptr_eq(dictionaries, &self.dictionaries) {
             return Vec::new();
         }
-        // Payloads are not remembered: that would keep their objects pinned.
+        // Payloads are not kept: they would keep their objects pinned.
         if dictionaries.iter().any(|message| !message.rest.is_empty()) {
             self.dictionaries = Arc::default();
             return (0..dictionaries.len()).collect();
@@ -321,9 +321,9 @@ mod tests {
         let first: Arc<[Message]> = [1, 2, 3].map(message).into();
         assert_eq!(sent.take(&first), [0, 1, 2]);
         assert_eq!(sent.take(&first), [0; 0]);
-        // Equal, and not the same in memory.
+        // Equal, at different addresses in memory.
         assert_eq!(sent.take(&[1, 2, 3].map(message).into()), [0; 0]);
-        // Batches of a table that has sent them already.
+        // Later batches of a table whose dictionaries were already sent.
         assert_eq!(sent.take(&Arc::default()), [0; 0]);
         assert_eq!(sent.take(&[1, 4, 3].map(message).into()), [1]);
         assert_eq!(sent.take(&first), [1]);

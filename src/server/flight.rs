@@ -1,4 +1,4 @@
-//! The calls of Arrow Flight, each handed on to its own file.
+//! The calls of Arrow Flight, each implemented in its own file.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,12 +28,12 @@ pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send
 #[derive(Debug, Clone)]
 pub(super) struct Service {
     pub(super) cache: Cache,
-    /// A client may pause so long between two messages of a timeframe.
+    /// Longest pause of a client between two messages of a timeframe.
     pub(super) message_pause: Duration,
-    /// Places of registrations that wait for their answer.
+    /// Permits for registrations that wait for their answer.
     pub(super) registrations: Arc<Semaphore>,
     pub(super) max_registrations: usize,
-    /// What one request may have.
+    /// Limits of one request.
     pub(super) requests: RequestLimits,
 }
 
@@ -50,14 +50,15 @@ impl Service {
     }
 }
 
-/// What is proven of the client; the guard has told it.
+/// The proven facts about the client, as the guard stored them.
 pub(super) fn origin<T>(request: &Request<T>) -> Origin {
     let identity = request.extensions().get::<Identity>();
     let unknown = Origin::Client { uid: None, tcp_uid: None, key: None, administers: false };
     identity.map_or(unknown, Identity::origin)
 }
 
-/// The same, where a request names a session: over loopback the kernel says whose process asks.
+/// Like [`origin`], for a request that names a session: over loopback the kernel gives the user of
+/// the client.
 pub(super) async fn origin_of_session<T>(request: &Request<T>) -> Origin {
     let entered = request.extensions().get::<Entered>().cloned();
     let origin = origin(request);
@@ -84,10 +85,11 @@ pub(super) fn charge_message(
     budget.charge(bytes as u64, "a message of timestamps").map_err(|error| status(&error))
 }
 
-/// So much before the client gives up, we do: so that it hears why.
+/// The service stops waiting this long before the client's deadline, so that the client gets the
+/// reason.
 const HEADSTART: Duration = Duration::from_millis(20);
 
-/// How long the client waits, if it says so (`grpc-timeout`: up to 8 digits and a unit).
+/// The client's timeout, if given (`grpc-timeout`: up to 8 digits and a unit).
 pub(super) fn patience<T>(request: &Request<T>) -> Option<Duration> {
     let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;

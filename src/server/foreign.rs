@@ -1,7 +1,7 @@
-//! Arrow as clients send it: read so that nothing in it brings the service down.
+//! Decoding of Arrow messages from clients. Malformed input cannot bring the service down.
 //!
-//! arrow's decoder panics on some of what it is given: that is the client's error, and stays here.
-//! Its memory is charged to the client before it is decoded, decompressed or expanded.
+//! arrow's decoder panics on some malformed input: the panic is caught here and is the client's
+//! error. Memory is charged to the client before a message is decoded, decompressed or expanded.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -25,7 +25,7 @@ use crate::table::{RequestError, plain_timestamps, timestamps_from_batches, toge
 
 const CONTRADICTION: &str = "its Arrow data contradict themselves";
 
-/// What is wrong with `what`.
+/// The status for malformed input; `what` names the input.
 pub(super) fn malformed(what: &'static str, reason: impl Into<String>) -> Status {
     status(&RequestError::Malformed { what, reason: reason.into() })
 }
@@ -33,7 +33,7 @@ pub(super) fn malformed(what: &'static str, reason: impl Into<String>) -> Status
 /// The timestamps in the messages of a stream, each with a header of Arrow.
 ///
 /// # Errors
-/// INVALID_ARGUMENT, whatever they are.
+/// INVALID_ARGUMENT for every malformed message.
 pub fn timestamps_of_messages(messages: Vec<FlightData>) -> Result<Timestamps, Status> {
     let budget = ClientBudget::default();
     let charged = messages.into_iter().map(|message| {
@@ -46,8 +46,8 @@ pub fn timestamps_of_messages(messages: Vec<FlightData>) -> Result<Timestamps, S
 /// Like [`timestamps_of_messages`], each with the charge for its bytes.
 ///
 /// # Errors
-/// INVALID_ARGUMENT, whatever they are; RESOURCE_EXHAUSTED if what they are decoded into is more than
-/// the client may have.
+/// INVALID_ARGUMENT for every malformed message; RESOURCE_EXHAUSTED if the decoded data exceeds the
+/// client's memory budget.
 pub(super) fn timestamps_of_charged(
     messages: Vec<(FlightData, Charge)>,
 ) -> Result<Timestamps, Status> {
@@ -92,17 +92,17 @@ impl Times {
     }
 }
 
-/// The messages of one stream, as far as they have come. Timestamps as most send them are read where
-/// they lie; arrow's decoder has the rest.
+/// Decoder of the messages of one stream. Timestamps in the common layout are read in place;
+/// arrow's decoder handles all others.
 pub(super) struct Decoding {
-    /// What a message is called where it is refused.
+    /// The name of a message in errors.
     what: &'static str,
     feed: feed::UnboundedSender<Result<FlightData, FlightError>>,
     decoder: FlightDataDecoder,
-    /// What was fed and not asked for: the next batch is the decoder's.
+    /// Whether the decoder was fed and not yet polled: then it decodes the next batch.
     fed: bool,
     schema: Option<SchemaRef>,
-    /// By id: the memory of the dictionaries, which the decoder keeps.
+    /// The charges for the dictionaries that the decoder keeps, by id.
     dictionaries: HashMap<i64, Vec<Charge>>,
 }
 
@@ -119,8 +119,8 @@ impl Decoding {
         }
     }
 
-    /// What a message with a header comes to: timestamps with the charge for them, or nothing yet.
-    /// What it is decompressed or expanded into is charged first.
+    /// Decodes a message with a header into timestamps with their charge, or nothing yet. The size
+    /// after decompression or expansion is charged first.
     ///
     /// # Errors
     /// INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
@@ -157,7 +157,7 @@ impl Decoding {
             }
             charges.push(charge);
             let _ = self.feed.unbounded_send(Ok(message));
-            // It comes to nothing by itself, but to an error where no batch has use for it.
+            // A dictionary yields no timestamps; it is an error if no batch uses it.
             self.fed = true;
             return Ok(None);
         }
@@ -166,8 +166,8 @@ impl Decoding {
             MessageHeader::Schema | MessageHeader::RecordBatch => self.fed = false,
             other => return Err(malformed(self.what, format!("a message of type {other:?}"))),
         }
-        // The decoder waits for no other message: one that it passes over is as wrong as one that it
-        // refuses.
+        // The decoder needs no further message here: a message that it skips is as malformed as one
+        // that it refuses.
         let decoded = isolated(|| self.decoder.next().now_or_never()).flatten().flatten();
         let decoded = decoded.ok_or_else(|| malformed(self.what, CONTRADICTION))?;
         let decoded = decoded.map_err(|error| malformed(self.what, error.to_string()))?;
@@ -185,8 +185,8 @@ impl Decoding {
     }
 }
 
-/// Bytes that a batch takes beyond those of its message: buffers that are compressed, as large as they
-/// say they are (the decoder refuses those that are larger), and timestamps by way of a dictionary.
+/// Bytes that a batch takes beyond those of its message: compressed buffers at their declared size
+/// (the decoder refuses larger ones), and timestamps encoded with a dictionary.
 fn decoded_bytes(batch: ArrowBatch<'_>, body: &[u8], schema: Option<&Schema>) -> u64 {
     let mut bytes = 0_u64;
     if batch.compression().is_some() {
@@ -206,11 +206,11 @@ fn decoded_bytes(batch: ArrowBatch<'_>, body: &[u8], schema: Option<&Schema>) ->
 }
 
 thread_local! {
-    /// Whether this thread reads what a client sent.
+    /// Whether this thread decodes data of a client.
     static READING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What `work` gives, unless it panics.
+/// The result of `work`; `None` if it panics.
 fn isolated<T>(work: impl FnOnce() -> T) -> Option<T> {
     READING.set(true);
     let done = catch_unwind(AssertUnwindSafe(work));
@@ -218,8 +218,8 @@ fn isolated<T>(work: impl FnOnce() -> T) -> Option<T> {
     done.ok()
 }
 
-/// From now on the process says nothing of panics that are caught while it reads what clients sent:
-/// else any of them could fill its log with backtraces. The client is told what they come to.
+/// Silences the panic hook for panics caught while client data is decoded. Otherwise any client
+/// could fill the log with backtraces. The client gets the error.
 pub fn hush_panics_of_decoding() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -257,13 +257,14 @@ mod tests {
     }
 
     proptest! {
-        /// However they lie, they are what arrow makes of them; and what is cut off is refused.
+        /// In any alignment the timestamps equal those that arrow decodes, and a truncated body is
+        /// refused.
         #[test]
         fn timestamps_that_are_read_where_they_lie_are_those_that_arrow_reads(
             values in proptest::collection::vec(
                 prop_oneof![4 => any::<i64>().prop_map(Some), 1 => Just(None)], 0..40
             ),
-            // Few are copied, many are read where they lie.
+            // Few are copied, many are read in place.
             repeated in prop_oneof![9 => Just(1_usize), 1 => Just(4_000)],
             nulls in any::<bool>(),
             of_time in any::<bool>(),

@@ -1,4 +1,4 @@
-//! Tables go out: DoGet, and what is said of them before (GetFlightInfo, GetSchema, ListFlights).
+//! Tables sent to clients (DoGet), and their descriptions (GetFlightInfo, GetSchema, ListFlights).
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +21,7 @@ use crate::budget::ClientBudget;
 use crate::cache::{Asker, Origin};
 use crate::table::{EncodeError, Request, RequestError, View};
 
-/// Where timeframes stand among the flights.
+/// First element of the flight path of a timeframe.
 pub(super) const TIMEFRAME: &str = "timeframe";
 
 impl Service {
@@ -86,7 +86,7 @@ impl Service {
         if let Some(session) = &parsed.session {
             self.cache.check_session(session, origin).map_err(|error| status(&error))?;
         }
-        // Who has a session, or reads a timeframe as a consumer, needs no lease with a time limit.
+        // A client with a session, or a consumer of a timeframe, needs no lease with a time limit.
         let owned = parsed.session.is_some()
             || (parsed.consumer.is_some()
                 && matches!(parsed.when, crate::table::When::Timeframe(_)));
@@ -110,8 +110,8 @@ impl Service {
         Ok(Response::new(info))
     }
 
-    /// PollFlightInfo: how far a table is. The first call begins to load it, and opens the lease that
-    /// will keep it; the descriptor for the next call is the ticket.
+    /// PollFlightInfo: the progress of a table. The first call begins to load it, and opens the
+    /// lease that will keep it. The descriptor for the next call is the ticket.
     pub(super) async fn poll(
         &self,
         descriptor: FlightDescriptor,
@@ -207,7 +207,7 @@ fn with_schema(info: FlightInfo, schema: &Schema) -> Result<FlightInfo, Status> 
     info.try_with_schema(schema).map_err(|error| status(&EncodeError::from(error)))
 }
 
-/// The time of day after so long, as Flight gives it.
+/// The time `after` from now, in Flight's format.
 pub(super) fn expiration(after: Duration) -> prost_types::Timestamp {
     let at = SystemTime::now() + after;
     let at = at.duration_since(UNIX_EPOCH).unwrap_or_default();

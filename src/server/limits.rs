@@ -1,7 +1,7 @@
-//! What one client, and all of them together, can take of the transport.
+//! Limits of the transport, for one client and for all clients together.
 //!
-//! tonic hands what is not set on to hyper as 'no limit', so each is set here. What a request may
-//! take of memory and time is bounded elsewhere: quotas of consumers, `wait_ms`, the pool itself.
+//! tonic passes an unset limit to hyper as 'no limit', so each is set here. Memory and time of a
+//! request are bounded elsewhere: quotas of consumers, `wait_ms`, the pool itself.
 
 use std::time::Duration;
 
@@ -103,7 +103,7 @@ impl Limits {
     pub(super) const FRAME_BYTES: u32 = 16 << 10;
 }
 
-/// As hyper and tokio count.
+/// A size as the `usize` that hyper and tokio take.
 pub(super) fn in_memory(size: ByteSize) -> usize {
     usize::try_from(size.bytes()).unwrap_or(usize::MAX)
 }

@@ -1,16 +1,17 @@
-//! The sockets of a service: bound before anything else starts, so that what is taken is said at once.
+//! The sockets of a service. They are bound before anything else starts, so that an address in use
+//! is reported at once.
 //!
 //! ```text
-//!  DIR/lock         held by the one service that this folder belongs to
+//!  DIR/lock         held by the service that owns this folder
 //!  DIR/flight.sock  Flight over a Unix socket
 //!  DIR/attach.sock  the attach socket
 //! ```
 //!
-//! A folder that is made here is for the service's user and group (0750), and so are the sockets
-//! (0660). One that everybody can write is refused: somebody else could put a socket there.
+//! A folder made here is accessible to the service's user and group (0750), and so are the sockets
+//! (0660). A world-writable folder is refused: another user could put a socket there.
 //!
-//! Linux only: the lock is `flock`, and goes with the process however that ends. So what a dead
-//! service left in its folder is known to be left, and is replaced.
+//! Linux only: the lock is `flock`, which the kernel releases however the process ends. Files of a
+//! dead service are therefore recognised and replaced.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -26,21 +27,20 @@ use tokio::net::{TcpListener, UnixListener};
 use super::auth::{Access, Exposed};
 use crate::error::{Code, Coded, ErrorKind};
 
-/// Where a service listens.
+/// The addresses of a service.
 #[derive(Debug, Clone)]
 pub struct ListenOptions {
     /// Flight over TCP; port 0 picks one.
     pub flight: Option<SocketAddr>,
-    /// Whether that speaks TLS, for its address.
+    /// Whether Flight over TCP uses TLS; sets the scheme of its URL.
     pub tls: bool,
     /// `/metrics`, `/healthz`, `/readyz`; port 0 picks one.
     pub http: Option<SocketAddr>,
-    /// CCDB for clients that know nothing else; port 0 picks one.
+    /// CCDB over HTTP for CCDB clients; port 0 picks one.
     pub ccdb: Option<SocketAddr>,
-    /// The folder of `flight.sock` and `attach.sock`; `None`: one of its own.
+    /// The folder of `flight.sock` and `attach.sock`; `None`: a new folder.
     pub socket_folder: Option<PathBuf>,
-    /// The mode of the sockets. Who may use them is decided by the credentials of the peer too.
-    /// Default: 0660.
+    /// The mode of the sockets. The credentials of the peer are checked as well. Default: 0660.
     pub socket_mode: u32,
 }
 
@@ -69,14 +69,14 @@ pub struct Listeners {
     pub(super) folder: Folder,
 }
 
-/// Why a service cannot listen.
+/// The service cannot listen.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenError {
     /// A TCP port cannot be had.
     #[error("cannot listen on {address}")]
     Tcp {
-        /// Where.
+        /// The address.
         address: SocketAddr,
         /// Why.
         #[source]
@@ -87,7 +87,7 @@ pub enum ListenError {
     Taken {
         /// The folder.
         folder: PathBuf,
-        /// Whose it is, as it says itself.
+        /// The process id in the lock file.
         pid: String,
     },
     /// Somebody else could put a socket into the folder.
@@ -119,7 +119,7 @@ pub enum ListenError {
     TooLong {
         /// Which.
         path: PathBuf,
-        /// How long it is.
+        /// Its length in bytes.
         got: usize,
     },
 }
@@ -157,10 +157,11 @@ impl Listeners {
         Self::bind_with(options, Vec::new()).await
     }
 
-    /// Binds all of them, or none, but for those that listen already: `given` are sockets with names,
-    /// as systemd's socket activation hands them over. One on TCP is called `flight`, `http` or
-    /// `ccdb`; a Unix socket is known by its own name, `flight.sock` or `attach.sock`, and its folder
-    /// is that of the service. What is given is not removed at the end: its owner has it still.
+    /// Binds all sockets, or none, except for those in `given`: named sockets that already listen,
+    /// as systemd's socket activation passes them. A TCP socket is named `flight`, `http` or
+    /// `ccdb`. A Unix socket is recognised by its file name, `flight.sock` or `attach.sock`, and
+    /// its folder is that of the service. Given sockets are not removed at the end: their owner
+    /// keeps them.
     ///
     /// # Errors
     /// [`ListenError`].
@@ -188,7 +189,7 @@ impl Listeners {
         })
     }
 
-    /// The addresses of Flight, TCP first, as a client takes them.
+    /// The URLs of Flight for clients, TCP first.
     pub fn flight_urls(&self) -> Vec<String> {
         let tcp = self.flight.iter().filter_map(|listener| listener.local_addr().ok());
         let unix = format!("grpc+unix://{}", self.folder.path.join("flight.sock").display());
@@ -196,8 +197,8 @@ impl Listeners {
         tcp.map(|address| format!("{scheme}://{address}")).chain([unix]).collect()
     }
 
-    /// Whether what listens may, also where it was given to us: beyond loopback Flight only with TLS
-    /// and keys, and the CCDB side only without any.
+    /// Checks the addresses of all sockets, given ones included: beyond loopback Flight needs TLS
+    /// and keys, and the CCDB side is allowed only without keys.
     ///
     /// # Errors
     /// [`Exposed`].
@@ -238,12 +239,12 @@ const LOCK: &str = "lock";
 const FLIGHT_SOCKET: &str = "flight.sock";
 const ATTACH_SOCKET: &str = "attach.sock";
 
-/// Sockets that listen already.
+/// Sockets passed to the service that already listen.
 #[derive(Debug, Default)]
 struct Given {
     tcp: HashMap<String, TcpListener>,
     unix: HashMap<String, UnixListener>,
-    /// That of the Unix sockets.
+    /// The folder of the Unix sockets.
     folder: Option<PathBuf>,
 }
 
@@ -281,22 +282,22 @@ impl Given {
     }
 }
 
-/// The folder of the sockets, ours as long as this lives.
+/// The folder of the sockets, owned by this service as long as this value lives.
 ///
-/// At the end only what is still ours is removed: the folder is the one that was opened, whatever
-/// stands at its path by then, and a socket in it is the one that was made, by device and inode.
+/// At the end only files of this service are removed. The folder is the one that was opened, even
+/// if its path has another one by then. A socket is identified by device and inode.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
     folder: OwnedFd,
-    /// Those files in it that we made.
+    /// The files in it that this service made.
     made: Vec<(&'static str, FileIdentity)>,
-    /// Made by us: it goes with us.
+    /// Made by this service: removed at the end.
     own: bool,
     _lock: File,
 }
 
-/// What a file is, whatever its name.
+/// The identity of a file, independent of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FileIdentity {
     device: u64,
@@ -353,7 +354,7 @@ impl Folder {
         Ok(Self { path, folder, made, own, _lock: lock })
     }
 
-    /// The one that is given, or a new one.
+    /// The given socket, or a new one.
     fn socket_of(
         &mut self,
         given: &mut Given,
@@ -386,7 +387,7 @@ impl Folder {
     }
 }
 
-/// Makes the folder where it is not there, for the user and its group, whatever the umask says.
+/// Makes the folder if it is missing, for the user and its group, independent of the umask.
 fn make_folder(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
@@ -398,7 +399,7 @@ fn make_folder(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A folder that nobody else uses: under `$XDG_RUNTIME_DIR`, else under `/tmp`.
+/// A folder for this process alone: under `$XDG_RUNTIME_DIR`, else under `/tmp`.
 fn own_folder() -> PathBuf {
     let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let base = base.filter(|base| base.is_dir()).unwrap_or_else(|| PathBuf::from("/tmp"));
@@ -414,7 +415,7 @@ impl Drop for Folder {
             }
         }
         if self.own {
-            // It stays where something is in it, and so does another's that is in use.
+            // Fails if the folder is not empty, which also protects a folder in use by others.
             let _ = fs::remove_dir(&self.path);
         }
     }
@@ -436,7 +437,7 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
         drop(first);
-        // A socket that is left, as after SIGKILL.
+        // A leftover socket, as after SIGKILL.
         fs::write(base.path().join("sockets/flight.sock"), "").unwrap();
         let second = Listeners::bind(&options).await.unwrap();
         assert!(second.attach_path().exists());
@@ -456,7 +457,7 @@ mod tests {
             names.sort();
             names
         };
-        // The folder was removed as a whole, or only what was in it.
+        // The folder was removed, or only its contents.
         for whole in [true, false] {
             let first = Listeners::bind(&options).await.unwrap();
             match whole {

@@ -1,4 +1,4 @@
-//! The user of a client on this node that came over TCP.
+//! The user of a client on this node that connects over TCP.
 //!
 //! The kernel lists each TCP socket of this network namespace with its user (`/proc/net/tcp`). A
 //! session is used by processes of its own user, also where they reach the service over loopback.
@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use tokio::sync::OnceCell;
 
-/// Both ends of a connection over loopback, and whose the other end is once that was needed.
+/// Both ends of a connection over loopback, and the user of the other end once it was looked up.
 #[derive(Debug)]
 pub(super) struct Loopback {
     ours: SocketAddr,
@@ -100,7 +100,7 @@ mod tests {
         let user = |local, remote| user_in(list, at(local), at(remote));
         assert_eq!(user("127.0.0.1:50000", "127.0.0.1:8080"), Some(1001));
         assert_eq!(user("127.0.0.1:8080", "127.0.0.1:50000"), Some(1000));
-        // One that is closed has the user of nobody any more.
+        // A closed socket is not listed as a connection of its user.
         assert_eq!(user("127.0.0.1:50001", "127.0.0.1:8080"), None);
         assert_eq!(user("127.0.0.1:50002", "127.0.0.1:8080"), None);
         assert!(Loopback::new(at("192.0.2.1:1"), at("192.0.2.2:1")).is_none());

@@ -1,11 +1,11 @@
-//! The log, written by a thread of its own: no thread waits until its lines are read.
+//! The log, written by a dedicated thread: no other thread waits until its lines are read.
 //!
 //! ```text
 //!  any thread ── line ──▶ queue (bounded in bytes) ──▶ thread "iovcache-log" ──▶ stderr
 //!                           │ full: the line is dropped and counted
 //! ```
 //!
-//! A pipe that is not read blocks its writer after 64 KiB. Here it blocks this thread alone.
+//! A pipe that is not read blocks its writer after 64 KiB. Here it blocks only this thread.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// non-blocking).
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Writes lines to a file from a thread of its own. Clones share queue and thread.
+/// Writes lines to a file from a dedicated thread. Clones share queue and thread.
 ///
 /// Each call of [`write`](Write::write) takes one whole line, its line end included. It never
 /// blocks: a line that finds no room in the queue is dropped and counted.
@@ -38,9 +38,9 @@ struct Queue {
     lines: u64,
     /// Bytes that the thread is writing now.
     writing_bytes: usize,
-    /// Lines that were dropped since the start, for want of room or because writing failed.
+    /// Lines dropped since the start, because the queue was full or because writing failed.
     lost_lines: u64,
-    /// Of these, lines that no notice in the log has named.
+    /// Lost lines not yet reported by a notice in the log.
     unnamed_lines: u64,
 }
 
@@ -73,7 +73,7 @@ impl LogWriter {
         self.0.queue().lost_lines
     }
 
-    /// Waits until everything is written, for at most `limit`; whether it is.
+    /// Waits until everything is written, for at most `limit`. Returns whether it is.
     pub fn flush_within(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut queue = self.0.queue();
@@ -110,7 +110,7 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes what comes. It ends with the process: a blocked write has no other end.
+    /// Writes queued lines. The thread ends with the process: a blocked write cannot be cancelled.
     fn run(&self, mut out: impl Write, notice: impl Fn(u64) -> String) {
         loop {
             let mut queue = self.queue();
@@ -174,7 +174,7 @@ mod tests {
         let lost = log.lost_lines();
         assert!((1..10_000).contains(&lost), "{lost}");
         assert!(!log.flush_within(Duration::from_millis(20)));
-        // Read again, the log goes on, and says how much is missing.
+        // Once it is read again the log continues and reports the number of lost lines.
         let read = std::thread::spawn(move || {
             let lines = BufReader::new(reader).lines().map(Result::unwrap);
             lines.take_while(|line| line != "last").collect::<Vec<_>>()

@@ -1,4 +1,4 @@
-//! Messages on their way in: charged to their client from the first five bytes on.
+//! Incoming messages: charged to their client from the first five bytes on.
 //!
 //! ```text
 //!  HTTP/2 frames ─▶ Metered ─▶ tonic, which buffers a message until all of it is there
@@ -6,7 +6,7 @@
 //!                     └ its last byte ─▶ the charge is returned; the call charges what it keeps
 //! ```
 //!
-//! It stands before every service, before a token is checked as well: health and reflection included.
+//! It precedes every service, including health and reflection, which need no token.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -21,12 +21,12 @@ use crate::budget::{Charge, ClientBudget};
 /// A gRPC message begins with a flag and its length.
 const HEAD_BYTES: usize = 5;
 
-/// Where in a stream of messages a client is.
+/// The position in a stream of messages.
 #[derive(Debug)]
 struct Messages {
     budget: ClientBudget,
     head: [u8; HEAD_BYTES],
-    /// Bytes of the head that are there.
+    /// Bytes of the head received so far.
     head_bytes: usize,
     /// Bytes of the message that are still to come.
     missing: u64,
@@ -38,7 +38,7 @@ impl Messages {
         Self { budget, head: [0; HEAD_BYTES], head_bytes: 0, missing: 0, charge: None }
     }
 
-    /// Follows `bytes`, which come next.
+    /// Advances over `bytes`, the next ones of the stream.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED if a message begins that the client's account has no room for.

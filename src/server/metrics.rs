@@ -1,7 +1,7 @@
-//! Every figure of a cache as Prometheus reads it, with a help text each.
+//! The metrics of a cache in Prometheus' format, each with a help text.
 //!
-//! Labels are bounded: beside `version` of `build_info` the only one is `source`, of which there are
-//! as many as are configured, and no more than [`MAX_SOURCES`].
+//! Labels are bounded: besides `version` of `build_info` the only one is `source`, with one value
+//! per configured source, and at most [`MAX_SOURCES`].
 
 use std::fmt;
 
@@ -18,10 +18,10 @@ use crate::source::SourceHealth;
 use crate::table::SourceState;
 use crate::telemetry::{Histogram, Timing};
 
-/// How many sources have figures of their own.
+/// Maximum sources with metrics of their own.
 const MAX_SOURCES: usize = 64;
 
-/// Everything that a service tells.
+/// All metrics of a service.
 pub(super) fn registry(cache: Cache, log: Option<LogWriter>) -> Registry {
     let mut registry = Registry::with_prefix("iovcache");
     registry.register_collector(Box::new(Figures(cache)));
@@ -31,7 +31,7 @@ pub(super) fn registry(cache: Cache, log: Option<LogWriter>) -> Registry {
     registry
 }
 
-/// What the log lost.
+/// Lines lost by the log.
 #[derive(Debug)]
 struct LogFigures(LogWriter);
 
@@ -44,7 +44,7 @@ impl Collector for LogFigures {
     }
 }
 
-/// All figures of a cache, read when they are asked for.
+/// All metrics of a cache, read on each scrape.
 #[derive(Debug)]
 struct Figures(Cache);
 
@@ -111,7 +111,7 @@ impl Collector for Figures {
     }
 }
 
-/// Each URL once, though a source may be named several times for several paths.
+/// Merges the metrics of sources with the same URL, which may be configured for several paths.
 fn by_url(sources: Vec<SourceHealth>) -> Vec<SourceHealth> {
     let mut merged: Vec<SourceHealth> = Vec::new();
     for source in sources {

@@ -1,16 +1,16 @@
-//! The service: Arrow Flight over a cache, on TCP and on a Unix socket at once.
+//! The service: Arrow Flight over a cache, on TCP and on a Unix socket at the same time.
 //!
 //! ```text
 //!  TCP, TLS ───┐                           ┌─▶ get      tables
 //!  flight.sock ┴▶ connection ─▶ auth ──────┼─▶ put      timeframes come
-//!                  (limits)   (who may)     ├─▶ exchange the long stream of a consumer
+//!                  (limits)   (access)      ├─▶ exchange the long stream of a consumer
 //!                                │          └─▶ action   consumed, release, status …
 //!                                ├─▶ health, reflection
 //!  attach.sock ──────────────────┴─▶ Cache::serve_attach_through
 //!  HTTP ─────────▶ page, /metrics /healthz /readyz
 //!  CCDB ─────────▶ ccdb     plain HTTP for clients of a CCDB
 //!
-//!  stop: not ready any more ─▶ accept nothing ─▶ drain ─▶ end sessions ─▶ drop segments
+//!  stop: not ready ─▶ stop accepting ─▶ drain ─▶ end sessions ─▶ drop segments
 //! ```
 
 mod action;
@@ -78,26 +78,26 @@ pub const FLIGHT_DESCRIPTOR: &[u8] = include_bytes!("../../schemas/flight.bin");
 /// How a service runs.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// Who may what.
+    /// Access control.
     pub access: Access,
     /// TLS for Flight over TCP. Default: none.
     pub tls: Option<Tls>,
-    /// What clients can take of the transport.
+    /// Limits of the transport per client and in total.
     pub limits: Limits,
-    /// How long requests under way may take once it stops. Default: 10 s.
+    /// Longest wait for running requests after the stop signal. Default: 10 s.
     pub drain_limit: Duration,
-    /// Cancelled, it waits for requests under way no longer.
+    /// Ends the wait for running requests when cancelled.
     pub hurry: CancellationToken,
-    /// How the CCDB side answers questions for a time. Default: with a redirect.
+    /// How the CCDB side answers look-ups by time. Default: with a redirect.
     pub ccdb_answer: Answering,
-    /// Connections to the CCDB side at a time. Default: 4,096.
+    /// Maximum concurrent connections to the CCDB side. Default: 4,096.
     pub ccdb_connections: usize,
-    /// Connections to the HTTP port at a time; for one more, the one that made no progress for the
-    /// longest time is ended. Default: 128.
+    /// Maximum concurrent connections to the HTTP port. A further connection ends the one that made
+    /// no progress for the longest time. Default: 128.
     pub http_connections: usize,
-    /// The writer of the log, whose losses are then a metric. Default: none.
+    /// The log writer. If set, its lost lines are a metric. Default: none.
     pub log: Option<LogWriter>,
-    /// Whether the CCDB side passes changes on to the sources. Default: it only reads.
+    /// Whether the CCDB side passes changes on to the sources. Default: read only.
     pub ccdb_writable: bool,
 }
 
@@ -118,7 +118,7 @@ impl Default for ServeOptions {
     }
 }
 
-/// Why a service does not run.
+/// The service cannot run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
@@ -142,7 +142,8 @@ impl Coded for ServeError {
     }
 }
 
-/// Serves until `shutdown`, then ends everything in order. `ready` is called once all of it is up.
+/// Serves until `shutdown`, then stops everything in order. `ready` is called once all servers
+/// accept requests.
 ///
 /// # Errors
 /// [`ServeError`].
@@ -235,7 +236,7 @@ pub async fn run(
     }
 }
 
-/// The names under which health is told; the empty one is the service as a whole.
+/// The names under which health is reported. The empty name is the service as a whole.
 const SERVICES: [&str; 2] = ["", "arrow.flight.protocol.FlightService"];
 
 type Guarded = Router<Stack<GuardLayer, Bare>>;
@@ -247,7 +248,7 @@ fn router(
     let limits = &options.limits;
     let (health, health_service) = tonic_health::server::health_reporter();
     for service in SERVICES {
-        // Nobody holds the reporter's lock yet: this is done at once.
+        // The reporter's lock is free at this point: the future completes without waiting.
         let told = health.set_service_status(service, ServingStatus::Serving);
         futures::executor::block_on(told);
     }

@@ -1,16 +1,16 @@
-//! Streams of Arrow messages on their way out: handed to HTTP/2 as they are, without gRPC's copy.
+//! Outgoing streams of Arrow messages: passed to HTTP/2 without gRPC's copy.
 //!
 //! ```text
 //!  Answer ─▶ the window opens ─▶ room in the client's account ─▶ one message ─▶ frames ─▶ HTTP/2
 //!                                  └ charged until HTTP/2 has sent it
 //! ```
 //!
-//! tonic copies each message into a buffer of its own before it sends the first byte. Here a frame is a
-//! slice of the message, and a large object in it is a slice of shared memory. So an answer that is
-//! not read holds its pins and at most one message, which is charged.
+//! tonic copies each message into a buffer of its own before it sends the first byte. Here a frame
+//! is a slice of the message, and a large object in it is a slice of shared memory. An answer that
+//! is not read therefore holds its pins and at most one message, which is charged.
 //!
-//! A handler returns an empty stream, with the real one beside it ([`Outgoing::into_response`]); the
-//! guard puts that in its place ([`Outgoing::unpack`]).
+//! A handler returns an empty stream and attaches the real one ([`Outgoing::into_response`]). The
+//! guard makes the real one the body ([`Outgoing::unpack`]).
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -37,23 +37,23 @@ pub(super) struct Outgoing {
     pub(super) message: Message,
 }
 
-/// What a message is expected to take: batches are split below it.
+/// Expected maximum of a message: batches are split below it.
 const MESSAGE_BYTES: u64 = 2 << 20;
 /// Pause between two attempts to get room for a message in the client's account.
 const ROOM_PAUSE: Duration = Duration::from_millis(5);
 /// An answer ends with an error if there is no room for its next message for this long.
 const ROOM_WAIT: Duration = Duration::from_secs(60);
-/// Other tasks get their turn after this time of making messages.
+/// Time spent on making messages after which the task yields.
 const TURN: Duration = Duration::from_millis(1);
-/// HTTP/2 is given slices of this size.
+/// Size of the slices passed to HTTP/2.
 const FRAME_BYTES: usize = 64 << 10;
 
 /// Memory for one message, before it is made.
 pub(super) struct Room(Charge);
 
 impl Room {
-    /// Waits until the client's account has room for a message: until it reads what it has been
-    /// sent.
+    /// Waits until the client's account has room for a message, that is until the client reads
+    /// earlier messages.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED if there is none for [`ROOM_WAIT`].
@@ -69,10 +69,10 @@ impl Room {
         }
     }
 
-    /// Charges `messages` as they are, each for as long as its bytes live.
+    /// Charges the actual size of `messages`, each for as long as its bytes live.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED if they are larger than expected, and the account has no room for it.
+    /// RESOURCE_EXHAUSTED if they are larger than expected and the account has no room for them.
     pub(super) fn settle(self, messages: &mut [Message]) -> Result<(), Status> {
         let Self(mut charge) = self;
         let own = |message: &Message| message.header.len() + message.body.len();
@@ -104,7 +104,7 @@ impl AsRef<[u8]> for Charged {
     }
 }
 
-/// The messages of a table, each made when it is asked for and the client's account has room.
+/// The messages of a table, each made on demand once the client's account has room.
 pub(super) fn of_table(
     messages: impl Iterator<Item = Result<Message, EncodeError>> + Send + 'static,
     budget: ClientBudget,
@@ -124,7 +124,7 @@ pub(super) fn of_table(
 }
 
 impl Outgoing {
-    /// A response whose body are these messages.
+    /// A response with these messages as its body.
     pub(super) fn into_response<T: Send + 'static>(
         messages: Answers<Self>,
     ) -> Response<Answers<T>> {
@@ -134,7 +134,7 @@ impl Outgoing {
         response
     }
 
-    /// Puts the messages beside a response in the place of its body.
+    /// Replaces the body of a response by the messages attached to it.
     pub(super) fn unpack(
         response: hyper::Response<tonic::body::Body>,
     ) -> hyper::Response<tonic::body::Body> {
@@ -180,15 +180,15 @@ fn put_field(out: &mut BytesMut, field: u64, length: usize) {
     prost::encoding::encode_varint(length as u64, out);
 }
 
-/// The messages beside a response, until they are its body.
+/// The messages attached to a response, until they become its body.
 #[derive(Clone)]
 struct Packed(Arc<Mutex<Option<Frames>>>);
 
-/// The body of a response: made message by message, when HTTP/2 asks for more.
+/// The body of a response, made message by message when HTTP/2 asks for more.
 struct Frames {
     messages: Answers<Outgoing>,
     ready: VecDeque<Bytes>,
-    /// Time spent on messages since others had their turn.
+    /// Time spent on messages since the task last yielded.
     busy: Duration,
     over: bool,
 }

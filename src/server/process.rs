@@ -1,4 +1,4 @@
-//! Figures of the process itself, under the names that Prometheus' own clients give them.
+//! Metrics of the process, under the names that Prometheus' own clients use.
 
 use std::fmt;
 use std::fs;
@@ -9,14 +9,14 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-/// The figures, without a prefix of ours.
+/// The registry of these metrics, without the `iovcache` prefix.
 pub(super) fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(ProcessFigures));
     registry
 }
 
-/// Read from `/proc` when they are asked for. What cannot be read is left out.
+/// Metrics read from `/proc` on each scrape. Those that cannot be read are left out.
 #[derive(Debug)]
 struct ProcessFigures;
 
@@ -74,7 +74,7 @@ struct Process {
 impl Process {
     fn read() -> Option<Self> {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
-        // The program's name stands in brackets and may hold anything.
+        // The program's name is in brackets and may hold any characters.
         let fields: Vec<u64> = stat
             .rsplit_once(')')?
             .1
@@ -82,7 +82,7 @@ impl Process {
             .skip(1)
             .map(|field| field.parse().unwrap_or(0))
             .collect();
-        // As proc_pid_stat(5) numbers them, from 4 on.
+        // Numbered as in proc_pid_stat(5), from 4 on.
         let field = |number: usize| fields.get(number - 4).copied();
         let ticks = rustix::param::clock_ticks_per_second() as f64;
         let boot = fs::read_to_string("/proc/stat").ok()?;

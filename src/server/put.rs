@@ -1,4 +1,4 @@
-//! Timeframes come in: DoPut.
+//! Registration of timeframes: DoPut.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl Service {
         let _charge = ticket::charge(&register, &budget).map_err(|error| status(&error))?;
         let register = Register::parse(&register).map_err(|error| status(&error))?;
         self.requests.check_registration(&register).map_err(|error| status(&error))?;
-        // From here on they count among the timeframes, waiting or in flight.
+        // From here on the timestamps are counted with the timeframes, waiting or in flight.
         let timestamps = timestamps_of_charged(messages)?.compacted();
         let _place = Arc::clone(&self.registrations).try_acquire_owned().map_err(|_| {
             let limit = self.max_registrations;
@@ -44,7 +44,7 @@ impl Service {
         Ok(all(vec![PutResult { app_metadata }]))
     }
 
-    /// Takes in all messages of the stream.
+    /// Receives all messages of the stream.
     async fn collect(
         &self,
         request: Request<Streaming<FlightData>>,
@@ -74,7 +74,7 @@ impl Service {
             if register.is_none() && !message.app_metadata.is_empty() {
                 register = Some(message.app_metadata.to_vec());
             }
-            // pyarrow's first message may have a descriptor alone.
+            // pyarrow's first message may have only a descriptor.
             if message.data_header.is_empty() {
                 continue;
             }

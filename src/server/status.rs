@@ -1,4 +1,4 @@
-//! From an error to a gRPC status, in one place; the message begins with the stable code.
+//! Conversion of errors to gRPC statuses. The message begins with the stable code.
 
 use tonic::{Code, Status};
 
@@ -20,11 +20,11 @@ const fn code(kind: ErrorKind) -> Code {
     }
 }
 
-/// The longest message that is sent, as it travels: percent-encoded, in a header, and clients take
-/// 8 kB of headers.
+/// Longest message in its percent-encoded form. It is sent in a header, and clients take 8 kB of
+/// headers.
 const MAX_MESSAGE_BYTES: usize = 6_000;
 
-/// How much of a message there is room for.
+/// Length of the prefix of a message that fits.
 fn room(message: &str) -> usize {
     let mut bytes = 0;
     let fits = |&(_, letter): &(usize, char)| {
@@ -35,7 +35,7 @@ fn room(message: &str) -> usize {
     message.char_indices().take_while(fits).last().map_or(0, |(at, last)| at + last.len_utf8())
 }
 
-/// The status that a client sees, logged once here, where the error stops.
+/// The status for a client. The error is logged once, here.
 pub(super) fn status(error: &dyn Coded) -> Status {
     let mut message = error.message();
     let room = room(&message);

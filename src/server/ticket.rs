@@ -1,5 +1,5 @@
-//! Tickets: the request, and the lease that was opened for it. Opaque to clients, but as a
-//! shorthand a request is a ticket too.
+//! Tickets: the request, and the lease that was opened for it. They are opaque to clients. As a
+//! shorthand, a request is also accepted as a ticket.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::table::{Request, RequestError};
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Ticket<'a> {
-    /// The form of this ticket: 1. It stands first, and tells it from a request.
+    /// The version of the format: 1. The first field; it distinguishes a ticket from a request.
     iovcache_ticket: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     lease: Option<String>,
@@ -46,8 +46,8 @@ pub(super) fn issue(request: &[u8], lease: Option<&LeaseId>) -> Result<Vec<u8>, 
     serde_json::to_vec(&ticket).map_err(|error| malformed(&error))
 }
 
-/// Charges what a ticket or a request takes while it is worked on: its bytes, and what they are
-/// parsed into.
+/// Charges the memory of a ticket or a request while it is processed: its bytes, and the result of
+/// parsing.
 ///
 /// # Errors
 /// [`OverBudget`].
@@ -55,8 +55,8 @@ pub(super) fn charge(json: &[u8], budget: &ClientBudget) -> Result<Charge, OverB
     budget.charge(json.len() as u64 + parsed_bytes(json), "a request")
 }
 
-/// The most that JSON is parsed into, by its punctuation: a comma is there for each timestamp, a colon
-/// for each field of a column or a lock entry.
+/// Upper bound of the memory of parsed JSON, from its punctuation: one comma per timestamp, one
+/// colon per field of a column or a lock entry.
 fn parsed_bytes(json: &[u8]) -> u64 {
     // A list grows by doubling.
     const TIMESTAMP_BYTES: u64 = 16;
@@ -69,7 +69,7 @@ fn parsed_bytes(json: &[u8]) -> u64 {
     commas * TIMESTAMP_BYTES + colons * FIELD_BYTES
 }
 
-/// What stands for a ticket where the service keeps it: of fixed size, however long the ticket is.
+/// The key of a ticket in the service's tables: of fixed size for tickets of any length.
 pub(super) fn key(ticket: &[u8]) -> Arc<[u8]> {
     Arc::from(&Sha256::digest(ticket)[..])
 }
@@ -87,7 +87,7 @@ pub(super) fn read(ticket: &[u8]) -> Result<(Request, Option<LeaseId>), RequestE
     }
 }
 
-/// The lease that a ticket names, if it names one.
+/// The lease of a ticket, if it has one.
 pub(super) fn lease(ticket: &[u8]) -> Option<LeaseId> {
     parse(ticket).ok()??.lease.as_deref().map(LeaseId::from)
 }

@@ -16,7 +16,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::error::{Code, Coded, ErrorKind};
 
-/// A certificate with its key, and the authority of clients. Clones are the same.
+/// A certificate with its key, and the authority of clients. Clones share their state.
 #[derive(Clone)]
 pub struct Tls(Arc<ArcSwap<ServerConfig>>);
 
@@ -26,7 +26,7 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// Why there is no TLS. It never shows what stands in a file.
+/// TLS cannot be set up. The message never shows the contents of a file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
@@ -35,7 +35,7 @@ pub enum TlsError {
     Pem {
         /// Which file.
         what: &'static str,
-        /// What is wrong.
+        /// The fault.
         #[source]
         error: pem::Error,
     },
@@ -88,7 +88,7 @@ fn config(
             for root in certificates("authority of clients", authority)? {
                 roots.add(root).map_err(TlsError::Pair)?;
             }
-            // Who comes without a certificate may have a token; who has neither is told so.
+            // A client without a certificate may have a token; without either it gets an error.
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                 .allow_unauthenticated()
                 .build()
@@ -116,7 +116,7 @@ impl Tls {
         Ok(Self(Arc::new(ArcSwap::from_pointee(config))))
     }
 
-    /// Takes what `other` has; connections that are there already stay as they are.
+    /// Replaces the contents by those of `other`. Existing connections stay unchanged.
     pub fn replace(&self, other: &Self) {
         self.0.store(other.0.load_full());
     }
@@ -130,7 +130,7 @@ impl Tls {
 pub(super) fn names(stream: &TlsStream<TcpStream>) -> Option<Arc<[String]>> {
     let (_, session) = stream.get_ref();
     let first = session.peer_certificates()?.first()?;
-    // It was checked in the handshake.
+    // The handshake has verified it.
     let certificate = webpki::EndEntityCert::try_from(first).ok()?;
     let names = certificate.valid_dns_names().chain(certificate.valid_uri_names());
     Some(names.map(str::to_owned).collect())

@@ -51,7 +51,7 @@ async fn local(
     if remote {
         return Ok(None);
     }
-    // What is too large for a cell comes in chunks; here that would only be seen as an error.
+    // An object too large for a cell comes in chunks, which would only appear as an error here.
     let request = TableRequest::new().column("object", path).timestamps([at]).cell("binary");
     let table = client.table(request).await?;
     let here = table.column("object")?.get(0).is_ok();

@@ -99,7 +99,7 @@ impl fmt::Display for Failure {
 impl<E: Coded> From<E> for Failure {
     fn from(error: E) -> Self {
         let mut message = error.message();
-        // What broke on the way does not know where it was going.
+        // A transport error does not name the address of the service.
         if let (ErrorKind::Unavailable, Some(url)) = (error.kind(), SERVICE.get())
             && !message.contains(url.as_str())
         {

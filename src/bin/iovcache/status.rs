@@ -46,7 +46,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             false => show(&status),
         };
         if arguments.watch && !arguments.json && std::io::stdout().is_terminal() {
-            // To the top left, and clear what is below.
+            // Moves to the top left, and clears the screen below.
             out(b"\x1b[H\x1b[J")?;
         }
         out(text.as_bytes())?;

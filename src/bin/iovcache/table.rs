@@ -135,7 +135,7 @@ fn name(value: impl ValueEnum) -> String {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let request = request(&arguments)?;
-    // What is only printed need not be in shared memory of ours.
+    // A table that is only printed needs no attached shared memory.
     let options = ClientOptions { remote: true, ..ClientOptions::default() };
     let client = arguments.server.connect_with(options).await?;
     let batches = match client.batches(&request).await {

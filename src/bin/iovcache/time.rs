@@ -95,7 +95,7 @@ pub(crate) fn show(millis: i64) -> String {
         i64::MIN => "-inf".to_owned(),
         i64::MAX => "inf".to_owned(),
         _ => match DateTime::from_timestamp_millis(millis) {
-            // Years of five digits are no dates that somebody meant.
+            // A year of five digits is not an intended date.
             Some(at) if (-62_167_219_200_000..253_402_300_800_000).contains(&millis) => {
                 at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
             }

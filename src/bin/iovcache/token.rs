@@ -53,7 +53,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
                 other => other.map_err(failed)?,
             };
-            // A name that is taken is told now, not when the service reads the file.
+            // A name in use is reported now, not when the service reads the file.
             let gap = if before.is_empty() { "" } else { "\n" };
             Keys::parse(&format!("{before}{gap}{entry}"))?;
             let mut opened = OpenOptions::new()

@@ -1,4 +1,4 @@
-//! `verify`: whether what lies on a disk is right, and what was done about what is not.
+//! `verify`: checks the files of a disk or a repository, and reports the repairs.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Why somebody is not let in.
+//! Reasons to refuse a client.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::cache::NotListed;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::Timestamp;
 
-/// Why a call or a process is not let in. None of them says anything of what was presented.
+/// A call or a process is refused. No message reveals the credentials presented.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Denied {
@@ -22,9 +22,9 @@ pub enum Denied {
     /// The token was one of ours.
     #[error("the token {name:?} has expired at {expired}")]
     Expired {
-        /// Whose it was.
+        /// The name of the token.
         name: Arc<str>,
-        /// When.
+        /// The expiry time.
         expired: Timestamp,
     },
     /// The header is none that we read.
@@ -42,19 +42,19 @@ pub enum Denied {
     /// It is known who asks, and that one may not.
     #[error("{name:?} may {has}, and {what} needs {needs}")]
     Role {
-        /// Who asks.
+        /// The name of the client.
         name: Arc<str>,
-        /// What that one may.
+        /// The client's role.
         has: Role,
-        /// What was asked for.
+        /// The call.
         what: String,
-        /// What that needs.
+        /// The role needed.
         needs: Role,
     },
     /// So many calls are under way that no more are taken.
     #[error("{limit} calls are under way, no more are taken")]
     TooManyCalls {
-        /// How many there can be.
+        /// The maximum number of concurrent calls.
         limit: usize,
     },
 }

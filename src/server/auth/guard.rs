@@ -1,4 +1,4 @@
-//! The one way in: every call of every service passes here before it is served.
+//! The guard: every call of every service is checked here before it is served.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -28,7 +28,7 @@ use crate::server::status::status;
 pub(in crate::server) struct GuardLayer {
     access: Access,
     cache: Cache,
-    /// So many calls can be under way, over all connections.
+    /// Permits for concurrent calls, over all connections.
     calls: Arc<Semaphore>,
     max_calls: usize,
 }
@@ -39,11 +39,11 @@ impl GuardLayer {
         Self { access, cache, calls, max_calls }
     }
 
-    /// Who calls, and the place that the call takes until it is answered.
+    /// Identifies the client, and takes a permit for the call until it is answered.
     fn admit<B>(&self, request: &Request<B>) -> Result<(Identity, OwnedSemaphorePermit), Denied> {
         let counters = self.cache.counters();
         let identity = match needed_for_call(request.uri().path()) {
-            // Whoever reaches us may: there is nothing to be known of it.
+            // Every client may call it: no identification is needed.
             None => Identity { name: "anybody".into(), role: Role::Read, by_key: false, uid: None },
             Some(needs) => {
                 let entered = request.extensions().get::<Entered>();
@@ -118,7 +118,7 @@ where
         match self.by.admit(&request) {
             Err(denied) => std::future::ready(Ok(status(&denied).into_http())).boxed(),
             Ok((identity, place)) => {
-                // Nothing behind this needs it, so nothing behind this can show it.
+                // No later code needs the token, so none can reveal it.
                 request.headers_mut().remove(AUTHORIZATION);
                 request.extensions_mut().insert(identity);
                 let entered = request.extensions().get::<Entered>();
@@ -139,7 +139,7 @@ where
                     if answer.body().is_end_stream() {
                         call.done();
                     }
-                    // The place is given back with the last of the answer.
+                    // The permit is returned with the last frame of the answer.
                     Ok(answer.map(|body| {
                         Body::new(body.map_frame(move |frame| {
                             let _ = &place;

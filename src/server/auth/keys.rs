@@ -1,7 +1,7 @@
-//! The keys of a service: whose token or certificate lets in, and for what.
+//! The keys of a service: tokens and certificates, with the role of each.
 //!
-//! A TOML text, from the file of `--tokens` or the environment. Tokens stand there hashed, so who
-//! reads it cannot get in by it:
+//! Keys are a TOML text, from the file of `--tokens` or the environment. It holds hashes of tokens,
+//! so reading it gives no access:
 //!
 //! ```toml
 //! [[token]]
@@ -31,10 +31,10 @@ use crate::secret::Secret;
 /// A token's SHA-256.
 type Hash = [u8; 32];
 
-/// No token is longer: what is, need not be hashed.
+/// Longest token. Longer ones are refused without hashing.
 const MAX_TOKEN_BYTES: usize = 4_096;
 
-/// Whose token or certificate lets in.
+/// The tokens and certificates that give access.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
     tokens: Vec<Token>,
@@ -65,7 +65,7 @@ struct Certificate {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("these are no keys: {reason}")]
 pub struct KeysError {
-    /// What is wrong, and in which line.
+    /// The fault, with its line.
     reason: String,
 }
 
@@ -111,7 +111,7 @@ impl Keys {
     pub fn parse(text: &str) -> Result<Self, KeysError> {
         let wrong = |reason: String| KeysError { reason };
         let file: File = toml::from_str(text).map_err(|error| {
-            // The error itself would show the line, with what may stand there.
+            // The error's own text would quote the line, which may hold a secret.
             let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
             let what = error.message().split(['`', '"', '\'']).next().unwrap_or_default().trim();
             let fields = "a token has name, sha256, role, expires; a certificate name, role";
@@ -135,7 +135,7 @@ impl Keys {
         Ok(Self { tokens, certificates })
     }
 
-    /// The entry of a new token, as it stands in the file.
+    /// The entry of a new token, in the format of the file.
     pub fn entry(name: &str, token: &Secret, role: Role, expires: Option<Timestamp>) -> String {
         let hash = hash(token);
         let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -149,13 +149,13 @@ impl Keys {
         !self.tokens.is_empty()
     }
 
-    /// Whether nobody could be let in by them.
+    /// Whether there are no keys at all.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty() && self.certificates.is_empty()
     }
 
-    /// Whose token this is. All are compared, each in constant time: how long it takes says nothing
-    /// of how much of it was right, or whose it is.
+    /// The name and role of a token. All are compared, each in constant time: the duration reveals
+    /// neither how much of the token was right nor which entry it matches.
     pub(super) fn bearer(
         &self,
         token: &Secret,
@@ -181,7 +181,7 @@ impl Keys {
         }
     }
 
-    /// What the bearer of a certificate with these names may: of several roles the greatest.
+    /// The role of a certificate with these names: the highest if several match.
     pub(super) fn certified(&self, names: &[String]) -> Option<(Arc<str>, Role)> {
         let fits = |known: &&Certificate| {
             *known.name == *"*" || names.iter().any(|name| *known.name == **name)
@@ -207,7 +207,7 @@ fn hash_of_hex(text: &str) -> Option<Hash> {
     Some(hash)
 }
 
-/// When a token expires: a date, with or without a time, or milliseconds.
+/// The expiry time of a token: a date, with or without a time, or milliseconds.
 fn moment(at: &toml::Value) -> Result<Timestamp, &'static str> {
     const EXPECTED: &str = "expires is e.g. 2027-01-01, or 2027-01-01T12:00:00Z, or milliseconds";
     let at = match at {

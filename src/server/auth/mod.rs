@@ -1,18 +1,18 @@
-//! Who may: everyone who asks is identified, on every transport, and each call needs a role.
+//! Access control: every client is identified, on every transport, and each call needs a role.
 //!
 //! ```text
 //!  flight.sock ─ SO_PEERCRED ─▶ listed? ─┐
 //!  TCP ──────────────────────────────────┼─▶ a token?       Keys::bearer    ─▶ name, role ─┐
 //!  TLS ─ certificate of the client ──────┘   a certificate? Keys::certified ─▶ name, role ─┤
 //!                                            neither: only where there are no keys         │
-//!  attach.sock ─ SO_PEERCRED, token in the hello ─▶ the same                               ▼
-//!                                                        the call's role ≤ one's own? ─▶ served
+//!  attach.sock ─ SO_PEERCRED, token in the hello ─▶ as for flight.sock                     ▼
+//!                                                   call's role ≤ client's role? ─▶ served
 //! ```
 //!
-//! Without keys, whoever reaches a socket may everything: then the sockets' folder, SO_PEERCRED and
-//! the loopback interface are what keeps others out. Where there are keys they are needed on each
-//! transport, the Unix sockets included. [`Access::check_exposed`] refuses a plain TCP port for
-//! others than this node.
+//! Without keys, every client that reaches a socket has all permissions: only the sockets' folder,
+//! SO_PEERCRED and the loopback interface protect the service. With keys, each transport needs one,
+//! the Unix sockets included. [`Access::check_exposed`] refuses a plain TCP port that other nodes
+//! can reach.
 
 mod denied;
 mod guard;
@@ -36,22 +36,22 @@ use crate::error::{Code, Coded, ErrorKind};
 use crate::secret::Secret;
 use crate::shm::attach::PeerCredentials;
 
-/// Who asks, and what that one may.
+/// An identified client and its role.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The name of the token or of the certificate, or what stands for it.
+    /// The name of the token or of the certificate, or a name in its place.
     pub name: Arc<str>,
-    /// What it may.
+    /// The client's role.
     pub role: Role,
-    /// A key says so, and not only that there are none.
+    /// Whether a key gave this role. `false` if the service has no keys.
     pub by_key: bool,
-    /// Its user, if it is a process on this node.
+    /// The user of the client, if it is a process on this node.
     pub uid: Option<u32>,
 }
 
 impl Identity {
-    /// What is proven of who asks. Without keys everybody may administer; but what belongs to another
-    /// consumer only the service's own user and root change then.
+    /// The proven facts about the client. Without keys every client may administer, but only the
+    /// service's own user and root can change the property of another consumer.
     pub(super) fn origin(&self) -> Origin {
         let key = self.by_key.then(|| Arc::clone(&self.name));
         let trusted =
@@ -63,7 +63,7 @@ impl Identity {
         Origin::Client { uid: self.uid, tcp_uid: None, key, administers }
     }
 
-    /// Whether it may what needs `needs`.
+    /// Checks that the client's role includes `needs`.
     ///
     /// # Errors
     /// [`Denied::Role`].
@@ -85,16 +85,16 @@ impl Identity {
 pub(super) enum Peer {
     /// A process on this node, as the kernel says.
     Process(PeerCredentials),
-    /// Somebody at an address.
+    /// A client at a network address.
     Address {
         /// Where.
         address: SocketAddr,
-        /// The names in its certificate, if it has one that our authority signed.
+        /// The names in its certificate, if our authority signed it.
         certificate: Option<Arc<[String]>>,
     },
 }
 
-/// Whom connections are counted for.
+/// The key under which connections are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum PeerKey {
     Uid(u32),
@@ -122,7 +122,7 @@ impl Peer {
     }
 }
 
-/// Decides who may what. Clones are the same.
+/// Access control. Clones share their state.
 #[derive(Debug, Clone)]
 pub struct Access(Arc<Inner>);
 
@@ -141,18 +141,18 @@ impl Default for Access {
 }
 
 impl Access {
-    /// Lets in whom `policy` lists on the Unix sockets, and who has one of `keys` where there are
-    /// any; `clock` tells when these expire.
+    /// Admits the users that `policy` lists on the Unix sockets, and requires one of `keys` if
+    /// there are any. `clock` decides when keys expire.
     pub fn new(policy: PeerPolicy, keys: Keys, clock: Clock) -> Self {
         Self(Arc::new(Inner { policy, keys: ArcSwap::from_pointee(keys), clock }))
     }
 
-    /// Replaces the keys; from now on calls are judged by these. What streams already is not ended.
+    /// Replaces the keys for all later calls. Running streams are not ended.
     pub fn set_keys(&self, keys: Keys) {
         self.0.keys.store(Arc::new(keys));
     }
 
-    /// Who asks.
+    /// Identifies a client.
     ///
     /// # Errors
     /// [`Denied`].
@@ -187,8 +187,8 @@ impl Access {
         Ok(Identity { name, role, by_key: true, uid })
     }
 
-    /// Who asks, with an authorization header that is none of ours: where no key is needed it is
-    /// ignored, as a proxy may have put it there.
+    /// Identifies a client whose authorization header is malformed. Where no key is needed the
+    /// header is ignored, because a proxy may have added it.
     ///
     /// # Errors
     /// `malformed` where a key is needed, or [`Denied`].
@@ -204,7 +204,7 @@ impl Access {
         }
     }
 
-    /// Whether Flight may listen at this address: beyond loopback only with TLS and keys.
+    /// Checks whether Flight may listen at this address: beyond loopback only with TLS and keys.
     ///
     /// # Errors
     /// [`Exposed`] says what is missing.
@@ -219,8 +219,8 @@ impl Access {
         }
     }
 
-    /// Whether the CCDB side may listen at this address. It asks nobody for a key, so beyond
-    /// loopback it would give away what keys are there to protect.
+    /// Checks whether the CCDB side may listen at this address. Reads there need no key, so beyond
+    /// loopback it would publish the data that keys protect.
     ///
     /// # Errors
     /// [`Exposed`].
@@ -320,11 +320,11 @@ mod tests {
             assert_eq!(both.identify(&peer, Some(&"x".into())), Err(Denied::UnknownToken));
             assert_eq!(both.identify(&peer, Some(&token)).unwrap().role, Role::Register);
         }
-        // A token does not make up for the wrong user.
+        // A valid token does not replace a listed user.
         assert!(both.identify(&process(7, &[]), Some(&token)).is_err());
         assert_eq!(both.identify(&remote(Some(&["a.org"])), None).unwrap().role, Role::Read);
         assert!(both.identify(&remote(Some(&["b.org"])), None).is_err());
-        // Certificates are for those who have none of the kernel's word.
+        // Certificates count only for clients without credentials from the kernel.
         let certificates = access(certificate);
         assert!(certificates.identify(&process(100, &[]), None).is_ok());
         assert_eq!(certificates.identify(&remote(None), None), Err(Denied::NoCredentials));

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Ask for tables, attach, report what is consumed, and look.
+    /// Request tables, attach, report consumed timeframes, and read the status.
     Read,
     /// And register timeframes.
     Register,
@@ -44,10 +44,10 @@ impl FromStr for Role {
     }
 }
 
-/// What the call with this path of HTTP/2 needs; `None`: nothing, whoever reaches us may.
+/// The role needed for the call with this HTTP/2 path; `None` if every client may call it.
 pub(in crate::server) fn needed_for_call(path: &str) -> Option<Role> {
     match path.trim_start_matches('/').split_once('/') {
-        // Whether it lives is told to anybody, and so is which calls there are.
+        // Health and reflection are open to every client.
         Some(("grpc.health.v1.Health", _)) => None,
         Some(("grpc.reflection.v1.ServerReflection", _)) => None,
         Some(("grpc.reflection.v1alpha.ServerReflection", _)) => None,
@@ -56,11 +56,11 @@ pub(in crate::server) fn needed_for_call(path: &str) -> Option<Role> {
     }
 }
 
-/// Actions that look, or that concern what one holds oneself.
+/// Actions that only read, or that concern the client's own leases and sessions.
 const READING: [&str; 6] =
     ["consumed", "release", "segments", "status", "CancelFlightInfo", "RenewFlightEndpoint"];
 
-/// What an action of DoAction needs. One that is not known to be harmless needs most.
+/// The role needed for an action of DoAction. Unknown actions need the highest role.
 pub(in crate::server) fn needed_for_action(name: &str) -> Role {
     if READING.contains(&name) { Role::Read } else { Role::Administer }
 }

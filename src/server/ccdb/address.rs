@@ -1,4 +1,4 @@
-//! What an address asks for, in the grammar of CCDB's RequestParser.
+//! Parser of addresses, in the grammar of CCDB's RequestParser.
 //!
 //! `/<1..10 path elements>/<time>[/<until>][/<UUID>][/<key>=<value>]*`: empty elements do not count,
 //! the first number is the time, `key=value` may stand anywhere, and each element is decoded as in
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use crate::interval::Timestamp;
 use crate::object::ObjectId;
 
-/// An address, taken apart.
+/// A parsed address.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
     /// The path elements with slashes between them.
@@ -21,10 +21,10 @@ pub(super) struct Wanted {
     pub(super) metadata: BTreeMap<String, String>,
 }
 
-/// An address that cannot be taken apart.
+/// An address that cannot be parsed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Nonsense {
-    /// An escape that is none, or no UTF-8: 400 at real servers too.
+    /// An invalid escape, or invalid UTF-8: 400 at real servers too.
     Encoding,
     /// Against the grammar.
     Grammar,
@@ -68,7 +68,7 @@ impl Wanted {
     }
 }
 
-/// Text as in a form: `+` is a blank, `%41` is `A`. Nothing if it is none, or has a NUL.
+/// Decodes text as in a form: `+` is a blank, `%41` is `A`. `None` if it is invalid or has a NUL.
 pub(super) fn form_decoded(element: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(element.len());
     let mut rest = element.as_bytes();
@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(parsed("/A/k=v/7/b=c%2Fd+e"), ("A".into(), Some(7), false, 2));
         let wanted = Wanted::parse("/A/7/b=c%2Fd+e=").unwrap();
         assert_eq!(wanted.metadata["b"], "c/d e=");
-        // More than a long holds is no time.
+        // A number beyond the range of a long is not a time.
         assert_eq!(parsed("/A/99999999999999999999").1, None);
     }
 

@@ -18,9 +18,9 @@ use crate::interval::Timestamp;
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::Details;
 
-/// How long a client is let wait for the source and for memory.
+/// Longest wait of a client for the source and for memory.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-/// How long an answer waits for what does not matter for it.
+/// Longest wait of an answer for optional details.
 const DETAILS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The CCDB side of a cache.
@@ -31,7 +31,7 @@ pub(in crate::server) struct Front {
     pub(super) writes: Writes,
 }
 
-/// By which address a body was asked for.
+/// The form of the address by which a body was requested.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum By {
     /// A time.
@@ -95,7 +95,7 @@ impl Front {
         match first {
             "browse" | "latest" => self.browse(request, first == "latest", rest).await,
             "download" => self.download(request, rest).await,
-            // As at a real server, a GET of this deletes.
+            // As at a real server, this GET deletes.
             "truncate" => self.change(request, None, peer).await,
             "" if self.is_a_person(request) => Ok(page::to_browse()),
             _ => match Wanted::parse(path) {
@@ -106,7 +106,7 @@ impl Front {
         }
     }
 
-    /// Whether this comes from a browser, where it does not say what it wants else.
+    /// Whether the request comes from a browser, for addresses without an object.
     fn is_a_person(&self, request: &Request) -> bool {
         request.accept.as_deref().is_some_and(|accept| accept.contains("text/html"))
     }
@@ -115,7 +115,7 @@ impl Front {
         let (Some(at), false) = (wanted.at, wanted.path.is_empty()) else {
             return Ok(page::usage());
         };
-        // No version stands under what is no path of ours.
+        // An invalid path has no versions.
         let Ok(path) = ObjectPath::new(&wanted.path) else { return Ok(page::not_found()) };
         let limits = limits(request);
         let query = Query { path, metadata: wanted.metadata, limits };
@@ -162,7 +162,7 @@ impl Front {
         self.cache.details_of(version, DETAILS_PATIENCE).await
     }
 
-    /// The bytes of a version, or the part of them that is asked for.
+    /// The bytes of a version, or the requested part of them.
     async fn body(
         &self,
         request: &Request,
@@ -173,7 +173,7 @@ impl Front {
         if request.if_none_match.contains(&version.id) {
             return Ok(not_modified(until));
         }
-        // A HEAD need not load what is known without.
+        // A HEAD loads nothing if size and MD5 are known.
         let known = version.size_bytes.zip(version.md5);
         let held = match (request.method, known) {
             (Method::Head, Some(_)) => None,
@@ -261,8 +261,7 @@ pub(super) fn limits(request: &Request) -> CreationLimits {
     }
 }
 
-/// What may be asked here, for those who ask, and for browsers before they ask with headers of
-/// their own.
+/// The allowed methods, for OPTIONS requests and for browsers' preflight requests.
 fn options() -> Reply {
     let mut reply = Reply::new(200);
     reply.replace(

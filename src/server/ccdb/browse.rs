@@ -23,27 +23,27 @@ use crate::cache::CacheError;
 use crate::object::{ObjectInfo, ObjectPath};
 use crate::source::Details;
 
-/// ALICE's quality control asks for these, and gets the new names of two of them as well.
+/// ALICE's quality control requests these fields, and gets the new names of two of them as well.
 const QUALITY_CONTROL: [&str; 3] = ["path", "createTime", "lastModified"];
-/// A page of more versions than this is sent while it is written, in pieces of as many.
+/// A page of more versions than this is sent while it is written, in pieces of this many.
 const PIECE: usize = 128;
-/// Paths that are named where they are left out.
+/// Maximum omitted paths that are named.
 const NAMED: usize = 8;
 
-/// How a listing is written.
+/// The format of a listing.
 pub(super) trait Format: Send + Sync + 'static {
     fn content_type(&self) -> &'static str;
-    /// What stands before the first version.
+    /// The text before the first version.
     fn start(&self, found: &Found) -> String;
-    /// One version, with what stands before it if it is not the first.
+    /// One version, with the separator before it if it is not the first.
     fn version(&self, number: usize, version: &ObjectInfo, details: &Details) -> String;
-    /// What stands behind the last version.
+    /// The text after the last version.
     fn end(&self, found: &Found) -> String;
     /// The bytes of a text in this format.
     fn encode(&self, text: String) -> Bytes {
         text.into()
     }
-    /// Versions that are shown at most.
+    /// Maximum versions shown.
     fn longest(&self) -> usize {
         usize::MAX
     }
@@ -56,7 +56,7 @@ impl Front {
         only_latest: bool,
         path: &str,
     ) -> Result<Reply, CacheError> {
-        // Real servers never answer this with a page of usage.
+        // Real servers never answer this with the usage page.
         let wanted = Wanted::parse(path).unwrap_or_default();
         let asked = request.parameter("Accept");
         let accept = asked.as_deref().or(request.accept.as_deref()).unwrap_or("");
@@ -82,7 +82,7 @@ impl Front {
         } else {
             Box::new(TextPage)
         };
-        // Who limits the number to few looks for versions, or, with 1, for folders.
+        // A request with a low limit looks for versions, or with a limit of 1 for folders.
         let with_subfolders = request.browse_limit.is_none_or(|limit| limit == 1);
         let mut found = self.find(&wanted, limits(request), with_subfolders).await?;
         let is_one = found.left_out.first().is_some_and(|path| path.as_str() == wanted.path);
@@ -97,7 +97,7 @@ impl Front {
         Ok(self.page(found, format))
     }
 
-    /// The answer with a listing: at once where it is short, else while it is written.
+    /// The answer with a listing: as a whole if it is short, else streamed while it is written.
     fn page(&self, found: Found, format: Box<dyn Format>) -> Reply {
         let mut reply = Reply::new(200);
         reply.header("Cache-Control", "no-cache");
@@ -142,8 +142,8 @@ impl Front {
         reply.stream(content_type, body)
     }
 
-    /// Which paths there are, one entry per version: what a service before this one asks for. The
-    /// source tells that without a listing of each.
+    /// The existing paths, one entry per version, as requested by a service that uses this one as
+    /// its source. The source answers this without a listing of each path.
     async fn only_paths(
         &self,
         request: &Request,

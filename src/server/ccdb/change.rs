@@ -1,5 +1,5 @@
 //! Uploads, changes and deletions: passed on to the source that keeps the path, and acknowledged
-//! when that has acknowledged them.
+//! once the source has acknowledged them.
 //!
 //! ```text
 //!  POST /path/from[/until][/uuid][/k=v]*     first part ──streamed──▶ Source::change ─▶ 201
@@ -8,10 +8,11 @@
 //!  GET  /truncate/path                                                                ─▶ 204, 304
 //! ```
 //!
-//! **Where nothing may be written.** AliceO2's client takes every answer for success that libcurl
-//! takes for one, whatever its status. So an upload or a change of a path that a CCDB keeps is sent
-//! there with 307, which that client follows, as a node's cache does it; and all else is refused
-//! with an answer that says why and then breaks off, which libcurl reports as an error.
+//! **Without write permission.** AliceO2's client takes every answer for success that libcurl takes
+//! for one, whatever its status. An upload or a change of a path that a CCDB keeps is therefore
+//! redirected there with 307, which that client follows, as a node's cache does it. All others are
+//! refused with an answer that states the reason and is then cut short, which libcurl reports as an
+//! error.
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,12 +37,12 @@ use crate::source::{Change, ChangeKind, Changed, Details, UploadBytes, WriteTarg
 
 /// Longest pause between two pieces of an upload.
 const UPLOAD_PAUSE: Duration = Duration::from_secs(60);
-/// Time for the head and the text of an answer to leave before it breaks off.
+/// Time to send the head and the text of an answer before it is cut short.
 const BREAK_OFF_AFTER: Duration = Duration::from_millis(50);
-/// What is announced beyond the text of an answer that breaks off.
+/// Bytes announced beyond the text of an answer that is cut short.
 const MISSING_BYTES: usize = 16;
 
-/// Whether the CCDB side takes changes, and of whom.
+/// Whether the CCDB side accepts changes, and from which clients.
 #[derive(Debug, Clone)]
 pub(in crate::server) struct Writes {
     pub(in crate::server) enabled: bool,
@@ -103,7 +104,7 @@ impl Front {
         self.apply(request, change, upload).await
     }
 
-    /// Has a change done, and answers what came of it.
+    /// Applies a change, and answers with the result.
     async fn apply(
         &self,
         request: &Request,
@@ -175,7 +176,7 @@ impl Front {
 
     /// Whether this client may change anything.
     fn may_write(&self, request: &Request, peer: Option<SocketAddr>) -> Result<(), String> {
-        // A page in somebody's browser can send a form to any port of the node it runs on.
+        // A page in a browser can send a form to any port of the node the browser runs on.
         if request.has_origin {
             return Err("browsers may not change anything here".to_owned());
         }
@@ -188,7 +189,7 @@ impl Front {
         allowed.map_err(|denied| denied.to_string())
     }
 
-    /// The answer where nothing may be written.
+    /// The answer without write permission.
     fn refuse(&self, request: &Request, wanted: Wanted) -> Reply {
         let message = "this service only reads: it was started without --ccdb-writable";
         let is_followed = matches!(request.method, Method::Post | Method::Put);
@@ -204,7 +205,7 @@ impl Front {
                 };
                 reply.header("Location", format_args!("{url}/{path}{rest}{query}"));
                 reply.date();
-                // What is still sent of the upload is not read here.
+                // The rest of the upload is not read.
                 reply.last = true;
                 reply.empty()
             }
@@ -213,7 +214,7 @@ impl Front {
     }
 }
 
-/// What stands in an address behind its path elements.
+/// The part of an address behind its path elements.
 fn after_path<'a>(address: &'a str, path: &str) -> &'a str {
     let mut rest = address;
     for _ in path.split('/') {
@@ -245,7 +246,7 @@ async fn first_part(
     Ok((ChangeKind::Upload { file_name, content_type }, Box::pin(bytes)))
 }
 
-/// The pieces of a body; a client that stops sending breaks it off.
+/// The pieces of a body. It ends with an error if the client stops sending.
 fn pieces(body: Incoming) -> impl futures::Stream<Item = io::Result<Bytes>> + Send + 'static {
     stream::try_unfold(body, |mut body| async move {
         loop {
@@ -275,7 +276,7 @@ fn described(status: u16, version: &ObjectInfo) -> Reply {
     }
 }
 
-/// An answer that libcurl reports as an error, since more is announced than comes.
+/// An answer that libcurl reports as an error, because it is shorter than announced.
 fn broken_off(status: u16, message: &str) -> Reply {
     let text = format!("{message}\n");
     let mut reply = Reply::new(status);

@@ -16,11 +16,11 @@ use super::answer::Front;
 use super::guarded::Guarded;
 use super::request::{MAX_HEAD_BYTES, MAX_HEADERS};
 
-/// Connections that are served at a time, where the descriptors allow it; more wait to be accepted.
+/// Maximum concurrent connections, if the descriptors allow it. More wait to be accepted.
 pub(in crate::server) const MAX_CONNECTIONS: usize = 4_096;
 /// Longest time from one answer, or from the beginning, to the end of the next head.
 const HEAD_LIMIT: Duration = Duration::from_secs(60);
-/// A client that takes nothing for so long is cut: it keeps an object pinned.
+/// A client that reads nothing for this long is cut, because it keeps an object pinned.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// Answers until `stop`; then idle connections end at once, the others with their answer.
@@ -48,7 +48,7 @@ pub(in crate::server) async fn serve(
                 let (front, stop) = (Arc::clone(&front), stop.clone());
                 connections.spawn(async move {
                     let _place = place;
-                    // A client that breaks off is its own affair.
+                    // A client that disconnects is no error of the service.
                     if let Err(error) = attend(stream, &front, &stop).await {
                         tracing::debug!(%error, "a CCDB connection broke off");
                     }
@@ -70,7 +70,7 @@ async fn attend(
     stop: &CancellationToken,
 ) -> hyper::Result<()> {
     let peer = stream.peer_addr().ok();
-    // Without it answers are only slower.
+    // If this fails, answers are only slower.
     let _ = stream.set_nodelay(true);
     let answer = service_fn(|request| {
         let front = Arc::clone(front);

@@ -1,4 +1,4 @@
-//! A connection that ends when its other side takes nothing for too long: it keeps an object
+//! A connection that ends when the client reads nothing for too long, because it keeps an object
 //! pinned.
 
 use std::io::{self, IoSlice};
@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 pub(super) struct Guarded<S> {
     stream: S,
     limit: Duration,
-    /// Runs while a write waits.
+    /// Active while a write waits.
     timer: Pin<Box<Sleep>>,
     waits: bool,
 }
@@ -23,7 +23,7 @@ impl<S> Guarded<S> {
         Self { stream, limit, timer: Box::pin(tokio::time::sleep(limit)), waits: false }
     }
 
-    /// Passes on what a write came to, and ends the wait of one that waits for too long.
+    /// Returns the result of a write, or an error if the write has waited for too long.
     fn in_time<T>(
         &mut self,
         context: &mut Context<'_>,

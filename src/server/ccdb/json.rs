@@ -8,7 +8,7 @@ use super::version;
 use crate::object::ObjectInfo;
 use crate::source::Details;
 
-/// JSON with all keys, or with some.
+/// JSON with all keys, or with selected ones.
 pub(super) struct JsonPage {
     pub(super) fields: Option<Vec<String>>,
 }
@@ -73,8 +73,8 @@ fn entry(version: &ObjectInfo, details: &Details, fields: Option<&[String]>) -> 
     ];
     const OWN: [&str; 2] = ["replicas", "metadata"];
     let known: Vec<&str> = all.iter().map(|(key, _)| *key).chain(OWN).collect();
-    // Metadata take the place of nothing: what has the name of another key goes into a folder of
-    // its own.
+    // Metadata replace no other key: those with the name of another key go into a separate
+    // object.
     let (apart, plain): (Vec<_>, Vec<_>) =
         version.metadata.iter().partition(|(key, _)| known.contains(&key.as_str()));
     all.extend(plain.into_iter().map(|(key, value)| (key.as_str(), Some(quoted(value)))));
@@ -92,7 +92,7 @@ fn entry(version: &ObjectInfo, details: &Details, fields: Option<&[String]>) -> 
     format!("{{{}}}", all.join(","))
 }
 
-/// A JSON string as real servers write it: slashes escaped, and all that is not ASCII.
+/// A JSON string as real servers write it: slashes and non-ASCII characters escaped.
 pub(super) fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');

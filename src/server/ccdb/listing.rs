@@ -1,4 +1,4 @@
-//! Which versions a `/browse` or `/latest` is about.
+//! Selection of the versions for `/browse` and `/latest`.
 
 use std::sync::Arc;
 
@@ -10,22 +10,22 @@ use crate::cache::{CacheError, Versions};
 use crate::object::{CreationLimits, ObjectInfo, ObjectPath, Query};
 use crate::source::PathSummary;
 
-/// How many paths are asked for their versions at a time.
+/// Maximum paths listed concurrently.
 const PARALLEL_PATHS: usize = 16;
 
-/// What was found.
+/// The result of a listing.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     /// In the order of file-backed servers: path, from and UUID as one string.
     pub(super) versions: Vec<Arc<ObjectInfo>>,
-    /// What lies one level below a path; none is told of a pattern.
+    /// The folders one level below a path; not listed for a pattern.
     pub(super) subfolders: Option<Vec<String>>,
-    /// Paths that the source cannot list whole: none of their versions is here.
+    /// Paths that the source cannot list completely: none of their versions is included.
     pub(super) left_out: Vec<ObjectPath>,
 }
 
 impl Front {
-    /// The versions that `wanted` names, those of the paths that its pattern matches.
+    /// The versions that `wanted` selects: those of all paths that its pattern matches.
     pub(super) async fn find(
         &self,
         wanted: &Wanted,
@@ -81,20 +81,20 @@ impl Front {
     }
 }
 
-/// A path, or what stands for several.
+/// A path, or a pattern for several.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Pattern {
     Plain,
     Wild {
-        /// All that match are this or lie below it.
+        /// Every match is this path or lies below it.
         prefix: String,
-        /// `*` for any characters; what lies below a match matches too.
+        /// `*` for any characters; paths below a match also match.
         glob: String,
     },
 }
 
 impl Pattern {
-    /// `.*`, `*` and `%` each stand for any characters: what both kinds of server agree on.
+    /// `.*`, `*` and `%` each match any characters, as at both kinds of server.
     pub(super) fn new(path: &str) -> Self {
         let glob = path.replace(".*", "*").replace('%', "*");
         let Some((before, _)) = glob.split_once('*') else { return Self::Plain };
@@ -111,7 +111,7 @@ fn glob_matches(glob: &str, path: &str) -> bool {
 
 fn matches_whole(glob: &[u8], text: &[u8]) -> bool {
     let (mut g, mut t) = (0, 0);
-    // Where to go on if what follows the last star does not fit.
+    // The position to resume from if the text after the last star does not match.
     let mut star = None;
     loop {
         match (glob.get(g), text.get(t)) {

@@ -1,5 +1,4 @@
-//! A CCDB to its neighbours: plain CCDB HTTP for clients that know nothing of us, answered from the
-//! cache.
+//! The CCDB side: plain CCDB HTTP for unmodified CCDB clients, answered from the cache.
 //!
 //! ```text
 //!  GET /path/t[/k=v]     ─▶ Cache::version_at ─▶ 303 to the version, or 200 with its bytes
@@ -12,10 +11,11 @@
 //! AliceO2's client looks them up case-sensitively: see [`spelling`]. POST, PUT and DELETE are
 //! passed on to the source where that was allowed: see [`change`].
 //!
-//! **303 or 200.** Real servers do either, and clients have to take both. [`Answering::Redirect`],
-//! the default, is what file-backed and SQL-backed servers do: it keeps the two questions apart, so
-//! an HTTP cache before us can keep every body for ever by its address.
-//! [`Answering::Body`] is what an SQL-backed server does with `local.copy.first`: one question less.
+//! **303 or 200.** Real servers do either, and clients have to accept both.
+//! [`Answering::Redirect`], the default, is the behaviour of file-backed and SQL-backed servers: it
+//! separates the two requests, so an HTTP cache in front can keep every body for ever by its
+//! address. [`Answering::Body`] is the behaviour of an SQL-backed server with `local.copy.first`:
+//! one request less.
 
 mod address;
 mod answer;

@@ -1,4 +1,4 @@
-//! What is said where there is no object: pages in the manner of real servers.
+//! Answers without an object: pages in the style of real servers.
 
 use super::reply::Reply;
 use crate::cache::CacheError;
@@ -26,7 +26,7 @@ With --ccdb-writable also, as at the source:
   DELETE path / time [ / UUID ], GET /truncate/path
 ";
 
-/// A page that says what happened.
+/// A page with a status and a message.
 pub(super) fn status(status: u16, message: &str) -> Reply {
     let title = match status {
         400 => "Bad Request",
@@ -60,12 +60,12 @@ pub(super) fn status(status: u16, message: &str) -> Reply {
     reply.text("text/html;charset=utf-8", page.into_bytes())
 }
 
-/// Nothing is valid there, or there is no such version.
+/// No object is valid at that time, or there is no such version.
 pub(super) fn not_found() -> Reply {
     status(404, "No matching objects found")
 }
 
-/// Where people find their way.
+/// Redirect to the browse page.
 pub(super) fn to_browse() -> Reply {
     let mut reply = Reply::new(303);
     reply.header("Cache-Control", "no-cache");
@@ -74,7 +74,8 @@ pub(super) fn to_browse() -> Reply {
     reply.empty()
 }
 
-/// How to ask. Real servers say so with status 200, which clients take for an object: not we.
+/// The usage page. Real servers send it with status 200, which clients take for an object; this
+/// service does not.
 pub(super) fn usage() -> Reply {
     let mut reply = Reply::new(400);
     reply.header("Cache-Control", "no-cache");
@@ -82,7 +83,7 @@ pub(super) fn usage() -> Reply {
     reply.text("text/plain;charset=UTF-8", USAGE.as_bytes().to_vec())
 }
 
-/// Why the cache does not answer.
+/// A page for an error of the cache.
 pub(super) fn error(error: &CacheError) -> Reply {
     let code = match error.kind() {
         ErrorKind::InvalidArgument => 400,

@@ -1,4 +1,4 @@
-//! A listing as a page for people: folders, the timeline, and each version with its metadata.
+//! A listing as an HTML page: folders, the timeline, and each version with its metadata.
 
 use std::fmt::Write as _;
 
@@ -11,16 +11,16 @@ use crate::interval::Timestamp;
 use crate::object::ObjectInfo;
 use crate::source::Details;
 
-/// Versions that are shown on one page; programs get all.
+/// Maximum versions on one page; programs get all.
 const SHOWN: usize = 1_000;
-/// Versions that the picture has room for.
+/// Maximum versions in the picture.
 const PICTURED: usize = 200;
-/// The picture's width; it is drawn to the width of the page.
+/// Width of the picture in its own units; it is scaled to the width of the page.
 const WIDTH: f64 = 1000.0;
 
 const STYLE: &str = include_str!("people.css");
 
-/// The page of a path, or of what a pattern matches.
+/// The page of a path, or of the matches of a pattern.
 pub(super) struct PeoplePage {
     path: String,
     command: &'static str,
@@ -32,7 +32,7 @@ impl PeoplePage {
         Self { path: wanted.path.clone(), command }
     }
 
-    /// The way to the path, each folder a link.
+    /// The breadcrumbs of the path, each folder a link.
     fn way(&self) -> String {
         let mut text = "<a href=\"/browse/\">all</a>".to_owned();
         let mut so_far = String::new();
@@ -152,7 +152,7 @@ impl Format for PeoplePage {
     }
 }
 
-/// A path within an address: what is not plain in it is encoded.
+/// A path within an address, with special characters encoded.
 fn linked(path: &str) -> String {
     let mut text = String::with_capacity(path.len());
     for byte in path.bytes() {
@@ -168,10 +168,10 @@ fn linked(path: &str) -> String {
     text
 }
 
-/// A time for people, with its milliseconds beside it.
+/// A readable time, followed by its milliseconds.
 fn time(at: Timestamp) -> String {
     let millis = at.as_millis();
-    // The years 1970 to 9999, as HTTP's dates go.
+    // The years 1970 to 9999, the range of HTTP dates.
     let plain = u64::try_from(millis).ok().filter(|millis| *millis < 253_402_300_800_000);
     let date = plain.map(|millis| {
         let since = std::time::Duration::from_millis(millis);
@@ -183,7 +183,7 @@ fn time(at: Timestamp) -> String {
     }
 }
 
-/// Which version holds when: one bar per version, those created last at the top.
+/// The timeline: one bar per version, the last created at the top.
 fn picture(versions: &[std::sync::Arc<ObjectInfo>]) -> String {
     let mut all: Vec<&ObjectInfo> = versions.iter().map(|version| &**version).collect();
     all.sort_unstable_by_key(|version| std::cmp::Reverse(version.rank()));

@@ -66,7 +66,7 @@ impl Format for TextPage {
     }
 }
 
-/// XML, all that is not ASCII as references.
+/// XML, with all non-ASCII characters as references.
 pub(super) struct XmlPage;
 
 const DOCUMENT_TYPE: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>
@@ -162,7 +162,7 @@ pub(super) fn escaped(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
-            // No reference can stand for these.
+            // XML has no references for these characters.
             '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => {
                 escaped.push('?');
             }

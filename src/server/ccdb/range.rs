@@ -1,11 +1,11 @@
-//! Which bytes of a body are asked for.
+//! Requested byte ranges of a body.
 
 use std::ops::Range;
 
-/// Ranges of one request; who asks for more gets the whole body.
+/// Maximum ranges per request; a request for more gets the whole body.
 const MAX_RANGES: usize = 64;
 
-/// What a `Range` header comes to for a body.
+/// The effect of a `Range` header on a body.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Part {
     /// All of it: no range, one of another unit, too many, or several that overlap.
@@ -13,7 +13,7 @@ pub(super) enum Part {
     One(Range<usize>),
     /// Several, in the order asked for.
     Several(Vec<Range<usize>>),
-    /// None of it is there: 416.
+    /// No range lies within the body: 416.
     Nothing,
 }
 
@@ -35,12 +35,12 @@ pub(super) fn part(header: Option<&str>, size: usize) -> Part {
     }
 }
 
-/// One range, perhaps empty; nothing where it is none.
+/// One range, possibly empty; `None` if it is invalid.
 fn range(text: &str, size: usize) -> Option<Range<usize>> {
     let (first, last) = text.split_once('-')?;
     let number = |text: &str| match text.trim() {
         digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-            // More than can be counted is beyond every body.
+            // A number too large to represent is beyond every body.
             Some(digits.parse::<usize>().unwrap_or(usize::MAX))
         }
         _ => None,

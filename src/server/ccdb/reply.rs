@@ -20,7 +20,7 @@ use crate::interval::Timestamp;
 
 pub(super) type ReplyBody = UnsyncBoxBody<Bytes, io::Error>;
 
-/// What follows a head.
+/// The content after the head.
 enum Content {
     Nothing,
     Bytes(Bytes),
@@ -35,7 +35,7 @@ pub(super) struct Reply {
     headers: Vec<(String, HeaderValue)>,
     content: Content,
     object_bytes: u64,
-    /// The connection ends with it.
+    /// Whether the connection ends with this answer.
     pub(super) last: bool,
 }
 
@@ -56,7 +56,7 @@ fn part_of(held: &Arc<Held>, range: Range<usize>) -> Bytes {
 }
 
 impl Reply {
-    /// An answer with the headers that every one has.
+    /// An answer with the common headers.
     pub(super) fn new(status: u16) -> Self {
         let mut reply = Self {
             status,
@@ -72,7 +72,7 @@ impl Reply {
         reply
     }
 
-    /// Adds a header. What is not Latin-1 becomes `?`, and no value can end its line.
+    /// Adds a header. Characters outside Latin-1 become `?`, and no value can end its line.
     pub(super) fn header(&mut self, name: &str, value: impl Display) {
         let mut text = String::new();
         // Writing to a string cannot fail.
@@ -85,7 +85,7 @@ impl Reply {
                 Err(_) => b'?',
             })
             .collect();
-        // Nothing else is left that a value must not have.
+        // No other invalid byte is left.
         if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(bytes)) {
             self.headers.push((name.to_owned(), value));
         }
@@ -117,7 +117,7 @@ impl Reply {
         self
     }
 
-    /// With a text for a body.
+    /// With a text as body.
     pub(super) fn text(mut self, content_type: &str, text: Vec<u8>) -> Self {
         self.header("Content-Type", content_type);
         self.header("Content-Length", text.len());
@@ -125,7 +125,7 @@ impl Reply {
         self
     }
 
-    /// With a part of an object for a body.
+    /// With a part of an object as body.
     pub(super) fn object(mut self, held: &Arc<Held>, range: Range<usize>) -> Self {
         self.header("Content-Length", range.len());
         self.object_bytes = range.len() as u64;
@@ -133,7 +133,7 @@ impl Reply {
         self
     }
 
-    /// With several parts of an object for a body, each behind a text, and a text at the end.
+    /// With several parts of an object as body, each preceded by a text, and a final text.
     pub(super) fn parts(
         mut self,
         held: &Arc<Held>,
@@ -181,7 +181,7 @@ impl Reply {
             StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut names = String::with_capacity(512);
         for (name, value) in self.headers {
-            // Names come from us or were looked at: see `version::is_header`.
+            // Names are constants or were checked: see `version::is_header`.
             if let Ok(header) = HeaderName::from_bytes(name.as_bytes()) {
                 names.push_str(&name);
                 names.push('\n');

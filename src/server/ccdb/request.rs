@@ -1,4 +1,4 @@
-//! The head of a request, as far as it matters here.
+//! The relevant parts of the head of a request.
 
 use std::borrow::Cow;
 
@@ -8,13 +8,13 @@ use hyper::http::request::Parts;
 
 use crate::object::ObjectId;
 
-/// The longest head that is read: Tomcat, which real servers stand on, is set to as much.
+/// Longest head: as configured for Tomcat at real servers.
 pub(super) const MAX_HEAD_BYTES: usize = 100 << 10;
 pub(super) const MAX_HEADERS: usize = 128;
-/// The longest target: whatever is asked for is looked at, and some of it kept, for anybody.
+/// Longest target. Every target is parsed, and some are kept, without authentication.
 pub(super) const MAX_TARGET_BYTES: usize = 16 << 10;
 
-/// What is done with the target.
+/// The method of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
     Get,
@@ -32,9 +32,9 @@ pub(super) struct Request {
     pub(super) method: Method,
     /// The path as sent, still encoded.
     pub(super) path: String,
-    /// What stands behind the question mark.
+    /// The query: the text behind the question mark.
     pub(super) query: String,
-    /// The versions that the client has, from every line and every list.
+    /// The ids of the versions that the client has, from every line and every list.
     pub(super) if_none_match: Vec<ObjectId>,
     pub(super) if_not_after: Option<i64>,
     pub(super) if_not_before: Option<i64>,
@@ -47,14 +47,14 @@ pub(super) struct Request {
     /// The token of `Authorization: Bearer`.
     pub(super) bearer: Option<String>,
     pub(super) user_agent: Option<String>,
-    /// Browsers say from which page a request comes.
+    /// Whether there is an `Origin` header, as browsers send it.
     pub(super) has_origin: bool,
 }
 
 impl Request {
     pub(super) fn new(parts: &Parts) -> Self {
         let headers = &parts.headers;
-        // A limit of 0 or less, or one that is no number, is none.
+        // A limit of 0 or less, or one that is not a number, is ignored.
         let limit = |name| {
             let mut all = texts(headers, name);
             all.find_map(|text| text.trim().parse().ok().filter(|limit: &i64| *limit > 0))
@@ -95,7 +95,7 @@ impl Request {
         self.parameters().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
-    /// The parameters of the query; what cannot be decoded is passed over.
+    /// The parameters of the query; undecodable ones are skipped.
     pub(super) fn parameters(&self) -> impl Iterator<Item = (String, String)> {
         self.query.split('&').filter(|pair| !pair.is_empty()).filter_map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -109,8 +109,8 @@ fn texts<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = Cow<'a,
     headers.get_all(name).into_iter().map(HeaderValue::as_bytes).map(String::from_utf8_lossy)
 }
 
-/// The UUIDs in a list of ETags; what is none (AliceO2 sends a timestamp in a second line) is
-/// passed over. A bare one and one in other quotes than `"` are told apart as real servers do.
+/// The UUIDs in a list of ETags. Other values are skipped (AliceO2 sends a timestamp in a second
+/// line). As at real servers a bare UUID counts, and one in quotes other than `"` does not.
 fn ids(list: &str) -> Vec<ObjectId> {
     list.split(',').filter_map(|tag| id_of_tag(tag.trim())).collect()
 }

@@ -1,11 +1,11 @@
 //! The spelling of header names in answers.
 //!
-//! Names of headers have no case, but AliceO2's client looks for `ETag` and `Content-MD5` as CCDB
-//! spells them, and metadata are headers whose names are the keys as uploaded. hyper writes names
-//! in lower case, but for those of a head that it has read itself with the spelling preserved: it
-//! then leaves the spelling in an extension, whose type is its own, and heeds it in an answer. So
-//! a head with the names that are wanted is read once per set of names, and its extension is put
-//! into every answer with these names.
+//! Header names are case-insensitive, but AliceO2's client looks for `ETag` and `Content-MD5` as
+//! CCDB spells them, and metadata are headers whose names are the keys as uploaded. hyper writes
+//! names in lower case, except for those of a head that it has read itself with the spelling
+//! preserved: it then stores the spelling in an extension of a private type, and uses it in an
+//! answer. A head with the needed names is therefore read once per set of names, and its extension
+//! is put into every answer with these names.
 
 use std::convert::Infallible;
 use std::io::Cursor;
@@ -19,13 +19,13 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 
-/// Sets of names whose spelling is remembered.
+/// Maximum cached sets of names.
 const REMEMBERED: u64 = 4_096;
 
 static SPELLINGS: LazyLock<moka::sync::Cache<Arc<str>, Extensions>> =
     LazyLock::new(|| moka::sync::Cache::new(REMEMBERED));
 
-/// What makes hyper write these names as they are spelled. `names` has one name per line.
+/// Extensions that make hyper preserve the spelling of `names`, one name per line.
 pub(super) fn of(names: &str) -> Extensions {
     if let Some(known) = SPELLINGS.get(names) {
         return known;
@@ -35,12 +35,12 @@ pub(super) fn of(names: &str) -> Extensions {
     extensions
 }
 
-/// Has hyper read a head with these names.
+/// Lets hyper parse a head with these names.
 fn read(names: &str) -> Extensions {
     let mut head = b"GET / HTTP/1.1\r\n".to_vec();
     for name in names.lines() {
         head.extend_from_slice(name.as_bytes());
-        // A length of 0 is one, and no other header is wrong with this value.
+        // 0 is a valid length, and no other header rejects this value.
         head.extend_from_slice(b": 0\r\n");
     }
     head.extend_from_slice(b"\r\n");
@@ -55,7 +55,7 @@ fn read(names: &str) -> Extensions {
         .max_headers(super::request::MAX_HEADERS)
         .header_read_timeout(None)
         .serve_connection(io, service);
-    // All of it is in memory: nothing is waited for.
+    // All input is in memory: the future completes without waiting.
     let _ = connection.now_or_never();
     found.into_inner().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,12 +1,12 @@
-//! A version as the headers of an answer.
+//! The headers that describe a version in an answer.
 
 use super::reply::Reply;
 use crate::interval::Timestamp;
 use crate::object::{ObjectInfo, ObjectPath};
 use crate::source::Details;
 
-/// What metadata may not be named to become headers, in lower case: with real servers they replace
-/// what has their name, and a client is told another ETag or length than the true one.
+/// Header names that metadata must not use, in lower case. At real servers such metadata replace
+/// the header of that name, so that a client gets a wrong ETag or length.
 const RESERVED: &[&str] = &[
     "accept-ranges",
     "age",
@@ -55,7 +55,7 @@ fn is_header(key: &str) -> bool {
         && !lower.starts_with("access-control-")
 }
 
-/// All that is known of a version, in the order of real servers.
+/// Adds the headers of a version, in the order of real servers.
 pub(super) fn describe(
     reply: &mut Reply,
     version: &ObjectInfo,
@@ -79,18 +79,18 @@ pub(super) fn describe(
     }
 }
 
-/// Where its body is, in the form of file-backed servers: it can be found by this alone.
+/// The address of its body, in the form of file-backed servers: sufficient to find it.
 pub(super) fn address(version: &ObjectInfo) -> String {
     format!("/{}/{}/{}", version.path, version.validity.from(), version.id)
 }
 
-/// The name of the uploaded file, or where that is not told, the last element of the path.
+/// The name of the uploaded file, or if unknown the last element of the path.
 pub(super) fn file_name<'a>(path: &'a ObjectPath, details: &'a Details) -> &'a str {
     let told = details.file_name.as_deref().filter(|name| !name.contains(['"', '\r', '\n']));
     told.unwrap_or_else(|| path.as_str().rsplit('/').next().unwrap_or_default())
 }
 
-/// The media type that its maker gave, or that of any bytes.
+/// The media type given at upload, or that of arbitrary bytes.
 pub(super) fn content_type(details: &Details) -> &str {
     details.content_type.as_deref().unwrap_or("application/octet-stream")
 }

@@ -1,4 +1,4 @@
-//! A configuration as it stands in a file: what each key is worth, and in which line.
+//! A parsed configuration file: the value of each key, and its line.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use toml::de::{DeTable, DeValue};
 use super::error::{ConfigError, ConfigFault};
 use super::service::Config;
 
-/// Most faults that are told of one file.
+/// Maximum faults reported for one file.
 const MAX_FAULTS: usize = 100;
 
-/// A file that was read, each key with its place.
+/// A parsed file with the position of each key.
 #[derive(Debug, Clone)]
 pub struct Document {
     file: Option<PathBuf>,
@@ -21,7 +21,7 @@ pub struct Document {
     pub(super) values: toml::Table,
 }
 
-/// Where a key stands.
+/// The position of a key.
 #[derive(Debug, Clone)]
 struct Place {
     key: String,
@@ -31,17 +31,17 @@ struct Place {
 }
 
 impl Document {
-    /// From TOML; `file` is what errors call it.
+    /// Parses TOML. `file` is its name in errors.
     ///
     /// # Errors
-    /// [`ConfigError`] with line and key of everything that is wrong: what is no TOML, what is
-    /// unknown, and what is of the wrong type.
+    /// [`ConfigError`] with line and key of every fault: invalid TOML, unknown keys, and values of
+    /// the wrong type.
     pub fn parse(text: &str, file: Option<&Path>) -> Result<Self, ConfigError> {
         let (document, faults) = Self::parse_all(text, file);
         if faults.is_empty() { Ok(document) } else { Err(document.error(faults)) }
     }
 
-    /// The same, with what is right of a configuration that has faults.
+    /// Like [`parse`](Self::parse), but returns the valid part of a configuration with its faults.
     pub fn parse_all(text: &str, file: Option<&Path>) -> (Self, Vec<ConfigFault>) {
         let line = |offset: usize| text[..offset].matches('\n').count() + 1;
         let mut document =
@@ -57,10 +57,10 @@ impl Document {
         let mut faults: Vec<ConfigFault> =
             errors.iter().map(|error| fault(&document, error)).collect();
         if !faults.is_empty() {
-            // What follows from a text that was guessed is of no use.
+            // Faults of a text with repaired syntax would mislead.
             return (document, faults);
         }
-        // Each value that is wrong is taken out, and the rest is read again.
+        // Each invalid value is removed, and the rest is read again.
         while let Err(error) = Config::deserialize(toml::Deserializer::from(table.clone())) {
             faults.push(fault(&document, &error));
             let is_gone = error
@@ -76,7 +76,7 @@ impl Document {
         (document, faults)
     }
 
-    /// The line of a key; of the one around it, where it does not stand itself.
+    /// The line of a key, or of the key that encloses it if the file does not have it.
     pub fn line_of(&self, key: &str) -> Option<usize> {
         let mut key = key;
         loop {
@@ -87,7 +87,7 @@ impl Document {
         }
     }
 
-    /// All keys that stand there, with their lines.
+    /// All keys in the file, with their lines.
     pub(super) fn keys(&self) -> impl Iterator<Item = (&str, usize)> {
         self.places.iter().map(|place| (place.key.as_str(), place.line))
     }
@@ -96,7 +96,7 @@ impl Document {
         ConfigError { file: self.file.clone(), faults }
     }
 
-    /// The innermost key that has `offset` in its name or value.
+    /// The innermost key whose name or value spans `offset`.
     fn key_at(&self, offset: usize) -> &str {
         let around = self.places.iter().filter(|place| {
             place.at.contains(&offset) || place.value.contains(&offset) || place.at.start == offset
@@ -105,8 +105,8 @@ impl Document {
     }
 }
 
-/// Takes the innermost entry out that has `offset` in its name or value; whether there is one. The
-/// span of a table is that of its heading, so what is in it is searched first.
+/// Removes the innermost entry whose name or value spans `offset`. Returns whether there is one.
+/// The span of a table is that of its heading, so its entries are searched first.
 fn take_out(table: &mut DeTable<'_>, offset: usize) -> bool {
     let mut is_gone = false;
     let entries = std::mem::take(table).into_iter();
@@ -126,7 +126,7 @@ fn take_out(table: &mut DeTable<'_>, offset: usize) -> bool {
     is_gone
 }
 
-/// The same within a value.
+/// Like [`take_out`], within a value.
 fn take_out_of(value: &mut Spanned<DeValue<'_>>, offset: usize) -> bool {
     match value.get_mut() {
         DeValue::Table(inner) => take_out(inner, offset),
@@ -195,7 +195,7 @@ mod tests {
         let error = Document::parse(text, None).unwrap_err();
         let mut lines: Vec<_> = error.faults.iter().map(|fault| fault.line.unwrap()).collect();
         lines.sort_unstable();
-        // Where a value was taken out, what lacks it is a fault of its own.
+        // A removed value may be reported a second time, as missing.
         lines.dedup();
         assert_eq!(lines, [1, 2, 4, 5, 6, 7, 10, 12], "{error}");
         let (document, faults) = Document::parse_all("segment = 7\nmemory = \"1GiB\"\n", None);

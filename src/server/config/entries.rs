@@ -1,4 +1,4 @@
-//! What a configuration has many of: sources, paths, and paths that stand for others.
+//! The repeated entries of a configuration: sources, paths, and remapped paths.
 
 use std::path::PathBuf;
 

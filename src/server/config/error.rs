@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, and where it stands.
+//! Faults of a configuration, with their positions.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,20 +8,20 @@ use crate::error::{Code, Coded, ErrorKind};
 /// Why a configuration is none: all that was found wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The file, where it was one.
+    /// The file, if it came from one.
     pub file: Option<PathBuf>,
     /// At least one.
     pub faults: Vec<ConfigFault>,
 }
 
-/// One thing that is wrong.
+/// One fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigFault {
-    /// The key, as `ccdb.retries` or `source[0].url`; empty where it is the file as a whole.
+    /// The key, as `ccdb.retries` or `source[0].url`; empty for the file as a whole.
     pub key: String,
-    /// Its line in the file, from 1; `None` for what does not stand there.
+    /// Its line in the file, from 1; `None` if it is not in the file.
     pub line: Option<usize>,
-    /// What was got, and what was expected.
+    /// The value found, and the value expected.
     pub reason: String,
 }
 

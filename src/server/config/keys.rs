@@ -1,4 +1,4 @@
-//! Every key of a configuration with its text, taken from the types themselves.
+//! Every configuration key with its description, taken from the types.
 
 use std::sync::OnceLock;
 
@@ -13,20 +13,20 @@ use crate::server::ccdb::CcdbServerConfig;
 use crate::server::limits::Limits;
 use crate::source::ccdb::CcdbOptions;
 
-/// A part of the file: the file as a whole, or what stands under one heading.
+/// A section of the file: the top level, or the keys under one heading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
-    /// What stands in the heading; empty for the file as a whole.
+    /// The name in the heading; empty for the top level.
     pub name: &'static str,
-    /// How often it can stand there.
+    /// Its form in the file.
     pub form: SectionForm,
-    /// What it is for; empty for the file as a whole.
+    /// Its description; empty for the top level.
     pub text: String,
-    /// What can stand under it, in the order in which it is best read.
+    /// Its keys, in reading order.
     pub keys: Vec<Key>,
 }
 
-/// How a section stands in the file.
+/// The form of a section in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SectionForm {
     /// Without a heading.
@@ -35,7 +35,7 @@ pub enum SectionForm {
     Once,
     /// Any number of times: `[[name]]`.
     List,
-    /// Under names of one's own: `[name.NAME]`.
+    /// Under names chosen by the user: `[name.NAME]`.
     Named,
 }
 
@@ -44,9 +44,9 @@ pub enum SectionForm {
 pub struct Key {
     /// Its name with its section, as `memory`, `ccdb.retries` or `source.url`.
     pub name: String,
-    /// What it does, with its unit.
+    /// Its description, with the unit.
     pub text: String,
-    /// What it is where nothing is said, as it would stand in a file; `None`: not set.
+    /// Its default value, in the notation of a file; `None`: not set.
     pub default: Option<String>,
 }
 
@@ -57,7 +57,7 @@ impl Key {
     }
 }
 
-/// All that can stand in a configuration.
+/// All sections of a configuration.
 pub fn sections() -> &'static [Section] {
     static SECTIONS: OnceLock<Vec<Section>> = OnceLock::new();
     SECTIONS.get_or_init(|| {
@@ -153,7 +153,7 @@ mod tests {
             assert!(text.len() > 8 && text.ends_with('.'), "{name}: {text:?}");
         }
         assert!(keys().count() > 50, "{}", keys().count());
-        // Every section of the file is drawn here, or its keys would have no text.
+        // Every section of the file must be listed here, or its keys would have no description.
         let whole = toml::Table::try_from(Config::default()).unwrap();
         for (name, value) in whole {
             let heading = sections().iter().any(|section| section.name == name);

@@ -1,10 +1,10 @@
-//! What a service is configured with: one TOML file for everything, every unknown key refused by
-//! name, and every key an option of the command line and a variable of the environment too.
+//! The configuration of a service: one TOML file. Every unknown key is refused by name. Every key
+//! is also an option of the command line and a variable of the environment.
 //!
 //! ```text
-//!  defaults ◀─ file ◀─ environment ◀─ command line     what stands further right counts
+//!  defaults ◀─ file ◀─ environment ◀─ command line     the rightmost value wins
 //!      └────────────┬────────────────────┘
-//!               Settings: a Config, and where each of its values came from
+//!               Settings: a Config with the origin of each value
 //! ```
 
 mod document;

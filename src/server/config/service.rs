@@ -1,4 +1,4 @@
-//! Everything that can be set for a service.
+//! The settings of a service.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! What holds, and where it came from.
+//! The effective settings, with their origins.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,12 +7,12 @@ use super::document::Document;
 use super::error::{ConfigError, ConfigFault};
 use super::service::Config;
 
-/// Where a value came from.
+/// The origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody said anything.
+    /// The built-in default.
     Default,
-    /// The configuration's file, in this line.
+    /// The configuration file, at this line.
     File(usize),
     /// A variable of the environment.
     Environment(String),
@@ -31,30 +31,30 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What was said of one key outside of a file.
+/// A value given for one key outside of a file.
 #[derive(Debug, Clone)]
 pub struct Said {
     /// The key, as `memory` or `ccdb_server.listen`.
     pub key: String,
-    /// Its value, as it would stand in a file.
+    /// Its value, in the notation of a file.
     pub value: toml::Value,
-    /// Where it was said.
+    /// Its origin.
     pub origin: Origin,
 }
 
-/// The configuration that holds, and where each value came from.
+/// The effective configuration, with the origin of each value.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What holds.
+    /// The effective configuration.
     pub config: Config,
     origins: BTreeMap<String, Origin>,
 }
 
 impl Settings {
-    /// Puts `said` over what stands in a file; of two that name one key, the later counts.
+    /// Applies `said` over the values of a file. If a key is given twice, the later value wins.
     ///
     /// # Errors
-    /// [`ConfigError`] names what does not fit together, with its line where it stands in the file.
+    /// [`ConfigError`] names conflicting settings, with the line of each that is in the file.
     pub fn merge(file: Option<&Document>, said: Vec<Said>) -> Result<Self, ConfigError> {
         let (settings, faults) = Self::merge_all(file, said)?;
         match (faults.is_empty(), file) {
@@ -64,7 +64,7 @@ impl Settings {
         }
     }
 
-    /// The same, with settings that do not fit together, and what does not.
+    /// Like [`merge`](Self::merge), but returns conflicting settings together with their faults.
     ///
     /// # Errors
     /// [`ConfigError`] where a value cannot be read.
@@ -118,7 +118,7 @@ impl Settings {
         Ok((Self { config, origins }, faults))
     }
 
-    /// Where the value of `key` came from.
+    /// The origin of the value of `key`.
     pub fn origin(&self, key: &str) -> &Origin {
         self.origins.get(key).unwrap_or(&Origin::Default)
     }

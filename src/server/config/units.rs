@@ -1,4 +1,4 @@
-//! Sizes, times and modes as people write them in a configuration and on a command line.
+//! Sizes, times and modes in the notation of the configuration and the command line.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,12 +19,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct ByteSize(u64);
 
 impl ByteSize {
-    /// So many bytes.
+    /// A size from a number of bytes.
     pub const fn new(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// As a number.
+    /// The number of bytes.
     pub const fn bytes(self) -> u64 {
         self.0
     }

@@ -1,8 +1,7 @@
-//! The two text formats of metrics, and which of them a scraper gets.
+//! The two text formats of metrics, and the choice between them for a scraper.
 //!
-//! OpenMetrics 1.0 is what is written at first. Prometheus' older text format (0.0.4) differs in the
-//! names of counters in `# HELP` and `# TYPE`, which have `_total` there, and has no `# UNIT` and
-//! `# EOF`.
+//! Metrics are first written as OpenMetrics 1.0. In Prometheus' older text format (0.0.4) the names
+//! of counters in `# HELP` and `# TYPE` end in `_total`, and there is no `# UNIT` and no `# EOF`.
 
 use std::collections::HashSet;
 
@@ -15,8 +14,8 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// What fits an `Accept` header best. Without one, and where both fit as well, the older format:
-    /// every scraper reads it. (Prometheus prefers OpenMetrics by its weights.)
+    /// The format that fits an `Accept` header best. Without a header, and for a wildcard, the
+    /// older format, which every scraper reads. (Prometheus prefers OpenMetrics by its weights.)
     pub(super) fn accepted(accept: Option<&str>) -> Self {
         let (mut text, mut open_metrics) = (0.0, 0.0);
         for range in accept.unwrap_or("*/*").split(',') {
@@ -41,7 +40,7 @@ impl Format {
         }
     }
 
-    /// OpenMetrics in this format.
+    /// Converts OpenMetrics text to this format.
     pub(super) fn of_open_metrics(self, text: String) -> String {
         match self {
             Self::OpenMetrics => text,
@@ -62,7 +61,7 @@ fn to_text(open_metrics: &str) -> String {
             (Some("#"), Some("UNIT" | "EOF"), ..) => continue,
             (Some("#"), Some(what @ ("HELP" | "TYPE")), Some(name), Some(rest)) => {
                 let total = if counters.contains(name) { "_total" } else { "" };
-                // A quote in a help text is escaped in OpenMetrics alone.
+                // A quote in a help text is escaped only in OpenMetrics.
                 let rest = rest.replace("\\\"", "\"");
                 text += &format!("# {what} {name}{total} {rest}\n");
             }

@@ -1,7 +1,7 @@
-//! What operators look at: the status page, `/metrics` (Prometheus), `/healthz` (it lives), `/readyz`
-//! (it serves).
+//! The HTTP port for operators: the status page, `/metrics` (Prometheus), `/healthz` (liveness),
+//! `/readyz` (readiness).
 //!
-//! Plain HTTP/1.1, read only, on a port of its own so that it can be opened to others than the
+//! Plain HTTP/1.1, read only, on a separate port so that it can be opened to clients other than the
 //! consumers. A new connection is always accepted: [`visitors`] ends another one for it.
 
 mod exposition;
@@ -40,15 +40,15 @@ use crate::cache::Cache;
 use crate::escape::escape;
 use crate::source::SourceState;
 
-/// How many connections are served at a time, where the descriptors allow it.
+/// Maximum concurrent connections, if the descriptors allow it.
 pub(super) const MAX_CONNECTIONS: usize = 128;
-/// How long a client may take to send its request's head, or leave a connection idle.
+/// Longest time for a client to send the head of a request, or to leave a connection idle.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 /// Longest head of a request.
 const HEAD_BYTES: usize = 16 << 10;
-/// How long a connection may last, whatever is done on it.
+/// Longest duration of a connection, busy or not.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(900);
-/// How long accepting pauses when the system has no more descriptors.
+/// Pause of accepting when the system has no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -58,11 +58,11 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 pub(super) struct Readiness(Arc<AtomicU8>);
 
 impl Readiness {
-    /// It has yet to start, as at first.
+    /// The service has not started yet: the initial state.
     const STARTING: u8 = 0;
-    /// It takes requests.
+    /// The service takes requests.
     pub(super) const READY: u8 = 1;
-    /// It ends once requests under way are answered.
+    /// The service ends once running requests are answered.
     pub(super) const STOPPING: u8 = 2;
 
     pub(super) fn set(&self, state: u8) {
@@ -74,14 +74,14 @@ impl Readiness {
     }
 }
 
-/// What the port is served with.
+/// Everything needed to serve the port.
 #[derive(Debug)]
 pub(super) struct HttpOptions {
     pub(super) cache: Cache,
     pub(super) readiness: Readiness,
-    /// The writer of the log, whose losses are a metric.
+    /// The log writer, whose lost lines are a metric.
     pub(super) log: Option<LogWriter>,
-    /// Connections at a time.
+    /// Maximum concurrent connections.
     pub(super) connections: usize,
 }
 
@@ -134,7 +134,7 @@ async fn attend(
         .max_buf_size(HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), answer);
     tokio::select! {
-        // A client that breaks off is its own affair.
+        // A client that disconnects is no error of the service.
         _ = tokio::time::timeout(CONNECTION_LIMIT, connection) => {}
         () = visitor.ended() => {}
         () = stop.cancelled() => {}
@@ -168,8 +168,7 @@ impl Site {
         }
     }
 
-    /// 200 where the service takes requests, with what is not as it should be; else 503 with the
-    /// reason.
+    /// 200 with a list of problems if the service takes requests; else 503 with the reason.
     fn readyz(&self) -> Response<Body> {
         let reason = match self.readiness.get() {
             Readiness::READY => {
@@ -182,7 +181,7 @@ impl Site {
         plain(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {reason}\n"))
     }
 
-    /// What hinders some requests, though the service takes them.
+    /// Problems that hinder some requests while the service is ready.
     fn notes(&self) -> Vec<String> {
         let health = self.cache.sources();
         let down = health.iter().filter(|source| source.state == SourceState::Down);
@@ -203,7 +202,7 @@ impl Site {
     }
 
     fn metrics(&self, request: &Request<Incoming>) -> Response<Body> {
-        // A header may stand there several times.
+        // A header may occur several times.
         let accept: Vec<&str> =
             request.headers().get_all(ACCEPT).iter().filter_map(|one| one.to_str().ok()).collect();
         let accept = (!accept.is_empty()).then(|| accept.join(","));

@@ -1,4 +1,4 @@
-//! A body that says when a part of it was taken.
+//! A body that reports when a part of it was taken.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -10,8 +10,8 @@ use hyper::body::{Body, Bytes, Frame, SizeHint};
 
 use super::visitors::Visitor;
 
-/// The body of an answer to a connection. The connection progresses with each part: one is asked
-/// for once the part before it was sent.
+/// The body of an answer to a connection. The connection progresses with each part: a part is
+/// requested once the previous one was sent.
 #[derive(Debug)]
 pub(super) struct ProgressBody {
     body: UnsyncBoxBody<Bytes, Infallible>,

@@ -1,8 +1,8 @@
 //! The connections of the HTTP port: a new one always has room.
 //!
 //! A connection *progresses* when it is made, when it has sent a request, and with each part of an
-//! answer that it took. Where there are too many, the one that progressed the longest ago is ended:
-//! clients that send a byte now and then, or do not read, make room for those that ask.
+//! answer that it took. If there are too many, the one whose last progress is the oldest is ended:
+//! clients that send a byte now and then, or do not read, make room for active ones.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,7 +49,7 @@ impl Visitors {
         u64::try_from(self.0.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// Takes a new connection in.
+    /// Registers a new connection.
     pub(super) fn enter(&self) -> Arc<Visitor> {
         let progressed_micros = Arc::new(AtomicU64::new(self.micros()));
         let end = CancellationToken::new();
@@ -73,7 +73,7 @@ impl Visitors {
     }
 }
 
-/// One connection; dropped, its place is free.
+/// One connection. Its slot is freed on drop.
 #[derive(Debug)]
 pub(super) struct Visitor {
     id: u64,
@@ -87,7 +87,7 @@ impl Visitor {
         self.progressed_micros.store(self.visitors.micros(), Ordering::Relaxed);
     }
 
-    /// Comes when the connection has to make room for another one.
+    /// Completes when the connection has to make room for another one.
     pub(super) async fn ended(&self) {
         self.end.cancelled().await;
     }

@@ -1,13 +1,13 @@
-//! What `/events` tells: one picture a second, drawn once for all who listen.
+//! The stream of `/events`: one picture a second, drawn once for all listeners.
 //!
 //! ```text
-//!  listener ─┐              younger than a second: the same again
+//!  listener ─┐              younger than a second: the last picture again
 //!  listener ─┼─▶ Live::frame ─┤
 //!  listener ─┘              older: one of them draws, the others wait for it
 //! ```
 //!
-//! Where nobody listens nothing is drawn. Who reads slowly gets fewer pictures, not older ones: each
-//! is made when there is room for it.
+//! Without listeners nothing is drawn. A slow reader gets fewer pictures, not older ones: each is
+//! made when there is room for it.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -21,18 +21,18 @@ use tokio::sync::{Mutex, Semaphore};
 
 use crate::cache::{Cache, Picture};
 
-/// How many may listen at a time.
+/// Maximum concurrent listeners.
 const MAX_LISTENERS: usize = 16;
-/// From one picture to the next.
+/// Interval between two pictures.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Pictures take at most this part of one core's time, however many objects there are.
+/// Pictures take at most one part in this many of one core's time, for any number of objects.
 const MOST_WORK: u32 = 20;
-/// How many samples of the counters are kept for those who come later: five minutes of them.
+/// Samples of the counters kept for new listeners: five minutes.
 const HISTORY: usize = 300;
-/// After so long a listener has to come again; browsers do so by themselves.
+/// Longest duration of a stream. Browsers reconnect by themselves.
 const MAX_AGE: Duration = Duration::from_secs(600);
 
-/// The counters whose rates are drawn, at one moment.
+/// The counters whose rates are drawn, at one time.
 #[derive(Debug, Clone, Serialize)]
 struct Sample {
     /// In milliseconds from the start of the service.
@@ -64,7 +64,7 @@ impl Sample {
     }
 }
 
-/// One picture as it goes out.
+/// One picture as it is sent.
 #[derive(Serialize)]
 struct Event<'a> {
     sample: &'a Sample,
@@ -75,12 +75,12 @@ struct Event<'a> {
 struct Drawn {
     frame: Bytes,
     at: Option<Instant>,
-    /// How long it took.
+    /// The time that drawing took.
     cost: Duration,
     history: VecDeque<Sample>,
 }
 
-/// The pictures of a cache, for those who listen.
+/// The pictures of a cache, shared by all listeners.
 #[derive(Debug)]
 pub(in crate::server) struct Live {
     cache: Cache,
@@ -94,7 +94,7 @@ impl Live {
         Arc::new(Self { cache, places, drawn: Mutex::default() })
     }
 
-    /// What a listener gets, for as long as it takes it; `None`: too many listen already.
+    /// The stream of one listener; `None` if there are too many listeners.
     pub(in crate::server) fn listen(
         self: Arc<Self>,
     ) -> Option<impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + 'static> {
@@ -113,7 +113,7 @@ impl Live {
     async fn history(&self) -> Bytes {
         let history = &self.drawn.lock().await.history;
         let samples = serde_json::to_string(history).unwrap_or_default();
-        // Where the connection breaks, it is tried again after two seconds.
+        // If the connection breaks, the browser tries again after two seconds.
         format!("retry: 2000\nevent: history\ndata: {samples}\n\n").into()
     }
 

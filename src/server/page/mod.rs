@@ -1,22 +1,21 @@
-//! The status page: one document that brings all it needs, and `/events`, which keeps it live.
+//! The status page: one self-contained document, and `/events`, which keeps it up to date.
 //!
 //! ```text
 //!  GET /        ─▶ index.html with page.css and page.js in it, and a fresh nonce for these two
-//!  GET /events  ─▶ Live: one picture a second for all who listen; none where nobody does
+//!  GET /events  ─▶ Live: one picture a second for all listeners; none without listeners
 //! ```
 //!
-//! Nothing in it comes from elsewhere, and the Content-Security-Policy forbids that anything could.
+//! The page loads nothing from other hosts, and its Content-Security-Policy forbids it.
 
 mod live;
 
 pub(super) use self::live::Live;
 
-/// What may be done in the page: its own script and style, and asking this service.
+/// The page may run its own script and style, and send requests to this service only.
 const POLICY: &str = "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The page and its policy. Each time with another nonce, so that no markup that might get in could
-/// have known it.
+/// The page and its policy. Each call uses a new nonce, so injected markup cannot know it.
 pub(super) fn document() -> (String, String) {
     let nonce = uuid::Uuid::new_v4().simple().to_string();
     let page = include_str!("index.html")
@@ -36,7 +35,7 @@ mod tests {
         assert!(page.contains("EventSource") && page.contains("prefers-color-scheme: dark"));
         assert!(!page.contains("{nonce}") && !policy.contains("{nonce}"));
         let elsewhere = page.split("http").skip(1).filter(|rest| rest.starts_with("://"));
-        // The names of SVG's vocabulary are no addresses that are asked.
+        // SVG namespace names are not requested.
         assert!(elsewhere.clone().all(|rest| rest.starts_with("://www.w3.org/2000/svg")));
         for attribute in ["src=", "@import", "url(", "innerHTML", "style=\"", "onclick"] {
             assert!(!page.contains(attribute), "{attribute}");

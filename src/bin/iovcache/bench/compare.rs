@@ -1,4 +1,4 @@
-//! Two results beside each other: what became faster, what slower, and what is only chance.
+//! Comparison of two results: faster, slower, or within chance.
 
 use std::fmt::Write as _;
 

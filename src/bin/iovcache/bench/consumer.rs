@@ -1,5 +1,5 @@
-//! The process of a consumer: gets the table of each timeframe that it is told of, reads it, keeps
-//! it for a while, and reports it as consumed.
+//! The process of a consumer: gets the table of each timeframe it receives, reads it, keeps it for
+//! a while, and reports it as consumed.
 //!
 //! ```text
 //!  stdin:   setup ─▶ timeframe ─▶ timeframe ─▶ … ─▶ end

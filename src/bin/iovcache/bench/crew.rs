@@ -1,5 +1,5 @@
-//! The consumers, as the one who drives them sees them: told of timeframes, heard, killed and
-//! replaced.
+//! The driver's view of the consumers: it sends them timeframes, reads their reports, kills and
+//! replaces them.
 
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -105,7 +105,7 @@ impl Crew {
         let sender = self.sender.clone();
         std::thread::spawn(move || {
             read_events(stdout, |event| {
-                // Nobody listens any more where the run is over.
+                // There is no receiver once the run is over.
                 let _ = sender.send(Heard { place, life, event });
             });
         });

@@ -123,7 +123,7 @@ impl Bench {
         let mut points = Vec::new();
         for x in decades(largest) {
             let request = request(x);
-            // What is asked for first is loaded.
+            // The first request loads the objects.
             ask(&self.client, request.clone()).await?;
             let point = self.point(x, || ask(&self.client, request.clone())).await?;
             points.push(point);

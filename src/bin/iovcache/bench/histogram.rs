@@ -1,4 +1,4 @@
-//! How long something took, again and again: an HDR histogram, and the form in which it is kept.
+//! Durations as an HDR histogram, and the form in which it is stored.
 
 use std::time::Duration;
 

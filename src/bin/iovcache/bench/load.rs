@@ -103,7 +103,7 @@ impl Rig<'_> {
         let mut puts: JoinSet<Put> = JoinSet::new();
         let mut numbers = stretch.numbers.iter();
         let until = tokio::time::Instant::from_std(began + length + hold + DRAIN_LIMIT);
-        // Whoever paces is done once it hangs up.
+        // Pacing ends when the pacer hangs up.
         let mut pacing = true;
         loop {
             let (to_come, open) = self.crew.open();
@@ -201,7 +201,7 @@ impl Rig<'_> {
         let left = self.crew.replace(place)?;
         counts.tables.deaths += 1;
         counts.tables.lost += left.iter().filter(|(_, came)| !came).count() as u64;
-        // Who took its name does not read what it left: it is reported in its name.
+        // The replacement has the same name but does not read these timeframes: report them here.
         for (timeframe, _) in left {
             match self.client.consumed(timeframe, &Crew::name(place)).await {
                 Ok(_) => {}

@@ -143,7 +143,7 @@ impl Usage {
     }
 
     fn parse(stat: &str, status: &str, ticks_per_second: u64) -> Option<Self> {
-        // The second field is a name in brackets, which can contain anything.
+        // The second field is a name in brackets, which can contain any characters.
         let (_, rest) = stat.rsplit_once(')')?;
         let mut fields = rest.split_ascii_whitespace().skip(11);
         let ticks: u64 =

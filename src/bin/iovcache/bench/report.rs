@@ -1,5 +1,4 @@
-//! A result as one page that needs nothing else: plots, tiles with the figures that count, and the
-//! rest in tables.
+//! A result as one self-contained page: plots, tiles with the main figures, and the rest in tables.
 
 use std::fmt::{self, Write as _};
 

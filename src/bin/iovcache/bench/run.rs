@@ -41,7 +41,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         return prepare(&arguments, folder);
     }
     let result = measure(&arguments).await?;
-    // What was measured is not lost for a file that cannot be written.
+    // A file that cannot be written does not discard the measurements.
     let json = serde_json::to_string(&result).map_err(Failure::failed)?;
     match arguments.json {
         true => out(format!("{json}\n").as_bytes())?,

@@ -138,7 +138,7 @@ pub(super) async fn run(memory: Option<u64>) -> Result<(), Failure> {
     let listeners = Listeners::bind(&ListenOptions::default()).await?;
     let ready = json!({"flight": listeners.flight_urls(), "pid": std::process::id()});
     let tell = move || {
-        // Where nobody reads it, nobody asks either.
+        // Without a reader of this line there are no requests either.
         let _ = writeln!(std::io::stdout(), "{ready}");
     };
     let shutdown = async {

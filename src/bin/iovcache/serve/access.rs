@@ -1,4 +1,4 @@
-//! Who may, as `serve` is told: keys and TLS out of files, read again on SIGHUP.
+//! Access control of `serve`: keys and TLS from files, read again on SIGHUP.
 
 use std::collections::BTreeSet;
 use std::fs;

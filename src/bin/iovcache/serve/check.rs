@@ -1,4 +1,4 @@
-//! What is wrong with a configuration beyond its text: files, folders and ports.
+//! Faults of a configuration beyond its text: files, folders and ports.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

@@ -32,7 +32,7 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     let log = crate::log::begin_queued(&config.log, config.log_format)?;
     crate::threads::start_blocking_threads().await;
     let notifier = Notifier::from_environment();
-    // Before anything is bound or loaded: who may not serve so is told at once.
+    // Checked before anything is bound or loaded, so that a refusal is reported at once.
     let mut options = assemble::serve_options(&config, log)?;
     open_many_files();
     compare_memory(config.memory.bytes());
