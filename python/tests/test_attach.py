@@ -45,7 +45,7 @@ def test_the_welcome_has_session_epoch_and_segments(service):
             assert os.fstat(fd).st_size == segment["size"]
             head = mmap.mmap(fd, segment["size"], prot=mmap.PROT_READ)
             assert head[:4] == b"\2\0\0\0" and head[256:264] == b"IOVCACHE"
-            epoch, number, _, size = struct.unpack_from("<QIIQ", head, 80)
+            epoch, number, _, size = struct.unpack_from("<QIIQ", head, 272)
             assert (f"{epoch:016x}", number, size) == (
                 welcome["epoch"],
                 segment["id"],

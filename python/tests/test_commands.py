@@ -198,6 +198,8 @@ def test_ls_timeline_and_status_speak_json(server):
     borders = [(span["from"], span["until"]) for span in spans]
     assert borders == [(1000, 3000), (3000, 5000), (5000, 7000), (7000, 7001), (7001, 9000)]
     picture = run("timeline", DRIFT, *server).stdout.decode()
+    assert "1970-01-01T00:00:03Z" in picture and "1970-01-01T00:00:07.001Z" in picture
+    picture = run("timeline", DRIFT, "--ms", *server).stdout.decode()
     assert "3000" in picture and "7001" in picture
     status = json.loads(run("status", "--json", *server).stdout)
     assert status["memory"]["total_bytes"] == 64 << 20

@@ -167,7 +167,9 @@ def test_a_killed_copy_is_resumed_and_leaves_no_half_version(
     assert copied["new"] + copied["unchanged"] == 40
     back = tmp_path / "back"
     assert copy(store, bucket, f"file://{back}")["new"] == 40
-    blobs = [file for file in back.rglob("*") if file.is_file() and file.suffix != ".properties"]
+    # Versions lie in folders that are numbers; the index of the repository does not.
+    files = [file for file in back.rglob("*") if file.is_file() and file.parent.name.isdigit()]
+    blobs = [file for file in files if file.suffix != ".properties"]
     assert sorted(len(file.read_bytes()) for file in blobs) == sorted(300_000 - n for n in range(40))
 
 

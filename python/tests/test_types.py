@@ -1,6 +1,8 @@
 """The types of the package: complete, clean, and wrong options are errors in an editor."""
 
 import json
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -12,7 +14,12 @@ pytest.importorskip("pyright")
 
 def pyright(*arguments):
     command = [sys.executable, "-m", "pyright", "--outputjson", *arguments]
-    done = subprocess.run(command, capture_output=True, timeout=300, cwd=ROOT / "python")
+    # For the completeness of types it takes the Python that it finds on the path.
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(
+        command, capture_output=True, timeout=300, cwd=ROOT / "python", env=environment
+    )
     return json.loads(done.stdout)
 
 
