@@ -553,9 +553,9 @@ mod tests {
     fn pieces_of_many_runs_are_joined_like_the_whole() {
         let timeline = timeline(&[(10, 20)], None);
         let rows = 3 * JoinPieces::MAX_RUNS / 2;
-        let alternating = |n: usize| Some(if n % 2 == 0 { 15 } else { 5 });
+        let alternating = |n: usize| Some(if n.is_multiple_of(2) { 15 } else { 5 });
         check(&timeline, &(0..rows).map(alternating).collect());
-        let with_nulls = |n: usize| alternating(n).filter(|_| n % 3 > 0);
+        let with_nulls = |n: usize| alternating(n).filter(|_| !n.is_multiple_of(3));
         check(&timeline, &(0..rows).map(with_nulls).collect());
         let sorted_with_many_runs = |n: usize| Some(n as i64);
         let pieces: Vec<_> = (0..rows as i64).step_by(2).map(|n| (n, n + 1)).collect();
