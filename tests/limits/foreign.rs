@@ -140,6 +140,50 @@ async fn put(
     client.do_action(drop).await.map(|_| ())
 }
 
+/// A client that cancels its call has not said that all timestamps came.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registration_that_is_cancelled_half_way_registers_nothing() {
+    let limited = Limited::start("");
+    let mut client = limited.bare().await;
+    // The object is resident, so a registration that is complete ends at once.
+    put(&mut client, 1_000, messages(Arc::new(Int64Array::from(vec![1, 5])))).await.unwrap();
+    let tcp = tokio::net::TcpStream::connect(limited.address()).await.unwrap();
+    let (mut calls, connection) = h2::client::handshake(tcp).await.unwrap();
+    let connection = tokio::spawn(connection);
+    for timeframe in 0..100 {
+        let mut sent = messages(Arc::new(Int64Array::from(vec![1, 5])));
+        let path = vec!["timeframe".to_owned(), timeframe.to_string()];
+        sent[0].flight_descriptor = Some(FlightDescriptor::new_path(path));
+        sent[0].app_metadata = json!({"columns": {"d": DRIFT}, "consumers": []}).to_string().into();
+        let request =
+            http::Request::post("http://localhost/arrow.flight.protocol.FlightService/DoPut")
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .body(())
+                .unwrap();
+        calls = calls.ready().await.unwrap();
+        let (answer, mut body) = calls.send_request(request, false).unwrap();
+        for message in sent {
+            let message = prost::Message::encode_to_vec(&message);
+            let mut bytes = vec![0];
+            bytes.extend_from_slice(&u32::try_from(message.len()).unwrap().to_be_bytes());
+            bytes.extend_from_slice(&message);
+            body.send_data(bytes.into(), false).unwrap();
+        }
+        // What was sent is read, and then the client gives up.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        body.send_reset(h2::Reason::CANCEL);
+        drop(answer);
+    }
+    let last = Action::new("status", "");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut told = client.do_action(last).await.unwrap().into_inner();
+    let status = told.message().await.unwrap().unwrap().body;
+    let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+    assert_eq!(status["timeframes"], json!([]));
+    connection.abort();
+}
+
 async fn exchange(
     client: &mut FlightServiceClient<Channel>,
     mut messages: Vec<FlightData>,

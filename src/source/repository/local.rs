@@ -346,7 +346,10 @@ impl LocalRepository {
             reason: error.to_string(),
         })?;
         let watcher = Arc::new(Watcher::new(&root));
-        let shared = Arc::new(Shared { root, refresh, index: Mutex::default() });
+        // The index is read at the start, not by the first request. What is wrong with it is logged.
+        let mut index = IndexSet::default();
+        index.refresh(&root);
+        let shared = Arc::new(Shared { root, refresh, index: Mutex::new(index) });
         let (paths, rows) = (Mutex::default(), AtomicUsize::new(0));
         Ok(Self { url, shared, watcher, paths, rows })
     }
