@@ -88,10 +88,12 @@ impl Service {
             .as_ref()
             .ok_or_else(|| malformed("the first message has no descriptor with a request"))?;
         // Held for the life of the stream, because the template is kept.
-        let charge = ticket::charge(&descriptor.cmd, &budget).map_err(|error| status(&error))?;
+        let mut charge =
+            ticket::charge(&descriptor.cmd, &budget).map_err(|error| status(&error))?;
         let template = crate::table::Request::parse_template(&descriptor.cmd)
             .map_err(|error| status(&error))?;
         self.requests.check(&template).map_err(|error| status(&error))?;
+        ticket::charge_schema(&mut charge, &template).map_err(|error| status(&error))?;
         let exchange = self.cache.exchange_of(template, origin, budget.clone());
         let exchange = exchange.map_err(|error| status(&error))?;
         let exchange = Arc::new(exchange);

@@ -33,9 +33,10 @@ impl Service {
         let (patience, connection) = (patience(&request), connection(&request));
         let budget = Entered::budget(&request);
         let ticket = request.get_ref().ticket.clone();
-        let charge = ticket::charge(&ticket, &budget).map_err(|error| status(&error))?;
+        let mut charge = ticket::charge(&ticket, &budget).map_err(|error| status(&error))?;
         let (table, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
         self.requests.check(&table).map_err(|error| status(&error))?;
+        ticket::charge_schema(&mut charge, &table).map_err(|error| status(&error))?;
         let origin = match &table.session {
             Some(_) => origin_of_session(&request).await,
             None => origin(&request),
@@ -45,9 +46,15 @@ impl Service {
         let asker =
             Asker { origin, connection, ticket, lease, patience, budget, ..Asker::default() };
         let answer = self.cache.answer(&table, &asker).await.map_err(|error| status(&error))?;
-        drop((table, charge));
+        drop(table);
         match answer.messages() {
-            Ok(messages) => Ok(Outgoing::into_response(outgoing::of_table(messages, asker.budget))),
+            Ok(messages) => {
+                // The schema is there until the last message is made.
+                let messages = messages.inspect(move |_| {
+                    let _held = &charge;
+                });
+                Ok(Outgoing::into_response(outgoing::of_table(messages, asker.budget)))
+            }
             Err(error) => {
                 self.cache.release(answer.lease());
                 Err(status(&error))
@@ -62,9 +69,10 @@ impl Service {
         budget: &ClientBudget,
     ) -> Result<Response<SchemaResult>, Status> {
         let request = request_of(descriptor).map_err(|error| status(&error))?;
-        let _charge = ticket::charge(&request, budget).map_err(|error| status(&error))?;
+        let mut charge = ticket::charge(&request, budget).map_err(|error| status(&error))?;
         let parsed = Request::parse(&request).map_err(|error| status(&error))?;
         self.requests.check(&parsed).map_err(|error| status(&error))?;
+        ticket::charge_schema(&mut charge, &parsed).map_err(|error| status(&error))?;
         let described = self.cache.describe(&parsed).map_err(|error| status(&error))?;
         let options = IpcWriteOptions::default();
         let result = SchemaResult::try_from(SchemaAsIpc::new(&described.schema, &options));
@@ -79,9 +87,10 @@ impl Service {
         budget: &ClientBudget,
     ) -> Result<Response<FlightInfo>, Status> {
         let request = request_of(&descriptor).map_err(|error| status(&error))?;
-        let _charge = ticket::charge(&request, budget).map_err(|error| status(&error))?;
+        let mut charge = ticket::charge(&request, budget).map_err(|error| status(&error))?;
         let parsed = Request::parse(&request).map_err(|error| status(&error))?;
         self.requests.check(&parsed).map_err(|error| status(&error))?;
+        ticket::charge_schema(&mut charge, &parsed).map_err(|error| status(&error))?;
         let described = self.cache.describe(&parsed).map_err(|error| status(&error))?;
         if let Some(session) = &parsed.session {
             self.cache.check_session(session, origin).map_err(|error| status(&error))?;
@@ -119,9 +128,10 @@ impl Service {
         budget: ClientBudget,
     ) -> Result<Response<PollInfo>, Status> {
         let command = request_of(&descriptor).map_err(|error| status(&error))?;
-        let _charge = ticket::charge(&command, &budget).map_err(|error| status(&error))?;
+        let mut charge = ticket::charge(&command, &budget).map_err(|error| status(&error))?;
         let (request, known) = ticket::read(&command).map_err(|error| status(&error))?;
         self.requests.check(&request).map_err(|error| status(&error))?;
+        ticket::charge_schema(&mut charge, &request).map_err(|error| status(&error))?;
         let described = self.cache.describe(&request).map_err(|error| status(&error))?;
         let (lease, ticket) = match known {
             Some(lease) => (lease, command),

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::budget::{Charge, ClientBudget, OverBudget};
 use crate::cache::LeaseId;
-use crate::table::{Request, RequestError};
+use crate::table::{CellKind, Columns, Request, RequestError};
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +53,24 @@ pub(super) fn issue(request: &[u8], lease: Option<&LeaseId>) -> Result<Vec<u8>, 
 /// [`OverBudget`].
 pub(super) fn charge(json: &[u8], budget: &ClientBudget) -> Result<Charge, OverBudget> {
     budget.charge(json.len() as u64 + parsed_bytes(json), "a request")
+}
+
+/// Charges the schema of the table that a request asks for, beside `charge`: in memory it takes many
+/// times the bytes of the request. Columns that the configuration or a timeframe has cost the client
+/// nothing more.
+///
+/// # Errors
+/// [`OverBudget`].
+pub(super) fn charge_schema(charge: &mut Charge, request: &Request) -> Result<(), OverBudget> {
+    // Field, metadata, and the encoded schema; a struct has seven fields more.
+    const COLUMN_BYTES: u64 = 1_536;
+    const STRUCT_COLUMN_BYTES: u64 = 4_096;
+    let Columns::Own(columns) = &request.columns else { return Ok(()) };
+    let bytes = match request.cell {
+        CellKind::Struct => STRUCT_COLUMN_BYTES,
+        CellKind::Binary | CellKind::O2 | CellKind::Payload => COLUMN_BYTES,
+    };
+    charge.grow(columns.len() as u64 * bytes)
 }
 
 /// Upper bound of the memory of parsed JSON, from its punctuation: one comma per timestamp, one
@@ -114,6 +132,27 @@ mod tests {
         assert!(charge.bytes() >= 10_000 * (2 + 8), "{}", charge.bytes());
         let list = format!("[{}1]", "1,".repeat(100_000));
         assert!(super::charge(list.as_bytes(), &client).is_err());
+    }
+
+    #[test]
+    fn the_schema_of_many_columns_is_charged_and_that_of_a_configured_table_is_not() {
+        let budget = crate::budget::Budget::new(64 << 20);
+        let client = budget.client("one");
+        let columns: Vec<String> = (0..10_000).map(|n| format!(r#""c{n}": "A/B""#)).collect();
+        let charged = |cell: &str| {
+            let columns = columns.join(", ");
+            let json =
+                format!(r#"{{"columns": {{{columns}}}, "cell": "{cell}", "timestamps": [1]}}"#);
+            let request = Request::parse(json.as_bytes()).unwrap();
+            let mut charge = client.charge(0, "test").unwrap();
+            charge_schema(&mut charge, &request).map(|()| charge.bytes())
+        };
+        assert_eq!(charged("binary"), Ok(15_360_000));
+        assert!(charged("struct").is_err(), "more than a quarter of the budget");
+        let request = Request::parse(br#"{"table": "t", "timestamps": [1]}"#).unwrap();
+        let mut charge = client.charge(1, "test").unwrap();
+        charge_schema(&mut charge, &request).unwrap();
+        assert_eq!(charge.bytes(), 1);
     }
 
     #[test]
