@@ -126,153 +126,29 @@
 //! # }
 //! ```
 
-mod actions;
-mod ahead;
-mod announcer;
-mod answer;
-mod attach;
-mod builder;
-mod candidates;
-mod catalog;
-mod check;
+mod api;
+mod deadline;
 mod error;
-mod exchange;
-mod flight;
-mod form;
-mod gate;
-mod hand;
-mod keep;
-mod lease;
-mod loader;
-mod locked;
-mod object;
-mod origin;
-mod picture;
-mod pins;
-mod places;
-mod plan;
-mod progress;
-mod publish;
-mod record;
-mod register;
-mod residency;
-mod resident;
-#[cfg(test)]
-mod samples;
-mod slow;
-#[cfg(test)]
-mod tests;
-mod timeframe;
-mod turns;
+mod holders;
+mod memory;
+mod restart;
+mod single_flight;
+mod tables;
 mod versions;
+mod yielder;
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
-
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-
-pub use answer::{Answer, Asker, Described};
-pub use attach::{AttachGate, AttachLimits, NotListed, PeerPolicy};
-pub use builder::{BuildError, CacheBuilder};
-pub use error::{CacheError, MissingColumn};
-pub use exchange::Exchange;
-pub use hand::InHand;
-pub use keep::{Heritage, Keeper};
-pub use lease::LeaseId;
-pub use object::{Effective, Held, Versions};
-pub use origin::Origin;
-pub use picture::{
-    PathPicture, Picture, Piece, SegmentPicture, SessionPicture, SourcePicture, SpanPicture,
-    SpanState,
+pub use self::api::{
+    Answer, AttachGate, AttachLimits, BuildError, Cache, CacheBuilder, Described, Exchange, Held,
+    NotListed, PathPicture, PeerPolicy, Picture, Piece, Progress, SegmentPicture, SessionPicture,
+    SourcePicture, SpanPicture, SpanState,
 };
-pub use progress::Progress;
-pub use record::TARGET as TABLE_LOG;
-pub use resident::{Pin, PinSet};
-pub use slow::{ConsumerLimits, SlowConsumer};
-
-use self::catalog::Catalog;
-use self::lease::Leases;
-use self::loader::Loader;
-use self::residency::Residency;
-use self::slow::SlowWatch;
-use self::timeframe::Timeframes;
-use crate::budget::Budget;
-use crate::clock::{Clock, Moment};
-use crate::object::CreationLimits;
-use crate::shm::Pool;
-use crate::source::Policies;
-use crate::table::ColumnRequest;
-use crate::telemetry::Counters;
-
-/// Keeps condition objects in shared memory and answers with tables of their MetaHeaders.
-///
-/// Clones are the same cache. When the last one is dropped, its segments go; mappings of consumers
-/// stay readable, but no MetaHeader resolves in them any more.
-#[derive(Clone)]
-pub struct Cache(Arc<Inner>);
-
-struct Inner {
-    clock: Clock,
-    started: Moment,
-    counters: Arc<Counters>,
-    pool: Pool,
-    residency: Arc<Residency>,
-    catalog: Arc<Catalog>,
-    policies: Policies,
-    ahead: ahead::Ahead,
-    forms: form::Forms,
-    loader: Arc<Loader>,
-    leases: Arc<Leases>,
-    objects: object::Objects,
-    hands: Arc<hand::Hands>,
-    /// What is left to a successor, where anybody keeps it.
-    kept: Option<Arc<keep::Kept>>,
-    timeframes: Arc<Timeframes>,
-    slow: Arc<SlowWatch>,
-    /// So many can be in flight.
-    max_timeframes: usize,
-    /// Memory beside the segments that requests may hold.
-    budget: Budget,
-    /// Whose turn it is to wait for a place in flight.
-    registering: tokio::sync::Mutex<()>,
-    /// What is seen of the versions, for every request.
-    limits: CreationLimits,
-    /// Sets of columns that requests may name.
-    tables: BTreeMap<String, Vec<ColumnRequest>>,
-    /// What became of the loading that polls have started.
-    polls: Arc<std::sync::Mutex<progress::Polls>>,
-    attach_path: OnceLock<PathBuf>,
-    /// Told of each new segment.
-    grown: watch::Sender<()>,
-    /// Set when no new work is taken.
-    draining: CancellationToken,
-    /// The tasks that keep timelines fresh, let leases expire, load timeframes.
-    tasks: std::sync::Mutex<JoinSet<()>>,
-}
-
-impl Cache {
-    /// Starts to describe a cache.
-    pub fn builder() -> CacheBuilder {
-        CacheBuilder::default()
-    }
-
-    /// The memory beside the segments that requests may hold.
-    pub fn budget(&self) -> &Budget {
-        &self.0.budget
-    }
-
-    /// What it counted since its start.
-    pub fn counters(&self) -> &Counters {
-        &self.0.counters
-    }
-}
-
-impl fmt::Debug for Cache {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache").field("residency", &self.0.residency).finish_non_exhaustive()
-    }
-}
+pub use self::error::{CacheError, MissingColumn};
+pub use self::holders::caller::Asker;
+pub use self::holders::lease::LeaseId;
+pub use self::holders::limits::{ConsumerLimits, SlowConsumer};
+pub use self::holders::origin::Origin;
+pub use self::memory::in_use::InHand;
+pub use self::memory::object::{Pin, PinSet};
+pub use self::restart::{Heritage, Keeper};
+pub use self::tables::audit_log::TARGET as TABLE_LOG;
+pub use self::versions::object_index::{Effective, Versions};
