@@ -20,7 +20,7 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use iovcache::cache::Asker;
+//! use iovcache::cache::Caller;
 //! use iovcache::index::Timestamps;
 //! use iovcache::shm::PoolOptions;
 //! use iovcache::source::MemorySource;
@@ -50,7 +50,7 @@
 //! cache.register(42, times, &Register::parse(columns)?, None).await?;
 //!
 //! let request = Request::parse(br#"{"timeframe": 42, "consumer": "tracker"}"#)?;
-//! let answer = cache.answer(&request, &Asker::default()).await?;
+//! let answer = cache.answer(&request, &Caller::default()).await?;
 //! let batches = answer.to_batches()?;
 //! assert_eq!(batches[0].num_rows(), 3);
 //! assert_eq!(answer.pins().pins()[0].payload(), b"drift");
@@ -69,7 +69,7 @@
 //! # use std::sync::Arc;
 //! #
 //! use iovcache::Cache;
-//! use iovcache::cache::{Asker, PeerPolicy};
+//! use iovcache::cache::{Caller, PeerPolicy};
 //! use iovcache::shm::MetaHeader;
 //! use iovcache::shm::attach::Attachment;
 //! use iovcache::table::Request;
@@ -114,7 +114,7 @@
 //! let request = format!(
 //!     r#"{{"columns": {{"drift": "TPC/Calib/VDrift"}}, "timestamps": [5], "session": "{session}"}}"#
 //! );
-//! let answer = cache.answer(&Request::parse(request.as_bytes())?, &Asker::default()).await?;
+//! let answer = cache.answer(&Request::parse(request.as_bytes())?, &Caller::default()).await?;
 //! let cell: MetaHeader = answer.pins().pins()[0].meta_header();
 //!
 //! // And the consumer reads where the object lies, without a copy.
@@ -138,17 +138,17 @@ mod versions;
 mod yielder;
 
 pub use self::api::{
-    Answer, AttachGate, AttachLimits, BuildError, Cache, CacheBuilder, Described, Exchange, Held,
-    NotListed, PathPicture, PeerPolicy, Picture, Piece, Progress, SegmentPicture, SessionPicture,
-    SourcePicture, SpanPicture, SpanState,
+    Answer, AttachGate, AttachLimits, BuildError, Cache, CacheBuilder, Described, Exchange,
+    HeldObject, NotListed, PathSnapshot, PeerPolicy, Progress, SegmentPiece, SegmentSnapshot,
+    SessionSnapshot, Snapshot, SourceSnapshot, SpanSnapshot, SpanState,
 };
 pub use self::error::{CacheError, MissingColumn};
-pub use self::holders::caller::Asker;
+pub use self::holders::caller::Caller;
 pub use self::holders::lease::LeaseId;
 pub use self::holders::limits::{ConsumerLimits, SlowConsumer};
 pub use self::holders::origin::Origin;
-pub use self::memory::in_use::InHand;
+pub use self::memory::in_use::InUseGuard;
 pub use self::memory::object::{Pin, PinSet};
-pub use self::restart::{Heritage, Keeper};
+pub use self::restart::{DescriptorStore, Inheritance};
 pub use self::tables::audit_log::TARGET as TABLE_LOG;
 pub use self::versions::object_index::{Effective, Versions};

@@ -20,25 +20,25 @@ use tokio::task::AbortHandle;
 
 /// The task behind a flight ended without a result: it panicked, or its runtime is going down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Lost;
+pub(crate) struct CallLost;
 
 /// All flights under way, by key.
 #[derive(Debug)]
-pub(crate) struct Flights<K, V> {
-    board: Arc<Mutex<FlightBoard<K, V>>>,
+pub(crate) struct SingleFlight<K, V> {
+    board: Arc<Mutex<CallBoard<K, V>>>,
 }
 
 /// Its results come by a channel, its tasks are aborted by their handles.
-type FlightBoard<K, V> = Board<K, watch::Receiver<Option<V>>, AbortHandle>;
+type CallBoard<K, V> = Board<K, watch::Receiver<Option<V>>, AbortHandle>;
 
 /// Who waits for what. Under a lock of its owner's, so that the model below can use another.
 #[derive(Debug)]
 struct Board<K, R, T> {
-    under_way: HashMap<K, Flight<R, T>>,
+    under_way: HashMap<K, Call<R, T>>,
 }
 
 #[derive(Debug)]
-struct Flight<R, T> {
+struct Call<R, T> {
     /// Tells a flight from its successor under the same key.
     number: u64,
     waiting: usize,
@@ -47,7 +47,7 @@ struct Flight<R, T> {
 }
 
 /// What comes of joining.
-enum Joined<V, R> {
+enum JoinOutcome<V, R> {
     /// It is under way, or has been put on the list just now.
     Waits { number: u64, result: R },
     /// Its result came in just now.
@@ -60,35 +60,35 @@ impl<K: Eq + Hash, R: Clone, T> Board<K, R, T> {
         key: K,
         landed: impl FnOnce() -> Option<V>,
         begin: impl FnOnce() -> (u64, R),
-    ) -> Joined<V, R> {
+    ) -> JoinOutcome<V, R> {
         match self.under_way.entry(key) {
             Entry::Occupied(mut entry) => {
                 let flight = entry.get_mut();
                 flight.waiting += 1;
                 let (number, result) = (flight.number, flight.result.clone());
-                Joined::Waits { number, result }
+                JoinOutcome::Waits { number, result }
             }
             Entry::Vacant(entry) => {
                 if let Some(value) = landed() {
-                    return Joined::Landed(value);
+                    return JoinOutcome::Landed(value);
                 }
                 let (number, result) = begin();
-                let flight = Flight { number, waiting: 1, result: result.clone(), task: None };
+                let flight = Call { number, waiting: 1, result: result.clone(), task: None };
                 entry.insert(flight);
-                Joined::Waits { number, result }
+                JoinOutcome::Waits { number, result }
             }
         }
     }
 
     /// The task that does the work of a flight.
-    fn began(&mut self, key: &K, number: u64, task: T) {
+    fn start(&mut self, key: &K, number: u64, task: T) {
         if let Some(flight) = self.under_way.get_mut(key).filter(|flight| flight.number == number) {
             flight.task = Some(task);
         }
     }
 
     /// The work has ended, however it did.
-    fn land(&mut self, key: &K, number: u64) {
+    fn finish(&mut self, key: &K, number: u64) {
         if self.under_way.get(key).is_some_and(|flight| flight.number == number) {
             self.under_way.remove(key);
         }
@@ -105,7 +105,7 @@ impl<K: Eq + Hash, R: Clone, T> Board<K, R, T> {
     }
 }
 
-impl<K, V> Default for Flights<K, V> {
+impl<K, V> Default for SingleFlight<K, V> {
     fn default() -> Self {
         Self { board: Arc::new(Mutex::new(Board { under_way: HashMap::new() })) }
     }
@@ -115,7 +115,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<K, V> Flights<K, V>
+impl<K, V> SingleFlight<K, V>
 where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
@@ -126,13 +126,13 @@ where
     /// now is taken instead.
     ///
     /// # Errors
-    /// [`Lost`] if the task ended without a result.
+    /// [`CallLost`] if the task ended without a result.
     pub(crate) async fn join<F>(
         &self,
         key: K,
         landed: impl FnOnce() -> Option<V>,
         work: impl FnOnce() -> F,
-    ) -> Result<V, Lost>
+    ) -> Result<V, CallLost>
     where
         F: Future<Output = V> + Send + 'static,
     {
@@ -143,14 +143,14 @@ where
             (next_number(), result)
         };
         let mut waiter = match lock(&self.board).join(key.clone(), landed, begin) {
-            Joined::Landed(value) => return Ok(value),
-            Joined::Waits { number, result } => {
+            JoinOutcome::Landed(value) => return Ok(value),
+            JoinOutcome::Waits { number, result } => {
                 Waiter { board: Arc::clone(&self.board), key, number, result }
             }
         };
         if let Some(sender) = sender {
             let (board, key, number) = (Arc::clone(&self.board), waiter.key.clone(), waiter.number);
-            let end = Landing { board, key, number };
+            let end = CallGuard { board, key, number };
             let future = work();
             // Not under the lock: a runtime that is going down drops the task here and now, and
             // with it the landing, which takes the lock.
@@ -160,11 +160,11 @@ where
                 drop(end);
                 sender.send_replace(Some(value));
             });
-            lock(&self.board).began(&waiter.key, waiter.number, task.abort_handle());
+            lock(&self.board).start(&waiter.key, waiter.number, task.abort_handle());
         }
         match waiter.result.wait_for(Option::is_some).await {
-            Ok(value) => value.clone().ok_or(Lost),
-            Err(_) => Err(Lost),
+            Ok(value) => value.clone().ok_or(CallLost),
+            Err(_) => Err(CallLost),
         }
     }
 
@@ -182,21 +182,21 @@ fn next_number() -> u64 {
 }
 
 /// Takes a flight off the list when its task ends, however it ends.
-struct Landing<K: Eq + Hash, V> {
-    board: Arc<Mutex<FlightBoard<K, V>>>,
+struct CallGuard<K: Eq + Hash, V> {
+    board: Arc<Mutex<CallBoard<K, V>>>,
     key: K,
     number: u64,
 }
 
-impl<K: Eq + Hash, V> Drop for Landing<K, V> {
+impl<K: Eq + Hash, V> Drop for CallGuard<K, V> {
     fn drop(&mut self) {
-        lock(&self.board).land(&self.key, self.number);
+        lock(&self.board).finish(&self.key, self.number);
     }
 }
 
 /// One who waits for a flight; the last one to go cancels it.
 struct Waiter<K: Eq + Hash, V> {
-    board: Arc<Mutex<FlightBoard<K, V>>>,
+    board: Arc<Mutex<CallBoard<K, V>>>,
     key: K,
     number: u64,
     result: watch::Receiver<Option<V>>,
@@ -222,15 +222,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_thousand_who_want_the_same_cause_it_once() {
-        let flights = Arc::new(Flights::<u8, u32>::default());
+        let single_flight = Arc::new(SingleFlight::<u8, u32>::default());
         let runs = Arc::new(AtomicUsize::new(0));
         let go = Arc::new(Notify::new());
         let waiters: Vec<_> = (0..1000)
             .map(|_| {
-                let (flights, runs, go) =
-                    (Arc::clone(&flights), Arc::clone(&runs), Arc::clone(&go));
+                let (single_flight, runs, go) =
+                    (Arc::clone(&single_flight), Arc::clone(&runs), Arc::clone(&go));
                 tokio::spawn(async move {
-                    flights
+                    single_flight
                         .join(
                             7,
                             || None,
@@ -253,17 +253,17 @@ mod tests {
             assert_eq!(waiter.await.unwrap(), Ok(42));
         }
         assert_eq!(runs.load(Ordering::SeqCst), 1);
-        assert_eq!(flights.len(), 0);
+        assert_eq!(single_flight.len(), 0);
     }
 
     #[tokio::test]
     async fn who_started_it_may_go_and_the_others_still_get_the_result() {
-        let flights = Arc::new(Flights::<u8, u32>::default());
+        let single_flight = Arc::new(SingleFlight::<u8, u32>::default());
         let go = Arc::new(Notify::new());
         let first = tokio::spawn({
-            let (flights, go) = (Arc::clone(&flights), Arc::clone(&go));
+            let (single_flight, go) = (Arc::clone(&single_flight), Arc::clone(&go));
             async move {
-                flights
+                single_flight
                     .join(
                         1,
                         || None,
@@ -275,12 +275,12 @@ mod tests {
                     .await
             }
         });
-        while flights.len() == 0 {
+        while single_flight.len() == 0 {
             tokio::task::yield_now().await;
         }
         let second = tokio::spawn({
-            let flights = Arc::clone(&flights);
-            async move { flights.join(1, || None, || async { unreachable!() }).await }
+            let single_flight = Arc::clone(&single_flight);
+            async move { single_flight.join(1, || None, || async { unreachable!() }).await }
         });
         tokio::time::sleep(Duration::from_millis(10)).await;
         first.abort();
@@ -297,10 +297,10 @@ mod tests {
                 self.0.fetch_add(1, Ordering::SeqCst);
             }
         }
-        let flights = Flights::<u8, u32>::default();
+        let single_flight = SingleFlight::<u8, u32>::default();
         let dropped = Arc::new(AtomicUsize::new(0));
         let flag = Flag(Arc::clone(&dropped));
-        let joined = flights.join(
+        let joined = single_flight.join(
             1,
             || None,
             || async move {
@@ -309,7 +309,7 @@ mod tests {
             },
         );
         assert!(tokio::time::timeout(Duration::from_millis(10), joined).await.is_err());
-        assert_eq!(flights.len(), 0);
+        assert_eq!(single_flight.len(), 0);
         for _ in 0..100 {
             if dropped.load(Ordering::SeqCst) == 1 {
                 return;
@@ -321,9 +321,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_told_to_all_and_forgotten() {
-        let flights = Flights::<u8, u32>::default();
-        assert_eq!(flights.join(1, || None, || async { panic!("on purpose") }).await, Err(Lost));
-        assert_eq!(flights.join(1, || None, || async { 3 }).await, Ok(3));
+        let single_flight = SingleFlight::<u8, u32>::default();
+        assert_eq!(
+            single_flight.join(1, || None, || async { panic!("on purpose") }).await,
+            Err(CallLost)
+        );
+        assert_eq!(single_flight.join(1, || None, || async { 3 }).await, Ok(3));
     }
 
     /// The bookkeeping under loom: a leader that is cancelled, a follower that stays, and the work.
@@ -351,7 +354,7 @@ mod tests {
         }
 
         impl Sky {
-            /// As [`Flights::join`], up to where it waits: `None`: it has the value.
+            /// As [`SingleFlight::join`], up to where it waits: `None`: it has the value.
             fn join(sky: &Arc<Self>) -> Option<(u64, Arc<Work>)> {
                 let mut begins = false;
                 let landed = || sky.landed.load(Ordering::Acquire).then_some(());
@@ -360,20 +363,20 @@ mod tests {
                     (sky.next.fetch_add(1, Ordering::Relaxed), Arc::default())
                 };
                 let joined = sky.board.lock().unwrap().join(1, landed, begin);
-                let Joined::Waits { number, result } = joined else { return None };
+                let JoinOutcome::Waits { number, result } = joined else { return None };
                 if begins {
                     let (own, work) = (Arc::clone(sky), Arc::clone(&result));
                     let task = thread::spawn(move || {
                         // An abort takes the task at its next step, and it lands all the same.
                         if work.aborted.load(Ordering::Acquire) {
-                            return own.board.lock().unwrap().land(&1, number);
+                            return own.board.lock().unwrap().finish(&1, number);
                         }
                         own.landed.store(true, Ordering::Release);
-                        own.board.lock().unwrap().land(&1, number);
+                        own.board.lock().unwrap().finish(&1, number);
                         work.told.store(true, Ordering::Release);
                     });
                     sky.tasks.lock().unwrap().push(task);
-                    sky.board.lock().unwrap().began(&1, number, Arc::clone(&result));
+                    sky.board.lock().unwrap().start(&1, number, Arc::clone(&result));
                 }
                 Some((number, result))
             }

@@ -22,7 +22,7 @@ use tokio::time::sleep;
 
 use crate::error::Coded;
 use crate::shm::attach::{
-    Announcement, MAX_DESCRIPTORS, Refusal, SegmentEntry, WireError, is_all_read, send,
+    Announcement, AttachRefusal, MAX_DESCRIPTORS, SegmentEntry, WireError, is_all_read, send,
 };
 use crate::shm::{InFlight, Kind, Pool, SharedSegment};
 
@@ -36,42 +36,42 @@ const LARGE_UNREAD_SHARE: u64 = 4;
 
 /// Descriptors in sockets that are not read yet, over all attached processes.
 #[derive(Debug)]
-pub(crate) struct Descriptors {
+pub(crate) struct DescriptorsInFlight {
     unread: AtomicUsize,
     limit: usize,
 }
 
-impl Descriptors {
+impl DescriptorsInFlight {
     pub(crate) fn new(limit: usize) -> Self {
         Self { unread: AtomicUsize::new(0), limit }
     }
 
     /// Takes room for up to `wanted` descriptors, and for `least` even where there is none.
-    fn take(self: &Arc<Self>, wanted: usize, least: usize) -> Room {
+    fn take(self: &Arc<Self>, wanted: usize, least: usize) -> DescriptorRoom {
         let mut count = 0;
         let _ = self.unread.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unread| {
             count = wanted.min(self.limit.saturating_sub(unread).max(least));
             Some(unread + count)
         });
-        Room { descriptors: Arc::clone(self), count }
+        DescriptorRoom { descriptors: Arc::clone(self), count }
     }
 }
 
 /// Room for descriptors in flight; given back when it is dropped.
 #[derive(Debug)]
-struct Room {
-    descriptors: Arc<Descriptors>,
+struct DescriptorRoom {
+    descriptors: Arc<DescriptorsInFlight>,
     count: usize,
 }
 
-impl Room {
+impl DescriptorRoom {
     fn shrink_to(&mut self, count: usize) {
         self.descriptors.unread.fetch_sub(self.count - count, Ordering::Relaxed);
         self.count = count;
     }
 }
 
-impl Drop for Room {
+impl Drop for DescriptorRoom {
     fn drop(&mut self) {
         self.descriptors.unread.fetch_sub(self.count, Ordering::Relaxed);
     }
@@ -79,15 +79,15 @@ impl Drop for Room {
 
 /// A line in the socket that is not read yet.
 #[derive(Debug)]
-struct Line {
+struct SentLine {
     bytes: Vec<u8>,
     sent: usize,
     /// The segments whose descriptors are in it.
     _in_flight: Vec<InFlight>,
-    _room: Option<Room>,
+    _room: Option<DescriptorRoom>,
 }
 
-impl Line {
+impl SentLine {
     /// Sends what is not sent yet; whether all of it was read.
     fn is_read(&mut self, stream: &UnixStream) -> io::Result<bool> {
         match self.try_read(stream) {
@@ -113,14 +113,14 @@ pub(crate) struct Announcer<'a> {
     stream: &'a UnixStream,
     pool: &'a Pool,
     session: &'a str,
-    descriptors: Arc<Descriptors>,
+    descriptors: Arc<DescriptorsInFlight>,
     told: HashSet<(Kind, u16)>,
     /// There may be segments that are not told.
     grown: bool,
     /// An announcement is due even if it tells of no segment: the welcome, and the answer to `need`.
     answer: Option<Option<(Kind, u16)>>,
     error: Option<Vec<u8>>,
-    line: Option<Line>,
+    line: Option<SentLine>,
     /// The process has read a line.
     reads: bool,
     /// The kernel took no more descriptors.
@@ -133,7 +133,7 @@ impl<'a> Announcer<'a> {
         stream: &'a UnixStream,
         pool: &'a Pool,
         session: &'a str,
-        descriptors: Arc<Descriptors>,
+        descriptors: Arc<DescriptorsInFlight>,
     ) -> Self {
         Self {
             stream,
@@ -267,7 +267,10 @@ impl<'a> Announcer<'a> {
 
     /// Those that go into the next line. A process that has read a line gets at least one; one that
     /// has not yet gets what there is room for.
-    fn part_of(&self, untold: &[SharedSegment]) -> (Vec<SharedSegment>, Vec<InFlight>, Room) {
+    fn part_of(
+        &self,
+        untold: &[SharedSegment],
+    ) -> (Vec<SharedSegment>, Vec<InFlight>, DescriptorRoom) {
         let (least, most) = (usize::from(self.reads), MAX_DESCRIPTORS.min(untold.len()));
         let mut room = self.descriptors.take(most, least.min(most));
         let (mut part, mut in_flight) = (Vec::new(), Vec::new());
@@ -292,7 +295,7 @@ impl<'a> Announcer<'a> {
         bytes: Vec<u8>,
         segments: &[SharedSegment],
         in_flight: Vec<InFlight>,
-        room: Option<Room>,
+        room: Option<DescriptorRoom>,
     ) -> Result<bool, WireError> {
         let files: Vec<BorrowedFd<'_>> = segments.iter().filter_map(|one| one.file()).collect();
         let sent = match send(self.stream.as_fd(), &bytes, &files) {
@@ -303,7 +306,7 @@ impl<'a> Announcer<'a> {
             }
             Err(error) => return Err(error.into()),
         };
-        self.line = Some(Line { bytes, sent, _in_flight: in_flight, _room: room });
+        self.line = Some(SentLine { bytes, sent, _in_flight: in_flight, _room: room });
         Ok(true)
     }
 }
@@ -316,7 +319,7 @@ fn is_full(error: &io::Error, without_files: bool) -> bool {
 
 /// The line that tells a process what is wrong.
 pub(crate) fn refusal(error: &(dyn Coded + Send + Sync)) -> Vec<u8> {
-    let refusal = Refusal { kind: error.kind().name().to_owned(), error: error.message() };
+    let refusal = AttachRefusal { kind: error.kind().name().to_owned(), error: error.message() };
     let mut line = serde_json::to_vec(&refusal).unwrap_or_default();
     line.push(b'\n');
     line
@@ -328,7 +331,7 @@ mod tests {
 
     #[test]
     fn descriptors_in_flight_are_bounded_and_a_process_that_reads_always_gets_one() {
-        let descriptors = Arc::new(Descriptors::new(10));
+        let descriptors = Arc::new(DescriptorsInFlight::new(10));
         let mut first = descriptors.take(8, 0);
         let second = descriptors.take(8, 0);
         assert_eq!((first.count, second.count), (8, 2));

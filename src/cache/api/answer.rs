@@ -8,10 +8,10 @@ use arrow_schema::SchemaRef;
 use crate::budget::Charge;
 use crate::cache::holders::gate::Gate;
 use crate::cache::holders::lease::LeaseId;
-use crate::cache::memory::in_use::InHand;
+use crate::cache::memory::in_use::InUseGuard;
 use crate::cache::memory::object::PinSet;
 use crate::cache::tables::plan::Assembled;
-use crate::cache::tables::schema_cache::Form;
+use crate::cache::tables::schema_cache::TableSchema;
 use crate::table::{BatchMessages, Batches, Content, EncodeError, Message, MessageWriter};
 
 /// A table whose objects are in shared memory and pinned.
@@ -20,7 +20,7 @@ use crate::table::{BatchMessages, Batches, Content, EncodeError, Message, Messag
 /// long as its lease lasts: after that they end with an error.
 #[derive(Debug)]
 pub struct Answer {
-    pub(super) form: Arc<Form>,
+    pub(super) form: Arc<TableSchema>,
     pub(super) content: Content,
     pub(super) timeframe: Option<u64>,
     pub(super) lease: LeaseId,
@@ -29,7 +29,7 @@ pub struct Answer {
     /// It is one of many of a stream: its schema names neither its lease nor its timeframe.
     pub(super) of_stream: bool,
     pub(super) rows: u64,
-    pub(super) pins: Arc<InHand>,
+    pub(super) pins: Arc<InUseGuard>,
     /// The timeframe's own table, whose encoded batches are kept.
     pub(super) assembled: Option<Arc<Assembled>>,
     /// The memory of the table's timestamps and runs, as long as anything of it is sent.
@@ -152,7 +152,7 @@ impl Answer {
     }
 
     /// Keeps all of it in shared memory for as long as that lives.
-    pub fn hold(&self) -> Arc<InHand> {
+    pub fn hold(&self) -> Arc<InUseGuard> {
         Arc::clone(&self.pins)
     }
 }

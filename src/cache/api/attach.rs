@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::handle::Cache;
-use crate::cache::api::announcer::{Announcer, Descriptors, refusal};
+use crate::cache::api::announcer::{Announcer, DescriptorsInFlight, refusal};
 use crate::cache::error::CacheError;
 use crate::cache::holders::lease::{LeaseId, SessionKey};
 use crate::cache::holders::origin::Origin;
@@ -143,7 +143,7 @@ impl Coded for NotListed {
 
 /// No more processes can attach.
 #[derive(Debug, thiserror::Error)]
-enum Full {
+enum AttachFull {
     #[error("{0} processes are attached, as many as can be (limit: attached)")]
     All(usize),
     #[error(
@@ -152,7 +152,7 @@ enum Full {
     User(usize),
 }
 
-impl Coded for Full {
+impl Coded for AttachFull {
     fn kind(&self) -> ErrorKind {
         ErrorKind::Unavailable
     }
@@ -163,38 +163,38 @@ impl Coded for Full {
 
 /// How many processes are attached, by user.
 #[derive(Debug)]
-struct Places {
+struct AttachedByUser {
     limits: AttachLimits,
     by_user: Mutex<HashMap<u32, usize>>,
 }
 
-impl Places {
+impl AttachedByUser {
     fn new(limits: AttachLimits) -> Arc<Self> {
         Arc::new(Self { limits, by_user: Mutex::default() })
     }
 
-    fn take(self: &Arc<Self>, uid: u32) -> Result<Place, Full> {
+    fn take(self: &Arc<Self>, uid: u32) -> Result<AttachSlot, AttachFull> {
         let mut by_user = self.by_user.lock().unwrap_or_else(PoisonError::into_inner);
         if by_user.values().sum::<usize>() >= self.limits.attached {
-            return Err(Full::All(self.limits.attached));
+            return Err(AttachFull::All(self.limits.attached));
         }
         let count = by_user.entry(uid).or_insert(0);
         if *count >= self.limits.attached_per_user {
-            return Err(Full::User(self.limits.attached_per_user));
+            return Err(AttachFull::User(self.limits.attached_per_user));
         }
         *count += 1;
-        Ok(Place { places: Arc::clone(self), uid })
+        Ok(AttachSlot { places: Arc::clone(self), uid })
     }
 }
 
 /// The place of one attached process.
 #[derive(Debug)]
-struct Place {
-    places: Arc<Places>,
+struct AttachSlot {
+    places: Arc<AttachedByUser>,
     uid: u32,
 }
 
-impl Drop for Place {
+impl Drop for AttachSlot {
     fn drop(&mut self) {
         let mut by_user = self.places.by_user.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = by_user.get_mut(&self.uid) {
@@ -240,8 +240,8 @@ impl Cache {
     ) {
         self.tell_attach_path(&listener);
         let files = files_limit();
-        let places = Places::new(limits.within(files));
-        let descriptors = Arc::new(Descriptors::new(files / 2));
+        let places = AttachedByUser::new(limits.within(files));
+        let descriptors = Arc::new(DescriptorsInFlight::new(files / 2));
         let mut connections = tokio::task::JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -290,7 +290,7 @@ impl Cache {
         stream: &UnixStream,
         peer: PeerCredentials,
         gate: &dyn AttachGate,
-        descriptors: Arc<Descriptors>,
+        descriptors: Arc<DescriptorsInFlight>,
     ) -> Result<(), WireError> {
         let mut reader = LineReader::default();
         let line = timeout(HELLO_LIMIT, next_line(stream, &mut reader));
@@ -420,11 +420,11 @@ mod tests {
 
     #[test]
     fn no_user_takes_all_places_and_each_is_given_back() {
-        let places = Places::new(AttachLimits { attached: 4, attached_per_user: 3 });
-        let mut taken: Vec<Place> = (0..3).map(|_| places.take(1).unwrap()).collect();
-        assert!(matches!(places.take(1), Err(Full::User(3))));
+        let places = AttachedByUser::new(AttachLimits { attached: 4, attached_per_user: 3 });
+        let mut taken: Vec<AttachSlot> = (0..3).map(|_| places.take(1).unwrap()).collect();
+        assert!(matches!(places.take(1), Err(AttachFull::User(3))));
         let other = places.take(2).unwrap();
-        assert!(matches!(places.take(3), Err(Full::All(4))));
+        assert!(matches!(places.take(3), Err(AttachFull::All(4))));
         taken.pop();
         assert!(places.take(1).is_ok());
         drop((taken, other));

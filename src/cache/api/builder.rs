@@ -8,20 +8,22 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::handle::{Cache, Inner};
+use super::handle::{Cache, CacheInner};
 use crate::budget::Budget;
 use crate::cache::holders::lease::Leases;
 use crate::cache::holders::limits::ConsumerLimits;
-use crate::cache::holders::quota::SlowWatch;
+use crate::cache::holders::quota::ConsumerQuotas;
 use crate::cache::holders::timeframe::Timeframes;
-use crate::cache::memory::in_use::Hands;
+use crate::cache::memory::in_use::InUse;
 use crate::cache::memory::publish::{Description, Verified};
 use crate::cache::memory::residency::Residency;
-use crate::cache::restart::{Heritage, Keeper, Kept, Record, Relics, segment_name};
+use crate::cache::restart::{
+    DescriptorStore, Inheritance, InheritedObjects, LogRecord, RestartState, segment_name,
+};
 use crate::cache::tables::columns::ColumnLookUp;
 use crate::cache::tables::loader::Loader;
 use crate::cache::versions::catalog::Catalog;
-use crate::cache::versions::object_index::Objects;
+use crate::cache::versions::object_index::ObjectIndex;
 use crate::clock::Clock;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::object::CreationLimits;
@@ -54,8 +56,8 @@ pub struct CacheBuilder {
     max_timeframes: usize,
     consumer_limits: ConsumerLimits,
     budget: Budget,
-    keeper: Option<Arc<dyn Keeper>>,
-    heritage: Heritage,
+    descriptor_store: Option<Arc<dyn DescriptorStore>>,
+    inheritance: Inheritance,
 }
 
 impl Default for CacheBuilder {
@@ -71,8 +73,8 @@ impl Default for CacheBuilder {
             max_timeframes: MAX_TIMEFRAMES,
             consumer_limits: ConsumerLimits::default(),
             budget: Budget::unlimited(),
-            keeper: None,
-            heritage: Heritage::default(),
+            descriptor_store: None,
+            inheritance: Inheritance::default(),
         }
     }
 }
@@ -188,16 +190,16 @@ impl CacheBuilder {
     /// Who keeps the segments, and what is known of them, for the process that comes next. Only
     /// segments without names (memfds) can be kept so. Default: nobody.
     #[must_use]
-    pub fn keeper(mut self, keeper: Arc<dyn Keeper>) -> Self {
-        self.keeper = Some(keeper);
+    pub fn descriptor_store(mut self, descriptor_store: Arc<dyn DescriptorStore>) -> Self {
+        self.descriptor_store = Some(descriptor_store);
         self
     }
 
     /// What the process before left: its objects are taken over, each one once it is checked.
     /// Default: nothing.
     #[must_use]
-    pub fn heritage(mut self, heritage: Heritage) -> Self {
-        self.heritage = heritage;
+    pub fn inheritance(mut self, inheritance: Inheritance) -> Self {
+        self.inheritance = inheritance;
         self
     }
 
@@ -207,27 +209,31 @@ impl CacheBuilder {
     /// [`BuildError`].
     pub fn build(self) -> Result<Cache, BuildError> {
         let source = self.source.ok_or(BuildError::NoSource)?;
-        let keeper = self.keeper.filter(|_| self.memory.can_be_kept());
+        let descriptor_store = self.descriptor_store.filter(|_| self.memory.can_be_kept());
         let pool = Pool::new(self.memory)?;
-        let kept = keeper.as_deref().map(|keeper| Kept::new(keeper, pool.epoch())).transpose();
+        let kept = descriptor_store
+            .as_deref()
+            .map(|descriptor_store| RestartState::new(descriptor_store, pool.epoch()))
+            .transpose();
         let kept = kept.map_err(PoolError::Backing)?.map(Arc::new);
         let grown = watch::Sender::new(());
         pool.on_new_segment({
-            let (grown, keeper, epoch) = (grown.clone(), keeper.clone(), pool.epoch());
+            let (grown, descriptor_store, epoch) =
+                (grown.clone(), descriptor_store.clone(), pool.epoch());
             move |segment| {
-                if let (Some(keeper), Some(file)) = (&keeper, segment.file()) {
-                    keeper.keep(&segment_name(epoch, segment.id()), file);
+                if let (Some(descriptor_store), Some(file)) = (&descriptor_store, segment.file()) {
+                    descriptor_store.keep(&segment_name(epoch, segment.id()), file);
                 }
                 grown.send_replace(());
             }
         });
-        if let Some(keeper) = keeper.clone() {
+        if let Some(descriptor_store) = descriptor_store.clone() {
             let epoch = pool.epoch();
-            pool.on_retired_segment(move |id| keeper.forget(&segment_name(epoch, id)));
+            pool.on_retired_segment(move |id| descriptor_store.forget(&segment_name(epoch, id)));
         }
         let counters = Arc::new(Counters::default());
-        let ledger = kept.as_ref().map(|kept| Arc::clone(&kept.ledger));
-        let residency = Residency::new(pool.clone(), Arc::clone(&counters), ledger);
+        let object_log = kept.as_ref().map(|kept| Arc::clone(&kept.object_log));
+        let residency = Residency::new(pool.clone(), Arc::clone(&counters), object_log);
         let catalog =
             Arc::new(Catalog::new(Arc::clone(&source), self.clock.clone(), Arc::clone(&counters)));
         catalog.listen();
@@ -236,7 +242,7 @@ impl CacheBuilder {
         let leases = Leases::new(clock.clone(), self.lease_limit, limits.clone(), counts);
         let leases = Arc::new(leases);
         let timeframes = Arc::new(Timeframes::new(clock.clone(), Arc::clone(&counters)));
-        let slow = Arc::new(SlowWatch {
+        let slow = Arc::new(ConsumerQuotas {
             limits,
             clock,
             leases: Arc::clone(&leases),
@@ -244,10 +250,10 @@ impl CacheBuilder {
             counters: Arc::clone(&counters),
             asking: Arc::default(),
         });
-        if let Some(noted) = self.heritage.noted() {
-            catalog.remember(noted);
+        if let Some(saved_timelines) = self.inheritance.saved_timelines() {
+            catalog.remember(saved_timelines);
         }
-        let objects = Objects::new(Arc::clone(&catalog), self.clock.clone(), self.limits);
+        let objects = ObjectIndex::new(Arc::clone(&catalog), self.clock.clone(), self.limits);
         let objects = Arc::new(objects);
         let columns = ColumnLookUp {
             clock: self.clock.clone(),
@@ -257,14 +263,18 @@ impl CacheBuilder {
             policies: self.policies,
             tables: self.tables,
         };
-        let hands: Arc<Hands> = Arc::default();
-        let relics = Arc::new(self.heritage.relics(keeper));
+        let hands: Arc<InUse> = Arc::default();
+        let inherited_objects = Arc::new(self.inheritance.inherited_objects(descriptor_store));
         let mut tasks = JoinSet::new();
-        if !relics.is_empty() {
-            take_over(Arc::clone(&relics), Arc::clone(&residency), Arc::clone(&counters));
+        if !inherited_objects.is_empty() {
+            take_over(
+                Arc::clone(&inherited_objects),
+                Arc::clone(&residency),
+                Arc::clone(&counters),
+            );
         }
         if let Some(kept) = kept.clone() {
-            tasks.spawn(keep_noted(kept, Arc::clone(&catalog), Arc::clone(&residency)));
+            tasks.spawn(save_timelines(kept, Arc::clone(&catalog), Arc::clone(&residency)));
         }
         tasks.spawn(Arc::clone(&catalog).keep_fresh());
         tasks.spawn({
@@ -300,13 +310,13 @@ impl CacheBuilder {
                 }
             }
         });
-        Ok(Cache(Arc::new(Inner {
+        Ok(Cache(Arc::new(CacheInner {
             started: self.clock.now(),
             clock: self.clock.clone(),
             loader: Arc::new(Loader::new(
                 Arc::clone(&residency),
                 source,
-                relics,
+                inherited_objects,
                 Arc::clone(&counters),
             )),
             timeframes,
@@ -319,7 +329,7 @@ impl CacheBuilder {
             residency,
             catalog,
             columns,
-            ahead: Default::default(),
+            prefetcher: Default::default(),
             forms: Default::default(),
             leases,
             objects,
@@ -335,33 +345,37 @@ impl CacheBuilder {
 }
 
 /// So long after a change at the earliest it is noted for a successor.
-const NOTE_PAUSE: Duration = Duration::from_secs(1);
+const SAVE_PAUSE: Duration = Duration::from_secs(1);
 /// Of all time, at most one part in so many goes into noting.
-const NOTE_SHARE: u32 = 50;
+const SAVE_SHARE: u32 = 50;
 
 /// Notes what is known, again and again, until it is dropped.
-async fn keep_noted(kept: Arc<Kept>, catalog: Arc<Catalog>, residency: Arc<Residency>) {
-    let mut pause = NOTE_PAUSE;
+async fn save_timelines(kept: Arc<RestartState>, catalog: Arc<Catalog>, residency: Arc<Residency>) {
+    let mut pause = SAVE_PAUSE;
     loop {
         tokio::time::sleep(pause).await;
         let (kept, catalog, residency) =
             (Arc::clone(&kept), Arc::clone(&catalog), Arc::clone(&residency));
         let began = std::time::Instant::now();
-        let noted = tokio::task::spawn_blocking(move || {
-            kept.note(&catalog.noted(|id| residency.size_of(id).is_some()));
+        let saved_timelines = tokio::task::spawn_blocking(move || {
+            kept.note(&catalog.saved_timelines(|id| residency.size_of(id).is_some()));
         });
-        if noted.await.is_err() {
+        if saved_timelines.await.is_err() {
             return;
         }
-        pause = NOTE_PAUSE.max(began.elapsed() * NOTE_SHARE);
+        pause = SAVE_PAUSE.max(began.elapsed() * SAVE_SHARE);
     }
 }
 
 /// Takes over what a predecessor left, beside everything else.
-fn take_over(relics: Arc<Relics>, residency: Arc<Residency>, counters: Arc<Counters>) {
+fn take_over(
+    inherited_objects: Arc<InheritedObjects>,
+    residency: Arc<Residency>,
+    counters: Arc<Counters>,
+) {
     tokio::task::spawn_blocking(move || {
-        let found = relics.len();
-        relics.take_over(residency.pool(), |record: &Record, reservation| {
+        let found = inherited_objects.len();
+        inherited_objects.take_over(residency.pool(), |record: &LogRecord, reservation| {
             if residency.is_closed() {
                 return false;
             }

@@ -1,6 +1,6 @@
 //! Reports of consumers, and the end of timeframes.
 
-use super::handle::{Cache, Inner};
+use super::handle::{Cache, CacheInner};
 use crate::budget::ClientBudget;
 use crate::cache::error::CacheError;
 use crate::cache::holders::origin::Origin;
@@ -47,7 +47,7 @@ impl Cache {
         consumed: &Consumed,
         budget: &ClientBudget,
     ) -> Result<ConsumedAnswer, CacheError> {
-        let Inner { timeframes, leases, .. } = &*self.0;
+        let CacheInner { timeframes, leases, .. } = &*self.0;
         let dropped = match consumed {
             Consumed::One { timeframe, consumer } => {
                 let dropped = timeframes.consumed(*timeframe, consumer)?;

@@ -15,10 +15,10 @@ use super::answer::Answer;
 use super::handle::Cache;
 use crate::budget::ClientBudget;
 use crate::cache::error::CacheError;
-use crate::cache::holders::caller::Asker;
+use crate::cache::holders::caller::Caller;
 use crate::cache::holders::lease::LeaseId;
 use crate::cache::holders::origin::Origin;
-use crate::cache::tables::schema_cache::{Common, Key};
+use crate::cache::tables::schema_cache::{SchemaKey, StreamSchema};
 use crate::index::Timestamps;
 use crate::table::{Request, When};
 
@@ -28,16 +28,16 @@ pub struct Exchange {
     cache: Cache,
     /// The request, but for its timestamps.
     template: Request,
-    common: Common,
+    common: StreamSchema,
     origin: Origin,
     /// The number under which it uses the name of its consumer.
     claim: Option<u64>,
     budget: ClientBudget,
-    state: Mutex<State>,
+    state: Mutex<ExchangeState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ExchangeState {
     /// By timeframe; one that was asked for twice has two.
     held: BTreeMap<u64, Vec<LeaseId>>,
     /// All below are done. Never goes back.
@@ -52,7 +52,7 @@ struct State {
 #[derive(Debug, Default)]
 struct Ordered(AtomicBool);
 
-impl State {
+impl ExchangeState {
     /// The table of a timeframe is being made from now on.
     fn begin(&mut self, timeframe: u64) -> Arc<Ordered> {
         let queued = self.queued.get_mut(&timeframe);
@@ -73,7 +73,7 @@ impl State {
 }
 
 impl Exchange {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ExchangeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -102,7 +102,7 @@ impl Exchange {
         let stream_timeframe = Some(timeframe);
         let (origin, budget) = (self.origin.clone(), self.budget.clone());
         let of_stream = true;
-        let asker = Asker { of_stream, stream_timeframe, origin, budget, ..Asker::default() };
+        let asker = Caller { of_stream, stream_timeframe, origin, budget, ..Caller::default() };
         let answer =
             self.cache.answer_for(&self.template, &when, &asker, Some(&self.common)).await?;
         let mut state = self.state();
@@ -182,8 +182,8 @@ impl Cache {
             self.check_session(session, &origin)?;
         }
         let columns = self.0.columns.requested(&template.columns, None)?;
-        let form = self.form(Key::of_stream(&template), columns);
-        let common = Common::new(form);
+        let form = self.form(SchemaKey::of_stream(&template), columns);
+        let common = StreamSchema::new(form);
         let consumer = template.consumer.as_deref();
         let claim = consumer.map(|consumer| self.0.leases.claim(consumer, origin.clone()));
         let (cache, state) = (self.clone(), Mutex::default());

@@ -11,17 +11,17 @@ use tokio_util::sync::CancellationToken;
 use crate::budget::Budget;
 use crate::cache::holders::lease::Leases;
 use crate::cache::holders::polls::Polls;
-use crate::cache::holders::quota::SlowWatch;
+use crate::cache::holders::quota::ConsumerQuotas;
 use crate::cache::holders::timeframe::Timeframes;
-use crate::cache::memory::in_use::Hands;
+use crate::cache::memory::in_use::InUse;
 use crate::cache::memory::residency::Residency;
-use crate::cache::restart::Kept;
+use crate::cache::restart::RestartState;
 use crate::cache::tables::columns::ColumnLookUp;
 use crate::cache::tables::loader::Loader;
-use crate::cache::tables::schema_cache::Forms;
+use crate::cache::tables::schema_cache::SchemaCache;
 use crate::cache::versions::catalog::Catalog;
-use crate::cache::versions::object_index::Objects;
-use crate::cache::versions::pace::Ahead;
+use crate::cache::versions::object_index::ObjectIndex;
+use crate::cache::versions::pace::Prefetcher;
 use crate::clock::{Clock, Moment};
 use crate::shm::Pool;
 use crate::telemetry::Counters;
@@ -31,9 +31,9 @@ use crate::telemetry::Counters;
 /// Clones are the same cache. When the last one is dropped, its segments go; mappings of consumers
 /// stay readable, but no MetaHeader resolves in them any more.
 #[derive(Clone)]
-pub struct Cache(pub(super) Arc<Inner>);
+pub struct Cache(pub(super) Arc<CacheInner>);
 
-pub(super) struct Inner {
+pub(super) struct CacheInner {
     pub(super) clock: Clock,
     pub(super) started: Moment,
     pub(super) counters: Arc<Counters>,
@@ -41,16 +41,16 @@ pub(super) struct Inner {
     pub(super) residency: Arc<Residency>,
     pub(super) catalog: Arc<Catalog>,
     pub(super) columns: ColumnLookUp,
-    pub(super) ahead: Ahead,
-    pub(super) forms: Forms,
+    pub(super) prefetcher: Prefetcher,
+    pub(super) forms: SchemaCache,
     pub(super) loader: Arc<Loader>,
     pub(super) leases: Arc<Leases>,
-    pub(super) objects: Arc<Objects>,
-    pub(super) hands: Arc<Hands>,
+    pub(super) objects: Arc<ObjectIndex>,
+    pub(super) hands: Arc<InUse>,
     /// What is left to a successor, where anybody keeps it.
-    pub(super) kept: Option<Arc<Kept>>,
+    pub(super) kept: Option<Arc<RestartState>>,
     pub(super) timeframes: Arc<Timeframes>,
-    pub(super) slow: Arc<SlowWatch>,
+    pub(super) slow: Arc<ConsumerQuotas>,
     /// So many can be in flight.
     pub(super) max_timeframes: usize,
     /// Memory beside the segments that requests may hold.

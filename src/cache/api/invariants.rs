@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::handle::Cache;
 use crate::cache::memory::object::{PinSet, Resident};
 use crate::object::ObjectId;
-use crate::shm::Spot;
+use crate::shm::BlockLocation;
 use crate::table::CheckAnswer;
 
 /// For so long a service that runs is looked at, at most.
@@ -139,12 +139,16 @@ impl Cache {
 }
 
 /// Whether the places that are taken are those of the objects.
-fn faults_of_places(residents: &[Arc<Resident>], taken: &[(Spot, u64)], busy: bool) -> Faults {
+fn faults_of_places(
+    residents: &[Arc<Resident>],
+    taken: &[(BlockLocation, u64)],
+    busy: bool,
+) -> Faults {
     let mut faults = Faults::new();
-    let taken: HashMap<Spot, u64> = taken.iter().copied().collect();
-    let mut used: HashMap<Spot, &Arc<Resident>> = HashMap::with_capacity(residents.len());
+    let taken: HashMap<BlockLocation, u64> = taken.iter().copied().collect();
+    let mut used: HashMap<BlockLocation, &Arc<Resident>> = HashMap::with_capacity(residents.len());
     for resident in residents {
-        let (block, spot) = (resident.block(), resident.block().spot());
+        let (block, spot) = (resident.block(), resident.block().location());
         let fault = match taken.get(&spot) {
             None => Some(format!("{resident:?} lies at {spot}, which is free")),
             Some(_) if !block.has_its_header() => {
@@ -193,7 +197,7 @@ fn faults_of_pins(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::Asker;
+    use crate::cache::Caller;
     use crate::interval::{Timestamp, ValidityInterval};
     use crate::object::{ObjectInfo, ObjectPath};
     use crate::shm::PoolOptions;
@@ -216,7 +220,7 @@ mod tests {
         let memory = PoolOptions { memory_bytes: 1 << 20, ..PoolOptions::default() };
         let cache = Cache::builder().source(Arc::new(source)).memory(memory).build().unwrap();
         let request = Request::parse(br#"{"columns": {"b": "A/B"}, "timestamps": [5]}"#).unwrap();
-        let answer = cache.answer(&request, &Asker::default()).await.unwrap();
+        let answer = cache.answer(&request, &Caller::default()).await.unwrap();
         assert_eq!(answer.pins().pins()[0].id(), id);
         (cache, id)
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::handle::Cache;
 use crate::cache::error::CacheError;
-use crate::cache::holders::lease::{LeaseId, Owner, Terms};
+use crate::cache::holders::lease::{LeaseId, LeaseOwner, LeaseTerms};
 use crate::cache::holders::origin::Origin;
 
 impl Cache {
@@ -67,7 +67,8 @@ impl Cache {
     /// [`CacheError::Draining`].
     pub fn open_lease(&self) -> Result<(LeaseId, Duration), CacheError> {
         self.check_open()?;
-        let terms = Terms { owner: Owner::Nobody, timeframe: None, ticket: None, holder: None };
+        let terms =
+            LeaseTerms { owner: LeaseOwner::Nobody, timeframe: None, ticket: None, holder: None };
         let lease = self.0.leases.open(terms, Vec::new())?;
         Ok((lease, self.0.leases.time_limit()))
     }

@@ -25,9 +25,9 @@ impl Cache {
     pub fn close(&self) {
         self.drain();
         if let Some(kept) = &self.0.kept {
-            kept.note(&self.0.catalog.noted(|id| self.0.residency.size_of(id).is_some()));
-            kept.ledger.leave();
-            self.0.pool.leave();
+            kept.note(&self.0.catalog.saved_timelines(|id| self.0.residency.size_of(id).is_some()));
+            kept.object_log.leave();
+            self.0.pool.freeze();
         }
         self.0.timeframes.clear();
         self.0.leases.end_everything();

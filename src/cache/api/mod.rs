@@ -32,9 +32,9 @@ pub use self::attach::{AttachGate, AttachLimits, NotListed, PeerPolicy};
 pub use self::builder::{BuildError, CacheBuilder};
 pub use self::exchange::Exchange;
 pub use self::handle::Cache;
-pub use self::objects::Held;
+pub use self::objects::HeldObject;
 pub use self::progress::Progress;
 pub use self::snapshot::{
-    PathPicture, Picture, Piece, SegmentPicture, SessionPicture, SourcePicture, SpanPicture,
-    SpanState,
+    PathSnapshot, SegmentPiece, SegmentSnapshot, SessionSnapshot, Snapshot, SourceSnapshot,
+    SpanSnapshot, SpanState,
 };

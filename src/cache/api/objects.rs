@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::handle::Cache;
 use crate::cache::deadline::{LOOK_UP, by_deadline};
 use crate::cache::error::CacheError;
-use crate::cache::memory::in_use::InHand;
+use crate::cache::memory::in_use::InUseGuard;
 use crate::cache::versions::object_index::{Effective, Versions, effective_of};
 use crate::index::Timestamps;
 use crate::interval::Timestamp;
@@ -30,11 +30,11 @@ const HASH_BESIDE_FROM_BYTES: usize = 256 << 10;
 
 /// One object in shared memory, which stays there until this is dropped.
 #[derive(Debug)]
-pub struct Held {
-    pins: InHand,
+pub struct HeldObject {
+    pins: InUseGuard,
 }
 
-impl Held {
+impl HeldObject {
     /// The object's bytes.
     pub fn payload(&self) -> &[u8] {
         self.pins.pins().first().map_or(&[], |pin| pin.payload())
@@ -188,15 +188,15 @@ impl Cache {
         &self,
         version: &Arc<ObjectInfo>,
         patience: Duration,
-    ) -> Result<Held, CacheError> {
+    ) -> Result<HeldObject, CacheError> {
         self.check_open()?;
         let versions = std::slice::from_ref(version);
         let got = self.0.loader.pin_all(versions, Instant::now() + patience).await?;
-        Ok(Held { pins: self.0.hands.take(Arc::new(got.pins)) })
+        Ok(HeldObject { pins: self.0.hands.take(Arc::new(got.pins)) })
     }
 
     /// The MD5 of an object: as its source gives it, else made once and remembered.
-    pub async fn md5_of(&self, version: &ObjectInfo, held: &Held) -> Option<Md5Sum> {
+    pub async fn md5_of(&self, version: &ObjectInfo, held: &HeldObject) -> Option<Md5Sum> {
         let known = || held.pins.pins().first().and_then(|pin| pin.resident().md5());
         if let Some(md5) = version.md5.or_else(known) {
             return Some(md5);

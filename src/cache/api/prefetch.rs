@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::handle::Cache;
 use crate::cache::CacheError;
 use crate::cache::deadline::{LOOK_UP, by_deadline};
-use crate::cache::holders::caller::Asker;
+use crate::cache::holders::caller::Caller;
 use crate::cache::tables::plan::Plan;
 use crate::error::Coded as _;
 use crate::index::{State, Timestamps};
@@ -36,7 +36,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError`].
-    pub async fn prefetch(&self, prefetch: &Prefetch, asker: &Asker) -> Result<u64, CacheError> {
+    pub async fn prefetch(&self, prefetch: &Prefetch, asker: &Caller) -> Result<u64, CacheError> {
         self.check_open()?;
         let wait =
             asker.patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
@@ -49,7 +49,7 @@ impl Cache {
     }
 
     /// Looks at what comes behind the timestamps of `plan`.
-    pub(crate) fn look_ahead(&self, plan: &Plan) {
+    pub(crate) fn prefetch_next(&self, plan: &Plan) {
         let rows = plan.timestamps();
         // Those in between need not be looked at: this is a guess in any case.
         let Some(last) = rows.len().checked_sub(1) else { return };
@@ -81,20 +81,20 @@ impl Cache {
                 continue;
             }
             let border = (column.query(self.0.columns.limits), border);
-            if self.0.ahead.begin(&border) {
+            if self.0.prefetcher.begin(&border) {
                 let cache = self.clone();
                 self.spawn(async move {
                     tokio::select! {
-                        () = cache.load_ahead(&border) => {}
+                        () = cache.load_next(&border) => {}
                         () = cache.0.draining.cancelled() => {}
                     }
-                    cache.0.ahead.end(&border);
+                    cache.0.prefetcher.end(&border);
                 });
             }
         }
     }
 
-    async fn load_ahead(&self, border: &(Query, Timestamp)) {
+    async fn load_next(&self, border: &(Query, Timestamp)) {
         let (query, at) = border;
         let work = async {
             let timestamps = Timestamps::new(vec![at.as_millis()], None);

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::handle::Cache;
 use crate::cache::error::CacheError;
-use crate::cache::holders::caller::Asker;
-use crate::cache::holders::lease::{Holder, LeaseId};
+use crate::cache::holders::caller::Caller;
+use crate::cache::holders::lease::{LeaseHolder, LeaseId};
 use crate::cache::holders::polls::{Polled, Polls};
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::cache::yielder::Turns;
@@ -50,14 +50,14 @@ impl Cache {
         &self,
         request: &Request,
         lease: &LeaseId,
-        asker: &Asker,
+        asker: &Caller,
     ) -> Result<Progress, CacheError> {
         self.0.leases.renew(lease)?;
         if let Some(error) = self.failure_of(lease) {
             return Err(error);
         }
         let deadline = Instant::now() + request.wait;
-        let asker = Asker { in_advance: true, lease: Some(lease.clone()), ..asker.clone() };
+        let asker = Caller { in_advance: true, lease: Some(lease.clone()), ..asker.clone() };
         let (versions, holder) = self.versions_for(request, &asker, deadline).await?;
         // Nothing fails between here and the beginning of the load.
         if self.begin_poll(lease) {
@@ -114,7 +114,7 @@ impl Cache {
         &self,
         lease: LeaseId,
         versions: Arc<VersionSet>,
-        holder: Option<Holder>,
+        holder: Option<LeaseHolder>,
         deadline: Instant,
     ) {
         let (loader, leases) = (Arc::clone(&self.0.loader), Arc::clone(&self.0.leases));

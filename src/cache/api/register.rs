@@ -10,12 +10,12 @@ use tracing::Instrument as _;
 use super::handle::Cache;
 use crate::cache::deadline::{PLANNING, by_deadline};
 use crate::cache::error::CacheError;
-use crate::cache::holders::caller::Asker;
-use crate::cache::holders::timeframe::{Entered, Load, Registration, Timeframe};
+use crate::cache::holders::caller::Caller;
+use crate::cache::holders::timeframe::{LoadState, Registered, Registration, Timeframe};
 use crate::cache::holders::timeframe_load::load_timeframe;
-use crate::cache::memory::pin_request::Wanted as _;
+use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::memory::reservations::Claim;
-use crate::cache::tables::loader::{BREATH, DOZE};
+use crate::cache::tables::loader::{MAX_RETRY, MIN_RETRY};
 use crate::cache::tables::plan::Plan;
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::error::Coded as _;
@@ -48,7 +48,7 @@ impl Cache {
         register: &Register,
         patience: Option<Duration>,
     ) -> Result<PutAnswer, CacheError> {
-        let asker = Asker { patience, ..Asker::default() };
+        let asker = Caller { patience, ..Caller::default() };
         self.register_for(timeframe, timestamps, register, &asker).await
     }
 
@@ -62,14 +62,14 @@ impl Cache {
         timeframe: u64,
         timestamps: Timestamps,
         register: &Register,
-        asker: &Asker,
+        asker: &Caller,
     ) -> Result<PutAnswer, CacheError> {
         let entered = self.try_register(timeframe, timestamps, register, asker).await;
         if entered.is_err() {
             self.0.counters.errors.add(1);
         }
         let (timeframe, state) = match entered? {
-            Entered::New(timeframe) => {
+            Registered::New(timeframe) => {
                 // Where everything is there it takes no time, and no task.
                 let soon = Instant::now() + TRY_LIMIT;
                 if !timeframe.is_resident()
@@ -79,8 +79,8 @@ impl Cache {
                 }
                 (Arc::clone(&timeframe), state_of(&timeframe))
             }
-            Entered::Known(timeframe) => (Arc::clone(&timeframe), state_of(&timeframe)),
-            Entered::Consumed(timeframe) => (timeframe, "consumed"),
+            Registered::Known(timeframe) => (Arc::clone(&timeframe), state_of(&timeframe)),
+            Registered::Consumed(timeframe) => (timeframe, "consumed"),
         };
         let plan = &timeframe.registration.plan;
         Ok(PutAnswer {
@@ -96,8 +96,8 @@ impl Cache {
         timeframe: u64,
         timestamps: Timestamps,
         register: &Register,
-        asker: &Asker,
-    ) -> Result<Entered, CacheError> {
+        asker: &Caller,
+    ) -> Result<Registered, CacheError> {
         self.check_open()?;
         let bytes = timestamps.memory_bytes() as u64 + register.memory_bytes();
         let charge = asker.budget.charge(bytes, "a timeframe")?;
@@ -111,7 +111,7 @@ impl Cache {
         let columns = self.0.timeframes.shared_columns(columns);
         let planned = Plan::new(Arc::new(timestamps), known, &asker.budget);
         let plan = by_deadline(PLANNING, deadline, planned).await?;
-        self.look_ahead(&plan);
+        self.prefetch_next(&plan);
         let versions = Arc::clone(plan.versions());
         self.0.loader.check_known_sizes(&*versions)?;
         let consumers = register.consumers.clone();
@@ -119,7 +119,7 @@ impl Cache {
         let timeframes = &self.0.timeframes;
         // What is in flight already needs no place of its own.
         if let Some(known) = timeframes.known(&registration)? {
-            return Ok(Entered::Known(known));
+            return Ok(Registered::Known(known));
         }
         let placed = async {
             let claim = loop {
@@ -154,7 +154,7 @@ impl Cache {
     /// [`CacheError::Pool`] if the system gives no memory.
     async fn wait_for_a_place(&self, versions: &VersionSet) -> Result<Claim, CacheError> {
         let mut waited = false;
-        let mut pause = BREATH;
+        let mut pause = MIN_RETRY;
         loop {
             let mut dropped = pin!(self.0.timeframes.room());
             let mut freed = pin!(self.0.residency.room());
@@ -176,15 +176,15 @@ impl Cache {
             // timeframe is dropped.
             let soon = pause.saturating_sub(looked.elapsed());
             let other = async {
-                let _ = tokio::time::timeout(DOZE, freed).await;
+                let _ = tokio::time::timeout(MAX_RETRY, freed).await;
                 tokio::time::sleep(soon).await;
             };
             tokio::select! {
                 () = dropped => {
-                    pause = BREATH;
-                    tokio::time::sleep(BREATH.saturating_sub(looked.elapsed())).await;
+                    pause = MIN_RETRY;
+                    tokio::time::sleep(MIN_RETRY.saturating_sub(looked.elapsed())).await;
                 }
-                () = other => pause = (pause * 2).min(DOZE),
+                () = other => pause = (pause * 2).min(MAX_RETRY),
             }
         }
     }
@@ -216,7 +216,7 @@ impl Cache {
             };
             tokio::select! {
                 () = loaded => {}
-                _ = load.wait_for(|load| matches!(load, Load::Gone)) => {}
+                _ = load.wait_for(|load| matches!(load, LoadState::Gone)) => {}
                 () = draining.cancelled() => {}
             }
         };

@@ -7,7 +7,7 @@ use tokio::net::UnixListener;
 use super::handle::Cache;
 use crate::cache::error::CacheError;
 use crate::shm::{Epoch, Mappings, Usage};
-use crate::source::{PathSummary, Problem, SourceHealth, SourceState as State, in_place};
+use crate::source::{PathSummary, Problem, Reachability, SourceHealth, in_place};
 use crate::table::{
     MemoryStatus, SegmentsAnswer, SourceState, SourceStatus, Status, TimeframeStatus,
 };
@@ -108,8 +108,8 @@ impl Cache {
                 .map(|source| SourceStatus {
                     url: source.url,
                     state: match source.state {
-                        State::Up => SourceState::Up,
-                        State::Down => SourceState::Down,
+                        Reachability::Up => SourceState::Up,
+                        Reachability::Down => SourceState::Down,
                     },
                     requests: source.requests,
                     failures: source.failures,

@@ -11,31 +11,31 @@ use super::handle::Cache;
 use crate::budget::Charge;
 use crate::cache::deadline::{PLANNING, by_deadline};
 use crate::cache::error::CacheError;
-use crate::cache::holders::caller::Asker;
+use crate::cache::holders::caller::Caller;
 use crate::cache::holders::gate::Gate;
-use crate::cache::holders::lease::{Holder, HolderName, LeaseId, Owner, Terms};
+use crate::cache::holders::lease::{HolderName, LeaseHolder, LeaseId, LeaseOwner, LeaseTerms};
 use crate::cache::holders::origin::Origin;
 use crate::cache::holders::timeframe::{Registration, Timeframe};
 use crate::cache::holders::timeframe_load::assembled;
 use crate::cache::memory::object::PinSet;
-use crate::cache::memory::pin_request::Wanted;
+use crate::cache::memory::pin_request::PinRequest;
 use crate::cache::tables::audit_log::record;
-use crate::cache::tables::plan::{Assembled, Handed, Plan, Spans};
-use crate::cache::tables::schema_cache::{Common, Form, Instance, Key};
+use crate::cache::tables::plan::{Assembled, Plan, PlannedIntervals, TableObjects};
+use crate::cache::tables::schema_cache::{Instance, SchemaKey, StreamSchema, TableSchema};
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::index::Timestamps;
 use crate::interval::ValidityInterval;
 use crate::shm::Pool;
-use crate::table::{ColumnRequest, Content, Request, RequestError, Shown, View, When};
+use crate::table::{ColumnRequest, Content, Request, RequestError, TableBody, View, When};
 
 /// For which rows a table is asked.
-enum Subject {
+enum RowSource {
     Timestamps(Arc<Timestamps>),
     Timeframe(Arc<Timeframe>),
     Range(ValidityInterval),
 }
 
-impl Subject {
+impl RowSource {
     fn timeframe(&self) -> Option<u64> {
         match self {
             Self::Timeframe(timeframe) => Some(timeframe.id()),
@@ -53,8 +53,8 @@ impl Subject {
 }
 
 /// A table that is pinned, before anybody has it in hand.
-struct Found {
-    shown: Shown,
+struct PinnedTable {
+    shown: TableBody,
     versions: Arc<VersionSet>,
     pins: Arc<PinSet>,
     /// The timeframe's own table.
@@ -65,19 +65,19 @@ struct Found {
 
 /// A request, and who asks until when.
 #[derive(Clone, Copy)]
-struct Asked<'a> {
+struct Work<'a> {
     request: &'a Request,
-    asker: &'a Asker,
-    holder: Option<&'a Holder>,
+    asker: &'a Caller,
+    holder: Option<&'a LeaseHolder>,
     deadline: Instant,
 }
 
-impl Found {
+impl PinnedTable {
     fn rows_of(plan: &Plan, assembled: &Assembled) -> Self {
         let (columns, timestamps) = (Arc::clone(&assembled.columns), Arc::clone(plan.timestamps()));
         let (versions, pins) = (Arc::clone(plan.versions()), Arc::clone(&assembled.pins));
         let charges = vec![Arc::clone(&assembled.charge)];
-        Self { shown: Shown::Rows { columns, timestamps }, versions, pins, kept: None, charges }
+        Self { shown: TableBody::Rows { columns, timestamps }, versions, pins, kept: None, charges }
     }
 
     fn kept(plan: &Plan, assembled: Arc<Assembled>) -> Self {
@@ -86,8 +86,8 @@ impl Found {
 
     fn rows(&self) -> u64 {
         match &self.shown {
-            Shown::Rows { timestamps, .. } => timestamps.len() as u64,
-            Shown::Intervals(columns) => columns.iter().map(|one| one.rows.len() as u64).sum(),
+            TableBody::Rows { timestamps, .. } => timestamps.len() as u64,
+            TableBody::Intervals(columns) => columns.iter().map(|one| one.rows.len() as u64).sum(),
         }
     }
 }
@@ -103,11 +103,11 @@ fn check_columns(request: &Request, columns: &[ColumnRequest]) -> Result<(), Req
 }
 
 impl Cache {
-    fn subject(&self, when: &When) -> Result<Subject, CacheError> {
+    fn subject(&self, when: &When) -> Result<RowSource, CacheError> {
         Ok(match when {
-            When::Timeframe(id) => Subject::Timeframe(self.0.timeframes.get(*id)?),
-            When::Timestamps(timestamps) => Subject::Timestamps(Arc::new(timestamps.clone())),
-            When::Range(range) => Subject::Range(*range),
+            When::Timeframe(id) => RowSource::Timeframe(self.0.timeframes.get(*id)?),
+            When::Timestamps(timestamps) => RowSource::Timestamps(Arc::new(timestamps.clone())),
+            When::Range(range) => RowSource::Range(*range),
         })
     }
 
@@ -118,17 +118,17 @@ impl Cache {
     pub fn describe(&self, request: &Request) -> Result<Described, CacheError> {
         let subject = self.subject(&request.when)?;
         let (registered, rows) = match &subject {
-            Subject::Timestamps(timestamps) => (None, Some(timestamps.len() as u64)),
-            Subject::Timeframe(timeframe) => (
+            RowSource::Timestamps(timestamps) => (None, Some(timestamps.len() as u64)),
+            RowSource::Timeframe(timeframe) => (
                 Some(&timeframe.registration.columns[..]),
                 Some(timeframe.registration.plan.rows() as u64),
             ),
-            Subject::Range(_) => (None, None),
+            RowSource::Range(_) => (None, None),
         };
         let columns = self.0.columns.requested(&request.columns, registered)?;
         check_columns(request, columns)?;
         let timeframe = subject.timeframe();
-        let key = Key::new(request, subject.has_nulls(), timeframe.is_some(), false);
+        let key = SchemaKey::new(request, subject.has_nulls(), timeframe.is_some(), false);
         let form = self.form(key, columns);
         let rows = rows.filter(|_| request.view == View::Rows);
         Ok(Described { schema: form.shape.schema_of(&form.schema, timeframe, None), rows })
@@ -138,7 +138,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError`]. After one, nothing is held.
-    pub async fn answer(&self, request: &Request, asker: &Asker) -> Result<Answer, CacheError> {
+    pub async fn answer(&self, request: &Request, asker: &Caller) -> Result<Answer, CacheError> {
         self.answer_for(request, &request.when, asker, None).await
     }
 
@@ -148,8 +148,8 @@ impl Cache {
         &self,
         request: &Request,
         when: &When,
-        asker: &Asker,
-        common: Option<&Common>,
+        asker: &Caller,
+        common: Option<&StreamSchema>,
     ) -> Result<Answer, CacheError> {
         let asked = Instant::now();
         let timeframe = match when {
@@ -177,8 +177,8 @@ impl Cache {
         &self,
         request: &Request,
         when: &When,
-        asker: &Asker,
-        common: Option<&Common>,
+        asker: &Caller,
+        common: Option<&StreamSchema>,
     ) -> Result<Answer, CacheError> {
         self.check_open()?;
         if let Some(session) = &request.session {
@@ -197,24 +197,24 @@ impl Cache {
         let wait = asker.patience.map_or(request.wait, |patience| patience.min(request.wait));
         let deadline = Instant::now() + wait.min(Duration::from_secs(86_400));
         let registered = match &subject {
-            Subject::Timeframe(timeframe) => Some(&timeframe.registration.columns[..]),
+            RowSource::Timeframe(timeframe) => Some(&timeframe.registration.columns[..]),
             _ => None,
         };
         let columns = self.0.columns.requested(&request.columns, registered)?;
         // Before anything is loaded: what cannot be sent need not be.
         check_columns(request, columns)?;
-        let asked = Asked { request, asker, holder: holder.as_ref(), deadline };
+        let asked = Work { request, asker, holder: holder.as_ref(), deadline };
         let found = match &subject {
-            Subject::Range(range) => self.intervals_of(asked, columns, *range).await?,
-            Subject::Timestamps(timestamps) => {
+            RowSource::Range(range) => self.intervals_of(asked, columns, *range).await?,
+            RowSource::Timestamps(timestamps) => {
                 self.rows_of_timestamps(asked, common, columns, timestamps).await?
             }
-            Subject::Timeframe(timeframe) => {
+            RowSource::Timeframe(timeframe) => {
                 self.rows_of_timeframe(asked, columns, timeframe).await?
             }
         };
         let lease = self.lease_for(request, asker, reader.clone(), holder, &found.pins)?;
-        if let (Subject::Timeframe(timeframe), Some((_, consumer))) = (&subject, &reader)
+        if let (RowSource::Timeframe(timeframe), Some((_, consumer))) = (&subject, &reader)
             && !asker.in_advance
         {
             timeframe.set_delivered(consumer);
@@ -226,7 +226,7 @@ impl Cache {
         let pins = Arc::new(self.0.hands.take(Arc::clone(&found.pins)));
         let charges: Arc<[Arc<Charge>]> = found.charges.into();
         let (versions, _charges) = (found.versions, Arc::clone(&charges));
-        let objects = Arc::new(Handed { versions, pins: Arc::clone(&pins), _charges });
+        let objects = Arc::new(TableObjects { versions, pins: Arc::clone(&pins), _charges });
         let (content, assembled) = (Content { shown: found.shown, objects }, found.kept);
         Ok(Answer {
             form,
@@ -246,21 +246,21 @@ impl Cache {
     fn form_of(
         &self,
         request: &Request,
-        asker: &Asker,
-        common: Option<&Common>,
-        subject: &Subject,
+        asker: &Caller,
+        common: Option<&StreamSchema>,
+        subject: &RowSource,
         columns: &[ColumnRequest],
-    ) -> Arc<Form> {
+    ) -> Arc<TableSchema> {
         if let Some(common) = common {
             return Arc::clone(&common.form);
         }
         if asker.of_stream {
-            return self.form(Key::of_stream(request), columns);
+            return self.form(SchemaKey::of_stream(request), columns);
         }
         let (nulls, timeframe) = (subject.has_nulls(), subject.timeframe());
-        let key = Key::new(request, nulls, timeframe.is_some(), true);
+        let key = SchemaKey::new(request, nulls, timeframe.is_some(), true);
         match subject {
-            Subject::Timeframe(timeframe) if timeframe.has_the(columns) => {
+            RowSource::Timeframe(timeframe) if timeframe.has_the(columns) => {
                 timeframe.form(key, || self.form(key, columns))
             }
             _ => self.form(key, columns),
@@ -268,7 +268,7 @@ impl Cache {
     }
 
     /// The form that `key` and `columns` decide.
-    pub(super) fn form(&self, key: Key, columns: &[ColumnRequest]) -> Arc<Form> {
+    pub(super) fn form(&self, key: SchemaKey, columns: &[ColumnRequest]) -> Arc<TableSchema> {
         let instance = Instance {
             epoch: self.epoch(),
             attach: self.attach_path(),
@@ -280,11 +280,11 @@ impl Cache {
     /// The effective spans of a range, pinned.
     async fn intervals_of(
         &self,
-        asked: Asked<'_>,
+        asked: Work<'_>,
         columns: &[ColumnRequest],
         range: ValidityInterval,
-    ) -> Result<Found, CacheError> {
-        let Asked { request, asker, holder, deadline } = asked;
+    ) -> Result<PinnedTable, CacheError> {
+        let Work { request, asker, holder, deadline } = asked;
         let spans = self.spans_of(request, asker, columns, range, deadline).await?;
         if let Some(gap) = request.gap {
             spans.check_length(range, gap)?;
@@ -294,32 +294,32 @@ impl Cache {
         let got = self.0.loader.pin_all(&*versions, deadline).await?;
         let charges = vec![Arc::clone(spans.charge())];
         let (columns, pins) = spans.assemble(got);
-        let shown = Shown::Intervals(Arc::new(columns));
-        Ok(Found { shown, versions, pins, kept: None, charges })
+        let shown = TableBody::Intervals(Arc::new(columns));
+        Ok(PinnedTable { shown, versions, pins, kept: None, charges })
     }
 
     async fn spans_of(
         &self,
         request: &Request,
-        asker: &Asker,
+        asker: &Caller,
         columns: &[ColumnRequest],
         range: ValidityInterval,
         deadline: Instant,
-    ) -> Result<Spans, CacheError> {
+    ) -> Result<PlannedIntervals, CacheError> {
         let look_up = &self.0.columns;
         let known = look_up.known_over(request, columns, range, &asker.budget, deadline).await?;
-        let planned = Spans::new(range, known, &asker.budget);
+        let planned = PlannedIntervals::new(range, known, &asker.budget);
         by_deadline(PLANNING, deadline, planned).await
     }
 
     /// The rows of timestamps, from the timeframe of a stream that has the same ones if there is one.
     async fn rows_of_timestamps(
         &self,
-        asked: Asked<'_>,
-        common: Option<&Common>,
+        asked: Work<'_>,
+        common: Option<&StreamSchema>,
         columns: &[ColumnRequest],
         timestamps: &Arc<Timestamps>,
-    ) -> Result<Found, CacheError> {
+    ) -> Result<PinnedTable, CacheError> {
         if let Some(found) = self.registered_rows(asked, common, columns, timestamps).await? {
             return Ok(found);
         }
@@ -334,12 +334,12 @@ impl Cache {
     /// the timeframe was registered.
     async fn plan_of(
         &self,
-        asked: Asked<'_>,
+        asked: Work<'_>,
         columns: &[ColumnRequest],
         timestamps: &Arc<Timestamps>,
         timeframe: Option<&Timeframe>,
     ) -> Result<Plan, CacheError> {
-        let Asked { request, asker, deadline, .. } = asked;
+        let Work { request, asker, deadline, .. } = asked;
         let (registered, budget) = (timeframe.map(|one| &one.registration.plan), &asker.budget);
         let known = self
             .0
@@ -353,21 +353,21 @@ impl Cache {
     /// The rows of timestamps; of those of `timeframe` what was known when it was registered.
     async fn rows_at(
         &self,
-        asked: Asked<'_>,
+        asked: Work<'_>,
         columns: &[ColumnRequest],
         timestamps: &Arc<Timestamps>,
         timeframe: Option<&Timeframe>,
-    ) -> Result<Found, CacheError> {
-        let Asked { request, asker, holder, deadline } = asked;
+    ) -> Result<PinnedTable, CacheError> {
+        let Work { request, asker, holder, deadline } = asked;
         let plan = self.plan_of(asked, columns, timestamps, timeframe).await?;
         // Of those who ask for single tables nobody knows in which order they will.
         if asker.of_stream && request.is_plain() {
-            self.look_ahead(&plan);
+            self.prefetch_next(&plan);
         }
         self.0.columns.check_missing(&plan, request)?;
         self.check_quota(holder, &**plan.versions())?;
         let got = self.0.loader.pin_all(&**plan.versions(), deadline).await?;
-        Ok(Found::rows_of(&plan, &plan.assemble(got)))
+        Ok(PinnedTable::rows_of(&plan, &plan.assemble(got)))
     }
 
     /// Whether `holder` may hold `versions` too, asked before any of them is pinned or waited for.
@@ -376,8 +376,8 @@ impl Cache {
     /// [`CacheError::OverQuota`].
     fn check_quota(
         &self,
-        holder: Option<&Holder>,
-        versions: &impl Wanted,
+        holder: Option<&LeaseHolder>,
+        versions: &impl PinRequest,
     ) -> Result<(), CacheError> {
         let Some(holder) = holder else { return Ok(()) };
         let wanted = (0..versions.len()).map(|number| {
@@ -392,12 +392,12 @@ impl Cache {
     /// reads it so gets what all others get.
     async fn registered_rows(
         &self,
-        asked: Asked<'_>,
-        common: Option<&Common>,
+        asked: Work<'_>,
+        common: Option<&StreamSchema>,
         columns: &[ColumnRequest],
         timestamps: &Timestamps,
-    ) -> Result<Option<Found>, CacheError> {
-        let Asked { request, asker, deadline, .. } = asked;
+    ) -> Result<Option<PinnedTable>, CacheError> {
+        let Work { request, asker, deadline, .. } = asked;
         let Some(id) = asker.stream_timeframe.filter(|_| request.is_plain()) else {
             return Ok(None);
         };
@@ -412,7 +412,7 @@ impl Cache {
         }
         self.0.columns.check_missing(plan, request)?;
         match assembled(&self.0.loader, &timeframe, deadline).await {
-            Ok(assembled) => Ok(Some(Found::kept(plan, assembled))),
+            Ok(assembled) => Ok(Some(PinnedTable::kept(plan, assembled))),
             // It was dropped meanwhile, which does not end what a stream asks for.
             Err(CacheError::UnknownTimeframe { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -423,10 +423,10 @@ impl Cache {
     fn reader(
         &self,
         request: &Request,
-        subject: &Subject,
+        subject: &RowSource,
         origin: &Origin,
     ) -> Result<Option<(u64, String)>, CacheError> {
-        let Subject::Timeframe(timeframe) = subject else { return Ok(None) };
+        let RowSource::Timeframe(timeframe) = subject else { return Ok(None) };
         if let Some(consumer) = &request.consumer {
             self.0.leases.check_consumer(consumer, origin)?;
             timeframe.check_reader(consumer)?;
@@ -446,9 +446,9 @@ impl Cache {
     fn holder(
         &self,
         request: &Request,
-        asker: &Asker,
+        asker: &Caller,
         reader: Option<&(u64, String)>,
-    ) -> Option<Holder> {
+    ) -> Option<LeaseHolder> {
         let session = request.session.as_ref();
         let attached = session.and_then(|session| self.0.leases.holder_of(session));
         // Over TCP a session is no proof that its own process asks, so its quota is not used up.
@@ -458,21 +458,21 @@ impl Cache {
         };
         if let Some((timeframe, consumer)) = reader {
             let name = HolderName { consumer: consumer.clone(), account };
-            return Some(Holder { name, timeframe: Some(*timeframe) });
+            return Some(LeaseHolder { name, timeframe: Some(*timeframe) });
         }
         let name = match &request.consumer {
             Some(consumer) => HolderName { consumer: consumer.clone(), account },
             None => HolderName { consumer: attached?.consumer, account },
         };
-        Some(Holder { name, timeframe: asker.stream_timeframe })
+        Some(LeaseHolder { name, timeframe: asker.stream_timeframe })
     }
 
     fn lease_for(
         &self,
         request: &Request,
-        asker: &Asker,
+        asker: &Caller,
         reader: Option<(u64, String)>,
-        holder: Option<Holder>,
+        holder: Option<LeaseHolder>,
         pins: &Arc<PinSet>,
     ) -> Result<LeaseId, CacheError> {
         if let Some(lease) = &asker.lease {
@@ -480,31 +480,34 @@ impl Cache {
             return Ok(lease.clone());
         }
         let owner = match &request.session {
-            Some(session) => Owner::Session(session.clone()),
-            None if reader.is_some() => Owner::Consumer,
-            None if asker.of_stream => Owner::Stream,
-            None => Owner::Nobody,
+            Some(session) => LeaseOwner::Session(session.clone()),
+            None if reader.is_some() => LeaseOwner::Consumer,
+            None if asker.of_stream => LeaseOwner::Stream,
+            None => LeaseOwner::Nobody,
         };
         let ticket = asker.ticket.clone().map(|ticket| (ticket, asker.connection));
-        let terms = Terms { owner, timeframe: reader, ticket, holder };
+        let terms = LeaseTerms { owner, timeframe: reader, ticket, holder };
         self.0.leases.open(terms, vec![Arc::clone(pins)])
     }
 
     /// What a timeframe was registered with, or other columns for its timestamps.
     async fn rows_of_timeframe(
         &self,
-        asked: Asked<'_>,
+        asked: Work<'_>,
         columns: &[ColumnRequest],
         timeframe: &Arc<Timeframe>,
-    ) -> Result<Found, CacheError> {
-        let Asked { request, holder, deadline, .. } = asked;
+    ) -> Result<PinnedTable, CacheError> {
+        let Work { request, holder, deadline, .. } = asked;
         let plan = &timeframe.registration.plan;
         if request.is_plain()
             && (timeframe.has_the(columns) || *columns == *timeframe.registration.columns)
         {
             self.0.columns.check_missing(plan, request)?;
             self.check_quota(holder, &**plan.versions())?;
-            return Ok(Found::kept(plan, assembled(&self.0.loader, timeframe, deadline).await?));
+            return Ok(PinnedTable::kept(
+                plan,
+                assembled(&self.0.loader, timeframe, deadline).await?,
+            ));
         }
         self.rows_at(asked, columns, plan.timestamps(), Some(timeframe)).await
     }
@@ -516,22 +519,22 @@ impl Cache {
     pub(crate) async fn versions_for(
         &self,
         request: &Request,
-        asker: &Asker,
+        asker: &Caller,
         deadline: Instant,
-    ) -> Result<(Arc<VersionSet>, Option<Holder>), CacheError> {
+    ) -> Result<(Arc<VersionSet>, Option<LeaseHolder>), CacheError> {
         let subject = self.subject(&request.when)?;
         let reader = self.reader(request, &subject, &asker.origin)?;
         let holder = self.holder(request, asker, reader.as_ref());
-        let asked = Asked { request, asker, holder: holder.as_ref(), deadline };
+        let asked = Work { request, asker, holder: holder.as_ref(), deadline };
         let (timestamps, timeframe) = match &subject {
-            Subject::Range(range) => {
+            RowSource::Range(range) => {
                 let columns = self.0.columns.requested(&request.columns, None)?;
                 let spans = self.spans_of(request, asker, columns, *range, deadline).await?;
                 self.check_quota(asked.holder, &**spans.versions())?;
                 return Ok((Arc::clone(spans.versions()), holder));
             }
-            Subject::Timestamps(timestamps) => (timestamps, None),
-            Subject::Timeframe(timeframe) => {
+            RowSource::Timestamps(timestamps) => (timestamps, None),
+            RowSource::Timeframe(timeframe) => {
                 (timeframe.registration.plan.timestamps(), Some(&**timeframe))
             }
         };

@@ -7,9 +7,9 @@ use arrow_buffer::ScalarBuffer;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use crate::budget::{Budget, Holder};
+use crate::budget::{Budget, LimitHolder};
 use crate::cache::memory::publish;
-use crate::cache::{Answer, Asker, Cache, CacheError, ConsumerLimits};
+use crate::cache::{Answer, Cache, CacheError, Caller, ConsumerLimits};
 use crate::error::{Coded as _, ErrorKind};
 use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};
@@ -119,7 +119,7 @@ fn table(times: &[i64]) -> Value {
 }
 
 async fn ask(cache: &Cache, fields: Value) -> Result<Answer, CacheError> {
-    cache.answer(&request(fields), &Asker::default()).await
+    cache.answer(&request(fields), &Caller::default()).await
 }
 
 /// A load that has just ended has its pin a moment longer than those who asked for it.
@@ -327,12 +327,12 @@ async fn runs_times_columns_are_charged_to_who_asks() {
         (0..20).map(|n| (format!("c{n}"), json!("A/B"))).collect();
     let fields = json!({"columns": columns, "timestamps": times});
     let budget = Budget::new(16 << 20);
-    let asker = Asker { budget: budget.client("one"), ..Asker::default() };
+    let asker = Caller { budget: budget.client("one"), ..Caller::default() };
     let error = cache.answer(&request(fields), &asker).await.unwrap_err();
     let CacheError::Budget(over) = &error else { panic!("{error}") };
-    assert_eq!((over.holder, error.kind()), (Holder::Client, ErrorKind::ResourceExhausted));
+    assert_eq!((over.holder, error.kind()), (LimitHolder::Client, ErrorKind::ResourceExhausted));
     assert_eq!(budget.used_bytes(), 0, "what is refused is given back");
-    let asker = Asker { budget: Budget::new(1 << 30).client("one"), ..asker };
+    let asker = Caller { budget: Budget::new(1 << 30).client("one"), ..asker };
     let answer = cache.answer(&request(table(&times)), &asker).await.unwrap();
     assert!(asker.budget.used_bytes() >= 100_000 * 12);
     drop(answer);
@@ -379,7 +379,7 @@ async fn what_a_stream_reports_as_consumed_before_it_came_is_not_held() {
 async fn a_poll_that_failed_begins_anew() {
     let (cache, source) = cache(4, 4);
     let (lease, _) = cache.open_lease().unwrap();
-    let asker = Asker::default();
+    let asker = Caller::default();
     let far = request(table(&[1, 100]));
     assert!(cache.poll(&far, &lease, &asker).await.is_err(), "nothing holds at 100");
     source.memory.put(
@@ -408,7 +408,7 @@ async fn loads_in_the_background_do_not_keep_a_cache_alive() {
     let register = Register::parse(br#"{"columns": {"b": "A/B"}, "consumers": ["x"]}"#).unwrap();
     cache.register(1, Timestamps::new(vec![1], None), &register, None).await.unwrap();
     let (lease, _) = cache.open_lease().unwrap();
-    cache.poll(&request(table(&[2])), &lease, &Asker::default()).await.unwrap();
+    cache.poll(&request(table(&[2])), &lease, &Caller::default()).await.unwrap();
     let gone = Arc::downgrade(&cache.0);
     drop(cache);
     assert_eq!(gone.strong_count(), 0);

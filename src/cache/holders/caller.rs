@@ -9,7 +9,7 @@ use crate::cache::holders::origin::Origin;
 
 /// Who asks, beyond what stands in the request itself.
 #[derive(Debug, Clone, Default)]
-pub struct Asker {
+pub struct Caller {
     /// Whom the request comes from, as far as it is proven. Default: this process.
     pub origin: Origin,
     /// The number of the connection over which it came.

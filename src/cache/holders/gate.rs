@@ -60,7 +60,7 @@ impl Gate {
 
     /// Messages that end with an error once the lease ends.
     pub(crate) fn guard<I: Iterator + Send + 'static>(self: &Arc<Self>, messages: I) -> Gated<I> {
-        let messages = Arc::new(Guarded(Mutex::new(Some(messages))));
+        let messages = Arc::new(GuardedMessages(Mutex::new(Some(messages))));
         let closing: Weak<dyn Closing> =
             Arc::downgrade(&(Arc::clone(&messages) as Arc<dyn Closing>));
         let is_closed = match &mut *self.state() {
@@ -101,21 +101,21 @@ impl OnEnd for Gate {
 }
 
 /// `None`: closed, or all were taken.
-struct Guarded<I>(Mutex<Option<I>>);
+struct GuardedMessages<I>(Mutex<Option<I>>);
 
-impl<I> Guarded<I> {
+impl<I> GuardedMessages<I> {
     fn messages(&self) -> MutexGuard<'_, Option<I>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<I> fmt::Debug for Guarded<I> {
+impl<I> fmt::Debug for GuardedMessages<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Guarded")
     }
 }
 
-impl<I: Send> Closing for Guarded<I> {
+impl<I: Send> Closing for GuardedMessages<I> {
     fn close(&self) {
         let messages = self.messages().take();
         // Outside of the lock: with it the objects may go.
@@ -126,7 +126,7 @@ impl<I: Send> Closing for Guarded<I> {
 /// Messages that end with an error once the lease ends; see [`Gate`].
 pub(crate) struct Gated<I> {
     gate: Arc<Gate>,
-    messages: Arc<Guarded<I>>,
+    messages: Arc<GuardedMessages<I>>,
     over: bool,
 }
 

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use uuid::fmt::Simple;
 
 use crate::cache::error::CacheError;
-use crate::cache::holders::limits::{ConsumerLimits, Late};
+use crate::cache::holders::limits::{ConsumerLimits, SlowHolder};
 use crate::cache::holders::origin::{Account, Origin};
 use crate::cache::memory::object::{PinSet, Resident};
 use crate::clock::{Clock, Moment};
@@ -59,7 +59,7 @@ impl fmt::Debug for LeaseId {
 
 /// Whose a lease is, which says when it ends by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Owner {
+pub(crate) enum LeaseOwner {
     /// A process on the node: ends with its attach socket.
     Session(String),
     /// A consumer of a timeframe: ends when it has consumed it.
@@ -79,18 +79,18 @@ pub(crate) struct Leases {
     counters: Arc<Counters>,
     /// Of the keys of tickets: nobody can choose two tickets with one key.
     hashers: [RandomState; 2],
-    state: Mutex<State>,
+    state: Mutex<LeaseState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    sessions: Map<String, Session>,
-    leases: Map<LeaseId, Lease>,
-    by_timeframe: Map<(u64, String), LeaseIds>,
-    by_ticket: Map<TicketKey, LeaseIds>,
-    by_consumer: Map<HolderName, LeaseIds>,
+struct LeaseState {
+    sessions: LeaseMap<String, Session>,
+    leases: LeaseMap<LeaseId, Lease>,
+    by_timeframe: LeaseMap<(u64, String), LeaseIds>,
+    by_ticket: LeaseMap<TicketKey, LeaseIds>,
+    by_consumer: LeaseMap<HolderName, LeaseIds>,
     /// The sessions and streams that are there, by the name that they give themselves.
-    claims: Map<String, Vec<Claim>>,
+    claims: LeaseMap<String, Vec<NameClaim>>,
     /// The number of the last session or stream.
     last_number: u64,
 }
@@ -98,12 +98,12 @@ struct State {
 /// Stands for a ticket, which can be long.
 pub(crate) type TicketKey = [u64; 2];
 
-type Map<K, V> = HashMap<K, V, RandomState>;
+type LeaseMap<K, V> = HashMap<K, V, RandomState>;
 type LeaseIds = HashSet<LeaseId, RandomState>;
 
 /// A session or stream that uses the name of a consumer.
 #[derive(Debug)]
-struct Claim {
+struct NameClaim {
     number: u64,
     origin: Origin,
 }
@@ -126,13 +126,13 @@ struct Session {
 
 #[derive(Debug)]
 struct Lease {
-    owner: Owner,
+    owner: LeaseOwner,
     timeframe: Option<(u64, String)>,
     ticket: Option<TicketKey>,
     /// The connection over which the ticket came.
     connection: Option<u64>,
     expires: Option<Moment>,
-    holder: Option<Holder>,
+    holder: Option<LeaseHolder>,
     /// What is being sent under it.
     gates: Vec<Weak<dyn OnEnd>>,
     /// And of long streams: an ordinary end of the lease does not end these.
@@ -165,7 +165,7 @@ pub(crate) struct HolderName {
 
 /// The consumer that holds the pins of a lease, for its quota.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Holder {
+pub(crate) struct LeaseHolder {
     pub(crate) name: HolderName,
     /// The timeframe that it reads, registered or of a stream.
     pub(crate) timeframe: Option<u64>,
@@ -173,13 +173,13 @@ pub(crate) struct Holder {
 
 /// What a lease is opened for.
 #[derive(Debug, Clone)]
-pub(crate) struct Terms {
-    pub(crate) owner: Owner,
+pub(crate) struct LeaseTerms {
+    pub(crate) owner: LeaseOwner,
     /// The timeframe and the consumer that reads it.
     pub(crate) timeframe: Option<(u64, String)>,
     /// The ticket under which a client can name it, and the connection over which that came.
     pub(crate) ticket: Option<(Arc<[u8]>, Option<u64>)>,
-    pub(crate) holder: Option<Holder>,
+    pub(crate) holder: Option<LeaseHolder>,
 }
 
 impl Leases {
@@ -202,7 +202,7 @@ impl Leases {
         self.clock.now()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LeaseState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -299,17 +299,21 @@ impl Leases {
 
     /// # Errors
     /// [`CacheError::UnknownSession`], [`CacheError::OverQuota`].
-    pub(crate) fn open(&self, terms: Terms, pins: Vec<Arc<PinSet>>) -> Result<LeaseId, CacheError> {
+    pub(crate) fn open(
+        &self,
+        terms: LeaseTerms,
+        pins: Vec<Arc<PinSet>>,
+    ) -> Result<LeaseId, CacheError> {
         let lease = LeaseId::new();
         let mut guard = self.state();
         let state = &mut *guard;
         self.check_quota(state, terms.holder.as_ref(), &pins)?;
         let since = self.clock.now();
         let expires = match &terms.owner {
-            Owner::Session(_) | Owner::Consumer | Owner::Stream => None,
-            Owner::Nobody => Some(since.after(self.time_limit)),
+            LeaseOwner::Session(_) | LeaseOwner::Consumer | LeaseOwner::Stream => None,
+            LeaseOwner::Nobody => Some(since.after(self.time_limit)),
         };
-        let Terms { owner, timeframe, ticket, holder } = terms;
+        let LeaseTerms { owner, timeframe, ticket, holder } = terms;
         let connection = ticket.as_ref().and_then(|(_, connection)| *connection);
         let (ticket, slow) = (ticket.map(|(ticket, _)| self.key_of(&ticket)), false);
         let (gates, stream_gates) = (Vec::new(), Vec::new());
@@ -334,11 +338,11 @@ impl Leases {
     /// so that two of its requests cannot both take the last of it.
     fn check_quota(
         &self,
-        state: &State,
-        holder: Option<&Holder>,
+        state: &LeaseState,
+        holder: Option<&LeaseHolder>,
         pins: &[Arc<PinSet>],
     ) -> Result<(), CacheError> {
-        let Some(Holder { name, timeframe }) = holder else { return Ok(()) };
+        let Some(LeaseHolder { name, timeframe }) = holder else { return Ok(()) };
         let check = |what, wanted: u64, limit: Option<u64>| match limit {
             Some(limit) if wanted > limit => {
                 self.counters.over_quota.add(1);
@@ -367,7 +371,7 @@ impl Leases {
     /// [`CacheError::OverQuota`].
     pub(crate) fn check_quota_of(
         &self,
-        holder: &Holder,
+        holder: &LeaseHolder,
         wanted: impl Iterator<Item = (ObjectId, u64)>,
     ) -> Result<(), CacheError> {
         self.check_quota(&self.state(), Some(holder), &[])?;
@@ -398,17 +402,17 @@ impl Leases {
 
     /// The leases that are held for `after` now, and were not before; timeframes look after those
     /// by which they are read.
-    pub(crate) fn newly_slow(&self, now: Moment, after: Duration) -> Vec<(LeaseId, Late)> {
+    pub(crate) fn newly_slow(&self, now: Moment, after: Duration) -> Vec<(LeaseId, SlowHolder)> {
         let mut late = Vec::new();
         for (id, lease) in &mut self.state().leases {
             let held = now.since(lease.since);
             if lease.slow || held < after || !lease.is_of_a_table() {
                 continue;
             }
-            if let Some(Holder { name, timeframe }) = lease.holder.clone() {
+            if let Some(LeaseHolder { name, timeframe }) = lease.holder.clone() {
                 lease.slow = true;
                 let consumer = name.consumer;
-                late.push((id.clone(), Late { consumer, timeframe, held }));
+                late.push((id.clone(), SlowHolder { consumer, timeframe, held }));
             }
         }
         late
@@ -422,7 +426,7 @@ impl Leases {
         &self,
         lease: &LeaseId,
         pins: Arc<PinSet>,
-        holder: Option<Holder>,
+        holder: Option<LeaseHolder>,
     ) -> Result<(), CacheError> {
         let mut guard = self.state();
         let state = &mut *guard;
@@ -485,11 +489,11 @@ impl Leases {
         let state = self.state();
         let is_its = |lease: &Lease| match (&lease.owner, origin) {
             (_, Origin::Embedded) => true,
-            (Owner::Session(session), _) => {
+            (LeaseOwner::Session(session), _) => {
                 let session = state.sessions.get(session);
                 session.is_some_and(|session| origin.is_user(session.origin.uid()))
             }
-            (Owner::Consumer | Owner::Stream | Owner::Nobody, _) => {
+            (LeaseOwner::Consumer | LeaseOwner::Stream | LeaseOwner::Nobody, _) => {
                 connection.is_some() && lease.connection == connection
             }
         };
@@ -590,7 +594,7 @@ impl Leases {
         let held = state.leases.values().filter(|lease| !lease.pins.is_empty());
         held.map(|lease| {
             let attached = match &lease.owner {
-                Owner::Session(session) => state.sessions.get(session),
+                LeaseOwner::Session(session) => state.sessions.get(session),
                 _ => None,
             };
             let holder = lease.holder.as_ref().map(|holder| &holder.name.consumer);
@@ -618,7 +622,7 @@ impl Leases {
                     faults.push(format!("a lease of {named} is missing {where_}"));
                 }
             };
-            if let Owner::Session(session) = &lease.owner {
+            if let LeaseOwner::Session(session) = &lease.owner {
                 let session = state.sessions.get(session);
                 must(session.is_some_and(|session| session.leases.contains(id)), "in its session");
             }
@@ -666,11 +670,11 @@ fn bytes_of<'a>(sets: impl Iterator<Item = &'a Arc<PinSet>>) -> u64 {
     distinct.map(|pin| pin.charged_bytes()).sum()
 }
 
-impl State {
+impl LeaseState {
     fn claim(&mut self, consumer: &str, origin: Origin) -> u64 {
         self.last_number += 1;
         let number = self.last_number;
-        self.claims.entry(consumer.to_owned()).or_default().push(Claim { number, origin });
+        self.claims.entry(consumer.to_owned()).or_default().push(NameClaim { number, origin });
         number
     }
 
@@ -703,7 +707,7 @@ impl State {
     /// # Errors
     /// [`CacheError::UnknownSession`] if its session is not there, or ends.
     fn insert(&mut self, id: &LeaseId, lease: Lease) -> Result<(), CacheError> {
-        if let Owner::Session(session) = &lease.owner {
+        if let LeaseOwner::Session(session) = &lease.owner {
             let entry = self.sessions.get_mut(session).filter(|entry| !entry.ending);
             let Some(entry) = entry else {
                 return Err(CacheError::UnknownSession);
@@ -729,7 +733,7 @@ impl State {
         let mut ended = Vec::new();
         for id in leases {
             let Some(lease) = self.leases.remove(&id) else { continue };
-            if let Owner::Session(session) = &lease.owner
+            if let LeaseOwner::Session(session) = &lease.owner
                 && let Some(session) = self.sessions.get_mut(session)
             {
                 session.leases.remove(&id);
@@ -746,14 +750,18 @@ impl State {
 
 /// Whether a lease that has a key is listed under it.
 fn listed<K: Eq + std::hash::Hash>(
-    index: &Map<K, LeaseIds>,
+    index: &LeaseMap<K, LeaseIds>,
     key: Option<&K>,
     lease: &LeaseId,
 ) -> bool {
     key.is_none_or(|key| index.get(key).is_some_and(|leases| leases.contains(lease)))
 }
 
-fn forget<K: Eq + std::hash::Hash>(index: &mut Map<K, LeaseIds>, key: Option<&K>, lease: &LeaseId) {
+fn forget<K: Eq + std::hash::Hash>(
+    index: &mut LeaseMap<K, LeaseIds>,
+    key: Option<&K>,
+    lease: &LeaseId,
+) {
     let Some(key) = key else { return };
     if let Some(leases) = index.get_mut(key) {
         leases.remove(lease);
@@ -772,12 +780,12 @@ mod tests {
 
     fn lease() -> Lease {
         Lease {
-            owner: Owner::Session("s".to_owned()),
+            owner: LeaseOwner::Session("s".to_owned()),
             timeframe: Some((1, "x".to_owned())),
             ticket: Some([1, 1]),
             connection: None,
             expires: None,
-            holder: Some(Holder {
+            holder: Some(LeaseHolder {
                 name: HolderName { consumer: "x".to_owned(), account: Account::Embedded },
                 timeframe: Some(1),
             }),
@@ -789,13 +797,13 @@ mod tests {
         }
     }
 
-    fn with_a_session() -> State {
+    fn with_a_session() -> LeaseState {
         let info =
             SessionStatus { number: 1, consumer: "x".to_owned(), pid: 1, uid: 1, pinned_bytes: 0 };
         let (origin, leases) = (Origin::Embedded, LeaseIds::default());
         let session = Session { info, origin, leases, ending: false };
-        let sessions = Map::from_iter([("s".to_owned(), session)]);
-        State { sessions, ..State::default() }
+        let sessions = LeaseMap::from_iter([("s".to_owned(), session)]);
+        LeaseState { sessions, ..LeaseState::default() }
     }
 
     /// The steps are those of [`Leases`]; only the lock around the state is another.

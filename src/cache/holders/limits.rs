@@ -51,13 +51,13 @@ pub struct ConsumerLimits {
 
 /// What a consumer holds for too long.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Late {
+pub(crate) struct SlowHolder {
     pub(crate) consumer: String,
     pub(crate) timeframe: Option<u64>,
     pub(crate) held: Duration,
 }
 
-impl fmt::Display for Late {
+impl fmt::Display for SlowHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { consumer, timeframe, held } = self;
         match timeframe {

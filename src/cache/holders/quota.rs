@@ -14,14 +14,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cache::error::CacheError;
 use crate::cache::holders::lease::{HolderName, Leases};
-use crate::cache::holders::limits::{ConsumerLimits, Late, SlowConsumer};
+use crate::cache::holders::limits::{ConsumerLimits, SlowConsumer, SlowHolder};
 use crate::cache::holders::timeframe::Timeframes;
 use crate::clock::Clock;
 use crate::telemetry::Counters;
 
 /// Looks after consumers that do not let go.
 #[derive(Debug)]
-pub(crate) struct SlowWatch {
+pub(crate) struct ConsumerQuotas {
     pub(crate) limits: ConsumerLimits,
     pub(crate) clock: Clock,
     pub(crate) leases: Arc<Leases>,
@@ -32,12 +32,12 @@ pub(crate) struct SlowWatch {
 
 /// One request of a consumer that is being answered.
 #[derive(Debug)]
-pub(crate) struct Asking {
+pub(crate) struct RequestPermit {
     asking: Arc<Mutex<HashMap<HolderName, u64>>>,
     name: HolderName,
 }
 
-impl Drop for Asking {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
         let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = asking.get_mut(&self.name) {
@@ -49,12 +49,12 @@ impl Drop for Asking {
     }
 }
 
-impl SlowWatch {
+impl ConsumerQuotas {
     /// Counts one more request of a consumer that is being answered.
     ///
     /// # Errors
     /// [`CacheError::OverQuota`].
-    pub(crate) fn begin(&self, name: &HolderName) -> Result<Option<Asking>, CacheError> {
+    pub(crate) fn begin(&self, name: &HolderName) -> Result<Option<RequestPermit>, CacheError> {
         let Some(limit) = self.limits.quota_requests else { return Ok(None) };
         let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = asking.get(name).map_or(1, |count| count + 1);
@@ -64,7 +64,7 @@ impl SlowWatch {
             return Err(CacheError::OverQuota { consumer, what: "requests", wanted, limit });
         }
         asking.insert(name.clone(), wanted);
-        Ok(Some(Asking { asking: Arc::clone(&self.asking), name: name.clone() }))
+        Ok(Some(RequestPermit { asking: Arc::clone(&self.asking), name: name.clone() }))
     }
 
     /// Whether a consumer may ask for more.
@@ -98,7 +98,7 @@ impl SlowWatch {
         let Some(after) = self.limits.slow_after else { return };
         let now = self.clock.now();
         let revoke = self.limits.slow_consumer == SlowConsumer::Revoke;
-        let said = |late: &Late| {
+        let said = |late: &SlowHolder| {
             self.counters.slow_consumers.add(1);
             let (held, what) = (late, if revoke { ": revoked" } else { "" });
             tracing::warn!("{held}, longer than {} ms{what}", after.as_millis());

@@ -16,12 +16,12 @@ use tokio::sync::{Notify, watch};
 
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::error::CacheError;
-use crate::cache::holders::limits::Late;
+use crate::cache::holders::limits::SlowHolder;
 use crate::cache::memory::object::PinSet;
-use crate::cache::memory::pin_request::Wanted as _;
+use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::memory::reservations::Claim;
 use crate::cache::tables::plan::{Assembled, Plan};
-use crate::cache::tables::schema_cache::{Form, Key};
+use crate::cache::tables::schema_cache::{SchemaKey, TableSchema};
 use crate::clock::{Clock, Moment};
 use crate::table::{ColumnRequest, ConsumerState, RequestLimits, TimeframeState, TimeframeStatus};
 use crate::telemetry::Counters;
@@ -42,7 +42,7 @@ pub(crate) struct Registration {
 
 /// Whether the objects of a timeframe are there.
 #[derive(Debug, Clone)]
-pub(crate) enum Load {
+pub(crate) enum LoadState {
     Loading,
     Ready(Arc<Assembled>),
     /// It was dropped.
@@ -53,18 +53,18 @@ pub(crate) enum Load {
 #[derive(Debug)]
 pub(crate) struct Timeframe {
     pub(crate) registration: Registration,
-    load: watch::Sender<Load>,
+    load: watch::Sender<LoadState>,
     /// What it has until its objects are there.
     claim: Mutex<Claim>,
     clock: Clock,
-    consumers: Mutex<BTreeMap<String, Reader>>,
+    consumers: Mutex<BTreeMap<String, TimeframeConsumer>>,
     /// The forms in which its own columns were asked for.
-    forms: Mutex<Vec<(Key, Arc<Form>)>>,
+    forms: Mutex<Vec<(SchemaKey, Arc<TableSchema>)>>,
 }
 
 /// How far a consumer is with a timeframe.
 #[derive(Debug, Clone, Copy)]
-struct Reader {
+struct TimeframeConsumer {
     state: ConsumerState,
     /// When it could have it, and from then on when it was sent it; `None`: it is not ready.
     since: Option<Moment>,
@@ -72,7 +72,7 @@ struct Reader {
     slow: bool,
 }
 
-impl Reader {
+impl TimeframeConsumer {
     fn new(state: ConsumerState, since: Option<Moment>) -> Self {
         Self { state, since, slow: false }
     }
@@ -80,14 +80,14 @@ impl Reader {
 
 impl Timeframe {
     fn new(registration: Registration, claim: Claim, clock: Clock) -> Self {
-        let waiting = Reader::new(ConsumerState::Waiting, None);
+        let waiting = TimeframeConsumer::new(ConsumerState::Waiting, None);
         let consumers = registration.consumers.iter().map(|name| (name.clone(), waiting));
         let consumers = Mutex::new(consumers.collect());
-        let (load, claim) = (watch::Sender::new(Load::Loading), Mutex::new(claim));
+        let (load, claim) = (watch::Sender::new(LoadState::Loading), Mutex::new(claim));
         Self { registration, load, claim, clock, consumers, forms: Mutex::default() }
     }
 
-    fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, Reader>> {
+    fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, TimeframeConsumer>> {
         self.consumers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -101,7 +101,11 @@ impl Timeframe {
     }
 
     /// The form of its own columns that `key` decides, which `find` gives at first.
-    pub(crate) fn form(&self, key: Key, find: impl FnOnce() -> Arc<Form>) -> Arc<Form> {
+    pub(crate) fn form(
+        &self,
+        key: SchemaKey,
+        find: impl FnOnce() -> Arc<TableSchema>,
+    ) -> Arc<TableSchema> {
         let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, form)) = forms.iter().find(|(known, _)| *known == key) {
             return Arc::clone(form);
@@ -112,7 +116,7 @@ impl Timeframe {
     }
 
     /// Tells how far its objects are, and each change.
-    pub(crate) fn load(&self) -> watch::Receiver<Load> {
+    pub(crate) fn load(&self) -> watch::Receiver<LoadState> {
         self.load.subscribe()
     }
 
@@ -135,9 +139,9 @@ impl Timeframe {
     pub(crate) fn set_ready(&self, assembled: Arc<Assembled>) {
         self.give_up_claim();
         self.load.send_if_modified(|load| {
-            let loading = matches!(load, Load::Loading);
+            let loading = matches!(load, LoadState::Loading);
             if loading {
-                *load = Load::Ready(assembled);
+                *load = LoadState::Ready(assembled);
             }
             loading
         });
@@ -149,9 +153,9 @@ impl Timeframe {
 
     /// It is not in flight any more: nothing is held for it, and who loads it can stop.
     fn set_gone(&self) {
-        let before = self.load.send_replace(Load::Gone);
+        let before = self.load.send_replace(LoadState::Gone);
         self.give_up_claim();
-        if let Load::Ready(assembled) = before {
+        if let LoadState::Ready(assembled) = before {
             // All that holds the objects at once; which they were is taken apart later.
             Assembled::let_go(assembled);
         }
@@ -180,17 +184,18 @@ impl Timeframe {
     /// `consumer` is being sent its table.
     pub(crate) fn set_delivered(&self, consumer: &str) {
         let mut consumers = self.consumers();
-        let waiting = Reader::new(ConsumerState::Waiting, None);
+        let waiting = TimeframeConsumer::new(ConsumerState::Waiting, None);
         let reader = consumers.entry(consumer.to_owned()).or_insert(waiting);
         if reader.state == ConsumerState::Waiting {
-            *reader = Reader::new(ConsumerState::Delivered, Some(self.clock.now()));
+            *reader = TimeframeConsumer::new(ConsumerState::Delivered, Some(self.clock.now()));
         }
     }
 
     /// Returns whether now all are done.
     fn set_consumed(&self, consumer: &str) -> bool {
         let mut consumers = self.consumers();
-        consumers.insert(consumer.to_owned(), Reader::new(ConsumerState::Consumed, None));
+        consumers
+            .insert(consumer.to_owned(), TimeframeConsumer::new(ConsumerState::Consumed, None));
         consumers.values().all(|reader| reader.state == ConsumerState::Consumed)
     }
 
@@ -199,14 +204,14 @@ impl Timeframe {
     }
 
     /// The consumers that have it for `after` now, sent or not, and had not before.
-    fn newly_slow(&self, now: Moment, after: Duration) -> Vec<Late> {
+    fn newly_slow(&self, now: Moment, after: Duration) -> Vec<SlowHolder> {
         let mut late = Vec::new();
         for (consumer, reader) in self.consumers().iter_mut() {
             let held = reader.since.map(|since| now.since(since));
             let Some(held) = held.filter(|held| *held >= after && !reader.slow) else { continue };
             reader.slow = true;
             let (consumer, timeframe) = (consumer.clone(), Some(self.id()));
-            late.push(Late { consumer, timeframe, held });
+            late.push(SlowHolder { consumer, timeframe, held });
         }
         late
     }
@@ -228,12 +233,12 @@ impl Timeframe {
         let delivered = !consumers.is_empty()
             && consumers.values().all(|reader| reader.state != ConsumerState::Waiting);
         let (state, bytes) = match &load {
-            Load::Gone => return None,
-            Load::Loading => (TimeframeState::Loading, 0),
-            Load::Ready(assembled) if delivered => {
+            LoadState::Gone => return None,
+            LoadState::Loading => (TimeframeState::Loading, 0),
+            LoadState::Ready(assembled) if delivered => {
                 (TimeframeState::Delivered, assembled.charged_bytes())
             }
-            Load::Ready(assembled) => (TimeframeState::Ready, assembled.charged_bytes()),
+            LoadState::Ready(assembled) => (TimeframeState::Ready, assembled.charged_bytes()),
         };
         Some(TimeframeStatus {
             timeframe: self.id(),
@@ -267,7 +272,7 @@ impl Timeframe {
 pub(crate) struct Timeframes {
     clock: Clock,
     counters: Arc<Counters>,
-    state: Mutex<State>,
+    state: Mutex<TimeframeMap>,
     /// Those of the timeframe that came last.
     last_columns: Mutex<Arc<[ColumnRequest]>>,
     /// Rung when a timeframe is dropped.
@@ -275,14 +280,14 @@ pub(crate) struct Timeframes {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct TimeframeMap {
     in_flight: BTreeMap<u64, Arc<Timeframe>>,
     /// By consumer: all timeframes below are done. Never goes back.
     watermarks: HashMap<String, Watermark>,
 }
 
 /// What came of a registration.
-pub(crate) enum Entered {
+pub(crate) enum Registered {
     /// It is in flight now.
     New(Arc<Timeframe>),
     /// It was before, with the same content.
@@ -297,7 +302,7 @@ impl Timeframes {
         Self { clock, counters, state, last_columns, room: Notify::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, TimeframeMap> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -323,10 +328,10 @@ impl Timeframes {
         &self,
         registration: Registration,
         claim: Claim,
-    ) -> Result<Entered, CacheError> {
+    ) -> Result<Registered, CacheError> {
         let mut state = self.state();
         if let Some(timeframe) = state.known(&registration)? {
-            return Ok(Entered::Known(timeframe));
+            return Ok(Registered::Known(timeframe));
         }
         let timeframe = Arc::new(Timeframe::new(registration, claim, self.clock.clone()));
         self.counters.timeframes_registered.add(1);
@@ -338,10 +343,10 @@ impl Timeframes {
         }
         if done {
             self.counters.timeframes_dropped.add(1);
-            return Ok(Entered::Consumed(timeframe));
+            return Ok(Registered::Consumed(timeframe));
         }
         state.in_flight.insert(timeframe.id(), Arc::clone(&timeframe));
-        Ok(Entered::New(timeframe))
+        Ok(Registered::New(timeframe))
     }
 
     /// # Errors
@@ -452,8 +457,8 @@ impl Timeframes {
     /// What is pinned for those that are there, and for those that will be.
     pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
         let pins = |timeframe: &Arc<Timeframe>| match &*timeframe.load.borrow() {
-            Load::Ready(assembled) => Some(Arc::clone(&assembled.pins)),
-            Load::Loading | Load::Gone => None,
+            LoadState::Ready(assembled) => Some(Arc::clone(&assembled.pins)),
+            LoadState::Loading | LoadState::Gone => None,
         };
         let claimed = |timeframe: &Arc<Timeframe>| Arc::clone(timeframe.claim().pins());
         let all = self.all();
@@ -472,7 +477,7 @@ impl Timeframes {
     }
 
     /// Who has which timeframe for `after` now, and had not before.
-    pub(crate) fn newly_slow(&self, now: Moment, after: Duration) -> Vec<(u64, Late)> {
+    pub(crate) fn newly_slow(&self, now: Moment, after: Duration) -> Vec<(u64, SlowHolder)> {
         let late = |timeframe: &Arc<Timeframe>| {
             let late = timeframe.newly_slow(now, after).into_iter();
             late.map(|late| (timeframe.id(), late)).collect::<Vec<_>>()
@@ -527,7 +532,7 @@ struct Watermark {
     charge: Charge,
 }
 
-impl State {
+impl TimeframeMap {
     fn set_watermark(
         &mut self,
         consumer: &str,

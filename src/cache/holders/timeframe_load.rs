@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::cache::error::CacheError;
-use crate::cache::holders::timeframe::{Load, Timeframe};
+use crate::cache::holders::timeframe::{LoadState, Timeframe};
 use crate::cache::tables::loader::Loader;
 use crate::cache::tables::plan::Assembled;
 
@@ -37,21 +37,21 @@ pub(crate) async fn assembled(
     let gone = || CacheError::UnknownTimeframe { timeframe: timeframe.id() };
     let mut load = timeframe.load();
     match &*load.borrow() {
-        Load::Ready(assembled) => return Ok(Arc::clone(assembled)),
-        Load::Gone => return Err(gone()),
-        Load::Loading => {}
+        LoadState::Ready(assembled) => return Ok(Arc::clone(assembled)),
+        LoadState::Gone => return Err(gone()),
+        LoadState::Loading => {}
     }
     tokio::select! {
         biased;
-        changed = load.wait_for(|load| !matches!(load, Load::Loading)) => match changed.as_deref() {
-            Ok(Load::Ready(assembled)) => Ok(Arc::clone(assembled)),
+        changed = load.wait_for(|load| !matches!(load, LoadState::Loading)) => match changed.as_deref() {
+            Ok(LoadState::Ready(assembled)) => Ok(Arc::clone(assembled)),
             _ => Err(gone()),
         },
         loaded = load_timeframe(loader, timeframe, deadline) => {
             loaded?;
             match &*timeframe.load().borrow() {
-                Load::Ready(assembled) => Ok(Arc::clone(assembled)),
-                Load::Loading | Load::Gone => Err(gone()),
+                LoadState::Ready(assembled) => Ok(Arc::clone(assembled)),
+                LoadState::Loading | LoadState::Gone => Err(gone()),
             }
         }
     }

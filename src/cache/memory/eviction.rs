@@ -25,35 +25,35 @@ use crate::cache::memory::object::Resident;
 use crate::object::ObjectId;
 
 /// One part in so many of the bytes is for those on trial.
-const TRIAL_PART: u64 = 10;
+const SMALL_SHARE: u64 = 10;
 /// What was used more often than this while on trial is proven, as in the paper.
-const TRIAL_USES: u8 = 1;
+const PROMOTION_USES: u8 = 1;
 /// So many are looked at under one lock.
-const LOOKS: usize = 64;
+const MAX_SCANNED: usize = 64;
 
 /// What can go when room is needed.
 #[derive(Debug, Default)]
-pub(crate) struct Candidates {
+pub(crate) struct EvictionQueues {
     queues: Mutex<Queues>,
     bytes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Queues {
-    trial: Queue,
-    proven: Queue,
-    lately: Lately,
+    small: FifoQueue,
+    main: FifoQueue,
+    ghost: GhostQueue,
     /// Nothing comes in any more.
     closed: bool,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct FifoQueue {
     order: VecDeque<Arc<Resident>>,
     bytes: u64,
 }
 
-impl Queue {
+impl FifoQueue {
     fn push(&mut self, resident: Arc<Resident>) {
         self.bytes += resident.charged_bytes();
         self.order.push_back(resident);
@@ -76,7 +76,7 @@ impl Queue {
 }
 
 /// What becomes of the one whose turn it is.
-enum First {
+enum EvictionStep {
     /// It is taken out.
     Goes(Arc<Resident>),
     /// It is in its queue, or the other one, again.
@@ -86,38 +86,38 @@ enum First {
 }
 
 impl Queues {
-    fn first(&mut self) -> First {
-        let Self { trial, proven, .. } = self;
-        let on_trial = trial.bytes * TRIAL_PART > trial.bytes + proven.bytes;
-        if on_trial || proven.order.is_empty() {
-            let Some(first) = trial.pop() else { return First::None };
-            if first.pins() > 0 || first.uses() <= TRIAL_USES {
-                return First::Goes(first);
+    fn first(&mut self) -> EvictionStep {
+        let Self { small, main, .. } = self;
+        let on_trial = small.bytes * SMALL_SHARE > small.bytes + main.bytes;
+        if on_trial || main.order.is_empty() {
+            let Some(first) = small.pop() else { return EvictionStep::None };
+            if first.pins() > 0 || first.uses() <= PROMOTION_USES {
+                return EvictionStep::Goes(first);
             }
             first.set_uses(0);
-            proven.push(first);
-        } else if let Some(first) = proven.pop() {
+            main.push(first);
+        } else if let Some(first) = main.pop() {
             match first.uses() {
                 uses if uses > 0 && first.pins() == 0 => {
                     first.set_uses(uses - 1);
-                    proven.push(first);
+                    main.push(first);
                 }
-                _ => return First::Goes(first),
+                _ => return EvictionStep::Goes(first),
             }
         }
-        First::Stays
+        EvictionStep::Stays
     }
 }
 
 /// Who was evicted lately, as marks in a table that later ones write over: as good as a queue of ids,
 /// at four bytes each.
 #[derive(Debug, Default)]
-struct Lately {
+struct GhostQueue {
     marks: Vec<u32>,
     hasher: RandomState,
 }
 
-impl Lately {
+impl GhostQueue {
     /// The place of `id`, and its mark.
     fn mark(&self, id: ObjectId) -> Option<(usize, u32)> {
         let hash = self.hasher.hash_one(id);
@@ -148,7 +148,7 @@ impl Lately {
     }
 }
 
-impl Candidates {
+impl EvictionQueues {
     fn queues(&self) -> MutexGuard<'_, Queues> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -161,7 +161,7 @@ impl Candidates {
     /// The same, counted anew.
     pub(crate) fn counted_bytes(&self) -> u64 {
         let queues = self.queues();
-        let all = queues.trial.order.iter().chain(&queues.proven.order);
+        let all = queues.small.order.iter().chain(&queues.main.order);
         all.map(|resident| resident.charged_bytes()).sum()
     }
 
@@ -177,9 +177,9 @@ impl Candidates {
         }
         resident.set_listed(true);
         self.bytes.fetch_add(resident.charged_bytes(), Ordering::Relaxed);
-        match queues.lately.remove(resident.id()) {
-            true => queues.proven.push(Arc::clone(resident)),
-            false => queues.trial.push(Arc::clone(resident)),
+        match queues.ghost.remove(resident.id()) {
+            true => queues.main.push(Arc::clone(resident)),
+            false => queues.small.push(Arc::clone(resident)),
         }
     }
 
@@ -189,23 +189,24 @@ impl Candidates {
         // Where all were used much, it may take a look at each: who has one to add waits for a few.
         loop {
             match self.evict_among_some() {
-                First::Goes(resident) => return Some(resident),
-                First::Stays => {}
-                First::None => return None,
+                EvictionStep::Goes(resident) => return Some(resident),
+                EvictionStep::Stays => {}
+                EvictionStep::None => return None,
             }
         }
     }
 
     /// Looks at some; `Stays`: none of them goes.
-    fn evict_among_some(&self) -> First {
+    fn evict_among_some(&self) -> EvictionStep {
         let mut queues = self.queues();
-        let decided =
-            (0..LOOKS).map(|_| queues.first()).find(|first| !matches!(first, First::Stays));
-        let decided = decided.unwrap_or(First::Stays);
-        if let First::Goes(evicted) = &decided {
+        let decided = (0..MAX_SCANNED)
+            .map(|_| queues.first())
+            .find(|first| !matches!(first, EvictionStep::Stays));
+        let decided = decided.unwrap_or(EvictionStep::Stays);
+        if let EvictionStep::Goes(evicted) = &decided {
             if evicted.pins() == 0 {
-                let objects = queues.trial.order.len() + queues.proven.order.len() + 1;
-                queues.lately.add(evicted.id(), objects);
+                let objects = queues.small.order.len() + queues.main.order.len() + 1;
+                queues.ghost.add(evicted.id(), objects);
             }
             self.unlist(evicted);
         }
@@ -215,8 +216,8 @@ impl Candidates {
     /// Takes out those that `which` picks.
     pub(crate) fn take(&self, which: impl Fn(&Resident) -> bool) -> Vec<Arc<Resident>> {
         let mut queues = self.queues();
-        let mut taken = queues.trial.take(&which);
-        taken.append(&mut queues.proven.take(&which));
+        let mut taken = queues.small.take(&which);
+        taken.append(&mut queues.main.take(&which));
         taken.iter().for_each(|resident| self.unlist(resident));
         taken
     }

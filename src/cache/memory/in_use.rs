@@ -14,21 +14,21 @@ use crate::cache::memory::object::PinSet;
 
 /// All that is in somebody's hands now.
 #[derive(Debug, Default)]
-pub(crate) struct Hands {
+pub(crate) struct InUse {
     held: Mutex<HashMap<u64, Arc<PinSet>, RandomState>>,
     next: AtomicU64,
 }
 
-impl Hands {
+impl InUse {
     fn held(&self) -> MutexGuard<'_, HashMap<u64, Arc<PinSet>, RandomState>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes pins in hand, until what this gives is dropped.
-    pub(crate) fn take(self: &Arc<Self>, pins: Arc<PinSet>) -> InHand {
+    pub(crate) fn take(self: &Arc<Self>, pins: Arc<PinSet>) -> InUseGuard {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.held().insert(number, Arc::clone(&pins));
-        InHand { pins, number, hands: Arc::clone(self) }
+        InUseGuard { pins, number, hands: Arc::clone(self) }
     }
 
     pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
@@ -38,13 +38,13 @@ impl Hands {
 
 /// Pins that somebody has in hand: what they pin stays until this is dropped.
 #[derive(Debug)]
-pub struct InHand {
+pub struct InUseGuard {
     pins: Arc<PinSet>,
     number: u64,
-    hands: Arc<Hands>,
+    hands: Arc<InUse>,
 }
 
-impl Deref for InHand {
+impl Deref for InUseGuard {
     type Target = PinSet;
 
     fn deref(&self) -> &PinSet {
@@ -52,7 +52,7 @@ impl Deref for InHand {
     }
 }
 
-impl Drop for InHand {
+impl Drop for InUseGuard {
     fn drop(&mut self) {
         let gone = self.hands.held().remove(&self.number);
         // Outside of the lock: with it the objects may go.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use crate::cache::memory::pin_count;
-use crate::cache::restart::Entry;
+use crate::cache::restart::LogEntry;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
 use crate::shm::{AHEAD, Block, MetaHeader, prefetch};
 
@@ -39,8 +39,8 @@ pub(crate) struct Resident {
     // What is written down for a successor is crossed out before the block is free, and that is so
     // before the farewell rings for room.
     block: Block,
-    entry: Option<Entry>,
-    farewell: Farewell,
+    entry: Option<LogEntry>,
+    farewell: FreedNotifier,
     /// Of its bytes, as far as it was verified.
     md5: OnceLock<Md5Sum>,
     /// The path under which it was loaded first.
@@ -58,12 +58,12 @@ impl Drop for Resident {
 }
 
 /// Tells the home of an object that it is gone.
-struct Farewell {
+struct FreedNotifier {
     id: ObjectId,
     home: Weak<dyn ObjectHome>,
 }
 
-impl Drop for Farewell {
+impl Drop for FreedNotifier {
     fn drop(&mut self) {
         if let Some(home) = self.home.upgrade() {
             home.forget(self.id);
@@ -75,11 +75,11 @@ impl Resident {
     pub(crate) fn new(
         path: ObjectPath,
         md5: Option<Md5Sum>,
-        entry: Option<Entry>,
+        entry: Option<LogEntry>,
         block: Block,
         home: Weak<dyn ObjectHome>,
     ) -> Arc<Self> {
-        let farewell = Farewell { id: block.id(), home };
+        let farewell = FreedNotifier { id: block.id(), home };
         let (pins, touched, listed, uses) = Default::default();
         let md5 = md5.map_or_else(OnceLock::new, OnceLock::from);
         Arc::new(Self { pins, touched, listed, uses, block, entry, farewell, md5, path })

@@ -11,14 +11,14 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// An atomic count.
-pub(crate) trait Count {
+pub(crate) trait PinCount {
     /// Adds one; gives what it was.
     fn up(&self) -> u32;
     /// Takes one away; gives what it was.
     fn down(&self) -> u32;
 }
 
-impl Count for AtomicU32 {
+impl PinCount for AtomicU32 {
     fn up(&self) -> u32 {
         // SYNC(pins): the last to unpin sees all that those before it did with the object.
         self.fetch_add(1, Ordering::AcqRel)
@@ -30,14 +30,14 @@ impl Count for AtomicU32 {
 }
 
 /// One pin more; `first` is called by the first of them.
-pub(crate) fn pin(pins: &impl Count, first: impl FnOnce()) {
+pub(crate) fn pin(pins: &impl PinCount, first: impl FnOnce()) {
     if pins.up() == 0 {
         first();
     }
 }
 
 /// One pin less; `last` is called by the last of them.
-pub(crate) fn unpin(pins: &impl Count, last: impl FnOnce()) {
+pub(crate) fn unpin(pins: &impl PinCount, last: impl FnOnce()) {
     if pins.down() == 1 {
         last();
     }
@@ -53,7 +53,7 @@ mod tests {
 
     const BYTES: u64 = 64;
 
-    impl Count for AtomicU32 {
+    impl PinCount for AtomicU32 {
         fn up(&self) -> u32 {
             self.fetch_add(1, Ordering::AcqRel)
         }

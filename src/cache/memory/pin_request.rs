@@ -7,7 +7,7 @@ use crate::cache::memory::residency::Residency;
 use crate::object::{ObjectId, ObjectInfo};
 
 /// What was found of a version.
-pub(crate) enum Found {
+pub(crate) enum PinOutcome {
     /// Its object.
     Same(Pin),
     /// An object of the same id, and of other bytes.
@@ -18,7 +18,7 @@ pub(crate) enum Found {
     Nothing,
 }
 
-impl Found {
+impl PinOutcome {
     pub(crate) fn new(pin: Option<Pin>, version: &ObjectInfo) -> Self {
         let Some(pin) = pin else { return Self::Nothing };
         match pin.likeness(version) {
@@ -30,7 +30,7 @@ impl Found {
 }
 
 /// Versions, each id once.
-pub(crate) trait Wanted: Sync {
+pub(crate) trait PinRequest: Sync {
     /// How many.
     fn len(&self) -> usize;
 
@@ -44,11 +44,11 @@ pub(crate) trait Wanted: Sync {
         &self,
         residency: &Residency,
         numbers: impl Iterator<Item = usize>,
-        found: impl FnMut(usize, Found),
+        found: impl FnMut(usize, PinOutcome),
     );
 }
 
-impl Wanted for [Arc<ObjectInfo>] {
+impl PinRequest for [Arc<ObjectInfo>] {
     fn len(&self) -> usize {
         self.len()
     }
@@ -65,12 +65,12 @@ impl Wanted for [Arc<ObjectInfo>] {
         &self,
         residency: &Residency,
         numbers: impl Iterator<Item = usize>,
-        mut found: impl FnMut(usize, Found),
+        mut found: impl FnMut(usize, PinOutcome),
     ) {
         let mut pinning = residency.pinning();
         for number in numbers {
             let pin = pinning.by_id(self[number].id);
-            found(number, Found::new(pin, &self[number]));
+            found(number, PinOutcome::new(pin, &self[number]));
         }
     }
 }

@@ -22,29 +22,29 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::cache::memory::object::{Pin, PinSet};
-use crate::cache::memory::pin_request::{Found, Wanted};
+use crate::cache::memory::pin_request::{PinOutcome, PinRequest};
 use crate::cache::memory::residency::Residency;
 use crate::object::ObjectId;
 use crate::shm::{Pool, PoolError, Reservation};
 
 /// Rooms that are kept, by what they are for.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct Reservations {
     residency: Arc<Residency>,
-    by_id: Mutex<HashMap<ObjectId, Weak<Place>>>,
+    by_id: Mutex<HashMap<ObjectId, Weak<Reserved>>>,
 }
 
 /// Room for one object that is not in memory yet, and its pin once it is.
-pub(crate) struct Place {
+pub(crate) struct Reserved {
     id: ObjectId,
     size_bytes: u64,
-    home: Arc<Places>,
-    content: Mutex<Content>,
+    home: Arc<Reservations>,
+    content: Mutex<ReservedState>,
 }
 
 /// What a place holds. Neither: it is being written.
 #[derive(Debug, Default)]
-struct Content {
+struct ReservedState {
     reservation: Option<Reservation>,
     landed: Option<Pin>,
 }
@@ -52,10 +52,10 @@ struct Content {
 /// Memory in somebody's hands, to be written; at first there may be none. Dropped, it goes back, and
 /// whoever waits for memory hears of it.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct LoadBuffer {
     reservation: Option<Reservation>,
     /// Where it is from.
-    place: Option<Arc<Place>>,
+    place: Option<Arc<Reserved>>,
     residency: Arc<Residency>,
 }
 
@@ -63,13 +63,13 @@ pub(crate) struct Room {
 #[derive(Debug, Default)]
 pub(crate) struct Claim {
     pins: Arc<PinSet>,
-    places: Vec<Arc<Place>>,
+    places: Vec<Arc<Reserved>>,
     /// It holds nothing: the size of some object is not known.
     open: bool,
 }
 
 /// What is missing to a claim.
-pub(crate) struct Lacking {
+pub(crate) struct Shortfall {
     claim: Claim,
     /// What needs a place of its own, and its size.
     objects: Vec<(ObjectId, u64)>,
@@ -79,13 +79,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Places {
+impl Reservations {
     pub(crate) fn new(residency: Arc<Residency>) -> Arc<Self> {
         Arc::new(Self { residency, by_id: Mutex::default() })
     }
 
     /// The place that is kept for an object.
-    pub(crate) fn find(&self, id: ObjectId) -> Option<Arc<Place>> {
+    pub(crate) fn find(&self, id: ObjectId) -> Option<Arc<Reserved>> {
         lock(&self.by_id).get(&id)?.upgrade()
     }
 
@@ -96,22 +96,22 @@ impl Places {
 
     /// Claims what is there: pins what is resident, shares the places of others. The rest takes
     /// memory.
-    pub(crate) fn claim(&self, versions: &(impl Wanted + ?Sized)) -> Result<Claim, Lacking> {
+    pub(crate) fn claim(&self, versions: &(impl PinRequest + ?Sized)) -> Result<Claim, Shortfall> {
         let mut pins = Vec::with_capacity(versions.len());
         let mut objects = Vec::new();
         let (mut places, mut others, mut open) = (Vec::new(), Vec::new(), false);
         versions.pin_each(&self.residency, 0..versions.len(), |number, found| {
             let id = versions.id(number);
             match found {
-                Found::Same(pin) => pins.push(pin),
+                PinOutcome::Same(pin) => pins.push(pin),
                 // It is there already: only its digest has to be computed.
-                Found::Unverified(pin) => {
+                PinOutcome::Unverified(pin) => {
                     open = true;
                     others.push(pin);
                 }
                 found => {
                     // An object of other bytes makes room for it.
-                    if let Found::Other(pin) = found {
+                    if let PinOutcome::Other(pin) = found {
                         others.push(pin);
                     }
                     match (self.find(id), versions.info(number).size_bytes) {
@@ -126,7 +126,7 @@ impl Places {
         let claim = Claim { pins: Arc::new(PinSet::new(pins)), places, open };
         match objects.is_empty() {
             true => Ok(claim.kept()),
-            false => Err(Lacking { claim, objects }),
+            false => Err(Shortfall { claim, objects }),
         }
     }
 
@@ -135,8 +135,8 @@ impl Places {
     ///
     /// # Errors
     /// What the pool says else.
-    pub(crate) fn take(self: &Arc<Self>, lacking: Lacking) -> Result<Option<Claim>, PoolError> {
-        let Lacking { mut claim, mut objects } = lacking;
+    pub(crate) fn take(self: &Arc<Self>, shortfall: Shortfall) -> Result<Option<Claim>, PoolError> {
+        let Shortfall { mut claim, mut objects } = shortfall;
         let bytes = objects.iter().map(|(_, size_bytes)| Pool::charge(*size_bytes));
         let bytes = bytes.fold(self.residency.unevictable_bytes(), u64::saturating_add);
         if bytes > self.residency.pool().total_bytes() {
@@ -162,13 +162,13 @@ impl Places {
     }
 
     /// The place of an object: the one that is kept for it, or a new one.
-    fn place(self: &Arc<Self>, id: ObjectId, size_bytes: u64) -> Result<Arc<Place>, PoolError> {
+    fn place(self: &Arc<Self>, id: ObjectId, size_bytes: u64) -> Result<Arc<Reserved>, PoolError> {
         if let Some(place) = self.find(id) {
             return Ok(place);
         }
         let reservation = Some(self.residency.reserve(size_bytes)?);
-        let content = Mutex::new(Content { reservation, landed: None });
-        let place = Arc::new(Place { id, size_bytes, home: Arc::clone(self), content });
+        let content = Mutex::new(ReservedState { reservation, landed: None });
+        let place = Arc::new(Reserved { id, size_bytes, home: Arc::clone(self), content });
         let mut by_id = lock(&self.by_id);
         let other = by_id.get(&id).and_then(Weak::upgrade);
         if other.is_none() {
@@ -184,45 +184,49 @@ impl Places {
     /// [`PoolError`].
     pub(crate) fn room(
         &self,
-        place: Option<&Arc<Place>>,
+        place: Option<&Arc<Reserved>>,
         size_bytes: u64,
-    ) -> Result<Room, PoolError> {
+    ) -> Result<LoadBuffer, PoolError> {
         match self.kept_room(place, size_bytes) {
             Some(room) => Ok(room),
             None => {
                 let reservation = Some(self.residency.reserve(size_bytes)?);
-                Ok(Room { reservation, place: None, residency: Arc::clone(&self.residency) })
+                Ok(LoadBuffer { reservation, place: None, residency: Arc::clone(&self.residency) })
             }
         }
     }
 
     /// Room in the segments that are there: it takes no time.
-    pub(crate) fn room_now(&self, size_bytes: u64) -> Option<Room> {
+    pub(crate) fn room_now(&self, size_bytes: u64) -> Option<LoadBuffer> {
         let reservation = Some(self.residency.reserve_now(size_bytes)?);
-        Some(Room { reservation, place: None, residency: Arc::clone(&self.residency) })
+        Some(LoadBuffer { reservation, place: None, residency: Arc::clone(&self.residency) })
     }
 
     /// The room that is kept at `place`, if it is for a payload of this size.
-    pub(crate) fn kept_room(&self, place: Option<&Arc<Place>>, size_bytes: u64) -> Option<Room> {
+    pub(crate) fn kept_room(
+        &self,
+        place: Option<&Arc<Reserved>>,
+        size_bytes: u64,
+    ) -> Option<LoadBuffer> {
         let (reservation, place) = (Some(place?.take(size_bytes)?), place.map(Arc::clone));
-        Some(Room { reservation, place, residency: Arc::clone(&self.residency) })
+        Some(LoadBuffer { reservation, place, residency: Arc::clone(&self.residency) })
     }
 
     /// None yet.
-    pub(crate) fn no_room(&self) -> Room {
-        Room { reservation: None, place: None, residency: Arc::clone(&self.residency) }
+    pub(crate) fn no_room(&self) -> LoadBuffer {
+        LoadBuffer { reservation: None, place: None, residency: Arc::clone(&self.residency) }
     }
 
     /// All pins that places hold.
     pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
-        let places: Vec<Arc<Place>> =
+        let places: Vec<Arc<Reserved>> =
             lock(&self.by_id).values().filter_map(Weak::upgrade).collect();
         let pins = places.iter().filter_map(|place| lock(&place.content).landed.clone());
         vec![Arc::new(PinSet::new(pins.collect()))]
     }
 }
 
-impl Room {
+impl LoadBuffer {
     /// The size of the payload; `None`: there is no room.
     pub(crate) fn size_bytes(&self) -> Option<u64> {
         self.reservation.as_ref().map(Reservation::size_bytes)
@@ -261,7 +265,7 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for LoadBuffer {
     fn drop(&mut self) {
         let Some(reservation) = self.reservation.take() else { return };
         match &self.place {
@@ -294,7 +298,7 @@ impl Claim {
     }
 }
 
-impl Place {
+impl Reserved {
     fn take(&self, size_bytes: u64) -> Option<Reservation> {
         // The source may have another idea of the size than it had.
         if size_bytes != self.size_bytes {
@@ -314,7 +318,7 @@ impl Place {
 
     /// The object is there. It stays as long as anybody has this place.
     pub(crate) fn land(&self, pin: &Pin) {
-        let content = Content { reservation: None, landed: Some(pin.clone()) };
+        let content = ReservedState { reservation: None, landed: Some(pin.clone()) };
         let before = std::mem::replace(&mut *lock(&self.content), content);
         let had_room = before.reservation.is_some();
         drop(before);
@@ -324,7 +328,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Reserved {
     fn drop(&mut self) {
         {
             let mut by_id = lock(&self.home.by_id);
@@ -333,7 +337,7 @@ impl Drop for Place {
                 by_id.remove(&self.id);
             }
         }
-        let Content { reservation, landed } = std::mem::take(&mut *lock(&self.content));
+        let ReservedState { reservation, landed } = std::mem::take(&mut *lock(&self.content));
         let had_room = reservation.is_some();
         drop((reservation, landed));
         if had_room {
@@ -342,7 +346,7 @@ impl Drop for Place {
     }
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for Reserved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Place({} bytes for {})", self.size_bytes, self.id)
     }

@@ -22,10 +22,10 @@ use foldhash::fast::RandomState;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use crate::cache::memory::eviction::Candidates;
+use crate::cache::memory::eviction::EvictionQueues;
 use crate::cache::memory::object::{ObjectHome, Pin, Resident};
 use crate::cache::memory::publish::Verified;
-use crate::cache::restart::{Ledger, Record};
+use crate::cache::restart::{LogRecord, ObjectLog};
 use crate::object::ObjectId;
 use crate::shm::{Pool, PoolError, Reservation};
 use crate::telemetry::Counters;
@@ -39,9 +39,9 @@ const TOUCH_MILLIS: u128 = 256;
 pub(crate) struct Residency {
     pool: Pool,
     /// Where it is written down what lies where, if anybody keeps it.
-    ledger: Option<Arc<Ledger>>,
-    map: Map,
-    candidates: Candidates,
+    object_log: Option<Arc<ObjectLog>>,
+    map: ObjectMap,
+    eviction_queues: EvictionQueues,
     counters: Arc<Counters>,
     pinned_bytes: AtomicU64,
     evicting: Mutex<()>,
@@ -87,14 +87,14 @@ impl Drop for Pinning<'_> {
 }
 
 /// The objects by id, in shards.
-struct Map {
+struct ObjectMap {
     hasher: RandomState,
     shards: Vec<Mutex<Shard>>,
 }
 
 type Shard = HashMap<ObjectId, Weak<Resident>, RandomState>;
 
-impl Map {
+impl ObjectMap {
     fn shard(&self, id: ObjectId) -> MutexGuard<'_, Shard> {
         let index = self.hasher.hash_one(id) as usize % SHARDS;
         lock(&self.shards[index])
@@ -113,14 +113,14 @@ impl Residency {
     pub(crate) fn new(
         pool: Pool,
         counters: Arc<Counters>,
-        ledger: Option<Arc<Ledger>>,
+        object_log: Option<Arc<ObjectLog>>,
     ) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Arc::new(Self {
             pool,
-            ledger,
-            map: Map { hasher: RandomState::default(), shards },
-            candidates: Candidates::default(),
+            object_log,
+            map: ObjectMap { hasher: RandomState::default(), shards },
+            eviction_queues: EvictionQueues::default(),
             counters,
             pinned_bytes: AtomicU64::new(0),
             evicting: Mutex::new(()),
@@ -170,13 +170,13 @@ impl Residency {
         loop {
             match self.pool.reserve(size_bytes) {
                 Err(error @ (PoolError::NoRoom { .. } | PoolError::Segment { .. })) => {
-                    if self.candidates.bytes() == 0 {
+                    if self.eviction_queues.bytes() == 0 {
                         return Err(error);
                     }
                 }
                 other => return other,
             }
-            self.press_out(wanted_bytes);
+            self.evict_bytes(wanted_bytes);
             // What was thrown out may lie scattered, or be pinned by somebody: ask for more.
             wanted_bytes = wanted_bytes.saturating_mul(2);
         }
@@ -188,10 +188,10 @@ impl Residency {
     }
 
     /// Takes at least `wanted_bytes` of candidates off the list, or all of them.
-    fn press_out(&self, wanted_bytes: u64) {
+    fn evict_bytes(&self, wanted_bytes: u64) {
         let mut bytes = 0;
         while bytes < wanted_bytes
-            && let Some(resident) = self.candidates.evict()
+            && let Some(resident) = self.eviction_queues.evict()
         {
             bytes += resident.charged_bytes();
             self.counters.evictions.add(u64::from(resident.pins() == 0));
@@ -201,18 +201,18 @@ impl Residency {
     /// Candidates that `which` picks are none any more; unless pinned, they are gone. Gives how many
     /// are.
     pub(crate) fn unlist(&self, which: impl Fn(&Resident) -> bool) -> u64 {
-        let taken = self.candidates.take(which);
+        let taken = self.eviction_queues.take(which);
         taken.iter().filter(|resident| resident.pins() == 0).count() as u64
     }
 
     /// Whether nothing is kept any more.
     pub(crate) fn is_closed(&self) -> bool {
-        self.candidates.is_closed()
+        self.eviction_queues.is_closed()
     }
 
     /// Lets all candidates go, and keeps none from now on.
     pub(crate) fn close(&self) {
-        self.candidates.close();
+        self.eviction_queues.close();
     }
 
     /// Publishes an object and pins it: the only way in which bytes become visible under an id.
@@ -222,9 +222,9 @@ impl Residency {
     pub(crate) fn admit(self: &Arc<Self>, object: Verified) -> Pin {
         let (block, path, md5) = object.publish();
         let id = block.id();
-        let entry = self.ledger.as_ref().and_then(|ledger| {
+        let entry = self.object_log.as_ref().and_then(|object_log| {
             let (header, crc32c) = (block.meta_header(), block.crc32c());
-            ledger.enter(&Record { header, id, md5, crc32c, path: path.clone() })
+            object_log.enter(&LogRecord { header, id, md5, crc32c, path: path.clone() })
         });
         let home: Weak<dyn ObjectHome> = Arc::downgrade(&(Arc::clone(self) as Arc<dyn ObjectHome>));
         let fresh = Resident::new(path, md5, entry, block, home);
@@ -285,7 +285,7 @@ impl Residency {
 
     /// Looks at every resident object, a shard at a time and without keeping any: what is being
     /// looked at while `look` runs holds up a 64th of the objects.
-    pub(crate) fn look_at_each(&self, mut look: impl FnMut(&Arc<Resident>)) {
+    pub(crate) fn for_each_object(&self, mut look: impl FnMut(&Arc<Resident>)) {
         for shard in &self.map.shards {
             let mut last = Vec::new();
             for resident in lock(shard).values() {
@@ -312,13 +312,13 @@ impl Residency {
     ) -> Vec<(&'static str, String)> {
         let pinned = residents.iter().filter(|resident| resident.pins() > 0);
         let pinned: u64 = pinned.map(|resident| resident.charged_bytes()).sum();
-        let listed = self.candidates.counted_bytes();
+        let listed = self.eviction_queues.counted_bytes();
         let mut faults = Vec::new();
         let counted = self.pinned_bytes();
         if pinned != counted {
             faults.push(("pinned", format!("{pinned} bytes are pinned, {counted} are counted")));
         }
-        let counted = self.candidates.bytes();
+        let counted = self.eviction_queues.bytes();
         if listed != counted {
             let text = format!("{listed} bytes are candidates for eviction, {counted} are counted");
             faults.push(("candidates", text));
@@ -335,7 +335,7 @@ impl Residency {
     /// many.
     pub(crate) fn unevictable_bytes(&self) -> u64 {
         // A candidate that is pinned again stays one.
-        self.pool.used_bytes().saturating_sub(self.candidates.bytes()).max(self.pinned_bytes())
+        self.pool.used_bytes().saturating_sub(self.eviction_queues.bytes()).max(self.pinned_bytes())
     }
 
     /// Empties the memory of all that is not pinned, and gives the segments back that are empty then.
@@ -366,7 +366,7 @@ impl ObjectHome for Residency {
     }
 
     fn last_pin_gone(&self, object: &Arc<Resident>) {
-        self.candidates.add(object);
+        self.eviction_queues.add(object);
     }
 
     fn unpinned(&self, bytes: u64) {

@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::object_log::{Ledger, Record};
-use super::timelines::{Noted, Notes};
-use super::{Keeper, PREFIX};
+use super::object_log::{LogRecord, ObjectLog};
+use super::timelines::{SavedTimelines, TimelineFiles};
+use super::{DescriptorStore, PREFIX};
 use crate::error::Coded as _;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::{Epoch, Kind, Mappings, Pool, PoolError, Reservation};
 
 /// The descriptors that a predecessor left.
 #[derive(Debug, Default)]
-pub struct Heritage {
+pub struct Inheritance {
     segments: BTreeMap<(u64, u16), (String, OwnedFd)>,
     ledgers: Vec<(u64, OwnedFd)>,
     notes: Vec<OwnedFd>,
@@ -21,45 +21,48 @@ pub struct Heritage {
     names: Vec<String>,
 }
 
-impl Heritage {
+impl Inheritance {
     /// Of these descriptors and their names, those that a service of ours left; the others come
     /// back.
     pub fn of(
         files: impl IntoIterator<Item = (String, OwnedFd)>,
     ) -> (Self, Vec<(String, OwnedFd)>) {
-        let (mut heritage, mut others) = (Self::default(), Vec::new());
+        let (mut inheritance, mut others) = (Self::default(), Vec::new());
         for (name, file) in files {
             let parts = name.strip_prefix(PREFIX).map(|rest| rest.split('-').collect::<Vec<_>>());
             let epoch = |text: &str| u64::from_str_radix(text, 16).ok();
             match parts.as_deref() {
                 Some(["segment", of, id]) if let (Some(of), Ok(id)) = (epoch(of), id.parse()) => {
-                    heritage.segments.insert((of, id), (name, file));
+                    inheritance.segments.insert((of, id), (name, file));
                 }
                 Some(["ledger", of]) if let Some(of) = epoch(of) => {
-                    heritage.ledgers.push((of, file));
-                    heritage.names.push(name);
+                    inheritance.ledgers.push((of, file));
+                    inheritance.names.push(name);
                 }
                 Some(["notes", of, _]) if epoch(of).is_some() => {
-                    heritage.notes.push(file);
-                    heritage.names.push(name);
+                    inheritance.notes.push(file);
+                    inheritance.names.push(name);
                 }
                 _ => others.push((name, file)),
             }
         }
-        (heritage, others)
+        (inheritance, others)
     }
 
     /// What is noted of the versions, if it can be read.
-    pub(crate) fn noted(&self) -> Option<Noted> {
-        Notes::read(&self.notes)
+    pub(crate) fn saved_timelines(&self) -> Option<SavedTimelines> {
+        TimelineFiles::read(&self.notes)
     }
 
     /// The objects that may be there.
-    pub(crate) fn relics(self, keeper: Option<Arc<dyn Keeper>>) -> Relics {
+    pub(crate) fn inherited_objects(
+        self,
+        descriptor_store: Option<Arc<dyn DescriptorStore>>,
+    ) -> InheritedObjects {
         // Each with its place in `by_segment`.
         let mut segments: HashMap<(u64, u16), (Arc<Mappings>, usize)> = HashMap::new();
         let mut names = self.names;
-        let mut by_segment: Vec<(String, Vec<Arc<Relic>>)> = Vec::new();
+        let mut by_segment: Vec<(String, Vec<Arc<InheritedObject>>)> = Vec::new();
         for (&(epoch, id), (name, file)) in &self.segments {
             let size = rustix::fs::fstat(file).map_or(0, |facts| facts.st_size);
             let size = u64::try_from(size).unwrap_or(0);
@@ -79,42 +82,45 @@ impl Heritage {
         }
         let mut by_id = HashMap::new();
         for (epoch, file) in &self.ledgers {
-            let records = Ledger::read(file).unwrap_or_else(|error| {
+            let records = ObjectLog::read(file).unwrap_or_else(|error| {
                 tracing::warn!(%error, "the ledger of a predecessor cannot be read");
                 Vec::new()
             });
             for record in records {
                 let place = (*epoch, record.header.segment_id);
                 let Some((mapped, place)) = segments.get(&place) else { continue };
-                let relic = Arc::new(Relic { mapped: Arc::clone(mapped), record });
+                let relic = Arc::new(InheritedObject { mapped: Arc::clone(mapped), record });
                 by_segment[*place].1.push(Arc::clone(&relic));
                 by_id.insert(relic.record.id, relic);
             }
         }
-        Relics { left: Mutex::new(Left { by_id, by_segment, names }), keeper }
+        InheritedObjects {
+            left: Mutex::new(InheritedState { by_id, by_segment, names }),
+            descriptor_store,
+        }
     }
 }
 
 /// An object of a predecessor.
 #[derive(Debug)]
-pub(crate) struct Relic {
+pub(crate) struct InheritedObject {
     mapped: Arc<Mappings>,
-    pub(crate) record: Record,
+    pub(crate) record: LogRecord,
 }
 
 /// Why an object of a predecessor is not taken over.
 #[derive(Debug)]
-pub(crate) enum Refusal {
+pub(crate) enum InheritRefusal {
     /// It is not what the ledger says it is.
     Damaged(String),
     Pool(PoolError),
 }
 
-impl Relic {
+impl InheritedObject {
     /// Whether it may be this version, by what the ledger says: of the digest that the source
     /// describes, else of the same path. Its bytes are checked when it is published.
     fn is(&self, version: &ObjectInfo) -> bool {
-        let Record { header, md5, path, .. } = &self.record;
+        let LogRecord { header, md5, path, .. } = &self.record;
         let right = match version.md5 {
             Some(expected) => *md5 == Some(expected),
             None => *path == version.path,
@@ -125,13 +131,13 @@ impl Relic {
     /// Copies it to where `reserve` makes room, checked by its block header and CRC-32C.
     ///
     /// # Errors
-    /// [`Refusal`].
+    /// [`InheritRefusal`].
     fn copy(
         &self,
         reserve: impl FnOnce(u64) -> Result<Reservation, PoolError>,
-    ) -> Result<Reservation, Refusal> {
+    ) -> Result<Reservation, InheritRefusal> {
         let payload = self.payload()?;
-        let mut reservation = reserve(payload.len() as u64).map_err(Refusal::Pool)?;
+        let mut reservation = reserve(payload.len() as u64).map_err(InheritRefusal::Pool)?;
         reservation.append(payload);
         self.check(reservation.crc32c())?;
         Ok(reservation)
@@ -140,42 +146,42 @@ impl Relic {
     /// Its bytes, by its block header.
     ///
     /// # Errors
-    /// [`Refusal::Damaged`].
-    pub(crate) fn payload(&self) -> Result<&[u8], Refusal> {
+    /// [`InheritRefusal::Damaged`].
+    pub(crate) fn payload(&self) -> Result<&[u8], InheritRefusal> {
         let payload = self.mapped.resolve_inherited(&self.record.header);
-        payload.map_err(|error| Refusal::Damaged(error.message()))
+        payload.map_err(|error| InheritRefusal::Damaged(error.message()))
     }
 
     /// Whether a copy with this CRC-32C is right.
     ///
     /// # Errors
-    /// [`Refusal::Damaged`].
-    pub(crate) fn check(&self, found: u32) -> Result<(), Refusal> {
+    /// [`InheritRefusal::Damaged`].
+    pub(crate) fn check(&self, found: u32) -> Result<(), InheritRefusal> {
         let expected = self.record.crc32c;
         if found == expected {
             return Ok(());
         }
         let reason = format!("its CRC-32C is {found:08x}, expected {expected:08x}");
-        Err(Refusal::Damaged(reason))
+        Err(InheritRefusal::Damaged(reason))
     }
 }
 
 /// The objects of predecessors that are not ours yet.
 #[derive(Debug)]
-pub(crate) struct Relics {
-    left: Mutex<Left>,
-    keeper: Option<Arc<dyn Keeper>>,
+pub(crate) struct InheritedObjects {
+    left: Mutex<InheritedState>,
+    descriptor_store: Option<Arc<dyn DescriptorStore>>,
 }
 
 #[derive(Debug, Default)]
-struct Left {
-    by_id: HashMap<ObjectId, Arc<Relic>>,
-    by_segment: Vec<(String, Vec<Arc<Relic>>)>,
+struct InheritedState {
+    by_id: HashMap<ObjectId, Arc<InheritedObject>>,
+    by_segment: Vec<(String, Vec<Arc<InheritedObject>>)>,
     names: Vec<String>,
 }
 
-impl Relics {
-    fn left(&self) -> MutexGuard<'_, Left> {
+impl InheritedObjects {
+    fn left(&self) -> MutexGuard<'_, InheritedState> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -191,7 +197,7 @@ impl Relics {
     }
 
     /// The object of a version, if it is there.
-    pub(crate) fn find(&self, version: &ObjectInfo) -> Option<Arc<Relic>> {
+    pub(crate) fn find(&self, version: &ObjectInfo) -> Option<Arc<InheritedObject>> {
         let left = self.left();
         left.by_id.get(&version.id).filter(|relic| relic.is(version)).cloned()
     }
@@ -199,19 +205,19 @@ impl Relics {
     /// Takes all of them over that fit without throwing anything out; `admit` publishes one, unless
     /// that is not wanted any more. Gives segment after segment back. Blocks as long as the copying
     /// takes.
-    pub(crate) fn take_over(&self, pool: &Pool, admit: impl Fn(&Record, Reservation) -> bool) {
+    pub(crate) fn take_over(&self, pool: &Pool, admit: impl Fn(&LogRecord, Reservation) -> bool) {
         let mut going_on = true;
         loop {
-            let Some((name, relics)) = self.left().by_segment.pop() else { break };
-            for relic in relics {
+            let Some((name, inherited_objects)) = self.left().by_segment.pop() else { break };
+            for relic in inherited_objects {
                 if !going_on {
                     break;
                 }
                 // One that a request has brought in meanwhile is admitted to no harm, and gone.
                 match relic.copy(|bytes| pool.reserve(bytes)) {
                     Ok(reservation) => going_on = admit(&relic.record, reservation),
-                    Err(Refusal::Pool(_)) => going_on = false,
-                    Err(Refusal::Damaged(reason)) => {
+                    Err(InheritRefusal::Pool(_)) => going_on = false,
+                    Err(InheritRefusal::Damaged(reason)) => {
                         let (path, id) = (&relic.record.path, relic.record.id);
                         tracing::warn!(%path, %id, reason, "an object is not taken over");
                     }
@@ -220,13 +226,13 @@ impl Relics {
             }
             self.forget(&name);
         }
-        let Left { names, .. } = std::mem::take(&mut *self.left());
+        let InheritedState { names, .. } = std::mem::take(&mut *self.left());
         names.iter().for_each(|name| self.forget(name));
     }
 
     fn forget(&self, name: &str) {
-        if let Some(keeper) = &self.keeper {
-            keeper.forget(name);
+        if let Some(descriptor_store) = &self.descriptor_store {
+            descriptor_store.forget(name);
         }
     }
 }

@@ -30,17 +30,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::shm::Epoch;
 
-pub use inheritance::Heritage;
-pub(crate) use inheritance::{Refusal, Relic, Relics};
-pub(crate) use object_log::{Entry, Ledger, Record};
-use timelines::Notes;
-pub(crate) use timelines::{Noted, NotedSeries};
+pub use inheritance::Inheritance;
+pub(crate) use inheritance::{InheritRefusal, InheritedObject, InheritedObjects};
+pub(crate) use object_log::{LogEntry, LogRecord, ObjectLog};
+use timelines::TimelineFiles;
+pub(crate) use timelines::{SavedSeries, SavedTimelines};
 
 /// What stands before the name of each descriptor that is kept.
 const PREFIX: &str = "iovcache-";
 
 /// Keeps descriptors for the process that comes after this one.
-pub trait Keeper: fmt::Debug + Send + Sync + 'static {
+pub trait DescriptorStore: fmt::Debug + Send + Sync + 'static {
     /// Keeps a copy under a name, beside those that have it already.
     fn keep(&self, name: &str, file: BorrowedFd<'_>);
 
@@ -50,25 +50,28 @@ pub trait Keeper: fmt::Debug + Send + Sync + 'static {
 
 /// What this process leaves to its successor.
 #[derive(Debug)]
-pub(super) struct Kept {
-    pub(super) ledger: Arc<Ledger>,
-    notes: Mutex<Notes>,
+pub(super) struct RestartState {
+    pub(super) object_log: Arc<ObjectLog>,
+    notes: Mutex<TimelineFiles>,
 }
 
-impl Kept {
-    pub(super) fn new(keeper: &dyn Keeper, epoch: Epoch) -> std::io::Result<Self> {
-        let (ledger, notes) = (Arc::new(Ledger::new()?), Notes::new()?);
-        keeper.keep(&format!("{PREFIX}ledger-{epoch}"), ledger.file());
+impl RestartState {
+    pub(super) fn new(
+        descriptor_store: &dyn DescriptorStore,
+        epoch: Epoch,
+    ) -> std::io::Result<Self> {
+        let (object_log, notes) = (Arc::new(ObjectLog::new()?), TimelineFiles::new()?);
+        descriptor_store.keep(&format!("{PREFIX}ledger-{epoch}"), object_log.file());
         for (letter, file) in ["a", "b"].into_iter().zip(notes.files()) {
-            keeper.keep(&format!("{PREFIX}notes-{epoch}-{letter}"), file.as_fd());
+            descriptor_store.keep(&format!("{PREFIX}notes-{epoch}-{letter}"), file.as_fd());
         }
-        Ok(Self { ledger, notes: Mutex::new(notes) })
+        Ok(Self { object_log, notes: Mutex::new(notes) })
     }
 
     /// Writes down what is known, if it is not what was written last.
-    pub(super) fn note(&self, noted: &Noted) {
+    pub(super) fn note(&self, saved_timelines: &SavedTimelines) {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = notes.write(noted) {
+        if let Err(error) = notes.write(saved_timelines) {
             tracing::warn!(%error, "what is known is not written down for a successor");
         }
     }

@@ -35,7 +35,7 @@ const CRC_AT: usize = RECORD_BYTES - 4;
 
 /// An object that lies somewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Record {
+pub(crate) struct LogRecord {
     pub(crate) header: MetaHeader,
     pub(crate) id: ObjectId,
     pub(crate) md5: Option<Md5Sum>,
@@ -48,7 +48,7 @@ fn crc(bytes: &[u8]) -> u32 {
     checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
-impl Record {
+impl LogRecord {
     /// `None` if there is no room for the path, or it lies in no segment.
     fn to_bytes(&self) -> Option<[u8; RECORD_BYTES]> {
         let path = self.path.as_str().as_bytes();
@@ -100,27 +100,27 @@ impl Record {
 
 /// The records of all objects in the segments of this process.
 #[derive(Debug)]
-pub(crate) struct Ledger {
+pub(crate) struct ObjectLog {
     file: OwnedFd,
-    places: Mutex<Places>,
+    places: Mutex<FreeSlots>,
     /// It stays as it is from now on.
     left: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct Places {
+struct FreeSlots {
     free: Vec<u64>,
     next: u64,
 }
 
 /// The record of an object: crossed out when this is dropped, which is before its place is free.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    ledger: Arc<Ledger>,
+pub(crate) struct LogEntry {
+    object_log: Arc<ObjectLog>,
     place: u64,
 }
 
-impl Ledger {
+impl ObjectLog {
     pub(super) fn new() -> io::Result<Self> {
         let file = memfd_create("iovcache-ledger", MemfdFlags::CLOEXEC)?;
         Ok(Self { file, places: Mutex::default(), left: AtomicBool::new(false) })
@@ -130,7 +130,7 @@ impl Ledger {
         self.file.as_fd()
     }
 
-    fn places(&self) -> MutexGuard<'_, Places> {
+    fn places(&self) -> MutexGuard<'_, FreeSlots> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -143,7 +143,7 @@ impl Ledger {
     }
 
     /// Writes an object down. That it cannot be is no failure: then a successor loads it anew.
-    pub(crate) fn enter(self: &Arc<Self>, record: &Record) -> Option<Entry> {
+    pub(crate) fn enter(self: &Arc<Self>, record: &LogRecord) -> Option<LogEntry> {
         let bytes = record.to_bytes()?;
         let place = {
             let mut places = self.places();
@@ -152,7 +152,7 @@ impl Ledger {
                 places.next - 1
             })
         };
-        let entry = Entry { ledger: Arc::clone(self), place };
+        let entry = LogEntry { object_log: Arc::clone(self), place };
         if let Err(error) = self.write(place, &bytes) {
             tracing::debug!(%error, "an object is not written down for a successor");
             return None;
@@ -166,7 +166,7 @@ impl Ledger {
     }
 
     /// All that stands in the ledger of another process.
-    pub(super) fn read(file: impl AsFd) -> io::Result<Vec<Record>> {
+    pub(super) fn read(file: impl AsFd) -> io::Result<Vec<LogRecord>> {
         const PIECE: usize = 4096 * RECORD_BYTES;
         let bytes = u64::try_from(fstat(&file)?.st_size).unwrap_or(0);
         let mut records = Vec::new();
@@ -179,22 +179,22 @@ impl Ledger {
             }
             // A record is written by one call: what is cut off at the end is none.
             let (whole, _) = piece[..count].as_chunks::<RECORD_BYTES>();
-            records.extend(whole.iter().filter_map(Record::parse));
+            records.extend(whole.iter().filter_map(LogRecord::parse));
             at += (whole.len().max(1) * RECORD_BYTES) as u64;
         }
         Ok(records)
     }
 }
 
-impl Drop for Entry {
+impl Drop for LogEntry {
     fn drop(&mut self) {
-        if self.ledger.left.load(Ordering::Acquire) {
+        if self.object_log.left.load(Ordering::Acquire) {
             return;
         }
         // If it cannot be crossed out it is never written over either: what it says is compared with
         // the header of the block, which is zeroed next.
-        if self.ledger.write(self.place, &[0; 8]).is_ok() {
-            self.ledger.places().free.push(self.place);
+        if self.object_log.write(self.place, &[0; 8]).is_ok() {
+            self.object_log.places().free.push(self.place);
         }
     }
 }
@@ -203,8 +203,8 @@ impl Drop for Entry {
 mod tests {
     use super::*;
 
-    fn record(number: u8, path: &str) -> Record {
-        Record {
+    fn record(number: u8, path: &str) -> LogRecord {
+        LogRecord {
             header: MetaHeader::managed(
                 3,
                 4144 + i64::from(number) * 64,
@@ -220,35 +220,35 @@ mod tests {
 
     #[test]
     fn what_is_there_is_read_and_what_went_is_not() {
-        let ledger = Arc::new(Ledger::new().unwrap());
-        let read = |ledger: &Ledger| {
-            let mut read = Ledger::read(ledger.file()).unwrap();
+        let object_log = Arc::new(ObjectLog::new().unwrap());
+        let read = |object_log: &ObjectLog| {
+            let mut read = ObjectLog::read(object_log.file()).unwrap();
             read.sort_by_key(|record| record.header.hint);
             read
         };
         let mut entries: Vec<_> =
-            (0..5).map(|number| ledger.enter(&record(number, "A/B")).unwrap()).collect();
-        assert_eq!(read(&ledger), [0, 1, 2, 3, 4].map(|number| record(number, "A/B")));
+            (0..5).map(|number| object_log.enter(&record(number, "A/B")).unwrap()).collect();
+        assert_eq!(read(&object_log), [0, 1, 2, 3, 4].map(|number| record(number, "A/B")));
         drop(entries.remove(2));
         drop(entries.remove(0));
-        assert_eq!(read(&ledger), [1, 3, 4].map(|number| record(number, "A/B")));
+        assert_eq!(read(&object_log), [1, 3, 4].map(|number| record(number, "A/B")));
         // The places are used again, and nothing grows.
-        entries.extend([5, 6].map(|number| ledger.enter(&record(number, "C")).unwrap()));
-        assert_eq!(read(&ledger).len(), 5);
-        assert_eq!(fstat(ledger.file()).unwrap().st_size, 5 * RECORD_BYTES as i64);
+        entries.extend([5, 6].map(|number| object_log.enter(&record(number, "C")).unwrap()));
+        assert_eq!(read(&object_log).len(), 5);
+        assert_eq!(fstat(object_log.file()).unwrap().st_size, 5 * RECORD_BYTES as i64);
         // Once it is left it stays.
-        ledger.leave();
+        object_log.leave();
         drop(entries);
-        assert_eq!(read(&ledger).len(), 5);
+        assert_eq!(read(&object_log).len(), 5);
     }
 
     #[test]
     fn a_path_that_does_not_fit_is_left_out_and_the_longest_that_does_is_not() {
-        let ledger = Arc::new(Ledger::new().unwrap());
+        let object_log = Arc::new(ObjectLog::new().unwrap());
         let longest = "x".repeat(CRC_AT - PATH_AT);
-        let entry = ledger.enter(&record(1, &longest)).unwrap();
-        assert_eq!(Ledger::read(ledger.file()).unwrap(), [record(1, &longest)]);
-        assert!(ledger.enter(&record(1, &format!("{longest}x"))).is_none());
+        let entry = object_log.enter(&record(1, &longest)).unwrap();
+        assert_eq!(ObjectLog::read(object_log.file()).unwrap(), [record(1, &longest)]);
+        assert!(object_log.enter(&record(1, &format!("{longest}x"))).is_none());
         drop(entry);
     }
 
@@ -260,12 +260,12 @@ mod tests {
             for rest in [[0; RECORD_BYTES], before] {
                 let mut torn = rest;
                 torn[..end].copy_from_slice(&whole[..end]);
-                let read = Record::parse(&torn);
+                let read = LogRecord::parse(&torn);
                 let old = (torn == before).then(|| record(1, "TPC/Calib/Other"));
                 let new = (torn == whole).then(|| record(2, "TPC/Calib/VDrift"));
                 assert_eq!(read, old.or(new), "{end}");
             }
         }
-        assert_eq!(Record::parse(&whole), Some(record(2, "TPC/Calib/VDrift")));
+        assert_eq!(LogRecord::parse(&whole), Some(record(2, "TPC/Calib/VDrift")));
     }
 }

@@ -31,18 +31,18 @@ const MAX_JSON_BYTES: usize = 1 << 30;
 /// All that is noted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Noted {
+pub(crate) struct SavedTimelines {
     /// Where it was learned.
     pub(crate) source: String,
     /// Each version once; pieces name their places.
     pub(crate) versions: Vec<VersionRecord>,
-    pub(crate) series: Vec<NotedSeries>,
+    pub(crate) series: Vec<SavedSeries>,
 }
 
 /// A query and the pieces of time in which versions decide.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct NotedSeries {
+pub(crate) struct SavedSeries {
     pub(crate) path: ObjectPath,
     pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) not_before: Option<Timestamp>,
@@ -60,13 +60,13 @@ fn crc(head: &[u8], json: &[u8]) -> u32 {
 
 /// Two files, written in turn.
 #[derive(Debug)]
-pub(super) struct Notes {
+pub(super) struct TimelineFiles {
     files: [OwnedFd; 2],
     written: u64,
     last: Vec<u8>,
 }
 
-impl Notes {
+impl TimelineFiles {
     pub(super) fn new() -> io::Result<Self> {
         let file = || memfd_create("iovcache-notes", MemfdFlags::CLOEXEC);
         Ok(Self { files: [file()?, file()?], written: 0, last: Vec::new() })
@@ -77,8 +77,8 @@ impl Notes {
     }
 
     /// Writes it, if it is not what was written last.
-    pub(super) fn write(&mut self, noted: &Noted) -> io::Result<()> {
-        let json = serde_json::to_vec(noted)?;
+    pub(super) fn write(&mut self, saved_timelines: &SavedTimelines) -> io::Result<()> {
+        let json = serde_json::to_vec(saved_timelines)?;
         if json == self.last {
             return Ok(());
         }
@@ -101,7 +101,7 @@ impl Notes {
     }
 
     /// The latest of these files that is whole.
-    pub(super) fn read(files: &[OwnedFd]) -> Option<Noted> {
+    pub(super) fn read(files: &[OwnedFd]) -> Option<SavedTimelines> {
         let whole = files.iter().filter_map(read_one);
         let (_, json) = whole.max_by_key(|(number, _)| *number)?;
         serde_json::from_slice(&json).ok()
@@ -134,24 +134,24 @@ fn read_one(file: &OwnedFd) -> Option<(u64, Vec<u8>)> {
 mod tests {
     use super::*;
 
-    fn noted(source: &str) -> Noted {
-        Noted { source: source.to_owned(), versions: Vec::new(), series: Vec::new() }
+    fn saved_timelines(source: &str) -> SavedTimelines {
+        SavedTimelines { source: source.to_owned(), versions: Vec::new(), series: Vec::new() }
     }
 
     #[test]
     fn the_latest_that_is_whole_counts_wherever_the_writing_of_the_next_broke_off() {
-        let mut notes = Notes::new().unwrap();
-        assert_eq!(Notes::read(notes.files()), None);
+        let mut notes = TimelineFiles::new().unwrap();
+        assert_eq!(TimelineFiles::read(notes.files()), None);
         for source in ["one", "two", "two", "three"] {
-            notes.write(&noted(source)).unwrap();
-            assert_eq!(Notes::read(notes.files()), Some(noted(source)));
+            notes.write(&saved_timelines(source)).unwrap();
+            assert_eq!(TimelineFiles::read(notes.files()), Some(saved_timelines(source)));
         }
         assert_eq!(notes.written, 3, "the same again is not written");
         // 'four' goes where 'two' stands: half of it is as if nothing had been written.
         let whole = {
-            let mut other = Notes::new().unwrap();
+            let mut other = TimelineFiles::new().unwrap();
             other.written = 3;
-            other.write(&noted("four")).unwrap();
+            other.write(&saved_timelines("four")).unwrap();
             let mut bytes = vec![0; fstat(&other.files[0]).unwrap().st_size as usize];
             pread(&other.files[0], &mut bytes[..], 0).unwrap();
             bytes
@@ -161,9 +161,9 @@ mod tests {
             pwrite(&notes.files[0], &whole[..end], 0).unwrap();
             let zeros = vec![0; whole.len() - end];
             pwrite(&notes.files[0], &zeros, end as u64).unwrap();
-            assert_eq!(Notes::read(notes.files()), Some(noted("three")), "{end}");
+            assert_eq!(TimelineFiles::read(notes.files()), Some(saved_timelines("three")), "{end}");
         }
         pwrite(&notes.files[0], &whole, 0).unwrap();
-        assert_eq!(Notes::read(notes.files()), Some(noted("four")));
+        assert_eq!(TimelineFiles::read(notes.files()), Some(saved_timelines("four")));
     }
 }

@@ -9,14 +9,14 @@ use serde::Serialize;
 
 use crate::cache::memory::object::PinSet;
 use crate::object::ObjectInfo;
-use crate::table::{Cell, Content, Request, Shown, When};
+use crate::table::{Cell, Content, Request, TableBody, When};
 
 /// Under which name the lines are logged.
 pub const TARGET: &str = "iovcache::table";
 
 /// A version, and the rows of a column that it served.
 #[derive(Debug, Serialize)]
-struct Served<'a> {
+struct ServedRows<'a> {
     column: &'a str,
     path: &'a str,
     object_id: String,
@@ -29,7 +29,7 @@ struct Served<'a> {
     cache: &'static str,
 }
 
-impl<'a> Served<'a> {
+impl<'a> ServedRows<'a> {
     fn new(column: &'a str, path: &'a str, cell: &Cell, version: &ObjectInfo, rows: u64) -> Self {
         Self {
             column,
@@ -80,10 +80,10 @@ pub(crate) fn record(
     );
 }
 
-fn served(content: &Content) -> Vec<Served<'_>> {
+fn served(content: &Content) -> Vec<ServedRows<'_>> {
     let version = |cell: &Cell| content.objects.version(cell.object);
     match &content.shown {
-        Shown::Rows { columns, .. } => columns
+        TableBody::Rows { columns, .. } => columns
             .iter()
             .flat_map(|column| {
                 let mut rows = vec![0; column.cells.len()];
@@ -96,16 +96,17 @@ fn served(content: &Content) -> Vec<Served<'_>> {
                     start = run.end;
                 }
                 let of = |(cell, rows)| {
-                    Served::new(&column.name, column.path.as_str(), cell, version(cell), rows)
+                    ServedRows::new(&column.name, column.path.as_str(), cell, version(cell), rows)
                 };
                 column.cells.iter().zip(rows).map(of).collect::<Vec<_>>()
             })
             .collect(),
-        Shown::Intervals(columns) => columns
+        TableBody::Intervals(columns) => columns
             .iter()
             .flat_map(|column| {
-                let of =
-                    |cell| Served::new(&column.name, column.path.as_str(), cell, version(cell), 0);
+                let of = |cell| {
+                    ServedRows::new(&column.name, column.path.as_str(), cell, version(cell), 0)
+                };
                 column.cells.iter().map(of)
             })
             .collect(),
@@ -115,10 +116,10 @@ fn served(content: &Content) -> Vec<Served<'_>> {
 /// The first and the last time that the table answers.
 fn times(content: &Content) -> (Option<i64>, Option<i64>) {
     let mut all: Box<dyn Iterator<Item = i64>> = match &content.shown {
-        Shown::Rows { timestamps, .. } => {
+        TableBody::Rows { timestamps, .. } => {
             Box::new(timestamps.runs().filter_map(|(_, at)| at).map(|at| at.as_millis()))
         }
-        Shown::Intervals(columns) => {
+        TableBody::Intervals(columns) => {
             let rows = columns.iter().flat_map(|column| &column.rows);
             Box::new(rows.flat_map(|row| {
                 [row.interval.from().as_millis(), row.interval.until().as_millis() - 1]

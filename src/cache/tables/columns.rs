@@ -17,9 +17,9 @@ use tokio::time::Instant;
 use crate::budget::ClientBudget;
 use crate::cache::deadline::{LOOK_UP, PLANNING, by_deadline};
 use crate::cache::error::{CacheError, MissingColumn};
-use crate::cache::tables::plan::{Plan, Spans};
-use crate::cache::versions::catalog::{Catalog, Known};
-use crate::cache::versions::object_index::Objects;
+use crate::cache::tables::plan::{Plan, PlannedIntervals};
+use crate::cache::versions::catalog::{Catalog, KnownTimeline};
+use crate::cache::versions::object_index::ObjectIndex;
 use crate::cache::yielder::Turns;
 use crate::clock::Clock;
 use crate::index::Timestamps;
@@ -33,7 +33,7 @@ use crate::table::{ColumnRequest, Columns, Missing, Request, RequestError};
 pub(crate) struct ColumnLookUp {
     pub(crate) clock: Clock,
     pub(crate) catalog: Arc<Catalog>,
-    pub(crate) objects: Arc<Objects>,
+    pub(crate) objects: Arc<ObjectIndex>,
     /// What the service sees of the versions, for every request.
     pub(crate) limits: CreationLimits,
     pub(crate) policies: Policies,
@@ -89,7 +89,7 @@ impl ColumnLookUp {
         registered: Option<&Plan>,
         budget: &ClientBudget,
         deadline: Instant,
-    ) -> Result<Vec<(ColumnRequest, Known)>, CacheError> {
+    ) -> Result<Vec<(ColumnRequest, KnownTimeline)>, CacheError> {
         let limits = self.limits.narrowed_by(request.limits);
         if let Some(lock) = &request.lock {
             let known = self.objects.locked(lock, columns, limits, budget, deadline).await?;
@@ -110,11 +110,11 @@ impl ColumnLookUp {
     pub(crate) async fn all_known(
         &self,
         columns: &[ColumnRequest],
-        mut known: Vec<Option<Known>>,
+        mut known: Vec<Option<KnownTimeline>>,
         limits: CreationLimits,
         timestamps: &Timestamps,
         deadline: Instant,
-    ) -> Result<Vec<(ColumnRequest, Known)>, CacheError> {
+    ) -> Result<Vec<(ColumnRequest, KnownTimeline)>, CacheError> {
         let now = self.clock.now();
         let (mut turns, cost) = (Turns::new(), 4 + timestamps.entries() / 16);
         let look = async {
@@ -152,7 +152,7 @@ impl ColumnLookUp {
         range: ValidityInterval,
         budget: &ClientBudget,
         deadline: Instant,
-    ) -> Result<Vec<(ColumnRequest, Known)>, CacheError> {
+    ) -> Result<Vec<(ColumnRequest, KnownTimeline)>, CacheError> {
         let limits = self.limits.narrowed_by(request.limits);
         if let Some(lock) = &request.lock {
             let known = self.objects.locked(lock, columns, limits, budget, deadline).await?;
@@ -171,12 +171,12 @@ impl ColumnLookUp {
         columns: &[ColumnRequest],
         range: ValidityInterval,
         budget: &ClientBudget,
-    ) -> Result<Spans, CacheError> {
+    ) -> Result<PlannedIntervals, CacheError> {
         let mut known = Vec::with_capacity(columns.len());
         for column in columns {
             let query = column.query(self.limits);
             known.push((column.clone(), self.catalog.known_over(&query, range).await?));
         }
-        Spans::new(range, known, budget).await
+        PlannedIntervals::new(range, known, budget).await
     }
 }

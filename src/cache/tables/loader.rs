@@ -30,12 +30,12 @@ use tracing::Instrument as _;
 
 use crate::cache::error::CacheError;
 use crate::cache::memory::object::{Likeness, Pin, PinSet};
-use crate::cache::memory::pin_request::{Found, Wanted};
+use crate::cache::memory::pin_request::{PinOutcome, PinRequest};
 use crate::cache::memory::publish::{Description, Verified};
-use crate::cache::memory::reservations::{Claim, Place, Places, Room};
+use crate::cache::memory::reservations::{Claim, LoadBuffer, Reservations, Reserved};
 use crate::cache::memory::residency::Residency;
-use crate::cache::restart::{Refusal, Relic, Relics};
-use crate::cache::single_flight::{Flights, Lost};
+use crate::cache::restart::{InheritRefusal, InheritedObject, InheritedObjects};
+use crate::cache::single_flight::{CallLost, SingleFlight};
 use crate::object::{Md5Sum, ObjectInfo};
 use crate::shm::{Pool, PoolError, Reservation};
 use crate::source::{Body, BodyError, Source, SourceError};
@@ -43,9 +43,9 @@ use crate::table::CacheState;
 use crate::telemetry::Counters;
 
 /// Shortest pause between two attempts to get memory.
-pub(crate) const BREATH: Duration = Duration::from_millis(5);
+pub(crate) const MIN_RETRY: Duration = Duration::from_millis(5);
 /// Longest pause between two attempts of a registration to get its place.
-pub(crate) const DOZE: Duration = Duration::from_millis(250);
+pub(crate) const MAX_RETRY: Duration = Duration::from_millis(250);
 /// For so long one request may keep the others from taking memory.
 const TURN: Duration = Duration::from_millis(200);
 /// Longest pause after a turn in which there was no room.
@@ -61,11 +61,11 @@ pub(crate) struct Loader {
     residency: Arc<Residency>,
     source: Arc<dyn Source>,
     /// What a predecessor left is nearer than any source.
-    relics: Arc<Relics>,
+    inherited_objects: Arc<InheritedObjects>,
     counters: Arc<Counters>,
-    flights: Flights<LoadKey, Result<Pin, LoadFailure>>,
+    single_flight: SingleFlight<LoadKey, Result<Pin, LoadFailure>>,
     /// The room that timeframes in flight have for what they lack.
-    places: Arc<Places>,
+    places: Arc<Reservations>,
     /// Held by the request that may take memory while others wait for it; first come, first served.
     turn: tokio::sync::Mutex<()>,
     /// Requests that wait for their turn, or have it.
@@ -75,16 +75,16 @@ pub(crate) struct Loader {
 }
 
 /// One of those who are counted.
-struct Counted<'a>(&'a AtomicUsize);
+struct CountGuard<'a>(&'a AtomicUsize);
 
-impl<'a> Counted<'a> {
+impl<'a> CountGuard<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::AcqRel);
         Self(count)
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for CountGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -131,7 +131,7 @@ impl Wait {
 }
 
 /// The memory that all of `versions` take, as far as their sizes are known.
-fn known_bytes(versions: &(impl Wanted + ?Sized)) -> u64 {
+fn known_bytes(versions: &(impl PinRequest + ?Sized)) -> u64 {
     let known = (0..versions.len()).filter_map(|place| versions.info(place).size_bytes);
     known.map(Pool::charge).fold(0, u64::saturating_add)
 }
@@ -145,21 +145,21 @@ enum LoadFailure {
 }
 
 /// What is pinned of the versions that are wanted, by their numbers.
-struct Got {
+struct PartialPins {
     pins: Vec<Option<Pin>>,
     how: Vec<CacheState>,
 }
 
 /// All that was wanted is pinned.
 #[derive(Debug)]
-pub(crate) struct Pinned {
+pub(crate) struct PinnedVersions {
     /// By number.
     pub(crate) pins: PinSet,
     /// How each came.
     pub(crate) how: Vec<CacheState>,
 }
 
-impl Got {
+impl PartialPins {
     fn none_of(count: usize) -> Self {
         let mut pins = Vec::new();
         pins.resize_with(count, || None);
@@ -173,10 +173,10 @@ impl Got {
     }
 
     /// All of it.
-    fn into_pinned(self) -> Pinned {
+    fn into_pinned(self) -> PinnedVersions {
         #[expect(clippy::filter_map_identity, reason = "flatten would take memory anew")]
         let pins = self.pins.into_iter().filter_map(|pin| pin).collect();
-        Pinned { pins: PinSet::new(pins), how: self.how }
+        PinnedVersions { pins: PinSet::new(pins), how: self.how }
     }
 }
 
@@ -184,13 +184,23 @@ impl Loader {
     pub(crate) fn new(
         residency: Arc<Residency>,
         source: Arc<dyn Source>,
-        relics: Arc<Relics>,
+        inherited_objects: Arc<InheritedObjects>,
         counters: Arc<Counters>,
     ) -> Self {
-        let (flights, turn) = (Flights::default(), tokio::sync::Mutex::default());
+        let (single_flight, turn) = (SingleFlight::default(), tokio::sync::Mutex::default());
         let (waiting, under_way) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let places = Places::new(Arc::clone(&residency));
-        Self { residency, source, relics, counters, flights, places, turn, waiting, under_way }
+        let places = Reservations::new(Arc::clone(&residency));
+        Self {
+            residency,
+            source,
+            inherited_objects,
+            counters,
+            single_flight,
+            places,
+            turn,
+            waiting,
+            under_way,
+        }
     }
 
     /// Whether objects are being loaded: then there are pins that are in no set yet.
@@ -215,12 +225,15 @@ impl Loader {
     ///
     /// # Errors
     /// [`CacheError::Pool`] if the system gives no memory.
-    pub(crate) async fn claim(&self, versions: &impl Wanted) -> Result<Option<Claim>, CacheError> {
-        let _under_way = Counted::new(&self.under_way);
+    pub(crate) async fn claim(
+        &self,
+        versions: &impl PinRequest,
+    ) -> Result<Option<Claim>, CacheError> {
+        let _under_way = CountGuard::new(&self.under_way);
         if let Ok(claim) = self.places.claim(versions) {
             return Ok(Some(claim));
         }
-        let _waiting = Counted::new(&self.waiting);
+        let _waiting = CountGuard::new(&self.waiting);
         // Where others wait for memory, what becomes free is theirs.
         let _turn = self.turn.lock().await;
         self.claim_in_turn(versions, Instant::now() + TURN).await
@@ -229,7 +242,7 @@ impl Loader {
     /// Whose turn it is tries until `ends`. Nothing is held between two attempts.
     async fn claim_in_turn(
         &self,
-        versions: &(impl Wanted + ?Sized),
+        versions: &(impl PinRequest + ?Sized),
         ends: Instant,
     ) -> Result<Option<Claim>, CacheError> {
         loop {
@@ -250,13 +263,13 @@ impl Loader {
             if tokio::time::timeout_at(ends, room).await.is_err() {
                 return Ok(None);
             }
-            tokio::time::sleep(BREATH.saturating_sub(tried.elapsed())).await;
+            tokio::time::sleep(MIN_RETRY.saturating_sub(tried.elapsed())).await;
         }
     }
 
     async fn take_places(
         &self,
-        versions: &(impl Wanted + ?Sized),
+        versions: &(impl PinRequest + ?Sized),
     ) -> Result<Option<Claim>, CacheError> {
         let lacking = match self.places.claim(versions) {
             Ok(claim) => return Ok(Some(claim)),
@@ -276,11 +289,11 @@ impl Loader {
     /// was not done; what the source answered.
     pub(crate) async fn pin_all(
         &self,
-        versions: &(impl Wanted + ?Sized),
+        versions: &(impl PinRequest + ?Sized),
         deadline: Instant,
-    ) -> Result<Pinned, CacheError> {
-        let _under_way = Counted::new(&self.under_way);
-        let mut got = Got::none_of(versions.len());
+    ) -> Result<PinnedVersions, CacheError> {
+        let _under_way = CountGuard::new(&self.under_way);
+        let mut got = PartialPins::none_of(versions.len());
         let absent = self.pin_resident(versions, 0..versions.len(), &mut got)?;
         if absent.is_empty() {
             return Ok(got.into_pinned());
@@ -306,11 +319,11 @@ impl Loader {
     /// Loads what is `absent`; waits where there is no room for it.
     async fn pin_absent(
         &self,
-        versions: &(impl Wanted + ?Sized),
+        versions: &(impl PinRequest + ?Sized),
         absent: Vec<usize>,
-        mut got: Got,
+        mut got: PartialPins,
         wait: &Wait,
-    ) -> Result<Pinned, CacheError> {
+    ) -> Result<PinnedVersions, CacheError> {
         // Where others wait for memory, only what needs none may pass them: else what is released
         // for the first of them would be taken by whoever comes along.
         let alone = self.waiting.load(Ordering::Acquire) == 0 && self.may_fit(versions, &absent);
@@ -334,7 +347,7 @@ impl Loader {
     }
 
     /// Whether there may be memory for what is `absent`, beside what cannot be evicted.
-    fn may_fit(&self, versions: &(impl Wanted + ?Sized), absent: &[usize]) -> bool {
+    fn may_fit(&self, versions: &(impl PinRequest + ?Sized), absent: &[usize]) -> bool {
         let sizes = absent.iter().filter_map(|place| versions.info(*place).size_bytes);
         let needed_bytes = sizes.map(Pool::charge).fold(0, u64::saturating_add);
         let taken_bytes = self.residency.unevictable_bytes();
@@ -345,14 +358,14 @@ impl Loader {
     /// room, and nothing is held.
     async fn try_in_turn(
         &self,
-        versions: &(impl Wanted + ?Sized),
+        versions: &(impl PinRequest + ?Sized),
         wait: &Wait,
-    ) -> Result<Option<Got>, CacheError> {
-        let waiting = Counted::new(&self.waiting);
+    ) -> Result<Option<PartialPins>, CacheError> {
+        let waiting = CountGuard::new(&self.waiting);
         let turn = self.turn.lock().await;
         let ends = Instant::now() + TURN;
         let Some(claim) = self.claim_in_turn(versions, ends).await? else { return Ok(None) };
-        let mut got = Got::none_of(versions.len());
+        let mut got = PartialPins::none_of(versions.len());
         if !claim.is_open() {
             // Memory is taken for all of it: loading it needs no turn.
             drop((turn, waiting));
@@ -390,19 +403,19 @@ impl Loader {
             }
             // What rings while one tries can be one's own attempt (a body that outgrew its room):
             // that must not become a question to the source without end.
-            tokio::time::sleep(BREATH.saturating_sub(tried.elapsed())).await;
+            tokio::time::sleep(MIN_RETRY.saturating_sub(tried.elapsed())).await;
         }
     }
 
     /// Comes when it makes sense to try again: there may be room, or some time has passed. Others
     /// can take memory meanwhile.
-    async fn rest(&self, versions: &(impl Wanted + ?Sized)) {
+    async fn rest(&self, versions: &(impl PinRequest + ?Sized)) {
         let needed_bytes = known_bytes(versions);
         let fits = async {
             loop {
                 let mut room = std::pin::pin!(self.residency.room());
                 room.as_mut().enable();
-                tokio::time::sleep(BREATH).await;
+                tokio::time::sleep(MIN_RETRY).await;
                 room.await;
                 // What of the table is pinned by others counts twice: then the time decides.
                 let taken_bytes = self.residency.unevictable_bytes();
@@ -420,7 +433,7 @@ impl Loader {
     /// are known.
     pub(crate) fn check_known_sizes(
         &self,
-        versions: &(impl Wanted + ?Sized),
+        versions: &(impl PinRequest + ?Sized),
     ) -> Result<(), CacheError> {
         let known = || (0..versions.len()).filter_map(|place| versions.info(place).size_bytes);
         let needed_bytes = known_bytes(versions);
@@ -449,19 +462,19 @@ impl Loader {
     /// Pins what is resident of `numbers`. Gives those of what is not.
     fn pin_resident(
         &self,
-        versions: &(impl Wanted + ?Sized),
+        versions: &(impl PinRequest + ?Sized),
         numbers: impl ExactSizeIterator<Item = usize>,
-        got: &mut Got,
+        got: &mut PartialPins,
     ) -> Result<Vec<usize>, CacheError> {
         let (mut absent, mut others) = (Vec::new(), Vec::new());
         let wanted = numbers.len();
         versions.pin_each(&self.residency, numbers, |number, found| match found {
-            Found::Same(pin) => got.pins[number] = Some(pin),
-            Found::Other(pin) | Found::Unverified(pin) => {
+            PinOutcome::Same(pin) => got.pins[number] = Some(pin),
+            PinOutcome::Other(pin) | PinOutcome::Unverified(pin) => {
                 absent.push(number);
                 others.push((number, pin));
             }
-            Found::Nothing => absent.push(number),
+            PinOutcome::Nothing => absent.push(number),
         });
         self.counters.hits.add((wanted - absent.len()) as u64);
         // What others pin stays what it is; nobody gets it under this description.
@@ -478,8 +491,8 @@ impl Loader {
     /// Pins what is not in `got` yet. `Some(bytes)`: an object of that size found no room.
     async fn try_pin_all(
         &self,
-        versions: &(impl Wanted + ?Sized),
-        got: &mut Got,
+        versions: &(impl PinRequest + ?Sized),
+        got: &mut PartialPins,
     ) -> Result<Option<u64>, CacheError> {
         let absent = self.pin_resident(versions, got.open().into_iter(), got)?;
         self.load_all(versions, absent, got).await
@@ -488,9 +501,9 @@ impl Loader {
     /// Loads what is `absent`. `Some(bytes)`: an object of that size found no room.
     async fn load_all(
         &self,
-        versions: &(impl Wanted + ?Sized),
+        versions: &(impl PinRequest + ?Sized),
         absent: Vec<usize>,
-        got: &mut Got,
+        got: &mut PartialPins,
     ) -> Result<Option<u64>, CacheError> {
         let loads = absent.into_iter().map(async |place| {
             let (version, loaded) = self.load(Arc::clone(versions.info(place))).await;
@@ -520,25 +533,26 @@ impl Loader {
             (pin.likeness(&version) == Likeness::Same).then_some(Ok(pin))
         };
         let work = || {
-            let load = Load {
+            let load = ObjectLoad {
                 residency: Arc::clone(&self.residency),
                 source: Arc::clone(&self.source),
                 places: Arc::clone(&self.places),
-                relic: self.relics.find(&version),
+                relic: self.inherited_objects.find(&version),
                 place: self.places.find(id),
                 counters: Arc::clone(&self.counters),
             };
             let version = Arc::clone(&version);
             async move { load.run(&version).await }
         };
-        let loaded = match self.flights.join(LoadKey(Arc::clone(&version)), landed, work).await {
-            Ok(result) => result,
-            Err(Lost) => Err(LoadFailure::Source(SourceError::Unusable {
-                url: self.source.url().to_owned(),
-                what: format!("{} {id}", version.path),
-                reason: "the load ended without a result".into(),
-            })),
-        };
+        let loaded =
+            match self.single_flight.join(LoadKey(Arc::clone(&version)), landed, work).await {
+                Ok(result) => result,
+                Err(CallLost) => Err(LoadFailure::Source(SourceError::Unusable {
+                    url: self.source.url().to_owned(),
+                    what: format!("{} {id}", version.path),
+                    reason: "the load ended without a result".into(),
+                })),
+            };
         (version, loaded)
     }
 }
@@ -576,17 +590,17 @@ fn lost(what: &str, error: &tokio::task::JoinError) -> CacheError {
     CacheError::Lost { what: format!("{what} ({error})") }
 }
 
-struct Load {
+struct ObjectLoad {
     residency: Arc<Residency>,
     source: Arc<dyn Source>,
-    places: Arc<Places>,
-    relic: Option<Arc<Relic>>,
+    places: Arc<Reservations>,
+    relic: Option<Arc<InheritedObject>>,
     /// The room that is kept for it.
-    place: Option<Arc<Place>>,
+    place: Option<Arc<Reserved>>,
     counters: Arc<Counters>,
 }
 
-impl Load {
+impl ObjectLoad {
     /// What a predecessor left of it, if that is right.
     async fn inherit(&self, version: &Arc<ObjectInfo>) -> Option<Result<Pin, LoadFailure>> {
         let (relic, places) = (Arc::clone(self.relic.as_ref()?), Arc::clone(&self.places));
@@ -594,7 +608,7 @@ impl Load {
         let copied = tokio::task::spawn_blocking(move || {
             let payload = relic.payload()?;
             let room = places.room(place.as_ref(), payload.len() as u64);
-            let mut room = room.map_err(Refusal::Pool)?;
+            let mut room = room.map_err(InheritRefusal::Pool)?;
             relic.check(room.append(payload).unwrap_or_default())?;
             Ok(room)
         });
@@ -608,11 +622,11 @@ impl Load {
                 // The source has what it describes.
                 None
             }
-            Err(Refusal::Pool(PoolError::NoRoom { needed_bytes, .. })) => {
+            Err(InheritRefusal::Pool(PoolError::NoRoom { needed_bytes, .. })) => {
                 Some(Err(LoadFailure::NoRoom { needed_bytes }))
             }
-            Err(Refusal::Pool(error)) => Some(Err(LoadFailure::Pool(Arc::new(error)))),
-            Err(Refusal::Damaged(reason)) => {
+            Err(InheritRefusal::Pool(error)) => Some(Err(LoadFailure::Pool(Arc::new(error)))),
+            Err(InheritRefusal::Damaged(reason)) => {
                 let (path, id) = (&version.path, version.id);
                 tracing::warn!(%path, %id, reason, "what a predecessor left is not taken");
                 None
@@ -710,10 +724,10 @@ impl Load {
 
 /// The memory of a block that is being written: where a source puts the bytes.
 struct BlockBody {
-    places: Arc<Places>,
+    places: Arc<Reservations>,
     /// Where room is kept for it.
-    place: Option<Arc<Place>>,
-    room: Room,
+    place: Option<Arc<Reserved>>,
+    room: LoadBuffer,
     written: usize,
     /// Of all that is written, as its source has computed it.
     md5: Option<Md5Sum>,
@@ -734,7 +748,7 @@ impl BlockBody {
         Ok(())
     }
 
-    async fn other_room(&mut self, size_bytes: u64) -> Result<Room, BodyError> {
+    async fn other_room(&mut self, size_bytes: u64) -> Result<LoadBuffer, BodyError> {
         if let Some(room) = self.places.room_now(size_bytes) {
             return Ok(room);
         }

@@ -16,9 +16,9 @@ use tokio::time::Instant;
 use crate::budget::ClientBudget;
 use crate::cache::deadline::by_deadline;
 use crate::cache::error::CacheError;
-use crate::cache::versions::catalog::Known;
-use crate::cache::versions::linked_timeline::Linked;
-use crate::cache::versions::object_index::{Objects, Versions};
+use crate::cache::versions::catalog::KnownTimeline;
+use crate::cache::versions::linked_timeline::LinkedTimeline;
+use crate::cache::versions::object_index::{ObjectIndex, Versions};
 use crate::cache::yielder::Turns;
 use crate::clock::Moment;
 use crate::index::Timeline;
@@ -45,7 +45,7 @@ struct OfPath<'a> {
 /// Versions of one path, as the source describes them.
 type Told = HashMap<ObjectId, Arc<ObjectInfo>>;
 
-impl Objects {
+impl ObjectIndex {
     /// What is known of each column where only the versions of `lock` are there, each for its own
     /// interval.
     ///
@@ -58,7 +58,7 @@ impl Objects {
         limits: CreationLimits,
         budget: &ClientBudget,
         deadline: Instant,
-    ) -> Result<Vec<Known>, CacheError> {
+    ) -> Result<Vec<KnownTimeline>, CacheError> {
         let what = "the source to tell the versions of a lock";
         by_deadline(what, deadline, self.select(lock, columns, limits, budget)).await
     }
@@ -69,7 +69,7 @@ impl Objects {
         columns: &[ColumnRequest],
         limits: CreationLimits,
         budget: &ClientBudget,
-    ) -> Result<Vec<Known>, CacheError> {
+    ) -> Result<Vec<KnownTimeline>, CacheError> {
         let mut turns = Turns::new();
         let mut charge = budget.charge(0, "lock of a request")?;
         let by_path = by_path(lock, columns, &mut turns).await?;
@@ -84,7 +84,7 @@ impl Objects {
         }
         let mut known = Vec::with_capacity(columns.len());
         // Columns of one path without entries of their own share a timeline.
-        let mut shared: HashMap<&ObjectPath, Arc<Linked>> = HashMap::new();
+        let mut shared: HashMap<&ObjectPath, Arc<LinkedTimeline>> = HashMap::new();
         for column in columns {
             let entries = by_path.get(&column.path);
             let ids = |name| entries.and_then(|entries| entries.by_column.get(&name));
@@ -108,7 +108,7 @@ impl Objects {
                 }
             };
             turns.take(1).await;
-            known.push(Known { timeline, stale: false, pace: None, charge: None });
+            known.push(KnownTimeline { timeline, stale: false, pace: None, charge: None });
         }
         let charge = Arc::new(charge);
         known.iter_mut().for_each(|known| known.charge = Some(Arc::clone(&charge)));
@@ -160,7 +160,7 @@ async fn by_path<'a>(
     Ok(by_path)
 }
 
-fn timeline_of(versions: &[Arc<ObjectInfo>]) -> Linked {
+fn timeline_of(versions: &[Arc<ObjectInfo>]) -> LinkedTimeline {
     let learn = || Timeline::unknown().learn(ValidityInterval::ALL, versions, Moment::default());
-    Linked::new(if versions.len() < MANY_VERSIONS { learn() } else { in_place(learn) })
+    LinkedTimeline::new(if versions.len() < MANY_VERSIONS { learn() } else { in_place(learn) })
 }

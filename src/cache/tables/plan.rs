@@ -18,13 +18,13 @@ use foldhash::quality::RandomState;
 
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::error::{CacheError, MissingColumn};
-use crate::cache::memory::in_use::InHand;
+use crate::cache::memory::in_use::InUseGuard;
 use crate::cache::memory::object::PinSet;
-use crate::cache::memory::pin_request::Wanted as _;
-use crate::cache::tables::loader::Pinned;
-use crate::cache::tables::schema_cache::Form;
-use crate::cache::versions::catalog::Known;
-use crate::cache::versions::linked_timeline::{Linked, VersionSet};
+use crate::cache::memory::pin_request::PinRequest as _;
+use crate::cache::tables::loader::PinnedVersions;
+use crate::cache::tables::schema_cache::TableSchema;
+use crate::cache::versions::catalog::KnownTimeline;
+use crate::cache::versions::linked_timeline::{LinkedTimeline, VersionSet};
 use crate::cache::yielder::Turns;
 use crate::index::{JoinPieces, Run, Slot, State, Timestamps};
 use crate::interval::{Timestamp, ValidityInterval};
@@ -33,7 +33,7 @@ use crate::shm::MetaHeader;
 use crate::source::in_place;
 use crate::table::{
     BatchMessages, CacheState, Cell, CellKind, CellRun, Column, ColumnRequest, Content,
-    EncodeError, Encoding, IntervalColumn, IntervalRow, Objects, Shown, View,
+    EncodeError, Encoding, IntervalColumn, IntervalRow, Objects, TableBody, View,
 };
 
 /// A table of so many columns is taken apart by somebody else than who lets go of it. To tell a thread
@@ -54,7 +54,7 @@ const MAX_ENCODED_BYTES: usize = 1 << 20;
 /// The versions that a table needs, each id once.
 #[derive(Debug)]
 struct Distinct {
-    timelines: Vec<Arc<Linked>>,
+    timelines: Vec<Arc<LinkedTimeline>>,
     /// By version: which timeline, and its index there.
     places: Vec<(u32, u32)>,
     /// The numbers of versions plus 1, where their ids are looked for first, or behind that; 0: no
@@ -84,7 +84,7 @@ impl Distinct {
     }
 
     /// The versions of one more column come.
-    fn column(&mut self, timeline: &Arc<Linked>) {
+    fn column(&mut self, timeline: &Arc<LinkedTimeline>) {
         self.timelines.push(Arc::clone(timeline));
         self.first = self.numbers.len();
     }
@@ -195,7 +195,7 @@ struct PlannedColumn {
     /// Where the places of its cells are.
     cells: Range<usize>,
     runs: Arc<[CellRun]>,
-    known: Known,
+    known: KnownTimeline,
 }
 
 impl Plan {
@@ -206,7 +206,7 @@ impl Plan {
     /// [`CacheError::Budget`].
     pub(crate) async fn new(
         timestamps: Arc<Timestamps>,
-        known: Vec<(ColumnRequest, Known)>,
+        known: Vec<(ColumnRequest, KnownTimeline)>,
         budget: &ClientBudget,
     ) -> Result<Self, CacheError> {
         let entries = timestamps.entries();
@@ -244,7 +244,7 @@ impl Plan {
     }
 
     /// What was known of each query when this was planned.
-    pub(crate) fn known_queries(&self) -> HashMap<QueryOfColumn<'_>, &Known> {
+    pub(crate) fn known_queries(&self) -> HashMap<QueryOfColumn<'_>, &KnownTimeline> {
         let known = self.columns.iter().rev().map(|planned| {
             let ColumnRequest { path, metadata, .. } = &planned.request;
             ((path, metadata), &planned.known)
@@ -253,7 +253,7 @@ impl Plan {
     }
 
     /// Each column, and what was known of it when this was planned.
-    pub(crate) fn known_columns(&self) -> impl Iterator<Item = (&ColumnRequest, &Known)> {
+    pub(crate) fn known_columns(&self) -> impl Iterator<Item = (&ColumnRequest, &KnownTimeline)> {
         self.columns.iter().map(|planned| (&planned.request, &planned.known))
     }
 
@@ -268,14 +268,14 @@ impl Plan {
     }
 
     /// The table with the places in memory, from what was pinned for [`versions`](Self::versions).
-    pub(crate) fn assemble(&self, got: Pinned) -> Assembled {
+    pub(crate) fn assemble(&self, got: PinnedVersions) -> Assembled {
         match self.places.len() {
             0..MANY_ENTRIES => self.assemble_here(got),
             _ => in_place(|| self.assemble_here(got)),
         }
     }
 
-    fn assemble_here(&self, got: Pinned) -> Assembled {
+    fn assemble_here(&self, got: PinnedVersions) -> Assembled {
         let columns = self
             .columns
             .iter()
@@ -329,7 +329,7 @@ impl Planning {
     async fn column(
         &mut self,
         request: ColumnRequest,
-        known: Known,
+        known: KnownTimeline,
         timestamps: &Timestamps,
     ) -> Result<PlannedColumn, CacheError> {
         self.distinct.column(&known.timeline);
@@ -399,7 +399,7 @@ fn widen(
     gap.rows += (run.end - run.start) as u64;
 }
 
-fn cells(places: &[u32], got: &Pinned, stale: bool) -> Vec<Cell> {
+fn cells(places: &[u32], got: &PinnedVersions, stale: bool) -> Vec<Cell> {
     let cell = |&object: &u32| {
         let number = object as usize;
         let header = got.pins.pins()[number].meta_header();
@@ -414,19 +414,19 @@ pub(crate) struct Assembled {
     pub(crate) columns: Arc<Vec<Column>>,
     pub(crate) pins: Arc<PinSet>,
     /// The batches as they cross the wire, in the forms in which they were asked for.
-    encoded: Mutex<Vec<(Encoded, Batches)>>,
+    encoded: Mutex<Vec<(EncodedKey, EncodedBatches)>>,
     /// Pays for it.
     pub(crate) charge: Arc<Charge>,
 }
 
 /// What decides how batches are encoded, beside what they hold.
-type Encoded = (Encoding, CellKind, bool);
+type EncodedKey = (Encoding, CellKind, bool);
 
 /// What two columns have in common if they ask for the same.
 pub(crate) type QueryOfColumn<'a> = (&'a ObjectPath, &'a BTreeMap<String, String>);
 
 /// The messages of each batch.
-type Batches = Arc<Vec<BatchMessages>>;
+type EncodedBatches = Arc<Vec<BatchMessages>>;
 
 impl Assembled {
     /// The messages of each batch in this form, if it is one that is kept: every consumer of a
@@ -436,14 +436,14 @@ impl Assembled {
     /// [`EncodeError`].
     pub(crate) fn encoded(
         &self,
-        form: &Form,
+        form: &TableSchema,
         content: &Content,
-    ) -> Result<Option<Batches>, EncodeError> {
+    ) -> Result<Option<EncodedBatches>, EncodeError> {
         let shape = &form.shape;
         let key = (shape.encoding, shape.cell, shape.nullable);
         let rows = match &content.shown {
-            Shown::Rows { timestamps, .. } => timestamps.len(),
-            Shown::Intervals(_) => return Ok(None),
+            TableBody::Rows { timestamps, .. } => timestamps.len(),
+            TableBody::Intervals(_) => return Ok(None),
         };
         // Run-end encoded they are small, however many rows there are.
         let bytes_per_row = match shape.encoding {
@@ -493,14 +493,14 @@ impl Assembled {
 
 /// What the cells of a table name, in somebody's hands.
 #[derive(Debug)]
-pub(crate) struct Handed {
+pub(crate) struct TableObjects {
     pub(crate) versions: Arc<VersionSet>,
-    pub(crate) pins: Arc<InHand>,
+    pub(crate) pins: Arc<InUseGuard>,
     /// Pays for the table, as long as it is being sent.
     pub(crate) _charges: Arc<[Arc<Charge>]>,
 }
 
-impl Objects for Handed {
+impl Objects for TableObjects {
     fn id(&self, number: u32) -> ObjectId {
         self.versions.id(number as usize)
     }
@@ -516,16 +516,16 @@ impl Objects for Handed {
 
 /// Which version is effective when, for each column, all over a range.
 #[derive(Debug)]
-pub(crate) struct Spans {
+pub(crate) struct PlannedIntervals {
     versions: Arc<VersionSet>,
-    columns: Vec<PlannedSpans>,
+    columns: Vec<PlannedIntervalColumn>,
     /// By cell, column after column: the place of its version among those of all.
     places: Vec<u32>,
     charge: Arc<Charge>,
 }
 
 #[derive(Debug)]
-struct PlannedSpans {
+struct PlannedIntervalColumn {
     request: ColumnRequest,
     /// Where the places of its cells are.
     cells: Range<usize>,
@@ -533,14 +533,14 @@ struct PlannedSpans {
     stale: bool,
 }
 
-impl Spans {
+impl PlannedIntervals {
     /// Decides which version is effective when. Yields and charges like [`Plan::new`].
     ///
     /// # Errors
     /// [`CacheError::Budget`].
     pub(crate) async fn new(
         range: ValidityInterval,
-        known: Vec<(ColumnRequest, Known)>,
+        known: Vec<(ColumnRequest, KnownTimeline)>,
         budget: &ClientBudget,
     ) -> Result<Self, CacheError> {
         let mut charge = budget.charge(0, "plan of a table")?;
@@ -563,7 +563,7 @@ impl Spans {
                 size_of_val(&rows[..]) as u64 + cells.len() as u64 * (CELL_BYTES + VERSION_BYTES),
             )?;
             turns.take(1 + spans.len()).await;
-            columns.push(PlannedSpans { request, cells, rows, stale: known.stale });
+            columns.push(PlannedIntervalColumn { request, cells, rows, stale: known.stale });
         }
         let (versions, places) = distinct.into_versions();
         Ok(Self { versions, columns, places, charge: Arc::new(charge) })
@@ -596,7 +596,7 @@ impl Spans {
         &self.versions
     }
 
-    pub(crate) fn assemble(self, got: Pinned) -> (Vec<IntervalColumn>, Arc<PinSet>) {
+    pub(crate) fn assemble(self, got: PinnedVersions) -> (Vec<IntervalColumn>, Arc<PinSet>) {
         let columns = self.columns.into_iter().map(|column| IntervalColumn {
             name: column.request.name,
             path: column.request.path,

@@ -17,7 +17,8 @@ use foldhash::fast::RandomState;
 use crate::shm::Epoch;
 use crate::source::{Policies, WhenMissing};
 use crate::table::{
-    CellKind, ColumnRequest, Dictionaries, Encoding, Head, Meta, Missing, Request, Shape, View,
+    CellKind, ColumnRequest, Dictionaries, Encoding, Meta, Missing, Request, SchemaMessage,
+    TableLayout, View,
 };
 
 /// So many forms are kept,
@@ -29,18 +30,18 @@ const MAX_FORM_BYTES: usize = 8 << 20;
 
 /// A form of tables.
 #[derive(Debug)]
-pub(crate) struct Form {
-    key: Key,
+pub(crate) struct TableSchema {
+    key: SchemaKey,
     /// Lease and timeframe in it stand for any.
-    pub(crate) shape: Arc<Shape>,
+    pub(crate) shape: Arc<TableLayout>,
     /// Its metadata lack the lease and the timeframe.
     pub(crate) schema: SchemaRef,
-    pub(crate) head: Head,
+    pub(crate) head: SchemaMessage,
     /// Those of the last table.
     pub(crate) dictionaries: Arc<Dictionaries>,
 }
 
-impl Form {
+impl TableSchema {
     fn has(&self, columns: &[ColumnRequest]) -> bool {
         let own = self.shape.columns.iter().map(|(name, path)| (name, path));
         own.eq(columns.iter().map(|column| (&column.name, &column.path)))
@@ -49,15 +50,15 @@ impl Form {
 
 /// What all tables of one stream have in common, found out once.
 #[derive(Debug)]
-pub(crate) struct Common {
-    pub(crate) form: Arc<Form>,
+pub(crate) struct StreamSchema {
+    pub(crate) form: Arc<TableSchema>,
     /// The columns of a timeframe in flight that were found to be those of the stream: the next
     /// timeframe has the very same, as a rule.
     registered: Mutex<Option<Arc<[ColumnRequest]>>>,
 }
 
-impl Common {
-    pub(crate) fn new(form: Arc<Form>) -> Self {
+impl StreamSchema {
+    pub(crate) fn new(form: Arc<TableSchema>) -> Self {
         Self { form, registered: Mutex::default() }
     }
 
@@ -77,7 +78,7 @@ impl Common {
 
 /// What decides the form, beside the columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
+pub(crate) struct SchemaKey {
     view: View,
     encoding: Encoding,
     cell: CellKind,
@@ -89,7 +90,7 @@ pub(crate) struct Key {
     attach: bool,
 }
 
-impl Key {
+impl SchemaKey {
     /// Of the table of a request, which has these things in its schema.
     pub(crate) fn new(request: &Request, nulls: bool, timeframe: bool, lease: bool) -> Self {
         Self {
@@ -114,20 +115,20 @@ impl Key {
 
 /// The forms of the tables that were sent.
 #[derive(Debug, Default)]
-pub(crate) struct Forms {
+pub(crate) struct SchemaCache {
     hasher: RandomState,
-    known: RwLock<Known>,
+    known: RwLock<CachedSchema>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct CachedSchema {
     /// By hash; of two with the same one, the later.
-    forms: HashMap<u64, Arc<Form>, RandomState>,
+    forms: HashMap<u64, Arc<TableSchema>, RandomState>,
     bytes: usize,
 }
 
-impl Forms {
-    fn hash(&self, key: Key, columns: &[ColumnRequest]) -> u64 {
+impl SchemaCache {
+    fn hash(&self, key: SchemaKey, columns: &[ColumnRequest]) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         key.hash(&mut hasher);
         for column in columns {
@@ -138,15 +139,15 @@ impl Forms {
     }
 }
 
-impl Forms {
+impl SchemaCache {
     /// The form that `key` and `columns` decide.
     pub(crate) fn form(
         &self,
-        key: Key,
+        key: SchemaKey,
         columns: &[ColumnRequest],
         instance: &Instance<'_>,
-    ) -> Arc<Form> {
-        let key = Key { attach: instance.attach.is_some(), ..key };
+    ) -> Arc<TableSchema> {
+        let key = SchemaKey { attach: instance.attach.is_some(), ..key };
         let hash = self.hash(key, columns);
         let known = {
             let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
@@ -155,13 +156,13 @@ impl Forms {
         if let Some(form) = known.filter(|form| form.key == key && form.has(columns)) {
             return form;
         }
-        let form = Arc::new(Form::new(key, columns, instance));
+        let form = Arc::new(TableSchema::new(key, columns, instance));
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         // Its schema is there three times: encoded, as Arrow's, and as the shape.
         let bytes = form.head.bytes() * 4;
         if bytes <= MAX_FORM_BYTES {
             if known.forms.len() == MAX_FORMS || known.bytes + bytes > MAX_BYTES {
-                *known = Known::default();
+                *known = CachedSchema::default();
             }
             known.bytes += bytes;
             known.forms.insert(hash, Arc::clone(&form));
@@ -179,8 +180,8 @@ pub(crate) struct Instance<'a> {
     pub(crate) policies: &'a Policies,
 }
 
-impl Form {
-    fn new(key: Key, columns: &[ColumnRequest], instance: &Instance<'_>) -> Self {
+impl TableSchema {
+    fn new(key: SchemaKey, columns: &[ColumnRequest], instance: &Instance<'_>) -> Self {
         let policies = instance.policies;
         let optional =
             |column: &&ColumnRequest| policies.missing(&column.path) == Some(WhenMissing::Optional);
@@ -191,7 +192,7 @@ impl Form {
             timeframe: key.timeframe.then_some(0),
             lease: key.lease.then(String::new),
         };
-        let shape = Shape {
+        let shape = TableLayout {
             view: key.view,
             encoding: key.encoding,
             cell: key.cell,
@@ -202,7 +203,7 @@ impl Form {
             columns: columns.iter().map(|one| (one.name.clone(), one.path.clone())).collect(),
             meta,
         };
-        let head = Head::new(&shape);
+        let head = SchemaMessage::new(&shape);
         let schema = shape.schema_of(&shape.schema(), None, None);
         Self { key, shape: Arc::new(shape), schema, head, dictionaries: Arc::default() }
     }

@@ -21,9 +21,9 @@ use tracing::Instrument as _;
 
 use crate::budget::Charge;
 use crate::cache::error::CacheError;
-use crate::cache::restart::{Noted, NotedSeries};
-use crate::cache::single_flight::{Flights, Lost};
-use crate::cache::versions::linked_timeline::Linked;
+use crate::cache::restart::{SavedSeries, SavedTimelines};
+use crate::cache::single_flight::{CallLost, SingleFlight};
+use crate::cache::versions::linked_timeline::LinkedTimeline;
 use crate::cache::versions::pace::Pace;
 use crate::clock::{Clock, Moment};
 use crate::error::Coded as _;
@@ -48,9 +48,9 @@ const MAX_IN_VAIN: usize = 31;
 /// How many problems are remembered.
 const MAX_PROBLEMS: usize = 10_000;
 /// What is learned is learned then at the earliest: before it lies only what nobody has confirmed.
-const FIRST: Moment = Moment::from_millis(1);
+const FIRST_MOMENT: Moment = Moment::from_millis(1);
 /// So many times are looked up at once, at most, where each answer tells of a single time.
-const AT_ONCE: usize = 16;
+const PARALLEL_LOOK_UPS: usize = 16;
 /// Where an older answer is known, the source has this long to confirm it.
 const CONFIRM_TIME: Duration = Duration::from_secs(2);
 /// A series that nobody asked for this long is not refreshed in the background any more.
@@ -67,7 +67,7 @@ pub(crate) struct Catalog {
     series: RwLock<HashMap<Query, Arc<Series>, RandomState>>,
     /// Bytes of the queries of all timelines; written under the lock of `series`.
     query_bytes: AtomicUsize,
-    look_ups: Flights<(Query, Timestamp), Result<Learned, SourceError>>,
+    look_ups: SingleFlight<(Query, Timestamp), Result<LookUpResult, SourceError>>,
     /// Some series were told of changes.
     told: tokio::sync::Notify,
     /// What was passed over, so that each is told once.
@@ -76,7 +76,7 @@ pub(crate) struct Catalog {
 
 #[derive(Debug)]
 struct Series {
-    timeline: ArcSwap<Linked>,
+    timeline: ArcSwap<LinkedTimeline>,
     used: AtomicU64,
     /// When the source told that the path changed; 0: never. Requests ask it then.
     changed: AtomicU64,
@@ -88,8 +88,8 @@ struct Series {
 }
 
 impl Series {
-    fn known(&self, timeline: Arc<Linked>, stale: bool) -> Known {
-        Known { timeline, stale, pace: Some(Arc::clone(&self.pace)), charge: None }
+    fn known(&self, timeline: Arc<LinkedTimeline>, stale: bool) -> KnownTimeline {
+        KnownTimeline { timeline, stale, pace: Some(Arc::clone(&self.pace)), charge: None }
     }
 
     fn learn(&self, span: ValidityInterval, versions: &[Arc<ObjectInfo>], learned: Moment) {
@@ -108,7 +108,7 @@ impl Series {
 
 /// What came of a look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Learned {
+enum LookUpResult {
     /// The source has said it.
     Now,
     /// It could not be asked; what it said earlier was at hand.
@@ -117,8 +117,8 @@ enum Learned {
 
 /// A timeline on which all that was asked for is known.
 #[derive(Debug, Clone)]
-pub(crate) struct Known {
-    pub(crate) timeline: Arc<Linked>,
+pub(crate) struct KnownTimeline {
+    pub(crate) timeline: Arc<LinkedTimeline>,
     /// The source could not confirm it in time.
     pub(crate) stale: bool,
     /// How requests of this query move in time; none where the versions are given.
@@ -147,7 +147,7 @@ fn open_at(timeline: &Timeline, timestamps: &Timestamps, oldest: Moment) -> Vec<
         let first = there.find(|at| *at != Timestamp::MAX);
         return first.and_then(|at| Some((at, open(&timeline.at(at))?))).into_iter().collect();
     }
-    open_times(timeline, timestamps, AT_ONCE + 1, open)
+    open_times(timeline, timestamps, PARALLEL_LOOK_UPS + 1, open)
 }
 
 impl Catalog {
@@ -158,7 +158,7 @@ impl Catalog {
             counters,
             series: RwLock::default(),
             query_bytes: AtomicUsize::new(0),
-            look_ups: Flights::default(),
+            look_ups: SingleFlight::default(),
             told: tokio::sync::Notify::new(),
             problems: Mutex::default(),
         }
@@ -210,7 +210,7 @@ impl Catalog {
                 Entry::Vacant(entry) => {
                     self.query_bytes.fetch_add(query_bytes(query), Ordering::Relaxed);
                     Arc::clone(entry.insert(Arc::new(Series {
-                        timeline: ArcSwap::from_pointee(Linked::new(Timeline::unknown())),
+                        timeline: ArcSwap::from_pointee(LinkedTimeline::new(Timeline::unknown())),
                         used: AtomicU64::new(millis),
                         changed: AtomicU64::new(0),
                         told: AtomicBool::new(false),
@@ -229,7 +229,7 @@ impl Catalog {
     pub(crate) fn oldest_fresh(&self, path: &ObjectPath, now: Moment) -> Moment {
         let age = now.since(Moment::default());
         let fresh = age.saturating_sub(self.source.refresh_of(path).mul_f64(0.75));
-        Moment::default().after(fresh).max(FIRST)
+        Moment::default().after(fresh).max(FIRST_MOMENT)
     }
 
     /// The timeline of `query`, if `now` it is known and fresh at each of `timestamps`. Waits for
@@ -239,7 +239,7 @@ impl Catalog {
         query: &Query,
         timestamps: &Timestamps,
         now: Moment,
-    ) -> Option<Known> {
+    ) -> Option<KnownTimeline> {
         let series = self.series(query, now);
         let timeline = series.timeline.load_full();
         let oldest = self.oldest_fresh(&query.path, now).max(series.changed());
@@ -255,7 +255,7 @@ impl Catalog {
         self: &Arc<Self>,
         query: &Query,
         timestamps: &Timestamps,
-    ) -> Result<Known, CacheError> {
+    ) -> Result<KnownTimeline, CacheError> {
         self.known(query, |timeline, oldest| open_at(timeline, timestamps, oldest)).await
     }
 
@@ -267,14 +267,14 @@ impl Catalog {
         self: &Arc<Self>,
         query: &Query,
         range: ValidityInterval,
-    ) -> Result<Known, CacheError> {
+    ) -> Result<KnownTimeline, CacheError> {
         let wanted = |timeline: &Timeline, oldest: Moment| {
             let wanted = timeline.steps(range).filter_map(|span| {
                 let unknown = span.state == State::Unknown;
                 let old = span.learned < oldest;
                 (unknown || old).then_some((span.interval.from(), unknown))
             });
-            wanted.take(AT_ONCE + 1).collect()
+            wanted.take(PARALLEL_LOOK_UPS + 1).collect()
         };
         self.known(query, wanted).await
     }
@@ -288,7 +288,7 @@ impl Catalog {
         self: &Arc<Self>,
         query: &Query,
         wanted: impl Fn(&Timeline, Moment) -> Vec<(Timestamp, bool)>,
-    ) -> Result<Known, CacheError> {
+    ) -> Result<KnownTimeline, CacheError> {
         let now = self.clock.now();
         let series = self.series(query, now);
         // As of now: what is learned from here on is fresh, however long it takes.
@@ -305,14 +305,14 @@ impl Catalog {
             if asked_in_all >= MAX_IN_VAIN && timeline.versions() == 0 {
                 return Err(CacheError::NothingFound { path: query.path.clone(), asked_in_all });
             }
-            at_once = if expected == Some(next) { (at_once * 2).min(AT_ONCE) } else { 1 };
+            at_once = if expected == Some(next) { (at_once * 2).min(PARALLEL_LOOK_UPS) } else { 1 };
             expected = open.get(at_once).map(|(at, _)| *at);
             asked_in_all += open.len().min(at_once);
             let asked = open.into_iter().take(at_once);
             let asked =
                 asked.map(|(at, unknown)| self.confirm(query, &series, at, unknown, oldest));
             let learned = futures::future::try_join_all(asked).await?;
-            if learned.contains(&Learned::Earlier) {
+            if learned.contains(&LookUpResult::Earlier) {
                 (stale, oldest) = (true, Moment::default());
             }
         }
@@ -327,7 +327,7 @@ impl Catalog {
         at: Timestamp,
         unknown: bool,
         oldest: Moment,
-    ) -> Result<Learned, CacheError> {
+    ) -> Result<LookUpResult, CacheError> {
         let asked = self.look_up(query, series, at, oldest);
         if unknown {
             return asked.await;
@@ -335,13 +335,13 @@ impl Catalog {
         match tokio::time::timeout(CONFIRM_TIME, asked).await {
             Ok(Err(error)) if error.kind().is_transient() => {
                 tracing::warn!(path = %query.path, %at, %error, "serving an older answer");
-                Ok(Learned::Earlier)
+                Ok(LookUpResult::Earlier)
             }
             Ok(learned) => learned,
             Err(_) => {
                 let error = "the source is silent";
                 tracing::warn!(path = %query.path, %at, error, "serving an older answer");
-                Ok(Learned::Earlier)
+                Ok(LookUpResult::Earlier)
             }
         }
     }
@@ -352,11 +352,12 @@ impl Catalog {
         series: &Arc<Series>,
         at: Timestamp,
         oldest: Moment,
-    ) -> Result<Learned, CacheError> {
+    ) -> Result<LookUpResult, CacheError> {
         // Somebody's answer may have come in between our look at the timeline and now.
         let landed = || {
             let step = series.timeline.load().at(at);
-            (step.state != State::Unknown && step.learned >= oldest).then_some(Ok(Learned::Now))
+            (step.state != State::Unknown && step.learned >= oldest)
+                .then_some(Ok(LookUpResult::Now))
         };
         let work = || {
             let (catalog, series, query) = (Arc::clone(self), Arc::clone(series), query.clone());
@@ -365,7 +366,9 @@ impl Catalog {
         match self.look_ups.join((query.clone(), at), landed, work).await {
             Ok(Ok(learned)) => Ok(learned),
             Ok(Err(error)) => Err(CacheError::LookUp { path: query.path.clone(), at, error }),
-            Err(Lost) => Err(CacheError::Lost { what: format!("the look-up of {}", query.path) }),
+            Err(CallLost) => {
+                Err(CacheError::Lost { what: format!("the look-up of {}", query.path) })
+            }
         }
     }
 
@@ -374,11 +377,11 @@ impl Catalog {
         query: &Query,
         series: &Series,
         at: Timestamp,
-    ) -> Result<Learned, SourceError> {
+    ) -> Result<LookUpResult, SourceError> {
         self.counters.look_ups.add(1);
         series.asked.store(at.as_millis(), Ordering::Relaxed);
         // As of before the question: what is put meanwhile may or may not be in the answer.
-        let asked = self.clock.now().max(FIRST);
+        let asked = self.clock.now().max(FIRST_MOMENT);
         let held = series.timeline.load().version_at(at).cloned();
         let began = std::time::Instant::now();
         let span = tracing::info_span!("look_up", path = %query.path, %at);
@@ -400,10 +403,10 @@ impl Catalog {
                 let long_ago = Moment::default();
                 series.learn(span, &versions, long_ago);
             }
-            return Ok(Learned::Earlier);
+            return Ok(LookUpResult::Earlier);
         }
         series.learn(span, &versions, asked);
-        Ok(Learned::Now)
+        Ok(LookUpResult::Now)
     }
 
     /// Says once of each entry that was passed over that it was.
@@ -517,7 +520,7 @@ impl Catalog {
 
     /// The queries that were asked last, at most `limit`, with what is known for them; and how many
     /// there are in all.
-    pub(crate) fn asked_last(&self, limit: usize) -> (Vec<(Query, Arc<Linked>)>, usize) {
+    pub(crate) fn asked_last(&self, limit: usize) -> (Vec<(Query, Arc<LinkedTimeline>)>, usize) {
         let all = self.series.read().unwrap_or_else(PoisonError::into_inner);
         let mut asked: Vec<_> = all.iter().collect();
         if asked.len() > limit {
@@ -530,8 +533,8 @@ impl Catalog {
     }
 
     /// What is known, as far as `resident` says that the object of a version is there.
-    pub(crate) fn noted(&self, resident: impl Fn(ObjectId) -> bool) -> Noted {
-        let all: Vec<(Query, Arc<Linked>)> = {
+    pub(crate) fn saved_timelines(&self, resident: impl Fn(ObjectId) -> bool) -> SavedTimelines {
+        let all: Vec<(Query, Arc<LinkedTimeline>)> = {
             let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
             series.iter().map(|(query, one)| (query.clone(), one.timeline.load_full())).collect()
         };
@@ -555,21 +558,25 @@ impl Catalog {
             }
             let Query { path, metadata, limits } = query.clone();
             let (not_before, not_after) = (limits.not_before, limits.not_after);
-            series.push(NotedSeries { path, metadata, not_before, not_after, pieces });
+            series.push(SavedSeries { path, metadata, not_before, not_after, pieces });
         }
         series.sort_by(|a, b| (&a.path, &a.metadata).cmp(&(&b.path, &b.metadata)));
-        Noted { source: self.source.url().to_owned(), versions, series }
+        SavedTimelines { source: self.source.url().to_owned(), versions, series }
     }
 
     /// Takes over what a predecessor knew. It counts only where the source does not say otherwise:
     /// nobody has confirmed it.
-    pub(crate) fn remember(&self, noted: Noted) {
-        if noted.source != self.source.url() {
+    pub(crate) fn remember(&self, saved_timelines: SavedTimelines) {
+        if saved_timelines.source != self.source.url() {
             return;
         }
-        let versions: Vec<Option<Arc<ObjectInfo>>> =
-            noted.versions.into_iter().map(|record| record.version().map(Arc::new)).collect();
-        for NotedSeries { path, metadata, not_before, not_after, pieces } in noted.series {
+        let versions: Vec<Option<Arc<ObjectInfo>>> = saved_timelines
+            .versions
+            .into_iter()
+            .map(|record| record.version().map(Arc::new))
+            .collect();
+        for SavedSeries { path, metadata, not_before, not_after, pieces } in saved_timelines.series
+        {
             let query = Query { path, metadata, limits: CreationLimits { not_before, not_after } };
             let series = self.series(&query, self.clock.now());
             let mut timeline = Timeline::clone(&**series.timeline.load());
@@ -581,7 +588,7 @@ impl Catalog {
                         timeline.learn(span, std::slice::from_ref(version), Moment::default());
                 }
             }
-            series.timeline.store(Arc::new(Linked::new(timeline)));
+            series.timeline.store(Arc::new(LinkedTimeline::new(timeline)));
         }
     }
 

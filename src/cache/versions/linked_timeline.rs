@@ -15,32 +15,34 @@ use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use crate::cache::memory::object::Resident;
-use crate::cache::memory::pin_request::{Found, Wanted};
+use crate::cache::memory::pin_request::{PinOutcome, PinRequest};
 use crate::cache::memory::residency::{Pinning, Residency};
 use crate::index::Timeline;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::{AHEAD, prefetch};
 
 /// Links of so many versions that follow each other are under one lock.
-const PAGE: usize = 128;
+const LINKS_PER_PAGE: usize = 128;
 
 /// A timeline, and where the objects of its versions were found.
 #[derive(Debug)]
-pub(crate) struct Linked {
+pub(crate) struct LinkedTimeline {
     timeline: Timeline,
-    links: Arc<Links>,
+    links: Arc<LinkPages>,
 }
 
-impl Linked {
+impl LinkedTimeline {
     pub(crate) fn new(timeline: Timeline) -> Self {
-        let links = Arc::new(Links::of(timeline.versions()));
+        let links = Arc::new(LinkPages::of(timeline.versions()));
         Self { timeline, links }
     }
 
     /// What follows this one: versions that are known here keep their links.
     pub(crate) fn followed_by(&self, timeline: Timeline) -> Self {
         let links = match timeline.has_versions_of(&self.timeline) {
-            true if timeline.versions() <= self.links.0.len() * PAGE => Arc::clone(&self.links),
+            true if timeline.versions() <= self.links.0.len() * LINKS_PER_PAGE => {
+                Arc::clone(&self.links)
+            }
             true => Arc::new(self.links.grown(timeline.versions())),
             false => return Self::new(timeline),
         };
@@ -60,7 +62,7 @@ impl Linked {
     }
 }
 
-impl Deref for Linked {
+impl Deref for LinkedTimeline {
     type Target = Timeline;
 
     fn deref(&self) -> &Timeline {
@@ -70,29 +72,30 @@ impl Deref for Linked {
 
 /// By version of a timeline: its object, where it was found.
 #[derive(Debug)]
-struct Links(Box<[Arc<RwLock<Page>>]>);
+struct LinkPages(Box<[Arc<RwLock<LinkPage>>]>);
 
-/// Links of [`PAGE`] versions; empty before the first one is made.
-type Page = Box<[Weak<Resident>]>;
+/// Links of [`LINKS_PER_PAGE`] versions; empty before the first one is made.
+type LinkPage = Box<[Weak<Resident>]>;
 
-impl Links {
+impl LinkPages {
     fn of(versions: usize) -> Self {
-        Self((0..versions.div_ceil(PAGE)).map(|_| Arc::default()).collect())
+        Self((0..versions.div_ceil(LINKS_PER_PAGE)).map(|_| Arc::default()).collect())
     }
 
     /// These, with room for `versions`.
     fn grown(&self, versions: usize) -> Self {
         let known = self.0.iter().map(Arc::clone);
-        let room = versions.div_ceil(PAGE).saturating_sub(self.0.len());
+        let room = versions.div_ceil(LINKS_PER_PAGE).saturating_sub(self.0.len());
         Self(known.chain((0..room).map(|_| Arc::default())).collect())
     }
 
     fn set(&self, index: usize, link: Weak<Resident>) {
-        let mut page = self.0[index / PAGE].write().unwrap_or_else(PoisonError::into_inner);
+        let mut page =
+            self.0[index / LINKS_PER_PAGE].write().unwrap_or_else(PoisonError::into_inner);
         if page.is_empty() {
-            *page = std::iter::repeat_with(Weak::new).take(PAGE).collect();
+            *page = std::iter::repeat_with(Weak::new).take(LINKS_PER_PAGE).collect();
         }
-        page[index % PAGE] = link;
+        page[index % LINKS_PER_PAGE] = link;
     }
 }
 
@@ -103,13 +106,13 @@ fn read<T>(page: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 /// Versions of timelines, each id once; cells name them by number.
 #[derive(Debug, Default)]
 pub(crate) struct VersionSet {
-    timelines: Vec<Arc<Linked>>,
+    timelines: Vec<Arc<LinkedTimeline>>,
     /// By number: which timeline, and its index there.
     places: Vec<(u32, u32)>,
 }
 
 impl VersionSet {
-    pub(crate) fn new(timelines: Vec<Arc<Linked>>, places: Vec<(u32, u32)>) -> Self {
+    pub(crate) fn new(timelines: Vec<Arc<LinkedTimeline>>, places: Vec<(u32, u32)>) -> Self {
         Self { timelines, places }
     }
 
@@ -118,7 +121,7 @@ impl VersionSet {
         (0..self.len()).map(|number| self.info(number))
     }
 
-    fn of(&self, number: usize) -> (&Linked, u32) {
+    fn of(&self, number: usize) -> (&LinkedTimeline, u32) {
         let (timeline, index) = self.places[number];
         (&self.timelines[timeline as usize], index)
     }
@@ -129,7 +132,7 @@ impl VersionSet {
         &self,
         pinning: &mut Pinning<'_>,
         numbers: impl Iterator<Item = usize>,
-        found: &mut impl FnMut(usize, Found),
+        found: &mut impl FnMut(usize, PinOutcome),
     ) -> Vec<usize> {
         let mut unlinked = Vec::new();
         let mut at = (u32::MAX, usize::MAX);
@@ -137,19 +140,20 @@ impl VersionSet {
         for number in numbers {
             let (timeline, index) = self.places[number];
             let index = index as usize;
-            if at != (timeline, index / PAGE) {
-                at = (timeline, index / PAGE);
+            if at != (timeline, index / LINKS_PER_PAGE) {
+                at = (timeline, index / LINKS_PER_PAGE);
                 // One lock at a time.
                 drop(page.take());
-                page = Some(read(&self.timelines[timeline as usize].links.0[index / PAGE]));
+                page =
+                    Some(read(&self.timelines[timeline as usize].links.0[index / LINKS_PER_PAGE]));
             }
             let links: &[Weak<Resident>] = page.as_ref().map_or(&[], |page| page);
-            if let Some(next) = links.get(index % PAGE + AHEAD) {
+            if let Some(next) = links.get(index % LINKS_PER_PAGE + AHEAD) {
                 prefetch(next.as_ptr());
             }
-            let resident = links.get(index % PAGE).and_then(Weak::upgrade);
+            let resident = links.get(index % LINKS_PER_PAGE).and_then(Weak::upgrade);
             match resident {
-                Some(resident) => found(number, Found::Same(pinning.take(resident))),
+                Some(resident) => found(number, PinOutcome::Same(pinning.take(resident))),
                 None => unlinked.push(number),
             }
         }
@@ -157,7 +161,7 @@ impl VersionSet {
     }
 }
 
-impl Wanted for VersionSet {
+impl PinRequest for VersionSet {
     fn len(&self) -> usize {
         self.places.len()
     }
@@ -176,13 +180,13 @@ impl Wanted for VersionSet {
         &self,
         residency: &Residency,
         numbers: impl Iterator<Item = usize>,
-        mut found: impl FnMut(usize, Found),
+        mut found: impl FnMut(usize, PinOutcome),
     ) {
         let mut pinning = residency.pinning();
         for number in self.pin_linked(&mut pinning, numbers, &mut found) {
             let (linked, index) = self.of(number);
-            let pinned = Found::new(pinning.by_id(linked.id(index)), linked.version(index));
-            if let Found::Same(pin) = &pinned {
+            let pinned = PinOutcome::new(pinning.by_id(linked.id(index)), linked.version(index));
+            if let PinOutcome::Same(pin) = &pinned {
                 linked.links.set(index as usize, Arc::downgrade(pin.resident()));
             }
             found(number, pinned);
@@ -200,7 +204,7 @@ mod tests {
     use crate::interval::{Timestamp, ValidityInterval};
     use crate::object::{Md5Sum, ObjectPath};
 
-    const COUNT: usize = 3 * PAGE / 2;
+    const COUNT: usize = 3 * LINKS_PER_PAGE / 2;
 
     fn version(n: usize, size_bytes: u64) -> Arc<ObjectInfo> {
         let [from, until] = [n, n + 1].map(|at| Timestamp::from_millis(at as i64));
@@ -219,7 +223,7 @@ mod tests {
         Timeline::unknown().learn(ValidityInterval::ALL, versions, Moment::default())
     }
 
-    fn all_of(linked: &Arc<Linked>) -> VersionSet {
+    fn all_of(linked: &Arc<LinkedTimeline>) -> VersionSet {
         let count = linked.versions() as u32;
         VersionSet::new(vec![Arc::clone(linked)], (0..count).map(|index| (0, index)).collect())
     }
@@ -230,13 +234,13 @@ mod tests {
         let mut right = 0;
         set.pin_each(home, 0..set.len(), |number, found| {
             pins[number] = match found {
-                Found::Same(pin) => {
+                PinOutcome::Same(pin) => {
                     right += 1;
                     Some(pin)
                 }
-                Found::Other(pin) => Some(pin),
-                Found::Unverified(pin) => Some(pin),
-                Found::Nothing => None,
+                PinOutcome::Other(pin) => Some(pin),
+                PinOutcome::Unverified(pin) => Some(pin),
+                PinOutcome::Nothing => None,
             };
         });
         for (number, pin) in pins.iter().enumerate() {
@@ -246,7 +250,7 @@ mod tests {
     }
 
     /// How many links there are.
-    fn links(linked: &Linked) -> usize {
+    fn links(linked: &LinkedTimeline) -> usize {
         let pages = linked.links.0.iter().map(|page| read(page).to_vec());
         pages.flatten().filter(|link| !link.ptr_eq(&Weak::new())).count()
     }
@@ -255,7 +259,7 @@ mod tests {
     fn a_link_leads_to_the_object_that_is_there_now() {
         let home = home(COUNT);
         let versions: Vec<_> = (0..COUNT).map(|n| version(n, OBJECT_BYTES)).collect();
-        let linked = Arc::new(Linked::new(timeline(&versions)));
+        let linked = Arc::new(LinkedTimeline::new(timeline(&versions)));
         let set = all_of(&linked);
         assert!(pinned(&set, &home).0.iter().all(Option::is_none));
         (0..COUNT).for_each(|n| drop(object(&home, n)));
@@ -287,7 +291,7 @@ mod tests {
     fn no_link_is_made_to_an_object_of_other_content() {
         let home = home(2);
         let _other = object(&home, 0);
-        let linked = Arc::new(Linked::new(timeline(&[version(0, OBJECT_BYTES + 1)])));
+        let linked = Arc::new(LinkedTimeline::new(timeline(&[version(0, OBJECT_BYTES + 1)])));
         for _ in 0..2 {
             let (pins, right) = pinned(&all_of(&linked), &home);
             assert_eq!((pins[0].is_some(), right, links(&linked)), (true, 0, 0));
@@ -298,7 +302,7 @@ mod tests {
     fn links_stay_with_the_versions_and_go_with_their_objects() {
         let home = home(COUNT);
         let versions: Vec<_> = (0..COUNT).map(|n| version(n, OBJECT_BYTES)).collect();
-        let first = Linked::new(timeline(&versions));
+        let first = LinkedTimeline::new(timeline(&versions));
         let confirmed = first.learn(ValidityInterval::ALL, &versions, Moment::from_millis(7));
         let confirmed = Arc::new(first.followed_by(confirmed));
         let other = first.learn(ValidityInterval::ALL, &versions[1..], Moment::from_millis(8));

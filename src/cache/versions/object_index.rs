@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use crate::cache::error::CacheError;
-use crate::cache::single_flight::{Flights, Lost};
+use crate::cache::single_flight::{CallLost, SingleFlight};
 use crate::cache::versions::catalog::Catalog;
 use crate::clock::{Clock, Moment};
 use crate::error::Coded as _;
@@ -44,7 +44,7 @@ pub struct Versions {
 }
 
 #[derive(Debug)]
-pub(crate) struct Listing {
+pub(crate) struct VersionListing {
     pub(crate) versions: Versions,
     learned: Moment,
 }
@@ -73,22 +73,22 @@ pub(crate) fn effective_of(
 
 /// What is remembered for those who ask for single objects.
 #[derive(Debug)]
-pub(crate) struct Objects {
+pub(crate) struct ObjectIndex {
     catalog: Arc<Catalog>,
     clock: Clock,
     /// What the service sees of the versions.
     limits: CreationLimits,
     names: moka::sync::Cache<ObjectId, Arc<ObjectInfo>>,
     sums: moka::sync::Cache<ObjectId, Md5Sum>,
-    listings: moka::sync::Cache<ObjectPath, Arc<Listing>>,
-    flights: Flights<ObjectPath, Result<Arc<Listing>, SourceError>>,
+    listings: moka::sync::Cache<ObjectPath, Arc<VersionListing>>,
+    single_flight: SingleFlight<ObjectPath, Result<Arc<VersionListing>, SourceError>>,
 }
 
-impl Objects {
+impl ObjectIndex {
     pub(crate) fn new(catalog: Arc<Catalog>, clock: Clock, limits: CreationLimits) -> Self {
         let listings = moka::sync::Cache::builder()
             .max_capacity(MAX_LISTED)
-            .weigher(|_, listing: &Arc<Listing>| {
+            .weigher(|_, listing: &Arc<VersionListing>| {
                 u32::try_from(listing.versions.versions.len() + 1).unwrap_or(u32::MAX)
             })
             .build();
@@ -99,12 +99,12 @@ impl Objects {
             names: moka::sync::Cache::new(MAX_NAMES),
             sums: moka::sync::Cache::new(MAX_NAMES),
             listings,
-            flights: Flights::default(),
+            single_flight: SingleFlight::default(),
         }
     }
 }
 
-impl Objects {
+impl ObjectIndex {
     pub(crate) fn name(&self, version: &Arc<ObjectInfo>) {
         // What is told by time is the newest that is known of it: its end may have been moved.
         if self.names.get(&version.id).is_none_or(|known| known != *version) {
@@ -137,7 +137,10 @@ impl Objects {
     }
 
     /// Every version of `path` within the limits of the service, from a listing that is not too old.
-    pub(crate) async fn listing(&self, path: &ObjectPath) -> Result<Arc<Listing>, CacheError> {
+    pub(crate) async fn listing(
+        &self,
+        path: &ObjectPath,
+    ) -> Result<Arc<VersionListing>, CacheError> {
         let oldest = self.catalog.oldest_fresh(path, self.clock.now());
         let fresh = || self.listings.get(path).filter(|listing| listing.learned >= oldest);
         if let Some(listing) = fresh() {
@@ -151,7 +154,7 @@ impl Objects {
             async move {
                 let listed = source.list(&query).await?;
                 let (whole, versions) = (listed.is_some(), listed.unwrap_or_default());
-                let listing = Listing { versions: Versions { versions, whole }, learned };
+                let listing = VersionListing { versions: Versions { versions, whole }, learned };
                 let listing = Arc::new(listing);
                 // A path of which there is nothing is not kept: anybody can ask for any.
                 if !whole || !listing.versions.versions.is_empty() {
@@ -160,9 +163,9 @@ impl Objects {
                 Ok(listing)
             }
         };
-        let listed = match self.flights.join(path.clone(), || fresh().map(Ok), work).await {
+        let listed = match self.single_flight.join(path.clone(), || fresh().map(Ok), work).await {
             Ok(listed) => listed,
-            Err(Lost) => Err(SourceError::Unusable {
+            Err(CallLost) => Err(SourceError::Unusable {
                 url: self.catalog.source().url().to_owned(),
                 what: format!("the listing of {path}"),
                 reason: "it ended without a result".into(),

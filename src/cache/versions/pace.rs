@@ -16,16 +16,16 @@ const MAX_UNDER_WAY: usize = 256;
 
 /// The borders that are being looked at.
 #[derive(Debug, Default)]
-pub(crate) struct Ahead {
+pub(crate) struct Prefetcher {
     under_way: Mutex<HashSet<(Query, Timestamp)>>,
 }
 
 /// How the requests of one query move in time.
 #[derive(Debug, Default)]
-pub(crate) struct Pace(Mutex<Steps>);
+pub(crate) struct Pace(Mutex<PaceSteps>);
 
 #[derive(Debug, Default)]
-struct Steps {
+struct PaceSteps {
     newest: Option<Timestamp>,
     forwards: u32,
 }
@@ -46,7 +46,7 @@ impl Pace {
     }
 }
 
-impl Ahead {
+impl Prefetcher {
     pub(crate) fn begin(&self, border: &(Query, Timestamp)) -> bool {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         under_way.len() < MAX_UNDER_WAY && under_way.insert(border.clone())

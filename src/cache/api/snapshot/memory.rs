@@ -22,7 +22,7 @@ const BLOCK_HEADER_BYTES: u64 = 48;
 
 /// A segment or region.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SegmentPicture {
+pub struct SegmentSnapshot {
     /// Segment or region.
     pub kind: Kind,
     /// Its number among those of its kind.
@@ -30,12 +30,12 @@ pub struct SegmentPicture {
     /// All of it.
     pub size_bytes: u64,
     /// What lies in it, in order; what is between them is free.
-    pub pieces: Vec<Piece>,
+    pub pieces: Vec<SegmentPiece>,
 }
 
 /// One object in its place, or what lies in a cell.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Piece {
+pub struct SegmentPiece {
     /// Where it begins, from the segment's start.
     pub at: u64,
     /// How far it reaches.
@@ -54,7 +54,7 @@ pub struct Piece {
 
 /// What is known of a piece while it is drawn.
 #[derive(Debug, Clone, Default)]
-struct Cell {
+struct PieceBuilder {
     used_bytes: u64,
     pinned_bytes: u64,
     objects: u32,
@@ -62,7 +62,7 @@ struct Cell {
     by: Mask,
 }
 
-impl Cell {
+impl PieceBuilder {
     fn add(&mut self, resident: &Resident, bytes: u64, holders: &Holders) {
         self.used_bytes += bytes;
         self.objects += 1;
@@ -75,10 +75,10 @@ impl Cell {
         }
     }
 
-    fn piece(self, at: u64, length: u64) -> Piece {
+    fn piece(self, at: u64, length: u64) -> SegmentPiece {
         let Self { used_bytes, pinned_bytes, objects, path, by } = self;
         let by = Holders::places(by);
-        Piece { at, length, used_bytes, pinned_bytes, objects, path, by }
+        SegmentPiece { at, length, used_bytes, pinned_bytes, objects, path, by }
     }
 }
 
@@ -86,7 +86,7 @@ impl Cell {
 struct Sheet {
     size_bytes: u64,
     /// Where each begins, and how far it reaches.
-    cells: BTreeMap<u64, (u64, Cell)>,
+    cells: BTreeMap<u64, (u64, PieceBuilder)>,
     /// How long a cell is; 0: as long as its object.
     cell_bytes: u64,
 }
@@ -96,7 +96,7 @@ pub(super) fn draw(
     pool: &Pool,
     residency: &Residency,
     holders: &Holders,
-) -> (Vec<SegmentPicture>, usize) {
+) -> (Vec<SegmentSnapshot>, usize) {
     let segments = pool.segments();
     let drawn = segments.len().min(MAX_SEGMENTS);
     let many = residency.objects() > MAX_PIECES;
@@ -112,12 +112,12 @@ pub(super) fn draw(
             )
         })
         .collect();
-    residency.look_at_each(|resident| {
+    residency.for_each_object(|resident| {
         let (place, at) = place_of(&resident.block().meta_header());
         let Some(sheet) = sheets.get_mut(&place) else { return };
         let bytes = resident.charged_bytes();
         if sheet.cell_bytes == 0 {
-            let (_, cell) = sheet.cells.entry(at).or_insert((bytes, Cell::default()));
+            let (_, cell) = sheet.cells.entry(at).or_insert((bytes, PieceBuilder::default()));
             cell.add(resident, bytes, holders);
             return;
         }
@@ -128,7 +128,7 @@ pub(super) fn draw(
             let begin = from / sheet.cell_bytes * sheet.cell_bytes;
             let until = (begin + sheet.cell_bytes).min(end);
             let length = sheet.cell_bytes.min(sheet.size_bytes - begin);
-            let (_, cell) = sheet.cells.entry(begin).or_insert((length, Cell::default()));
+            let (_, cell) = sheet.cells.entry(begin).or_insert((length, PieceBuilder::default()));
             cell.add(resident, until - from, holders);
             from = until;
         }
@@ -136,7 +136,7 @@ pub(super) fn draw(
     let pictures = sheets.into_iter().map(|((kind, id), sheet)| {
         let pieces = sheet.cells.into_iter();
         let pieces = pieces.map(|(at, (length, cell))| cell.piece(at, length)).collect();
-        SegmentPicture { kind, id, size_bytes: sheet.size_bytes, pieces }
+        SegmentSnapshot { kind, id, size_bytes: sheet.size_bytes, pieces }
     });
     (pictures.collect(), segments.len() - drawn)
 }

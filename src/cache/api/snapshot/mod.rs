@@ -16,10 +16,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use self::holders::Holders;
-pub use self::memory::{Piece, SegmentPicture};
-pub use self::paths::{PathPicture, SpanPicture, SpanState};
+pub use self::memory::{SegmentPiece, SegmentSnapshot};
+pub use self::paths::{PathSnapshot, SpanSnapshot, SpanState};
 use crate::cache::Cache;
-use crate::source::SourceState;
+use crate::source::Reachability;
 use crate::table::{MemoryStatus, TimeframeStatus};
 
 /// How many entries of a list are drawn; beyond, they are only counted.
@@ -27,7 +27,7 @@ const MAX_ENTRIES: usize = 64;
 
 /// The cache as of one moment.
 #[derive(Debug, Clone, Serialize)]
-pub struct Picture {
+pub struct Snapshot {
     /// The version of the program.
     pub version: &'static str,
     /// The instance.
@@ -47,11 +47,11 @@ pub struct Picture {
     /// Who pins something: what pieces and spans refer to by place.
     pub holders: Vec<String>,
     /// The segments, by id.
-    pub segments: Vec<SegmentPicture>,
+    pub segments: Vec<SegmentSnapshot>,
     /// How many more there are.
     pub more_segments: usize,
     /// The paths that were asked for last, by name.
-    pub paths: Vec<PathPicture>,
+    pub paths: Vec<PathSnapshot>,
     /// How many more there are.
     pub more_paths: usize,
     /// The time in which most of what is resident lies, as far as there is one: from, until.
@@ -61,16 +61,16 @@ pub struct Picture {
     /// How many more there are.
     pub more_timeframes: usize,
     /// The processes that are attached.
-    pub sessions: Vec<SessionPicture>,
+    pub sessions: Vec<SessionSnapshot>,
     /// How many more there are.
     pub more_sessions: usize,
     /// Where objects come from.
-    pub sources: Vec<SourcePicture>,
+    pub sources: Vec<SourceSnapshot>,
 }
 
 /// A process that is attached. Its session's name is a secret, and not in here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct SessionPicture {
+pub struct SessionSnapshot {
     /// What it calls itself.
     pub consumer: String,
     /// Its process.
@@ -83,7 +83,7 @@ pub struct SessionPicture {
 
 /// A source, or a host of one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SourcePicture {
+pub struct SourceSnapshot {
     /// As configured, without credentials.
     pub url: String,
     /// Whether it answers.
@@ -99,7 +99,7 @@ pub struct SourcePicture {
 impl Cache {
     /// A picture for people. Its cost grows with the number of objects, by some 50 ns for each; do
     /// not draw it on a thread that others wait for.
-    pub fn picture(&self) -> Picture {
+    pub fn snapshot(&self) -> Snapshot {
         let inner = &*self.0;
         let holders = Holders::new(&inner.leases, &inner.timeframes, inner.hands.pin_sets());
         let (segments, more_segments) = memory::draw(&inner.pool, &inner.residency, &holders);
@@ -116,7 +116,7 @@ impl Cache {
         let sources = inner.catalog.source().health().into_iter().take(MAX_ENTRIES);
         let millis = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
         let recent = inner.counters.timings.all().into_iter();
-        Picture {
+        Snapshot {
             version: env!("CARGO_PKG_VERSION"),
             epoch: self.epoch().to_string(),
             pid: std::process::id(),
@@ -144,7 +144,7 @@ impl Cache {
             sessions: sessions
                 .into_iter()
                 .take(MAX_ENTRIES)
-                .map(|session| SessionPicture {
+                .map(|session| SessionSnapshot {
                     consumer: session.consumer,
                     pid: session.pid,
                     uid: session.uid,
@@ -153,8 +153,8 @@ impl Cache {
                 .collect(),
             more_sessions,
             sources: sources
-                .map(|source| SourcePicture {
-                    up: source.state == SourceState::Up,
+                .map(|source| SourceSnapshot {
+                    up: source.state == Reachability::Up,
                     requests: source.requests,
                     failures: source.failures,
                     latency_ms: source.latency.recent.map(millis),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::cache::memory::residency::Residency;
-use crate::cache::versions::linked_timeline::Linked;
+use crate::cache::versions::linked_timeline::LinkedTimeline;
 use crate::index::{State, Timeline};
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, Query};
@@ -20,18 +20,18 @@ const TOLD: std::ops::Range<i64> = 1..4_102_444_800_000;
 
 /// A path as it was asked for.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PathPicture {
+pub struct PathSnapshot {
     /// The path, with the metadata and limits that were asked for, if any.
     pub path: String,
     /// What is known of it, in order; where there is none, nobody has asked.
-    pub spans: Vec<SpanPicture>,
+    pub spans: Vec<SpanSnapshot>,
     /// It has more that is not drawn.
     pub cut: bool,
 }
 
 /// A piece of time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct SpanPicture {
+pub struct SpanSnapshot {
     /// From then (ms).
     pub from: i64,
     /// Until before then (ms).
@@ -60,15 +60,15 @@ pub enum SpanState {
 
 /// The paths by name, and the time in which most of what is resident lies.
 pub(super) fn draw(
-    asked: Vec<(Query, Arc<Linked>)>,
+    asked: Vec<(Query, Arc<LinkedTimeline>)>,
     residency: &Residency,
-) -> (Vec<PathPicture>, Option<(i64, i64)>) {
+) -> (Vec<PathSnapshot>, Option<(i64, i64)>) {
     let each = MAX_SPANS / asked.len().max(1);
-    let mut paths: Vec<PathPicture> = asked
+    let mut paths: Vec<PathSnapshot> = asked
         .iter()
         .map(|(query, timeline)| {
             let (spans, cut) = spans(timeline, residency, each);
-            PathPicture { path: name(query), spans, cut }
+            PathSnapshot { path: name(query), spans, cut }
         })
         .collect();
     paths.sort_by(|a, b| a.path.cmp(&b.path));
@@ -93,8 +93,8 @@ fn name(query: &Query) -> String {
 }
 
 /// What is drawn of a timeline: all of it, or as much as there is room for around what is resident.
-fn spans(timeline: &Timeline, residency: &Residency, room: usize) -> (Vec<SpanPicture>, bool) {
-    let mut spans: Vec<SpanPicture> = Vec::new();
+fn spans(timeline: &Timeline, residency: &Residency, room: usize) -> (Vec<SpanSnapshot>, bool) {
+    let mut spans: Vec<SpanSnapshot> = Vec::new();
     let mut steps = timeline.steps(ValidityInterval::ALL);
     for step in steps.by_ref().take(MAX_STEPS) {
         let (state, id, size_bytes) = match step.state {
@@ -115,13 +115,13 @@ fn spans(timeline: &Timeline, residency: &Residency, room: usize) -> (Vec<SpanPi
             Some(last) if last.until == from && (last.state, last.id) == (state, id) => {
                 last.until = until;
             }
-            _ => spans.push(SpanPicture { from, until, state, id, size_bytes }),
+            _ => spans.push(SpanSnapshot { from, until, state, id, size_bytes }),
         }
     }
     let mut cut = steps.next().is_some();
     if spans.len() > room {
         cut = true;
-        let there = |span: &SpanPicture| span.state >= SpanState::Resident;
+        let there = |span: &SpanSnapshot| span.state >= SpanState::Resident;
         let first = spans.iter().position(there).unwrap_or(spans.len());
         let begin = first.saturating_sub(room / 4).min(spans.len() - room);
         spans.drain(..begin);
@@ -132,7 +132,7 @@ fn spans(timeline: &Timeline, residency: &Residency, room: usize) -> (Vec<SpanPi
 
 /// From the first tenth to the last of all borders of the spans that `which` picks, and some room
 /// around.
-fn window(paths: &[PathPicture], which: impl Fn(&SpanPicture) -> bool) -> Option<(i64, i64)> {
+fn window(paths: &[PathSnapshot], which: impl Fn(&SpanSnapshot) -> bool) -> Option<(i64, i64)> {
     let chosen = paths.iter().flat_map(|path| &path.spans).filter(|span| which(span));
     let borders = chosen.flat_map(|span| [span.from, span.until]);
     let mut borders: Vec<i64> = borders.filter(|at| TOLD.contains(at)).collect();
@@ -148,15 +148,15 @@ fn window(paths: &[PathPicture], which: impl Fn(&SpanPicture) -> bool) -> Option
 mod tests {
     use super::*;
 
-    fn path(spans: &[(i64, i64, SpanState)]) -> PathPicture {
-        let spans = spans.iter().map(|&(from, until, state)| SpanPicture {
+    fn path(spans: &[(i64, i64, SpanState)]) -> PathSnapshot {
+        let spans = spans.iter().map(|&(from, until, state)| SpanSnapshot {
             from,
             until,
             state,
             id: None,
             size_bytes: None,
         });
-        PathPicture { path: "A".to_owned(), spans: spans.collect(), cut: false }
+        PathSnapshot { path: "A".to_owned(), spans: spans.collect(), cut: false }
     }
 
     #[test]
@@ -165,7 +165,7 @@ mod tests {
         let used = (1_000, 2_000, SpanState::Resident);
         let elsewhere = (500_000, 600_000, SpanState::Known);
         let paths = [path(&[endless]), path(&[used, elsewhere])];
-        let resident = |span: &SpanPicture| span.state >= SpanState::Resident;
+        let resident = |span: &SpanSnapshot| span.state >= SpanState::Resident;
         assert_eq!(window(&paths, resident), Some((950, 2_050)));
         assert_eq!(window(&[path(&[endless])], resident), None);
     }

@@ -35,7 +35,7 @@ impl fmt::Display for Kind {
 
 /// A segment or region that blocks lie in, as consumers get it.
 #[derive(Clone)]
-pub struct SharedSegment(pub(super) Arc<Area>);
+pub struct SharedSegment(pub(super) Arc<Segment>);
 
 impl SharedSegment {
     /// Segment or region.
@@ -56,8 +56,8 @@ impl SharedSegment {
     /// Its file: sealed, or open for reading only. A region that is but a range of memory has none.
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         match &self.0.memory {
-            Memory::Segment(made) => Some(made.file.as_fd()),
-            Memory::Region(region) => region.file.as_ref().map(|file| file.shared.as_fd()),
+            SegmentMemory::Segment(made) => Some(made.file.as_fd()),
+            SegmentMemory::Region(region) => region.file.as_ref().map(|file| file.shared.as_fd()),
         }
     }
 }
@@ -69,22 +69,22 @@ impl fmt::Debug for SharedSegment {
 }
 
 /// A segment or region.
-pub(super) struct Area {
+pub(super) struct Segment {
     pub(super) kind: Kind,
     pub(super) id: u16,
-    pub(super) memory: Memory,
+    pub(super) memory: SegmentMemory,
 }
 
-pub(super) enum Memory {
+pub(super) enum SegmentMemory {
     Segment(Made),
     Region(Region),
 }
 
-impl Area {
+impl Segment {
     pub(super) fn mapping(&self) -> &Arc<Mapping> {
         match &self.memory {
-            Memory::Segment(made) => &made.mapping,
-            Memory::Region(region) => &region.mapping,
+            SegmentMemory::Segment(made) => &made.mapping,
+            SegmentMemory::Region(region) => &region.mapping,
         }
     }
 

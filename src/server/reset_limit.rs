@@ -13,7 +13,7 @@ use super::local_user::Loopback;
 
 /// One connection of a peer.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct ConnectionWatch {
     /// Unique among the connections of this service.
     pub(super) number: u64,
     /// Both ends, if the connection is over loopback.
@@ -26,7 +26,7 @@ pub(super) struct Line {
     over: AtomicBool,
 }
 
-impl Line {
+impl ConnectionWatch {
     pub(super) fn new(allowance: usize, loopback: Option<Loopback>) -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Self {
@@ -64,7 +64,7 @@ impl Line {
 /// A running call. Dropped before [`done`](Self::done), it counts as cancelled.
 #[derive(Debug)]
 pub(super) struct UnderWay {
-    line: Option<Arc<Line>>,
+    line: Option<Arc<ConnectionWatch>>,
     torn: Torn,
 }
 
@@ -80,7 +80,7 @@ impl Torn {
 }
 
 impl UnderWay {
-    pub(super) const fn new(line: Option<Arc<Line>>, torn: Torn) -> Self {
+    pub(super) const fn new(line: Option<Arc<ConnectionWatch>>, torn: Torn) -> Self {
         Self { line, torn }
     }
 
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_breaks_off_too_many_calls_is_cut_and_slow_ones_are_not() {
-        let (line, began) = (Line::new(10, None), Instant::now());
+        let (line, began) = (ConnectionWatch::new(10, None), Instant::now());
         let at = |millis| began + Duration::from_millis(millis);
         (0..10).for_each(|_| line.broke_off(at(0)));
         assert!(!line.is_cut());
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn only_what_a_client_breaks_off_while_it_is_there_counts() {
-        let line = Arc::new(Line::new(1, None));
+        let line = Arc::new(ConnectionWatch::new(1, None));
         let call = || UnderWay::new(Some(Arc::clone(&line)), Torn::default());
         (0..5).for_each(|_| call().done());
         drop(call());
@@ -131,7 +131,7 @@ mod tests {
         torn.done();
         drop(torn);
         assert!(line.is_cut());
-        let other = Arc::new(Line::new(1, None));
+        let other = Arc::new(ConnectionWatch::new(1, None));
         other.set_over();
         (0..5).for_each(|_| drop(UnderWay::new(Some(Arc::clone(&other)), Torn::default())));
         assert!(!other.is_cut());

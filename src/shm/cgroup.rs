@@ -21,7 +21,7 @@ struct Allowance {
 }
 
 /// How a version of control groups names things.
-struct Names {
+struct CgroupNames {
     folder: &'static str,
     limit: &'static str,
     usage: &'static str,
@@ -30,20 +30,20 @@ struct Names {
     cached: &'static [&'static str],
 }
 
-const V1: Names = Names {
+const V1: CgroupNames = CgroupNames {
     folder: "memory",
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
     cached: &["total_active_file", "total_inactive_file"],
 };
-const V2: Names = Names {
+const V2: CgroupNames = CgroupNames {
     folder: "",
     limit: "memory.max",
     usage: "memory.current",
     cached: &["active_file", "inactive_file", "slab_reclaimable"],
 };
 
-impl Names {
+impl CgroupNames {
     /// Nothing where the group has no limit.
     fn allowance(&self, group: &Path) -> Option<Allowance> {
         let number = |name| fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();

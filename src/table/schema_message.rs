@@ -14,7 +14,7 @@ use arrow_ipc::root_as_message;
 use bytes::Bytes;
 
 use super::ipc::{Message, MessageWriter};
-use super::shape::{LEASE, Meta, Shape, TIMEFRAME};
+use super::layout::{LEASE, Meta, TIMEFRAME, TableLayout};
 
 /// As many characters as the name of a lease has.
 const LEASE_ROOM: usize = 32;
@@ -25,22 +25,22 @@ const LENGTH_BYTES: usize = size_of::<u32>();
 
 /// The encoded schema of all tables of one form.
 #[derive(Debug)]
-pub struct Head {
+pub struct SchemaMessage {
     bytes: Vec<u8>,
     lease: Option<Range<usize>>,
     timeframe: Option<Range<usize>>,
 }
 
-impl Head {
+impl SchemaMessage {
     /// For tables like `shape`: those of a timeframe if that is of one, those with a lease if that has
     /// one; which does not matter.
-    pub fn new(shape: &Shape) -> Self {
+    pub fn new(shape: &TableLayout) -> Self {
         let meta = Meta {
             lease: shape.meta.lease.as_ref().map(|_| "-".repeat(LEASE_ROOM)),
             timeframe: shape.meta.timeframe.map(|_| u64::MAX),
             ..shape.meta.clone()
         };
-        let shape = Shape { meta, ..shape.clone() };
+        let shape = TableLayout { meta, ..shape.clone() };
         let (_, message) = MessageWriter::begin(&shape.schema());
         let bytes = message.header.to_vec();
         let (lease, timeframe) = (place(&bytes, LEASE), place(&bytes, TIMEFRAME));
@@ -100,9 +100,9 @@ mod tests {
     use crate::object::ObjectPath;
     use crate::table::{CellKind, Encoding, View};
 
-    fn shape(timeframe: Option<u64>, lease: Option<&str>) -> Shape {
+    fn shape(timeframe: Option<u64>, lease: Option<&str>) -> TableLayout {
         let path = ObjectPath::new("TPC/Calib/VDriftTgl").unwrap();
-        Shape {
+        TableLayout {
             view: View::Rows,
             encoding: Encoding::RunEnd,
             cell: CellKind::Binary,
@@ -126,7 +126,7 @@ mod tests {
         for timeframe in [None, Some(0), Some(42), Some(u64::MAX)] {
             for lease in leases {
                 let shape = shape(timeframe, lease);
-                let head = Head::new(&shape);
+                let head = SchemaMessage::new(&shape);
                 let message = head.message(timeframe, lease).unwrap();
                 let read = root_as_message(&message.header).unwrap();
                 let schema = try_fb_to_schema(read.header_as_schema().unwrap()).unwrap();
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn what_has_no_place_is_said() {
-        let head = Head::new(&shape(None, Some("lease")));
+        let head = SchemaMessage::new(&shape(None, Some("lease")));
         assert_eq!(head.message(Some(1), Some("lease")), None);
         assert_eq!(head.message(None, None), None);
         assert_eq!(head.message(None, Some(&"x".repeat(LEASE_ROOM + 1))), None);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 
+use super::arrow_timestamps::TIMESTAMP;
 use super::request::{CellKind, Encoding, View};
-use super::times::TIMESTAMP;
 use crate::object::ObjectPath;
 use crate::shm::MetaHeader;
 
@@ -33,7 +33,7 @@ pub struct Meta {
 
 /// The form of a table.
 #[derive(Debug, Clone)]
-pub struct Shape {
+pub struct TableLayout {
     /// What the rows are.
     pub view: View,
     /// How columns are encoded.
@@ -68,7 +68,7 @@ impl Meta {
     }
 }
 
-impl Shape {
+impl TableLayout {
     /// The table's schema.
     pub fn schema(&self) -> SchemaRef {
         let fields = match self.view {

@@ -35,7 +35,7 @@ const SHARED_BYTES: usize = 4 << 10;
 
 /// The body of a message, and where its buffers are in it.
 #[derive(Default)]
-struct Body {
+struct BodyBuffers {
     /// The bytes behind `parts`.
     bytes: Vec<u8>,
     parts: Vec<Bytes>,
@@ -56,7 +56,7 @@ impl AsRef<[u8]> for ObjectBytes {
     }
 }
 
-impl Body {
+impl BodyBuffers {
     fn with_capacity(bytes: usize, buffers: usize) -> Self {
         let buffers = Vec::with_capacity(buffers);
         Self { bytes: Vec::with_capacity(bytes), buffers, ..Self::default() }
@@ -203,10 +203,10 @@ impl Body {
 
 /// The dictionaries that were encoded last, for tables of one kind.
 #[derive(Debug, Default)]
-pub struct Dictionaries(Mutex<Arc<Kept>>);
+pub struct Dictionaries(Mutex<Arc<SentDictionaries>>);
 
 #[derive(Debug, Default)]
-struct Kept {
+struct SentDictionaries {
     /// By column: what stands in it.
     cells: Vec<Vec<MetaHeader>>,
     /// And as messages.
@@ -241,20 +241,20 @@ impl Dictionaries {
             let headers = |column: &Column| column.cells.iter().map(|cell| cell.header).collect();
             let messages: Arc<[Message]> = messages.collect();
             let cells = columns.iter().map(headers).collect();
-            *self.kept() = Arc::new(Kept { cells, messages: Arc::clone(&messages) });
+            *self.kept() = Arc::new(SentDictionaries { cells, messages: Arc::clone(&messages) });
             return messages;
         }
         Arc::clone(&kept.messages)
     }
 
-    fn kept(&self) -> MutexGuard<'_, Arc<Kept>> {
+    fn kept(&self) -> MutexGuard<'_, Arc<SentDictionaries>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The message of a dictionary whose values are these MetaHeaders.
 fn dictionary_message(cells: &[Cell], id: i64) -> Message {
-    let mut body = Body::with_capacity(cells.len() * MetaHeader::BYTES + ALIGNMENT, 2);
+    let mut body = BodyBuffers::with_capacity(cells.len() * MetaHeader::BYTES + ALIGNMENT, 2);
     body.buffer(|_| {});
     body.buffer(|bytes| {
         cells.iter().for_each(|cell| bytes.extend_from_slice(&cell.header.to_bytes()));
@@ -269,7 +269,7 @@ pub(super) fn payload_dictionaries(
     objects: &Arc<dyn Objects>,
 ) -> Arc<[Message]> {
     let message = |(column, id): (&Column, i64)| {
-        let mut body = Body::default();
+        let mut body = BodyBuffers::default();
         let node = body.cells(column.cells.iter().map(Some), CellKind::Payload, objects);
         body.into_message(column.cells.len(), &[node], Some(id))
     };
@@ -296,14 +296,14 @@ pub(super) fn with_payloads(
     let end = buffers.get(first).map_or(0, |buffer| buffer.offset() as usize);
     buffers.truncate(first);
     let bytes = message.body.get(..end).ok_or_else(|| wrong("no body".to_owned()))?.to_vec();
-    let mut body = Body { bytes, buffers, ..Body::default() };
+    let mut body = BodyBuffers { bytes, buffers, ..BodyBuffers::default() };
     body.buffer(|_| {});
     body.payloads(cells.iter().copied(), objects);
     Ok(body.into_message(cells.len(), &nodes, None))
 }
 
 /// The rows of one batch: those from `from` to before `until`.
-pub(super) struct Window<'a> {
+pub(super) struct RowWindow<'a> {
     pub(super) columns: &'a [Column],
     /// Where the table has a column of them.
     pub(super) timestamps: Option<&'a Timestamps>,
@@ -314,7 +314,7 @@ pub(super) struct Window<'a> {
     pub(super) objects: &'a Arc<dyn Objects>,
 }
 
-impl Window<'_> {
+impl RowWindow<'_> {
     fn rows(&self) -> usize {
         self.until - self.from
     }
@@ -333,7 +333,7 @@ impl Window<'_> {
     }
 
     /// The column of timestamps, if there is one.
-    fn begin(&self, body: &mut Body, nodes: &mut Vec<FieldNode>) {
+    fn begin(&self, body: &mut BodyBuffers, nodes: &mut Vec<FieldNode>) {
         let Some(timestamps) = self.timestamps else { return };
         let mut runs: Vec<(usize, Option<i64>)> = Vec::new();
         let mut start = self.from;
@@ -366,7 +366,7 @@ impl Window<'_> {
                 + padded(runs.len() * MetaHeader::BYTES)
                 + ALIGNMENT
         });
-        let mut body = Body::with_capacity(room.sum(), self.columns.len() * 4);
+        let mut body = BodyBuffers::with_capacity(room.sum(), self.columns.len() * 4);
         let mut nodes = Vec::with_capacity(self.columns.len() * 3);
         self.begin(&mut body, &mut nodes);
         for (column, runs) in self.columns.iter().zip(runs) {
@@ -386,7 +386,8 @@ impl Window<'_> {
     /// The batch whose columns are keys: places of the columns' cells.
     pub(super) fn dictionary(&self) -> Message {
         let room = (self.rows() * size_of::<i32>()).next_multiple_of(ALIGNMENT) + ALIGNMENT;
-        let mut body = Body::with_capacity(self.columns.len() * room, self.columns.len() * 2);
+        let mut body =
+            BodyBuffers::with_capacity(self.columns.len() * room, self.columns.len() * 2);
         let mut nodes = Vec::with_capacity(self.columns.len());
         self.begin(&mut body, &mut nodes);
         for column in self.columns {
@@ -404,10 +405,10 @@ impl Window<'_> {
 
     /// The batch with a cell in each row.
     pub(super) fn plain(&self) -> Message {
-        let mut body = Body::default();
+        let mut body = BodyBuffers::default();
         if self.cell == CellKind::Binary {
             let room = (self.rows() * MetaHeader::BYTES).next_multiple_of(ALIGNMENT) + ALIGNMENT;
-            body = Body::with_capacity(self.columns.len() * room, self.columns.len() * 2);
+            body = BodyBuffers::with_capacity(self.columns.len() * room, self.columns.len() * 2);
         }
         let mut nodes = Vec::with_capacity(self.columns.len());
         self.begin(&mut body, &mut nodes);
@@ -431,7 +432,7 @@ impl Window<'_> {
     }
 
     /// Which rows of a column are not null; its node.
-    fn validity(&self, body: &mut Body, column: &Column) -> FieldNode {
+    fn validity(&self, body: &mut BodyBuffers, column: &Column) -> FieldNode {
         let runs = self.runs(column);
         let nulls = runs.clone().filter(|(_, cell)| cell.is_none());
         let nulls: usize = nulls.map(|(rows, _)| rows).sum();
@@ -441,7 +442,12 @@ impl Window<'_> {
 }
 
 /// One more buffer: a bit per row, set in the runs that are valid; empty if all are.
-fn bits(body: &mut Body, rows: usize, nulls: usize, runs: impl Iterator<Item = (usize, bool)>) {
+fn bits(
+    body: &mut BodyBuffers,
+    rows: usize,
+    nulls: usize,
+    runs: impl Iterator<Item = (usize, bool)>,
+) {
     body.buffer(|bytes| {
         if nulls == 0 {
             return;

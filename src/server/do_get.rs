@@ -12,13 +12,13 @@ use arrow_schema::Schema;
 use serde_json::json;
 use tonic::{Response, Status};
 
-use super::connection::Entered;
-use super::flight::{Answers, Service, connection, origin, origin_of_session, patience};
+use super::connection::PeerInfo;
+use super::flight::{ResponseStream, Service, connection, origin, origin_of_session, patience};
 use super::outgoing::{self, Outgoing};
 use super::status::status;
 use super::ticket;
 use crate::budget::ClientBudget;
-use crate::cache::{Asker, Origin};
+use crate::cache::{Caller, Origin};
 use crate::table::{EncodeError, Request, RequestError, View};
 
 /// First element of the flight path of a timeframe.
@@ -29,9 +29,9 @@ impl Service {
     pub(super) async fn get(
         &self,
         request: tonic::Request<Ticket>,
-    ) -> Result<Response<Answers<FlightData>>, Status> {
+    ) -> Result<Response<ResponseStream<FlightData>>, Status> {
         let (patience, connection) = (patience(&request), connection(&request));
-        let budget = Entered::budget(&request);
+        let budget = PeerInfo::budget(&request);
         let ticket = request.get_ref().ticket.clone();
         let mut charge = ticket::charge(&ticket, &budget).map_err(|error| status(&error))?;
         let (table, lease) = ticket::read(&ticket).map_err(|error| status(&error))?;
@@ -44,7 +44,7 @@ impl Service {
         let ticket = Some(ticket::key(&ticket));
         drop(request);
         let asker =
-            Asker { origin, connection, ticket, lease, patience, budget, ..Asker::default() };
+            Caller { origin, connection, ticket, lease, patience, budget, ..Caller::default() };
         let answer = self.cache.answer(&table, &asker).await.map_err(|error| status(&error))?;
         drop(table);
         match answer.messages() {
@@ -141,7 +141,7 @@ impl Service {
                 (lease, ticket.map_err(|error| status(&error))?)
             }
         };
-        let asker = Asker { origin, budget, ..Asker::default() };
+        let asker = Caller { origin, budget, ..Caller::default() };
         let progress = match self.cache.poll(&request, &lease, &asker).await {
             Ok(progress) => progress,
             Err(error) => {
@@ -172,7 +172,7 @@ impl Service {
     pub(super) async fn list(
         &self,
         prefix: &[u8],
-    ) -> Result<Response<Answers<FlightInfo>>, Status> {
+    ) -> Result<Response<ResponseStream<FlightInfo>>, Status> {
         let prefix = std::str::from_utf8(prefix).map_err(|_| {
             let reason = "it is no UTF-8".to_owned();
             status(&RequestError::Malformed { what: "prefix of paths", reason })

@@ -76,12 +76,12 @@ fn timestamps_of_batches(batches: &[RecordBatch]) -> Result<Timestamps, Status> 
 }
 
 /// The timestamps of one message.
-pub(super) enum Times {
+pub(super) enum MessageTimestamps {
     Read(Timestamps),
     Batch(RecordBatch),
 }
 
-impl Times {
+impl MessageTimestamps {
     /// # Errors
     /// INVALID_ARGUMENT.
     pub(super) fn read(self) -> Result<Timestamps, Status> {
@@ -128,7 +128,7 @@ impl Decoding {
         &mut self,
         message: FlightData,
         mut charge: Charge,
-    ) -> Result<Option<(Times, Charge)>, Status> {
+    ) -> Result<Option<(MessageTimestamps, Charge)>, Status> {
         let parsed = root_as_message(&message.data_header)
             .map_err(|error| malformed(self.what, error.to_string()))?;
         let header = parsed.header_type();
@@ -136,7 +136,7 @@ impl Decoding {
             && let (Some(schema), Some(batch)) = (&self.schema, parsed.header_as_record_batch())
             && let Some(timestamps) = plain_timestamps(schema, batch, &message.data_body)
         {
-            return Ok(Some((Times::Read(timestamps), charge)));
+            return Ok(Some((MessageTimestamps::Read(timestamps), charge)));
         }
         let decoded_bytes =
             match (parsed.header_as_record_batch(), parsed.header_as_dictionary_batch()) {
@@ -172,7 +172,9 @@ impl Decoding {
         let decoded = decoded.ok_or_else(|| malformed(self.what, CONTRADICTION))?;
         let decoded = decoded.map_err(|error| malformed(self.what, error.to_string()))?;
         match decoded.payload {
-            DecodedPayload::RecordBatch(batch) => Ok(Some((Times::Batch(batch), charge))),
+            DecodedPayload::RecordBatch(batch) => {
+                Ok(Some((MessageTimestamps::Batch(batch), charge)))
+            }
             DecodedPayload::Schema(_) if self.schema.is_some() => {
                 Err(malformed(self.what, "a second schema in one stream"))
             }
@@ -243,7 +245,10 @@ mod tests {
         FlightData { data_header: header, data_body: body, ..FlightData::default() }
     }
 
-    fn next(decoding: &mut Decoding, message: &FlightData) -> Result<Option<Times>, Status> {
+    fn next(
+        decoding: &mut Decoding,
+        message: &FlightData,
+    ) -> Result<Option<MessageTimestamps>, Status> {
         let charge = ClientBudget::default().charge(0, "test").unwrap();
         Ok(decoding.next(message.clone(), charge)?.map(|(times, _)| times))
     }
@@ -286,7 +291,7 @@ mod tests {
             let mut decoding = Decoding::new("test");
             prop_assert!(next(&mut decoding, &messages[0]).unwrap().is_none());
             let times = next(&mut decoding, &messages[1]).unwrap().unwrap();
-            prop_assert_eq!(matches!(times, Times::Read(_)), plain);
+            prop_assert_eq!(matches!(times, MessageTimestamps::Read(_)), plain);
             let read = times.read().unwrap();
             prop_assert!(read.same_rows(&expected));
             prop_assert_eq!((read.bounds(), read.gap()), (expected.bounds(), expected.gap()));

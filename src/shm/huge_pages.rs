@@ -76,7 +76,7 @@ mod tests {
     use std::process::Command;
 
     use super::super::backing::allocate;
-    use super::super::mapping::{Access, Mapping};
+    use super::super::mapping::{MapAccess, Mapping};
     use super::*;
     use crate::object::ObjectId;
     use crate::shm::{Backing, Block, Mappings, Pool, PoolError, PoolOptions};
@@ -153,7 +153,7 @@ nonsense
         }
         let ran = confined(format!("{mount} && exec \"$@\""))
             .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "--nocapture", &format!("shm::huge::tests::{test}")])
+            .args(["--exact", "--nocapture", &format!("shm::huge_pages::tests::{test}")])
             .env(FOLDER, folder.path())
             .output()
             .unwrap();
@@ -231,7 +231,7 @@ nonsense
         };
         let file = open().unwrap();
         file.set_len(64 << 20).unwrap();
-        let mapping = Mapping::of_file(file.as_fd(), 64 << 20, Access::ReadWrite).unwrap();
+        let mapping = Mapping::of_file(file.as_fd(), 64 << 20, MapAccess::ReadWrite).unwrap();
         mapping.make_huge_pages();
         assert!(free() < 2 << 20);
         let error = allocate(&file, 64 << 20).unwrap_err();

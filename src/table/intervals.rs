@@ -147,7 +147,7 @@ pub fn run_end_batch(
         let ends = Int32Array::from_iter_values(runs.iter().map(|(end, _)| end as i32));
         let header = |cell: CellValue<'_>| match cell {
             CellValue::Header(header) => Some(header),
-            CellValue::Null | CellValue::Place { .. } | CellValue::Payload(_) => None,
+            CellValue::Null | CellValue::O2 { .. } | CellValue::Payload(_) => None,
         };
         let values = header_array(runs.iter().map(|(_, cell)| header(cell)))?;
         run_array(field.data_type(), ends, &values, rows)

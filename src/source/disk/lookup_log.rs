@@ -12,8 +12,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::file::{Record, read_head, write_json};
-use super::shelf::Shelf;
+use super::file::{VersionRecord, read_head, write_json};
+use super::lru_folder::LruFolder;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, ObjectPath, Query};
 use crate::source::{Knowledge, PathSummary, in_place};
@@ -27,27 +27,27 @@ const GATHER: Duration = Duration::from_millis(20);
 
 /// A span and the versions that decide in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Piece {
+struct LoggedSpan {
     span: ValidityInterval,
     versions: Vec<Arc<ObjectInfo>>,
 }
 
 /// What was said of a query; of two pieces that overlap the later one counts.
 #[derive(Debug, Default)]
-struct Said {
-    pieces: Vec<Piece>,
+struct QueryLog {
+    pieces: Vec<LoggedSpan>,
 }
 
-impl Said {
+impl QueryLog {
     /// Whether that is news.
     fn learn(&mut self, knowledge: &Knowledge) -> bool {
         let mut versions = knowledge.versions.clone();
         versions.sort_by_key(|version| version.rank());
-        let piece = Piece { span: knowledge.span, versions };
+        let piece = LoggedSpan { span: knowledge.span, versions };
         if self.pieces.last() == Some(&piece) {
             return false;
         }
-        let covers = |older: &Piece| piece.span.intersection(older.span) == Some(older.span);
+        let covers = |older: &LoggedSpan| piece.span.intersection(older.span) == Some(older.span);
         self.pieces.retain(|older| !covers(older));
         self.pieces.push(piece);
         if self.pieces.len() > MAX_PIECES {
@@ -56,7 +56,7 @@ impl Said {
         true
     }
 
-    fn at(&self, at: Timestamp) -> Option<&Piece> {
+    fn at(&self, at: Timestamp) -> Option<&LoggedSpan> {
         self.pieces.iter().rev().find(|piece| piece.span.contains(at))
     }
 
@@ -90,19 +90,19 @@ struct Written {
     not_before: Option<Timestamp>,
     not_after: Option<Timestamp>,
     /// Each version once; pieces name their places.
-    versions: Vec<Record>,
+    versions: Vec<VersionRecord>,
     pieces: Vec<(Timestamp, Timestamp, Vec<usize>)>,
 }
 
 impl Written {
-    fn of(source: &str, query: &Query, said: &Said) -> Self {
+    fn of(source: &str, query: &Query, said: &QueryLog) -> Self {
         let mut places: HashMap<*const ObjectInfo, usize> = HashMap::new();
         let mut versions = Vec::new();
         let mut pieces = Vec::new();
         for piece in &said.pieces {
             let named = piece.versions.iter().map(|version| {
                 *places.entry(Arc::as_ptr(version)).or_insert_with(|| {
-                    versions.push(Record::from(&**version));
+                    versions.push(VersionRecord::from(&**version));
                     versions.len() - 1
                 })
             });
@@ -135,16 +135,16 @@ impl Written {
     }
 
     /// `None` if it makes no sense.
-    fn said(self) -> Option<Said> {
+    fn said(self) -> Option<QueryLog> {
         let versions: Option<Vec<Arc<ObjectInfo>>> =
             self.versions.into_iter().map(|record| record.version().map(Arc::new)).collect();
         let versions = versions?;
         let pieces = self.pieces.into_iter().map(|(from, until, named)| {
             let span = ValidityInterval::new(from, until).ok()?;
             let versions = named.into_iter().map(|place| versions.get(place).cloned());
-            Some(Piece { span, versions: versions.collect::<Option<_>>()? })
+            Some(LoggedSpan { span, versions: versions.collect::<Option<_>>()? })
         });
-        Some(Said { pieces: pieces.collect::<Option<_>>()? })
+        Some(QueryLog { pieces: pieces.collect::<Option<_>>()? })
     }
 }
 
@@ -157,17 +157,17 @@ pub(super) fn name_in(json: &[u8]) -> Option<Uuid> {
 
 /// What is to be written.
 #[derive(Debug, Default)]
-struct Waiting {
-    queries: HashMap<Uuid, (Query, Arc<Mutex<Said>>)>,
+struct PendingWrites {
+    queries: HashMap<Uuid, (Query, Arc<Mutex<QueryLog>>)>,
     writing: bool,
     closed: bool,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct LogShared {
     source: String,
-    shelf: Shelf,
-    waiting: Mutex<Waiting>,
+    shelf: LruFolder,
+    waiting: Mutex<PendingWrites>,
     changed: Condvar,
 }
 
@@ -175,7 +175,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Shared {
+impl LogShared {
     fn run(&self) {
         loop {
             let mut waiting = locked(&self.waiting);
@@ -203,7 +203,7 @@ impl Shared {
         }
     }
 
-    fn write(&self, name: Uuid, query: &Query, said: &Mutex<Said>) -> io::Result<()> {
+    fn write(&self, name: Uuid, query: &Query, said: &Mutex<QueryLog>) -> io::Result<()> {
         let written = Written::of(&self.source, query, &locked(said));
         let json = serde_json::to_vec(&written)?;
         if !self.shelf.can_hold(json.len() as u64) {
@@ -232,17 +232,17 @@ impl Shared {
 
 /// What was said of all queries.
 #[derive(Debug)]
-pub(super) struct Answers {
-    shared: Arc<Shared>,
-    recent: moka::sync::Cache<Uuid, Arc<Mutex<Said>>>,
+pub(super) struct LookupLog {
+    shared: Arc<LogShared>,
+    recent: moka::sync::Cache<Uuid, Arc<Mutex<QueryLog>>>,
     writer: Option<JoinHandle<()>>,
 }
 
-impl Answers {
+impl LookupLog {
     pub(super) fn open(folder: &Path, limit_bytes: u64, source: &str) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(LogShared {
             source: source.to_owned(),
-            shelf: Shelf::open(folder.join("answers"), limit_bytes)?,
+            shelf: LruFolder::open(folder.join("answers"), limit_bytes)?,
             waiting: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -258,11 +258,11 @@ impl Answers {
     }
 
     fn name(&self, query: &Query) -> Uuid {
-        Written::of(&self.shared.source, query, &Said::default()).name()
+        Written::of(&self.shared.source, query, &QueryLog::default()).name()
     }
 
     /// What is known of a query, from the disk where it is not in memory.
-    fn said(&self, query: &Query) -> (Uuid, Arc<Mutex<Said>>) {
+    fn said(&self, query: &Query) -> (Uuid, Arc<Mutex<QueryLog>>) {
         let name = self.name(query);
         let said = self.recent.get_with(name, || {
             let written = in_place(|| self.shared.read(name));
@@ -321,7 +321,7 @@ impl Answers {
     }
 }
 
-impl Drop for Answers {
+impl Drop for LookupLog {
     fn drop(&mut self) {
         locked(&self.shared.waiting).closed = true;
         self.shared.changed.notify_all();

@@ -11,35 +11,35 @@ use uuid::Uuid;
 
 use super::file::{PART, check_body, lock, open_regular, read_head};
 use super::place;
-use crate::source::verify::{Done, Verified};
+use crate::source::verify::{RepairOutcome, VerifyReport};
 
 /// What a file takes beyond its bytes, about: its last block, its inode.
 const FILE_BYTES: u64 = 4096;
 
 /// Files, in the order of their use.
 #[derive(Debug)]
-pub(super) struct Shelf {
+pub(super) struct LruFolder {
     folder: PathBuf,
     limit_bytes: u64,
-    held: Mutex<Held>,
+    held: Mutex<FolderState>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
-    files: HashMap<Uuid, Place>,
+struct FolderState {
+    files: HashMap<Uuid, FileUse>,
     by_use: BTreeMap<u64, Uuid>,
     uses: u64,
     bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct FileUse {
     bytes: u64,
     used: u64,
 }
 
-impl Held {
-    fn take(&mut self, name: Uuid) -> Option<Place> {
+impl FolderState {
+    fn take(&mut self, name: Uuid) -> Option<FileUse> {
         let place = self.files.remove(&name)?;
         self.by_use.remove(&place.used);
         self.bytes -= place.bytes;
@@ -49,13 +49,13 @@ impl Held {
     fn put(&mut self, name: Uuid, bytes: u64) {
         self.take(name);
         self.uses += 1;
-        self.files.insert(name, Place { bytes, used: self.uses });
+        self.files.insert(name, FileUse { bytes, used: self.uses });
         self.by_use.insert(self.uses, name);
         self.bytes += bytes;
     }
 }
 
-impl Shelf {
+impl LruFolder {
     /// What is in `folder` from before, in the order of its last use. What a process left
     /// half-written is removed.
     pub(super) fn open(folder: PathBuf, limit_bytes: u64) -> io::Result<Self> {
@@ -63,18 +63,18 @@ impl Shelf {
         let mut found: Vec<(SystemTime, Uuid, u64)> = Vec::new();
         for entry in entries(&folder)? {
             match entry {
-                Entry::Named(name, file) => {
+                FolderEntry::Named(name, file) => {
                     let Ok(facts) = fs::symlink_metadata(&file) else { continue };
                     let used = facts.modified().unwrap_or(SystemTime::UNIX_EPOCH);
                     found.push((used, name, facts.len()));
                 }
-                Entry::Part(file) => fs::remove_file(file)?,
+                FolderEntry::PartialFile(file) => fs::remove_file(file)?,
                 // Not ours: left alone.
-                Entry::Foreign(_) => {}
+                FolderEntry::Foreign(_) => {}
             }
         }
         found.sort_unstable();
-        let mut held = Held::default();
+        let mut held = FolderState::default();
         for (_, name, bytes) in found {
             held.put(name, bytes.saturating_add(FILE_BYTES));
         }
@@ -83,7 +83,7 @@ impl Shelf {
         Ok(shelf)
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+    fn held(&self) -> std::sync::MutexGuard<'_, FolderState> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -95,7 +95,7 @@ impl Shelf {
     pub(super) fn open_file(&self, name: Uuid) -> Option<File> {
         {
             let mut held = self.held();
-            let Place { bytes, .. } = *held.files.get(&name)?;
+            let FileUse { bytes, .. } = *held.files.get(&name)?;
             held.put(name, bytes);
         }
         match open_regular(&self.place(name)) {
@@ -156,27 +156,27 @@ impl Shelf {
 }
 
 /// What can lie in a folder.
-enum Entry {
+enum FolderEntry {
     Named(Uuid, PathBuf),
-    Part(PathBuf),
+    PartialFile(PathBuf),
     Foreign(PathBuf),
 }
 
-fn entries(folder: &Path) -> io::Result<Vec<Entry>> {
+fn entries(folder: &Path) -> io::Result<Vec<FolderEntry>> {
     let mut found = Vec::new();
     for below in fs::read_dir(folder)? {
         let below = below?.path();
         if !below.is_dir() {
-            found.push(Entry::Foreign(below));
+            found.push(FolderEntry::Foreign(below));
             continue;
         }
         for file in fs::read_dir(&below)? {
             let file = file?.path();
             let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             found.push(match Uuid::try_parse(name) {
-                Ok(name) if place(folder, name) == file => Entry::Named(name, file),
-                _ if name.ends_with(PART) => Entry::Part(file),
-                _ => Entry::Foreign(file),
+                Ok(name) if place(folder, name) == file => FolderEntry::Named(name, file),
+                _ if name.ends_with(PART) => FolderEntry::PartialFile(file),
+                _ => FolderEntry::Foreign(file),
             });
         }
     }
@@ -188,9 +188,9 @@ fn entries(folder: &Path) -> io::Result<Vec<Entry>> {
 ///
 /// # Errors
 /// If the folder cannot be read, or a process uses it.
-pub fn verify(folder: &Path, repair: bool) -> io::Result<Verified> {
+pub fn verify(folder: &Path, repair: bool) -> io::Result<VerifyReport> {
     let _lock = lock(folder)?;
-    let mut verified = Verified::default();
+    let mut verified = VerifyReport::default();
     for name in ["bodies", "answers"] {
         let shelf = folder.join(name);
         if !shelf.is_dir() {
@@ -198,22 +198,28 @@ pub fn verify(folder: &Path, repair: bool) -> io::Result<Verified> {
         }
         for entry in entries(&shelf)? {
             let (file, reason) = match entry {
-                Entry::Named(name, file) => match check(&file, name, shelf.ends_with("bodies")) {
-                    Ok(bytes) => {
-                        verified.files += 1;
-                        verified.bytes += bytes;
-                        continue;
+                FolderEntry::Named(name, file) => {
+                    match check(&file, name, shelf.ends_with("bodies")) {
+                        Ok(bytes) => {
+                            verified.files += 1;
+                            verified.bytes += bytes;
+                            continue;
+                        }
+                        Err(error) => (file, error.to_string()),
                     }
-                    Err(error) => (file, error.to_string()),
-                },
-                Entry::Part(file) => (file, "it was left half-written".to_owned()),
-                Entry::Foreign(file) => {
-                    verified.wrong(file, "it is none of a disk tier", Done::LeftAlone);
+                }
+                FolderEntry::PartialFile(file) => (file, "it was left half-written".to_owned()),
+                FolderEntry::Foreign(file) => {
+                    verified.wrong(file, "it is none of a disk tier", RepairOutcome::LeftAlone);
                     continue;
                 }
             };
             let removed = repair && fs::remove_file(&file).is_ok();
-            verified.wrong(file, reason, if removed { Done::Removed } else { Done::LeftAlone });
+            verified.wrong(
+                file,
+                reason,
+                if removed { RepairOutcome::Removed } else { RepairOutcome::LeftAlone },
+            );
         }
     }
     Ok(verified)
@@ -223,7 +229,8 @@ fn check(file: &Path, name: Uuid, is_body: bool) -> io::Result<u64> {
     let mut opened = open_regular(file)?;
     let (header, json) = read_head(&mut opened)?;
     check_body(&mut opened, header)?;
-    let named = if is_body { super::bodies::id_in(&json) } else { super::answers::name_in(&json) };
+    let named =
+        if is_body { super::bodies::id_in(&json) } else { super::lookup_log::name_in(&json) };
     if named == Some(name) {
         return opened.metadata().map(|facts| facts.len());
     }
