@@ -128,7 +128,7 @@ pub(super) enum ServiceAddress {
 
 impl ServiceAddress {
     pub(super) fn parse(url: &str) -> Result<Self, ClientError> {
-        let wrong = |reason: &str| ClientError::ServiceAddress {
+        let wrong = |reason: &str| ClientError::Address {
             url: url.to_owned(),
             reason: reason.to_owned(),
         };

@@ -112,7 +112,7 @@ impl Client {
     /// Connects to `grpc://host:port` or `grpc+unix:///path/flight.sock`.
     ///
     /// # Errors
-    /// [`ClientError::ServiceAddress`], [`ClientError::Connect`].
+    /// [`ClientError::Address`], [`ClientError::Connect`].
     pub async fn connect(url: &str) -> Result<Self, ClientError> {
         Self::connect_with(url, ClientOptions::default()).await
     }
@@ -120,7 +120,7 @@ impl Client {
     /// Connects, and says who we are.
     ///
     /// # Errors
-    /// [`ClientError::ServiceAddress`], [`ClientError::Connect`].
+    /// [`ClientError::Address`], [`ClientError::Connect`].
     pub async fn connect_with(url: &str, options: ClientOptions) -> Result<Self, ClientError> {
         let address = ServiceAddress::parse(url)?;
         let options = ClientOptions { token: token(options.token)?, ..options };
