@@ -128,10 +128,8 @@ pub(super) enum ServiceAddress {
 
 impl ServiceAddress {
     pub(super) fn parse(url: &str) -> Result<Self, ClientError> {
-        let wrong = |reason: &str| ClientError::Address {
-            url: url.to_owned(),
-            reason: reason.to_owned(),
-        };
+        let wrong =
+            |reason: &str| ClientError::Address { url: url.to_owned(), reason: reason.to_owned() };
         if let Some(path) = url.strip_prefix("grpc+unix://").or_else(|| url.strip_prefix("unix://"))
         {
             return match path.starts_with('/') {
