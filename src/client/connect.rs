@@ -15,7 +15,8 @@ use tonic::{Request, Status};
 use tower::service_fn;
 
 use super::error::ClientError;
-use super::service::ClientOptions;
+use super::options::ClientOptions;
+use super::tls_files::TlsFiles;
 use crate::secret::Secret;
 
 /// The largest message that is taken: batches are small, but one object may be one cell.
@@ -67,17 +68,6 @@ impl Interceptor for Bearer {
         }
         Ok(request)
     }
-}
-
-/// What TLS is spoken with, all PEM.
-#[derive(Debug, Clone, Default)]
-pub struct TlsFiles {
-    /// The authorities that may have signed the service's certificate. Default: the system's.
-    pub authority: Option<Vec<u8>>,
-    /// The certificate with its chain and the key by which the service knows us. Default: none.
-    pub identity: Option<(Vec<u8>, Secret)>,
-    /// The name that the service's certificate is for. Default: that of the address.
-    pub domain: Option<String>,
 }
 
 impl TlsFiles {
