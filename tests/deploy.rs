@@ -23,9 +23,8 @@ fn metrics() -> BTreeSet<String> {
     let repository = tempfile::tempdir().unwrap();
     let service = Service::over(repository.path(), &[]);
     let text = http_get(&service.http(), "/metrics").1;
-    let named = |line: &str| !line.starts_with('#') && line.starts_with("iovcache_");
     text.lines()
-        .filter(|line| named(line))
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
         .map(|line| line.split([' ', '{']).next().unwrap().to_owned())
         .collect()
 }
@@ -63,6 +62,87 @@ fn the_dashboard_asks_for_metrics_that_exist() {
     assert!(asked.len() > 20, "{asked:?}");
     let ids: BTreeSet<i64> = panels.iter().map(|panel| panel["id"].as_i64().unwrap()).collect();
     assert_eq!(ids.len(), panels.len());
+}
+
+#[test]
+fn the_dashboard_has_what_grafana_needs_to_load_it() {
+    let dashboard: Value = serde_json::from_str(&deployed("grafana/iovcache.json")).unwrap();
+    assert!(dashboard["uid"].as_str().is_some_and(|uid| !uid.is_empty() && uid.len() <= 40));
+    assert!(dashboard["schemaVersion"].as_u64().is_some_and(|version| version >= 36));
+    for variable in dashboard["templating"]["list"].as_array().unwrap() {
+        assert!(variable["name"].is_string() && variable["type"].is_string(), "{variable}");
+    }
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let place = &panel["gridPos"];
+        let [x, y, w, h] = ["x", "y", "w", "h"].map(|field| place[field].as_u64());
+        let title = panel["title"].as_str().unwrap();
+        assert!(x.zip(w).is_some_and(|(x, w)| x + w <= 24) && y.zip(h).is_some(), "{title}");
+        assert!(panel["type"].is_string() && panel["datasource"].is_object(), "{title}");
+        let targets = panel["targets"].as_array().unwrap();
+        let ids: BTreeSet<&str> = targets.iter().map(|t| t["refId"].as_str().unwrap()).collect();
+        assert_eq!(ids.len(), targets.len(), "{title}: each target has its own refId");
+    }
+}
+
+/// The alerts of the rules for Prometheus: name, expression, place in the runbook.
+fn alerts() -> Vec<[String; 3]> {
+    let rules = deployed("prometheus/alerts.yml");
+    let mut alerts = Vec::new();
+    for rule in rules.split("- alert: ").skip(1) {
+        let value = |key: &str| {
+            let line = rule.lines().find_map(|line| line.trim().strip_prefix(key));
+            line.unwrap_or_else(|| panic!("{rule} has no {key}")).trim_matches('\'').to_owned()
+        };
+        assert!(!value("for: ").is_empty() && !value("summary: ").is_empty());
+        assert!(["warning", "critical"].iter().any(|name| value("labels: ").contains(name)));
+        let name = rule.lines().next().unwrap().to_owned();
+        alerts.push([name, value("expr: "), value("runbook: ")]);
+    }
+    assert!(alerts.len() >= 15, "{alerts:?}");
+    alerts
+}
+
+#[test]
+fn every_alert_asks_for_metrics_that_exist() {
+    let mut known = metrics();
+    // Prometheus' own.
+    known.insert("up".to_owned());
+    let functions =
+        ["rate", "increase", "changes", "histogram_quantile", "sum", "by", "and", "le", "instance"];
+    for [alert, query, _] in alerts() {
+        // What stands in quotes or brackets is a value.
+        let outside: String = query.split('"').step_by(2).collect();
+        let outside: String =
+            outside.split('[').map(|part| part.split_once(']').map_or(part, |(_, b)| b)).collect();
+        let words = outside.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '.');
+        let words = words.filter(|word| word.starts_with(|c: char| c.is_ascii_alphabetic()));
+        let words: Vec<&str> = words.filter(|w| !functions.contains(w) && *w != "job").collect();
+        assert!(!words.is_empty(), "{alert}: {query} names no metric");
+        for word in words {
+            assert!(known.contains(word), "{alert}: there is no {word}");
+        }
+    }
+}
+
+#[test]
+fn every_alert_has_its_part_of_the_runbook_and_every_part_its_alert() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/runbook.md")).unwrap();
+    let parts: Vec<&str> = page.split("\n## ").skip(1).collect();
+    let alerts = alerts();
+    let named: BTreeSet<&str> = alerts.iter().map(|[name, ..]| name.as_str()).collect();
+    let described: BTreeSet<&str> = parts.iter().map(|part| part.lines().next().unwrap()).collect();
+    assert_eq!(named, described);
+    assert_eq!(named.len(), alerts.len(), "each name is there once");
+    for [name, query, runbook] in &alerts {
+        assert_eq!(*runbook, format!("docs/runbook.md#{}", name.to_lowercase()));
+        let part = parts.iter().find(|part| part.starts_with(&format!("{name}\n"))).unwrap();
+        let words: Vec<&str> = part.split_whitespace().collect();
+        assert!(words.join(" ").contains(query), "{name}: the runbook shows {query}");
+        for heading in ["**Meaning.**", "**Look at**", "**Do**"] {
+            assert!(part.contains(heading), "{name}: {heading}");
+        }
+    }
 }
 
 #[test]
