@@ -112,6 +112,14 @@ impl KeyColumn {
         self.nulls.is_some()
     }
 
+    /// Whether every row is null, or there is none.
+    pub fn is_all_null(&self) -> bool {
+        match &self.nulls {
+            Some(nulls) => nulls.null_count() == nulls.len(),
+            None => self.ends.is_empty(),
+        }
+    }
+
     /// The type of its values.
     pub fn key_type(&self) -> KeyType {
         match &self.values {
@@ -130,7 +138,7 @@ impl KeyColumn {
     }
 
     /// The rows of a run.
-    pub(super) fn run_rows(&self, run: usize) -> Range<usize> {
+    pub fn run_rows(&self, run: usize) -> Range<usize> {
         let start = run.checked_sub(1).map_or(0, |before| self.ends[before]);
         start as usize..self.ends[run] as usize
     }
@@ -267,6 +275,7 @@ pub struct KeyBuilder {
     text_ids: Vec<u32>,
     texts: Vec<Arc<str>>,
     known_texts: HashMap<Arc<str>, u32, RandomState>,
+    text_bytes: usize,
     valid: Vec<bool>,
     has_nulls: bool,
 }
@@ -281,9 +290,22 @@ impl KeyBuilder {
             text_ids: Vec::new(),
             texts: Vec::new(),
             known_texts: HashMap::default(),
+            text_bytes: 0,
             valid: Vec::new(),
             has_nulls: false,
         }
+    }
+
+    /// The type of its values.
+    pub fn key_type(&self) -> KeyType {
+        self.key_type
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn memory_bytes(&self) -> usize {
+        let run_bytes = size_of::<i32>() + size_of::<i64>() + size_of::<bool>();
+        let text_bytes: usize = self.text_bytes + self.texts.len() * 3 * TEXT_BYTES;
+        2 * self.ends.len() * run_bytes + text_bytes
     }
 
     /// Number of rows so far.
@@ -338,6 +360,7 @@ impl KeyBuilder {
             return id;
         }
         let (id, text) = (self.texts.len() as u32, Arc::<str>::from(text));
+        self.text_bytes += text.len();
         self.texts.push(Arc::clone(&text));
         self.known_texts.insert(text, id);
         id

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 
 use super::limits::{AtMost, RequestLimits};
-use super::request::{ColumnList, ColumnRequest, Columns, RangeRequest, RequestError, parse_json};
+use super::column::{ColumnList, ColumnRequest};
+use super::request::{Columns, RangeRequest, RequestError, parse_json};
 use crate::interval::ValidityInterval;
 use crate::object::ObjectPath;
 

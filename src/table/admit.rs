@@ -2,7 +2,8 @@
 
 use super::action::Register;
 use super::limits::{RequestLimits, metadata_bytes, too_many};
-use super::request::{ColumnRequest, Columns, Request, RequestError};
+use super::column::ColumnRequest;
+use super::request::{Columns, Request, RequestError};
 
 impl RequestLimits {
     /// Whether a request keeps within these.

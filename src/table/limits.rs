@@ -17,6 +17,8 @@ pub struct RequestLimits {
     pub columns: usize,
     /// Consumers of a timeframe.
     pub consumers: usize,
+    /// Ranges of a key in the path of a column.
+    pub path_ranges: usize,
     /// Entries of a lock.
     pub lock_entries: usize,
     /// The name of a column, a table, a consumer or a session.
@@ -30,6 +32,7 @@ impl RequestLimits {
     pub const MOST: Self = Self {
         columns: 10_000,
         consumers: 1_000,
+        path_ranges: 1_000,
         lock_entries: 100_000,
         name_bytes: 256,
         metadata_bytes: 64 << 10,

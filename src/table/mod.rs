@@ -12,15 +12,19 @@
 
 mod action;
 mod admit;
+mod arrow_keys;
 mod cells;
 mod check;
+mod column;
 mod content;
 mod decode;
 mod encode;
 mod head;
 mod ipc;
+mod key_rows;
 mod limits;
 mod lock;
+mod records;
 mod request;
 mod shape;
 mod spans;
@@ -35,6 +39,7 @@ pub use action::{
     Register, Release, SegmentsAnswer, action_types, parse_action,
 };
 pub use check::{Check, CheckAnswer};
+pub use column::{ColumnList, ColumnPath, ColumnRequest, KeyLookUp, KeyUse, PathRange};
 pub use content::{
     CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Objects, Shown,
 };
@@ -42,10 +47,11 @@ pub use decode::{CellValue, ColumnRuns, DecodeError, column_runs};
 pub use encode::{Batches, EncodeError, Messages};
 pub use head::Head;
 pub use ipc::{BatchMessages, Message, MessageWriter};
+pub use key_rows::{KeyError, Keys, TableRows, key_names};
 pub use limits::RequestLimits;
 pub use lock::LockEntry;
 pub use request::{
-    CellKind, ColumnList, ColumnRequest, Columns, Encoding, Missing, RangeRequest, Request,
+    CellKind, Columns, Encoding, Missing, RangeRequest, Request,
     RequestError, SHORT_SPAN, View, When,
 };
 pub use shape::{Meta, Shape};
@@ -54,7 +60,9 @@ pub use status::{
     ConsumerState, MemoryStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeState,
     TimeframeStatus,
 };
-pub use times::{TimestampsError, timestamps_from_array, timestamps_from_batches};
+pub use times::{
+    TimestampsError, rows_from_batches, timestamps_from_array, timestamps_from_batches,
+};
 #[cfg(feature = "server")]
-pub(crate) use times::{plain_timestamps, together};
+pub(crate) use times::plain_timestamps;
 pub use wire::Dictionaries;
