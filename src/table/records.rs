@@ -14,7 +14,7 @@ use super::encode::{
     RECORD_ROWS,
 };
 use super::request::{CellKind, Encoding};
-use super::shape::text_type;
+use super::layout::text_type;
 use crate::object::ObjectId;
 
 /// The value of a column's key at `row`, as text, and the row up to which it and `end` hold.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::column::{ColumnList, ColumnRequest};
 use super::key_rows::{JsonKeys, KeyError, Keys, TableRows};
 use super::limits::{AtMost, RequestLimits};
-use super::lock::LockEntry;
+use super::lock_file::LockEntry;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};
