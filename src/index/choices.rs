@@ -40,6 +40,22 @@ impl RowChoices {
         Self { ends: Arc::clone(key.ends()), choices: Arc::clone(&key.ids().by_run) }
     }
 
+    /// Look-up 0 wherever the key is not null.
+    pub fn where_valid(key: &KeyColumn) -> Self {
+        let (mut ends, mut choices) = (Vec::new(), Vec::<u32>::new());
+        for (end, value) in key.runs() {
+            let choice = if value.is_some() { 0 } else { Self::NULL };
+            match (ends.last_mut(), choices.last()) {
+                (Some(last), Some(&before)) if before == choice => *last = end as i32,
+                _ => {
+                    ends.push(end as i32);
+                    choices.push(choice);
+                }
+            }
+        }
+        Self { ends: ends.into(), choices: choices.into() }
+    }
+
     /// The look-up that a step function gives for the value of the key: `choice(n)` holds from
     /// `starts[n]` on. `values`: the key's values as timestamps.
     ///

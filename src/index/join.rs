@@ -395,7 +395,7 @@ pub fn open_times<T>(
 
 /// Whether `open` says nothing of any step between the first and the last timestamp. It looks at no
 /// timestamp, and gives up where these have fewer entries than there are steps.
-pub(super) fn closed_between_bounds<T>(
+pub fn closed_between_bounds<T>(
     timeline: &Timeline,
     timestamps: &Timestamps,
     open: impl Fn(&Step) -> Option<T>,

@@ -219,7 +219,7 @@ impl Timeline {
     /// Where the step at `at` begins and ends, and what holds there.
     pub(super) fn step_around(&self, at: Timestamp) -> (i64, i64, Step) {
         let (segment, place) = self.place(at);
-        let Segment { starts, steps } = &*self.segments[segment];
+        let StepSegment { starts, steps } = &*self.segments[segment];
         let next = starts.get(place + 1).or_else(|| self.firsts.get(segment + 1));
         (starts[place], next.copied().unwrap_or(i64::MAX), steps[place])
     }

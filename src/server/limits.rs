@@ -48,7 +48,7 @@ pub struct Limits {
     /// Ranges of a key in the path of a column; at most 1,000.
     pub path_ranges: usize,
     /// Distinct values of a key for each of which a column has a look-up of its own; at most
-    /// 100,000.
+    /// 10,000.
     pub key_values: usize,
     /// Entries of a lock; at most 100,000.
     pub lock_entries: usize,

@@ -107,11 +107,7 @@ impl MessageTimestamps {
     ///
     /// # Errors
     /// INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
-    pub(super) fn read(
-        self,
-        keys: &[Arc<str>],
-        charge: &mut Charge,
-    ) -> Result<TableRows, Status> {
+    pub(super) fn read(self, keys: &[Arc<str>], charge: &mut Charge) -> Result<TableRows, Status> {
         match self {
             Self::Read(timestamps) => Ok(timestamps.into()),
             Self::Batch(batch) => rows_of_batches(&[batch], keys, Some(charge)),

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::limits::{AtMost, RequestLimits};
 use super::column::{ColumnList, ColumnRequest};
+use super::limits::{AtMost, RequestLimits};
 use super::request::{Columns, RangeRequest, RequestError, parse_json};
 use crate::interval::ValidityInterval;
 use crate::object::ObjectPath;

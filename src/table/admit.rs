@@ -1,8 +1,8 @@
 //! Requests against the limits of a service, once they are parsed.
 
 use super::action::Register;
-use super::limits::{RequestLimits, metadata_bytes, too_many};
 use super::column::ColumnRequest;
+use super::limits::{RequestLimits, metadata_bytes, too_many};
 use super::request::{Columns, Request, RequestError};
 
 impl RequestLimits {
@@ -136,6 +136,8 @@ mod tests {
         let less = RequestLimits {
             columns: 2,
             consumers: 1,
+            path_ranges: 1,
+            key_values: 1,
             lock_entries: 0,
             name_bytes: 4,
             metadata_bytes: 3,

@@ -25,7 +25,7 @@ const CHARGED_ROWS: usize = 4_096;
 /// [`KeyError::Missing`] is left to [`Keys::check_columns`], which knows the columns: here a key
 /// that is no column of the batch is left out. [`KeyError`] for a column that is no key, or what
 /// `charge` says.
-pub fn keys_from_batch<E: From<KeyError>>(
+pub(super) fn keys_from_batch<E: From<KeyError>>(
     names: &[Arc<str>],
     batch: &RecordBatch,
     charge: &mut dyn FnMut(u64) -> Result<(), E>,
@@ -300,7 +300,8 @@ mod tests {
         let empty = DictionaryArray::new(Int32Array::from(vec![None, None]), none);
         assert_eq!(integers(empty), [None, None]);
         let ends = Int32Array::from(vec![2, 3, 1_000_000]);
-        let runs = RunArray::try_new(&ends, &Int8Array::from(vec![Some(1), None, Some(3)])).unwrap();
+        let runs =
+            RunArray::try_new(&ends, &Int8Array::from(vec![Some(1), None, Some(3)])).unwrap();
         let column = key(Arc::new(runs.clone())).unwrap();
         assert_eq!((column.len(), column.run_count()), (1_000_000, 3));
         assert_eq!(integers(runs.slice(1, 3)), [Some(1), None, Some(3)]);
@@ -309,9 +310,8 @@ mod tests {
 
     #[test]
     fn memory_is_charged_before_it_is_taken() {
-        let array: ArrayRef = Arc::new(StringArray::from_iter_values(
-            (0..100_000).map(|n| n.to_string()),
-        ));
+        let array: ArrayRef =
+            Arc::new(StringArray::from_iter_values((0..100_000).map(|n| n.to_string())));
         let batch = RecordBatch::try_from_iter([("run", array)]).unwrap();
         let mut left = 1_000_000_u64;
         let refused = KeyError::Unused { key: "over budget".to_owned() };

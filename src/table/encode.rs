@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow_array::builder::{
-    BinaryBuilder, Int64Builder, StringBuilder,
-};
+use arrow_array::builder::{BinaryBuilder, Int64Builder, StringBuilder};
 use arrow_array::{
     ArrayRef, DictionaryArray, Int32Array, Int64Array, LargeBinaryArray, RecordBatch,
     RecordBatchOptions,
@@ -17,8 +15,8 @@ use super::content::{Cell, Column, Content, IntervalColumn, Objects, TableBody};
 use super::ipc::{BatchMessages, MessageWriter};
 use super::ipc_body::{Dictionaries, RowWindow, payload_dictionaries, with_payloads};
 use super::layout::TableLayout;
-use super::request::{CellKind, Encoding, View};
 use super::records::TextRuns;
+use super::request::{CellKind, Encoding, View};
 use crate::error::{Code, Coded, ErrorKind};
 use crate::index::Timestamps;
 use crate::object::ObjectId;
@@ -225,7 +223,11 @@ impl Batches {
         Arc::clone(&self.schema)
     }
 
-    pub(super) fn batch(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch, EncodeError> {
+    pub(super) fn batch(
+        &self,
+        columns: Vec<ArrayRef>,
+        rows: usize,
+    ) -> Result<RecordBatch, EncodeError> {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
     }

@@ -197,9 +197,8 @@ impl Keys {
     pub fn check(&self, columns: &[ColumnRequest], rows: usize) -> Result<(), KeyError> {
         self.check_columns(columns)?;
         for (name, key) in self.0.iter() {
-            let uses = |column: &ColumnRequest| {
-                column.key.as_ref().is_some_and(|key| *key.key == **name)
-            };
+            let uses =
+                |column: &ColumnRequest| column.key.as_ref().is_some_and(|key| *key.key == **name);
             if !columns.iter().any(uses) {
                 return Err(KeyError::Unused { key: name.to_string() });
             }
@@ -252,6 +251,13 @@ impl TableRows {
     /// Bytes of memory that they take.
     pub fn memory_bytes(&self) -> usize {
         self.timestamps.memory_bytes() + self.keys.memory_bytes()
+    }
+}
+
+impl TableRows {
+    /// Whether both have the same timestamp and the same keys in every row, however encoded.
+    pub fn same_rows(&self, other: &Self) -> bool {
+        self.timestamps.same_rows(&other.timestamps) && self.keys.same_rows(&other.keys)
     }
 }
 
@@ -371,7 +377,11 @@ impl JsonValues {
             builder
         });
         if builder.key_type() != key_type {
-            let got = format!("{} ({})", value.map(|v| v.to_string()).unwrap_or_default(), key_type.name());
+            let got = format!(
+                "{} ({})",
+                value.map(|v| v.to_string()).unwrap_or_default(),
+                key_type.name()
+            );
             let (key, expected) = (self.name.to_string(), builder.key_type().name());
             self.wrong.get_or_insert(KeyError::Mixed { key, row, got, expected });
         }

@@ -38,11 +38,11 @@ pub use action::{
     ActionError, Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer,
     Register, Release, SegmentsAnswer, action_types, parse_action,
 };
+#[cfg(feature = "server")]
+pub(crate) use arrow_timestamps::plain_timestamps;
 pub use arrow_timestamps::{
     TimestampsError, rows_from_batches, timestamps_from_array, timestamps_from_batches,
 };
-#[cfg(feature = "server")]
-pub(crate) use arrow_timestamps::plain_timestamps;
 pub use check::{CheckAnswer, CheckRequest};
 pub use column::{ColumnList, ColumnPath, ColumnRequest, KeyLookUp, KeyUse, PathRange};
 pub use content::{
@@ -58,8 +58,8 @@ pub use layout::{Meta, TableLayout};
 pub use limits::RequestLimits;
 pub use lock_file::LockEntry;
 pub use request::{
-    CellKind, Columns, Encoding, Missing, RangeRequest, Request,
-    RequestError, SHORT_SPAN, View, When,
+    CellKind, Columns, Encoding, Missing, RangeRequest, Request, RequestError, SHORT_SPAN, View,
+    When,
 };
 pub use schema_message::SchemaMessage;
 pub use status::{

@@ -2,20 +2,19 @@
 
 use std::sync::Arc;
 
-use arrow_array::builder::{
-    Int64Builder, MapBuilder, MapFieldNames, StringBuilder, UInt64Builder,
-};
+use arrow_array::builder::{Int64Builder, MapBuilder, MapFieldNames, StringBuilder, UInt64Builder};
 use arrow_array::{ArrayRef, Int32Array, RecordBatch, StringArray};
 
 use super::cells::{cell_array, run_array};
+use super::column::ColumnPath;
 use super::content::{Cell, Column};
 use super::encode::{
     Batches, EncodeError, MAX_CELL_BYTES, PAYLOAD_BATCH_BYTES, RECORD_BYTES, RECORD_FIXED_BYTES,
     RECORD_ROWS,
 };
-use super::request::{CellKind, Encoding};
 use super::layout::text_type;
-use crate::object::ObjectId;
+use super::request::{CellKind, Encoding};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 
 /// The value of a column's key at `row`, as text, and the row up to which it and `end` hold.
 fn key_of(column: &Column, row: usize, end: usize) -> (Option<String>, usize) {
@@ -24,6 +23,14 @@ fn key_of(column: &Column, row: usize, end: usize) -> (Option<String>, usize) {
     match run < key.run_count() {
         true => (key.run_value(run).map(|value| value.to_string()), key.run_rows(run).end.min(end)),
         false => (None, end),
+    }
+}
+
+/// The path of an object in a column: two paths can have a version of one id.
+fn path_of<'a>(column: &'a Column, version: &'a ObjectInfo) -> &'a ObjectPath {
+    match &column.path {
+        ColumnPath::One(path) => path,
+        ColumnPath::ByRange(_) => &version.path,
     }
 }
 
@@ -61,7 +68,8 @@ impl Batches {
             let version = objects.version(cell.object);
             let mut id = [0; ObjectId::TEXT_BYTES];
             let id = version.id.text(&mut id);
-            let said = [&column.name[..], version.path.as_str(), id, cell.cache.name()];
+            let path = path_of(column, version).as_str();
+            let said = [&column.name[..], path, id, cell.cache.name()];
             texts.iter_mut().zip(said).for_each(|(builder, text)| builder.append_value(text));
             let counted = [
                 start as i64,
@@ -82,7 +90,7 @@ impl Batches {
             bytes += key.as_ref().map_or(0, String::len);
             keys.append_option(key);
             rows += 1;
-            bytes += column.name.len() + version.path.as_str().len() + RECORD_FIXED_BYTES;
+            bytes += column.name.len() + path.len() + RECORD_FIXED_BYTES;
         }
         // What is left may be runs without an object.
         while let Some(column) = columns.get(place)
@@ -132,7 +140,7 @@ impl Batches {
             }
             let (first_row, rows) = served[next_cell];
             next_cell += 1;
-            let path = objects.version(cell.object).path.as_str();
+            let path = path_of(column, objects.version(cell.object)).as_str();
             names[0].push(&column.name);
             names[1].push(path);
             ids.append_value(objects.id(cell.object).text(&mut [0; ObjectId::TEXT_BYTES]));
