@@ -16,7 +16,7 @@ use iovcache::shm::PoolOptions;
 use iovcache::source::{
     Body, Knowledge, MemorySource, PathSummary, Source, SourceError, SourceHealth,
 };
-use iovcache::table::{CellValue, Keys, Register, Request, TableRows, column_runs};
+use iovcache::table::{CellValue, KeyColumns, Register, Request, TableRows, column_runs};
 use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval};
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -50,7 +50,7 @@ use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tower::layer::util::{Identity as Bare, Stack};
 
-pub use auth::{Access, Denied, Exposed, Identity, Keys, KeysError, Role};
+pub use auth::{Access, Denied, Exposed, Identity, KeyColumns, KeysError, Role};
 pub use ccdb::{Answering, CcdbServerConfig};
 pub use config::{
     ByteSize, Config, ConfigError, ConfigFault, ConfigKey, Document, LogFormat, MissingConfig,

@@ -12,7 +12,7 @@ use arrow_array::{Array, ArrayRef, RecordBatch, RunArray};
 use arrow_buffer::ArrowNativeType as _;
 use arrow_schema::DataType;
 
-use super::key_rows::{KeyError, Keys};
+use super::key_rows::{KeyError, KeyColumns};
 use crate::index::{KeyBuilder, KeyColumn, KeyType, KeyValue, Timestamps};
 
 /// Rows between two charges for the memory of a key that is being read.
@@ -22,30 +22,30 @@ const CHARGED_ROWS: usize = 4_096;
 /// taken, and may refuse.
 ///
 /// # Errors
-/// [`KeyError::Missing`] is left to [`Keys::check_columns`], which knows the columns: here a key
+/// [`KeyError::Missing`] is left to [`KeyColumns::check_columns`], which knows the columns: here a key
 /// that is no column of the batch is left out. [`KeyError`] for a column that is no key, or what
 /// `charge` says.
 pub(super) fn keys_from_batch<E: From<KeyError>>(
     names: &[Arc<str>],
     batch: &RecordBatch,
     charge: &mut dyn FnMut(u64) -> Result<(), E>,
-) -> Result<Keys, E> {
+) -> Result<KeyColumns, E> {
     let named = names.iter().filter_map(|name| Some((name, batch.column_by_name(name)?)));
     let keys = named.map(|(name, array)| {
-        Ok((Arc::clone(name), Reading { name, charge, charged: 0 }.column(array)?))
+        Ok((Arc::clone(name), KeyReader { name, charge, charged: 0 }.column(array)?))
     });
     keys.collect()
 }
 
 /// A key column that is being read.
-struct Reading<'a, E> {
+struct KeyReader<'a, E> {
     name: &'a Arc<str>,
     charge: &'a mut dyn FnMut(u64) -> Result<(), E>,
     /// Bytes that were charged for it.
     charged: u64,
 }
 
-impl<E: From<KeyError>> Reading<'_, E> {
+impl<E: From<KeyError>> KeyReader<'_, E> {
     fn wrong_type(&self, array: &dyn Array) -> E {
         let (key, got) = (self.name.to_string(), array.data_type().to_string());
         KeyError::Type { key, got }.into()

@@ -15,7 +15,7 @@ use arrow_schema::{DataType, SchemaRef, TimeUnit};
 use {arrow_buffer::Buffer, arrow_schema::Schema, bytes::Bytes};
 
 use super::arrow_keys::keys_from_batch;
-use super::key_rows::{KeyError, Keys, TableRows};
+use super::key_rows::{KeyError, KeyColumns, TableRows};
 use super::request::RangeRequest;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::index::Timestamps;
@@ -128,8 +128,8 @@ pub fn rows_from_batches<E: From<TimestampsError> + From<KeyError>>(
     let place = timestamp_column(&first.schema(), keys)?;
     let timestamps = Arc::new(timestamps_in(batches, place)?);
     let parts = batches.iter().map(|batch| keys_from_batch(keys, batch, &mut charge));
-    let parts = parts.collect::<Result<Vec<Keys>, E>>()?;
-    Ok(TableRows { timestamps, keys: Keys::concat(&parts)? })
+    let parts = parts.collect::<Result<Vec<KeyColumns>, E>>()?;
+    Ok(TableRows { timestamps, keys: KeyColumns::concat(&parts)? })
 }
 
 /// The place of the column of timestamps. A key is one only if it is named so.
@@ -182,8 +182,8 @@ impl TableRows {
         let timestamps: Vec<Timestamps> =
             parts.iter().map(|part| Timestamps::clone(&part.timestamps)).collect();
         let timestamps = together(&timestamps)?;
-        let keys: Vec<Keys> = parts.iter().map(|part| part.keys.clone()).collect();
-        Ok(Self { timestamps: Arc::new(timestamps), keys: Keys::concat(&keys)? })
+        let keys: Vec<KeyColumns> = parts.iter().map(|part| part.keys.clone()).collect();
+        Ok(Self { timestamps: Arc::new(timestamps), keys: KeyColumns::concat(&keys)? })
     }
 }
 

@@ -141,7 +141,7 @@ impl Coded for KeyError {
 
 /// Key columns by name, shared where they are copied.
 #[derive(Debug, Clone, Default)]
-pub struct Keys(Arc<BTreeMap<Arc<str>, KeyColumn>>);
+pub struct KeyColumns(Arc<BTreeMap<Arc<str>, KeyColumn>>);
 
 impl Keys {
     /// The column of a key.
@@ -244,7 +244,7 @@ pub struct TableRows {
     /// One per row.
     pub timestamps: Arc<Timestamps>,
     /// The key columns, each with one value per row.
-    pub keys: Keys,
+    pub keys: KeyColumns,
 }
 
 impl TableRows {
@@ -263,13 +263,13 @@ impl TableRows {
 
 impl From<Timestamps> for TableRows {
     fn from(timestamps: Timestamps) -> Self {
-        Self { timestamps: Arc::new(timestamps), keys: Keys::default() }
+        Self { timestamps: Arc::new(timestamps), keys: KeyColumns::default() }
     }
 }
 
 impl From<Arc<Timestamps>> for TableRows {
     fn from(timestamps: Arc<Timestamps>) -> Self {
-        Self { timestamps, keys: Keys::default() }
+        Self { timestamps, keys: KeyColumns::default() }
     }
 }
 
@@ -285,7 +285,7 @@ pub fn key_names(columns: &[ColumnRequest]) -> Vec<Arc<str>> {
 /// `{"<name>": [values]}` of a request: what is wrong with a value is kept until the request is
 /// complete, so that it is told as [`KeyError`].
 #[derive(Debug)]
-pub(super) struct JsonKeys(pub(super) Result<Keys, KeyError>);
+pub(super) struct JsonKeys(pub(super) Result<KeyColumns, KeyError>);
 
 impl<'de> Deserialize<'de> for JsonKeys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -315,7 +315,7 @@ impl<'de> Deserialize<'de> for JsonKeys {
                         Err(error) => wrong = wrong.or(Some(error)),
                     }
                 }
-                Ok(JsonKeys(wrong.map_or_else(|| Ok(Keys(Arc::new(keys))), Err)))
+                Ok(JsonKeys(wrong.map_or_else(|| Ok(KeyColumns(Arc::new(keys))), Err)))
             }
         }
         deserializer.deserialize_map(ByName)
@@ -488,7 +488,7 @@ impl<'de> Deserialize<'de> for JsonValue {
 mod tests {
     use super::*;
 
-    fn keys(json: &str) -> Result<Keys, KeyError> {
+    fn keys(json: &str) -> Result<KeyColumns, KeyError> {
         serde_json::from_str::<JsonKeys>(json).unwrap().0
     }
 

@@ -53,7 +53,7 @@ pub use encode::{Batches, EncodeError, EncodedMessages};
 pub use intervals::{ColumnSpans, JoinedColumn, run_end_batch};
 pub use ipc::{BatchMessages, Message, MessageWriter};
 pub use ipc_body::Dictionaries;
-pub use key_rows::{KeyError, Keys, TableRows, key_names};
+pub use key_rows::{KeyError, KeyColumns, TableRows, key_names};
 pub use layout::{Meta, TableLayout};
 pub use limits::RequestLimits;
 pub use lock_file::LockEntry;

@@ -9,7 +9,7 @@ use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::column::{ColumnList, ColumnRequest};
-use super::key_rows::{JsonKeys, KeyError, Keys, TableRows};
+use super::key_rows::{JsonKeys, KeyError, KeyColumns, TableRows};
 use super::limits::{AtMost, RequestLimits};
 use super::lock_file::LockEntry;
 use crate::error::{Code, Coded, ErrorKind};
@@ -334,7 +334,7 @@ impl Raw {
     fn when(&mut self) -> Result<Option<When>, RequestError> {
         let keys = match self.keys.take() {
             Some(JsonKeys(keys)) => keys?,
-            None => Keys::default(),
+            None => KeyColumns::default(),
         };
         if !keys.is_empty() && self.timestamps.is_none() {
             let reason = "they go with timestamps: one value per timestamp".to_owned();

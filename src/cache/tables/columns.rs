@@ -19,7 +19,7 @@ use crate::budget::ClientBudget;
 use crate::cache::deadline::{LOOK_UP, PLANNING, by_deadline};
 use crate::cache::error::{CacheError, MissingColumn};
 use crate::cache::tables::key_look_ups::{KeyTerms, KeyedLookUps, KeyedTimelines};
-use crate::cache::tables::known_columns::{ColumnTimelines, KnownColumn, KnownPath, QueryOfColumn};
+use crate::cache::tables::known_columns::{ColumnTimelines, KnownColumn, RangeTimeline, QueryOfColumn};
 use crate::cache::tables::lock_selection::LockTarget;
 use crate::cache::tables::plan::{Plan, PlannedIntervals};
 use crate::cache::versions::catalog::{Catalog, KnownTimeline, QueryTimes};
@@ -274,7 +274,7 @@ impl ColumnLookUp {
         range: ValidityInterval,
         budget: &ClientBudget,
         deadline: Instant,
-    ) -> Result<Vec<KnownPath>, CacheError> {
+    ) -> Result<Vec<RangeTimeline>, CacheError> {
         let limits = self.limits.narrowed_by(request.limits);
         let mut targets = Vec::with_capacity(columns.len());
         for column in columns {
@@ -292,7 +292,7 @@ impl ColumnLookUp {
             }
         };
         let known = columns.iter().zip(targets).zip(known).map(|((column, target), known)| {
-            KnownPath { name: Arc::clone(&column.name), path: target.path.clone(), known }
+            RangeTimeline { name: Arc::clone(&column.name), path: target.path.clone(), known }
         });
         Ok(known.collect())
     }
@@ -315,7 +315,7 @@ impl ColumnLookUp {
                 let query = plain_query(path, column, self.limits);
                 let (name, path) = (Arc::clone(&column.name), path.clone());
                 let known_path = self.catalog.known_over(&query, range).await?;
-                known.push(KnownPath { name, path, known: known_path });
+                known.push(RangeTimeline { name, path, known: known_path });
             }
         }
         PlannedIntervals::new(range, known, budget).await

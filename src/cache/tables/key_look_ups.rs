@@ -168,7 +168,7 @@ fn as_timestamps(key: &KeyColumn) -> Timestamps {
     })
 }
 
-type Made = (RowChoices, Vec<KeyedLookUp>, Vec<KeyedQuery>, Charge);
+type NewLookUps = (RowChoices, Vec<KeyedLookUp>, Vec<KeyedQuery>, Charge);
 
 /// Look-ups in the making.
 struct Making<'a> {
@@ -183,7 +183,7 @@ struct Making<'a> {
 
 impl Making<'_> {
     /// One look-up per path, at the times of its rows.
-    async fn by_path(mut self, values: Option<&Timestamps>) -> Result<Made, CacheError> {
+    async fn by_path(mut self, values: Option<&Timestamps>) -> Result<NewLookUps, CacheError> {
         let (starts, places) = self.column.path.steps();
         let choices = match values {
             Some(values) => RowChoices::by_steps(values, &starts, |step| places[step]),
@@ -200,7 +200,7 @@ impl Making<'_> {
     }
 
     /// One look-up per distinct value of the key.
-    async fn by_value(mut self) -> Result<Made, CacheError> {
+    async fn by_value(mut self) -> Result<NewLookUps, CacheError> {
         let ids = self.key.ids();
         self.turns.take(self.key.run_count()).await;
         let (distinct, limit) = (ids.len(), self.terms.max_values);

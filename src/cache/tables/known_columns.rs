@@ -17,7 +17,7 @@ pub(crate) struct KnownColumn {
 
 /// A path of a column, and what is known of it over a range.
 #[derive(Debug)]
-pub(crate) struct KnownPath {
+pub(crate) struct RangeTimeline {
     /// The name of the column.
     pub(crate) name: Arc<str>,
     pub(crate) path: ObjectPath,

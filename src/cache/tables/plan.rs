@@ -19,7 +19,7 @@ use crate::cache::memory::in_use::InUseGuard;
 use crate::cache::memory::object::PinSet;
 use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::tables::distinct::Distinct;
-use crate::cache::tables::known_columns::{ColumnTimelines, KnownColumn, KnownPath, QueryOfColumn};
+use crate::cache::tables::known_columns::{ColumnTimelines, KnownColumn, RangeTimeline, QueryOfColumn};
 use crate::cache::tables::loader::PinnedVersions;
 use crate::cache::tables::planning::{CELL_BYTES, Planned, PlannedColumn, Planning, VERSION_BYTES};
 use crate::cache::tables::schema_cache::TableSchema;
@@ -336,7 +336,7 @@ impl PlannedIntervals {
     /// [`CacheError::Budget`].
     pub(crate) async fn new(
         range: ValidityInterval,
-        known: Vec<KnownPath>,
+        known: Vec<RangeTimeline>,
         budget: &ClientBudget,
     ) -> Result<Self, CacheError> {
         let mut charge = budget.charge(0, "plan of a table")?;
@@ -344,7 +344,7 @@ impl PlannedIntervals {
         let versions = known.iter().map(|one| one.known.timeline.versions());
         let mut distinct = Distinct::with_capacity(versions.sum::<usize>().min(EXPECTED_VERSIONS));
         let mut columns = Vec::with_capacity(known.len());
-        for KnownPath { name, path, known } in known {
+        for RangeTimeline { name, path, known } in known {
             let spans = known.timeline.spans(range);
             distinct.begin_column();
             let own = distinct.add_timeline(&known.timeline);
