@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher as _;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
@@ -31,6 +31,7 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 use crate::shm::MetaHeader;
 use crate::source::in_place;
+use crate::sync::Mutex;
 use crate::table::{
     BatchMessages, CacheState, Cell, CellKind, CellRun, Column, ColumnRequest, Content,
     EncodeError, Encoding, IntervalColumn, IntervalRow, Objects, TableBody, View,
@@ -460,7 +461,7 @@ impl Assembled {
             return Ok(None);
         }
         let known = {
-            let encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
+            let encoded = self.encoded.lock();
             encoded.iter().find(|(known, _)| *known == key).map(|(_, kept)| Arc::clone(kept))
         };
         if known.is_some() {
@@ -470,7 +471,7 @@ impl Assembled {
         let batches = batches.into_messages(Arc::clone(&form.dictionaries));
         let batches = Arc::new(batches.collect::<Result<Vec<_>, EncodeError>>()?);
         if batches.iter().map(BatchMessages::bytes).sum::<usize>() <= MAX_ENCODED_BYTES {
-            let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut encoded = self.encoded.lock();
             encoded.push((key, Arc::clone(&batches)));
         }
         Ok(Some(batches))
