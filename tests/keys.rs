@@ -241,7 +241,7 @@ impl Case {
         texts.iter().for_each(|text| period.push(1, text.as_deref().map(KeyValue::Text)));
         let used = |name: &str| self.columns.iter().any(|column| column.key == Some(name));
         let keys = [("run", run), ("period", period.finish())];
-        let keys: Keys = keys
+        let keys: KeyColumns = keys
             .into_iter()
             .filter(|(name, _)| used(name))
             .map(|(name, key)| (name.into(), key))

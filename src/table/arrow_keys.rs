@@ -12,7 +12,7 @@ use arrow_array::{Array, ArrayRef, RecordBatch, RunArray};
 use arrow_buffer::ArrowNativeType as _;
 use arrow_schema::DataType;
 
-use super::key_rows::{KeyError, KeyColumns};
+use super::key_rows::{KeyColumns, KeyError};
 use crate::index::{KeyBuilder, KeyColumn, KeyType, KeyValue, Timestamps};
 
 /// Rows between two charges for the memory of a key that is being read.

@@ -143,7 +143,7 @@ impl Coded for KeyError {
 #[derive(Debug, Clone, Default)]
 pub struct KeyColumns(Arc<BTreeMap<Arc<str>, KeyColumn>>);
 
-impl Keys {
+impl KeyColumns {
     /// The column of a key.
     pub fn get(&self, name: &str) -> Option<&KeyColumn> {
         self.0.get(name)
@@ -232,7 +232,7 @@ impl Keys {
     }
 }
 
-impl FromIterator<(Arc<str>, KeyColumn)> for Keys {
+impl FromIterator<(Arc<str>, KeyColumn)> for KeyColumns {
     fn from_iter<I: IntoIterator<Item = (Arc<str>, KeyColumn)>>(keys: I) -> Self {
         Self(Arc::new(keys.into_iter().collect()))
     }

@@ -20,6 +20,7 @@ mod column;
 mod content;
 mod decode;
 mod encode;
+mod encode_error;
 mod intervals;
 mod ipc;
 mod ipc_body;
@@ -49,11 +50,12 @@ pub use content::{
     CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Objects, TableBody,
 };
 pub use decode::{CellValue, ColumnRuns, DecodeError, column_runs};
-pub use encode::{Batches, EncodeError, EncodedMessages};
+pub use encode::{Batches, EncodedMessages};
+pub use encode_error::EncodeError;
 pub use intervals::{ColumnSpans, JoinedColumn, run_end_batch};
 pub use ipc::{BatchMessages, Message, MessageWriter};
 pub use ipc_body::Dictionaries;
-pub use key_rows::{KeyError, KeyColumns, TableRows, key_names};
+pub use key_rows::{KeyColumns, KeyError, TableRows, key_names};
 pub use layout::{Meta, TableLayout};
 pub use limits::RequestLimits;
 pub use lock_file::LockEntry;

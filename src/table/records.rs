@@ -9,9 +9,9 @@ use super::cells::{cell_array, run_array};
 use super::column::ColumnPath;
 use super::content::{Cell, Column};
 use super::encode::{
-    Batches, EncodeError, MAX_CELL_BYTES, PAYLOAD_BATCH_BYTES, RECORD_BYTES, RECORD_FIXED_BYTES,
-    RECORD_ROWS,
+    Batches, MAX_CELL_BYTES, PAYLOAD_BATCH_BYTES, RECORD_BYTES, RECORD_FIXED_BYTES, RECORD_ROWS,
 };
+use super::encode_error::EncodeError;
 use super::layout::text_type;
 use super::request::{CellKind, Encoding};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};

@@ -9,7 +9,7 @@ use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::column::{ColumnList, ColumnRequest};
-use super::key_rows::{JsonKeys, KeyError, KeyColumns, TableRows};
+use super::key_rows::{JsonKeys, KeyColumns, KeyError, TableRows};
 use super::limits::{AtMost, RequestLimits};
 use super::lock_file::LockEntry;
 use crate::error::{Code, Coded, ErrorKind};

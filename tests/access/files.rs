@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use iovcache::client::{Client, ClientError, ClientOptions, TableRequest};
 use iovcache::error::{Coded as _, ErrorKind};
-use iovcache::server::{KeyColumns, Role};
+use iovcache::server::{Keys, Role};
 use iovcache::table::ColumnRequest;
 use iovcache::{ObjectPath, Secret, Timestamp};
 
@@ -40,7 +40,7 @@ impl Files {
     /// Each token is its own name.
     pub(crate) fn keys(&self, of: &[(&str, Role, Option<i64>)]) -> String {
         let entry = |(name, role, expires): &(&str, Role, Option<i64>)| {
-            KeyColumns::entry(name, &Secret::from(*name), *role, expires.map(Timestamp::from_millis))
+            Keys::entry(name, &Secret::from(*name), *role, expires.map(Timestamp::from_millis))
         };
         self.write("keys", &of.iter().map(entry).collect::<Vec<_>>().join("\n"))
     }

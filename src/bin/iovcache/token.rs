@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use iovcache::server::{KeyColumns, Role, TimeSpan};
+use iovcache::server::{Keys, Role, TimeSpan};
 use iovcache::{Secret, Timestamp};
 
 use crate::common::{Failure, now, out};
@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let millis = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);
         Timestamp::from_millis(now().as_millis().saturating_add(millis))
     });
-    let entry = KeyColumns::entry(&arguments.name, &Secret::from(&token[..]), arguments.role, expires);
+    let entry = Keys::entry(&arguments.name, &Secret::from(&token[..]), arguments.role, expires);
     match &arguments.tokens {
         None => entry.lines().for_each(crate::log::say),
         Some(file) => {
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             };
             // A name in use is reported now, not when the service reads the file.
             let gap = if before.is_empty() { "" } else { "\n" };
-            KeyColumns::parse(&format!("{before}{gap}{entry}"))?;
+            Keys::parse(&format!("{before}{gap}{entry}"))?;
             let mut opened = OpenOptions::new()
                 .append(true)
                 .create(true)

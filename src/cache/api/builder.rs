@@ -1,7 +1,7 @@
 //! How a cache is made.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -29,6 +29,7 @@ use crate::error::{Code, Coded, ErrorKind};
 use crate::object::CreationLimits;
 use crate::shm::{Pool, PoolError, PoolOptions, give_back_free_memory};
 use crate::source::{Policies, Source};
+use crate::sync::Mutex;
 use crate::table::{ColumnRequest, RequestLimits};
 use crate::telemetry::Counters;
 

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use super::answer::Answer;
 use super::handle::Cache;
@@ -19,6 +19,7 @@ use crate::cache::holders::caller::Caller;
 use crate::cache::holders::lease::LeaseId;
 use crate::cache::holders::origin::Origin;
 use crate::cache::tables::schema_cache::{SchemaKey, StreamSchema};
+use crate::sync::{Mutex, MutexGuard};
 use crate::table::{Request, TableRows, When, key_names};
 
 /// What one stream holds. Dropped, all of it is let go.
@@ -75,7 +76,7 @@ impl ExchangeState {
 
 impl Exchange {
     fn state(&self) -> MutexGuard<'_, ExchangeState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// The request that each table is made for, but for its timestamps.

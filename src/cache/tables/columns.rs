@@ -19,7 +19,9 @@ use crate::budget::ClientBudget;
 use crate::cache::deadline::{LOOK_UP, PLANNING, by_deadline};
 use crate::cache::error::{CacheError, MissingColumn};
 use crate::cache::tables::key_look_ups::{KeyTerms, KeyedLookUps, KeyedTimelines};
-use crate::cache::tables::known_columns::{ColumnTimelines, KnownColumn, RangeTimeline, QueryOfColumn};
+use crate::cache::tables::known_columns::{
+    ColumnTimelines, KnownColumn, QueryOfColumn, RangeTimeline,
+};
 use crate::cache::tables::lock_selection::LockTarget;
 use crate::cache::tables::plan::{Plan, PlannedIntervals};
 use crate::cache::versions::catalog::{Catalog, KnownTimeline, QueryTimes};

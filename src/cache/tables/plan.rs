@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::error::{CacheError, MissingColumn, UnmatchedColumn};
@@ -19,7 +19,9 @@ use crate::cache::memory::in_use::InUseGuard;
 use crate::cache::memory::object::PinSet;
 use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::tables::distinct::Distinct;
-use crate::cache::tables::known_columns::{ColumnTimelines, KnownColumn, RangeTimeline, QueryOfColumn};
+use crate::cache::tables::known_columns::{
+    ColumnTimelines, KnownColumn, QueryOfColumn, RangeTimeline,
+};
 use crate::cache::tables::loader::PinnedVersions;
 use crate::cache::tables::planning::{CELL_BYTES, Planned, PlannedColumn, Planning, VERSION_BYTES};
 use crate::cache::tables::schema_cache::TableSchema;
@@ -31,6 +33,7 @@ use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 use crate::shm::MetaHeader;
 use crate::source::in_place;
+use crate::sync::Mutex;
 use crate::table::{
     BatchMessages, CacheState, Cell, CellKind, Column, Content, EncodeError, Encoding,
     IntervalColumn, IntervalRow, Objects, TableBody, TableRows, View,
@@ -255,7 +258,7 @@ impl Assembled {
             return Ok(None);
         }
         let known = {
-            let encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
+            let encoded = self.encoded.lock();
             encoded.iter().find(|(known, _)| *known == key).map(|(_, kept)| Arc::clone(kept))
         };
         if known.is_some() {
@@ -265,7 +268,7 @@ impl Assembled {
         let batches = batches.into_messages(Arc::clone(&form.dictionaries));
         let batches = Arc::new(batches.collect::<Result<Vec<_>, EncodeError>>()?);
         if batches.iter().map(BatchMessages::bytes).sum::<usize>() <= MAX_ENCODED_BYTES {
-            let mut encoded = self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut encoded = self.encoded.lock();
             encoded.push((key, Arc::clone(&batches)));
         }
         Ok(Some(batches))

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 
 use arrow_schema::SchemaRef;
 use foldhash::fast::RandomState;
@@ -17,6 +17,7 @@ use foldhash::fast::RandomState;
 use crate::object::ObjectPath;
 use crate::shm::Epoch;
 use crate::source::{Policies, WhenMissing};
+use crate::sync::{Mutex, RwLock};
 use crate::table::{
     CellKind, ColumnRequest, Dictionaries, Encoding, Meta, Missing, Request, SchemaMessage,
     TableLayout, View,
@@ -77,7 +78,7 @@ impl StreamSchema {
 
     /// Whether a timeframe is registered with the columns of the stream.
     pub(crate) fn has(&self, own: &[ColumnRequest], registered: &Arc<[ColumnRequest]>) -> bool {
-        let mut known = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.registered.lock();
         if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, registered)) {
             return true;
         }
@@ -166,14 +167,14 @@ impl SchemaCache {
         let key = SchemaKey { attach: instance.attach.is_some(), ..key };
         let hash = self.hash(key, columns, null_keys);
         let known = {
-            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            let known = self.known.read();
             known.forms.get(&hash).map(Arc::clone)
         };
         if let Some(form) = known.filter(|form| form.is_for(key, columns, null_keys)) {
             return form;
         }
         let form = Arc::new(TableSchema::new(key, columns, null_keys, instance));
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         // Its schema is there three times: encoded, as Arrow's, and as the shape.
         let bytes = form.head.bytes() * 4;
         if bytes <= MAX_FORM_BYTES {

@@ -12,8 +12,8 @@
 use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -34,6 +34,7 @@ use crate::index::{
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{PathSummary, Problem, Source, SourceError, VersionRecord};
+use crate::sync::{Mutex, RwLock};
 use crate::telemetry::Counters;
 
 /// How many timelines are kept; beyond, those that were used longest ago go.
@@ -216,7 +217,7 @@ impl Catalog {
             let Some(catalog) = catalog.upgrade() else { return };
             let now = catalog.clock.now().since(Moment::default()).as_millis();
             let now = u64::try_from(now).unwrap_or(u64::MAX);
-            let series = catalog.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = catalog.series.read();
             for (_, series) in series.iter().filter(|(query, _)| paths.contains(&query.path)) {
                 // Requests in quick succession need not wait for the answer.
                 if Moment::from_millis(now).since(series.used()) < BUSY {
@@ -236,11 +237,11 @@ impl Catalog {
     fn series(&self, query: &Query, now: Moment) -> Arc<Series> {
         let millis = u64::try_from(now.since(Moment::default()).as_millis()).unwrap_or(u64::MAX);
         let known = {
-            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = self.series.read();
             series.get(query).map(Arc::clone)
         };
         let series = known.unwrap_or_else(|| {
-            let mut all = self.series.write().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.series.write();
             let bytes = query_bytes(query) + self.query_bytes.load(Ordering::Relaxed);
             if all.len() >= MAX_SERIES || bytes > MAX_QUERY_BYTES {
                 let mut used: Vec<Moment> = all.values().map(|series| series.used()).collect();
@@ -459,7 +460,7 @@ impl Catalog {
         if found.is_empty() {
             return;
         }
-        let mut told = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.problems.lock();
         for problem in found {
             if told.len() < MAX_PROBLEMS && !told.contains(&problem) {
                 tracing::warn!(entry = %problem.entry, reason = %problem.reason, "passed over");
@@ -471,7 +472,7 @@ impl Catalog {
 
     /// What was passed over so far because it could not be read.
     pub(crate) fn problems(&self) -> Vec<Problem> {
-        let told = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = self.problems.lock();
         let mut problems: Vec<Problem> = told.iter().cloned().collect();
         problems.sort_by(|a, b| a.entry.cmp(&b.entry));
         problems
@@ -494,7 +495,7 @@ impl Catalog {
             next = tokio::time::Instant::now() + pause;
             let now = self.clock.now();
             let busy: Vec<(Query, Arc<Series>)> = {
-                let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+                let series = self.series.read();
                 let busy = series.iter().filter(|(_, series)| now.since(series.used()) < BUSY);
                 busy.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
             };
@@ -516,7 +517,7 @@ impl Catalog {
     /// Asks anew for the time around which each series that was told of changes was asked last.
     async fn refresh_told(self: &Arc<Self>) {
         let told: Vec<(Query, Arc<Series>)> = {
-            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = self.series.read();
             let told = series.iter().filter(|(_, one)| one.told.swap(false, Ordering::AcqRel));
             told.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
         };
@@ -551,7 +552,7 @@ impl Catalog {
     /// Lets go of what objects that have gone left here.
     pub(crate) fn sweep(&self) {
         let all: Vec<Arc<Series>> = {
-            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = self.series.read();
             series.values().map(Arc::clone).collect()
         };
         all.iter().for_each(|series| series.timeline.load().sweep());
@@ -559,14 +560,14 @@ impl Catalog {
 
     /// The version `id`, if it decides anywhere on a timeline that is known.
     pub(crate) fn version(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
-        let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let series = self.series.read();
         series.values().find_map(|series| series.timeline.load().version_of(id).cloned())
     }
 
     /// The queries that were asked last, at most `limit`, with what is known for them; and how many
     /// there are in all.
     pub(crate) fn asked_last(&self, limit: usize) -> (Vec<(Query, Arc<LinkedTimeline>)>, usize) {
-        let all = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.series.read();
         let mut asked: Vec<_> = all.iter().collect();
         if asked.len() > limit {
             asked.select_nth_unstable_by_key(limit, |(_, series)| std::cmp::Reverse(series.used()));
@@ -580,7 +581,7 @@ impl Catalog {
     /// What is known, as far as `resident` says that the object of a version is there.
     pub(crate) fn saved_timelines(&self, resident: impl Fn(ObjectId) -> bool) -> SavedTimelines {
         let all: Vec<(Query, Arc<LinkedTimeline>)> = {
-            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = self.series.read();
             series.iter().map(|(query, one)| (query.clone(), one.timeline.load_full())).collect()
         };
         let mut places: HashMap<*const ObjectInfo, usize> = HashMap::new();
@@ -640,7 +641,7 @@ impl Catalog {
     /// Forgets what is known of a path.
     pub(crate) fn forget(&self, path: &ObjectPath) {
         self.source.forget(path);
-        let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
+        let mut series = self.series.write();
         series.retain(|query, _| query.path != *path);
         self.query_bytes.store(series.keys().map(query_bytes).sum(), Ordering::Relaxed);
     }
@@ -660,7 +661,7 @@ mod tests {
             let path = ObjectPath::new("A").unwrap();
             let query = Query { path, metadata, limits: CreationLimits::default() };
             catalog.series(&query, Moment::from_millis(n));
-            let kept = catalog.series.read().unwrap();
+            let kept = catalog.series.read();
             let bytes: usize = kept.keys().map(query_bytes).sum();
             assert_eq!(bytes, catalog.query_bytes.load(Ordering::Relaxed));
             assert!(bytes <= MAX_QUERY_BYTES, "{bytes}");

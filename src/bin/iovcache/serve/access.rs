@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use iovcache::cache::PeerPolicy;
-use iovcache::server::{Access, Config, KeyColumns, Tls, TlsConfig};
+use iovcache::server::{Access, Config, Keys, Tls, TlsConfig};
 use iovcache::{Clock, ErrorKind};
 use tokio::signal::unix::Signal;
 
@@ -28,10 +28,10 @@ impl AccessFiles<'_> {
         Ok(Access::new(policy, self.keys()?, Clock::system()))
     }
 
-    fn keys(&self) -> Result<KeyColumns, Failure> {
+    fn keys(&self) -> Result<Keys, Failure> {
         let Some(file) = &self.0.tokens else {
             let text = std::env::var(KEYS).unwrap_or_default();
-            return KeyColumns::parse(&text).map_err(|error| of(KEYS, &error));
+            return Keys::parse(&text).map_err(|error| of(KEYS, &error));
         };
         let name = file.display();
         let failed = |error| Failure::io(&name, error);
@@ -40,7 +40,7 @@ impl AccessFiles<'_> {
             let message = format!("{name}: everybody can write it, and so let in whom they like");
             return Err(Failure::of_kind(ErrorKind::PermissionDenied, message));
         }
-        let keys = KeyColumns::parse(&fs::read_to_string(file).map_err(failed)?);
+        let keys = Keys::parse(&fs::read_to_string(file).map_err(failed)?);
         let keys = keys.map_err(|error| of(&name, &error))?;
         // An empty file would open the service to everybody, and was hardly meant to.
         match keys.is_empty() {
