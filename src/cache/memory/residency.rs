@@ -14,7 +14,6 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -28,6 +27,7 @@ use crate::cache::memory::publish::Verified;
 use crate::cache::restart::{LogRecord, ObjectLog};
 use crate::object::ObjectId;
 use crate::shm::{Pool, PoolError, Reservation};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::Counters;
 
