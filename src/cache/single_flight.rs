@@ -206,8 +206,8 @@ where
         }
     }
 
-    /// How many flights are under way.
-    #[cfg(test)]
+    /// How many calls are in flight.
+    #[cfg(all(test, not(feature = "loom")))]
     fn len(&self) -> usize {
         self.board.lock().under_way.len()
     }

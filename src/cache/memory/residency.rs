@@ -335,6 +335,12 @@ impl Residency {
         self.pool.used_bytes().saturating_sub(self.eviction_queues.bytes()).max(self.pinned_bytes())
     }
 
+    /// Bytes of the candidates, as counted.
+    #[cfg(all(test, feature = "loom"))]
+    pub(crate) fn candidate_bytes(&self) -> u64 {
+        self.eviction_queues.bytes()
+    }
+
     /// Empties the memory of all that is not pinned, and gives the segments back that are empty then.
     pub(crate) fn clear_out(&self) {
         let _evicting = self.evicting.lock();
