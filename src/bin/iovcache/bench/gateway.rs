@@ -23,10 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use super::random::Random;
-use super::random::Random;
 use crate::failure::Failure;
-use crate::failure::Failure;
-use iovcache::sync::Mutex;
 
 /// What goes wrong, and in how many of a thousand answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
