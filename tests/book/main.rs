@@ -8,11 +8,11 @@ mod common;
 
 mod errors;
 mod reference;
+mod shell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -169,29 +169,4 @@ fn every_link_of_the_other_pages_leads_somewhere() {
     let root = root().canonicalize().unwrap();
     let count: usize = all.iter().map(|page| follow(page, &root)).sum();
     assert!(count > 5 && all.len() >= 8, "{count} links, {} pages", all.len());
-}
-
-/// The block of shell of the walk runs as it stands.
-#[test]
-fn the_walk_with_a_folder_works_as_it_is_written() {
-    let text = fs::read_to_string(docs().join("walks.md")).unwrap();
-    let (_, rest) = text.split_once("```sh\n").unwrap();
-    let script = rest.split("```").next().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let program = Path::new(env!("CARGO_BIN_EXE_iovcache")).parent().unwrap();
-    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
-    // Ports are others' business here; what the walk leaves running is ended.
-    let script = format!("set -euo pipefail\ntrap 'kill $(jobs -p)' EXIT\n{script}");
-    let output = Command::new("bash")
-        .args(["-c", &script])
-        .current_dir(folder.path())
-        .env("PATH", path)
-        .env("IOVCACHE_LISTEN", "127.0.0.1:0")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let (out, error) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{out}\n{error}");
-    assert!(out.contains("drift 2"), "{out}\n{error}");
 }

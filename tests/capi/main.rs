@@ -9,6 +9,7 @@ mod fairmq;
 mod header;
 mod host;
 mod install;
+mod readme;
 mod resolve;
 
 use std::io::Write as _;
