@@ -1,4 +1,4 @@
-"""The walks of the README in Python, as they stand there."""
+"""Runs the Python walks of the README as printed there."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from conftest import ROOT, put
 
 
 def blocks(section, page="README.md"):
-    """The Python of a section; what is indented goes on from the block before."""
+    """The Python code of a section; an indented block continues the block before."""
     text = (ROOT / page).read_text()
     text = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
     return "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
