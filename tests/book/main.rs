@@ -180,7 +180,7 @@ fn the_walk_with_a_folder_works_as_it_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_iovcache")).parent().unwrap();
     let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
-    // The walk uses fixed ports only here; processes that it leaves running are killed.
+    // A free port replaces the walk's fixed one; processes that it leaves running are killed.
     let script = format!("set -euo pipefail\ntrap 'kill $(jobs -p)' EXIT\n{script}");
     let output = Command::new("bash")
         .args(["-c", &script])

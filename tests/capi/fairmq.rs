@@ -37,7 +37,7 @@ impl Session {
     }
 }
 
-/// A test that ends its service by force removes the names that it left.
+/// A service killed by a test leaves its names behind; this removes them.
 impl Drop for Session {
     fn drop(&mut self) {
         let prefixes = [format!("fmq_{}_", self.shmid), format!("iovcache_{}.", self.shmid)];
