@@ -295,7 +295,7 @@ fn storing() {
     }
     let pool = pool(256 << 20);
     let object: Vec<u8> = (0..BYTES).map(|n| (n * 31) as u8).collect();
-    // The same memory for both: in the segment, and already touched.
+    // Both use one memory: in the segment, and already touched.
     drop(blocks(&pool, 2, &object));
     let mut floor = pool.reserve(BYTES as u64).unwrap();
     // 0.8 times as fast is 1.25 times as long.

@@ -75,7 +75,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ffi", &["cache", "error", "index", "shm", "source", "sync", "table"]),
 ];
 
-/// The same for the sub-rooms of a room: files and folders in it.
+/// Like [`ARROWS`], for the sub-rooms of a room: files and folders in it.
 const SUB_ROOMS: &[(&str, &[(&str, &[&str])])] = &[(
     "cache",
     &[

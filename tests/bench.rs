@@ -113,9 +113,9 @@ fn sync_is_measured_and_two_runs_are_compared() {
     let phases = result["profiles"][0]["phases"].as_array().unwrap();
     let loads = |phase: &Value| phase["throughput"]["loads"].as_f64().unwrap();
     assert!(loads(&phases[0]) > 0.0, "nothing was cold");
-    assert_eq!(loads(&phases[1]), 0.0, "something was not warm");
+    assert_eq!(loads(&phases[1]), 0.0, "a phase was not warm");
 
-    // The same result twice, and one that is ten times as slow.
+    // An equal result, and one that is ten times as slow.
     let before = folder.path().join("result.json");
     let after = folder.path().join("slower.json");
     let mut slower = result.clone();
@@ -173,7 +173,7 @@ fn the_adversary_finds_no_wrong_byte() {
     };
     assert_eq!(sum("cells_wrong"), 0, "{profile}");
     assert_eq!(sum("cells_checked"), sum("done") * 8 * 1_000);
-    assert!(sum("deaths") > 0, "nobody died");
+    assert!(sum("deaths") > 0, "no consumer died");
     let faults = profile["source_faults"].as_object().unwrap();
     assert!(faults.contains_key("503") && faults.len() > 3, "the source did not fail: {faults:?}");
     assert!(html.contains("cells wrong") && html.contains("were killed (SIGKILL)"));
@@ -190,7 +190,7 @@ fn wrong_bytes_fail_the_run() {
     let service =
         Service::over(Path::new(repository), &["--memory", "256MiB", "--segment", "64MiB"]);
     let url = service.unix();
-    // The same versions, with large objects of twice the size.
+    // Equal versions, with large objects of twice the size.
     let other = ["--profile", "adversarial", "--memory", "128MiB", "--duration", "500ms"];
     let one = ["bench", "--server", &url, "--consumers", "1", "--json"];
     let output = run(&[&one[..], &other[..]].concat());

@@ -86,7 +86,7 @@ async fn let_go(service: &Service) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("something is held on");
+    panic!("objects are still pinned");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -199,7 +199,7 @@ async fn what_a_killed_process_held_is_let_go() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(held > 0, "the consumer never held anything");
+    assert!(held > 0, "the consumer never held an object");
     consumer.kill().unwrap();
     consumer.wait().unwrap();
     for _ in 0..3000 {
@@ -495,7 +495,7 @@ fn a_manifest_with_a_wrong_line_is_named_and_nothing_of_it_is_written() {
         let (status, text) = import(line);
         assert_eq!(status, Some(1), "{line}: {text}");
         assert!(text.contains(word) && text.contains('3'), "{line}: {text}");
-        assert!(!repository.join("A").exists(), "{line} left something");
+        assert!(!repository.join("A").exists(), "{line} left files");
     }
     assert_eq!(import("").0, Some(0));
     let service = Service::over(&repository, &[]);

@@ -95,8 +95,8 @@ async fn each_kind_of_view_stays_what_it_is_over_evictions() {
     let client = Client::connect(&service.url).await.unwrap();
     let remote = ClientOptions { remote: true, ..ClientOptions::default() };
     let remote = Client::connect_with(&service.url, remote).await.unwrap();
-    // One table per kind: three with cells of MetaHeaders, one with rows joined by the client, and
-    // bytes.
+    // One table per kind: three with cells of MetaHeaders, one with rows that the client joins, one
+    // with bytes.
     let mut views: Vec<(usize, Table)> = Vec::new();
     for (number, cell) in ["binary", "struct", "o2"].into_iter().enumerate() {
         views.push((number, client.table(request(number).cell(cell)).await.unwrap()));

@@ -46,7 +46,7 @@ pub(crate) struct CacheReport {
     pub(crate) loads: u64,
     pub(crate) hits: u64,
     pub(crate) evictions: u64,
-    /// Sessions whose process died while it held something.
+    /// Sessions whose process died while it held objects.
     pub(crate) ended_holding: u64,
 }
 

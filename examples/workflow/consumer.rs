@@ -83,7 +83,7 @@ pub(crate) fn run(plan: &Plan, seat: &Seat, hold_at: Option<u64>) -> Outcome<()>
         tell(&Told::Working { timeslice });
         if hold_at.is_some_and(|hold_at| timeslice >= hold_at) {
             std::thread::sleep(PATIENCE);
-            return Err("nobody killed it".into());
+            return Err("the driver did not kill it".into());
         }
         let mut checked = check(plan, &truth, &attachment, &data.0, &conditions.0)?;
         let wait = conditions.1.saturating_duration_since(data.1);

@@ -1,4 +1,4 @@
-//! What all devices share: reports to the driver, and orders from it.
+//! Shared by all devices: reports to the driver, and orders from it.
 //!
 //! The device's stdout carries its reports and its stdin the orders, a line of JSON each. When
 //! stdin ends, the driver is dead and the device ends too, so no process is left over.

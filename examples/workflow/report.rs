@@ -154,7 +154,7 @@ impl fmt::Display for Report {
         if !self.killed.is_empty() {
             writeln!(
                 f,
-                "the dead       {ended_holding} held something, which was let go; {undelivered} \
+                "the dead       {ended_holding} held objects, which were released; {undelivered} \
                  tables came too late for them"
             )?;
         }

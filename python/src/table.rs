@@ -33,7 +33,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 type Batches = (SchemaRef, Vec<RecordBatch>);
 
-/// What every object of a table keeps alive: the table with its lease.
+/// Kept alive by every object of a table: the table with its lease.
 pub(crate) struct Shared {
     client: Arc<OwnedByProcess<Client>>,
     pub(crate) table: OwnedByProcess<Table>,

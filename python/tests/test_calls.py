@@ -61,7 +61,7 @@ def test_a_timeframe_from_its_registration_to_its_end(alone):
         "consumers": {"a": "waiting", "b": "waiting"},
     }
     assert state()["bytes"] >= 100_000
-    # The same content again gets the same answer; other content is refused with ALREADY_EXISTS.
+    # Identical content gets the same answer; other content is refused with ALREADY_EXISTS.
     assert alone.put(42, TIMES, columns) == {**answer, "state": "ready"}
     others = [
         (TIMES[:2], columns),

@@ -11,7 +11,7 @@ pub struct Known {
     pub code: u16,
     /// `CacheError::Missing`.
     pub name: String,
-    /// What a caller can do about it, if the error itself states it.
+    /// The action that a caller can take, if the error itself states it.
     pub kind: String,
     /// Its documentation.
     pub text: String,

@@ -325,5 +325,5 @@ async fn where_there_are_tokens_only_who_may_administer_writes() {
     }
     let more = format!("Authorization: Bearer {boss}\r\n");
     assert_eq!(post(&front, "/A/B/1/200", b"x", &more).status, 201);
-    assert_eq!(get(&front, "/A/B/5", &[]).status, 303, "reading asks nobody");
+    assert_eq!(get(&front, "/A/B/5", &[]).status, 303, "reading needs no role");
 }

@@ -213,7 +213,7 @@ async fn release_hang_up_expiry_and_consumed_at_once_are_one_end() {
         }
         let ends: Vec<_> = ends.into_iter().map(std::thread::spawn).collect();
         ends.into_iter().for_each(|end| end.join().unwrap());
-        until("all to be let go", || {
+        until("all to be released", || {
             let status = cache.status();
             (status.memory.pinned_bytes == 0 && status.sessions.is_empty()).then_some(())
         });

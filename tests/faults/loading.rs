@@ -46,7 +46,7 @@ async fn a_load_whose_consumer_dies_is_taken_over_by_those_who_wait_too() {
     session_ends(&client, pid).await;
     let said = follower.said();
     assert_eq!(said["taken"], bytes_at(0, 5).len());
-    assert_eq!(server.counts().bodies_sent, 1, "nobody had to begin anew");
+    assert_eq!(server.counts().bodies_sent, 1, "no load was repeated");
     assert!(follower.end().success());
 }
 
@@ -103,7 +103,7 @@ async fn a_thousand_who_want_one_absent_object_cause_one_request_also_when_it_fa
     }
     assert_eq!(server.counts().bodies_sent, 1);
 
-    // The same for a load that fails: no request starts another while the first tries (and
+    // A load that fails is shared too: no request starts another while the first one tries (and
     // retries).
     let before = server.counts().bodies;
     server.inject(Ask::Body, Fault::Status(404), 0);
@@ -117,7 +117,7 @@ async fn a_thousand_who_want_one_absent_object_cause_one_request_also_when_it_fa
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.message());
     }
     let bodies = server.counts().bodies - before;
-    assert!(bodies < 50, "{bodies} requests for a thousand who waited together");
+    assert!(bodies < 50, "{bodies} requests for a thousand clients that waited together");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,7 +129,7 @@ async fn a_source_that_is_down_names_path_and_time_and_what_is_known_is_served_s
     server.inject(Ask::Listing, Fault::Status(503), 0);
     server.inject(Ask::Body, Fault::Status(503), 0);
     let unknown = one(1).wait(Duration::from_millis(800));
-    let error = client.batches(&unknown).await.expect_err("nobody can say it");
+    let error = client.batches(&unknown).await.expect_err("it is unknown");
     assert!(error.kind().is_transient(), "{}", error.message());
     assert!(error.message().contains(&path(1)), "{}", error.message());
     let table = client.table(one(0)).await.unwrap();

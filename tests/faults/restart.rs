@@ -308,7 +308,7 @@ async fn killed_at_any_moment_nothing_wrong_is_taken_over() {
             assert!(one.await.err().is_none_or(|error| error.is_cancelled()));
         }
     }
-    // Whatever was written when it was killed: every object present is right.
+    // Killed at any moment of writing: every object present is right.
     let service = manager.start();
     let client = service.client().await;
     adds_up(&client).await;
