@@ -180,7 +180,7 @@ async fn the_spans_of_a_timeframes_table_arrive_at_the_collector() {
         Service::start_with(&["--source", &source], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &url)]);
     let client = Client::connect(&service.unix()).await.unwrap();
     let path = ObjectPath::new("A/B").unwrap();
-    let column = ColumnRequest { name: "b".into(), path, metadata: Default::default() };
+    let column = ColumnRequest::new("b", path);
     client.put_timeframe(4711, vec![Some(5)], &[column], &["tracker".to_owned()]).await.unwrap();
     let table =
         client.table(TableRequest::new().timeframe(4711).consumer("tracker")).await.unwrap();

@@ -43,7 +43,7 @@ fn kind(error: &ClientError) -> ErrorKind {
 
 fn drift_column() -> Vec<ColumnRequest> {
     let path = ObjectPath::new(DRIFT).unwrap();
-    vec![ColumnRequest { name: "drift".into(), path, metadata: Default::default() }]
+    vec![ColumnRequest::new("drift", path)]
 }
 
 #[tokio::test(flavor = "multi_thread")]

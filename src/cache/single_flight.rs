@@ -13,10 +13,12 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+
+use crate::sync::Mutex;
 
 /// The task behind a flight ended without a result: it panicked, or its runtime is going down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,10 +113,6 @@ impl<K, V> Default for SingleFlight<K, V> {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl<K, V> SingleFlight<K, V>
 where
     K: Clone + Eq + Hash + Send + 'static,
@@ -142,7 +140,7 @@ where
             sender = Some(tells);
             (next_number(), result)
         };
-        let mut waiter = match lock(&self.board).join(key.clone(), landed, begin) {
+        let mut waiter = match self.board.lock().join(key.clone(), landed, begin) {
             JoinOutcome::Landed(value) => return Ok(value),
             JoinOutcome::Waits { number, result } => {
                 Waiter { board: Arc::clone(&self.board), key, number, result }
@@ -160,7 +158,7 @@ where
                 drop(end);
                 sender.send_replace(Some(value));
             });
-            lock(&self.board).start(&waiter.key, waiter.number, task.abort_handle());
+            self.board.lock().start(&waiter.key, waiter.number, task.abort_handle());
         }
         match waiter.result.wait_for(Option::is_some).await {
             Ok(value) => value.clone().ok_or(CallLost),
@@ -171,7 +169,7 @@ where
     /// How many flights are under way.
     #[cfg(test)]
     fn len(&self) -> usize {
-        lock(&self.board).under_way.len()
+        self.board.lock().under_way.len()
     }
 }
 
@@ -190,7 +188,7 @@ struct CallGuard<K: Eq + Hash, V> {
 
 impl<K: Eq + Hash, V> Drop for CallGuard<K, V> {
     fn drop(&mut self) {
-        lock(&self.board).finish(&self.key, self.number);
+        self.board.lock().finish(&self.key, self.number);
     }
 }
 
@@ -204,7 +202,7 @@ struct Waiter<K: Eq + Hash, V> {
 
 impl<K: Eq + Hash, V> Drop for Waiter<K, V> {
     fn drop(&mut self) {
-        let abandoned = lock(&self.board).leave(&self.key, self.number);
+        let abandoned = self.board.lock().leave(&self.key, self.number);
         if let Some(task) = abandoned {
             task.abort();
         }

@@ -75,7 +75,7 @@ pub(crate) fn drift() -> TableRequest {
 
 pub(crate) fn drift_column() -> Vec<ColumnRequest> {
     let path = ObjectPath::new(DRIFT).unwrap();
-    vec![ColumnRequest { name: "drift".into(), path, metadata: Default::default() }]
+    vec![ColumnRequest::new("drift", path)]
 }
 
 /// Kind and code of the error, if any.

@@ -36,8 +36,7 @@ fn progress(workers: &mut [Consumer]) {
 async fn register(client: &Client, timeframe: u64, chance: &mut Chance) {
     let number = timeframe % PATHS;
     let path = ObjectPath::new(&path(number)).unwrap();
-    let columns =
-        [ColumnRequest { name: format!("c{number}").into(), path, metadata: Default::default() }];
+    let columns = [ColumnRequest::new(format!("c{number}"), path)];
     let at = (timeframe % (VERSIONS * 10)) as i64;
     let first = chance.below(WORKERS as u64) as usize;
     let names = [name(first), name((first + 1) % WORKERS)];

@@ -73,7 +73,7 @@ fn a_second_service_of_one_name_ends_and_says_who_has_it() {
     let first = Service::start(&first);
     let other = folder.path().join("other");
     let other = other.to_str().unwrap();
-    // Equal sockets, and equal segments.
+    // Once with the first service's sockets, once with its segments.
     for (sockets, segments) in [(sockets, other), (other, segments)] {
         let arguments = named(sockets, segments);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

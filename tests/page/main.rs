@@ -71,11 +71,8 @@ fn fill(repository: &Path) {
 }
 
 fn columns(paths: &[String]) -> Vec<ColumnRequest> {
-    let column = |path: &String| ColumnRequest {
-        name: path.replace('/', "_").into(),
-        path: ObjectPath::new(path).unwrap(),
-        metadata: Default::default(),
-    };
+    let column =
+        |path: &String| ColumnRequest::new(path.replace('/', "_"), ObjectPath::new(path).unwrap());
     paths.iter().map(column).collect()
 }
 

@@ -12,7 +12,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::BuildHasher as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -25,6 +25,7 @@ use crate::cache::holders::origin::{Account, Origin};
 use crate::cache::memory::object::{PinSet, Resident};
 use crate::clock::{Clock, Moment};
 use crate::object::ObjectId;
+use crate::sync::{Mutex, MutexGuard};
 use crate::table::SessionStatus;
 use crate::telemetry::Counters;
 
@@ -203,7 +204,7 @@ impl Leases {
     }
 
     fn state(&self) -> MutexGuard<'_, LeaseState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn key_of(&self, ticket: &[u8]) -> TicketKey {
