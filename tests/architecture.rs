@@ -533,7 +533,7 @@ fn no_files_import_each_other_in_a_circle() {
     assert!(named.is_empty(), "{}", named.join("\n"));
 }
 
-/// Each circle of files, and what ties it.
+/// Each circle of files, with the imports that close it.
 fn circles_of(graph: &Graph) -> Vec<String> {
     let edges = &graph.imports;
     circles(edges)
