@@ -171,7 +171,7 @@ async fn release_hang_up_expiry_and_consumed_at_once_are_one_end() {
         let columns = format!(r#"{{"a": "{}", "b": "{}"}}"#, path(0), path(chance.below(6)));
         let register = format!(r#"{{"columns": {columns}, "consumers": ["x"]}}"#);
         let register = Register::parse(register.as_bytes()).unwrap();
-        let times = [Some(5)].into_iter().collect();
+        let times: iovcache::index::Timestamps = [Some(5)].into_iter().collect();
         cache.register(round, times, &register, None).await.unwrap();
         let requests = [
             parsed(format!(r#"{{"timeframe": {round}, "consumer": "x", "session": "{session}"}}"#)),

@@ -5,9 +5,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use iovcache::sync::{Condvar, Mutex};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::failure::Failure;
 use crate::failure::Failure;
 use iovcache::sync::{Condvar, Mutex};
 

@@ -18,10 +18,13 @@ use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use iovcache::sync::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use super::random::Random;
+use super::random::Random;
+use crate::failure::Failure;
 use crate::failure::Failure;
 use iovcache::sync::Mutex;
 
