@@ -1,4 +1,4 @@
-//! The log: as text or JSON, and the line of each table that says which version served what.
+//! The log: as text or JSON, and the line per table that records which version served which rows.
 #![cfg(feature = "cli")]
 
 mod common;

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """The Python blocks of the README and of the book run as they are written."""
+=======
+"""Runs the Python walks of the README as printed there."""
+>>>>>>> prose3
 
 import os
 import re
@@ -9,7 +13,11 @@ from conftest import PATIENCE, ROOT, put
 
 
 def blocks(section, page="README.md"):
+<<<<<<< HEAD
     """The Python blocks of a section."""
+=======
+    """The Python code of a section; an indented block continues the block before."""
+>>>>>>> prose3
     text = (ROOT / page).read_text()
     text = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
     found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
