@@ -91,6 +91,8 @@ pub mod server;
 pub mod shm;
 #[cfg(feature = "cache")]
 pub mod source;
+#[doc(hidden)]
+pub mod sync;
 pub mod table;
 #[cfg(feature = "cache")]
 pub mod telemetry;

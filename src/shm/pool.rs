@@ -13,8 +13,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::allocator::{AllocatedNode, Allocator};
 use super::backing::{Backing, Maker};
@@ -28,6 +28,7 @@ use super::resolver::Mappings;
 use super::segment::{Kind, Segment, SegmentMemory, SharedSegment};
 use super::sync;
 use crate::error::{Code, Coded, ErrorKind};
+use crate::sync::Mutex;
 
 /// Sizes of segments are multiples of this.
 const PAGE_BYTES: u64 = 4096;
@@ -246,10 +247,6 @@ impl Coded for PoolError {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The least size of a segment in which blocks can take `bytes`.
 fn segment_bytes_for(bytes: u64) -> u64 {
     (SEGMENT_HEADER_BYTES + bytes + SEGMENT_TAIL_BYTES).next_multiple_of(PAGE_BYTES)
@@ -341,13 +338,13 @@ impl Pool {
     /// Calls `listener` for each segment that is made from now on, once it is listed; instead of
     /// the one that was called before. No lock is held meanwhile.
     pub fn on_new_segment(&self, listener: impl Fn(&SharedSegment) + Send + Sync + 'static) {
-        *lock(&self.0.listener) = Some(Arc::new(listener));
+        *self.0.listener.lock() = Some(Arc::new(listener));
     }
 
     /// Calls `farewell` with the id of each segment that is given back from now on, before its
     /// memory goes; instead of the one that was called before. No lock is held meanwhile.
     pub fn on_retired_segment(&self, farewell: impl Fn(u16) + Send + Sync + 'static) {
-        *lock(&self.0.farewell) = Some(Arc::new(farewell));
+        *self.0.farewell.lock() = Some(Arc::new(farewell));
     }
 
     /// Leaves everything as it lies: from now on no place is taken or given back, and no block given
@@ -372,7 +369,7 @@ impl Pool {
             _ => return Err(PoolError::NeverFits { needed_bytes, limit_bytes }),
         };
         let left = self.0.is_frozen();
-        let mut taken = if left { None } else { lock(&self.0.state).take(granules) };
+        let mut taken = if left { None } else { self.0.state.lock().take(granules) };
         if taken.is_none() && !left && self.0.fixed_bytes.is_none() {
             taken = self.grow(granules)?;
         }
@@ -389,7 +386,7 @@ impl Pool {
         if self.0.is_frozen() {
             return None;
         }
-        let taken = lock(&self.0.state).take(granules)?;
+        let taken = self.0.state.lock().take(granules)?;
         Some(self.reservation(taken, size_bytes))
     }
 
@@ -403,10 +400,10 @@ impl Pool {
     /// Makes a segment in which `granules` have room, if the memory allows it, and takes them.
     fn grow(&self, granules: u32) -> Result<Option<AllocatedBlock>, PoolError> {
         let inner = &*self.0;
-        let growing = lock(&inner.growing);
+        let growing = inner.growing.lock();
         let least = segment_bytes_for(u64::from(granules) * GRANULE_BYTES);
         let (id, bytes, retired) = {
-            let mut state = lock(&inner.state);
+            let mut state = inner.state.lock();
             // Somebody may have made or emptied one while we waited.
             if let Some(taken) = state.take(granules) {
                 return Ok(Some(taken));
@@ -432,16 +429,16 @@ impl Pool {
         retired.iter().for_each(|segment| inner.notify_retired(segment));
         drop(retired);
         let segment = segment(&inner.maker, inner.epoch, id, bytes)
-            .inspect_err(|_| lock(&inner.state).area_bytes -= bytes)?;
+            .inspect_err(|_| inner.state.lock().area_bytes -= bytes)?;
         let shared = SharedSegment(Arc::clone(&segment));
         let taken = {
-            let mut state = lock(&inner.state);
+            let mut state = inner.state.lock();
             state.insert(segment);
             state.take(granules)
         };
         drop(growing);
         // Told once it is listed, and before anything is published in it by us.
-        let listener = lock(&inner.listener).clone();
+        let listener = inner.listener.lock().clone();
         if let Some(listener) = listener {
             listener(&shared);
         }
@@ -462,7 +459,7 @@ impl Pool {
         // What is left in each segment; without fixed ones they are made as they are needed.
         let (mut left, mut budget) = match self.0.fixed_bytes {
             Some(_) => {
-                let state = lock(&self.0.state);
+                let state = self.0.state.lock();
                 (state.areas.values().map(|slot| granules(&slot.segment)).collect(), 0)
             }
             None => (Vec::new(), self.0.memory_bytes / PAGE_BYTES * PAGE_BYTES),
@@ -490,7 +487,7 @@ impl Pool {
             return;
         }
         let retired: Vec<_> = {
-            let mut state = lock(&self.0.state);
+            let mut state = self.0.state.lock();
             let empty = |slot: &SegmentSlot| slot.allocator.is_empty() && slot.in_flight == 0;
             let areas = state.areas.iter().filter(|(_, slot)| empty(slot));
             let ids: Vec<u16> = areas.map(|(id, _)| *id).collect();
@@ -501,7 +498,7 @@ impl Pool {
 
     /// How much there is of what.
     pub fn usage(&self) -> Usage {
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         let longest = state.areas.values().map(|slot| slot.allocator.largest_free()).max();
         let in_areas = u64::from(longest.unwrap_or(0)) * GRANULE_BYTES;
         let in_a_new_one = if self.0.fixed_bytes.is_some() {
@@ -535,7 +532,7 @@ impl Pool {
     /// Counts a message with the descriptor of `segment` as unread, until what this returns is
     /// dropped. `None`: the segment has been given back, and its descriptor must not be sent.
     pub fn put_in_flight(&self, segment: &SharedSegment) -> Option<InFlight> {
-        let mut state = lock(&self.0.state);
+        let mut state = self.0.state.lock();
         let slot = state.areas.get_mut(&segment.id())?;
         if !Arc::ptr_eq(&slot.segment, &segment.0) {
             return None;
@@ -551,7 +548,7 @@ impl Pool {
             // It is reused: it may always be announced.
             return 0;
         }
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         let others = state
             .areas
             .values()
@@ -564,14 +561,14 @@ impl Pool {
 
     /// All segments and regions, as of now.
     pub fn segments(&self) -> Vec<SharedSegment> {
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         state.areas.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
     }
 
     /// All segments and regions, for resolving in this very process: nothing is mapped a second
     /// time, and what has no file (a range of memory) is there too.
     pub fn mappings(&self) -> Mappings {
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         state.areas.values().fold(Mappings::default(), |mappings, slot| {
             mappings.with_mapped(
                 slot.segment.kind,
@@ -594,7 +591,7 @@ impl Pool {
 
     /// Everything that [`check`](Self::check) looks at, and the places that are taken.
     pub(crate) fn survey(&self) -> Survey {
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         let mut faults = Vec::new();
         let mut taken = Vec::new();
         let mut granules = 0;
@@ -657,7 +654,7 @@ impl PoolInner {
     }
 
     fn notify_retired(&self, segment: &Segment) {
-        let farewell = lock(&self.farewell).clone();
+        let farewell = self.farewell.lock().clone();
         if let (Some(farewell), Kind::Segment) = (farewell, segment.kind) {
             farewell(segment.id);
         }
@@ -669,7 +666,7 @@ impl PoolInner {
         }
         self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         let retired = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             let Some(slot) = state.areas.get_mut(&segment.id) else { return };
             slot.allocator.give(place);
             self.take_out_if_useless(&mut state, segment)
@@ -704,7 +701,7 @@ impl PoolInner {
     /// A message with the descriptor of this segment was read, or its socket is gone.
     fn landed(&self, segment: &Arc<Segment>) {
         let (retired, unread) = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             let listed = state.areas.get_mut(&segment.id);
             if let Some(slot) = listed.filter(|slot| Arc::ptr_eq(&slot.segment, segment)) {
                 slot.in_flight -= 1;

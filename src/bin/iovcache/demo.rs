@@ -249,10 +249,8 @@ fn start_consumers(flight: &str, timeframes: u64) -> Result<Vec<Process>, Failur
 
 /// Registers the timeframes; gives the status of the service halfway.
 async fn register(client: &Client, timeframes: u64) -> Result<Option<Status>, Failure> {
-    let column = |(name, path): &(&str, &str)| {
-        let path = ObjectPath::new(path)?;
-        Ok(ColumnRequest { name: (*name).into(), path, metadata: Default::default() })
-    };
+    let column =
+        |(name, path): &(&str, &str)| Ok(ColumnRequest::new(*name, ObjectPath::new(path)?));
     let columns = COLUMNS.iter().map(column);
     let columns: Vec<_> = columns.collect::<Result<_, iovcache::object::InvalidPath>>()?;
     let names = CONSUMERS.map(|(name, _)| name.to_owned());

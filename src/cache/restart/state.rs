@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::object_log::ObjectLog;
 use super::timelines::{SavedTimelines, TimelineFiles};
 use crate::shm::Epoch;
+use crate::sync::Mutex;
 
 /// What stands before the name of each descriptor that is kept.
 pub(crate) const PREFIX: &str = "iovcache-";
@@ -42,7 +43,7 @@ impl RestartState {
 
     /// Writes down what is known, if it is not what was written last.
     pub(crate) fn note(&self, saved_timelines: &SavedTimelines) {
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = self.notes.lock();
         if let Err(error) = notes.write(saved_timelines) {
             tracing::warn!(%error, "what is known is not written down for a successor");
         }
