@@ -123,7 +123,7 @@ async fn a_refusal_names_the_address_the_key_and_the_consumer() {
         client.unwrap().table(request).await.map(drop).unwrap_err()
     };
     let request = || TableRequest::new().column("x", "No/Such/Path").timestamps([1]);
-    ask("a wrong one", request()).await;
+    ask("another", request()).await;
     ask(token["token"].as_str().unwrap(), request()).await;
     let pid = std::process::id();
     let (_, log) = service.stop();

@@ -24,7 +24,7 @@ def sections(page="README.md"):
 
 
 def pasted(code, service):
-    """What a new interpreter prints that is given this code; only the folder of sockets differs."""
+    """Runs code in a new interpreter and gives its output; only the folder of sockets differs."""
     folder = os.path.dirname(service.ready["attach"])
     done = subprocess.run(
         [sys.executable, "-c", code.replace("/tmp/iov/", f"{folder}/")],

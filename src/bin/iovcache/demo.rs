@@ -270,7 +270,7 @@ async fn register(client: &Client, timeframes: u64) -> Result<Option<Status>, Fa
 }
 
 fn show_reports(reports: &[Report]) {
-    println!("            timeframes     rows  wrong  bytes read  wait for a table: median, 99 %");
+    println!("            timeframes     rows  wrong  bytes read  wait: median, 99 %");
     for report in reports {
         let at = |share: f64| {
             let last = report.waits_us.len().saturating_sub(1);
