@@ -10,7 +10,8 @@ fn blocks(language: &str) -> Vec<String> {
     let text = fs::read_to_string(root().join("README.md")).unwrap();
     let (_, rest) = text.split_once("\n## Five minutes: from C and C++\n").unwrap();
     let section = rest.split("\n## ").next().unwrap();
-    let found = section.split(&format!("```{language}\n")).skip(1);
+    let fence = format!("```{language}\n");
+    let found = section.split(fence.as_str()).skip(1);
     found.map(|block| block.split("```").next().unwrap().to_owned()).collect()
 }
 
