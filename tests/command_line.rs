@@ -274,7 +274,10 @@ fn the_demo_that_stays_shows_its_page_and_a_snippet_until_it_is_told_to_end() {
         rest.split_whitespace().next().unwrap().to_owned()
     };
     let page = word("status page ");
-    assert_eq!(http_get(page.trim_start_matches("http://").trim_end_matches('/'), "/healthz").0, 200);
+    assert_eq!(
+        http_get(page.trim_start_matches("http://").trim_end_matches('/'), "/healthz").0,
+        200
+    );
     let server = word("export IOVCACHE_SERVER=");
     let status = run_well(&["timeline", "Demo/Calib/Drift", "--server", &server]);
     assert!(status.contains('█'), "{status}");
