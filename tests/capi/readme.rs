@@ -46,8 +46,9 @@ fn the_shell_block_of_the_readme_compiles_links_and_runs_the_examples() {
     let script = format!("set -euo pipefail\n{script}");
     let output = Command::new("bash").args(["-c", &script]).current_dir(folder.path()).output();
     let printed = well("the block", &output.unwrap());
+    // The device, the process that attaches to it, and the consumer of the service.
     let lines = "1000 7 drift 1\n4000 7 drift 2\n";
-    assert_eq!(printed, lines.repeat(2));
+    assert_eq!(printed, lines.repeat(3));
 }
 
 #[test]
