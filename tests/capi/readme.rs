@@ -40,7 +40,7 @@ fn the_shell_block_of_the_readme_compiles_links_and_runs_the_examples() {
     let found = blocks("sh");
     let [script] = &found[..] else { panic!("one block") };
     let (cargo, script) = script.split_once('\n').unwrap();
-    // What `LIBRARIES` did, but for `--release`.
+    // `LIBRARIES` did the same, but for `--release`.
     assert!(cargo.starts_with("cargo rustc --release --lib --no-default-features --features capi"));
     let script = script.replace("grpc+unix:///tmp/iov/flight.sock", &service.unix());
     let script = format!("set -euo pipefail\n{script}");

@@ -438,8 +438,9 @@ const attention = {
     const found = this.find(picture, sample);
     const keys = new Set(found.map(({ key }) => key));
     for (const key of this.since.keys()) if (!keys.has(key)) this.since.delete(key);
-    for (const key of keys) if (!this.since.has(key)) this.since.set(key, sample.at);
-    byId("attention-time").textContent = utc(sample.at);
+    // Samples count from the start of the service; the time of day is this browser's.
+    for (const key of keys) if (!this.since.has(key)) this.since.set(key, Date.now());
+    byId("attention-time").textContent = utc(Date.now());
     byId("attention").replaceChildren(...found.map(({ key, state, label, text }) =>
       make("li", {}, chip(state, label), `${text} `, make("small", {}, `seen since ${utc(this.since.get(key))}`))));
     if (found.length === 0) byId("attention").append(make("li", {}, chip("up", "fine"), "No condition that needs attention."));
