@@ -10,7 +10,8 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 
 use super::backing::Made;
-use super::layout::{Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, usable_bytes};
+use super::host::HostAllocation;
+use super::layout::{BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, usable_bytes};
 use super::mapping::Mapping;
 use super::region::Region;
 
@@ -58,6 +59,7 @@ impl SharedSegment {
         match &self.0.memory {
             Memory::Segment(made) => Some(made.file.as_fd()),
             Memory::Region(region) => region.file.as_ref().map(|file| file.shared.as_fd()),
+            Memory::Host(_) => None,
         }
     }
 }
@@ -78,6 +80,8 @@ pub(super) struct Area {
 pub(super) enum Memory {
     Segment(Made),
     Region(Region),
+    /// One buffer in a host's segment or region. Its mapping is that of the payload.
+    Host(HostAllocation),
 }
 
 impl Area {
@@ -85,6 +89,25 @@ impl Area {
         match &self.memory {
             Memory::Segment(made) => &made.mapping,
             Memory::Region(region) => &region.mapping,
+            Memory::Host(host) => &host.payload,
+        }
+    }
+
+    /// Where the headers of the block stand that begins at `block`.
+    pub(super) fn headers(&self, block: usize) -> (&Mapping, usize) {
+        match &self.memory {
+            Memory::Host(host) => (&host.headers, 0),
+            Memory::Segment(_) | Memory::Region(_) => (self.mapping(), block),
+        }
+    }
+
+    /// Where the payload of the block stands that begins at `block`.
+    pub(super) fn payload(&self, block: usize) -> (&Mapping, usize) {
+        match &self.memory {
+            Memory::Host(host) => (&host.payload, 0),
+            Memory::Segment(_) | Memory::Region(_) => {
+                (self.mapping(), block + BLOCK_OVERHEAD_BYTES as usize)
+            }
         }
     }
 

@@ -23,6 +23,7 @@ use rustix::fs::{
 };
 
 use super::group;
+use super::host::HostMemory;
 use super::huge;
 use super::layout::SegmentHeader;
 use super::mapping::{Access, Mapping};
@@ -54,6 +55,9 @@ pub enum Backing {
         /// the service.
         first_segment: u16,
     },
+    /// Memory that the program around the pool allocates, a buffer for each object: no segment is
+    /// made.
+    Host(HostMemory),
 }
 
 impl Backing {
@@ -61,7 +65,7 @@ impl Backing {
     /// before anything is loaded.
     pub fn fairmq_shmid(&self) -> Option<&str> {
         match self {
-            Self::Memfd | Self::Folder(_) => None,
+            Self::Memfd | Self::Folder(_) | Self::Host(_) => None,
             Self::FairMq { shmid, .. } => Some(shmid),
         }
     }
@@ -113,7 +117,7 @@ impl Maker {
     /// `PermissionDenied` if others may write the folder, `InvalidInput` for a shmid that is none.
     pub(crate) fn new(backing: &Backing) -> io::Result<Self> {
         match backing {
-            Backing::Memfd => Ok(Self(None)),
+            Backing::Memfd | Backing::Host(_) => Ok(Self(None)),
             Backing::Folder(folder) => {
                 make_own_folder(folder)?;
                 let lock = Arc::new(NameLock::take(folder.join("lock"))?);

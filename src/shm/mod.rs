@@ -34,6 +34,7 @@ mod golden;
 mod group;
 #[cfg(feature = "cache")]
 mod heap;
+mod host;
 mod huge;
 mod inherited;
 mod layout;
@@ -52,6 +53,7 @@ pub use block::{Block, Reservation};
 pub use group::memory_allowed;
 #[cfg(feature = "cache")]
 pub use heap::give_back_free_memory;
+pub use host::{HostAllocator, HostBuffer, HostError, HostMemory};
 pub use inherited::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
 pub use pool::{InFlight, Pool, PoolError, PoolOptions, PoolReport, Usage};

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::allocator::{Allocator, Place};
 use super::area::{Area, Kind, Memory, SharedSegment};
 use super::backing::{Backing, Maker};
+use super::host::{HostBlocks, HostError, HostSurvey};
 use super::block::{Reservation, Spot, Taken, charge, fault_of_headers};
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
@@ -86,6 +87,8 @@ pub(super) struct Inner {
     /// All is there from the start, and nothing is made or given back: a region, and segments that
     /// FairMQ knows by name. The most that one block can take.
     fixed_bytes: Option<u64>,
+    /// The blocks, where they lie in a host's memory instead of in segments.
+    host: Option<Arc<HostBlocks>>,
     epoch: Epoch,
     next_generation: AtomicU64,
     used_bytes: AtomicU64,
@@ -205,6 +208,9 @@ pub enum PoolError {
     /// The names under which segments should stand cannot be had, or no random epoch.
     #[error("the backing of the segments cannot be used")]
     Backing(#[source] io::Error),
+    /// What the host's allocator returned cannot be used.
+    #[error("the host's memory cannot be used")]
+    Host(#[source] HostError),
     /// The system does not give it.
     #[error("the system gives no segment of {bytes} bytes")]
     Segment {
@@ -221,6 +227,7 @@ impl Coded for PoolError {
         match self {
             Self::NoRoom { .. } => ErrorKind::Unavailable,
             Self::NeverFits { .. } => ErrorKind::ResourceExhausted,
+            Self::Host(error) => error.kind(),
             Self::Backing(error) => match error.kind() {
                 io::ErrorKind::ResourceBusy => ErrorKind::AlreadyExists,
                 io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
@@ -242,6 +249,7 @@ impl Coded for PoolError {
             Self::NeverFits { .. } => 4002,
             Self::Segment { .. } => 4003,
             Self::Backing(_) => 4004,
+            Self::Host(error) => return error.code(),
         })
     }
 }
@@ -283,6 +291,10 @@ impl Pool {
             None => memory_bytes,
         };
         let all_at_once = backing.fairmq_shmid().is_some();
+        let host = match &backing {
+            Backing::Host(memory) => Some(Arc::new(HostBlocks::new(memory.clone()))),
+            Backing::Memfd | Backing::Folder(_) | Backing::FairMq { .. } => None,
+        };
         let segment_bytes =
             segment_bytes.clamp(least, MAX_SEGMENT_BYTES).next_multiple_of(PAGE_BYTES);
         let maker = Maker::new(&backing).map_err(PoolError::Backing)?;
@@ -314,6 +326,7 @@ impl Pool {
             segment_bytes,
             maker,
             fixed_bytes,
+            host,
             epoch,
             next_generation: AtomicU64::new(match first_generation {
                 Some(first) => first,
@@ -365,6 +378,9 @@ impl Pool {
     /// # Errors
     /// [`PoolError`].
     pub fn reserve(&self, size_bytes: u64) -> Result<Reservation, PoolError> {
+        if let Some(host) = &self.0.host {
+            return self.reserve_in_host(host, size_bytes);
+        }
         let needed_bytes = Self::charge(size_bytes);
         let limit_bytes = self.0.largest_payload_area();
         let granules = match u32::try_from(needed_bytes / GRANULE_BYTES) {
@@ -383,7 +399,39 @@ impl Pool {
         Ok(self.reservation(taken, size_bytes))
     }
 
-    /// Like [`reserve`](Self::reserve), in the segments that are there: it takes no time.
+    fn reserve_in_host(
+        &self,
+        host: &HostBlocks,
+        size_bytes: u64,
+    ) -> Result<Reservation, PoolError> {
+        let (needed_bytes, limit_bytes) = (Self::charge(size_bytes), self.0.memory_bytes);
+        if needed_bytes > limit_bytes {
+            return Err(PoolError::NeverFits { needed_bytes, limit_bytes });
+        }
+        let no_room = || {
+            let Usage { free_bytes, largest_free_bytes, .. } = self.usage();
+            PoolError::NoRoom { needed_bytes, free_bytes, largest_free_bytes }
+        };
+        let used = &self.0.used_bytes;
+        let fits = |used: u64| used.checked_add(needed_bytes).filter(|used| *used <= limit_bytes);
+        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| no_room())?;
+        match host.take(size_bytes) {
+            Ok((area, block)) => {
+                let (size, pool) = (size_bytes as usize, Arc::clone(&self.0));
+                Ok(Reservation::new(Taken { block, size, area, pool, place: None, crc32c: 0 }))
+            }
+            Err(error) => {
+                used.fetch_sub(needed_bytes, Ordering::Relaxed);
+                Err(match error {
+                    HostError::NoMemory => no_room(),
+                    error => PoolError::Host(error),
+                })
+            }
+        }
+    }
+
+    /// Like [`reserve`](Self::reserve), in the segments that are there: it takes no time. Never in a
+    /// host's memory, whose allocator may block.
     pub fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
         let granules = u32::try_from(Self::charge(size_bytes) / GRANULE_BYTES).ok()?;
         if self.0.is_left() {
@@ -457,6 +505,9 @@ impl Pool {
         if sum > self.0.memory_bytes {
             return false;
         }
+        if self.0.host.is_some() {
+            return true;
+        }
         charges.sort_unstable_by_key(|charge| std::cmp::Reverse(*charge));
         let granules = |area: &Area| u64::from(area.granules()) * GRANULE_BYTES;
         // What is left in each segment; without fixed ones they are made as they are needed.
@@ -501,6 +552,12 @@ impl Pool {
 
     /// How much there is of what.
     pub fn usage(&self) -> Usage {
+        if let Some(host) = &self.0.host {
+            let (total_bytes, used_bytes) = (self.0.memory_bytes, self.used_bytes());
+            let free_bytes = total_bytes.saturating_sub(used_bytes);
+            let largest_free_bytes = host.largest_free(free_bytes);
+            return Usage { total_bytes, used_bytes, free_bytes, largest_free_bytes, segments: 0 };
+        }
         let state = lock(&self.0.state);
         let longest = state.areas.values().map(|slot| slot.allocator.largest_free()).max();
         let in_areas = u64::from(longest.unwrap_or(0)) * GRANULE_BYTES;
@@ -571,6 +628,9 @@ impl Pool {
     /// All segments and regions, for resolving in this very process: nothing is mapped a second
     /// time, and what has no file (a range of memory) is there too.
     pub fn mappings(&self) -> Mappings {
+        if let Some(host) = &self.0.host {
+            return Mappings::of_host(Arc::clone(host));
+        }
         let state = lock(&self.0.state);
         state.areas.values().fold(Mappings::default(), |mappings, slot| {
             mappings.with_mapped(slot.area.kind, slot.area.id, Arc::clone(slot.area.mapping()))
@@ -590,6 +650,14 @@ impl Pool {
 
     /// Everything that [`check`](Self::check) looks at, and the places that are taken.
     pub(crate) fn survey(&self) -> Survey {
+        if let Some(host) = &self.0.host {
+            let HostSurvey { mut faults, taken, used_bytes } = host.survey();
+            if used_bytes != self.used_bytes() {
+                let counted = self.used_bytes();
+                faults.push(format!("{used_bytes} bytes are taken, {counted} are counted"));
+            }
+            return Survey { faults, taken, report: PoolReport { segments: 0, used_bytes } };
+        }
         let state = lock(&self.0.state);
         let mut faults = Vec::new();
         let mut taken = Vec::new();
@@ -656,6 +724,13 @@ impl Inner {
         let farewell = lock(&self.farewell).clone();
         if let (Some(farewell), Kind::Segment) = (farewell, area.kind) {
             farewell(area.id);
+        }
+    }
+
+    pub(super) fn give_to_host(&self, area: &Area, block: usize, bytes: u64) {
+        if let Some(host) = &self.host {
+            host.give(area, block);
+            self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 
