@@ -227,6 +227,8 @@ pub(super) struct HostAllocation {
     /// What `headers` maps.
     _headers: Box<Headers>,
     memory: HostMemory,
+    /// Released when dropped.
+    owned: bool,
 }
 
 impl HostAllocation {
@@ -237,20 +239,22 @@ impl HostAllocation {
         // SAFETY: the box lives as long as this, and is accessed through the mapping alone.
         let mapped = unsafe { Mapping::of_range(base, size_of::<Headers>()) };
         let payload = Arc::new(payload);
-        Self { header, size_bytes, payload, headers: mapped, _headers: headers, memory }
+        let (headers, _headers, owned) = (mapped, headers, true);
+        Self { header, size_bytes, payload, headers, _headers, memory, owned }
     }
 
-    fn kind(&self) -> (Kind, u16) {
-        match self.header.managed {
-            1 => (Kind::Segment, self.header.segment_id),
-            _ => (Kind::Region, self.header.region_id),
-        }
+    /// Never releases the buffer.
+    fn forget(mut self) {
+        self.owned = false;
+        self.memory.one_less();
     }
 }
 
 impl Drop for HostAllocation {
     fn drop(&mut self) {
-        self.memory.release(&self.header);
+        if self.owned {
+            self.memory.release(&self.header);
+        }
     }
 }
 
@@ -273,14 +277,15 @@ impl HostBlocks {
         let allocation = self.memory.allocate(size_bytes).inspect_err(|_| {
             self.refused_bytes.fetch_min(size_bytes, Ordering::Relaxed);
         })?;
-        let ((kind, id), handle) = (allocation.kind(), allocation.header.handle);
-        let spot = spot_of(&allocation.header);
-        let area = Arc::new(Area { kind, id, memory: Memory::Host(allocation) });
+        let handle = allocation.header.handle;
+        let spot @ Spot { kind, id, .. } = spot_of(&allocation.header);
         let mut by_place = lock(&self.by_place);
         if by_place.contains_key(&spot) {
-            drop(by_place);
+            // Releasing it would release the other one.
+            allocation.forget();
             return Err(HostError::InUse { kind, id, handle });
         }
+        let area = Arc::new(Area { kind, id, memory: Memory::Host(allocation) });
         by_place.insert(spot, Arc::clone(&area));
         Ok((area, spot.offset))
     }
@@ -406,4 +411,141 @@ fn spot_of(header: &MetaHeader) -> Spot {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::host_arena::HostArena;
+    use super::super::{Backing, Pool, PoolError, PoolOptions};
+    use super::*;
+
+    const NO_WAIT: Duration = Duration::ZERO;
+
+    fn pool(arena: &HostArena, memory_bytes: u64) -> (Pool, HostMemory) {
+        let memory = arena.memory();
+        let backing = Backing::Host(memory.clone());
+        let options = PoolOptions { memory_bytes, backing, ..PoolOptions::default() };
+        (Pool::new(options).unwrap(), memory)
+    }
+
+    fn published(pool: &Pool, bytes: &[u8]) -> super::super::Block {
+        let mut reservation = pool.reserve(bytes.len() as u64).unwrap();
+        reservation.fill(bytes);
+        reservation.publish(ObjectId::from_bytes([1; 16]))
+    }
+
+    #[test]
+    fn a_cell_is_the_header_of_the_host_with_our_size_and_generation() {
+        for managed in [true, false] {
+            let arena = HostArena::new(1 << 16, managed);
+            let (pool, _) = pool(&arena, 1 << 20);
+            for bytes in [&b""[..], b"seven b"] {
+                let block = published(&pool, bytes);
+                let header = block.meta_header();
+                assert_eq!((header.size, header.hint), (bytes.len() as u64, block.generation()));
+                assert_eq!(header.managed == 1, managed);
+                let place = if managed { (4, 0) } else { (0, 2000) };
+                assert_eq!((header.segment_id, header.region_id), place);
+                let mappings = pool.mappings();
+                assert_eq!(mappings.read(&header).as_deref(), Ok(bytes));
+                drop(block);
+                let stale = ResolveError::Stale { expected: header.hint, found: 0 };
+                assert_eq!(mappings.read(&header), Err(stale));
+                assert!(!mappings.still_valid(&header));
+            }
+            assert!(pool.segments().is_empty(), "nothing of ours is to be attached");
+        }
+    }
+
+    #[test]
+    fn a_buffer_is_released_when_its_block_or_reservation_goes_and_not_before() {
+        let arena = HostArena::new(1 << 16, true);
+        let (pool, memory) = pool(&arena, 1 << 20);
+        let block = published(&pool, &[5; 100]);
+        let reservation = pool.reserve(200).unwrap();
+        assert_eq!((memory.buffers(), arena.taken_bytes()), (2, 128 + 256));
+        drop(reservation);
+        assert_eq!((memory.buffers(), arena.taken_bytes()), (1, 128));
+        assert_eq!(pool.check().unwrap().used_bytes, block.charged_bytes());
+        drop(block);
+        assert_eq!((memory.buffers(), arena.taken_bytes(), pool.used_bytes()), (0, 0, 0));
+    }
+
+    #[test]
+    fn an_allocator_that_refuses_means_no_room_now_and_the_limit_counts_as_well() {
+        let arena = HostArena::new(1024, true);
+        let (pool, memory) = pool(&arena, 4096);
+        assert!(matches!(pool.reserve(5000), Err(PoolError::NeverFits { .. })));
+        let held = pool.reserve(900).unwrap();
+        let Err(PoolError::NoRoom { largest_free_bytes, .. }) = pool.reserve(512) else {
+            panic!("the arena has no 512 bytes left");
+        };
+        assert_eq!(largest_free_bytes, 511, "what was just refused is not free");
+        assert_eq!(memory.buffers(), 1);
+        drop(held);
+        assert!(pool.usage().largest_free_bytes > 511);
+        drop(pool.reserve(512).unwrap());
+        // The pool's own limit, where the host would give more.
+        let arena = HostArena::new(1 << 20, true);
+        let (pool, _) = self::pool(&arena, 4096);
+        let held = pool.reserve(3000).unwrap();
+        assert!(matches!(pool.reserve(2000), Err(PoolError::NoRoom { .. })));
+        drop(held);
+        assert!(pool.reserve(2000).is_ok());
+    }
+
+    #[test]
+    fn a_buffer_that_is_misaligned_or_in_use_is_refused_and_released() {
+        let mut arena = HostArena::new(1 << 16, true);
+        arena.shift = 8;
+        let (pool, memory) = pool(&arena, 1 << 20);
+        let error = pool.reserve(100).unwrap_err();
+        assert_eq!(error.code(), Code(4061));
+        assert_eq!((memory.buffers(), arena.taken_bytes(), pool.used_bytes()), (0, 0, 0));
+
+        /// Gives one place twice.
+        struct Twice(HostArena);
+        // SAFETY: its buffers are the arena's own; only their headers are wrong.
+        unsafe impl HostAllocator for Twice {
+            fn allocate(&self, size: usize, align: usize) -> Option<HostBuffer> {
+                let buffer = self.0.allocate(size, align)?;
+                let header = MetaHeader { handle: 4096, ..buffer.header };
+                Some(HostBuffer { header, ..buffer })
+            }
+            fn release(&self, _: &MetaHeader) {
+                panic!("what would be released is the other one");
+            }
+        }
+        let memory = HostMemory::new(Twice(HostArena::new(1 << 16, true)));
+        let backing = Backing::Host(memory.clone());
+        let pool = Pool::new(PoolOptions { backing, ..PoolOptions::default() }).unwrap();
+        let first = published(&pool, b"first");
+        assert_eq!(pool.reserve(5).unwrap_err().code(), Code(4063));
+        assert_eq!(pool.mappings().read(&first.meta_header()).as_deref(), Ok(&b"first"[..]));
+        assert_eq!(pool.check().unwrap().used_bytes, first.charged_bytes());
+        assert_eq!(memory.detach(NO_WAIT), 1, "the first one, and no other");
+    }
+
+    #[test]
+    fn after_detaching_the_host_is_called_no_more() {
+        let arena = HostArena::new(1 << 16, true);
+        let (pool, memory) = pool(&arena, 1 << 20);
+        let block = published(&pool, b"held");
+        assert_eq!(memory.detach(NO_WAIT), 1);
+        assert!(matches!(pool.reserve(5), Err(PoolError::NoRoom { .. })));
+        drop(block);
+        assert_eq!(arena.taken_bytes(), 64, "the host frees what is left itself");
+        assert_eq!(HostArena::new(64, true).memory().detach(NO_WAIT), 0);
+    }
+
+    #[test]
+    fn detaching_waits_for_buffers_that_are_released_meanwhile() {
+        let arena = HostArena::new(1 << 16, true);
+        let (pool, memory) = pool(&arena, 1 << 20);
+        let block = published(&pool, b"held");
+        let other = std::thread::spawn(move || drop((block, pool)));
+        assert_eq!(memory.detach(Duration::from_secs(30)), 0);
+        other.join().unwrap();
+        assert_eq!(arena.taken_bytes(), 0);
+    }
 }

@@ -35,6 +35,8 @@ mod group;
 #[cfg(feature = "cache")]
 mod heap;
 mod host;
+#[cfg(test)]
+mod host_arena;
 mod huge;
 mod inherited;
 mod layout;

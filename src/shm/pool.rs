@@ -282,7 +282,7 @@ impl Pool {
         let least = SEGMENT_HEADER_BYTES + PAGE_BYTES;
         let memory_bytes = match &region {
             Some(region) => region.mapping.length() as u64,
-            None if memory_bytes < least => {
+            None if memory_bytes < least && !matches!(backing, Backing::Host(_)) => {
                 return Err(PoolError::NeverFits {
                     needed_bytes: least,
                     limit_bytes: memory_bytes,
