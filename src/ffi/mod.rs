@@ -19,12 +19,16 @@
 
 pub mod attach;
 pub mod host;
+pub mod host_memory;
+pub mod options;
 pub mod resolve;
 pub mod status;
 pub mod table;
 
 pub use attach::Attach;
-pub use host::{CacheOptions, Host};
+pub use host::{Host, SegmentNumber};
+pub use host_memory::HostMemoryFunctions;
+pub use options::CacheOptions;
 pub use status::Status;
 
 use std::ffi::{CStr, c_char};
@@ -34,7 +38,7 @@ use self::status::{Failure, remember};
 use crate::error::ErrorKind;
 
 /// Grows by one with each change that breaks programs which were compiled before it.
-const ABI_VERSION: u32 = 1;
+const ABI_VERSION: u32 = 2;
 
 /// The version of this interface; compare it with `IOVC_ABI_VERSION`.
 #[unsafe(no_mangle)]

@@ -29,6 +29,8 @@ mod backing;
 mod block;
 #[cfg(test)]
 mod conformance;
+#[cfg(feature = "cache")]
+mod fairmq;
 #[cfg(test)]
 mod golden;
 mod group;
@@ -52,6 +54,8 @@ pub use backing::Backing;
 #[cfg(feature = "cache")]
 pub(crate) use block::Spot;
 pub use block::{Block, Reservation};
+#[cfg(feature = "cache")]
+pub use fairmq::{shmid_of_session, shmid_of_text};
 pub use group::memory_allowed;
 #[cfg(feature = "cache")]
 pub use heap::give_back_free_memory;

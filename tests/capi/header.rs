@@ -6,7 +6,7 @@ use super::*;
 fn the_header_is_what_the_code_says() {
     let config = cbindgen::Config::from_file(root().join("cbindgen.toml")).unwrap();
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for file in ["mod", "status", "attach", "resolve", "host", "table"] {
+    for file in ["mod", "status", "attach", "resolve", "options", "host_memory", "host", "table"] {
         builder = builder.with_src(root().join("src/ffi").join(file).with_extension("rs"));
     }
     let bindings = builder.with_src(root().join("src/shm/layout.rs")).generate().unwrap();

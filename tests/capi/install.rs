@@ -23,7 +23,7 @@ fn a_program_links_the_shared_library_by_its_name() {
     let (headers, libraries) = (root().join("schemas"), &*LIBRARIES);
     let [headers, found] = [&headers, libraries].map(|folder| folder.display().to_string());
     let options = ["-I", &headers, "-L", &found, "-liovcache"];
-    assert_eq!(built_and_run(folder.path(), &options, libraries), "1 not found\n");
+    assert_eq!(built_and_run(folder.path(), &options, libraries), "2 not found\n");
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn cargo_c_installs_headers_libraries_and_a_file_for_pkg_config() {
     let libraries = usr.join("lib");
     let flags = told(&["--cflags", "--libs"]);
     let flags: Vec<&str> = flags.split_whitespace().collect();
-    assert_eq!(built_and_run(folder.path(), &flags, &libraries), "1 not found\n");
+    assert_eq!(built_and_run(folder.path(), &flags, &libraries), "2 not found\n");
     // The soname is one that a loader finds.
     let output = Command::new("readelf").arg("-d").arg(libraries.join("libiovcache.so")).output();
     let told = well("readelf", &output.unwrap());

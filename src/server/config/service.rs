@@ -242,6 +242,9 @@ impl Config {
             ([one, other], _) => fault(other, format!("either this or {one}")),
             _ => {}
         }
+        if let Some(Err(error)) = self.fairmq_shmid.as_deref().map(crate::shm::shmid_of_text) {
+            fault("fairmq_shmid", error);
+        }
         if let (Some(one), true) = (given.first(), self.region.is_some()) {
             fault("region", format!("either this or {one}: objects are in one place"));
         }

@@ -94,18 +94,13 @@ pub(super) fn serve_options(config: &Config, log: LogWriter) -> Result<ServeOpti
     })
 }
 
-/// FairMQ's id of a session of ours.
-fn shmid(session: &str) -> String {
-    let user = rustix::process::geteuid().as_raw();
-    let hash = Sha256::digest(format!("{user}{session}"));
-    hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn memory(config: &Config) -> Result<PoolOptions, Failure> {
     let region = config.region.as_ref().map(|region| Region::open(&region.path, region.id));
     let region = region.transpose()?;
-    let session = config.fairmq_session.as_ref().map(|session| shmid(session));
-    let shmid = session.or_else(|| config.fairmq_shmid.clone());
+    let session = config.fairmq_session.as_deref().map(shmid_of_session);
+    // What is no shmid is refused where the configuration is read.
+    let given = || config.fairmq_shmid.as_deref().and_then(|text| shmid_of_text(text).ok());
+    let shmid = session.or_else(given);
     let backing = match (shmid, config.fairmq_segment, config.backing) {
         (Some(shmid), Some(first_segment), _) => Backing::FairMq { shmid, first_segment },
         (_, _, SegmentBacking::Memfd) => Backing::Memfd,
