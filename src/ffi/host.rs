@@ -4,7 +4,6 @@ use std::ffi::{CString, c_char};
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -12,19 +11,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::attach::Attach;
 use super::options::CacheOptions;
-use super::status::{Failure, Status};
+use super::status::{CallFailure, StatusCode};
 use super::{borrowed, guarded, optional_text, place, places, text};
 use crate::cache::{Cache, ConsumerLimits, LeaseId, PeerPolicy};
 use crate::error::ErrorKind;
 use crate::shm::{HostMemory, Kind};
-use crate::source::ChainSource;
 use crate::table::Consumed;
 
 /// How long a cache that is closed waits for its attach socket to end.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A cache in this process.
-pub struct Host {
+pub struct EmbeddedCache {
     pub(super) cache: Cache,
     pub(super) runtime: Runtime,
     host_memory: Option<HostMemory>,
@@ -33,16 +31,16 @@ pub struct Host {
     serving: Option<tokio::task::JoinHandle<()>>,
 }
 
-impl Host {
+impl EmbeddedCache {
     /// # Safety
     /// The texts of `options` are null or end with a 0; `sources` leads to `source_count` of them;
     /// `host_memory` is null or as said there.
-    unsafe fn open(options: &CacheOptions) -> Result<Self, Failure> {
+    unsafe fn open(options: &CacheOptions) -> Result<Self, CallFailure> {
         let io = |what: &str, error: io::Error| {
-            Failure::new(ErrorKind::Unavailable, format!("[IOV-7110] {what}: {error}"))
+            CallFailure::new(ErrorKind::Unavailable, format!("[IOV-7110] {what}: {error}"))
         };
         // SAFETY: as the caller says.
-        let links = unsafe { options.links() }?;
+        let source = unsafe { options.source() }?;
         // SAFETY: as the caller says.
         let (memory, host_memory) = unsafe { options.memory() }?;
         // SAFETY: as the caller says.
@@ -53,7 +51,7 @@ impl Host {
         let runtime = runtime.map_err(|error| io("threads cannot be started", error))?;
         let inside = runtime.enter();
         let cache = Cache::builder()
-            .source(Arc::new(ChainSource::new(links, Vec::new())))
+            .source(source)
             .memory(memory)
             .creation_limits(options.creation_limits())
             .consumer_limits(ConsumerLimits { quota_bytes, ..ConsumerLimits::default() })
@@ -68,7 +66,7 @@ impl Host {
             let (cache, stop) = (cache.clone(), stop.clone());
             let serve =
                 async move { cache.serve_attach(listener, PeerPolicy::default(), stop).await };
-            Ok::<_, Failure>(runtime.spawn(serve))
+            Ok::<_, CallFailure>(runtime.spawn(serve))
         });
         let serving = serving.transpose()?;
         drop(inside);
@@ -124,8 +122,8 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_open(
     options: *const CacheOptions,
-    cache: *mut *mut Host,
-) -> Status {
+    cache: *mut *mut EmbeddedCache,
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let place = unsafe { place(cache, "cache") }?;
@@ -133,7 +131,7 @@ pub unsafe extern "C" fn iovc_cache_open(
         // SAFETY: as the caller says.
         let options = unsafe { borrowed(options, "options") }?;
         // SAFETY: as the caller says.
-        *place = Box::into_raw(Box::new(unsafe { Host::open(options) }?));
+        *place = Box::into_raw(Box::new(unsafe { EmbeddedCache::open(options) }?));
         Ok(())
     })
 }
@@ -146,7 +144,7 @@ pub unsafe extern "C" fn iovc_cache_open(
 /// # Safety
 /// `cache` is null or a handle that was not given back yet and that nobody uses any more.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iovc_cache_close(cache: *mut Host) {
+pub unsafe extern "C" fn iovc_cache_close(cache: *mut EmbeddedCache) {
     guarded(|| {
         if !cache.is_null() {
             // SAFETY: as the caller says, it came from `Box::into_raw` and nobody uses it any more.
@@ -162,7 +160,10 @@ pub unsafe extern "C" fn iovc_cache_close(cache: *mut Host) {
 /// # Safety
 /// `cache` is null or a handle, `attach` is null or writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iovc_cache_attach(cache: *const Host, attach: *mut *mut Attach) -> Status {
+pub unsafe extern "C" fn iovc_cache_attach(
+    cache: *const EmbeddedCache,
+    attach: *mut *mut Attach,
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let place = unsafe { place(attach, "attach") }?;
@@ -195,11 +196,11 @@ pub struct SegmentNumber {
 /// `cache` is null or a handle, `segments` leads to `capacity` places, `count` is null or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_segments(
-    cache: *const Host,
+    cache: *const EmbeddedCache,
     segments: *mut SegmentNumber,
     capacity: usize,
     count: *mut usize,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let count = unsafe { place(count, "count") }?;
@@ -224,10 +225,10 @@ pub unsafe extern "C" fn iovc_cache_segments(
 /// `cache` is null or a handle, `consumer` is null or ends with a 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_consumed(
-    cache: *const Host,
+    cache: *const EmbeddedCache,
     timeframe: u64,
     consumer: *const c_char,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let host = unsafe { borrowed(cache, "cache") }?;
@@ -244,10 +245,10 @@ pub unsafe extern "C" fn iovc_cache_consumed(
 /// `cache` is null or a handle, `consumer` is null or ends with a 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_oldest_possible(
-    cache: *const Host,
+    cache: *const EmbeddedCache,
     consumer: *const c_char,
     oldest_possible: u64,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let host = unsafe { borrowed(cache, "cache") }?;
@@ -263,7 +264,10 @@ pub unsafe extern "C" fn iovc_cache_oldest_possible(
 /// # Safety
 /// `cache` is null or a handle.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iovc_cache_drop_timeframe(cache: *const Host, timeframe: u64) -> Status {
+pub unsafe extern "C" fn iovc_cache_drop_timeframe(
+    cache: *const EmbeddedCache,
+    timeframe: u64,
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let host = unsafe { borrowed(cache, "cache") }?;
@@ -279,7 +283,10 @@ pub unsafe extern "C" fn iovc_cache_drop_timeframe(cache: *const Host, timeframe
 /// # Safety
 /// `cache` is null or a handle, `lease` is null or ends with a 0.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iovc_cache_release(cache: *const Host, lease: *const c_char) -> Status {
+pub unsafe extern "C" fn iovc_cache_release(
+    cache: *const EmbeddedCache,
+    lease: *const c_char,
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let host = unsafe { borrowed(cache, "cache") }?;
@@ -288,7 +295,7 @@ pub unsafe extern "C" fn iovc_cache_release(cache: *const Host, lease: *const c_
         if host.cache.release(&LeaseId::from(lease)) {
             return Ok(());
         }
-        Err(Failure::new(ErrorKind::NotFound, "[IOV-7111] there is no such lease any more"))
+        Err(CallFailure::new(ErrorKind::NotFound, "[IOV-7111] there is no such lease any more"))
     })
 }
 
@@ -299,7 +306,10 @@ pub unsafe extern "C" fn iovc_cache_release(cache: *const Host, lease: *const c_
 /// # Safety
 /// `cache` is null or a handle, `json` is null or writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iovc_cache_status(cache: *const Host, json: *mut *mut c_char) -> Status {
+pub unsafe extern "C" fn iovc_cache_status(
+    cache: *const EmbeddedCache,
+    json: *mut *mut c_char,
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let place = unsafe { place(json, "json") }?;
@@ -308,7 +318,7 @@ pub unsafe extern "C" fn iovc_cache_status(cache: *const Host, json: *mut *mut c
         let host = unsafe { borrowed(cache, "cache") }?;
         let status = serde_json::to_string(&host.cache.status());
         let internal = |error: &dyn std::fmt::Display| {
-            Failure::new(ErrorKind::Internal, format!("[IOV-9002] {error}"))
+            CallFailure::new(ErrorKind::Internal, format!("[IOV-9002] {error}"))
         };
         let status = status.map_err(|error| internal(&error))?;
         *place = CString::new(status).map_err(|error| internal(&error))?.into_raw();

@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
 
-use super::status::Failure;
+use super::status::CallFailure;
 use crate::error::ErrorKind;
 use crate::shm::{HostAllocator, HostBuffer, HostMemory, MetaHeader};
 
@@ -48,11 +48,11 @@ impl HostMemoryFunctions {
     ///
     /// # Safety
     /// Both functions keep what [`HostMemoryFunctions`] asks of them.
-    pub(super) unsafe fn memory(&self) -> Result<HostMemory, Failure> {
+    pub(super) unsafe fn memory(&self) -> Result<HostMemory, CallFailure> {
         let (Some(allocate), Some(release)) = (self.allocate, self.release) else {
             let missing = if self.allocate.is_none() { "allocate" } else { "release" };
             let message = format!("[IOV-7112] host_memory: {missing} is null");
-            return Err(Failure::new(ErrorKind::InvalidArgument, message));
+            return Err(CallFailure::new(ErrorKind::InvalidArgument, message));
         };
         Ok(HostMemory::new(Functions { context: self.context, allocate, release }))
     }

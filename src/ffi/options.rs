@@ -2,15 +2,16 @@
 
 use std::ffi::c_char;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::host_memory::HostMemoryFunctions;
-use super::status::Failure;
+use super::status::CallFailure;
 use super::{many, optional_text, text};
 use crate::error::ErrorKind;
 use crate::interval::Timestamp;
 use crate::object::CreationLimits;
 use crate::shm::{Backing, HostMemory, PoolOptions, Region, shmid_of_session, shmid_of_text};
-use crate::source::{self, Link, SourceOptions};
+use crate::source::{self, ChainSource, HeaderSource, Link, Source, SourceOptions};
 
 /// What a cache is made with. Begin with iovc_cache_options, then set what differs.
 #[repr(C)]
@@ -47,7 +48,7 @@ pub struct CacheOptions {
     /// Whether AliceO2's flattened map of headers follows each object and counts in its size: for
     /// each header `key NUL value NUL`, then the length of the whole map as int32, then
     /// `$HEADER$ NUL`. The headers are the object's metadata, ETag, Valid-From, Valid-Until and
-    /// Created. Default: false.
+    /// Created, and Content-Length and Content-MD5 of the object alone. Default: false.
     pub append_headers: bool,
     /// Versions that were created after this are not seen (ms). Default: INT64_MAX, all are.
     pub not_after: i64,
@@ -87,7 +88,7 @@ impl CacheOptions {
     ///
     /// # Safety
     /// `sources` leads to `source_count` texts that end with a 0.
-    pub(super) unsafe fn links(&self) -> Result<Vec<Link>, Failure> {
+    pub(super) unsafe fn source(&self) -> Result<Arc<dyn Source>, CallFailure> {
         // SAFETY: as the caller says.
         let sources = unsafe { many(self.sources, self.source_count, "sources") }?;
         let mut links = Vec::with_capacity(sources.len());
@@ -100,7 +101,8 @@ impl CacheOptions {
         if links.is_empty() {
             return Err(crate::cache::BuildError::NoSource.into());
         }
-        Ok(links)
+        let chain = Arc::new(ChainSource::new(links, Vec::new()));
+        Ok(if self.append_headers { Arc::new(HeaderSource::new(chain)) } else { chain })
     }
 
     /// The memory, and the host's where it is that.
@@ -110,7 +112,7 @@ impl CacheOptions {
     ///
     /// # Safety
     /// The texts are null or end with a 0; `host_memory` is null or its functions are as said there.
-    pub(super) unsafe fn memory(&self) -> Result<(PoolOptions, Option<HostMemory>), Failure> {
+    pub(super) unsafe fn memory(&self) -> Result<(PoolOptions, Option<HostMemory>), CallFailure> {
         // SAFETY: as the caller says.
         let region = unsafe { optional_text(self.region_path, "region_path") }?;
         // SAFETY: as the caller says.
@@ -129,7 +131,7 @@ impl CacheOptions {
             given.iter().filter_map(|(name, is_given)| is_given.then_some(*name)).collect();
         if let [one, other, ..] = given[..] {
             let message = format!("[IOV-7113] {other}: either this or {one}: objects are in one place");
-            return Err(Failure::new(ErrorKind::InvalidArgument, message));
+            return Err(CallFailure::new(ErrorKind::InvalidArgument, message));
         }
         // SAFETY: as the caller says.
         let host = functions.map(|functions| unsafe { functions.memory() }).transpose()?;
@@ -137,7 +139,7 @@ impl CacheOptions {
             (Some(session), _) => Some(shmid_of_session(session)),
             (None, Some(shmid)) => Some(shmid_of_text(shmid).map_err(|error| {
                 let message = format!("[IOV-7114] fairmq_shmid: {error}");
-                Failure::new(ErrorKind::InvalidArgument, message)
+                CallFailure::new(ErrorKind::InvalidArgument, message)
             })?),
             (None, None) => None,
         };

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crc_fast::{CrcAlgorithm, Digest};
 
-use super::allocator::Place;
-use super::area::{Area, Kind, Memory};
+use super::allocator::AllocatedNode;
 use super::layout::{BLOCK_OVERHEAD_BYTES, BlockHeader, ChunkHeader, GRANULE_BYTES, MetaHeader};
 use super::mapping::Mapping;
-use super::pool::Inner;
+use super::pool::PoolInner;
+use super::segment::{Kind, Segment, SegmentMemory};
 use super::sync;
 use crate::object::ObjectId;
 
@@ -25,25 +25,25 @@ pub(super) fn charge(size_bytes: u64) -> u64 {
 /// A place that goes back when this is dropped. There is one for each object in memory: what tells
 /// where it lies comes first.
 #[repr(C)]
-pub(super) struct Taken {
+pub(super) struct Allocation {
     /// Where it begins in the area.
     pub(super) block: usize,
     /// The size of the payload.
     pub(super) size: usize,
     // Fields drop in this order: the area's file goes before the pool and with it the right to
     // the file's name.
-    pub(super) area: Arc<Area>,
-    pub(super) pool: Arc<Inner>,
+    pub(super) segment: Arc<Segment>,
+    pub(super) pool: Arc<PoolInner>,
     /// `None`: in a host's memory.
-    pub(super) place: Option<Place>,
+    pub(super) place: Option<AllocatedNode>,
     /// That of the payload, once it is published: kept here too, so that damage in the segment shows.
     pub(super) crc32c: u32,
 }
 
-impl Taken {
+impl Allocation {
     /// Where its headers stand.
     fn headers(&self) -> (&Mapping, usize) {
-        self.area.headers(self.block)
+        self.segment.headers(self.block)
     }
 
     fn generation(&self) -> &AtomicU64 {
@@ -53,30 +53,30 @@ impl Taken {
 
     /// Where its payload stands.
     fn payload(&self) -> (&Mapping, usize) {
-        self.area.payload(self.block)
+        self.segment.payload(self.block)
     }
 }
 
-impl Drop for Taken {
+impl Drop for Allocation {
     fn drop(&mut self) {
         let bytes = charge(self.size as u64);
         match self.place.take() {
-            Some(place) => self.pool.give(&self.area, place, bytes),
-            None => self.pool.give_to_host(&self.area, self.block, bytes),
+            Some(place) => self.pool.give(&self.segment, place, bytes),
+            None => self.pool.give_to_host(&self.segment, self.block, bytes),
         }
     }
 }
 
 /// Room for a payload that nobody else sees yet. Dropped, the room is free again.
 pub struct Reservation {
-    place: Taken,
+    place: Allocation,
     digest: Digest,
     /// So many bytes from the start are in the digest.
     digested: usize,
 }
 
 impl Reservation {
-    pub(super) fn new(place: Taken) -> Self {
+    pub(super) fn new(place: Allocation) -> Self {
         Self { place, digest: Digest::new(CrcAlgorithm::Crc32Iscsi), digested: 0 }
     }
 
@@ -191,7 +191,7 @@ impl Reservation {
         self.settle(self.place.size);
         let Self { mut place, digest, .. } = self;
         let generation = place.pool.generation();
-        let (headers, block) = place.area.headers(place.block);
+        let (headers, block) = place.segment.headers(place.block);
         let chunk = block + size_of::<BlockHeader>();
         let crc32c = digest.finalize() as u32;
         place.crc32c = crc32c;
@@ -216,7 +216,7 @@ impl Reservation {
 
 impl fmt::Debug for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Reservation({} bytes in {})", self.place.size, self.place.area.id)
+        write!(f, "Reservation({} bytes in {})", self.place.size, self.place.segment.id)
     }
 }
 
@@ -226,15 +226,15 @@ impl fmt::Debug for Reservation {
 #[repr(C)]
 pub struct Block {
     generation: u64,
-    place: Taken,
+    place: Allocation,
 }
 
 impl Block {
     /// What consumers resolve.
     pub fn meta_header(&self) -> MetaHeader {
-        let Area { kind, id, ref memory } = *self.place.area;
+        let Segment { kind, id, ref memory } = *self.place.segment;
         let (size, generation) = (self.place.size as u64, self.generation);
-        if let Memory::Host(host) = memory {
+        if let SegmentMemory::Host(host) = memory {
             return MetaHeader { size, hint: generation, pad: [0; 3], ..host.header };
         }
         match kind {
@@ -309,15 +309,15 @@ impl Block {
 
     /// Where it lies.
     #[cfg(feature = "cache")]
-    pub(crate) fn spot(&self) -> Spot {
-        let Area { kind, id, .. } = *self.place.area;
-        Spot { kind, id, offset: self.place.block }
+    pub(crate) fn location(&self) -> BlockLocation {
+        let Segment { kind, id, .. } = *self.place.segment;
+        BlockLocation { kind, id, offset: self.place.block }
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if self.place.pool.is_left() {
+        if self.place.pool.is_frozen() {
             return;
         }
         // Before the place goes back, which dropping `place` does after this.
@@ -333,13 +333,13 @@ impl fmt::Debug for Block {
 
 /// Where a block begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Spot {
+pub(crate) struct BlockLocation {
     pub(crate) kind: Kind,
     pub(crate) id: u16,
     pub(crate) offset: usize,
 }
 
-impl fmt::Display for Spot {
+impl fmt::Display for BlockLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} + {}", self.kind, self.id, self.offset)
     }
@@ -347,8 +347,8 @@ impl fmt::Display for Spot {
 
 /// What is wrong with the headers of a place of `bytes` that begins at `block`, if anything. Nobody
 /// may take or give places meanwhile; publishing is no harm.
-pub(super) fn fault_of_headers(area: &Area, block: usize, bytes: u64) -> Option<String> {
-    let (mapping, block) = area.headers(block);
+pub(super) fn fault_of_headers(segment: &Segment, block: usize, bytes: u64) -> Option<String> {
+    let (mapping, block) = segment.headers(block);
     let generation = mapping.atomic_u64(block);
     if sync::seen(generation) == 0 {
         return None;

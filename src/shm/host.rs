@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use super::area::{Area, Kind, Memory};
-use super::block::{Spot, charge, fault_of_headers};
+use super::segment::{Segment, Kind, SegmentMemory};
+use super::block::{BlockLocation, charge, fault_of_headers};
 use super::layout::{BLOCK_OVERHEAD_BYTES, BlockHeader, GRANULE_BYTES, MetaHeader};
 use super::mapping::Mapping;
 use super::resolver::{Location, ResolveError};
@@ -261,7 +261,7 @@ impl Drop for HostAllocation {
 /// The blocks of a pool in a host's memory, by their place.
 pub(super) struct HostBlocks {
     memory: HostMemory,
-    by_place: Mutex<HashMap<Spot, Arc<Area>>>,
+    by_place: Mutex<HashMap<BlockLocation, Arc<Segment>>>,
     /// The smallest payload that the host had no memory for since it last took one back.
     refused_bytes: AtomicU64,
 }
@@ -273,28 +273,28 @@ impl HostBlocks {
     }
 
     /// A buffer for a payload, listed, and where its block begins.
-    pub(super) fn take(&self, size_bytes: u64) -> Result<(Arc<Area>, usize), HostError> {
+    pub(super) fn take(&self, size_bytes: u64) -> Result<(Arc<Segment>, usize), HostError> {
         let allocation = self.memory.allocate(size_bytes).inspect_err(|_| {
             self.refused_bytes.fetch_min(size_bytes, Ordering::Relaxed);
         })?;
         let handle = allocation.header.handle;
-        let spot @ Spot { kind, id, .. } = spot_of(&allocation.header);
+        let location @ BlockLocation { kind, id, .. } = spot_of(&allocation.header);
         let mut by_place = lock(&self.by_place);
-        if by_place.contains_key(&spot) {
+        if by_place.contains_key(&location) {
             // Releasing it would release the other one.
             allocation.forget();
             return Err(HostError::InUse { kind, id, handle });
         }
-        let area = Arc::new(Area { kind, id, memory: Memory::Host(allocation) });
-        by_place.insert(spot, Arc::clone(&area));
-        Ok((area, spot.offset))
+        let segment = Arc::new(Segment { kind, id, memory: SegmentMemory::Host(allocation) });
+        by_place.insert(location, Arc::clone(&segment));
+        Ok((segment, location.offset))
     }
 
-    /// Takes a buffer off the list. It is released with the last reference to its area.
-    pub(super) fn give(&self, area: &Area, block: usize) {
+    /// Takes a buffer off the list. It is released with the last reference to its segment.
+    pub(super) fn give(&self, segment: &Segment, block: usize) {
         self.refused_bytes.store(u64::MAX, Ordering::Relaxed);
-        let Area { kind, id, .. } = *area;
-        let listed = lock(&self.by_place).remove(&Spot { kind, id, offset: block });
+        let Segment { kind, id, .. } = *segment;
+        let listed = lock(&self.by_place).remove(&BlockLocation { kind, id, offset: block });
         drop(listed);
     }
 
@@ -305,55 +305,55 @@ impl HostBlocks {
     }
 
     /// The live block that `header` names. What this returns keeps its buffer.
-    fn find(&self, header: &MetaHeader) -> Result<Arc<Area>, ResolveError> {
+    fn find(&self, header: &MetaHeader) -> Result<Arc<Segment>, ResolveError> {
         let MetaHeader { size, hint: expected, managed, .. } = *header;
         if managed > 1 {
-            return Err(ResolveError::Unmanageable { got: managed });
+            return Err(ResolveError::BadManagedFlag { got: managed });
         }
         let listed = lock(&self.by_place).get(&spot_of(header)).map(Arc::clone);
-        let area = listed.ok_or(ResolveError::Stale { expected, found: 0 })?;
-        let (headers, block) = area.headers(0);
+        let segment = listed.ok_or(ResolveError::Stale { expected, found: 0 })?;
+        let (headers, block) = segment.headers(0);
         let found = sync::seen(headers.atomic_u64(block));
         if found != expected || found == 0 {
             return Err(ResolveError::Stale { expected, found });
         }
         let found = headers.atomic_u64(block + offset_of!(BlockHeader, size));
         match found.load(Ordering::Relaxed) {
-            found if found == size => Ok(area),
+            found if found == size => Ok(segment),
             found => Err(ResolveError::WrongSize { expected: size, found }),
         }
     }
 
     /// Where the payload of the live block lies that `header` names.
     pub(super) fn locate(&self, header: &MetaHeader) -> Result<Location, ResolveError> {
-        let area = self.find(header)?;
-        let (payload, _) = area.payload(0);
+        let segment = self.find(header)?;
+        let (payload, _) = segment.payload(0);
         Ok(Location { address: payload.base().cast_const(), size: header.size as usize })
     }
 
     /// Whether what was read of `header` until now was still the object.
     pub(super) fn still_valid(&self, header: &MetaHeader) -> bool {
-        self.find(header).is_ok_and(|area| {
-            let (headers, block) = area.headers(0);
+        self.find(header).is_ok_and(|segment| {
+            let (headers, block) = segment.headers(0);
             sync::seen_again(headers.atomic_u64(block)) == header.hint
         })
     }
 
     /// The version that `header` names.
     pub(super) fn object_id(&self, header: &MetaHeader) -> Result<ObjectId, ResolveError> {
-        let area = self.find(header)?;
-        let (headers, block) = area.headers(0);
+        let segment = self.find(header)?;
+        let (headers, block) = segment.headers(0);
         let id = block + offset_of!(BlockHeader, object_id);
-        // SAFETY: the id of a published block is written by nobody, and `area` keeps it.
+        // SAFETY: the id of a published block is written by nobody, and `segment` keeps it.
         let id = unsafe { headers.bytes(id, size_of::<ObjectId>()) };
         Ok(ObjectId::from_bytes(id.try_into().unwrap_or_default()))
     }
 
     /// A copy of the payload of the live block that `header` names.
     pub(super) fn read(&self, header: &MetaHeader) -> Result<Vec<u8>, ResolveError> {
-        let area = self.find(header)?;
-        let (payload, offset) = area.payload(0);
-        // SAFETY: `area` keeps the buffer, and a published payload is written by nobody before the
+        let segment = self.find(header)?;
+        let (payload, offset) = segment.payload(0);
+        // SAFETY: `segment` keeps the buffer, and a published payload is written by nobody before the
         // buffer is released.
         Ok(unsafe { payload.bytes(offset, header.size as usize) }.to_vec())
     }
@@ -380,15 +380,21 @@ impl HostBlocks {
     pub(super) fn survey(&self) -> HostSurvey {
         let by_place = lock(&self.by_place);
         let mut survey = HostSurvey::default();
-        for (spot, area) in by_place.iter() {
-            let Memory::Host(host) = &area.memory else { continue };
+        for (location, segment) in by_place.iter() {
+            let SegmentMemory::Host(host) = &segment.memory else { continue };
             let bytes = charge(host.size_bytes);
             survey.used_bytes += bytes;
-            let faults = fault_of_headers(area, spot.offset, bytes);
-            survey.faults.extend(faults.map(|why| format!("{spot}: {why}")));
-            survey.taken.push((*spot, sync::seen(host.headers.atomic_u64(0))));
+            let faults = fault_of_headers(segment, location.offset, bytes);
+            survey.faults.extend(faults.map(|why| format!("{location}: {why}")));
+            survey.taken.push((*location, sync::seen(host.headers.atomic_u64(0))));
         }
         survey
+    }
+}
+
+impl fmt::Debug for HostBlocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HostBlocks({:?})", self.memory)
     }
 }
 
@@ -397,16 +403,16 @@ impl HostBlocks {
 pub(super) struct HostSurvey {
     pub(super) faults: Vec<String>,
     /// Those that are taken, each with the generation of its block; 0: not published.
-    pub(super) taken: Vec<(Spot, u64)>,
+    pub(super) taken: Vec<(BlockLocation, u64)>,
     pub(super) used_bytes: u64,
 }
 
-fn spot_of(header: &MetaHeader) -> Spot {
+fn spot_of(header: &MetaHeader) -> BlockLocation {
     let (kind, id) = match header.managed {
         1 => (Kind::Segment, header.segment_id),
         _ => (Kind::Region, header.region_id),
     };
-    Spot { kind, id, offset: header.handle.cast_unsigned() as usize }
+    BlockLocation { kind, id, offset: header.handle.cast_unsigned() as usize }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
