@@ -12,15 +12,6 @@ fn shmid(session: &str) -> String {
     well("sha256sum", &output).trim().to_owned()
 }
 
-/// Whether Boost.Interprocess is installed; `.ci/run` does that.
-fn boost() -> bool {
-    let there = Path::new("/usr/include/boost/interprocess/managed_shared_memory.hpp").exists();
-    if !there {
-        eprintln!("skipped: Boost.Interprocess is not installed (Debian: libboost-dev)");
-    }
-    there
-}
-
 struct Session {
     name: String,
     shmid: String,
