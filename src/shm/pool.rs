@@ -26,7 +26,7 @@ use super::layout::{
 };
 use super::region::Region;
 use super::resolver::Mappings;
-use super::segment::{Kind, Segment, SegmentMemory, SharedSegment};
+use super::segment::{Kind, LostSegment, Segment, SegmentMemory, SharedSegment};
 use super::sync;
 use crate::error::{Code, Coded, ErrorKind};
 
@@ -108,7 +108,6 @@ struct PoolState {
     /// Segments that were given back while a consumer had their descriptor unread: the kernel keeps
     /// their memory until it is read.
     unread: Vec<Unread>,
-    first_id: u16,
     next_id: u16,
 }
 
@@ -298,10 +297,9 @@ impl Pool {
         let segment_bytes =
             segment_bytes.clamp(least, MAX_SEGMENT_BYTES).next_multiple_of(PAGE_BYTES);
         let maker = Maker::new(&backing).map_err(PoolError::Backing)?;
-        let first_id = maker.first_number().map_err(PoolError::Backing)?;
         let areas = BTreeMap::new();
         let unread = Vec::new();
-        let mut state = PoolState { areas, area_bytes: 0, unread, first_id, next_id: first_id };
+        let mut state = PoolState { areas, area_bytes: 0, unread, next_id: 0 };
         let epoch = Epoch(random().map_err(PoolError::Backing)?);
         let mut fixed_bytes = None;
         if let Some(region) = region {
@@ -314,7 +312,10 @@ impl Pool {
             loop {
                 let budget = (memory_bytes - state.area_bytes) / PAGE_BYTES * PAGE_BYTES;
                 let bytes = segment_bytes.min(budget);
-                let Some(id) = (bytes >= least).then(|| state.unused_id()).flatten() else { break };
+                if bytes < least {
+                    break;
+                }
+                let Some(id) = maker.take_number().map_err(PoolError::Backing)? else { break };
                 let segment = segment(&maker, epoch, id, bytes)?;
                 state.area_bytes += bytes;
                 most = most.max(state.insert(segment));
@@ -625,6 +626,12 @@ impl Pool {
         state.areas.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
     }
 
+    /// The segments with names that were removed, or written over, by another program.
+    pub fn lost_segments(&self) -> Vec<LostSegment> {
+        let (epoch, range) = (self.0.epoch, self.0.maker.range());
+        self.segments().iter().filter_map(|shared| shared.0.loss(epoch, range)).collect()
+    }
+
     /// All segments and regions, for resolving in this very process: nothing is mapped a second
     /// time, and what has no file (a range of memory) is there too.
     pub fn mappings(&self) -> Mappings {
@@ -828,7 +835,7 @@ fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segme
     let make = || {
         let made = maker.make(id, bytes)?;
         let segment = Segment { kind: Kind::Segment, id, memory: SegmentMemory::Segment(made) };
-        segment.write_segment_header(epoch);
+        segment.write_segment_header(epoch, maker.range());
         if let SegmentMemory::Segment(made) = &segment.memory {
             maker.seal(made)?;
         }
@@ -862,9 +869,9 @@ impl PoolState {
 
     /// Ids ascend, so that a consumer does not soon see another segment under one that it knows.
     fn unused_id(&mut self) -> Option<u16> {
-        (self.first_id..=u16::MAX).find_map(|_| {
+        (0..=u16::MAX).find_map(|_| {
             let id = self.next_id;
-            self.next_id = id.checked_add(1).unwrap_or(self.first_id);
+            self.next_id = id.wrapping_add(1);
             (!self.areas.contains_key(&id)).then_some(id)
         })
     }

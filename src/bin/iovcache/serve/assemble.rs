@@ -17,6 +17,7 @@ use iovcache::{Cache, CreationLimits};
 use serde_json::{Value, json};
 
 use super::access::AccessFiles;
+use super::fairmq::Registrar;
 use super::systemd::SystemdStore;
 use crate::common::Failure;
 
@@ -93,14 +94,24 @@ pub(super) fn serve_options(config: &Config, log: LogWriter) -> Result<ServeOpti
     })
 }
 
-fn memory(config: &Config) -> Result<PoolOptions, Failure> {
-    let region = config.region.as_ref().map(|region| Region::open(&region.path, region.id));
-    let region = region.transpose()?;
+/// What registers the segments with FairMQ, if that is configured.
+pub(super) fn registrar(config: &Config, cache: &Cache) -> Option<Registrar> {
+    let program = config.fairmq_register.as_deref()?;
+    Some(Registrar::new(program, &shmid(config)?, &cache.segments()))
+}
+
+/// FairMQ's id of the session, if there is one.
+fn shmid(config: &Config) -> Option<String> {
     let session = config.fairmq_session.as_deref().map(shmid_of_session);
     // What is no shmid is refused where the configuration is read.
     let given = || config.fairmq_shmid.as_deref().and_then(|text| shmid_of_text(text).ok());
-    let shmid = session.or_else(given);
-    let backing = match (shmid, config.fairmq_segment, config.backing) {
+    session.or_else(given)
+}
+
+fn memory(config: &Config) -> Result<PoolOptions, Failure> {
+    let region = config.region.as_ref().map(|region| Region::open(&region.path, region.id));
+    let region = region.transpose()?;
+    let backing = match (shmid(config), config.fairmq_segment, config.backing) {
         (Some(shmid), Some(first_segment), _) => Backing::FairMq { shmid, first_segment },
         (_, _, SegmentBacking::Memfd) => Backing::Memfd,
         (_, _, SegmentBacking::Shm) => Backing::Folder(config.shm_folder.clone()),
