@@ -17,8 +17,8 @@
 //
 // Needs FairMQ and Boost; it is built only where they are installed:
 //
-//   c++ -std=c++17 register.cpp -I "$FAIRMQ_ROOT/include" -L "$FAIRMQ_ROOT/lib" \
-//     -Wl,-rpath,"$FAIRMQ_ROOT/lib" -lfairmq -lFairLogger -lfmt -o register
+//   c++ -std=c++17 register.cpp -o register -I "$FAIRMQ_ROOT/include"
+//     -L "$FAIRMQ_ROOT/lib" -Wl,-rpath,"$FAIRMQ_ROOT/lib" -lfairmq -lFairLogger -lfmt
 #include <fairmq/shmem/Common.h>
 #include <fairmq/shmem/Segment.h>
 

@@ -197,7 +197,7 @@ pub enum PoolError {
         largest_free_bytes: u64,
     },
     /// Never.
-    #[error("{needed_bytes} bytes can never fit into a memory of {limit_bytes}")]
+    #[error("{needed_bytes} bytes can never fit: at most {limit_bytes} do, headers included")]
     NeverFits {
         /// What is needed.
         needed_bytes: u64,
