@@ -203,10 +203,10 @@ impl Coded for HostError {
 
     fn code(&self) -> Code {
         Code(match self {
-            Self::NoMemory => 4060,
-            Self::Misaligned { .. } => 4061,
-            Self::BadManagedFlag { .. } => 4062,
-            Self::InUse { .. } => 4063,
+            Self::NoMemory => 4080,
+            Self::Misaligned { .. } => 4081,
+            Self::BadManagedFlag { .. } => 4082,
+            Self::InUse { .. } => 4083,
         })
     }
 }
@@ -506,7 +506,7 @@ mod tests {
         arena.shift = 8;
         let (pool, memory) = pool(&arena, 1 << 20);
         let error = pool.reserve(100).unwrap_err();
-        assert_eq!(error.code(), Code(4061));
+        assert_eq!(error.code(), Code(4081));
         assert_eq!((memory.buffers(), arena.taken_bytes(), pool.used_bytes()), (0, 0, 0));
 
         /// Gives one place twice.
@@ -526,7 +526,7 @@ mod tests {
         let backing = Backing::Host(memory.clone());
         let pool = Pool::new(PoolOptions { backing, ..PoolOptions::default() }).unwrap();
         let first = published(&pool, b"first");
-        assert_eq!(pool.reserve(5).unwrap_err().code(), Code(4063));
+        assert_eq!(pool.reserve(5).unwrap_err().code(), Code(4083));
         assert_eq!(pool.mappings().read(&first.meta_header()).as_deref(), Ok(&b"first"[..]));
         assert_eq!(pool.check().unwrap().used_bytes, first.charged_bytes());
         assert_eq!(memory.detach(NO_WAIT), 1, "the first one, and no other");

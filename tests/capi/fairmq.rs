@@ -75,7 +75,7 @@ async fn a_service_registers_its_segments_itself_and_takes_them_out_of_the_book_
     let output = refused.args(["--fairmq-register", "/bin/false"]).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{told}");
-    assert!(told.contains("[IOV-8010]") && told.contains("/bin/false"), "{told}");
+    assert!(told.contains("[IOV-8030]") && told.contains("/bin/false"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

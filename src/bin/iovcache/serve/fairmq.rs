@@ -34,7 +34,7 @@ impl Coded for RegisterError {
     }
 
     fn code(&self) -> Code {
-        Code(8010)
+        Code(8030)
     }
 }
 
