@@ -15,7 +15,7 @@
 // Either way, entries whose segment has no file any more go too: a killed service leaves such, and
 // each device that subscribes to region events would log them again and again.
 //
-// Needs FairMQ and Boost; it is built only where they are installed:
+// Needs FairMQ and Boost; built only where they are installed:
 //
 //   c++ -std=c++17 register.cpp -o register -I "$FAIRMQ_ROOT/include"
 //     -L "$FAIRMQ_ROOT/lib" -Wl,-rpath,"$FAIRMQ_ROOT/lib" -lfairmq -lFairLogger -lfmt

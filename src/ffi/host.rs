@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
+use super::arguments::{borrowed, guarded, optional_text, place, places, text};
 use super::attach::Attach;
 use super::options::CacheOptions;
 use super::status::{CallFailure, StatusCode};
-use super::{borrowed, guarded, optional_text, place, places, text};
 use crate::cache::{Cache, ConsumerLimits, LeaseId, PeerPolicy};
 use crate::error::ErrorKind;
 use crate::shm::{HostMemory, Kind};
@@ -89,7 +89,10 @@ impl EmbeddedCache {
         if let Some(memory) = self.host_memory {
             let left = memory.detach(CLOSE_LIMIT);
             if left > 0 {
-                tracing::warn!(left, "objects in the host's memory are still in use: it has to free them");
+                tracing::warn!(
+                    left,
+                    "objects in the host's memory are still in use: it has to free them"
+                );
             }
         }
     }

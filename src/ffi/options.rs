@@ -4,9 +4,10 @@ use std::ffi::c_char;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::arguments::{many, optional_text, text};
 use super::host_memory::HostMemoryFunctions;
 use super::status::CallFailure;
-use super::{many, optional_text, text};
+
 use crate::error::ErrorKind;
 use crate::interval::Timestamp;
 use crate::object::CreationLimits;
@@ -130,7 +131,8 @@ impl CacheOptions {
         let given: Vec<&str> =
             given.iter().filter_map(|(name, is_given)| is_given.then_some(*name)).collect();
         if let [one, other, ..] = given[..] {
-            let message = format!("[IOV-7113] {other}: either this or {one}: objects are in one place");
+            let message =
+                format!("[IOV-7113] {other}: either this or {one}: objects are in one place");
             return Err(CallFailure::new(ErrorKind::InvalidArgument, message));
         }
         // SAFETY: as the caller says.
@@ -161,7 +163,8 @@ impl CacheOptions {
 
     /// Which versions are seen.
     pub(super) fn creation_limits(&self) -> CreationLimits {
-        let limit = |millis: i64, none: i64| (millis != none).then(|| Timestamp::from_millis(millis));
+        let limit =
+            |millis: i64, none: i64| (millis != none).then(|| Timestamp::from_millis(millis));
         CreationLimits {
             not_before: limit(self.not_before, i64::MIN),
             not_after: limit(self.not_after, i64::MAX),

@@ -47,9 +47,8 @@ pub fn shmid_of_text(text: &str) -> Result<String, String> {
         Ok(number) => Ok(format!("{number:08x}")),
         Err(_) => Err(none("the number has more than 64 bits")),
     };
-    let all = |digits: &str, is: fn(&u8) -> bool| {
-        !digits.is_empty() && digits.as_bytes().iter().all(is)
-    };
+    let all =
+        |digits: &str, is: fn(&u8) -> bool| !digits.is_empty() && digits.as_bytes().iter().all(is);
     if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         return match all(digits, u8::is_ascii_hexdigit) {
             true => number(digits, 16),
@@ -80,7 +79,8 @@ mod tests {
         for number in [0, 1, 0xff, 12_345_678, 0xf8fb_93a1, u64::from(u32::MAX), u64::MAX] {
             let shmid = format!("{number:08x}");
             assert_eq!(shmid_of_text(&shmid).unwrap_or_default().len(), shmid.len());
-            for text in [format!("0x{number:x}"), format!("0{number:08}"), format!("{number:010}")] {
+            for text in [format!("0x{number:x}"), format!("0{number:08}"), format!("{number:010}")]
+            {
                 assert_eq!(shmid_of_text(&text), Ok(shmid.clone()), "{text}");
             }
         }

@@ -17,18 +17,19 @@ use std::collections::HashMap;
 use std::fmt;
 use std::mem::offset_of;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use super::segment::{Segment, Kind, SegmentMemory};
 use super::block::{BlockLocation, charge, fault_of_headers};
 use super::layout::{BLOCK_OVERHEAD_BYTES, BlockHeader, GRANULE_BYTES, MetaHeader};
 use super::mapping::Mapping;
 use super::resolver::{Location, ResolveError};
+use super::segment::{Kind, Segment, SegmentMemory};
 use super::sync;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::object::ObjectId;
+use crate::sync::{Condvar, Mutex, RwLock};
 
 /// What payloads are aligned to, as in segments.
 const ALIGNMENT: usize = GRANULE_BYTES as usize;
@@ -84,26 +85,23 @@ impl HostMemory {
 
     /// Buffers that were allocated and not released yet.
     pub fn buffers(&self) -> usize {
-        *lock(&self.0.buffers)
+        *self.0.buffers.lock()
     }
 
     /// Waits until every buffer is released, at most `limit`, and calls the allocator no more.
     /// Returns how many buffers are left: those the host has to free itself, and something may
     /// still read them.
     pub fn detach(&self, limit: Duration) -> usize {
-        let buffers = lock(&self.0.buffers);
-        let waited = self.0.released.wait_timeout_while(buffers, limit, |buffers| *buffers > 0);
-        let (buffers, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let left = *buffers;
-        drop(buffers);
+        let buffers = self.0.buffers.lock();
+        let left = *self.0.released.wait_timeout_while(buffers, limit, |buffers| *buffers > 0);
         // Waits for the calls under way.
-        *self.0.attached.write().unwrap_or_else(PoisonError::into_inner) = false;
+        *self.0.attached.write() = false;
         left
     }
 
     /// Calls the allocator, unless it is detached.
     fn call<T>(&self, work: impl FnOnce(&dyn HostAllocator) -> T) -> Option<T> {
-        let attached = self.0.attached.read().unwrap_or_else(PoisonError::into_inner);
+        let attached = self.0.attached.read();
         attached.then(|| work(&*self.0.allocator))
     }
 
@@ -112,7 +110,7 @@ impl HostMemory {
         let size = usize::try_from(size_bytes).map_err(|_| HostError::NoMemory)?;
         // An object without bytes has an address of its own too.
         let length = size.max(1);
-        *lock(&self.0.buffers) += 1;
+        *self.0.buffers.lock() += 1;
         let buffer = self.call(|allocator| allocator.allocate(length, ALIGNMENT)).flatten();
         let Some(HostBuffer { data, header }) = buffer else {
             self.one_less();
@@ -138,7 +136,7 @@ impl HostMemory {
     }
 
     fn one_less(&self) {
-        *lock(&self.0.buffers) -= 1;
+        *self.0.buffers.lock() -= 1;
         self.0.released.notify_all();
     }
 }
@@ -278,8 +276,8 @@ impl HostBlocks {
             self.refused_bytes.fetch_min(size_bytes, Ordering::Relaxed);
         })?;
         let handle = allocation.header.handle;
-        let location @ BlockLocation { kind, id, .. } = spot_of(&allocation.header);
-        let mut by_place = lock(&self.by_place);
+        let location @ BlockLocation { kind, id, .. } = location_of(&allocation.header);
+        let mut by_place = self.by_place.lock();
         if by_place.contains_key(&location) {
             // Releasing it would release the other one.
             allocation.forget();
@@ -294,7 +292,7 @@ impl HostBlocks {
     pub(super) fn give(&self, segment: &Segment, block: usize) {
         self.refused_bytes.store(u64::MAX, Ordering::Relaxed);
         let Segment { kind, id, .. } = *segment;
-        let listed = lock(&self.by_place).remove(&BlockLocation { kind, id, offset: block });
+        let listed = self.by_place.lock().remove(&BlockLocation { kind, id, offset: block });
         drop(listed);
     }
 
@@ -310,7 +308,7 @@ impl HostBlocks {
         if managed > 1 {
             return Err(ResolveError::BadManagedFlag { got: managed });
         }
-        let listed = lock(&self.by_place).get(&spot_of(header)).map(Arc::clone);
+        let listed = self.by_place.lock().get(&location_of(header)).map(Arc::clone);
         let segment = listed.ok_or(ResolveError::Stale { expected, found: 0 })?;
         let (headers, block) = segment.headers(0);
         let found = sync::seen(headers.atomic_u64(block));
@@ -378,7 +376,7 @@ impl HostBlocks {
 
     /// Looks at every buffer that is taken.
     pub(super) fn survey(&self) -> HostSurvey {
-        let by_place = lock(&self.by_place);
+        let by_place = self.by_place.lock();
         let mut survey = HostSurvey::default();
         for (location, segment) in by_place.iter() {
             let SegmentMemory::Host(host) = &segment.memory else { continue };
@@ -407,16 +405,12 @@ pub(super) struct HostSurvey {
     pub(super) used_bytes: u64,
 }
 
-fn spot_of(header: &MetaHeader) -> BlockLocation {
+fn location_of(header: &MetaHeader) -> BlockLocation {
     let (kind, id) = match header.managed {
         1 => (Kind::Segment, header.segment_id),
         _ => (Kind::Region, header.region_id),
     };
     BlockLocation { kind, id, offset: header.handle.cast_unsigned() as usize }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

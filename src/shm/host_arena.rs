@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::host::{HostAllocator, HostBuffer, HostMemory};
 use super::layout::MetaHeader;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Offsets of the free and the allocated ranges, each with its length.
 #[derive(Default)]
@@ -50,8 +51,8 @@ impl HostArena {
         self.locked().taken.values().sum()
     }
 
-    fn locked(&self) -> std::sync::MutexGuard<'_, Ranges> {
-        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locked(&self) -> MutexGuard<'_, Ranges> {
+        self.ranges.lock()
     }
 }
 

@@ -319,7 +319,8 @@ impl SegmentHeader {
 
     /// The field `range` of a head; `None` if these are not the first bytes of a segment of ours.
     pub(crate) fn range_of(head: &[u8; size_of::<Self>()]) -> Option<u32> {
-        let part = |offset: usize| head[offset..].first_chunk::<4>().map(|part| u32::from_le_bytes(*part));
+        let part =
+            |offset: usize| head[offset..].first_chunk::<4>().map(|part| u32::from_le_bytes(*part));
         let is_ours = head[Self::MAGIC_OFFSET..].starts_with(&Self::MAGIC);
         is_ours.then(|| part(offset_of!(Self, range))).flatten()
     }

@@ -51,8 +51,10 @@ impl NumberLog {
         let (file, next) = self.locked()?;
         let from = next.max(u32::from(self.first));
         let numbers = (from..=u32::from(u16::MAX)).filter_map(|number| u16::try_from(number).ok());
-        let number =
-            numbers.into_iter().find(|number| is_free(*number)).ok_or_else(|| self.used_up(from))?;
+        let number = numbers
+            .into_iter()
+            .find(|number| is_free(*number))
+            .ok_or_else(|| self.used_up(from))?;
         // Numbers ascend, so the new text covers the old one.
         file.write_all_at(format!("{}\n", u32::from(number) + 1).as_bytes(), 0)?;
         Ok(number)
@@ -130,7 +132,8 @@ mod tests {
         let taken: Vec<u16> = std::thread::scope(|scope| {
             let caches = [5, 5, 9, 0].map(|first| {
                 let log = NumberLog::open(folder.path(), "abc", first).unwrap();
-                scope.spawn(move || (0..50).map(|_| log.take(|_| true).unwrap()).collect::<Vec<_>>())
+                scope
+                    .spawn(move || (0..50).map(|_| log.take(|_| true).unwrap()).collect::<Vec<_>>())
             });
             caches.into_iter().flat_map(|cache| cache.join().unwrap()).collect()
         });

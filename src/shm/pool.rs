@@ -13,8 +13,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::allocator::{AllocatedNode, Allocator};
 use super::backing::{Backing, Maker};
@@ -29,6 +29,7 @@ use super::resolver::Mappings;
 use super::segment::{Kind, LostSegment, Segment, SegmentMemory, SharedSegment};
 use super::sync;
 use crate::error::{Code, Coded, ErrorKind};
+use crate::sync::Mutex;
 
 /// Sizes of segments are multiples of this.
 const PAGE_BYTES: u64 = 4096;
@@ -253,10 +254,6 @@ impl Coded for PoolError {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The least size of a segment in which blocks can take `bytes`.
 fn segment_bytes_for(bytes: u64) -> u64 {
     (SEGMENT_HEADER_BYTES + bytes + SEGMENT_TAIL_BYTES).next_multiple_of(PAGE_BYTES)
@@ -355,13 +352,13 @@ impl Pool {
     /// Calls `listener` for each segment that is made from now on, once it is listed; instead of
     /// the one that was called before. No lock is held meanwhile.
     pub fn on_new_segment(&self, listener: impl Fn(&SharedSegment) + Send + Sync + 'static) {
-        *lock(&self.0.listener) = Some(Arc::new(listener));
+        *self.0.listener.lock() = Some(Arc::new(listener));
     }
 
     /// Calls `farewell` with the id of each segment that is given back from now on, before its
     /// memory goes; instead of the one that was called before. No lock is held meanwhile.
     pub fn on_retired_segment(&self, farewell: impl Fn(u16) + Send + Sync + 'static) {
-        *lock(&self.0.farewell) = Some(Arc::new(farewell));
+        *self.0.farewell.lock() = Some(Arc::new(farewell));
     }
 
     /// Leaves everything as it lies: from now on no place is taken or given back, and no block given
@@ -389,7 +386,7 @@ impl Pool {
             _ => return Err(PoolError::NeverFits { needed_bytes, limit_bytes }),
         };
         let left = self.0.is_frozen();
-        let mut taken = if left { None } else { lock(&self.0.state).take(granules) };
+        let mut taken = if left { None } else { self.0.state.lock().take(granules) };
         if taken.is_none() && !left && self.0.fixed_bytes.is_none() {
             taken = self.grow(granules)?;
         }
@@ -419,7 +416,14 @@ impl Pool {
         match host.take(size_bytes) {
             Ok((segment, block)) => {
                 let (size, pool) = (size_bytes as usize, Arc::clone(&self.0));
-                Ok(Reservation::new(Allocation { block, size, segment, pool, place: None, crc32c: 0 }))
+                Ok(Reservation::new(Allocation {
+                    block,
+                    size,
+                    segment,
+                    pool,
+                    place: None,
+                    crc32c: 0,
+                }))
             }
             Err(error) => {
                 used.fetch_sub(needed_bytes, Ordering::Relaxed);
@@ -438,7 +442,7 @@ impl Pool {
         if self.0.is_frozen() {
             return None;
         }
-        let taken = lock(&self.0.state).take(granules)?;
+        let taken = self.0.state.lock().take(granules)?;
         Some(self.reservation(taken, size_bytes))
     }
 
@@ -452,10 +456,10 @@ impl Pool {
     /// Makes a segment in which `granules` have room, if the memory allows it, and takes them.
     fn grow(&self, granules: u32) -> Result<Option<AllocatedBlock>, PoolError> {
         let inner = &*self.0;
-        let growing = lock(&inner.growing);
+        let growing = inner.growing.lock();
         let least = segment_bytes_for(u64::from(granules) * GRANULE_BYTES);
         let (id, bytes, retired) = {
-            let mut state = lock(&inner.state);
+            let mut state = inner.state.lock();
             // Somebody may have made or emptied one while we waited.
             if let Some(taken) = state.take(granules) {
                 return Ok(Some(taken));
@@ -481,16 +485,16 @@ impl Pool {
         retired.iter().for_each(|segment| inner.notify_retired(segment));
         drop(retired);
         let segment = segment(&inner.maker, inner.epoch, id, bytes)
-            .inspect_err(|_| lock(&inner.state).area_bytes -= bytes)?;
+            .inspect_err(|_| inner.state.lock().area_bytes -= bytes)?;
         let shared = SharedSegment(Arc::clone(&segment));
         let taken = {
-            let mut state = lock(&inner.state);
+            let mut state = inner.state.lock();
             state.insert(segment);
             state.take(granules)
         };
         drop(growing);
         // Told once it is listed, and before anything is published in it by us.
-        let listener = lock(&inner.listener).clone();
+        let listener = inner.listener.lock().clone();
         if let Some(listener) = listener {
             listener(&shared);
         }
@@ -514,7 +518,7 @@ impl Pool {
         // What is left in each segment; without fixed ones they are made as they are needed.
         let (mut left, mut budget) = match self.0.fixed_bytes {
             Some(_) => {
-                let state = lock(&self.0.state);
+                let state = self.0.state.lock();
                 (state.areas.values().map(|slot| granules(&slot.segment)).collect(), 0)
             }
             None => (Vec::new(), self.0.memory_bytes / PAGE_BYTES * PAGE_BYTES),
@@ -542,7 +546,7 @@ impl Pool {
             return;
         }
         let retired: Vec<_> = {
-            let mut state = lock(&self.0.state);
+            let mut state = self.0.state.lock();
             let empty = |slot: &SegmentSlot| slot.allocator.is_empty() && slot.in_flight == 0;
             let areas = state.areas.iter().filter(|(_, slot)| empty(slot));
             let ids: Vec<u16> = areas.map(|(id, _)| *id).collect();
@@ -559,7 +563,7 @@ impl Pool {
             let largest_free_bytes = host.largest_free(free_bytes);
             return Usage { total_bytes, used_bytes, free_bytes, largest_free_bytes, segments: 0 };
         }
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         let longest = state.areas.values().map(|slot| slot.allocator.largest_free()).max();
         let in_areas = u64::from(longest.unwrap_or(0)) * GRANULE_BYTES;
         let in_a_new_one = if self.0.fixed_bytes.is_some() {
@@ -593,7 +597,7 @@ impl Pool {
     /// Counts a message with the descriptor of `segment` as unread, until what this returns is
     /// dropped. `None`: the segment has been given back, and its descriptor must not be sent.
     pub fn put_in_flight(&self, segment: &SharedSegment) -> Option<InFlight> {
-        let mut state = lock(&self.0.state);
+        let mut state = self.0.state.lock();
         let slot = state.areas.get_mut(&segment.id())?;
         if !Arc::ptr_eq(&slot.segment, &segment.0) {
             return None;
@@ -609,7 +613,7 @@ impl Pool {
             // It is reused: it may always be announced.
             return 0;
         }
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         let others = state
             .areas
             .values()
@@ -622,7 +626,7 @@ impl Pool {
 
     /// All segments and regions, as of now.
     pub fn segments(&self) -> Vec<SharedSegment> {
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         state.areas.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
     }
 
@@ -638,7 +642,7 @@ impl Pool {
         if let Some(host) = &self.0.host {
             return Mappings::of_host(Arc::clone(host));
         }
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         state.areas.values().fold(Mappings::default(), |mappings, slot| {
             mappings.with_mapped(
                 slot.segment.kind,
@@ -669,7 +673,7 @@ impl Pool {
             }
             return Survey { faults, taken, report: PoolReport { segments: 0, used_bytes } };
         }
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         let mut faults = Vec::new();
         let mut taken = Vec::new();
         let mut granules = 0;
@@ -732,7 +736,7 @@ impl PoolInner {
     }
 
     fn notify_retired(&self, segment: &Segment) {
-        let farewell = lock(&self.farewell).clone();
+        let farewell = self.farewell.lock().clone();
         if let (Some(farewell), Kind::Segment) = (farewell, segment.kind) {
             farewell(segment.id);
         }
@@ -751,7 +755,7 @@ impl PoolInner {
         }
         self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         let retired = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             let Some(slot) = state.areas.get_mut(&segment.id) else { return };
             slot.allocator.give(place);
             self.take_out_if_useless(&mut state, segment)
@@ -786,7 +790,7 @@ impl PoolInner {
     /// A message with the descriptor of this segment was read, or its socket is gone.
     fn landed(&self, segment: &Arc<Segment>) {
         let (retired, unread) = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             let listed = state.areas.get_mut(&segment.id);
             if let Some(slot) = listed.filter(|slot| Arc::ptr_eq(&slot.segment, segment)) {
                 slot.in_flight -= 1;

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::backing::Made;
 use super::host::HostAllocation;
-use super::layout::{BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, usable_bytes};
+use super::layout::{
+    BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, usable_bytes,
+};
 use super::mapping::Mapping;
 use super::region::Region;
 
@@ -95,7 +97,9 @@ impl fmt::Display for LostSegment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.loss {
             SegmentLoss::Removed => "was removed: devices that start now do not find its objects",
-            SegmentLoss::Overwritten => "was reset by another program: its objects may be overwritten",
+            SegmentLoss::Overwritten => {
+                "was reset by another program: its objects may be overwritten"
+            }
         };
         write!(f, "segment {}: {} {what}; restart the service", self.id, self.file.display())
     }

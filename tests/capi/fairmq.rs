@@ -1,11 +1,11 @@
-//! Segments that FairMQ's shared-memory transport, and Boost beneath it, open as their own.
+//! Segments that FairMQ's shared-memory transport, and Boost beneath it, open like their own.
 
 use std::time::Instant;
 
 use super::*;
 use crate::common::{PATIENCE, Service};
 
-/// What FairMQ makes of a session's name, as the documentation says it to users.
+/// FairMQ's number for a session's name, as documented for users.
 fn shmid(session: &str) -> String {
     let script = r#"printf '%s%s' "$(id -u)" "$1" | sha256sum | cut -c 1-8"#;
     let output = Command::new("sh").args(["-c", script, "sh", session]).output().unwrap();
@@ -28,7 +28,7 @@ impl Session {
     }
 }
 
-/// A service that a test ends by force leaves its names behind.
+/// A service killed by a test leaves its names behind; this removes them.
 impl Drop for Session {
     fn drop(&mut self) {
         let prefixes = [format!("fmq_{}_", self.shmid), format!("iovcache_{}.", self.shmid)];
@@ -59,13 +59,15 @@ async fn a_service_registers_its_segments_itself_and_takes_them_out_of_the_book_
     // A decimal number of 8 digits is told from hexadecimal digits by a leading 0.
     let decimal = format!("0{decimal:08}");
     let program = program.display().to_string();
-    let named = ["--fairmq-shmid", &decimal, "--fairmq-segment", "8", "--fairmq-register", &program];
+    let named =
+        ["--fairmq-shmid", &decimal, "--fairmq-segment", "8", "--fairmq-register", &program];
     let service = Service::over(&repository(folder.path()), &named);
     assert_eq!(service.ready["fairmq"]["shmid"], session.shmid.as_str());
     assert!(session.file("mng").exists(), "the program made the book");
     assert_eq!(service.stop().0, Some(0));
     // Nothing is left to be taken out.
-    let told = well("register", &run(Path::new(&program), &["--remove", &session.shmid, "8:1"], b""));
+    let told =
+        well("register", &run(Path::new(&program), &["--remove", &session.shmid, "8:1"], b""));
     assert_eq!(told, "");
 
     let mut refused = Command::new(env!("CARGO_BIN_EXE_iovcache"));
@@ -79,7 +81,8 @@ async fn a_service_registers_its_segments_itself_and_takes_them_out_of_the_book_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_caches_share_a_session_by_their_numbers_and_each_removes_its_own_leftovers_alone() {
+async fn several_caches_share_a_session_by_their_numbers_and_each_removes_its_own_leftovers_alone()
+{
     let folder = tempfile::tempdir().unwrap();
     let session = Session::new();
     let repository = repository(folder.path());
@@ -113,7 +116,8 @@ async fn several_caches_share_a_session_by_their_numbers_and_each_removes_its_ow
 async fn a_name_that_is_lost_is_told_by_readyz_status_metrics_and_log() {
     let folder = tempfile::tempdir().unwrap();
     let session = Session::new();
-    let named = ["--fairmq-shmid", &session.shmid, "--fairmq-segment", "8", "--http", "127.0.0.1:0"];
+    let named =
+        ["--fairmq-shmid", &session.shmid, "--fairmq-segment", "8", "--http", "127.0.0.1:0"];
     let service = Service::over(&repository(folder.path()), &named);
     let get = |path: &str| -> (u16, String) {
         let mut stream = std::net::TcpStream::connect(service.http()).unwrap();
@@ -175,7 +179,7 @@ async fn boost_opens_a_segment_with_a_name_of_fairmq_as_its_own() {
     assert_eq!(told, wanted);
     assert!(fs::read(session.file("m_3")).unwrap() == before, "opening it changes nothing");
 
-    // Our bytes are those of the same fields in C++.
+    // The header has the bytes of the same fields in C++.
     let header = iovcache::shm::MetaHeader::managed(
         0x3132,
         0x2122_2324_2526_2730,
@@ -196,7 +200,7 @@ async fn the_shim_registers_what_the_service_has_made_and_makes_nothing_itself()
     let session = Session::new();
     let named = ["--backing", "shm", "--fairmq-session", &session.name, "--fairmq-segment", "8"];
     let service = Service::over(&repository(folder.path()), &named);
-    // All are there before anything is loaded, and the ready line says which.
+    // All segments exist before any load, and the ready line lists them.
     let fairmq = &service.ready["fairmq"];
     assert_eq!(fairmq["shmid"], session.shmid.as_str());
     let segments: Vec<String> = fairmq["segments"]
@@ -226,7 +230,7 @@ async fn the_shim_registers_what_the_service_has_made_and_makes_nothing_itself()
         assert_eq!(run(&program, &[&session.shmid, wrong], b"").status.code(), Some(2), "{wrong}");
     }
 
-    // The cell of AliceO2's tables carries all that is needed.
+    // A cell of AliceO2's tables carries all fields that are needed.
     let client = Client::connect(&service.unix()).await.unwrap();
     let request = TableRequest::new().column("drift", DRIFT).timestamps(TIMES);
     let table = client.batches(&request.cell("o2").encoding("plain")).await.unwrap();

@@ -1,4 +1,4 @@
-//! The headers: current, and good for every compiler that we promise.
+//! The headers are current, and compile with every supported compiler.
 
 use super::*;
 
@@ -84,12 +84,21 @@ fn the_headers_are_clean_for_every_compiler_with_warnings_as_errors() {
                 continue;
             }
             let mut command = Command::new(compiler);
-            command.args([standard, "-Wall", "-Wextra", "-Wconversion", "-Werror", "-fsyntax-only"]);
+            command.args([
+                standard,
+                "-Wall",
+                "-Wextra",
+                "-Wconversion",
+                "-Werror",
+                "-fsyntax-only",
+            ]);
             command.arg("-I").arg(root().join("schemas")).arg(&source);
             if includes.contains("fairmq") {
                 // The stand-in's own warnings are not the point.
                 let compiles = |option: &&String| {
-                    !option.is_empty() && !option.starts_with("-l") && !option.starts_with("-L")
+                    !option.is_empty()
+                        && !option.starts_with("-l")
+                        && !option.starts_with("-L")
                         && !option.starts_with("-W")
                 };
                 let more = fairmq.iter().filter(compiles);

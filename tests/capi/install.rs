@@ -1,8 +1,8 @@
-//! The libraries as users get them: built by cargo, or installed by cargo-c.
+//! The libraries as installed by users: built by cargo, or installed by cargo-c.
 
 use super::*;
 
-/// Builds a program as a user does, and runs it from a folder that knows nothing of this one.
+/// Builds a program as a user does, and runs it from an unrelated folder.
 fn built_and_run(folder: &Path, options: &[&str], libraries: &Path) -> String {
     let program = folder.join("abi");
     let source = folder.join("abi.c");
@@ -86,11 +86,16 @@ fn a_project_of_a_user_finds_the_cmake_package_and_the_files_for_pkg_config() {
         }
     }
     let folder = tempfile::tempdir().unwrap();
-    let [build, prefix, consumer] = ["build", "prefix", "consumer"].map(|name| folder.path().join(name));
+    let [build, prefix, consumer] =
+        ["build", "prefix", "consumer"].map(|name| folder.path().join(name));
     let cmake = |arguments: &[String]| {
         let output = Command::new("cmake").args(arguments).output().unwrap();
         let told = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{arguments:?}: {told}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {told}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     };
     let text = |path: &Path| path.display().to_string();
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
@@ -125,7 +130,9 @@ fn a_project_of_a_user_finds_the_cmake_package_and_the_files_for_pkg_config() {
     let prefixes = format!("-DCMAKE_PREFIX_PATH={prefixes}");
     cmake(&words(&["-S", &project, "-B", &text(&consumer), &prefixes]));
     cmake(&words(&["--build", &text(&consumer)]));
-    for (program, expected) in [("shared", "2 not found\n"), ("static", "2 not found\n"), ("device", "2 7\n")] {
+    for (program, expected) in
+        [("shared", "2 not found\n"), ("static", "2 not found\n"), ("device", "2 7\n")]
+    {
         let output = Command::new(consumer.join(program)).output().unwrap();
         assert_eq!(well(program, &output), expected);
     }

@@ -58,14 +58,14 @@ pub(super) struct CacheInner {
     /// Whose turn it is to wait for a place in flight.
     pub(super) registering: tokio::sync::Mutex<()>,
     /// What became of the loading that polls have started.
-    pub(super) polls: Arc<std::sync::Mutex<Polls>>,
+    pub(super) polls: Arc<crate::sync::Mutex<Polls>>,
     pub(super) attach_path: OnceLock<PathBuf>,
     /// Told of each new segment.
     pub(super) grown: watch::Sender<()>,
     /// Set when no new work is taken.
     pub(super) draining: CancellationToken,
     /// The tasks that keep timelines fresh, let leases expire, load timeframes.
-    pub(super) tasks: std::sync::Mutex<JoinSet<()>>,
+    pub(super) tasks: crate::sync::Mutex<JoinSet<()>>,
 }
 
 impl Cache {

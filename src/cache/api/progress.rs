@@ -1,6 +1,6 @@
 //! How far a table is: PollFlightInfo. What is asked for is loaded meanwhile, and kept by a lease.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -12,6 +12,7 @@ use crate::cache::holders::lease::{LeaseHolder, LeaseId};
 use crate::cache::holders::polls::{Polled, Polls};
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::cache::yielder::Turns;
+use crate::sync::MutexGuard;
 use crate::table::Request;
 
 /// How far a table is.
@@ -82,7 +83,7 @@ impl Cache {
     }
 
     fn polls(&self) -> MutexGuard<'_, Polls> {
-        self.0.polls.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.polls.lock()
     }
 
     /// Why the loading that a poll of this lease has started failed, told once.
@@ -126,7 +127,7 @@ impl Cache {
                 Ok(()) => Polled::Done,
                 Err(error) => Polled::Failed(error),
             };
-            polls.lock().unwrap_or_else(PoisonError::into_inner).insert(lease, polled);
+            polls.lock().insert(lease, polled);
         });
     }
 }

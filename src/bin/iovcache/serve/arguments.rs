@@ -3,7 +3,7 @@
 //! Each option is written down as it would stand in a file, and put over it. So an option is a field
 //! here with the name of its key, and a key of [`Config`](iovcache::server::Config); `id` names a key
 //! that has a section. Its variable of the environment and its default are added to it in
-//! [`dress`](crate::settings::dress).
+//! [`document_options`](crate::settings::document_options).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -182,6 +182,13 @@ struct LimitsArguments {
     /// Consumers of a timeframe; at most 1,000.
     #[arg(id = "limits.consumers", long = "limit-consumers", value_name = "N")]
     consumers: Option<usize>,
+    /// Ranges of a key in the path of a column; at most 1,000.
+    #[arg(id = "limits.path_ranges", long = "limit-path-ranges", value_name = "N")]
+    path_ranges: Option<usize>,
+    /// Distinct values of a key for each of which a column has a look-up of its own; at most
+    /// 10,000.
+    #[arg(id = "limits.key_values", long = "limit-key-values", value_name = "N")]
+    key_values: Option<usize>,
     /// Entries of a lock; at most 100,000.
     #[arg(id = "limits.lock_entries", long = "limit-lock-entries", value_name = "N")]
     lock_entries: Option<usize>,

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::access::AccessFiles;
 use super::fairmq::Registrar;
 use super::systemd::SystemdStore;
-use crate::common::Failure;
+use crate::failure::Failure;
 
 /// The cache, and what is to be registered with FairMQ, if anything is.
 pub(super) fn cache(
@@ -49,6 +49,7 @@ pub(super) fn cache(
             not_after: config.not_after,
         })
         .tables(config.columns())
+        .max_key_values(config.limits.key_values)
         .policies(policies)
         .max_timeframes(config.max_timeframes)
         .budget(Budget::new(config.limits.request_memory.bytes()))
