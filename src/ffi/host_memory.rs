@@ -38,9 +38,9 @@ pub struct HostMemoryFunctions {
     pub release: Option<unsafe extern "C" fn(context: *mut c_void, header: *const MetaHeader)>,
 }
 
-type Allocate =
+type AllocateFunction =
     unsafe extern "C" fn(*mut c_void, usize, usize, *mut *mut c_void, *mut MetaHeader) -> c_int;
-type Release = unsafe extern "C" fn(*mut c_void, *const MetaHeader);
+type ReleaseFunction = unsafe extern "C" fn(*mut c_void, *const MetaHeader);
 
 impl HostMemoryFunctions {
     /// # Errors
@@ -60,8 +60,8 @@ impl HostMemoryFunctions {
 
 struct Functions {
     context: *mut c_void,
-    allocate: Allocate,
-    release: Release,
+    allocate: AllocateFunction,
+    release: ReleaseFunction,
 }
 
 // SAFETY: the functions may be called from any thread with this context, as their caller promises.

@@ -38,6 +38,7 @@ mod heap;
 mod host;
 #[cfg(test)]
 mod host_arena;
+mod host_blocks;
 mod huge_pages;
 mod inherited_fds;
 mod layout;

@@ -19,7 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::allocator::{AllocatedNode, Allocator};
 use super::backing::{Backing, Maker};
 use super::block::{Allocation, BlockLocation, Reservation, charge, fault_of_headers};
-use super::host::{HostBlocks, HostError, HostSurvey};
+use super::host::HostError;
+use super::host_blocks::{HostBlocks, HostSurvey};
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
     usable_bytes,
@@ -640,7 +641,7 @@ impl Pool {
     /// time, and what has no file (a range of memory) is there too.
     pub fn mappings(&self) -> Mappings {
         if let Some(host) = &self.0.host {
-            return Mappings::of_host(Arc::clone(host));
+            return Mappings::of_host(Arc::clone(host) as _);
         }
         let state = self.0.state.lock();
         state.areas.values().fold(Mappings::default(), |mappings, slot| {

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use rustix::io::{pread, retry_on_intr};
 
-use super::host::HostBlocks;
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, BlockHeader, ChunkHeader, Epoch, GRANULE_BYTES, MetaHeader,
     SEGMENT_HEADER_BYTES, SegmentHeader,
@@ -31,7 +30,30 @@ pub struct Mappings {
     segments: MappingTable<FIRST_IN_SEGMENT>,
     regions: MappingTable<FIRST_IN_REGION>,
     /// Of a pool in a host's memory, in its own process: there are no segments then.
-    host: Option<Arc<HostBlocks>>,
+    host: Option<Arc<dyn UnmappedBlocks>>,
+}
+
+/// Live blocks that lie in no mapping of ours: each call checks generation and size.
+pub(super) trait UnmappedBlocks: fmt::Debug + Send + Sync {
+    /// Where the payload of the block lies that `header` names.
+    fn locate(&self, header: &MetaHeader) -> Result<Location, ResolveError>;
+
+    /// A copy of the payload of the block that `header` names.
+    fn read(&self, header: &MetaHeader) -> Result<Vec<u8>, ResolveError>;
+
+    /// Whether what was read of `header` until now was still the object.
+    fn still_valid(&self, header: &MetaHeader) -> bool;
+
+    /// The version that `header` names.
+    fn object_id(&self, header: &MetaHeader) -> Result<ObjectId, ResolveError>;
+
+    /// The MetaHeader of the block at a place of a managed segment.
+    fn header_at(
+        &self,
+        segment_id: u16,
+        handle: i64,
+        size: u64,
+    ) -> Result<MetaHeader, ResolveError>;
 }
 
 /// Mappings by id, dense: looking one up is one bounds check. In each of them payloads begin at
@@ -378,7 +400,7 @@ impl Mappings {
     }
 
     /// The blocks of a pool in a host's memory.
-    pub(super) fn of_host(host: Arc<HostBlocks>) -> Self {
+    pub(super) fn of_host(host: Arc<dyn UnmappedBlocks>) -> Self {
         Self { host: Some(host), ..Self::default() }
     }
 
