@@ -11,7 +11,7 @@ fn blocks(language: &str) -> Vec<String> {
     let (_, rest) = text.split_once("\n## Five minutes: from C and C++\n").unwrap();
     let section = rest.split("\n## ").next().unwrap();
     let fence = format!("```{language}\n");
-    let found = section.split(&fence).skip(1);
+    let found = section.split(fence.as_str()).skip(1);
     found.map(|block| block.split("```").next().unwrap().to_owned()).collect()
 }
 
