@@ -519,8 +519,8 @@ async fn what_is_wrong_with_keys_is_told_with_column_key_and_row() {
     let at_key = json!({"path": "A/A", "key": "run", "as": "timestamp"});
     let times = json!([1, 2, 3]);
     for (column, keys, code, said) in [
-        (&uniform, json!({}), 1030, "\"run\""),
-        (&uniform, json!({"fill": [1, 1, 1]}), 1030, "given are: fill"),
+        (&uniform, json!({}), 1039, "\"run\""),
+        (&uniform, json!({"fill": [1, 1, 1]}), 1039, "given are: fill"),
         (&uniform, json!({"run": [1, 1, 1], "fill": [1, 1, 1]}), 1031, "\"fill\""),
         (&uniform, json!({"run": [1, 1]}), 1032, "2 values for 3 timestamps"),
         (&uniform, json!({"run": [1, "a", 1]}), 1034, "row 1"),

@@ -126,7 +126,7 @@ impl Coded for KeyError {
 
     fn code(&self) -> Code {
         Code(match self {
-            Self::Missing { .. } => 1030,
+            Self::Missing { .. } => 1039,
             Self::Unused { .. } => 1031,
             Self::Length { .. } => 1032,
             Self::Type { .. } => 1033,
