@@ -465,12 +465,13 @@ const attention = {
   facts(picture) {
     const pinned = picture.holders.map(() => 0);
     for (const segment of picture.segments) for (const piece of segment.pieces) for (const by of piece.by) pinned[by] += piece.pinned_bytes;
-    const most = pinned.indexOf(Math.max(...pinned, 0));
+    const most = pinned.map((size, holder) => [size, picture.holders[holder]]).filter(([size]) => size > 0)
+      .sort(([one], [other]) => other - one).slice(0, 2).map(([size, name]) => `${name}, ${bytes(size)}`);
     const slowest = picture.sources.filter((one) => one.latency_ms != null).sort((a, b) => b.latency_ms - a.latency_ms)[0];
     const oldest = picture.timeframes.reduce((first, one) => (first && first.timeframe <= one.timeframe ? first : one), null);
     const missing = oldest ? Object.entries(oldest.consumers).filter(([, state]) => state !== "consumed").map(([name]) => name) : [];
     const entries = [
-      ["most memory pinned by", pinned[most] > 0 ? `${picture.holders[most]}, ${bytes(pinned[most])}` : "no consumer"],
+      ["most memory pinned by", most.join("; ") || "no consumer"],
       ["slowest source", slowest ? `${slowest.url}, ${millis(slowest.latency_ms)}` : "none was asked"],
       ["oldest timeframe", oldest ? `${oldest.timeframe}, not consumed by ${missing.join(", ") || "–"}` : "none in flight"],
     ];
