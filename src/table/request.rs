@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::{AtMost, RequestLimits, check_metadata, check_name};
 use super::lock_file::LockEntry;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::{Code, coded};
 use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectPath, Query};
@@ -370,20 +370,12 @@ pub enum RequestError {
     },
 }
 
-impl Coded for RequestError {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Malformed { .. } => 1001,
-            Self::Field { .. } => 1002,
-            Self::NoneOf { .. } => 1003,
-            Self::TooMany { .. } => 1004,
-        })
-    }
-}
+coded! { RequestError {
+    Malformed => InvalidArgument 1001,
+    Field => InvalidArgument 1002,
+    NoneOf => InvalidArgument 1003,
+    TooMany => InvalidArgument 1004,
+} }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -594,6 +586,7 @@ pub(super) fn parse_json<'a, T: Deserialize<'a>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Coded as _;
 
     fn error(json: &str) -> String {
         Request::parse(json.as_bytes()).unwrap_err().message()
