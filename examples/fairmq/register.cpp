@@ -1,14 +1,14 @@
-// Registers the segments of an iovcache service with FairMQ, so that its devices find them.
+// Registers the segments of an iovcache service with FairMQ, so that its devices can open them.
 //
-// FairMQ opens a managed segment by its number only if the session's own book, the segment
-// fmq_<shmid>_mng, has it. The book is a C++ structure of FairMQ, so FairMQ itself writes into it.
+// FairMQ opens a managed segment by its number only if the session's registry, the segment
+// fmq_<shmid>_mng, lists it. The registry is a C++ structure of FairMQ, so FairMQ itself writes it.
 // Run this once per session, when the service is ready and before the first device starts:
 //
 //   iovcache serve --source … --fairmq-session NAME --fairmq-segment 8 > ready.json &
 //   ./register $(jq -r '.fairmq | .shmid, (.segments[] | "\(.id):\(.size)")' ready.json)
 //   fairmq-device --session NAME --transport shmem --shm-no-cleanup true …
 //
-// Needs FairMQ and Boost; it is built only where they are installed:
+// Needs FairMQ and Boost; built only where they are installed:
 //
 //   c++ -std=c++17 register.cpp -I "$FAIRMQ_ROOT/include" -L "$FAIRMQ_ROOT/lib" -lFairMQ -o register
 #include <fairmq/shmem/Segment.h>
@@ -23,7 +23,8 @@
 
 namespace
 {
-// Where there is no segment of that name FairMQ would make one, and the service could not.
+// Without this check FairMQ would create a missing segment, and the service could not create its
+// own.
 bool is_segment_of_iovcache(const std::string& name)
 {
   std::ifstream file("/dev/shm/" + name, std::ios::binary);

@@ -8,7 +8,7 @@ use crate::interval::Timestamp;
 use crate::object::{InvalidPath, ObjectId, ObjectPath};
 use crate::shm::PoolError;
 use crate::source::{ClaimError, SourceError};
-use crate::table::{EncodeError, RequestError, SHORT_SPAN, TimestampsError};
+use crate::table::{EncodeError, KeyError, RequestError, SHORT_SPAN, TimestampsError};
 
 /// Nothing is valid for some timestamps of one column.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,13 +23,51 @@ pub struct MissingColumn {
     pub last: Timestamp,
     /// How many rows have none.
     pub rows: u64,
+    /// Name and value of the key in the first row that has none, where the column depends on one.
+    pub key: Option<String>,
 }
 
 impl std::fmt::Display for MissingColumn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { column, path, first, last, rows } = self;
-        write!(f, "column {column:?} ({path}): {rows} rows, first at {first}, last at {last}")
+        let Self { column, path, first, last, rows, key } = self;
+        write!(f, "column {column:?} ({path}): {rows} rows, first at {first}, last at {last}")?;
+        match key {
+            Some(key) => write!(f, ", first with {key}"),
+            None => Ok(()),
+        }
     }
+}
+
+/// Values of a key for which a column has no path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnmatchedColumn {
+    /// The column.
+    pub column: String,
+    /// The key.
+    pub key: String,
+    /// Its value in the first row without a path.
+    pub value: String,
+    /// That row.
+    pub row: usize,
+    /// How many rows have no path.
+    pub rows: u64,
+}
+
+impl std::fmt::Display for UnmatchedColumn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { column, key, value, row, rows } = self;
+        write!(f, "column {column:?}: {rows} rows, first row {row} with {key}={value}")
+    }
+}
+
+/// At most this many are told.
+const MAX_UNMATCHED: usize = 64;
+
+fn unmatched(columns: &[UnmatchedColumn]) -> String {
+    let told = columns.iter().take(MAX_UNMATCHED).map(ToString::to_string);
+    let more = columns.len().saturating_sub(MAX_UNMATCHED);
+    let more = (more > 0).then(|| format!("and {more} more columns"));
+    told.chain(more).collect::<Vec<_>>().join("; ")
 }
 
 /// More of them are told in a short form: a gRPC status has room for a few kB.
@@ -67,6 +105,26 @@ pub enum CacheError {
     Missing {
         /// Every such column.
         columns: Vec<MissingColumn>,
+    },
+    /// The values of a key lie in no range of the paths of a column, and it has no fallback.
+    #[error(
+        "no path is for the value of the key in {}: add a range or a fallback, or ask with \
+         \"missing\": \"null\"",
+        unmatched(columns)
+    )]
+    NoPath {
+        /// Every such column.
+        columns: Vec<UnmatchedColumn>,
+    },
+    /// A table would ask for too much.
+    #[error(
+        "the table has {queries} different queries for its columns and keys, at most {limit} are possible"
+    )]
+    TooManyQueries {
+        /// How many.
+        queries: usize,
+        /// The limit.
+        limit: usize,
     },
     /// A version is effective for so short a time that none of the timestamps may need it.
     #[error(
@@ -124,7 +182,7 @@ pub enum CacheError {
     TimeframeExists {
         /// The id.
         timeframe: u64,
-        /// What differs: timestamps, columns or consumers.
+        /// What differs: timestamps, keys, columns or consumers.
         difference: &'static str,
     },
     /// Too many timeframes are in flight, or they need too much, and the deadline passed.
@@ -295,6 +353,12 @@ pub enum CacheError {
     },
 }
 
+impl From<KeyError> for CacheError {
+    fn from(error: KeyError) -> Self {
+        Self::Request(error.into())
+    }
+}
+
 impl CacheError {
     /// Whether the same request can succeed later, without a change.
     pub fn is_transient(&self) -> bool {
@@ -318,6 +382,8 @@ coded! { CacheError {
     TooManyLookUps => ResourceExhausted 2012,
     ShortSpan => (ErrorKind::FailedPrecondition, SHORT_SPAN),
     NothingFound => NotFound 2015,
+    NoPath => NotFound 2016,
+    TooManyQueries => ResourceExhausted 2017,
     TwoContents => Unavailable 3010,
     MemoryPinned => Unavailable 4010,
     NeverFits => ResourceExhausted 4011,

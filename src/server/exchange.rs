@@ -243,10 +243,11 @@ async fn answer_all(
     budget: &ClientBudget,
 ) -> Result<(), Status> {
     let mut sent = Sent::default();
-    while let Some(RequestedTimeframe { timeframe, times, queued, taken }) = queue.next().await {
-        let timestamps = times.read()?;
+    while let Some(RequestedTimeframe { timeframe, times, queued, mut taken }) = queue.next().await
+    {
+        let rows = times.read(exchange.keys(), &mut taken)?;
         drop((queued, taken));
-        let answered = exchange.answer(timeframe, timestamps).await;
+        let answered = exchange.answer(timeframe, rows).await;
         let answer = answered.map_err(|error| status(&error))?;
         let about = About { timeframe, lease: answer.lease().as_str(), rows: answer.rows() };
         let about = Bytes::from(serde_json::to_vec(&about).unwrap_or_default());

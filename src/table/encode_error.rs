@@ -1,7 +1,6 @@
 //! Reasons why a table cannot be encoded.
 
 use crate::error::coded;
-use crate::object::ObjectPath;
 
 /// Why a table has no such Arrow form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -15,8 +14,8 @@ pub enum EncodeError {
     TooLarge {
         /// The column.
         column: String,
-        /// Its path.
-        path: ObjectPath,
+        /// Its path, or its paths by range.
+        path: String,
         /// What it has.
         bytes: u64,
         /// What is possible.

@@ -10,9 +10,9 @@ pub struct Known {
     pub code: u16,
     /// `CacheError::Missing`.
     pub name: String,
-    /// What a caller can do about it, where the error says so by itself.
+    /// The action that a caller can take, if the error itself states it.
     pub kind: String,
-    /// What its documentation says.
+    /// Its documentation.
     pub text: String,
 }
 
@@ -86,10 +86,10 @@ fn kind_and_code(line: &str) -> Option<(String, u16)> {
     Some((kind.to_owned(), code.parse().ok()?))
 }
 
-/// The documentation above the first of `starts` that is found.
+/// The documentation above the first of `starts` that occurs.
 fn text_before(text: &str, starts: &[&str]) -> String {
     let Some(at) = starts.iter().find_map(|start| text.find(start)) else { return String::new() };
-    // Attributes stand between the two.
+    // Skips the attributes between them.
     let above = text[..at].lines().rev().map(str::trim);
     let above = above.take(40).skip_while(|line| !line.starts_with("///"));
     let mut lines: Vec<&str> =

@@ -1,11 +1,11 @@
-//! Segments that FairMQ's shared-memory transport, and Boost beneath it, open as their own.
+//! Segments that FairMQ's shared-memory transport, and Boost beneath it, open like their own.
 
 use std::time::Instant;
 
 use super::*;
 use crate::common::{PATIENCE, Service};
 
-/// What FairMQ makes of a session's name, as the documentation says it to users.
+/// FairMQ's number for a session's name, as documented for users.
 fn shmid(session: &str) -> String {
     let script = r#"printf '%s%s' "$(id -u)" "$1" | sha256sum | cut -c 1-8"#;
     let output = Command::new("sh").args(["-c", script, "sh", session]).output().unwrap();
@@ -37,7 +37,7 @@ impl Session {
     }
 }
 
-/// A service that a test ends by force leaves its names behind.
+/// A service killed by a test leaves its names behind; this removes them.
 impl Drop for Session {
     fn drop(&mut self) {
         let prefixes = [format!("fmq_{}_", self.shmid), format!("iovcache_{}.", self.shmid)];
@@ -80,7 +80,7 @@ async fn boost_opens_a_segment_with_a_name_of_fairmq_as_its_own() {
     assert_eq!(told, wanted);
     assert!(fs::read(session.file("m_3")).unwrap() == before, "opening it changes nothing");
 
-    // Our bytes are those of the same fields in C++.
+    // The header has the bytes of the same fields in C++.
     let header = iovcache::shm::MetaHeader::managed(
         0x3132,
         0x2122_2324_2526_2730,
@@ -101,7 +101,7 @@ async fn the_shim_registers_what_the_service_has_made_and_makes_nothing_itself()
     let session = Session::new();
     let named = ["--backing", "shm", "--fairmq-session", &session.name, "--fairmq-segment", "8"];
     let service = Service::over(&repository(folder.path()), &named);
-    // All are there before anything is loaded, and the ready line says which.
+    // All segments exist before any load, and the ready line lists them.
     let fairmq = &service.ready["fairmq"];
     assert_eq!(fairmq["shmid"], session.shmid.as_str());
     let segments: Vec<String> = fairmq["segments"]
@@ -113,7 +113,7 @@ async fn the_shim_registers_what_the_service_has_made_and_makes_nothing_itself()
     assert_eq!(segments, [8, 9, 10, 11].map(|id| format!("{id}:{}", 16 << 20)));
     assert!((8..12).all(|id| session.file(&format!("m_{id}")).exists()));
 
-    // FairMQ's own header where it is installed.
+    // FairMQ's own header is used where it is installed.
     let stands_in = root().join("tests/capi/programs").display().to_string();
     let options = ["-std=c++17".to_owned(), "-idirafter".to_owned(), stands_in];
     let program = compile(folder.path(), "c++", "examples/fairmq/register.cpp", &options);
@@ -129,7 +129,7 @@ async fn the_shim_registers_what_the_service_has_made_and_makes_nothing_itself()
         assert_eq!(run(&program, &[&session.shmid, wrong], b"").status.code(), Some(2), "{wrong}");
     }
 
-    // The cell of AliceO2's tables carries all that is needed.
+    // A cell of AliceO2's tables carries all fields that are needed.
     let client = Client::connect(&service.unix()).await.unwrap();
     let request = TableRequest::new().column("drift", DRIFT).timestamps(TIMES);
     let table = client.batches(&request.cell("o2").encoding("plain")).await.unwrap();

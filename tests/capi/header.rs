@@ -1,4 +1,4 @@
-//! The headers: current, and good for every compiler that we promise.
+//! The headers are current, and compile with every supported compiler.
 
 use super::*;
 

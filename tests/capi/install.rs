@@ -1,8 +1,8 @@
-//! The libraries as users get them: built by cargo, or installed by cargo-c.
+//! The libraries as installed by users: built by cargo, or installed by cargo-c.
 
 use super::*;
 
-/// Builds a program as a user does, and runs it from a folder that knows nothing of this one.
+/// Builds a program as a user does, and runs it from an unrelated folder.
 fn built_and_run(folder: &Path, options: &[&str], libraries: &Path) -> String {
     let program = folder.join("abi");
     let source = folder.join("abi.c");

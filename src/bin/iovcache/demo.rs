@@ -144,13 +144,7 @@ async fn show_in(folder: &Path, timeframes: u64) -> Result<(), Failure> {
     );
     let columns: Vec<ColumnRequest> = COLUMNS
         .iter()
-        .map(|(name, path)| {
-            Ok(ColumnRequest {
-                name: (*name).into(),
-                path: ObjectPath::new(path)?,
-                metadata: Default::default(),
-            })
-        })
+        .map(|(name, path)| Ok(ColumnRequest::new(*name, ObjectPath::new(path)?)))
         .collect::<Result<_, iovcache::object::InvalidPath>>()?;
     let names: Vec<String> = CONSUMERS.iter().map(|(name, _)| (*name).to_owned()).collect();
     let started = Instant::now();

@@ -30,7 +30,7 @@ use crate::object::CreationLimits;
 use crate::shm::{Pool, PoolError, PoolOptions, give_back_free_memory};
 use crate::source::{Policies, Source};
 use crate::sync::Mutex;
-use crate::table::ColumnRequest;
+use crate::table::{ColumnRequest, RequestLimits};
 use crate::telemetry::Counters;
 
 /// How long a lease without an owner lasts, unless it is set otherwise.
@@ -51,6 +51,7 @@ pub struct CacheBuilder {
     memory: PoolOptions,
     limits: CreationLimits,
     tables: BTreeMap<String, Vec<ColumnRequest>>,
+    max_key_values: usize,
     policies: Policies,
     clock: Clock,
     lease_limit: Duration,
@@ -68,6 +69,7 @@ impl Default for CacheBuilder {
             memory: PoolOptions::default(),
             limits: CreationLimits::default(),
             tables: BTreeMap::new(),
+            max_key_values: RequestLimits::MOST.key_values,
             policies: Policies::default(),
             clock: Clock::system(),
             lease_limit: LEASE_LIMIT,
@@ -130,6 +132,14 @@ impl CacheBuilder {
     #[must_use]
     pub fn tables(mut self, tables: BTreeMap<String, Vec<ColumnRequest>>) -> Self {
         self.tables = tables;
+        self
+    }
+
+    /// The most distinct values of a key for each of which a column may have a look-up of its own.
+    /// Default: 10,000.
+    #[must_use]
+    pub fn max_key_values(mut self, values: usize) -> Self {
+        self.max_key_values = values;
         self
     }
 
@@ -252,6 +262,7 @@ impl CacheBuilder {
             limits: self.limits,
             policies: self.policies,
             tables: self.tables,
+            max_key_values: self.max_key_values,
         };
         let hands: Arc<InUse> = Arc::default();
         let inherited_objects = Arc::new(self.inheritance.inherited_objects(descriptor_store));

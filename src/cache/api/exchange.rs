@@ -19,9 +19,8 @@ use crate::cache::holders::caller::Caller;
 use crate::cache::holders::lease::LeaseId;
 use crate::cache::holders::origin::Origin;
 use crate::cache::tables::schema_cache::{SchemaKey, StreamSchema};
-use crate::index::Timestamps;
 use crate::sync::{Mutex, MutexGuard};
-use crate::table::{Request, When};
+use crate::table::{Request, TableRows, When, key_names};
 
 /// What one stream holds. Dropped, all of it is let go.
 #[derive(Debug)]
@@ -30,6 +29,8 @@ pub struct Exchange {
     /// The request, but for its timestamps.
     template: Request,
     common: StreamSchema,
+    /// The keys on which its columns depend.
+    keys: Vec<Arc<str>>,
     origin: Origin,
     /// The number under which it uses the name of its consumer.
     claim: Option<u64>,
@@ -83,6 +84,11 @@ impl Exchange {
         &self.template
     }
 
+    /// The names of the keys on which its columns depend: further columns of each batch.
+    pub fn keys(&self) -> &[Arc<str>] {
+        &self.keys
+    }
+
     /// The table of a timeframe will be asked for. What is reported as consumed from now on counts for
     /// it, too.
     pub fn expect(&self, timeframe: u64) {
@@ -96,10 +102,10 @@ impl Exchange {
     pub async fn answer(
         &self,
         timeframe: u64,
-        timestamps: Timestamps,
+        rows: impl Into<TableRows>,
     ) -> Result<Answer, CacheError> {
         let ordered = self.state().begin(timeframe);
-        let when = When::Timestamps(timestamps);
+        let when = When::Timestamps(rows.into());
         let stream_timeframe = Some(timeframe);
         let (origin, budget) = (self.origin.clone(), self.budget.clone());
         let of_stream = true;
@@ -183,11 +189,11 @@ impl Cache {
             self.check_session(session, &origin)?;
         }
         let columns = self.0.columns.requested(&template.columns, None)?;
-        let form = self.form(SchemaKey::of_stream(&template), columns);
-        let common = StreamSchema::new(form);
+        let form = self.form(SchemaKey::of_stream(&template), columns, &[]);
+        let (common, keys) = (StreamSchema::new(form), key_names(columns));
         let consumer = template.consumer.as_deref();
         let claim = consumer.map(|consumer| self.0.leases.claim(consumer, origin.clone()));
         let (cache, state) = (self.clone(), Mutex::default());
-        Ok(Exchange { cache, template, common, origin, claim, budget, state })
+        Ok(Exchange { cache, template, common, keys, origin, claim, budget, state })
     }
 }

@@ -259,6 +259,9 @@ impl Timeframe {
         if !own.plan.timestamps().same_rows(other.plan.timestamps()) {
             return Some("timestamps");
         }
+        if !own.plan.table_rows().keys.same_rows(&other.plan.table_rows().keys) {
+            return Some("keys");
+        }
         let sorted = |names: &[String]| {
             let mut names = names.to_vec();
             names.sort_unstable();

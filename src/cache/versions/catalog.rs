@@ -11,6 +11,7 @@
 
 use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -27,7 +28,9 @@ use crate::cache::versions::linked_timeline::LinkedTimeline;
 use crate::cache::versions::pace::Pace;
 use crate::clock::{Clock, Moment};
 use crate::error::Coded as _;
-use crate::index::{State, Step, Timeline, Timestamps, open_times};
+use crate::index::{
+    State, Step, Timeline, Timestamps, closed_between_bounds, open_times, open_times_within,
+};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{PathSummary, Problem, Source, SourceError, VersionRecord};
@@ -134,21 +137,63 @@ fn query_bytes(query: &Query) -> usize {
     SERIES_BYTES + query.path.as_str().len() + metadata.sum::<usize>()
 }
 
+/// At which times a query is looked up.
+pub(crate) enum QueryTimes<'a> {
+    /// At all of these.
+    All(&'a Timestamps),
+    /// At those of some ranges of rows, which are found out where they are needed.
+    Rows(&'a Timestamps, Box<dyn Fn() -> &'a [Range<u32>] + Send + Sync + 'a>),
+}
+
+impl QueryTimes<'_> {
+    /// The first of them that can have an object; in the very last millisecond nothing is ever valid,
+    /// and that need not be asked.
+    fn first(&self) -> Option<Timestamp> {
+        let is_possible = |at: &Timestamp| *at != Timestamp::MAX;
+        match self {
+            Self::All(timestamps) => timestamps.runs().filter_map(|(_, at)| at).find(is_possible),
+            Self::Rows(timestamps, ranges) => {
+                let rows = ranges().iter().flat_map(|rows| rows.clone());
+                rows.filter_map(|row| timestamps.value(row as usize)).find(is_possible)
+            }
+        }
+    }
+}
+
 /// The first timestamps of which nothing is known, or what is known is too old, and for each whether
 /// it is nothing.
-fn open_at(timeline: &Timeline, timestamps: &Timestamps, oldest: Moment) -> Vec<(Timestamp, bool)> {
+fn open_at(timeline: &Timeline, times: &QueryTimes<'_>, oldest: Moment) -> Vec<(Timestamp, bool)> {
     let open = |step: &Step| {
         let unknown = step.state == State::Unknown;
         (unknown || step.learned < oldest).then_some(unknown)
     };
-    // All of it was learned at once: one timestamp tells for all. In the very last millisecond
-    // nothing is ever valid, and that need not be asked.
+    // All of it was learned at once: one timestamp tells for all.
     if timeline.is_whole() {
-        let mut there = timestamps.runs().filter_map(|(_, at)| at);
-        let first = there.find(|at| *at != Timestamp::MAX);
-        return first.and_then(|at| Some((at, open(&timeline.at(at))?))).into_iter().collect();
+        let known = match times {
+            QueryTimes::All(_) => None,
+            // Any time tells whether it is fresh, without a look at the rows.
+            QueryTimes::Rows(..) => Some(open(&timeline.at(Timestamp::default())).is_none()),
+        };
+        if known == Some(true) {
+            return Vec::new();
+        }
+        return times
+            .first()
+            .and_then(|at| Some((at, open(&timeline.at(at))?)))
+            .into_iter()
+            .collect();
     }
-    open_times(timeline, timestamps, PARALLEL_LOOK_UPS + 1, open)
+    match times {
+        QueryTimes::All(timestamps) => {
+            open_times(timeline, timestamps, PARALLEL_LOOK_UPS + 1, open)
+        }
+        QueryTimes::Rows(timestamps, _) if closed_between_bounds(timeline, timestamps, open) => {
+            Vec::new()
+        }
+        QueryTimes::Rows(timestamps, ranges) => {
+            open_times_within(timeline, timestamps, ranges(), PARALLEL_LOOK_UPS + 1, open)
+        }
+    }
 }
 
 impl Catalog {
@@ -238,13 +283,13 @@ impl Catalog {
     pub(crate) fn known_now(
         &self,
         query: &Query,
-        timestamps: &Timestamps,
+        times: &QueryTimes<'_>,
         now: Moment,
     ) -> Option<KnownTimeline> {
         let series = self.series(query, now);
         let timeline = series.timeline.load_full();
         let oldest = self.oldest_fresh(&query.path, now).max(series.changed());
-        let open = open_at(&timeline, timestamps, oldest);
+        let open = open_at(&timeline, times, oldest);
         open.is_empty().then(|| series.known(timeline, false))
     }
 
@@ -255,9 +300,9 @@ impl Catalog {
     pub(crate) async fn known_at(
         self: &Arc<Self>,
         query: &Query,
-        timestamps: &Timestamps,
+        times: &QueryTimes<'_>,
     ) -> Result<KnownTimeline, CacheError> {
-        self.known(query, |timeline, oldest| open_at(timeline, timestamps, oldest)).await
+        self.known(query, |timeline, oldest| open_at(timeline, times, oldest)).await
     }
 
     /// The timeline of `query`, known and fresh all over `range`.

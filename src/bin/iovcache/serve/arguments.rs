@@ -175,6 +175,13 @@ struct LimitsArguments {
     /// Consumers of a timeframe; at most 1,000.
     #[arg(id = "limits.consumers", long = "limit-consumers", value_name = "N")]
     consumers: Option<usize>,
+    /// Ranges of a key in the path of a column; at most 1,000.
+    #[arg(id = "limits.path_ranges", long = "limit-path-ranges", value_name = "N")]
+    path_ranges: Option<usize>,
+    /// Distinct values of a key for each of which a column has a look-up of its own; at most
+    /// 10,000.
+    #[arg(id = "limits.key_values", long = "limit-key-values", value_name = "N")]
+    key_values: Option<usize>,
     /// Entries of a lock; at most 100,000.
     #[arg(id = "limits.lock_entries", long = "limit-lock-entries", value_name = "N")]
     lock_entries: Option<usize>,

@@ -49,6 +49,7 @@ pub(super) fn cache(
             not_after: config.not_after,
         })
         .tables(config.columns())
+        .max_key_values(config.limits.key_values)
         .policies(policies)
         .max_timeframes(config.max_timeframes)
         .budget(Budget::new(config.limits.request_memory.bytes()))

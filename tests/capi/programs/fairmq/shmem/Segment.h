@@ -1,6 +1,6 @@
-// Stands in for FairMQ's header of this name where FairMQ is not installed, so that examples/fairmq
-// is built and run in the tests: the same interface over the same calls of Boost.Interprocess. A
-// segment is opened, or made where there is none, and written down in the session's book.
+// Stands in for FairMQ's header of this name where FairMQ is not installed, so that the tests can
+// build and run examples/fairmq: the same interface over the same calls of Boost.Interprocess. A
+// segment is opened, or created if it does not exist, and entered in the session's registry.
 #pragma once
 
 #include <boost/interprocess/indexes/null_index.hpp>
