@@ -34,6 +34,7 @@ mod schema_message;
 mod status;
 #[cfg(test)]
 mod tests;
+mod text_runs;
 
 pub use action::{
     ActionError, Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer,

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use arrow_array::builder::{Int64Builder, MapBuilder, MapFieldNames, StringBuilder, UInt64Builder};
-use arrow_array::{ArrayRef, Int32Array, RecordBatch, StringArray};
+use arrow_array::{ArrayRef, RecordBatch};
 
-use super::cells::{cell_array, run_array};
+use super::cells::cell_array;
 use super::column::ColumnPath;
 use super::content::{Cell, Column};
 use super::encode::{
     Batches, MAX_CELL_BYTES, PAYLOAD_BATCH_BYTES, RECORD_BYTES, RECORD_FIXED_BYTES, RECORD_ROWS,
 };
 use super::encode_error::EncodeError;
-use super::layout::text_type;
 use super::request::{CellKind, Encoding};
+use super::text_runs::TextRuns;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 
 /// The value of a column's key at `row`, as text, and the row up to which it and `end` hold.
@@ -197,33 +197,4 @@ fn rows_of_cells(column: &Column) -> Vec<(i64, i64)> {
         start = run.end;
     }
     served
-}
-
-/// Texts of which many that follow each other are equal.
-#[derive(Default)]
-pub(super) struct TextRuns<'a>(Vec<(&'a str, i32)>);
-
-impl<'a> TextRuns<'a> {
-    pub(super) fn push(&mut self, text: &'a str) {
-        match self.0.last_mut() {
-            Some((last, rows)) if *last == text => *rows += 1,
-            _ => self.0.push((text, 1)),
-        }
-    }
-
-    pub(super) fn finish(self, encoding: Encoding, rows: usize) -> Result<ArrayRef, EncodeError> {
-        let Self(runs) = self;
-        if encoding == Encoding::RunEnd {
-            let lengths = runs.iter().map(|(_, rows)| *rows);
-            let ends = lengths.scan(0, |end, rows| {
-                *end += rows;
-                Some(*end)
-            });
-            let texts = StringArray::from_iter_values(runs.iter().map(|(text, _)| *text));
-            let ends = Int32Array::from_iter_values(ends);
-            return run_array(&text_type(encoding), ends, &texts, rows);
-        }
-        let texts = runs.iter().flat_map(|(text, rows)| std::iter::repeat_n(*text, *rows as usize));
-        Ok(Arc::new(StringArray::from_iter_values(texts)))
-    }
 }
