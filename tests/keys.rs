@@ -519,8 +519,8 @@ async fn what_is_wrong_with_keys_is_told_with_column_key_and_row() {
     let at_key = json!({"path": "A/A", "key": "run", "as": "timestamp"});
     let times = json!([1, 2, 3]);
     for (column, keys, code, said) in [
-        (&uniform, json!({}), 1039, "\"run\""),
-        (&uniform, json!({"fill": [1, 1, 1]}), 1039, "given are: fill"),
+        (&uniform, json!({}), 1030, "\"run\""),
+        (&uniform, json!({"fill": [1, 1, 1]}), 1030, "given are: fill"),
         (&uniform, json!({"run": [1, 1, 1], "fill": [1, 1, 1]}), 1031, "\"fill\""),
         (&uniform, json!({"run": [1, 1]}), 1032, "2 values for 3 timestamps"),
         (&uniform, json!({"run": [1, "a", 1]}), 1034, "row 1"),
@@ -560,7 +560,7 @@ async fn what_is_wrong_with_keys_is_told_with_column_key_and_row() {
     // A key cannot be combined with a range or a timeframe.
     let range = json!({"from": 0, "until": 9, "step": 1});
     let request = json!({"columns": {"grp": uniform}, "range": range});
-    assert_eq!(error(&cache, &request).await.1, 1039);
+    assert_eq!(error(&cache, &request).await.1, 1030);
     let request = json!({"columns": {"grp": uniform}, "range": range, "keys": {"run": [1]}});
     assert_eq!(error(&cache, &request).await.1, 1002);
     let range = json!({"from": 0, "until": 9});
@@ -617,9 +617,9 @@ async fn a_timeframe_with_other_keys_is_another_one() {
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert!(error.message().contains("other keys"));
     let without = Timestamps::new(vec![1, 2], None);
-    assert_eq!(cache.register(2, without, &register, None).await.unwrap_err().code().0, 1039);
+    assert_eq!(cache.register(2, without, &register, None).await.unwrap_err().code().0, 1030);
     // Another column can use a key of the timeframe, but no other key.
     let other = |key: &str| json!({"timeframe": 1, "columns": {"x": {"path": "A/A", "key": key}}});
     assert!(ask(&cache, &other("run")).await.is_ok());
-    assert_eq!(ask(&cache, &other("fill")).await.unwrap_err().code().0, 1039);
+    assert_eq!(ask(&cache, &other("fill")).await.unwrap_err().code().0, 1030);
 }

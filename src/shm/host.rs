@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use super::layout::{BLOCK_OVERHEAD_BYTES, GRANULE_BYTES, MetaHeader};
 use super::mapping::Mapping;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::sync::{Condvar, Mutex, RwLock};
 
 /// What payloads are aligned to, as in segments.
@@ -177,25 +177,12 @@ pub enum HostError {
     },
 }
 
-impl Coded for HostError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::NoMemory => ErrorKind::Unavailable,
-            Self::Misaligned { .. } | Self::BadManagedFlag { .. } | Self::InUse { .. } => {
-                ErrorKind::FailedPrecondition
-            }
-        }
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::NoMemory => 4080,
-            Self::Misaligned { .. } => 4081,
-            Self::BadManagedFlag { .. } => 4082,
-            Self::InUse { .. } => 4083,
-        })
-    }
-}
+coded! { HostError {
+    NoMemory => Unavailable 4080,
+    Misaligned => FailedPrecondition 4081,
+    BadManagedFlag => FailedPrecondition 4082,
+    InUse => FailedPrecondition 4083,
+} }
 
 /// The headers of one block. In a segment they stand before the payload.
 #[repr(C, align(64))]

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::mem::{offset_of, size_of};
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 
 const _: () = assert!(cfg!(target_endian = "little"), "the layout is little endian");
 
@@ -120,14 +120,7 @@ pub struct NotAMetaHeader {
     pub got_bytes: usize,
 }
 
-impl Coded for NotAMetaHeader {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-    fn code(&self) -> Code {
-        Code(4020)
-    }
-}
+coded! { NotAMetaHeader => InvalidArgument 4020 }
 
 /// The instance of a service; its successor has another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

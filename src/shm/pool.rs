@@ -29,7 +29,7 @@ use super::region::Region;
 use super::resolver::Mappings;
 use super::segment::{Kind, LostSegment, Segment, SegmentMemory, SharedSegment};
 use super::sync;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::sync::Mutex;
 
 /// Sizes of segments are multiples of this.
@@ -223,37 +223,23 @@ pub enum PoolError {
     },
 }
 
-impl Coded for PoolError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::NoRoom { .. } => ErrorKind::Unavailable,
-            Self::NeverFits { .. } => ErrorKind::ResourceExhausted,
-            Self::Host(error) => error.kind(),
-            Self::Backing(error) => match error.kind() {
-                io::ErrorKind::ResourceBusy => ErrorKind::AlreadyExists,
-                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
-                io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
-                _ => ErrorKind::Unavailable,
-            },
-            Self::Segment { error, .. } => match error.kind() {
-                // Somebody else has a file of that name.
-                io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
-                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
-                _ => ErrorKind::Unavailable,
-            },
-        }
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::NoRoom { .. } => 4001,
-            Self::NeverFits { .. } => 4002,
-            Self::Segment { .. } => 4003,
-            Self::Backing(_) => 4004,
-            Self::Host(error) => return error.code(),
-        })
-    }
-}
+coded! { PoolError {
+    NoRoom => Unavailable 4001,
+    NeverFits => ResourceExhausted 4002,
+    Segment { error, .. } => (match error.kind() {
+        // Somebody else has a file of that name.
+        io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
+        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        _ => ErrorKind::Unavailable,
+    }) 4003,
+    Backing(error) => (match error.kind() {
+        io::ErrorKind::ResourceBusy => ErrorKind::AlreadyExists,
+        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
+        _ => ErrorKind::Unavailable,
+    }) 4004,
+    Host(error) => error,
+} }
 
 /// The least size of a segment in which blocks can take `bytes`.
 fn segment_bytes_for(bytes: u64) -> u64 {

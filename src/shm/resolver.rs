@@ -19,7 +19,7 @@ use super::mapping::{MapAccess, Mapping};
 use super::prefetch::{AHEAD, prefetch};
 use super::segment::Kind;
 use super::sync;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::object::ObjectId;
 
 /// The segments and regions that a consumer has mapped, read-only, as of one moment.
@@ -210,31 +210,15 @@ pub enum ResolveError {
     },
 }
 
-impl Coded for ResolveError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Stale { .. } | Self::UnknownSegment { .. } | Self::UnknownRegion { .. } => {
-                ErrorKind::FailedPrecondition
-            }
-            Self::BadManagedFlag { .. }
-            | Self::Misaligned { .. }
-            | Self::OutOfBounds { .. }
-            | Self::WrongSize { .. } => ErrorKind::InvalidArgument,
-        }
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::UnknownSegment { .. } => 4040,
-            Self::UnknownRegion { .. } => 4041,
-            Self::BadManagedFlag { .. } => 4042,
-            Self::Misaligned { .. } => 4043,
-            Self::OutOfBounds { .. } => 4044,
-            Self::Stale { .. } => 4045,
-            Self::WrongSize { .. } => 4046,
-        })
-    }
-}
+coded! { ResolveError {
+    UnknownSegment => FailedPrecondition 4040,
+    UnknownRegion => FailedPrecondition 4041,
+    BadManagedFlag => InvalidArgument 4042,
+    Misaligned => InvalidArgument 4043,
+    OutOfBounds => InvalidArgument 4044,
+    Stale => FailedPrecondition 4045,
+    WrongSize => InvalidArgument 4046,
+} }
 
 /// Why a segment is not mapped.
 #[derive(Debug, thiserror::Error)]
@@ -279,19 +263,12 @@ pub enum MapError {
     },
 }
 
-impl Coded for MapError {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::FailedPrecondition
-    }
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Map { .. } => 4050,
-            Self::Unlike { .. } => 4051,
-            Self::NotSealed { .. } => 4052,
-            Self::Retired { .. } => 4053,
-        })
-    }
-}
+coded! { MapError {
+    Map => FailedPrecondition 4050,
+    Unlike => FailedPrecondition 4051,
+    NotSealed => FailedPrecondition 4052,
+    Retired => FailedPrecondition 4053,
+} }
 
 /// Where the payload of a block lies in this process: checked at one moment, and pinned by nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
