@@ -1,14 +1,14 @@
-//! Single flight: of all who want the same thing at the same time, one causes the work.
+//! Single flight: concurrent requests for one key share one call.
 //!
 //! ```text
-//!  join(key) ──first──▶ task ──▶ result ──▶ everybody who joined
+//!  join(key) ──first──▶ task ──▶ result ──▶ every waiter
 //!  join(key) ──later──▶  │ waits
-//!  the last one who waits goes away ──▶ the task is cancelled
+//!  the last waiter is dropped ──▶ the task is cancelled
 //! ```
 //!
-//! The work runs in a task of its own, so no caller is its leader: whoever is cancelled, the others
-//! still get the result. A failure is shared like a success. Only when nobody waits any more is the
-//! task aborted, so that a caller's deadline reaches all the way to the source.
+//! The work runs in its own task, so no caller is its leader: when one caller is cancelled, the
+//! others still get the result. A failure is shared like a success. The task is aborted only when
+//! no waiter is left, so the deadline of a caller also reaches the source.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,20 +18,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-/// The task behind a flight ended without a result: it panicked, or its runtime is going down.
+/// The task of a call ended without a result: it panicked, or its runtime is shutting down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CallLost;
 
-/// All flights under way, by key.
+/// All calls in progress, by key.
 #[derive(Debug)]
 pub(crate) struct SingleFlight<K, V> {
     board: Arc<Mutex<CallBoard<K, V>>>,
 }
 
-/// Its results come by a channel, its tasks are aborted by their handles.
+/// The board with result channels and abort handles.
 type CallBoard<K, V> = Board<K, watch::Receiver<Option<V>>, AbortHandle>;
 
-/// Who waits for what. Under a lock of its owner's, so that the model below can use another.
+/// Calls by key. The owner provides the lock, so that the loom model below can use its own.
 #[derive(Debug)]
 struct Board<K, R, T> {
     under_way: HashMap<K, Call<R, T>>,
@@ -39,18 +39,18 @@ struct Board<K, R, T> {
 
 #[derive(Debug)]
 struct Call<R, T> {
-    /// Tells a flight from its successor under the same key.
+    /// Distinguishes a call from its successor under the same key.
     number: u64,
     waiting: usize,
     result: R,
     task: Option<T>,
 }
 
-/// What comes of joining.
+/// The result of joining a call.
 enum JoinOutcome<V, R> {
-    /// It is under way, or has been put on the list just now.
+    /// The call is in progress or has just been added.
     Waits { number: u64, result: R },
-    /// Its result came in just now.
+    /// The result has just arrived.
     Landed(V),
 }
 
@@ -80,21 +80,21 @@ impl<K: Eq + Hash, R: Clone, T> Board<K, R, T> {
         }
     }
 
-    /// The task that does the work of a flight.
+    /// Records the task that does the work of a call.
     fn start(&mut self, key: &K, number: u64, task: T) {
         if let Some(flight) = self.under_way.get_mut(key).filter(|flight| flight.number == number) {
             flight.task = Some(task);
         }
     }
 
-    /// The work has ended, however it did.
+    /// Removes a call whose work has ended, with or without a result.
     fn finish(&mut self, key: &K, number: u64) {
         if self.under_way.get(key).is_some_and(|flight| flight.number == number) {
             self.under_way.remove(key);
         }
     }
 
-    /// One waits no longer; if that was the last one, the task that nobody needs.
+    /// Removes one waiter; after the last one returns the task, which is to be aborted.
     fn leave(&mut self, key: &K, number: u64) -> Option<T> {
         let flight = self.under_way.get_mut(key).filter(|flight| flight.number == number)?;
         flight.waiting -= 1;
@@ -120,10 +120,10 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Joins the flight of `key`, or starts it with the future that `work` makes.
+    /// Joins the call of `key`, or starts one with the future that `work` makes.
     ///
-    /// `landed` is asked under the lock before a new flight is started: a result that came in just
-    /// now is taken instead.
+    /// `landed` is called under the lock before a new call starts: a result that has just arrived
+    /// is returned instead.
     ///
     /// # Errors
     /// [`CallLost`] if the task ended without a result.
@@ -152,11 +152,11 @@ where
             let (board, key, number) = (Arc::clone(&self.board), waiter.key.clone(), waiter.number);
             let end = CallGuard { board, key, number };
             let future = work();
-            // Not under the lock: a runtime that is going down drops the task here and now, and
-            // with it the landing, which takes the lock.
+            // Not under the lock: a runtime that is shutting down drops the task at once, and with
+            // it the guard, which takes the lock.
             let task = tokio::spawn(async move {
                 let value = future.await;
-                // Off the list before the result is told: who comes later asks `landed`.
+                // Removed before the result is sent: later callers find it through `landed`.
                 drop(end);
                 sender.send_replace(Some(value));
             });
@@ -168,7 +168,7 @@ where
         }
     }
 
-    /// How many flights are under way.
+    /// Number of calls in progress.
     #[cfg(test)]
     fn len(&self) -> usize {
         lock(&self.board).under_way.len()
@@ -181,7 +181,7 @@ fn next_number() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Takes a flight off the list when its task ends, however it ends.
+/// Removes a call when its task ends, with or without a result.
 struct CallGuard<K: Eq + Hash, V> {
     board: Arc<Mutex<CallBoard<K, V>>>,
     key: K,
@@ -194,7 +194,7 @@ impl<K: Eq + Hash, V> Drop for CallGuard<K, V> {
     }
 }
 
-/// One who waits for a flight; the last one to go cancels it.
+/// A waiter for a call; dropping the last waiter cancels the call.
 struct Waiter<K: Eq + Hash, V> {
     board: Arc<Mutex<CallBoard<K, V>>>,
     key: K,
@@ -338,7 +338,7 @@ mod tests {
         use super::super::*;
         use std::sync::atomic::Ordering;
 
-        /// What a flight has come to.
+        /// The outcome of a call.
         #[derive(Default)]
         struct Work {
             told: AtomicBool,
@@ -347,14 +347,14 @@ mod tests {
 
         struct Sky {
             board: Mutex<Board<u8, Arc<Work>, Arc<Work>>>,
-            /// The value is there for whoever comes later.
+            /// The value is available to later callers.
             landed: AtomicBool,
             next: AtomicU64,
             tasks: Mutex<Vec<thread::JoinHandle<()>>>,
         }
 
         impl Sky {
-            /// As [`SingleFlight::join`], up to where it waits: `None`: it has the value.
+            /// Like [`SingleFlight::join`] up to the wait; `None` if the value is available.
             fn join(sky: &Arc<Self>) -> Option<(u64, Arc<Work>)> {
                 let mut begins = false;
                 let landed = || sky.landed.load(Ordering::Acquire).then_some(());
@@ -367,7 +367,8 @@ mod tests {
                 if begins {
                     let (own, work) = (Arc::clone(sky), Arc::clone(&result));
                     let task = thread::spawn(move || {
-                        // An abort takes the task at its next step, and it lands all the same.
+                        // An abort takes effect at the next step of the task, and the call is
+                        // removed all the same.
                         if work.aborted.load(Ordering::Acquire) {
                             return own.board.lock().unwrap().finish(&1, number);
                         }
@@ -391,7 +392,7 @@ mod tests {
 
         #[test]
         fn who_stays_gets_the_result_although_the_leader_is_cancelled() {
-            // All orders would take hours; those with three interruptions at most take seconds.
+            // All orders would take hours; those with at most three preemptions take seconds.
             let mut orders = loom::model::Builder::new();
             orders.preemption_bound = Some(3);
             orders.check(|| {
@@ -411,7 +412,7 @@ mod tests {
                 });
                 let stays = Sky::join(&sky);
                 leader.join().unwrap();
-                // Whoever began a task has listed it by now.
+                // By now every started task is in the list.
                 let tasks = std::mem::take(&mut *sky.tasks.lock().unwrap());
                 tasks.into_iter().for_each(|task| task.join().unwrap());
                 match stays {
