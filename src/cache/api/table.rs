@@ -1,4 +1,4 @@
-//! A request answered: its timestamps, its versions, their bytes, and who holds them.
+//! Answers a request: decides the versions of its rows, pins their objects, and opens the lease.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use crate::interval::ValidityInterval;
 use crate::shm::Pool;
 use crate::table::{ColumnRequest, Content, Request, RequestError, TableBody, View, When};
 
-/// For which rows a table is asked.
+/// The rows of a requested table.
 enum RowSource {
     Timestamps(Arc<Timestamps>),
     Timeframe(Arc<Timeframe>),
@@ -52,18 +52,18 @@ impl RowSource {
     }
 }
 
-/// A table that is pinned, before anybody has it in hand.
+/// A pinned table that has no lease yet.
 struct PinnedTable {
     shown: TableBody,
     versions: Arc<VersionSet>,
     pins: Arc<PinSet>,
     /// The timeframe's own table.
     kept: Option<Arc<Assembled>>,
-    /// The memory of the table's timestamps and runs.
+    /// Budget for the table's timestamps and runs.
     charges: Vec<Arc<Charge>>,
 }
 
-/// A request, and who asks until when.
+/// A request with its caller and deadline.
 #[derive(Clone, Copy)]
 struct Work<'a> {
     request: &'a Request,
@@ -93,7 +93,7 @@ impl PinnedTable {
 }
 
 /// # Errors
-/// [`RequestError::Field`] if there are other columns than the view can have.
+/// [`RequestError::Field`] if the view does not allow these columns.
 fn check_columns(request: &Request, columns: &[ColumnRequest]) -> Result<(), RequestError> {
     if request.view == View::Chunks && columns.len() != 1 {
         let reason = "chunks needs exactly one column".to_owned();
@@ -111,7 +111,7 @@ impl Cache {
         })
     }
 
-    /// The schema of the table that `request` asks for. Loads nothing, asks no source.
+    /// The schema of the table that `request` asks for. Loads nothing and asks no source.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -134,16 +134,16 @@ impl Cache {
         Ok(Described { schema: form.shape.schema_of(&form.schema, timeframe, None), rows })
     }
 
-    /// Waits until every object of the table is in shared memory and pinned for who asks.
+    /// Waits until every object of the table is in shared memory and pinned for the caller.
     ///
     /// # Errors
-    /// [`CacheError`]. After one, nothing is held.
+    /// [`CacheError`]. On error nothing stays pinned.
     pub async fn answer(&self, request: &Request, asker: &Caller) -> Result<Answer, CacheError> {
         self.answer_for(request, &request.when, asker, None).await
     }
 
-    /// The same for other times than those of the request; `common`: what is known of all tables of
-    /// its stream.
+    /// Like [`answer`](Self::answer), with the times given separately. `common` is the state shared
+    /// by all tables of a stream.
     pub(crate) async fn answer_for(
         &self,
         request: &Request,
@@ -267,7 +267,7 @@ impl Cache {
         }
     }
 
-    /// The form that `key` and `columns` decide.
+    /// The schema for `key` and `columns`.
     pub(super) fn form(&self, key: SchemaKey, columns: &[ColumnRequest]) -> Arc<TableSchema> {
         let instance = Instance {
             epoch: self.epoch(),
@@ -312,7 +312,8 @@ impl Cache {
         by_deadline(PLANNING, deadline, planned).await
     }
 
-    /// The rows of timestamps, from the timeframe of a stream that has the same ones if there is one.
+    /// The rows of timestamps, from a registered timeframe of the stream with the same timestamps,
+    /// if any.
     async fn rows_of_timestamps(
         &self,
         asked: Work<'_>,
@@ -330,8 +331,8 @@ impl Cache {
         Ok(found)
     }
 
-    /// Which version serves which of the timestamps; for those of `timeframe`, as it was known when
-    /// the timeframe was registered.
+    /// Decides which version serves which timestamp. For timestamps of `timeframe` it uses the
+    /// timelines as known at registration.
     async fn plan_of(
         &self,
         asked: Work<'_>,
@@ -350,7 +351,8 @@ impl Cache {
         by_deadline(PLANNING, deadline, planned).await
     }
 
-    /// The rows of timestamps; of those of `timeframe` what was known when it was registered.
+    /// The rows of timestamps; for those of `timeframe` with the timelines as known at
+    /// registration.
     async fn rows_at(
         &self,
         asked: Work<'_>,
@@ -360,7 +362,7 @@ impl Cache {
     ) -> Result<PinnedTable, CacheError> {
         let Work { request, asker, holder, deadline } = asked;
         let plan = self.plan_of(asked, columns, timestamps, timeframe).await?;
-        // Of those who ask for single tables nobody knows in which order they will.
+        // Requests for single tables come in no known order.
         if asker.of_stream && request.is_plain() {
             self.prefetch_next(&plan);
         }
@@ -370,7 +372,7 @@ impl Cache {
         Ok(PinnedTable::rows_of(&plan, &plan.assemble(got)))
     }
 
-    /// Whether `holder` may hold `versions` too, asked before any of them is pinned or waited for.
+    /// Whether `holder` may hold `versions`, too. Checked before any of them is pinned or awaited.
     ///
     /// # Errors
     /// [`CacheError::OverQuota`].
@@ -388,8 +390,8 @@ impl Cache {
         self.0.leases.check_quota_of(holder, wanted)
     }
 
-    /// The rows of a stream's timeframe that is registered with the same columns and timestamps: who
-    /// reads it so gets what all others get.
+    /// The rows of a stream's timeframe that is registered with the same columns and timestamps.
+    /// All readers of such a timeframe get the same table.
     async fn registered_rows(
         &self,
         asked: Work<'_>,
@@ -413,13 +415,13 @@ impl Cache {
         self.0.columns.check_missing(plan, request)?;
         match assembled(&self.0.loader, &timeframe, deadline).await {
             Ok(assembled) => Ok(Some(PinnedTable::kept(plan, assembled))),
-            // It was dropped meanwhile, which does not end what a stream asks for.
+            // The timeframe was dropped meanwhile, which does not end a request of a stream.
             Err(CacheError::UnknownTimeframe { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// The timeframe and the consumer that reads it, if anybody can be said to.
+    /// The timeframe and the consumer that reads it, if they are known.
     fn reader(
         &self,
         request: &Request,
@@ -432,8 +434,8 @@ impl Cache {
             timeframe.check_reader(consumer)?;
             return Ok(Some((timeframe.id(), consumer.clone())));
         }
-        // A session that does not say for whom it reads is the consumer that it attached as, if
-        // the timeframe waits for that one.
+        // A session without a named consumer reads as the consumer of its attach, if the timeframe
+        // is registered for that consumer.
         let session = request.session.as_ref();
         let consumer = session.and_then(|session| self.0.leases.holder_of(session));
         Ok(consumer
@@ -442,7 +444,7 @@ impl Cache {
             .map(|consumer| (timeframe.id(), consumer)))
     }
 
-    /// Who holds the table, if anybody has a name, and the timeframe that counts for it.
+    /// The holder of the table, if it has a name, and the timeframe of the table.
     fn holder(
         &self,
         request: &Request,
@@ -451,7 +453,7 @@ impl Cache {
     ) -> Option<LeaseHolder> {
         let session = request.session.as_ref();
         let attached = session.and_then(|session| self.0.leases.holder_of(session));
-        // Over TCP a session is no proof that its own process asks, so its quota is not used up.
+        // Over TCP a session does not prove that its own process asks, so its quota is not used.
         let account = match (&attached, &asker.origin) {
             (Some(name), Origin::Embedded) => name.account.clone(),
             (_, origin) => origin.account(),
@@ -490,7 +492,7 @@ impl Cache {
         self.0.leases.open(terms, vec![Arc::clone(pins)])
     }
 
-    /// What a timeframe was registered with, or other columns for its timestamps.
+    /// The rows of a registered timeframe, with its own or with other columns.
     async fn rows_of_timeframe(
         &self,
         asked: Work<'_>,
@@ -512,10 +514,10 @@ impl Cache {
         self.rows_at(asked, columns, plan.timestamps(), Some(timeframe)).await
     }
 
-    /// The versions of a table that is to be loaded for a lease, and who will hold it.
+    /// The versions of a table that is to be loaded for a lease, and the future holder.
     ///
     /// # Errors
-    /// As [`answer`](Self::answer), before anything is loaded.
+    /// As [`answer`](Self::answer), up to the load.
     pub(crate) async fn versions_for(
         &self,
         request: &Request,
