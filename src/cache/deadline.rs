@@ -11,6 +11,7 @@ pub(crate) const LOOK_UP: &str = "the source to say which versions hold";
 
 /// Runs `work` until `deadline`; `what` names the step in the error.
 ///
+/// # Errors
 /// The error of `work`, or [`CacheError::DeadlineExceeded`].
 pub(crate) async fn by_deadline<T>(
     what: &str,

@@ -1,26 +1,26 @@
-//! The count of an object's pins: who is the first, who was the last.
+//! The pin count of an object: detects the first pin and the last unpin.
 //!
 //! ```text
-//!  pin    0 ─▶ 1: its bytes count as pinned       n ─▶ n + 1: nothing else
-//!  unpin  1 ─▶ 0: they do not, and it can go      n ─▶ n - 1: nothing else
+//!  pin    0 ─▶ 1: its bytes count as pinned            n ─▶ n + 1: nothing else
+//!  unpin  1 ─▶ 0: they do not, and it can be evicted   n ─▶ n - 1: nothing else
 //! ```
 //!
-//! Whoever pins holds the object already, by an `Arc`; so a count of 0 frees nothing by itself. Generic
-//! over the word, so that the models below run the very same code under loom.
+//! The caller already holds the object by an `Arc`, so a count of 0 frees nothing by itself.
+//! Generic over the counter, so that the models below run the same code under loom.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// An atomic count.
 pub(crate) trait PinCount {
-    /// Adds one; gives what it was.
+    /// Adds one and returns the previous value.
     fn up(&self) -> u32;
-    /// Takes one away; gives what it was.
+    /// Subtracts one and returns the previous value.
     fn down(&self) -> u32;
 }
 
 impl PinCount for AtomicU32 {
     fn up(&self) -> u32 {
-        // SYNC(pins): the last to unpin sees all that those before it did with the object.
+        // SYNC(pins): the last to unpin sees all earlier accesses to the object.
         self.fetch_add(1, Ordering::AcqRel)
     }
     fn down(&self) -> u32 {
@@ -29,14 +29,14 @@ impl PinCount for AtomicU32 {
     }
 }
 
-/// One pin more; `first` is called by the first of them.
+/// Adds a pin; calls `first` if it is the first.
 pub(crate) fn pin(pins: &impl PinCount, first: impl FnOnce()) {
     if pins.up() == 0 {
         first();
     }
 }
 
-/// One pin less; `last` is called by the last of them.
+/// Removes a pin; calls `last` if it was the last.
 pub(crate) fn unpin(pins: &impl PinCount, last: impl FnOnce()) {
     if pins.down() == 1 {
         last();
@@ -66,14 +66,14 @@ mod tests {
     #[derive(Default)]
     struct Home {
         pinned_bytes: AtomicU64,
-        /// The object, while it is a candidate: as the map of the residency has it.
+        /// The object while it can be evicted, as in the map of the residency.
         candidate: Mutex<Option<Arc<Object>>>,
         gone: AtomicU32,
     }
 
     struct Object {
         pins: AtomicU32,
-        /// Whether it is a candidate; written under the lock, read without.
+        /// Whether it is listed for eviction; written under the lock, read without.
         listed: AtomicBool,
         home: Arc<Home>,
     }
@@ -107,7 +107,7 @@ mod tests {
             });
         }
 
-        /// Pins it if it is there.
+        /// Pins the object if it is there.
         fn find(&self) -> Option<Arc<Object>> {
             let candidate = self.candidate.lock().unwrap();
             let object = candidate.clone()?;
@@ -127,8 +127,8 @@ mod tests {
         }
     }
 
-    /// Every order in which threads are interrupted three times at most: what goes wrong between so
-    /// few of them goes wrong with two, as a rule, and all orders would take hours.
+    /// Runs all orders with at most three preemptions. Most bugs need no more than two, and all
+    /// orders would take hours.
     fn few_switches(model: impl Fn() + Send + Sync + 'static) {
         let mut orders = loom::model::Builder::new();
         orders.preemption_bound = Some(3);
@@ -188,7 +188,7 @@ mod tests {
             finds.join().unwrap();
             evicts.join().unwrap();
             assert_eq!(home.pinned_bytes.load(Ordering::Acquire), 0);
-            // A candidate, or gone; never neither.
+            // Listed or gone, never neither.
             let listed = u32::from(home.candidate.lock().unwrap().is_some());
             assert_eq!(listed + home.gone.load(Ordering::Acquire), 1);
             home.evict();

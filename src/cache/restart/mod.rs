@@ -1,24 +1,23 @@
-//! What outlives this process, where somebody keeps descriptors for the next one: a warm restart.
+//! Warm restart: state that a descriptor store keeps for the next process.
 //!
 //! ```text
-//!  this process                                   keeper (systemd)            its successor
-//!   segments (memfds, sealed) ──one name each──▶  holds the descriptors ──▶  Heritage
-//!   Ledger: which object lies where ───────────▶                              │ Relic: block header,
-//!   Notes: which version decides when ─────────▶                              │ CRC-32C right?
-//!                                                                             ▼
-//!                                              copied into segments of its own, under new generations
+//!  this process                                 DescriptorStore (systemd)     next process
+//!   segments (memfds, sealed) ──one name each──▶ keeps the descriptors ──▶ Inheritance
+//!   ObjectLog: location of each object ────────▶                            │ InheritedObject:
+//!   SavedTimelines: effective versions ────────▶                            │ header, CRC-32C right?
+//!                                                                           ▼
+//!                                              copied into its own segments, with new generations
 //! ```
 //!
-//! The ledger is written as objects come and go: one record of 256 bytes each, with a checksum of its
-//! own, so a process that is killed in the middle leaves a record that says nothing. It is crossed
-//! out before the object's place is given back; what lies in a place that was given back is never
-//! taken for an object, whatever its bytes look like. The notes are written a moment later, in turn
-//! into two files, so that one of them is whole at any time.
+//! The object log is written as objects come and go: one record of 256 bytes each, with a checksum
+//! of its own, so a process killed during a write leaves an invalid record. A record is erased
+//! before its block is freed, so bytes in freed memory are never taken for an object, whatever they
+//! contain. The timelines are saved a moment later, alternating between two files, so that one of
+//! them is complete at any time.
 //!
-//! Sealed segments cannot be written any more, not even by us: so a successor copies what it takes
-//! over, object by object, and gives each old segment back when it has all of it. For that moment
-//! memory is needed twice. Sessions, leases and timeframes are not taken over: those who had them
-//! come back by themselves.
+//! Sealed segments cannot be written any more, not even by this service. So the next process copies
+//! the objects one by one, and releases each old segment when it is done. During that time the
+//! memory is needed twice. Sessions, leases and timeframes are not taken over: clients reopen them.
 
 mod inheritance;
 mod object_log;
@@ -36,19 +35,19 @@ pub(crate) use object_log::{LogEntry, LogRecord, ObjectLog};
 use timelines::TimelineFiles;
 pub(crate) use timelines::{SavedSeries, SavedTimelines};
 
-/// What stands before the name of each descriptor that is kept.
+/// Prefix of the name of each kept descriptor.
 const PREFIX: &str = "iovcache-";
 
-/// Keeps descriptors for the process that comes after this one.
+/// Keeps descriptors for the next process.
 pub trait DescriptorStore: fmt::Debug + Send + Sync + 'static {
-    /// Keeps a copy under a name, beside those that have it already.
+    /// Keeps a copy of a descriptor under a name, in addition to others with that name.
     fn keep(&self, name: &str, file: BorrowedFd<'_>);
 
-    /// Keeps those of this name no longer.
+    /// Drops the descriptors with this name.
     fn forget(&self, name: &str);
 }
 
-/// What this process leaves to its successor.
+/// The state that this process saves for the next one.
 #[derive(Debug)]
 pub(super) struct RestartState {
     pub(super) object_log: Arc<ObjectLog>,
@@ -68,7 +67,7 @@ impl RestartState {
         Ok(Self { object_log, notes: Mutex::new(notes) })
     }
 
-    /// Writes down what is known, if it is not what was written last.
+    /// Saves the timelines if they have changed since the last save.
     pub(super) fn note(&self, saved_timelines: &SavedTimelines) {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = notes.write(saved_timelines) {
@@ -77,7 +76,7 @@ impl RestartState {
     }
 }
 
-/// The name under which a segment is kept.
+/// The name of a segment in the descriptor store.
 pub(super) fn segment_name(epoch: Epoch, id: u16) -> String {
     format!("{PREFIX}segment-{epoch}-{id}")
 }

@@ -1,10 +1,10 @@
-//! The columns of a request, and what is known of the versions of each.
+//! The columns of a request, and the known timelines of their versions.
 //!
 //! ```text
 //!  request ─▶ columns: its own, of a configured table, or of the timeframe
 //!                │ each: path, metadata, limits
 //!                ▼
-//!  lock ─▶ object index ┬─▶ timeline that is known at the timestamps, or over the range
+//!  lock ─▶ object index ┬─▶ timeline known at the timestamps, or over the range
 //!  else ─▶ catalog ─────┘
 //! ```
 
@@ -28,21 +28,21 @@ use crate::object::CreationLimits;
 use crate::source::{Policies, WhenMissing};
 use crate::table::{ColumnRequest, Columns, Missing, Request, RequestError};
 
-/// Finds the columns of a request, and their versions.
+/// Finds the columns of a request and their timelines.
 #[derive(Debug)]
 pub(crate) struct ColumnLookUp {
     pub(crate) clock: Clock,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) objects: Arc<ObjectIndex>,
-    /// What the service sees of the versions, for every request.
+    /// Limits on the versions that the service sees, for every request.
     pub(crate) limits: CreationLimits,
     pub(crate) policies: Policies,
-    /// Sets of columns that requests may name.
+    /// Named sets of columns that requests may refer to.
     pub(crate) tables: BTreeMap<String, Vec<ColumnRequest>>,
 }
 
 impl ColumnLookUp {
-    /// The columns that a message asks for; `registered` is what a timeframe has.
+    /// The columns that a request asks for; `registered` are those of its timeframe.
     ///
     /// # Errors
     /// [`CacheError::UnknownTable`].
@@ -68,7 +68,7 @@ impl ColumnLookUp {
     }
 
     /// # Errors
-    /// [`CacheError::Missing`] with the columns that must not have gaps, and have some.
+    /// [`CacheError::Missing`] with the columns that must not have gaps but do.
     pub(crate) fn check_missing(&self, plan: &Plan, request: &Request) -> Result<(), CacheError> {
         let wrong = |column: &&MissingColumn| match self.policies.missing(&column.path) {
             Some(WhenMissing::Required) => true,
@@ -79,8 +79,8 @@ impl ColumnLookUp {
         if columns.is_empty() { Ok(()) } else { Err(CacheError::Missing { columns }) }
     }
 
-    /// What is known of each column at the timestamps; of those that a timeframe was registered
-    /// with, what was known then.
+    /// The known timeline of each column at the timestamps. Columns of a registered timeframe use
+    /// the timelines known at its registration.
     pub(crate) async fn known_at(
         &self,
         request: &Request,
@@ -106,7 +106,7 @@ impl ColumnLookUp {
         self.all_known(columns, known, limits, timestamps, deadline).await
     }
 
-    /// What is known of each column at the timestamps: as given, else the source is asked.
+    /// The known timeline of each column at the timestamps: the given one, or else from the source.
     pub(crate) async fn all_known(
         &self,
         columns: &[ColumnRequest],
@@ -141,7 +141,7 @@ impl ColumnLookUp {
         Ok(known.filter_map(|(column, known)| Some((column.clone(), known?))).collect())
     }
 
-    /// What is known of each column over `range`.
+    /// The known timeline of each column over `range`.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -165,7 +165,7 @@ impl ColumnLookUp {
         by_deadline(LOOK_UP, deadline, try_join_all(known)).await
     }
 
-    /// What is known of columns over a range, for the service's own limits.
+    /// The known timelines of columns over a range, with the service's own limits.
     pub(crate) async fn spans(
         &self,
         columns: &[ColumnRequest],

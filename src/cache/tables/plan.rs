@@ -1,12 +1,12 @@
-//! Which version serves which rows: decided before the first byte is loaded, and from then on
-//! fixed.
+//! The plan of a table: assigns versions to rows before anything is loaded, and stays fixed from
+//! then on.
 //!
 //! ```text
 //!  columns × timestamps ──join──▶ Plan: runs of rows, each with its version (or none)
-//!  columns × range      ──spans─▶ Spans: pieces of time, each with its version
+//!  columns × range      ──spans─▶ PlannedIntervals: spans of time, each with its version
 //!                                   │ distinct ids
 //!                                   ▼
-//!                               pin_all ──▶ Assembled: the same with MetaHeaders, and the pins
+//!                               pin_all ──▶ Assembled: with MetaHeaders, and the pins
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
@@ -36,41 +36,41 @@ use crate::table::{
     EncodeError, Encoding, IntervalColumn, IntervalRow, Objects, TableBody, View,
 };
 
-/// A table of so many columns is taken apart by somebody else than who lets go of it. To tell a thread
-/// of it takes 20 µs, in which some hundred columns go.
+/// Tables with at least this many columns are freed on a blocking thread. Starting one takes 20 µs,
+/// the time to free some hundred columns.
 const MANY_COLUMNS: usize = 256;
-/// From this number on, work over all entries of the timestamps, or all cells, does not keep others
-/// from its thread.
+/// From this number on, work over all entries of the timestamps, or all cells, does not block other
+/// tasks of the thread.
 const MANY_ENTRIES: usize = 1 << 16;
-/// Room for at most this many versions is made before they come.
+/// Maximum number of versions for which capacity is allocated in advance.
 const EXPECTED_VERSIONS: usize = 1 << 16;
-/// What a distinct version takes: its place, its slots, its pin, and how it came.
+/// Memory per distinct version: its place, its slots, its pin, and how it was obtained.
 const VERSION_BYTES: u64 = 64;
-/// What a cell takes in the plan and in the table.
+/// Memory per cell, in the plan and in the table.
 const CELL_BYTES: u64 = (size_of::<Cell>() + size_of::<u32>()) as u64;
-/// Encoded batches that are larger than this are made anew each time.
+/// Larger encoded batches are not cached.
 const MAX_ENCODED_BYTES: usize = 1 << 20;
 
 /// The versions that a table needs, each id once.
 #[derive(Debug)]
 struct Distinct {
     timelines: Vec<Arc<LinkedTimeline>>,
-    /// By version: which timeline, and its index there.
+    /// By version: the timeline, and its index there.
     places: Vec<(u32, u32)>,
-    /// The numbers of versions plus 1, where their ids are looked for first, or behind that; 0: no
-    /// more. A power of two, and never full.
+    /// An open-addressing hash table by id: the numbers of versions plus 1; 0: empty slot. Its
+    /// length is a power of two, and it is never full.
     slots: Vec<u32>,
     hasher: RandomState,
     /// By version: the column that used it last, counted from 1, and its cell there.
     cells: Vec<(u32, u32)>,
     /// By cell, column after column: the number of its version.
     numbers: Vec<u32>,
-    /// Where those of the column that came last begin.
+    /// Index of the first cell of the latest column.
     first: usize,
 }
 
 impl Distinct {
-    /// Room for this many versions at first.
+    /// With initial capacity for this many versions.
     fn with_capacity(versions: usize) -> Self {
         Self {
             timelines: Vec::new(),
@@ -83,13 +83,13 @@ impl Distinct {
         }
     }
 
-    /// The versions of one more column come.
+    /// Starts the next column.
     fn column(&mut self, timeline: &Arc<LinkedTimeline>) {
         self.timelines.push(Arc::clone(timeline));
         self.first = self.numbers.len();
     }
 
-    /// Where the cells of the column that came last are among all.
+    /// The range of the cells of the latest column.
     fn range(&self) -> Range<usize> {
         self.first..self.numbers.len()
     }
@@ -99,7 +99,7 @@ impl Distinct {
         self.timelines[timeline as usize].id(index)
     }
 
-    /// Where the number of a version stands, or belongs; `is_it` tells whether a number is its.
+    /// The slot of a version, or a free one for it; `is_it` tells whether a number is that version.
     fn slot(&self, id: ObjectId, is_it: impl Fn(usize) -> bool) -> usize {
         let mask = self.slots.len() - 1;
         let mut slot = self.hasher.hash_one(id) as usize & mask;
@@ -112,8 +112,8 @@ impl Distinct {
         }
     }
 
-    /// Whether version `number` is that of the column that came last. Versions of one id of which
-    /// the source describes other bytes are not one: that is found out where they are pinned.
+    /// Whether version `number` is that of the latest column. Versions with one id that the source
+    /// describes differently are distinct: this is detected when they are pinned.
     fn is(&self, number: usize, index: u32) -> bool {
         let (own, other) = (self.timelines.len() - 1, self.places[number]);
         if self.id(number) != self.timelines[own].id(index) {
@@ -129,7 +129,7 @@ impl Distinct {
         Arc::ptr_eq(own, other) || !differ
     }
 
-    /// The number of a version of the column that came last.
+    /// The number of a version of the latest column.
     fn number(&mut self, index: u32) -> u32 {
         let timeline = self.timelines.len() - 1;
         let id = self.timelines[timeline].id(index);
@@ -154,12 +154,12 @@ impl Distinct {
         }
     }
 
-    /// How many versions there are, and how many cells.
+    /// Number of versions, and of cells.
     fn counts(&self) -> (usize, usize) {
         (self.places.len(), self.numbers.len())
     }
 
-    /// The cell of a version in the column that came last.
+    /// The cell of a version in the latest column.
     fn cell(&mut self, index: u32) -> u32 {
         let (column, number) = (self.timelines.len() as u32, self.number(index));
         let cell = &mut self.cells[number as usize];
@@ -170,37 +170,37 @@ impl Distinct {
         cell.1
     }
 
-    /// The versions, and by cell the number of its version.
+    /// The versions, and the number of the version of each cell.
     fn into_versions(self) -> (Arc<VersionSet>, Vec<u32>) {
         (Arc::new(VersionSet::new(self.timelines, self.places)), self.numbers)
     }
 }
 
-/// Which version serves which rows, for each column.
+/// The versions that serve the rows of each column.
 #[derive(Debug)]
 pub(crate) struct Plan {
     timestamps: Arc<Timestamps>,
     versions: Arc<VersionSet>,
     columns: Vec<PlannedColumn>,
-    /// By cell, column after column: the place of its version among those of the plan.
+    /// By cell, column after column: the number of its version in the plan.
     places: Vec<u32>,
     missing: Vec<MissingColumn>,
-    /// Pays for the plan, and for the table that is made of it.
+    /// Budget for the plan and its table.
     charge: Arc<Charge>,
 }
 
 #[derive(Debug)]
 struct PlannedColumn {
     request: ColumnRequest,
-    /// Where the places of its cells are.
+    /// The range of its cells in `places`.
     cells: Range<usize>,
     runs: Arc<[CellRun]>,
     known: KnownTimeline,
 }
 
 impl Plan {
-    /// Decides which version serves which rows. Yields while it takes long, so that a deadline ends
-    /// it. What it and its table take is charged to `budget`.
+    /// Assigns versions to rows. Yields if it takes long, so that a deadline can end it. The memory
+    /// of the plan and its table is charged to `budget`.
     ///
     /// # Errors
     /// [`CacheError::Budget`].
@@ -211,7 +211,7 @@ impl Plan {
     ) -> Result<Self, CacheError> {
         let entries = timestamps.entries();
         if entries >= MANY_ENTRIES {
-            // It looks at each of them, for all columns once.
+            // Examines each of them, once for all columns.
             in_place(|| timestamps.prepare());
         }
         let most = known.iter().map(|(_, known)| entries.min(known.timeline.versions()));
@@ -243,7 +243,7 @@ impl Plan {
         self.timestamps.len()
     }
 
-    /// What was known of each query when this was planned.
+    /// The timeline of each query as known when this was planned.
     pub(crate) fn known_queries(&self) -> HashMap<QueryOfColumn<'_>, &KnownTimeline> {
         let known = self.columns.iter().rev().map(|planned| {
             let ColumnRequest { path, metadata, .. } = &planned.request;
@@ -252,12 +252,12 @@ impl Plan {
         known.collect()
     }
 
-    /// Each column, and what was known of it when this was planned.
+    /// Each column, with its timeline as known when this was planned.
     pub(crate) fn known_columns(&self) -> impl Iterator<Item = (&ColumnRequest, &KnownTimeline)> {
         self.columns.iter().map(|planned| (&planned.request, &planned.known))
     }
 
-    /// The columns with rows for which nothing is valid.
+    /// The columns with rows without a valid object.
     pub(crate) fn missing(&self) -> &[MissingColumn] {
         &self.missing
     }
@@ -267,7 +267,7 @@ impl Plan {
         &self.versions
     }
 
-    /// The table with the places in memory, from what was pinned for [`versions`](Self::versions).
+    /// The table with the locations in memory, from the pins of [`versions`](Self::versions).
     pub(crate) fn assemble(&self, got: PinnedVersions) -> Assembled {
         match self.places.len() {
             0..MANY_ENTRIES => self.assemble_here(got),
@@ -304,23 +304,23 @@ impl Drop for Plan {
     }
 }
 
-/// Takes apart what nobody needs any more, and nobody waits for that.
+/// Frees a value on a blocking thread, without waiting for it.
 fn later(rest: impl Send + 'static) {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         drop(runtime.spawn_blocking(move || drop(rest)));
     }
 }
 
-/// A plan in the making.
+/// A plan under construction.
 struct Planning {
     distinct: Distinct,
     missing: Vec<MissingColumn>,
-    /// Runs of a piece of a column.
+    /// Runs of a part of a column.
     piece: Vec<Run>,
-    /// Those of the column at hand.
+    /// Runs of the current column.
     runs: Vec<CellRun>,
     charge: Charge,
-    /// Bytes of all runs of the columns before.
+    /// Bytes of the runs of all earlier columns.
     run_bytes: u64,
     turns: Turns,
 }
@@ -361,9 +361,9 @@ impl Planning {
         Ok(PlannedColumn { request, cells, runs, known })
     }
 
-    /// Charges what there is by now.
+    /// Charges the current size.
     fn pay(&mut self) -> Result<(), CacheError> {
-        // The runs at hand are there twice for a moment.
+        // The runs of the current column exist twice for a moment.
         let bytes = self.bytes() + 2 * size_of_val(&self.runs[..]) as u64;
         match bytes.saturating_sub(self.charge.bytes()) {
             0 => Ok(()),
@@ -371,14 +371,14 @@ impl Planning {
         }
     }
 
-    /// What versions, cells and the runs of the columns before take.
+    /// Bytes of versions, cells and the runs of earlier columns.
     fn bytes(&self) -> u64 {
         let (versions, cells) = self.distinct.counts();
         versions as u64 * VERSION_BYTES + cells as u64 * CELL_BYTES + self.run_bytes
     }
 }
 
-/// Adds the rows of a run without an object to those for which nothing is valid.
+/// Adds the rows of a run without an object to the missing rows of its column.
 fn widen(
     gap: &mut Option<MissingColumn>,
     request: &ColumnRequest,
@@ -413,24 +413,24 @@ fn cells(places: &[u32], got: &PinnedVersions, stale: bool) -> Vec<Cell> {
 pub(crate) struct Assembled {
     pub(crate) columns: Arc<Vec<Column>>,
     pub(crate) pins: Arc<PinSet>,
-    /// The batches as they cross the wire, in the forms in which they were asked for.
+    /// The encoded batches, by the encodings requested so far.
     encoded: Mutex<Vec<(EncodedKey, EncodedBatches)>>,
-    /// Pays for it.
+    /// Budget for the table.
     pub(crate) charge: Arc<Charge>,
 }
 
-/// What decides how batches are encoded, beside what they hold.
+/// Everything that determines the encoding of batches, beside their content.
 type EncodedKey = (Encoding, CellKind, bool);
 
-/// What two columns have in common if they ask for the same.
+/// The query of a column; equal for columns that ask for the same versions.
 pub(crate) type QueryOfColumn<'a> = (&'a ObjectPath, &'a BTreeMap<String, String>);
 
 /// The messages of each batch.
 type EncodedBatches = Arc<Vec<BatchMessages>>;
 
 impl Assembled {
-    /// The messages of each batch in this form, if it is one that is kept: every consumer of a
-    /// timeframe asks for the same.
+    /// The messages of each batch in this encoding, if it is cached: all consumers of a timeframe
+    /// ask for the same table.
     ///
     /// # Errors
     /// [`EncodeError`].
@@ -445,7 +445,7 @@ impl Assembled {
             TableBody::Rows { timestamps, .. } => timestamps.len(),
             TableBody::Intervals(_) => return Ok(None),
         };
-        // Run-end encoded they are small, however many rows there are.
+        // Run-end encoded batches are small for any number of rows.
         let bytes_per_row = match shape.encoding {
             Encoding::RunEnd => 0,
             Encoding::Dictionary => size_of::<i32>(),
@@ -476,7 +476,7 @@ impl Assembled {
         Ok(Some(batches))
     }
 
-    /// Lets go of the objects, if nobody else has them.
+    /// Unpins the objects, unless there are other holders.
     pub(crate) fn let_go(assembled: Arc<Self>) {
         let Some(Self { columns, pins, encoded, .. }) = Arc::into_inner(assembled) else { return };
         drop(pins);
@@ -485,18 +485,18 @@ impl Assembled {
         }
     }
 
-    /// The bytes of memory that its objects take.
+    /// The memory that its objects take.
     pub(crate) fn charged_bytes(&self) -> u64 {
         self.pins.pins().iter().map(crate::cache::memory::object::Pin::charged_bytes).sum()
     }
 }
 
-/// What the cells of a table name, in somebody's hands.
+/// The objects of the cells of a table, in use.
 #[derive(Debug)]
 pub(crate) struct TableObjects {
     pub(crate) versions: Arc<VersionSet>,
     pub(crate) pins: Arc<InUseGuard>,
-    /// Pays for the table, as long as it is being sent.
+    /// Budget for the table, charged as long as it is being sent.
     pub(crate) _charges: Arc<[Arc<Charge>]>,
 }
 
@@ -514,12 +514,12 @@ impl Objects for TableObjects {
     }
 }
 
-/// Which version is effective when, for each column, all over a range.
+/// The effective version of each column over a range.
 #[derive(Debug)]
 pub(crate) struct PlannedIntervals {
     versions: Arc<VersionSet>,
     columns: Vec<PlannedIntervalColumn>,
-    /// By cell, column after column: the place of its version among those of all.
+    /// By cell, column after column: the number of its version.
     places: Vec<u32>,
     charge: Arc<Charge>,
 }
@@ -527,14 +527,14 @@ pub(crate) struct PlannedIntervals {
 #[derive(Debug)]
 struct PlannedIntervalColumn {
     request: ColumnRequest,
-    /// Where the places of its cells are.
+    /// The range of its cells in `places`.
     cells: Range<usize>,
     rows: Vec<IntervalRow>,
     stale: bool,
 }
 
 impl PlannedIntervals {
-    /// Decides which version is effective when. Yields and charges like [`Plan::new`].
+    /// Determines the effective versions. Yields and charges like [`Plan::new`].
     ///
     /// # Errors
     /// [`CacheError::Budget`].
@@ -569,7 +569,7 @@ impl PlannedIntervals {
         Ok(Self { versions, columns, places, charge: Arc::new(charge) })
     }
 
-    /// What pays for it, and for the table that is made of it.
+    /// The budget for the plan and its table.
     pub(crate) fn charge(&self) -> &Arc<Charge> {
         &self.charge
     }
