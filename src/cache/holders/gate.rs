@@ -1,7 +1,7 @@
 //! The gate of a lease: stops the messages of a table when its lease ends.
 //!
 //! ```text
-//!  Lease ──ends──▶ Gate ──close──▶ Gated: its messages, and the pins with them, are dropped at once
+//!  Lease ──ends──▶ Gate ──close──▶ Gated: drops its messages and their pins at once
 //! ```
 //!
 //! The transport asks for the next message only while the client reads. A client that does not read

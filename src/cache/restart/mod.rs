@@ -4,7 +4,7 @@
 //!  this process                                 DescriptorStore (systemd)     next process
 //!   segments (memfds, sealed) ──one name each──▶ keeps the descriptors ──▶ Inheritance
 //!   ObjectLog: location of each object ────────▶                            │ InheritedObject:
-//!   SavedTimelines: effective versions ────────▶                            │ header, CRC-32C right?
+//!   SavedTimelines: effective versions ────────▶                            │ header, CRC-32C?
 //!                                                                           ▼
 //!                                              copied into its own segments, with new generations
 //! ```
