@@ -1,10 +1,10 @@
 //! The backing of segments: creates their files, maps them and seals them.
 //!
 //! ```text
-//!  Memfd   memfd_create ─▶ fallocate ─▶ map ─▶ head ─▶ seal       consumers get this very file
 //!  Memfd   memfd_create ─▶ fallocate ─▶ map ─▶ head ─▶ seal       consumers get this file
 //!  Folder  create 0640  ─▶ fallocate ─▶ map ─▶ head ─▶ open again, read-only, for consumers
 //!  FairMq  like Folder, with a name that FairMQ's shmem opens
+//! ```
 //!
 //! If the host gives huge pages only on advice, they are made through the mapping. fallocate then
 //! follows for the remaining pages, and reports whether there was room.

@@ -1,4 +1,4 @@
-//! A segment or region: what it is to the pool, and as what consumers get it.
+//! Segments and regions: the pool's view of them, and the view of consumers.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -14,13 +14,13 @@ use super::layout::{Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, u
 use super::mapping::Mapping;
 use super::region::Region;
 
-/// What a place can be in.
+/// The kind of memory that holds a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A segment of our own.
+    /// A segment of the service.
     Segment,
-    /// A region that somebody else owns.
+    /// A region owned by another process.
     Region,
 }
 
@@ -33,7 +33,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A segment or region that blocks lie in, as consumers get it.
+/// A segment or region with blocks, as given to consumers.
 #[derive(Clone)]
 pub struct SharedSegment(pub(super) Arc<Segment>);
 
@@ -43,17 +43,17 @@ impl SharedSegment {
         self.0.kind
     }
 
-    /// Its number among those of its kind.
+    /// Its id among those of its kind.
     pub fn id(&self) -> u16 {
         self.0.id
     }
 
-    /// All of it, its header included.
+    /// Its size, header included.
     pub fn size_bytes(&self) -> u64 {
         self.0.mapping().length() as u64
     }
 
-    /// Its file: sealed, or open for reading only. A region that is but a range of memory has none.
+    /// Its file: sealed, or open for reading only. A region from a range of memory has none.
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         match &self.0.memory {
             SegmentMemory::Segment(made) => Some(made.file.as_fd()),
@@ -88,12 +88,12 @@ impl Segment {
         }
     }
 
-    /// All of it, in bytes.
+    /// Its size in bytes.
     pub(super) fn length(&self) -> u64 {
         self.mapping().length() as u64
     }
 
-    /// Where the first block can begin.
+    /// Offset of the first block.
     fn first_block(&self) -> u64 {
         match self.kind {
             Kind::Segment => SEGMENT_HEADER_BYTES,
@@ -101,12 +101,12 @@ impl Segment {
         }
     }
 
-    /// Where the block begins whose place starts at this granule.
+    /// Offset of the block whose place starts at this granule.
     pub(super) fn block_at(&self, granule: u32) -> usize {
         (self.first_block() + u64::from(granule) * GRANULE_BYTES) as usize
     }
 
-    /// How many granules blocks can take.
+    /// Number of granules for blocks.
     pub(super) fn granules(&self) -> u32 {
         let length = self.mapping().length() as u64;
         let bytes = match self.kind {
@@ -119,24 +119,23 @@ impl Segment {
     pub(super) fn write_segment_header(&self, epoch: Epoch) {
         let mapping = self.mapping();
         let header = SegmentHeader::new(epoch, self.id, mapping.length() as u64).to_bytes();
-        // SAFETY: the segment is new: no other process knows of it, and it is longer than its head.
+        // SAFETY: the segment is new: no other process knows it, and it is longer than its head.
         unsafe { mapping.write(0, &header) };
     }
 
-    /// Says to all who have it mapped that nothing in it will be valid any more.
+    /// Marks the segment as retired for all processes that have it mapped.
     pub(super) fn retire(&self) {
         // SYNC(retire): pairs with the Acquire load in `Mappings::swept`.
         let retired = self.mapping().atomic_u32(offset_of!(SegmentHeader, retired));
         retired.store(1, Ordering::Release);
     }
 
-    /// Zeroes whatever an earlier instance left that looks like a generation: this one will divide
-    /// the region differently, so what an old MetaHeader names would be half of one object and half
-    /// of another.
+    /// Zeroes words of an earlier instance that look like a generation. This instance divides the
+    /// region differently, so an old MetaHeader could refer to parts of two objects.
     pub(super) fn forget_generations(&self) {
         for granule in 0..self.granules() {
             let word = self.mapping().atomic_u64(self.block_at(granule));
-            // A page that was never written is not to be made just for a zero.
+            // A page that was never written must not be allocated just for a zero.
             if word.load(Ordering::Relaxed) != 0 {
                 word.store(0, Ordering::Release);
             }

@@ -1,7 +1,7 @@
 //! Fork handling of attach sockets: the session stays with the parent, and a child cannot use it.
 //!
 //! ```text
-//!  parent: attach socket ── fork ──▶ child: generation + 1, and each attach socket replaced by a
+//!  parent: attach socket ── fork ──▶ child: generation + 1, and each attach socket replaced by an
 //!                                           unconnected socket under the same number
 //! ```
 //!
