@@ -125,7 +125,7 @@ pub enum CacheError {
     TimeframeExists {
         /// The id.
         timeframe: u64,
-        /// What differs: timestamps, columns or consumers.
+        /// The part that differs: timestamps, columns or consumers.
         difference: &'static str,
     },
     /// Too many timeframes are in flight, or they need too much memory, and the deadline passed.

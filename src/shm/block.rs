@@ -253,7 +253,7 @@ impl Block {
     fn header_bytes(&self, offset: usize, length: usize) -> &[u8] {
         debug_assert!(offset + length <= size_of::<BlockHeader>());
         // SAFETY: a header stands before each payload; that of a published block is not written
-        // before the block is given up, but for its generation, which is not asked for here.
+        // before the block is freed, except its generation, which is not read here.
         unsafe { self.place.mapping().bytes(self.place.block + offset, length) }
     }
 

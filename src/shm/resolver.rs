@@ -233,7 +233,7 @@ pub enum MapError {
         kind: Kind,
         /// Its id.
         id: u16,
-        /// What differs.
+        /// The field that differs.
         what: &'static str,
         /// The value found.
         got: u64,

@@ -14,7 +14,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// An atomic word, and the fence that goes with it.
+/// An atomic word with its fence.
 pub(super) trait Word {
     fn load(&self, ordering: Ordering) -> u64;
     fn store(&self, value: u64, ordering: Ordering);

@@ -201,7 +201,7 @@ impl Cache {
             _ => None,
         };
         let columns = self.0.columns.requested(&request.columns, registered)?;
-        // Before anything is loaded: what cannot be sent need not be.
+        // Checked before anything is loaded.
         check_columns(request, columns)?;
         let asked = Work { request, asker, holder: holder.as_ref(), deadline };
         let found = match &subject {
@@ -242,7 +242,7 @@ impl Cache {
         })
     }
 
-    /// The form of the table of `subject`.
+    /// The schema of the table of `subject`.
     fn form_of(
         &self,
         request: &Request,

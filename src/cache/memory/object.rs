@@ -1,4 +1,4 @@
-//! An object whose bytes are in shared memory, and the pins that keep it there.
+//! Resident objects: their bytes in shared memory, and the pins that keep them there.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};

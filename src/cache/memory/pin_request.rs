@@ -1,4 +1,4 @@
-//! Versions that a caller wants pinned, and what memory holds of each.
+//! Pin requests: versions to pin, and the outcome for each.
 
 use std::sync::Arc;
 

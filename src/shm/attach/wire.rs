@@ -175,9 +175,9 @@ pub enum WireError {
     /// The line does not follow the protocol.
     #[error("expected {expected}: {reason}")]
     Malformed {
-        /// What was expected.
+        /// The expected input.
         expected: &'static str,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
 }
