@@ -5,7 +5,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::cache::error::CacheError;
 
 /// Name of the step that assigns versions to rows, between look-up and loading.
-pub(crate) const PLANNING: &str = "the decision which version serves which rows";
+pub(crate) const PLANNING: &str = "the assignment of versions to rows";
 /// Name of the step that asks the source for versions.
 pub(crate) const LOOK_UP: &str = "the source to say which versions hold";
 

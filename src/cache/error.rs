@@ -72,7 +72,7 @@ pub enum CacheError {
     /// hit it.
     #[error(
         "column {column:?} has a version that is effective for {span_ms} ms only, and the timestamps \
-         are up to {gap_ms} ms apart: ask for the timestamps themselves"
+         are up to {gap_ms} ms apart: request the timestamps themselves"
     )]
     ShortSpan {
         /// The column.
@@ -163,8 +163,8 @@ pub enum CacheError {
     },
     /// The consumer would exceed its quota.
     #[error(
-        "consumer {consumer:?} would hold {wanted} {what}, and its quota is {limit}: it has to be \
-         done with some first"
+        "consumer {consumer:?} would hold {wanted} {what}, and its quota is {limit}: it must \
+         release some first"
     )]
     OverQuota {
         /// The consumer of the request.
@@ -178,8 +178,8 @@ pub enum CacheError {
     },
     /// The consumer holds a table for longer than it may.
     #[error(
-        "consumer {consumer:?} holds a table for {held_ms} ms, longer than {limit_ms} ms: it has \
-         to report what it is done with first"
+        "consumer {consumer:?} holds a table for {held_ms} ms, longer than {limit_ms} ms: it must \
+         release the table first"
     )]
     SlowConsumer {
         /// The consumer of the request.
@@ -223,7 +223,7 @@ pub enum CacheError {
     /// The source has no version at many timestamps and does not list the path.
     #[error(
         "nothing is valid for {path} at the first {asked_in_all} timestamps for which its source was \
-         asked; it does not list the path, and is not asked for each of the others"
+         asked; it does not list the path, so the other timestamps are not looked up"
     )]
     NothingFound {
         /// The path.
@@ -243,7 +243,7 @@ pub enum CacheError {
         error: SourceError,
     },
     /// One id stands for different bytes, at two sources or at two times of one source.
-    #[error("version {id} stands for other bytes under {path} than under {other}")]
+    #[error("version {id} has different bytes under {path} and under {other}")]
     TwoContents {
         /// The id.
         id: ObjectId,

@@ -206,7 +206,7 @@ pub enum PoolError {
     #[error("the backing of the segments cannot be used")]
     Backing(#[source] io::Error),
     /// The system does not provide a segment.
-    #[error("the system gives no segment of {bytes} bytes")]
+    #[error("the system provides no segment of {bytes} bytes")]
     Segment {
         /// Bytes requested.
         bytes: u64,

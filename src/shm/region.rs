@@ -121,7 +121,7 @@ pub enum RegionError {
         error: io::Error,
     },
     /// Another service uses the region.
-    #[error("{path} is the region of another service that runs")]
+    #[error("{path} is the region of another running service")]
     Taken {
         /// The file.
         path: PathBuf,

@@ -158,7 +158,7 @@ pub enum ResolveError {
         handle: i64,
     },
     /// The block would reach beyond the segment.
-    #[error("{size} bytes at handle {handle} reach out of the {length} bytes of the segment")]
+    #[error("{size} bytes at handle {handle} reach beyond the {length} bytes of the segment")]
     OutOfBounds {
         /// The handle.
         handle: i64,
@@ -168,7 +168,7 @@ pub enum ResolveError {
         length: u64,
     },
     /// The block was freed, and possibly reused.
-    #[error("stale: the block has generation {found} where {expected} is asked for")]
+    #[error("stale: the block has generation {found}, expected {expected}")]
     Stale {
         /// The generation in the header.
         expected: u64,
@@ -176,7 +176,7 @@ pub enum ResolveError {
         found: u64,
     },
     /// The generation matches, but the size does not.
-    #[error("the block has {found} bytes where the header says {expected}")]
+    #[error("the block has {found} bytes, the header says {expected}")]
     WrongSize {
         /// The size in the header.
         expected: u64,
@@ -241,13 +241,13 @@ pub enum MapError {
         expected: u64,
     },
     /// The service retired the segment before it was mapped: nothing in it resolves.
-    #[error("segment {id} was given back meanwhile")]
+    #[error("segment {id} was retired meanwhile")]
     Retired {
         /// Its id.
         id: u16,
     },
     /// The file could be truncated while it is mapped.
-    #[error("segment {id} is not sealed: whoever truncates it would kill its readers")]
+    #[error("segment {id} is not sealed: truncating it would kill its readers")]
     NotSealed {
         /// Its id.
         id: u16,

@@ -124,7 +124,7 @@ impl AttachGate for PeerPolicy {
 
 /// Neither the user nor a group of the process is listed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("user {uid} (groups {gids:?}) is none of those that may connect here")]
+#[error("user {uid} (groups {gids:?}) is not allowed to connect here")]
 pub struct NotListed {
     /// The user.
     pub uid: u32,
@@ -144,10 +144,10 @@ impl Coded for NotListed {
 /// The limit of attached processes is reached.
 #[derive(Debug, thiserror::Error)]
 enum AttachFull {
-    #[error("{0} processes are attached, as many as can be (limit: attached)")]
+    #[error("{0} processes are attached, which is the limit (attached)")]
     All(usize),
     #[error(
-        "{0} processes of your user are attached, as many as can be (limit: attached_per_peer)"
+        "{0} processes of your user are attached, which is the limit (attached_per_peer)"
     )]
     User(usize),
 }

@@ -392,12 +392,12 @@ fn take_over(
                     counters.inherited.add(1);
                 }
                 Err(wrong) => {
-                    tracing::warn!(path = %record.path, %id, %wrong, "an object is not taken over");
+                    tracing::warn!(path = %record.path, %id, %wrong, "an inherited object is not taken over");
                 }
             }
             true
         });
         let inherited = counters.inherited.get();
-        tracing::info!("of {found} objects that a predecessor left {inherited} are taken over");
+        tracing::info!("{inherited} of {found} inherited objects are taken over");
     });
 }

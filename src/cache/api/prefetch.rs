@@ -115,7 +115,7 @@ impl Cache {
         };
         if let Ok(Err(error)) = tokio::time::timeout(LIMIT, work).await {
             // A request for this version reports the error.
-            tracing::debug!(path = %query.path, %at, error = error.message(), "not loaded ahead");
+            tracing::debug!(path = %query.path, %at, error = error.message(), "not prefetched");
         }
     }
 }

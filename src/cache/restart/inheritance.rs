@@ -74,7 +74,7 @@ impl Inheritance {
                     by_segment.push((name.clone(), Vec::new()));
                 }
                 Err(error) => {
-                    tracing::info!("{name} is of no use: {}", error.message());
+                    tracing::info!("{name} cannot be used: {}", error.message());
                     names.push(name.clone());
                 }
             }
@@ -82,7 +82,7 @@ impl Inheritance {
         let mut by_id = HashMap::new();
         for (epoch, file) in &self.ledgers {
             let records = ObjectLog::read(file).unwrap_or_else(|error| {
-                tracing::warn!(%error, "the ledger of a predecessor cannot be read");
+                tracing::warn!(%error, "an inherited object log cannot be read");
                 Vec::new()
             });
             for record in records {
@@ -217,7 +217,7 @@ impl InheritedObjects {
                     Err(InheritRefusal::Pool(_)) => going_on = false,
                     Err(InheritRefusal::Damaged(reason)) => {
                         let (path, id) = (&relic.record.path, relic.record.id);
-                        tracing::warn!(%path, %id, reason, "an object is not taken over");
+                        tracing::warn!(%path, %id, reason, "an inherited object is not taken over");
                     }
                 }
                 self.left().by_id.remove(&relic.record.id);

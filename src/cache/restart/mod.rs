@@ -71,7 +71,7 @@ impl RestartState {
     pub(super) fn note(&self, saved_timelines: &SavedTimelines) {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = notes.write(saved_timelines) {
-            tracing::warn!(%error, "what is known is not written down for a successor");
+            tracing::warn!(%error, "the timelines are not saved for the next process");
         }
     }
 }

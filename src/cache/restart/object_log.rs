@@ -154,7 +154,7 @@ impl ObjectLog {
         };
         let entry = LogEntry { object_log: Arc::clone(self), place };
         if let Err(error) = self.write(place, &bytes) {
-            tracing::debug!(%error, "an object is not written down for a successor");
+            tracing::debug!(%error, "an object is not recorded for the next process");
             return None;
         }
         Some(entry)

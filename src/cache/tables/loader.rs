@@ -630,7 +630,7 @@ impl ObjectLoad {
             Err(InheritRefusal::Pool(error)) => Some(Err(LoadFailure::Pool(Arc::new(error)))),
             Err(InheritRefusal::Damaged(reason)) => {
                 let (path, id) = (&version.path, version.id);
-                tracing::warn!(%path, %id, reason, "what a predecessor left is not taken");
+                tracing::warn!(%path, %id, reason, "an inherited object is not used");
                 None
             }
         }

@@ -339,7 +339,7 @@ impl Catalog {
             }
             Ok(learned) => learned,
             Err(_) => {
-                let error = "the source is silent";
+                let error = "the source did not answer in time";
                 tracing::warn!(path = %query.path, %at, error, "serving an older answer");
                 Ok(LookUpResult::Earlier)
             }
@@ -417,7 +417,7 @@ impl Catalog {
         let mut told = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         for problem in found {
             if told.len() < MAX_PROBLEMS && !told.contains(&problem) {
-                tracing::warn!(entry = %problem.entry, reason = %problem.reason, "passed over");
+                tracing::warn!(entry = %problem.entry, reason = %problem.reason, "entry skipped");
                 self.counters.problems.add(1);
                 told.insert(problem);
             }

@@ -175,7 +175,7 @@ impl ObjectIndex {
         match (listed, self.listings.get(path)) {
             (Ok(listing), _) => Ok(listing),
             (Err(error), Some(older)) if error.kind().is_transient() => {
-                tracing::warn!(%path, %error, "listing what was known before");
+                tracing::warn!(%path, %error, "serving an older listing");
                 Ok(older)
             }
             (Err(error), _) => Err(CacheError::Paths { prefix: path.to_string(), error }),
