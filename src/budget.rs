@@ -23,9 +23,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::error::{Code, Coded, ErrorKind};
+use crate::sync::Mutex;
 
 /// The part of the total that one client may have: one in this many.
 const CLIENT_SHARE: u64 = 4;
@@ -133,7 +134,7 @@ struct ClientAccount {
 
 impl Drop for ClientAccount {
     fn drop(&mut self) {
-        let mut clients = self.shared.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.shared.clients.lock();
         // A client of the same name may have come since the last handle of this one was dropped.
         if clients.get(&self.name).is_some_and(|client| client.strong_count() == 0) {
             clients.remove(&self.name);
@@ -167,7 +168,7 @@ impl Budget {
     /// The account of the client with this name. Accounts of one name are the same as long as one of
     /// their handles or charges lives.
     pub fn client(&self, name: &str) -> ClientBudget {
-        let mut clients = self.0.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.0.clients.lock();
         if let Some(client) = clients.get(name).and_then(Weak::upgrade) {
             client.handles.fetch_add(1, Ordering::Relaxed);
             return ClientBudget(client);
@@ -362,7 +363,7 @@ mod tests {
         let charge = budget.client("one").charge(100, "test").unwrap();
         assert!(budget.client("one").charge(1, "test").is_err(), "the charge keeps the account");
         drop(charge);
-        assert!(budget.0.clients.lock().unwrap().is_empty());
+        assert!(budget.0.clients.lock().is_empty());
         assert!(budget.client("one").charge(100, "test").is_ok());
     }
 

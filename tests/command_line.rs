@@ -1,5 +1,5 @@
-//! What a person meets on the command line: times, hints, files of every kind, refusals that name
-//! what is wrong.
+//! The command line as a user sees it: times, hints, files of every kind, and errors that name what
+//! is wrong.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -18,7 +18,7 @@ const DRIFT: &str = "TPC/Calib/VDrift";
 const NOON: i64 = 1_730_894_400_000;
 const HOUR: i64 = 3_600_000;
 
-/// One version that holds for an hour from [`NOON`].
+/// One version, valid for an hour from [`NOON`].
 fn service(repository: &Path) -> Service {
     let version =
         Version { path: DRIFT, from: NOON, until: NOON + HOUR, created: 1, bytes: b"drift" };
@@ -70,7 +70,7 @@ fn times_are_taken_in_iso_8601_and_shown_so_unless_milliseconds_are_asked_for() 
     let naive = run(&["cat", "--server", &server, DRIFT, "--at", "2024-11-06T12:00:00"]);
     assert_eq!(naive.status.code(), Some(2));
     assert!(said(&naive).contains("has no time zone"), "{}", said(&naive));
-    // Lists that begin with a minus are lists.
+    // Lists that begin with a minus are accepted as lists.
     let at = ["--at", "-5,1730894400000", "--missing-as-null", "--output", "csv"];
     assert_eq!(table(&at).lines().count(), 3);
 }
@@ -92,7 +92,7 @@ fn what_is_not_found_is_told_with_what_is_near() {
     assert!(text.contains("if seconds were meant, give 1730894400000"), "{text}");
     let unknown = run(&["timeline", "--server", &service.unix(), "tpc/calib/vdrift"]);
     assert!(said(&unknown).contains("did you mean TPC/Calib/VDrift?"), "{}", said(&unknown));
-    // Where nobody answers, the address is named.
+    // Without a server the error names the address.
     let nobody = run(&["status", "--server", &format!("grpc://{}", service.http())]);
     assert_eq!(nobody.status.code(), Some(4));
     assert!(said(&nobody).contains(&service.http()), "{}", said(&nobody));
@@ -217,7 +217,7 @@ fn a_hangup_reads_the_filter_of_the_log_again_and_names_what_takes_a_restart() {
     let log = service.stop().1;
     assert!(log.lines().next().unwrap().contains("serves memory:"), "{log}");
     assert!(log.contains("keys=\"max_timeframes\""), "{log}");
-    // Of level info, as the new filter lets it through.
+    // A line of level info, which the new filter passes.
     assert!(log.contains("stopping"), "{log}");
 }
 
@@ -239,7 +239,7 @@ fn metrics_come_in_the_format_that_is_asked_for_and_readiness_with_what_is_wrong
     let text = get("text/plain;version=0.0.4;q=1,*/*;q=0.1");
     assert!(text.contains("text/plain; version=0.0.4") && !text.contains("# EOF"));
     assert!(text.contains("# TYPE iovcache_hits_total counter"));
-    // What quantiles are computed from ends without a bound.
+    // The buckets that quantiles are computed from end with an unbounded one.
     assert!(text.contains("iovcache_answer_seconds_bucket{le=\"+Inf\"} "), "{text}");
     for name in ["iovcache_build_info{version=", "process_cpu_seconds_total ", "process_open_fds "]
     {

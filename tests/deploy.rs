@@ -1,4 +1,4 @@
-//! What stands in `deploy/` fits the program: units, configurations, the dashboard's queries.
+//! The files in `deploy/` fit the program: units, configurations, the dashboard's queries.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -18,7 +18,7 @@ fn deployed(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)).unwrap()
 }
 
-/// Every metric that a service tells.
+/// Every metric that a service exposes.
 fn metrics() -> BTreeSet<String> {
     let repository = tempfile::tempdir().unwrap();
     let service = Service::over(repository.path(), &[]);
@@ -30,7 +30,7 @@ fn metrics() -> BTreeSet<String> {
         .collect()
 }
 
-/// Every metric that a query names.
+/// Every metric named in a query.
 fn named_in(query: &str) -> impl Iterator<Item = &str> {
     query
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
@@ -87,7 +87,7 @@ fn the_unit_starts_the_program_as_it_can_be_started() {
     let folder = command.split(" --socket ").nth(1).unwrap().split(' ').next().unwrap();
     let sockets = ["flight.sock", "attach.sock"].map(|name| format!("{folder}/{name}"));
     assert_eq!(listened, sockets);
-    // A sandbox that forbids what the service is made of would be no service.
+    // The sandbox must permit Unix sockets, which the service needs.
     assert!(value("RestrictAddressFamilies").contains("AF_UNIX"));
 }
 
@@ -180,12 +180,12 @@ fn the_package_packs_what_is_there_and_what_its_script_writes() {
         let folder = conffile.as_str().unwrap().trim_start_matches('/');
         assert!(packed.iter().any(|place| folder.starts_with(place)), "{conffile}");
     }
-    // The unit's user is made before it can be started.
+    // The unit's user is created before the unit can start.
     assert!(deployed("debian/postinst").contains("adduser --system --group"));
     for name in ["postinst", "postrm"] {
         assert!(deployed(&format!("debian/{name}")).contains("#DEBHELPER#"));
     }
-    // What it says of itself can be had.
+    // The generated files of the package can be produced.
     assert_eq!(Config::parse(&run_well(&["config", "new"])).unwrap(), Config::default());
     assert!(run_well(&["man"]).contains(".TH iovcache"));
     assert!(run_well(&["completions", "bash"]).contains("--max-timeframes"));

@@ -1,4 +1,4 @@
-//! The log: as text or JSON, and the line of each table that says which version served what.
+//! The log: as text or JSON, and the line per table that records which version served which rows.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -23,7 +23,7 @@ async fn each_table_leaves_a_line_that_proves_which_version_served_what() {
     let service = Service::over(repository.path(), &arguments);
     let client = Client::connect(&service.unix()).await.unwrap();
     let path = ObjectPath::new(DRIFT).unwrap();
-    let column = ColumnRequest { name: "drift".into(), path, metadata: Default::default() };
+    let column = ColumnRequest::new("drift", path);
     let times = [1_500, 2_500, 3_500, 8_500].map(Some).to_vec();
     client.put_timeframe(42, times, &[column], &["tracker".to_owned()]).await.unwrap();
     drop(client.table(TableRequest::new().timeframe(42).consumer("tracker")).await.unwrap());

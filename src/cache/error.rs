@@ -8,7 +8,7 @@ use crate::interval::Timestamp;
 use crate::object::{InvalidPath, ObjectId, ObjectPath};
 use crate::shm::PoolError;
 use crate::source::{ClaimError, SourceError};
-use crate::table::{EncodeError, RequestError, SHORT_SPAN, TimestampsError};
+use crate::table::{EncodeError, KeyError, RequestError, SHORT_SPAN, TimestampsError};
 
 /// A column without a valid object at some timestamps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,13 +23,51 @@ pub struct MissingColumn {
     pub last: Timestamp,
     /// Number of rows without an object.
     pub rows: u64,
+    /// Name and value of the key in the first row that has none, where the column depends on one.
+    pub key: Option<String>,
 }
 
 impl std::fmt::Display for MissingColumn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { column, path, first, last, rows } = self;
-        write!(f, "column {column:?} ({path}): {rows} rows, first at {first}, last at {last}")
+        let Self { column, path, first, last, rows, key } = self;
+        write!(f, "column {column:?} ({path}): {rows} rows, first at {first}, last at {last}")?;
+        match key {
+            Some(key) => write!(f, ", first with {key}"),
+            None => Ok(()),
+        }
     }
+}
+
+/// Values of a key for which a column has no path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnmatchedColumn {
+    /// The column.
+    pub column: String,
+    /// The key.
+    pub key: String,
+    /// Its value in the first row without a path.
+    pub value: String,
+    /// That row.
+    pub row: usize,
+    /// How many rows have no path.
+    pub rows: u64,
+}
+
+impl std::fmt::Display for UnmatchedColumn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { column, key, value, row, rows } = self;
+        write!(f, "column {column:?}: {rows} rows, first row {row} with {key}={value}")
+    }
+}
+
+/// At most this many are told.
+const MAX_UNMATCHED: usize = 64;
+
+fn unmatched(columns: &[UnmatchedColumn]) -> String {
+    let told = columns.iter().take(MAX_UNMATCHED).map(ToString::to_string);
+    let more = columns.len().saturating_sub(MAX_UNMATCHED);
+    let more = (more > 0).then(|| format!("and {more} more columns"));
+    told.chain(more).collect::<Vec<_>>().join("; ")
 }
 
 /// Longer lists are shown in a short form: a gRPC status has room for a few kB.
@@ -67,6 +105,26 @@ pub enum CacheError {
     Missing {
         /// Every column with missing objects.
         columns: Vec<MissingColumn>,
+    },
+    /// The values of a key lie in no range of the paths of a column, and it has no fallback.
+    #[error(
+        "no path is for the value of the key in {}: add a range or a fallback, or ask with \
+         \"missing\": \"null\"",
+        unmatched(columns)
+    )]
+    NoPath {
+        /// Every column with missing objects.
+        columns: Vec<UnmatchedColumn>,
+    },
+    /// A table would ask for too much.
+    #[error(
+        "the table has {queries} different queries for its columns and keys, at most {limit} are possible"
+    )]
+    TooManyQueries {
+        /// Number of versions.
+        queries: usize,
+        /// The limit.
+        limit: usize,
     },
     /// A version is effective for less time than the gap between timestamps, so no timestamp may
     /// hit it.
@@ -125,7 +183,7 @@ pub enum CacheError {
     TimeframeExists {
         /// The id.
         timeframe: u64,
-        /// The part that differs: timestamps, columns or consumers.
+        /// What differs: timestamps, keys, columns or consumers.
         difference: &'static str,
     },
     /// Too many timeframes are in flight, or they need too much memory, and the deadline passed.
@@ -266,7 +324,10 @@ pub enum CacheError {
         total_bytes: u64,
     },
     /// The table or object is larger than the memory.
-    #[error("{what} needs {needed_bytes} bytes, and the memory has {limit_bytes} in all")]
+    #[error(
+        "{what} needs {needed_bytes} bytes, and at most {limit_bytes} fit: make `memory` larger, and \
+         `segment` too where segments have the names of FairMQ"
+    )]
     NeverFits {
         /// The table or object.
         what: String,
@@ -297,6 +358,12 @@ pub enum CacheError {
     },
 }
 
+impl From<KeyError> for CacheError {
+    fn from(error: KeyError) -> Self {
+        Self::Request(error.into())
+    }
+}
+
 impl CacheError {
     /// Whether the same request can succeed later, without a change.
     pub fn is_transient(&self) -> bool {
@@ -314,6 +381,7 @@ impl Coded for CacheError {
             Self::Claim(error) => error.kind(),
             Self::Budget(error) => error.kind(),
             Self::Missing { .. }
+            | Self::NoPath { .. }
             | Self::NothingFound { .. }
             | Self::UnknownTable { .. }
             | Self::UnknownTimeframe { .. }
@@ -327,7 +395,9 @@ impl Coded for CacheError {
             Self::LookUp { error, .. } | Self::Paths { error, .. } | Self::Load { error, .. } => {
                 error.kind()
             }
-            Self::TooManyLookUps { .. } => ErrorKind::ResourceExhausted,
+            Self::TooManyLookUps { .. } | Self::TooManyQueries { .. } => {
+                ErrorKind::ResourceExhausted
+            }
             Self::TwoContents { .. }
             | Self::MemoryPinned { .. }
             | Self::NoPlace { .. }
@@ -358,6 +428,8 @@ impl Coded for CacheError {
             Self::ShortSpan { .. } => SHORT_SPAN,
             Self::TooManyLookUps { .. } => Code(2012),
             Self::NothingFound { .. } => Code(2015),
+            Self::NoPath { .. } => Code(2016),
+            Self::TooManyQueries { .. } => Code(2017),
             Self::TwoContents { .. } => Code(3010),
             Self::MemoryPinned { .. } => Code(4010),
             Self::NeverFits { .. } => Code(4011),

@@ -7,8 +7,9 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use tokio::sync::mpsc;
 
+use super::cells::Cells;
 use super::error::ClientError;
-use super::join::JoinedRows;
+use super::local_join::JoinedRows;
 use super::request::TableRequest;
 use crate::shm::attach::{Attachment, PinnedBlocks};
 use crate::shm::{AHEAD, MetaHeader};
@@ -25,13 +26,6 @@ pub struct Table {
     columns: Vec<Cells>,
     hold: Hold,
     request: TableRequest,
-}
-
-/// The runs of one column.
-#[derive(Debug)]
-pub(super) struct Cells {
-    pub(super) name: String,
-    pub(super) runs: ColumnRuns,
 }
 
 /// Where released leases go.

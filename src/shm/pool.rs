@@ -13,21 +13,24 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::allocator::{AllocatedNode, Allocator};
 use super::backing::{Backing, Maker};
 use super::block::{Allocation, BlockLocation, Reservation, charge, fault_of_headers};
+use super::host::HostError;
+use super::host_blocks::{HostBlocks, HostSurvey};
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
     usable_bytes,
 };
 use super::region::Region;
 use super::resolver::Mappings;
-use super::segment::{Kind, Segment, SegmentMemory, SharedSegment};
+use super::segment::{Kind, LostSegment, Segment, SegmentMemory, SharedSegment};
 use super::sync;
 use crate::error::{Code, Coded, ErrorKind};
+use crate::sync::Mutex;
 
 /// Sizes of segments are multiples of this.
 const PAGE_BYTES: u64 = 4096;
@@ -86,6 +89,8 @@ pub(super) struct PoolInner {
     /// Size of the largest block if all memory exists from the start and is never created or
     /// retired: a region, and segments that FairMQ knows by name.
     fixed_bytes: Option<u64>,
+    /// The blocks, where they lie in a host's memory instead of in segments.
+    host: Option<Arc<HostBlocks>>,
     epoch: Epoch,
     next_generation: AtomicU64,
     used_bytes: AtomicU64,
@@ -105,7 +110,6 @@ struct PoolState {
     /// Segments retired while their descriptor was unread in a socket: the kernel keeps their
     /// memory until it is read.
     unread: Vec<Unread>,
-    first_id: u16,
     next_id: u16,
 }
 
@@ -195,7 +199,7 @@ pub enum PoolError {
         largest_free_bytes: u64,
     },
     /// It can never fit.
-    #[error("{needed_bytes} bytes can never fit into a memory of {limit_bytes}")]
+    #[error("{needed_bytes} bytes can never fit: at most {limit_bytes} do, headers included")]
     NeverFits {
         /// Bytes needed.
         needed_bytes: u64,
@@ -205,6 +209,9 @@ pub enum PoolError {
     /// The names of segments cannot be used, or there is no random epoch.
     #[error("the backing of the segments cannot be used")]
     Backing(#[source] io::Error),
+    /// What the host's allocator returned cannot be used.
+    #[error("the host's memory cannot be used")]
+    Host(#[source] HostError),
     /// The system does not provide a segment.
     #[error("the system provides no segment of {bytes} bytes")]
     Segment {
@@ -221,6 +228,7 @@ impl Coded for PoolError {
         match self {
             Self::NoRoom { .. } => ErrorKind::Unavailable,
             Self::NeverFits { .. } => ErrorKind::ResourceExhausted,
+            Self::Host(error) => error.kind(),
             Self::Backing(error) => match error.kind() {
                 io::ErrorKind::ResourceBusy => ErrorKind::AlreadyExists,
                 io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
@@ -242,12 +250,9 @@ impl Coded for PoolError {
             Self::NeverFits { .. } => 4002,
             Self::Segment { .. } => 4003,
             Self::Backing(_) => 4004,
+            Self::Host(error) => return error.code(),
         })
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The smallest size of a segment with `bytes` for blocks.
@@ -274,7 +279,7 @@ impl Pool {
         let least = SEGMENT_HEADER_BYTES + PAGE_BYTES;
         let memory_bytes = match &region {
             Some(region) => region.mapping.length() as u64,
-            None if memory_bytes < least => {
+            None if memory_bytes < least && !matches!(backing, Backing::Host(_)) => {
                 return Err(PoolError::NeverFits {
                     needed_bytes: least,
                     limit_bytes: memory_bytes,
@@ -283,13 +288,16 @@ impl Pool {
             None => memory_bytes,
         };
         let all_at_once = backing.fairmq_shmid().is_some();
+        let host = match &backing {
+            Backing::Host(memory) => Some(Arc::new(HostBlocks::new(memory.clone()))),
+            Backing::Memfd | Backing::Folder(_) | Backing::FairMq { .. } => None,
+        };
         let segment_bytes =
             segment_bytes.clamp(least, MAX_SEGMENT_BYTES).next_multiple_of(PAGE_BYTES);
         let maker = Maker::new(&backing).map_err(PoolError::Backing)?;
-        let first_id = maker.first_number().map_err(PoolError::Backing)?;
         let areas = BTreeMap::new();
         let unread = Vec::new();
-        let mut state = PoolState { areas, area_bytes: 0, unread, first_id, next_id: first_id };
+        let mut state = PoolState { areas, area_bytes: 0, unread, next_id: 0 };
         let epoch = Epoch(random().map_err(PoolError::Backing)?);
         let mut fixed_bytes = None;
         if let Some(region) = region {
@@ -302,7 +310,10 @@ impl Pool {
             loop {
                 let budget = (memory_bytes - state.area_bytes) / PAGE_BYTES * PAGE_BYTES;
                 let bytes = segment_bytes.min(budget);
-                let Some(id) = (bytes >= least).then(|| state.unused_id()).flatten() else { break };
+                if bytes < least {
+                    break;
+                }
+                let Some(id) = maker.take_number().map_err(PoolError::Backing)? else { break };
                 let segment = segment(&maker, epoch, id, bytes)?;
                 state.area_bytes += bytes;
                 most = most.max(state.insert(segment));
@@ -314,6 +325,7 @@ impl Pool {
             segment_bytes,
             maker,
             fixed_bytes,
+            host,
             epoch,
             next_generation: AtomicU64::new(match first_generation {
                 Some(first) => first,
@@ -341,13 +353,13 @@ impl Pool {
     /// Calls `listener` for each segment created from now on, once it is listed. Replaces the
     /// previous listener. Called without a lock.
     pub fn on_new_segment(&self, listener: impl Fn(&SharedSegment) + Send + Sync + 'static) {
-        *lock(&self.0.listener) = Some(Arc::new(listener));
+        *self.0.listener.lock() = Some(Arc::new(listener));
     }
 
     /// Calls `farewell` with the id of each segment retired from now on, before its memory is
     /// freed. Replaces the previous hook. Called without a lock.
     pub fn on_retired_segment(&self, farewell: impl Fn(u16) + Send + Sync + 'static) {
-        *lock(&self.0.farewell) = Some(Arc::new(farewell));
+        *self.0.farewell.lock() = Some(Arc::new(farewell));
     }
 
     /// Freezes the pool: from now on no block is allocated or freed, even if it is dropped. A
@@ -365,6 +377,9 @@ impl Pool {
     /// # Errors
     /// [`PoolError`].
     pub fn reserve(&self, size_bytes: u64) -> Result<Reservation, PoolError> {
+        if let Some(host) = &self.0.host {
+            return self.reserve_in_host(host, size_bytes);
+        }
         let needed_bytes = Self::charge(size_bytes);
         let limit_bytes = self.0.largest_payload_area();
         let granules = match u32::try_from(needed_bytes / GRANULE_BYTES) {
@@ -372,7 +387,7 @@ impl Pool {
             _ => return Err(PoolError::NeverFits { needed_bytes, limit_bytes }),
         };
         let left = self.0.is_frozen();
-        let mut taken = if left { None } else { lock(&self.0.state).take(granules) };
+        let mut taken = if left { None } else { self.0.state.lock().take(granules) };
         if taken.is_none() && !left && self.0.fixed_bytes.is_none() {
             taken = self.grow(granules)?;
         }
@@ -383,13 +398,52 @@ impl Pool {
         Ok(self.reservation(taken, size_bytes))
     }
 
-    /// Like [`reserve`](Self::reserve), but only in existing segments, which takes no time.
+    fn reserve_in_host(
+        &self,
+        host: &HostBlocks,
+        size_bytes: u64,
+    ) -> Result<Reservation, PoolError> {
+        let (needed_bytes, limit_bytes) = (Self::charge(size_bytes), self.0.memory_bytes);
+        if needed_bytes > limit_bytes {
+            return Err(PoolError::NeverFits { needed_bytes, limit_bytes });
+        }
+        let no_room = || {
+            let Usage { free_bytes, largest_free_bytes, .. } = self.usage();
+            PoolError::NoRoom { needed_bytes, free_bytes, largest_free_bytes }
+        };
+        let used = &self.0.used_bytes;
+        let fits = |used: u64| used.checked_add(needed_bytes).filter(|used| *used <= limit_bytes);
+        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| no_room())?;
+        match host.take(size_bytes) {
+            Ok((segment, block)) => {
+                let (size, pool) = (size_bytes as usize, Arc::clone(&self.0));
+                Ok(Reservation::new(Allocation {
+                    block,
+                    size,
+                    segment,
+                    pool,
+                    place: None,
+                    crc32c: 0,
+                }))
+            }
+            Err(error) => {
+                used.fetch_sub(needed_bytes, Ordering::Relaxed);
+                Err(match error {
+                    HostError::NoMemory => no_room(),
+                    error => PoolError::Host(error),
+                })
+            }
+        }
+    }
+
+    /// Like [`reserve`](Self::reserve), in the segments that are there: it takes no time. Never in a
+    /// host's memory, whose allocator may block.
     pub fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
         let granules = u32::try_from(Self::charge(size_bytes) / GRANULE_BYTES).ok()?;
         if self.0.is_frozen() {
             return None;
         }
-        let taken = lock(&self.0.state).take(granules)?;
+        let taken = self.0.state.lock().take(granules)?;
         Some(self.reservation(taken, size_bytes))
     }
 
@@ -403,10 +457,10 @@ impl Pool {
     /// Creates a segment with room for `granules`, if the memory allows it, and allocates them.
     fn grow(&self, granules: u32) -> Result<Option<AllocatedBlock>, PoolError> {
         let inner = &*self.0;
-        let growing = lock(&inner.growing);
+        let growing = inner.growing.lock();
         let least = segment_bytes_for(u64::from(granules) * GRANULE_BYTES);
         let (id, bytes, retired) = {
-            let mut state = lock(&inner.state);
+            let mut state = inner.state.lock();
             // Another task may have created or emptied one during the wait.
             if let Some(taken) = state.take(granules) {
                 return Ok(Some(taken));
@@ -432,16 +486,16 @@ impl Pool {
         retired.iter().for_each(|segment| inner.notify_retired(segment));
         drop(retired);
         let segment = segment(&inner.maker, inner.epoch, id, bytes)
-            .inspect_err(|_| lock(&inner.state).area_bytes -= bytes)?;
+            .inspect_err(|_| inner.state.lock().area_bytes -= bytes)?;
         let shared = SharedSegment(Arc::clone(&segment));
         let taken = {
-            let mut state = lock(&inner.state);
+            let mut state = inner.state.lock();
             state.insert(segment);
             state.take(granules)
         };
         drop(growing);
         // Called once it is listed, and before a block is published in it.
-        let listener = lock(&inner.listener).clone();
+        let listener = inner.listener.lock().clone();
         if let Some(listener) = listener {
             listener(&shared);
         }
@@ -457,12 +511,15 @@ impl Pool {
         if sum > self.0.memory_bytes {
             return false;
         }
+        if self.0.host.is_some() {
+            return true;
+        }
         charges.sort_unstable_by_key(|charge| std::cmp::Reverse(*charge));
         let granules = |segment: &Segment| u64::from(segment.granules()) * GRANULE_BYTES;
         // The remaining bytes of each segment; without fixed ones they are created on demand.
         let (mut left, mut budget) = match self.0.fixed_bytes {
             Some(_) => {
-                let state = lock(&self.0.state);
+                let state = self.0.state.lock();
                 (state.areas.values().map(|slot| granules(&slot.segment)).collect(), 0)
             }
             None => (Vec::new(), self.0.memory_bytes / PAGE_BYTES * PAGE_BYTES),
@@ -490,7 +547,7 @@ impl Pool {
             return;
         }
         let retired: Vec<_> = {
-            let mut state = lock(&self.0.state);
+            let mut state = self.0.state.lock();
             let empty = |slot: &SegmentSlot| slot.allocator.is_empty() && slot.in_flight == 0;
             let areas = state.areas.iter().filter(|(_, slot)| empty(slot));
             let ids: Vec<u16> = areas.map(|(id, _)| *id).collect();
@@ -501,7 +558,13 @@ impl Pool {
 
     /// The use of the memory.
     pub fn usage(&self) -> Usage {
-        let state = lock(&self.0.state);
+        if let Some(host) = &self.0.host {
+            let (total_bytes, used_bytes) = (self.0.memory_bytes, self.used_bytes());
+            let free_bytes = total_bytes.saturating_sub(used_bytes);
+            let largest_free_bytes = host.largest_free(free_bytes);
+            return Usage { total_bytes, used_bytes, free_bytes, largest_free_bytes, segments: 0 };
+        }
+        let state = self.0.state.lock();
         let longest = state.areas.values().map(|slot| slot.allocator.largest_free()).max();
         let in_areas = u64::from(longest.unwrap_or(0)) * GRANULE_BYTES;
         let in_a_new_one = if self.0.fixed_bytes.is_some() {
@@ -535,7 +598,7 @@ impl Pool {
     /// Counts a message with the descriptor of `segment` as unread until the returned value is
     /// dropped. `None`: the segment is retired, and its descriptor must not be sent.
     pub fn put_in_flight(&self, segment: &SharedSegment) -> Option<InFlight> {
-        let mut state = lock(&self.0.state);
+        let mut state = self.0.state.lock();
         let slot = state.areas.get_mut(&segment.id())?;
         if !Arc::ptr_eq(&slot.segment, &segment.0) {
             return None;
@@ -551,7 +614,7 @@ impl Pool {
             // It will be reused, so it may always be announced.
             return 0;
         }
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         let others = state
             .areas
             .values()
@@ -564,14 +627,23 @@ impl Pool {
 
     /// All current segments and regions.
     pub fn segments(&self) -> Vec<SharedSegment> {
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         state.areas.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
+    }
+
+    /// The segments with names that were removed, or written over, by another program.
+    pub fn lost_segments(&self) -> Vec<LostSegment> {
+        let (epoch, range) = (self.0.epoch, self.0.maker.range());
+        self.segments().iter().filter_map(|shared| shared.0.loss(epoch, range)).collect()
     }
 
     /// All segments and regions, for resolving in this process: nothing is mapped a second time,
     /// and memory without a file (a range) is included.
     pub fn mappings(&self) -> Mappings {
-        let state = lock(&self.0.state);
+        if let Some(host) = &self.0.host {
+            return Mappings::of_host(Arc::clone(host) as _);
+        }
+        let state = self.0.state.lock();
         state.areas.values().fold(Mappings::default(), |mappings, slot| {
             mappings.with_mapped(
                 slot.segment.kind,
@@ -594,7 +666,15 @@ impl Pool {
 
     /// Everything that [`check`](Self::check) examines, and the allocated places.
     pub(crate) fn survey(&self) -> Survey {
-        let state = lock(&self.0.state);
+        if let Some(host) = &self.0.host {
+            let HostSurvey { mut faults, taken, used_bytes } = host.survey();
+            if used_bytes != self.used_bytes() {
+                let counted = self.used_bytes();
+                faults.push(format!("{used_bytes} bytes are taken, {counted} are counted"));
+            }
+            return Survey { faults, taken, report: PoolReport { segments: 0, used_bytes } };
+        }
+        let state = self.0.state.lock();
         let mut faults = Vec::new();
         let mut taken = Vec::new();
         let mut granules = 0;
@@ -657,9 +737,16 @@ impl PoolInner {
     }
 
     fn notify_retired(&self, segment: &Segment) {
-        let farewell = lock(&self.farewell).clone();
+        let farewell = self.farewell.lock().clone();
         if let (Some(farewell), Kind::Segment) = (farewell, segment.kind) {
             farewell(segment.id);
+        }
+    }
+
+    pub(super) fn give_to_host(&self, segment: &Segment, block: usize, bytes: u64) {
+        if let Some(host) = &self.host {
+            host.give(segment, block);
+            self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 
@@ -669,7 +756,7 @@ impl PoolInner {
         }
         self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         let retired = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             let Some(slot) = state.areas.get_mut(&segment.id) else { return };
             slot.allocator.give(place);
             self.take_out_if_useless(&mut state, segment)
@@ -705,7 +792,7 @@ impl PoolInner {
     /// closed.
     fn landed(&self, segment: &Arc<Segment>) {
         let (retired, unread) = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             let listed = state.areas.get_mut(&segment.id);
             if let Some(slot) = listed.filter(|slot| Arc::ptr_eq(&slot.segment, segment)) {
                 slot.in_flight -= 1;
@@ -754,7 +841,7 @@ fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segme
     let make = || {
         let made = maker.make(id, bytes)?;
         let segment = Segment { kind: Kind::Segment, id, memory: SegmentMemory::Segment(made) };
-        segment.write_segment_header(epoch);
+        segment.write_segment_header(epoch, maker.range());
         if let SegmentMemory::Segment(made) = &segment.memory {
             maker.seal(made)?;
         }
@@ -788,9 +875,9 @@ impl PoolState {
 
     /// Ids ascend, so that consumers do not soon see another segment under an id they know.
     fn unused_id(&mut self) -> Option<u16> {
-        (self.first_id..=u16::MAX).find_map(|_| {
+        (0..=u16::MAX).find_map(|_| {
             let id = self.next_id;
-            self.next_id = id.checked_add(1).unwrap_or(self.first_id);
+            self.next_id = id.wrapping_add(1);
             (!self.areas.contains_key(&id)).then_some(id)
         })
     }

@@ -29,6 +29,31 @@ use crate::object::ObjectId;
 pub struct Mappings {
     segments: MappingTable<FIRST_IN_SEGMENT>,
     regions: MappingTable<FIRST_IN_REGION>,
+    /// Of a pool in a host's memory, in its own process: there are no segments then.
+    host: Option<Arc<dyn UnmappedBlocks>>,
+}
+
+/// Live blocks that lie in no mapping of ours: each call checks generation and size.
+pub(super) trait UnmappedBlocks: fmt::Debug + Send + Sync {
+    /// Where the payload of the block lies that `header` names.
+    fn locate(&self, header: &MetaHeader) -> Result<Location, ResolveError>;
+
+    /// A copy of the payload of the block that `header` names.
+    fn read(&self, header: &MetaHeader) -> Result<Vec<u8>, ResolveError>;
+
+    /// Whether the bytes read so far were still those of the object of `header`.
+    fn still_valid(&self, header: &MetaHeader) -> bool;
+
+    /// The version that `header` names.
+    fn object_id(&self, header: &MetaHeader) -> Result<ObjectId, ResolveError>;
+
+    /// The MetaHeader of the block at a place of a managed segment.
+    fn header_at(
+        &self,
+        segment_id: u16,
+        handle: i64,
+        size: u64,
+    ) -> Result<MetaHeader, ResolveError>;
 }
 
 /// Mappings by id in a dense array: a look-up is one bounds check. Payloads in them begin at
@@ -374,6 +399,11 @@ impl Mappings {
         self
     }
 
+    /// The blocks of a pool in a host's memory.
+    pub(super) fn of_host(host: Arc<dyn UnmappedBlocks>) -> Self {
+        Self { host: Some(host), ..Self::default() }
+    }
+
     /// These mappings without retired segments: nothing in them resolves any more, and their
     /// mappings keep memory of the node.
     #[must_use]
@@ -437,6 +467,16 @@ impl Mappings {
         }
     }
 
+    /// Where the payload lies in the host's memory, or why it resolves nowhere.
+    #[cold]
+    #[inline(never)]
+    fn locate_in_host(&self, header: &MetaHeader) -> Result<Location, ResolveError> {
+        match &self.host {
+            Some(host) => host.locate(header),
+            None => Err(self.why_not(header)),
+        }
+    }
+
     /// The first check that `header` fails.
     #[cold]
     #[inline(never)]
@@ -486,9 +526,11 @@ impl Mappings {
     // A call would cost as much as the checks.
     #[inline(always)]
     pub fn locate(&self, header: &MetaHeader) -> Result<Location, ResolveError> {
-        let CheckedHeader { block, size } = self.check(header)?;
-        // SAFETY: `check` has verified that 64 bytes of headers and `size` bytes of payload are
-        // inside the mapping.
+        let Some(CheckedHeader { block, size }) = self.find(header) else {
+            return self.locate_in_host(header);
+        };
+        // SAFETY: `find` has seen that 64 bytes of headers and `size` bytes of payload lie inside
+        // of the mapping.
         let address = unsafe { block.add(BLOCK_OVERHEAD_BYTES as usize) };
         Ok(Location { address, size })
     }
@@ -540,6 +582,9 @@ impl Mappings {
     /// # Errors
     /// [`ResolveError`].
     pub fn read(&self, header: &MetaHeader) -> Result<Vec<u8>, ResolveError> {
+        if let Some(host) = &self.host {
+            return host.read(header);
+        }
         let Location { address, size } = self.locate(header)?;
         let mut copy: Vec<u8> = Vec::with_capacity(size);
         // SAFETY: `size` bytes at `address` are mapped and stay mapped while `self` lives, the
@@ -568,6 +613,9 @@ impl Mappings {
     ) -> Result<MetaHeader, ResolveError> {
         let known = u16::try_from(segment).ok();
         let id = known.ok_or(ResolveError::UnknownSegment { id: u16::MAX })?;
+        if let Some(host) = &self.host {
+            return host.header_at(id, handle, size.cast_unsigned());
+        }
         // A negative size becomes huge, which reaches beyond every segment. No block has generation
         // 0, so this header never resolves, and faults of its place are reported first.
         let header = MetaHeader::managed(id, handle, size.cast_unsigned(), 0);
@@ -645,6 +693,9 @@ impl Mappings {
 
     /// Whether the bytes read so far were still those of the object of `header`.
     pub fn still_valid(&self, header: &MetaHeader) -> bool {
+        if let Some(host) = &self.host {
+            return host.still_valid(header);
+        }
         self.check(header).is_ok_and(|CheckedHeader { block, .. }| {
             sync::seen_again(generation(block)) == header.hint
         })
@@ -655,6 +706,9 @@ impl Mappings {
     /// # Errors
     /// [`ResolveError`].
     pub fn object_id(&self, header: &MetaHeader) -> Result<ObjectId, ResolveError> {
+        if let Some(host) = &self.host {
+            return host.object_id(header);
+        }
         let CheckedHeader { block, .. } = self.check(header)?;
         // SAFETY: the id is a field of the block header, which is inside the mapping.
         let place = unsafe { block.add(offset_of!(BlockHeader, object_id)) };

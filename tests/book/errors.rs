@@ -1,4 +1,4 @@
-//! Every error with a stable code, read from the source: `impl Coded for …`, and the texts of the
+//! Every error with a stable code, parsed from the source: `impl Coded for …`, and the docs of the
 //! variants.
 #![allow(unreachable_pub, reason = "each test binary is a crate of its own")]
 
@@ -11,9 +11,9 @@ pub struct Known {
     pub code: u16,
     /// `CacheError::Missing`.
     pub name: String,
-    /// What a caller can do about it, where the error says so by itself.
+    /// The action that a caller can take, if the error itself states it.
     pub kind: String,
-    /// What its documentation says.
+    /// Its documentation.
     pub text: String,
 }
 
@@ -81,7 +81,7 @@ fn errors_of(owner: &str, body: &str, file: &str, all: &mut Vec<Known>) {
     }
 }
 
-/// The kinds by variant; under `""` the one of all.
+/// The kind of each variant; a kind that all share is under `""`.
 fn kinds_of(body: &str) -> BTreeMap<String, String> {
     let kind = |text: &str| {
         let name = text.split("ErrorKind::").nth(1)?;
@@ -105,7 +105,7 @@ fn kinds_of(body: &str) -> BTreeMap<String, String> {
     kinds
 }
 
-/// Pattern and value of each arm.
+/// Pattern and value of each match arm.
 fn arms(body: &str) -> impl Iterator<Item = (&str, &str)> {
     let mut pieces = body.split("=>").peekable();
     let mut before = pieces.next().unwrap_or_default();
@@ -113,12 +113,12 @@ fn arms(body: &str) -> impl Iterator<Item = (&str, &str)> {
         let value = pieces.next()?;
         let arm = before;
         before = value;
-        // The pattern begins behind the value of the arm before it.
+        // The pattern follows the value of the arm before it.
         Some((arm, value))
     })
 }
 
-/// The variants that a pattern names: what stands behind the last value.
+/// The variants that a pattern names, after the value of the arm before.
 fn variants(arm: &str) -> Vec<&str> {
     let start = arm
         .rmatch_indices(['\n'])
@@ -140,10 +140,10 @@ fn numbers(text: &str) -> impl Iterator<Item = u16> {
     words.filter(|word| word.len() == 4).filter_map(|word| word.parse().ok())
 }
 
-/// The documentation above the first of `starts` that is found.
+/// The documentation above the first of `starts` that occurs.
 fn text_before(text: &str, starts: &[&str]) -> String {
     let Some(at) = starts.iter().find_map(|start| text.find(start)) else { return String::new() };
-    // Attributes stand between the two.
+    // Skips the attributes between them.
     let above = text[..at].lines().rev().map(str::trim);
     let above = above.take(40).skip_while(|line| !line.starts_with("///"));
     let mut lines: Vec<&str> =

@@ -14,7 +14,8 @@ use iovcache::table::ColumnRequest;
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 use serde::{Deserialize, Serialize};
 
-use crate::common::{Failure, progress, show_bytes};
+use crate::common::{progress, show_bytes};
+use crate::failure::Failure;
 use crate::status::show;
 use crate::text_chart::{Bar, bars};
 use crate::time;
@@ -143,13 +144,7 @@ async fn show_in(folder: &Path, timeframes: u64) -> Result<(), Failure> {
     );
     let columns: Vec<ColumnRequest> = COLUMNS
         .iter()
-        .map(|(name, path)| {
-            Ok(ColumnRequest {
-                name: (*name).into(),
-                path: ObjectPath::new(path)?,
-                metadata: Default::default(),
-            })
-        })
+        .map(|(name, path)| Ok(ColumnRequest::new(*name, ObjectPath::new(path)?)))
         .collect::<Result<_, iovcache::object::InvalidPath>>()?;
     let names: Vec<String> = CONSUMERS.iter().map(|(name, _)| (*name).to_owned()).collect();
     let started = Instant::now();

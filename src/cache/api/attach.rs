@@ -15,7 +15,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -34,6 +34,7 @@ use crate::shm::attach::{
     ClientMessage, Done, LineReader, Need, PeerCredentials, WireError, parse_hello, parse_line,
     send,
 };
+use crate::sync::Mutex;
 use crate::table::Consumed;
 
 /// Time limit for the hello of a client.
@@ -146,9 +147,7 @@ impl Coded for NotListed {
 enum AttachFull {
     #[error("{0} processes are attached, which is the limit (attached)")]
     All(usize),
-    #[error(
-        "{0} processes of your user are attached, which is the limit (attached_per_peer)"
-    )]
+    #[error("{0} processes of your user are attached, which is the limit (attached_per_peer)")]
     User(usize),
 }
 
@@ -174,7 +173,7 @@ impl AttachedByUser {
     }
 
     fn take(self: &Arc<Self>, uid: u32) -> Result<AttachSlot, AttachFull> {
-        let mut by_user = self.by_user.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_user = self.by_user.lock();
         if by_user.values().sum::<usize>() >= self.limits.attached {
             return Err(AttachFull::All(self.limits.attached));
         }
@@ -196,7 +195,7 @@ struct AttachSlot {
 
 impl Drop for AttachSlot {
     fn drop(&mut self) {
-        let mut by_user = self.places.by_user.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_user = self.places.by_user.lock();
         if let Some(count) = by_user.get_mut(&self.uid) {
             *count -= 1;
             if *count == 0 {
@@ -429,7 +428,7 @@ mod tests {
         taken.pop();
         assert!(places.take(1).is_ok());
         drop((taken, other));
-        assert!(places.by_user.lock().unwrap().is_empty());
+        assert!(places.by_user.lock().is_empty());
     }
 
     #[test]

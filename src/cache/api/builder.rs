@@ -1,7 +1,7 @@
 //! The builder of a cache: options, defaults, and background tasks.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -29,7 +29,8 @@ use crate::error::{Code, Coded, ErrorKind};
 use crate::object::CreationLimits;
 use crate::shm::{Pool, PoolError, PoolOptions, give_back_free_memory};
 use crate::source::{Policies, Source};
-use crate::table::ColumnRequest;
+use crate::sync::Mutex;
+use crate::table::{ColumnRequest, RequestLimits};
 use crate::telemetry::Counters;
 
 /// Default duration of a lease without an owner.
@@ -50,6 +51,7 @@ pub struct CacheBuilder {
     memory: PoolOptions,
     limits: CreationLimits,
     tables: BTreeMap<String, Vec<ColumnRequest>>,
+    max_key_values: usize,
     policies: Policies,
     clock: Clock,
     lease_limit: Duration,
@@ -67,6 +69,7 @@ impl Default for CacheBuilder {
             memory: PoolOptions::default(),
             limits: CreationLimits::default(),
             tables: BTreeMap::new(),
+            max_key_values: RequestLimits::MOST.key_values,
             policies: Policies::default(),
             clock: Clock::system(),
             lease_limit: LEASE_LIMIT,
@@ -140,6 +143,14 @@ impl CacheBuilder {
     #[must_use]
     pub fn tables(mut self, tables: BTreeMap<String, Vec<ColumnRequest>>) -> Self {
         self.tables = tables;
+        self
+    }
+
+    /// The most distinct values of a key for each of which a column may have a look-up of its own.
+    /// Default: 10,000.
+    #[must_use]
+    pub fn max_key_values(mut self, values: usize) -> Self {
+        self.max_key_values = values;
         self
     }
 
@@ -263,6 +274,7 @@ impl CacheBuilder {
             limits: self.limits,
             policies: self.policies,
             tables: self.tables,
+            max_key_values: self.max_key_values,
         };
         let hands: Arc<InUse> = Arc::default();
         let inherited_objects = Arc::new(self.inheritance.inherited_objects(descriptor_store));

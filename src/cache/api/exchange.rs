@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use super::answer::Answer;
 use super::handle::Cache;
@@ -19,8 +19,8 @@ use crate::cache::holders::caller::Caller;
 use crate::cache::holders::lease::LeaseId;
 use crate::cache::holders::origin::Origin;
 use crate::cache::tables::schema_cache::{SchemaKey, StreamSchema};
-use crate::index::Timestamps;
-use crate::table::{Request, When};
+use crate::sync::{Mutex, MutexGuard};
+use crate::table::{Request, TableRows, When, key_names};
 
 /// The state of one stream. Dropping it releases everything that the stream holds.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct Exchange {
     /// The request for each table, without timestamps.
     template: Request,
     common: StreamSchema,
+    /// The keys on which its columns depend.
+    keys: Vec<Arc<str>>,
     origin: Origin,
     /// The number of its claim on the name of its consumer.
     claim: Option<u64>,
@@ -74,12 +76,17 @@ impl ExchangeState {
 
 impl Exchange {
     fn state(&self) -> MutexGuard<'_, ExchangeState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// The request for each table, without timestamps.
     pub fn template(&self) -> &Request {
         &self.template
+    }
+
+    /// The names of the keys on which its columns depend: further columns of each batch.
+    pub fn keys(&self) -> &[Arc<str>] {
+        &self.keys
     }
 
     /// Announces a request for the table of a timeframe. Reports of consumption from now on apply
@@ -95,10 +102,10 @@ impl Exchange {
     pub async fn answer(
         &self,
         timeframe: u64,
-        timestamps: Timestamps,
+        rows: impl Into<TableRows>,
     ) -> Result<Answer, CacheError> {
         let ordered = self.state().begin(timeframe);
-        let when = When::Timestamps(timestamps);
+        let when = When::Timestamps(rows.into());
         let stream_timeframe = Some(timeframe);
         let (origin, budget) = (self.origin.clone(), self.budget.clone());
         let of_stream = true;
@@ -182,11 +189,11 @@ impl Cache {
             self.check_session(session, &origin)?;
         }
         let columns = self.0.columns.requested(&template.columns, None)?;
-        let form = self.form(SchemaKey::of_stream(&template), columns);
-        let common = StreamSchema::new(form);
+        let form = self.form(SchemaKey::of_stream(&template), columns, &[]);
+        let (common, keys) = (StreamSchema::new(form), key_names(columns));
         let consumer = template.consumer.as_deref();
         let claim = consumer.map(|consumer| self.0.leases.claim(consumer, origin.clone()));
         let (cache, state) = (self.clone(), Mutex::default());
-        Ok(Exchange { cache, template, common, origin, claim, budget, state })
+        Ok(Exchange { cache, template, common, keys, origin, claim, budget, state })
     }
 }

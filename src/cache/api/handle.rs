@@ -58,14 +58,14 @@ pub(super) struct CacheInner {
     /// Serialises registrations that wait for memory.
     pub(super) registering: tokio::sync::Mutex<()>,
     /// Results of the loads that polls have started.
-    pub(super) polls: Arc<std::sync::Mutex<Polls>>,
+    pub(super) polls: Arc<crate::sync::Mutex<Polls>>,
     pub(super) attach_path: OnceLock<PathBuf>,
     /// Notified of each new segment.
     pub(super) grown: watch::Sender<()>,
     /// Cancelled when no new work is accepted.
     pub(super) draining: CancellationToken,
     /// Background tasks: refresh timelines, expire leases, load timeframes.
-    pub(super) tasks: std::sync::Mutex<JoinSet<()>>,
+    pub(super) tasks: crate::sync::Mutex<JoinSet<()>>,
 }
 
 impl Cache {

@@ -1,7 +1,5 @@
 //! Invalidation of a path, and the shutdown of a cache.
 
-use std::sync::PoisonError;
-
 use super::handle::Cache;
 use crate::cache::error::CacheError;
 use crate::object::ObjectPath;
@@ -41,7 +39,7 @@ impl Cache {
     }
 
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = self.0.tasks.lock();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
     }

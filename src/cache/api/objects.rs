@@ -19,6 +19,7 @@ use super::handle::Cache;
 use crate::cache::deadline::{LOOK_UP, by_deadline};
 use crate::cache::error::CacheError;
 use crate::cache::memory::in_use::InUseGuard;
+use crate::cache::versions::catalog::QueryTimes;
 use crate::cache::versions::object_index::{Effective, Versions, effective_of};
 use crate::index::Timestamps;
 use crate::interval::Timestamp;
@@ -70,8 +71,8 @@ impl Cache {
             }
         }
         let timestamps = Timestamps::new(vec![at.as_millis()], None);
-        let known =
-            by_deadline(LOOK_UP, deadline, self.0.catalog.known_at(&query, &timestamps)).await?;
+        let times = QueryTimes::All(&timestamps);
+        let known = by_deadline(LOOK_UP, deadline, self.0.catalog.known_at(&query, &times)).await?;
         let found = known.timeline.version_at(at).zip(known.timeline.span_at(at));
         Ok(found.map(|(version, span)| {
             self.0.objects.name(version);

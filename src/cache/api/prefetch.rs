@@ -15,10 +15,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::handle::Cache;
-use crate::cache::CacheError;
 use crate::cache::deadline::{LOOK_UP, by_deadline};
+use crate::cache::error::CacheError;
 use crate::cache::holders::caller::Caller;
 use crate::cache::tables::plan::Plan;
+use crate::cache::versions::catalog::QueryTimes;
 use crate::error::Coded as _;
 use crate::index::{State, Timestamps};
 use crate::interval::Timestamp;
@@ -54,7 +55,7 @@ impl Cache {
         let Some(last) = rows.len().checked_sub(1) else { return };
         let (Some(one), Some(other)) = (rows.value(0), rows.value(last)) else { return };
         let last = one.max(other);
-        for (column, known) in plan.known_columns() {
+        for (query, known) in plan.plain_queries() {
             let reach = known.pace.as_ref().and_then(|pace| pace.reach(last));
             let Some(reach) = reach else { continue };
             let horizon = last.as_millis().saturating_add(reach);
@@ -79,7 +80,9 @@ impl Cache {
             {
                 continue;
             }
-            let border = (column.query(self.0.columns.limits), border);
+            let (path, metadata) = (query.0.clone(), query.1.clone());
+            let query = Query { path, metadata, limits: self.0.columns.limits };
+            let border = (query, border);
             if self.0.prefetcher.begin(&border) {
                 let cache = self.clone();
                 self.spawn(async move {
@@ -97,7 +100,7 @@ impl Cache {
         let (query, at) = border;
         let work = async {
             let timestamps = Timestamps::new(vec![at.as_millis()], None);
-            let known = self.0.catalog.known_at(query, &timestamps).await?;
+            let known = self.0.catalog.known_at(query, &QueryTimes::All(&timestamps)).await?;
             let Some(version) = known.timeline.version_at(*at).cloned() else { return Ok(()) };
             let pool = self.0.residency.pool();
             let free_bytes = pool.total_bytes().saturating_sub(pool.used_bytes());

@@ -1,6 +1,6 @@
 //! The progress of a table (PollFlightInfo). A poll loads its objects and pins them for a lease.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -12,6 +12,7 @@ use crate::cache::holders::lease::{LeaseHolder, LeaseId};
 use crate::cache::holders::polls::{Polled, Polls};
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::cache::yielder::Turns;
+use crate::sync::MutexGuard;
 use crate::table::Request;
 
 /// The progress of a table.
@@ -82,7 +83,7 @@ impl Cache {
     }
 
     fn polls(&self) -> MutexGuard<'_, Polls> {
-        self.0.polls.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.polls.lock()
     }
 
     /// The error of the load that a poll of this lease has started, returned once.
@@ -126,7 +127,7 @@ impl Cache {
                 Ok(()) => Polled::Done,
                 Err(error) => Polled::Failed(error),
             };
-            polls.lock().unwrap_or_else(PoisonError::into_inner).insert(lease, polled);
+            polls.lock().insert(lease, polled);
         });
     }
 }

@@ -19,8 +19,7 @@ use crate::cache::tables::loader::{MAX_RETRY, MIN_RETRY};
 use crate::cache::tables::plan::Plan;
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::error::Coded as _;
-use crate::index::Timestamps;
-use crate::table::{PutAnswer, Register, Request, TimeframeState};
+use crate::table::{PutAnswer, Register, Request, TableRows, TimeframeState};
 
 /// First pause before a timeframe that failed to load is retried.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -44,12 +43,12 @@ impl Cache {
     pub async fn register(
         &self,
         timeframe: u64,
-        timestamps: Timestamps,
+        rows: impl Into<TableRows>,
         register: &Register,
         patience: Option<Duration>,
     ) -> Result<PutAnswer, CacheError> {
         let asker = Caller { patience, ..Caller::default() };
-        self.register_for(timeframe, timestamps, register, &asker).await
+        self.register_for(timeframe, rows, register, &asker).await
     }
 
     /// Like [`register`](Self::register); the plan is charged to the budget of `asker` as long as
@@ -60,11 +59,11 @@ impl Cache {
     pub async fn register_for(
         &self,
         timeframe: u64,
-        timestamps: Timestamps,
+        rows: impl Into<TableRows>,
         register: &Register,
         asker: &Caller,
     ) -> Result<PutAnswer, CacheError> {
-        let entered = self.try_register(timeframe, timestamps, register, asker).await;
+        let entered = self.try_register(timeframe, rows.into(), register, asker).await;
         if entered.is_err() {
             self.0.counters.errors.add(1);
         }
@@ -94,22 +93,24 @@ impl Cache {
     async fn try_register(
         &self,
         timeframe: u64,
-        timestamps: Timestamps,
+        rows: TableRows,
         register: &Register,
         asker: &Caller,
     ) -> Result<Registered, CacheError> {
         self.check_open()?;
-        let bytes = timestamps.memory_bytes() as u64 + register.memory_bytes();
+        let bytes = rows.memory_bytes() as u64 + register.memory_bytes();
         let charge = asker.budget.charge(bytes, "a timeframe")?;
         let wait =
             asker.patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
         let deadline = Instant::now() + wait;
         let columns = self.0.columns.requested(&register.columns, None)?;
-        let limits = self.0.columns.limits;
+        rows.keys.check(columns, rows.timestamps.len())?;
+        let (limits, budget) = (self.0.columns.limits, &asker.budget);
         let known = columns.iter().map(|_| None).collect();
-        let known = self.0.columns.all_known(columns, known, limits, &timestamps, deadline).await?;
+        let known =
+            self.0.columns.all_known(columns, known, limits, &rows, budget, deadline).await?;
         let columns = self.0.timeframes.shared_columns(columns);
-        let planned = Plan::new(Arc::new(timestamps), known, &asker.budget);
+        let planned = Plan::new(rows, known, &asker.budget);
         let plan = by_deadline(PLANNING, deadline, planned).await?;
         self.prefetch_next(&plan);
         let versions = Arc::clone(plan.versions());

@@ -23,14 +23,16 @@ use crate::cache::tables::audit_log::record;
 use crate::cache::tables::plan::{Assembled, Plan, PlannedIntervals, TableObjects};
 use crate::cache::tables::schema_cache::{Instance, SchemaKey, StreamSchema, TableSchema};
 use crate::cache::versions::linked_timeline::VersionSet;
-use crate::index::Timestamps;
 use crate::interval::ValidityInterval;
 use crate::shm::Pool;
-use crate::table::{ColumnRequest, Content, Request, RequestError, TableBody, View, When};
+use crate::table::{
+    ColumnRequest, Columns, Content, Request, RequestError, TableBody, TableRows, View, When,
+    key_names,
+};
 
 /// The rows of a requested table.
 enum RowSource {
-    Timestamps(Arc<Timestamps>),
+    Timestamps(TableRows),
     Timeframe(Arc<Timeframe>),
     Range(ValidityInterval),
 }
@@ -43,12 +45,38 @@ impl RowSource {
         }
     }
 
-    fn has_nulls(&self) -> bool {
+    fn rows(&self) -> Option<&TableRows> {
         match self {
-            Self::Timestamps(timestamps) => timestamps.has_nulls(),
-            Self::Timeframe(timeframe) => timeframe.registration.plan.timestamps().has_nulls(),
-            Self::Range(_) => false,
+            Self::Timestamps(rows) => Some(rows),
+            Self::Timeframe(timeframe) => Some(timeframe.registration.plan.table_rows()),
+            Self::Range(_) => None,
         }
+    }
+
+    fn has_nulls(&self) -> bool {
+        self.rows().is_some_and(|rows| rows.timestamps.has_nulls())
+    }
+
+    /// The keys that have nulls.
+    fn null_keys(&self) -> Vec<Arc<str>> {
+        let keys = self.rows().into_iter().flat_map(|rows| rows.keys.iter());
+        keys.filter(|(_, key)| key.has_nulls()).map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    /// Whether the keys on which `columns` depend are there.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    fn check_keys(&self, columns: &[ColumnRequest]) -> Result<(), CacheError> {
+        match self {
+            Self::Timestamps(rows) => rows.keys.check(columns, rows.timestamps.len())?,
+            Self::Timeframe(timeframe) => {
+                timeframe.registration.plan.table_rows().keys.check_columns(columns)?;
+            }
+            // The columns of a range are checked where their timelines are looked up.
+            Self::Range(_) => {}
+        }
+        Ok(())
     }
 }
 
@@ -106,9 +134,17 @@ impl Cache {
     fn subject(&self, when: &When) -> Result<RowSource, CacheError> {
         Ok(match when {
             When::Timeframe(id) => RowSource::Timeframe(self.0.timeframes.get(*id)?),
-            When::Timestamps(timestamps) => RowSource::Timestamps(Arc::new(timestamps.clone())),
+            When::Timestamps(rows) => RowSource::Timestamps(rows.clone()),
             When::Range(range) => RowSource::Range(*range),
         })
+    }
+
+    /// The names of the keys on which the columns of a message depend.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownTable`].
+    pub fn key_names(&self, columns: &Columns) -> Result<Vec<Arc<str>>, CacheError> {
+        Ok(key_names(self.0.columns.requested(columns, None)?))
     }
 
     /// The schema of the table that `request` asks for. Loads nothing and asks no source.
@@ -118,7 +154,7 @@ impl Cache {
     pub fn describe(&self, request: &Request) -> Result<Described, CacheError> {
         let subject = self.subject(&request.when)?;
         let (registered, rows) = match &subject {
-            RowSource::Timestamps(timestamps) => (None, Some(timestamps.len() as u64)),
+            RowSource::Timestamps(rows) => (None, Some(rows.timestamps.len() as u64)),
             RowSource::Timeframe(timeframe) => (
                 Some(&timeframe.registration.columns[..]),
                 Some(timeframe.registration.plan.rows() as u64),
@@ -127,9 +163,10 @@ impl Cache {
         };
         let columns = self.0.columns.requested(&request.columns, registered)?;
         check_columns(request, columns)?;
+        subject.check_keys(columns)?;
         let timeframe = subject.timeframe();
         let key = SchemaKey::new(request, subject.has_nulls(), timeframe.is_some(), false);
-        let form = self.form(key, columns);
+        let form = self.form(key, columns, &subject.null_keys());
         let rows = rows.filter(|_| request.view == View::Rows);
         Ok(Described { schema: form.shape.schema_of(&form.schema, timeframe, None), rows })
     }
@@ -203,11 +240,12 @@ impl Cache {
         let columns = self.0.columns.requested(&request.columns, registered)?;
         // Checked before anything is loaded.
         check_columns(request, columns)?;
+        subject.check_keys(columns)?;
         let asked = Work { request, asker, holder: holder.as_ref(), deadline };
         let found = match &subject {
             RowSource::Range(range) => self.intervals_of(asked, columns, *range).await?,
-            RowSource::Timestamps(timestamps) => {
-                self.rows_of_timestamps(asked, common, columns, timestamps).await?
+            RowSource::Timestamps(rows) => {
+                self.rows_of_timestamps(asked, common, columns, rows).await?
             }
             RowSource::Timeframe(timeframe) => {
                 self.rows_of_timeframe(asked, columns, timeframe).await?
@@ -255,26 +293,31 @@ impl Cache {
             return Arc::clone(&common.form);
         }
         if asker.of_stream {
-            return self.form(SchemaKey::of_stream(request), columns);
+            return self.form(SchemaKey::of_stream(request), columns, &[]);
         }
         let (nulls, timeframe) = (subject.has_nulls(), subject.timeframe());
         let key = SchemaKey::new(request, nulls, timeframe.is_some(), true);
         match subject {
             RowSource::Timeframe(timeframe) if timeframe.has_the(columns) => {
-                timeframe.form(key, || self.form(key, columns))
+                timeframe.form(key, || self.form(key, columns, &subject.null_keys()))
             }
-            _ => self.form(key, columns),
+            _ => self.form(key, columns, &subject.null_keys()),
         }
     }
 
-    /// The schema for `key` and `columns`.
-    pub(super) fn form(&self, key: SchemaKey, columns: &[ColumnRequest]) -> Arc<TableSchema> {
+    /// The form that `key` and `columns` decide, where these keys have nulls.
+    pub(super) fn form(
+        &self,
+        key: SchemaKey,
+        columns: &[ColumnRequest],
+        null_keys: &[Arc<str>],
+    ) -> Arc<TableSchema> {
         let instance = Instance {
             epoch: self.epoch(),
             attach: self.attach_path(),
             policies: &self.0.columns.policies,
         };
-        self.0.forms.form(key, columns, &instance)
+        self.0.forms.form(key, columns, null_keys, &instance)
     }
 
     /// The effective spans of a range, pinned.
@@ -319,14 +362,14 @@ impl Cache {
         asked: Work<'_>,
         common: Option<&StreamSchema>,
         columns: &[ColumnRequest],
-        timestamps: &Arc<Timestamps>,
+        rows: &TableRows,
     ) -> Result<PinnedTable, CacheError> {
-        if let Some(found) = self.registered_rows(asked, common, columns, timestamps).await? {
+        if let Some(found) = self.registered_rows(asked, common, columns, rows).await? {
             return Ok(found);
         }
-        let bytes = timestamps.memory_bytes() as u64;
+        let bytes = rows.memory_bytes() as u64;
         let charge = asked.asker.budget.charge(bytes, "the timestamps of a table")?;
-        let mut found = self.rows_at(asked, columns, timestamps, None).await?;
+        let mut found = self.rows_at(asked, columns, rows, None).await?;
         found.charges.push(Arc::new(charge));
         Ok(found)
     }
@@ -337,17 +380,14 @@ impl Cache {
         &self,
         asked: Work<'_>,
         columns: &[ColumnRequest],
-        timestamps: &Arc<Timestamps>,
+        rows: &TableRows,
         timeframe: Option<&Timeframe>,
     ) -> Result<Plan, CacheError> {
         let Work { request, asker, deadline, .. } = asked;
         let (registered, budget) = (timeframe.map(|one| &one.registration.plan), &asker.budget);
-        let known = self
-            .0
-            .columns
-            .known_at(request, columns, timestamps, registered, budget, deadline)
-            .await?;
-        let planned = Plan::new(Arc::clone(timestamps), known, &asker.budget);
+        let known =
+            self.0.columns.known_at(request, columns, rows, registered, budget, deadline).await?;
+        let planned = Plan::new(rows.clone(), known, &asker.budget);
         by_deadline(PLANNING, deadline, planned).await
     }
 
@@ -357,11 +397,11 @@ impl Cache {
         &self,
         asked: Work<'_>,
         columns: &[ColumnRequest],
-        timestamps: &Arc<Timestamps>,
+        rows: &TableRows,
         timeframe: Option<&Timeframe>,
     ) -> Result<PinnedTable, CacheError> {
         let Work { request, asker, holder, deadline } = asked;
-        let plan = self.plan_of(asked, columns, timestamps, timeframe).await?;
+        let plan = self.plan_of(asked, columns, rows, timeframe).await?;
         // Requests for single tables come in no known order.
         if asker.of_stream && request.is_plain() {
             self.prefetch_next(&plan);
@@ -397,7 +437,7 @@ impl Cache {
         asked: Work<'_>,
         common: Option<&StreamSchema>,
         columns: &[ColumnRequest],
-        timestamps: &Timestamps,
+        rows: &TableRows,
     ) -> Result<Option<PinnedTable>, CacheError> {
         let Work { request, asker, deadline, .. } = asked;
         let Some(id) = asker.stream_timeframe.filter(|_| request.is_plain()) else {
@@ -409,7 +449,7 @@ impl Cache {
             Some(common) => common.has(columns, registered),
             None => *columns == **registered,
         };
-        if !same_columns || !plan.timestamps().same_rows(timestamps) {
+        if !same_columns || !plan.table_rows().same_rows(rows) {
             return Ok(None);
         }
         self.0.columns.check_missing(plan, request)?;
@@ -511,7 +551,7 @@ impl Cache {
                 assembled(&self.0.loader, timeframe, deadline).await?,
             ));
         }
-        self.rows_at(asked, columns, plan.timestamps(), Some(timeframe)).await
+        self.rows_at(asked, columns, plan.table_rows(), Some(timeframe)).await
     }
 
     /// The versions of a table that is to be loaded for a lease, and the future holder.
@@ -528,21 +568,22 @@ impl Cache {
         let reader = self.reader(request, &subject, &asker.origin)?;
         let holder = self.holder(request, asker, reader.as_ref());
         let asked = Work { request, asker, holder: holder.as_ref(), deadline };
-        let (timestamps, timeframe) = match &subject {
+        let (rows, timeframe) = match &subject {
             RowSource::Range(range) => {
                 let columns = self.0.columns.requested(&request.columns, None)?;
                 let spans = self.spans_of(request, asker, columns, *range, deadline).await?;
                 self.check_quota(asked.holder, &**spans.versions())?;
                 return Ok((Arc::clone(spans.versions()), holder));
             }
-            RowSource::Timestamps(timestamps) => (timestamps, None),
+            RowSource::Timestamps(rows) => (rows, None),
             RowSource::Timeframe(timeframe) => {
-                (timeframe.registration.plan.timestamps(), Some(&**timeframe))
+                (timeframe.registration.plan.table_rows(), Some(&**timeframe))
             }
         };
         let registered = timeframe.map(|timeframe| &timeframe.registration.columns[..]);
         let columns = self.0.columns.requested(&request.columns, registered)?;
-        let plan = self.plan_of(asked, columns, timestamps, timeframe).await?;
+        subject.check_keys(columns)?;
+        let plan = self.plan_of(asked, columns, rows, timeframe).await?;
         self.0.columns.check_missing(&plan, request)?;
         self.check_quota(asked.holder, &**plan.versions())?;
         Ok((Arc::clone(plan.versions()), holder))

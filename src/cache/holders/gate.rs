@@ -8,10 +8,11 @@
 //! would otherwise keep its pins after its lease has ended.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::cache::holders::lease::{LeaseId, Leases, OnEnd};
 use crate::clock::Moment;
+use crate::sync::{Mutex, MutexGuard};
 use crate::table::EncodeError;
 
 /// A client that reads renews its lease at most this many times within its time limit.
@@ -55,7 +56,7 @@ impl Gate {
     }
 
     fn state(&self) -> MutexGuard<'_, GateState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Wraps messages so that they end with an error once the lease ends.
@@ -80,7 +81,7 @@ impl Gate {
     fn renew(&self) {
         let Some(leases) = self.leases.upgrade() else { return };
         let now = leases.now();
-        let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut renewed = self.renewed.lock();
         if now.since(*renewed) < leases.time_limit() / RENEWALS {
             return;
         }
@@ -105,7 +106,7 @@ struct GuardedMessages<I>(Mutex<Option<I>>);
 
 impl<I> GuardedMessages<I> {
     fn messages(&self) -> MutexGuard<'_, Option<I>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

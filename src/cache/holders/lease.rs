@@ -12,7 +12,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::BuildHasher as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -25,6 +25,7 @@ use crate::cache::holders::origin::{Account, Origin};
 use crate::cache::memory::object::{PinSet, Resident};
 use crate::clock::{Clock, Moment};
 use crate::object::ObjectId;
+use crate::sync::{Mutex, MutexGuard};
 use crate::table::SessionStatus;
 use crate::telemetry::Counters;
 
@@ -203,7 +204,7 @@ impl Leases {
     }
 
     fn state(&self) -> MutexGuard<'_, LeaseState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn key_of(&self, ticket: &[u8]) -> TicketKey {
@@ -772,69 +773,5 @@ fn forget<K: Eq + std::hash::Hash>(
         if leases.is_empty() {
             index.remove(key);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use loom::sync::{Arc, Mutex};
-    use loom::thread;
-
-    use super::*;
-
-    fn lease() -> Lease {
-        Lease {
-            owner: LeaseOwner::Session("s".to_owned()),
-            timeframe: Some((1, "x".to_owned())),
-            ticket: Some([1, 1]),
-            connection: None,
-            expires: None,
-            holder: Some(LeaseHolder {
-                name: HolderName { consumer: "x".to_owned(), account: Account::Embedded },
-                timeframe: Some(1),
-            }),
-            gates: Vec::new(),
-            stream_gates: Vec::new(),
-            since: Moment::default(),
-            slow: false,
-            pins: Vec::new(),
-        }
-    }
-
-    fn with_a_session() -> LeaseState {
-        let info =
-            SessionStatus { number: 1, consumer: "x".to_owned(), pid: 1, uid: 1, pinned_bytes: 0 };
-        let (origin, leases) = (Origin::Embedded, LeaseIds::default());
-        let session = Session { info, origin, leases, ending: false };
-        let sessions = LeaseMap::from_iter([("s".to_owned(), session)]);
-        LeaseState { sessions, ..LeaseState::default() }
-    }
-
-    /// The steps are those of [`Leases`]; only the lock around the state differs.
-    #[test]
-    fn a_lease_ends_once_whoever_comes_first_and_none_outlives_its_session() {
-        loom::model(|| {
-            let state = Arc::new(Mutex::new(with_a_session()));
-            let first = LeaseId::from("first");
-            state.lock().unwrap().insert(&first, lease()).unwrap();
-            let released = thread::spawn({
-                let (state, first) = (Arc::clone(&state), first.clone());
-                move || state.lock().unwrap().end_all([first]).len()
-            });
-            // One more table for the session while its process dies.
-            let opened = thread::spawn({
-                let state = Arc::clone(&state);
-                move || state.lock().unwrap().insert(&LeaseId::from("second"), lease()).is_ok()
-            });
-            let hung_up = state.lock().unwrap().begin_end("s");
-            let hung_up = hung_up.expect("only one ends it").len();
-            state.lock().unwrap().sessions.remove("s");
-            let ended = hung_up + released.join().unwrap();
-            let opened = usize::from(opened.join().unwrap());
-            assert_eq!(ended, 1 + opened, "each that was opened ended, and once");
-            let state = state.lock().unwrap();
-            assert!(state.leases.is_empty() && state.by_timeframe.is_empty());
-            assert!(state.by_ticket.is_empty() && state.by_consumer.is_empty());
-        });
     }
 }

@@ -10,13 +10,14 @@
 //! ```
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::cache::error::CacheError;
 use crate::cache::holders::lease::{HolderName, Leases};
 use crate::cache::holders::limits::{ConsumerLimits, SlowConsumer, SlowHolder};
 use crate::cache::holders::timeframe::Timeframes;
 use crate::clock::Clock;
+use crate::sync::Mutex;
 use crate::telemetry::Counters;
 
 /// Enforces the limits per consumer.
@@ -39,7 +40,7 @@ pub(crate) struct RequestPermit {
 
 impl Drop for RequestPermit {
     fn drop(&mut self) {
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asking = self.asking.lock();
         if let Some(count) = asking.get_mut(&self.name) {
             *count -= 1;
             if *count == 0 {
@@ -56,7 +57,7 @@ impl ConsumerQuotas {
     /// [`CacheError::OverQuota`].
     pub(crate) fn begin(&self, name: &HolderName) -> Result<Option<RequestPermit>, CacheError> {
         let Some(limit) = self.limits.quota_requests else { return Ok(None) };
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asking = self.asking.lock();
         let wanted = asking.get(name).map_or(1, |count| count + 1);
         if wanted > limit {
             self.counters.over_quota.add(1);

@@ -8,7 +8,7 @@
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::futures::Notified;
@@ -23,6 +23,7 @@ use crate::cache::memory::reservations::Claim;
 use crate::cache::tables::plan::{Assembled, Plan};
 use crate::cache::tables::schema_cache::{SchemaKey, TableSchema};
 use crate::clock::{Clock, Moment};
+use crate::sync::{Mutex, MutexGuard};
 use crate::table::{ColumnRequest, ConsumerState, RequestLimits, TimeframeState, TimeframeStatus};
 use crate::telemetry::Counters;
 
@@ -88,7 +89,7 @@ impl Timeframe {
     }
 
     fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, TimeframeConsumer>> {
-        self.consumers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.consumers.lock()
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -106,7 +107,7 @@ impl Timeframe {
         key: SchemaKey,
         find: impl FnOnce() -> Arc<TableSchema>,
     ) -> Arc<TableSchema> {
-        let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut forms = self.forms.lock();
         if let Some((_, form)) = forms.iter().find(|(known, _)| *known == key) {
             return Arc::clone(form);
         }
@@ -132,7 +133,7 @@ impl Timeframe {
     }
 
     fn claim(&self) -> MutexGuard<'_, Claim> {
-        self.claim.lock().unwrap_or_else(PoisonError::into_inner)
+        self.claim.lock()
     }
 
     /// Sets the table; its objects stay pinned as long as it is in flight.
@@ -258,6 +259,9 @@ impl Timeframe {
         if !own.plan.timestamps().same_rows(other.plan.timestamps()) {
             return Some("timestamps");
         }
+        if !own.plan.table_rows().keys.same_rows(&other.plan.table_rows().keys) {
+            return Some("keys");
+        }
         let sorted = |names: &[String]| {
             let mut names = names.to_vec();
             names.sort_unstable();
@@ -303,7 +307,7 @@ impl Timeframes {
     }
 
     fn state(&self) -> MutexGuard<'_, TimeframeMap> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Completes when a timeframe is dropped.
@@ -499,7 +503,7 @@ impl Timeframes {
 
     /// The columns as shared by registrations: successive ones usually have equal columns.
     pub(crate) fn shared_columns(&self, columns: &[ColumnRequest]) -> Arc<[ColumnRequest]> {
-        let mut last = self.last_columns.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last_columns.lock();
         if **last != *columns {
             *last = columns.into();
         }

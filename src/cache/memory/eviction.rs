@@ -16,13 +16,14 @@
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher as _;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
 use crate::cache::memory::object::Resident;
 use crate::object::ObjectId;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// The small queue gets one part in this many of the bytes.
 const SMALL_SHARE: u64 = 10;
@@ -151,7 +152,7 @@ impl GhostQueue {
 
 impl EvictionQueues {
     fn queues(&self) -> MutexGuard<'_, Queues> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queues.lock()
     }
 
     /// Bytes of all listed objects, including those pinned again.

@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
 
 use crate::cache::memory::object::PinSet;
+use crate::sync::{Mutex, MutexGuard};
 
 /// All pins in use.
 #[derive(Debug, Default)]
@@ -21,7 +22,7 @@ pub(crate) struct InUse {
 
 impl InUse {
     fn held(&self) -> MutexGuard<'_, HashMap<u64, Arc<PinSet>, RandomState>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// Lists pins as in use until the returned guard is dropped.

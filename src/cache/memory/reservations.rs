@@ -18,13 +18,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::cache::memory::object::{Pin, PinSet};
 use crate::cache::memory::pin_request::{PinOutcome, PinRequest};
 use crate::cache::memory::residency::Residency;
 use crate::object::ObjectId;
 use crate::shm::{Pool, PoolError, Reservation};
+use crate::sync::Mutex;
 
 /// The reserved memory, by object.
 #[derive(Debug)]
@@ -74,10 +75,6 @@ pub(crate) struct Shortfall {
     objects: Vec<(ObjectId, u64)>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Reservations {
     pub(crate) fn new(residency: Arc<Residency>) -> Arc<Self> {
         Arc::new(Self { residency, by_id: Mutex::default() })
@@ -85,12 +82,12 @@ impl Reservations {
 
     /// The reservation of an object.
     pub(crate) fn find(&self, id: ObjectId) -> Option<Arc<Reserved>> {
-        lock(&self.by_id).get(&id)?.upgrade()
+        self.by_id.lock().get(&id)?.upgrade()
     }
 
     /// Whether nothing is reserved.
     pub(crate) fn is_empty(&self) -> bool {
-        lock(&self.by_id).is_empty()
+        self.by_id.lock().is_empty()
     }
 
     /// Pins the resident objects and shares existing reservations. The rest needs memory.
@@ -167,7 +164,7 @@ impl Reservations {
         let reservation = Some(self.residency.reserve(size_bytes)?);
         let content = Mutex::new(ReservedState { reservation, landed: None });
         let place = Arc::new(Reserved { id, size_bytes, home: Arc::clone(self), content });
-        let mut by_id = lock(&self.by_id);
+        let mut by_id = self.by_id.lock();
         let other = by_id.get(&id).and_then(Weak::upgrade);
         if other.is_none() {
             by_id.insert(id, Arc::downgrade(&place));
@@ -218,8 +215,8 @@ impl Reservations {
     /// The pins held by all reservations.
     pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
         let places: Vec<Arc<Reserved>> =
-            lock(&self.by_id).values().filter_map(Weak::upgrade).collect();
-        let pins = places.iter().filter_map(|place| lock(&place.content).landed.clone());
+            self.by_id.lock().values().filter_map(Weak::upgrade).collect();
+        let pins = places.iter().filter_map(|place| place.content.lock().landed.clone());
         vec![Arc::new(PinSet::new(pins.collect()))]
     }
 }
@@ -302,13 +299,13 @@ impl Reserved {
         if size_bytes != self.size_bytes {
             return None;
         }
-        lock(&self.content).reservation.take()
+        self.content.lock().reservation.take()
     }
 
     /// Keeps the memory of a failed load for the next one.
     fn give_back(&self, mut reservation: Reservation) {
         reservation.unsettle();
-        let mut content = lock(&self.content);
+        let mut content = self.content.lock();
         if content.landed.is_none() && content.reservation.is_none() {
             content.reservation = Some(reservation);
         }
@@ -317,7 +314,7 @@ impl Reserved {
     /// Stores the pin of the loaded object, which stays resident as long as the reservation.
     pub(crate) fn land(&self, pin: &Pin) {
         let content = ReservedState { reservation: None, landed: Some(pin.clone()) };
-        let before = std::mem::replace(&mut *lock(&self.content), content);
+        let before = std::mem::replace(&mut *self.content.lock(), content);
         let had_room = before.reservation.is_some();
         drop(before);
         if had_room {
@@ -329,13 +326,13 @@ impl Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         {
-            let mut by_id = lock(&self.home.by_id);
+            let mut by_id = self.home.by_id.lock();
             // There may be a new reservation for the same object by now, which stays.
             if by_id.get(&self.id).is_some_and(|place| place.strong_count() == 0) {
                 by_id.remove(&self.id);
             }
         }
-        let ReservedState { reservation, landed } = std::mem::take(&mut *lock(&self.content));
+        let ReservedState { reservation, landed } = std::mem::take(&mut *self.content.lock());
         let had_room = reservation.is_some();
         drop((reservation, landed));
         if had_room {

@@ -14,8 +14,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
@@ -28,6 +27,8 @@ use crate::cache::memory::publish::Verified;
 use crate::cache::restart::{LogRecord, ObjectLog};
 use crate::object::ObjectId;
 use crate::shm::{Pool, PoolError, Reservation};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::Counters;
 
 const SHARDS: usize = 64;
@@ -96,16 +97,12 @@ type Shard = HashMap<ObjectId, Weak<Resident>, RandomState>;
 impl ObjectMap {
     fn shard(&self, id: ObjectId) -> MutexGuard<'_, Shard> {
         let index = self.hasher.hash_one(id) as usize % SHARDS;
-        lock(&self.shards[index])
+        self.shards[index].lock()
     }
 
     fn get(&self, id: ObjectId) -> Option<Arc<Resident>> {
         self.shard(id).get(&id)?.upgrade()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Residency {
@@ -164,7 +161,7 @@ impl Residency {
             other => return other,
         }
         // One task evicts at a time, or two would evict twice as much as needed.
-        let _evicting = lock(&self.evicting);
+        let _evicting = self.evicting.lock();
         let mut wanted_bytes = Pool::charge(size_bytes);
         loop {
             match self.pool.reserve(size_bytes) {
@@ -276,7 +273,7 @@ impl Residency {
             .shards
             .iter()
             .flat_map(|shard| {
-                let shard = lock(shard);
+                let shard = shard.lock();
                 let residents = shard.values().filter_map(Weak::upgrade);
                 residents.collect::<Vec<_>>()
             })
@@ -288,7 +285,7 @@ impl Residency {
     pub(crate) fn for_each_object(&self, mut look: impl FnMut(&Arc<Resident>)) {
         for shard in &self.map.shards {
             let mut last = Vec::new();
-            for resident in lock(shard).values() {
+            for resident in shard.lock().values() {
                 if let Some(resident) = resident.upgrade() {
                     look(&resident);
                     last.push(resident);
@@ -327,7 +324,7 @@ impl Residency {
 
     /// Number of resident objects.
     pub(crate) fn objects(&self) -> usize {
-        self.map.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.map.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
     /// Bytes that no eviction frees: pinned, reserved, or taken by a load. A lower bound.
@@ -336,9 +333,15 @@ impl Residency {
         self.pool.used_bytes().saturating_sub(self.eviction_queues.bytes()).max(self.pinned_bytes())
     }
 
+    /// Bytes of the candidates, as counted.
+    #[cfg(all(test, feature = "loom"))]
+    pub(crate) fn candidate_bytes(&self) -> u64 {
+        self.eviction_queues.bytes()
+    }
+
     /// Frees everything that is not pinned, and returns empty segments to the system.
     pub(crate) fn clear_out(&self) {
-        let _evicting = lock(&self.evicting);
+        let _evicting = self.evicting.lock();
         let gone = self.unlist(|_| true);
         self.counters.evictions.add(gone);
         self.pool.give_back_empty_segments();

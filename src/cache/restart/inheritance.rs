@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::object_log::{LogRecord, ObjectLog};
+use super::state::{DescriptorStore, PREFIX};
 use super::timelines::{SavedTimelines, TimelineFiles};
-use super::{DescriptorStore, PREFIX};
 use crate::error::Coded as _;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::{Epoch, Kind, Mappings, Pool, PoolError, Reservation};
+use crate::sync::{Mutex, MutexGuard};
 
 /// The descriptors left by a previous process.
 #[derive(Debug, Default)]
@@ -181,7 +182,7 @@ struct InheritedState {
 
 impl InheritedObjects {
     fn left(&self) -> MutexGuard<'_, InheritedState> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+        self.left.lock()
     }
 
     /// Whether a previous process left no descriptors at all.

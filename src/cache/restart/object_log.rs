@@ -19,8 +19,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crc_fast::{CrcAlgorithm, checksum};
 use rustix::fs::{MemfdFlags, fstat, memfd_create};
@@ -28,6 +28,7 @@ use rustix::io::{pread, pwrite, retry_on_intr};
 
 use crate::object::{Md5Sum, ObjectId, ObjectPath};
 use crate::shm::MetaHeader;
+use crate::sync::{Mutex, MutexGuard};
 
 const RECORD_BYTES: usize = 256;
 const PATH_AT: usize = 64;
@@ -131,7 +132,7 @@ impl ObjectLog {
     }
 
     fn places(&self) -> MutexGuard<'_, FreeSlots> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock()
     }
 
     fn write(&self, place: u64, bytes: &[u8]) -> io::Result<()> {

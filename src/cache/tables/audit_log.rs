@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::cache::memory::object::PinSet;
 use crate::object::ObjectInfo;
-use crate::table::{Cell, Content, Request, TableBody, When};
+use crate::table::{Cell, ColumnPath, Content, Request, TableBody, When};
 
 /// Target of the log lines.
 pub const TARGET: &str = "iovcache::table";
@@ -96,7 +96,12 @@ fn served(content: &Content) -> Vec<ServedRows<'_>> {
                     start = run.end;
                 }
                 let of = |(cell, rows)| {
-                    ServedRows::new(&column.name, column.path.as_str(), cell, version(cell), rows)
+                    let version = version(cell);
+                    let path = match &column.path {
+                        ColumnPath::One(path) => path,
+                        ColumnPath::ByRange(_) => &version.path,
+                    };
+                    ServedRows::new(&column.name, path.as_str(), cell, version, rows)
                 };
                 column.cells.iter().zip(rows).map(of).collect::<Vec<_>>()
             })

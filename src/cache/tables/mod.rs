@@ -3,7 +3,11 @@
 
 pub(crate) mod audit_log;
 pub(crate) mod columns;
+mod distinct;
+pub(crate) mod key_look_ups;
+pub(crate) mod known_columns;
 pub(crate) mod loader;
 mod lock_selection;
 pub(crate) mod plan;
+mod planning;
 pub(crate) mod schema_cache;

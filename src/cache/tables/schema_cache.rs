@@ -9,13 +9,15 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 
 use arrow_schema::SchemaRef;
 use foldhash::fast::RandomState;
 
+use crate::object::ObjectPath;
 use crate::shm::Epoch;
 use crate::source::{Policies, WhenMissing};
+use crate::sync::{Mutex, RwLock};
 use crate::table::{
     CellKind, ColumnRequest, Dictionaries, Encoding, Meta, Missing, Request, SchemaMessage,
     TableLayout, View,
@@ -32,6 +34,10 @@ const MAX_FORM_BYTES: usize = 8 << 20;
 #[derive(Debug)]
 pub(crate) struct TableSchema {
     key: SchemaKey,
+    /// The keys that have nulls.
+    null_keys: Box<[Arc<str>]>,
+    /// By column: the key on which it depends.
+    keys: Box<[Option<Arc<str>>]>,
     /// Its lease and timeframe are placeholders.
     pub(crate) shape: Arc<TableLayout>,
     /// Its metadata lack the lease and the timeframe.
@@ -42,9 +48,17 @@ pub(crate) struct TableSchema {
 }
 
 impl TableSchema {
-    fn has(&self, columns: &[ColumnRequest]) -> bool {
-        let own = self.shape.columns.iter().map(|(name, path)| (name, path));
-        own.eq(columns.iter().map(|column| (&column.name, &column.path)))
+    fn is_for(&self, key: SchemaKey, columns: &[ColumnRequest], null_keys: &[Arc<str>]) -> bool {
+        let own = self
+            .shape
+            .columns
+            .iter()
+            .zip(&self.keys)
+            .map(|((name, path), key)| (name, path, key.as_ref()));
+        let wanted = columns
+            .iter()
+            .map(|column| (&column.name, &column.path, column.key.as_ref().map(|used| &used.key)));
+        self.key == key && *self.null_keys == *null_keys && own.eq(wanted)
     }
 }
 
@@ -64,7 +78,7 @@ impl StreamSchema {
 
     /// Whether a timeframe is registered with the columns of the stream.
     pub(crate) fn has(&self, own: &[ColumnRequest], registered: &Arc<[ColumnRequest]>) -> bool {
-        let mut known = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.registered.lock();
         if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, registered)) {
             return true;
         }
@@ -128,36 +142,39 @@ struct CachedSchema {
 }
 
 impl SchemaCache {
-    fn hash(&self, key: SchemaKey, columns: &[ColumnRequest]) -> u64 {
+    fn hash(&self, key: SchemaKey, columns: &[ColumnRequest], null_keys: &[Arc<str>]) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         key.hash(&mut hasher);
+        null_keys.hash(&mut hasher);
         for column in columns {
             column.name.hash(&mut hasher);
             column.path.hash(&mut hasher);
+            column.key.as_ref().map(|used| &used.key).hash(&mut hasher);
         }
         hasher.finish()
     }
 }
 
 impl SchemaCache {
-    /// The schema for `key` and `columns`.
+    /// The form that `key` and `columns` decide, where these keys have nulls.
     pub(crate) fn form(
         &self,
         key: SchemaKey,
         columns: &[ColumnRequest],
+        null_keys: &[Arc<str>],
         instance: &Instance<'_>,
     ) -> Arc<TableSchema> {
         let key = SchemaKey { attach: instance.attach.is_some(), ..key };
-        let hash = self.hash(key, columns);
+        let hash = self.hash(key, columns, null_keys);
         let known = {
-            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            let known = self.known.read();
             known.forms.get(&hash).map(Arc::clone)
         };
-        if let Some(form) = known.filter(|form| form.key == key && form.has(columns)) {
+        if let Some(form) = known.filter(|form| form.is_for(key, columns, null_keys)) {
             return form;
         }
-        let form = Arc::new(TableSchema::new(key, columns, instance));
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let form = Arc::new(TableSchema::new(key, columns, null_keys, instance));
+        let mut known = self.known.write();
         // The schema exists three times: encoded, as an Arrow schema, and as the layout.
         let bytes = form.head.bytes() * 4;
         if bytes <= MAX_FORM_BYTES {
@@ -181,10 +198,18 @@ pub(crate) struct Instance<'a> {
 }
 
 impl TableSchema {
-    fn new(key: SchemaKey, columns: &[ColumnRequest], instance: &Instance<'_>) -> Self {
+    fn new(
+        key: SchemaKey,
+        columns: &[ColumnRequest],
+        null_keys: &[Arc<str>],
+        instance: &Instance<'_>,
+    ) -> Self {
         let policies = instance.policies;
-        let optional =
-            |column: &&ColumnRequest| policies.missing(&column.path) == Some(WhenMissing::Optional);
+        let is_optional = |path: &ObjectPath| policies.missing(path) == Some(WhenMissing::Optional);
+        let optional = |column: &&ColumnRequest| {
+            column.path.paths().into_iter().any(is_optional)
+                || column.key.as_ref().is_some_and(|used| null_keys.contains(&used.key))
+        };
         let optional = columns.iter().filter(optional).map(|column| column.name.to_string());
         let meta = Meta {
             epoch: instance.epoch.to_string(),
@@ -201,10 +226,20 @@ impl TableSchema {
             nullable: key.nullable,
             optional: optional.collect(),
             columns: columns.iter().map(|one| (one.name.clone(), one.path.clone())).collect(),
+            keyed: columns.iter().any(|one| one.key.is_some()),
             meta,
         };
         let head = SchemaMessage::new(&shape);
         let schema = shape.schema_of(&shape.schema(), None, None);
-        Self { key, shape: Arc::new(shape), schema, head, dictionaries: Arc::default() }
+        let keys = columns.iter().map(|one| Some(Arc::clone(&one.key.as_ref()?.key)));
+        Self {
+            key,
+            null_keys: null_keys.into(),
+            keys: keys.collect(),
+            shape: Arc::new(shape),
+            schema,
+            head,
+            dictionaries: Arc::default(),
+        }
     }
 }

@@ -11,8 +11,9 @@
 
 use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -27,10 +28,13 @@ use crate::cache::versions::linked_timeline::LinkedTimeline;
 use crate::cache::versions::pace::Pace;
 use crate::clock::{Clock, Moment};
 use crate::error::Coded as _;
-use crate::index::{State, Step, Timeline, Timestamps, open_times};
+use crate::index::{
+    State, Step, Timeline, Timestamps, closed_between_bounds, open_times, open_times_within,
+};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{PathSummary, Problem, Source, SourceError, VersionRecord};
+use crate::sync::{Mutex, RwLock};
 use crate::telemetry::Counters;
 
 /// Maximum number of timelines; beyond, the least recently used are dropped.
@@ -133,20 +137,62 @@ fn query_bytes(query: &Query) -> usize {
     SERIES_BYTES + query.path.as_str().len() + metadata.sum::<usize>()
 }
 
+/// At which times a query is looked up.
+pub(crate) enum QueryTimes<'a> {
+    /// At all of these.
+    All(&'a Timestamps),
+    /// At those of some ranges of rows, which are found out where they are needed.
+    Rows(&'a Timestamps, Box<dyn Fn() -> &'a [Range<u32>] + Send + Sync + 'a>),
+}
+
+impl QueryTimes<'_> {
+    /// The first of them that can have an object; in the very last millisecond nothing is ever valid,
+    /// and that need not be asked.
+    fn first(&self) -> Option<Timestamp> {
+        let is_possible = |at: &Timestamp| *at != Timestamp::MAX;
+        match self {
+            Self::All(timestamps) => timestamps.runs().filter_map(|(_, at)| at).find(is_possible),
+            Self::Rows(timestamps, ranges) => {
+                let rows = ranges().iter().flat_map(|rows| rows.clone());
+                rows.filter_map(|row| timestamps.value(row as usize)).find(is_possible)
+            }
+        }
+    }
+}
+
 /// The first timestamps where the timeline is unknown or too old, each with whether it is unknown.
-fn open_at(timeline: &Timeline, timestamps: &Timestamps, oldest: Moment) -> Vec<(Timestamp, bool)> {
+fn open_at(timeline: &Timeline, times: &QueryTimes<'_>, oldest: Moment) -> Vec<(Timestamp, bool)> {
     let open = |step: &Step| {
         let unknown = step.state == State::Unknown;
         (unknown || step.learned < oldest).then_some(unknown)
     };
-    // Everything was learned at once, so one timestamp stands for all. In the very last
-    // millisecond nothing is ever valid, so it is not asked for.
+    // All of it was learned at once: one timestamp tells for all.
     if timeline.is_whole() {
-        let mut there = timestamps.runs().filter_map(|(_, at)| at);
-        let first = there.find(|at| *at != Timestamp::MAX);
-        return first.and_then(|at| Some((at, open(&timeline.at(at))?))).into_iter().collect();
+        let known = match times {
+            QueryTimes::All(_) => None,
+            // Any time tells whether it is fresh, without a look at the rows.
+            QueryTimes::Rows(..) => Some(open(&timeline.at(Timestamp::default())).is_none()),
+        };
+        if known == Some(true) {
+            return Vec::new();
+        }
+        return times
+            .first()
+            .and_then(|at| Some((at, open(&timeline.at(at))?)))
+            .into_iter()
+            .collect();
     }
-    open_times(timeline, timestamps, PARALLEL_LOOK_UPS + 1, open)
+    match times {
+        QueryTimes::All(timestamps) => {
+            open_times(timeline, timestamps, PARALLEL_LOOK_UPS + 1, open)
+        }
+        QueryTimes::Rows(timestamps, _) if closed_between_bounds(timeline, timestamps, open) => {
+            Vec::new()
+        }
+        QueryTimes::Rows(timestamps, ranges) => {
+            open_times_within(timeline, timestamps, ranges(), PARALLEL_LOOK_UPS + 1, open)
+        }
+    }
 }
 
 impl Catalog {
@@ -170,7 +216,7 @@ impl Catalog {
             let Some(catalog) = catalog.upgrade() else { return };
             let now = catalog.clock.now().since(Moment::default()).as_millis();
             let now = u64::try_from(now).unwrap_or(u64::MAX);
-            let series = catalog.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = catalog.series.read();
             for (_, series) in series.iter().filter(|(query, _)| paths.contains(&query.path)) {
                 // Series in frequent use are refreshed in the background, so requests do not wait.
                 if Moment::from_millis(now).since(series.used()) < BUSY {
@@ -190,11 +236,11 @@ impl Catalog {
     fn series(&self, query: &Query, now: Moment) -> Arc<Series> {
         let millis = u64::try_from(now.since(Moment::default()).as_millis()).unwrap_or(u64::MAX);
         let known = {
-            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = self.series.read();
             series.get(query).map(Arc::clone)
         };
         let series = known.unwrap_or_else(|| {
-            let mut all = self.series.write().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.series.write();
             let bytes = query_bytes(query) + self.query_bytes.load(Ordering::Relaxed);
             if all.len() >= MAX_SERIES || bytes > MAX_QUERY_BYTES {
                 let mut used: Vec<Moment> = all.values().map(|series| series.used()).collect();
@@ -236,13 +282,13 @@ impl Catalog {
     pub(crate) fn known_now(
         &self,
         query: &Query,
-        timestamps: &Timestamps,
+        times: &QueryTimes<'_>,
         now: Moment,
     ) -> Option<KnownTimeline> {
         let series = self.series(query, now);
         let timeline = series.timeline.load_full();
         let oldest = self.oldest_fresh(&query.path, now).max(series.changed());
-        let open = open_at(&timeline, timestamps, oldest);
+        let open = open_at(&timeline, times, oldest);
         open.is_empty().then(|| series.known(timeline, false))
     }
 
@@ -253,9 +299,9 @@ impl Catalog {
     pub(crate) async fn known_at(
         self: &Arc<Self>,
         query: &Query,
-        timestamps: &Timestamps,
+        times: &QueryTimes<'_>,
     ) -> Result<KnownTimeline, CacheError> {
-        self.known(query, |timeline, oldest| open_at(timeline, timestamps, oldest)).await
+        self.known(query, |timeline, oldest| open_at(timeline, times, oldest)).await
     }
 
     /// The timeline of `query`, known and fresh over all of `range`.
@@ -414,7 +460,7 @@ impl Catalog {
         if found.is_empty() {
             return;
         }
-        let mut told = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.problems.lock();
         for problem in found {
             if told.len() < MAX_PROBLEMS && !told.contains(&problem) {
                 tracing::warn!(entry = %problem.entry, reason = %problem.reason, "entry skipped");
@@ -426,7 +472,7 @@ impl Catalog {
 
     /// The entries skipped so far because they could not be read.
     pub(crate) fn problems(&self) -> Vec<Problem> {
-        let told = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = self.problems.lock();
         let mut problems: Vec<Problem> = told.iter().cloned().collect();
         problems.sort_by(|a, b| a.entry.cmp(&b.entry));
         problems
@@ -449,7 +495,7 @@ impl Catalog {
             next = tokio::time::Instant::now() + pause;
             let now = self.clock.now();
             let busy: Vec<(Query, Arc<Series>)> = {
-                let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+                let series = self.series.read();
                 let busy = series.iter().filter(|(_, series)| now.since(series.used()) < BUSY);
                 busy.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
             };
@@ -471,7 +517,7 @@ impl Catalog {
     /// Refreshes each series with a reported change, around the time of its latest look-up.
     async fn refresh_told(self: &Arc<Self>) {
         let told: Vec<(Query, Arc<Series>)> = {
-            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = self.series.read();
             let told = series.iter().filter(|(_, one)| one.told.swap(false, Ordering::AcqRel));
             told.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
         };
@@ -506,7 +552,7 @@ impl Catalog {
     /// Removes links to objects that are gone.
     pub(crate) fn sweep(&self) {
         let all: Vec<Arc<Series>> = {
-            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = self.series.read();
             series.values().map(Arc::clone).collect()
         };
         all.iter().for_each(|series| series.timeline.load().sweep());
@@ -514,13 +560,13 @@ impl Catalog {
 
     /// The version `id`, if it is effective anywhere on a known timeline.
     pub(crate) fn version(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
-        let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let series = self.series.read();
         series.values().find_map(|series| series.timeline.load().version_of(id).cloned())
     }
 
     /// The latest queries, at most `limit`, with their timelines; and the number of all queries.
     pub(crate) fn asked_last(&self, limit: usize) -> (Vec<(Query, Arc<LinkedTimeline>)>, usize) {
-        let all = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.series.read();
         let mut asked: Vec<_> = all.iter().collect();
         if asked.len() > limit {
             asked.select_nth_unstable_by_key(limit, |(_, series)| std::cmp::Reverse(series.used()));
@@ -535,7 +581,7 @@ impl Catalog {
     /// `resident`.
     pub(crate) fn saved_timelines(&self, resident: impl Fn(ObjectId) -> bool) -> SavedTimelines {
         let all: Vec<(Query, Arc<LinkedTimeline>)> = {
-            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = self.series.read();
             series.iter().map(|(query, one)| (query.clone(), one.timeline.load_full())).collect()
         };
         let mut places: HashMap<*const ObjectInfo, usize> = HashMap::new();
@@ -595,7 +641,7 @@ impl Catalog {
     /// Forgets everything known about a path.
     pub(crate) fn forget(&self, path: &ObjectPath) {
         self.source.forget(path);
-        let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
+        let mut series = self.series.write();
         series.retain(|query, _| query.path != *path);
         self.query_bytes.store(series.keys().map(query_bytes).sum(), Ordering::Relaxed);
     }
@@ -615,7 +661,7 @@ mod tests {
             let path = ObjectPath::new("A").unwrap();
             let query = Query { path, metadata, limits: CreationLimits::default() };
             catalog.series(&query, Moment::from_millis(n));
-            let kept = catalog.series.read().unwrap();
+            let kept = catalog.series.read();
             let bytes: usize = kept.keys().map(query_bytes).sum();
             assert_eq!(bytes, catalog.query_bytes.load(Ordering::Relaxed));
             assert!(bytes <= MAX_QUERY_BYTES, "{bytes}");

@@ -12,7 +12,7 @@
 //! version was found to have the content of the object, and neither changes afterwards.
 
 use std::ops::Deref;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::cache::memory::object::Resident;
 use crate::cache::memory::pin_request::{PinOutcome, PinRequest};
@@ -20,6 +20,7 @@ use crate::cache::memory::residency::{Pinning, Residency};
 use crate::index::Timeline;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::{AHEAD, prefetch};
+use crate::sync::RwLock;
 
 /// Number of consecutive versions whose links share one lock.
 const LINKS_PER_PAGE: usize = 128;
@@ -54,8 +55,8 @@ impl LinkedTimeline {
         for page in &self.links.0 {
             let has_gone =
                 |link: &Weak<Resident>| !link.ptr_eq(&Weak::new()) && link.strong_count() == 0;
-            if read(page).iter().any(has_gone) {
-                let mut page = page.write().unwrap_or_else(PoisonError::into_inner);
+            if page.read().iter().any(has_gone) {
+                let mut page = page.write();
                 page.iter_mut().filter(|link| has_gone(link)).for_each(|link| *link = Weak::new());
             }
         }
@@ -90,17 +91,12 @@ impl LinkPages {
     }
 
     fn set(&self, index: usize, link: Weak<Resident>) {
-        let mut page =
-            self.0[index / LINKS_PER_PAGE].write().unwrap_or_else(PoisonError::into_inner);
+        let mut page = self.0[index / LINKS_PER_PAGE].write();
         if page.is_empty() {
             *page = std::iter::repeat_with(Weak::new).take(LINKS_PER_PAGE).collect();
         }
         page[index % LINKS_PER_PAGE] = link;
     }
-}
-
-fn read<T>(page: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    page.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Versions of timelines, each id once; cells refer to them by number.
@@ -145,7 +141,7 @@ impl VersionSet {
                 // One lock at a time.
                 drop(page.take());
                 page =
-                    Some(read(&self.timelines[timeline as usize].links.0[index / LINKS_PER_PAGE]));
+                    Some(self.timelines[timeline as usize].links.0[index / LINKS_PER_PAGE].read());
             }
             let links: &[Weak<Resident>] = page.as_ref().map_or(&[], |page| page);
             if let Some(next) = links.get(index % LINKS_PER_PAGE + AHEAD) {
@@ -251,7 +247,7 @@ mod tests {
 
     /// Number of links.
     fn links(linked: &LinkedTimeline) -> usize {
-        let pages = linked.links.0.iter().map(|page| read(page).to_vec());
+        let pages = linked.links.0.iter().map(|page| page.read().to_vec());
         pages.flatten().filter(|link| !link.ptr_eq(&Weak::new())).count()
     }
 

@@ -2,10 +2,10 @@
 //! progress.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
 
 use crate::interval::Timestamp;
 use crate::object::Query;
+use crate::sync::Mutex;
 
 /// Number of requests in a row that must have moved forwards before anything is prefetched.
 const STEPS: u32 = 3;
@@ -33,7 +33,7 @@ struct PaceSteps {
 impl Pace {
     /// How far beyond `newest` the next few requests will reach, if they move forwards.
     pub(crate) fn reach(&self, newest: Timestamp) -> Option<i64> {
-        let mut steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut steps = self.0.lock();
         let before = steps.newest.replace(newest)?;
         let step = newest.as_millis().saturating_sub(before.as_millis());
         match step {
@@ -48,11 +48,11 @@ impl Pace {
 
 impl Prefetcher {
     pub(crate) fn begin(&self, border: &(Query, Timestamp)) -> bool {
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = self.under_way.lock();
         under_way.len() < MAX_UNDER_WAY && under_way.insert(border.clone())
     }
 
     pub(crate) fn end(&self, border: &(Query, Timestamp)) {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(border);
+        self.under_way.lock().remove(border);
     }
 }

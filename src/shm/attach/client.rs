@@ -5,8 +5,8 @@ use std::net::Shutdown;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use crate::secret::Secret;
 use crate::shm::layout::{Epoch, MetaHeader};
 use crate::shm::resolver::{MapError, Mappings};
 use crate::shm::segment::Kind;
+use crate::sync::{Condvar, Mutex};
 
 /// Time limit for the welcome by the service.
 const WELCOME_LIMIT: Duration = Duration::from_secs(10);
@@ -127,13 +128,13 @@ impl AttachShared {
             self.empty.fetch_add(1, Ordering::Relaxed);
         }
         // The lock orders this after the check of a waiter that is about to wait.
-        drop(self.over.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(self.over.lock());
         self.changed.notify_all();
         Ok(())
     }
 
     fn end(&self, why: String) {
-        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        *self.over.lock() = Some(why);
         self.changed.notify_all();
     }
 }
@@ -250,7 +251,7 @@ impl Attachment {
         if self.is_forked() {
             return Some("the session is that of the parent process".to_owned());
         }
-        self.shared.over.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.over.lock().clone()
     }
 
     /// Ends a lease of this session. There is no answer; an unknown or ended lease is no error.
@@ -261,7 +262,7 @@ impl Attachment {
 
     /// Sends a line. Blocks for at most 10 s if the service does not read.
     fn send(&self, message: &ClientMessage) -> bool {
-        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let _sending = self.sending.lock();
         send_json(&mut &self.stream, message).is_ok()
     }
 
@@ -282,7 +283,7 @@ impl Attachment {
             1 => (Kind::Segment, header.segment_id),
             _ => (Kind::Region, header.region_id),
         };
-        let _asking = self.shared.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let _asking = self.shared.asking.lock();
         let empty = || self.shared.empty.load(Ordering::Relaxed);
         let empty_before = empty();
         let message = ClientMessage::Need(Need { kind, id });
@@ -290,7 +291,7 @@ impl Attachment {
             return mappings;
         }
         let deadline = Instant::now() + SEGMENT_LIMIT;
-        let mut over = self.shared.over.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut over = self.shared.over.lock();
         loop {
             let mappings = self.mappings();
             let left = deadline.saturating_duration_since(Instant::now());
@@ -298,8 +299,7 @@ impl Attachment {
             if mappings.knows(header) || none || left.is_zero() || over.is_some() {
                 return mappings;
             }
-            let waited = self.shared.changed.wait_timeout(over, left);
-            (over, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            over = self.shared.changed.wait_timeout(over, left);
         }
     }
 }

@@ -231,9 +231,7 @@ impl AllowedPlace {
 
     fn holds(&self, host: &str, port: Option<u16>) -> bool {
         match self {
-            Self::Host { name, port: only } => {
-                name == host && (only.is_none() || *only == port)
-            }
+            Self::Host { name, port: only } => name == host && (only.is_none() || *only == port),
             Self::Domain { suffix } => host.to_ascii_lowercase().ends_with(suffix.as_str()),
             Self::Network { address, prefix_bits } => {
                 let host = host.trim_start_matches('[').trim_end_matches(']');

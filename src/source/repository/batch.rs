@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use md5::{Digest as _, Md5};
@@ -33,9 +33,6 @@ use super::writer::{
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
 
 const PIECE_BYTES: usize = 256 << 10;
-
-/// By path: the `from` of each id.
-pub(super) type KnownIds = HashMap<ObjectPath, HashMap<ObjectId, i64>>;
 
 /// Versions that are put together. Dropped before it is committed, it leaves nothing.
 #[derive(Debug)]
@@ -66,6 +63,52 @@ pub(in crate::source) enum Stage {
     New(StagedBatch),
     /// The very same is there already.
     There(ObjectInfo),
+}
+
+impl RepositoryWriter {
+    /// Begins a batch of versions.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch::new(self)
+    }
+
+    /// Stages the bytes of a file for a batch; may be called from several threads.
+    pub(in crate::source) fn stage_file(
+        &self,
+        version: &NewVersion,
+        expected: Option<(u64, Md5Sum)>,
+        file: &Path,
+    ) -> Result<Stage, RepositoryError> {
+        let mut opened = File::open(file).map_err(failed(file))?;
+        let staged = stage(&self.root, self.durability, version, expected, &mut opened);
+        staged.map_err(|error| error.of_file(file))
+    }
+
+    /// Puts the bytes of a file.
+    ///
+    /// # Errors
+    /// [`RepositoryError`].
+    pub fn put_file(&self, version: &NewVersion, file: &Path) -> Result<Stored, RepositoryError> {
+        let mut opened = File::open(file).map_err(failed(file))?;
+        self.put(version, &mut opened).map_err(|error| error.of_file(file))
+    }
+
+    /// Puts what `bytes` gives.
+    ///
+    /// The version is seen by readers once all of it is on the disk. Put again, the very same
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// [`RepositoryError`].
+    pub fn put(
+        &self,
+        version: &NewVersion,
+        bytes: &mut dyn Read,
+    ) -> Result<Stored, RepositoryError> {
+        let mut batch = Batch::single(self);
+        let stored = batch.put(version, bytes)?;
+        batch.commit()?;
+        Ok(stored)
+    }
 }
 
 impl<'a> Batch<'a> {
@@ -155,7 +198,7 @@ impl<'a> Batch<'a> {
         if together {
             sync_all(root)?;
         }
-        let mut ids = self.writer.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = self.writer.ids.lock();
         for staged in &self.staged {
             if let Some(known) = ids.get_mut(&staged.info.path) {
                 known.insert(staged.info.id, staged.info.validity.from().as_millis());
@@ -298,7 +341,7 @@ impl RepositoryWriter {
     fn elsewhere(&self, wanted: &ObjectInfo) -> Result<Option<ObjectInfo>, RepositoryError> {
         let folder_of_path = self.root.path().join(wanted.path.as_str());
         let io = |error| failed(&folder_of_path)(error);
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = self.ids.lock();
         if !ids.contains_key(&wanted.path) {
             let known = super::local::ids(&self.root, &wanted.path).map_err(io)?;
             ids.insert(wanted.path.clone(), known);

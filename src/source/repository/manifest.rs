@@ -244,8 +244,7 @@ fn check(
     folder: &Path,
     hashed: bool,
 ) -> Result<Checked, ManifestError> {
-    let wrong =
-        |column, reason: String| ManifestError::Line { line: number, column, reason };
+    let wrong = |column, reason: String| ManifestError::Line { line: number, column, reason };
     let path = ObjectPath::new(&line.path).map_err(|error| wrong("path", error.to_string()))?;
     let [from, until] = [line.valid_from_ms, line.valid_until_ms].map(Timestamp::from_millis);
     let validity = ValidityInterval::new(from, until)

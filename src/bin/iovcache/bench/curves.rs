@@ -15,7 +15,8 @@ use super::histogram::Durations;
 use super::process::{Service, Usage};
 use super::result::{Curve, Point};
 use super::synthetic::path;
-use crate::common::{Failure, progress};
+use crate::common::progress;
+use crate::failure::Failure;
 
 /// The columns of the table that clients ask for.
 const COLUMNS: usize = 10;
@@ -159,7 +160,7 @@ impl Bench {
     async fn over_sent_rows(&self) -> Result<Curve, Failure> {
         let path = path(0, VERSIONS);
         let path = ObjectPath::new(&path)?;
-        let column = ColumnRequest { name: "c0".into(), path, metadata: Default::default() };
+        let column = ColumnRequest::new("c0", path);
         let (columns, names) = ([column], ["curve".to_owned()]);
         let next = std::cell::Cell::new(0);
         let mut points = Vec::new();
