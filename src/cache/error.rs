@@ -23,7 +23,7 @@ pub struct MissingColumn {
     pub last: Timestamp,
     /// Number of rows without an object.
     pub rows: u64,
-    /// Name and value of the key in the first row that has none, where the column depends on one.
+    /// Name and value of the key in the first row without an object, if the column depends on one.
     pub key: Option<String>,
 }
 
@@ -38,18 +38,18 @@ impl std::fmt::Display for MissingColumn {
     }
 }
 
-/// Values of a key for which a column has no path.
+/// A column without a path for some values of its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnmatchedColumn {
     /// The column.
     pub column: String,
-    /// The key.
+    /// Name of the key.
     pub key: String,
-    /// Its value in the first row without a path.
+    /// The value in the first row without a path.
     pub value: String,
-    /// That row.
+    /// The first row without a path.
     pub row: usize,
-    /// How many rows have no path.
+    /// Number of rows without a path.
     pub rows: u64,
 }
 
@@ -60,7 +60,7 @@ impl std::fmt::Display for UnmatchedColumn {
     }
 }
 
-/// At most this many are told.
+/// Maximum number of such columns in a message.
 const MAX_UNMATCHED: usize = 64;
 
 fn unmatched(columns: &[UnmatchedColumn]) -> String {
@@ -106,7 +106,7 @@ pub enum CacheError {
         /// Every column with missing objects.
         columns: Vec<MissingColumn>,
     },
-    /// The values of a key lie in no range of the paths of a column, and it has no fallback.
+    /// Values of a key are in no path range of a column, and the column has no fallback.
     #[error(
         "no path is for the value of the key in {}: add a range or a fallback, or ask with \
          \"missing\": \"null\"",
@@ -116,7 +116,7 @@ pub enum CacheError {
         /// Every column with missing objects.
         columns: Vec<UnmatchedColumn>,
     },
-    /// A table would ask for too much.
+    /// The table exceeds a limit on its look-ups.
     #[error(
         "the table has {queries} different queries for its columns and keys, at most {limit} are possible"
     )]
@@ -183,7 +183,7 @@ pub enum CacheError {
     TimeframeExists {
         /// The id.
         timeframe: u64,
-        /// What differs: timestamps, keys, columns or consumers.
+        /// The part that differs: timestamps, keys, columns or consumers.
         difference: &'static str,
     },
     /// Too many timeframes are in flight, or they need too much memory, and the deadline passed.

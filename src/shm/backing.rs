@@ -56,8 +56,7 @@ pub enum Backing {
         /// and outlives the service.
         first_segment: u16,
     },
-    /// Memory that the program around the pool allocates, a buffer for each object: no segment is
-    /// made.
+    /// Memory that the surrounding program allocates, one buffer per object: no segment is created.
     Host(HostMemory),
 }
 
@@ -103,12 +102,12 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    /// The file's name, if it has one.
+    /// The path of the file, if it has a name.
     pub(crate) fn path(&self) -> Option<&Path> {
         self.name.as_ref().map(|(path, _)| path.as_path())
     }
 
-    /// Whether the file had a name that does not lead to it any more.
+    /// Whether the file had a name that no longer refers to it.
     pub(crate) fn has_lost_its_name(&self) -> bool {
         let Some(path) = self.path() else { return false };
         let (here, ours) = (fs::symlink_metadata(path), rustix::fs::fstat(&self.file));
@@ -122,7 +121,7 @@ impl Made {
 
 impl Drop for Made {
     fn drop(&mut self) {
-        // Another program's file under that name is not ours to remove.
+        // A file of another program under that name must not be removed.
         if let Some(path) = self.path().filter(|_| !self.has_lost_its_name()) {
             let _ = fs::remove_file(path);
         }
@@ -170,7 +169,7 @@ impl Maker {
                 let numbers = NumberLog::open(&folder, shmid, first)?;
                 let (lock, numbers) = (Arc::new(lock), Some(numbers));
                 let named = NamedFiles { folder, prefix, lock, numbers };
-                // FairMQ's own segments have such names too, and those of other caches.
+                // FairMQ's own segments, and those of other caches, have such names, too.
                 let left = remove_leftovers(&named, |id, path| is_left_by(first, id, path))?;
                 if let (Some(last), Some(numbers)) = (left, &named.numbers) {
                     numbers.used_to(last)?;
@@ -180,8 +179,8 @@ impl Maker {
         }
     }
 
-    /// A number for the next segment that no cache of this FairMQ session has had, and that no file
-    /// has. `None`: there is no session, and any number will do.
+    /// A number for the next segment that no cache of this FairMQ session has used, and that no
+    /// file has. `None`: there is no session, so any number is allowed.
     ///
     /// # Errors
     /// [`io::ErrorKind::QuotaExceeded`] if the session has no number left.
@@ -191,8 +190,8 @@ impl Maker {
         named.numbers.as_ref().map(take).transpose()
     }
 
-    /// What the head of a segment says of the cache that makes it: in a FairMQ session 1 more than
-    /// the number from which it counts, else 0.
+    /// The value that marks the creator in the head of a segment: in a FairMQ session 1 more than
+    /// the number from which the cache counts, else 0.
     pub(crate) fn range(&self) -> u32 {
         let numbers = self.0.as_ref().and_then(|named| named.numbers.as_ref());
         numbers.map_or(0, |numbers| u32::from(numbers.first()) + 1)
@@ -317,7 +316,7 @@ fn make_own_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The same error, with the file and what can be done.
+/// Adds the file and a remedy to an error.
 fn named_error(path: &Path, error: &io::Error) -> io::Error {
     let folder = path.parent().unwrap_or(path).display();
     let remedy = match error.kind() {
@@ -335,8 +334,8 @@ fn named_error(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}; {remedy}", path.display()))
 }
 
-/// Whether the cache that counts from `first` left this file in its session: its head is that of a
-/// segment of ours, and names that range. (Earlier versions named none.)
+/// Whether the cache that counts from `first` left this file in its session: its head has the magic
+/// of this service and that range. (Earlier versions stored no range.)
 fn is_left_by(first: u16, id: u16, path: &Path) -> bool {
     let mut head = [0; size_of::<SegmentHeader>()];
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();

@@ -34,7 +34,7 @@ pub(super) struct Allocation {
     // on the file's name.
     pub(super) segment: Arc<Segment>,
     pub(super) pool: Arc<PoolInner>,
-    /// `None`: in a host's memory.
+    /// `None` in a host's memory.
     pub(super) place: Option<AllocatedNode>,
     /// CRC-32C of the payload, once published; also kept here, so that damage in the segment is
     /// detected.
@@ -42,7 +42,7 @@ pub(super) struct Allocation {
 }
 
 impl Allocation {
-    /// Where its headers stand.
+    /// The mapping and offset of its headers.
     fn headers(&self) -> (&Mapping, usize) {
         self.segment.headers(self.block)
     }
@@ -52,7 +52,7 @@ impl Allocation {
         headers.atomic_u64(block)
     }
 
-    /// Where its payload stands.
+    /// The mapping and offset of its payload.
     fn payload(&self) -> (&Mapping, usize) {
         self.segment.payload(self.block)
     }
@@ -270,7 +270,7 @@ impl Block {
         debug_assert!(offset + length <= size_of::<BlockHeader>());
         let (headers, block) = self.place.headers();
         // SAFETY: each block has a header; that of a published block is not written before the
-        // block is given up, but for its generation, which is not asked for here.
+        // block is freed, except its generation, which is not read here.
         unsafe { headers.bytes(block + offset, length) }
     }
 

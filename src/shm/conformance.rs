@@ -61,8 +61,8 @@ fn private_region(length: usize, id: u16) -> Region {
     unsafe { Region::from_range(start, length, id) }.unwrap()
 }
 
-/// The same for every backing: memfds, files with names, FairMQ's names, a region that is
-/// somebody else's file, a range of memory, a host's memory.
+/// Runs a test with every backing: memfds, files with names, FairMQ's names, a region in an
+/// existing file, a range of memory, a host's memory.
 fn for_each_backing(test: impl Fn(Pool)) {
     for_each_mapped_backing(&test);
     for managed in [true, false] {
@@ -71,7 +71,8 @@ fn for_each_backing(test: impl Fn(Pool)) {
     }
 }
 
-/// All of these but a host's memory, where no block has neighbours that are known.
+/// Runs a test with all backings except a host's memory, where the neighbours of a block are
+/// unknown.
 fn for_each_mapped_backing(test: impl Fn(Pool)) {
     let folder = tempfile::tempdir().unwrap();
     let small = small_pool;

@@ -247,7 +247,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) retired: u32,
     pub(crate) epoch: u64,
     pub(crate) segment_id: u32,
-    /// In a FairMQ session: 1 more than the number from which the cache counts its segments; else 0.
+    /// In a FairMQ session: 1 more than the number from which the cache counts its segments; else
+    /// 0.
     pub(crate) range: u32,
     /// Size of the segment, this header included.
     pub(crate) size: u64,
@@ -301,8 +302,8 @@ impl SegmentHeader {
         }
     }
 
-    /// Offsets of the 8-byte words of a head that nobody else may change: the state of the full heap,
-    /// and what is ours but for `retired`. Boost's mutexes are left out.
+    /// Offsets of the 8-byte words of a head that no other program may change: the state of the
+    /// full heap, and the fields of this service except `retired`. Boost's mutexes are left out.
     pub(crate) const FIXED_WORDS: [usize; 13] = [
         offset_of!(Self, tree_size),
         offset_of!(Self, tree_root),
@@ -319,7 +320,7 @@ impl SegmentHeader {
         offset_of!(Self, size),
     ];
 
-    /// The field `range` of a head; `None` if these are not the first bytes of a segment of ours.
+    /// The field `range` of a head; `None` if it is not the head of a segment of this service.
     pub(crate) fn range_of(head: &[u8; size_of::<Self>()]) -> Option<u32> {
         let part =
             |offset: usize| head[offset..].first_chunk::<4>().map(|part| u32::from_le_bytes(*part));

@@ -89,7 +89,7 @@ pub(super) struct PoolInner {
     /// Size of the largest block if all memory exists from the start and is never created or
     /// retired: a region, and segments that FairMQ knows by name.
     fixed_bytes: Option<u64>,
-    /// The blocks, where they lie in a host's memory instead of in segments.
+    /// The blocks, if they are in a host's memory instead of in segments.
     host: Option<Arc<HostBlocks>>,
     epoch: Epoch,
     next_generation: AtomicU64,
@@ -209,7 +209,7 @@ pub enum PoolError {
     /// The names of segments cannot be used, or there is no random epoch.
     #[error("the backing of the segments cannot be used")]
     Backing(#[source] io::Error),
-    /// What the host's allocator returned cannot be used.
+    /// The host's allocator returned an unusable buffer.
     #[error("the host's memory cannot be used")]
     Host(#[source] HostError),
     /// The system does not provide a segment.
@@ -436,8 +436,8 @@ impl Pool {
         }
     }
 
-    /// Like [`reserve`](Self::reserve), in the segments that are there: it takes no time. Never in a
-    /// host's memory, whose allocator may block.
+    /// Like [`reserve`](Self::reserve), but only in existing segments, which takes no time. Never
+    /// in a host's memory, whose allocator may block.
     pub fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
         let granules = u32::try_from(Self::charge(size_bytes) / GRANULE_BYTES).ok()?;
         if self.0.is_frozen() {
@@ -631,7 +631,7 @@ impl Pool {
         state.areas.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
     }
 
-    /// The segments with names that were removed, or written over, by another program.
+    /// Segments with names that another program has removed or overwritten.
     pub fn lost_segments(&self) -> Vec<LostSegment> {
         let (epoch, range) = (self.0.epoch, self.0.maker.range());
         self.segments().iter().filter_map(|shared| shared.0.loss(epoch, range)).collect()

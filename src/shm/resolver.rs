@@ -29,13 +29,13 @@ use crate::object::ObjectId;
 pub struct Mappings {
     segments: MappingTable<FIRST_IN_SEGMENT>,
     regions: MappingTable<FIRST_IN_REGION>,
-    /// Of a pool in a host's memory, in its own process: there are no segments then.
+    /// For a pool in a host's memory, in its own process; then there are no segments.
     host: Option<Arc<dyn UnmappedBlocks>>,
 }
 
-/// Live blocks that lie in no mapping of ours: each call checks generation and size.
+/// Live blocks outside the mappings: each call checks generation and size.
 pub(super) trait UnmappedBlocks: fmt::Debug + Send + Sync {
-    /// Where the payload of the block lies that `header` names.
+    /// The location of the payload of the block that `header` names.
     fn locate(&self, header: &MetaHeader) -> Result<Location, ResolveError>;
 
     /// A copy of the payload of the block that `header` names.
@@ -44,7 +44,7 @@ pub(super) trait UnmappedBlocks: fmt::Debug + Send + Sync {
     /// Whether the bytes read so far were still those of the object of `header`.
     fn still_valid(&self, header: &MetaHeader) -> bool;
 
-    /// The version that `header` names.
+    /// The id of the object that `header` names.
     fn object_id(&self, header: &MetaHeader) -> Result<ObjectId, ResolveError>;
 
     /// The MetaHeader of the block at a place of a managed segment.
@@ -399,7 +399,7 @@ impl Mappings {
         self
     }
 
-    /// The blocks of a pool in a host's memory.
+    /// The mappings of a pool in a host's memory.
     pub(super) fn of_host(host: Arc<dyn UnmappedBlocks>) -> Self {
         Self { host: Some(host), ..Self::default() }
     }
@@ -467,7 +467,7 @@ impl Mappings {
         }
     }
 
-    /// Where the payload lies in the host's memory, or why it resolves nowhere.
+    /// The location of the payload in the host's memory, or the reason why it does not resolve.
     #[cold]
     #[inline(never)]
     fn locate_in_host(&self, header: &MetaHeader) -> Result<Location, ResolveError> {
@@ -529,8 +529,8 @@ impl Mappings {
         let Some(CheckedHeader { block, size }) = self.find(header) else {
             return self.locate_in_host(header);
         };
-        // SAFETY: `find` has seen that 64 bytes of headers and `size` bytes of payload lie inside
-        // of the mapping.
+        // SAFETY: `find` has verified that 64 bytes of headers and `size` bytes of payload are
+        // inside the mapping.
         let address = unsafe { block.add(BLOCK_OVERHEAD_BYTES as usize) };
         Ok(Location { address, size })
     }

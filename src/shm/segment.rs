@@ -73,12 +73,12 @@ impl fmt::Debug for SharedSegment {
     }
 }
 
-/// What became of a segment with a name that consumers can no longer find, or read safely.
+/// How a segment with a name was lost: consumers can no longer find it, or read it safely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SegmentLoss {
-    /// Its file has no name any more.
+    /// Its file no longer has a name.
     Removed,
-    /// Another program wrote over its head, and may write over its objects.
+    /// Another program has overwritten its head, and may overwrite its objects.
     Overwritten,
 }
 
@@ -87,9 +87,9 @@ pub enum SegmentLoss {
 pub struct LostSegment {
     /// Its id.
     pub id: u16,
-    /// The file that should be there.
+    /// The path where the file should be.
     pub file: PathBuf,
-    /// What became of it.
+    /// How it was lost.
     pub loss: SegmentLoss,
 }
 
@@ -128,7 +128,7 @@ impl Segment {
         }
     }
 
-    /// Where the headers of the block stand that begins at `block`.
+    /// Mapping and offset of the headers of the block at `block`.
     pub(super) fn headers(&self, block: usize) -> (&Mapping, usize) {
         match &self.memory {
             SegmentMemory::Host(host) => (&host.headers, 0),
@@ -136,7 +136,7 @@ impl Segment {
         }
     }
 
-    /// Where the payload of the block stands that begins at `block`.
+    /// Mapping and offset of the payload of the block at `block`.
     pub(super) fn payload(&self, block: usize) -> (&Mapping, usize) {
         match &self.memory {
             SegmentMemory::Host(host) => (&host.payload, 0),
@@ -181,7 +181,7 @@ impl Segment {
         unsafe { mapping.write(0, &header) };
     }
 
-    /// What became of its name and its head, if it has a name.
+    /// Checks its name and its head, if it has a name.
     pub(super) fn loss(&self, epoch: Epoch, range: u32) -> Option<LostSegment> {
         let SegmentMemory::Segment(made) = &self.memory else { return None };
         let file = made.path()?.to_owned();

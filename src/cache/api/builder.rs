@@ -146,7 +146,7 @@ impl CacheBuilder {
         self
     }
 
-    /// The most distinct values of a key for each of which a column may have a look-up of its own.
+    /// Maximum number of distinct values of a key for which a column may have one look-up each.
     /// Default: 10,000.
     #[must_use]
     pub fn max_key_values(mut self, values: usize) -> Self {

@@ -29,7 +29,7 @@ pub struct Exchange {
     /// The request for each table, without timestamps.
     template: Request,
     common: StreamSchema,
-    /// The keys on which its columns depend.
+    /// Names of the keys that its columns depend on.
     keys: Vec<Arc<str>>,
     origin: Origin,
     /// The number of its claim on the name of its consumer.
@@ -84,7 +84,7 @@ impl Exchange {
         &self.template
     }
 
-    /// The names of the keys on which its columns depend: further columns of each batch.
+    /// Names of the keys that its columns depend on: further columns of each batch.
     pub fn keys(&self) -> &[Arc<str>] {
         &self.keys
     }

@@ -45,8 +45,8 @@ impl Cache {
         }
     }
 
-    /// The segments with names that were removed, or written over, by another program: devices that
-    /// find segments by name cannot read their objects any more.
+    /// Segments with names that another program has removed or overwritten: devices that find
+    /// segments by name can no longer read their objects.
     pub fn lost_segments(&self) -> Vec<LostSegment> {
         self.0.pool.lost_segments()
     }

@@ -57,13 +57,13 @@ impl RowSource {
         self.rows().is_some_and(|rows| rows.timestamps.has_nulls())
     }
 
-    /// The keys that have nulls.
+    /// The keys with null values.
     fn null_keys(&self) -> Vec<Arc<str>> {
         let keys = self.rows().into_iter().flat_map(|rows| rows.keys.iter());
         keys.filter(|(_, key)| key.has_nulls()).map(|(name, _)| Arc::clone(name)).collect()
     }
 
-    /// Whether the keys on which `columns` depend are there.
+    /// Checks that the keys that `columns` depend on are given.
     ///
     /// # Errors
     /// [`KeyError`].
@@ -73,7 +73,7 @@ impl RowSource {
             Self::Timeframe(timeframe) => {
                 timeframe.registration.plan.table_rows().keys.check_columns(columns)?;
             }
-            // The columns of a range are checked where their timelines are looked up.
+            // The columns of a range are checked when their timelines are looked up.
             Self::Range(_) => {}
         }
         Ok(())
@@ -139,7 +139,7 @@ impl Cache {
         })
     }
 
-    /// The names of the keys on which the columns of a message depend.
+    /// Names of the keys that the columns of a request depend on.
     ///
     /// # Errors
     /// [`CacheError::UnknownTable`].
@@ -305,7 +305,7 @@ impl Cache {
         }
     }
 
-    /// The form that `key` and `columns` decide, where these keys have nulls.
+    /// The schema for `key` and `columns`, with the keys that have nulls.
     pub(super) fn form(
         &self,
         key: SchemaKey,

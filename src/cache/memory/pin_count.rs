@@ -1,11 +1,11 @@
-//! The count of an object's pins, which tells the first pin and the last.
+//! The pin count of an object: detects the first pin and the last unpin.
 //!
 //! ```text
-//!  pin    0 ─▶ 1: its bytes count as pinned       n ─▶ n + 1: nothing else
-//!  unpin  1 ─▶ 0: they do not, and it can go      n ─▶ n - 1: nothing else
+//!  pin    0 ─▶ 1: its bytes count as pinned            n ─▶ n + 1: nothing else
+//!  unpin  1 ─▶ 0: they do not, and it can be evicted   n ─▶ n - 1: nothing else
 //! ```
 //!
-//! A caller that pins holds the object already, by an `Arc`; so a count of 0 frees nothing by itself.
+//! The caller already holds the object by an `Arc`, so a count of 0 frees nothing by itself.
 
 use crate::sync::atomic::{AtomicU32, Ordering};
 

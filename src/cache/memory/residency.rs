@@ -333,7 +333,7 @@ impl Residency {
         self.pool.used_bytes().saturating_sub(self.eviction_queues.bytes()).max(self.pinned_bytes())
     }
 
-    /// Bytes of the candidates, as counted.
+    /// Bytes in the eviction queues, counted anew.
     #[cfg(all(test, feature = "loom"))]
     pub(crate) fn candidate_bytes(&self) -> u64 {
         self.eviction_queues.bytes()

@@ -1,4 +1,4 @@
-//! What this process leaves to its successor.
+//! The state that this process saves for the next one.
 
 use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd};

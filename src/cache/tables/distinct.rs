@@ -44,13 +44,13 @@ impl Distinct {
         }
     }
 
-    /// One more column begins.
+    /// Starts the next column.
     pub(super) fn begin_column(&mut self) {
         self.columns += 1;
         self.first = self.numbers.len();
     }
 
-    /// Adds a timeline of the column that came last; gives its number.
+    /// Adds a timeline to the latest column and returns its number.
     pub(super) fn add_timeline(&mut self, timeline: &Arc<LinkedTimeline>) -> usize {
         self.timelines.push(Arc::clone(timeline));
         self.timelines.len() - 1
@@ -79,8 +79,8 @@ impl Distinct {
         }
     }
 
-    /// Whether version `number` is the one of timeline `own` and `index`. Versions of one id of which
-    /// the source describes other bytes are not one: that is found out where they are pinned.
+    /// Whether version `number` is the one of timeline `own` and `index`. Versions with one id that
+    /// the source describes differently are distinct: this is detected when they are pinned.
     fn is(&self, number: usize, own: usize, index: u32) -> bool {
         let other = self.places[number];
         if self.id(number) != self.timelines[own].id(index) {

@@ -40,7 +40,7 @@ struct OfPath<'a> {
     claims: Vec<VersionClaim>,
     /// The ids by column name; `None`: entries without a column name.
     by_column: HashMap<Option<&'a str>, Vec<ObjectId>>,
-    /// The same by column and value of the key; `None`: of those that name no value.
+    /// The ids by column name and value of the key; `None`: entries without a value.
     by_key: HashMap<(Option<&'a str>, Option<&'a str>), Vec<ObjectId>>,
 }
 
@@ -55,7 +55,7 @@ impl<'a> OfPath<'a> {
         }
     }
 
-    /// The ids of the entries that are for a target, and whether any of them names its column.
+    /// The ids of the entries for a target, and whether any of them names its column.
     fn ids(&self, target: &LockTarget<'a>) -> (Vec<ObjectId>, bool) {
         let (own, others) = (self.of(Some(target.column), target), self.of(None, target));
         let mut seen = HashSet::new();
@@ -64,12 +64,13 @@ impl<'a> OfPath<'a> {
     }
 }
 
-/// What a lock selects versions for.
+/// The target for which a lock selects versions.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LockTarget<'a> {
     pub(crate) column: &'a str,
     pub(crate) path: &'a ObjectPath,
-    /// The value of the key, where it is for that alone: entries that name another one do not count.
+    /// The value of the key, if the target is only for that value: entries with another value are
+    /// ignored.
     pub(crate) key: Option<&'a str>,
 }
 

@@ -113,13 +113,13 @@ impl Plan {
         self.rows.timestamps.len()
     }
 
-    /// What was known of each column when this was planned.
+    /// The timelines of each column as known when this was planned.
     pub(crate) fn known_queries(&self) -> HashMap<QueryOfColumn<'_>, &ColumnTimelines> {
         let known = self.columns.iter().rev();
         known.map(|planned| (QueryOfColumn::new(&planned.request), &planned.known)).collect()
     }
 
-    /// Path and metadata of each column without a key, and what was known of it when this was
+    /// Path and metadata of each column without a key, with its timeline as known when this was
     /// planned.
     pub(crate) fn plain_queries(&self) -> impl Iterator<Item = (PlainQuery<'_>, &KnownTimeline)> {
         self.columns.iter().filter_map(|planned| match &planned.known {
@@ -131,7 +131,7 @@ impl Plan {
         })
     }
 
-    /// The columns whose key has values for which there is no path.
+    /// The columns without a path for some values of their key.
     pub(crate) fn unmatched(&self) -> &[UnmatchedColumn] {
         &self.unmatched
     }

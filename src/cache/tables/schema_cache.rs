@@ -34,9 +34,9 @@ const MAX_FORM_BYTES: usize = 8 << 20;
 #[derive(Debug)]
 pub(crate) struct TableSchema {
     key: SchemaKey,
-    /// The keys that have nulls.
+    /// The keys with null values.
     null_keys: Box<[Arc<str>]>,
-    /// By column: the key on which it depends.
+    /// The key that each column depends on.
     keys: Box<[Option<Arc<str>>]>,
     /// Its lease and timeframe are placeholders.
     pub(crate) shape: Arc<TableLayout>,
@@ -156,7 +156,7 @@ impl SchemaCache {
 }
 
 impl SchemaCache {
-    /// The form that `key` and `columns` decide, where these keys have nulls.
+    /// The schema for `key` and `columns`, with the keys that have nulls.
     pub(crate) fn form(
         &self,
         key: SchemaKey,

@@ -137,17 +137,17 @@ fn query_bytes(query: &Query) -> usize {
     SERIES_BYTES + query.path.as_str().len() + metadata.sum::<usize>()
 }
 
-/// At which times a query is looked up.
+/// The times at which a query is looked up.
 pub(crate) enum QueryTimes<'a> {
-    /// At all of these.
+    /// All of these timestamps.
     All(&'a Timestamps),
-    /// At those of some ranges of rows, which are found out where they are needed.
+    /// The timestamps of some ranges of rows, which are computed on demand.
     Rows(&'a Timestamps, Box<dyn Fn() -> &'a [Range<u32>] + Send + Sync + 'a>),
 }
 
 impl QueryTimes<'_> {
-    /// The first of them that can have an object; in the very last millisecond nothing is ever valid,
-    /// and that need not be asked.
+    /// The first time that can have an object: in the very last millisecond nothing is ever valid,
+    /// so it is not asked for.
     fn first(&self) -> Option<Timestamp> {
         let is_possible = |at: &Timestamp| *at != Timestamp::MAX;
         match self {
@@ -166,11 +166,11 @@ fn open_at(timeline: &Timeline, times: &QueryTimes<'_>, oldest: Moment) -> Vec<(
         let unknown = step.state == State::Unknown;
         (unknown || step.learned < oldest).then_some(unknown)
     };
-    // All of it was learned at once: one timestamp tells for all.
+    // Everything was learned at once, so one timestamp stands for all.
     if timeline.is_whole() {
         let known = match times {
             QueryTimes::All(_) => None,
-            // Any time tells whether it is fresh, without a look at the rows.
+            // Freshness is the same at all times, so the rows are not needed.
             QueryTimes::Rows(..) => Some(open(&timeline.at(Timestamp::default())).is_none()),
         };
         if known == Some(true) {

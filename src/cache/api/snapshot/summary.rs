@@ -1,4 +1,4 @@
-//! The snapshot as a whole: figures, lists, and their newest entries.
+//! The snapshot as a whole: counters, and lists with their newest entries.
 
 use std::collections::BTreeMap;
 
@@ -64,7 +64,7 @@ pub struct SessionSnapshot {
     pub consumer: String,
     /// Process id.
     pub pid: i32,
-    /// Its user.
+    /// User id.
     pub uid: u32,
     /// Bytes pinned.
     pub pinned_bytes: u64,
