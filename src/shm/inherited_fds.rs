@@ -32,7 +32,7 @@ pub fn inherited_files() -> Vec<(String, OwnedFd)> {
         }
         // Child processes must not inherit it.
         let _ = fcntl_setfd(asked, FdFlags::CLOEXEC);
-        // SAFETY: it is open, by the protocol it is this process's, and nobody else in it has it:
+        // SAFETY: it is open, by the protocol it is this process's, and it has no other owner here:
         // they are given out once.
         files.push((name, unsafe { OwnedFd::from_raw_fd(number) }));
     }

@@ -888,7 +888,7 @@ impl PoolState {
         empty.map(|slot| slot.segment.length()).sum()
     }
 
-    /// Removes an empty segment, preferably one whose memory becomes free at once.
+    /// Removes an empty segment, preferably one with memory that becomes free at once.
     fn take_out_an_empty_one(&mut self) -> Option<Arc<Segment>> {
         let empty = self.areas.iter().filter(|(_, slot)| slot.allocator.is_empty());
         let id = empty.min_by_key(|(_, slot)| slot.in_flight > 0).map(|(id, _)| *id)?;

@@ -156,7 +156,7 @@ pub(crate) trait OnEnd: fmt::Debug + Send + Sync {
     fn lease_ended(&self);
 }
 
-/// The holder to whose quota pins are charged: the consumer name that the client gives, and its
+/// The holder that pays for pins with its quota: the consumer name that the client gives, and its
 /// proven account, so that no other client can use up the quota by naming it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct HolderName {
@@ -291,7 +291,7 @@ impl Leases {
         }
     }
 
-    /// The holder to whose quota the pins of a session are charged.
+    /// The holder that pays for the pins of a session with its quota.
     pub(crate) fn holder_of(&self, session: &str) -> Option<HolderName> {
         let state = self.state();
         let session = state.sessions.get(session)?;

@@ -14,7 +14,7 @@ pub(crate) const OBJECT_BYTES: u64 = CHARGED_BYTES - 64;
 
 /// Memory for this many objects.
 pub(crate) fn home(objects: usize) -> Arc<Residency> {
-    // One page for the head of the segment, and one whose last bytes stay unused.
+    // One page for the head of the segment, and one page with unused bytes at its end.
     let bytes = (objects as u64 + 2) * CHARGED_BYTES;
     let options =
         PoolOptions { memory_bytes: bytes, segment_bytes: bytes, ..PoolOptions::default() };

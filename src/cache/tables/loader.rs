@@ -100,7 +100,7 @@ impl Hash for LoadKey {
     }
 }
 
-/// What an unfinished request waits for.
+/// The resource that an unfinished request waits for.
 #[derive(Debug, Default)]
 struct Wait {
     for_memory: AtomicBool,
