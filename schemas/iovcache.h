@@ -271,11 +271,6 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The version of this interface; compare it with `IOVC_ABI_VERSION`.
- */
-uint32_t iovc_abi_version(void);
-
-/**
  * Attaches to a service through its socket (`iovcache.attach` in the metadata of each table,
  * `attach` in the line with which a service says that it is ready). Blocks at most 10 s.
  *
@@ -587,7 +582,8 @@ const char *iovc_last_error(void);
  *
  * @param timeframe          its id
  * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
- *                           array with a column `timestamp`. Taken over, also if this fails.
+ *                           array with a column `timestamp` and a further one for each key on which
+ *                           a column depends. Taken over, also if this fails.
  * @param timestamps_schema  its schema; taken over too
  * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
  * @param wait_ms            how long it may wait; 0: 60 s
@@ -626,6 +622,11 @@ iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
                                char *lease);
 
 /**
+ * The version of this interface; compare it with `IOVC_ABI_VERSION`.
+ */
+uint32_t iovc_abi_version(void);
+
+/**
  * What a status says, e.g. "not found". Never null; it need not be freed.
  */
 const char *iovc_strerror(int32_t status);
@@ -937,7 +938,8 @@ void iovc_free_text(char *text);
  *
  * @param timeframe          its id
  * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
- *                           array with a column `timestamp`. Taken over, also if this fails.
+ *                           array with a column `timestamp` and a further one for each key on which
+ *                           a column depends. Taken over, also if this fails.
  * @param timestamps_schema  its schema; taken over too
  * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
  * @param wait_ms            how long it may wait; 0: 60 s
