@@ -387,8 +387,8 @@ impl PeerCredentials {
         let mut length = size_of::<libc::ucred>() as libc::socklen_t;
         let place = (&raw mut peer).cast();
         let socket = socket.as_fd().as_raw_fd();
-        // SAFETY: the kernel writes at most `length` bytes to `peer`, which has as many, all of
-        // whose values are valid; both live until it returns.
+        // SAFETY: the kernel writes at most `length` bytes to `peer`, which has as many, and
+        // any of their values is valid; both live until it returns.
         let status = unsafe {
             libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut length)
         };
