@@ -177,7 +177,7 @@ pub struct PoolReport {
 pub(crate) struct Survey {
     pub(crate) faults: Vec<String>,
     /// The allocated places, each with the generation of its block; 0: not published.
-    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "for who has the objects"))]
+    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "read by the cache"))]
     pub(crate) taken: Vec<(BlockLocation, u64)>,
     pub(crate) report: PoolReport,
 }

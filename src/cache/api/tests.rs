@@ -254,7 +254,7 @@ async fn a_table_that_waits_for_memory_holds_none_and_lets_others_pass() {
         assert!(began.elapsed() < Duration::from_secs(2));
         // A retry pins for a moment; so does a load that has just ended.
         while cache.0.residency.pinned_bytes() != pinned {
-            assert!(began.elapsed() < Duration::from_secs(2), "who waits holds nothing");
+            assert!(began.elapsed() < Duration::from_secs(2), "a waiting request holds nothing");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
