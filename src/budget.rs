@@ -325,7 +325,7 @@ mod tests {
         );
         let over = clients[4].charge(101, "test").unwrap_err();
         assert_eq!((over.holder, over.used_bytes), (LimitHolder::Total, 4_800));
-        assert_eq!(clients[4].used_bytes(), 0, "what is refused is charged nowhere");
+        assert_eq!(clients[4].used_bytes(), 0, "a refused charge is not counted");
         let little: Vec<_> = clients[4..20].iter().map(|one| one.charge(100, "test")).collect();
         assert!(little.iter().all(Result::is_ok));
         let over = clients[20].charge(1, "test").unwrap_err();

@@ -159,7 +159,7 @@ macro_rules! coded {
     ($error:ident {
         $($variant:ident $(($($tuple:tt)*))? $({$($named:tt)*})? => $kind:tt $($code:literal)?),+ $(,)?
     }) => {
-        #[allow(unused_imports, unused_variables, reason = "what a line needs is up to it")]
+        #[allow(unused_imports, unused_variables, reason = "not every line uses them")]
         const _: () = {
             use $crate::error::{Code, Coded, ErrorKind, coded};
             impl Coded for $error {

@@ -53,7 +53,7 @@ impl ObjectPath {
                 return Some("an element is empty");
             }
             if !element.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
-                return Some("only A-Z a-z 0-9 . _ - may stand in an element");
+                return Some("an element may contain only A-Z a-z 0-9 . _ -");
             }
             if element.len() > Self::MAX_ELEMENT_BYTES {
                 return Some("an element has more than 255 bytes");
@@ -109,9 +109,9 @@ impl fmt::Debug for ObjectPath {
     }
 }
 
-/// A text that is no object path.
+/// A text that is not an object path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{path:?} is no object path: {rule}; expected 1 to 10 elements like TPC/Calib/VDriftTgl")]
+#[error("invalid object path {path:?}: {rule}; expected 1 to 10 elements like TPC/Calib/VDriftTgl")]
 pub struct InvalidPath {
     /// The given text (its first 200 characters).
     pub path: String,
@@ -266,7 +266,7 @@ pub struct VersionClaim {
 
 /// A claim that differs from the source's description of the version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{field} is {claimed}, and the source says {told}")]
+#[error("{field} is {claimed}, but the source gives {told}")]
 pub struct ClaimDiffers {
     /// The field.
     pub field: &'static str,

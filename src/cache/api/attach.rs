@@ -395,7 +395,7 @@ async fn next_line(stream: &UnixStream, reader: &mut LineReader) -> Result<Vec<u
         }
         if reader.descriptors() > 0 {
             // Unexpected files are closed, and so is the connection.
-            let reason = "descriptors, which a client does not send".to_owned();
+            let reason = "descriptors, which clients do not send".to_owned();
             return Err(WireError::Malformed { expected: "a line of JSON", reason });
         }
     }
