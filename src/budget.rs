@@ -152,7 +152,7 @@ impl Budget {
         }))
     }
 
-    /// A budget without a limit that counts what is in use.
+    /// A budget without a limit: it only counts the bytes in use.
     pub fn unlimited() -> Self {
         Self::new(u64::MAX)
     }

@@ -170,7 +170,7 @@ counters! {
     sessions_opened,
     /// Sessions ended, for any cause.
     sessions_ended,
-    /// Sessions that ended while they still held something.
+    /// Sessions that ended with open leases.
     sessions_ended_holding,
     /// Processes refused at the attach socket.
     attach_refused,

@@ -59,7 +59,7 @@ impl Default for AttachLimits {
 }
 
 impl AttachLimits {
-    /// The limits lowered to what `files` open files allow.
+    /// The limits, lowered for at most `files` open files.
     fn within(self, files: usize) -> Self {
         let attached = self.attached.min(files / 2).max(1);
         let share = if attached < self.attached { attached - attached / 4 } else { attached };

@@ -1,7 +1,7 @@
 //! Eviction: the queues of evictable objects, and the order in which they are evicted (S3-FIFO).
 //!
 //! ```text
-//!  last pin gone ─┬─ new ─────────────▶ small ──used again──▶ main ◀─┐ used since: another round
+//!  last pin gone ─┬─ new ─────────────▶ small ──used again──▶ main ◀─┐ used since: next round
 //!                 │                       │ not               │  └───┘
 //!                 │                       ▼                   │ not
 //!                 └─ in ghost ─▶ main    evicted ◀────────────┘

@@ -90,7 +90,7 @@ impl Drop for CountGuard<'_> {
     }
 }
 
-/// The key of a load: everything the source says about the version.
+/// The key of a load: the complete description of the version from the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct LoadKey(Arc<ObjectInfo>);
 
@@ -375,8 +375,8 @@ impl Loader {
             lacking.into_iter().for_each(|bytes| wait.lacks(bytes));
             return Ok(lacking.is_none().then_some(got));
         }
-        // The source does not give the sizes: what fits is kept while the rest is tried, until the
-        // turn ends.
+        // The source does not give the sizes: objects that fit are kept while the others are tried,
+        // until the turn ends.
         let mut turn = Some((turn, waiting));
         loop {
             let mut room = std::pin::pin!(self.residency.room());
@@ -520,7 +520,7 @@ impl Loader {
                 Ok(pin) => {
                     (got.pins[place], got.how[place]) = (Some(pin), CacheState::Loaded);
                 }
-                // A table that has to wait loads and holds nothing.
+                // A table without room stops its loads: it must hold nothing while it waits.
                 Err(LoadFailure::NoRoom { needed_bytes }) => return Ok(Some(needed_bytes)),
                 Err(failure) => return Err(failure.of(&version, &self.residency)),
             }
