@@ -107,8 +107,10 @@
 //!
 //! // A consumer, in its own process: it attaches under its name and gets a session.
 //! let consumer = path.clone();
-//! let consumer = tokio::task::spawn_blocking(move || Attachment::open(&consumer, "tracker",
-//! None)); let consumer = consumer.await??;
+//! let consumer = tokio::task::spawn_blocking(move || {
+//!     Attachment::open(&consumer, "tracker", None)
+//! });
+//! let consumer = consumer.await??;
 //! let session = consumer.session();
 //!
 //! // The device again: it makes the table and forwards the cells to the consumer.

@@ -173,7 +173,8 @@ impl CacheBuilder {
         self
     }
 
-    /// Limits on what each consumer may hold, and for how long. Default: none.
+    /// Limits on the bytes, timeframes and requests of each consumer, and on the time for which it
+    /// may hold a table. Default: none.
     #[must_use]
     pub fn consumer_limits(mut self, limits: ConsumerLimits) -> Self {
         self.consumer_limits = limits;
