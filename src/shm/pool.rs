@@ -16,14 +16,17 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::allocator::{AllocatedNode, Allocator};
 use super::backing::{Backing, Maker};
-use super::block::{Allocation, BlockLocation, Reservation, charge, fault_of_headers};
+use super::block::{Allocation, Reservation};
+use super::block_location::{BlockLocation, charge, fault_of_headers};
 use super::host::HostError;
 use super::host_blocks::{HostBlocks, HostSurvey};
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
     usable_bytes,
+};
+use super::pool_state::{
+    AllocatedBlock, InFlight, MAX_SEGMENT_BYTES, PAGE_BYTES, PoolInner, PoolState, SegmentSlot,
 };
 use super::region::Region;
 use super::resolver::Mappings;
@@ -31,11 +34,6 @@ use super::segment::{Kind, LostSegment, Segment, SegmentMemory, SharedSegment};
 use super::sync;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::sync::Mutex;
-
-/// Sizes of segments are multiples of this.
-const PAGE_BYTES: u64 = 4096;
-/// A segment can have this much: its granules are counted in 32 bits.
-const MAX_SEGMENT_BYTES: u64 = (u32::MAX as u64 - 1) * GRANULE_BYTES;
 
 /// What a pool is made with.
 #[derive(Debug)]
@@ -77,76 +75,6 @@ impl Default for PoolOptions {
 /// Memory for blocks. Clones are the same pool.
 #[derive(Clone)]
 pub struct Pool(Arc<PoolInner>);
-
-type SegmentListener = Arc<dyn Fn(&SharedSegment) + Send + Sync>;
-/// Told of the id.
-type RetiredHook = Arc<dyn Fn(u16) + Send + Sync>;
-
-pub(super) struct PoolInner {
-    memory_bytes: u64,
-    segment_bytes: u64,
-    maker: Maker,
-    /// All is there from the start, and nothing is made or given back: a region, and segments that
-    /// FairMQ knows by name. The most that one block can take.
-    fixed_bytes: Option<u64>,
-    /// The blocks, where they lie in a host's memory instead of in segments.
-    host: Option<Arc<HostBlocks>>,
-    epoch: Epoch,
-    next_generation: AtomicU64,
-    used_bytes: AtomicU64,
-    /// Held while a segment is made, which takes long; taking and giving places goes on.
-    growing: Mutex<()>,
-    state: Mutex<PoolState>,
-    listener: Mutex<Option<SegmentListener>>,
-    farewell: Mutex<Option<RetiredHook>>,
-    /// All stays as it lies, for a successor.
-    left: AtomicBool,
-}
-
-struct PoolState {
-    areas: BTreeMap<u16, SegmentSlot>,
-    /// Bytes of all segments, and of those that are being made.
-    area_bytes: u64,
-    /// Segments that were given back while a consumer had their descriptor unread: the kernel keeps
-    /// their memory until it is read.
-    unread: Vec<Unread>,
-    next_id: u16,
-}
-
-struct SegmentSlot {
-    segment: Arc<Segment>,
-    allocator: Allocator,
-    /// Messages with its descriptor that no consumer has read yet.
-    in_flight: usize,
-}
-
-/// A segment that was given back, and the messages with its descriptor that are not read yet.
-struct Unread {
-    segment: Arc<Segment>,
-    in_flight: usize,
-}
-
-/// A segment whose descriptor is in a message that its receiver has not read yet.
-///
-/// As long as this lives the kernel keeps the segment's memory, whatever becomes of the segment, so
-/// the pool counts it: an empty segment is reused instead of given back, and one that was given back
-/// counts against the memory.
-pub struct InFlight {
-    pool: Arc<PoolInner>,
-    segment: Arc<Segment>,
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.pool.landed(&self.segment);
-    }
-}
-
-impl fmt::Debug for InFlight {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} in flight", self.segment.kind, self.segment.id)
-    }
-}
 
 /// How much there is of what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -711,130 +639,6 @@ impl fmt::Debug for Pool {
     }
 }
 
-impl PoolInner {
-    /// The most that one block can take.
-    fn largest_payload_area(&self) -> u64 {
-        if let Some(bytes) = self.fixed_bytes {
-            return bytes;
-        }
-        let whole = (self.memory_bytes / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
-        usable_bytes(whole)
-    }
-
-    /// The next generation; 0 stands for none.
-    pub(super) fn generation(&self) -> u64 {
-        loop {
-            let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
-            if generation != 0 {
-                return generation;
-            }
-        }
-    }
-
-    /// Whether all stays as it lies.
-    pub(super) fn is_frozen(&self) -> bool {
-        self.left.load(Ordering::Acquire)
-    }
-
-    fn notify_retired(&self, segment: &Segment) {
-        let farewell = self.farewell.lock().clone();
-        if let (Some(farewell), Kind::Segment) = (farewell, segment.kind) {
-            farewell(segment.id);
-        }
-    }
-
-    pub(super) fn give_to_host(&self, segment: &Segment, block: usize, bytes: u64) {
-        if let Some(host) = &self.host {
-            host.give(segment, block);
-            self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        }
-    }
-
-    pub(super) fn give(&self, segment: &Segment, place: AllocatedNode, bytes: u64) {
-        if self.is_frozen() {
-            return;
-        }
-        self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        let retired = {
-            let mut state = self.state.lock();
-            let Some(slot) = state.areas.get_mut(&segment.id) else { return };
-            slot.allocator.give(place);
-            self.take_out_if_useless(&mut state, segment)
-        };
-        if let Some(segment) = &retired {
-            self.notify_retired(segment);
-        }
-        // Unmapping takes its time: not under the lock.
-        drop(retired);
-    }
-
-    /// Takes out a segment that is not worth keeping empty. One empty segment is kept, so that an
-    /// object that comes and goes does not make and unmake one each time; but none that was made for
-    /// a single large object. A segment whose descriptor is unread is kept too: its memory would not
-    /// become free.
-    fn take_out_if_useless(
-        &self,
-        state: &mut PoolState,
-        segment: &Segment,
-    ) -> Option<Arc<Segment>> {
-        let slot =
-            state.areas.get(&segment.id).filter(|slot| std::ptr::eq(&*slot.segment, segment))?;
-        let oversized = segment.mapping().length() as u64 > self.segment_bytes;
-        let empty = |slot: &SegmentSlot| slot.allocator.is_empty();
-        let useless = empty(slot)
-            && slot.in_flight == 0
-            && self.fixed_bytes.is_none()
-            && (oversized || state.areas.values().filter(|slot| empty(slot)).count() > 1);
-        if useless { state.take_out(segment.id) } else { None }
-    }
-
-    /// A message with the descriptor of this segment was read, or its socket is gone.
-    fn landed(&self, segment: &Arc<Segment>) {
-        let (retired, unread) = {
-            let mut state = self.state.lock();
-            let listed = state.areas.get_mut(&segment.id);
-            if let Some(slot) = listed.filter(|slot| Arc::ptr_eq(&slot.segment, segment)) {
-                slot.in_flight -= 1;
-                let left = self.is_frozen();
-                (if left { None } else { self.take_out_if_useless(&mut state, segment) }, None)
-            } else {
-                (None, state.landed(segment))
-            }
-        };
-        if let Some(segment) = &retired {
-            self.notify_retired(segment);
-        }
-        // Unmapping takes its time: not under the lock.
-        drop((retired, unread));
-    }
-
-    /// What new segments may take.
-    fn budget(&self, state: &PoolState) -> u64 {
-        let unread = state.unread.iter().map(|unread| unread.segment.length());
-        let taken = state.area_bytes + self.counted_bytes(unread);
-        self.memory_bytes.saturating_sub(taken)
-    }
-
-    /// The same if all empty segments were given back.
-    fn budget_without_empty(&self, state: &PoolState) -> u64 {
-        let in_flight = state.areas.values().filter(|slot| {
-            slot.in_flight > 0 && slot.allocator.is_empty() && self.fixed_bytes.is_none()
-        });
-        let unread = state.unread.iter().map(|unread| unread.segment.length());
-        let unread = unread.chain(in_flight.map(|slot| slot.segment.length()));
-        let taken = state.area_bytes - state.empty_bytes() + self.counted_bytes(unread);
-        self.memory_bytes.saturating_sub(taken)
-    }
-
-    /// The part of the memory of unread segments that counts against the pool. The memory of one
-    /// segment, the largest of them, does not count: a consumer that stops reading costs nothing.
-    fn counted_bytes(&self, unread: impl Iterator<Item = u64>) -> u64 {
-        let (sum, largest) =
-            unread.fold((0, 0), |(sum, largest): (u64, u64), one| (sum + one, largest.max(one)));
-        sum.saturating_sub(largest.max(self.segment_bytes))
-    }
-}
-
 /// Makes a segment, its head written, and sealed where that can be.
 fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segment>, PoolError> {
     let make = || {
@@ -847,68 +651,4 @@ fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segme
         Ok(Arc::new(segment))
     };
     make().map_err(|error| PoolError::Segment { bytes, error })
-}
-
-/// A place that was found: in what, where its block begins, and what gives it back.
-type AllocatedBlock = (Arc<Segment>, usize, AllocatedNode);
-
-impl PoolState {
-    /// Lists an area, all of it free; the bytes that blocks can take there.
-    fn insert(&mut self, segment: Arc<Segment>) -> u64 {
-        let granules = segment.granules();
-        let allocator = Allocator::new(granules);
-        self.areas.insert(segment.id, SegmentSlot { segment, allocator, in_flight: 0 });
-        u64::from(granules) * GRANULE_BYTES
-    }
-
-    fn take(&mut self, granules: u32) -> Option<AllocatedBlock> {
-        self.areas.values_mut().find_map(|slot| {
-            let (start, place) = slot.allocator.take(granules)?;
-            let block = slot.segment.block_at(start);
-            // What stood here before may look like a generation. Under the lock, so that a place
-            // that is taken has none until its block is published.
-            sync::claim(slot.segment.mapping().atomic_u64(block));
-            Some((Arc::clone(&slot.segment), block, place))
-        })
-    }
-
-    /// Ids ascend, so that a consumer does not soon see another segment under one that it knows.
-    fn unused_id(&mut self) -> Option<u16> {
-        (0..=u16::MAX).find_map(|_| {
-            let id = self.next_id;
-            self.next_id = id.wrapping_add(1);
-            (!self.areas.contains_key(&id)).then_some(id)
-        })
-    }
-
-    /// What could be given back.
-    fn empty_bytes(&self) -> u64 {
-        let empty = self.areas.values().filter(|slot| slot.allocator.is_empty());
-        empty.map(|slot| slot.segment.length()).sum()
-    }
-
-    /// Takes out an empty segment: one whose memory becomes free at once, if there is any.
-    fn take_out_an_empty_one(&mut self) -> Option<Arc<Segment>> {
-        let empty = self.areas.iter().filter(|(_, slot)| slot.allocator.is_empty());
-        let id = empty.min_by_key(|(_, slot)| slot.in_flight > 0).map(|(id, _)| *id)?;
-        self.take_out(id)
-    }
-
-    fn take_out(&mut self, id: u16) -> Option<Arc<Segment>> {
-        let SegmentSlot { segment, in_flight, .. } = self.areas.remove(&id)?;
-        self.area_bytes -= segment.length();
-        segment.retire();
-        if in_flight > 0 {
-            self.unread.push(Unread { segment: Arc::clone(&segment), in_flight });
-        }
-        Some(segment)
-    }
-
-    /// One message less with the descriptor of a segment that was given back. Returns the segment if
-    /// it was the last.
-    fn landed(&mut self, segment: &Arc<Segment>) -> Option<Arc<Segment>> {
-        let at = self.unread.iter().position(|unread| Arc::ptr_eq(&unread.segment, segment))?;
-        self.unread[at].in_flight -= 1;
-        (self.unread[at].in_flight == 0).then(|| self.unread.swap_remove(at).segment)
-    }
 }
