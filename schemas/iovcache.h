@@ -98,7 +98,8 @@ typedef struct iovc_attach_t iovc_attach_t;
 typedef struct iovc_cache_t iovc_cache_t;
 
 /**
- * Where an object lies in shared memory: 40 bytes that fit into a message or a table's cell.
+ * The location of an object in shared memory: 40 bytes that fit into a message or a cell of a
+ * table.
  */
 typedef struct iovc_meta_header_t {
   /**
@@ -110,12 +111,12 @@ typedef struct iovc_meta_header_t {
    */
   uint64_t hint;
   /**
-   * Managed: offset of the chunk header (the payload stands 16 bytes behind it) from the start
-   * of the segment. Unmanaged: offset of the payload from the start of the region.
+   * Managed: offset of the chunk header (the payload follows 16 bytes later) from the start of
+   * the segment. Unmanaged: offset of the payload from the start of the region.
    */
   int64_t handle;
   /**
-   * -1; FairMQ's reference counts, which are not used.
+   * -1; FairMQ's field for reference counts, which are not used.
    */
   int64_t shared;
   /**
@@ -133,7 +134,7 @@ typedef struct iovc_meta_header_t {
   uint8_t pad[3];
 } iovc_meta_header_t;
 /**
- * How many bytes it has.
+ * Size in bytes.
  */
 #define iovc_meta_header_t_BYTES 40
 
@@ -271,11 +272,6 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The version of this interface; compare it with `IOVC_ABI_VERSION`.
- */
-uint32_t iovc_abi_version(void);
-
-/**
  * Attaches to a service through its socket (`iovcache.attach` in the metadata of each table,
  * `attach` in the line with which a service says that it is ready). Blocks at most 10 s.
  *
@@ -587,7 +583,8 @@ const char *iovc_last_error(void);
  *
  * @param timeframe          its id
  * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
- *                           array with a column `timestamp`. Taken over, also if this fails.
+ *                           array with a column `timestamp` and a further one for each key on which
+ *                           a column depends. Taken over, also if this fails.
  * @param timestamps_schema  its schema; taken over too
  * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
  * @param wait_ms            how long it may wait; 0: 60 s
@@ -626,6 +623,11 @@ iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
                                char *lease);
 
 /**
+ * The version of this interface; compare it with `IOVC_ABI_VERSION`.
+ */
+uint32_t iovc_abi_version(void);
+
+/**
  * What a status says, e.g. "not found". Never null; it need not be freed.
  */
 const char *iovc_strerror(int32_t status);
@@ -937,7 +939,8 @@ void iovc_free_text(char *text);
  *
  * @param timeframe          its id
  * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
- *                           array with a column `timestamp`. Taken over, also if this fails.
+ *                           array with a column `timestamp` and a further one for each key on which
+ *                           a column depends. Taken over, also if this fails.
  * @param timestamps_schema  its schema; taken over too
  * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
  * @param wait_ms            how long it may wait; 0: 60 s

@@ -1,4 +1,4 @@
-//! Where a block lies, what it takes of the memory, and what its headers must say.
+//! The location of a block, the memory that it takes, and the check of its headers.
 
 use std::fmt;
 use std::mem::offset_of;
@@ -8,13 +8,13 @@ use super::layout::{BLOCK_OVERHEAD_BYTES, BlockHeader, ChunkHeader, GRANULE_BYTE
 use super::segment::{Kind, Segment};
 use super::sync;
 
-/// What a payload takes of the memory: its header, and rounded up to 64 bytes.
+/// The memory that a payload takes: with its header, rounded up to 64 bytes.
 pub(super) fn charge(size_bytes: u64) -> u64 {
     let bytes = size_bytes.saturating_add(BLOCK_OVERHEAD_BYTES);
     bytes.checked_next_multiple_of(GRANULE_BYTES).unwrap_or(u64::MAX)
 }
 
-/// Where a block begins.
+/// The location of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct BlockLocation {
     pub(crate) kind: Kind,
@@ -28,8 +28,8 @@ impl fmt::Display for BlockLocation {
     }
 }
 
-/// What is wrong with the headers of a place of `bytes` that begins at `block`, if anything. Nobody
-/// may take or give places meanwhile; publishing is no harm.
+/// Checks the headers of a place of `bytes` that begins at `block`; returns a fault, if any. No
+/// place may be allocated or freed meanwhile; publishing is allowed.
 pub(super) fn fault_of_headers(segment: &Segment, block: usize, bytes: u64) -> Option<String> {
     let (mapping, block) = segment.headers(block);
     let generation = mapping.atomic_u64(block);
@@ -40,7 +40,7 @@ pub(super) fn fault_of_headers(segment: &Segment, block: usize, bytes: u64) -> O
     let chunk = block + size_of::<BlockHeader>();
     let chunk = mapping.atomic_u64(chunk + offset_of!(ChunkHeader, fields)).load(Ordering::Relaxed);
     if sync::seen(generation) == 0 {
-        // Given up meanwhile.
+        // Freed meanwhile.
         return None;
     }
     if charge(size) != bytes {

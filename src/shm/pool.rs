@@ -1,11 +1,11 @@
-//! The service's side: takes places from segments, makes segments and gives them back.
+//! The pool: allocates blocks from segments, creates segments and retires them.
 //!
 //! ```text
 //!  reserve ─▶ place in a segment? ──yes──────────────▶ Reservation
 //!                 │ no                                     ▲
 //!                 ▼                                        │
-//!             budget left? ──▶ a new segment (empty ones ──┘
-//!                 │ no          of other sizes give theirs)
+//!             budget left? ──▶ a new segment (may retire ──┘
+//!                 │ no          empty ones of other sizes)
 //!                 ▼
 //!              NoRoom
 //! ```
@@ -32,27 +32,27 @@ use super::region::Region;
 use super::resolver::Mappings;
 use super::segment::{Kind, LostSegment, Segment, SegmentMemory, SharedSegment};
 use super::sync;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::sync::Mutex;
 
-/// What a pool is made with.
+/// The options of a pool.
 #[derive(Debug)]
 pub struct PoolOptions {
-    /// All segments together have at most so many bytes. Ignored with a region, which has what it
-    /// has.
+    /// Maximum size of all segments together. Ignored with a region, whose size is fixed.
     pub memory_bytes: u64,
-    /// The size of a segment. An object that is larger gets one of its own.
+    /// The size of a segment. A larger object gets a segment of its own.
     pub segment_bytes: u64,
-    /// What segments are made of.
+    /// The backing of the segments.
     pub backing: Backing,
-    /// A region into which all blocks go, instead of segments.
+    /// A region for all blocks, instead of segments.
     pub region: Option<Region>,
-    /// The first generation; `None`: a random one, so that no two instances have any in common.
+    /// The first generation; `None`: a random one, so that instances have no generations in common.
     pub first_generation: Option<u64>,
 }
 
 impl PoolOptions {
-    /// Whether the segments are files without a name, which outlive us where somebody keeps them.
+    /// Whether the segments are unnamed files, which a descriptor store can keep beyond this
+    /// process.
     #[cfg(feature = "cache")]
     pub(crate) fn can_be_kept(&self) -> bool {
         self.backing == Backing::Memfd && self.region.is_none()
@@ -72,118 +72,104 @@ impl Default for PoolOptions {
     }
 }
 
-/// Memory for blocks. Clones are the same pool.
+/// Memory for blocks. Clones share one pool.
 #[derive(Clone)]
 pub struct Pool(Arc<PoolInner>);
 
-/// How much there is of what.
+/// The use of the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// What there can be in all.
+    /// Bytes in total.
     pub total_bytes: u64,
-    /// What blocks and reservations take, their headers and rounding included.
+    /// Bytes used by blocks and reservations, their headers and rounding included.
     pub used_bytes: u64,
-    /// The rest.
+    /// The remaining bytes.
     pub free_bytes: u64,
     /// The largest payload that could be reserved now.
     pub largest_free_bytes: u64,
-    /// How many segments there are.
+    /// Number of segments.
     pub segments: usize,
 }
 
-/// What [`Pool::check`] looked at.
+/// The extent of a [`Pool::check`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolReport {
-    /// Segments.
+    /// Number of segments.
     pub segments: usize,
-    /// Bytes that are taken in them.
+    /// Bytes used in them.
     pub used_bytes: u64,
 }
 
-/// The places of a pool, as of one moment.
+/// The allocated places of a pool, with faults.
 #[derive(Debug)]
 pub(crate) struct Survey {
     pub(crate) faults: Vec<String>,
-    /// Those that are taken, each with the generation of its block; 0: not published.
-    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "for who has the objects"))]
+    /// The allocated places, each with the generation of its block; 0: not published.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "read by the cache"))]
     pub(crate) taken: Vec<(BlockLocation, u64)>,
     pub(crate) report: PoolReport,
 }
 
-/// Why there is no memory.
+/// Why memory cannot be reserved.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
-    /// Not now: others have it.
+    /// There is no room now; it may be freed later.
     #[error(
         "no room for {needed_bytes} bytes: {free_bytes} are free, {largest_free_bytes} in one piece"
     )]
     NoRoom {
-        /// What is needed.
+        /// Bytes needed.
         needed_bytes: u64,
-        /// What is free in all.
+        /// Bytes free in total.
         free_bytes: u64,
-        /// What is free in one piece.
+        /// Bytes free in one piece.
         largest_free_bytes: u64,
     },
-    /// Never.
+    /// It can never fit.
     #[error("{needed_bytes} bytes can never fit: at most {limit_bytes} do, headers included")]
     NeverFits {
-        /// What is needed.
+        /// Bytes needed.
         needed_bytes: u64,
-        /// What there is.
+        /// Bytes in total.
         limit_bytes: u64,
     },
-    /// The names under which segments should stand cannot be had, or no random epoch.
+    /// The names of segments cannot be used, or there is no random epoch.
     #[error("the backing of the segments cannot be used")]
     Backing(#[source] io::Error),
-    /// What the host's allocator returned cannot be used.
+    /// The host's allocator returned an unusable buffer.
     #[error("the host's memory cannot be used")]
     Host(#[source] HostError),
-    /// The system does not give it.
-    #[error("the system gives no segment of {bytes} bytes")]
+    /// The system does not provide a segment.
+    #[error("the system provides no segment of {bytes} bytes")]
     Segment {
-        /// What was asked for.
+        /// Bytes requested.
         bytes: u64,
-        /// What it says.
+        /// The error of the system.
         #[source]
         error: io::Error,
     },
 }
 
-impl Coded for PoolError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::NoRoom { .. } => ErrorKind::Unavailable,
-            Self::NeverFits { .. } => ErrorKind::ResourceExhausted,
-            Self::Host(error) => error.kind(),
-            Self::Backing(error) => match error.kind() {
-                io::ErrorKind::ResourceBusy => ErrorKind::AlreadyExists,
-                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
-                io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
-                _ => ErrorKind::Unavailable,
-            },
-            Self::Segment { error, .. } => match error.kind() {
-                // Somebody else has a file of that name.
-                io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
-                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
-                _ => ErrorKind::Unavailable,
-            },
-        }
-    }
+coded! { PoolError {
+    NoRoom => Unavailable 4001,
+    NeverFits => ResourceExhausted 4002,
+    Segment { error, .. } => (match error.kind() {
+        // Another process has a file of that name.
+        io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
+        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        _ => ErrorKind::Unavailable,
+    }) 4003,
+    Backing(error) => (match error.kind() {
+        io::ErrorKind::ResourceBusy => ErrorKind::AlreadyExists,
+        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
+        _ => ErrorKind::Unavailable,
+    }) 4004,
+    Host(error) => error,
+} }
 
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::NoRoom { .. } => 4001,
-            Self::NeverFits { .. } => 4002,
-            Self::Segment { .. } => 4003,
-            Self::Backing(_) => 4004,
-            Self::Host(error) => return error.code(),
-        })
-    }
-}
-
-/// The least size of a segment in which blocks can take `bytes`.
+/// The smallest size of a segment with `bytes` for blocks.
 fn segment_bytes_for(bytes: u64) -> u64 {
     (SEGMENT_HEADER_BYTES + bytes + SEGMENT_TAIL_BYTES).next_multiple_of(PAGE_BYTES)
 }
@@ -195,12 +181,12 @@ fn random() -> io::Result<u64> {
 }
 
 impl Pool {
-    /// A pool without any segment yet; with those that FairMQ is to know by their names all are
-    /// made here.
+    /// Creates a pool. It has no segment yet; but segments that FairMQ is to know by name are all
+    /// created here.
     ///
     /// # Errors
     /// [`PoolError::NeverFits`] if nothing can fit, [`PoolError::Backing`] if the folder of the
-    /// backing cannot be had, [`PoolError::Segment`] if the system does not give what is made here.
+    /// backing cannot be used, [`PoolError::Segment`] if the system does not provide a segment.
     pub fn new(options: PoolOptions) -> Result<Self, PoolError> {
         let PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation } =
             options;
@@ -268,38 +254,38 @@ impl Pool {
         })))
     }
 
-    /// The instance: no other pool has it.
+    /// The epoch, unique to this pool.
     pub fn epoch(&self) -> Epoch {
         self.0.epoch
     }
 
-    /// What a payload takes of the memory: its header, and rounded up to 64 bytes.
+    /// The memory that a payload takes: with its header, rounded up to 64 bytes.
     pub fn charge(size_bytes: u64) -> u64 {
         charge(size_bytes)
     }
 
-    /// Calls `listener` for each segment that is made from now on, once it is listed; instead of
-    /// the one that was called before. No lock is held meanwhile.
+    /// Calls `listener` for each segment created from now on, once it is listed. Replaces the
+    /// previous listener. Called without a lock.
     pub fn on_new_segment(&self, listener: impl Fn(&SharedSegment) + Send + Sync + 'static) {
         *self.0.listener.lock() = Some(Arc::new(listener));
     }
 
-    /// Calls `farewell` with the id of each segment that is given back from now on, before its
-    /// memory goes; instead of the one that was called before. No lock is held meanwhile.
+    /// Calls `farewell` with the id of each segment retired from now on, before its memory is
+    /// freed. Replaces the previous hook. Called without a lock.
     pub fn on_retired_segment(&self, farewell: impl Fn(u16) + Send + Sync + 'static) {
         *self.0.farewell.lock() = Some(Arc::new(farewell));
     }
 
-    /// Leaves everything as it lies: from now on no place is taken or given back, and no block given
-    /// up, whatever is dropped. Whoever has the segments beyond the end of this process finds in them
-    /// what was there at this moment.
+    /// Freezes the pool: from now on no block is allocated or freed, even if it is dropped. A
+    /// process that keeps the segments beyond the end of this one finds them as they were at this
+    /// moment.
     pub fn freeze(&self) {
         self.0.left.store(true, Ordering::Release);
     }
 
-    /// Room for a payload.
+    /// Reserves memory for a payload.
     ///
-    /// Takes well below a microsecond, but for when a segment has to be made: then as long as the
+    /// Takes well below a microsecond, unless a segment has to be created: then as long as the
     /// kernel needs to clear that much memory.
     ///
     /// # Errors
@@ -364,8 +350,8 @@ impl Pool {
         }
     }
 
-    /// Like [`reserve`](Self::reserve), in the segments that are there: it takes no time. Never in a
-    /// host's memory, whose allocator may block.
+    /// Like [`reserve`](Self::reserve), but only in existing segments, which takes no time. Never
+    /// in a host's memory, whose allocator may block.
     pub fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
         let granules = u32::try_from(Self::charge(size_bytes) / GRANULE_BYTES).ok()?;
         if self.0.is_frozen() {
@@ -382,14 +368,14 @@ impl Pool {
         Reservation::new(Allocation { block, size, segment, pool, place: Some(place), crc32c: 0 })
     }
 
-    /// Makes a segment in which `granules` have room, if the memory allows it, and takes them.
+    /// Creates a segment with room for `granules`, if the memory allows it, and allocates them.
     fn grow(&self, granules: u32) -> Result<Option<AllocatedBlock>, PoolError> {
         let inner = &*self.0;
         let growing = inner.growing.lock();
         let least = segment_bytes_for(u64::from(granules) * GRANULE_BYTES);
         let (id, bytes, retired) = {
             let mut state = inner.state.lock();
-            // Somebody may have made or emptied one while we waited.
+            // Another task may have created or emptied one during the wait.
             if let Some(taken) = state.take(granules) {
                 return Ok(Some(taken));
             }
@@ -406,7 +392,7 @@ impl Pool {
                     state.area_bytes += bytes;
                     break (id, bytes, retired);
                 }
-                // An empty segment of another size may hold what is missing.
+                // Retiring an empty segment of another size may free enough budget.
                 let Some(empty) = state.take_out_an_empty_one() else { return Ok(None) };
                 retired.push(empty);
             }
@@ -422,7 +408,7 @@ impl Pool {
             state.take(granules)
         };
         drop(growing);
-        // Told once it is listed, and before anything is published in it by us.
+        // Called once it is listed, and before a block is published in it.
         let listener = inner.listener.lock().clone();
         if let Some(listener) = listener {
             listener(&shared);
@@ -430,8 +416,8 @@ impl Pool {
         Ok(taken)
     }
 
-    /// Whether payloads of these sizes can be here together, put in the largest first as long as
-    /// nothing else is. What is left over at the end of a segment holds nothing.
+    /// Whether payloads of these sizes fit together into an empty pool, the largest first. The rest
+    /// at the end of a segment holds nothing.
     #[cfg(feature = "cache")]
     pub(crate) fn can_hold_together(&self, sizes_bytes: impl Iterator<Item = u64>) -> bool {
         let mut charges: Vec<u64> = sizes_bytes.map(charge).collect();
@@ -444,7 +430,7 @@ impl Pool {
         }
         charges.sort_unstable_by_key(|charge| std::cmp::Reverse(*charge));
         let granules = |segment: &Segment| u64::from(segment.granules()) * GRANULE_BYTES;
-        // What is left in each segment; without fixed ones they are made as they are needed.
+        // The remaining bytes of each segment; without fixed ones they are created on demand.
         let (mut left, mut budget) = match self.0.fixed_bytes {
             Some(_) => {
                 let state = self.0.state.lock();
@@ -468,7 +454,7 @@ impl Pool {
         })
     }
 
-    /// Gives back what holds nothing: the next segments are made as large as they should be.
+    /// Retires empty segments, so that new ones get the regular size.
     #[cfg(feature = "cache")]
     pub(crate) fn give_back_empty_segments(&self) {
         if self.0.fixed_bytes.is_some() || self.0.is_frozen() {
@@ -484,7 +470,7 @@ impl Pool {
         retired.iter().for_each(|segment| self.0.notify_retired(segment));
     }
 
-    /// How much there is of what.
+    /// The use of the memory.
     pub fn usage(&self) -> Usage {
         if let Some(host) = &self.0.host {
             let (total_bytes, used_bytes) = (self.0.memory_bytes, self.used_bytes());
@@ -513,18 +499,18 @@ impl Pool {
         }
     }
 
-    /// What the pool can have in all.
+    /// Size of the memory.
     pub fn total_bytes(&self) -> u64 {
         self.0.memory_bytes
     }
 
-    /// What blocks and reservations take; without a lock.
+    /// Bytes used by blocks and reservations. Takes no lock.
     pub fn used_bytes(&self) -> u64 {
         self.0.used_bytes.load(Ordering::Relaxed)
     }
 
-    /// Counts a message with the descriptor of `segment` as unread, until what this returns is
-    /// dropped. `None`: the segment has been given back, and its descriptor must not be sent.
+    /// Counts a message with the descriptor of `segment` as unread until the returned value is
+    /// dropped. `None`: the segment is retired, and its descriptor must not be sent.
     pub fn put_in_flight(&self, segment: &SharedSegment) -> Option<InFlight> {
         let mut state = self.0.state.lock();
         let slot = state.areas.get_mut(&segment.id())?;
@@ -535,11 +521,11 @@ impl Pool {
         Some(InFlight { pool: Arc::clone(&self.0), segment: Arc::clone(&segment.0) })
     }
 
-    /// The memory of the segments that were made for single large objects and whose descriptors are
-    /// unread, in bytes, if `segment` is announced too; 0 if it is none of those.
+    /// The size, in bytes, of all segments of single large objects with unread descriptors, if
+    /// `segment` is announced, too; 0 if `segment` is not one of them.
     pub fn large_in_flight_with(&self, segment: &SharedSegment) -> u64 {
         if segment.size_bytes() <= self.0.segment_bytes {
-            // It is reused: it may always be announced.
+            // It will be reused, so it may always be announced.
             return 0;
         }
         let state = self.0.state.lock();
@@ -553,20 +539,20 @@ impl Pool {
         large.chain(unread).sum::<u64>() + segment.size_bytes()
     }
 
-    /// All segments and regions, as of now.
+    /// All current segments and regions.
     pub fn segments(&self) -> Vec<SharedSegment> {
         let state = self.0.state.lock();
         state.areas.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
     }
 
-    /// The segments with names that were removed, or written over, by another program.
+    /// Segments with names that another program has removed or overwritten.
     pub fn lost_segments(&self) -> Vec<LostSegment> {
         let (epoch, range) = (self.0.epoch, self.0.maker.range());
         self.segments().iter().filter_map(|shared| shared.0.loss(epoch, range)).collect()
     }
 
-    /// All segments and regions, for resolving in this very process: nothing is mapped a second
-    /// time, and what has no file (a range of memory) is there too.
+    /// All segments and regions, for resolving in this process: nothing is mapped a second time,
+    /// and memory without a file (a range) is included.
     pub fn mappings(&self) -> Mappings {
         if let Some(host) = &self.0.host {
             return Mappings::of_host(Arc::clone(host) as _);
@@ -581,18 +567,18 @@ impl Pool {
         })
     }
 
-    /// Looks whether places overlap, free neighbours are one, the bytes add up, and the headers of
-    /// published blocks are those of their places.
+    /// Checks that places do not overlap, free neighbours are merged, byte counts add up, and the
+    /// headers of published blocks match their places.
     ///
     /// # Errors
-    /// All that is wrong, each in a sentence. While others reserve and give back, that can be the
-    /// sum alone.
+    /// All faults, one sentence each. While other threads allocate and free, only the byte count
+    /// can be wrong.
     pub fn check(&self) -> Result<PoolReport, Vec<String>> {
         let Survey { faults, report, .. } = self.survey();
         if faults.is_empty() { Ok(report) } else { Err(faults) }
     }
 
-    /// Everything that [`check`](Self::check) looks at, and the places that are taken.
+    /// Everything that [`check`](Self::check) examines, and the allocated places.
     pub(crate) fn survey(&self) -> Survey {
         if let Some(host) = &self.0.host {
             let HostSurvey { mut faults, taken, used_bytes } = host.survey();
@@ -639,7 +625,7 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// Makes a segment, its head written, and sealed where that can be.
+/// Creates a segment, writes its head, and seals it if its backing allows it.
 fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segment>, PoolError> {
     let make = || {
         let made = maker.make(id, bytes)?;

@@ -1,5 +1,4 @@
-//! What a pool knows of its segments: which places are free, which segments are being announced, and
-//! what may still be made.
+//! The state of a pool: its segments, their free places and unread announcements, and its budget.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,40 +15,40 @@ use crate::sync::Mutex;
 
 /// Sizes of segments are multiples of this.
 pub(super) const PAGE_BYTES: u64 = 4096;
-/// A segment can have this much: its granules are counted in 32 bits.
+/// Maximum size of a segment: its granules are counted in 32 bits.
 pub(super) const MAX_SEGMENT_BYTES: u64 = (u32::MAX as u64 - 1) * GRANULE_BYTES;
 
 pub(super) type SegmentListener = Arc<dyn Fn(&SharedSegment) + Send + Sync>;
-/// Told of the id.
+/// Called with the id of a retired segment.
 pub(super) type RetiredHook = Arc<dyn Fn(u16) + Send + Sync>;
 
 pub(super) struct PoolInner {
     pub(super) memory_bytes: u64,
     pub(super) segment_bytes: u64,
     pub(super) maker: Maker,
-    /// All is there from the start, and nothing is made or given back: a region, and segments that
-    /// FairMQ knows by name. The most that one block can take.
+    /// Size of the largest block if all memory exists from the start and is never created or
+    /// retired: a region, and segments that FairMQ knows by name.
     pub(super) fixed_bytes: Option<u64>,
-    /// The blocks, where they lie in a host's memory instead of in segments.
+    /// The blocks, if they are in a host's memory instead of in segments.
     pub(super) host: Option<Arc<HostBlocks>>,
     pub(super) epoch: Epoch,
     pub(super) next_generation: AtomicU64,
     pub(super) used_bytes: AtomicU64,
-    /// Held while a segment is made, which takes long; taking and giving places goes on.
+    /// Held while a segment is created, which takes long; allocating and freeing blocks goes on.
     pub(super) growing: Mutex<()>,
     pub(super) state: Mutex<PoolState>,
     pub(super) listener: Mutex<Option<SegmentListener>>,
     pub(super) farewell: Mutex<Option<RetiredHook>>,
-    /// All stays as it lies, for a successor.
+    /// Frozen: all blocks stay unchanged for the next process.
     pub(super) left: AtomicBool,
 }
 
 pub(super) struct PoolState {
     pub(super) areas: BTreeMap<u16, SegmentSlot>,
-    /// Bytes of all segments, and of those that are being made.
+    /// Bytes of all segments, including those being created.
     pub(super) area_bytes: u64,
-    /// Segments that were given back while a consumer had their descriptor unread: the kernel keeps
-    /// their memory until it is read.
+    /// Segments retired while their descriptor was unread in a socket: the kernel keeps their
+    /// memory until it is read.
     pub(super) unread: Vec<Unread>,
     pub(super) next_id: u16,
 }
@@ -57,20 +56,20 @@ pub(super) struct PoolState {
 pub(super) struct SegmentSlot {
     pub(super) segment: Arc<Segment>,
     pub(super) allocator: Allocator,
-    /// Messages with its descriptor that no consumer has read yet.
+    /// Messages with its descriptor that are not read yet.
     pub(super) in_flight: usize,
 }
 
-/// A segment that was given back, and the messages with its descriptor that are not read yet.
+/// A retired segment, and the number of unread messages with its descriptor.
 pub(super) struct Unread {
     pub(super) segment: Arc<Segment>,
     pub(super) in_flight: usize,
 }
 
-/// A segment whose descriptor is in a message that its receiver has not read yet.
+/// A segment whose descriptor is in a message that is not read yet.
 ///
-/// As long as this lives the kernel keeps the segment's memory, whatever becomes of the segment, so
-/// the pool counts it: an empty segment is reused instead of given back, and one that was given back
+/// As long as this lives the kernel keeps the segment's memory, even after it is retired. So the
+/// pool counts it: an empty segment in flight is reused instead of retired, and a retired one
 /// counts against the memory.
 pub struct InFlight {
     pub(super) pool: Arc<PoolInner>,
@@ -90,7 +89,7 @@ impl fmt::Debug for InFlight {
 }
 
 impl PoolInner {
-    /// The most that one block can take.
+    /// The largest number of bytes that one block can take.
     pub(super) fn largest_payload_area(&self) -> u64 {
         if let Some(bytes) = self.fixed_bytes {
             return bytes;
@@ -99,7 +98,7 @@ impl PoolInner {
         usable_bytes(whole)
     }
 
-    /// The next generation; 0 stands for none.
+    /// The next generation; 0 means none.
     pub(super) fn generation(&self) -> u64 {
         loop {
             let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
@@ -109,7 +108,7 @@ impl PoolInner {
         }
     }
 
-    /// Whether all stays as it lies.
+    /// Whether the pool is frozen.
     pub(super) fn is_frozen(&self) -> bool {
         self.left.load(Ordering::Acquire)
     }
@@ -142,14 +141,14 @@ impl PoolInner {
         if let Some(segment) = &retired {
             self.notify_retired(segment);
         }
-        // Unmapping takes its time: not under the lock.
+        // Unmapping takes time, so it is done without the lock.
         drop(retired);
     }
 
-    /// Takes out a segment that is not worth keeping empty. One empty segment is kept, so that an
-    /// object that comes and goes does not make and unmake one each time; but none that was made for
-    /// a single large object. A segment whose descriptor is unread is kept too: its memory would not
-    /// become free.
+    /// Removes an empty segment, unless it should be kept. One empty segment is kept, so that an
+    /// object that comes and goes does not create and retire one each time; but not a segment made
+    /// for a single large object. A segment with an unread descriptor is kept, too: its memory
+    /// would not become free.
     pub(super) fn take_out_if_useless(
         &self,
         state: &mut PoolState,
@@ -166,7 +165,8 @@ impl PoolInner {
         if useless { state.take_out(segment.id) } else { None }
     }
 
-    /// A message with the descriptor of this segment was read, or its socket is gone.
+    /// Handles that a message with the descriptor of this segment was read, or its socket was
+    /// closed.
     pub(super) fn landed(&self, segment: &Arc<Segment>) {
         let (retired, unread) = {
             let mut state = self.state.lock();
@@ -182,18 +182,18 @@ impl PoolInner {
         if let Some(segment) = &retired {
             self.notify_retired(segment);
         }
-        // Unmapping takes its time: not under the lock.
+        // Unmapping takes time, so it is done without the lock.
         drop((retired, unread));
     }
 
-    /// What new segments may take.
+    /// Bytes available for new segments.
     pub(super) fn budget(&self, state: &PoolState) -> u64 {
         let unread = state.unread.iter().map(|unread| unread.segment.length());
         let taken = state.area_bytes + self.counted_bytes(unread);
         self.memory_bytes.saturating_sub(taken)
     }
 
-    /// The same if all empty segments were given back.
+    /// Like [`budget`](Self::budget), if all empty segments were retired.
     pub(super) fn budget_without_empty(&self, state: &PoolState) -> u64 {
         let in_flight = state.areas.values().filter(|slot| {
             slot.in_flight > 0 && slot.allocator.is_empty() && self.fixed_bytes.is_none()
@@ -204,8 +204,8 @@ impl PoolInner {
         self.memory_bytes.saturating_sub(taken)
     }
 
-    /// The part of the memory of unread segments that counts against the pool. The memory of one
-    /// segment, the largest of them, does not count: a consumer that stops reading costs nothing.
+    /// The part of the memory of unread segments that counts against the pool. The largest of them
+    /// does not count, so a single consumer that stops reading takes no memory from the others.
     pub(super) fn counted_bytes(&self, unread: impl Iterator<Item = u64>) -> u64 {
         let (sum, largest) =
             unread.fold((0, 0), |(sum, largest): (u64, u64), one| (sum + one, largest.max(one)));
@@ -213,11 +213,11 @@ impl PoolInner {
     }
 }
 
-/// A place that was found: in what, where its block begins, and what gives it back.
+/// An allocated place: its segment, the offset of its block, and the node to release it.
 pub(super) type AllocatedBlock = (Arc<Segment>, usize, AllocatedNode);
 
 impl PoolState {
-    /// Lists an area, all of it free; the bytes that blocks can take there.
+    /// Lists a segment, all of it free; returns the bytes for blocks in it.
     pub(super) fn insert(&mut self, segment: Arc<Segment>) -> u64 {
         let granules = segment.granules();
         let allocator = Allocator::new(granules);
@@ -229,14 +229,14 @@ impl PoolState {
         self.areas.values_mut().find_map(|slot| {
             let (start, place) = slot.allocator.take(granules)?;
             let block = slot.segment.block_at(start);
-            // What stood here before may look like a generation. Under the lock, so that a place
-            // that is taken has none until its block is published.
+            // The bytes there may look like a generation. Cleared under the lock, so that an
+            // allocated place has none until its block is published.
             sync::claim(slot.segment.mapping().atomic_u64(block));
             Some((Arc::clone(&slot.segment), block, place))
         })
     }
 
-    /// Ids ascend, so that a consumer does not soon see another segment under one that it knows.
+    /// Ids ascend, so that consumers do not soon see another segment under an id they know.
     pub(super) fn unused_id(&mut self) -> Option<u16> {
         (0..=u16::MAX).find_map(|_| {
             let id = self.next_id;
@@ -245,13 +245,13 @@ impl PoolState {
         })
     }
 
-    /// What could be given back.
+    /// Bytes of empty segments.
     pub(super) fn empty_bytes(&self) -> u64 {
         let empty = self.areas.values().filter(|slot| slot.allocator.is_empty());
         empty.map(|slot| slot.segment.length()).sum()
     }
 
-    /// Takes out an empty segment: one whose memory becomes free at once, if there is any.
+    /// Removes an empty segment, preferably one with memory that becomes free at once.
     pub(super) fn take_out_an_empty_one(&mut self) -> Option<Arc<Segment>> {
         let empty = self.areas.iter().filter(|(_, slot)| slot.allocator.is_empty());
         let id = empty.min_by_key(|(_, slot)| slot.in_flight > 0).map(|(id, _)| *id)?;
@@ -268,8 +268,8 @@ impl PoolState {
         Some(segment)
     }
 
-    /// One message less with the descriptor of a segment that was given back. Returns the segment if
-    /// it was the last.
+    /// Removes one unread message with the descriptor of a retired segment. Returns the segment if
+    /// it was the last message.
     pub(super) fn landed(&mut self, segment: &Arc<Segment>) -> Option<Arc<Segment>> {
         let at = self.unread.iter().position(|unread| Arc::ptr_eq(&unread.segment, segment))?;
         self.unread[at].in_flight -= 1;
