@@ -398,7 +398,9 @@ class SegmentMemory
 {
  public:
   explicit SegmentMemory(fair::mq::TransportFactory& transport)
-    : mTransport(&transport), mFunctions{this, &allocate, &release}
+    : mTransport(&transport),
+      mIsShmem(transport.GetType() == fair::mq::Transport::SHM),
+      mFunctions{this, &allocate, &release}
   {
   }
   SegmentMemory(const SegmentMemory&) = delete;
@@ -413,10 +415,10 @@ class SegmentMemory
   {
     try {
       auto* self = static_cast<SegmentMemory*>(context);
-      auto message = self->mTransport->CreateMessage(size, fair::mq::Alignment{align});
-      if (message->GetType() != fair::mq::Transport::SHM) {
+      if (!self->mIsShmem) {
         return 1;
       }
+      auto message = self->mTransport->CreateMessage(size, fair::mq::Alignment{align});
       const auto [handle, segment] =
         detail::place_of(static_cast<const fair::mq::shmem::Message&>(*message));
       *data = message->GetData();
@@ -440,6 +442,7 @@ class SegmentMemory
   }
 
   fair::mq::TransportFactory* mTransport;
+  bool mIsShmem;
   iovc_host_memory_t mFunctions;
 };
 

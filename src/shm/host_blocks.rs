@@ -7,7 +7,7 @@ use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::block::{BlockLocation, charge, fault_of_headers};
+use super::block_location::{BlockLocation, charge, fault_of_headers};
 use super::host::{HostError, HostMemory};
 use super::layout::{BLOCK_OVERHEAD_BYTES, BlockHeader, MetaHeader};
 use super::resolver::{Location, ResolveError, UnmappedBlocks};

@@ -26,6 +26,7 @@ mod allocator;
 pub mod attach;
 mod backing;
 mod block;
+mod block_location;
 mod cgroup;
 #[cfg(test)]
 mod conformance;
@@ -45,6 +46,7 @@ mod layout;
 mod mapping;
 mod numbers;
 mod pool;
+mod pool_state;
 mod prefetch;
 mod region;
 mod resolver;
@@ -52,9 +54,9 @@ mod segment;
 mod sync;
 
 pub use backing::Backing;
-#[cfg(feature = "cache")]
-pub(crate) use block::BlockLocation;
 pub use block::{Block, Reservation};
+#[cfg(feature = "cache")]
+pub(crate) use block_location::BlockLocation;
 pub use cgroup::memory_allowed;
 #[cfg(feature = "cache")]
 pub use fairmq::{shmid_of_session, shmid_of_text};
@@ -63,7 +65,8 @@ pub use heap::give_back_free_memory;
 pub use host::{HostAllocator, HostBuffer, HostError, HostMemory};
 pub use inherited_fds::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
-pub use pool::{InFlight, Pool, PoolError, PoolOptions, PoolReport, Usage};
+pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};
+pub use pool_state::InFlight;
 #[cfg(any(feature = "cache", feature = "client"))]
 pub(crate) use prefetch::AHEAD;
 #[cfg(feature = "cache")]

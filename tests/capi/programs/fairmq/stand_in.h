@@ -139,6 +139,7 @@ class TransportFactory
     bi::shared_memory_object::remove((mPrefix + "m_0").c_str());
     bi::shared_memory_object::remove((mPrefix + "rg_1").c_str());
   }
+  Transport GetType() const { return Transport::SHM; }
   MessagePtr CreateMessage(std::size_t size, Alignment align)
   {
     return std::make_unique<shmem::Message>(mSegment, size, align.alignment);

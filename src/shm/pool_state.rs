@@ -1,0 +1,278 @@
+//! The state of a pool: its segments, their free places and unread announcements, and its budget.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::allocator::{AllocatedNode, Allocator};
+use super::backing::Maker;
+use super::host_blocks::HostBlocks;
+use super::layout::{Epoch, GRANULE_BYTES, usable_bytes};
+use super::segment::{Kind, Segment, SharedSegment};
+use super::sync;
+use crate::sync::Mutex;
+
+/// Sizes of segments are multiples of this.
+pub(super) const PAGE_BYTES: u64 = 4096;
+/// Maximum size of a segment: its granules are counted in 32 bits.
+pub(super) const MAX_SEGMENT_BYTES: u64 = (u32::MAX as u64 - 1) * GRANULE_BYTES;
+
+pub(super) type SegmentListener = Arc<dyn Fn(&SharedSegment) + Send + Sync>;
+/// Called with the id of a retired segment.
+pub(super) type RetiredHook = Arc<dyn Fn(u16) + Send + Sync>;
+
+pub(super) struct PoolInner {
+    pub(super) memory_bytes: u64,
+    pub(super) segment_bytes: u64,
+    pub(super) maker: Maker,
+    /// Size of the largest block if all memory exists from the start and is never created or
+    /// retired: a region, and segments that FairMQ knows by name.
+    pub(super) fixed_bytes: Option<u64>,
+    /// The blocks, if they are in a host's memory instead of in segments.
+    pub(super) host: Option<Arc<HostBlocks>>,
+    pub(super) epoch: Epoch,
+    pub(super) next_generation: AtomicU64,
+    pub(super) used_bytes: AtomicU64,
+    /// Held while a segment is created, which takes long; allocating and freeing blocks goes on.
+    pub(super) growing: Mutex<()>,
+    pub(super) state: Mutex<PoolState>,
+    pub(super) listener: Mutex<Option<SegmentListener>>,
+    pub(super) farewell: Mutex<Option<RetiredHook>>,
+    /// Frozen: all blocks stay unchanged for the next process.
+    pub(super) left: AtomicBool,
+}
+
+pub(super) struct PoolState {
+    pub(super) areas: BTreeMap<u16, SegmentSlot>,
+    /// Bytes of all segments, including those being created.
+    pub(super) area_bytes: u64,
+    /// Segments retired while their descriptor was unread in a socket: the kernel keeps their
+    /// memory until it is read.
+    pub(super) unread: Vec<Unread>,
+    pub(super) next_id: u16,
+}
+
+pub(super) struct SegmentSlot {
+    pub(super) segment: Arc<Segment>,
+    pub(super) allocator: Allocator,
+    /// Messages with its descriptor that are not read yet.
+    pub(super) in_flight: usize,
+}
+
+/// A retired segment, and the number of unread messages with its descriptor.
+pub(super) struct Unread {
+    pub(super) segment: Arc<Segment>,
+    pub(super) in_flight: usize,
+}
+
+/// A segment whose descriptor is in a message that is not read yet.
+///
+/// As long as this lives the kernel keeps the segment's memory, even after it is retired. So the
+/// pool counts it: an empty segment in flight is reused instead of retired, and a retired one
+/// counts against the memory.
+pub struct InFlight {
+    pub(super) pool: Arc<PoolInner>,
+    pub(super) segment: Arc<Segment>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.pool.landed(&self.segment);
+    }
+}
+
+impl fmt::Debug for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} in flight", self.segment.kind, self.segment.id)
+    }
+}
+
+impl PoolInner {
+    /// The largest number of bytes that one block can take.
+    pub(super) fn largest_payload_area(&self) -> u64 {
+        if let Some(bytes) = self.fixed_bytes {
+            return bytes;
+        }
+        let whole = (self.memory_bytes / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
+        usable_bytes(whole)
+    }
+
+    /// The next generation; 0 means none.
+    pub(super) fn generation(&self) -> u64 {
+        loop {
+            let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
+            if generation != 0 {
+                return generation;
+            }
+        }
+    }
+
+    /// Whether the pool is frozen.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
+
+    pub(super) fn notify_retired(&self, segment: &Segment) {
+        let farewell = self.farewell.lock().clone();
+        if let (Some(farewell), Kind::Segment) = (farewell, segment.kind) {
+            farewell(segment.id);
+        }
+    }
+
+    pub(super) fn give_to_host(&self, segment: &Segment, block: usize, bytes: u64) {
+        if let Some(host) = &self.host {
+            host.give(segment, block);
+            self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn give(&self, segment: &Segment, place: AllocatedNode, bytes: u64) {
+        if self.is_frozen() {
+            return;
+        }
+        self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let retired = {
+            let mut state = self.state.lock();
+            let Some(slot) = state.areas.get_mut(&segment.id) else { return };
+            slot.allocator.give(place);
+            self.take_out_if_useless(&mut state, segment)
+        };
+        if let Some(segment) = &retired {
+            self.notify_retired(segment);
+        }
+        // Unmapping takes time, so it is done without the lock.
+        drop(retired);
+    }
+
+    /// Removes an empty segment, unless it should be kept. One empty segment is kept, so that an
+    /// object that comes and goes does not create and retire one each time; but not a segment made
+    /// for a single large object. A segment with an unread descriptor is kept, too: its memory
+    /// would not become free.
+    pub(super) fn take_out_if_useless(
+        &self,
+        state: &mut PoolState,
+        segment: &Segment,
+    ) -> Option<Arc<Segment>> {
+        let slot =
+            state.areas.get(&segment.id).filter(|slot| std::ptr::eq(&*slot.segment, segment))?;
+        let oversized = segment.mapping().length() as u64 > self.segment_bytes;
+        let empty = |slot: &SegmentSlot| slot.allocator.is_empty();
+        let useless = empty(slot)
+            && slot.in_flight == 0
+            && self.fixed_bytes.is_none()
+            && (oversized || state.areas.values().filter(|slot| empty(slot)).count() > 1);
+        if useless { state.take_out(segment.id) } else { None }
+    }
+
+    /// Handles that a message with the descriptor of this segment was read, or its socket was
+    /// closed.
+    pub(super) fn landed(&self, segment: &Arc<Segment>) {
+        let (retired, unread) = {
+            let mut state = self.state.lock();
+            let listed = state.areas.get_mut(&segment.id);
+            if let Some(slot) = listed.filter(|slot| Arc::ptr_eq(&slot.segment, segment)) {
+                slot.in_flight -= 1;
+                let left = self.is_frozen();
+                (if left { None } else { self.take_out_if_useless(&mut state, segment) }, None)
+            } else {
+                (None, state.landed(segment))
+            }
+        };
+        if let Some(segment) = &retired {
+            self.notify_retired(segment);
+        }
+        // Unmapping takes time, so it is done without the lock.
+        drop((retired, unread));
+    }
+
+    /// Bytes available for new segments.
+    pub(super) fn budget(&self, state: &PoolState) -> u64 {
+        let unread = state.unread.iter().map(|unread| unread.segment.length());
+        let taken = state.area_bytes + self.counted_bytes(unread);
+        self.memory_bytes.saturating_sub(taken)
+    }
+
+    /// Like [`budget`](Self::budget), if all empty segments were retired.
+    pub(super) fn budget_without_empty(&self, state: &PoolState) -> u64 {
+        let in_flight = state.areas.values().filter(|slot| {
+            slot.in_flight > 0 && slot.allocator.is_empty() && self.fixed_bytes.is_none()
+        });
+        let unread = state.unread.iter().map(|unread| unread.segment.length());
+        let unread = unread.chain(in_flight.map(|slot| slot.segment.length()));
+        let taken = state.area_bytes - state.empty_bytes() + self.counted_bytes(unread);
+        self.memory_bytes.saturating_sub(taken)
+    }
+
+    /// The part of the memory of unread segments that counts against the pool. The largest of them
+    /// does not count, so a single consumer that stops reading takes no memory from the others.
+    pub(super) fn counted_bytes(&self, unread: impl Iterator<Item = u64>) -> u64 {
+        let (sum, largest) =
+            unread.fold((0, 0), |(sum, largest): (u64, u64), one| (sum + one, largest.max(one)));
+        sum.saturating_sub(largest.max(self.segment_bytes))
+    }
+}
+
+/// An allocated place: its segment, the offset of its block, and the node to release it.
+pub(super) type AllocatedBlock = (Arc<Segment>, usize, AllocatedNode);
+
+impl PoolState {
+    /// Lists a segment, all of it free; returns the bytes for blocks in it.
+    pub(super) fn insert(&mut self, segment: Arc<Segment>) -> u64 {
+        let granules = segment.granules();
+        let allocator = Allocator::new(granules);
+        self.areas.insert(segment.id, SegmentSlot { segment, allocator, in_flight: 0 });
+        u64::from(granules) * GRANULE_BYTES
+    }
+
+    pub(super) fn take(&mut self, granules: u32) -> Option<AllocatedBlock> {
+        self.areas.values_mut().find_map(|slot| {
+            let (start, place) = slot.allocator.take(granules)?;
+            let block = slot.segment.block_at(start);
+            // The bytes there may look like a generation. Cleared under the lock, so that an
+            // allocated place has none until its block is published.
+            sync::claim(slot.segment.mapping().atomic_u64(block));
+            Some((Arc::clone(&slot.segment), block, place))
+        })
+    }
+
+    /// Ids ascend, so that consumers do not soon see another segment under an id they know.
+    pub(super) fn unused_id(&mut self) -> Option<u16> {
+        (0..=u16::MAX).find_map(|_| {
+            let id = self.next_id;
+            self.next_id = id.wrapping_add(1);
+            (!self.areas.contains_key(&id)).then_some(id)
+        })
+    }
+
+    /// Bytes of empty segments.
+    pub(super) fn empty_bytes(&self) -> u64 {
+        let empty = self.areas.values().filter(|slot| slot.allocator.is_empty());
+        empty.map(|slot| slot.segment.length()).sum()
+    }
+
+    /// Removes an empty segment, preferably one with memory that becomes free at once.
+    pub(super) fn take_out_an_empty_one(&mut self) -> Option<Arc<Segment>> {
+        let empty = self.areas.iter().filter(|(_, slot)| slot.allocator.is_empty());
+        let id = empty.min_by_key(|(_, slot)| slot.in_flight > 0).map(|(id, _)| *id)?;
+        self.take_out(id)
+    }
+
+    pub(super) fn take_out(&mut self, id: u16) -> Option<Arc<Segment>> {
+        let SegmentSlot { segment, in_flight, .. } = self.areas.remove(&id)?;
+        self.area_bytes -= segment.length();
+        segment.retire();
+        if in_flight > 0 {
+            self.unread.push(Unread { segment: Arc::clone(&segment), in_flight });
+        }
+        Some(segment)
+    }
+
+    /// Removes one unread message with the descriptor of a retired segment. Returns the segment if
+    /// it was the last message.
+    pub(super) fn landed(&mut self, segment: &Arc<Segment>) -> Option<Arc<Segment>> {
+        let at = self.unread.iter().position(|unread| Arc::ptr_eq(&unread.segment, segment))?;
+        self.unread[at].in_flight -= 1;
+        (self.unread[at].in_flight == 0).then(|| self.unread.swap_remove(at).segment)
+    }
+}
