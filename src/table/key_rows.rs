@@ -30,6 +30,14 @@ pub enum KeyError {
         /// The keys that are there.
         known: Vec<String>,
     },
+    /// There is no such column in a batch.
+    #[error("there is no column {key:?}; there are {}", columns.join(", "))]
+    NoColumn {
+        /// The key.
+        key: String,
+        /// The columns that are there.
+        columns: Vec<String>,
+    },
     /// No column depends on the key.
     #[error("keys: no column depends on the key {key:?}; leave it out, or name it in a column")]
     Unused {
@@ -126,7 +134,7 @@ impl Coded for KeyError {
 
     fn code(&self) -> Code {
         Code(match self {
-            Self::Missing { .. } => 1030,
+            Self::Missing { .. } | Self::NoColumn { .. } => 1030,
             Self::Unused { .. } => 1031,
             Self::Length { .. } => 1032,
             Self::Type { .. } => 1033,

@@ -39,6 +39,7 @@ pub use action::{
     ActionError, Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer,
     Register, Release, SegmentsAnswer, action_types, parse_action,
 };
+pub use arrow_keys::key_from_batches;
 #[cfg(feature = "server")]
 pub(crate) use arrow_timestamps::plain_timestamps;
 pub use arrow_timestamps::{

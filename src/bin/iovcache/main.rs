@@ -15,6 +15,7 @@ mod hints;
 mod import;
 mod index;
 mod input;
+mod keys;
 mod log;
 mod ls;
 mod put;
