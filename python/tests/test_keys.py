@@ -44,9 +44,10 @@ def client(tmp_path_factory):
         times = [f"--from={start}", f"--until={until}", f"--created={created}"]
         more = ["--meta", f"runNumber={number}"] if number else []
         run("put", "--repository", str(folder / "data"), path, str(file), *times, *more)
-    with Service(tmp_path_factory.mktemp("service"), folder / "data") as service:
-        with iovcache.connect(service.flight) as client:
-            yield client
+    service = Service(tmp_path_factory.mktemp("service"), folder / "data")
+    with iovcache.connect(service.unix) as client:
+        yield client
+    service.stop()
 
 
 def cells(table):

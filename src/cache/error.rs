@@ -116,6 +116,16 @@ pub enum CacheError {
         /// Every such column.
         columns: Vec<UnmatchedColumn>,
     },
+    /// The source does not tell when a run was.
+    #[error("it is not known when run {run} was: {path} at {run}: {reason}")]
+    UnknownRun {
+        /// The number of the run.
+        run: i64,
+        /// Where it is looked for.
+        path: ObjectPath,
+        /// What is missing.
+        reason: String,
+    },
     /// A table would ask for too much.
     #[error(
         "the table has {queries} different queries for its columns and keys, at most {limit} are possible"
@@ -377,6 +387,7 @@ impl Coded for CacheError {
             Self::Budget(error) => error.kind(),
             Self::Missing { .. }
             | Self::NoPath { .. }
+            | Self::UnknownRun { .. }
             | Self::NothingFound { .. }
             | Self::UnknownTable { .. }
             | Self::UnknownTimeframe { .. }
@@ -425,6 +436,7 @@ impl Coded for CacheError {
             Self::NothingFound { .. } => Code(2015),
             Self::NoPath { .. } => Code(2016),
             Self::TooManyQueries { .. } => Code(2017),
+            Self::UnknownRun { .. } => Code(2018),
             Self::TwoContents { .. } => Code(3010),
             Self::MemoryPinned { .. } => Code(4010),
             Self::NeverFits { .. } => Code(4011),

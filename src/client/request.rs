@@ -117,6 +117,18 @@ impl TableRequest {
         self.with("range", serde_json::json!({"from": from, "until": until, "step": step}))
     }
 
+    /// One row per `step` ms of the time of a run.
+    #[must_use]
+    pub fn run(self, run: i64, step: i64) -> Self {
+        self.with("range", serde_json::json!({"run": run, "step": step}))
+    }
+
+    /// All effective spans in the time of a run, instead of rows.
+    #[must_use]
+    pub fn intervals_of_run(self, run: i64) -> Self {
+        self.with("range", serde_json::json!({"run": run})).view("intervals")
+    }
+
     /// All effective spans between `from` and `until`, instead of rows.
     #[must_use]
     pub fn intervals(self, from: i64, until: i64) -> Self {

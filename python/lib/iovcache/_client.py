@@ -129,7 +129,7 @@ class Client:
         columns: Union[Columns, str, None] = None,
         *,
         timestamps: Any = None,
-        range: Optional[Tuple[Time, Time, int]] = None,  # noqa: A002 - the request's own word
+        range: Union[Tuple[Time, Time, int], Mapping[str, int], None] = None,  # noqa: A002
         timeframe: Optional[int] = None,
         consumer: Optional[str] = None,
         keys: Union[Mapping[str, Any], Sequence[str], None] = None,
@@ -152,7 +152,8 @@ class Client:
                 datetimes, or an array of numpy, pandas, Polars or pyarrow; any iterable of these.
                 Or a DataFrame or Arrow table with the times (``timestamp``, ``fTimestamp``, or its
                 only column of times) and the keys.
-            range: (from, until, step in milliseconds).
+            range: (from, until, step in milliseconds), or for the time of a run
+                ``{"run": 544123, "step": 1000}``.
             timeframe: the timestamps, and unless others are given the columns, of a timeframe.
             consumer: the consumer that reads the timeframe.
             keys: for each key that the columns depend on one value per timestamp, integers or
@@ -370,6 +371,8 @@ def _count(value: Any, what: str) -> int:
 
 
 def _range(given: Any) -> Dict[str, int]:
+    if isinstance(given, Mapping):
+        return {str(name): integer(value, f"range {name}") for name, value in given.items()}
     bounds = list(given)
     if len(bounds) != 3:
         raise invalid(f"range is {given!r}; expected (from, until, step)")

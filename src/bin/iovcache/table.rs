@@ -50,6 +50,10 @@ pub(crate) struct Arguments {
     /// --view intervals.
     #[arg(long, value_name = "FROM:UNTIL[:STEP]", group = "when", allow_hyphen_values = true)]
     range: Option<String>,
+    /// For each step of the time of a run, which the service looks up; without a step with
+    /// --view intervals.
+    #[arg(long, value_name = "RUN[:STEP]", group = "when")]
+    run: Option<String>,
     /// For the times of a timeframe in flight.
     #[arg(long, value_name = "ID", group = "when")]
     timeframe: Option<u64>,
@@ -200,10 +204,14 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
     }
     if let Some(range) = &arguments.range {
         request = with_range(request, range)?;
+    } else if let Some(run) = &arguments.run {
+        request = with_run(request, run)?;
     } else if let Some(timeframe) = arguments.timeframe {
         request = request.timeframe(timeframe);
     } else if arguments.at.is_none() && arguments.timestamps.is_none() {
-        return Err(Failure::usage("for which times? --at, --timestamps, --range or --timeframe"));
+        return Err(Failure::usage(
+            "for which times? --at, --timestamps, --range, --run or --timeframe",
+        ));
     }
     if let Some(consumer) = &arguments.consumer {
         request = request.consumer(consumer);
@@ -249,6 +257,19 @@ fn with_range(request: TableRequest, range: &str) -> Result<TableRequest, Failur
         (from, until, None) => request.intervals(from, until),
         (from, until, Some(step)) => request.range(from, until, step),
     })
+}
+
+fn with_run(request: TableRequest, given: &str) -> Result<TableRequest, Failure> {
+    let (run, step) = match given.split_once(':') {
+        Some((run, step)) => (run, Some(step)),
+        None => (given, None),
+    };
+    let wrong = |reason: String| Failure::usage(format!("--run {given:?}: {reason}"));
+    let run = run.parse().map_err(|_| wrong("expected the number of a run".to_owned()))?;
+    match step {
+        None => Ok(request.intervals_of_run(run)),
+        Some(step) => Ok(request.run(run, time::parse_step(step).map_err(wrong)?)),
+    }
 }
 
 /// The times in a file, and the batches that have them in an Arrow file.
