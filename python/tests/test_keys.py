@@ -124,8 +124,8 @@ def test_a_numpy_column_of_strings_is_a_key(client):
         ({"run": [2**63, 1]}, "no i64|integers or strings"),
         (["run"], "no DataFrame"),
         ({"run": [1]}, "1 values for 2 timestamps"),
-        ({"fill": [1, 2]}, "IOV-1030"),
-        ({"run": [1, 2], "fill": [1, 2]}, "IOV-1031"),
+        ({"fill": [1, 2]}, "IOV-1080"),
+        ({"run": [1, 2], "fill": [1, 2]}, "IOV-1081"),
     ],
 )
 def test_what_is_no_key_is_told(client, keys, said):

@@ -134,15 +134,16 @@ impl Coded for KeyError {
 
     fn code(&self) -> Code {
         Code(match self {
-            Self::Missing { .. } | Self::NoColumn { .. } => 1030,
-            Self::Unused { .. } => 1031,
-            Self::Length { .. } => 1032,
-            Self::Type { .. } => 1033,
-            Self::Mixed { .. } => 1034,
-            Self::NotIntegers { .. } => 1035,
-            Self::Overflow { .. } => 1036,
-            Self::TooManyValues { .. } => 1037,
-            Self::NoRows { .. } => 1038,
+            Self::Missing { .. } => 1080,
+            Self::Unused { .. } => 1081,
+            Self::Length { .. } => 1082,
+            Self::Type { .. } => 1083,
+            Self::Mixed { .. } => 1084,
+            Self::NotIntegers { .. } => 1085,
+            Self::Overflow { .. } => 1086,
+            Self::TooManyValues { .. } => 1087,
+            Self::NoRows { .. } => 1088,
+            Self::NoColumn { .. } => 1089,
         })
     }
 }
