@@ -174,8 +174,29 @@ fn every_link_of_the_other_pages_leads_somewhere() {
 /// The block of shell of the walk runs as it stands.
 #[test]
 fn the_walk_with_a_folder_works_as_it_is_written() {
+    let (out, error) = walk("## A folder");
+    assert!(out.contains("drift 2"), "{out}\n{error}");
+}
+
+#[test]
+fn the_walk_with_runs_works_as_it_is_written() {
+    let (out, error) = walk("## Conditions by run");
+    let served: Vec<&str> = out.lines().filter(|line| line.contains("54412")).collect();
+    let of = |text: &str| served.iter().filter(|line| line.contains(text)).count();
+    // One record per run of rows with one run number; the row without a run has none.
+    assert_eq!((of("GRPECS"), of("RunInformation")), (2, 2), "{out}\n{error}");
+    assert_eq!((of("MeanVertex "), of("MeanVertexPass2")), (1, 1), "{out}\n{error}");
+    // Of the distinct objects each has two rows; the run of 2,000 ms has four steps of 500.
+    let distinct = out.lines().filter(|line| line.contains("GRPECS") && !line.contains("54412"));
+    assert_eq!(distinct.count(), 2, "{out}\n{error}");
+    assert_eq!(out.matches("1970-01-01T00:00:0").count(), 4, "{out}\n{error}");
+}
+
+/// Runs the block of shell below a heading of the walks as it stands; gives what it printed.
+fn walk(heading: &str) -> (String, String) {
     let text = fs::read_to_string(docs().join("walks.md")).unwrap();
-    let (_, rest) = text.split_once("```sh\n").unwrap();
+    let (_, below) = text.split_once(heading).unwrap();
+    let (_, rest) = below.split_once("```sh\n").unwrap();
     let script = rest.split("```").next().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_iovcache")).parent().unwrap();
@@ -190,8 +211,8 @@ fn the_walk_with_a_folder_works_as_it_is_written() {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let (out, error) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, error) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{out}\n{error}");
-    assert!(out.contains("drift 2"), "{out}\n{error}");
+    (out, error)
 }
