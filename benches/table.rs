@@ -123,10 +123,8 @@ async fn serve(folder: &Path) -> (Cache, PathBuf) {
 
 fn columns(count: usize) -> Vec<ColumnRequest> {
     (0..count)
-        .map(|column| ColumnRequest {
-            name: format!("c{column}").into(),
-            path: ObjectPath::new(&path(column)).unwrap(),
-            metadata: Default::default(),
+        .map(|column| {
+            ColumnRequest::new(format!("c{column}"), ObjectPath::new(&path(column)).unwrap())
         })
         .collect()
 }

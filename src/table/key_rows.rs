@@ -20,7 +20,7 @@ pub enum KeyError {
     #[error(
         "column {column:?} depends on the key {key:?}, which is not given beside the timestamps; \
          given are: {}",
-        known.join(", ")
+        if known.is_empty() { "none".to_owned() } else { known.join(", ") }
     )]
     Missing {
         /// The column.

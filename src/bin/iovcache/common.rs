@@ -99,7 +99,8 @@ impl Access {
         if let Some(token) = token {
             command.env("IOVCACHE_TOKEN", token.reveal());
         }
-        let files = [("--token-file", token_file), ("--ca", ca), ("--cert", cert), ("--cert-key", key)];
+        let files =
+            [("--token-file", token_file), ("--ca", ca), ("--cert", cert), ("--cert-key", key)];
         for (name, file) in files {
             if let Some(file) = file {
                 command.arg(name).arg(file);
