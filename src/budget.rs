@@ -25,7 +25,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::sync::Mutex;
 
 /// The part of the total that one client may have: one in this many.
@@ -72,15 +72,7 @@ impl std::fmt::Display for LimitHolder {
     }
 }
 
-impl Coded for OverBudget {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::ResourceExhausted
-    }
-
-    fn code(&self) -> Code {
-        Code(1070)
-    }
-}
+coded! { OverBudget => ResourceExhausted 1070 }
 
 /// Bytes in use of a limit.
 #[derive(Debug)]

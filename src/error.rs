@@ -122,3 +122,72 @@ pub trait Coded: std::error::Error {
         text
     }
 }
+
+/// The kind of an error with a file that the caller names.
+pub(crate) fn kind_of_file(error: &std::io::Error) -> ErrorKind {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+        std::io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        _ => ErrorKind::FailedPrecondition,
+    }
+}
+
+/// Implements [`Coded`] by a table: one line per variant with its kind and its code.
+///
+/// ```text
+/// coded! { EmptyInterval => InvalidArgument 2001 }      one kind and code for all values
+/// coded! { SourceError {
+///     Down => Unavailable 3001,                         kind and code
+///     Claim(error) => error,                            those of the cause
+///     Io { error, .. } => (kind_of_file(error)) 3020,   a kind that depends on the content
+///     Service { kind, code, .. } => (*kind, *code),     both depend on it
+/// } }
+/// ```
+///
+/// The table names every variant: the compiler refuses one that is missing.
+macro_rules! coded {
+    ($error:ty => $kind:ident $code:literal) => {
+        impl $crate::error::Coded for $error {
+            fn kind(&self) -> $crate::error::ErrorKind {
+                $crate::error::ErrorKind::$kind
+            }
+            fn code(&self) -> $crate::error::Code {
+                $crate::error::Code($code)
+            }
+        }
+    };
+    ($error:ident {
+        $($variant:ident $(($($tuple:tt)*))? $({$($named:tt)*})? => $kind:tt $($code:literal)?),+ $(,)?
+    }) => {
+        #[allow(unused_imports, unused_variables, reason = "what a line needs is up to it")]
+        const _: () = {
+            use $crate::error::{Code, Coded, ErrorKind, coded};
+            impl Coded for $error {
+                fn kind(&self) -> ErrorKind {
+                    match self {
+                        $(coded!(@pattern $variant $(($($tuple)*))? $({$($named)*})?) =>
+                            coded!(@kind $kind $($code)?),)+
+                    }
+                }
+                fn code(&self) -> Code {
+                    match self {
+                        $(coded!(@pattern $variant $(($($tuple)*))? $({$($named)*})?) =>
+                            coded!(@code $kind $($code)?),)+
+                    }
+                }
+            }
+        };
+    };
+    (@pattern $variant:ident) => { Self::$variant { .. } };
+    (@pattern $variant:ident ($($field:tt)*)) => { Self::$variant($($field)*) };
+    (@pattern $variant:ident {$($field:tt)*}) => { Self::$variant { $($field)* } };
+    (@kind ($kind:expr, $code:expr)) => { $kind };
+    (@kind ($kind:expr) $code:literal) => { $kind };
+    (@kind $kind:ident $code:literal) => { ErrorKind::$kind };
+    (@kind $cause:ident) => { $cause.kind() };
+    (@code ($kind:expr, $code:expr)) => { $code };
+    (@code ($kind:expr) $code:literal) => { Code($code) };
+    (@code $kind:ident $code:literal) => { Code($code) };
+    (@code $cause:ident) => { $cause.code() };
+}
+pub(crate) use coded;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 
 /// A point in time: milliseconds since the Unix epoch, UTC, as CCDB and ALICE's timeframes count.
 #[derive(
@@ -101,11 +101,4 @@ pub struct EmptyInterval {
     pub until: Timestamp,
 }
 
-impl Coded for EmptyInterval {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-    fn code(&self) -> Code {
-        Code(2001)
-    }
-}
+coded! { EmptyInterval => InvalidArgument 2001 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::interval::{Timestamp, ValidityInterval};
 
 /// The name under which all versions of one condition are kept, e.g. `TPC/Calib/VDriftTgl`.
@@ -124,14 +124,7 @@ pub struct InvalidPath {
     pub rule: &'static str,
 }
 
-impl Coded for InvalidPath {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-    fn code(&self) -> Code {
-        Code(2002)
-    }
-}
+coded! { InvalidPath => InvalidArgument 2002 }
 
 /// The name of one version of an object: a UUID, CCDB's ETag.
 ///

@@ -1,15 +1,15 @@
 //! Locks without poison, used by the whole crate in place of those of `std::sync`.
 //!
 //! `lock`, `read` and `write` return the guard. If a thread panics while it holds a lock, the data
-//! stays as that thread left it, and the next holder goes on with it. This is right here because no
-//! critical section of this crate calls foreign code or stops half-way through a change that others
-//! rely on: a panic inside one is a defect, and it is reported where it happens. One failed request
-//! must not fail every later request that needs the same lock.
+//! stays as that thread left it, and the next holder goes on with it. This is right here: critical
+//! sections are short, call no code of embedders, and panic by a defect only, which is reported where
+//! it happens. One failed request must not fail every later request that needs the same lock, and
+//! `iovcache status --check` finds sums that are wrong.
 //!
 //! With the feature `loom`, the tests of the library use loom's locks and atomics instead, so that
 //! the models of protocols between threads run the code of the service. The feature changes nothing
-//! outside of these tests. [`atomic`] and [`thread`] are for the files that such a model covers.
-//! `Arc` stays that of `std`: loom has no `Weak`.
+//! outside of these tests. `atomic` is for the files that such a model covers. `Arc` stays that of
+//! `std`: loom has no `Weak`.
 
 use std::time::{Duration, Instant};
 

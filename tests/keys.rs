@@ -1,5 +1,5 @@
-//! Columns that depend on a key, against a row-by-row oracle: random rules, keys and versions, both
-//! directions of time; and what the source is asked for.
+//! Columns that depend on a key, compared with a row-by-row oracle: random rules, keys and
+//! versions, both directions of time; and the look-ups that reach the source.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 const PATHS: [&str; 3] = ["A/A", "B/B", "C/C"];
 
-/// A version, and who it is for.
+/// A version, and the run that it is for.
 #[derive(Debug, Clone)]
 struct Made {
     path: usize,
@@ -54,7 +54,7 @@ impl Made {
     }
 }
 
-/// A source that tells of the time that is asked for alone, and keeps what it was asked.
+/// A source that answers only for the requested time, and records its look-ups.
 #[derive(Debug, Default)]
 struct Counting {
     memory: MemorySource,
@@ -105,10 +105,10 @@ fn cache(source: Arc<dyn Source>) -> Cache {
     Cache::builder().source(source).memory(memory()).build().unwrap()
 }
 
-/// A column of the request, and what an oracle needs to know of it.
+/// A column of the request, with the facts that the oracle needs.
 #[derive(Debug, Clone)]
 struct Column {
-    /// `None`: the bounds of its only path.
+    /// `None`: the bounds are those of its only path.
     ranges: Vec<(Option<i64>, Option<i64>, usize)>,
     /// One path, no range.
     one: Option<usize>,
@@ -169,13 +169,13 @@ struct Case {
 }
 
 impl Case {
-    /// The value of a key in a row, `run` as a number and `period` as the text of one.
+    /// The value of a key in a row: `run` is a number, `period` the text of one.
     fn key(&self, name: &str, row: usize) -> Option<i64> {
         let (_, run, period) = self.rows[row];
         if name == "run" { run } else { period }
     }
 
-    /// Path, metadata and time of the look-up for a row; `None`: its cell is null whatever there is.
+    /// Path, metadata and time of a row's look-up; `None`: its cell is always null.
     fn look_up(&self, column: &Column, row: usize) -> Option<(usize, Option<i64>, i64)> {
         let at = self.rows[row].0?;
         let Some(name) = column.key else { return Some((column.path_of(None)?, None, at)) };
@@ -200,7 +200,7 @@ impl Case {
                 && at < made.until
                 && run.is_none_or(|run| made.run == Some(run))
         };
-        // The one created last wins.
+        // The version created last wins.
         self.versions.iter().enumerate().filter(holds).map(|(n, _)| n).last()
     }
 
@@ -319,7 +319,7 @@ fn put_all(memory: &MemorySource, versions: &[Made]) {
     }
 }
 
-/// By column, the number of the version of each row.
+/// For each column the number of the version in each row.
 fn versions_of(batches: &[RecordBatch]) -> Vec<Vec<Option<usize>>> {
     let columns = batches[0].num_columns();
     let mut all = vec![Vec::new(); columns];
@@ -347,7 +347,7 @@ async fn ask(cache: &Cache, request: &Value) -> Result<Vec<RecordBatch>, CacheEr
     Ok(cache.answer(&request, &Caller::default()).await?.to_batches().unwrap())
 }
 
-/// The rows of an objects view as a lock.
+/// Converts the rows of an objects view to a lock.
 fn lock_of(batches: &[RecordBatch]) -> Vec<Value> {
     let mut rows = Vec::new();
     for batch in batches {
@@ -389,7 +389,7 @@ async fn check(case: &Case) -> Result<(), TestCaseError> {
     let payload = [("cell", json!("payload")), ("encoding", json!("run_end"))];
     let got = ask(&cache, &case.request(&payload)).await.unwrap();
     prop_assert_eq!(&versions_of(&got), &expected);
-    // The source was asked for what the rows need, each once.
+    // The source received exactly the look-ups that the rows need, each once.
     let asked = std::mem::take(&mut *source.asked.lock().unwrap());
     let distinct: BTreeSet<_> = asked.iter().cloned().collect();
     prop_assert_eq!(asked.len(), distinct.len());
@@ -401,7 +401,8 @@ async fn check(case: &Case) -> Result<(), TestCaseError> {
         })
     });
     prop_assert_eq!(distinct, needed.collect::<BTreeSet<_>>());
-    // The objects view tells the same versions, its value of the key for each, and locks them.
+    // The objects view lists the same versions, each with its value of the key, and its lock serves
+    // them.
     let objects = ask(&cache, &case.request(&[("view", json!("objects"))])).await.unwrap();
     let lock = lock_of(&objects);
     let mut served: Vec<Vec<Option<usize>>> =
@@ -422,14 +423,14 @@ async fn check(case: &Case) -> Result<(), TestCaseError> {
     prop_assert_eq!(&served, &expected);
     let mut locked = payload.to_vec();
     locked.push(("lock", json!(lock)));
-    // A lock holds each version for its own interval: all of a look-up without a value of its own
-    // compete, and the same wins.
+    // A lock holds each version for its own interval: all versions of a look-up without a value of
+    // its own compete, and the same version wins.
     let got = ask(&cache, &case.request(&locked)).await.unwrap();
     prop_assert_eq!(&versions_of(&got), &expected);
     // The distinct view is the dictionary of the rows view.
     let distinct = ask(&cache, &case.request(&[("view", json!("distinct"))])).await.unwrap();
     check_distinct(case, &distinct, &expected)?;
-    // A timeframe and a stream with these rows give the same table.
+    // A timeframe and a stream with these rows yield the same table.
     let template = {
         let mut request = case.request(&payload);
         request
@@ -449,7 +450,7 @@ async fn check(case: &Case) -> Result<(), TestCaseError> {
     let mut request = template.clone();
     request["timeframe"] = 7.into();
     prop_assert_eq!(&versions_of(&ask(&cache, &request).await.unwrap()), &expected);
-    // One of its columns under another name has what was known when it was registered.
+    // One of its columns under another name uses the registered keys.
     request["columns"] = json!({"other": template["columns"]["c0"]});
     let got = ask(&cache, &request).await.unwrap();
     prop_assert_eq!(&versions_of(&got)[0], &expected[0]);
@@ -518,28 +519,28 @@ async fn what_is_wrong_with_keys_is_told_with_column_key_and_row() {
     let at_key = json!({"path": "A/A", "key": "run", "as": "timestamp"});
     let times = json!([1, 2, 3]);
     for (column, keys, code, said) in [
-        (&uniform, json!({}), 1080, "\"run\""),
-        (&uniform, json!({"fill": [1, 1, 1]}), 1080, "given are: fill"),
-        (&uniform, json!({"run": [1, 1, 1], "fill": [1, 1, 1]}), 1081, "\"fill\""),
-        (&uniform, json!({"run": [1, 1]}), 1082, "2 values for 3 timestamps"),
-        (&uniform, json!({"run": [1, "a", 1]}), 1084, "row 1"),
-        (&uniform, json!({"run": [1, 1, 1.5]}), 1084, "row 2"),
-        (&by_range, json!({"run": ["a", "b", "c"]}), 1085, "\"grp\""),
-        (&at_key, json!({"run": ["a", "b", "c"]}), 1085, "\"grp\""),
-        (&uniform, json!({"run": [1, 1, u64::MAX]}), 1086, "row 2"),
-        (&uniform, json!({"run": [1, 2, 3]}), 1087, "at most 2"),
+        (&uniform, json!({}), 1040, "\"run\""),
+        (&uniform, json!({"fill": [1, 1, 1]}), 1040, "given are: fill"),
+        (&uniform, json!({"run": [1, 1, 1], "fill": [1, 1, 1]}), 1041, "\"fill\""),
+        (&uniform, json!({"run": [1, 1]}), 1042, "2 values for 3 timestamps"),
+        (&uniform, json!({"run": [1, "a", 1]}), 1044, "row 1"),
+        (&uniform, json!({"run": [1, 1, 1.5]}), 1044, "row 2"),
+        (&by_range, json!({"run": ["a", "b", "c"]}), 1045, "\"grp\""),
+        (&at_key, json!({"run": ["a", "b", "c"]}), 1045, "\"grp\""),
+        (&uniform, json!({"run": [1, 1, u64::MAX]}), 1046, "row 2"),
+        (&uniform, json!({"run": [1, 2, 3]}), 1047, "at most 2"),
     ] {
         let request = one_column(column.clone(), keys, times.clone());
         let (kind, got, message) = error(&cache, &request).await;
         assert_eq!((kind, got), (ErrorKind::InvalidArgument, code), "{message}");
         assert!(message.contains(said), "{message}");
         let parsed = Request::parse(request.to_string().as_bytes());
-        if code != 1087 {
+        if code != 1047 {
             // What is known before anything is loaded is told with the schema, too.
             assert!(parsed.map_or(true, |request| cache.describe(&request).is_err()));
         }
     }
-    // No look-up for each value: as many values as there are rows.
+    // No look-up per value, so the number of values is not limited.
     let many = one_column(at_key, json!({"run": [1, 2, 3]}), times.clone());
     assert!(ask(&cache, &many).await.is_ok());
     let outside = one_column(by_range.clone(), json!({"run": [1, 6, 7]}), times.clone());
@@ -556,15 +557,15 @@ async fn what_is_wrong_with_keys_is_told_with_column_key_and_row() {
         message.contains("(A/A): 2 rows, first at 500") && message.contains("run=8"),
         "{message}"
     );
-    // A key has no place beside a range or a timeframe.
+    // A key cannot be combined with a range or a timeframe.
     let range = json!({"from": 0, "until": 9, "step": 1});
     let request = json!({"columns": {"grp": uniform}, "range": range});
-    assert_eq!(error(&cache, &request).await.1, 1080);
+    assert_eq!(error(&cache, &request).await.1, 1040);
     let request = json!({"columns": {"grp": uniform}, "range": range, "keys": {"run": [1]}});
     assert_eq!(error(&cache, &request).await.1, 1002);
     let range = json!({"from": 0, "until": 9});
     let request = json!({"columns": {"grp": by_range}, "range": range, "view": "intervals"});
-    assert_eq!(error(&cache, &request).await.1, 1088);
+    assert_eq!(error(&cache, &request).await.1, 1048);
 }
 
 #[tokio::test]
@@ -616,9 +617,9 @@ async fn a_timeframe_with_other_keys_is_another_one() {
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert!(error.message().contains("other keys"));
     let without = Timestamps::new(vec![1, 2], None);
-    assert_eq!(cache.register(2, without, &register, None).await.unwrap_err().code().0, 1080);
+    assert_eq!(cache.register(2, without, &register, None).await.unwrap_err().code().0, 1040);
     // Another column can use the key that the timeframe has, and no other one.
     let other = |key: &str| json!({"timeframe": 1, "columns": {"x": {"path": "A/A", "key": key}}});
     assert!(ask(&cache, &other("run")).await.is_ok());
-    assert_eq!(ask(&cache, &other("fill")).await.unwrap_err().code().0, 1080);
+    assert_eq!(ask(&cache, &other("fill")).await.unwrap_err().code().0, 1040);
 }

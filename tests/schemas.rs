@@ -1,4 +1,4 @@
-//! The JSON Schemas against real messages, and against what is wrong.
+//! The JSON Schemas against real messages, and against invalid ones.
 
 mod common;
 
@@ -52,7 +52,7 @@ fn every_schema_holds_for_its_own_examples() {
     assert!(count >= 15, "{count} schemas");
 }
 
-/// What the schema takes the service takes, and what it refuses the service refuses.
+/// The service accepts exactly the messages that the schema accepts.
 #[test]
 fn the_service_reads_commands_as_their_schemas_say() {
     type Parse = fn(&[u8]) -> bool;

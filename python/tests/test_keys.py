@@ -142,8 +142,8 @@ def test_a_numpy_column_of_strings_is_a_key(client):
         ({"run": [2**63, 1]}, "no i64|integers or strings"),
         (["run"], "no DataFrame"),
         ({"run": [1]}, "1 values for 2 timestamps"),
-        ({"fill": [1, 2]}, "IOV-1080"),
-        ({"run": [1, 2], "fill": [1, 2]}, "IOV-1081"),
+        ({"fill": [1, 2]}, "IOV-1040"),
+        ({"run": [1, 2], "fill": [1, 2]}, "IOV-1041"),
     ],
 )
 def test_what_is_no_key_is_told(client, keys, said):
@@ -226,7 +226,7 @@ def test_a_further_column_of_each_batch_is_the_key(by_flight, name, batch):
 
 def test_a_configured_table_has_keys(by_flight):
     request = {"table": "runs", "timestamps": TIMES, "cell": "payload"}
-    with pytest.raises(pa.ArrowInvalid, match="IOV-1080.*\"run\""):
+    with pytest.raises(pa.ArrowInvalid, match="IOV-1040.*\"run\""):
         by_flight.do_get(flight.Ticket(json.dumps(request))).read_all()
     request["keys"] = {"run": RUNS}
     table = by_flight.do_get(flight.Ticket(json.dumps(request))).read_all()
@@ -244,7 +244,7 @@ def test_a_batch_without_the_key_is_refused(by_flight):
     template = {"columns": COLUMNS, "cell": "payload"}
     descriptor = flight.FlightDescriptor.for_command(json.dumps(template))
     writer, reader = by_flight.do_exchange(descriptor)
-    with pytest.raises((flight.FlightError, pa.ArrowInvalid), match="IOV-1080"):
+    with pytest.raises((flight.FlightError, pa.ArrowInvalid), match="IOV-1040"):
         writer.begin(batch.schema)
         writer.write_with_metadata(batch, json.dumps({"timeframe": 1}).encode())
         reader.read_chunk()

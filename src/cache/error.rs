@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::budget::OverBudget;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::{Coded as _, coded};
 use crate::interval::Timestamp;
 use crate::object::{InvalidPath, ObjectId, ObjectPath};
 use crate::shm::PoolError;
@@ -332,7 +332,10 @@ pub enum CacheError {
         total_bytes: u64,
     },
     /// It can never fit.
-    #[error("{what} needs {needed_bytes} bytes, and the memory has {limit_bytes} in all")]
+    #[error(
+        "{what} needs {needed_bytes} bytes, and at most {limit_bytes} fit: make `memory` larger, and \
+         `segment` too where segments have the names of FairMQ"
+    )]
     NeverFits {
         /// The table or object.
         what: String,
@@ -376,83 +379,39 @@ impl CacheError {
     }
 }
 
-impl Coded for CacheError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Request(error) => error.kind(),
-            Self::Timestamps(error) => error.kind(),
-            Self::Path(error) => error.kind(),
-            Self::Encode(error) => error.kind(),
-            Self::Claim(error) => error.kind(),
-            Self::Budget(error) => error.kind(),
-            Self::Missing { .. }
-            | Self::NoPath { .. }
-            | Self::UnknownRun { .. }
-            | Self::NothingFound { .. }
-            | Self::UnknownTable { .. }
-            | Self::UnknownTimeframe { .. }
-            | Self::UnknownConsumer { .. } => ErrorKind::NotFound,
-            Self::TimeframeExists { .. } => ErrorKind::AlreadyExists,
-            Self::ForeignConsumer { .. } => ErrorKind::PermissionDenied,
-            Self::ShortSpan { .. }
-            | Self::UnknownSession
-            | Self::LeaseEnded
-            | Self::AlreadyConsumed { .. } => ErrorKind::FailedPrecondition,
-            Self::LookUp { error, .. } | Self::Paths { error, .. } | Self::Load { error, .. } => {
-                error.kind()
-            }
-            Self::TooManyLookUps { .. } | Self::TooManyQueries { .. } => {
-                ErrorKind::ResourceExhausted
-            }
-            Self::TwoContents { .. }
-            | Self::MemoryPinned { .. }
-            | Self::NoPlace { .. }
-            | Self::Draining => ErrorKind::Unavailable,
-            Self::NeverFits { .. } | Self::OverQuota { .. } | Self::SlowConsumer { .. } => {
-                ErrorKind::ResourceExhausted
-            }
-            Self::Pool(error) => error.kind(),
-            Self::DeadlineExceeded { .. } => ErrorKind::DeadlineExceeded,
-            Self::Lost { .. } => ErrorKind::Internal,
-        }
-    }
-
-    fn code(&self) -> Code {
-        match self {
-            Self::Request(error) => error.code(),
-            Self::Timestamps(error) => error.code(),
-            Self::Path(error) => error.code(),
-            Self::Encode(error) => error.code(),
-            Self::Claim(error) => error.code(),
-            Self::Budget(error) => error.code(),
-            Self::LookUp { error, .. } | Self::Paths { error, .. } | Self::Load { error, .. } => {
-                error.code()
-            }
-            Self::Pool(error) => error.code(),
-            Self::Missing { .. } => Code(2010),
-            Self::UnknownTable { .. } => Code(2011),
-            Self::ShortSpan { .. } => SHORT_SPAN,
-            Self::TooManyLookUps { .. } => Code(2012),
-            Self::NothingFound { .. } => Code(2015),
-            Self::NoPath { .. } => Code(2016),
-            Self::TooManyQueries { .. } => Code(2017),
-            Self::UnknownRun { .. } => Code(2018),
-            Self::TwoContents { .. } => Code(3010),
-            Self::MemoryPinned { .. } => Code(4010),
-            Self::NeverFits { .. } => Code(4011),
-            Self::UnknownSession => Code(5001),
-            Self::LeaseEnded => Code(5002),
-            Self::UnknownTimeframe { .. } => Code(5010),
-            Self::UnknownConsumer { .. } => Code(5011),
-            Self::AlreadyConsumed { .. } => Code(5012),
-            Self::TimeframeExists { .. } => Code(5013),
-            Self::NoPlace { .. } => Code(5014),
-            Self::OverQuota { .. } => Code(5015),
-            Self::SlowConsumer { .. } => Code(5016),
-            Self::ForeignConsumer { .. } => Code(5017),
-            Self::DeadlineExceeded { .. } => Code(5020),
-            Self::Draining => Code(5021),
-            Self::Lost { .. } => Code(9001),
-        }
-    }
-}
+coded! { CacheError {
+    Request(error) => error,
+    Timestamps(error) => error,
+    Path(error) => error,
+    Encode(error) => error,
+    Claim(error) => error,
+    Budget(error) => error,
+    LookUp { error, .. } => error,
+    Paths { error, .. } => error,
+    Load { error, .. } => error,
+    Pool(error) => error,
+    Missing => NotFound 2010,
+    UnknownTable => NotFound 2011,
+    TooManyLookUps => ResourceExhausted 2012,
+    ShortSpan => (ErrorKind::FailedPrecondition, SHORT_SPAN),
+    NothingFound => NotFound 2015,
+    NoPath => NotFound 2016,
+    TooManyQueries => ResourceExhausted 2017,
+    UnknownRun => NotFound 2018,
+    TwoContents => Unavailable 3010,
+    MemoryPinned => Unavailable 4010,
+    NeverFits => ResourceExhausted 4011,
+    UnknownSession => FailedPrecondition 5001,
+    LeaseEnded => FailedPrecondition 5002,
+    UnknownTimeframe => NotFound 5010,
+    UnknownConsumer => NotFound 5011,
+    AlreadyConsumed => FailedPrecondition 5012,
+    TimeframeExists => AlreadyExists 5013,
+    NoPlace => Unavailable 5014,
+    OverQuota => ResourceExhausted 5015,
+    SlowConsumer => ResourceExhausted 5016,
+    ForeignConsumer => PermissionDenied 5017,
+    DeadlineExceeded => DeadlineExceeded 5020,
+    Draining => Unavailable 5021,
+    Lost => Internal 9001,
+} }

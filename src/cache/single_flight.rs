@@ -24,16 +24,27 @@ use crate::sync::Mutex;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CallLost;
 
-/// All flights under way, by key.
+/// All calls in flight, by key. Results come by a channel, tasks are aborted by their handles.
 #[derive(Debug)]
-pub(crate) struct SingleFlight<K, V> {
-    board: Arc<Mutex<CallBoard<K, V>>>,
+pub(crate) struct SingleFlight<K: Eq + Hash, V> {
+    board: SharedBoard<K, watch::Receiver<Option<V>>, AbortHandle>,
 }
 
-/// Its results come by a channel, its tasks are aborted by their handles.
-type CallBoard<K, V> = Board<K, watch::Receiver<Option<V>>, AbortHandle>;
+type SharedBoard<K, R, T> = Arc<Mutex<Board<K, R, T>>>;
 
-/// Who waits for what. Under a lock of its owner's, so that the model below can use another.
+/// A task that can be cancelled.
+trait Abort {
+    fn abort(&self);
+}
+
+impl Abort for AbortHandle {
+    fn abort(&self) {
+        self.abort();
+    }
+}
+
+/// The calls in flight and how many callers wait for each. Generic over channel and task, so that
+/// the model below runs this code with threads in place of tasks.
 #[derive(Debug)]
 struct Board<K, R, T> {
     under_way: HashMap<K, Call<R, T>>,
@@ -107,7 +118,47 @@ impl<K: Eq + Hash, R: Clone, T> Board<K, R, T> {
     }
 }
 
-impl<K, V> Default for SingleFlight<K, V> {
+/// What a caller does next.
+enum JoinStep<V, W> {
+    /// It waits.
+    Waits(W),
+    /// It has its result.
+    Landed(V),
+}
+
+/// Joins the call of `key`, or begins it: `begin` makes the channel, and `start` the task, which
+/// drops the guard when its work is done and before it sends the result.
+fn join_or_start<K: Clone + Eq + Hash, V, R: Clone, S, T: Abort>(
+    board: &SharedBoard<K, R, T>,
+    key: K,
+    landed: impl FnOnce() -> Option<V>,
+    begin: impl FnOnce() -> (S, R),
+    start: impl FnOnce(S, CallGuard<K, R, T>) -> T,
+) -> JoinStep<V, Waiter<K, R, T>> {
+    let mut sender = None;
+    let begin = || {
+        let (tells, result) = begin();
+        sender = Some(tells);
+        (next_number(), result)
+    };
+    let joined = board.lock().join(key.clone(), landed, begin);
+    let waiter = match joined {
+        JoinOutcome::Landed(value) => return JoinStep::Landed(value),
+        JoinOutcome::Waits { number, result } => {
+            Waiter { board: Arc::clone(board), key, number, result }
+        }
+    };
+    if let Some(sender) = sender {
+        let (board, key, number) = (Arc::clone(board), waiter.key.clone(), waiter.number);
+        // Not under the lock: a runtime that shuts down drops the task at once, and with it the
+        // guard, which takes the lock.
+        let task = start(sender, CallGuard { board, key, number });
+        waiter.board.lock().start(&waiter.key, waiter.number, task);
+    }
+    JoinStep::Waits(waiter)
+}
+
+impl<K: Eq + Hash, V> Default for SingleFlight<K, V> {
     fn default() -> Self {
         Self { board: Arc::new(Mutex::new(Board { under_way: HashMap::new() })) }
     }
@@ -118,9 +169,9 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Joins the flight of `key`, or starts it with the future that `work` makes.
+    /// Joins the call of `key`, or starts it with the future that `work` makes.
     ///
-    /// `landed` is asked under the lock before a new flight is started: a result that came in just
+    /// `landed` is called under the lock before a new call is started: a result that came in just
     /// now is taken instead.
     ///
     /// # Errors
@@ -134,40 +185,29 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let mut sender = None;
-        let begin = || {
-            let (tells, result) = watch::channel(None);
-            sender = Some(tells);
-            (next_number(), result)
-        };
-        let mut waiter = match self.board.lock().join(key.clone(), landed, begin) {
-            JoinOutcome::Landed(value) => return Ok(value),
-            JoinOutcome::Waits { number, result } => {
-                Waiter { board: Arc::clone(&self.board), key, number, result }
-            }
-        };
-        if let Some(sender) = sender {
-            let (board, key, number) = (Arc::clone(&self.board), waiter.key.clone(), waiter.number);
-            let end = CallGuard { board, key, number };
+        let start = |sender: watch::Sender<Option<V>>, guard: CallGuard<_, _, _>| {
             let future = work();
-            // Not under the lock: a runtime that is going down drops the task here and now, and
-            // with it the landing, which takes the lock.
             let task = tokio::spawn(async move {
                 let value = future.await;
-                // Off the list before the result is told: who comes later asks `landed`.
-                drop(end);
+                // Off the list before the result is sent: a later caller asks `landed`.
+                drop(guard);
                 sender.send_replace(Some(value));
             });
-            self.board.lock().start(&waiter.key, waiter.number, task.abort_handle());
-        }
+            task.abort_handle()
+        };
+        let joined = join_or_start(&self.board, key, landed, || watch::channel(None), start);
+        let mut waiter = match joined {
+            JoinStep::Landed(value) => return Ok(value),
+            JoinStep::Waits(waiter) => waiter,
+        };
         match waiter.result.wait_for(Option::is_some).await {
             Ok(value) => value.clone().ok_or(CallLost),
             Err(_) => Err(CallLost),
         }
     }
 
-    /// How many flights are under way.
-    #[cfg(test)]
+    /// How many calls are in flight.
+    #[cfg(all(test, not(feature = "loom")))]
     fn len(&self) -> usize {
         self.board.lock().under_way.len()
     }
@@ -179,28 +219,28 @@ fn next_number() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Takes a flight off the list when its task ends, however it ends.
-struct CallGuard<K: Eq + Hash, V> {
-    board: Arc<Mutex<CallBoard<K, V>>>,
+/// Takes a call off the list when its task ends, however it ends.
+struct CallGuard<K: Eq + Hash, R: Clone, T> {
+    board: SharedBoard<K, R, T>,
     key: K,
     number: u64,
 }
 
-impl<K: Eq + Hash, V> Drop for CallGuard<K, V> {
+impl<K: Eq + Hash, R: Clone, T> Drop for CallGuard<K, R, T> {
     fn drop(&mut self) {
         self.board.lock().finish(&self.key, self.number);
     }
 }
 
-/// One who waits for a flight; the last one to go cancels it.
-struct Waiter<K: Eq + Hash, V> {
-    board: Arc<Mutex<CallBoard<K, V>>>,
+/// A caller that waits for a call. The last one to leave cancels the task.
+struct Waiter<K: Eq + Hash, R: Clone, T: Abort> {
+    board: SharedBoard<K, R, T>,
     key: K,
     number: u64,
-    result: watch::Receiver<Option<V>>,
+    result: R,
 }
 
-impl<K: Eq + Hash, V> Drop for Waiter<K, V> {
+impl<K: Eq + Hash, R: Clone, T: Abort> Drop for Waiter<K, R, T> {
     fn drop(&mut self) {
         let abandoned = self.board.lock().leave(&self.key, self.number);
         if let Some(task) = abandoned {
@@ -209,7 +249,7 @@ impl<K: Eq + Hash, V> Drop for Waiter<K, V> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "loom")))]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
@@ -326,102 +366,94 @@ mod tests {
         );
         assert_eq!(single_flight.join(1, || None, || async { 3 }).await, Ok(3));
     }
+}
 
-    /// The bookkeeping under loom: a leader that is cancelled, a follower that stays, and the work.
-    mod model {
-        use loom::sync::atomic::{AtomicBool, AtomicU64};
-        use loom::sync::{Arc, Mutex};
-        use loom::thread;
+/// A caller that is cancelled, one that stays, and the work of both, under loom.
+#[cfg(all(test, feature = "loom"))]
+mod loom_model {
+    use std::sync::atomic::Ordering;
 
-        use super::super::*;
-        use std::sync::atomic::Ordering;
+    use loom::thread;
 
-        /// What a flight has come to.
-        #[derive(Default)]
-        struct Work {
-            told: AtomicBool,
-            aborted: AtomicBool,
+    use super::*;
+    use crate::sync::atomic::AtomicBool;
+
+    /// What became of a call. Stands for its channel and its task.
+    #[derive(Default)]
+    struct Work {
+        told: AtomicBool,
+        aborted: AtomicBool,
+    }
+
+    impl Abort for Arc<Work> {
+        fn abort(&self) {
+            self.aborted.store(true, Ordering::Release);
         }
+    }
 
-        struct Sky {
-            board: Mutex<Board<u8, Arc<Work>, Arc<Work>>>,
-            /// The value is there for whoever comes later.
-            landed: AtomicBool,
-            next: AtomicU64,
-            tasks: Mutex<Vec<thread::JoinHandle<()>>>,
-        }
+    struct Calls {
+        board: SharedBoard<u8, Arc<Work>, Arc<Work>>,
+        /// The value is there for callers that come later.
+        landed: AtomicBool,
+        tasks: Mutex<Vec<thread::JoinHandle<()>>>,
+    }
 
-        impl Sky {
-            /// As [`SingleFlight::join`], up to where it waits: `None`: it has the value.
-            fn join(sky: &Arc<Self>) -> Option<(u64, Arc<Work>)> {
-                let mut begins = false;
-                let landed = || sky.landed.load(Ordering::Acquire).then_some(());
-                let begin = || {
-                    begins = true;
-                    (sky.next.fetch_add(1, Ordering::Relaxed), Arc::default())
-                };
-                let joined = sky.board.lock().unwrap().join(1, landed, begin);
-                let JoinOutcome::Waits { number, result } = joined else { return None };
-                if begins {
-                    let (own, work) = (Arc::clone(sky), Arc::clone(&result));
-                    let task = thread::spawn(move || {
-                        // An abort takes the task at its next step, and it lands all the same.
-                        if work.aborted.load(Ordering::Acquire) {
-                            return own.board.lock().unwrap().finish(&1, number);
-                        }
-                        own.landed.store(true, Ordering::Release);
-                        own.board.lock().unwrap().finish(&1, number);
-                        work.told.store(true, Ordering::Release);
-                    });
-                    sky.tasks.lock().unwrap().push(task);
-                    sky.board.lock().unwrap().start(&1, number, Arc::clone(&result));
-                }
-                Some((number, result))
-            }
+    type Joined = JoinStep<(), Waiter<u8, Arc<Work>, Arc<Work>>>;
 
-            fn leave(&self, number: u64) {
-                let abandoned = self.board.lock().unwrap().leave(&1, number);
-                if let Some(work) = abandoned {
-                    work.aborted.store(true, Ordering::Release);
-                }
-            }
-        }
-
-        #[test]
-        fn who_stays_gets_the_result_although_the_leader_is_cancelled() {
-            // All orders would take hours; those with three interruptions at most take seconds.
-            let mut orders = loom::model::Builder::new();
-            orders.preemption_bound = Some(3);
-            orders.check(|| {
-                let sky = Arc::new(Sky {
-                    board: Mutex::new(Board { under_way: HashMap::new() }),
-                    landed: AtomicBool::new(false),
-                    next: AtomicU64::new(0),
-                    tasks: Mutex::new(Vec::new()),
-                });
-                let leader = thread::spawn({
-                    let sky = Arc::clone(&sky);
-                    move || {
-                        if let Some((number, _)) = Sky::join(&sky) {
-                            sky.leave(number);
-                        }
+    impl Calls {
+        /// As [`SingleFlight::join`], up to where it waits, with a thread as the task.
+        fn join(calls: &Arc<Self>) -> Joined {
+            let landed = || calls.landed.load(Ordering::Acquire).then_some(());
+            let begin = || {
+                let work = Arc::<Work>::default();
+                (Arc::clone(&work), work)
+            };
+            let start = |work: Arc<Work>, guard| {
+                let (own, task) = (Arc::clone(calls), Arc::clone(&work));
+                let thread = thread::spawn(move || {
+                    // An aborted task ends at its next step; one that is past it lands.
+                    if task.aborted.load(Ordering::Acquire) {
+                        return drop(guard);
                     }
+                    own.landed.store(true, Ordering::Release);
+                    drop(guard);
+                    task.told.store(true, Ordering::Release);
                 });
-                let stays = Sky::join(&sky);
-                leader.join().unwrap();
-                // Whoever began a task has listed it by now.
-                let tasks = std::mem::take(&mut *sky.tasks.lock().unwrap());
-                tasks.into_iter().for_each(|task| task.join().unwrap());
-                match stays {
-                    None => assert!(sky.landed.load(Ordering::Acquire)),
-                    Some((number, work)) => {
-                        assert!(!work.aborted.load(Ordering::Acquire), "somebody waits for it");
-                        assert!(work.told.load(Ordering::Acquire));
-                        sky.leave(number);
-                    }
-                }
-                assert!(sky.board.lock().unwrap().under_way.is_empty());
+                calls.tasks.lock().push(thread);
+                work
+            };
+            join_or_start(&calls.board, 1, landed, begin, start)
+        }
+    }
+
+    #[test]
+    fn a_caller_that_stays_gets_the_result_although_the_first_is_cancelled() {
+        // All orders would take hours; those with three interruptions at most take seconds.
+        let mut orders = loom::model::Builder::new();
+        orders.preemption_bound = Some(3);
+        orders.check(|| {
+            let calls = Arc::new(Calls {
+                board: Arc::new(Mutex::new(Board { under_way: HashMap::new() })),
+                landed: AtomicBool::new(false),
+                tasks: Mutex::default(),
             });
-        }
+            let leader = thread::spawn({
+                let calls = Arc::clone(&calls);
+                move || drop(Calls::join(&calls))
+            });
+            let stays = Calls::join(&calls);
+            leader.join().unwrap();
+            // Each task that was begun is listed by now.
+            let tasks = std::mem::take(&mut *calls.tasks.lock());
+            tasks.into_iter().for_each(|task| task.join().unwrap());
+            match stays {
+                JoinStep::Landed(()) => assert!(calls.landed.load(Ordering::Acquire)),
+                JoinStep::Waits(waiter) => {
+                    assert!(!waiter.result.aborted.load(Ordering::Acquire), "a caller waits");
+                    assert!(waiter.result.told.load(Ordering::Acquire));
+                }
+            }
+            assert!(calls.board.lock().under_way.is_empty());
+        });
     }
 }

@@ -29,10 +29,10 @@ fn arrow(error: &ArrowError) -> CallFailure {
 ///
 /// # Safety
 /// Both are null or as the Arrow C Data Interface has them.
-unsafe fn timestamps(
+unsafe fn rows(
     array: *mut FFI_ArrowArray,
     schema: *mut FFI_ArrowSchema,
-) -> Result<Timestamps, CallFailure> {
+) -> Result<ForeignRows, CallFailure> {
     // SAFETY: as the caller says; what is taken is marked as released in its place.
     let array = unsafe { place(array, "timestamps") }?;
     // SAFETY: as above.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use super::backing::{allocate, read_only};
 use super::layout::GRANULE_BYTES;
 use super::mapping::{MapAccess, Mapping};
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 
 /// A region into which blocks are placed instead of into segments of our own.
 ///
@@ -138,30 +138,14 @@ pub enum RegionError {
     Misaligned,
 }
 
-impl Coded for RegionError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Open { error, .. } if error.kind() == io::ErrorKind::NotFound => {
-                ErrorKind::NotFound
-            }
-            Self::Open { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
-                ErrorKind::PermissionDenied
-            }
-            Self::Open { error, .. } if error.kind() == io::ErrorKind::StorageFull => {
-                ErrorKind::Unavailable
-            }
-            Self::Open { .. } => ErrorKind::FailedPrecondition,
-            Self::Taken { .. } => ErrorKind::AlreadyExists,
-            Self::TooSmall { .. } | Self::Misaligned => ErrorKind::InvalidArgument,
-        }
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Open { .. } => 4030,
-            Self::TooSmall { .. } => 4031,
-            Self::Misaligned => 4032,
-            Self::Taken { .. } => 4033,
-        })
-    }
-}
+coded! { RegionError {
+    Open { error, .. } => (match error.kind() {
+        io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        io::ErrorKind::StorageFull => ErrorKind::Unavailable,
+        _ => ErrorKind::FailedPrecondition,
+    }) 4030,
+    TooSmall => InvalidArgument 4031,
+    Misaligned => InvalidArgument 4032,
+    Taken => AlreadyExists 4033,
+} }

@@ -17,7 +17,7 @@ use {arrow_buffer::Buffer, arrow_schema::Schema, bytes::Bytes};
 use super::arrow_keys::keys_from_batch;
 use super::key_rows::{KeyColumns, KeyError, TableRows};
 use super::range::RangeRequest;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::index::Timestamps;
 
 /// The name of the column in tables of timestamps, and in ours.
@@ -78,22 +78,14 @@ pub enum TimestampsError {
     Empty,
 }
 
-impl Coded for TimestampsError {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::NoColumn { .. } => 1010,
-            Self::Type { .. } => 1011,
-            Self::Overflow { .. } => 1012,
-            Self::TooMany { .. } => 1013,
-            Self::Batches { .. } => 1014,
-            Self::Empty => 1015,
-        })
-    }
-}
+coded! { TimestampsError {
+    NoColumn => InvalidArgument 1010,
+    Type => InvalidArgument 1011,
+    Overflow => InvalidArgument 1012,
+    TooMany => InvalidArgument 1013,
+    Batches => InvalidArgument 1014,
+    Empty => InvalidArgument 1015,
+} }
 
 fn fits(data_type: &DataType) -> bool {
     match data_type {

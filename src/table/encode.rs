@@ -18,9 +18,10 @@ use super::ipc_body::{Dictionaries, RowWindow, payload_dictionaries, with_payloa
 use super::layout::TableLayout;
 use super::records::{
     MAX_CELL_BYTES, PAYLOAD_BATCH_BYTES, RECORD_BYTES, RECORD_FIXED_BYTES, RECORD_ROWS,
-    RecordCursor, TextRuns,
+    RecordCursor,
 };
 use super::request::{CellKind, Encoding, View};
+use super::text_runs::TextRuns;
 use crate::index::Timestamps;
 use crate::object::ObjectId;
 use crate::shm::MetaHeader;

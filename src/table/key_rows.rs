@@ -9,7 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 
 use super::column::ColumnRequest;
 use super::limits::{RequestLimits, check_name};
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::index::{KeyBuilder, KeyColumn, KeyType, KeyValue, Timestamps};
 
 /// Why key columns cannot be used.
@@ -127,26 +127,18 @@ pub enum KeyError {
     },
 }
 
-impl Coded for KeyError {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Missing { .. } => 1080,
-            Self::Unused { .. } => 1081,
-            Self::Length { .. } => 1082,
-            Self::Type { .. } => 1083,
-            Self::Mixed { .. } => 1084,
-            Self::NotIntegers { .. } => 1085,
-            Self::Overflow { .. } => 1086,
-            Self::TooManyValues { .. } => 1087,
-            Self::NoRows { .. } => 1088,
-            Self::NoColumn { .. } => 1089,
-        })
-    }
-}
+coded! { KeyError {
+    Missing => InvalidArgument 1040,
+    Unused => InvalidArgument 1041,
+    Length => InvalidArgument 1042,
+    Type => InvalidArgument 1043,
+    Mixed => InvalidArgument 1044,
+    NotIntegers => InvalidArgument 1045,
+    Overflow => InvalidArgument 1046,
+    TooManyValues => InvalidArgument 1047,
+    NoRows => InvalidArgument 1048,
+    NoColumn => InvalidArgument 1049,
+} }
 
 /// Key columns by name, shared where they are copied.
 #[derive(Debug, Clone, Default)]

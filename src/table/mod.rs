@@ -35,6 +35,7 @@ mod schema_message;
 mod status;
 #[cfg(test)]
 mod tests;
+mod text_runs;
 
 pub use action::{
     ActionError, Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer,

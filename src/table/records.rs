@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
+use arrow_array::ArrayRef;
 use arrow_array::builder::{Int64Builder, MapBuilder, MapFieldNames, StringBuilder, UInt64Builder};
-use arrow_array::{ArrayRef, Int32Array, StringArray};
 
-use super::cells::{cell_array, run_array};
+use super::cells::cell_array;
 use super::column::ColumnPath;
 use super::content::{Cell, Column, Objects};
 use super::encode_error::EncodeError;
-use super::layout::{TableLayout, text_type};
+use super::layout::TableLayout;
 use super::request::{CellKind, Encoding};
+use super::text_runs::TextRuns;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 
 /// Batches of payloads aim at this; one row can have more.
@@ -232,33 +233,4 @@ fn rows_of_cells(column: &Column) -> Vec<(i64, i64)> {
         start = run.end;
     }
     served
-}
-
-/// Texts of which many that follow each other are equal.
-#[derive(Default)]
-pub(super) struct TextRuns<'a>(Vec<(&'a str, i32)>);
-
-impl<'a> TextRuns<'a> {
-    pub(super) fn push(&mut self, text: &'a str) {
-        match self.0.last_mut() {
-            Some((last, rows)) if *last == text => *rows += 1,
-            _ => self.0.push((text, 1)),
-        }
-    }
-
-    pub(super) fn finish(self, encoding: Encoding, rows: usize) -> Result<ArrayRef, EncodeError> {
-        let Self(runs) = self;
-        if encoding == Encoding::RunEnd {
-            let lengths = runs.iter().map(|(_, rows)| *rows);
-            let ends = lengths.scan(0, |end, rows| {
-                *end += rows;
-                Some(*end)
-            });
-            let texts = StringArray::from_iter_values(runs.iter().map(|(text, _)| *text));
-            let ends = Int32Array::from_iter_values(ends);
-            return run_array(&text_type(encoding), ends, &texts, rows);
-        }
-        let texts = runs.iter().flat_map(|(text, rows)| std::iter::repeat_n(*text, *rows as usize));
-        Ok(Arc::new(StringArray::from_iter_values(texts)))
-    }
 }

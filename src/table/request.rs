@@ -13,7 +13,7 @@ use super::key_rows::{JsonKeys, KeyColumns, KeyError, TableRows};
 use super::limits::{AtMost, RequestLimits};
 use super::lock_file::LockEntry;
 use super::range::{RangeError, RangeRequest, RequestedRange, RunRange};
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::CreationLimits;
@@ -196,27 +196,13 @@ impl From<RangeError> for RequestError {
     }
 }
 
-impl Coded for RequestError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Key(error) => error.kind(),
-            Self::Malformed { .. }
-            | Self::Field { .. }
-            | Self::NoneOf { .. }
-            | Self::TooMany { .. } => ErrorKind::InvalidArgument,
-        }
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Malformed { .. } => 1001,
-            Self::Field { .. } => 1002,
-            Self::NoneOf { .. } => 1003,
-            Self::TooMany { .. } => 1004,
-            Self::Key(error) => return error.code(),
-        })
-    }
-}
+coded! { RequestError {
+    Malformed => InvalidArgument 1001,
+    Field => InvalidArgument 1002,
+    NoneOf => InvalidArgument 1003,
+    TooMany => InvalidArgument 1004,
+    Key(error) => error,
+} }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -446,6 +432,7 @@ pub(super) fn parse_json<'a, T: Deserialize<'a>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Coded as _;
 
     fn error(json: &str) -> String {
         Request::parse(json.as_bytes()).unwrap_err().message()

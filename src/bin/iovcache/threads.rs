@@ -5,11 +5,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use iovcache::sync::{Condvar, Mutex};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::failure::Failure;
-use iovcache::sync::{Condvar, Mutex};
 
 /// Threads that read files and make segments. Each thread keeps memory of its own: with tokio's
 /// 512, ten thousand small objects cost twice as much as they need.

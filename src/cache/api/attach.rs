@@ -28,7 +28,7 @@ use crate::cache::api::announcer::{Announcer, DescriptorsInFlight, refusal};
 use crate::cache::error::CacheError;
 use crate::cache::holders::lease::{LeaseId, SessionKey};
 use crate::cache::holders::origin::Origin;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::{Coded, coded};
 use crate::secret::Secret;
 use crate::shm::attach::{
     ClientMessage, Done, LineReader, Need, PeerCredentials, WireError, parse_hello, parse_line,
@@ -133,14 +133,7 @@ pub struct NotListed {
     pub gids: Vec<u32>,
 }
 
-impl Coded for NotListed {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::PermissionDenied
-    }
-    fn code(&self) -> Code {
-        Code(6005)
-    }
-}
+coded! { NotListed => PermissionDenied 6005 }
 
 /// No more processes can attach.
 #[derive(Debug, thiserror::Error)]
@@ -153,14 +146,7 @@ enum AttachFull {
     User(usize),
 }
 
-impl Coded for AttachFull {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::Unavailable
-    }
-    fn code(&self) -> Code {
-        Code(6011)
-    }
-}
+coded! { AttachFull => Unavailable 6011 }
 
 /// How many processes are attached, by user.
 #[derive(Debug)]
@@ -306,6 +292,7 @@ impl Cache {
                 tracing::warn!(
                     pid = peer.pid,
                     uid = peer.uid,
+                    consumer = hello.as_ref().ok().map(|hello| &*hello.consumer),
                     "cannot attach: {}",
                     denied.message()
                 );

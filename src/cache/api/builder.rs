@@ -26,7 +26,7 @@ use crate::cache::tables::run_information::RunInformation;
 use crate::cache::versions::catalog::Catalog;
 use crate::cache::versions::object_index::ObjectIndex;
 use crate::clock::Clock;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::object::CreationLimits;
 use crate::shm::{Pool, PoolError, PoolOptions, give_back_free_memory};
 use crate::source::{Policies, Source};
@@ -97,21 +97,10 @@ pub enum BuildError {
     Memory(#[from] PoolError),
 }
 
-impl Coded for BuildError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::NoSource => ErrorKind::InvalidArgument,
-            Self::Memory(error) => error.kind(),
-        }
-    }
-
-    fn code(&self) -> Code {
-        match self {
-            Self::NoSource => Code(8001),
-            Self::Memory(error) => error.code(),
-        }
-    }
-}
+coded! { BuildError {
+    NoSource => InvalidArgument 8001,
+    Memory(error) => error,
+} }
 
 impl Cache {
     /// Starts to describe a cache.

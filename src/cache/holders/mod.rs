@@ -4,6 +4,8 @@ pub(crate) mod caller;
 pub(crate) mod gate;
 pub(crate) mod lease;
 pub(crate) mod limits;
+#[cfg(all(test, feature = "loom"))]
+mod loom_model;
 pub(crate) mod origin;
 pub(crate) mod polls;
 pub(crate) mod quota;

@@ -17,12 +17,12 @@
 use std::collections::VecDeque;
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use foldhash::quality::RandomState;
 
 use crate::cache::memory::object::Resident;
 use crate::object::ObjectId;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
 /// One part in so many of the bytes is for those on trial.

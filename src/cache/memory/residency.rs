@@ -14,7 +14,6 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -28,6 +27,7 @@ use crate::cache::memory::publish::Verified;
 use crate::cache::restart::{LogRecord, ObjectLog};
 use crate::object::ObjectId;
 use crate::shm::{Pool, PoolError, Reservation};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::Counters;
 
@@ -333,6 +333,12 @@ impl Residency {
     pub(crate) fn unevictable_bytes(&self) -> u64 {
         // A candidate that is pinned again stays one.
         self.pool.used_bytes().saturating_sub(self.eviction_queues.bytes()).max(self.pinned_bytes())
+    }
+
+    /// Bytes of the candidates, as counted.
+    #[cfg(all(test, feature = "loom"))]
+    pub(crate) fn candidate_bytes(&self) -> u64 {
+        self.eviction_queues.bytes()
     }
 
     /// Empties the memory of all that is not pinned, and gives the segments back that are empty then.

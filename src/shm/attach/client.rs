@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 
 use super::fork::ForkGuard;
 use super::wire::{Announcement, AttachRefusal, ClientMessage, Hello, LineReader, Need, WireError};
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::{Code, Coded as _, ErrorKind, coded};
 use crate::secret::Secret;
 use crate::shm::layout::{Epoch, MetaHeader};
 use crate::shm::resolver::{MapError, Mappings};
@@ -54,23 +54,11 @@ impl From<io::Error> for AttachError {
     }
 }
 
-impl Coded for AttachError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Wire(error) => error.kind(),
-            Self::Add(error) => error.kind(),
-            Self::Refused { kind, .. } => *kind,
-        }
-    }
-
-    fn code(&self) -> Code {
-        match self {
-            Self::Wire(error) => error.code(),
-            Self::Add(error) => error.code(),
-            Self::Refused { code, .. } => *code,
-        }
-    }
-}
+coded! { AttachError {
+    Wire(error) => error,
+    Add(error) => error,
+    Refused { kind, code, .. } => (*kind, *code),
+} }
 
 /// A session with a service on the node: its segments, mapped as they are announced.
 ///

@@ -12,7 +12,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::secret::Secret;
 use crate::shm::segment::{Kind, SharedSegment};
 
@@ -182,29 +182,16 @@ pub enum WireError {
     },
 }
 
-impl Coded for WireError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Io(error) => match error.kind() {
-                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
-                _ => ErrorKind::Unavailable,
-            },
-            Self::HungUp => ErrorKind::Unavailable,
-            Self::DescriptorsLost => ErrorKind::ResourceExhausted,
-            Self::TooLong | Self::Malformed { .. } => ErrorKind::InvalidArgument,
-        }
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Io(_) => 4060,
-            Self::HungUp => 4061,
-            Self::TooLong => 4062,
-            Self::DescriptorsLost => 4063,
-            Self::Malformed { .. } => 4064,
-        })
-    }
-}
+coded! { WireError {
+    Io(error) => (match error.kind() {
+        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        _ => ErrorKind::Unavailable,
+    }) 4060,
+    HungUp => Unavailable 4061,
+    TooLong => InvalidArgument 4062,
+    DescriptorsLost => ResourceExhausted 4063,
+    Malformed => InvalidArgument 4064,
+} }
 
 /// The first line of a client.
 ///

@@ -18,12 +18,12 @@ use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use iovcache::sync::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use super::random::Random;
 use crate::failure::Failure;
-use iovcache::sync::Mutex;
 
 /// What goes wrong, and in how many of a thousand answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
