@@ -45,6 +45,11 @@ impl ObjectPath {
         }
     }
 
+    /// Where ALICE's objects are that tell when a run was.
+    pub(crate) fn run_information() -> Self {
+        Self("RCT/Info/RunInformation".into())
+    }
+
     fn broken_rule(text: &str) -> Option<&'static str> {
         let mut elements = 0;
         for element in text.split('/') {

@@ -116,6 +116,16 @@ pub enum CacheError {
         /// Every column without a path for some values of its key.
         columns: Vec<UnmatchedColumn>,
     },
+    /// The source has no start and end of a run.
+    #[error("it is not known when run {run} was: {path} at {run}: {reason}")]
+    UnknownRun {
+        /// The number of the run.
+        run: i64,
+        /// Where it is looked for.
+        path: ObjectPath,
+        /// What is missing.
+        reason: String,
+    },
     /// The table exceeds a limit on its look-ups.
     #[error(
         "the table has {queries} different queries for its columns and keys, at most {limit} are allowed"
@@ -389,6 +399,7 @@ coded! { CacheError {
     NothingFound => NotFound 2015,
     NoPath => NotFound 2016,
     TooManyQueries => ResourceExhausted 2017,
+    UnknownRun => NotFound 2018,
     TwoContents => Unavailable 3010,
     MemoryPinned => Unavailable 4010,
     NeverFits => ResourceExhausted 4011,

@@ -154,4 +154,5 @@ pub use self::memory::in_use::InUseGuard;
 pub use self::memory::object::{Pin, PinSet};
 pub use self::restart::{DescriptorStore, Inheritance};
 pub use self::tables::audit_log::TARGET as TABLE_LOG;
+pub use self::tables::run_information::RunInformation;
 pub use self::versions::object_index::{Effective, Versions};

@@ -22,6 +22,7 @@ use crate::cache::restart::{
 };
 use crate::cache::tables::columns::ColumnLookUp;
 use crate::cache::tables::loader::Loader;
+use crate::cache::tables::run_information::RunInformation;
 use crate::cache::versions::catalog::Catalog;
 use crate::cache::versions::object_index::ObjectIndex;
 use crate::clock::Clock;
@@ -52,6 +53,7 @@ pub struct CacheBuilder {
     limits: CreationLimits,
     tables: BTreeMap<String, Vec<ColumnRequest>>,
     max_key_values: usize,
+    runs: RunInformation,
     policies: Policies,
     clock: Clock,
     lease_limit: Duration,
@@ -70,6 +72,7 @@ impl Default for CacheBuilder {
             limits: CreationLimits::default(),
             tables: BTreeMap::new(),
             max_key_values: RequestLimits::MOST.key_values,
+            runs: RunInformation::default(),
             policies: Policies::default(),
             clock: Clock::system(),
             lease_limit: LEASE_LIMIT,
@@ -132,6 +135,14 @@ impl CacheBuilder {
     #[must_use]
     pub fn tables(mut self, tables: BTreeMap<String, Vec<ColumnRequest>>) -> Self {
         self.tables = tables;
+        self
+    }
+
+    /// Path and metadata names of the times of runs, for ranges that name a run. Default: those
+    /// of ALICE.
+    #[must_use]
+    pub fn run_information(mut self, runs: RunInformation) -> Self {
+        self.runs = runs;
         self
     }
 
@@ -265,6 +276,7 @@ impl CacheBuilder {
             policies: self.policies,
             tables: self.tables,
             max_key_values: self.max_key_values,
+            runs: self.runs,
         };
         let hands: Arc<InUse> = Arc::default();
         let inherited_objects = Arc::new(self.inheritance.inherited_objects(descriptor_store));
