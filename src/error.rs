@@ -124,6 +124,7 @@ pub trait Coded: std::error::Error {
 }
 
 /// The kind of an error with a file that the caller names.
+#[cfg(any(feature = "cache", feature = "client"))]
 pub(crate) fn kind_of_file(error: &std::io::Error) -> ErrorKind {
     match error.kind() {
         std::io::ErrorKind::NotFound => ErrorKind::NotFound,

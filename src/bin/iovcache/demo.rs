@@ -10,7 +10,7 @@ use clap::Args;
 use iovcache::client::{Client, ClientError, ClientOptions, TableRequest};
 use iovcache::error::ErrorKind;
 use iovcache::source::repository::{NewVersion, RepositoryWriter};
-use iovcache::table::ColumnRequest;
+use iovcache::table::{ColumnRequest, Status};
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 use serde::{Deserialize, Serialize};
 
@@ -130,7 +130,6 @@ async fn show_in(folder: &Path, timeframes: u64) -> Result<(), Failure> {
               hold, the one created last wins.\n",
         VERSIONS.len()
     );
-
     let (service, flight) = serve(&repository, &folder.join("sockets"))?;
     let client = Client::connect(&flight).await?;
     for (_, path) in COLUMNS {
@@ -142,36 +141,9 @@ async fn show_in(folder: &Path, timeframes: u64) -> Result<(), Failure> {
         "2. {timeframes} timeframes of {ROWS} rows, and three consumers of different speed, \
               each a process of its own.\n"
     );
-    let columns: Vec<ColumnRequest> = COLUMNS
-        .iter()
-        .map(|(name, path)| Ok(ColumnRequest::new(*name, ObjectPath::new(path)?)))
-        .collect::<Result<_, iovcache::object::InvalidPath>>()?;
-    let names: Vec<String> = CONSUMERS.iter().map(|(name, _)| (*name).to_owned()).collect();
     let started = Instant::now();
-    let mut consumers = Vec::new();
-    for (name, work_ms) in CONSUMERS {
-        let child = own_program()?
-            .args(["demo", "--consumer", name, "--flight", &flight])
-            .args(["--timeframes", &timeframes.to_string()])
-            .args(["--work-ms", &work_ms.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|error| Failure::io("cannot start a consumer", error))?;
-        consumers.push(Process(child));
-    }
-    let bar = progress("timeframes", timeframes);
-    let mut halfway = None;
-    for timeframe in 0..timeframes {
-        let rows = timestamps_of(timeframe).into_iter().map(Some).collect();
-        client.put_timeframe(timeframe, rows, &columns, &names).await?;
-        if timeframe == timeframes / 2 {
-            halfway = Some(client.status().await?);
-        }
-        bar.set_position(timeframe + 1);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    bar.finish_and_clear();
+    let consumers = start_consumers(&flight, timeframes)?;
+    let halfway = put_timeframes(&client, timeframes).await?;
     let mut reports = Vec::new();
     for mut consumer in consumers {
         let read = tokio::task::spawn_blocking(move || report_of(&mut consumer));
@@ -187,26 +159,7 @@ async fn show_in(folder: &Path, timeframes: u64) -> Result<(), Failure> {
     show_table(&client).await?;
 
     println!("4. What came of it.\n");
-    println!(
-        "   {:<8} {:>10} {:>8} {:>6} {:>12}   waited for a table",
-        "", "timeframes", "rows", "wrong", "bytes read"
-    );
-    for report in &reports {
-        let at = |share: f64| {
-            let last = report.waits_us.len().saturating_sub(1);
-            report.waits_us.get((last as f64 * share) as usize).copied().unwrap_or(0)
-        };
-        println!(
-            "   {:<8} {:>10} {:>8} {:>6} {:>12}   median {} µs, 99 % {} µs",
-            report.consumer,
-            report.timeframes,
-            report.rows,
-            report.wrong,
-            show_bytes(report.bytes),
-            at(0.5),
-            at(0.99)
-        );
-    }
+    show_reports(&reports);
     let status = client.status().await?;
     println!("\n   In the end nothing is pinned any more:");
     println!("{}", indented(&show(&status)));
@@ -225,6 +178,67 @@ async fn show_in(folder: &Path, timeframes: u64) -> Result<(), Failure> {
         return Err(Failure::failed("something is still held"));
     }
     Ok(())
+}
+
+/// One process per consumer.
+fn start_consumers(flight: &str, timeframes: u64) -> Result<Vec<Process>, Failure> {
+    let start = |(name, work_ms): (&str, u64)| {
+        let child = own_program()?
+            .args(["demo", "--consumer", name, "--flight", flight])
+            .args(["--timeframes", &timeframes.to_string()])
+            .args(["--work-ms", &work_ms.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| Failure::io("cannot start a consumer", error))?;
+        Ok(Process(child))
+    };
+    CONSUMERS.into_iter().map(start).collect()
+}
+
+/// Registers the timeframes for all consumers. Returns the status after half of them.
+async fn put_timeframes(client: &Client, timeframes: u64) -> Result<Option<Status>, Failure> {
+    let columns: Vec<ColumnRequest> = COLUMNS
+        .iter()
+        .map(|(name, path)| Ok(ColumnRequest::new(*name, ObjectPath::new(path)?)))
+        .collect::<Result<_, iovcache::object::InvalidPath>>()?;
+    let names: Vec<String> = CONSUMERS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let bar = progress("timeframes", timeframes);
+    let mut halfway = None;
+    for timeframe in 0..timeframes {
+        let rows = timestamps_of(timeframe).into_iter().map(Some).collect();
+        client.put_timeframe(timeframe, rows, &columns, &names).await?;
+        if timeframe == timeframes / 2 {
+            halfway = Some(client.status().await?);
+        }
+        bar.set_position(timeframe + 1);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    bar.finish_and_clear();
+    Ok(halfway)
+}
+
+fn show_reports(reports: &[Report]) {
+    println!(
+        "   {:<8} {:>10} {:>8} {:>6} {:>12}   waited for a table",
+        "", "timeframes", "rows", "wrong", "bytes read"
+    );
+    for report in reports {
+        let at = |share: f64| {
+            let last = report.waits_us.len().saturating_sub(1);
+            report.waits_us.get((last as f64 * share) as usize).copied().unwrap_or(0)
+        };
+        println!(
+            "   {:<8} {:>10} {:>8} {:>6} {:>12}   median {} µs, 99 % {} µs",
+            report.consumer,
+            report.timeframes,
+            report.rows,
+            report.wrong,
+            show_bytes(report.bytes),
+            at(0.5),
+            at(0.99)
+        );
+    }
 }
 
 fn indented(text: &str) -> String {
