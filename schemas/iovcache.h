@@ -12,11 +12,12 @@
 #ifndef IOVCACHE_H
 #define IOVCACHE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 /** What iovc_abi_version returns where this header fits. */
-#define IOVC_ABI_VERSION 1
+#define IOVC_ABI_VERSION 2
 /** So many bytes the name of a lease has at most, its 0 included. */
 #define IOVC_LEASE_BYTES 64
 
@@ -97,55 +98,6 @@ typedef struct iovc_attach_t iovc_attach_t;
 typedef struct iovc_cache_t iovc_cache_t;
 
 /**
- * What a cache is made with. Begin with iovc_cache_options, then set what differs.
- */
-typedef struct iovc_cache_options_t {
-  /**
-   * Where objects come from, asked in order: `http(s)://host:port` (CCDB), `file:///folder`,
-   * `s3://bucket/prefix`; `URL#PREFIX,PREFIX` for some paths only.
-   */
-  const char *const *sources;
-  /**
-   * How many they are.
-   */
-  size_t source_count;
-  /**
-   * Bytes of shared memory in all. Default: 4 GiB.
-   */
-  uint64_t memory_bytes;
-  /**
-   * Bytes of one segment. Default: 512 MiB.
-   */
-  uint64_t segment_bytes;
-  /**
-   * Where other processes attach: a Unix socket that is made there. Null: nowhere.
-   */
-  const char *attach_path;
-  /**
-   * An existing shared-memory file, e.g. a region that FairMQ made, into which the objects go
-   * instead of into segments. What it held is lost. Null: none.
-   */
-  const char *region_path;
-  /**
-   * Its id, as FairMQ knows it.
-   */
-  uint16_t region_id;
-  /**
-   * Segments get the names of FairMQ's managed segments of this session: the first 8
-   * hexadecimal digits of SHA-256 of user and session. Null: they have no names.
-   */
-  const char *fairmq_shmid;
-  /**
-   * The id of the first of them; those below are FairMQ's own.
-   */
-  uint16_t fairmq_segment;
-  /**
-   * How many timeframes can be in flight; who registers one more waits. Default: 4096.
-   */
-  size_t max_timeframes;
-} iovc_cache_options_t;
-
-/**
  * Where an object lies in shared memory: 40 bytes that fit into a message or a table's cell.
  */
 typedef struct iovc_meta_header_t {
@@ -185,14 +137,138 @@ typedef struct iovc_meta_header_t {
  */
 #define iovc_meta_header_t_BYTES 40
 
+/**
+ * Memory of the program around a cache, into which the objects go: for a FairMQ device, messages of
+ * its own transport that are never sent. The cache maps, names and registers nothing then; cells
+ * carry the headers that `allocate` writes, with `hint` replaced by the generation of the object
+ * and `size` by its size.
+ *
+ * Both functions are called from any thread, also from several at a time. They must not wait for
+ * memory, throw, or call into the cache. After iovc_cache_close has returned neither is called.
+ */
+typedef struct iovc_host_memory_t {
+  /**
+   * The first argument of both functions.
+   */
+  void *context;
+  /**
+   * Allocates `size` bytes at a multiple of `align`: writes where they are to `data`, and to
+   * `header` how other processes find them. They must be readable and writable, and belong to
+   * nobody else, until they are released.
+   *
+   * Returns 0. Anything else, or null in `data`, says that there is no memory now: the cache
+   * evicts, and tries again.
+   */
+  int (*allocate)(void *context,
+                  size_t size,
+                  size_t align,
+                  void **data,
+                  struct iovc_meta_header_t *header);
+  /**
+   * Takes back what `allocate` returned with this header, which comes as `allocate` wrote it.
+   */
+  void (*release)(void *context, const struct iovc_meta_header_t *header);
+} iovc_host_memory_t;
+
+/**
+ * What a cache is made with. Begin with iovc_cache_options, then set what differs.
+ */
+typedef struct iovc_cache_options_t {
+  /**
+   * Where objects come from, asked in order: `http(s)://host:port` (CCDB), `file:///folder`,
+   * `s3://bucket/prefix`; `URL#PREFIX,PREFIX` for some paths only.
+   */
+  const char *const *sources;
+  /**
+   * How many they are.
+   */
+  size_t source_count;
+  /**
+   * Bytes of shared memory in all. Default: 4 GiB.
+   */
+  uint64_t memory_bytes;
+  /**
+   * Bytes of one segment. Default: 512 MiB.
+   */
+  uint64_t segment_bytes;
+  /**
+   * Where other processes attach: a Unix socket that is made there. Null: nowhere.
+   */
+  const char *attach_path;
+  /**
+   * An existing shared-memory file, e.g. a region that FairMQ made, into which the objects go
+   * instead of into segments. What it held is lost. Null: none.
+   */
+  const char *region_path;
+  /**
+   * Its id, as FairMQ knows it.
+   */
+  uint16_t region_id;
+  /**
+   * Segments get the names of FairMQ's managed segments of the session with this id: 8
+   * hexadecimal digits as in the names, or the decimal number that FairMQ's --shmid takes (one
+   * of 8 digits with a leading 0). Null: they have no names.
+   */
+  const char *fairmq_shmid;
+  /**
+   * The number of the first of them; those below are FairMQ's own.
+   */
+  uint16_t fairmq_segment;
+  /**
+   * How many timeframes can be in flight; who registers one more waits. Default: 4096.
+   */
+  size_t max_timeframes;
+  /**
+   * Like fairmq_shmid, the session given by its name (FairMQ's --session). Null: none.
+   */
+  const char *fairmq_session;
+  /**
+   * Memory of this program, into which the objects go instead of into segments. Null: none. The
+   * structure is copied.
+   */
+  const struct iovc_host_memory_t *host_memory;
+  /**
+   * Whether AliceO2's flattened map of headers follows each object and counts in its size: for
+   * each header `key NUL value NUL`, then the length of the whole map as int32, then
+   * `$HEADER$ NUL`. The headers are the object's metadata, ETag, Valid-From, Valid-Until and
+   * Created, and Content-Length and Content-MD5 of the object alone. Default: false.
+   */
+  bool append_headers;
+  /**
+   * Versions that were created after this are not seen (ms). Default: INT64_MAX, all are.
+   */
+  int64_t not_after;
+  /**
+   * Versions that were created before this are not seen (ms). Default: INT64_MIN, all are.
+   */
+  int64_t not_before;
+  /**
+   * Bytes that one consumer may pin, each object counted once. Default: UINT64_MAX, no limit.
+   */
+  uint64_t quota_bytes;
+} iovc_cache_options_t;
+
+/**
+ * A segment or region of a cache, as it is to be registered with FairMQ.
+ */
+typedef struct iovc_segment_t {
+  /**
+   * All of it, in bytes.
+   */
+  uint64_t size;
+  /**
+   * Its number among those of its kind.
+   */
+  uint16_t number;
+  /**
+   * 1: managed segment, 0: unmanaged region.
+   */
+  uint8_t managed;
+} iovc_segment_t;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
-
-/**
- * The version of this interface; compare it with `IOVC_ABI_VERSION`.
- */
-uint32_t iovc_abi_version(void);
 
 /**
  * Attaches to a service through its socket (`iovcache.attach` in the metadata of each table,
@@ -294,11 +370,6 @@ iovc_status_t iovc_release(const struct iovc_attach_t *attach, const char *lease
 iovc_status_t iovc_unmap_unused(const struct iovc_attach_t *attach);
 
 /**
- * The options that hold where nothing else is set.
- */
-struct iovc_cache_options_t iovc_cache_options(void);
-
-/**
  * Makes a cache in this process, with a few threads of its own. Any number of threads may use it.
  *
  * @param options  as iovc_cache_options gave them, with at least one source
@@ -329,6 +400,20 @@ void iovc_cache_close(struct iovc_cache_t *cache);
  * `cache` is null or a handle, `attach` is null or writable.
  */
 iovc_status_t iovc_cache_attach(const struct iovc_cache_t *cache, struct iovc_attach_t **attach);
+
+/**
+ * The segments or the region that objects lie in: none where that is the memory of the host.
+ *
+ * @param segments  place for `capacity` of them; may be null if that is 0
+ * @param count     how many there are, also if that is more than `capacity`
+ *
+ * # Safety
+ * `cache` is null or a handle, `segments` leads to `capacity` places, `count` is null or writable.
+ */
+iovc_status_t iovc_cache_segments(const struct iovc_cache_t *cache,
+                                  struct iovc_segment_t *segments,
+                                  size_t capacity,
+                                  size_t *count);
 
 /**
  * A consumer is done with a timeframe. When all of its consumers are, its objects are let go.
@@ -385,6 +470,11 @@ iovc_status_t iovc_cache_status(const struct iovc_cache_t *cache, char **json);
  * `text` is null or came from iovc_cache_status, and was not given back yet.
  */
 void iovc_free_text(char *text);
+
+/**
+ * The options that hold where nothing else is set.
+ */
+struct iovc_cache_options_t iovc_cache_options(void);
 
 /**
  * The bytes of the object that a header names: no copy is made.
@@ -492,7 +582,8 @@ const char *iovc_last_error(void);
  *
  * @param timeframe          its id
  * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
- *                           array with a column `timestamp`. Taken over, also if this fails.
+ *                           array with a column `timestamp` and a further one for each key on which
+ *                           a column depends. Taken over, also if this fails.
  * @param timestamps_schema  its schema; taken over too
  * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
  * @param wait_ms            how long it may wait; 0: 60 s
@@ -531,6 +622,11 @@ iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
                                char *lease);
 
 /**
+ * The version of this interface; compare it with `IOVC_ABI_VERSION`.
+ */
+uint32_t iovc_abi_version(void);
+
+/**
  * What a status says, e.g. "not found". Never null; it need not be freed.
  */
 const char *iovc_strerror(int32_t status);
@@ -767,6 +863,20 @@ void iovc_cache_close(struct iovc_cache_t *cache);
 iovc_status_t iovc_cache_attach(const struct iovc_cache_t *cache, struct iovc_attach_t **attach);
 
 /**
+ * The segments or the region that objects lie in: none where that is the memory of the host.
+ *
+ * @param segments  place for `capacity` of them; may be null if that is 0
+ * @param count     how many there are, also if that is more than `capacity`
+ *
+ * # Safety
+ * `cache` is null or a handle, `segments` leads to `capacity` places, `count` is null or writable.
+ */
+iovc_status_t iovc_cache_segments(const struct iovc_cache_t *cache,
+                                  struct iovc_segment_t *segments,
+                                  size_t capacity,
+                                  size_t *count);
+
+/**
  * A consumer is done with a timeframe. When all of its consumers are, its objects are let go.
  *
  * # Safety
@@ -828,7 +938,8 @@ void iovc_free_text(char *text);
  *
  * @param timeframe          its id
  * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
- *                           array with a column `timestamp`. Taken over, also if this fails.
+ *                           array with a column `timestamp` and a further one for each key on which
+ *                           a column depends. Taken over, also if this fails.
  * @param timestamps_schema  its schema; taken over too
  * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
  * @param wait_ms            how long it may wait; 0: 60 s

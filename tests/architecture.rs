@@ -72,7 +72,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("client", &["error", "interval", "object", "secret", "shm", "index", "sync", "table"]),
-    ("ffi", &["cache", "error", "index", "shm", "source", "sync", "table"]),
+    ("ffi", &["cache", "error", "index", "interval", "object", "shm", "source", "sync", "table"]),
 ];
 
 /// Like [`ARROWS`], for the sub-rooms of a room: files and folders in it.

@@ -251,3 +251,72 @@ fn metrics_come_in_the_format_that_is_asked_for_and_readiness_with_what_is_wrong
     assert_eq!(status, 200);
     assert!(told.contains("note: source http://127.0.0.1:9 does not answer"), "{told}");
 }
+
+#[test]
+fn the_demo_that_stays_shows_its_page_and_a_snippet_until_it_is_told_to_end() {
+    let mut child = iovcache()
+        .args(["demo", "--stay", "--timeframes", "8"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut text = String::new();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut piece = [0; 4096];
+    while !text.contains("print(start, end, bytes(view[:40]))") {
+        let count = stdout.read(&mut piece).unwrap();
+        assert!(count > 0, "it ended: {text}");
+        text += &String::from_utf8_lossy(&piece[..count]);
+    }
+    let word = |before: &str| {
+        let rest = text.split_once(before).unwrap_or_else(|| panic!("{before}: {text}")).1;
+        rest.split_whitespace().next().unwrap().to_owned()
+    };
+    let page = word("status page ");
+    assert_eq!(
+        http_get(page.trim_start_matches("http://").trim_end_matches('/'), "/healthz").0,
+        200
+    );
+    let server = word("export IOVCACHE_SERVER=");
+    let status = run_well(&["timeline", "Demo/Calib/Drift", "--server", &server]);
+    assert!(status.contains('█'), "{status}");
+    // Nothing stays when it ends.
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+    let folder = std::env::temp_dir().join(format!("iovcache-demo-{pid}"));
+    until("its folder is gone", || (!folder.exists()).then_some(()));
+    assert_eq!(run(&["status", "--server", &server]).status.code(), Some(4));
+}
+
+#[test]
+fn the_demo_fits_a_screen_of_eighty_columns_but_for_addresses() {
+    // script gives it a terminal.
+    let program = env!("CARGO_BIN_EXE_iovcache");
+    let command = format!("stty cols 80 rows 24; {program} demo --timeframes 8 2> /dev/null");
+    let output = std::process::Command::new("script")
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+    assert!(output.status.success() && text.contains("0 of them wrong"), "{text}");
+    for line in text.lines().filter(|line| !line.contains("://")) {
+        assert!(line.chars().count() <= 80, "{} columns: {line:?}", line.chars().count());
+    }
+}
+
+#[test]
+fn a_token_as_json_has_what_its_file_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    let file = file.to_str().unwrap();
+    let new = ["token", "shift", "--role", "register", "--for", "8h", "--json", "--tokens", file];
+    let token: Value = serde_json::from_str(&run_well(&new)).unwrap();
+    assert_eq!((&token["name"], &token["role"]), (&"shift".into(), &"register".into()));
+    assert_eq!(fs::read_to_string(file).unwrap(), token["entry"].as_str().unwrap());
+    assert!(token["expires"].as_i64().unwrap() > NOON && token["token"].is_string());
+    let forever: Value = serde_json::from_str(&run_well(&["token", "x", "--json"])).unwrap();
+    assert!(forever["expires"].is_null(), "{forever}");
+}

@@ -104,3 +104,40 @@ async fn names_from_outside_neither_forge_lines_nor_send_control_characters_to_a
         assert!(!log.contains('\u{202e}'), "{log:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_names_the_address_the_key_and_the_consumer() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys.toml");
+    let new = ["token", "shift", "--json", "--tokens", keys.to_str().unwrap()];
+    let token: Value = serde_json::from_str(&common::run_well(&new)).unwrap();
+    let service = Service::over(
+        folder.path(),
+        &["--log", "info", "--log-format", "json", "--tokens", keys.to_str().unwrap()],
+    );
+    let ask = async |token: &str, request: TableRequest| {
+        let token = Some(token.into());
+        let consumer = Some("qc".to_owned());
+        let options = iovcache::client::ClientOptions { token, consumer, ..Default::default() };
+        let client = Client::connect_with(&service.tcp(), options).await;
+        client.unwrap().table(request).await.map(drop).unwrap_err()
+    };
+    let request = || TableRequest::new().column("x", "No/Such/Path").timestamps([1]);
+    ask("another", request()).await;
+    ask(token["token"].as_str().unwrap(), request()).await;
+    let pid = std::process::id();
+    let (_, log) = service.stop();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let client_of = |code: &str| {
+        let has = |line: &&Value| line["message"].as_str().is_some_and(|text| text.contains(code));
+        let line = lines.iter().find(|line| has(line) && line["client"].is_string());
+        line.unwrap_or_else(|| panic!("{code}: {log}"))["client"].as_str().unwrap().to_owned()
+    };
+    assert!(client_of("[IOV-6002]").starts_with("127.0.0.1:"), "{log}");
+    // A client on this node goes on over the Unix socket.
+    let refused = client_of("[IOV-2010]");
+    assert!(refused.contains(&format!("pid {pid}")) || refused.contains("127.0.0.1:"), "{log}");
+    assert!(refused.ends_with(", key \"shift\", consumer \"qc\""), "{refused}");
+    let attach = lines.iter().find(|line| line.to_string().contains("cannot attach")).unwrap();
+    assert_eq!((&attach["consumer"], &attach["pid"]), (&"qc".into(), &pid.into()), "{log}");
+}

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """The Python blocks of the README and of the book run as they are written."""
-=======
-"""Runs the Python walks of the README as printed there."""
->>>>>>> prose3
 
 import os
 import re
@@ -13,11 +9,7 @@ from conftest import PATIENCE, ROOT, put
 
 
 def blocks(section, page="README.md"):
-<<<<<<< HEAD
     """The Python blocks of a section."""
-=======
-    """The Python code of a section; an indented block continues the block before."""
->>>>>>> prose3
     text = (ROOT / page).read_text()
     text = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
     found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -32,7 +24,7 @@ def sections(page="README.md"):
 
 
 def pasted(code, service):
-    """What a new interpreter prints that is given this code; only the folder of sockets differs."""
+    """Runs code in a new interpreter and gives its output; only the folder of sockets differs."""
     folder = os.path.dirname(service.ready["attach"])
     done = subprocess.run(
         [sys.executable, "-c", code.replace("/tmp/iov/", f"{folder}/")],

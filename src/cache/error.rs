@@ -322,7 +322,10 @@ pub enum CacheError {
         total_bytes: u64,
     },
     /// It can never fit.
-    #[error("{what} needs {needed_bytes} bytes, and the memory has {limit_bytes} in all")]
+    #[error(
+        "{what} needs {needed_bytes} bytes, and at most {limit_bytes} fit: make `memory` larger, and \
+         `segment` too where segments have the names of FairMQ"
+    )]
     NeverFits {
         /// The table or object.
         what: String,

@@ -20,11 +20,15 @@
 mod arguments;
 pub mod attach;
 pub mod host;
+pub mod host_memory;
+pub mod options;
 pub mod resolve;
 pub mod status;
 pub mod table;
 pub mod version;
 
 pub use attach::Attach;
-pub use host::{CacheOptions, EmbeddedCache};
+pub use host::{EmbeddedCache, SegmentNumber};
+pub use host_memory::HostMemoryFunctions;
+pub use options::CacheOptions;
 pub use status::StatusCode;

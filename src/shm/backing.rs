@@ -23,9 +23,11 @@ use rustix::fs::{
 };
 
 use super::cgroup;
+use super::host::HostMemory;
 use super::huge_pages;
 use super::layout::SegmentHeader;
 use super::mapping::{MapAccess, Mapping};
+use super::numbers::NumberLog;
 
 /// Where POSIX shared memory has its names, and so FairMQ's segments.
 const SHM_FOLDER: &str = "/dev/shm";
@@ -54,6 +56,9 @@ pub enum Backing {
         /// the service.
         first_segment: u16,
     },
+    /// Memory that the program around the pool allocates, a buffer for each object: no segment is
+    /// made.
+    Host(HostMemory),
 }
 
 impl Backing {
@@ -61,7 +66,7 @@ impl Backing {
     /// before anything is loaded.
     pub fn fairmq_shmid(&self) -> Option<&str> {
         match self {
-            Self::Memfd | Self::Folder(_) => None,
+            Self::Memfd | Self::Folder(_) | Self::Host(_) => None,
             Self::FairMq { shmid, .. } => Some(shmid),
         }
     }
@@ -97,9 +102,28 @@ pub(crate) struct Made {
     name: Option<(PathBuf, Arc<NameLock>)>,
 }
 
+impl Made {
+    /// The file's name, if it has one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.name.as_ref().map(|(path, _)| path.as_path())
+    }
+
+    /// Whether the file had a name that does not lead to it any more.
+    pub(crate) fn has_lost_its_name(&self) -> bool {
+        let Some(path) = self.path() else { return false };
+        let (here, ours) = (fs::symlink_metadata(path), rustix::fs::fstat(&self.file));
+        match (here, ours) {
+            (Ok(here), Ok(ours)) => (here.dev(), here.ino()) != (ours.st_dev, ours.st_ino),
+            (Err(error), _) => error.kind() == io::ErrorKind::NotFound,
+            (Ok(_), Err(_)) => false,
+        }
+    }
+}
+
 impl Drop for Made {
     fn drop(&mut self) {
-        if let Some((path, _)) = &self.name {
+        // Another program's file under that name is not ours to remove.
+        if let Some(path) = self.path().filter(|_| !self.has_lost_its_name()) {
             let _ = fs::remove_file(path);
         }
     }
@@ -113,13 +137,13 @@ impl Maker {
     /// `PermissionDenied` if others may write the folder, `InvalidInput` for a shmid that is none.
     pub(crate) fn new(backing: &Backing) -> io::Result<Self> {
         match backing {
-            Backing::Memfd => Ok(Self(None)),
+            Backing::Memfd | Backing::Host(_) => Ok(Self(None)),
             Backing::Folder(folder) => {
                 make_own_folder(folder)?;
                 let lock = Arc::new(NameLock::take(folder.join("lock"))?);
                 let prefix = "segment-".into();
                 let named = NamedFiles { folder: folder.clone(), prefix, lock, numbers: None };
-                remove_leftovers(&named, |_| true)?;
+                remove_leftovers(&named, |_, _| true)?;
                 Ok(Self(Some(named)))
             }
             Backing::FairMq { shmid, first_segment } => {
@@ -130,35 +154,48 @@ impl Maker {
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
                 }
                 let folder = PathBuf::from(SHM_FOLDER);
-                let lock = NameLock::take(folder.join(format!("iovcache_{shmid}.lock")))?;
+                let first = *first_segment;
+                let lock = folder.join(format!("iovcache_{shmid}.{first}.lock"));
+                let lock = NameLock::take(lock).map_err(|error| match error.kind() {
+                    io::ErrorKind::ResourceBusy => io::Error::new(
+                        error.kind(),
+                        format!(
+                            "{error}: it counts its segments from {first} in this FairMQ session; \
+                             give each cache of a session a fairmq_segment of its own"
+                        ),
+                    ),
+                    _ => error,
+                })?;
                 let prefix = format!("fmq_{shmid}_m_");
-                let log = folder.join(format!("iovcache_{shmid}.numbers"));
-                let mut named = NamedFiles { folder, prefix, lock: Arc::new(lock), numbers: None };
-                // FairMQ's own segments have such names too.
-                let left = remove_leftovers(&named, is_segment_of_ours)?;
-                let after = left.map_or(0, |last| u32::from(last) + 1);
-                named.numbers = Some(NumberLog::open(log, after.max(u32::from(*first_segment)))?);
+                let numbers = NumberLog::open(&folder, shmid, first)?;
+                let (lock, numbers) = (Arc::new(lock), Some(numbers));
+                let named = NamedFiles { folder, prefix, lock, numbers };
+                // FairMQ's own segments have such names too, and those of other caches.
+                let left = remove_leftovers(&named, |id, path| is_left_by(first, id, path))?;
+                if let (Some(last), Some(numbers)) = (left, &named.numbers) {
+                    numbers.used_to(last)?;
+                }
                 Ok(Self(Some(named)))
             }
         }
     }
 
-    /// The number of the first segment: one that no earlier instance in this FairMQ session had, and
-    /// that no file has.
+    /// A number for the next segment that no cache of this FairMQ session has had, and that no file
+    /// has. `None`: there is no session, and any number will do.
     ///
     /// # Errors
     /// [`io::ErrorKind::QuotaExceeded`] if the session has no number left.
-    pub(crate) fn first_number(&self) -> io::Result<u16> {
-        let Some((named, numbers)) =
-            self.0.as_ref().and_then(|named| Some((named, named.numbers.as_ref()?)))
-        else {
-            return Ok(0);
-        };
-        let free =
-            (numbers.next..=u32::from(u16::MAX)).filter_map(|number| u16::try_from(number).ok());
-        free.into_iter()
-            .find(|number| !named.path(*number).exists())
-            .ok_or_else(|| numbers.used_up())
+    pub(crate) fn take_number(&self) -> io::Result<Option<u16>> {
+        let Some(named) = &self.0 else { return Ok(None) };
+        let take = |numbers: &NumberLog| numbers.take(|number| !named.path(number).exists());
+        named.numbers.as_ref().map(take).transpose()
+    }
+
+    /// What the head of a segment says of the cache that makes it: in a FairMQ session 1 more than
+    /// the number from which it counts, else 0.
+    pub(crate) fn range(&self) -> u32 {
+        let numbers = self.0.as_ref().and_then(|named| named.numbers.as_ref());
+        numbers.map_or(0, |numbers| u32::from(numbers.first()) + 1)
     }
 
     /// Makes and maps a file of `bytes`, every page of it there.
@@ -174,11 +211,9 @@ impl Maker {
             return Ok(Made { file, mapping, name: None });
         };
         let path = named.path(segment_id);
-        if let Some(numbers) = &named.numbers {
-            numbers.write(u32::from(segment_id) + 1)?;
-        }
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create_new(true).mode(0o640).open(&path)?;
+        let file = options.read(true).write(true).create_new(true).mode(0o640).open(&path);
+        let file = file.map_err(|error| named_error(&path, &error))?;
         let on_advice = huge_pages::file_on_advice(file.as_fd());
         let made = || Ok((Arc::new(allocated(&file, bytes, on_advice)?), read_only(&path, &file)?));
         match made() {
@@ -187,7 +222,7 @@ impl Maker {
             }
             Err(error) => {
                 let _ = fs::remove_file(&path);
-                Err(error)
+                Err(named_error(&path, &error))
             }
         }
     }
@@ -282,19 +317,42 @@ fn make_own_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a file begins as a segment of ours does.
-fn is_segment_of_ours(path: &Path) -> bool {
-    let mut magic = [0; 8];
+/// The same error, with the file and what can be done.
+fn named_error(path: &Path, error: &io::Error) -> io::Error {
+    let folder = path.parent().unwrap_or(path).display();
+    let remedy = match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            "another program made it: count from another number (fairmq_segment), or remove it if \
+             nothing uses it"
+                .to_owned()
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::OutOfMemory => {
+            format!("{folder} has no room for it: make `memory` smaller, or the file system larger")
+        }
+        io::ErrorKind::PermissionDenied => format!("{folder} has to be writable for this user"),
+        _ => return io::Error::new(error.kind(), format!("{}: {error}", path.display())),
+    };
+    io::Error::new(error.kind(), format!("{}: {error}; {remedy}", path.display()))
+}
+
+/// Whether the cache that counts from `first` left this file in its session: its head is that of a
+/// segment of ours, and names that range. (Earlier versions named none.)
+fn is_left_by(first: u16, id: u16, path: &Path) -> bool {
+    let mut head = [0; size_of::<SegmentHeader>()];
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    file.and_then(|file| file.read_exact_at(&mut magic, SegmentHeader::MAGIC_OFFSET as u64))
-        .is_ok_and(|()| magic == SegmentHeader::MAGIC)
+    let is_read = file.and_then(|file| file.read_exact_at(&mut head, 0)).is_ok();
+    match SegmentHeader::range_of(&head).filter(|_| is_read) {
+        Some(0) => id >= first,
+        Some(range) => range == u32::from(first) + 1,
+        None => false,
+    }
 }
 
 /// Removes the files of a dead instance; gives the greatest number of one.
 fn remove_leftovers(
     named: &NamedFiles,
-    is_ours: impl Fn(&Path) -> bool,
+    is_ours: impl Fn(u16, &Path) -> bool,
 ) -> io::Result<Option<u16>> {
     let mut last = None;
     for entry in fs::read_dir(&named.folder)? {
@@ -302,66 +360,12 @@ fn remove_leftovers(
         let name = entry.file_name();
         let id = name.to_str().and_then(|name| name.strip_prefix(&named.prefix));
         let Some(id) = id.and_then(|id| id.parse::<u16>().ok()) else { continue };
-        if is_ours(&entry.path()) {
+        if is_ours(id, &entry.path()) {
             fs::remove_file(entry.path())?;
             last = last.max(Some(id));
         }
     }
     Ok(last)
-}
-
-/// Which numbers of segments a FairMQ session has used. A device keeps its mapping of a number, and
-/// would read other bytes under the old MetaHeaders if the number came back: so none does, and this
-/// file outlives the service. It holds the next number in decimal digits.
-#[derive(Debug)]
-struct NumberLog {
-    path: PathBuf,
-    next: u32,
-}
-
-impl NumberLog {
-    /// # Errors
-    /// [`io::ErrorKind::InvalidData`] if the file holds no number.
-    fn open(path: PathBuf, at_least: u32) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        let flags = OFlags::NOFOLLOW.bits().cast_signed();
-        let next = match options.read(true).custom_flags(flags).open(&path) {
-            Ok(file) => {
-                let mut text = String::new();
-                file.take(16).read_to_string(&mut text)?;
-                text.trim().parse::<u32>().map_err(|_| {
-                    let message = format!(
-                        "{} holds {text:?}, expected the next number of a segment: remove it when \
-                         no device of the session runs",
-                        path.display()
-                    );
-                    io::Error::new(io::ErrorKind::InvalidData, message)
-                })?
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(error),
-        };
-        Ok(Self { path, next: next.max(at_least) })
-    }
-
-    /// Numbers below `next` are used. Written before the segment is there, and whole at any time.
-    fn write(&self, next: u32) -> io::Result<()> {
-        let new = self.path.with_extension("numbers.new");
-        let _ = fs::remove_file(&new);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new)?;
-        writeln!(file, "{next}")?;
-        fs::rename(&new, &self.path)
-    }
-
-    fn used_up(&self) -> io::Error {
-        let message = format!(
-            "every number of a segment from {} on was used in this FairMQ session: use a new \
-             session, or remove {} when no device of this one runs",
-            self.next,
-            self.path.display()
-        );
-        io::Error::new(io::ErrorKind::QuotaExceeded, message)
-    }
 }
 
 /// The right to names, held by a file lock: it ends with the process, however that ends.
@@ -497,7 +501,7 @@ mod tests {
         let maker = Maker::new(&backing).unwrap();
         assert!(name(0).exists() && !name(6).exists());
         // 6 was used, and whatever is mapped of it stays mapped: the next one is 7.
-        assert_eq!(maker.first_number().unwrap(), 7);
+        assert_eq!(maker.take_number().unwrap(), Some(7));
         let made = maker.make(7, 8192).unwrap();
         assert!(name(7).exists());
         drop((made, maker));
@@ -506,9 +510,9 @@ mod tests {
         assert_eq!(fs::read_to_string(&numbers).unwrap(), "8\n");
         // A successor begins behind, and leaves out what has a name already.
         fs::write(name(8), "of another program").unwrap();
-        assert_eq!(Maker::new(&backing).unwrap().first_number().unwrap(), 9);
+        assert_eq!(Maker::new(&backing).unwrap().take_number().unwrap(), Some(9));
         fs::write(&numbers, "65536").unwrap();
-        let error = Maker::new(&backing).unwrap().first_number().unwrap_err();
+        let error = Maker::new(&backing).unwrap().take_number().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
         assert!(error.to_string().contains(numbers.to_str().unwrap()), "{error}");
         fs::write(&numbers, "many").unwrap();

@@ -12,7 +12,7 @@ use super::allocator::AllocatedNode;
 use super::layout::{BLOCK_OVERHEAD_BYTES, BlockHeader, ChunkHeader, GRANULE_BYTES, MetaHeader};
 use super::mapping::Mapping;
 use super::pool::PoolInner;
-use super::segment::{Kind, Segment};
+use super::segment::{Kind, Segment, SegmentMemory};
 use super::sync;
 use crate::object::ObjectId;
 
@@ -34,29 +34,35 @@ pub(super) struct Allocation {
     // the file's name.
     pub(super) segment: Arc<Segment>,
     pub(super) pool: Arc<PoolInner>,
+    /// `None`: in a host's memory.
     pub(super) place: Option<AllocatedNode>,
     /// That of the payload, once it is published: kept here too, so that damage in the segment shows.
     pub(super) crc32c: u32,
 }
 
 impl Allocation {
-    fn mapping(&self) -> &Mapping {
-        self.segment.mapping()
+    /// Where its headers stand.
+    fn headers(&self) -> (&Mapping, usize) {
+        self.segment.headers(self.block)
     }
 
     fn generation(&self) -> &AtomicU64 {
-        self.mapping().atomic_u64(self.block)
+        let (headers, block) = self.headers();
+        headers.atomic_u64(block)
     }
 
-    fn payload(&self) -> usize {
-        self.block + BLOCK_OVERHEAD_BYTES as usize
+    /// Where its payload stands.
+    fn payload(&self) -> (&Mapping, usize) {
+        self.segment.payload(self.block)
     }
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        if let Some(place) = self.place.take() {
-            self.pool.give(&self.segment, place, charge(self.size as u64));
+        let bytes = charge(self.size as u64);
+        match self.place.take() {
+            Some(place) => self.pool.give(&self.segment, place, bytes),
+            None => self.pool.give_to_host(&self.segment, self.block, bytes),
         }
     }
 }
@@ -97,7 +103,8 @@ impl Reservation {
         let length = self.place.size - offset;
         // SAFETY: the place is reserved for us alone, no generation is published for it, so no
         // reader gets a slice of it; `&mut self` keeps ourselves from having two.
-        unsafe { self.place.mapping().bytes_mut(self.place.payload() + offset, length) }
+        let (mapping, payload) = self.place.payload();
+        unsafe { mapping.bytes_mut(payload + offset, length) }
     }
 
     /// Takes back what was settled: the payload is to be written anew, from its start.
@@ -114,9 +121,10 @@ impl Reservation {
     pub fn settle(&mut self, count: usize) {
         assert!(count <= self.place.size, "{count} bytes of {}", self.place.size);
         if count > self.digested {
-            let (start, length) = (self.place.payload() + self.digested, count - self.digested);
+            let (mapping, payload) = self.place.payload();
+            let (start, length) = (payload + self.digested, count - self.digested);
             // SAFETY: as in `rest_mut`.
-            let fresh = unsafe { self.place.mapping().bytes(start, length) };
+            let fresh = unsafe { mapping.bytes(start, length) };
             self.digest.update(fresh);
             self.digested = count;
         }
@@ -130,8 +138,9 @@ impl Reservation {
 
     /// What is settled so far.
     pub fn settled(&self) -> &[u8] {
+        let (mapping, payload) = self.place.payload();
         // SAFETY: as in `rest_mut`; settled bytes are not written as long as `self` is borrowed.
-        unsafe { self.place.mapping().bytes(self.place.payload(), self.digested) }
+        unsafe { mapping.bytes(payload, self.digested) }
     }
 
     /// Writes the whole payload.
@@ -164,7 +173,8 @@ impl Reservation {
         );
         for piece in bytes.chunks(PIECE_BYTES) {
             self.digest.update(piece);
-            let (mapping, offset) = (self.place.mapping(), self.place.payload() + self.digested);
+            let (mapping, payload) = self.place.payload();
+            let offset = payload + self.digested;
             if bytes.len() < PAST_CACHES_BYTES {
                 // SAFETY: as in `rest_mut`, which is where the offset lies.
                 unsafe { mapping.write(offset, piece) };
@@ -181,22 +191,23 @@ impl Reservation {
         self.settle(self.place.size);
         let Self { mut place, digest, .. } = self;
         let generation = place.pool.generation();
-        let chunk = place.block + size_of::<BlockHeader>();
+        let (headers, block) = place.segment.headers(place.block);
+        let chunk = block + size_of::<BlockHeader>();
         let crc32c = digest.finalize() as u32;
         place.crc32c = crc32c;
         let chunk_fields = ChunkHeader::field_bytes();
         let parts: [(usize, &[u8]); 7] = [
-            (place.block + offset_of!(BlockHeader, size), &(place.size as u64).to_le_bytes()),
-            (place.block + offset_of!(BlockHeader, object_id), id.as_bytes()),
-            (place.block + offset_of!(BlockHeader, crc32c), &crc32c.to_le_bytes()),
-            (place.block + offset_of!(BlockHeader, flags), &[0; 4]),
-            (place.block + offset_of!(BlockHeader, reserved), &[0; 8]),
+            (block + offset_of!(BlockHeader, size), &(place.size as u64).to_le_bytes()),
+            (block + offset_of!(BlockHeader, object_id), id.as_bytes()),
+            (block + offset_of!(BlockHeader, crc32c), &crc32c.to_le_bytes()),
+            (block + offset_of!(BlockHeader, flags), &[0; 4]),
+            (block + offset_of!(BlockHeader, reserved), &[0; 8]),
             (chunk + offset_of!(ChunkHeader, fields), &chunk_fields),
             (chunk + offset_of!(ChunkHeader, reserved), &[0; 8]),
         ];
         for (offset, bytes) in parts {
             // SAFETY: the place is ours alone, and not published yet.
-            unsafe { place.mapping().write(offset, bytes) };
+            unsafe { headers.write(offset, bytes) };
         }
         sync::publish(place.generation(), generation);
         Block { generation, place }
@@ -221,24 +232,29 @@ pub struct Block {
 impl Block {
     /// What consumers resolve.
     pub fn meta_header(&self) -> MetaHeader {
-        let Segment { kind, id, .. } = *self.place.segment;
+        let Segment { kind, id, ref memory } = *self.place.segment;
         let (size, generation) = (self.place.size as u64, self.generation);
+        if let SegmentMemory::Host(host) = memory {
+            return MetaHeader { size, hint: generation, pad: [0; 3], ..host.header };
+        }
         match kind {
             Kind::Segment => {
                 let chunk = self.place.block + size_of::<BlockHeader>();
                 MetaHeader::managed(id, chunk as i64, size, generation)
             }
             Kind::Region => {
-                MetaHeader::unmanaged(id, self.place.payload() as i64, size, generation)
+                let payload = self.place.block + BLOCK_OVERHEAD_BYTES as usize;
+                MetaHeader::unmanaged(id, payload as i64, size, generation)
             }
         }
     }
 
     /// The bytes.
     pub fn payload(&self) -> &[u8] {
+        let (mapping, payload) = self.place.payload();
         // SAFETY: a published block is not written again before it is given up, which is when
         // `self` is dropped.
-        unsafe { self.place.mapping().bytes(self.place.payload(), self.place.size) }
+        unsafe { mapping.bytes(payload, self.place.size) }
     }
 
     /// Which object it is.
@@ -250,9 +266,10 @@ impl Block {
     /// Bytes of its header.
     fn header_bytes(&self, offset: usize, length: usize) -> &[u8] {
         debug_assert!(offset + length <= size_of::<BlockHeader>());
-        // SAFETY: a header stands before each payload; that of a published block is not written
-        // before the block is given up, but for its generation, which is not asked for here.
-        unsafe { self.place.mapping().bytes(self.place.block + offset, length) }
+        let (headers, block) = self.place.headers();
+        // SAFETY: each block has a header; that of a published block is not written before the
+        // block is given up, but for its generation, which is not asked for here.
+        unsafe { headers.bytes(block + offset, length) }
     }
 
     /// The size of the payload.
@@ -279,8 +296,8 @@ impl Block {
 
     /// Whether the header is as it was published.
     pub fn has_its_header(&self) -> bool {
-        let size = self.place.block + offset_of!(BlockHeader, size);
-        let size = self.place.mapping().atomic_u64(size);
+        let (headers, block) = self.place.headers();
+        let size = headers.atomic_u64(block + offset_of!(BlockHeader, size));
         sync::seen(self.place.generation()) == self.generation
             && size.load(Ordering::Relaxed) == self.place.size as u64
     }
@@ -331,7 +348,7 @@ impl fmt::Display for BlockLocation {
 /// What is wrong with the headers of a place of `bytes` that begins at `block`, if anything. Nobody
 /// may take or give places meanwhile; publishing is no harm.
 pub(super) fn fault_of_headers(segment: &Segment, block: usize, bytes: u64) -> Option<String> {
-    let mapping = segment.mapping();
+    let (mapping, block) = segment.headers(block);
     let generation = mapping.atomic_u64(block);
     if sync::seen(generation) == 0 {
         return None;

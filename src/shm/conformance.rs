@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use proptest::prelude::*;
 
+use super::host_arena::HostArena;
 use super::mapping::{MapAccess, Mapping};
 use super::{
     Backing, Block, Epoch, Kind, MapError, Mappings, MetaHeader, Pool, PoolError, PoolOptions,
@@ -23,6 +24,10 @@ fn id(n: u8) -> ObjectId {
 }
 
 fn mappings_of(pool: &Pool) -> Mappings {
+    if pool.segments().is_empty() {
+        // A host's memory: other processes find it by the host's transport.
+        return pool.mappings();
+    }
     pool.segments().iter().fold(Mappings::default(), |mappings, shared| {
         let size = shared.size_bytes();
         match shared.file() {
@@ -57,16 +62,19 @@ fn private_region(length: usize, id: u16) -> Region {
 }
 
 /// The same for every backing: memfds, files with names, FairMQ's names, a region that is
-/// somebody else's file, a range of memory.
+/// somebody else's file, a range of memory, a host's memory.
 fn for_each_backing(test: impl Fn(Pool)) {
+    for_each_mapped_backing(&test);
+    for managed in [true, false] {
+        let arena = HostArena::new(1 << 20, managed);
+        test(small_pool(Backing::Host(arena.memory()), None));
+    }
+}
+
+/// All of these but a host's memory, where no block has neighbours that are known.
+fn for_each_mapped_backing(test: impl Fn(Pool)) {
     let folder = tempfile::tempdir().unwrap();
-    let small = |backing, region| {
-        let (memory_bytes, segment_bytes) = (1 << 20, 128 << 10);
-        let first_generation = None;
-        let options =
-            PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation };
-        Pool::new(options).unwrap()
-    };
+    let small = small_pool;
     test(small(Backing::Memfd, None));
     test(small(Backing::Folder(folder.path().join("segments")), None));
     let unique = SHMIDS.fetch_add(1, Ordering::Relaxed);
@@ -76,6 +84,12 @@ fn for_each_backing(test: impl Fn(Pool)) {
     std::fs::write(&file, vec![0xAB; 1 << 20]).unwrap();
     test(small(Backing::Memfd, Some(Region::open(&file, 2000).unwrap())));
     test(small(Backing::Memfd, Some(private_region(1 << 20, 7))));
+}
+
+fn small_pool(backing: Backing, region: Option<Region>) -> Pool {
+    let (memory_bytes, segment_bytes, first_generation) = (1 << 20, 128 << 10, None);
+    let options = PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation };
+    Pool::new(options).unwrap()
 }
 
 static SHMIDS: AtomicU64 = AtomicU64::new(0);
@@ -398,7 +412,7 @@ fn no_descriptor_that_a_consumer_gets_can_write() {
 
 #[test]
 fn the_last_bytes_of_a_segment_can_be_taken_and_none_behind_them() {
-    for_each_backing(|pool| {
+    for_each_mapped_backing(|pool| {
         let largest = pool.usage().largest_free_bytes;
         let block = filled(&pool, &vec![3; largest as usize]).publish(id(1));
         let others = (1..pool.segments().len()).map(|_| pool.reserve(largest).unwrap());
@@ -539,7 +553,7 @@ fn whoever_hears_of_a_new_segment_may_use_the_pool() {
 
 #[test]
 fn a_spoilt_header_is_found() {
-    for_each_backing(|pool| {
+    for_each_mapped_backing(|pool| {
         let block = filled(&pool, &[5; 1000]).publish(id(1));
         pool.check().unwrap();
         let segment = Arc::clone(&pool.segments()[0].0);

@@ -238,7 +238,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) retired: u32,
     pub(crate) epoch: u64,
     pub(crate) segment_id: u32,
-    pub(crate) reserved: u32,
+    /// In a FairMQ session: 1 more than the number from which the cache counts its segments; else 0.
+    pub(crate) range: u32,
     /// All of the segment, this header included.
     pub(crate) size: u64,
 }
@@ -261,7 +262,7 @@ impl SegmentHeader {
     const HEAP_OFFSET: u64 = offset_of!(Self, heap_mutex) as u64;
 
     /// The head of a segment of `size` bytes.
-    pub(crate) fn new(epoch: Epoch, segment_id: u16, size: u64) -> Self {
+    pub(crate) fn new(epoch: Epoch, segment_id: u16, range: u32, size: u64) -> Self {
         let mutex = |kind| BoostMutex { state: [0; 4], kind, rest: [0; 5] };
         let managed_size = size - Self::HEAP_OFFSET;
         let block_length = (size - Self::HEAP_BLOCK_OFFSET - SEGMENT_TAIL_BYTES) / 16;
@@ -286,9 +287,35 @@ impl SegmentHeader {
             retired: 0,
             epoch: epoch.0,
             segment_id: segment_id.into(),
-            reserved: 0,
+            range,
             size,
         }
+    }
+
+    /// Offsets of the 8-byte words of a head that nobody else may change: the state of the full heap,
+    /// and what is ours but for `retired`. Boost's mutexes are left out.
+    pub(crate) const FIXED_WORDS: [usize; 13] = [
+        offset_of!(Self, tree_size),
+        offset_of!(Self, tree_root),
+        offset_of!(Self, tree_leftmost),
+        offset_of!(Self, tree_rightmost),
+        offset_of!(Self, extra_header_bytes),
+        offset_of!(Self, allocated_bytes),
+        offset_of!(Self, managed_size),
+        offset_of!(Self, previous_length),
+        offset_of!(Self, length),
+        offset_of!(Self, magic),
+        offset_of!(Self, epoch),
+        offset_of!(Self, segment_id),
+        offset_of!(Self, size),
+    ];
+
+    /// The field `range` of a head; `None` if these are not the first bytes of a segment of ours.
+    pub(crate) fn range_of(head: &[u8; size_of::<Self>()]) -> Option<u32> {
+        let part =
+            |offset: usize| head[offset..].first_chunk::<4>().map(|part| u32::from_le_bytes(*part));
+        let is_ours = head[Self::MAGIC_OFFSET..].starts_with(&Self::MAGIC);
+        is_ours.then(|| part(offset_of!(Self, range))).flatten()
     }
 
     /// The bytes, little endian.
@@ -315,6 +342,7 @@ impl SegmentHeader {
         put(offset_of!(Self, retired), &self.retired.to_le_bytes());
         put(offset_of!(Self, epoch), &self.epoch.to_le_bytes());
         put(offset_of!(Self, segment_id), &self.segment_id.to_le_bytes());
+        put(offset_of!(Self, range), &self.range.to_le_bytes());
         put(offset_of!(Self, size), &self.size.to_le_bytes());
         bytes
     }
@@ -332,6 +360,7 @@ const _: () = assert!(offset_of!(SegmentHeader, version) == 264);
 const _: () = assert!(offset_of!(SegmentHeader, retired) == 268);
 const _: () = assert!(offset_of!(SegmentHeader, epoch) == 272);
 const _: () = assert!(offset_of!(SegmentHeader, segment_id) == 280);
+const _: () = assert!(offset_of!(SegmentHeader, range) == 284);
 const _: () = assert!(offset_of!(SegmentHeader, size) == 288);
 
 #[cfg(test)]

@@ -29,14 +29,21 @@ mod block;
 mod cgroup;
 #[cfg(test)]
 mod conformance;
+#[cfg(feature = "cache")]
+mod fairmq;
 #[cfg(test)]
 mod golden;
 #[cfg(feature = "cache")]
 mod heap;
+mod host;
+#[cfg(test)]
+mod host_arena;
+mod host_blocks;
 mod huge_pages;
 mod inherited_fds;
 mod layout;
 mod mapping;
+mod numbers;
 mod pool;
 mod prefetch;
 mod region;
@@ -50,7 +57,10 @@ pub(crate) use block::BlockLocation;
 pub use block::{Block, Reservation};
 pub use cgroup::memory_allowed;
 #[cfg(feature = "cache")]
+pub use fairmq::{shmid_of_session, shmid_of_text};
+#[cfg(feature = "cache")]
 pub use heap::give_back_free_memory;
+pub use host::{HostAllocator, HostBuffer, HostError, HostMemory};
 pub use inherited_fds::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
 pub use pool::{InFlight, Pool, PoolError, PoolOptions, PoolReport, Usage};
@@ -60,4 +70,4 @@ pub(crate) use prefetch::AHEAD;
 pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionError};
 pub use resolver::{Location, MapError, Mappings, ResolveError};
-pub use segment::{Kind, SharedSegment};
+pub use segment::{Kind, LostSegment, SegmentLoss, SharedSegment};

@@ -19,13 +19,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::allocator::{AllocatedNode, Allocator};
 use super::backing::{Backing, Maker};
 use super::block::{Allocation, BlockLocation, Reservation, charge, fault_of_headers};
+use super::host::HostError;
+use super::host_blocks::{HostBlocks, HostSurvey};
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
     usable_bytes,
 };
 use super::region::Region;
 use super::resolver::Mappings;
-use super::segment::{Kind, Segment, SegmentMemory, SharedSegment};
+use super::segment::{Kind, LostSegment, Segment, SegmentMemory, SharedSegment};
 use super::sync;
 use crate::error::coded;
 use crate::sync::Mutex;
@@ -87,6 +89,8 @@ pub(super) struct PoolInner {
     /// All is there from the start, and nothing is made or given back: a region, and segments that
     /// FairMQ knows by name. The most that one block can take.
     fixed_bytes: Option<u64>,
+    /// The blocks, where they lie in a host's memory instead of in segments.
+    host: Option<Arc<HostBlocks>>,
     epoch: Epoch,
     next_generation: AtomicU64,
     used_bytes: AtomicU64,
@@ -106,7 +110,6 @@ struct PoolState {
     /// Segments that were given back while a consumer had their descriptor unread: the kernel keeps
     /// their memory until it is read.
     unread: Vec<Unread>,
-    first_id: u16,
     next_id: u16,
 }
 
@@ -196,7 +199,7 @@ pub enum PoolError {
         largest_free_bytes: u64,
     },
     /// Never.
-    #[error("{needed_bytes} bytes can never fit into a memory of {limit_bytes}")]
+    #[error("{needed_bytes} bytes can never fit: at most {limit_bytes} do, headers included")]
     NeverFits {
         /// What is needed.
         needed_bytes: u64,
@@ -206,6 +209,9 @@ pub enum PoolError {
     /// The names under which segments should stand cannot be had, or no random epoch.
     #[error("the backing of the segments cannot be used")]
     Backing(#[source] io::Error),
+    /// What the host's allocator returned cannot be used.
+    #[error("the host's memory cannot be used")]
+    Host(#[source] HostError),
     /// The system does not give it.
     #[error("the system gives no segment of {bytes} bytes")]
     Segment {
@@ -220,6 +226,7 @@ pub enum PoolError {
 coded! { PoolError {
     NoRoom => Unavailable 4001,
     NeverFits => ResourceExhausted 4002,
+    Host(error) => error,
     Segment { error, .. } => (match error.kind() {
         // Somebody else has a file of that name.
         io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
@@ -258,7 +265,7 @@ impl Pool {
         let least = SEGMENT_HEADER_BYTES + PAGE_BYTES;
         let memory_bytes = match &region {
             Some(region) => region.mapping.length() as u64,
-            None if memory_bytes < least => {
+            None if memory_bytes < least && !matches!(backing, Backing::Host(_)) => {
                 return Err(PoolError::NeverFits {
                     needed_bytes: least,
                     limit_bytes: memory_bytes,
@@ -267,13 +274,16 @@ impl Pool {
             None => memory_bytes,
         };
         let all_at_once = backing.fairmq_shmid().is_some();
+        let host = match &backing {
+            Backing::Host(memory) => Some(Arc::new(HostBlocks::new(memory.clone()))),
+            Backing::Memfd | Backing::Folder(_) | Backing::FairMq { .. } => None,
+        };
         let segment_bytes =
             segment_bytes.clamp(least, MAX_SEGMENT_BYTES).next_multiple_of(PAGE_BYTES);
         let maker = Maker::new(&backing).map_err(PoolError::Backing)?;
-        let first_id = maker.first_number().map_err(PoolError::Backing)?;
         let areas = BTreeMap::new();
         let unread = Vec::new();
-        let mut state = PoolState { areas, area_bytes: 0, unread, first_id, next_id: first_id };
+        let mut state = PoolState { areas, area_bytes: 0, unread, next_id: 0 };
         let epoch = Epoch(random().map_err(PoolError::Backing)?);
         let mut fixed_bytes = None;
         if let Some(region) = region {
@@ -286,7 +296,10 @@ impl Pool {
             loop {
                 let budget = (memory_bytes - state.area_bytes) / PAGE_BYTES * PAGE_BYTES;
                 let bytes = segment_bytes.min(budget);
-                let Some(id) = (bytes >= least).then(|| state.unused_id()).flatten() else { break };
+                if bytes < least {
+                    break;
+                }
+                let Some(id) = maker.take_number().map_err(PoolError::Backing)? else { break };
                 let segment = segment(&maker, epoch, id, bytes)?;
                 state.area_bytes += bytes;
                 most = most.max(state.insert(segment));
@@ -298,6 +311,7 @@ impl Pool {
             segment_bytes,
             maker,
             fixed_bytes,
+            host,
             epoch,
             next_generation: AtomicU64::new(match first_generation {
                 Some(first) => first,
@@ -349,6 +363,9 @@ impl Pool {
     /// # Errors
     /// [`PoolError`].
     pub fn reserve(&self, size_bytes: u64) -> Result<Reservation, PoolError> {
+        if let Some(host) = &self.0.host {
+            return self.reserve_in_host(host, size_bytes);
+        }
         let needed_bytes = Self::charge(size_bytes);
         let limit_bytes = self.0.largest_payload_area();
         let granules = match u32::try_from(needed_bytes / GRANULE_BYTES) {
@@ -367,7 +384,46 @@ impl Pool {
         Ok(self.reservation(taken, size_bytes))
     }
 
-    /// Like [`reserve`](Self::reserve), in the segments that are there: it takes no time.
+    fn reserve_in_host(
+        &self,
+        host: &HostBlocks,
+        size_bytes: u64,
+    ) -> Result<Reservation, PoolError> {
+        let (needed_bytes, limit_bytes) = (Self::charge(size_bytes), self.0.memory_bytes);
+        if needed_bytes > limit_bytes {
+            return Err(PoolError::NeverFits { needed_bytes, limit_bytes });
+        }
+        let no_room = || {
+            let Usage { free_bytes, largest_free_bytes, .. } = self.usage();
+            PoolError::NoRoom { needed_bytes, free_bytes, largest_free_bytes }
+        };
+        let used = &self.0.used_bytes;
+        let fits = |used: u64| used.checked_add(needed_bytes).filter(|used| *used <= limit_bytes);
+        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| no_room())?;
+        match host.take(size_bytes) {
+            Ok((segment, block)) => {
+                let (size, pool) = (size_bytes as usize, Arc::clone(&self.0));
+                Ok(Reservation::new(Allocation {
+                    block,
+                    size,
+                    segment,
+                    pool,
+                    place: None,
+                    crc32c: 0,
+                }))
+            }
+            Err(error) => {
+                used.fetch_sub(needed_bytes, Ordering::Relaxed);
+                Err(match error {
+                    HostError::NoMemory => no_room(),
+                    error => PoolError::Host(error),
+                })
+            }
+        }
+    }
+
+    /// Like [`reserve`](Self::reserve), in the segments that are there: it takes no time. Never in a
+    /// host's memory, whose allocator may block.
     pub fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
         let granules = u32::try_from(Self::charge(size_bytes) / GRANULE_BYTES).ok()?;
         if self.0.is_frozen() {
@@ -441,6 +497,9 @@ impl Pool {
         if sum > self.0.memory_bytes {
             return false;
         }
+        if self.0.host.is_some() {
+            return true;
+        }
         charges.sort_unstable_by_key(|charge| std::cmp::Reverse(*charge));
         let granules = |segment: &Segment| u64::from(segment.granules()) * GRANULE_BYTES;
         // What is left in each segment; without fixed ones they are made as they are needed.
@@ -485,6 +544,12 @@ impl Pool {
 
     /// How much there is of what.
     pub fn usage(&self) -> Usage {
+        if let Some(host) = &self.0.host {
+            let (total_bytes, used_bytes) = (self.0.memory_bytes, self.used_bytes());
+            let free_bytes = total_bytes.saturating_sub(used_bytes);
+            let largest_free_bytes = host.largest_free(free_bytes);
+            return Usage { total_bytes, used_bytes, free_bytes, largest_free_bytes, segments: 0 };
+        }
         let state = self.0.state.lock();
         let longest = state.areas.values().map(|slot| slot.allocator.largest_free()).max();
         let in_areas = u64::from(longest.unwrap_or(0)) * GRANULE_BYTES;
@@ -552,9 +617,18 @@ impl Pool {
         state.areas.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
     }
 
+    /// The segments with names that were removed, or written over, by another program.
+    pub fn lost_segments(&self) -> Vec<LostSegment> {
+        let (epoch, range) = (self.0.epoch, self.0.maker.range());
+        self.segments().iter().filter_map(|shared| shared.0.loss(epoch, range)).collect()
+    }
+
     /// All segments and regions, for resolving in this very process: nothing is mapped a second
     /// time, and what has no file (a range of memory) is there too.
     pub fn mappings(&self) -> Mappings {
+        if let Some(host) = &self.0.host {
+            return Mappings::of_host(Arc::clone(host) as _);
+        }
         let state = self.0.state.lock();
         state.areas.values().fold(Mappings::default(), |mappings, slot| {
             mappings.with_mapped(
@@ -578,6 +652,14 @@ impl Pool {
 
     /// Everything that [`check`](Self::check) looks at, and the places that are taken.
     pub(crate) fn survey(&self) -> Survey {
+        if let Some(host) = &self.0.host {
+            let HostSurvey { mut faults, taken, used_bytes } = host.survey();
+            if used_bytes != self.used_bytes() {
+                let counted = self.used_bytes();
+                faults.push(format!("{used_bytes} bytes are taken, {counted} are counted"));
+            }
+            return Survey { faults, taken, report: PoolReport { segments: 0, used_bytes } };
+        }
         let state = self.0.state.lock();
         let mut faults = Vec::new();
         let mut taken = Vec::new();
@@ -644,6 +726,13 @@ impl PoolInner {
         let farewell = self.farewell.lock().clone();
         if let (Some(farewell), Kind::Segment) = (farewell, segment.kind) {
             farewell(segment.id);
+        }
+    }
+
+    pub(super) fn give_to_host(&self, segment: &Segment, block: usize, bytes: u64) {
+        if let Some(host) = &self.host {
+            host.give(segment, block);
+            self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 
@@ -737,7 +826,7 @@ fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segme
     let make = || {
         let made = maker.make(id, bytes)?;
         let segment = Segment { kind: Kind::Segment, id, memory: SegmentMemory::Segment(made) };
-        segment.write_segment_header(epoch);
+        segment.write_segment_header(epoch, maker.range());
         if let SegmentMemory::Segment(made) = &segment.memory {
             maker.seal(made)?;
         }
@@ -771,9 +860,9 @@ impl PoolState {
 
     /// Ids ascend, so that a consumer does not soon see another segment under one that it knows.
     fn unused_id(&mut self) -> Option<u16> {
-        (self.first_id..=u16::MAX).find_map(|_| {
+        (0..=u16::MAX).find_map(|_| {
             let id = self.next_id;
-            self.next_id = id.checked_add(1).unwrap_or(self.first_id);
+            self.next_id = id.wrapping_add(1);
             (!self.areas.contains_key(&id)).then_some(id)
         })
     }

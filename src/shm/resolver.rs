@@ -29,6 +29,31 @@ use crate::object::ObjectId;
 pub struct Mappings {
     segments: MappingTable<FIRST_IN_SEGMENT>,
     regions: MappingTable<FIRST_IN_REGION>,
+    /// Of a pool in a host's memory, in its own process: there are no segments then.
+    host: Option<Arc<dyn UnmappedBlocks>>,
+}
+
+/// Live blocks that lie in no mapping of ours: each call checks generation and size.
+pub(super) trait UnmappedBlocks: fmt::Debug + Send + Sync {
+    /// Where the payload of the block lies that `header` names.
+    fn locate(&self, header: &MetaHeader) -> Result<Location, ResolveError>;
+
+    /// A copy of the payload of the block that `header` names.
+    fn read(&self, header: &MetaHeader) -> Result<Vec<u8>, ResolveError>;
+
+    /// Whether what was read of `header` until now was still the object.
+    fn still_valid(&self, header: &MetaHeader) -> bool;
+
+    /// The version that `header` names.
+    fn object_id(&self, header: &MetaHeader) -> Result<ObjectId, ResolveError>;
+
+    /// The MetaHeader of the block at a place of a managed segment.
+    fn header_at(
+        &self,
+        segment_id: u16,
+        handle: i64,
+        size: u64,
+    ) -> Result<MetaHeader, ResolveError>;
 }
 
 /// Mappings by id, dense: looking one up is one bounds check. In each of them payloads begin at
@@ -351,6 +376,11 @@ impl Mappings {
         self
     }
 
+    /// The blocks of a pool in a host's memory.
+    pub(super) fn of_host(host: Arc<dyn UnmappedBlocks>) -> Self {
+        Self { host: Some(host), ..Self::default() }
+    }
+
     /// These without the segments that the service has given back: nothing in them resolves any
     /// more, and mapped they keep memory from the node.
     #[must_use]
@@ -414,6 +444,16 @@ impl Mappings {
         }
     }
 
+    /// Where the payload lies in the host's memory, or why it resolves nowhere.
+    #[cold]
+    #[inline(never)]
+    fn locate_in_host(&self, header: &MetaHeader) -> Result<Location, ResolveError> {
+        match &self.host {
+            Some(host) => host.locate(header),
+            None => Err(self.why_not(header)),
+        }
+    }
+
     /// The first question that `header` does not answer.
     #[cold]
     #[inline(never)]
@@ -463,8 +503,10 @@ impl Mappings {
     // A call would cost as much as the checks.
     #[inline(always)]
     pub fn locate(&self, header: &MetaHeader) -> Result<Location, ResolveError> {
-        let CheckedHeader { block, size } = self.check(header)?;
-        // SAFETY: `check` has seen that 64 bytes of headers and `size` bytes of payload lie inside
+        let Some(CheckedHeader { block, size }) = self.find(header) else {
+            return self.locate_in_host(header);
+        };
+        // SAFETY: `find` has seen that 64 bytes of headers and `size` bytes of payload lie inside
         // of the mapping.
         let address = unsafe { block.add(BLOCK_OVERHEAD_BYTES as usize) };
         Ok(Location { address, size })
@@ -517,6 +559,9 @@ impl Mappings {
     /// # Errors
     /// [`ResolveError`].
     pub fn read(&self, header: &MetaHeader) -> Result<Vec<u8>, ResolveError> {
+        if let Some(host) = &self.host {
+            return host.read(header);
+        }
         let Location { address, size } = self.locate(header)?;
         let mut copy: Vec<u8> = Vec::with_capacity(size);
         // SAFETY: `size` bytes at `address` are mapped and never unmapped while `self` lives, the
@@ -545,6 +590,9 @@ impl Mappings {
     ) -> Result<MetaHeader, ResolveError> {
         let known = u16::try_from(segment).ok();
         let id = known.ok_or(ResolveError::UnknownSegment { id: u16::MAX })?;
+        if let Some(host) = &self.host {
+            return host.header_at(id, handle, size.cast_unsigned());
+        }
         // A negative size becomes huge, which reaches out of every segment. No block has generation
         // 0, so this header names none, and what is wrong with its place is told before that.
         let header = MetaHeader::managed(id, handle, size.cast_unsigned(), 0);
@@ -622,6 +670,9 @@ impl Mappings {
 
     /// Whether what was read of `header` until now was still the object.
     pub fn still_valid(&self, header: &MetaHeader) -> bool {
+        if let Some(host) = &self.host {
+            return host.still_valid(header);
+        }
         self.check(header).is_ok_and(|CheckedHeader { block, .. }| {
             sync::seen_again(generation(block)) == header.hint
         })
@@ -632,6 +683,9 @@ impl Mappings {
     /// # Errors
     /// [`ResolveError`].
     pub fn object_id(&self, header: &MetaHeader) -> Result<ObjectId, ResolveError> {
+        if let Some(host) = &self.host {
+            return host.object_id(header);
+        }
         let CheckedHeader { block, .. } = self.check(header)?;
         // SAFETY: the id is a field of the header, which lies inside of the mapping.
         let place = unsafe { block.add(offset_of!(BlockHeader, object_id)) };

@@ -4,13 +4,17 @@
 use std::fmt;
 use std::mem::offset_of;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
 use super::backing::Made;
-use super::layout::{Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, usable_bytes};
+use super::host::HostAllocation;
+use super::layout::{
+    BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, usable_bytes,
+};
 use super::mapping::Mapping;
 use super::region::Region;
 
@@ -58,6 +62,7 @@ impl SharedSegment {
         match &self.0.memory {
             SegmentMemory::Segment(made) => Some(made.file.as_fd()),
             SegmentMemory::Region(region) => region.file.as_ref().map(|file| file.shared.as_fd()),
+            SegmentMemory::Host(_) => None,
         }
     }
 }
@@ -65,6 +70,38 @@ impl SharedSegment {
 impl fmt::Debug for SharedSegment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} of {} bytes", self.kind(), self.id(), self.size_bytes())
+    }
+}
+
+/// What became of a segment with a name that consumers can no longer find, or read safely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SegmentLoss {
+    /// Its file has no name any more.
+    Removed,
+    /// Another program wrote over its head, and may write over its objects.
+    Overwritten,
+}
+
+/// A segment whose name or head was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostSegment {
+    /// Its number.
+    pub id: u16,
+    /// The file that should be there.
+    pub file: PathBuf,
+    /// What became of it.
+    pub loss: SegmentLoss,
+}
+
+impl fmt::Display for LostSegment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.loss {
+            SegmentLoss::Removed => "was removed: devices that start now do not find its objects",
+            SegmentLoss::Overwritten => {
+                "was reset by another program: its objects may be overwritten"
+            }
+        };
+        write!(f, "segment {}: {} {what}; restart the service", self.id, self.file.display())
     }
 }
 
@@ -78,6 +115,8 @@ pub(super) struct Segment {
 pub(super) enum SegmentMemory {
     Segment(Made),
     Region(Region),
+    /// One buffer in a host's segment or region. Its mapping is that of the payload.
+    Host(HostAllocation),
 }
 
 impl Segment {
@@ -85,6 +124,25 @@ impl Segment {
         match &self.memory {
             SegmentMemory::Segment(made) => &made.mapping,
             SegmentMemory::Region(region) => &region.mapping,
+            SegmentMemory::Host(host) => &host.payload,
+        }
+    }
+
+    /// Where the headers of the block stand that begins at `block`.
+    pub(super) fn headers(&self, block: usize) -> (&Mapping, usize) {
+        match &self.memory {
+            SegmentMemory::Host(host) => (&host.headers, 0),
+            SegmentMemory::Segment(_) | SegmentMemory::Region(_) => (self.mapping(), block),
+        }
+    }
+
+    /// Where the payload of the block stands that begins at `block`.
+    pub(super) fn payload(&self, block: usize) -> (&Mapping, usize) {
+        match &self.memory {
+            SegmentMemory::Host(host) => (&host.payload, 0),
+            SegmentMemory::Segment(_) | SegmentMemory::Region(_) => {
+                (self.mapping(), block + BLOCK_OVERHEAD_BYTES as usize)
+            }
         }
     }
 
@@ -116,11 +174,30 @@ impl Segment {
         u32::try_from(bytes / GRANULE_BYTES).unwrap_or(u32::MAX - 1)
     }
 
-    pub(super) fn write_segment_header(&self, epoch: Epoch) {
+    pub(super) fn write_segment_header(&self, epoch: Epoch, range: u32) {
         let mapping = self.mapping();
-        let header = SegmentHeader::new(epoch, self.id, mapping.length() as u64).to_bytes();
+        let header = SegmentHeader::new(epoch, self.id, range, mapping.length() as u64).to_bytes();
         // SAFETY: the segment is new: no other process knows of it, and it is longer than its head.
         unsafe { mapping.write(0, &header) };
+    }
+
+    /// What became of its name and its head, if it has a name.
+    pub(super) fn loss(&self, epoch: Epoch, range: u32) -> Option<LostSegment> {
+        let SegmentMemory::Segment(made) = &self.memory else { return None };
+        let file = made.path()?.to_owned();
+        let head = SegmentHeader::new(epoch, self.id, range, self.length()).to_bytes();
+        let is_kept = |offset: &usize| {
+            let kept = head[*offset..].first_chunk().map(|word| u64::from_le_bytes(*word));
+            kept == Some(self.mapping().atomic_u64(*offset).load(Ordering::Relaxed))
+        };
+        let loss = if !SegmentHeader::FIXED_WORDS.iter().all(is_kept) {
+            SegmentLoss::Overwritten
+        } else if made.has_lost_its_name() {
+            SegmentLoss::Removed
+        } else {
+            return None;
+        };
+        Some(LostSegment { id: self.id, file, loss })
     }
 
     /// Says to all who have it mapped that nothing in it will be valid any more.

@@ -8,6 +8,7 @@ mod common;
 mod fairmq;
 mod header;
 mod host;
+mod host_memory;
 mod install;
 mod readme;
 mod resolve;
@@ -90,6 +91,15 @@ fn run(program: &Path, arguments: &[&str], input: &[u8]) -> Output {
         .unwrap();
     child.stdin.take().unwrap().write_all(input).unwrap();
     child.wait_with_output().unwrap()
+}
+
+/// Whether Boost.Interprocess is installed; `.ci/run` does that.
+fn boost() -> bool {
+    let there = Path::new("/usr/include/boost/interprocess/managed_shared_memory.hpp").exists();
+    if !there {
+        eprintln!("skipped: Boost.Interprocess is not installed (Debian: libboost-dev)");
+    }
+    there
 }
 
 fn version<'a>(path: &'a str, from: i64, until: i64, created: i64, bytes: &'a [u8]) -> Version<'a> {

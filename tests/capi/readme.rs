@@ -11,7 +11,7 @@ fn blocks(language: &str) -> Vec<String> {
     let (_, rest) = text.split_once("\n## Five minutes: from C and C++\n").unwrap();
     let section = rest.split("\n## ").next().unwrap();
     let fence = format!("```{language}\n");
-    let found = section.split(fence.as_str()).skip(1);
+    let found = section.split(&fence).skip(1);
     found.map(|block| block.split("```").next().unwrap().to_owned()).collect()
 }
 
@@ -37,7 +37,8 @@ fn the_shell_block_of_the_readme_compiles_links_and_runs_the_examples() {
     put(&repo, &version("TPC/Calib/VDriftTgl", 1000, 9000, 1, b"drift 1"));
     put(&repo, &version("TPC/Calib/VDriftTgl", 3000, 5000, 2, b"drift 2"));
     let service = Service::over(&repo, &[]);
-    let [script] = &blocks("sh")[..] else { panic!("one block") };
+    let found = blocks("sh");
+    let [script] = &found[..] else { panic!("one block") };
     let (cargo, script) = script.split_once('\n').unwrap();
     // What `LIBRARIES` did, but for `--release`.
     assert!(cargo.starts_with("cargo rustc --release --lib --no-default-features --features capi"));
@@ -53,7 +54,8 @@ fn the_shell_block_of_the_readme_compiles_links_and_runs_the_examples() {
 fn the_program_of_the_readme_in_cpp_compiles_and_attaches() {
     let folder = tempfile::tempdir().unwrap();
     let service = Service::over(&repository(folder.path()), &[]);
-    let [program] = &blocks("cpp")[..] else { panic!("one block") };
+    let found = blocks("cpp");
+    let [program] = &found[..] else { panic!("one block") };
     let attach = service.attach().display().to_string();
     let source = folder.path().join("print.cpp");
     fs::write(&source, program.replace("/tmp/iov/attach.sock", &attach)).unwrap();

@@ -1,7 +1,8 @@
 //! The status page: in a real browser, of a real service under load; and the guarantees of
 //! `/events`.
 //!
-//! `IOVCACHE_PICTURES=docs/pictures` saves screenshots there.
+//! `IOVCACHE_PICTURES=docs/pictures` saves screenshots there. `IOVCACHE_AXE=axe.min.js` (of axe-core)
+//! also checks accessibility, at each width and in both colour schemes.
 #![cfg(feature = "cli")]
 
 #[path = "../common/mod.rs"]
@@ -145,6 +146,15 @@ fn keep(browser: &Browser, name: &str) {
     }
 }
 
+/// Violations that axe-core finds in the page as it is displayed, if its file is set.
+fn check_accessibility(browser: &Browser, name: &str) {
+    let Some(file) = std::env::var_os("IOVCACHE_AXE") else { return };
+    browser.run(&std::fs::read_to_string(file).unwrap());
+    let found = "return axe.run().then((result) => result.violations.map((one) =>\
+        `${one.id}: ${one.nodes.map((node) => node.target).join(', ')}`))";
+    assert_eq!(browser.run(found), serde_json::json!([]), "{name}");
+}
+
 /// Waits until `more` further frames have arrived.
 fn frames(browser: &Browser, more: u64) {
     let count = || {
@@ -181,6 +191,13 @@ async fn the_page_shows_a_service_at_work_in_a_real_browser() {
     let down = browser.run("return document.querySelectorAll('#sources .chip.down').length");
     assert_eq!(down, 1, "{}", browser.text("#sources"));
     assert!(browser.text("#holders").contains("pinned by tracker"));
+    // The questions in an incident, answered in the first section.
+    let attention = browser.text("#attention");
+    assert!(attention.contains("source down") && attention.contains("127.0.0.1:9"), "{attention}");
+    assert!(attention.contains("seen since 20") && attention.contains(" UTC"), "{attention}");
+    let facts = browser.text("#facts");
+    assert!(facts.contains("most memory pinned by") && facts.contains("tracker"), "{facts}");
+    assert!(facts.contains("oldest timeframe") && facts.contains("1000"), "{facts}");
     assert!(browser.text("#segments-count").contains("segments, "));
     let tables = "return Number(document.querySelector('[data-rate=tables] .value').textContent)";
     assert!(browser.run(tables).as_f64().unwrap() > 1.0, "{}", browser.text("#rates"));
@@ -192,6 +209,7 @@ async fn the_page_shows_a_service_at_work_in_a_real_browser() {
         return seen.size";
     assert!(browser.run(drawn).as_u64().unwrap() >= 4);
     keep(&browser, "status-light");
+    check_accessibility(&browser, "light");
 
     // By keyboard alone.
     browser.keys("#timeline", "\u{e015}\u{e015}\u{e015}\u{e014}");
@@ -212,12 +230,17 @@ async fn the_page_shows_a_service_at_work_in_a_real_browser() {
     assert_ne!(browser.run(paper), light);
     frames(&browser, 1);
     keep(&browser, "status-dark");
+    check_accessibility(&browser, "dark");
     browser.prefer("prefers-color-scheme", "light");
     browser.resize(390, 1_500);
     frames(&browser, 1);
     let fits = "return document.documentElement.scrollWidth <= window.innerWidth";
     assert_eq!(browser.run(fits), true);
+    let clipped = "const frame = document.querySelector('#timeframes').closest('.scroll');\
+        return frame.scrollWidth - frame.clientWidth";
+    assert_eq!(browser.run(clipped), 0, "the consumers of a timeframe are clipped");
     keep(&browser, "status-narrow");
+    check_accessibility(&browser, "narrow");
     browser.prefer("prefers-reduced-motion", "reduce");
     let motion =
         "return getComputedStyle(document.getElementById('link'), '::before').animationName";

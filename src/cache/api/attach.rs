@@ -292,6 +292,7 @@ impl Cache {
                 tracing::warn!(
                     pid = peer.pid,
                     uid = peer.uid,
+                    consumer = hello.as_ref().ok().map(|hello| &*hello.consumer),
                     "cannot attach: {}",
                     denied.message()
                 );

@@ -80,4 +80,10 @@ impl Cache {
     pub fn check_session(&self, session: &str, origin: &Origin) -> Result<(), CacheError> {
         self.0.leases.check_session(session, origin)
     }
+
+    /// The consumer that a session belongs to, for the log.
+    #[cfg(feature = "server")]
+    pub(crate) fn consumer_of_session(&self, session: &str) -> Option<String> {
+        self.0.leases.holder_of(session).map(|holder| holder.consumer)
+    }
 }

@@ -6,7 +6,7 @@ use tokio::net::UnixListener;
 
 use super::handle::Cache;
 use crate::cache::error::CacheError;
-use crate::shm::{Epoch, Mappings, Usage};
+use crate::shm::{Epoch, LostSegment, Mappings, Usage};
 use crate::source::{PathSummary, Problem, Reachability, SourceHealth, in_place};
 use crate::table::{
     MemoryStatus, SegmentsAnswer, SourceState, SourceStatus, Status, TimeframeStatus,
@@ -43,6 +43,12 @@ impl Cache {
             attach: self.attach_path().map(|path| path.display().to_string()),
             segments: self.0.pool.segments().iter().map(Into::into).collect(),
         }
+    }
+
+    /// The segments with names that were removed, or written over, by another program: devices that
+    /// find segments by name cannot read their objects any more.
+    pub fn lost_segments(&self) -> Vec<LostSegment> {
+        self.0.pool.lost_segments()
     }
 
     /// The memory as of now, for resolving in this very process: nothing is mapped a second time.
@@ -101,6 +107,7 @@ impl Cache {
             evictions: inner.counters.evictions.get(),
             stale: inner.counters.stale.get(),
             timeframes: self.timeframes(),
+            lost_segments: self.lost_segments().iter().map(ToString::to_string).collect(),
             // It counts every pin of every session.
             sessions: in_place(|| inner.leases.sessions()),
             sources: sources
