@@ -317,6 +317,7 @@ impl CreationLimits {
 
     /// What passes both: `other` can narrow `self`, never widen it.
     #[must_use]
+    #[doc(hidden)]
     pub fn narrowed_by(self, other: Self) -> Self {
         Self {
             not_before: self.not_before.max(other.not_before),

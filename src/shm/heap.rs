@@ -5,7 +5,7 @@
 /// ones: after requests of some hundred MiB as much stays with the process, however long it is idle.
 ///
 /// It takes some milliseconds, in which other threads may wait to allocate.
-pub fn give_back_free_memory() {
+pub(crate) fn give_back_free_memory() {
     #[cfg(target_env = "gnu")]
     {
         unsafe extern "C" {

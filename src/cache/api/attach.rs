@@ -218,7 +218,7 @@ impl Cache {
     }
 
     /// Like [`serve_attach`](Self::serve_attach), with a gate and limits given.
-    pub async fn serve_attach_through(
+    pub(crate) async fn serve_attach_through(
         &self,
         listener: UnixListener,
         gate: Arc<dyn AttachGate>,
