@@ -153,7 +153,7 @@ impl Budget {
     }
 
     /// A budget without a limit: it only counts the bytes in use.
-    pub fn unlimited() -> Self {
+    pub(crate) fn unlimited() -> Self {
         Self::new(u64::MAX)
     }
 
@@ -187,6 +187,7 @@ impl Budget {
     }
 
     /// Bytes charged since the last call.
+    #[doc(hidden)]
     pub fn take_charged_bytes(&self) -> u64 {
         self.0.charged.swap(0, Ordering::Relaxed)
     }
@@ -284,7 +285,7 @@ impl Charge {
     }
 
     /// Returns all charged bytes beyond `bytes`.
-    pub fn shrink_to(&mut self, bytes: u64) {
+    pub(crate) fn shrink_to(&mut self, bytes: u64) {
         let surplus = self.bytes.saturating_sub(bytes);
         self.client.account.give_back(surplus);
         self.client.shared.total.give_back(surplus);
@@ -292,6 +293,7 @@ impl Charge {
     }
 
     /// Whether the client has no connection and no request any more.
+    #[doc(hidden)]
     pub fn client_is_gone(&self) -> bool {
         self.client.handles.load(Ordering::Relaxed) == 0
     }

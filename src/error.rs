@@ -124,6 +124,7 @@ pub trait Coded: std::error::Error {
 }
 
 /// The kind of an error with a file that the caller names.
+#[cfg(any(feature = "cache", feature = "client"))]
 pub(crate) fn kind_of_file(error: &std::io::Error) -> ErrorKind {
     match error.kind() {
         std::io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -145,6 +146,8 @@ pub(crate) fn kind_of_file(error: &std::io::Error) -> ErrorKind {
 /// ```
 ///
 /// The table names every variant: the compiler refuses one that is missing.
+#[doc(hidden)]
+#[macro_export]
 macro_rules! coded {
     ($error:ty => $kind:ident $code:literal) => {
         impl $crate::error::Coded for $error {
@@ -190,4 +193,5 @@ macro_rules! coded {
     (@code $kind:ident $code:literal) => { Code($code) };
     (@code $cause:ident) => { $cause.code() };
 }
-pub(crate) use coded;
+#[doc(hidden)]
+pub use coded;

@@ -322,6 +322,7 @@ impl CreationLimits {
 
     /// The intersection of both limits: `other` can narrow `self`, never widen it.
     #[must_use]
+    #[doc(hidden)]
     pub fn narrowed_by(self, other: Self) -> Self {
         Self {
             not_before: self.not_before.max(other.not_before),

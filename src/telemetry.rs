@@ -60,7 +60,7 @@ impl Histogram {
     ];
 
     /// Counts one duration.
-    pub fn observe(&self, took: Duration) {
+    pub(crate) fn observe(&self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let place = Self::BOUNDS_MICROS.partition_point(|bound| bound * 1_000 < nanos);
         self.counts[place].fetch_add(1, Ordering::Relaxed);

@@ -10,7 +10,7 @@ use std::sync::{Once, OnceLock};
 
 use arrow_flight::FlightData;
 use iovcache::ObjectId;
-use iovcache::server::{Keys, hush_panics_of_decoding, timestamps_of_messages};
+use iovcache::server::{Keys, silence_decode_panics, timestamps_of_messages};
 use iovcache::shm::attach::{Announcement, AttachRefusal, LineReader, parse_hello, parse_line};
 use iovcache::shm::{Block, Mappings, MetaHeader, Pool, PoolOptions};
 use iovcache::source::repository::Properties;
@@ -22,7 +22,7 @@ use iovcache::table::{
 /// followed by both.
 pub fn flight(data: &[u8]) {
     static HUSHED: Once = Once::new();
-    HUSHED.call_once(hush_panics_of_decoding);
+    HUSHED.call_once(silence_decode_panics);
     let mut messages = Vec::new();
     let mut rest = data;
     while let Some((lengths, more)) = rest.split_at_checked(4) {

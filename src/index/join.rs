@@ -97,6 +97,7 @@ impl<'a> JoinPieces<'a> {
 
     /// Replaces `runs` by those of the next rows; false where there are no more rows. The first run
     /// may go on with what the last one of the piece before ended with.
+    #[doc(hidden)]
     pub fn next_into(&mut self, runs: &mut Vec<Run>) -> bool {
         runs.clear();
         let (timeline, timestamps) = (self.timeline, self.timestamps);
@@ -133,7 +134,11 @@ pub fn join(timeline: &Timeline, timestamps: &Timestamps) -> Runs {
 ///
 /// # Panics
 /// If `starts` do not ascend from the least i64 on.
-pub fn join_steps(starts: &[i64], slot: impl Fn(usize) -> Slot, timestamps: &Timestamps) -> Runs {
+pub(crate) fn join_steps(
+    starts: &[i64],
+    slot: impl Fn(usize) -> Slot,
+    timestamps: &Timestamps,
+) -> Runs {
     assert!(starts.first() == Some(&i64::MIN), "there is no step at the beginning of time");
     let mut runs = Vec::new();
     let piece = Piece { entries: 0..timestamps.entries(), max_runs: usize::MAX };
@@ -380,6 +385,7 @@ fn by_blocks(
 ///
 /// It costs as much as a join; where no step between the first and the last timestamp is open, only
 /// a look at those.
+#[doc(hidden)]
 pub fn open_times<T>(
     timeline: &Timeline,
     timestamps: &Timestamps,
@@ -395,6 +401,7 @@ pub fn open_times<T>(
 
 /// Whether `open` says nothing of any step between the first and the last timestamp. It looks at no
 /// timestamp, and gives up where these have fewer entries than there are steps.
+#[doc(hidden)]
 pub fn closed_between_bounds<T>(
     timeline: &Timeline,
     timestamps: &Timestamps,

@@ -21,7 +21,10 @@ mod version_list;
 pub use choices::{
     ChoicePieces, ChoiceRun, ChoiceSource, RowChoices, RowRanges, open_times_within,
 };
-pub use join::{JoinPieces, Run, Runs, Slot, closed_between_bounds, join, join_steps, open_times};
+pub(crate) use join::join_steps;
+pub use join::{JoinPieces, Run, Runs, Slot, join};
+#[doc(hidden)]
+pub use join::{closed_between_bounds, open_times};
 pub use key_column::{KeyBuilder, KeyColumn, KeyIds, KeyType, KeyValue};
 pub use timeline::{Span, State, Step, Timeline};
 pub use timestamps::Timestamps;

@@ -132,7 +132,7 @@ impl Timestamps {
     ///
     /// # Panics
     /// If the step is 0, there are more than [`MAX_ROWS`](Self::MAX_ROWS), or the last one is no i64.
-    pub fn stepped(first: Timestamp, step_millis: u64, rows: usize) -> Self {
+    pub(crate) fn stepped(first: Timestamp, step_millis: u64, rows: usize) -> Self {
         assert!(step_millis > 0 && rows <= Self::MAX_ROWS, "{rows} rows of {step_millis} ms");
         let first = first.as_millis();
         let length = i128::from(step_millis) * rows.saturating_sub(1) as i128;
@@ -146,7 +146,7 @@ impl Timestamps {
     ///
     /// # Panics
     /// If there is not one end and one null flag per value, or the ends do not ascend from 1 on.
-    pub fn run_encoded(
+    pub(crate) fn run_encoded(
         values: impl Into<ScalarBuffer<i64>>,
         nulls: Option<NullBuffer>,
         ends: impl Into<ScalarBuffer<i32>>,
@@ -159,7 +159,7 @@ impl Timestamps {
     /// # Panics
     /// As [`run_encoded`](Self::run_encoded).
     #[must_use]
-    pub fn with_ends(self, ends: impl Into<ScalarBuffer<i32>>) -> Self {
+    pub(crate) fn with_ends(self, ends: impl Into<ScalarBuffer<i32>>) -> Self {
         let (own, ends) = (self.ends.is_some(), ends.into());
         assert!(!own, "runs of runs");
         assert_eq!(ends.len(), self.entries());
@@ -260,6 +260,7 @@ impl Timestamps {
     /// The same rows in memory of their own, run-encoded where that takes less than half of it. Those
     /// that came in a message keep all of it in memory.
     #[must_use]
+    #[doc(hidden)]
     pub fn compacted(&self) -> Self {
         let (values, nulls) = (self.values(), self.nulls.is_some());
         let same = |pair: &&[Millis]| pair[0] == pair[1];
@@ -305,7 +306,7 @@ impl Timestamps {
     }
 
     /// The runs from `row` on, which may lie within the first of them.
-    pub fn runs_from(&self, row: usize) -> impl Iterator<Item = (usize, Option<Timestamp>)> {
+    pub(crate) fn runs_from(&self, row: usize) -> impl Iterator<Item = (usize, Option<Timestamp>)> {
         let mut entries = (self.entry_of(row)..self.entries()).peekable();
         std::iter::from_fn(move || {
             let mut last = entries.next()?;
@@ -418,6 +419,7 @@ impl Timestamps {
     }
 
     /// The least and the greatest timestamp of `rows`, none of which may be null.
+    #[doc(hidden)]
     pub fn bounds_of(&self, rows: Range<usize>) -> Option<(i64, i64)> {
         if rows.is_empty() {
             return None;

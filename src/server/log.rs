@@ -71,7 +71,7 @@ impl LogWriter {
     }
 
     /// Lines that were lost since the start.
-    pub fn lost_lines(&self) -> u64 {
+    pub(crate) fn lost_lines(&self) -> u64 {
         self.0.queue().lost_lines
     }
 

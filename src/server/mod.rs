@@ -55,4 +55,6 @@ pub use listen::{ListenError, ListenOptions, Listeners};
 pub use log::LogWriter;
 pub use run::{FLIGHT_DESCRIPTOR, ServeError, ServeOptions, run};
 pub use tls::{Tls, TlsError};
-pub use untrusted_ipc::{hush_panics_of_decoding, timestamps_of_messages};
+// For the program and the fuzz targets.
+#[doc(hidden)]
+pub use untrusted_ipc::{silence_decode_panics, timestamps_of_messages};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router;
@@ -114,26 +115,10 @@ pub async fn run(
         servers.spawn(router.clone().serve_with_incoming_shutdown(incoming, stopped));
     }
     if let Some(listener) = ccdb {
-        let writes =
-            ccdb::Writes { enabled: options.ccdb_writable, access: options.access.clone() };
-        let front = ccdb::Front::new(cache.clone(), options.ccdb_answer, writes);
-        let stopped = stop_accepting.clone();
-        servers.spawn(async move {
-            ccdb::serve(listener, front, options.ccdb_connections, stopped).await;
-            Ok(())
-        });
+        servers.spawn(serve_ccdb(listener, &cache, &options, stop_accepting.clone()));
     }
     let mut rest = JoinSet::new();
-    rest.spawn({
-        let (cache, stop) = (cache.clone(), end_sessions.clone());
-        let access = options.access;
-        let limits = AttachLimits {
-            attached: options.limits.attached,
-            attached_per_user: options.limits.attached_per_peer,
-        };
-        cache.tell_attach_path(&attach);
-        async move { cache.serve_attach_through(attach, Arc::new(access), limits, stop).await }
-    });
+    rest.spawn(serve_attach(attach, &cache, &options, end_sessions.clone()));
     if let Some(listener) = http {
         let http = HttpOptions {
             cache: cache.clone(),
@@ -160,15 +145,7 @@ pub async fn run(
     }
     cache.drain();
     stop_accepting.cancel();
-    let drained = async { while servers.join_next().await.is_some() {} };
-    let drained = tokio::select! {
-        drained = tokio::time::timeout(options.drain_limit, drained) => drained.is_ok(),
-        () = options.hurry.cancelled() => false,
-    };
-    if !drained {
-        tracing::warn!("requests under way are broken off");
-        servers.shutdown().await;
-    }
+    end_servers(servers, options.drain_limit, &options.hurry).await;
     end_sessions.cancel();
     while rest.join_next().await.is_some() {}
     cache.close();
@@ -176,6 +153,53 @@ pub async fn run(
     match failure {
         Some(error) => Err(error),
         None => Ok(()),
+    }
+}
+
+fn serve_ccdb(
+    listener: TcpListener,
+    cache: &Cache,
+    options: &ServeOptions,
+    stop: CancellationToken,
+) -> impl Future<Output = Result<(), tonic::transport::Error>> + use<> {
+    let writes = ccdb::Writes { enabled: options.ccdb_writable, access: options.access.clone() };
+    let front = ccdb::Front::new(cache.clone(), options.ccdb_answer, writes);
+    let connections = options.ccdb_connections;
+    async move {
+        ccdb::serve(listener, front, connections, stop).await;
+        Ok(())
+    }
+}
+
+fn serve_attach(
+    listener: UnixListener,
+    cache: &Cache,
+    options: &ServeOptions,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + use<> {
+    let (cache, access) = (cache.clone(), Arc::new(options.access.clone()));
+    let limits = AttachLimits {
+        attached: options.limits.attached,
+        attached_per_user: options.limits.attached_per_peer,
+    };
+    cache.tell_attach_path(&listener);
+    async move { cache.serve_attach_through(listener, access, limits, stop).await }
+}
+
+/// Waits for the requests in progress, for at most `limit` or until `hurry`.
+async fn end_servers<T: 'static>(
+    mut servers: JoinSet<T>,
+    limit: Duration,
+    hurry: &CancellationToken,
+) {
+    let drained = async { while servers.join_next().await.is_some() {} };
+    let drained = tokio::select! {
+        drained = tokio::time::timeout(limit, drained) => drained.is_ok(),
+        () = hurry.cancelled() => false,
+    };
+    if !drained {
+        tracing::warn!("requests under way are broken off");
+        servers.shutdown().await;
     }
 }
 

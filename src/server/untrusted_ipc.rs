@@ -245,7 +245,7 @@ fn isolated<T>(work: impl FnOnce() -> T) -> Option<T> {
 
 /// Silences the panic hook for panics caught while client data is decoded. Otherwise any client
 /// could fill the log with backtraces. The client gets the error.
-pub fn hush_panics_of_decoding() {
+pub fn silence_decode_panics() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if !READING.get() {

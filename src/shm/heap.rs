@@ -6,7 +6,7 @@
 /// is idle.
 ///
 /// It takes some milliseconds, during which other threads may wait to allocate.
-pub fn give_back_free_memory() {
+pub(crate) fn give_back_free_memory() {
     #[cfg(target_env = "gnu")]
     {
         unsafe extern "C" {

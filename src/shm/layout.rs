@@ -89,7 +89,7 @@ impl MetaHeader {
     }
 
     /// Reads exactly 40 bytes.
-    pub fn from_array(bytes: &[u8; Self::BYTES]) -> Self {
+    pub(crate) fn from_array(bytes: &[u8; Self::BYTES]) -> Self {
         Self {
             size: u64::from_le_bytes(part(bytes, 0)),
             hint: u64::from_le_bytes(part(bytes, 8)),

@@ -61,7 +61,7 @@ pub use cgroup::memory_allowed;
 #[cfg(feature = "cache")]
 pub use fairmq::{shmid_of_session, shmid_of_text};
 #[cfg(feature = "cache")]
-pub use heap::give_back_free_memory;
+pub(crate) use heap::give_back_free_memory;
 pub use host::{HostAllocator, HostBuffer, HostError, HostMemory};
 pub use inherited_fds::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};

@@ -384,7 +384,7 @@ impl Mappings {
     /// These mappings without retired segments: nothing in them resolves any more, and their
     /// mappings keep memory of the node.
     #[must_use]
-    pub fn swept(&self) -> Self {
+    pub(crate) fn swept(&self) -> Self {
         let mut next = self.clone();
         for (id, mapping) in (0..=u16::MAX).zip(&self.segments.mapped) {
             let retired = mapping.as_ref().is_some_and(|mapping| {
@@ -582,6 +582,7 @@ impl Mappings {
     ///
     /// # Errors
     /// [`ResolveError`].
+    #[doc(hidden)]
     pub fn header_at(
         &self,
         segment: i64,

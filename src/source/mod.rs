@@ -44,6 +44,8 @@ pub(crate) use disk::VersionRecord;
 pub use error::{BodyError, SourceError};
 pub use flat_headers::HeaderSource;
 pub use memory::MemorySource;
-pub use open::{SourceOptions, check_url, open, split_prefixes};
+pub use open::{SourceOptions, open};
+#[doc(hidden)]
+pub use open::{check_url, split_prefixes};
 pub use policy::{PathPolicy, Policies, PolicySource, WhenMissing};
 pub use verify::{Damage, RepairOutcome, VerifyReport};

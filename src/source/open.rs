@@ -57,6 +57,7 @@ pub fn open(url: &str, options: &SourceOptions) -> Result<Arc<dyn Source>, Sourc
 ///
 /// # Errors
 /// [`SourceError::Configuration`].
+#[doc(hidden)]
 pub fn check_url(url: &str) -> Result<(), SourceError> {
     match url.split_once(':') {
         Some(("file", rest)) if !rest.starts_with("///") => {
@@ -78,6 +79,7 @@ fn wrong(url: &str, reason: &str) -> SourceError {
 
 /// `URL#PREFIX,PREFIX`: a source for some paths only. Gives the URL and the prefixes. A `#` in the
 /// name of a folder that exists belongs to that name.
+#[doc(hidden)]
 pub fn split_prefixes(text: &str) -> (&str, Vec<String>) {
     let is_folder = |url: &str| {
         url.strip_prefix("file://").is_some_and(|folder| std::path::Path::new(folder).is_dir())

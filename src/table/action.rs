@@ -234,6 +234,7 @@ pub fn parse_action<'a, T: Deserialize<'a>>(
 }
 
 /// The actions that there are, each with a word on it.
+#[doc(hidden)]
 pub const fn action_types() -> &'static [(&'static str, &'static str)] {
     &[
         ("consumed", "a consumer is done with a timeframe, or with all below one"),

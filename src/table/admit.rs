@@ -26,6 +26,7 @@ impl RequestLimits {
     ///
     /// # Errors
     /// [`RequestError::Field`] names the limit.
+    #[doc(hidden)]
     pub fn check_registration(&self, register: &Register) -> Result<(), RequestError> {
         self.check_columns(&register.columns)?;
         within("consumers", register.consumers.len(), self.consumers, "consumers")?;

@@ -50,7 +50,7 @@ pub struct PathRange {
 
 impl PathRange {
     /// Whether it has no bounds.
-    pub fn is_fallback(&self) -> bool {
+    pub(crate) fn is_fallback(&self) -> bool {
         self.from.is_none() && self.until.is_none()
     }
 
@@ -176,6 +176,7 @@ impl ColumnRequest {
     }
 
     /// The path, where there is only one and no key.
+    #[doc(hidden)]
     pub fn plain_path(&self) -> Option<&ObjectPath> {
         match (&self.path, &self.key) {
             (ColumnPath::One(path), None) => Some(path),
@@ -184,7 +185,7 @@ impl ColumnRequest {
     }
 
     /// Whether the values of its key must be integers.
-    pub fn needs_integers(&self) -> bool {
+    pub(crate) fn needs_integers(&self) -> bool {
         matches!(self.path, ColumnPath::ByRange(_))
             || self.key.as_ref().is_some_and(|key| key.look_up == KeyLookUp::AtKey)
     }

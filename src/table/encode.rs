@@ -55,7 +55,7 @@ impl Content {
     }
 
     /// The same with the schema that goes with `shape`, which can have other metadata.
-    pub fn batches_of(&self, shape: Arc<TableLayout>, schema: SchemaRef) -> Batches {
+    pub(crate) fn batches_of(&self, shape: Arc<TableLayout>, schema: SchemaRef) -> Batches {
         Batches {
             schema,
             shape,

@@ -64,6 +64,7 @@ impl ColumnSpans {
     ///
     /// # Errors
     /// [`DecodeError`] if they have other columns, or the spans of one overlap.
+    #[doc(hidden)]
     pub fn of_batches(names: &[&str], batches: &[RecordBatch]) -> Result<Vec<Self>, DecodeError> {
         let places: HashMap<&str, usize> = names.iter().copied().zip(0..).collect();
         let cells = batches.iter().map(|batch| column_of(batch, "cell"));
@@ -137,6 +138,7 @@ fn column_of<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, Dec
 ///
 /// # Errors
 /// [`EncodeError`] if these are not the columns of `schema`.
+#[doc(hidden)]
 pub fn run_end_batch(
     schema: &SchemaRef,
     columns: &[&ColumnRuns],

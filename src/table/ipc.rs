@@ -110,7 +110,7 @@ impl MessageWriter {
     }
 
     /// A stream whose first message, of this schema, is made elsewhere.
-    pub fn after_schema(schema: &Schema) -> Self {
+    pub(crate) fn after_schema(schema: &Schema) -> Self {
         let generator = IpcDataGenerator::default();
         let mut tracker = DictionaryTracker::new(false);
         // Tables have dictionaries in no other place; each has an id, in their order.

@@ -87,6 +87,7 @@ impl TableLayout {
     }
 
     /// The schema of a table like this one: `like` is one of those.
+    #[doc(hidden)]
     pub fn schema_of(
         &self,
         like: &Schema,

@@ -37,9 +37,11 @@ mod status;
 mod tests;
 mod text_runs;
 
+#[doc(hidden)]
+pub use action::action_types;
 pub use action::{
     ActionError, Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer,
-    Register, Release, SegmentsAnswer, action_types, parse_action,
+    Register, Release, SegmentsAnswer, parse_action,
 };
 pub use arrow_keys::key_from_batches;
 #[cfg(feature = "server")]
@@ -55,7 +57,9 @@ pub use content::{
 pub use decode::{CellValue, ColumnRuns, DecodeError, column_runs};
 pub use encode::{Batches, EncodedMessages};
 pub use encode_error::EncodeError;
-pub use intervals::{ColumnSpans, JoinedColumn, run_end_batch};
+#[doc(hidden)]
+pub use intervals::run_end_batch;
+pub use intervals::{ColumnSpans, JoinedColumn};
 pub use ipc::{BatchMessages, Message, MessageWriter};
 pub use ipc_body::Dictionaries;
 pub use key_rows::{KeyColumns, KeyError, TableRows, key_names};

@@ -378,6 +378,7 @@ impl Request {
     }
 
     /// Whether it sees all versions that the service sees.
+    #[doc(hidden)]
     pub fn is_plain(&self) -> bool {
         self.limits == CreationLimits::default() && self.lock.is_none()
     }

@@ -23,6 +23,7 @@ pub fn all() -> Vec<Known> {
     for file in files {
         let whole = fs::read_to_string(&file).unwrap();
         let code = whole.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+        assert!(!code.contains("\nimpl Coded for "), "{file:?}: the table `coded!` is the form");
         for rest in code.split("\ncoded! { ").skip(1) {
             let (owner, table) = rest.split_once(' ').unwrap_or_default();
             match table.strip_prefix("{\n") {

@@ -216,7 +216,7 @@ impl Cache {
     }
 
     /// Like [`serve_attach`](Self::serve_attach), with the gate and the limits given.
-    pub async fn serve_attach_through(
+    pub(crate) async fn serve_attach_through(
         &self,
         listener: UnixListener,
         gate: Arc<dyn AttachGate>,

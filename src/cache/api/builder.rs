@@ -230,39 +230,19 @@ impl CacheBuilder {
             .transpose();
         let kept = kept.map_err(PoolError::Backing)?.map(Arc::new);
         let grown = watch::Sender::new(());
-        pool.on_new_segment({
-            let (grown, descriptor_store, epoch) =
-                (grown.clone(), descriptor_store.clone(), pool.epoch());
-            move |segment| {
-                if let (Some(descriptor_store), Some(file)) = (&descriptor_store, segment.file()) {
-                    descriptor_store.keep(&segment_name(epoch, segment.id()), file);
-                }
-                grown.send_replace(());
-            }
-        });
-        if let Some(descriptor_store) = descriptor_store.clone() {
-            let epoch = pool.epoch();
-            pool.on_retired_segment(move |id| descriptor_store.forget(&segment_name(epoch, id)));
-        }
+        report_segments(&pool, &grown, descriptor_store.as_ref());
         let counters = Arc::new(Counters::default());
         let object_log = kept.as_ref().map(|kept| Arc::clone(&kept.object_log));
         let residency = Residency::new(pool.clone(), Arc::clone(&counters), object_log);
         let catalog =
             Arc::new(Catalog::new(Arc::clone(&source), self.clock.clone(), Arc::clone(&counters)));
         catalog.listen();
-        let limits = self.consumer_limits;
-        let (clock, counts) = (self.clock.clone(), Arc::clone(&counters));
-        let leases = Leases::new(clock.clone(), self.lease_limit, limits.clone(), counts);
-        let leases = Arc::new(leases);
-        let timeframes = Arc::new(Timeframes::new(clock.clone(), Arc::clone(&counters)));
-        let slow = Arc::new(ConsumerQuotas {
-            limits,
-            clock,
-            leases: Arc::clone(&leases),
-            timeframes: Arc::clone(&timeframes),
-            counters: Arc::clone(&counters),
-            asking: Arc::default(),
-        });
+        let quotas = consumer_quotas(
+            self.clock.clone(),
+            self.lease_limit,
+            self.consumer_limits,
+            Arc::clone(&counters),
+        );
         if let Some(saved_timelines) = self.inheritance.saved_timelines() {
             catalog.remember(saved_timelines);
         }
@@ -280,62 +260,27 @@ impl CacheBuilder {
         };
         let hands: Arc<InUse> = Arc::default();
         let inherited_objects = Arc::new(self.inheritance.inherited_objects(descriptor_store));
-        let mut tasks = JoinSet::new();
         if !inherited_objects.is_empty() {
-            take_over(
-                Arc::clone(&inherited_objects),
-                Arc::clone(&residency),
-                Arc::clone(&counters),
-            );
+            let (residency, counters) = (Arc::clone(&residency), Arc::clone(&counters));
+            take_over(Arc::clone(&inherited_objects), residency, counters);
         }
+        let mut tasks = JoinSet::new();
         if let Some(kept) = kept.clone() {
             tasks.spawn(save_timelines(kept, Arc::clone(&catalog), Arc::clone(&residency)));
         }
         tasks.spawn(Arc::clone(&catalog).keep_fresh());
-        tasks.spawn({
-            let (catalog, residency) = (Arc::clone(&catalog), Arc::clone(&residency));
-            let budget = self.budget.clone();
-            async move {
-                let mut charged = 0;
-                loop {
-                    tokio::time::sleep(SWEEP_PAUSE).await;
-                    charged += budget.take_charged_bytes();
-                    if charged > KEPT_FREE_BYTES && budget.used_bytes() < KEPT_FREE_BYTES {
-                        charged = 0;
-                        drop(tokio::task::spawn_blocking(give_back_free_memory));
-                    }
-                    residency.sweep(|| catalog.sweep());
-                }
-            }
-        });
-        tasks.spawn({
-            let (leases, slow) = (Arc::clone(&leases), Arc::clone(&slow));
-            let timeframes = Arc::clone(&timeframes);
-            let shortest = slow
-                .limits
-                .slow_after
-                .map_or(self.lease_limit, |after| after.min(self.lease_limit));
-            let pause = (shortest / 20).clamp(Duration::from_millis(5), Duration::from_secs(1));
-            async move {
-                loop {
-                    tokio::time::sleep(pause).await;
-                    leases.expire();
-                    timeframes.sweep_watermarks();
-                    slow.look();
-                }
-            }
-        });
+        let budget = self.budget.clone();
+        tasks.spawn(sweep(Arc::clone(&catalog), Arc::clone(&residency), budget));
+        tasks.spawn(end_overdue(Arc::clone(&quotas), self.lease_limit));
+        let counts = Arc::clone(&counters);
+        let loader = Loader::new(Arc::clone(&residency), source, inherited_objects, counts);
         Ok(Cache(Arc::new(CacheInner {
             started: self.clock.now(),
             clock: self.clock.clone(),
-            loader: Arc::new(Loader::new(
-                Arc::clone(&residency),
-                source,
-                inherited_objects,
-                Arc::clone(&counters),
-            )),
-            timeframes,
-            slow,
+            loader: Arc::new(loader),
+            timeframes: Arc::clone(&quotas.timeframes),
+            leases: Arc::clone(&quotas.leases),
+            slow: quotas,
             max_timeframes: self.max_timeframes,
             budget: self.budget,
             registering: tokio::sync::Mutex::default(),
@@ -346,7 +291,6 @@ impl CacheBuilder {
             columns,
             prefetcher: Default::default(),
             forms: Default::default(),
-            leases,
             objects,
             hands,
             kept,
@@ -356,6 +300,68 @@ impl CacheBuilder {
             draining: CancellationToken::new(),
             tasks: Mutex::new(tasks),
         })))
+    }
+}
+
+/// New segments are sent to attached processes and kept for a successor; retired ones no longer.
+fn report_segments(
+    pool: &Pool,
+    grown: &watch::Sender<()>,
+    descriptor_store: Option<&Arc<dyn DescriptorStore>>,
+) {
+    let epoch = pool.epoch();
+    pool.on_new_segment({
+        let (grown, descriptor_store) = (grown.clone(), descriptor_store.cloned());
+        move |segment| {
+            if let (Some(descriptor_store), Some(file)) = (&descriptor_store, segment.file()) {
+                descriptor_store.keep(&segment_name(epoch, segment.id()), file);
+            }
+            grown.send_replace(());
+        }
+    });
+    if let Some(descriptor_store) = descriptor_store.cloned() {
+        pool.on_retired_segment(move |id| descriptor_store.forget(&segment_name(epoch, id)));
+    }
+}
+
+/// The leases, the timeframes, and the quotas over both.
+fn consumer_quotas(
+    clock: Clock,
+    lease_limit: Duration,
+    limits: ConsumerLimits,
+    counters: Arc<Counters>,
+) -> Arc<ConsumerQuotas> {
+    let counts = Arc::clone(&counters);
+    let leases = Arc::new(Leases::new(clock.clone(), lease_limit, limits.clone(), counts));
+    let timeframes = Arc::new(Timeframes::new(clock.clone(), Arc::clone(&counters)));
+    let asking = Arc::default();
+    Arc::new(ConsumerQuotas { limits, clock, leases, timeframes, counters, asking })
+}
+
+/// Removes links to objects that are gone, and gives free memory back after much was charged.
+async fn sweep(catalog: Arc<Catalog>, residency: Arc<Residency>, budget: Budget) {
+    let mut charged = 0;
+    loop {
+        tokio::time::sleep(SWEEP_PAUSE).await;
+        charged += budget.take_charged_bytes();
+        if charged > KEPT_FREE_BYTES && budget.used_bytes() < KEPT_FREE_BYTES {
+            charged = 0;
+            drop(tokio::task::spawn_blocking(give_back_free_memory));
+        }
+        residency.sweep(|| catalog.sweep());
+    }
+}
+
+/// Ends leases whose time has run out, and reports slow consumers.
+async fn end_overdue(quotas: Arc<ConsumerQuotas>, lease_limit: Duration) {
+    let slow_after = quotas.limits.slow_after;
+    let shortest = slow_after.map_or(lease_limit, |after| after.min(lease_limit));
+    let pause = (shortest / 20).clamp(Duration::from_millis(5), Duration::from_secs(1));
+    loop {
+        tokio::time::sleep(pause).await;
+        quotas.leases.expire();
+        quotas.timeframes.sweep_watermarks();
+        quotas.look();
     }
 }
 

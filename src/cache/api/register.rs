@@ -56,7 +56,7 @@ impl Cache {
     ///
     /// # Errors
     /// As [`register`](Self::register), and [`CacheError::Budget`].
-    pub async fn register_for(
+    pub(crate) async fn register_for(
         &self,
         timeframe: u64,
         rows: impl Into<TableRows>,

@@ -68,7 +68,7 @@ impl Cache {
     }
 
     /// Publishes the path of the attach socket to clients. Only the first socket counts.
-    pub fn tell_attach_path(&self, listener: &UnixListener) {
+    pub(crate) fn tell_attach_path(&self, listener: &UnixListener) {
         if let Ok(address) = listener.local_addr()
             && let Some(path) = address.as_pathname()
         {

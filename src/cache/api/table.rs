@@ -165,6 +165,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError::UnknownTable`].
+    #[doc(hidden)]
     pub fn key_names(&self, columns: &Columns) -> Result<Vec<Arc<str>>, CacheError> {
         Ok(key_names(self.0.columns.requested(columns, None)?))
     }

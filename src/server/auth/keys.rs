@@ -138,7 +138,7 @@ impl Keys {
     }
 
     /// Whether there are tokens.
-    pub fn has_tokens(&self) -> bool {
+    pub(crate) fn has_tokens(&self) -> bool {
         !self.tokens.is_empty()
     }
 

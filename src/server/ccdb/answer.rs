@@ -1,6 +1,7 @@
 //! From a request to an answer.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,9 @@ use super::range::{BodyPart, part};
 use super::reply::{CcdbReply, ReplyBody};
 use super::request::{CcdbRequest, MAX_TARGET_BYTES, Method, id_of_tag};
 use super::{page, version};
-use crate::cache::CacheError;
+use crate::cache::{CacheError, HeldObject};
 use crate::interval::Timestamp;
-use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::Details;
 
 /// Longest wait of an answer for optional details.
@@ -171,76 +172,110 @@ impl Front {
             _ => Some(Arc::new(self.cache.hold(version, PATIENCE).await?)),
         };
         let details = self.details(version).await;
-        let content_type = version::content_type(&details);
-        let begin = |status: u16| {
-            let mut reply = CcdbReply::new(status);
-            if by != By::Id {
-                reply.header("Cache-Control", "no-cache");
-            }
-            if by == By::Time {
-                reply.header("Content-Location", format_args!("/download/{}", version.id));
-            }
-            version::describe(&mut reply, version, &details, until);
-            reply
-        };
-        let name = version::file_name(&version.path, &details);
-        let disposition = format!("inline;filename=\"{name}\"");
-        let Some(held) = held else {
-            let mut reply = begin(200);
-            reply.header("Accept-Ranges", "bytes");
-            reply.header("Content-Disposition", disposition);
-            if let Some((size, md5)) = known {
-                reply.header("Content-MD5", md5);
-                reply.header("Content-Type", content_type);
-                reply.header("Content-Length", size);
-            }
-            return Ok(reply);
-        };
+        let reply = ObjectReply::new(version, &details, by, until);
+        let Some(held) = held else { return Ok(reply.head_alone(known)) };
         let size = held.payload().len();
         let is_same = |tag: &str| id_of_tag(tag) == Some(version.id);
         let range = request.range.as_deref().filter(|_| request.method == Method::Get);
         let range = range.filter(|_| request.if_range.as_deref().is_none_or(is_same));
-        match part(range, size) {
-            BodyPart::Whole => {
-                let md5 = self.cache.md5_of(version, &held).await;
-                let mut reply = begin(200);
-                reply.header("Accept-Ranges", "bytes");
-                reply.header("Content-Disposition", disposition);
-                if let Some(md5) = md5 {
-                    reply.header("Content-MD5", md5);
-                }
-                reply.header("Content-Type", content_type);
-                Ok(reply.object(&held, 0..size))
-            }
-            BodyPart::One(range) => {
-                let mut reply = begin(206);
-                let (first, last) = (range.start, range.end - 1);
-                reply.header("Content-Range", format_args!("bytes {first}-{last}/{size}"));
-                reply.header("Content-Disposition", disposition);
-                reply.header("Content-Type", content_type);
-                Ok(reply.object(&held, range))
-            }
-            BodyPart::Several(ranges) => {
-                let boundary = format!("THIS_STRING_SEPARATES_{}", uuid::Uuid::new_v4());
-                let mut reply = begin(206);
-                let multipart = format_args!("multipart/byteranges; boundary={boundary}");
-                reply.header("Content-Type", multipart);
-                let parts = ranges.into_iter().map(|range| {
-                    let (first, last) = (range.start, range.end - 1);
-                    let head = format!(
-                        "\r\n--{boundary}\r\nContent-Type: {content_type}\r\n\
-                         Content-Range: bytes {first}-{last}/{size}\r\n\r\n"
-                    );
-                    (head, range)
-                });
-                Ok(reply.parts(&held, parts.collect(), format!("\r\n--{boundary}--")))
-            }
-            BodyPart::Nothing => {
-                let mut reply = begin(416);
-                reply.header("Content-Range", format_args!("bytes */{size}"));
-                Ok(reply.empty())
-            }
+        Ok(match part(range, size) {
+            BodyPart::Whole => reply.whole(&held, self.cache.md5_of(version, &held).await),
+            BodyPart::One(range) => reply.one(&held, range),
+            BodyPart::Several(ranges) => reply.several(&held, ranges),
+            BodyPart::Nothing => reply.nothing(size),
+        })
+    }
+}
+
+/// The replies that carry a version, or a part of it.
+struct ObjectReply<'a> {
+    version: &'a Arc<ObjectInfo>,
+    details: &'a Details,
+    by: By,
+    until: Option<Timestamp>,
+    content_type: &'a str,
+    disposition: String,
+}
+
+impl<'a> ObjectReply<'a> {
+    fn new(
+        version: &'a Arc<ObjectInfo>,
+        details: &'a Details,
+        by: By,
+        until: Option<Timestamp>,
+    ) -> Self {
+        let content_type = version::content_type(details);
+        let name = version::file_name(&version.path, details);
+        let disposition = format!("inline;filename=\"{name}\"");
+        Self { version, details, by, until, content_type, disposition }
+    }
+
+    fn begin(&self, status: u16) -> CcdbReply {
+        let mut reply = CcdbReply::new(status);
+        if self.by != By::Id {
+            reply.header("Cache-Control", "no-cache");
         }
+        if self.by == By::Time {
+            reply.header("Content-Location", format_args!("/download/{}", self.version.id));
+        }
+        version::describe(&mut reply, self.version, self.details, self.until);
+        reply
+    }
+
+    /// Of a HEAD request for a version whose size and MD5 are known.
+    fn head_alone(&self, known: Option<(u64, Md5Sum)>) -> CcdbReply {
+        let mut reply = self.begin(200);
+        reply.header("Accept-Ranges", "bytes");
+        reply.header("Content-Disposition", &self.disposition);
+        if let Some((size, md5)) = known {
+            reply.header("Content-MD5", md5);
+            reply.header("Content-Type", self.content_type);
+            reply.header("Content-Length", size);
+        }
+        reply
+    }
+
+    fn whole(&self, held: &Arc<HeldObject>, md5: Option<Md5Sum>) -> CcdbReply {
+        let mut reply = self.begin(200);
+        reply.header("Accept-Ranges", "bytes");
+        reply.header("Content-Disposition", &self.disposition);
+        if let Some(md5) = md5 {
+            reply.header("Content-MD5", md5);
+        }
+        reply.header("Content-Type", self.content_type);
+        reply.object(held, 0..held.payload().len())
+    }
+
+    fn one(&self, held: &Arc<HeldObject>, range: Range<usize>) -> CcdbReply {
+        let mut reply = self.begin(206);
+        let (first, last, size) = (range.start, range.end - 1, held.payload().len());
+        reply.header("Content-Range", format_args!("bytes {first}-{last}/{size}"));
+        reply.header("Content-Disposition", &self.disposition);
+        reply.header("Content-Type", self.content_type);
+        reply.object(held, range)
+    }
+
+    fn several(&self, held: &Arc<HeldObject>, ranges: Vec<Range<usize>>) -> CcdbReply {
+        let (content_type, size) = (self.content_type, held.payload().len());
+        let boundary = format!("THIS_STRING_SEPARATES_{}", uuid::Uuid::new_v4());
+        let mut reply = self.begin(206);
+        let multipart = format_args!("multipart/byteranges; boundary={boundary}");
+        reply.header("Content-Type", multipart);
+        let parts = ranges.into_iter().map(|range| {
+            let (first, last) = (range.start, range.end - 1);
+            let head = format!(
+                "\r\n--{boundary}\r\nContent-Type: {content_type}\r\n\
+                 Content-Range: bytes {first}-{last}/{size}\r\n\r\n"
+            );
+            (head, range)
+        });
+        reply.parts(held, parts.collect(), format!("\r\n--{boundary}--"))
+    }
+
+    fn nothing(&self, size: usize) -> CcdbReply {
+        let mut reply = self.begin(416);
+        reply.header("Content-Range", format_args!("bytes */{size}"));
+        reply.empty()
     }
 }
 

@@ -163,7 +163,7 @@ impl Attachment {
     ///
     /// # Errors
     /// [`AttachError`].
-    pub fn of_stream(
+    pub(crate) fn of_stream(
         mut stream: UnixStream,
         consumer: &str,
         token: Option<&str>,

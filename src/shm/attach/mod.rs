@@ -23,7 +23,9 @@ pub use client::{AttachError, Attachment};
 pub use fork::process_generation;
 #[cfg(feature = "client")]
 pub(crate) use pinned::PinnedBlocks;
+#[doc(hidden)]
+pub use wire::is_all_read;
 pub use wire::{
     Announcement, AttachRefusal, ClientMessage, Done, Hello, LineReader, MAX_DESCRIPTORS, Need,
-    PeerCredentials, SegmentEntry, WireError, is_all_read, parse_hello, parse_line, send,
+    PeerCredentials, SegmentEntry, WireError, parse_hello, parse_line, send,
 };

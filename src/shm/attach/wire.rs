@@ -264,6 +264,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
 ///
 /// # Errors
 /// Errors of the kernel.
+#[doc(hidden)]
 pub fn is_all_read(socket: impl AsFd) -> io::Result<bool> {
     let mut unread: libc::c_int = 0;
     let socket = socket.as_fd().as_raw_fd();

@@ -275,35 +275,10 @@ impl CcdbSource {
         let spare = body.spare().len() as u64;
         let at_once = promise.size_bytes.is_some_and(|size| spare >= size);
         let mut got: u64 = 0;
-        loop {
-            let chunk = match timeout_at(pace.until(), head.response.chunk()).await {
-                Ok(Ok(Some(chunk))) => chunk,
-                Ok(Ok(None)) => break,
-                Ok(Err(error)) => {
-                    let reason = format!("torn after {got} bytes: {} ({url})", chain(&error));
-                    return Err(AttemptFailure::Torn { reason });
-                }
-                Err(_) => match pace.turn() {
-                    Ok(()) => continue,
-                    Err(slow) => {
-                        let reason = format!("{slow} after {got} bytes from {url}");
-                        return Err(AttemptFailure::Transient { reason, after: None });
-                    }
-                },
-            };
+        while let Some(chunk) = next_chunk(&mut head, &mut pace, got, url).await? {
             pace.add(chunk.len() as u64);
             let end = got + chunk.len() as u64;
-            if promise.size_bytes.is_some_and(|size| end > size) || end > limit_bytes {
-                if promise.size_bytes.is_none() {
-                    let size_bytes = end;
-                    return Err(AttemptFailure::Body(BodyError::TooLarge {
-                        size_bytes,
-                        limit_bytes,
-                    }));
-                }
-                let reason = format!("more bytes than were announced, {end}, from {url}");
-                return Err(AttemptFailure::unusable(reason));
-            }
+            promise.check_size_so_far(end, limit_bytes, url)?;
             if at_once {
                 // Both ends lie within `spare`, whose length was checked against the size.
                 body.spare()[got as usize..end as usize].copy_from_slice(&chunk);
@@ -313,18 +288,7 @@ impl CcdbSource {
             hash.add(chunk).await;
             got = end;
         }
-        if let Some(size) = promise.size_bytes.filter(|size| *size != got) {
-            let reason = format!("torn: expected {size} bytes, got {got} from {url}");
-            return Err(AttemptFailure::Torn { reason });
-        }
-        if let Some(expected) = promise.md5 {
-            let found = hash.finish().await;
-            if found != Some(expected) {
-                let found = found.map_or_else(|| "none".into(), |sum| sum.to_string());
-                let reason = format!("expected MD5 {expected}, got {found} from {url}");
-                return Err(AttemptFailure::unusable(reason));
-            }
-        }
+        promise.check(got, hash, url).await?;
         if at_once {
             // `got` fits into the address space: it is at most the length of `spare`.
             body.advance(got as usize);
@@ -340,6 +304,28 @@ impl CcdbSource {
     }
 }
 
+/// The next bytes of a body, or `None` at its end.
+async fn next_chunk(
+    head: &mut Head,
+    pace: &mut BodyPace,
+    got: u64,
+    url: &Url,
+) -> Result<Option<Bytes>, AttemptFailure> {
+    loop {
+        match timeout_at(pace.until(), head.response.chunk()).await {
+            Ok(Ok(chunk)) => return Ok(chunk),
+            Ok(Err(error)) => {
+                let reason = format!("torn after {got} bytes: {} ({url})", chain(&error));
+                return Err(AttemptFailure::Torn { reason });
+            }
+            Err(_) => pace.turn().map_err(|slow| {
+                let reason = format!("{slow} after {got} bytes from {url}");
+                AttemptFailure::Transient { reason, after: None }
+            })?,
+        }
+    }
+}
+
 /// What the head of an answer says of the body, agreed with what is known of the version.
 struct Promise {
     size_bytes: Option<u64>,
@@ -347,6 +333,42 @@ struct Promise {
 }
 
 impl Promise {
+    /// Checks the bytes up to `end`, which are not all.
+    fn check_size_so_far(
+        &self,
+        end: u64,
+        limit_bytes: u64,
+        url: &Url,
+    ) -> Result<(), AttemptFailure> {
+        match self.size_bytes {
+            None if end > limit_bytes => {
+                let error = BodyError::TooLarge { size_bytes: end, limit_bytes };
+                Err(AttemptFailure::Body(error))
+            }
+            Some(size) if end > size.min(limit_bytes) => {
+                let reason = format!("more bytes than were announced, {end}, from {url}");
+                Err(AttemptFailure::unusable(reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks the size and the digest of the whole body.
+    async fn check(&self, got: u64, hash: Hash, url: &Url) -> Result<(), AttemptFailure> {
+        if let Some(size) = self.size_bytes.filter(|size| *size != got) {
+            let reason = format!("torn: expected {size} bytes, got {got} from {url}");
+            return Err(AttemptFailure::Torn { reason });
+        }
+        let Some(expected) = self.md5 else { return Ok(()) };
+        let found = hash.finish().await;
+        if found == Some(expected) {
+            return Ok(());
+        }
+        let found = found.map_or_else(|| "none".into(), |sum| sum.to_string());
+        let reason = format!("expected MD5 {expected}, got {found} from {url}");
+        Err(AttemptFailure::unusable(reason))
+    }
+
     fn read(
         headers: &HeaderMap,
         version: &ObjectInfo,

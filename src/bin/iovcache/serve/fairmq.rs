@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use iovcache::Cache;
-use iovcache::error::{Code, Coded, ErrorKind};
+use iovcache::error::coded;
 use iovcache::shm::LostSegment;
 use iovcache::table::SegmentsAnswer;
 use tokio::process::Command;
@@ -28,15 +28,7 @@ pub(crate) struct RegisterError {
     reason: String,
 }
 
-impl Coded for RegisterError {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::Unavailable
-    }
-
-    fn code(&self) -> Code {
-        Code(8030)
-    }
-}
+coded! { RegisterError => Unavailable 8030 }
 
 /// The program that registers segments with FairMQ, and what it registers.
 #[derive(Debug)]

@@ -37,7 +37,7 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     let mut options = assemble::serve_options(&config, log)?;
     open_many_files();
     compare_memory(config.memory.bytes());
-    iovcache::server::hush_panics_of_decoding();
+    iovcache::server::silence_decode_panics();
     // Sockets that listen already, and what a predecessor left.
     let (inheritance, sockets) = Inheritance::of(iovcache::shm::inherited_files());
     let (cache, registration) = assemble::cache(&config, inheritance, notifier.descriptor_store())?;
