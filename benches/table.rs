@@ -123,10 +123,8 @@ async fn serve(folder: &Path) -> (Cache, PathBuf) {
 
 fn columns(count: usize) -> Vec<ColumnRequest> {
     (0..count)
-        .map(|column| ColumnRequest {
-            name: format!("c{column}").into(),
-            path: ObjectPath::new(&path(column)).unwrap(),
-            metadata: Default::default(),
+        .map(|column| {
+            ColumnRequest::new(format!("c{column}"), ObjectPath::new(&path(column)).unwrap())
         })
         .collect()
 }
@@ -288,7 +286,7 @@ fn local_join(sides: &Sides, timestamps: Vec<i64>) {
     let client = sides.client.block_on(Client::connect(&url)).unwrap();
     let request = columns(COLUMNS)
         .iter()
-        .fold(TableRequest::new(), |request, one| request.column(&*one.name, one.path.as_str()));
+        .fold(TableRequest::new(), |request, one| request.column(&*one.name, one.path.to_string()));
     let request = request.timestamps(timestamps);
     // Size of the answer with a row per timestamp.
     let bytes = 240_000;
@@ -319,7 +317,7 @@ fn distinct_cells(sides: &Sides) {
     let versions = VERSIONS * (CELLS / VERSIONS).min(COLUMNS as i64);
     let many = columns(COLUMNS)
         .iter()
-        .fold(TableRequest::new(), |request, one| request.column(&*one.name, one.path.as_str()))
+        .fold(TableRequest::new(), |request, one| request.column(&*one.name, one.path.to_string()))
         .timestamps((0..VERSIONS).map(|n| n * (ROWS / VERSIONS)));
     for (shape, request, cells) in [
         ("1 column x 10,000 rows", one, CELLS),
@@ -431,7 +429,7 @@ fn memory_per_object() {
     let prefetch = |from: i64, until: i64| {
         let [from, until] = [from, until].map(Timestamp::from_millis);
         let path = ObjectPath::new("A/B").unwrap();
-        let column = ColumnRequest { name: "a".into(), path, metadata: Default::default() };
+        let column = ColumnRequest::new("a", path);
         let range = ValidityInterval::new(from, until).unwrap();
         let prefetch = Prefetch { columns: Columns::Own(vec![column]), range };
         runtime.block_on(cache.prefetch(&prefetch, &Caller::default())).unwrap();

@@ -55,11 +55,7 @@ fn cache(objects: usize) -> Cache {
 }
 
 fn register(objects: usize, consumers: &[String]) -> Register {
-    let column = |n| ColumnRequest {
-        name: format!("c{n}").into(),
-        path: path(n),
-        metadata: Default::default(),
-    };
+    let column = |n| ColumnRequest::new(format!("c{n}"), path(n));
     let columns = Columns::Own((0..objects).map(column).collect());
     Register { columns, consumers: consumers.to_vec() }
 }

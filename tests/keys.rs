@@ -519,24 +519,24 @@ async fn what_is_wrong_with_keys_is_told_with_column_key_and_row() {
     let at_key = json!({"path": "A/A", "key": "run", "as": "timestamp"});
     let times = json!([1, 2, 3]);
     for (column, keys, code, said) in [
-        (&uniform, json!({}), 1030, "\"run\""),
-        (&uniform, json!({"fill": [1, 1, 1]}), 1030, "given are: fill"),
-        (&uniform, json!({"run": [1, 1, 1], "fill": [1, 1, 1]}), 1031, "\"fill\""),
-        (&uniform, json!({"run": [1, 1]}), 1032, "2 values for 3 timestamps"),
-        (&uniform, json!({"run": [1, "a", 1]}), 1034, "row 1"),
-        (&uniform, json!({"run": [1, 1, 1.5]}), 1034, "row 2"),
-        (&by_range, json!({"run": ["a", "b", "c"]}), 1035, "\"grp\""),
-        (&at_key, json!({"run": ["a", "b", "c"]}), 1035, "\"grp\""),
-        (&uniform, json!({"run": [1, 1, u64::MAX]}), 1036, "row 2"),
-        (&uniform, json!({"run": [1, 2, 3]}), 1037, "at most 2"),
+        (&uniform, json!({}), 1040, "\"run\""),
+        (&uniform, json!({"fill": [1, 1, 1]}), 1040, "given are: fill"),
+        (&uniform, json!({"run": [1, 1, 1], "fill": [1, 1, 1]}), 1041, "\"fill\""),
+        (&uniform, json!({"run": [1, 1]}), 1042, "2 values for 3 timestamps"),
+        (&uniform, json!({"run": [1, "a", 1]}), 1044, "row 1"),
+        (&uniform, json!({"run": [1, 1, 1.5]}), 1044, "row 2"),
+        (&by_range, json!({"run": ["a", "b", "c"]}), 1045, "\"grp\""),
+        (&at_key, json!({"run": ["a", "b", "c"]}), 1045, "\"grp\""),
+        (&uniform, json!({"run": [1, 1, u64::MAX]}), 1046, "row 2"),
+        (&uniform, json!({"run": [1, 2, 3]}), 1047, "at most 2"),
     ] {
         let request = one_column(column.clone(), keys, times.clone());
         let (kind, got, message) = error(&cache, &request).await;
         assert_eq!((kind, got), (ErrorKind::InvalidArgument, code), "{message}");
         assert!(message.contains(said), "{message}");
         let parsed = Request::parse(request.to_string().as_bytes());
-        if code != 1037 {
-            // Errors found before any load are returned for the schema, too.
+        if code != 1047 {
+            // What is known before anything is loaded is told with the schema, too.
             assert!(parsed.map_or(true, |request| cache.describe(&request).is_err()));
         }
     }
@@ -560,12 +560,12 @@ async fn what_is_wrong_with_keys_is_told_with_column_key_and_row() {
     // A key cannot be combined with a range or a timeframe.
     let range = json!({"from": 0, "until": 9, "step": 1});
     let request = json!({"columns": {"grp": uniform}, "range": range});
-    assert_eq!(error(&cache, &request).await.1, 1030);
+    assert_eq!(error(&cache, &request).await.1, 1040);
     let request = json!({"columns": {"grp": uniform}, "range": range, "keys": {"run": [1]}});
     assert_eq!(error(&cache, &request).await.1, 1002);
     let range = json!({"from": 0, "until": 9});
     let request = json!({"columns": {"grp": by_range}, "range": range, "view": "intervals"});
-    assert_eq!(error(&cache, &request).await.1, 1038);
+    assert_eq!(error(&cache, &request).await.1, 1048);
 }
 
 #[tokio::test]
@@ -617,9 +617,9 @@ async fn a_timeframe_with_other_keys_is_another_one() {
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert!(error.message().contains("other keys"));
     let without = Timestamps::new(vec![1, 2], None);
-    assert_eq!(cache.register(2, without, &register, None).await.unwrap_err().code().0, 1030);
-    // Another column can use a key of the timeframe, but no other key.
+    assert_eq!(cache.register(2, without, &register, None).await.unwrap_err().code().0, 1040);
+    // Another column can use the key that the timeframe has, and no other one.
     let other = |key: &str| json!({"timeframe": 1, "columns": {"x": {"path": "A/A", "key": key}}});
     assert!(ask(&cache, &other("run")).await.is_ok());
-    assert_eq!(ask(&cache, &other("fill")).await.unwrap_err().code().0, 1030);
+    assert_eq!(ask(&cache, &other("fill")).await.unwrap_err().code().0, 1040);
 }

@@ -6,7 +6,7 @@ use arrow_array::cast::AsArray as _;
 use arrow_array::ffi::{FFI_ArrowArray, FFI_ArrowSchema, from_ffi};
 use arrow_array::ffi_stream::FFI_ArrowArrayStream;
 use arrow_array::types::Int64Type;
-use arrow_array::{Int64Array, RecordBatch, RecordBatchIterator, make_array};
+use arrow_array::{ArrayRef, Int64Array, RecordBatch, RecordBatchIterator, make_array};
 use arrow_schema::SchemaRef;
 use iovcache::index::Timestamps;
 use pyo3::prelude::*;
@@ -31,6 +31,27 @@ pub(crate) fn millis(given: &Bound<'_, PyAny>) -> PyResult<Int64Array> {
         let values: Vec<Option<i64>> = list.extract()?;
         return Ok(Int64Array::from(values));
     }
+    let array = array(given)?;
+    let millis = array.as_primitive_opt::<Int64Type>();
+    millis.cloned().ok_or_else(|| error::invalid("the timestamps are not int64"))
+}
+
+/// A batch of timestamps, and a column for each key.
+pub(crate) fn rows(
+    timestamps: ArrayRef,
+    keys: Vec<(String, Bound<'_, PyAny>)>,
+) -> PyResult<RecordBatch> {
+    let mut columns = vec![("timestamp".to_owned(), timestamps)];
+    for (name, values) in keys {
+        columns.push((name, array(&values)?));
+    }
+    let columns = columns.into_iter().map(|(name, array)| (name, array, true));
+    RecordBatch::try_from_iter_with_nullable(columns)
+        .map_err(|error| error::invalid(&format!("keys: {error}")))
+}
+
+/// An Arrow array.
+fn array(given: &Bound<'_, PyAny>) -> PyResult<ArrayRef> {
     let (schema, array) = given.call_method0("__arrow_c_array__")?.extract()?;
     let (schema, array): (Bound<'_, PyCapsule>, Bound<'_, PyCapsule>) = (schema, array);
     let schema = schema.pointer_checked(Some(c"arrow_schema"))?.cast::<FFI_ArrowSchema>();
@@ -42,9 +63,7 @@ pub(crate) fn millis(given: &Bound<'_, PyAny>) -> PyResult<Int64Array> {
     // SAFETY: both came from one call of `__arrow_c_array__`, by the Arrow C data interface.
     let data = unsafe { from_ffi(array, schema) };
     let data = data.map_err(|error| error::invalid(&format!("not an Arrow array: {error}")))?;
-    let array = make_array(data);
-    let millis = array.as_primitive_opt::<Int64Type>();
-    millis.cloned().ok_or_else(|| error::invalid("the timestamps are not int64"))
+    Ok(make_array(data))
 }
 
 /// Like [`millis`], as the timestamps of a request.

@@ -118,18 +118,19 @@ impl NativeClient {
         Ok(NativeTable::new(Arc::clone(&owned), table))
     }
 
-    /// Registers a timeframe; returns the answer's JSON.
+    /// Registers a timeframe with keys as (name, Arrow array); returns the answer's JSON.
     fn register(
         &self,
         py: Python<'_>,
         timeframe: u64,
         timestamps: &Bound<'_, PyAny>,
+        keys: Vec<(String, Bound<'_, PyAny>)>,
         about: String,
     ) -> PyResult<String> {
         let owned = self.client()?;
         let client = owned.get()?;
-        let timestamps = Arc::new(arrow::millis(timestamps)?);
-        let answer = wait(py, client.register(timeframe, timestamps, about))?;
+        let batch = arrow::rows(Arc::new(arrow::millis(timestamps)?), keys)?;
+        let answer = wait(py, client.register_rows(timeframe, &batch, about))?;
         serde_json::to_string(&answer).map_err(|error| error::invalid(&error.to_string()))
     }
 

@@ -7,7 +7,7 @@ use crate::cache::error::CacheError;
 /// Name of the step that assigns versions to rows, between look-up and loading.
 pub(crate) const PLANNING: &str = "the assignment of versions to rows";
 /// Name of the step that asks the source for versions.
-pub(crate) const LOOK_UP: &str = "the source to say which versions hold";
+pub(crate) const LOOK_UP: &str = "the look-up of versions at the source";
 
 /// Runs `work` until `deadline`; `what` names the step in the error.
 ///

@@ -60,7 +60,7 @@ impl std::fmt::Display for UnmatchedColumn {
     }
 }
 
-/// Maximum number of such columns in a message.
+/// Maximum number of columns without a path in a message.
 const MAX_UNMATCHED: usize = 64;
 
 fn unmatched(columns: &[UnmatchedColumn]) -> String {
@@ -108,20 +108,30 @@ pub enum CacheError {
     },
     /// Values of a key are in no path range of a column, and the column has no fallback.
     #[error(
-        "no path is for the value of the key in {}: add a range or a fallback, or ask with \
-         \"missing\": \"null\"",
+        "no path is configured for the value of the key in {}: add a range or a fallback, \
+         or ask with \"missing\": \"null\"",
         unmatched(columns)
     )]
     NoPath {
-        /// Every column with missing objects.
+        /// Every column without a path for some values of its key.
         columns: Vec<UnmatchedColumn>,
+    },
+    /// The source has no start and end of a run.
+    #[error("it is not known when run {run} was: {path} at {run}: {reason}")]
+    UnknownRun {
+        /// The number of the run.
+        run: i64,
+        /// Where it is looked for.
+        path: ObjectPath,
+        /// What is missing.
+        reason: String,
     },
     /// The table exceeds a limit on its look-ups.
     #[error(
-        "the table has {queries} different queries for its columns and keys, at most {limit} are possible"
+        "the table has {queries} different queries for its columns and keys, at most {limit} are allowed"
     )]
     TooManyQueries {
-        /// Number of versions.
+        /// Number of queries.
         queries: usize,
         /// The limit.
         limit: usize,
@@ -188,8 +198,8 @@ pub enum CacheError {
     },
     /// Too many timeframes are in flight, or they need too much memory, and the deadline passed.
     #[error(
-        "no place for timeframe {timeframe} within the time given: {in_flight} of {limit} \
-         timeframes are in flight, and {taken_bytes} of {total_bytes} bytes are taken"
+        "timeframe {timeframe} cannot be registered within the time given: {in_flight} \
+         of {limit} timeframes are in flight, and {taken_bytes} of {total_bytes} bytes are taken"
     )]
     NoPlace {
         /// The timeframe.
@@ -251,7 +261,7 @@ pub enum CacheError {
     #[error("the lease has ended: released, revoked, or its time ran out")]
     LeaseEnded,
     /// The look-up of a version at the source failed.
-    #[error("cannot tell which version of {path} holds at {at}")]
+    #[error("cannot look up which version of {path} is valid at {at}")]
     LookUp {
         /// The path.
         path: ObjectPath,
@@ -280,8 +290,8 @@ pub enum CacheError {
     },
     /// The source has no version at many timestamps and does not list the path.
     #[error(
-        "nothing is valid for {path} at the first {asked_in_all} timestamps for which its source was \
-         asked; it does not list the path, so the other timestamps are not looked up"
+        "nothing is valid for {path} at the first {asked_in_all} timestamps that were looked up; \
+         its source does not list the path, so the other timestamps are not looked up"
     )]
     NothingFound {
         /// The path.
@@ -389,6 +399,7 @@ coded! { CacheError {
     NothingFound => NotFound 2015,
     NoPath => NotFound 2016,
     TooManyQueries => ResourceExhausted 2017,
+    UnknownRun => NotFound 2018,
     TwoContents => Unavailable 3010,
     MemoryPinned => Unavailable 4010,
     NeverFits => ResourceExhausted 4011,

@@ -107,8 +107,10 @@
 //!
 //! // A consumer, in its own process: it attaches under its name and gets a session.
 //! let consumer = path.clone();
-//! let consumer = tokio::task::spawn_blocking(move || Attachment::open(&consumer, "tracker",
-//! None)); let consumer = consumer.await??;
+//! let consumer = tokio::task::spawn_blocking(move || {
+//!     Attachment::open(&consumer, "tracker", None)
+//! });
+//! let consumer = consumer.await??;
 //! let session = consumer.session();
 //!
 //! // The device again: it makes the table and forwards the cells to the consumer.
@@ -152,4 +154,5 @@ pub use self::memory::in_use::InUseGuard;
 pub use self::memory::object::{Pin, PinSet};
 pub use self::restart::{DescriptorStore, Inheritance};
 pub use self::tables::audit_log::TARGET as TABLE_LOG;
+pub use self::tables::run_information::RunInformation;
 pub use self::versions::object_index::{Effective, Versions};

@@ -54,8 +54,9 @@ impl LocalJoin {
         let timestamps = request.held().filter(|at| at.len() >= MIN_ROWS)?;
         let is = |field, wanted: &str| request.get(field).is_none_or(|value| value == wanted);
         let plain = is("view", "rows") && is("encoding", "run_end") && is("cell", "binary");
-        let others = ["table", "timeframe", "range", "keys"];
+        let others = ["table", "timeframe", "range"];
         if !plain
+            || request.has_keys()
             || request.get("timestamps_column").is_some_and(|value| value != false)
             || others.iter().any(|field| request.get(field).is_some())
         {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::index::Timestamps;
+use crate::index::{KeyColumn, KeyValue, Timestamps};
 use crate::interval::Timestamp;
 
 /// A request for a table, built step by step; what is wrong with it is said by the service.
@@ -25,6 +25,7 @@ use crate::interval::Timestamp;
 pub struct TableRequest {
     columns: Vec<(String, Value)>,
     timestamps: Option<Arc<Timestamps>>,
+    keys: Vec<(String, KeyColumn)>,
     fields: BTreeMap<Cow<'static, str>, Value>,
 }
 
@@ -103,10 +104,29 @@ impl TableRequest {
         self
     }
 
+    /// The values of a key on which columns depend, one per timestamp.
+    #[must_use]
+    pub fn key(mut self, name: impl Into<String>, values: KeyColumn) -> Self {
+        self.keys.push((name.into(), values));
+        self
+    }
+
     /// One row per `step` ms from `from` (inside) to `until` (not inside).
     #[must_use]
     pub fn range(self, from: i64, until: i64, step: i64) -> Self {
         self.with("range", serde_json::json!({"from": from, "until": until, "step": step}))
+    }
+
+    /// One row per `step` ms of the time of a run.
+    #[must_use]
+    pub fn run(self, run: i64, step: i64) -> Self {
+        self.with("range", serde_json::json!({"run": run, "step": step}))
+    }
+
+    /// All effective spans in the time of a run, instead of rows.
+    #[must_use]
+    pub fn intervals_of_run(self, run: i64) -> Self {
+        self.with("range", serde_json::json!({"run": run})).view("intervals")
     }
 
     /// All effective spans between `from` and `until`, instead of rows.
@@ -186,6 +206,11 @@ impl TableRequest {
         self.with("session", session)
     }
 
+    /// Whether columns depend on keys that are given.
+    pub(super) fn has_keys(&self) -> bool {
+        !self.keys.is_empty() || self.fields.contains_key("keys")
+    }
+
     /// The timestamps that the client has.
     pub(super) fn held(&self) -> Option<&Arc<Timestamps>> {
         self.timestamps.as_ref()
@@ -238,6 +263,26 @@ impl TableRequest {
                 serializer.collect_seq(rows)
             }
         }
+        struct KeyRows<'a>(&'a KeyColumn);
+        impl Serialize for KeyRows<'_> {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let mut start = 0;
+                serializer.collect_seq(self.0.runs().flat_map(|(end, value)| {
+                    let value = match value {
+                        None => Value::Null,
+                        Some(KeyValue::Integer(value)) => Value::from(value),
+                        Some(KeyValue::Text(text)) => Value::from(text),
+                    };
+                    std::iter::repeat_n(value, end - std::mem::replace(&mut start, end))
+                }))
+            }
+        }
+        struct KeysByName<'a>(&'a [(String, KeyColumn)]);
+        impl Serialize for KeysByName<'_> {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_map(self.0.iter().map(|(name, key)| (name, KeyRows(key))))
+            }
+        }
         #[derive(Serialize)]
         struct Message<'a> {
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -246,10 +291,13 @@ impl TableRequest {
             fields: &'a BTreeMap<Cow<'static, str>, Value>,
             #[serde(skip_serializing_if = "Option::is_none")]
             timestamps: Option<Times<'a>>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            keys: Option<KeysByName<'a>>,
         }
         let columns = (!self.columns.is_empty()).then_some(Columns(&self.columns));
         let timestamps = self.timestamps.as_deref().map(Times);
-        let message = Message { columns, fields: &self.fields, timestamps };
+        let keys = (!self.keys.is_empty()).then_some(KeysByName(&self.keys));
+        let message = Message { columns, fields: &self.fields, timestamps, keys };
         // Strings and values of JSON: nothing in them can fail.
         serde_json::to_string(&message).unwrap_or_default()
     }
@@ -263,6 +311,16 @@ mod tests {
     fn the_columns_keep_the_order_in_which_they_were_named() {
         let request = TableRequest::new().column("z", "Z/Z").column("a", "A/A").timestamps([1, 2]);
         assert_eq!(request.to_json(), r#"{"columns":{"z":"Z/Z","a":"A/A"},"timestamps":[1,2]}"#);
+    }
+
+    #[test]
+    fn keys_cross_as_one_value_per_timestamp() {
+        let run = [Some(7), Some(7), None].into_iter().collect();
+        let period = [Some("a"), None, Some("b")].into_iter().collect();
+        let request = TableRequest::new().timestamps([1, 2, 3]).key("run", run);
+        let json: Value = serde_json::from_str(&request.key("period", period).to_json()).unwrap();
+        let expected = serde_json::json!({"run": [7, 7, null], "period": ["a", null, "b"]});
+        assert_eq!(json["keys"], expected);
     }
 
     #[test]

@@ -559,8 +559,22 @@ impl Client {
         // Null timestamps are possible in each.
         let batch = RecordBatch::try_from_iter_with_nullable([("timestamp", timestamps, true)])
             .map_err(|error| answer(&error.to_string()))?;
+        self.register_rows(timeframe, &batch, about).await
+    }
+
+    /// Registers a timeframe like [`register`](Self::register): its rows are a batch with a column
+    /// of timestamps, and one for each key on which its columns depend.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn register_rows(
+        &self,
+        timeframe: u64,
+        batch: &RecordBatch,
+        about: String,
+    ) -> Result<PutAnswer, ClientError> {
         let (mut writer, schema) = MessageWriter::begin(&batch.schema());
-        let batch = writer.write(&batch).map_err(|error| answer(&error.to_string()))?;
+        let batch = writer.write(batch).map_err(|error| answer(&error.to_string()))?;
         let path = vec!["timeframe".to_owned(), timeframe.to_string()];
         let first = FlightData {
             flight_descriptor: Some(FlightDescriptor::new_path(path)),

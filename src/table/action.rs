@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::column::{ColumnList, ColumnRequest};
 use super::limits::{AtMost, RequestLimits};
-use super::request::{Columns, RangeRequest, RequestError, parse_json};
+use super::range::RangeRequest;
+use super::request::{Columns, RequestError, parse_json};
 use crate::interval::ValidityInterval;
 use crate::object::ObjectPath;
 

@@ -37,6 +37,22 @@ pub(super) fn keys_from_batch<E: From<KeyError>>(
     keys.collect()
 }
 
+/// The key of this name in batches of one table.
+///
+/// # Errors
+/// [`KeyError`] if there is no such column, or it is no key.
+pub fn key_from_batches(name: &str, batches: &[RecordBatch]) -> Result<KeyColumn, KeyError> {
+    let names = [Arc::from(name)];
+    let parts = batches.iter().map(|batch| keys_from_batch(&names, batch, &mut |_| Ok(())));
+    let parts = parts.collect::<Result<Vec<KeyColumns>, KeyError>>()?;
+    KeyColumns::concat(&parts)?.get(name).cloned().ok_or_else(|| KeyError::NoColumn {
+        key: name.to_owned(),
+        columns: batches.first().map_or_else(Vec::new, |batch| {
+            batch.schema().fields().iter().map(|field| field.name().clone()).collect()
+        }),
+    })
+}
+
 /// A key column that is being read.
 struct KeyReader<'a, E> {
     name: &'a Arc<str>,

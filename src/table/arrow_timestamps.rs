@@ -16,7 +16,7 @@ use {arrow_buffer::Buffer, arrow_schema::Schema, bytes::Bytes};
 
 use super::arrow_keys::keys_from_batch;
 use super::key_rows::{KeyColumns, KeyError, TableRows};
-use super::request::RangeRequest;
+use super::range::RangeRequest;
 use crate::error::coded;
 use crate::index::Timestamps;
 

@@ -16,6 +16,10 @@ use super::encode_error::EncodeError;
 use super::ipc::{BatchMessages, MessageWriter};
 use super::ipc_body::{Dictionaries, RowWindow, payload_dictionaries, with_payloads};
 use super::layout::TableLayout;
+use super::records::{
+    MAX_CELL_BYTES, PAYLOAD_BATCH_BYTES, RECORD_BYTES, RECORD_FIXED_BYTES, RECORD_ROWS,
+    RecordCursor,
+};
 use super::request::{CellKind, Encoding, View};
 use super::text_runs::TextRuns;
 use crate::index::Timestamps;
@@ -24,35 +28,24 @@ use crate::shm::MetaHeader;
 
 /// Batches of MetaHeaders stay below this, so that with their heads they are below 2 MiB.
 const BATCH_BYTES: u64 = 1_900 << 10;
-/// Batches of payloads aim at this; one row can have more.
-pub(super) const PAYLOAD_BATCH_BYTES: u64 = 4 << 20;
-/// Batches of the views objects and intervals aim at this.
-pub(super) const RECORD_BYTES: usize = 1 << 20;
-/// What a row of them takes beside its texts.
-pub(super) const RECORD_FIXED_BYTES: usize = 128;
-/// A payload cell can have this much.
-pub(super) const MAX_CELL_BYTES: u64 = 64 << 20;
 /// All payloads of one batch or dictionary can have this much.
 const MAX_PAYLOADS_BYTES: u64 = 1 << 30;
 /// One chunk of the view chunks.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Rows of one batch of the views objects and intervals.
-pub(super) const RECORD_ROWS: usize = 4_000;
 
 /// The batches of a table, made one after the other; at least one, if only an empty one.
 pub struct Batches {
-    pub(super) shape: Arc<TableLayout>,
+    shape: Arc<TableLayout>,
     schema: SchemaRef,
-    pub(super) content: Content,
+    content: Content,
     /// By column: the values of the dictionary, the same array in all batches.
     dictionaries: Vec<ArrayRef>,
-    /// The next row; of the view objects, that of the column at hand.
-    pub(super) next: usize,
-    /// Of the views of records: the column that is next, and the run, span or cell of it.
-    pub(super) next_in_column: (usize, usize),
-    /// Of the view distinct: by cell of the column at hand, its first row and number of rows.
-    pub(super) served: Vec<(i64, i64)>,
-    pub(super) over: bool,
+    next: usize,
+    /// Of the view intervals: the column that is next, and the span of it.
+    next_in_column: (usize, usize),
+    /// Of the views objects and distinct: the next record.
+    records: RecordCursor,
+    over: bool,
 }
 
 impl Content {
@@ -70,7 +63,7 @@ impl Content {
             dictionaries: Vec::new(),
             next: 0,
             next_in_column: (0, 0),
-            served: Vec::new(),
+            records: RecordCursor::default(),
             over: false,
         }
     }
@@ -164,11 +157,7 @@ impl Batches {
         Arc::clone(&self.schema)
     }
 
-    pub(super) fn batch(
-        &self,
-        columns: Vec<ArrayRef>,
-        rows: usize,
-    ) -> Result<RecordBatch, EncodeError> {
+    fn batch(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch, EncodeError> {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
     }
@@ -285,11 +274,11 @@ impl Batches {
         Ok(())
     }
 
-    pub(super) fn objects(&self) -> &dyn Objects {
+    fn objects(&self) -> &dyn Objects {
         &*self.content.objects
     }
 
-    pub(super) fn bytes_of(&self, cell: &Cell) -> u64 {
+    fn bytes_of(&self, cell: &Cell) -> u64 {
         self.objects().bytes(cell.object).len() as u64
     }
 
@@ -435,6 +424,22 @@ impl Batches {
         });
         let keys = Int32Array::new(ScalarBuffer::from(keys), nulls);
         Ok(Arc::new(DictionaryArray::try_new(keys, Arc::clone(&self.dictionaries[place]))?))
+    }
+
+    /// The next records of what served the rows.
+    fn records(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
+        let objects = Arc::clone(&self.content.objects);
+        let (arrays, rows) = self.records.objects(columns, &*objects, self.shape.keyed)?;
+        self.over = self.records.is_over();
+        self.batch(arrays, rows)
+    }
+
+    /// The next records of the distinct objects.
+    fn distinct(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
+        let objects = Arc::clone(&self.content.objects);
+        let (arrays, rows) = self.records.distinct(columns, &*objects, &self.shape)?;
+        self.over = self.records.is_over();
+        self.batch(arrays, rows)
     }
 
     /// The effective spans.

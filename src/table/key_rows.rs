@@ -20,7 +20,7 @@ pub enum KeyError {
     #[error(
         "column {column:?} depends on the key {key:?}, which is not given beside the timestamps; \
          given are: {}",
-        known.join(", ")
+        if known.is_empty() { "none".to_owned() } else { known.join(", ") }
     )]
     Missing {
         /// The column.
@@ -29,6 +29,14 @@ pub enum KeyError {
         key: String,
         /// The keys that are there.
         known: Vec<String>,
+    },
+    /// There is no such column in a batch.
+    #[error("there is no column {key:?}; there are {}", columns.join(", "))]
+    NoColumn {
+        /// The key.
+        key: String,
+        /// The columns that are there.
+        columns: Vec<String>,
     },
     /// No column depends on the key.
     #[error("keys: no column depends on the key {key:?}; leave it out, or name it in a column")]
@@ -129,6 +137,7 @@ coded! { KeyError {
     Overflow => InvalidArgument 1046,
     TooManyValues => InvalidArgument 1047,
     NoRows => InvalidArgument 1048,
+    NoColumn => InvalidArgument 1049,
 } }
 
 /// Key columns by name, shared where they are copied.

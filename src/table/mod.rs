@@ -28,6 +28,7 @@ mod key_rows;
 mod layout;
 mod limits;
 mod lock_file;
+mod range;
 mod records;
 mod request;
 mod schema_message;
@@ -40,6 +41,7 @@ pub use action::{
     ActionError, Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer,
     Register, Release, SegmentsAnswer, action_types, parse_action,
 };
+pub use arrow_keys::key_from_batches;
 #[cfg(feature = "server")]
 pub(crate) use arrow_timestamps::plain_timestamps;
 pub use arrow_timestamps::{
@@ -60,10 +62,8 @@ pub use key_rows::{KeyColumns, KeyError, TableRows, key_names};
 pub use layout::{Meta, TableLayout};
 pub use limits::RequestLimits;
 pub use lock_file::LockEntry;
-pub use request::{
-    CellKind, Columns, Encoding, Missing, RangeRequest, Request, RequestError, SHORT_SPAN, View,
-    When,
-};
+pub use range::{RangeError, RangeRequest, RunRange, SHORT_SPAN};
+pub use request::{CellKind, Columns, Encoding, Missing, Request, RequestError, View, When};
 pub use schema_message::SchemaMessage;
 pub use status::{
     ConsumerState, MemoryStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeState,

@@ -2,19 +2,28 @@
 
 use std::sync::Arc;
 
+use arrow_array::ArrayRef;
 use arrow_array::builder::{Int64Builder, MapBuilder, MapFieldNames, StringBuilder, UInt64Builder};
-use arrow_array::{ArrayRef, RecordBatch};
 
 use super::cells::cell_array;
 use super::column::ColumnPath;
-use super::content::{Cell, Column};
-use super::encode::{
-    Batches, MAX_CELL_BYTES, PAYLOAD_BATCH_BYTES, RECORD_BYTES, RECORD_FIXED_BYTES, RECORD_ROWS,
-};
+use super::content::{Cell, Column, Objects};
 use super::encode_error::EncodeError;
+use super::layout::TableLayout;
 use super::request::{CellKind, Encoding};
 use super::text_runs::TextRuns;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
+
+/// Batches of payloads aim at this; one row can have more.
+pub(super) const PAYLOAD_BATCH_BYTES: u64 = 4 << 20;
+/// Batches of the views objects and intervals aim at this.
+pub(super) const RECORD_BYTES: usize = 1 << 20;
+/// What a row of them takes beside its texts.
+pub(super) const RECORD_FIXED_BYTES: usize = 128;
+/// A payload cell can have this much.
+pub(super) const MAX_CELL_BYTES: u64 = 64 << 20;
+/// Rows of one batch of the views objects and intervals.
+pub(super) const RECORD_ROWS: usize = 4_000;
 
 /// The value of a column's key at `row`, as text, and the row up to which it and `end` hold.
 fn key_of(column: &Column, row: usize, end: usize) -> (Option<String>, usize) {
@@ -34,10 +43,33 @@ fn path_of<'a>(column: &'a Column, version: &'a ObjectInfo) -> &'a ObjectPath {
     }
 }
 
-impl Batches {
+/// Where the records of a table go on.
+#[derive(Debug, Default)]
+pub(super) struct RecordCursor {
+    /// The next column.
+    column: usize,
+    /// Its next run or cell.
+    item: usize,
+    /// Its next row.
+    row: usize,
+    /// By cell of the column: its first row and number of rows.
+    served: Vec<(i64, i64)>,
+    is_over: bool,
+}
+
+impl RecordCursor {
+    /// Whether there are no more records.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
     /// The record of what served the rows: one row per run.
-    pub(super) fn records(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
-        let objects = Arc::clone(&self.content.objects);
+    pub(super) fn objects(
+        &mut self,
+        columns: &[Column],
+        objects: &dyn Objects,
+        keyed: bool,
+    ) -> Result<(Vec<ArrayRef>, usize), EncodeError> {
         let mut texts: [StringBuilder; 4] = Default::default();
         let mut numbers: [Int64Builder; 5] = Default::default();
         let mut sizes: [UInt64Builder; 2] = Default::default();
@@ -52,17 +84,17 @@ impl Batches {
         let mut metadata = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new())
             .with_values_field(value);
         let (mut rows, mut bytes) = (0, 0);
-        let (mut place, mut next_run) = self.next_in_column;
+        let (mut place, mut next_run) = (self.column, self.item);
         while rows < RECORD_ROWS && bytes < RECORD_BYTES && place < columns.len() {
             let column = &columns[place];
             let Some(run) = column.runs.get(next_run) else {
-                (place, next_run, self.next) = (place + 1, 0, 0);
+                (place, next_run, self.row) = (place + 1, 0, 0);
                 continue;
             };
-            let start = self.next;
+            let start = self.row;
             // A run goes on over several values of a key: each has a record of its own.
             let (key, end) = key_of(column, start, run.end as usize);
-            self.next = end;
+            self.row = end;
             next_run += usize::from(end == run.end as usize);
             let Some(cell) = run.cell.map(|cell| &column.cells[cell as usize]) else { continue };
             let version = objects.version(cell.object);
@@ -96,10 +128,10 @@ impl Batches {
         while let Some(column) = columns.get(place)
             && column.runs[next_run..].iter().all(|run| run.cell.is_none())
         {
-            (place, next_run, self.next) = (place + 1, 0, 0);
+            (place, next_run, self.row) = (place + 1, 0, 0);
         }
-        self.over = place == columns.len();
-        self.next_in_column = (place, next_run);
+        self.is_over = place == columns.len();
+        (self.column, self.item) = (place, next_run);
         let [column, path, id, cache] =
             texts.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
         let [start, end, from, until, created] =
@@ -110,21 +142,25 @@ impl Batches {
         let mut arrays = vec![
             column, path, start, end, id, from, until, created, size, generation, cache, metadata,
         ];
-        if self.shape.keyed {
+        if keyed {
             arrays.push(Arc::new(keys.finish()));
         }
-        self.batch(arrays, rows)
+        Ok((arrays, rows))
     }
 
     /// The distinct objects: one record per entry of each column's dictionary, in its order.
-    pub(super) fn distinct(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
-        let objects = Arc::clone(&self.content.objects);
+    pub(super) fn distinct(
+        &mut self,
+        columns: &[Column],
+        objects: &dyn Objects,
+        layout: &TableLayout,
+    ) -> Result<(Vec<ArrayRef>, usize), EncodeError> {
         let mut names: [TextRuns<'_>; 2] = Default::default();
         let mut ids = StringBuilder::new();
         let mut numbers = [0, 1].map(|_| Int64Builder::new());
         let mut cells: Vec<Option<&Cell>> = Vec::new();
         let (mut bytes, mut payload_bytes) = (0, 0);
-        let (mut place, mut next_cell) = self.next_in_column;
+        let (mut place, mut next_cell) = (self.column, self.item);
         let mut served = std::mem::take(&mut self.served);
         while cells.len() < RECORD_ROWS && bytes < RECORD_BYTES && place < columns.len() {
             let column = &columns[place];
@@ -135,8 +171,8 @@ impl Batches {
                 (place, next_cell) = (place + 1, 0);
                 continue;
             };
-            if self.shape.cell == CellKind::Payload {
-                payload_bytes += self.payload_of(column, cell)?;
+            if layout.cell == CellKind::Payload {
+                payload_bytes += payload_of(column, cell, objects)?;
             }
             let (first_row, rows) = served[next_cell];
             next_cell += 1;
@@ -148,7 +184,7 @@ impl Batches {
             numbers[1].append_value(rows);
             cells.push(Some(cell));
             bytes += RECORD_FIXED_BYTES;
-            if self.shape.encoding != Encoding::RunEnd {
+            if layout.encoding != Encoding::RunEnd {
                 bytes += column.name.len() + path.len();
             }
             if payload_bytes >= PAYLOAD_BATCH_BYTES {
@@ -158,29 +194,29 @@ impl Batches {
         while columns.get(place).is_some_and(|column| column.cells.len() <= next_cell) {
             (place, next_cell) = (place + 1, 0);
         }
-        self.over = place == columns.len();
+        self.is_over = place == columns.len();
         self.served = served;
-        self.next_in_column = (place, next_cell);
+        (self.column, self.item) = (place, next_cell);
         let rows = cells.len();
-        let [column, path] = names.map(|runs| runs.finish(self.shape.encoding, rows));
+        let [column, path] = names.map(|runs| runs.finish(layout.encoding, rows));
         let [first_row, count] =
             numbers.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let cells = cell_array(self.shape.cell, cells.into_iter(), self.objects())?;
-        self.batch(vec![column?, path?, Arc::new(ids.finish()), cells, first_row, count], rows)
+        let cells = cell_array(layout.cell, cells.into_iter(), objects)?;
+        Ok((vec![column?, path?, Arc::new(ids.finish()), cells, first_row, count], rows))
     }
+}
 
-    /// The bytes of an object that is a cell of its own.
-    ///
-    /// # Errors
-    /// [`EncodeError::TooLarge`].
-    fn payload_of(&self, column: &Column, cell: &Cell) -> Result<u64, EncodeError> {
-        let bytes = self.bytes_of(cell);
-        if bytes <= MAX_CELL_BYTES {
-            return Ok(bytes);
-        }
-        let (column, path) = (column.name.to_string(), column.path.to_string());
-        Err(EncodeError::TooLarge { column, path, bytes, limit_bytes: MAX_CELL_BYTES })
+/// The bytes of an object that is a cell of its own.
+///
+/// # Errors
+/// [`EncodeError::TooLarge`].
+fn payload_of(column: &Column, cell: &Cell, objects: &dyn Objects) -> Result<u64, EncodeError> {
+    let bytes = objects.bytes(cell.object).len() as u64;
+    if bytes <= MAX_CELL_BYTES {
+        return Ok(bytes);
     }
+    let (column, path) = (column.name.to_string(), column.path.to_string());
+    Err(EncodeError::TooLarge { column, path, bytes, limit_bytes: MAX_CELL_BYTES })
 }
 
 /// By cell of a column: the first row that it serves, and how many it serves.

@@ -12,7 +12,8 @@ use super::column::{ColumnList, ColumnRequest};
 use super::key_rows::{JsonKeys, KeyColumns, KeyError, TableRows};
 use super::limits::{AtMost, RequestLimits};
 use super::lock_file::LockEntry;
-use crate::error::{Code, coded};
+use super::range::{RangeError, RangeRequest, RequestedRange, RunRange};
+use crate::error::coded;
 use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::CreationLimits;
@@ -107,61 +108,6 @@ impl Columns {
     }
 }
 
-/// `{"from", "until", "step"}`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RangeRequest {
-    /// The first millisecond inside.
-    pub from: Timestamp,
-    /// The first that is no longer inside.
-    pub until: Timestamp,
-    /// Milliseconds from row to row.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub step: Option<i64>,
-    /// Of the view intervals: no two neighbouring timestamps of whom the spans are for are farther
-    /// apart than so many milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gap: Option<i64>,
-}
-
-/// The code of the refusal of a range that has spans which are shorter than its `gap`.
-pub const SHORT_SPAN: Code = Code(2013);
-
-impl RangeRequest {
-    /// A range can have as many rows as any table.
-    pub const MAX_ROWS: u64 = Timestamps::MAX_ROWS as u64;
-
-    fn wrong(reason: String) -> RequestError {
-        RequestError::Field { field: "range", reason }
-    }
-
-    /// The time from `from` to `until`.
-    ///
-    /// # Errors
-    /// [`RequestError`] if there is none.
-    pub fn interval(&self) -> Result<ValidityInterval, RequestError> {
-        ValidityInterval::new(self.from, self.until).map_err(|error| Self::wrong(error.to_string()))
-    }
-
-    /// One timestamp per step.
-    fn timestamps(&self) -> Result<Timestamps, RequestError> {
-        let interval = self.interval()?;
-        let Some(step) = self.step else {
-            return Err(Self::wrong("it needs a step, but for the view intervals".into()));
-        };
-        if step <= 0 {
-            return Err(Self::wrong(format!("step is {step}, it must be positive")));
-        }
-        let (from, until) = (interval.from().as_millis(), interval.until().as_millis());
-        let rows = until.abs_diff(from).div_ceil(step.unsigned_abs());
-        if rows > Self::MAX_ROWS {
-            let most = Self::MAX_ROWS;
-            return Err(Self::wrong(format!("it has {rows} rows, at most {most} are possible")));
-        }
-        Ok(Timestamps::stepped(interval.from(), step.unsigned_abs(), rows as usize))
-    }
-}
-
 /// For which times.
 #[derive(Debug, Clone)]
 pub enum When {
@@ -171,6 +117,8 @@ pub enum When {
     Timestamps(TableRows),
     /// All effective spans between two times.
     Range(ValidityInterval),
+    /// The time of a run, which is looked up first.
+    Run(RunRange),
 }
 
 /// A request for a table.
@@ -242,6 +190,12 @@ pub enum RequestError {
     Key(#[from] KeyError),
 }
 
+impl From<RangeError> for RequestError {
+    fn from(error: RangeError) -> Self {
+        Self::Field { field: "range", reason: error.reason }
+    }
+}
+
 coded! { RequestError {
     Malformed => InvalidArgument 1001,
     Field => InvalidArgument 1002,
@@ -258,7 +212,7 @@ struct Raw {
     timeframe: Option<u64>,
     timestamps: Option<Times>,
     keys: Option<JsonKeys>,
-    range: Option<RangeRequest>,
+    range: Option<RequestedRange>,
     consumer: Option<String>,
     session: Option<String>,
     #[serde(default)]
@@ -316,6 +270,21 @@ impl<'de> Deserialize<'de> for Times {
 const WHEN: &str = "timeframe, timestamps, range";
 
 impl Raw {
+    fn check_step(&self, range: &RequestedRange) -> Result<(), RequestError> {
+        let is_intervals = self.view == View::Intervals;
+        let wrong = |reason: &str| Err(RangeRequest::wrong(reason.to_owned()).into());
+        match (range.step(), range.gap()) {
+            (Some(_), _) if is_intervals => wrong("it has no step for the view intervals"),
+            (_, Some(..=0)) if is_intervals => wrong("gap must be positive"),
+            (_, Some(_)) if !is_intervals => wrong("gap goes with the view intervals"),
+            (None, _) if !is_intervals && matches!(range, RequestedRange::Run { .. }) => {
+                wrong("it needs a step, but for the view intervals")
+            }
+            (Some(step @ ..=0), _) => wrong(&format!("step is {step}, it must be positive")),
+            _ => Ok(()),
+        }
+    }
+
     /// For which times, if that is said.
     fn when(&mut self) -> Result<Option<When>, RequestError> {
         let keys = match self.keys.take() {
@@ -331,20 +300,16 @@ impl Raw {
             (None, Some(Times(timestamps)), None) => {
                 When::Timestamps(TableRows { timestamps: Arc::new(timestamps), keys })
             }
-            (None, None, Some(range)) if self.view == View::Intervals => {
-                if range.step.is_some() {
-                    let reason = "it has no step for the view intervals".to_owned();
-                    return Err(RequestError::Field { field: "range", reason });
+            (None, None, Some(range)) => {
+                self.check_step(&range)?;
+                match range {
+                    RequestedRange::Run { run, .. } => When::Run(run),
+                    RequestedRange::Times(range) if self.view == View::Intervals => {
+                        When::Range(range.interval()?)
+                    }
+                    RequestedRange::Times(range) => When::Timestamps(range.timestamps()?.into()),
                 }
-                if range.gap.is_some_and(|gap| gap <= 0) {
-                    return Err(RangeRequest::wrong("gap must be positive".into()));
-                }
-                When::Range(range.interval()?)
             }
-            (None, None, Some(range)) if range.gap.is_some() => {
-                return Err(RangeRequest::wrong("gap goes with the view intervals".into()));
-            }
-            (None, None, Some(range)) => When::Timestamps(range.timestamps()?.into()),
             (None, None, None) => return Ok(None),
             _ => return Err(RequestError::TooMany { fields: WHEN }),
         }))
@@ -398,7 +363,7 @@ impl Request {
         Ok(Self {
             columns,
             when,
-            gap: raw.range.and_then(|range| range.gap),
+            gap: raw.range.and_then(|range| range.gap()),
             consumer: raw.consumer,
             session: raw.session,
             encoding: raw.encoding,
@@ -421,7 +386,7 @@ impl Request {
         let wrong =
             |field, reason: &str| Err(RequestError::Field { field, reason: reason.to_owned() });
         match (self.view, &self.when) {
-            (View::Intervals, When::Range(_)) => {}
+            (View::Intervals, When::Range(_) | When::Run(_)) => {}
             (View::Intervals, _) => return wrong("view", "intervals needs a range without a step"),
             (View::Chunks, When::Timestamps(TableRows { timestamps, .. })) => {
                 if timestamps.len() != 1 || timestamps.has_nulls() {

@@ -78,6 +78,23 @@ fn the_walk_with_a_folder_works_as_it_is_written() {
 }
 
 #[test]
+fn the_walk_with_runs_works_as_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let blocks = blocks(&docs().join("walks.md"));
+    let (_, script) = blocks.iter().find(|(heading, _)| heading == "Conditions by run").unwrap();
+    let printed = run(folder.path(), script);
+    let served: Vec<&str> = printed.lines().filter(|line| line.contains("54412")).collect();
+    let of = |text: &str| served.iter().filter(|line| line.contains(text)).count();
+    // One record per run of rows with one run number; the row without a run has none.
+    assert_eq!((of("GRPECS"), of("RunInformation")), (2, 2), "{printed}");
+    assert_eq!((of("MeanVertex "), of("MeanVertexPass2")), (1, 1), "{printed}");
+    // Two distinct objects; the run has four steps of 500 ms.
+    let is_distinct = |line: &&str| line.contains("GRPECS") && !line.contains("54412");
+    assert_eq!(printed.lines().filter(is_distinct).count(), 2, "{printed}");
+    assert_eq!(printed.matches("1970-01-01T00:00:0").count(), 4, "{printed}");
+}
+
+#[test]
 fn the_shell_blocks_of_the_readme_run_one_after_the_other_as_they_are_written() {
     let folder = tempfile::tempdir().unwrap();
     // `./test` runs this very test.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Dict, List, Optional, Tuple, Type, Union
 
-from . import _times
+from . import _keys, _times
 from ._errors import NotFound, invalid
 from ._native import NativeClient, Object
 from ._table import Table
@@ -35,6 +35,7 @@ class ColumnSpec(TypedDict, total=False):
     path: Union[str, Sequence[Mapping[str, Union[str, int]]]]
     metadata: Mapping[str, str]
     key: str
+    #: The field ``as`` is a word of Python: give such columns as a plain dict.
     uniform: bool
 
 
@@ -128,10 +129,10 @@ class Client:
         columns: Union[Columns, str, None] = None,
         *,
         timestamps: Any = None,
-        range: Optional[Tuple[Time, Time, int]] = None,  # noqa: A002 - the request's own word
+        range: Union[Tuple[Time, Time, int], Mapping[str, int], None] = None,  # noqa: A002
         timeframe: Optional[int] = None,
         consumer: Optional[str] = None,
-        keys: Optional[Mapping[str, Any]] = None,
+        keys: Union[Mapping[str, Any], Sequence[str], None] = None,
         encoding: Encoding = "run_end",
         cell: Optional[CellKind] = None,
         missing: Optional[Missing] = None,
@@ -149,10 +150,15 @@ class Client:
                 of a table of the service's configuration.
             timestamps: a column of times: integers (milliseconds since the Unix epoch) or None,
                 datetimes, or an array of numpy, pandas, Polars or pyarrow; any iterable of these.
-            range: (from, until, step in milliseconds).
+                Or a DataFrame or Arrow table with the times (``timestamp``, ``fTimestamp``, or its
+                only column of times) and the keys.
+            range: (from, until, step in milliseconds), or for the time of a run
+                ``{"run": 544123, "step": 1000}``.
             timeframe: the timestamps, and unless others are given the columns, of a timeframe.
             consumer: the consumer that reads the timeframe.
-            keys: a column of values for each key that the columns depend on.
+            keys: for each key that the columns depend on one value per timestamp, integers or
+                strings: ``{"run": […]}``; or the names of columns of the DataFrame (default: those
+                that the columns name).
             encoding: how ``table.arrow`` is encoded.
             cell: what stands in a cell; default: MetaHeaders where this client is attached, else
                 the bytes.
@@ -186,8 +192,9 @@ class Client:
             fields["timeframe"] = _count(timeframe, "timeframe")
         if range is not None:
             fields["range"] = _range(range)
-        if keys is not None:
-            fields["keys"] = {name: _list(values) for name, values in keys.items()}
+        timestamps, values = _keys.split(timestamps, keys, columns)
+        if values:
+            fields["keys"] = {name: array.to_pylist() for name, array in values.items()}
         if lock is not None:
             fields["lock"] = _rows(lock)
         if isinstance(columns, str):
@@ -232,8 +239,11 @@ class Client:
         columns: Optional[Columns] = None,
         table: Optional[str] = None,
         consumers: Iterable[str] = (),
+        keys: Union[Mapping[str, Any], Sequence[str], None] = None,
     ) -> Dict[str, Any]:
         """Registers a timeframe. Its objects are loaded, and kept until each consumer has consumed it.
+
+        ``timestamps`` and ``keys`` are as those of :meth:`table`.
 
         Returns:
             ``{"timeframe", "rows", "objects", "state"}``
@@ -245,9 +255,11 @@ class Client:
             about["columns"] = dict(columns)
         if table is not None:
             about["table"] = table
+        timestamps, values = _keys.split(timestamps, keys, columns)
         times = _times.column(timestamps)
         number = _count(timeframe, "timeframe")
-        return dict(json.loads(self._native.register(number, times, _json(about))))
+        answer = self._native.register(number, times, list(values.items()), _json(about))
+        return dict(json.loads(answer))
 
     def timeframe(
         self,
@@ -359,6 +371,8 @@ def _count(value: Any, what: str) -> int:
 
 
 def _range(given: Any) -> Dict[str, int]:
+    if isinstance(given, Mapping):
+        return {str(name): integer(value, f"range {name}") for name, value in given.items()}
     bounds = list(given)
     if len(bounds) != 3:
         raise invalid(f"range is {given!r}; expected (from, until, step)")

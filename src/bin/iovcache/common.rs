@@ -46,8 +46,8 @@ pub(crate) struct Access {
     /// The certificate by which the service knows us (PEM).
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
-    /// Its key (PEM).
-    #[arg(long, value_name = "FILE", requires = "cert")]
+    /// Its private key (PEM).
+    #[arg(long = "cert-key", value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
     /// Send the token even over plain TCP to another node, where it can be read on the way.
     #[arg(long)]
@@ -99,7 +99,8 @@ impl Access {
         if let Some(token) = token {
             command.env("IOVCACHE_TOKEN", token.reveal());
         }
-        let files = [("--token-file", token_file), ("--ca", ca), ("--cert", cert), ("--key", key)];
+        let files =
+            [("--token-file", token_file), ("--ca", ca), ("--cert", cert), ("--cert-key", key)];
         for (name, file) in files {
             if let Some(file) = file {
                 command.arg(name).arg(file);

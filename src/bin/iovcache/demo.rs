@@ -142,11 +142,7 @@ async fn show_in(folder: &Path, arguments: &Arguments) -> Result<(), Failure> {
     let service = serve(&repository, &folder.join("sockets"))?;
     let client = Client::connect(&service.flight).await?;
     let columns = screen_columns().saturating_sub(3);
-    for (_, path) in COLUMNS {
-        println!("   {path}");
-        let spans = spans(&client, path).await?;
-        println!("{}", indented(&bars(&spans, |at| time::show_as(at, true), columns)));
-    }
+    show_timelines(&client, columns).await?;
 
     let timeframes = arguments.timeframes;
     say(&format!(
@@ -176,23 +172,41 @@ async fn show_in(folder: &Path, arguments: &Arguments) -> Result<(), Failure> {
     drop(client);
     say("   At the end nothing is pinned:");
     println!("{}", indented(&wrap(&show(&status), columns)));
-    let wrong: u64 = reports.iter().map(|report| report.wrong).sum();
-    let rows: u64 = reports.iter().map(|report| report.rows).sum();
     say(&format!(
-        "   {rows} rows in {} ms, {wrong} of them wrong. All of this took {:.1} s.",
+        "   {} rows in {} ms, {} of them wrong. All of this took {:.1} s.",
+        reports.iter().map(|report| report.rows).sum::<u64>(),
         took.as_millis(),
+        reports.iter().map(|report| report.wrong).sum::<u64>(),
         began.elapsed().as_secs_f64()
     ));
-    if wrong > 0 {
-        return Err(Failure::failed(format!("{wrong} rows were wrong")));
-    }
-    if status.memory.pinned_bytes > 0 || !status.timeframes.is_empty() {
-        return Err(Failure::failed("something is still held"));
-    }
+    check(&reports, &status)?;
     if arguments.stay {
         return stay(&service).await;
     }
     say(NEXT);
+    Ok(())
+}
+
+/// The timeline of each path, as a chart.
+async fn show_timelines(client: &Client, columns: usize) -> Result<(), Failure> {
+    for (_, path) in COLUMNS {
+        println!("   {path}");
+        let spans = spans(client, path).await?;
+        println!("{}", indented(&bars(&spans, |at| time::show_as(at, true), columns)));
+    }
+    Ok(())
+}
+
+/// # Errors
+/// [`Failure`] if a row was wrong or anything is still held.
+fn check(reports: &[Report], status: &Status) -> Result<(), Failure> {
+    let wrong: u64 = reports.iter().map(|report| report.wrong).sum();
+    if wrong > 0 {
+        return Err(Failure::failed(format!("{wrong} rows were wrong")));
+    }
+    if status.memory.pinned_bytes > 0 || !status.timeframes.is_empty() {
+        return Err(Failure::failed("pins or timeframes are left"));
+    }
     Ok(())
 }
 

@@ -15,6 +15,7 @@ mod hints;
 mod import;
 mod index;
 mod input;
+mod keys;
 mod log;
 mod ls;
 mod put;
@@ -97,7 +98,18 @@ pub(crate) fn program() -> clap::Command {
         .mut_subcommand("config", |config| {
             config.mut_subcommand("show", settings::document_options)
         });
-    settings::without_empty_variables(command)
+    settings::without_empty_variables(with_earlier_names(command))
+}
+
+/// `--cert-key` is also `--key`, as it was named earlier, except where that names a key of columns.
+fn with_earlier_names(mut command: clap::Command) -> clap::Command {
+    let has_key = |one: &&clap::Command| one.get_arguments().any(|arg| arg.get_id() == "key");
+    let named = command.get_subcommands().filter(has_key).map(|one| one.get_name().to_owned());
+    let named: Vec<String> = named.filter(|name| name != "table").collect();
+    for name in named {
+        command = command.mut_subcommand(name, |one| one.mut_arg("key", |arg| arg.alias("key")));
+    }
+    command
 }
 
 /// Ends as clap does, but shows no control characters of the arguments.

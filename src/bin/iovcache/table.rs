@@ -2,6 +2,7 @@
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int64Type;
@@ -15,19 +16,25 @@ use clap::{Args, ValueEnum};
 use iovcache::client::{ClientOptions, TableRequest};
 use iovcache::escape::{escape, must_escape};
 use iovcache::server::TimeSpan;
-use iovcache::table::{CellValue, column_runs, timestamps_from_batches};
+use iovcache::table::{CellValue, column_runs, rows_from_batches};
 
 use crate::common::{Server, out};
 use crate::failure::Failure;
-use crate::{hints, input, time};
+use crate::{hints, input, keys, time};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     server: Server,
-    /// A column (may be given several times).
+    /// A column (may be given several times); what depends on more than its path as JSON:
+    /// NAME={"path": "…", "key": "run", "uniform": true}.
     #[arg(long = "column", value_name = "NAME=PATH")]
     columns: Vec<String>,
+    /// A key on which columns depend (may be given several times): one value for all times, one for
+    /// each of them with commas, or a file with one per line (empty: null; - is stdin). Without a
+    /// value: the column of this name in the Arrow file of --timestamps.
+    #[arg(long = "key", value_name = "NAME[=VALUE|FILE]")]
+    keys: Vec<String>,
     /// The columns that the service's configuration names so.
     #[arg(long, value_name = "NAME", conflicts_with = "columns")]
     table: Option<String>,
@@ -43,6 +50,10 @@ pub(crate) struct Arguments {
     /// --view intervals.
     #[arg(long, value_name = "FROM:UNTIL[:STEP]", group = "when", allow_hyphen_values = true)]
     range: Option<String>,
+    /// For each step of the time of a run, which the service looks up; without a step with
+    /// --view intervals.
+    #[arg(long, value_name = "RUN[:STEP]", group = "when")]
+    run: Option<String>,
     /// For the times of a timeframe in flight.
     #[arg(long, value_name = "ID", group = "when")]
     timeframe: Option<u64>,
@@ -90,7 +101,8 @@ impl Arguments {
     }
 
     fn paths(&self) -> Vec<&str> {
-        self.columns.iter().filter_map(|column| Some(column.split_once('=')?.1)).collect()
+        let paths = self.columns.iter().filter_map(|column| Some(column.split_once('=')?.1));
+        paths.filter(|path| !path.starts_with('{')).collect()
     }
 }
 
@@ -100,6 +112,7 @@ enum View {
     Objects,
     Intervals,
     Chunks,
+    Distinct,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -169,21 +182,36 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
         let (name, path) = column
             .split_once('=')
             .ok_or_else(|| Failure::usage(format!("--column {column:?}: expected NAME=PATH")))?;
-        request = request.column(name, path);
+        request = match path.starts_with('{') {
+            true => request.column_value(name, column_of(column, path)?),
+            false => request.column(name, path),
+        };
     }
     if let Some(table) = &arguments.table {
         request = request.table(table);
     }
     if let Some(at) = &arguments.at {
         request = request.timestamps(at.iter().copied());
+        request = keys::with_keys(request, &arguments.keys, at.len(), &[])?;
     } else if let Some(file) = &arguments.timestamps {
-        request = request.timestamps(timestamps(file)?);
-    } else if let Some(range) = &arguments.range {
+        let (times, batches) = timestamps(file, arguments)?;
+        let rows = times.len();
+        request = keys::with_keys(request.timestamps(times), &arguments.keys, rows, &batches)?;
+    } else if !arguments.keys.is_empty() {
+        return Err(Failure::usage(
+            "--key goes with --at or --timestamps: one value for each time",
+        ));
+    }
+    if let Some(range) = &arguments.range {
         request = with_range(request, range)?;
+    } else if let Some(run) = &arguments.run {
+        request = with_run(request, run)?;
     } else if let Some(timeframe) = arguments.timeframe {
         request = request.timeframe(timeframe);
-    } else {
-        return Err(Failure::usage("for which times? --at, --timestamps, --range or --timeframe"));
+    } else if arguments.at.is_none() && arguments.timestamps.is_none() {
+        return Err(Failure::usage(
+            "for which times? --at, --timestamps, --range, --run or --timeframe",
+        ));
     }
     if let Some(consumer) = &arguments.consumer {
         request = request.consumer(consumer);
@@ -218,6 +246,11 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
     Ok(request)
 }
 
+fn column_of(column: &str, json: &str) -> Result<serde_json::Value, Failure> {
+    serde_json::from_str(json)
+        .map_err(|error| Failure::usage(format!("--column {column:?}: {error}")))
+}
+
 fn with_range(request: TableRequest, range: &str) -> Result<TableRequest, Failure> {
     let wrong = |reason| Failure::usage(format!("--range: {reason}"));
     Ok(match time::parse_range(range).map_err(wrong)? {
@@ -226,15 +259,30 @@ fn with_range(request: TableRequest, range: &str) -> Result<TableRequest, Failur
     })
 }
 
-/// The times in a file.
-fn timestamps(path: &Path) -> Result<Vec<Option<i64>>, Failure> {
+fn with_run(request: TableRequest, given: &str) -> Result<TableRequest, Failure> {
+    let (run, step) = match given.split_once(':') {
+        Some((run, step)) => (run, Some(step)),
+        None => (given, None),
+    };
+    let wrong = |reason: String| Failure::usage(format!("--run {given:?}: {reason}"));
+    let run = run.parse().map_err(|_| wrong("expected the number of a run".to_owned()))?;
+    match step {
+        None => Ok(request.intervals_of_run(run)),
+        Some(step) => Ok(request.run(run, time::parse_step(step).map_err(wrong)?)),
+    }
+}
+
+/// The times in a file, and the batches that have them in an Arrow file.
+type FileTimes = (Vec<Option<i64>>, Vec<RecordBatch>);
+
+fn timestamps(path: &Path, arguments: &Arguments) -> Result<FileTimes, Failure> {
     let bytes = input::bytes(path)?;
     let wrong = |error: ArrowError| Failure::usage(format!("{}: {error}", path.display()));
     if let Ok(reader) = FileReader::try_new(Cursor::new(&bytes), None) {
-        return rows(&reader.collect::<Result<Vec<_>, _>>().map_err(wrong)?);
+        return rows(reader.collect::<Result<Vec<_>, _>>().map_err(wrong)?, arguments);
     }
     if let Ok(reader) = StreamReader::try_new(Cursor::new(&bytes), None) {
-        return rows(&reader.collect::<Result<Vec<_>, _>>().map_err(wrong)?);
+        return rows(reader.collect::<Result<Vec<_>, _>>().map_err(wrong)?, arguments);
     }
     let text = input::as_text(bytes, path)?;
     let lines = text.lines().enumerate().map(|(number, line)| match line.trim() {
@@ -244,13 +292,15 @@ fn timestamps(path: &Path) -> Result<Vec<Option<i64>>, Failure> {
             Failure::usage(format!("{}, line {line}: {reason}", path.display()))
         }),
     });
-    lines.collect()
+    Ok((lines.collect::<Result<_, Failure>>()?, Vec::new()))
 }
 
-fn rows(batches: &[RecordBatch]) -> Result<Vec<Option<i64>>, Failure> {
-    let timestamps = timestamps_from_batches(batches)?;
-    let at = |row| timestamps.value(row).map(|at| at.as_millis());
-    Ok((0..timestamps.len()).map(at).collect())
+fn rows(batches: Vec<RecordBatch>, arguments: &Arguments) -> Result<FileTimes, Failure> {
+    // A column that is a key is not taken for the timestamps.
+    let keys: Vec<Arc<str>> = arguments.keys.iter().map(|key| Arc::from(&**key)).collect();
+    let found = rows_from_batches(&batches, &keys, |_| Ok::<_, Failure>(()))?;
+    let at = |row| found.timestamps.value(row).map(|at| at.as_millis());
+    Ok(((0..found.timestamps.len()).map(at).collect(), batches))
 }
 
 fn stream(batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {

@@ -69,7 +69,7 @@ pub(crate) fn parse_range(text: &str) -> Result<(i64, i64, Option<i64>), String>
     let pieces: Vec<&str> = text.split(':').collect();
     let time = |pieces: &[&str]| parse(&pieces.join(":")).ok();
     let step = |pieces: &[&str]| match pieces {
-        [step] => step.parse().ok().or_else(|| span(step)),
+        [step] => parse_step(step).ok(),
         _ => None,
     };
     for first in 1..pieces.len() {
@@ -87,6 +87,12 @@ pub(crate) fn parse_range(text: &str) -> Result<(i64, i64, Option<i64>), String>
         "{text:?} is no range, expected FROM:UNTIL or FROM:UNTIL:STEP with times as {FORMS}, and a \
          step in milliseconds or as 30s"
     ))
+}
+
+/// A step: milliseconds, or as 30s.
+pub(crate) fn parse_step(text: &str) -> Result<i64, String> {
+    let step = text.parse().ok().or_else(|| span(text));
+    step.ok_or_else(|| format!("{text:?} is no step, expected milliseconds or as 30s"))
 }
 
 /// A time as people read it: ISO 8601 in UTC, to the millisecond where it has some.

@@ -179,8 +179,8 @@ impl<'a> Announcer<'a> {
         self.error.is_none() && self.answer.is_none()
     }
 
-    /// Sends what is due once the process has read the line before, and waits until there may be
-    /// more to send. Cancel-safe.
+    /// Sends the due lines, each once the process has read the line before, and waits until there
+    /// may be more to send. Cancel-safe.
     ///
     /// # Errors
     /// Errors of the socket.

@@ -59,7 +59,7 @@ impl Default for AttachLimits {
 }
 
 impl AttachLimits {
-    /// The limits lowered to what `files` open files allow.
+    /// The limits, lowered for at most `files` open files.
     fn within(self, files: usize) -> Self {
         let attached = self.attached.min(files / 2).max(1);
         let share = if attached < self.attached { attached - attached / 4 } else { attached };
@@ -395,7 +395,7 @@ async fn next_line(stream: &UnixStream, reader: &mut LineReader) -> Result<Vec<u
         }
         if reader.descriptors() > 0 {
             // Unexpected files are closed, and so is the connection.
-            let reason = "descriptors, which a client does not send".to_owned();
+            let reason = "descriptors, which clients do not send".to_owned();
             return Err(WireError::Malformed { expected: "a line of JSON", reason });
         }
     }

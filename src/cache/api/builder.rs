@@ -22,6 +22,7 @@ use crate::cache::restart::{
 };
 use crate::cache::tables::columns::ColumnLookUp;
 use crate::cache::tables::loader::Loader;
+use crate::cache::tables::run_information::RunInformation;
 use crate::cache::versions::catalog::Catalog;
 use crate::cache::versions::object_index::ObjectIndex;
 use crate::clock::Clock;
@@ -52,6 +53,7 @@ pub struct CacheBuilder {
     limits: CreationLimits,
     tables: BTreeMap<String, Vec<ColumnRequest>>,
     max_key_values: usize,
+    runs: RunInformation,
     policies: Policies,
     clock: Clock,
     lease_limit: Duration,
@@ -70,6 +72,7 @@ impl Default for CacheBuilder {
             limits: CreationLimits::default(),
             tables: BTreeMap::new(),
             max_key_values: RequestLimits::MOST.key_values,
+            runs: RunInformation::default(),
             policies: Policies::default(),
             clock: Clock::system(),
             lease_limit: LEASE_LIMIT,
@@ -135,6 +138,14 @@ impl CacheBuilder {
         self
     }
 
+    /// Path and metadata names of the times of runs, for ranges that name a run. Default: those
+    /// of ALICE.
+    #[must_use]
+    pub fn run_information(mut self, runs: RunInformation) -> Self {
+        self.runs = runs;
+        self
+    }
+
     /// Maximum number of distinct values of a key for which a column may have one look-up each.
     /// Default: 10,000.
     #[must_use]
@@ -173,7 +184,8 @@ impl CacheBuilder {
         self
     }
 
-    /// Limits on what each consumer may hold, and for how long. Default: none.
+    /// Limits on the bytes, timeframes and requests of each consumer, and on the time for which it
+    /// may hold a table. Default: none.
     #[must_use]
     pub fn consumer_limits(mut self, limits: ConsumerLimits) -> Self {
         self.consumer_limits = limits;
@@ -264,6 +276,7 @@ impl CacheBuilder {
             policies: self.policies,
             tables: self.tables,
             max_key_values: self.max_key_values,
+            runs: self.runs,
         };
         let hands: Arc<InUse> = Arc::default();
         let inherited_objects = Arc::new(self.inheritance.inherited_objects(descriptor_store));

@@ -3,7 +3,7 @@
 //! ```text
 //!  timestamps of 7 ─▶ answer ─▶ table of 7 ──┐
 //!  timestamps of 8 ─▶ answer ─▶ table of 8 ──┤ leases by timeframe
-//!  consumed [7] ─▶ lease of 7 ends ◀──────┘
+//!  consumed [7] ─▶ lease of 7 ends ◀─────────┘
 //!  end of the stream, for any cause ─▶ all its leases end
 //! ```
 

@@ -130,7 +130,7 @@ impl Cache {
         for resident in self.0.residency.residents() {
             read_bytes += resident.block().size_bytes();
             if !resident.block().is_intact() {
-                let fault = format!("{resident:?} is not as it was published");
+                let fault = format!("{resident:?} differs from its published state");
                 damage.push((format!("contents of {}", resident.id()), fault));
             }
         }
@@ -150,23 +150,23 @@ fn faults_of_places(
     for resident in residents {
         let (block, spot) = (resident.block(), resident.block().location());
         let fault = match taken.get(&spot) {
-            None => Some(format!("{resident:?} lies at {spot}, which is free")),
+            None => Some(format!("{resident:?} is at {spot}, which is free")),
             Some(_) if !block.has_its_header() => {
-                Some(format!("{resident:?} at {spot} has not its own header"))
+                Some(format!("{resident:?} at {spot} does not have its own header"))
             }
             Some(_) => None,
         };
         let other = used.insert(spot, resident);
-        let fault = fault
-            .or_else(|| other.map(|other| format!("{resident:?} and {other:?} lie at {spot}")));
+        let fault =
+            fault.or_else(|| other.map(|other| format!("{resident:?} and {other:?} share {spot}")));
         faults.extend(fault.map(|fault| (format!("place of {}", resident.id()), fault)));
     }
     for (spot, generation) in taken {
         let fault = match (generation, used.contains_key(&spot)) {
             (_, true) => continue,
             (0, false) if busy => continue,
-            (0, false) => format!("the place at {spot} is taken, and for nothing"),
-            (_, false) => format!("the block at {spot} is that of no object"),
+            (0, false) => format!("the place at {spot} is taken for nothing"),
+            (_, false) => format!("the block at {spot} is of no object"),
         };
         faults.insert(format!("{spot} {generation}"), fault);
     }

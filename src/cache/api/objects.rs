@@ -63,7 +63,7 @@ impl Cache {
         let deadline = Instant::now() + patience;
         if !query.metadata.is_empty() || limits != self.0.columns.limits {
             let listing = self.0.objects.listing(&query.path);
-            let listing = by_deadline("the source to list a path", deadline, listing).await?;
+            let listing = by_deadline("the listing of a path", deadline, listing).await?;
             if listing.versions.whole {
                 let found = effective_of(&listing.versions.versions, &query, at);
                 found.iter().for_each(|effective| self.0.objects.name(&effective.version));
@@ -91,7 +91,7 @@ impl Cache {
     ) -> Result<Versions, CacheError> {
         self.check_open()?;
         let listing = self.0.objects.listing(path);
-        let what = "the source to list a path";
+        let what = "the listing of a path at the source";
         let listing = by_deadline(what, Instant::now() + patience, listing).await?;
         Ok(listing.versions.clone())
     }

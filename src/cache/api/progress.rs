@@ -110,7 +110,7 @@ impl Cache {
         first
     }
 
-    /// Loads and pins `versions` for a lease. The task keeps only what it needs alive.
+    /// Loads and pins `versions` for a lease. The task keeps only its own inputs alive.
     fn load_for(
         &self,
         lease: LeaseId,

@@ -190,8 +190,8 @@ impl Cache {
         }
     }
 
-    /// Loads until everything is resident or the timeframe is dropped. The task keeps only what it
-    /// needs alive: it ends when the cache is dropped.
+    /// Loads until everything is resident or the timeframe is dropped. The task keeps only its
+    /// own inputs alive: it ends when the cache is dropped.
     fn load_in_background(&self, timeframe: Arc<Timeframe>) {
         let (loader, counters) = (Arc::clone(&self.0.loader), Arc::clone(&self.0.counters));
         let draining = self.0.draining.clone();

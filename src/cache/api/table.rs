@@ -35,13 +35,15 @@ enum RowSource {
     Timestamps(TableRows),
     Timeframe(Arc<Timeframe>),
     Range(ValidityInterval),
+    /// Of a run, whose time is not looked up yet.
+    Run,
 }
 
 impl RowSource {
     fn timeframe(&self) -> Option<u64> {
         match self {
             Self::Timeframe(timeframe) => Some(timeframe.id()),
-            Self::Timestamps(_) | Self::Range(_) => None,
+            Self::Timestamps(_) | Self::Range(_) | Self::Run => None,
         }
     }
 
@@ -49,7 +51,7 @@ impl RowSource {
         match self {
             Self::Timestamps(rows) => Some(rows),
             Self::Timeframe(timeframe) => Some(timeframe.registration.plan.table_rows()),
-            Self::Range(_) => None,
+            Self::Range(_) | Self::Run => None,
         }
     }
 
@@ -74,7 +76,7 @@ impl RowSource {
                 timeframe.registration.plan.table_rows().keys.check_columns(columns)?;
             }
             // The columns of a range are checked when their timelines are looked up.
-            Self::Range(_) => {}
+            Self::Range(_) | Self::Run => {}
         }
         Ok(())
     }
@@ -130,13 +132,33 @@ fn check_columns(request: &Request, columns: &[ColumnRequest]) -> Result<(), Req
     Ok(())
 }
 
+/// A range of a run whose times were not looked up: a bug of ours.
+fn no_times() -> CacheError {
+    CacheError::Lost { what: "the look-up of the times of a run".to_owned() }
+}
+
 impl Cache {
     fn subject(&self, when: &When) -> Result<RowSource, CacheError> {
         Ok(match when {
             When::Timeframe(id) => RowSource::Timeframe(self.0.timeframes.get(*id)?),
             When::Timestamps(rows) => RowSource::Timestamps(rows.clone()),
             When::Range(range) => RowSource::Range(*range),
+            When::Run(_) => RowSource::Run,
         })
+    }
+
+    /// The rows of a range that names a run, with the times that are looked up for it.
+    async fn with_times(
+        &self,
+        subject: RowSource,
+        when: &When,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<RowSource, CacheError> {
+        let When::Run(run) = when else { return Ok(subject) };
+        let columns = &self.0.columns;
+        let when = columns.times_of_run(*run, request.view, request.limits, deadline).await?;
+        self.subject(&when)
     }
 
     /// Names of the keys that the columns of a request depend on.
@@ -159,7 +181,7 @@ impl Cache {
                 Some(&timeframe.registration.columns[..]),
                 Some(timeframe.registration.plan.rows() as u64),
             ),
-            RowSource::Range(_) => (None, None),
+            RowSource::Range(_) | RowSource::Run => (None, None),
         };
         let columns = self.0.columns.requested(&request.columns, registered)?;
         check_columns(request, columns)?;
@@ -191,7 +213,7 @@ impl Cache {
         let asked = Instant::now();
         let timeframe = match when {
             When::Timeframe(id) => Some(*id),
-            When::Timestamps(_) | When::Range(_) => None,
+            When::Timestamps(_) | When::Range(_) | When::Run(_) => None,
         };
         let consumer = request.consumer.as_deref();
         let span = tracing::info_span!("answer", timeframe, consumer);
@@ -233,6 +255,7 @@ impl Cache {
         };
         let wait = asker.patience.map_or(request.wait, |patience| patience.min(request.wait));
         let deadline = Instant::now() + wait.min(Duration::from_secs(86_400));
+        let subject = self.with_times(subject, when, request, deadline).await?;
         let registered = match &subject {
             RowSource::Timeframe(timeframe) => Some(&timeframe.registration.columns[..]),
             _ => None,
@@ -244,6 +267,7 @@ impl Cache {
         let asked = Work { request, asker, holder: holder.as_ref(), deadline };
         let found = match &subject {
             RowSource::Range(range) => self.intervals_of(asked, columns, *range).await?,
+            RowSource::Run => return Err(no_times()),
             RowSource::Timestamps(rows) => {
                 self.rows_of_timestamps(asked, common, columns, rows).await?
             }
@@ -567,6 +591,7 @@ impl Cache {
         let subject = self.subject(&request.when)?;
         let reader = self.reader(request, &subject, &asker.origin)?;
         let holder = self.holder(request, asker, reader.as_ref());
+        let subject = self.with_times(subject, &request.when, request, deadline).await?;
         let asked = Work { request, asker, holder: holder.as_ref(), deadline };
         let (rows, timeframe) = match &subject {
             RowSource::Range(range) => {
@@ -576,6 +601,7 @@ impl Cache {
                 return Ok((Arc::clone(spans.versions()), holder));
             }
             RowSource::Timestamps(rows) => (rows, None),
+            RowSource::Run => return Err(no_times()),
             RowSource::Timeframe(timeframe) => {
                 (timeframe.registration.plan.table_rows(), Some(&**timeframe))
             }

@@ -126,7 +126,7 @@ async fn ask(cache: &Cache, fields: Value) -> Result<Answer, CacheError> {
 async fn nothing_is_pinned(cache: &Cache) {
     let began = Instant::now();
     while cache.0.residency.pinned_bytes() > 0 {
-        assert!(began.elapsed() < Duration::from_secs(2), "something stays pinned");
+        assert!(began.elapsed() < Duration::from_secs(2), "an object stays pinned");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
@@ -295,8 +295,8 @@ async fn a_quota_is_checked_before_anything_is_loaded() {
     let held = ask_as(&[0, 1]).await.unwrap();
     let error = ask_as(&[1, 2, 3]).await.unwrap_err();
     assert!(matches!(error, CacheError::OverQuota { .. }), "{error}");
-    assert_eq!(cache.0.residency.objects(), 2, "nothing was loaded for it");
-    assert!(ask_as(&[0, 1]).await.is_ok(), "what it holds counts once");
+    assert_eq!(cache.0.residency.objects(), 2, "no object was loaded for it");
+    assert!(ask_as(&[0, 1]).await.is_ok(), "an object that it holds counts once");
     drop(held);
 }
 
@@ -331,7 +331,7 @@ async fn runs_times_columns_are_charged_to_who_asks() {
     let error = cache.answer(&request(fields), &asker).await.unwrap_err();
     let CacheError::Budget(over) = &error else { panic!("{error}") };
     assert_eq!((over.holder, error.kind()), (LimitHolder::Client, ErrorKind::ResourceExhausted));
-    assert_eq!(budget.used_bytes(), 0, "what is refused is given back");
+    assert_eq!(budget.used_bytes(), 0, "the charge of a refused request is returned");
     let asker = Caller { budget: Budget::new(1 << 30).client("one"), ..asker };
     let answer = cache.answer(&request(table(&times)), &asker).await.unwrap();
     assert!(asker.budget.used_bytes() >= 100_000 * 12);
@@ -381,7 +381,7 @@ async fn a_poll_that_failed_begins_anew() {
     let (lease, _) = cache.open_lease().unwrap();
     let asker = Caller::default();
     let far = request(table(&[1, 100]));
-    assert!(cache.poll(&far, &lease, &asker).await.is_err(), "nothing holds at 100");
+    assert!(cache.poll(&far, &lease, &asker).await.is_err(), "no version is valid at 100");
     source.memory.put(
         ObjectInfo {
             validity: ValidityInterval::new(at(100), at(101)).unwrap(),
@@ -395,7 +395,7 @@ async fn a_poll_that_failed_begins_anew() {
     tokio::time::sleep(Duration::from_millis(2)).await;
     let began = Instant::now();
     while !cache.poll(&far, &lease, &asker).await.unwrap().done {
-        assert!(began.elapsed() < Duration::from_secs(10), "its loading never began");
+        assert!(began.elapsed() < Duration::from_secs(10), "its load never began");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(cache.0.residency.pinned_bytes() >= 2 * SIZE as u64);

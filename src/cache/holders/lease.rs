@@ -620,10 +620,10 @@ impl Leases {
         let mut faults = Vec::new();
         for (id, lease) in &state.leases {
             let holder = lease.holder.as_ref();
-            let named = holder.map_or("nobody", |holder| holder.name.consumer.as_str());
+            let named = holder.map_or("no consumer", |holder| holder.name.consumer.as_str());
             let mut must = |listed: bool, where_: &str| {
                 if !listed {
-                    faults.push(format!("a lease of {named} is missing {where_}"));
+                    faults.push(format!("a lease of {named} is not listed {where_}"));
                 }
             };
             if let LeaseOwner::Session(session) = &lease.owner {
@@ -641,7 +641,7 @@ impl Leases {
         let gone = lists.chain(state.by_consumer.values()).flatten();
         let gone = gone.filter(|lease| !state.leases.contains_key(lease)).count();
         if gone > 0 {
-            faults.push(format!("{gone} leases are listed that have ended"));
+            faults.push(format!("{gone} ended leases are still listed"));
         }
         faults
     }

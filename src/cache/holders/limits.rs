@@ -1,4 +1,4 @@
-//! Limits on what one consumer holds, and the actions taken when it exceeds them.
+//! Limits per consumer, and the action against a consumer that exceeds its time limit.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,7 +1,7 @@
 //! Eviction: the queues of evictable objects, and the order in which they are evicted (S3-FIFO).
 //!
 //! ```text
-//!  last pin gone ─┬─ new ─────────────▶ small ──used again──▶ main ◀─┐ used since: once more round
+//!  last pin gone ─┬─ new ─────────────▶ small ──used again──▶ main ◀─┐ used since: next round
 //!                 │                       │ not               │  └───┘
 //!                 │                       ▼                   │ not
 //!                 └─ in ghost ─▶ main    evicted ◀────────────┘
@@ -235,7 +235,7 @@ impl EvictionQueues {
         self.queues().closed
     }
 
-    /// Called under the lock of the queues.
+    /// Marks an object as not listed. Called under the lock of the queues.
     fn unlist(&self, resident: &Resident) {
         resident.set_listed(false);
         self.bytes.fetch_sub(resident.charged_bytes(), Ordering::Relaxed);
@@ -291,7 +291,7 @@ mod tests {
             }
             there(&home, 1_000..1_080)
         };
-        assert!(after(1) < 20, "what comes once has a tenth of the memory");
+        assert!(after(1) < 20, "objects used once get a tenth of the memory");
         // Objects with the same mark in the ghost queue may need some more rounds.
         assert!(after(2) > 60);
         assert_eq!(after(10), 80);
@@ -301,7 +301,7 @@ mod tests {
     fn what_comes_back_soon_after_it_was_evicted_is_proven() {
         let home = home(ROOM);
         (0..ROOM + 1).for_each(|n| drop(used(&home, n)));
-        assert_eq!(there(&home, 0..1), 0, "the first came first");
+        assert_eq!(there(&home, 0..1), 0, "the first object is evicted first");
         drop(used(&home, 0));
         (1_000..1_200).for_each(|n| drop(used(&home, n)));
         assert_eq!(there(&home, 0..ROOM + 1), 1);
@@ -330,6 +330,6 @@ mod tests {
         home.close();
         assert_eq!(home.objects(), 0);
         drop(used(&home, 1));
-        assert_eq!(home.objects(), 0, "nothing is kept any more");
+        assert_eq!(home.objects(), 0, "no object is kept any more");
     }
 }

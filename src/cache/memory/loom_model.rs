@@ -45,7 +45,7 @@ fn bytes_count_once_however_many_pin_and_unpin_at_once() {
         others.into_iter().for_each(|other| other.join().unwrap());
         assert_eq!(home.pinned_bytes(), 0);
         assert_eq!(home.pins_of(id(1)), Some(0));
-        assert_eq!(home.candidate_bytes(), CHARGED_BYTES, "it is a candidate, once");
+        assert_eq!(home.candidate_bytes(), CHARGED_BYTES, "it is in one eviction queue, once");
         assert_consistent(&home);
         home.clear_out();
         assert_eq!(home.objects(), 0);

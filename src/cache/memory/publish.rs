@@ -127,8 +127,8 @@ mod tests {
             let refused = check(Some(5), Some(wrong), known).unwrap_err();
             assert_eq!(refused, NotAsDescribed::Md5 { expected: wrong, found: right });
         }
-        assert!(check(None, Some(right), Some(wrong)).is_err(), "the source says it is another");
-        assert_eq!(home.pool().used_bytes(), 0, "what is refused leaves nothing behind");
+        assert!(check(None, Some(right), Some(wrong)).is_err(), "the digest of the source differs");
+        assert_eq!(home.pool().used_bytes(), 0, "a refused object leaves no memory in use");
         let (block, _, md5) = check(None, None, Some(right)).unwrap().publish();
         assert_eq!((block.payload(), md5), (&b"right"[..], Some(right)));
     }

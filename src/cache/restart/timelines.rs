@@ -146,7 +146,7 @@ mod tests {
             notes.write(&saved_timelines(source)).unwrap();
             assert_eq!(TimelineFiles::read(notes.files()), Some(saved_timelines(source)));
         }
-        assert_eq!(notes.written, 3, "the same again is not written");
+        assert_eq!(notes.written, 3, "an unchanged state is not written again");
         // 'four' overwrites 'two': half written, it must count as not written.
         let whole = {
             let mut other = TimelineFiles::new().unwrap();

@@ -24,6 +24,7 @@ use crate::cache::tables::known_columns::{
 };
 use crate::cache::tables::lock_selection::LockTarget;
 use crate::cache::tables::plan::{Plan, PlannedIntervals};
+use crate::cache::tables::run_information::RunInformation;
 use crate::cache::versions::catalog::{Catalog, KnownTimeline, QueryTimes};
 use crate::cache::versions::object_index::ObjectIndex;
 use crate::cache::yielder::Turns;
@@ -49,6 +50,8 @@ pub(crate) struct ColumnLookUp {
     pub(crate) tables: BTreeMap<String, Vec<ColumnRequest>>,
     /// Maximum number of distinct values of a key for which a column may have one look-up each.
     pub(crate) max_key_values: usize,
+    /// Where the times of runs stand.
+    pub(crate) runs: RunInformation,
 }
 
 impl ColumnLookUp {

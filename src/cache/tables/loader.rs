@@ -90,7 +90,7 @@ impl Drop for CountGuard<'_> {
     }
 }
 
-/// The key of a load: everything the source says about the version.
+/// The key of a load: the complete description of the version from the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct LoadKey(Arc<ObjectInfo>);
 
@@ -174,7 +174,7 @@ impl PartialPins {
 
     /// The result once everything is pinned.
     fn into_pinned(self) -> PinnedVersions {
-        #[expect(clippy::filter_map_identity, reason = "flatten would take memory anew")]
+        #[expect(clippy::filter_map_identity, reason = "flatten would allocate anew")]
         let pins = self.pins.into_iter().filter_map(|pin| pin).collect();
         PinnedVersions { pins: PinSet::new(pins), how: self.how }
     }
@@ -257,7 +257,7 @@ impl Loader {
                 // Everything is evictable, and still it does not fit because of fragmentation.
                 let residency = Arc::clone(&self.residency);
                 let cleared = tokio::task::spawn_blocking(move || residency.clear_out()).await;
-                cleared.map_err(|error| lost("memory to be cleared", &error))?;
+                cleared.map_err(|error| lost("the eviction of all objects", &error))?;
                 return self.take_places(versions).await;
             }
             if tokio::time::timeout_at(ends, room).await.is_err() {
@@ -277,7 +277,7 @@ impl Loader {
         };
         let places = Arc::clone(&self.places);
         let taken = tokio::task::spawn_blocking(move || places.take(lacking)).await;
-        let taken = taken.map_err(|error| lost("memory to be taken", &error))?;
+        let taken = taken.map_err(|error| lost("the reservation of memory", &error))?;
         taken.map_err(|error| CacheError::Pool(Arc::new(error)))
     }
 
@@ -311,7 +311,7 @@ impl Loader {
                 total_bytes: self.residency.pool().total_bytes(),
             }),
             Err(_) => Err(CacheError::DeadlineExceeded {
-                what: "objects to be loaded".to_owned(),
+                what: "the load of the objects".to_owned(),
                 wait_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             }),
         }
@@ -375,8 +375,8 @@ impl Loader {
             lacking.into_iter().for_each(|bytes| wait.lacks(bytes));
             return Ok(lacking.is_none().then_some(got));
         }
-        // The source does not give the sizes: what fits is kept while the rest is tried, until the
-        // turn ends.
+        // The source does not give the sizes: objects that fit are kept while the others are tried,
+        // until the turn ends.
         let mut turn = Some((turn, waiting));
         loop {
             let mut room = std::pin::pin!(self.residency.room());
@@ -444,7 +444,7 @@ impl Loader {
         // be waited for. Only beyond that are the sizes examined.
         if needed_bytes > pool.total_bytes() / 2 && !pool.can_hold_together(known()) {
             let objects = versions.len();
-            let what = format!("a table of {objects} distinct objects, which do not pack into it,");
+            let what = format!("a table of {objects} distinct objects, which do not fit together,");
             let limit_bytes = pool.total_bytes();
             return Err(CacheError::NeverFits { what, needed_bytes, limit_bytes });
         }
@@ -520,7 +520,7 @@ impl Loader {
                 Ok(pin) => {
                     (got.pins[place], got.how[place]) = (Some(pin), CacheState::Loaded);
                 }
-                // A table that has to wait loads and holds nothing.
+                // A table without room stops its loads: it must hold nothing while it waits.
                 Err(LoadFailure::NoRoom { needed_bytes }) => return Ok(Some(needed_bytes)),
                 Err(failure) => return Err(failure.of(&version, &self.residency)),
             }
@@ -793,7 +793,7 @@ impl BlockBody {
                 url: url.to_owned(),
                 what: format!("{} {}", version.path, version.id),
                 reason: format!(
-                    "{} bytes came of {} that were announced",
+                    "{} of {} announced bytes arrived",
                     self.written,
                     other.map_or(0, |reservation| reservation.size_bytes())
                 ),

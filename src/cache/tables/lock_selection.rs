@@ -90,7 +90,7 @@ impl ObjectIndex {
         budget: &ClientBudget,
         deadline: Instant,
     ) -> Result<Vec<KnownTimeline>, CacheError> {
-        let what = "the source to tell the versions of a lock";
+        let what = "the look-up of the versions of a lock at the source";
         by_deadline(what, deadline, self.select(lock, targets, limits, budget)).await
     }
 

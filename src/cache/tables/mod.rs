@@ -10,4 +10,6 @@ pub(crate) mod loader;
 mod lock_selection;
 pub(crate) mod plan;
 mod planning;
+pub(crate) mod run_information;
+mod run_times;
 pub(crate) mod schema_cache;

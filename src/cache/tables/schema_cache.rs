@@ -105,7 +105,7 @@ pub(crate) struct SchemaKey {
 }
 
 impl SchemaKey {
-    /// The key for the table of a request; the flags tell what is in its schema.
+    /// The key for the table of a request; the flags name the parts of its schema.
     pub(crate) fn new(request: &Request, nulls: bool, timeframe: bool, lease: bool) -> Self {
         Self {
             view: request.view,

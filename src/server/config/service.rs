@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::entries::{PathConfig, RemapConfig, SourceConfig};
 use super::units::{ByteSize, RegionPath, SocketMode, TimeSpan};
+use crate::cache::RunInformation;
 use crate::cache::SlowConsumer;
 use crate::interval::Timestamp;
+use crate::object::ObjectPath;
 use crate::server::ccdb::CcdbServerConfig;
 use crate::server::limits::Limits;
 use crate::source::ccdb::CcdbOptions;
@@ -72,6 +74,13 @@ pub struct Config {
     /// Only versions created at or after this are seen (ms since the epoch).
     #[schemars(with = "Option<i64>")]
     pub not_before: Option<Timestamp>,
+    /// The path of the objects that tell when a run was: they are looked up at its number. For
+    /// ranges that name a run.
+    #[schemars(with = "String")]
+    pub run_information: ObjectPath,
+    /// The names of their metadata that have the begin and the end of a run (ms), as `BEGIN:END`; of
+    /// several pairs the first that is there counts.
+    pub run_metadata: Vec<String>,
     /// Users that may connect to the Unix sockets, beside the service's own and root.
     pub allow_uids: Vec<u32>,
     /// Groups whose members may.
@@ -181,6 +190,8 @@ impl Default for Config {
             refresh: None,
             not_after: None,
             not_before: None,
+            run_information: RunInformation::default().path,
+            run_metadata: RunInformation::default().pairs(),
             allow_uids: Vec::new(),
             allow_gids: Vec::new(),
             tokens: None,
@@ -218,10 +229,24 @@ impl Config {
         self.tables.iter().map(|(name, list)| (name.clone(), columns(list))).collect()
     }
 
+    /// Where the times of runs stand.
+    pub fn runs(&self) -> RunInformation {
+        let pairs = self.run_metadata.iter().filter_map(|pair| pair.split_once(':'));
+        let bounds = pairs.map(|(from, until)| (from.to_owned(), until.to_owned())).collect();
+        RunInformation { path: self.run_information.clone(), bounds }
+    }
+
     /// Which keys do not fit together, or name what is none, and why.
     pub(super) fn faults(&self) -> Vec<(String, String)> {
         let mut faults = Vec::new();
         let mut fault = |key: &str, reason: String| faults.push((key.to_owned(), reason));
+        let is_pair = |pair: &String| {
+            let names = pair.split_once(':');
+            names.is_some_and(|(from, until)| !from.is_empty() && !until.is_empty())
+        };
+        if let Some(wrong) = self.run_metadata.iter().find(|pair| !is_pair(pair)) {
+            fault("run_metadata", format!("{wrong:?} is no pair of names, as \"SOR:EOR\""));
+        }
         let sessions = [
             ("fairmq_shmid", self.fairmq_shmid.is_some()),
             ("fairmq_session", self.fairmq_session.is_some()),

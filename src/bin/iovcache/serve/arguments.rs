@@ -10,12 +10,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-use iovcache::Timestamp;
 use iovcache::cache::SlowConsumer;
 use iovcache::server::{
     Answering, ByteSize, Config, LogFormat, RegionPath, SegmentBacking, SocketMode, SourceConfig,
     TimeSpan,
 };
+use iovcache::{ObjectPath, Timestamp};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -91,6 +91,14 @@ pub(crate) struct Arguments {
     /// file, e.g. 7=/dev/shm/fmq_<shmid>_rg_7. What it held is lost.
     #[arg(long, value_name = "ID=PATH")]
     region: Option<RegionPath>,
+    /// The path of the objects that tell when a run was: they are looked up at its number.
+    #[arg(long, value_name = "PATH")]
+    run_information: Option<ObjectPath>,
+    /// Their metadata with the begin and the end of a run (may be given several times: the first pair
+    /// that is there counts).
+    #[arg(long, value_name = "BEGIN:END", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    run_metadata: Vec<String>,
     /// A user that may connect to the Unix sockets, beside one's own and root (may be given several
     /// times).
     #[arg(id = "allow_uids", long = "allow-uid", value_name = "UID", value_delimiter = ',')]

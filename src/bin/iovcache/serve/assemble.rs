@@ -50,6 +50,7 @@ pub(super) fn cache(
         })
         .tables(config.columns())
         .max_key_values(config.limits.key_values)
+        .run_information(config.runs())
         .policies(policies)
         .max_timeframes(config.max_timeframes)
         .budget(Budget::new(config.limits.request_memory.bytes()))

@@ -28,10 +28,10 @@ impl Holders {
     pub(super) fn new(leases: &Leases, timeframes: &Timeframes, in_hand: Vec<Arc<PinSet>>) -> Self {
         let mut holders = Self::default();
         for (name, sets) in leases.holders() {
-            holders.add(name.as_deref().unwrap_or("a lease without a name"), &sets);
+            holders.add(name.as_deref().unwrap_or("leases without a name"), &sets);
         }
         holders.add("timeframes in flight", &timeframes.pin_sets());
-        holders.add("what is being sent", &in_hand);
+        holders.add("tables and objects in use", &in_hand);
         holders
     }
 

@@ -1,0 +1,131 @@
+"""Key columns beside the timestamps, and both out of one DataFrame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Dict, Iterable, List, Optional, Tuple
+
+import pyarrow as pa
+
+from ._errors import invalid
+
+#: The names of columns of timestamps, as the service looks for them.
+TIMESTAMPS = ("timestamp", "fTimestamp")
+
+
+def column(name: str, values: Any) -> pa.Array:
+    """The values of a key as an Arrow array of int64 or strings; null stays null."""
+    array = _decoded(_array(name, values))
+    kind = array.type
+    if pa.types.is_null(kind):
+        return array.cast(pa.int64())
+    if pa.types.is_integer(kind):
+        try:
+            return array.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise invalid(f"keys: {name!r} has a value that is no i64: {error}") from error
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view":
+        return array.cast(pa.string())
+    raise invalid(f"keys: {name!r} is {kind}; expected integers or strings")
+
+
+def _array(name: str, values: Any) -> pa.Array:
+    if values is None or isinstance(values, (str, bytes, Mapping, set, frozenset)):
+        kind = type(values).__name__
+        raise invalid(f"keys: {name!r} is a {kind}; expected one value per timestamp")
+    try:
+        if isinstance(values, (pa.Array, pa.ChunkedArray)):
+            array = values
+        elif hasattr(values, "to_arrow"):
+            array = values.to_arrow()
+        elif type(values).__module__.split(".")[0] == "pandas":
+            array = pa.array(values, from_pandas=True)
+        elif hasattr(values, "__array__") or hasattr(values, "__arrow_array__"):
+            array = pa.array(values)
+        else:
+            values = list(values)
+            if any(isinstance(value, bool) for value in values):
+                raise invalid(f"keys: {name!r} has a bool; expected integers or strings")
+            array = pa.array(values)
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise invalid(f"keys: {name!r}: {error}; expected integers or strings") from error
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
+    return array
+
+
+def _decoded(array: pa.Array) -> pa.Array:
+    if isinstance(array, pa.ExtensionArray):
+        return _decoded(array.storage)
+    if pa.types.is_dictionary(array.type):
+        return _decoded(array.dictionary_decode())
+    if pa.types.is_run_end_encoded(array.type):
+        import pyarrow.compute
+
+        return _decoded(pyarrow.compute.run_end_decode(array))  # type: ignore[attr-defined]
+    return array
+
+
+def frame(values: Any) -> Optional[pa.Table]:
+    """A DataFrame or Arrow table as an Arrow table; ``None`` for anything else."""
+    if isinstance(values, pa.RecordBatch):
+        return pa.Table.from_batches([values])
+    if isinstance(values, pa.Table):
+        return values
+    if type(values).__name__ != "DataFrame":
+        return None
+    if type(values).__module__.split(".")[0] == "pandas":
+        return pa.Table.from_pandas(values, preserve_index=False)
+    return values.to_arrow() if hasattr(values, "to_arrow") else None
+
+
+def named_in(columns: Any) -> List[str]:
+    """The keys on which columns depend."""
+    if not isinstance(columns, Mapping):
+        return []
+    specs = [column for column in columns.values() if isinstance(column, Mapping)]
+    return sorted({str(spec["key"]) for spec in specs if "key" in spec})
+
+
+def split(
+    timestamps: Any, keys: Any, columns: Any
+) -> Tuple[Any, Dict[str, pa.Array]]:
+    """The timestamps and the keys of a call: a mapping of keys beside a column of timestamps, or a
+    DataFrame that has both, with ``keys`` as names or left out."""
+    given = {} if not isinstance(keys, Mapping) else dict(keys)
+    names: Iterable[str] = ()
+    if isinstance(keys, str):
+        names = [keys]
+    elif keys is not None and not isinstance(keys, Mapping):
+        names = [str(name) for name in keys]
+    elif keys is None:
+        names = named_in(columns)
+    table = frame(timestamps)
+    if table is None:
+        if names and keys is not None:
+            raise invalid(f"keys names {', '.join(names)}; the timestamps are no DataFrame with them")
+        return timestamps, {name: column(name, values) for name, values in given.items()}
+    for name in names:
+        if name not in table.column_names:
+            there = ", ".join(map(str, table.column_names[:8]))
+            raise invalid(f"there is no column {name!r} in the timestamps; there are {there}")
+        given[name] = table.column(name)
+    times = _timestamps(table, list(given))
+    return times, {name: column(name, values) for name, values in given.items()}
+
+
+def _timestamps(table: pa.Table, keys: List[str]) -> pa.ChunkedArray:
+    for name in TIMESTAMPS:
+        if name in table.column_names:
+            return table.column(name)
+    fitting = [
+        name
+        for name, kind in zip(table.column_names, table.schema.types)
+        if name not in keys and (pa.types.is_integer(kind) or pa.types.is_timestamp(kind))
+    ]
+    if len(fitting) != 1:
+        there = ", ".join(map(str, table.column_names[:8]))
+        raise invalid(
+            f"timestamps has no column timestamp or fTimestamp; which of its columns? It has {there}"
+        )
+    return table.column(fitting[0])

@@ -1,0 +1,91 @@
+//! `--key`: the values of keys on which columns depend.
+
+use std::path::Path;
+
+use arrow_array::RecordBatch;
+use iovcache::client::TableRequest;
+use iovcache::index::{KeyBuilder, KeyColumn, KeyType, KeyValue};
+use iovcache::table::key_from_batches;
+
+use crate::failure::Failure;
+use crate::input;
+
+/// The request with the keys of `arguments`: `NAME=VALUE`, `NAME=VALUE,VALUE…`, `NAME=FILE`, or
+/// `NAME` for a column of `batches`.
+pub(crate) fn with_keys(
+    mut request: TableRequest,
+    arguments: &[String],
+    rows: usize,
+    batches: &[RecordBatch],
+) -> Result<TableRequest, Failure> {
+    for argument in arguments {
+        let (name, key) = match argument.split_once('=') {
+            Some((name, value)) => (name, key_of(name, value, rows)?),
+            None => (&**argument, from_batches(argument, batches)?),
+        };
+        if key.len() != rows {
+            let got = key.len();
+            return Err(Failure::usage(format!("--key {name}: {got} values for {rows} times")));
+        }
+        request = request.key(name, key);
+    }
+    Ok(request)
+}
+
+fn from_batches(name: &str, batches: &[RecordBatch]) -> Result<KeyColumn, Failure> {
+    if batches.is_empty() {
+        return Err(Failure::usage(format!(
+            "--key {name}: without a value it is a column of the Arrow file of --timestamps"
+        )));
+    }
+    key_from_batches(name, batches)
+        .map_err(|error| Failure::usage(format!("--key {name}: {error}")))
+}
+
+/// The values of `NAME=…`: integers where all of them are.
+fn key_of(name: &str, value: &str, rows: usize) -> Result<KeyColumn, Failure> {
+    if value.is_empty() {
+        return Err(Failure::usage(format!("--key {name}=: expected a value or a file")));
+    }
+    let is_file = value == "-" || (value.parse::<i64>().is_err() && Path::new(value).is_file());
+    if is_file {
+        let text = input::text(Path::new(value))?;
+        return Ok(key_from_texts(text.lines().map(str::trim).map(|line| (1, line))));
+    }
+    if value.contains(',') {
+        return Ok(key_from_texts(value.split(',').map(str::trim).map(|value| (1, value))));
+    }
+    Ok(key_from_texts([(rows, value)].into_iter()))
+}
+
+/// Each text for so many rows; an empty one is null.
+fn key_from_texts<'a>(texts: impl Iterator<Item = (usize, &'a str)> + Clone) -> KeyColumn {
+    let mut given = texts.clone().filter(|(_, text)| !text.is_empty());
+    let is_integer = given.all(|(_, text)| text.parse::<i64>().is_ok());
+    let mut key = KeyBuilder::new(if is_integer { KeyType::Integers } else { KeyType::Texts });
+    for (rows, text) in texts {
+        let value = match text.parse() {
+            _ if text.is_empty() => None,
+            Ok(number) if is_integer => Some(KeyValue::Integer(number)),
+            _ => Some(KeyValue::Text(text)),
+        };
+        key.push(rows, value);
+    }
+    key.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_for_all_times_and_a_list_has_one_for_each() {
+        let key = key_of("run", "544123", 3).ok().unwrap();
+        assert_eq!((key.len(), key.value(2)), (3, Some(KeyValue::Integer(544_123))));
+        let key = key_of("run", "1,,2", 3).ok().unwrap();
+        assert_eq!((key.value(0), key.value(1)), (Some(KeyValue::Integer(1)), None));
+        let key = key_of("period", "LHC24af,1", 2).ok().unwrap();
+        assert_eq!(key.value(1), Some(KeyValue::Text("1")));
+        assert!(key_of("run", "", 1).is_err());
+    }
+}

@@ -1,0 +1,133 @@
+//! Ranges of time, from one time to another or of a run.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Code;
+use crate::index::Timestamps;
+use crate::interval::{Timestamp, ValidityInterval};
+
+/// Why a range is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct RangeError {
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// `{"from", "until", "step"}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RangeRequest {
+    /// The first millisecond inside.
+    pub from: Timestamp,
+    /// The first that is no longer inside.
+    pub until: Timestamp,
+    /// Milliseconds from row to row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<i64>,
+    /// Of the view intervals: no two neighbouring timestamps of whom the spans are for are farther
+    /// apart than so many milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap: Option<i64>,
+}
+
+/// The code of the refusal of a range that has spans which are shorter than its `gap`.
+pub const SHORT_SPAN: Code = Code(2013);
+
+impl RangeRequest {
+    /// A range can have as many rows as any table.
+    pub const MAX_ROWS: u64 = Timestamps::MAX_ROWS as u64;
+
+    pub(super) fn wrong(reason: String) -> RangeError {
+        RangeError { reason }
+    }
+
+    /// The time from `from` to `until`.
+    ///
+    /// # Errors
+    /// [`RangeError`] if there is none.
+    pub fn interval(&self) -> Result<ValidityInterval, RangeError> {
+        ValidityInterval::new(self.from, self.until).map_err(|error| Self::wrong(error.to_string()))
+    }
+
+    /// One timestamp per step.
+    ///
+    /// # Errors
+    /// [`RangeError`] if it has no step, or too many rows.
+    pub fn timestamps(&self) -> Result<Timestamps, RangeError> {
+        let interval = self.interval()?;
+        let Some(step) = self.step else {
+            return Err(Self::wrong("it needs a step, but for the view intervals".into()));
+        };
+        if step <= 0 {
+            return Err(Self::wrong(format!("step is {step}, it must be positive")));
+        }
+        let (from, until) = (interval.from().as_millis(), interval.until().as_millis());
+        let rows = until.abs_diff(from).div_ceil(step.unsigned_abs());
+        if rows > Self::MAX_ROWS {
+            let most = Self::MAX_ROWS;
+            return Err(Self::wrong(format!("it has {rows} rows, at most {most} are possible")));
+        }
+        Ok(Timestamps::stepped(interval.from(), step.unsigned_abs(), rows as usize))
+    }
+}
+
+/// The time of a run, which is looked up by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunRange {
+    /// The number of the run.
+    pub run: i64,
+    /// Milliseconds from row to row; `None`: the effective spans.
+    pub step: Option<i64>,
+}
+
+/// `{"from", "until", "step"}` or `{"run", "step"}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "RawRange")]
+pub(super) enum RequestedRange {
+    Times(RangeRequest),
+    Run { run: RunRange, gap: Option<i64> },
+}
+
+impl RequestedRange {
+    pub(super) fn step(&self) -> Option<i64> {
+        match self {
+            Self::Times(range) => range.step,
+            Self::Run { run, .. } => run.step,
+        }
+    }
+
+    pub(super) fn gap(&self) -> Option<i64> {
+        match self {
+            Self::Times(range) => range.gap,
+            Self::Run { gap, .. } => *gap,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRange {
+    from: Option<Timestamp>,
+    until: Option<Timestamp>,
+    run: Option<i64>,
+    step: Option<i64>,
+    gap: Option<i64>,
+}
+
+impl TryFrom<RawRange> for RequestedRange {
+    type Error = String;
+
+    fn try_from(raw: RawRange) -> Result<Self, String> {
+        let RawRange { from, until, run, step, gap } = raw;
+        match (from, until, run) {
+            (Some(from), Some(until), None) => {
+                Ok(Self::Times(RangeRequest { from, until, step, gap }))
+            }
+            (None, None, Some(run)) => Ok(Self::Run { run: RunRange { run, step }, gap }),
+            (_, _, Some(_)) => Err("a range has either run, or from and until".to_owned()),
+            (None, ..) => Err("missing field `from`".to_owned()),
+            (_, None, _) => Err("missing field `until`".to_owned()),
+        }
+    }
+}
