@@ -27,6 +27,7 @@
 #include <boost/interprocess/sync/scoped_lock.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -34,6 +35,7 @@
 #include <fstream>
 #include <iostream>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace
@@ -84,7 +86,17 @@ void remove_from_book(const std::string& shmid, const std::vector<Entry>& gone)
   }
   bi::scoped_lock<bi::interprocess_mutex> lock;
   if (mutex != nullptr) {
-    lock = bi::scoped_lock<bi::interprocess_mutex>(*mutex);
+    lock = bi::scoped_lock<bi::interprocess_mutex>(*mutex, bi::try_to_lock);
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+    while (!lock && std::chrono::steady_clock::now() < until) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      lock.try_lock();
+    }
+    if (!lock) {
+      // A device that was killed may have held it; it is never free again then.
+      std::cerr << "session " << shmid << ": FairMQ's book is locked, nothing is removed from it\n";
+      return;
+    }
   }
   for (auto entry = segments->begin(); entry != segments->end();) {
     const auto number = entry->first;

@@ -99,9 +99,9 @@ impl Reservation {
         }
         assert!(offset <= self.place.size, "{offset} is behind the {} bytes", self.place.size);
         let length = self.place.size - offset;
+        let (mapping, payload) = self.place.payload();
         // SAFETY: the place is reserved for us alone, no generation is published for it, so no
         // reader gets a slice of it; `&mut self` keeps ourselves from having two.
-        let (mapping, payload) = self.place.payload();
         unsafe { mapping.bytes_mut(payload + offset, length) }
     }
 
