@@ -98,7 +98,8 @@ typedef struct iovc_attach_t iovc_attach_t;
 typedef struct iovc_cache_t iovc_cache_t;
 
 /**
- * Where an object lies in shared memory: 40 bytes that fit into a message or a table's cell.
+ * The location of an object in shared memory: 40 bytes that fit into a message or a cell of a
+ * table.
  */
 typedef struct iovc_meta_header_t {
   /**
@@ -110,12 +111,12 @@ typedef struct iovc_meta_header_t {
    */
   uint64_t hint;
   /**
-   * Managed: offset of the chunk header (the payload stands 16 bytes behind it) from the start
-   * of the segment. Unmanaged: offset of the payload from the start of the region.
+   * Managed: offset of the chunk header (the payload follows 16 bytes later) from the start of
+   * the segment. Unmanaged: offset of the payload from the start of the region.
    */
   int64_t handle;
   /**
-   * -1; FairMQ's reference counts, which are not used.
+   * -1; FairMQ's field for reference counts, which are not used.
    */
   int64_t shared;
   /**
@@ -133,7 +134,7 @@ typedef struct iovc_meta_header_t {
   uint8_t pad[3];
 } iovc_meta_header_t;
 /**
- * How many bytes it has.
+ * Size in bytes.
  */
 #define iovc_meta_header_t_BYTES 40
 

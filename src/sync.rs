@@ -1,10 +1,10 @@
 //! Locks without poison, used by the whole crate in place of those of `std::sync`.
 //!
 //! `lock`, `read` and `write` return the guard. If a thread panics while it holds a lock, the data
-//! stays as that thread left it, and the next holder goes on with it. This is right here: critical
-//! sections are short, call no code of embedders, and panic by a defect only, which is reported where
-//! it happens. One failed request must not fail every later request that needs the same lock, and
-//! `iovcache status --check` finds sums that are wrong.
+//! stays as that thread left it, and the next holder continues with it. This is safe here: critical
+//! sections are short, call no code of embedders, and panic only on a bug, which is reported where
+//! it happens. One failed request must not fail every later request that needs the same lock,
+//! and `iovcache status --check` finds sums that are wrong.
 //!
 //! With the feature `loom`, the tests of the library use loom's locks and atomics instead, so that
 //! the models of protocols between threads run the code of the service. The feature changes nothing
@@ -30,12 +30,12 @@ pub(crate) mod atomic {
     pub(crate) use std::sync::atomic::Ordering;
 }
 
-/// A mutual exclusion without poison.
+/// A mutex without poison.
 #[derive(Debug, Default)]
 pub struct Mutex<T>(backend::Mutex<T>);
 
 impl<T> Mutex<T> {
-    /// A lock around `data`.
+    /// A mutex that protects `data`.
     pub fn new(data: T) -> Self {
         Self(backend::Mutex::new(data))
     }
@@ -57,7 +57,7 @@ impl<T> Mutex<T> {
 pub struct RwLock<T>(backend::RwLock<T>);
 
 impl<T> RwLock<T> {
-    /// A lock around `data`.
+    /// A lock that protects `data`.
     pub fn new(data: T) -> Self {
         Self(backend::RwLock::new(data))
     }
@@ -95,12 +95,12 @@ impl Condvar {
         self.0.notify_all();
     }
 
-    /// Waits to be woken. May return without a reason.
+    /// Waits to be woken. Spurious wake-ups are possible.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits to be woken, for at most `limit`. May return without a reason.
+    /// Waits to be woken, for at most `limit`. Spurious wake-ups are possible.
     pub fn wait_timeout<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,

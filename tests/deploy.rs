@@ -111,7 +111,7 @@ fn every_alert_asks_for_metrics_that_exist() {
     let functions =
         ["rate", "increase", "changes", "histogram_quantile", "sum", "by", "and", "le", "instance"];
     for [alert, query, _] in alerts() {
-        // What stands in quotes or brackets is a value.
+        // Text in quotes or brackets is a value.
         let outside: String = query.split('"').step_by(2).collect();
         let outside: String =
             outside.split('[').map(|part| part.split_once(']').map_or(part, |(_, b)| b)).collect();

@@ -125,6 +125,8 @@ async fn a_refusal_names_the_address_the_key_and_the_consumer() {
     let request = || TableRequest::new().column("x", "No/Such/Path").timestamps([1]);
     ask("another", request()).await;
     ask(token["token"].as_str().unwrap(), request()).await;
+    let attach = iovcache::shm::attach::Attachment::open(&service.attach(), "qc", Some("another"));
+    assert!(attach.is_err());
     let pid = std::process::id();
     let (_, log) = service.stop();
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -1,4 +1,4 @@
-//! Why a cache does not answer.
+//! Errors of the cache: why a request fails.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::shm::PoolError;
 use crate::source::{ClaimError, SourceError};
 use crate::table::{EncodeError, KeyError, RequestError, SHORT_SPAN, TimestampsError};
 
-/// Nothing is valid for some timestamps of one column.
+/// A column without a valid object at some timestamps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingColumn {
     /// The column.
@@ -21,9 +21,9 @@ pub struct MissingColumn {
     pub first: Timestamp,
     /// The latest timestamp without an object.
     pub last: Timestamp,
-    /// How many rows have none.
+    /// Number of rows without an object.
     pub rows: u64,
-    /// Name and value of the key in the first row that has none, where the column depends on one.
+    /// Name and value of the key in the first row without an object, if the column depends on one.
     pub key: Option<String>,
 }
 
@@ -38,18 +38,18 @@ impl std::fmt::Display for MissingColumn {
     }
 }
 
-/// Values of a key for which a column has no path.
+/// A column without a path for some values of its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnmatchedColumn {
     /// The column.
     pub column: String,
-    /// The key.
+    /// Name of the key.
     pub key: String,
-    /// Its value in the first row without a path.
+    /// The value in the first row without a path.
     pub value: String,
-    /// That row.
+    /// The first row without a path.
     pub row: usize,
-    /// How many rows have no path.
+    /// Number of rows without a path.
     pub rows: u64,
 }
 
@@ -60,7 +60,7 @@ impl std::fmt::Display for UnmatchedColumn {
     }
 }
 
-/// At most this many are told.
+/// Maximum number of columns without a path in a message.
 const MAX_UNMATCHED: usize = 64;
 
 fn unmatched(columns: &[UnmatchedColumn]) -> String {
@@ -70,7 +70,7 @@ fn unmatched(columns: &[UnmatchedColumn]) -> String {
     told.chain(more).collect::<Vec<_>>().join("; ")
 }
 
-/// More of them are told in a short form: a gRPC status has room for a few kB.
+/// Longer lists are shown in a short form: a gRPC status has room for a few kB.
 const MAX_FULL: usize = 16;
 
 fn list(columns: &[MissingColumn]) -> String {
@@ -84,36 +84,36 @@ fn list(columns: &[MissingColumn]) -> String {
     format!("{count} columns (name=first timestamp..last timestamp without one): {all}")
 }
 
-/// Why a cache does not answer.
+/// Why the cache rejects or fails a request.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum CacheError {
-    /// The request is wrong.
+    /// The request is malformed.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// The timestamps cannot be used.
     #[error(transparent)]
     Timestamps(#[from] TimestampsError),
-    /// A path is none.
+    /// A path is malformed.
     #[error(transparent)]
     Path(#[from] InvalidPath),
-    /// The table cannot be put into this shape.
+    /// The table cannot be encoded in this layout.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// There is no object at some timestamps.
+    /// Some timestamps have no valid object.
     #[error("no object is valid for {}", list(columns))]
     Missing {
-        /// Every such column.
+        /// Every column with missing objects.
         columns: Vec<MissingColumn>,
     },
-    /// The values of a key lie in no range of the paths of a column, and it has no fallback.
+    /// Values of a key are in no path range of a column, and the column has no fallback.
     #[error(
-        "no path is for the value of the key in {}: add a range or a fallback, or ask with \
-         \"missing\": \"null\"",
+        "no path is configured for the value of the key in {}: add a range or a fallback, \
+         or ask with \"missing\": \"null\"",
         unmatched(columns)
     )]
     NoPath {
-        /// Every such column.
+        /// Every column without a path for some values of its key.
         columns: Vec<UnmatchedColumn>,
     },
     /// The source does not tell when a run was.
@@ -126,99 +126,101 @@ pub enum CacheError {
         /// What is missing.
         reason: String,
     },
-    /// A table would ask for too much.
+    /// The table exceeds a limit on its look-ups.
     #[error(
-        "the table has {queries} different queries for its columns and keys, at most {limit} are possible"
+        "the table has {queries} different queries for its columns and keys, at most {limit} are allowed"
     )]
     TooManyQueries {
-        /// How many.
+        /// Number of queries.
         queries: usize,
         /// The limit.
         limit: usize,
     },
-    /// A version is effective for so short a time that none of the timestamps may need it.
+    /// A version is effective for less time than the gap between timestamps, so no timestamp may
+    /// hit it.
     #[error(
         "column {column:?} has a version that is effective for {span_ms} ms only, and the timestamps \
-         are up to {gap_ms} ms apart: ask for the timestamps themselves"
+         are up to {gap_ms} ms apart: request the timestamps themselves"
     )]
     ShortSpan {
         /// The column.
         column: String,
-        /// For how long.
+        /// Length of the effective span.
         span_ms: u64,
-        /// What the request says of its timestamps.
+        /// Largest gap between timestamps, as given in the request.
         gap_ms: i64,
     },
-    /// The source does not bear out what a lock says of a version.
+    /// The source contradicts the lock file about a version.
     #[error("lock")]
     Claim(#[from] ClaimError),
-    /// The memory that it takes beside the segments has no room in the account of its client.
+    /// The memory outside the segments exceeds the budget of the client.
     #[error(transparent)]
     Budget(#[from] OverBudget),
-    /// No such table in the configuration.
+    /// The configuration has no such table.
     #[error("no table {name:?} is configured; there are: {}", known.join(", "))]
     UnknownTable {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// The names of those that are configured.
+        /// Names of the configured tables.
         known: Vec<String>,
     },
     /// No such timeframe is in flight.
     #[error("timeframe {timeframe} is not in flight: not registered yet, or consumed and dropped")]
     UnknownTimeframe {
-        /// What was asked for.
+        /// The requested timeframe.
         timeframe: u64,
     },
-    /// The timeframe does not wait for this consumer.
+    /// The timeframe is not registered for this consumer.
     #[error("timeframe {timeframe} has no consumer {consumer:?}; it has {}", known.join(", "))]
     UnknownConsumer {
         /// The timeframe.
         timeframe: u64,
-        /// Who asked.
+        /// The consumer of the request.
         consumer: String,
-        /// Whom it was registered for.
+        /// The consumers that it was registered for.
         known: Vec<String>,
     },
-    /// The consumer has already said that it is done with the timeframe.
+    /// The consumer has already reported the timeframe as consumed.
     #[error("consumer {consumer:?} has reported timeframe {timeframe} as consumed")]
     AlreadyConsumed {
         /// The timeframe.
         timeframe: u64,
-        /// Who asked.
+        /// The consumer of the request.
         consumer: String,
     },
-    /// The id is taken by a timeframe of another content.
+    /// The id is in use by a timeframe with other content.
     #[error("timeframe {timeframe} is in flight with other {difference}")]
     TimeframeExists {
         /// The id.
         timeframe: u64,
-        /// What differs: timestamps, keys, columns or consumers.
+        /// The part that differs: timestamps, keys, columns or consumers.
         difference: &'static str,
     },
-    /// Too many timeframes are in flight, or they need too much, and the deadline passed.
+    /// Too many timeframes are in flight, or they need too much memory, and the deadline passed.
     #[error(
-        "no place for timeframe {timeframe} within the time given: {in_flight} of {limit} \
-         timeframes are in flight, and {taken_bytes} of {total_bytes} bytes are taken"
+        "timeframe {timeframe} cannot be registered within the time given: {in_flight} \
+         of {limit} timeframes are in flight, and {taken_bytes} of {total_bytes} bytes are taken"
     )]
     NoPlace {
         /// The timeframe.
         timeframe: u64,
-        /// How many are in flight.
+        /// Number of timeframes in flight.
         in_flight: usize,
-        /// How many can be.
+        /// Maximum number of timeframes in flight.
         limit: usize,
-        /// What is pinned or reserved, at least.
+        /// Bytes pinned or reserved, at least.
         taken_bytes: u64,
-        /// What there is.
+        /// Bytes in total.
         total_bytes: u64,
     },
-    /// No such session, or one of another user or node. Its id is a secret, and not in the message.
+    /// The session is unknown, or belongs to another user or node. Its id is a secret and therefore
+    /// not in the message.
     #[error(
         "the session of this request is not known: its process is gone, or the request does not come \
          from its user on its node"
     )]
     UnknownSession,
-    /// The name of the consumer is in use by others.
+    /// The name of the consumer is in use by another client.
     #[error(
         "consumer {consumer:?} is attached or has a stream: only that process or stream, its user or \
          key, or a role that may administer reports and reads in its name"
@@ -227,58 +229,58 @@ pub enum CacheError {
         /// The name.
         consumer: String,
     },
-    /// The consumer would hold more than it may.
+    /// The consumer would exceed its quota.
     #[error(
-        "consumer {consumer:?} would hold {wanted} {what}, and its quota is {limit}: it has to be \
-         done with some first"
+        "consumer {consumer:?} would hold {wanted} {what}, and its quota is {limit}: it must \
+         release some first"
     )]
     OverQuota {
-        /// Who asked.
+        /// The consumer of the request.
         consumer: String,
-        /// Bytes, timeframes or requests.
+        /// Unit of the quota: bytes, timeframes or requests.
         what: &'static str,
-        /// What it would hold.
+        /// The amount that it would hold.
         wanted: u64,
-        /// What it may hold.
+        /// The amount that it may hold.
         limit: u64,
     },
-    /// The consumer does not let go of what it has.
+    /// The consumer holds a table for longer than it may.
     #[error(
-        "consumer {consumer:?} holds a table for {held_ms} ms, longer than {limit_ms} ms: it has \
-         to report what it is done with first"
+        "consumer {consumer:?} holds a table for {held_ms} ms, longer than {limit_ms} ms: it must \
+         release the table first"
     )]
     SlowConsumer {
-        /// Who asked.
+        /// The consumer of the request.
         consumer: String,
-        /// For how long it holds what it holds longest.
+        /// How long it has held its oldest table.
         held_ms: u64,
-        /// For how long it may.
+        /// How long it may hold a table.
         limit_ms: u64,
     },
-    /// The lease is over. Its id is a secret, and not in the message.
+    /// The lease has ended. Its id is a secret and therefore not in the message.
     #[error("the lease has ended: released, revoked, or its time ran out")]
     LeaseEnded,
-    /// The source did not say which version holds.
-    #[error("cannot tell which version of {path} holds at {at}")]
+    /// The look-up of a version at the source failed.
+    #[error("cannot look up which version of {path} is valid at {at}")]
     LookUp {
         /// The path.
         path: ObjectPath,
         /// The timestamp.
         at: Timestamp,
-        /// What the source answered.
+        /// The error of the source.
         #[source]
         error: SourceError,
     },
-    /// The source did not list its paths.
+    /// The source failed to list its paths.
     #[error("cannot list the paths below {prefix:?}")]
     Paths {
         /// The prefix.
         prefix: String,
-        /// What the source answered.
+        /// The error of the source.
         #[source]
         error: SourceError,
     },
-    /// A table would need unreasonably many questions to the source.
+    /// A table needs more look-ups at the source than the limit.
     #[error("{path} would need more than {limit} look-ups for one table")]
     TooManyLookUps {
         /// The path.
@@ -286,15 +288,15 @@ pub enum CacheError {
         /// The limit.
         limit: usize,
     },
-    /// The source has nothing at many timestamps, and does not list the path.
+    /// The source has no version at many timestamps and does not list the path.
     #[error(
-        "nothing is valid for {path} at the first {asked_in_all} timestamps for which its source was \
-         asked; it does not list the path, and is not asked for each of the others"
+        "nothing is valid for {path} at the first {asked_in_all} timestamps that were looked up; \
+         its source does not list the path, so the other timestamps are not looked up"
     )]
     NothingFound {
         /// The path.
         path: ObjectPath,
-        /// At how many timestamps.
+        /// Number of timestamps asked for.
         asked_in_all: usize,
     },
     /// The bytes of an object could not be loaded.
@@ -304,34 +306,34 @@ pub enum CacheError {
         path: ObjectPath,
         /// The version.
         id: ObjectId,
-        /// What the source answered.
+        /// The error of the source.
         #[source]
         error: SourceError,
     },
-    /// Two sources, or one at two times, give different bytes for one id.
-    #[error("version {id} stands for other bytes under {path} than under {other}")]
+    /// One id stands for different bytes, at two sources or at two times of one source.
+    #[error("version {id} has different bytes under {path} and under {other}")]
     TwoContents {
         /// The id.
         id: ObjectId,
-        /// The path that was asked for.
+        /// The requested path.
         path: ObjectPath,
         /// The path under which it is resident.
         other: ObjectPath,
     },
-    /// All that is left of the memory is pinned, and the deadline passed.
+    /// All remaining memory is pinned, and the deadline passed.
     #[error(
         "no room for {needed_bytes} bytes within the time given: {pinned_bytes} of {total_bytes} \
          bytes are pinned"
     )]
     MemoryPinned {
-        /// What is needed.
+        /// Bytes needed.
         needed_bytes: u64,
-        /// What is pinned.
+        /// Bytes pinned.
         pinned_bytes: u64,
-        /// What there is.
+        /// Bytes in total.
         total_bytes: u64,
     },
-    /// It can never fit.
+    /// The table or object is larger than the memory.
     #[error(
         "{what} needs {needed_bytes} bytes, and at most {limit_bytes} fit: make `memory` larger, and \
          `segment` too where segments have the names of FairMQ"
@@ -339,26 +341,26 @@ pub enum CacheError {
     NeverFits {
         /// The table or object.
         what: String,
-        /// What it needs.
+        /// Bytes needed.
         needed_bytes: u64,
-        /// What there is.
+        /// Bytes in total.
         limit_bytes: u64,
     },
-    /// Shared memory cannot be had from the system.
+    /// The system does not provide shared memory.
     #[error("shared memory")]
     Pool(#[source] Arc<PoolError>),
     /// The deadline passed.
     #[error("not done within {wait_ms} ms: {what}")]
     DeadlineExceeded {
-        /// What was waited for.
+        /// The step that did not finish.
         what: String,
-        /// How long.
+        /// Time spent waiting.
         wait_ms: u64,
     },
-    /// The cache is going down.
+    /// The cache is shutting down.
     #[error("the service is shutting down")]
     Draining,
-    /// A bug of ours: a task ended without a result.
+    /// An internal error: a task ended without a result.
     #[error("{what} ended without a result")]
     Lost {
         /// The task.

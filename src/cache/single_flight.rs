@@ -1,14 +1,14 @@
-//! Single flight: of all who want the same thing at the same time, one causes the work.
+//! Single flight: concurrent requests for one key share one call.
 //!
 //! ```text
-//!  join(key) ──first──▶ task ──▶ result ──▶ everybody who joined
+//!  join(key) ──first──▶ task ──▶ result ──▶ every waiter
 //!  join(key) ──later──▶  │ waits
-//!  the last one who waits goes away ──▶ the task is cancelled
+//!  the last waiter is dropped ──▶ the task is cancelled
 //! ```
 //!
-//! The work runs in a task of its own, so no caller is its leader: whoever is cancelled, the others
-//! still get the result. A failure is shared like a success. Only when nobody waits any more is the
-//! task aborted, so that a caller's deadline reaches all the way to the source.
+//! The work runs in its own task, so no caller is its leader: when one caller is cancelled, the
+//! others still get the result. A failure is shared like a success. The task is aborted only when
+//! no waiter is left, so the deadline of a caller also reaches the source.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -20,11 +20,11 @@ use tokio::task::AbortHandle;
 
 use crate::sync::Mutex;
 
-/// The task behind a flight ended without a result: it panicked, or its runtime is going down.
+/// The task of a call ended without a result: it panicked, or its runtime is shutting down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CallLost;
 
-/// All calls in flight, by key. Results come by a channel, tasks are aborted by their handles.
+/// All calls in progress, by key, with result channels and abort handles.
 #[derive(Debug)]
 pub(crate) struct SingleFlight<K: Eq + Hash, V> {
     board: SharedBoard<K, watch::Receiver<Option<V>>, AbortHandle>,
@@ -43,8 +43,8 @@ impl Abort for AbortHandle {
     }
 }
 
-/// The calls in flight and how many callers wait for each. Generic over channel and task, so that
-/// the model below runs this code with threads in place of tasks.
+/// The calls in progress, each with the number of its waiters. Generic over channel and task, so
+/// that the model below runs this code with threads in place of tasks.
 #[derive(Debug)]
 struct Board<K, R, T> {
     under_way: HashMap<K, Call<R, T>>,
@@ -52,18 +52,18 @@ struct Board<K, R, T> {
 
 #[derive(Debug)]
 struct Call<R, T> {
-    /// Tells a flight from its successor under the same key.
+    /// Distinguishes a call from its successor under the same key.
     number: u64,
     waiting: usize,
     result: R,
     task: Option<T>,
 }
 
-/// What comes of joining.
+/// The result of joining a call.
 enum JoinOutcome<V, R> {
-    /// It is under way, or has been put on the list just now.
+    /// The call is in progress or has just been added.
     Waits { number: u64, result: R },
-    /// Its result came in just now.
+    /// The result has just arrived.
     Landed(V),
 }
 
@@ -93,21 +93,21 @@ impl<K: Eq + Hash, R: Clone, T> Board<K, R, T> {
         }
     }
 
-    /// The task that does the work of a flight.
+    /// Records the task that does the work of a call.
     fn start(&mut self, key: &K, number: u64, task: T) {
         if let Some(flight) = self.under_way.get_mut(key).filter(|flight| flight.number == number) {
             flight.task = Some(task);
         }
     }
 
-    /// The work has ended, however it did.
+    /// Removes a call whose work has ended, with or without a result.
     fn finish(&mut self, key: &K, number: u64) {
         if self.under_way.get(key).is_some_and(|flight| flight.number == number) {
             self.under_way.remove(key);
         }
     }
 
-    /// One waits no longer; if that was the last one, the task that nobody needs.
+    /// Removes one waiter; after the last one returns the task, which is to be aborted.
     fn leave(&mut self, key: &K, number: u64) -> Option<T> {
         let flight = self.under_way.get_mut(key).filter(|flight| flight.number == number)?;
         flight.waiting -= 1;
@@ -118,16 +118,16 @@ impl<K: Eq + Hash, R: Clone, T> Board<K, R, T> {
     }
 }
 
-/// What a caller does next.
+/// The next step of a caller.
 enum JoinStep<V, W> {
-    /// It waits.
+    /// The caller waits.
     Waits(W),
-    /// It has its result.
+    /// The caller has its result.
     Landed(V),
 }
 
-/// Joins the call of `key`, or begins it: `begin` makes the channel, and `start` the task, which
-/// drops the guard when its work is done and before it sends the result.
+/// Joins the call of `key`, or starts it: `begin` makes the channel, and `start` the task, which
+/// drops the guard after its work and before it sends the result.
 fn join_or_start<K: Clone + Eq + Hash, V, R: Clone, S, T: Abort>(
     board: &SharedBoard<K, R, T>,
     key: K,
@@ -171,8 +171,8 @@ where
 {
     /// Joins the call of `key`, or starts it with the future that `work` makes.
     ///
-    /// `landed` is called under the lock before a new call is started: a result that came in just
-    /// now is taken instead.
+    /// `landed` is called under the lock before a new call starts: a result that has just arrived
+    /// is returned instead.
     ///
     /// # Errors
     /// [`CallLost`] if the task ended without a result.
@@ -189,7 +189,7 @@ where
             let future = work();
             let task = tokio::spawn(async move {
                 let value = future.await;
-                // Off the list before the result is sent: a later caller asks `landed`.
+                // Removed before the result is sent: later callers find it through `landed`.
                 drop(guard);
                 sender.send_replace(Some(value));
             });
@@ -206,7 +206,7 @@ where
         }
     }
 
-    /// How many calls are in flight.
+    /// Number of calls in progress.
     #[cfg(all(test, not(feature = "loom")))]
     fn len(&self) -> usize {
         self.board.lock().under_way.len()
@@ -219,7 +219,7 @@ fn next_number() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Takes a call off the list when its task ends, however it ends.
+/// Removes a call when its task ends, with or without a result.
 struct CallGuard<K: Eq + Hash, R: Clone, T> {
     board: SharedBoard<K, R, T>,
     key: K,
@@ -232,7 +232,7 @@ impl<K: Eq + Hash, R: Clone, T> Drop for CallGuard<K, R, T> {
     }
 }
 
-/// A caller that waits for a call. The last one to leave cancels the task.
+/// A waiter for a call; dropping the last waiter cancels the task.
 struct Waiter<K: Eq + Hash, R: Clone, T: Abort> {
     board: SharedBoard<K, R, T>,
     key: K,
@@ -368,7 +368,7 @@ mod tests {
     }
 }
 
-/// A caller that is cancelled, one that stays, and the work of both, under loom.
+/// One caller that is cancelled, one that stays, and the work of both, under loom.
 #[cfg(all(test, feature = "loom"))]
 mod loom_model {
     use std::sync::atomic::Ordering;
@@ -378,7 +378,7 @@ mod loom_model {
     use super::*;
     use crate::sync::atomic::AtomicBool;
 
-    /// What became of a call. Stands for its channel and its task.
+    /// The outcome of a call. Stands for its channel and its task.
     #[derive(Default)]
     struct Work {
         told: AtomicBool,
@@ -393,7 +393,7 @@ mod loom_model {
 
     struct Calls {
         board: SharedBoard<u8, Arc<Work>, Arc<Work>>,
-        /// The value is there for callers that come later.
+        /// The value is available to later callers.
         landed: AtomicBool,
         tasks: Mutex<Vec<thread::JoinHandle<()>>>,
     }
@@ -401,7 +401,7 @@ mod loom_model {
     type Joined = JoinStep<(), Waiter<u8, Arc<Work>, Arc<Work>>>;
 
     impl Calls {
-        /// As [`SingleFlight::join`], up to where it waits, with a thread as the task.
+        /// Like [`SingleFlight::join`] up to the wait, with a thread as the task.
         fn join(calls: &Arc<Self>) -> Joined {
             let landed = || calls.landed.load(Ordering::Acquire).then_some(());
             let begin = || {
@@ -411,7 +411,8 @@ mod loom_model {
             let start = |work: Arc<Work>, guard| {
                 let (own, task) = (Arc::clone(calls), Arc::clone(&work));
                 let thread = thread::spawn(move || {
-                    // An aborted task ends at its next step; one that is past it lands.
+                    // An aborted task ends at its next step; if it is past that, it delivers its
+                    // result.
                     if task.aborted.load(Ordering::Acquire) {
                         return drop(guard);
                     }
@@ -428,7 +429,7 @@ mod loom_model {
 
     #[test]
     fn a_caller_that_stays_gets_the_result_although_the_first_is_cancelled() {
-        // All orders would take hours; those with three interruptions at most take seconds.
+        // All orders would take hours; those with at most three preemptions take seconds.
         let mut orders = loom::model::Builder::new();
         orders.preemption_bound = Some(3);
         orders.check(|| {
@@ -443,7 +444,7 @@ mod loom_model {
             });
             let stays = Calls::join(&calls);
             leader.join().unwrap();
-            // Each task that was begun is listed by now.
+            // By now every started task is in the list.
             let tasks = std::mem::take(&mut *calls.tasks.lock());
             tasks.into_iter().for_each(|task| task.join().unwrap());
             match stays {

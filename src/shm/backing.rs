@@ -1,13 +1,13 @@
-//! What segments are made of, and how one is made.
+//! The backing of segments: creates their files, maps them and seals them.
 //!
 //! ```text
-//!  Memfd   memfd_create ─▶ fallocate ─▶ map ─▶ head ─▶ seal       consumers get this very file
+//!  Memfd   memfd_create ─▶ fallocate ─▶ map ─▶ head ─▶ seal       consumers get this file
 //!  Folder  create 0640  ─▶ fallocate ─▶ map ─▶ head ─▶ open again, read-only, for consumers
-//!  FairMq  the same, under a name that FairMQ's shmem opens
+//!  FairMq  like Folder, with a name that FairMQ's shmem opens
 //! ```
 //!
-//! Where the host gives huge pages on advice only, they are made through the mapping, and fallocate
-//! comes after it for what is left and to say whether there was room.
+//! If the host gives huge pages only on advice, they are made through the mapping. fallocate then
+//! follows for the remaining pages, and reports whether there was room.
 
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, TryLockError};
@@ -29,41 +29,40 @@ use super::layout::SegmentHeader;
 use super::mapping::{MapAccess, Mapping};
 use super::numbers::NumberLog;
 
-/// Where POSIX shared memory has its names, and so FairMQ's segments.
+/// Folder of POSIX shared memory, where FairMQ has its segments.
 const SHM_FOLDER: &str = "/dev/shm";
 
-/// What segments are made of.
+/// The kind of files that back the segments.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Backing {
-    /// Files without a name that are sealed once they are mapped: consumers get them through the
-    /// attach socket only, and can neither write nor truncate them.
+    /// Unnamed files that are sealed once they are mapped: consumers get them only through the
+    /// attach socket, and can neither write nor truncate them.
     #[default]
     Memfd,
     /// Files (0640) with names in this folder (0750), for consumers that must open by name. They
-    /// cannot be sealed: whoever may write the file can spoil it.
+    /// cannot be sealed: a process with write access to the file can corrupt it.
     Folder(PathBuf),
     /// Files (0640) with the names of FairMQ's managed segments, `/dev/shm/fmq_<shmid>_m_<n>`, so
-    /// that an unmodified FairMQ consumer opens them. Not sealed either. FairMQ may read there;
-    /// it must not allocate in them, since their free places are not known to it. All of them are
-    /// made at the start and stay: FairMQ registers a segment before its devices start, and makes
-    /// one of its own where there is none of that name.
+    /// that an unmodified FairMQ consumer opens them. Not sealed either. FairMQ may read them but
+    /// must not allocate in them, since it does not know their free places. All of them are made at
+    /// the start and stay: FairMQ registers a segment before its devices start, and creates one
+    /// itself if there is none with that name.
     FairMq {
         /// FairMQ's id of the session: the first 8 hexadecimal digits of SHA-256 of user and
         /// session.
         shmid: String,
-        /// The least number of our segments; those below are FairMQ's own. A number is never used
-        /// twice in a session: `/dev/shm/iovcache_<shmid>.numbers` holds the next one, and outlives
-        /// the service.
+        /// The lowest number of the service's segments; lower numbers are FairMQ's own. A number is
+        /// never used twice in a session: `/dev/shm/iovcache_<shmid>.numbers` holds the next one,
+        /// and outlives the service.
         first_segment: u16,
     },
-    /// Memory that the program around the pool allocates, a buffer for each object: no segment is
-    /// made.
+    /// Memory that the surrounding program allocates, one buffer per object: no segment is created.
     Host(HostMemory),
 }
 
 impl Backing {
-    /// FairMQ's id of the session, if FairMQ is to know the segments: then it looks for their names
-    /// before anything is loaded.
+    /// FairMQ's id of the session, for a backing whose segments FairMQ knows by name before
+    /// anything is loaded.
     pub fn fairmq_shmid(&self) -> Option<&str> {
         match self {
             Self::Memfd | Self::Folder(_) | Self::Host(_) => None,
@@ -72,13 +71,13 @@ impl Backing {
     }
 }
 
-/// Where segments with names have them.
+/// The names of segments.
 #[derive(Debug)]
 struct NamedFiles {
     folder: PathBuf,
     prefix: String,
     lock: Arc<NameLock>,
-    /// Of a FairMQ session alone.
+    /// Only for a FairMQ session.
     numbers: Option<NumberLog>,
 }
 
@@ -88,27 +87,27 @@ impl NamedFiles {
     }
 }
 
-/// Makes the files of segments, and takes away those with names.
+/// Makes the files of segments, and removes those with names.
 #[derive(Debug)]
 pub(crate) struct Maker(Option<NamedFiles>);
 
 /// The file of one segment, mapped.
 #[derive(Debug)]
 pub(crate) struct Made {
-    /// What consumers get: sealed, or open for reading only.
+    /// The file for consumers: sealed, or open for reading only.
     pub(crate) file: OwnedFd,
     pub(crate) mapping: Arc<Mapping>,
-    /// Its name goes before the lock does: a successor may take the name.
+    /// The name is removed before the lock is released, since the next service may reuse it.
     name: Option<(PathBuf, Arc<NameLock>)>,
 }
 
 impl Made {
-    /// The file's name, if it has one.
+    /// The path of the file, if it has a name.
     pub(crate) fn path(&self) -> Option<&Path> {
         self.name.as_ref().map(|(path, _)| path.as_path())
     }
 
-    /// Whether the file had a name that does not lead to it any more.
+    /// Whether the file had a name that no longer refers to it.
     pub(crate) fn has_lost_its_name(&self) -> bool {
         let Some(path) = self.path() else { return false };
         let (here, ours) = (fs::symlink_metadata(path), rustix::fs::fstat(&self.file));
@@ -122,7 +121,7 @@ impl Made {
 
 impl Drop for Made {
     fn drop(&mut self) {
-        // Another program's file under that name is not ours to remove.
+        // A file of another program under that name must not be removed.
         if let Some(path) = self.path().filter(|_| !self.has_lost_its_name()) {
             let _ = fs::remove_file(path);
         }
@@ -130,11 +129,11 @@ impl Drop for Made {
 }
 
 impl Maker {
-    /// Takes the names, if there are any: what a dead service left under them is removed.
+    /// Takes the lock on the names, if there are any, and removes files of a dead service.
     ///
     /// # Errors
-    /// [`io::ErrorKind::ResourceBusy`] if they belong to another service that runs,
-    /// `PermissionDenied` if others may write the folder, `InvalidInput` for a shmid that is none.
+    /// [`io::ErrorKind::ResourceBusy`] if another running service has the names, `PermissionDenied`
+    /// if others may write the folder, `InvalidInput` for an invalid shmid.
     pub(crate) fn new(backing: &Backing) -> io::Result<Self> {
         match backing {
             Backing::Memfd | Backing::Host(_) => Ok(Self(None)),
@@ -170,7 +169,7 @@ impl Maker {
                 let numbers = NumberLog::open(&folder, shmid, first)?;
                 let (lock, numbers) = (Arc::new(lock), Some(numbers));
                 let named = NamedFiles { folder, prefix, lock, numbers };
-                // FairMQ's own segments have such names too, and those of other caches.
+                // FairMQ's own segments, and those of other caches, have such names, too.
                 let left = remove_leftovers(&named, |id, path| is_left_by(first, id, path))?;
                 if let (Some(last), Some(numbers)) = (left, &named.numbers) {
                     numbers.used_to(last)?;
@@ -180,8 +179,8 @@ impl Maker {
         }
     }
 
-    /// A number for the next segment that no cache of this FairMQ session has had, and that no file
-    /// has. `None`: there is no session, and any number will do.
+    /// A number for the next segment that no cache of this FairMQ session has used, and that no
+    /// file has. `None`: there is no session, so any number is allowed.
     ///
     /// # Errors
     /// [`io::ErrorKind::QuotaExceeded`] if the session has no number left.
@@ -191,17 +190,17 @@ impl Maker {
         named.numbers.as_ref().map(take).transpose()
     }
 
-    /// What the head of a segment says of the cache that makes it: in a FairMQ session 1 more than
-    /// the number from which it counts, else 0.
+    /// The value that marks the creator in the head of a segment: in a FairMQ session 1 more than
+    /// the number from which the cache counts, else 0.
     pub(crate) fn range(&self) -> u32 {
         let numbers = self.0.as_ref().and_then(|named| named.numbers.as_ref());
         numbers.map_or(0, |numbers| u32::from(numbers.first()) + 1)
     }
 
-    /// Makes and maps a file of `bytes`, every page of it there.
+    /// Creates and maps a file of `bytes`, with all its pages allocated.
     ///
     /// # Errors
-    /// Of kind `StorageFull` where there is no memory for it; never a SIGBUS later.
+    /// Of kind `StorageFull` if there is no memory for it; never a later SIGBUS.
     pub(crate) fn make(&self, segment_id: u16, bytes: u64) -> io::Result<Made> {
         let Some(named) = &self.0 else {
             let name = CString::new(format!("iovcache-{segment_id}"))?;
@@ -227,7 +226,7 @@ impl Maker {
         }
     }
 
-    /// From now on the file can be neither written nor resized through any other mapping.
+    /// Seals the file: it can no longer be written or resized through any other mapping.
     pub(crate) fn seal(&self, made: &Made) -> io::Result<()> {
         if self.0.is_none() {
             let seals =
@@ -238,13 +237,12 @@ impl Maker {
     }
 }
 
-/// Maps a file that has nothing yet, once it has `bytes`. `on_advice`: of huge pages, if there are
-/// some for who asks.
+/// Gives an empty file `bytes` and maps it. `on_advice`: advise the kernel to use huge pages.
 fn allocated(file: impl AsFd, bytes: u64, on_advice: bool) -> io::Result<Mapping> {
     cgroup::check_room(bytes)?;
     let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let map = || Mapping::of_file(file.as_fd(), length, MapAccess::ReadWrite);
-    // Not if there is no room anyway: they would fill what others write to.
+    // Not without enough room: the advice would use up what others write to.
     if on_advice && bytes <= free_bytes(&file)? {
         ftruncate(&file, bytes)?;
         let mapping = map()?;
@@ -256,19 +254,20 @@ fn allocated(file: impl AsFd, bytes: u64, on_advice: bool) -> io::Result<Mapping
     map()
 }
 
-/// What the file's system has left, if it says so: that of memfds has no limit.
+/// Free bytes of the file system, if it has a limit: that of memfds has none.
 fn free_bytes(file: impl AsFd) -> io::Result<u64> {
     let facts = fstatvfs(file)?;
     Ok(if facts.f_blocks == 0 { u64::MAX } else { facts.f_bavail.saturating_mul(facts.f_frsize) })
 }
 
-/// Gives the first `bytes` of a file their pages. Not ftruncate: a tmpfs that is short of memory
-/// says so here, not by a SIGBUS later.
+/// Allocates the pages of the first `bytes` of a file. Unlike ftruncate, this reports a tmpfs that
+/// is short of memory here, instead of a later SIGBUS.
 pub(super) fn allocate(file: impl AsFd, bytes: u64) -> io::Result<()> {
     const PIECE_BYTES: u64 = 32 << 20;
     match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
         Ok(()) => return Ok(()),
-        // A signal makes the kernel undo all that one call did; so short ones, each done again.
+        // A signal makes the kernel undo the work of one call, so pieces are allocated, each
+        // retried.
         Err(rustix::io::Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
@@ -281,8 +280,8 @@ pub(super) fn allocate(file: impl AsFd, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The file again, for those who may only read it: a descriptor that can write would give more to
-/// a consumer than the mode of the file does.
+/// Opens the file again for reading only: a writable descriptor would give a consumer more access
+/// than the mode of the file does.
 pub(super) fn read_only(path: &Path, file: &File) -> io::Result<OwnedFd> {
     let again = OpenOptions::new()
         .read(true)
@@ -300,8 +299,8 @@ fn same_file(one: &Metadata, other: &Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
-/// Makes the folder, or finds that it is ours: in one that others can write they could put another
-/// file in place of a segment.
+/// Creates the folder, or checks its owner and mode: if others can write to it, they could replace
+/// a segment by another file.
 fn make_own_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
     let facts = fs::metadata(folder)?;
@@ -317,7 +316,7 @@ fn make_own_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The same error, with the file and what can be done.
+/// Adds the file and a remedy to an error.
 fn named_error(path: &Path, error: &io::Error) -> io::Error {
     let folder = path.parent().unwrap_or(path).display();
     let remedy = match error.kind() {
@@ -335,8 +334,8 @@ fn named_error(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}; {remedy}", path.display()))
 }
 
-/// Whether the cache that counts from `first` left this file in its session: its head is that of a
-/// segment of ours, and names that range. (Earlier versions named none.)
+/// Whether the cache that counts from `first` left this file in its session: its head has the magic
+/// of this service and that range. (Earlier versions stored no range.)
 fn is_left_by(first: u16, id: u16, path: &Path) -> bool {
     let mut head = [0; size_of::<SegmentHeader>()];
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
@@ -349,7 +348,7 @@ fn is_left_by(first: u16, id: u16, path: &Path) -> bool {
     }
 }
 
-/// Removes the files of a dead instance; gives the greatest number of one.
+/// Removes the files of a dead instance; returns the highest number among them.
 fn remove_leftovers(
     named: &NamedFiles,
     is_ours: impl Fn(u16, &Path) -> bool,
@@ -368,7 +367,7 @@ fn remove_leftovers(
     Ok(last)
 }
 
-/// The right to names, held by a file lock: it ends with the process, however that ends.
+/// Ownership of names by a file lock, which ends with the process in any case.
 #[derive(Debug)]
 struct NameLock {
     path: PathBuf,
@@ -396,7 +395,7 @@ impl NameLock {
                 }
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            // Its last holder may have removed the file between our opening and our locking it.
+            // The previous owner may have removed the file between open and lock.
             let here = fs::metadata(&path).and_then(|here| Ok(same_file(&here, &file.metadata()?)));
             match here {
                 Ok(true) => {}
@@ -414,7 +413,7 @@ impl NameLock {
 
 impl Drop for NameLock {
     fn drop(&mut self) {
-        // Removed while it is locked: nobody else can take it for theirs.
+        // Removed while it is locked, so no other process can take it.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -435,7 +434,7 @@ mod tests {
         let error = made_in(&folder).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
-        // The folder stays taken until the last segment is gone.
+        // The folder stays locked until the last segment is gone.
         let segment = first.make(0, 8192).unwrap();
         drop(first);
         assert!(made_in(&folder).is_err());
@@ -478,7 +477,7 @@ mod tests {
         let path = folder.join("segment-7");
         let facts = fs::metadata(&path).unwrap();
         assert_eq!(facts.len(), 8192);
-        // What the umask leaves of 0640 and 0750.
+        // The modes 0640 and 0750 minus the umask.
         assert_eq!(facts.mode() & 0o777 & !0o640, 0);
         assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777 & !0o750, 0);
         assert!(rustix::io::pwrite(&made.file, b"spoilt", 0).is_err());
@@ -493,14 +492,14 @@ mod tests {
         let shmid = format!("{:08x}", std::process::id());
         let backing = Backing::FairMq { shmid: shmid.clone(), first_segment: 5 };
         let name = |id: u16| Path::new(SHM_FOLDER).join(format!("fmq_{shmid}_m_{id}"));
-        // FairMQ's own, which is not ours to remove; and one that a dead service of ours left.
+        // FairMQ's own segment must stay; one left by a dead service is removed.
         fs::write(name(0), vec![0; 4096]).unwrap();
         let mut left = vec![0; 4096];
         left[SegmentHeader::MAGIC_OFFSET..][..8].copy_from_slice(&SegmentHeader::MAGIC);
         fs::write(name(6), left).unwrap();
         let maker = Maker::new(&backing).unwrap();
         assert!(name(0).exists() && !name(6).exists());
-        // 6 was used, and whatever is mapped of it stays mapped: the next one is 7.
+        // 6 was used and may still be mapped, so the next one is 7.
         assert_eq!(maker.take_number().unwrap(), Some(7));
         let made = maker.make(7, 8192).unwrap();
         assert!(name(7).exists());
@@ -508,7 +507,7 @@ mod tests {
         assert!(!name(7).exists());
         let numbers = Path::new(SHM_FOLDER).join(format!("iovcache_{shmid}.numbers"));
         assert_eq!(fs::read_to_string(&numbers).unwrap(), "8\n");
-        // A successor begins behind, and leaves out what has a name already.
+        // The next service starts after it, and skips names in use.
         fs::write(name(8), "of another program").unwrap();
         assert_eq!(Maker::new(&backing).unwrap().take_number().unwrap(), Some(9));
         fs::write(&numbers, "65536").unwrap();

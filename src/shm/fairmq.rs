@@ -1,4 +1,4 @@
-//! How FairMQ names the shared memory of a session.
+//! Names of FairMQ's shared memory in a session.
 //!
 //! A session has an id, the *shmid*: 8 hexadecimal digits in the names of its files
 //! (`/dev/shm/fmq_<shmid>_m_<segment>`). FairMQ derives it from user and session name, or its
@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
-/// The shmid of a session of this user by its name, as FairMQ derives it: the first 8 hexadecimal
+/// The shmid of a session of this user, derived from its name as in FairMQ: the first 8 hexadecimal
 /// digits of SHA-256 of effective user id and name.
 pub fn shmid_of_session(session: &str) -> String {
     let user = rustix::process::geteuid().as_raw();
@@ -19,7 +19,7 @@ pub fn shmid_of_session(session: &str) -> String {
     })
 }
 
-/// A shmid as it stands in the names of files, from what a user says:
+/// Parses a shmid, as used in the names of files, from the input of a user:
 ///
 /// | text | is |
 /// |---|---|
@@ -28,10 +28,10 @@ pub fn shmid_of_session(session: &str) -> String {
 /// | any other number of decimal digits | that number, as FairMQ's devices take it (`--shmid`) |
 /// | other letters and digits, at most 32 | the shmid itself |
 ///
-/// A decimal number of exactly 8 digits is told from a hexadecimal one by a leading 0.
+/// A leading 0 tells a decimal number of exactly 8 digits from a hexadecimal one.
 ///
 /// # Errors
-/// Why it is none.
+/// The reason why the text is no shmid.
 ///
 /// ```
 /// # use iovcache::shm::shmid_of_text;

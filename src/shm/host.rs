@@ -1,5 +1,5 @@
-//! Memory of a host: every payload lies in a buffer that the surrounding program allocates for it,
-//! such as a FairMQ message that is never sent.
+//! Memory of a host: every payload is in a buffer allocated by the surrounding program, such as a
+//! FairMQ message that is never sent.
 //!
 //! ```text
 //!  Pool ──allocate(size, 64)──▶ host ──▶ payload + MetaHeader     the host's own memory
@@ -8,7 +8,7 @@
 //!       in private memory
 //! ```
 //!
-//! No segment is made, named, registered or mapped here. Consumers find a payload by the host's
+//! No segment is created, named, registered or mapped here. Consumers find a payload by the host's
 //! MetaHeader.
 #![allow(unsafe_code)]
 
@@ -23,17 +23,17 @@ use super::mapping::Mapping;
 use crate::error::coded;
 use crate::sync::{Condvar, Mutex, RwLock};
 
-/// What payloads are aligned to, as in segments.
+/// Alignment of payloads, as in segments.
 const ALIGNMENT: usize = GRANULE_BYTES as usize;
 
-/// Allocates payloads in memory of the program around the pool.
+/// Allocates payloads in memory of the surrounding program.
 ///
-/// Both functions are called from any thread, also from several at a time. They must not call into
-/// the pool or its cache.
+/// Both functions are called from any thread, also concurrently. They must not call into the pool
+/// or its cache.
 ///
 /// # Safety
-/// A buffer that `allocate` returns must be readable and writable, and belong to nobody else, until
-/// `release` is called with its header.
+/// A buffer that `allocate` returns must be readable and writable, and must not be used otherwise,
+/// until `release` is called with its header.
 pub unsafe trait HostAllocator: Send + Sync {
     /// A buffer of at least `size` bytes at a multiple of `align`. `None`: there is no memory now.
     fn allocate(&self, size: usize, align: usize) -> Option<HostBuffer>;
@@ -47,7 +47,7 @@ pub unsafe trait HostAllocator: Send + Sync {
 pub struct HostBuffer {
     /// The first byte.
     pub data: NonNull<u8>,
-    /// How other processes find it. Size and hint are the host's own.
+    /// The location for other processes. Size and hint are the host's own.
     pub header: MetaHeader,
 }
 
@@ -59,13 +59,13 @@ struct HostState {
     allocator: Box<dyn HostAllocator>,
     /// Whether the allocator may be called. Locked for reading during each call.
     attached: RwLock<bool>,
-    /// Buffers that were allocated and not released.
+    /// Number of buffers allocated and not released.
     buffers: Mutex<usize>,
     released: Condvar,
 }
 
 impl HostMemory {
-    /// The memory that `allocator` allocates in.
+    /// Wraps an allocator.
     pub fn new(allocator: impl HostAllocator + 'static) -> Self {
         Self(Arc::new(HostState {
             allocator: Box::new(allocator),
@@ -75,32 +75,32 @@ impl HostMemory {
         }))
     }
 
-    /// Buffers that were allocated and not released yet.
+    /// Number of buffers allocated and not released yet.
     pub fn buffers(&self) -> usize {
         *self.0.buffers.lock()
     }
 
-    /// Waits until every buffer is released, at most `limit`, and calls the allocator no more.
-    /// Returns how many buffers are left: those the host has to free itself, and something may
-    /// still read them.
+    /// Waits until every buffer is released, at most `limit`, and stops calling the allocator.
+    /// Returns the number of buffers left: the host must free these itself, while they may still be
+    /// in use.
     pub fn detach(&self, limit: Duration) -> usize {
         let buffers = self.0.buffers.lock();
         let left = *self.0.released.wait_timeout_while(buffers, limit, |buffers| *buffers > 0);
-        // Waits for the calls under way.
+        // Waits for the calls in progress.
         *self.0.attached.write() = false;
         left
     }
 
-    /// Calls the allocator, unless it is detached.
+    /// Calls the allocator, unless it was detached.
     fn call<T>(&self, work: impl FnOnce(&dyn HostAllocator) -> T) -> Option<T> {
         let attached = self.0.attached.read();
         attached.then(|| work(&*self.0.allocator))
     }
 
-    /// Asks the host for a payload.
+    /// Allocates a payload in the host's memory.
     pub(super) fn allocate(&self, size_bytes: u64) -> Result<HostAllocation, HostError> {
         let size = usize::try_from(size_bytes).map_err(|_| HostError::NoMemory)?;
-        // An object without bytes has an address of its own too.
+        // An empty object needs an address of its own, too.
         let length = size.max(1);
         *self.0.buffers.lock() += 1;
         let buffer = self.call(|allocator| allocator.allocate(length, ALIGNMENT)).flatten();
@@ -108,8 +108,8 @@ impl HostMemory {
             self.one_less();
             return Err(HostError::NoMemory);
         };
-        // SAFETY: the allocator's contract: the buffer is ours until it is released, which only
-        // dropping the allocation does.
+        // SAFETY: the allocator's contract: the buffer is exclusive until it is released, which
+        // only dropping the allocation does.
         let payload = unsafe { Mapping::of_range(data, length) };
         let allocation = HostAllocation::new(header, size_bytes, payload, self.clone());
         if !data.addr().get().is_multiple_of(ALIGNMENT) {
@@ -160,16 +160,16 @@ pub enum HostError {
          pass the alignment on to the transport"
     )]
     Misaligned {
-        /// What it returned.
+        /// The address it returned.
         address: usize,
     },
-    /// The header is no MetaHeader.
+    /// The header is not a valid MetaHeader.
     #[error("the host's allocator returned a MetaHeader with managed {got}, expected 0 or 1")]
     BadManagedFlag {
-        /// What it holds.
+        /// Its value of `managed`.
         got: u8,
     },
-    /// Two live buffers with one place.
+    /// Two live buffers have the same location.
     #[error("the host's allocator returned a place that is in use: {header:?}")]
     InUse {
         /// The header of both.
@@ -184,23 +184,23 @@ coded! { HostError {
     InUse => FailedPrecondition 4083,
 } }
 
-/// The headers of one block. In a segment they stand before the payload.
+/// The headers of one block, which in a segment precede the payload.
 #[repr(C, align(64))]
 struct Headers([AtomicU64; BLOCK_OVERHEAD_BYTES as usize / 8]);
 
-/// One buffer of the host, and what stands before a payload in a segment. Dropped, the buffer is
-/// released.
+/// One buffer of the host, with the headers that precede the payload in a segment. Dropping it
+/// releases the buffer.
 pub(super) struct HostAllocation {
-    /// As the host gave it.
+    /// The header from the host.
     pub(super) header: MetaHeader,
-    /// What was asked for.
+    /// The requested size.
     pub(super) size_bytes: u64,
     pub(super) payload: Arc<Mapping>,
     pub(super) headers: Mapping,
-    /// What `headers` maps.
+    /// The memory that `headers` maps.
     _headers: Box<Headers>,
     memory: HostMemory,
-    /// Released when dropped.
+    /// Whether it is released on drop.
     owned: bool,
 }
 
@@ -209,14 +209,14 @@ impl HostAllocation {
         const { assert!(size_of::<Headers>() == BLOCK_OVERHEAD_BYTES as usize) };
         let mut headers = Box::new(Headers([const { AtomicU64::new(0) }; _]));
         let base = NonNull::from(&mut *headers).cast();
-        // SAFETY: the box lives as long as this, and is accessed through the mapping alone.
+        // SAFETY: the box lives as long as this, and is accessed only through the mapping.
         let mapped = unsafe { Mapping::of_range(base, size_of::<Headers>()) };
         let payload = Arc::new(payload);
         let (headers, _headers, owned) = (mapped, headers, true);
         Self { header, size_bytes, payload, headers, _headers, memory, owned }
     }
 
-    /// Never releases the buffer.
+    /// Drops this without releasing the buffer.
     pub(super) fn forget(mut self) {
         self.owned = false;
         self.memory.one_less();

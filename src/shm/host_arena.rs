@@ -1,4 +1,4 @@
-//! A host for tests: an arena of this process that allocates like a transport.
+//! A host for tests: an arena in this process that allocates like a transport.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ pub(crate) struct HostArena {
     base: NonNull<u8>,
     ranges: Arc<Mutex<Ranges>>,
     managed: bool,
-    /// Added to each address: a host that ignores the alignment.
+    /// Offset added to each address, to imitate a host that ignores the alignment.
     pub(crate) shift: usize,
 }
 
@@ -32,7 +32,7 @@ unsafe impl Send for HostArena {}
 unsafe impl Sync for HostArena {}
 
 impl HostArena {
-    /// `managed`: whether its headers are those of a segment, number 4, or of a region.
+    /// `managed`: whether its headers refer to a segment, number 4, or to a region.
     pub(crate) fn new(length: usize, managed: bool) -> Self {
         let blocks: &mut [[u64; 8]] = vec![[u64::MAX; 8]; length / 64 + 1].leak();
         let start = blocks.as_mut_ptr().cast::<u8>();
@@ -46,7 +46,7 @@ impl HostArena {
         HostMemory::new(self.clone())
     }
 
-    /// Bytes that are allocated.
+    /// Number of allocated bytes.
     pub(crate) fn taken_bytes(&self) -> usize {
         self.locked().taken.values().sum()
     }
@@ -68,7 +68,7 @@ unsafe impl HostAllocator for HostArena {
             ranges.free.insert(start + length, room - length);
         }
         ranges.taken.insert(start, length);
-        // SAFETY: inside of the arena.
+        // SAFETY: inside the arena.
         let data = unsafe { self.base.add(start + self.shift) };
         // Like a transport: handles of a segment point before the payload, and hint is the host's.
         let handle = start as i64;

@@ -1,4 +1,4 @@
-//! The blocks of a pool in a host's memory, by their place.
+//! The blocks of a pool in a host's memory, by location.
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
@@ -16,11 +16,11 @@ use super::sync;
 use crate::object::ObjectId;
 use crate::sync::Mutex;
 
-/// The blocks of a pool in a host's memory, by their place.
+/// The blocks of a pool in a host's memory, by location.
 pub(super) struct HostBlocks {
     memory: HostMemory,
     by_place: Mutex<HashMap<BlockLocation, Arc<Segment>>>,
-    /// The smallest payload that the host had no memory for since it last took one back.
+    /// Size of the smallest payload refused by the host since the last release.
     refused_bytes: AtomicU64,
 }
 
@@ -30,7 +30,7 @@ impl HostBlocks {
         Self { memory, by_place: Mutex::default(), refused_bytes }
     }
 
-    /// A buffer for a payload, listed, and where its block begins.
+    /// Allocates and lists a buffer for a payload; returns it with the offset of its block.
     pub(super) fn take(&self, size_bytes: u64) -> Result<(Arc<Segment>, usize), HostError> {
         let allocation = self.memory.allocate(size_bytes).inspect_err(|_| {
             self.refused_bytes.fetch_min(size_bytes, Ordering::Relaxed);
@@ -39,7 +39,7 @@ impl HostBlocks {
         let location @ BlockLocation { kind, id, .. } = location_of(&allocation.header);
         let mut by_place = self.by_place.lock();
         if by_place.contains_key(&location) {
-            // Releasing it would release the other one.
+            // Releasing it would release the other buffer.
             allocation.forget();
             return Err(HostError::InUse { header });
         }
@@ -48,7 +48,7 @@ impl HostBlocks {
         Ok((segment, location.offset))
     }
 
-    /// Takes a buffer off the list. It is released with the last reference to its segment.
+    /// Removes a buffer from the list. It is released with the last reference to its segment.
     pub(super) fn give(&self, segment: &Segment, block: usize) {
         self.refused_bytes.store(u64::MAX, Ordering::Relaxed);
         let Segment { kind, id, .. } = *segment;
@@ -56,13 +56,13 @@ impl HostBlocks {
         drop(listed);
     }
 
-    /// The largest payload that may fit, of `free_bytes` that the pool has left.
+    /// The largest payload that may fit, if the pool has `free_bytes` left.
     pub(super) fn largest_free(&self, free_bytes: u64) -> u64 {
         let refused = self.refused_bytes.load(Ordering::Relaxed).saturating_sub(1);
         free_bytes.saturating_sub(BLOCK_OVERHEAD_BYTES).min(refused)
     }
 
-    /// The live block that `header` names. What this returns keeps its buffer.
+    /// The live block that `header` names. The returned reference keeps its buffer.
     fn find(&self, header: &MetaHeader) -> Result<Arc<Segment>, ResolveError> {
         let MetaHeader { size, hint: expected, managed, .. } = *header;
         if managed > 1 {
@@ -82,7 +82,7 @@ impl HostBlocks {
         }
     }
 
-    /// Looks at every buffer that is taken.
+    /// Examines every allocated buffer.
     pub(super) fn survey(&self) -> HostSurvey {
         let by_place = self.by_place.lock();
         let mut survey = HostSurvey::default();
@@ -116,7 +116,7 @@ impl UnmappedBlocks for HostBlocks {
         let segment = self.find(header)?;
         let (headers, block) = segment.headers(0);
         let id = block + offset_of!(BlockHeader, object_id);
-        // SAFETY: the id of a published block is written by nobody, and `segment` keeps it.
+        // SAFETY: the id of a published block is not written, and `segment` keeps it.
         let id = unsafe { headers.bytes(id, size_of::<ObjectId>()) };
         Ok(ObjectId::from_bytes(id.try_into().unwrap_or_default()))
     }
@@ -124,7 +124,7 @@ impl UnmappedBlocks for HostBlocks {
     fn read(&self, header: &MetaHeader) -> Result<Vec<u8>, ResolveError> {
         let segment = self.find(header)?;
         let (payload, offset) = segment.payload(0);
-        // SAFETY: `segment` keeps the buffer, and a published payload is written by nobody before the
+        // SAFETY: `segment` keeps the buffer, and a published payload is not written before the
         // buffer is released.
         Ok(unsafe { payload.bytes(offset, header.size as usize) }.to_vec())
     }
@@ -153,11 +153,11 @@ impl fmt::Debug for HostBlocks {
     }
 }
 
-/// The buffers of a pool in a host's memory, as of one moment.
+/// The buffers of a pool in a host's memory, with faults.
 #[derive(Debug, Default)]
 pub(super) struct HostSurvey {
     pub(super) faults: Vec<String>,
-    /// Those that are taken, each with the generation of its block; 0: not published.
+    /// The allocated places, each with the generation of its block; 0: not published.
     pub(super) taken: Vec<(BlockLocation, u64)>,
     pub(super) used_bytes: u64,
 }
@@ -245,7 +245,7 @@ mod tests {
         drop(held);
         assert!(pool.usage().largest_free_bytes > 511);
         drop(pool.reserve(512).unwrap());
-        // The pool's own limit, where the host would give more.
+        // The pool's own limit applies although the host has more.
         let arena = HostArena::new(1 << 20, true);
         let (pool, _) = self::pool(&arena, 4096);
         let held = pool.reserve(3000).unwrap();
@@ -263,7 +263,7 @@ mod tests {
         assert_eq!(error.code(), Code(4081));
         assert_eq!((memory.buffers(), arena.taken_bytes(), pool.used_bytes()), (0, 0, 0));
 
-        /// Gives one place twice.
+        /// Returns one location twice.
         struct Twice(HostArena);
         // SAFETY: its buffers are the arena's own; only their headers are wrong.
         unsafe impl HostAllocator for Twice {

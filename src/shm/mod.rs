@@ -9,16 +9,16 @@
 //!               │ 48 B   │ 16 B  │ size B  │  rounded up to 64 B
 //!               └────────┴───────┴─────────┘
 //!                        ▲       ▲
-//!       MetaHeader.handle┘       └ what resolving gives
+//!       MetaHeader.handle┘       └ result of resolving
 //!
 //!  service:   Pool ─reserve─▶ Reservation ─publish─▶ Block ─drop─▶ free
 //!  consumer:  attach socket ─▶ Mappings ─locate(MetaHeader)─▶ address, size
-//!             with a lease: Pinned ──────resolve(MetaHeader)─▶ &[u8]
+//!             with a lease: PinnedBlocks ─resolve(MetaHeader)─▶ &[u8]
 //! ```
 //!
-//! Only the service writes; what it knows of free and used places stands outside of the segments,
-//! so nothing that a consumer does can harm it, and no lock is shared between processes. This room
-//! and `ffi` are the only ones with unsafe code.
+//! Only the service writes. Its records of free and used places are outside the segments, so no
+//! action of a consumer can harm it, and no lock is shared between processes. Only this folder and
+//! `ffi` have unsafe code.
 //!
 //! Linux only: memfd, seals, SCM_RIGHTS.
 

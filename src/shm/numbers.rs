@@ -1,4 +1,4 @@
-//! Numbers of segments within a FairMQ session.
+//! Segment numbers within a FairMQ session.
 //!
 //! ```text
 //!  /dev/shm/iovcache_<shmid>.numbers        the next number, for all caches of the session
@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A device keeps its mapping of a number, and would read other bytes under old MetaHeaders if the
-//! number came back. So no number is used twice in a session, whichever cache had it: the file with
-//! the next one outlives the caches, and is locked while a number is taken.
+//! number were reused. So numbers are never reused in a session, by any cache: the file with the
+//! next one outlives the caches, and is locked while a number is taken.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
-/// How long another cache may take to take its number.
+/// Longest wait for another cache that takes a number.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 const LOCK_RETRY: Duration = Duration::from_millis(2);
 
@@ -37,13 +37,13 @@ impl NumberLog {
         Ok(log)
     }
 
-    /// Where the cache counts from.
+    /// The number from which the cache counts.
     pub(super) fn first(&self) -> u16 {
         self.first
     }
 
-    /// Takes the next number from `first` on for which `is_free` holds. It is used from now on,
-    /// whatever becomes of its segment.
+    /// Takes the next number from `first` on for which `is_free` holds. It counts as used from now
+    /// on, even if no segment is created.
     ///
     /// # Errors
     /// [`io::ErrorKind::QuotaExceeded`] if the session has no number left.
@@ -60,7 +60,7 @@ impl NumberLog {
         Ok(number)
     }
 
-    /// Says that every number up to `last` is used.
+    /// Records that every number up to `last` is used.
     pub(super) fn used_to(&self, last: u16) -> io::Result<()> {
         let (file, next) = self.locked()?;
         if next <= u32::from(last) {
@@ -69,7 +69,7 @@ impl NumberLog {
         Ok(())
     }
 
-    /// The file, locked until it is dropped, and the number in it.
+    /// Opens and locks the file until it is dropped; returns it with its number.
     fn locked(&self) -> io::Result<(File, u32)> {
         let flags = OFlags::NOFOLLOW.bits().cast_signed();
         let mut options = OpenOptions::new();

@@ -1,11 +1,11 @@
-//! The service's side: takes places from segments, makes segments and gives them back.
+//! The pool: allocates blocks from segments, creates segments and retires them.
 //!
 //! ```text
 //!  reserve ─▶ place in a segment? ──yes──────────────▶ Reservation
 //!                 │ no                                     ▲
 //!                 ▼                                        │
-//!             budget left? ──▶ a new segment (empty ones ──┘
-//!                 │ no          of other sizes give theirs)
+//!             budget left? ──▶ a new segment (may retire ──┘
+//!                 │ no          empty ones of other sizes)
 //!                 ▼
 //!              NoRoom
 //! ```
@@ -34,27 +34,27 @@ use crate::sync::Mutex;
 
 /// Sizes of segments are multiples of this.
 const PAGE_BYTES: u64 = 4096;
-/// A segment can have this much: its granules are counted in 32 bits.
+/// Maximum size of a segment: its granules are counted in 32 bits.
 const MAX_SEGMENT_BYTES: u64 = (u32::MAX as u64 - 1) * GRANULE_BYTES;
 
-/// What a pool is made with.
+/// The options of a pool.
 #[derive(Debug)]
 pub struct PoolOptions {
-    /// All segments together have at most so many bytes. Ignored with a region, which has what it
-    /// has.
+    /// Maximum size of all segments together. Ignored with a region, whose size is fixed.
     pub memory_bytes: u64,
-    /// The size of a segment. An object that is larger gets one of its own.
+    /// The size of a segment. A larger object gets a segment of its own.
     pub segment_bytes: u64,
-    /// What segments are made of.
+    /// The backing of the segments.
     pub backing: Backing,
-    /// A region into which all blocks go, instead of segments.
+    /// A region for all blocks, instead of segments.
     pub region: Option<Region>,
-    /// The first generation; `None`: a random one, so that no two instances have any in common.
+    /// The first generation; `None`: a random one, so that instances have no generations in common.
     pub first_generation: Option<u64>,
 }
 
 impl PoolOptions {
-    /// Whether the segments are files without a name, which outlive us where somebody keeps them.
+    /// Whether the segments are unnamed files, which a descriptor store can keep beyond this
+    /// process.
     #[cfg(feature = "cache")]
     pub(crate) fn can_be_kept(&self) -> bool {
         self.backing == Backing::Memfd && self.region.is_none()
@@ -74,41 +74,41 @@ impl Default for PoolOptions {
     }
 }
 
-/// Memory for blocks. Clones are the same pool.
+/// Memory for blocks. Clones share one pool.
 #[derive(Clone)]
 pub struct Pool(Arc<PoolInner>);
 
 type SegmentListener = Arc<dyn Fn(&SharedSegment) + Send + Sync>;
-/// Told of the id.
+/// Called with the id of a retired segment.
 type RetiredHook = Arc<dyn Fn(u16) + Send + Sync>;
 
 pub(super) struct PoolInner {
     memory_bytes: u64,
     segment_bytes: u64,
     maker: Maker,
-    /// All is there from the start, and nothing is made or given back: a region, and segments that
-    /// FairMQ knows by name. The most that one block can take.
+    /// Size of the largest block if all memory exists from the start and is never created or
+    /// retired: a region, and segments that FairMQ knows by name.
     fixed_bytes: Option<u64>,
-    /// The blocks, where they lie in a host's memory instead of in segments.
+    /// The blocks, if they are in a host's memory instead of in segments.
     host: Option<Arc<HostBlocks>>,
     epoch: Epoch,
     next_generation: AtomicU64,
     used_bytes: AtomicU64,
-    /// Held while a segment is made, which takes long; taking and giving places goes on.
+    /// Held while a segment is created, which takes long; allocating and freeing blocks goes on.
     growing: Mutex<()>,
     state: Mutex<PoolState>,
     listener: Mutex<Option<SegmentListener>>,
     farewell: Mutex<Option<RetiredHook>>,
-    /// All stays as it lies, for a successor.
+    /// Frozen: all blocks stay unchanged for the next process.
     left: AtomicBool,
 }
 
 struct PoolState {
     areas: BTreeMap<u16, SegmentSlot>,
-    /// Bytes of all segments, and of those that are being made.
+    /// Bytes of all segments, including those being created.
     area_bytes: u64,
-    /// Segments that were given back while a consumer had their descriptor unread: the kernel keeps
-    /// their memory until it is read.
+    /// Segments retired while their descriptor was unread in a socket: the kernel keeps their
+    /// memory until it is read.
     unread: Vec<Unread>,
     next_id: u16,
 }
@@ -116,20 +116,20 @@ struct PoolState {
 struct SegmentSlot {
     segment: Arc<Segment>,
     allocator: Allocator,
-    /// Messages with its descriptor that no consumer has read yet.
+    /// Messages with its descriptor that are not read yet.
     in_flight: usize,
 }
 
-/// A segment that was given back, and the messages with its descriptor that are not read yet.
+/// A retired segment, and the number of unread messages with its descriptor.
 struct Unread {
     segment: Arc<Segment>,
     in_flight: usize,
 }
 
-/// A segment whose descriptor is in a message that its receiver has not read yet.
+/// A segment whose descriptor is in a message that is not read yet.
 ///
-/// As long as this lives the kernel keeps the segment's memory, whatever becomes of the segment, so
-/// the pool counts it: an empty segment is reused instead of given back, and one that was given back
+/// As long as this lives the kernel keeps the segment's memory, even after it is retired. So the
+/// pool counts it: an empty segment in flight is reused instead of retired, and a retired one
 /// counts against the memory.
 pub struct InFlight {
     pool: Arc<PoolInner>,
@@ -148,76 +148,76 @@ impl fmt::Debug for InFlight {
     }
 }
 
-/// How much there is of what.
+/// The use of the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// What there can be in all.
+    /// Bytes in total.
     pub total_bytes: u64,
-    /// What blocks and reservations take, their headers and rounding included.
+    /// Bytes used by blocks and reservations, their headers and rounding included.
     pub used_bytes: u64,
-    /// The rest.
+    /// The remaining bytes.
     pub free_bytes: u64,
     /// The largest payload that could be reserved now.
     pub largest_free_bytes: u64,
-    /// How many segments there are.
+    /// Number of segments.
     pub segments: usize,
 }
 
-/// What [`Pool::check`] looked at.
+/// The extent of a [`Pool::check`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolReport {
-    /// Segments.
+    /// Number of segments.
     pub segments: usize,
-    /// Bytes that are taken in them.
+    /// Bytes used in them.
     pub used_bytes: u64,
 }
 
-/// The places of a pool, as of one moment.
+/// The allocated places of a pool, with faults.
 #[derive(Debug)]
 pub(crate) struct Survey {
     pub(crate) faults: Vec<String>,
-    /// Those that are taken, each with the generation of its block; 0: not published.
-    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "for who has the objects"))]
+    /// The allocated places, each with the generation of its block; 0: not published.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "read by the cache"))]
     pub(crate) taken: Vec<(BlockLocation, u64)>,
     pub(crate) report: PoolReport,
 }
 
-/// Why there is no memory.
+/// Why memory cannot be reserved.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
-    /// Not now: others have it.
+    /// There is no room now; it may be freed later.
     #[error(
         "no room for {needed_bytes} bytes: {free_bytes} are free, {largest_free_bytes} in one piece"
     )]
     NoRoom {
-        /// What is needed.
+        /// Bytes needed.
         needed_bytes: u64,
-        /// What is free in all.
+        /// Bytes free in total.
         free_bytes: u64,
-        /// What is free in one piece.
+        /// Bytes free in one piece.
         largest_free_bytes: u64,
     },
-    /// Never.
+    /// It can never fit.
     #[error("{needed_bytes} bytes can never fit: at most {limit_bytes} do, headers included")]
     NeverFits {
-        /// What is needed.
+        /// Bytes needed.
         needed_bytes: u64,
-        /// What there is.
+        /// Bytes in total.
         limit_bytes: u64,
     },
-    /// The names under which segments should stand cannot be had, or no random epoch.
+    /// The names of segments cannot be used, or there is no random epoch.
     #[error("the backing of the segments cannot be used")]
     Backing(#[source] io::Error),
-    /// What the host's allocator returned cannot be used.
+    /// The host's allocator returned an unusable buffer.
     #[error("the host's memory cannot be used")]
     Host(#[source] HostError),
-    /// The system does not give it.
-    #[error("the system gives no segment of {bytes} bytes")]
+    /// The system does not provide a segment.
+    #[error("the system provides no segment of {bytes} bytes")]
     Segment {
-        /// What was asked for.
+        /// Bytes requested.
         bytes: u64,
-        /// What it says.
+        /// The error of the system.
         #[source]
         error: io::Error,
     },
@@ -227,7 +227,7 @@ coded! { PoolError {
     NoRoom => Unavailable 4001,
     NeverFits => ResourceExhausted 4002,
     Segment { error, .. } => (match error.kind() {
-        // Somebody else has a file of that name.
+        // Another process has a file of that name.
         io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
         io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
         _ => ErrorKind::Unavailable,
@@ -241,7 +241,7 @@ coded! { PoolError {
     Host(error) => error,
 } }
 
-/// The least size of a segment in which blocks can take `bytes`.
+/// The smallest size of a segment with `bytes` for blocks.
 fn segment_bytes_for(bytes: u64) -> u64 {
     (SEGMENT_HEADER_BYTES + bytes + SEGMENT_TAIL_BYTES).next_multiple_of(PAGE_BYTES)
 }
@@ -253,12 +253,12 @@ fn random() -> io::Result<u64> {
 }
 
 impl Pool {
-    /// A pool without any segment yet; with those that FairMQ is to know by their names all are
-    /// made here.
+    /// Creates a pool. It has no segment yet; but segments that FairMQ is to know by name are all
+    /// created here.
     ///
     /// # Errors
     /// [`PoolError::NeverFits`] if nothing can fit, [`PoolError::Backing`] if the folder of the
-    /// backing cannot be had, [`PoolError::Segment`] if the system does not give what is made here.
+    /// backing cannot be used, [`PoolError::Segment`] if the system does not provide a segment.
     pub fn new(options: PoolOptions) -> Result<Self, PoolError> {
         let PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation } =
             options;
@@ -326,38 +326,38 @@ impl Pool {
         })))
     }
 
-    /// The instance: no other pool has it.
+    /// The epoch, unique to this pool.
     pub fn epoch(&self) -> Epoch {
         self.0.epoch
     }
 
-    /// What a payload takes of the memory: its header, and rounded up to 64 bytes.
+    /// The memory that a payload takes: with its header, rounded up to 64 bytes.
     pub fn charge(size_bytes: u64) -> u64 {
         charge(size_bytes)
     }
 
-    /// Calls `listener` for each segment that is made from now on, once it is listed; instead of
-    /// the one that was called before. No lock is held meanwhile.
+    /// Calls `listener` for each segment created from now on, once it is listed. Replaces the
+    /// previous listener. Called without a lock.
     pub fn on_new_segment(&self, listener: impl Fn(&SharedSegment) + Send + Sync + 'static) {
         *self.0.listener.lock() = Some(Arc::new(listener));
     }
 
-    /// Calls `farewell` with the id of each segment that is given back from now on, before its
-    /// memory goes; instead of the one that was called before. No lock is held meanwhile.
+    /// Calls `farewell` with the id of each segment retired from now on, before its memory is
+    /// freed. Replaces the previous hook. Called without a lock.
     pub fn on_retired_segment(&self, farewell: impl Fn(u16) + Send + Sync + 'static) {
         *self.0.farewell.lock() = Some(Arc::new(farewell));
     }
 
-    /// Leaves everything as it lies: from now on no place is taken or given back, and no block given
-    /// up, whatever is dropped. Whoever has the segments beyond the end of this process finds in them
-    /// what was there at this moment.
+    /// Freezes the pool: from now on no block is allocated or freed, even if it is dropped. A
+    /// process that keeps the segments beyond the end of this one finds them as they were at this
+    /// moment.
     pub fn freeze(&self) {
         self.0.left.store(true, Ordering::Release);
     }
 
-    /// Room for a payload.
+    /// Reserves memory for a payload.
     ///
-    /// Takes well below a microsecond, but for when a segment has to be made: then as long as the
+    /// Takes well below a microsecond, unless a segment has to be created: then as long as the
     /// kernel needs to clear that much memory.
     ///
     /// # Errors
@@ -422,8 +422,8 @@ impl Pool {
         }
     }
 
-    /// Like [`reserve`](Self::reserve), in the segments that are there: it takes no time. Never in a
-    /// host's memory, whose allocator may block.
+    /// Like [`reserve`](Self::reserve), but only in existing segments, which takes no time. Never
+    /// in a host's memory, whose allocator may block.
     pub fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
         let granules = u32::try_from(Self::charge(size_bytes) / GRANULE_BYTES).ok()?;
         if self.0.is_frozen() {
@@ -440,14 +440,14 @@ impl Pool {
         Reservation::new(Allocation { block, size, segment, pool, place: Some(place), crc32c: 0 })
     }
 
-    /// Makes a segment in which `granules` have room, if the memory allows it, and takes them.
+    /// Creates a segment with room for `granules`, if the memory allows it, and allocates them.
     fn grow(&self, granules: u32) -> Result<Option<AllocatedBlock>, PoolError> {
         let inner = &*self.0;
         let growing = inner.growing.lock();
         let least = segment_bytes_for(u64::from(granules) * GRANULE_BYTES);
         let (id, bytes, retired) = {
             let mut state = inner.state.lock();
-            // Somebody may have made or emptied one while we waited.
+            // Another task may have created or emptied one during the wait.
             if let Some(taken) = state.take(granules) {
                 return Ok(Some(taken));
             }
@@ -464,7 +464,7 @@ impl Pool {
                     state.area_bytes += bytes;
                     break (id, bytes, retired);
                 }
-                // An empty segment of another size may hold what is missing.
+                // Retiring an empty segment of another size may free enough budget.
                 let Some(empty) = state.take_out_an_empty_one() else { return Ok(None) };
                 retired.push(empty);
             }
@@ -480,7 +480,7 @@ impl Pool {
             state.take(granules)
         };
         drop(growing);
-        // Told once it is listed, and before anything is published in it by us.
+        // Called once it is listed, and before a block is published in it.
         let listener = inner.listener.lock().clone();
         if let Some(listener) = listener {
             listener(&shared);
@@ -488,8 +488,8 @@ impl Pool {
         Ok(taken)
     }
 
-    /// Whether payloads of these sizes can be here together, put in the largest first as long as
-    /// nothing else is. What is left over at the end of a segment holds nothing.
+    /// Whether payloads of these sizes fit together into an empty pool, the largest first. The rest
+    /// at the end of a segment holds nothing.
     #[cfg(feature = "cache")]
     pub(crate) fn can_hold_together(&self, sizes_bytes: impl Iterator<Item = u64>) -> bool {
         let mut charges: Vec<u64> = sizes_bytes.map(charge).collect();
@@ -502,7 +502,7 @@ impl Pool {
         }
         charges.sort_unstable_by_key(|charge| std::cmp::Reverse(*charge));
         let granules = |segment: &Segment| u64::from(segment.granules()) * GRANULE_BYTES;
-        // What is left in each segment; without fixed ones they are made as they are needed.
+        // The remaining bytes of each segment; without fixed ones they are created on demand.
         let (mut left, mut budget) = match self.0.fixed_bytes {
             Some(_) => {
                 let state = self.0.state.lock();
@@ -526,7 +526,7 @@ impl Pool {
         })
     }
 
-    /// Gives back what holds nothing: the next segments are made as large as they should be.
+    /// Retires empty segments, so that new ones get the regular size.
     #[cfg(feature = "cache")]
     pub(crate) fn give_back_empty_segments(&self) {
         if self.0.fixed_bytes.is_some() || self.0.is_frozen() {
@@ -542,7 +542,7 @@ impl Pool {
         retired.iter().for_each(|segment| self.0.notify_retired(segment));
     }
 
-    /// How much there is of what.
+    /// The use of the memory.
     pub fn usage(&self) -> Usage {
         if let Some(host) = &self.0.host {
             let (total_bytes, used_bytes) = (self.0.memory_bytes, self.used_bytes());
@@ -571,18 +571,18 @@ impl Pool {
         }
     }
 
-    /// What the pool can have in all.
+    /// Size of the memory.
     pub fn total_bytes(&self) -> u64 {
         self.0.memory_bytes
     }
 
-    /// What blocks and reservations take; without a lock.
+    /// Bytes used by blocks and reservations. Takes no lock.
     pub fn used_bytes(&self) -> u64 {
         self.0.used_bytes.load(Ordering::Relaxed)
     }
 
-    /// Counts a message with the descriptor of `segment` as unread, until what this returns is
-    /// dropped. `None`: the segment has been given back, and its descriptor must not be sent.
+    /// Counts a message with the descriptor of `segment` as unread until the returned value is
+    /// dropped. `None`: the segment is retired, and its descriptor must not be sent.
     pub fn put_in_flight(&self, segment: &SharedSegment) -> Option<InFlight> {
         let mut state = self.0.state.lock();
         let slot = state.areas.get_mut(&segment.id())?;
@@ -593,11 +593,11 @@ impl Pool {
         Some(InFlight { pool: Arc::clone(&self.0), segment: Arc::clone(&segment.0) })
     }
 
-    /// The memory of the segments that were made for single large objects and whose descriptors are
-    /// unread, in bytes, if `segment` is announced too; 0 if it is none of those.
+    /// The size, in bytes, of all segments of single large objects with unread descriptors, if
+    /// `segment` is announced, too; 0 if `segment` is not one of them.
     pub fn large_in_flight_with(&self, segment: &SharedSegment) -> u64 {
         if segment.size_bytes() <= self.0.segment_bytes {
-            // It is reused: it may always be announced.
+            // It will be reused, so it may always be announced.
             return 0;
         }
         let state = self.0.state.lock();
@@ -611,20 +611,20 @@ impl Pool {
         large.chain(unread).sum::<u64>() + segment.size_bytes()
     }
 
-    /// All segments and regions, as of now.
+    /// All current segments and regions.
     pub fn segments(&self) -> Vec<SharedSegment> {
         let state = self.0.state.lock();
         state.areas.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
     }
 
-    /// The segments with names that were removed, or written over, by another program.
+    /// Segments with names that another program has removed or overwritten.
     pub fn lost_segments(&self) -> Vec<LostSegment> {
         let (epoch, range) = (self.0.epoch, self.0.maker.range());
         self.segments().iter().filter_map(|shared| shared.0.loss(epoch, range)).collect()
     }
 
-    /// All segments and regions, for resolving in this very process: nothing is mapped a second
-    /// time, and what has no file (a range of memory) is there too.
+    /// All segments and regions, for resolving in this process: nothing is mapped a second time,
+    /// and memory without a file (a range) is included.
     pub fn mappings(&self) -> Mappings {
         if let Some(host) = &self.0.host {
             return Mappings::of_host(Arc::clone(host) as _);
@@ -639,18 +639,18 @@ impl Pool {
         })
     }
 
-    /// Looks whether places overlap, free neighbours are one, the bytes add up, and the headers of
-    /// published blocks are those of their places.
+    /// Checks that places do not overlap, free neighbours are merged, byte counts add up, and the
+    /// headers of published blocks match their places.
     ///
     /// # Errors
-    /// All that is wrong, each in a sentence. While others reserve and give back, that can be the
-    /// sum alone.
+    /// All faults, one sentence each. While other threads allocate and free, only the byte count
+    /// can be wrong.
     pub fn check(&self) -> Result<PoolReport, Vec<String>> {
         let Survey { faults, report, .. } = self.survey();
         if faults.is_empty() { Ok(report) } else { Err(faults) }
     }
 
-    /// Everything that [`check`](Self::check) looks at, and the places that are taken.
+    /// Everything that [`check`](Self::check) examines, and the allocated places.
     pub(crate) fn survey(&self) -> Survey {
         if let Some(host) = &self.0.host {
             let HostSurvey { mut faults, taken, used_bytes } = host.survey();
@@ -698,7 +698,7 @@ impl fmt::Debug for Pool {
 }
 
 impl PoolInner {
-    /// The most that one block can take.
+    /// The largest number of bytes that one block can take.
     fn largest_payload_area(&self) -> u64 {
         if let Some(bytes) = self.fixed_bytes {
             return bytes;
@@ -707,7 +707,7 @@ impl PoolInner {
         usable_bytes(whole)
     }
 
-    /// The next generation; 0 stands for none.
+    /// The next generation; 0 means none.
     pub(super) fn generation(&self) -> u64 {
         loop {
             let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
@@ -717,7 +717,7 @@ impl PoolInner {
         }
     }
 
-    /// Whether all stays as it lies.
+    /// Whether the pool is frozen.
     pub(super) fn is_frozen(&self) -> bool {
         self.left.load(Ordering::Acquire)
     }
@@ -750,14 +750,14 @@ impl PoolInner {
         if let Some(segment) = &retired {
             self.notify_retired(segment);
         }
-        // Unmapping takes its time: not under the lock.
+        // Unmapping takes time, so it is done without the lock.
         drop(retired);
     }
 
-    /// Takes out a segment that is not worth keeping empty. One empty segment is kept, so that an
-    /// object that comes and goes does not make and unmake one each time; but none that was made for
-    /// a single large object. A segment whose descriptor is unread is kept too: its memory would not
-    /// become free.
+    /// Removes an empty segment, unless it should be kept. One empty segment is kept, so that an
+    /// object that comes and goes does not create and retire one each time; but not a segment made
+    /// for a single large object. A segment with an unread descriptor is kept, too: its memory
+    /// would not become free.
     fn take_out_if_useless(
         &self,
         state: &mut PoolState,
@@ -774,7 +774,8 @@ impl PoolInner {
         if useless { state.take_out(segment.id) } else { None }
     }
 
-    /// A message with the descriptor of this segment was read, or its socket is gone.
+    /// Handles that a message with the descriptor of this segment was read, or its socket was
+    /// closed.
     fn landed(&self, segment: &Arc<Segment>) {
         let (retired, unread) = {
             let mut state = self.state.lock();
@@ -790,18 +791,18 @@ impl PoolInner {
         if let Some(segment) = &retired {
             self.notify_retired(segment);
         }
-        // Unmapping takes its time: not under the lock.
+        // Unmapping takes time, so it is done without the lock.
         drop((retired, unread));
     }
 
-    /// What new segments may take.
+    /// Bytes available for new segments.
     fn budget(&self, state: &PoolState) -> u64 {
         let unread = state.unread.iter().map(|unread| unread.segment.length());
         let taken = state.area_bytes + self.counted_bytes(unread);
         self.memory_bytes.saturating_sub(taken)
     }
 
-    /// The same if all empty segments were given back.
+    /// Like [`budget`](Self::budget), if all empty segments were retired.
     fn budget_without_empty(&self, state: &PoolState) -> u64 {
         let in_flight = state.areas.values().filter(|slot| {
             slot.in_flight > 0 && slot.allocator.is_empty() && self.fixed_bytes.is_none()
@@ -812,8 +813,8 @@ impl PoolInner {
         self.memory_bytes.saturating_sub(taken)
     }
 
-    /// The part of the memory of unread segments that counts against the pool. The memory of one
-    /// segment, the largest of them, does not count: a consumer that stops reading costs nothing.
+    /// The part of the memory of unread segments that counts against the pool. The largest of them
+    /// does not count, so a single consumer that stops reading takes no memory from the others.
     fn counted_bytes(&self, unread: impl Iterator<Item = u64>) -> u64 {
         let (sum, largest) =
             unread.fold((0, 0), |(sum, largest): (u64, u64), one| (sum + one, largest.max(one)));
@@ -821,7 +822,7 @@ impl PoolInner {
     }
 }
 
-/// Makes a segment, its head written, and sealed where that can be.
+/// Creates a segment, writes its head, and seals it if its backing allows it.
 fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segment>, PoolError> {
     let make = || {
         let made = maker.make(id, bytes)?;
@@ -835,11 +836,11 @@ fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segme
     make().map_err(|error| PoolError::Segment { bytes, error })
 }
 
-/// A place that was found: in what, where its block begins, and what gives it back.
+/// An allocated place: its segment, the offset of its block, and the node to release it.
 type AllocatedBlock = (Arc<Segment>, usize, AllocatedNode);
 
 impl PoolState {
-    /// Lists an area, all of it free; the bytes that blocks can take there.
+    /// Lists a segment, all of it free; returns the bytes for blocks in it.
     fn insert(&mut self, segment: Arc<Segment>) -> u64 {
         let granules = segment.granules();
         let allocator = Allocator::new(granules);
@@ -851,14 +852,14 @@ impl PoolState {
         self.areas.values_mut().find_map(|slot| {
             let (start, place) = slot.allocator.take(granules)?;
             let block = slot.segment.block_at(start);
-            // What stood here before may look like a generation. Under the lock, so that a place
-            // that is taken has none until its block is published.
+            // The bytes there may look like a generation. Cleared under the lock, so that an
+            // allocated place has none until its block is published.
             sync::claim(slot.segment.mapping().atomic_u64(block));
             Some((Arc::clone(&slot.segment), block, place))
         })
     }
 
-    /// Ids ascend, so that a consumer does not soon see another segment under one that it knows.
+    /// Ids ascend, so that consumers do not soon see another segment under an id they know.
     fn unused_id(&mut self) -> Option<u16> {
         (0..=u16::MAX).find_map(|_| {
             let id = self.next_id;
@@ -867,13 +868,13 @@ impl PoolState {
         })
     }
 
-    /// What could be given back.
+    /// Bytes of empty segments.
     fn empty_bytes(&self) -> u64 {
         let empty = self.areas.values().filter(|slot| slot.allocator.is_empty());
         empty.map(|slot| slot.segment.length()).sum()
     }
 
-    /// Takes out an empty segment: one whose memory becomes free at once, if there is any.
+    /// Removes an empty segment, preferably one with memory that becomes free at once.
     fn take_out_an_empty_one(&mut self) -> Option<Arc<Segment>> {
         let empty = self.areas.iter().filter(|(_, slot)| slot.allocator.is_empty());
         let id = empty.min_by_key(|(_, slot)| slot.in_flight > 0).map(|(id, _)| *id)?;
@@ -890,8 +891,8 @@ impl PoolState {
         Some(segment)
     }
 
-    /// One message less with the descriptor of a segment that was given back. Returns the segment if
-    /// it was the last.
+    /// Removes one unread message with the descriptor of a retired segment. Returns the segment if
+    /// it was the last message.
     fn landed(&mut self, segment: &Arc<Segment>) -> Option<Arc<Segment>> {
         let at = self.unread.iter().position(|unread| Arc::ptr_eq(&unread.segment, segment))?;
         self.unread[at].in_flight -= 1;

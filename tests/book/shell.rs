@@ -51,7 +51,7 @@ fn run(folder: &Path, script: &str) -> String {
     let path = format!("{}:{}:{path}", tools.display(), built.display());
     let sockets = folder.join("iov");
     let script = script.replace("/tmp/iov", &sockets.display().to_string());
-    // What the script leaves running is ended, whatever happens.
+    // Services that the script leaves running are ended with it.
     let script = format!("set -euo pipefail\ntrap 'kill $(jobs -p) 2> /dev/null' EXIT\n{script}");
     let output = Command::new("timeout")
         .args(["--kill-after=5", "120", "bash", "-c", &script])

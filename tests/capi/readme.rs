@@ -40,14 +40,15 @@ fn the_shell_block_of_the_readme_compiles_links_and_runs_the_examples() {
     let found = blocks("sh");
     let [script] = &found[..] else { panic!("one block") };
     let (cargo, script) = script.split_once('\n').unwrap();
-    // What `LIBRARIES` did, but for `--release`.
+    // `LIBRARIES` did the same, but for `--release`.
     assert!(cargo.starts_with("cargo rustc --release --lib --no-default-features --features capi"));
     let script = script.replace("grpc+unix:///tmp/iov/flight.sock", &service.unix());
     let script = format!("set -euo pipefail\n{script}");
     let output = Command::new("bash").args(["-c", &script]).current_dir(folder.path()).output();
     let printed = well("the block", &output.unwrap());
+    // The device, the process that attaches to it, and the consumer of the service.
     let lines = "1000 7 drift 1\n4000 7 drift 2\n";
-    assert_eq!(printed, lines.repeat(2));
+    assert_eq!(printed, lines.repeat(3));
 }
 
 #[test]

@@ -69,7 +69,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-/// What a consumer saw.
+/// The report of a consumer.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Report {
     consumer: String,
@@ -196,7 +196,7 @@ async fn show_in(folder: &Path, arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What to try after the demo.
+/// Suggestions after the demo.
 const NEXT: &str = "\
 5. What to try next.
 

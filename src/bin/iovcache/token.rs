@@ -15,12 +15,12 @@ use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Whose token it is.
+    /// Name of the client that gets the token.
     name: String,
-    /// What its bearer may: read, register (timeframes, too), or administer (everything).
+    /// Role: read, register (also timeframes), or administer (everything).
     #[arg(long, default_value = "read", value_name = "ROLE")]
     role: Role,
-    /// For how long, e.g. 90d or 8h; without this for ever.
+    /// Lifetime, e.g. 90d or 8h; without it the token does not expire.
     #[arg(long = "for", value_name = "TIME", value_parser = days)]
     lifetime: Option<Duration>,
     /// The file to which its entry is added (see `serve --tokens`); without one it is printed on

@@ -1,4 +1,4 @@
-//! A request answered: its timestamps, its versions, their bytes, and who holds them.
+//! Answers a request: decides the versions of its rows, pins their objects, and opens the lease.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ use crate::table::{
     key_names,
 };
 
-/// For which rows a table is asked.
+/// The rows of a requested table.
 enum RowSource {
     Timestamps(TableRows),
     Timeframe(Arc<Timeframe>),
@@ -59,13 +59,13 @@ impl RowSource {
         self.rows().is_some_and(|rows| rows.timestamps.has_nulls())
     }
 
-    /// The keys that have nulls.
+    /// The keys with null values.
     fn null_keys(&self) -> Vec<Arc<str>> {
         let keys = self.rows().into_iter().flat_map(|rows| rows.keys.iter());
         keys.filter(|(_, key)| key.has_nulls()).map(|(name, _)| Arc::clone(name)).collect()
     }
 
-    /// Whether the keys on which `columns` depend are there.
+    /// Checks that the keys that `columns` depend on are given.
     ///
     /// # Errors
     /// [`KeyError`].
@@ -75,25 +75,25 @@ impl RowSource {
             Self::Timeframe(timeframe) => {
                 timeframe.registration.plan.table_rows().keys.check_columns(columns)?;
             }
-            // The columns of a range are checked where their timelines are looked up.
+            // The columns of a range are checked when their timelines are looked up.
             Self::Range(_) | Self::Run => {}
         }
         Ok(())
     }
 }
 
-/// A table that is pinned, before anybody has it in hand.
+/// A pinned table that has no lease yet.
 struct PinnedTable {
     shown: TableBody,
     versions: Arc<VersionSet>,
     pins: Arc<PinSet>,
     /// The timeframe's own table.
     kept: Option<Arc<Assembled>>,
-    /// The memory of the table's timestamps and runs.
+    /// Budget for the table's timestamps and runs.
     charges: Vec<Arc<Charge>>,
 }
 
-/// A request, and who asks until when.
+/// A request with its caller and deadline.
 #[derive(Clone, Copy)]
 struct Work<'a> {
     request: &'a Request,
@@ -123,7 +123,7 @@ impl PinnedTable {
 }
 
 /// # Errors
-/// [`RequestError::Field`] if there are other columns than the view can have.
+/// [`RequestError::Field`] if the view does not allow these columns.
 fn check_columns(request: &Request, columns: &[ColumnRequest]) -> Result<(), RequestError> {
     if request.view == View::Chunks && columns.len() != 1 {
         let reason = "chunks needs exactly one column".to_owned();
@@ -147,7 +147,7 @@ impl Cache {
         })
     }
 
-    /// The same, with the times of a run that are looked up.
+    /// Replaces the range of a run by its times, which are looked up.
     async fn with_times(
         &self,
         subject: RowSource,
@@ -161,7 +161,7 @@ impl Cache {
         self.subject(&when)
     }
 
-    /// The names of the keys on which the columns of a message depend.
+    /// Names of the keys that the columns of a request depend on.
     ///
     /// # Errors
     /// [`CacheError::UnknownTable`].
@@ -169,7 +169,7 @@ impl Cache {
         Ok(key_names(self.0.columns.requested(columns, None)?))
     }
 
-    /// The schema of the table that `request` asks for. Loads nothing, asks no source.
+    /// The schema of the table that `request` asks for. Loads nothing and asks no source.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -193,16 +193,16 @@ impl Cache {
         Ok(Described { schema: form.shape.schema_of(&form.schema, timeframe, None), rows })
     }
 
-    /// Waits until every object of the table is in shared memory and pinned for who asks.
+    /// Waits until every object of the table is in shared memory and pinned for the caller.
     ///
     /// # Errors
-    /// [`CacheError`]. After one, nothing is held.
+    /// [`CacheError`]. On error nothing stays pinned.
     pub async fn answer(&self, request: &Request, asker: &Caller) -> Result<Answer, CacheError> {
         self.answer_for(request, &request.when, asker, None).await
     }
 
-    /// The same for other times than those of the request; `common`: what is known of all tables of
-    /// its stream.
+    /// Like [`answer`](Self::answer), with the times given separately. `common` is the state shared
+    /// by all tables of a stream.
     pub(crate) async fn answer_for(
         &self,
         request: &Request,
@@ -261,7 +261,7 @@ impl Cache {
             _ => None,
         };
         let columns = self.0.columns.requested(&request.columns, registered)?;
-        // Before anything is loaded: what cannot be sent need not be.
+        // Checked before anything is loaded.
         check_columns(request, columns)?;
         subject.check_keys(columns)?;
         let asked = Work { request, asker, holder: holder.as_ref(), deadline };
@@ -304,7 +304,7 @@ impl Cache {
         })
     }
 
-    /// The form of the table of `subject`.
+    /// The schema of the table of `subject`.
     fn form_of(
         &self,
         request: &Request,
@@ -329,7 +329,7 @@ impl Cache {
         }
     }
 
-    /// The form that `key` and `columns` decide, where these keys have nulls.
+    /// The schema for `key` and `columns`, with the keys that have nulls.
     pub(super) fn form(
         &self,
         key: SchemaKey,
@@ -379,7 +379,8 @@ impl Cache {
         by_deadline(PLANNING, deadline, planned).await
     }
 
-    /// The rows of timestamps, from the timeframe of a stream that has the same ones if there is one.
+    /// The rows of timestamps, from a registered timeframe of the stream with the same timestamps,
+    /// if any.
     async fn rows_of_timestamps(
         &self,
         asked: Work<'_>,
@@ -397,8 +398,8 @@ impl Cache {
         Ok(found)
     }
 
-    /// Which version serves which of the timestamps; for those of `timeframe`, as it was known when
-    /// the timeframe was registered.
+    /// Decides which version serves which timestamp. For timestamps of `timeframe` it uses the
+    /// timelines as known at registration.
     async fn plan_of(
         &self,
         asked: Work<'_>,
@@ -414,7 +415,8 @@ impl Cache {
         by_deadline(PLANNING, deadline, planned).await
     }
 
-    /// The rows of timestamps; of those of `timeframe` what was known when it was registered.
+    /// The rows of timestamps; for those of `timeframe` with the timelines as known at
+    /// registration.
     async fn rows_at(
         &self,
         asked: Work<'_>,
@@ -424,7 +426,7 @@ impl Cache {
     ) -> Result<PinnedTable, CacheError> {
         let Work { request, asker, holder, deadline } = asked;
         let plan = self.plan_of(asked, columns, rows, timeframe).await?;
-        // Of those who ask for single tables nobody knows in which order they will.
+        // Requests for single tables come in no known order.
         if asker.of_stream && request.is_plain() {
             self.prefetch_next(&plan);
         }
@@ -434,7 +436,7 @@ impl Cache {
         Ok(PinnedTable::rows_of(&plan, &plan.assemble(got)))
     }
 
-    /// Whether `holder` may hold `versions` too, asked before any of them is pinned or waited for.
+    /// Whether `holder` may hold `versions`, too. Checked before any of them is pinned or awaited.
     ///
     /// # Errors
     /// [`CacheError::OverQuota`].
@@ -452,8 +454,8 @@ impl Cache {
         self.0.leases.check_quota_of(holder, wanted)
     }
 
-    /// The rows of a stream's timeframe that is registered with the same columns and timestamps: who
-    /// reads it so gets what all others get.
+    /// The rows of a stream's timeframe that is registered with the same columns and timestamps.
+    /// All readers of such a timeframe get the same table.
     async fn registered_rows(
         &self,
         asked: Work<'_>,
@@ -477,13 +479,13 @@ impl Cache {
         self.0.columns.check_missing(plan, request)?;
         match assembled(&self.0.loader, &timeframe, deadline).await {
             Ok(assembled) => Ok(Some(PinnedTable::kept(plan, assembled))),
-            // It was dropped meanwhile, which does not end what a stream asks for.
+            // The timeframe was dropped meanwhile, which does not end a request of a stream.
             Err(CacheError::UnknownTimeframe { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// The timeframe and the consumer that reads it, if anybody can be said to.
+    /// The timeframe and the consumer that reads it, if they are known.
     fn reader(
         &self,
         request: &Request,
@@ -496,8 +498,8 @@ impl Cache {
             timeframe.check_reader(consumer)?;
             return Ok(Some((timeframe.id(), consumer.clone())));
         }
-        // A session that does not say for whom it reads is the consumer that it attached as, if
-        // the timeframe waits for that one.
+        // A session without a named consumer reads as the consumer of its attach, if the timeframe
+        // is registered for that consumer.
         let session = request.session.as_ref();
         let consumer = session.and_then(|session| self.0.leases.holder_of(session));
         Ok(consumer
@@ -506,7 +508,7 @@ impl Cache {
             .map(|consumer| (timeframe.id(), consumer)))
     }
 
-    /// Who holds the table, if anybody has a name, and the timeframe that counts for it.
+    /// The holder of the table, if it has a name, and the timeframe of the table.
     fn holder(
         &self,
         request: &Request,
@@ -515,7 +517,7 @@ impl Cache {
     ) -> Option<LeaseHolder> {
         let session = request.session.as_ref();
         let attached = session.and_then(|session| self.0.leases.holder_of(session));
-        // Over TCP a session is no proof that its own process asks, so its quota is not used up.
+        // Over TCP a session does not prove that its own process asks, so its quota is not used.
         let account = match (&attached, &asker.origin) {
             (Some(name), Origin::Embedded) => name.account.clone(),
             (_, origin) => origin.account(),
@@ -554,7 +556,7 @@ impl Cache {
         self.0.leases.open(terms, vec![Arc::clone(pins)])
     }
 
-    /// What a timeframe was registered with, or other columns for its timestamps.
+    /// The rows of a registered timeframe, with its own or with other columns.
     async fn rows_of_timeframe(
         &self,
         asked: Work<'_>,
@@ -576,10 +578,10 @@ impl Cache {
         self.rows_at(asked, columns, plan.table_rows(), Some(timeframe)).await
     }
 
-    /// The versions of a table that is to be loaded for a lease, and who will hold it.
+    /// The versions of a table that is to be loaded for a lease, and the future holder.
     ///
     /// # Errors
-    /// As [`answer`](Self::answer), before anything is loaded.
+    /// As [`answer`](Self::answer), up to the load.
     pub(crate) async fn versions_for(
         &self,
         request: &Request,

@@ -33,7 +33,7 @@ fn a_lease_ends_once_whatever_ends_it_and_none_outlives_its_session() {
             let (leases, first) = (Arc::clone(&leases), first.clone());
             move || leases.end(&first)
         });
-        // One more table for the session, while its process dies.
+        // One more table for the session while its process dies.
         let opened = thread::spawn({
             let (leases, session) = (Arc::clone(&leases), session.clone());
             move || leases.open(terms(&session), Vec::new())

@@ -1,4 +1,4 @@
-//! Sessions, leases and timeframes: what holds the pins of a table, and until when.
+//! Sessions, leases and timeframes: the holders of the pins of a table, and the end of each.
 
 pub(crate) mod caller;
 pub(crate) mod gate;

@@ -1,7 +1,7 @@
-//! Pins in somebody's hands: of a table that is being sent, of an object that is being read.
+//! Pins in use outside of a lease: by a table that is being sent, or an object that is being read.
 //!
-//! They keep what they pin even where no lease does any more; and they are listed, so that for every
-//! pin it can be said whose it is.
+//! They keep their objects in memory even after the lease has ended. They are listed, so that every
+//! pin can be attributed to a holder.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -13,7 +13,7 @@ use foldhash::fast::RandomState;
 use crate::cache::memory::object::PinSet;
 use crate::sync::{Mutex, MutexGuard};
 
-/// All that is in somebody's hands now.
+/// All pins in use.
 #[derive(Debug, Default)]
 pub(crate) struct InUse {
     held: Mutex<HashMap<u64, Arc<PinSet>, RandomState>>,
@@ -25,7 +25,7 @@ impl InUse {
         self.held.lock()
     }
 
-    /// Takes pins in hand, until what this gives is dropped.
+    /// Lists pins as in use until the returned guard is dropped.
     pub(crate) fn take(self: &Arc<Self>, pins: Arc<PinSet>) -> InUseGuard {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.held().insert(number, Arc::clone(&pins));
@@ -37,7 +37,7 @@ impl InUse {
     }
 }
 
-/// Pins that somebody has in hand: what they pin stays until this is dropped.
+/// Pins in use: their objects stay in memory until this is dropped.
 #[derive(Debug)]
 pub struct InUseGuard {
     pins: Arc<PinSet>,
@@ -56,7 +56,7 @@ impl Deref for InUseGuard {
 impl Drop for InUseGuard {
     fn drop(&mut self) {
         let gone = self.hands.held().remove(&self.number);
-        // Outside of the lock: with it the objects may go.
+        // Outside of the lock, because this can free objects.
         drop(gone);
     }
 }

@@ -7,8 +7,8 @@ use loom::thread::{Builder, JoinHandle};
 use crate::cache::memory::residency::Residency;
 use crate::cache::memory::samples::{CHARGED_BYTES, OBJECT_BYTES, home, id, object};
 
-/// Every order in which threads are interrupted twice at most: a defect between few threads shows
-/// with two, as a rule, and all orders would take hours.
+/// Runs all orders with at most two preemptions. Most bugs need no more, and all orders would take
+/// hours.
 fn few_switches(model: impl Fn() + Send + Sync + 'static) {
     let mut orders = loom::model::Builder::new();
     orders.preemption_bound = Some(2);
@@ -45,7 +45,7 @@ fn bytes_count_once_however_many_pin_and_unpin_at_once() {
         others.into_iter().for_each(|other| other.join().unwrap());
         assert_eq!(home.pinned_bytes(), 0);
         assert_eq!(home.pins_of(id(1)), Some(0));
-        assert_eq!(home.candidate_bytes(), CHARGED_BYTES, "it is a candidate, once");
+        assert_eq!(home.candidate_bytes(), CHARGED_BYTES, "it is in one eviction queue, once");
         assert_consistent(&home);
         home.clear_out();
         assert_eq!(home.objects(), 0);
@@ -68,14 +68,14 @@ fn an_object_that_is_pinned_while_it_is_unpinned_and_evicted_stays() {
         });
         let evicts = spawn({
             let home = Arc::clone(&home);
-            // As much as is there: its block is free if nothing pins it.
+            // All of the memory: its block is free unless it is pinned.
             move || drop(home.reserve(OBJECT_BYTES))
         });
         drop(pin);
         finds.join().unwrap();
         evicts.join().unwrap();
         assert_eq!(home.pinned_bytes(), 0);
-        // A candidate, or gone; never neither.
+        // Listed or gone, never neither.
         let expected = home.pins_of(id(1)).map(|_| CHARGED_BYTES).unwrap_or_default();
         assert_eq!(home.pool().used_bytes(), expected);
         assert_eq!(home.candidate_bytes(), expected);

@@ -1,6 +1,6 @@
-//! One line per table that was answered, so that anyone can later prove which version served what.
+//! The audit log: one line per answered table, to prove later which version served which rows.
 //!
-//! It is written at level info under [`TARGET`], and costs nothing where nobody listens to that:
+//! Written at level info under [`TARGET`]; without a subscriber for it, it costs nothing:
 //! `serve --log warn,iovcache::table=info`.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::cache::memory::object::PinSet;
 use crate::object::ObjectInfo;
 use crate::table::{Cell, ColumnPath, Content, Request, TableBody, When};
 
-/// Under which name the lines are logged.
+/// Target of the log lines.
 pub const TARGET: &str = "iovcache::table";
 
 /// A version, and the rows of a column that it served.
@@ -118,7 +118,7 @@ fn served(content: &Content) -> Vec<ServedRows<'_>> {
     }
 }
 
-/// The first and the last time that the table answers.
+/// The first and the last time in the table.
 fn times(content: &Content) -> (Option<i64>, Option<i64>) {
     let mut all: Box<dyn Iterator<Item = i64>> = match &content.shown {
         TableBody::Rows { timestamps, .. } => {

@@ -1,10 +1,10 @@
-//! The columns of a request, and what is known of the versions of each.
+//! The columns of a request, and the known timelines of their versions.
 //!
 //! ```text
 //!  request ─▶ columns: its own, of a configured table, or of the timeframe
 //!                │ each: path, metadata, limits
 //!                ▼
-//!  lock ─▶ object index ┬─▶ timeline that is known at the timestamps, or over the range
+//!  lock ─▶ object index ┬─▶ timeline known at the timestamps, or over the range
 //!  else ─▶ catalog ─────┘
 //! ```
 
@@ -37,25 +37,25 @@ use crate::table::{
     TableRows,
 };
 
-/// Finds the columns of a request, and their versions.
+/// Finds the columns of a request and their timelines.
 #[derive(Debug)]
 pub(crate) struct ColumnLookUp {
     pub(crate) clock: Clock,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) objects: Arc<ObjectIndex>,
-    /// What the service sees of the versions, for every request.
+    /// Limits on the versions that the service sees, for every request.
     pub(crate) limits: CreationLimits,
     pub(crate) policies: Policies,
-    /// Sets of columns that requests may name.
+    /// Named sets of columns that requests may refer to.
     pub(crate) tables: BTreeMap<String, Vec<ColumnRequest>>,
-    /// The most distinct values of a key for each of which a column may have a look-up of its own.
+    /// Maximum number of distinct values of a key for which a column may have one look-up each.
     pub(crate) max_key_values: usize,
     /// Where the times of runs stand.
     pub(crate) runs: RunInformation,
 }
 
 impl ColumnLookUp {
-    /// The columns that a message asks for; `registered` is what a timeframe has.
+    /// The columns that a request asks for; `registered` are those of its timeframe.
     ///
     /// # Errors
     /// [`CacheError::UnknownTable`].
@@ -82,7 +82,7 @@ impl ColumnLookUp {
 
     /// # Errors
     /// [`CacheError::NoPath`] if values of a key are in no range of a column;
-    /// [`CacheError::Missing`] with the columns that must not have gaps, and have some.
+    /// [`CacheError::Missing`] with the columns that must not have gaps but do.
     pub(crate) fn check_missing(&self, plan: &Plan, request: &Request) -> Result<(), CacheError> {
         if request.missing == Missing::Error && !plan.unmatched().is_empty() {
             return Err(CacheError::NoPath { columns: plan.unmatched().to_vec() });
@@ -96,8 +96,8 @@ impl ColumnLookUp {
         if columns.is_empty() { Ok(()) } else { Err(CacheError::Missing { columns }) }
     }
 
-    /// What is known of each column at the timestamps; of those that a timeframe was registered
-    /// with, what was known then.
+    /// The known timeline of each column at the timestamps. Columns of a registered timeframe use
+    /// the timelines known at its registration.
     pub(crate) async fn known_at(
         &self,
         request: &Request,
@@ -121,7 +121,7 @@ impl ColumnLookUp {
         self.all_known(columns, known, limits, rows, budget, deadline).await
     }
 
-    /// What is known of each column at the timestamps: as given, else the source is asked.
+    /// The known timeline of each column at the timestamps: the given one, or else from the source.
     pub(crate) async fn all_known(
         &self,
         columns: &[ColumnRequest],
@@ -188,7 +188,7 @@ impl ColumnLookUp {
         Ok(all.collect())
     }
 
-    /// Finds out what is known for each query.
+    /// Looks up the timelines of all queries.
     async fn ask_all(
         &self,
         asked: &mut [AskedQuery<'_>],
@@ -219,7 +219,7 @@ impl ColumnLookUp {
         by_deadline(LOOK_UP, deadline, asked.try_collect::<()>()).await
     }
 
-    /// What is known of each column where only the versions of a lock are there.
+    /// The timeline of each column with only the versions of a lock.
     async fn locked(
         &self,
         lock: &[LockEntry],
@@ -268,7 +268,7 @@ impl ColumnLookUp {
         Ok(all.collect())
     }
 
-    /// What is known of each column over `range`.
+    /// The known timeline of each column over `range`.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -302,8 +302,8 @@ impl ColumnLookUp {
         Ok(known.collect())
     }
 
-    /// What is known of columns over a range, for the service's own limits. A column whose path a key
-    /// chooses is looked up below each of its paths.
+    /// The known timelines of columns over a range, with the service's own limits. A column whose
+    /// path depends on a key is looked up at each of its paths.
     pub(crate) async fn spans(
         &self,
         columns: &[ColumnRequest],
@@ -336,12 +336,12 @@ fn plain_query(path: &ObjectPath, column: &ColumnRequest, limits: CreationLimits
     Query { path: path.clone(), metadata: column.metadata.clone(), limits }
 }
 
-/// Most queries of one table.
+/// Maximum number of queries of one table.
 const MAX_QUERIES: usize = 200_000;
-/// Queries that are asked of the source at the same time.
+/// Maximum number of parallel queries to the source.
 const PARALLEL_QUERIES: usize = 10_000;
 
-/// A query of a table, and what is known for it.
+/// A query of a table, and its known timeline.
 struct AskedQuery<'a> {
     query: Query,
     times: QueryTimes<'a>,

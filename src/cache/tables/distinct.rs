@@ -13,10 +13,10 @@ use crate::object::ObjectId;
 #[derive(Debug)]
 pub(super) struct Distinct {
     timelines: Vec<Arc<LinkedTimeline>>,
-    /// By version: which timeline, and its index there.
+    /// By version: the timeline, and its index there.
     places: Vec<(u32, u32)>,
-    /// The numbers of versions plus 1, where their ids are looked for first, or behind that; 0: no
-    /// more. A power of two, and never full.
+    /// An open-addressing hash table by id: the numbers of versions plus 1; 0: empty slot. Its
+    /// length is a power of two, and it is never full.
     slots: Vec<u32>,
     hasher: RandomState,
     /// By version: the column that used it last, counted from 1, and its cell there.
@@ -25,12 +25,12 @@ pub(super) struct Distinct {
     numbers: Vec<u32>,
     /// Number of columns so far.
     columns: u32,
-    /// Where those of the column that came last begin.
+    /// Index of the first cell of the latest column.
     first: usize,
 }
 
 impl Distinct {
-    /// Room for this many versions at first.
+    /// With initial capacity for this many versions.
     pub(super) fn with_capacity(versions: usize) -> Self {
         Self {
             timelines: Vec::new(),
@@ -44,19 +44,19 @@ impl Distinct {
         }
     }
 
-    /// One more column begins.
+    /// Starts the next column.
     pub(super) fn begin_column(&mut self) {
         self.columns += 1;
         self.first = self.numbers.len();
     }
 
-    /// Adds a timeline of the column that came last; gives its number.
+    /// Adds a timeline to the latest column and returns its number.
     pub(super) fn add_timeline(&mut self, timeline: &Arc<LinkedTimeline>) -> usize {
         self.timelines.push(Arc::clone(timeline));
         self.timelines.len() - 1
     }
 
-    /// Where the cells of the column that came last are among all.
+    /// The range of the cells of the latest column.
     pub(super) fn range(&self) -> Range<usize> {
         self.first..self.numbers.len()
     }
@@ -66,7 +66,7 @@ impl Distinct {
         self.timelines[timeline as usize].id(index)
     }
 
-    /// Where the number of a version stands, or belongs; `is_it` tells whether a number is its.
+    /// The slot of a version, or a free one for it; `is_it` tells whether a number is that version.
     fn slot(&self, id: ObjectId, is_it: impl Fn(usize) -> bool) -> usize {
         let mask = self.slots.len() - 1;
         let mut slot = self.hasher.hash_one(id) as usize & mask;
@@ -79,8 +79,8 @@ impl Distinct {
         }
     }
 
-    /// Whether version `number` is the one of timeline `own` and `index`. Versions of one id of which
-    /// the source describes other bytes are not one: that is found out where they are pinned.
+    /// Whether version `number` is the one of timeline `own` and `index`. Versions with one id that
+    /// the source describes differently are distinct: this is detected when they are pinned.
     fn is(&self, number: usize, own: usize, index: u32) -> bool {
         let other = self.places[number];
         if self.id(number) != self.timelines[own].id(index) {
@@ -120,12 +120,12 @@ impl Distinct {
         }
     }
 
-    /// How many versions there are, and how many cells.
+    /// Number of versions, and of cells.
     pub(super) fn counts(&self) -> (usize, usize) {
         (self.places.len(), self.numbers.len())
     }
 
-    /// The cell of a version in the column that came last.
+    /// The cell of a version in the latest column.
     pub(super) fn cell(&mut self, timeline: usize, index: u32) -> u32 {
         let (column, number) = (self.columns, self.number(timeline, index));
         let cell = &mut self.cells[number as usize];
@@ -136,7 +136,7 @@ impl Distinct {
         cell.1
     }
 
-    /// The versions, and by cell the number of its version.
+    /// The versions, and the number of the version of each cell.
     pub(super) fn into_versions(self) -> (Arc<VersionSet>, Vec<u32>) {
         (Arc::new(VersionSet::new(self.timelines, self.places)), self.numbers)
     }

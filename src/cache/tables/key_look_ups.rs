@@ -1,5 +1,5 @@
-//! The look-ups of a column that depends on a key: which rows each serves, and what the source is
-//! asked for.
+//! The look-ups of a column that depends on a key: the rows that each serves, and the queries to
+//! the source.
 //!
 //! ```text
 //!  key × paths by range, metadata, uniform ─▶ RowChoices: rows ─▶ look-up
@@ -23,49 +23,49 @@ use crate::interval::Timestamp;
 use crate::object::{CreationLimits, ObjectPath, Query};
 use crate::table::{ColumnPath, ColumnRequest, KeyError, KeyLookUp, KeyUse, TableRows};
 
-/// What a query takes beside its path and metadata.
+/// Memory per query without its path and metadata.
 const QUERY_BYTES: usize = 240;
-/// What a look-up takes.
+/// Memory per look-up.
 const LOOK_UP_BYTES: usize = size_of::<KeyedLookUp>() + 16;
 
 /// The look-ups of one column.
 #[derive(Debug)]
 pub(crate) struct KeyedLookUps {
-    /// Which look-up serves which rows.
+    /// The look-up that serves each row.
     pub(crate) rows: RowChoices,
     /// By number.
     pub(crate) look_ups: Vec<KeyedLookUp>,
     pub(crate) queries: Vec<KeyedQuery>,
-    /// The time of each row, where a look-up has none of its own: the timestamps, or the key.
+    /// The time of each row for look-ups without a time of their own: the timestamps, or the key.
     pub(crate) times: Arc<Timestamps>,
     pub(crate) key: KeyColumn,
-    /// By query, its rows; found out where they are asked for.
+    /// The rows of each query, computed on demand.
     ranges: OnceLock<RowRanges>,
-    /// Pays for all of it.
+    /// Budget for the look-ups.
     _charge: Charge,
 }
 
 /// One look-up of a column.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KeyedLookUp {
-    /// What is asked for; `None`: no path is for this value of the key.
+    /// The query; `None` if there is no path for this value of the key.
     pub(crate) query: Option<u32>,
-    /// The time for all of its rows; `None`: each row has its own.
+    /// The time for all its rows; `None` if each row has its own.
     pub(crate) at: Option<Timestamp>,
 }
 
-/// What the source is asked for.
+/// A query to the source.
 #[derive(Debug)]
 pub(crate) struct KeyedQuery {
     pub(crate) path: ObjectPath,
     pub(crate) metadata: BTreeMap<String, String>,
-    /// The value of the key, where the query is for that alone.
+    /// The value of the key, if the query is only for that value.
     pub(crate) value: Option<String>,
-    /// The times of its look-ups, ascending; `None`: those of its rows.
+    /// The times of its look-ups, ascending; `None`: the times of its rows.
     times: Option<Timestamps>,
 }
 
-/// The look-ups of a column, and what is known of each of its queries.
+/// The look-ups of a column, with the known timeline of each query.
 #[derive(Debug)]
 pub(crate) struct KeyedTimelines {
     pub(crate) look_ups: KeyedLookUps,
@@ -73,19 +73,19 @@ pub(crate) struct KeyedTimelines {
     pub(crate) known: Vec<KnownTimeline>,
 }
 
-/// How look-ups are made from the values of a key.
+/// The rules by which look-ups are made from the values of a key.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KeyTerms<'a> {
-    /// The most distinct values for each of which a column may have a look-up of its own.
+    /// Maximum number of distinct values for which a column may have one look-up each.
     pub(crate) max_values: usize,
-    /// Each value has a query of its own, though others may ask for the same: of a lock, each
-    /// selects its own versions.
+    /// Each value has a query of its own even if other values have equal ones: with a lock, each
+    /// value selects its own versions.
     pub(crate) query_per_value: bool,
     pub(crate) budget: &'a ClientBudget,
 }
 
 impl KeyedTimelines {
-    /// What serves the rows of a look-up.
+    /// The source of the cells of a look-up.
     pub(crate) fn source_of(&self, look_up: &KeyedLookUp) -> ChoiceSource<'_> {
         let timeline = look_up.query.map(|query| &self.known[query as usize].timeline);
         match (timeline, look_up.at) {
@@ -103,7 +103,7 @@ impl KeyedQuery {
 }
 
 impl KeyedLookUps {
-    /// Those of `column`, which depends on `used`. Yields while it takes long.
+    /// The look-ups of `column`, which depends on the key `used`. Yields if it takes long.
     ///
     /// # Errors
     /// [`KeyError`], [`CacheError::Budget`].
@@ -134,7 +134,7 @@ impl KeyedLookUps {
         Ok(Self { rows: choices, look_ups, queries, times, key, ranges, _charge: charge })
     }
 
-    /// At which times a query is looked up.
+    /// The times at which a query is looked up.
     pub(crate) fn times_of(&self, query: usize) -> QueryTimes<'_> {
         if let Some(times) = &self.queries[query].times {
             return QueryTimes::All(times);
@@ -160,7 +160,7 @@ fn missing(column: &ColumnRequest, used: &KeyUse) -> CacheError {
     KeyError::Missing { column, key, known: Vec::new() }.into()
 }
 
-/// The values of a key as timestamps; texts are checked before, and are all null here.
+/// The values of a key as timestamps; texts were checked before, and are all null here.
 fn as_timestamps(key: &KeyColumn) -> Timestamps {
     key.to_timestamps().unwrap_or_else(|| {
         let nulls = NullBuffer::new_null(key.len());
@@ -170,7 +170,7 @@ fn as_timestamps(key: &KeyColumn) -> Timestamps {
 
 type NewLookUps = (RowChoices, Vec<KeyedLookUp>, Vec<KeyedQuery>, Charge);
 
-/// Look-ups in the making.
+/// Look-ups under construction.
 struct Making<'a> {
     column: &'a ColumnRequest,
     used: &'a KeyUse,

@@ -1,4 +1,4 @@
-//! Columns, and the timelines that are known of them.
+//! Columns with their known timelines.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use crate::cache::versions::catalog::KnownTimeline;
 use crate::object::ObjectPath;
 use crate::table::{ColumnPath, ColumnRequest, KeyUse};
 
-/// A column, and the timelines that serve it.
+/// A column with the timelines that serve it.
 #[derive(Debug)]
 pub(crate) struct KnownColumn {
     pub(crate) request: ColumnRequest,
     pub(crate) timelines: ColumnTimelines,
 }
 
-/// A path of a column, and what is known of it over a range.
+/// A path of a column, with its known timeline over a range.
 #[derive(Debug)]
 pub(crate) struct RangeTimeline {
     /// The name of the column.
@@ -31,7 +31,7 @@ pub(crate) enum ColumnTimelines {
     Keyed(Arc<KeyedTimelines>),
 }
 
-/// What two columns have in common if they ask for the same.
+/// The query of a column; equal for columns that ask for the same versions.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct QueryOfColumn<'a> {
     path: &'a ColumnPath,

@@ -1,10 +1,10 @@
-//! The lock of a request: it selects among the versions that the source describes.
+//! The lock of a request: selects among the versions that the source describes.
 //!
 //! ```text
 //!  entries ──by path──▶ listing of the path ──by id──▶ the source's descriptions
 //!                                                         │ of each column
 //!                                                         ▼
-//!                                                      timeline, of the selected versions alone
+//!                                                      timeline of the selected versions only
 //! ```
 
 use std::collections::{HashMap, HashSet};
@@ -27,20 +27,20 @@ use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, VersionCla
 use crate::source::{in_place, select};
 use crate::table::{LockEntry, RequestError};
 
-/// Paths whose versions are looked up at the same time.
+/// Number of paths listed in parallel.
 const PARALLEL: usize = 16;
-/// What a version selected for one column takes: its place in the timeline, and a step or two.
+/// Memory per version selected for one column: its entry in the timeline, and one or two steps.
 const VERSION_BYTES: u64 = 128;
-/// From this number of versions on a timeline is built without keeping others from the thread.
+/// From this number of versions on, a timeline is built without blocking other tasks of the thread.
 const MANY_VERSIONS: usize = 4_096;
 
 /// The entries of one path.
 #[derive(Debug, Default)]
 struct OfPath<'a> {
     claims: Vec<VersionClaim>,
-    /// By column: the ids of entries that name it; `None`: of those that name none.
+    /// The ids by column name; `None`: entries without a column name.
     by_column: HashMap<Option<&'a str>, Vec<ObjectId>>,
-    /// The same by column and value of the key; `None`: of those that name no value.
+    /// The ids by column name and value of the key; `None`: entries without a value.
     by_key: HashMap<(Option<&'a str>, Option<&'a str>), Vec<ObjectId>>,
 }
 
@@ -55,7 +55,7 @@ impl<'a> OfPath<'a> {
         }
     }
 
-    /// The ids of the entries that are for a target, and whether any of them names its column.
+    /// The ids of the entries for a target, and whether any of them names its column.
     fn ids(&self, target: &LockTarget<'a>) -> (Vec<ObjectId>, bool) {
         let (own, others) = (self.of(Some(target.column), target), self.of(None, target));
         let mut seen = HashSet::new();
@@ -64,24 +64,24 @@ impl<'a> OfPath<'a> {
     }
 }
 
-/// What a lock selects versions for.
+/// The target for which a lock selects versions.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LockTarget<'a> {
     pub(crate) column: &'a str,
     pub(crate) path: &'a ObjectPath,
-    /// The value of the key, where it is for that alone: entries that name another one do not count.
+    /// The value of the key, if the target is only for that value: entries with another value are
+    /// ignored.
     pub(crate) key: Option<&'a str>,
 }
 
-/// Versions of one path, as the source describes them.
+/// Versions of one path, as described by the source.
 type Told = HashMap<ObjectId, Arc<ObjectInfo>>;
 
 impl ObjectIndex {
-    /// What is known of each column where only the versions of `lock` are there, each for its own
-    /// interval.
+    /// The timeline of each column with only the versions of `lock`, each for its own interval.
     ///
     /// # Errors
-    /// [`CacheError::Claim`] for an entry that the source does not bear out.
+    /// [`CacheError::Claim`] for an entry that contradicts the source.
     pub(crate) async fn locked(
         &self,
         lock: &[LockEntry],
@@ -90,7 +90,7 @@ impl ObjectIndex {
         budget: &ClientBudget,
         deadline: Instant,
     ) -> Result<Vec<KnownTimeline>, CacheError> {
-        let what = "the source to tell the versions of a lock";
+        let what = "the look-up of the versions of a lock at the source";
         by_deadline(what, deadline, self.select(lock, targets, limits, budget)).await
     }
 
@@ -143,7 +143,7 @@ impl ObjectIndex {
         Ok(known)
     }
 
-    /// The versions of `path` that are claimed, as the source describes them.
+    /// The claimed versions of `path`, as described by the source.
     async fn vouched(
         &self,
         path: &ObjectPath,
@@ -158,7 +158,7 @@ impl ObjectIndex {
     }
 }
 
-/// The entries of those paths that columns ask for.
+/// The entries of the requested paths.
 async fn by_path<'a>(
     lock: &'a [LockEntry],
     targets: &'a [LockTarget<'a>],

@@ -1,5 +1,5 @@
-//! From columns and timestamps to a table: which version serves which row, its bytes loaded and
-//! pinned, and the schema and batches that are made once.
+//! From columns and timestamps to a table: assigns versions to rows, loads and pins their objects,
+//! and caches schemas and encoded batches.
 
 pub(crate) mod audit_log;
 pub(crate) mod columns;

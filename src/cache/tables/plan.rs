@@ -1,12 +1,12 @@
-//! Which version serves which rows: decided before the first byte is loaded, and from then on
-//! fixed.
+//! The plan of a table: assigns versions to rows before anything is loaded, and stays fixed from
+//! then on.
 //!
 //! ```text
 //!  columns × timestamps ──join──▶ Plan: runs of rows, each with its version (or none)
-//!  columns × range      ──spans─▶ Spans: pieces of time, each with its version
+//!  columns × range      ──spans─▶ PlannedIntervals: spans of time, each with its version
 //!                                   │ distinct ids
 //!                                   ▼
-//!                               pin_all ──▶ Assembled: the same with MetaHeaders, and the pins
+//!                               pin_all ──▶ Assembled: with MetaHeaders, and the pins
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
@@ -39,34 +39,34 @@ use crate::table::{
     IntervalColumn, IntervalRow, Objects, TableBody, TableRows, View,
 };
 
-/// A table of so many columns is taken apart by somebody else than who lets go of it. To tell a thread
-/// of it takes 20 µs, in which some hundred columns go.
+/// Tables with at least this many columns are freed on a blocking thread. Starting one takes 20 µs,
+/// the time to free some hundred columns.
 const MANY_COLUMNS: usize = 256;
-/// From this number on, work over all entries of the timestamps, or all cells, does not keep others
-/// from its thread.
+/// From this number on, work over all entries of the timestamps, or all cells, does not block other
+/// tasks of the thread.
 const MANY_ENTRIES: usize = 1 << 16;
-/// Room for at most this many versions is made before they come.
+/// Maximum number of versions for which capacity is allocated in advance.
 const EXPECTED_VERSIONS: usize = 1 << 16;
-/// Encoded batches that are larger than this are made anew each time.
+/// Larger encoded batches are not cached.
 const MAX_ENCODED_BYTES: usize = 1 << 20;
 
-/// Which version serves which rows, for each column.
+/// The versions that serve the rows of each column.
 #[derive(Debug)]
 pub(crate) struct Plan {
     rows: TableRows,
     versions: Arc<VersionSet>,
     columns: Vec<PlannedColumn>,
-    /// By cell, column after column: the place of its version among those of the plan.
+    /// By cell, column after column: the number of its version in the plan.
     places: Vec<u32>,
     missing: Vec<MissingColumn>,
     unmatched: Vec<UnmatchedColumn>,
-    /// Pays for the plan, and for the table that is made of it.
+    /// Budget for the plan and its table.
     charge: Arc<Charge>,
 }
 
 impl Plan {
-    /// Decides which version serves which rows. Yields while it takes long, so that a deadline ends
-    /// it. What it and its table take is charged to `budget`.
+    /// Assigns versions to rows. Yields if it takes long, so that a deadline can end it. The memory
+    /// of the plan and its table is charged to `budget`.
     ///
     /// # Errors
     /// [`CacheError::Budget`].
@@ -78,7 +78,7 @@ impl Plan {
         let timestamps = &rows.timestamps;
         let entries = timestamps.entries();
         if entries >= MANY_ENTRIES {
-            // It looks at each of them, for all columns once.
+            // Examines each of them, once for all columns.
             in_place(|| timestamps.prepare());
         }
         let most = known.iter().map(|column| match &column.timelines {
@@ -113,13 +113,13 @@ impl Plan {
         self.rows.timestamps.len()
     }
 
-    /// What was known of each column when this was planned.
+    /// The timelines of each column as known when this was planned.
     pub(crate) fn known_queries(&self) -> HashMap<QueryOfColumn<'_>, &ColumnTimelines> {
         let known = self.columns.iter().rev();
         known.map(|planned| (QueryOfColumn::new(&planned.request), &planned.known)).collect()
     }
 
-    /// Path and metadata of each column without a key, and what was known of it when this was
+    /// Path and metadata of each column without a key, with its timeline as known when this was
     /// planned.
     pub(crate) fn plain_queries(&self) -> impl Iterator<Item = (PlainQuery<'_>, &KnownTimeline)> {
         self.columns.iter().filter_map(|planned| match &planned.known {
@@ -131,12 +131,12 @@ impl Plan {
         })
     }
 
-    /// The columns whose key has values for which there is no path.
+    /// The columns without a path for some values of their key.
     pub(crate) fn unmatched(&self) -> &[UnmatchedColumn] {
         &self.unmatched
     }
 
-    /// The columns with rows for which nothing is valid.
+    /// The columns with rows without a valid object.
     pub(crate) fn missing(&self) -> &[MissingColumn] {
         &self.missing
     }
@@ -146,7 +146,7 @@ impl Plan {
         &self.versions
     }
 
-    /// The table with the places in memory, from what was pinned for [`versions`](Self::versions).
+    /// The table with the locations in memory, from the pins of [`versions`](Self::versions).
     pub(crate) fn assemble(&self, got: PinnedVersions) -> Assembled {
         match self.places.len() {
             0..MANY_ENTRIES => self.assemble_here(got),
@@ -186,7 +186,7 @@ impl Drop for Plan {
     }
 }
 
-/// Takes apart what nobody needs any more, and nobody waits for that.
+/// Frees a value on a blocking thread, without waiting for it.
 fn later(rest: impl Send + 'static) {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         drop(runtime.spawn_blocking(move || drop(rest)));
@@ -211,13 +211,13 @@ fn cells(places: &[u32], got: &PinnedVersions, stale: impl Fn(usize) -> bool) ->
 pub(crate) struct Assembled {
     pub(crate) columns: Arc<Vec<Column>>,
     pub(crate) pins: Arc<PinSet>,
-    /// The batches as they cross the wire, in the forms in which they were asked for.
+    /// The encoded batches, by the encodings requested so far.
     encoded: Mutex<Vec<(EncodedKey, EncodedBatches)>>,
-    /// Pays for it.
+    /// Budget for the table.
     pub(crate) charge: Arc<Charge>,
 }
 
-/// What decides how batches are encoded, beside what they hold.
+/// Everything that determines the encoding of batches, beside their content.
 type EncodedKey = (Encoding, CellKind, bool);
 
 /// Path and metadata of a column.
@@ -227,8 +227,8 @@ pub(crate) type PlainQuery<'a> = (&'a ObjectPath, &'a BTreeMap<String, String>);
 type EncodedBatches = Arc<Vec<BatchMessages>>;
 
 impl Assembled {
-    /// The messages of each batch in this form, if it is one that is kept: every consumer of a
-    /// timeframe asks for the same.
+    /// The messages of each batch in this encoding, if it is cached: all consumers of a timeframe
+    /// ask for the same table.
     ///
     /// # Errors
     /// [`EncodeError`].
@@ -243,7 +243,7 @@ impl Assembled {
             TableBody::Rows { timestamps, .. } => timestamps.len(),
             TableBody::Intervals(_) => return Ok(None),
         };
-        // Run-end encoded they are small, however many rows there are.
+        // Run-end encoded batches are small for any number of rows.
         let bytes_per_row = match shape.encoding {
             Encoding::RunEnd => 0,
             Encoding::Dictionary => size_of::<i32>(),
@@ -274,7 +274,7 @@ impl Assembled {
         Ok(Some(batches))
     }
 
-    /// Lets go of the objects, if nobody else has them.
+    /// Unpins the objects, unless there are other holders.
     pub(crate) fn let_go(assembled: Arc<Self>) {
         let Some(Self { columns, pins, encoded, .. }) = Arc::into_inner(assembled) else { return };
         drop(pins);
@@ -283,18 +283,18 @@ impl Assembled {
         }
     }
 
-    /// The bytes of memory that its objects take.
+    /// The memory that its objects take.
     pub(crate) fn charged_bytes(&self) -> u64 {
         self.pins.pins().iter().map(crate::cache::memory::object::Pin::charged_bytes).sum()
     }
 }
 
-/// What the cells of a table name, in somebody's hands.
+/// The objects of the cells of a table, in use.
 #[derive(Debug)]
 pub(crate) struct TableObjects {
     pub(crate) versions: Arc<VersionSet>,
     pub(crate) pins: Arc<InUseGuard>,
-    /// Pays for the table, as long as it is being sent.
+    /// Budget for the table, charged as long as it is being sent.
     pub(crate) _charges: Arc<[Arc<Charge>]>,
 }
 
@@ -312,12 +312,12 @@ impl Objects for TableObjects {
     }
 }
 
-/// Which version is effective when, for each column, all over a range.
+/// The effective version of each column over a range.
 #[derive(Debug)]
 pub(crate) struct PlannedIntervals {
     versions: Arc<VersionSet>,
     columns: Vec<PlannedIntervalColumn>,
-    /// By cell, column after column: the place of its version among those of all.
+    /// By cell, column after column: the number of its version.
     places: Vec<u32>,
     charge: Arc<Charge>,
 }
@@ -326,14 +326,14 @@ pub(crate) struct PlannedIntervals {
 struct PlannedIntervalColumn {
     name: Arc<str>,
     path: ObjectPath,
-    /// Where the places of its cells are.
+    /// The range of its cells in `places`.
     cells: Range<usize>,
     rows: Vec<IntervalRow>,
     stale: bool,
 }
 
 impl PlannedIntervals {
-    /// Decides which version is effective when. Yields and charges like [`Plan::new`].
+    /// Determines the effective versions. Yields and charges like [`Plan::new`].
     ///
     /// # Errors
     /// [`CacheError::Budget`].
@@ -369,7 +369,7 @@ impl PlannedIntervals {
         Ok(Self { versions, columns, places, charge: Arc::new(charge) })
     }
 
-    /// What pays for it, and for the table that is made of it.
+    /// The budget for the plan and its table.
     pub(crate) fn charge(&self) -> &Arc<Charge> {
         &self.charge
     }

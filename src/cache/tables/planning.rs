@@ -1,4 +1,4 @@
-//! A plan in the making: the join of each column, and the cells that it needs.
+//! A plan under construction: the join of each column, and its cells.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -19,16 +19,16 @@ use crate::interval::Timestamp;
 use crate::object::ObjectPath;
 use crate::table::{Cell, CellRun, ColumnRequest};
 
-/// What a cell takes in the plan and in the table.
+/// Memory per cell, in the plan and in the table.
 pub(super) const CELL_BYTES: u64 = (size_of::<Cell>() + size_of::<u32>()) as u64;
-/// What a distinct version takes: its place, its slots, its pin, and how it came.
+/// Memory per distinct version: its place, its slots, its pin, and how it was obtained.
 pub(super) const VERSION_BYTES: u64 = 64;
 
-/// A column, and which of its cells serves which rows.
+/// A column, with the cells that serve its rows.
 #[derive(Debug)]
 pub(super) struct PlannedColumn {
     pub(super) request: ColumnRequest,
-    /// Where the places of its cells are.
+    /// The range of its cells in `places`.
     pub(super) cells: Range<usize>,
     pub(super) runs: Arc<[CellRun]>,
     pub(super) stale: StaleCells,
@@ -36,11 +36,11 @@ pub(super) struct PlannedColumn {
     pub(super) known: ColumnTimelines,
 }
 
-/// The cells of a column that its source could not confirm in time.
+/// The cells of a column that its source did not confirm in time.
 #[derive(Debug)]
 pub(super) enum StaleCells {
     All(bool),
-    /// By place.
+    /// For each cell.
     Each(Vec<bool>),
 }
 
@@ -53,22 +53,22 @@ impl StaleCells {
     }
 }
 
-/// A plan in the making.
+/// A plan under construction.
 pub(super) struct Planning {
     distinct: Distinct,
     missing: Vec<MissingColumn>,
     unmatched: Vec<UnmatchedColumn>,
-    /// Runs of a piece of a column.
+    /// Runs of a part of a column.
     piece: Vec<Run>,
-    /// Those of the column at hand.
+    /// Runs of the current column.
     runs: Vec<CellRun>,
     charge: Charge,
-    /// Bytes of all runs of the columns before.
+    /// Bytes of the runs of all earlier columns.
     run_bytes: u64,
     turns: Turns,
 }
 
-/// What a plan is made of.
+/// The parts of a finished plan.
 pub(super) struct Planned {
     pub(super) versions: Arc<VersionSet>,
     pub(super) places: Vec<u32>,
@@ -78,7 +78,7 @@ pub(super) struct Planned {
 }
 
 impl Planning {
-    /// With room for this many versions at first.
+    /// With initial capacity for this many versions.
     pub(super) fn new(expected: usize, charge: Charge) -> Self {
         Self {
             distinct: Distinct::with_capacity(expected),
@@ -157,7 +157,7 @@ impl Planning {
             look_ups.iter().map(|look_up| keyed.source_of(look_up)).collect();
         let mut gaps = KeyedGaps::default();
         let mut stale = Vec::new();
-        // By look-up, the version that its last row had, and its cell.
+        // For each look-up, the version of its last row, and its cell.
         let mut last: Vec<Option<(u32, u32)>> = vec![None; look_ups.len()];
         let (mut pieces, mut piece) = (ChoicePieces::new(rows, &sources, times), Vec::new());
         while pieces.next_into(&mut piece) {
@@ -198,7 +198,7 @@ impl Planning {
         Ok(PlannedColumn { request, cells, runs, stale, key, known })
     }
 
-    /// The cell of the rows up to `end`.
+    /// Appends the rows up to `end` with their cell.
     fn push(&mut self, end: usize, cell: Option<u32>) {
         let end = i32::try_from(end).unwrap_or(i32::MAX);
         match self.runs.last_mut() {
@@ -207,9 +207,9 @@ impl Planning {
         }
     }
 
-    /// Charges what there is by now.
+    /// Charges the current size.
     fn pay(&mut self) -> Result<(), CacheError> {
-        // The runs at hand are there twice for a moment.
+        // The runs of the current column exist twice for a moment.
         let bytes = self.bytes() + 2 * size_of_val(&self.runs[..]) as u64;
         match bytes.saturating_sub(self.charge.bytes()) {
             0 => Ok(()),
@@ -217,7 +217,7 @@ impl Planning {
         }
     }
 
-    /// What versions, cells and the runs of the columns before take.
+    /// Bytes of versions, cells and the runs of earlier columns.
     fn bytes(&self) -> u64 {
         let (versions, cells) = self.distinct.counts();
         versions as u64 * VERSION_BYTES + cells as u64 * CELL_BYTES + self.run_bytes
@@ -225,13 +225,13 @@ impl Planning {
 }
 
 impl MissingColumn {
-    /// A column without rows that have no object, so far.
+    /// A column without missing rows so far.
     fn none(column: &str, path: &ObjectPath, key: Option<String>) -> Self {
         let (column, path) = (column.to_owned(), path.clone());
         Self { column, path, first: Timestamp::MAX, last: Timestamp::MIN, rows: 0, key }
     }
 
-    /// Adds rows that have none; `bounds`: their first and last timestamp.
+    /// Adds rows without an object; `bounds`: their first and last timestamp.
     fn add(&mut self, bounds: Option<(i64, i64)>, rows: usize) {
         let Some((first, last)) = bounds else { return };
         self.first = self.first.min(Timestamp::from_millis(first));
@@ -240,7 +240,7 @@ impl MissingColumn {
     }
 }
 
-/// The rows of a keyed column that have no object.
+/// The rows of a keyed column without an object.
 #[derive(Default)]
 struct KeyedGaps {
     /// One per path.

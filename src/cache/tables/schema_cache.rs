@@ -1,9 +1,9 @@
-//! What all tables of one form have in common, made once: the shape, the schema, and its bytes.
+//! The schema cache: layout, schema and encoded schema message, shared by tables of one kind.
 //!
 //! ```text
-//!  request × columns ──hash──▶ known? ──yes──▶ Form ──▶ Answer: lease and timeframe of its own
+//!  request × columns ──hash──▶ cached? ──yes──▶ TableSchema ──▶ Answer: with its lease
 //!                                 │ no               ▲
-//!                                 └─▶ make it, keep ─┘
+//!                                 └─▶ make, insert ──┘
 //! ```
 
 use std::collections::HashMap;
@@ -23,27 +23,27 @@ use crate::table::{
     TableLayout, View,
 };
 
-/// So many forms are kept,
+/// Maximum number of cached schemas,
 const MAX_FORMS: usize = 1_000;
-/// which take this many bytes together; beyond, all are made anew as they are asked for.
+/// and of their bytes in total. Beyond either limit the cache is emptied.
 const MAX_BYTES: usize = 16 << 20;
-/// A form larger than this is not kept.
+/// A larger schema is not cached.
 const MAX_FORM_BYTES: usize = 8 << 20;
 
-/// A form of tables.
+/// The schema of tables of one kind.
 #[derive(Debug)]
 pub(crate) struct TableSchema {
     key: SchemaKey,
-    /// The keys that have nulls.
+    /// The keys with null values.
     null_keys: Box<[Arc<str>]>,
-    /// By column: the key on which it depends.
+    /// The key that each column depends on.
     keys: Box<[Option<Arc<str>>]>,
-    /// Lease and timeframe in it stand for any.
+    /// Its lease and timeframe are placeholders.
     pub(crate) shape: Arc<TableLayout>,
     /// Its metadata lack the lease and the timeframe.
     pub(crate) schema: SchemaRef,
     pub(crate) head: SchemaMessage,
-    /// Those of the last table.
+    /// The dictionaries of the latest table.
     pub(crate) dictionaries: Arc<Dictionaries>,
 }
 
@@ -62,12 +62,12 @@ impl TableSchema {
     }
 }
 
-/// What all tables of one stream have in common, found out once.
+/// The state shared by all tables of one stream.
 #[derive(Debug)]
 pub(crate) struct StreamSchema {
     pub(crate) form: Arc<TableSchema>,
-    /// The columns of a timeframe in flight that were found to be those of the stream: the next
-    /// timeframe has the very same, as a rule.
+    /// The columns of a registered timeframe that were found to equal those of the stream. The next
+    /// timeframe usually shares them.
     registered: Mutex<Option<Arc<[ColumnRequest]>>>,
 }
 
@@ -90,7 +90,7 @@ impl StreamSchema {
     }
 }
 
-/// What decides the form, beside the columns.
+/// Everything that determines the schema, beside the columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct SchemaKey {
     view: View,
@@ -105,7 +105,7 @@ pub(crate) struct SchemaKey {
 }
 
 impl SchemaKey {
-    /// Of the table of a request, which has these things in its schema.
+    /// The key for the table of a request; the flags name the parts of its schema.
     pub(crate) fn new(request: &Request, nulls: bool, timeframe: bool, lease: bool) -> Self {
         Self {
             view: request.view,
@@ -120,14 +120,14 @@ impl SchemaKey {
         }
     }
 
-    /// Of one of many tables of a stream, which share one schema: cells can be null, since the
-    /// timestamps of another can be, and what is of one table alone is not in it.
+    /// The key for the tables of a stream, which share one schema. Cells can be null, since the
+    /// timestamps of some table can be, and data of a single table is not in the schema.
     pub(crate) fn of_stream(request: &Request) -> Self {
         Self::new(request, true, false, false)
     }
 }
 
-/// The forms of the tables that were sent.
+/// The schemas of recent tables.
 #[derive(Debug, Default)]
 pub(crate) struct SchemaCache {
     hasher: RandomState,
@@ -136,7 +136,7 @@ pub(crate) struct SchemaCache {
 
 #[derive(Debug, Default)]
 struct CachedSchema {
-    /// By hash; of two with the same one, the later.
+    /// By hash; with equal hashes the later one.
     forms: HashMap<u64, Arc<TableSchema>, RandomState>,
     bytes: usize,
 }
@@ -156,7 +156,7 @@ impl SchemaCache {
 }
 
 impl SchemaCache {
-    /// The form that `key` and `columns` decide, where these keys have nulls.
+    /// The schema for `key` and `columns`, with the keys that have nulls.
     pub(crate) fn form(
         &self,
         key: SchemaKey,
@@ -175,7 +175,7 @@ impl SchemaCache {
         }
         let form = Arc::new(TableSchema::new(key, columns, null_keys, instance));
         let mut known = self.known.write();
-        // Its schema is there three times: encoded, as Arrow's, and as the shape.
+        // The schema exists three times: encoded, as an Arrow schema, and as the layout.
         let bytes = form.head.bytes() * 4;
         if bytes <= MAX_FORM_BYTES {
             if known.forms.len() == MAX_FORMS || known.bytes + bytes > MAX_BYTES {
@@ -188,11 +188,11 @@ impl SchemaCache {
     }
 }
 
-/// What the service itself contributes to a schema.
+/// The properties of this service instance in a schema.
 #[derive(Debug)]
 pub(crate) struct Instance<'a> {
     pub(crate) epoch: Epoch,
-    /// The attach socket.
+    /// The path of the attach socket.
     pub(crate) attach: Option<&'a Path>,
     pub(crate) policies: &'a Policies,
 }

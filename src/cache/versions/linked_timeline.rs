@@ -1,15 +1,15 @@
-//! Versions that are asked for, and the way from each to its object.
+//! A timeline with links from its versions to their objects in memory.
 //!
 //! ```text
 //!  Timeline: version n ──▶ ObjectInfo
-//!                     └──▶ link n ──▶ Resident     (Linked: both together)
-//!                             │ not there, or what it was has gone
-//!                             └──▶ map by id ──▶ Resident, and the link is made
+//!                     └──▶ link n ──▶ Resident     (LinkedTimeline: both together)
+//!                             │ no link, or the object is gone
+//!                             └──▶ map by id ──▶ Resident, and the link is set
 //! ```
 //!
-//! A table of thousands of distinct objects waits for memory. By their links they are pinned without
-//! a look at the map, at the versions or at each other: a link is made when its version was found to
-//! be of the same content as the object, and both stay what they are.
+//! Pinning a table of thousands of distinct objects is limited by memory latency. With links they
+//! are pinned without access to the map, to the versions or to each other: a link is set when its
+//! version was found to have the content of the object, and neither changes afterwards.
 
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
@@ -22,10 +22,10 @@ use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::{AHEAD, prefetch};
 use crate::sync::RwLock;
 
-/// Links of so many versions that follow each other are under one lock.
+/// Number of consecutive versions whose links share one lock.
 const LINKS_PER_PAGE: usize = 128;
 
-/// A timeline, and where the objects of its versions were found.
+/// A timeline, with links to the objects of its versions.
 #[derive(Debug)]
 pub(crate) struct LinkedTimeline {
     timeline: Timeline,
@@ -38,7 +38,7 @@ impl LinkedTimeline {
         Self { timeline, links }
     }
 
-    /// What follows this one: versions that are known here keep their links.
+    /// A successor of this one: versions known here keep their links.
     pub(crate) fn followed_by(&self, timeline: Timeline) -> Self {
         let links = match timeline.has_versions_of(&self.timeline) {
             true if timeline.versions() <= self.links.0.len() * LINKS_PER_PAGE => {
@@ -50,7 +50,7 @@ impl LinkedTimeline {
         Self { timeline, links }
     }
 
-    /// Forgets the links to objects that have gone: each keeps some memory of theirs.
+    /// Removes links to objects that are gone, each of which keeps some of their memory allocated.
     pub(crate) fn sweep(&self) {
         for page in &self.links.0 {
             let has_gone =
@@ -71,11 +71,11 @@ impl Deref for LinkedTimeline {
     }
 }
 
-/// By version of a timeline: its object, where it was found.
+/// Links by version of a timeline.
 #[derive(Debug)]
 struct LinkPages(Box<[Arc<RwLock<LinkPage>>]>);
 
-/// Links of [`LINKS_PER_PAGE`] versions; empty before the first one is made.
+/// Links of [`LINKS_PER_PAGE`] versions; empty until the first one is set.
 type LinkPage = Box<[Weak<Resident>]>;
 
 impl LinkPages {
@@ -83,7 +83,7 @@ impl LinkPages {
         Self((0..versions.div_ceil(LINKS_PER_PAGE)).map(|_| Arc::default()).collect())
     }
 
-    /// These, with room for `versions`.
+    /// These links, with room for `versions`.
     fn grown(&self, versions: usize) -> Self {
         let known = self.0.iter().map(Arc::clone);
         let room = versions.div_ceil(LINKS_PER_PAGE).saturating_sub(self.0.len());
@@ -99,11 +99,11 @@ impl LinkPages {
     }
 }
 
-/// Versions of timelines, each id once; cells name them by number.
+/// Versions of timelines, each id once; cells refer to them by number.
 #[derive(Debug, Default)]
 pub(crate) struct VersionSet {
     timelines: Vec<Arc<LinkedTimeline>>,
-    /// By number: which timeline, and its index there.
+    /// By number: the timeline, and its index there.
     places: Vec<(u32, u32)>,
 }
 
@@ -112,7 +112,7 @@ impl VersionSet {
         Self { timelines, places }
     }
 
-    /// All that is said of each.
+    /// The descriptions of all versions.
     pub(crate) fn infos(&self) -> impl Iterator<Item = &Arc<ObjectInfo>> {
         (0..self.len()).map(|number| self.info(number))
     }
@@ -122,8 +122,8 @@ impl VersionSet {
         (&self.timelines[timeline as usize], index)
     }
 
-    /// Pins what the links say, and gives the numbers of those that they say nothing of. While it
-    /// goes along a page it has its lock.
+    /// Pins by links, and returns the numbers of versions without one. Holds the lock of a page
+    /// while it reads from it.
     fn pin_linked(
         &self,
         pinning: &mut Pinning<'_>,
@@ -224,7 +224,7 @@ mod tests {
         VersionSet::new(vec![Arc::clone(linked)], (0..count).map(|index| (0, index)).collect())
     }
 
-    /// The pins by number, and how many of them are of their version.
+    /// The pins by number, and the number of pins that match their version.
     fn pinned(set: &VersionSet, home: &Residency) -> (Vec<Option<Pin>>, usize) {
         let mut pins: Vec<Option<Pin>> = (0..set.len()).map(|_| None).collect();
         let mut right = 0;
@@ -245,7 +245,7 @@ mod tests {
         (pins, right)
     }
 
-    /// How many links there are.
+    /// Number of links.
     fn links(linked: &LinkedTimeline) -> usize {
         let pages = linked.links.0.iter().map(|page| page.read().to_vec());
         pages.flatten().filter(|link| !link.ptr_eq(&Weak::new())).count()
@@ -269,7 +269,8 @@ mod tests {
         let before: Vec<u64> = first.iter().map(generation).collect();
         drop((first, again));
         assert_eq!(home.pinned_bytes(), 0);
-        // All go, every second one comes back: at another place, of another generation.
+        // All are evicted, and every second one is loaded again: at another place, with a new
+        // generation.
         home.clear_out();
         assert_eq!(home.objects(), 0);
         (0..COUNT).step_by(2).for_each(|n| drop(object(&home, n)));

@@ -438,8 +438,9 @@ const attention = {
     const found = this.find(picture, sample);
     const keys = new Set(found.map(({ key }) => key));
     for (const key of this.since.keys()) if (!keys.has(key)) this.since.delete(key);
-    for (const key of keys) if (!this.since.has(key)) this.since.set(key, sample.at);
-    byId("attention-time").textContent = utc(sample.at);
+    // Samples count from the start of the service; the time of day is this browser's.
+    for (const key of keys) if (!this.since.has(key)) this.since.set(key, Date.now());
+    byId("attention-time").textContent = utc(Date.now());
     byId("attention").replaceChildren(...found.map(({ key, state, label, text }) =>
       make("li", {}, chip(state, label), `${text} `, make("small", {}, `seen since ${utc(this.since.get(key))}`))));
     if (found.length === 0) byId("attention").append(make("li", {}, chip("up", "fine"), "No condition that needs attention."));
@@ -464,12 +465,13 @@ const attention = {
   facts(picture) {
     const pinned = picture.holders.map(() => 0);
     for (const segment of picture.segments) for (const piece of segment.pieces) for (const by of piece.by) pinned[by] += piece.pinned_bytes;
-    const most = pinned.indexOf(Math.max(...pinned, 0));
+    const most = pinned.map((size, holder) => [size, picture.holders[holder]]).filter(([size]) => size > 0)
+      .sort(([one], [other]) => other - one).slice(0, 2).map(([size, name]) => `${name}, ${bytes(size)}`);
     const slowest = picture.sources.filter((one) => one.latency_ms != null).sort((a, b) => b.latency_ms - a.latency_ms)[0];
     const oldest = picture.timeframes.reduce((first, one) => (first && first.timeframe <= one.timeframe ? first : one), null);
     const missing = oldest ? Object.entries(oldest.consumers).filter(([, state]) => state !== "consumed").map(([name]) => name) : [];
     const entries = [
-      ["most memory pinned by", pinned[most] > 0 ? `${picture.holders[most]}, ${bytes(pinned[most])}` : "no consumer"],
+      ["most memory pinned by", most.join("; ") || "no consumer"],
       ["slowest source", slowest ? `${slowest.url}, ${millis(slowest.latency_ms)}` : "none was asked"],
       ["oldest timeframe", oldest ? `${oldest.timeframe}, not consumed by ${missing.join(", ") || "–"}` : "none in flight"],
     ];
