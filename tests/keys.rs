@@ -58,8 +58,11 @@ impl Made {
 #[derive(Debug, Default)]
 struct Counting {
     memory: MemorySource,
-    asked: Mutex<Vec<(String, BTreeMap<String, String>, i64)>>,
+    asked: Mutex<Vec<Asked>>,
 }
+
+/// Path, metadata and time of a look-up.
+type Asked = (String, BTreeMap<String, String>, i64);
 
 #[async_trait]
 impl Source for Counting {
@@ -201,7 +204,7 @@ impl Case {
                 && run.is_none_or(|run| made.run == Some(run))
         };
         // The version created last wins.
-        self.versions.iter().enumerate().filter(holds).map(|(n, _)| n).last()
+        self.versions.iter().enumerate().filter(holds).map(|(n, _)| n).next_back()
     }
 
     fn keys(&self) -> Value {
@@ -414,8 +417,8 @@ async fn check(case: &Case) -> Result<(), TestCaseError> {
         let version = (0..case.versions.len())
             .find(|n| case.versions[*n].info(*n).id.to_string() == id)
             .unwrap();
-        for row in start..end {
-            served[column][row] = Some(version);
+        for (row, served) in (start..end).zip(&mut served[column][start..end]) {
+            *served = Some(version);
             let key = case.columns[column].key.and_then(|name| case.key(name, row));
             prop_assert_eq!(entry["key"].as_str().map(str::to_owned), key.map(|n| n.to_string()));
         }
