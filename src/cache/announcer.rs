@@ -20,11 +20,12 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 
+use super::publisher::SessionPage;
 use crate::error::Coded;
 use crate::shm::attach::{
-    Announcement, MAX_DESCRIPTORS, Refusal, SegmentEntry, WireError, is_all_read, send,
+    Announcement, MAX_DESCRIPTORS, Refusal, SegmentEntry, SharedKind, WireError, is_all_read, send,
 };
-use crate::shm::{InFlight, Kind, Pool, SharedSegment};
+use crate::shm::{InFlight, Kind, Pool, ServicePage, SharedSegment};
 
 /// Pause before the next attempt where the kernel takes no more descriptors in flight.
 const RETRY: Duration = Duration::from_millis(50);
@@ -113,6 +114,8 @@ pub(super) struct Announcer<'a> {
     stream: &'a UnixStream,
     pool: &'a Pool,
     session: &'a str,
+    /// Goes with the welcome: directory and pins page of a process that looks up by itself.
+    local: Option<&'a SessionPage>,
     descriptors: Arc<Descriptors>,
     told: HashSet<(Kind, u16)>,
     /// There may be segments that are not told.
@@ -133,12 +136,14 @@ impl<'a> Announcer<'a> {
         stream: &'a UnixStream,
         pool: &'a Pool,
         session: &'a str,
+        local: Option<&'a SessionPage>,
         descriptors: Arc<Descriptors>,
     ) -> Self {
         Self {
             stream,
             pool,
             session,
+            local,
             descriptors,
             told: HashSet::new(),
             grown: true,
@@ -234,12 +239,13 @@ impl<'a> Announcer<'a> {
         let message = Announcement {
             session: self.session.to_owned(),
             epoch: self.pool.epoch().to_string(),
-            segments: part.iter().map(SegmentEntry::from).collect(),
+            segments: part.iter().map(SegmentEntry::from).chain(self.local_entries()).collect(),
         };
         let mut bytes = serde_json::to_vec(&message).map_err(io::Error::from)?;
         bytes.push(b'\n');
         let begun = self.put(bytes, &part, in_flight, Some(room))?;
         if !self.refused {
+            self.local = None;
             self.told.extend(part.iter().map(|one| (one.kind(), one.id())));
             self.grown = part.len() < untold.len();
             let answered = |wanted: Option<(Kind, u16)>| {
@@ -248,6 +254,18 @@ impl<'a> Announcer<'a> {
             self.answer = self.answer.filter(|wanted| !answered(*wanted));
         }
         Ok(begun)
+    }
+
+    /// Directory and pins page, as long as the process was not told of them.
+    fn local_entries(&self) -> impl Iterator<Item = SegmentEntry> + use<> {
+        let entries = self.local.map(|local| {
+            let entry = |kind, size| SegmentEntry { kind, id: 0, size };
+            [
+                entry(SharedKind::Directory, local.directory().size_bytes()),
+                entry(SharedKind::Pins, ServicePage::BYTES),
+            ]
+        });
+        entries.into_iter().flatten()
     }
 
     /// The segments that the process was not told of, the one that it asked for first.
@@ -268,7 +286,8 @@ impl<'a> Announcer<'a> {
     /// Those that go into the next line. A process that has read a line gets at least one; one that
     /// has not yet gets what there is room for.
     fn part_of(&self, untold: &[SharedSegment]) -> (Vec<SharedSegment>, Vec<InFlight>, Room) {
-        let (least, most) = (usize::from(self.reads), MAX_DESCRIPTORS.min(untold.len()));
+        let of_segments = MAX_DESCRIPTORS - 2 * usize::from(self.local.is_some());
+        let (least, most) = (usize::from(self.reads), of_segments.min(untold.len()));
         let mut room = self.descriptors.take(most, least.min(most));
         let (mut part, mut in_flight) = (Vec::new(), Vec::new());
         let large_limit = self.pool.total_bytes() / LARGE_UNREAD_SHARE;
@@ -294,7 +313,10 @@ impl<'a> Announcer<'a> {
         in_flight: Vec<InFlight>,
         room: Option<Room>,
     ) -> Result<bool, WireError> {
-        let files: Vec<BorrowedFd<'_>> = segments.iter().filter_map(|one| one.file()).collect();
+        let local = self.local.filter(|_| room.is_some());
+        let local = local.map(|local| [local.directory().file(), local.page().file()]);
+        let files = segments.iter().filter_map(|one| one.file());
+        let files: Vec<BorrowedFd<'_>> = files.chain(local.into_iter().flatten()).collect();
         let sent = match send(self.stream.as_fd(), &bytes, &files) {
             Ok(sent) => sent,
             Err(error) if is_full(&error, files.is_empty()) => {

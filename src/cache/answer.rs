@@ -383,10 +383,33 @@ impl Cache {
                 record(answer, &answer.content, request, took);
                 counters.tables.add(1);
                 counters.rows.add(answer.rows);
+                self.publish_for(request, when);
             }
             Err(_) => counters.errors.add(1),
         }
         answered
+    }
+
+    /// Has the paths of a table published, if a session asked for it that looks up by itself: next
+    /// time it need not ask.
+    fn publish_for(&self, request: &Request, when: &When) {
+        let (Some(publisher), Some(session)) = (&self.0.publisher, &request.session) else {
+            return;
+        };
+        if request.lock.is_some() || !publisher.is_read_by(session) {
+            return;
+        }
+        let limits = self.0.limits.narrowed_by(request.limits);
+        let timeframe = match when {
+            When::Timeframe(id) => self.0.timeframes.get(*id).ok(),
+            When::Timestamps(_) | When::Range(_) => None,
+        };
+        let registered = timeframe.as_ref().map(|timeframe| &timeframe.registration.columns[..]);
+        let Ok(columns) = self.columns(&request.columns, registered) else { return };
+        if limits == self.0.limits {
+            let plain = columns.iter().filter(|column| column.metadata.is_empty());
+            plain.for_each(|column| self.0.catalog.want_published(&column.query(limits)));
+        }
     }
 
     async fn try_answer(

@@ -28,8 +28,11 @@ use super::announcer::{Announcer, Descriptors, refusal};
 use super::error::CacheError;
 use super::lease::{LeaseId, SessionKey};
 use super::origin::Origin;
+use super::publisher::SessionPage;
+use crate::budget::Charge;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::secret::Secret;
+use crate::shm::ServicePage;
 use crate::shm::attach::{
     ClientMessage, Done, LineReader, Need, PeerCredentials, WireError, parse_hello, parse_line,
     send,
@@ -313,8 +316,8 @@ impl Cache {
                 return Ok(());
             }
         };
-        let consumer = match hello {
-            Ok(hello) => hello.consumer,
+        let (consumer, local) = match hello {
+            Ok(hello) => (hello.consumer, hello.local),
             Err(error) => {
                 let _ = send(stream.as_fd(), &refusal(&error), &[]);
                 return Err(error);
@@ -324,7 +327,9 @@ impl Cache {
         let mut grown = self.0.grown.subscribe();
         let session = self.0.leases.open_session(consumer, peer.pid, peer.uid, origin);
         let _ending = Ending { cache: self, session: &session.id };
-        let mut announcer = Announcer::new(stream, &self.0.pool, &session.id, descriptors);
+        let local = if local { self.local_page(&session.id, &peer) } else { None };
+        let page = local.as_ref().map(|(page, _)| page);
+        let mut announcer = Announcer::new(stream, &self.0.pool, &session.id, page, descriptors);
         loop {
             tokio::select! {
                 line = next_line(stream, &mut reader), if announcer.is_ready() => {
@@ -348,6 +353,19 @@ impl Cache {
                 ran = announcer.run() => ran?,
             }
         }
+    }
+
+    /// The pins page of a session that looks up by itself, and what pays for it. Without one, the
+    /// process asks for everything.
+    fn local_page(&self, session: &str, peer: &PeerCredentials) -> Option<(SessionPage, Charge)> {
+        let publisher = self.0.publisher.as_ref()?;
+        let client = match peer.pid {
+            0 => format!("uid {}", peer.uid),
+            pid => format!("uid {}, pid {pid}", peer.uid),
+        };
+        let charged = self.0.budget.client(&client).charge(ServicePage::BYTES, "pins page");
+        let charge = charged.inspect_err(|error| tracing::info!("attach: {}", error.message()));
+        Some((publisher.open_page(session)?, charge.ok()?))
     }
 
     /// What an attached process reports.

@@ -14,6 +14,7 @@ use super::keep::{Heritage, Keeper, Kept, Record, Relics, segment_name};
 use super::lease::Leases;
 use super::loader::Loader;
 use super::publish::{Description, Verified};
+use super::publisher::Publisher;
 use super::residency::Residency;
 use super::slow::{ConsumerLimits, SlowWatch};
 use super::timeframe::Timeframes;
@@ -53,6 +54,7 @@ pub struct CacheBuilder {
     budget: Budget,
     keeper: Option<Arc<dyn Keeper>>,
     heritage: Heritage,
+    local_plane: bool,
 }
 
 impl Default for CacheBuilder {
@@ -70,6 +72,7 @@ impl Default for CacheBuilder {
             budget: Budget::unlimited(),
             keeper: None,
             heritage: Heritage::default(),
+            local_plane: true,
         }
     }
 }
@@ -172,6 +175,13 @@ impl CacheBuilder {
     #[must_use]
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budget = budget;
+        self
+    }
+
+    /// Whether attached consumers may look up by themselves (`schemas/directory.md`). Default: yes.
+    #[must_use]
+    pub fn local_plane(mut self, offered: bool) -> Self {
+        self.local_plane = offered;
         self
     }
 
@@ -280,7 +290,14 @@ impl CacheBuilder {
                 }
             }
         });
+        let publisher =
+            self.local_plane.then(|| Publisher::new(Arc::clone(&catalog), Arc::clone(&residency)));
+        if let Some(publisher) = &publisher {
+            tasks.spawn(Arc::clone(publisher).publish_wanted());
+            tasks.spawn(Arc::clone(publisher).take_samples());
+        }
         Ok(Cache(Arc::new(Inner {
+            publisher,
             started: self.clock.now(),
             clock: self.clock,
             loader: Arc::new(Loader::new(

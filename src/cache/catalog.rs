@@ -12,7 +12,7 @@
 use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -23,6 +23,7 @@ use super::ahead::Pace;
 use super::error::CacheError;
 use super::flight::{Flights, Lost};
 use super::keep::{Noted, NotedSeries};
+use super::publication::{Draft, Freshness, Publication};
 use super::versions::Linked;
 use crate::budget::Charge;
 use crate::clock::{Clock, Moment};
@@ -30,6 +31,7 @@ use crate::error::Coded as _;
 use crate::index::{State, Step, Timeline, Timestamps, open_times};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::shm::DirectoryEntry;
 use crate::source::{PathSummary, Problem, Source, SourceError, VersionRecord};
 use crate::telemetry::Counters;
 
@@ -49,6 +51,12 @@ const MAX_IN_VAIN: usize = 31;
 const MAX_PROBLEMS: usize = 10_000;
 /// What is learned is learned then at the earliest: before it lies only what nobody has confirmed.
 const FIRST: Moment = Moment::from_millis(1);
+/// The part of the refresh time for which an answer of the source is used.
+const FRESH_PART: f64 = 0.75;
+/// Pause after which a snapshot that would have said the same is looked at again.
+const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
+/// Interval at which deferred snapshots are looked for.
+const PUBLISH_RETRY: Duration = Duration::from_millis(50);
 /// So many times are looked up at once, at most, where each answer tells of a single time.
 const AT_ONCE: usize = 16;
 /// Where an older answer is known, the source has this long to confirm it.
@@ -72,10 +80,15 @@ pub(crate) struct Catalog {
     told: tokio::sync::Notify,
     /// What was passed over, so that each is told once.
     problems: Mutex<HashSet<Problem>>,
+    /// Series of which a snapshot is to be made.
+    to_publish: Mutex<Vec<(Query, Weak<Series>)>>,
+    /// Some were added to them.
+    publish: tokio::sync::Notify,
 }
 
+/// The timeline of one query, and how it is used.
 #[derive(Debug)]
-struct Series {
+pub(super) struct Series {
     timeline: ArcSwap<Linked>,
     used: AtomicU64,
     /// When the source told that the path changed; 0: never. Requests ask it then.
@@ -85,15 +98,105 @@ struct Series {
     /// For what time the source was asked last.
     asked: AtomicI64,
     pace: Arc<Pace>,
+    /// Held while the timeline is replaced.
+    published: Mutex<PublishedState>,
+    /// It is among those of which a snapshot is to be made.
+    to_publish: AtomicBool,
+    /// Not before this moment, in milliseconds of the catalog's clock.
+    publish_after: AtomicU64,
+}
+
+/// What consumers that look up by themselves read of a series.
+#[derive(Debug, Default)]
+enum PublishedState {
+    #[default]
+    Nothing,
+    Snapshot(Box<Publication>),
+    /// The series is forgotten: nothing is published of it any more.
+    Closed,
+}
+
+impl PublishedState {
+    fn publication(&mut self) -> Option<&mut Publication> {
+        match self {
+            Self::Snapshot(publication) => Some(publication),
+            Self::Nothing | Self::Closed => None,
+        }
+    }
 }
 
 impl Series {
+    fn published(&self) -> MutexGuard<'_, PublishedState> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
     fn known(&self, timeline: Arc<Linked>, stale: bool) -> Known {
         Known { timeline, stale, pace: Some(Arc::clone(&self.pace)), charge: None }
     }
 
-    fn learn(&self, span: ValidityInterval, versions: &[Arc<ObjectInfo>], learned: Moment) {
-        self.timeline.rcu(|known| known.followed_by(known.learn(span, versions, learned)));
+    /// Whether what consumers read is not right any more; it is withdrawn then.
+    fn learn(
+        &self,
+        span: ValidityInterval,
+        versions: &[Arc<ObjectInfo>],
+        learned: Moment,
+        freshness: impl FnOnce() -> Freshness,
+    ) -> bool {
+        let mut published = self.published();
+        let known = self.timeline.load();
+        let next = Arc::new(known.followed_by(known.learn(span, versions, learned)));
+        drop(known);
+        let Some(publication) = published.publication() else {
+            self.timeline.store(next);
+            return false;
+        };
+        let right = publication.is_right_in(&next);
+        if !right {
+            publication.withdraw();
+        }
+        self.timeline.store(Arc::clone(&next));
+        if right {
+            publication.confirm(&next, &freshness());
+        }
+        !right
+    }
+
+    /// The timeline as of now.
+    pub(super) fn timeline(&self) -> Arc<Linked> {
+        self.timeline.load_full()
+    }
+
+    /// When it was asked for last.
+    pub(super) fn last_used(&self) -> Moment {
+        self.used()
+    }
+
+    /// What is published, if anything.
+    pub(super) fn with_publication<T>(&self, look: impl FnOnce(&Publication) -> T) -> Option<T> {
+        self.published().publication().map(|publication| look(publication))
+    }
+
+    /// Publishes nothing until a snapshot is made anew.
+    pub(super) fn unpublish(&self) {
+        let mut published = self.published();
+        if matches!(&*published, PublishedState::Snapshot(_)) {
+            let before = std::mem::take(&mut *published);
+            drop(published);
+            drop(before);
+        }
+    }
+
+    /// Consumers ask the service until something is learned anew.
+    fn withdraw(&self) {
+        if let Some(publication) = self.published().publication() {
+            publication.withdraw();
+        }
+    }
+
+    /// Nothing is published any more.
+    fn close(&self) {
+        let published = std::mem::replace(&mut *self.published(), PublishedState::Closed);
+        // Its memory goes back without the lock.
+        drop(published);
     }
 
     /// What was learned before this may have changed.
@@ -104,6 +207,24 @@ impl Series {
     fn used(&self) -> Moment {
         Moment::from_millis(self.used.load(Ordering::Relaxed))
     }
+}
+
+/// What came of publishing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Published {
+    /// Its first snapshot, under this entry of the directory.
+    New {
+        /// The entry's number.
+        entry: u32,
+    },
+    /// Instead of an earlier snapshot.
+    Replaced,
+    /// The timeline has changed: it is to be made again.
+    Changed,
+    /// The directory has no entry left for the path.
+    NoEntry,
+    /// The series is forgotten.
+    Closed,
 }
 
 /// What came of a look-up.
@@ -161,6 +282,8 @@ impl Catalog {
             look_ups: Flights::default(),
             told: tokio::sync::Notify::new(),
             problems: Mutex::default(),
+            to_publish: Mutex::default(),
+            publish: tokio::sync::Notify::new(),
         }
     }
 
@@ -179,6 +302,7 @@ impl Catalog {
                     catalog.told.notify_one();
                 } else {
                     series.changed.store(now, Ordering::Release);
+                    series.withdraw();
                 }
             }
         }));
@@ -216,6 +340,9 @@ impl Catalog {
                         told: AtomicBool::new(false),
                         asked: AtomicI64::new(0),
                         pace: Arc::default(),
+                        published: Mutex::default(),
+                        to_publish: AtomicBool::new(false),
+                        publish_after: AtomicU64::new(0),
                     })))
                 }
             }
@@ -228,7 +355,7 @@ impl Catalog {
     /// put into the source is seen within that, the source's own listing included.
     pub(super) fn oldest_fresh(&self, path: &ObjectPath, now: Moment) -> Moment {
         let age = now.since(Moment::default());
-        let fresh = age.saturating_sub(self.source.refresh_of(path).mul_f64(0.75));
+        let fresh = age.saturating_sub(self.source.refresh_of(path).mul_f64(FRESH_PART));
         Moment::default().after(fresh).max(FIRST)
     }
 
@@ -372,7 +499,7 @@ impl Catalog {
     async fn ask(
         &self,
         query: &Query,
-        series: &Series,
+        series: &Arc<Series>,
         at: Timestamp,
     ) -> Result<Learned, SourceError> {
         self.counters.look_ups.add(1);
@@ -398,12 +525,131 @@ impl Catalog {
             let unknown = series.timeline.load().at(at).state == State::Unknown;
             if unknown {
                 let long_ago = Moment::default();
-                series.learn(span, &versions, long_ago);
+                self.learn(query, series, span, &versions, long_ago);
             }
             return Ok(Learned::Earlier);
         }
-        series.learn(span, &versions, asked);
+        self.learn(query, series, span, &versions, asked);
         Ok(Learned::Now)
+    }
+
+    fn learn(
+        &self,
+        query: &Query,
+        series: &Arc<Series>,
+        span: ValidityInterval,
+        versions: &[Arc<ObjectInfo>],
+        learned: Moment,
+    ) {
+        if series.learn(span, versions, learned, || self.freshness(&query.path, series)) {
+            self.add_to_publish(query, series);
+        }
+    }
+
+    /// How long what is learned of a series may be used by consumers without a call.
+    fn freshness(&self, path: &ObjectPath, series: &Series) -> Freshness {
+        let fresh_for = self.source.refresh_of(path).mul_f64(FRESH_PART);
+        Freshness { clock: self.clock.clone(), fresh_for, oldest: series.changed().max(FIRST) }
+    }
+
+    fn add_to_publish(&self, query: &Query, series: &Arc<Series>) {
+        if !series.to_publish.swap(true, Ordering::AcqRel) {
+            let mut to_publish = self.to_publish.lock().unwrap_or_else(PoisonError::into_inner);
+            to_publish.push((query.clone(), Arc::downgrade(series)));
+            drop(to_publish);
+            self.publish.notify_one();
+        }
+    }
+
+    /// A consumer that looks up by itself asked for this query: a snapshot of it is made.
+    pub(super) fn want_published(&self, query: &Query) {
+        let found = {
+            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            series.get(query).map(Arc::clone)
+        };
+        if let Some(series) = found {
+            self.add_to_publish(query, &series);
+        }
+    }
+
+    /// Comes when a snapshot of some series is to be made.
+    pub(super) async fn to_publish(&self) {
+        let deferred = !self.to_publish.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        match deferred {
+            false => self.publish.notified().await,
+            true => {
+                let _ = tokio::time::timeout(PUBLISH_RETRY, self.publish.notified()).await;
+            }
+        }
+    }
+
+    /// A snapshot of a series would say what the last one says: it is not made again at once,
+    /// however often it is asked for.
+    pub(super) fn defer_publishing(&self, series: &Series) {
+        let after = self.clock.now().after(PUBLISH_PAUSE).since(Moment::default()).as_millis();
+        series.publish_after.store(u64::try_from(after).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The series of which a snapshot is to be made now.
+    pub(super) fn take_to_publish(&self) -> Vec<(Query, Arc<Series>)> {
+        let now = self.clock.now();
+        let is_due = |series: &Series| {
+            Moment::from_millis(series.publish_after.load(Ordering::Relaxed)) <= now
+        };
+        let mut to_publish = self.to_publish.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = to_publish
+            .extract_if(.., |(_, series)| series.upgrade().is_none_or(|series| is_due(&series)));
+        let taken: Vec<_> = due.collect();
+        drop(to_publish);
+        let there = taken.into_iter().filter_map(|(query, series)| {
+            let series = series.upgrade()?;
+            // What comes from here on is to be published again.
+            series.to_publish.store(false, Ordering::Release);
+            Some((query, series))
+        });
+        there.collect()
+    }
+
+    /// Publishes a draft of a series, unless its timeline was replaced meanwhile: then it is to be
+    /// made again. `entry` takes an entry of the directory, if there is one.
+    pub(super) fn publish(
+        &self,
+        query: &Query,
+        series: &Arc<Series>,
+        draft: Draft,
+        entry: impl FnOnce() -> Option<DirectoryEntry>,
+    ) -> Published {
+        let mut published = series.published();
+        let current = series.timeline.load();
+        if !Arc::ptr_eq(&current, &draft.timeline) && !draft.is_right_in(&current) {
+            drop(published);
+            self.add_to_publish(query, series);
+            return Published::Changed;
+        }
+        let freshness = self.freshness(&query.path, series);
+        match &mut *published {
+            PublishedState::Closed => Published::Closed,
+            PublishedState::Snapshot(publication) => {
+                let before = publication.replace(draft, &current, &freshness);
+                drop(published);
+                drop(before);
+                Published::Replaced
+            }
+            PublishedState::Nothing => {
+                let Some(entry) = entry() else { return Published::NoEntry };
+                let mut publication = Publication::new(entry, draft);
+                publication.confirm(&current, &freshness);
+                let entry = publication.entry();
+                *published = PublishedState::Snapshot(Box::new(publication));
+                Published::New { entry }
+            }
+        }
+    }
+
+    /// A consumer used a series by itself: it is kept fresh like any other that is asked for.
+    pub(super) fn used(&self, series: &Series) {
+        let millis = self.clock.now().since(Moment::default()).as_millis();
+        series.used.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Says once of each entry that was passed over that it was.
@@ -487,6 +733,7 @@ impl Catalog {
                 let millis = since.since(Moment::default()).as_millis();
                 let millis = u64::try_from(millis).unwrap_or(u64::MAX);
                 series.changed.store(millis, Ordering::Release);
+                series.withdraw();
             }
         }
     }
@@ -589,7 +836,13 @@ impl Catalog {
     pub(crate) fn forget(&self, path: &ObjectPath) {
         self.source.forget(path);
         let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
-        series.retain(|query, _| query.path != *path);
+        series.retain(|query, one| {
+            let kept = query.path != *path;
+            if !kept {
+                one.close();
+            }
+            kept
+        });
         self.query_bytes.store(series.keys().map(query_bytes).sum(), Ordering::Relaxed);
     }
 }

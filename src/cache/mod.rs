@@ -152,7 +152,9 @@ mod pins;
 mod places;
 mod plan;
 mod progress;
+mod publication;
 mod publish;
+mod publisher;
 mod record;
 mod register;
 mod residency;
@@ -250,6 +252,8 @@ struct Inner {
     grown: watch::Sender<()>,
     /// Set when no new work is taken.
     draining: CancellationToken,
+    /// What consumers look up by themselves; `None` where that is turned off.
+    publisher: Option<Arc<publisher::Publisher>>,
     /// The tasks that keep timelines fresh, let leases expire, load timeframes.
     tasks: std::sync::Mutex<JoinSet<()>>,
 }

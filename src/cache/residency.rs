@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
@@ -31,6 +31,8 @@ use crate::shm::{Pool, PoolError, Reservation};
 use crate::telemetry::Counters;
 
 const SHARDS: usize = 64;
+/// If so many times the size of an object was evicted in vain, what is no object goes too.
+const MANY_TIMES: u64 = 8;
 /// An object that is asked for again within this time was used once: by one table, as a rule, and its
 /// consumers.
 const TOUCH_MILLIS: u128 = 256;
@@ -51,6 +53,16 @@ pub(crate) struct Residency {
     gone: AtomicU64,
     /// Rung whenever memory may have become free.
     room: Notify,
+    reclaimable: OnceLock<Weak<dyn Reclaimable>>,
+}
+
+/// Blocks in the memory that are no objects, and that are given back when objects need their room.
+pub(super) trait Reclaimable: Send + Sync {
+    /// What they take of the memory.
+    fn bytes(&self) -> u64;
+
+    /// Gives all of them back.
+    fn reclaim_all(&self);
 }
 
 /// Pins one object after the other; their bytes count as pinned when it is dropped, which has to be
@@ -127,6 +139,7 @@ impl Residency {
             began: Instant::now(),
             gone: AtomicU64::new(0),
             room: Notify::new(),
+            reclaimable: OnceLock::new(),
         })
     }
 
@@ -141,10 +154,24 @@ impl Residency {
 
     /// Pins many objects in the same moment.
     pub(crate) fn pinning(&self) -> Pinning<'_> {
+        Pinning { home: self, tick: self.tick(), bytes: 0 }
+    }
+
+    /// This moment, for touches.
+    fn tick(&self) -> u16 {
         // Any two moments that are not the same one differ, for some hours; more is not needed.
         let tick = (self.began.elapsed().as_millis() / TOUCH_MILLIS) as u16;
-        let tick = tick.wrapping_add(1);
-        Pinning { home: self, tick, bytes: 0 }
+        tick.wrapping_add(1)
+    }
+
+    /// The object if it is resident. That is no use of it, and pins nothing.
+    pub(super) fn find(&self, id: ObjectId) -> Option<Arc<Resident>> {
+        self.map.get(id)
+    }
+
+    /// An object is used by a consumer that looked it up by itself.
+    pub(super) fn used(&self, resident: &Resident) {
+        resident.touch(self.tick());
     }
 
     /// The size of the object, if it is resident. That is no use of it.
@@ -167,16 +194,23 @@ impl Residency {
         // One evicts at a time, or two would throw out twice as much as they need.
         let _evicting = lock(&self.evicting);
         let mut wanted_bytes = Pool::charge(size_bytes);
+        let mut exhausted = false;
         loop {
             match self.pool.reserve(size_bytes) {
                 Err(error @ (PoolError::NoRoom { .. } | PoolError::Segment { .. })) => {
-                    if self.candidates.bytes() == 0 {
+                    if exhausted {
                         return Err(error);
                     }
                 }
                 other => return other,
             }
-            self.press_out(wanted_bytes);
+            exhausted = self.press_out(wanted_bytes) < wanted_bytes;
+            if exhausted || wanted_bytes >= MANY_TIMES.saturating_mul(Pool::charge(size_bytes)) {
+                // It may lie between what is free, and is made again.
+                if let Some(reclaimable) = self.reclaimable() {
+                    reclaimable.reclaim_all();
+                }
+            }
             // What was thrown out may lie scattered, or be pinned by somebody: ask for more.
             wanted_bytes = wanted_bytes.saturating_mul(2);
         }
@@ -187,15 +221,33 @@ impl Residency {
         self.pool.reserve_now(size_bytes)
     }
 
-    /// Takes at least `wanted_bytes` of candidates off the list, or all of them.
-    fn press_out(&self, wanted_bytes: u64) {
-        let mut bytes = 0;
+    /// Takes at least `wanted_bytes` of candidates off the list, or all of them but those that
+    /// consumers pin by themselves. Gives how many bytes it took.
+    fn press_out(&self, wanted_bytes: u64) -> u64 {
+        let in_use = self.pool.used_slots();
+        let (mut bytes, mut used) = (0, Vec::new());
         while bytes < wanted_bytes
             && let Some(resident) = self.candidates.evict()
         {
+            if in_use.binary_search(&resident.block().generation()).is_ok() {
+                used.push(resident);
+                continue;
+            }
             bytes += resident.charged_bytes();
             self.counters.evictions.add(u64::from(resident.pins() == 0));
         }
+        // Those that are pinned from here on keep their places: see `Block`'s drop.
+        used.iter().for_each(|resident| self.candidates.add(resident));
+        bytes
+    }
+
+    /// What is given back for objects. Set once.
+    pub(super) fn set_reclaimable(&self, reclaimable: Weak<dyn Reclaimable>) {
+        let _ = self.reclaimable.set(reclaimable);
+    }
+
+    fn reclaimable(&self) -> Option<Arc<dyn Reclaimable>> {
+        self.reclaimable.get()?.upgrade()
     }
 
     /// Candidates that `which` picks are none any more; unless pinned, they are gone. Gives how many
@@ -360,8 +412,10 @@ impl Residency {
     /// Bytes that no eviction makes free: pinned, reserved, or in the hands of a load. At least so
     /// many.
     pub(crate) fn unevictable_bytes(&self) -> u64 {
+        let reclaimable = self.reclaimable().map_or(0, |reclaimable| reclaimable.bytes());
         // A candidate that is pinned again stays one.
-        self.pool.used_bytes().saturating_sub(self.candidates.bytes()).max(self.pinned_bytes())
+        let evictable = self.candidates.bytes().saturating_add(reclaimable);
+        self.pool.used_bytes().saturating_sub(evictable).max(self.pinned_bytes())
     }
 
     /// Empties the memory of all that is not pinned, and gives the segments back that are empty then.

@@ -46,6 +46,21 @@ impl Linked {
         Self { timeline, links }
     }
 
+    /// The object of a version, if it was found in memory before and is still there.
+    pub(crate) fn linked(&self, version: u32) -> Option<Arc<Resident>> {
+        let index = version as usize;
+        read(self.links.0.get(index / PAGE)?).get(index % PAGE).and_then(Weak::upgrade)
+    }
+
+    /// The object of a version, if it is in memory and of the content that the source describes.
+    /// That is no use of it.
+    pub(crate) fn resident(&self, version: u32, residency: &Residency) -> Option<Arc<Resident>> {
+        self.linked(version).or_else(|| {
+            let resident = residency.find(self.id(version))?;
+            (resident.likeness(self.version(version)) == Likeness::Same).then_some(resident)
+        })
+    }
+
     /// Forgets the links to objects that have gone: each keeps some memory of theirs.
     pub(crate) fn sweep(&self) {
         for page in &self.links.0 {

@@ -11,6 +11,7 @@ use crc_fast::{CrcAlgorithm, Digest};
 use super::allocator::Place;
 use super::area::{Area, Kind};
 use super::layout::{BLOCK_OVERHEAD_BYTES, BlockHeader, ChunkHeader, GRANULE_BYTES, MetaHeader};
+use super::local;
 use super::mapping::Mapping;
 use super::pool::Inner;
 use super::sync;
@@ -290,6 +291,18 @@ impl Block {
         self.place.crc32c
     }
 
+    /// Eight bytes of the payload, which this process changes after publication. Nobody may borrow
+    /// the payload of such a block.
+    ///
+    /// # Panics
+    /// If they are outside of the payload or not aligned.
+    #[cfg(feature = "cache")]
+    pub(super) fn payload_word(&self, offset: usize) -> &AtomicU64 {
+        let end = offset.checked_add(size_of::<u64>());
+        assert!(end.is_some_and(|end| end <= self.place.size), "{offset} is outside");
+        self.place.mapping().atomic_u64(self.place.payload() + offset)
+    }
+
     /// Where it lies.
     #[cfg(feature = "cache")]
     pub(crate) fn spot(&self) -> Spot {
@@ -304,7 +317,19 @@ impl Drop for Block {
             return;
         }
         // Before the place goes back, which dropping `place` does after this.
-        sync::give_up(self.place.generation());
+        local::retire(self.place.generation());
+        if self.place.pool.pages.names(self.generation)
+            && let Some(place) = self.place.place.take()
+        {
+            let area = Arc::clone(&self.place.area);
+            let bytes = charge(self.place.size as u64);
+            self.place.pool.quarantine(local::QuarantinedPlace {
+                generation: self.generation,
+                area,
+                place,
+                bytes,
+            });
+        }
     }
 }
 

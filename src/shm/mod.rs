@@ -37,6 +37,7 @@ mod heap;
 mod huge;
 mod inherited;
 mod layout;
+mod local;
 mod mapping;
 mod pool;
 mod prefetch;
@@ -54,6 +55,11 @@ pub use group::memory_allowed;
 pub use heap::give_back_free_memory;
 pub use inherited::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
+pub use local::{AskReason, LocalPath, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView};
+#[cfg(feature = "cache")]
+pub(crate) use local::{
+    Directory, DirectoryEntry, PublishedSnapshot, ServicePage, SnapshotSpan, monotonic_millis,
+};
 pub use pool::{InFlight, Pool, PoolError, PoolOptions, PoolReport, Usage};
 #[cfg(any(feature = "cache", feature = "client"))]
 pub(crate) use prefetch::AHEAD;

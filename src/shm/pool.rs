@@ -24,6 +24,7 @@ use super::layout::{
     BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
     usable_bytes,
 };
+use super::local::{PageRegistry, QuarantinedPlace};
 use super::region::Region;
 use super::resolver::Mappings;
 use super::sync;
@@ -96,6 +97,8 @@ pub(super) struct Inner {
     farewell: Mutex<Option<Farewell>>,
     /// All stays as it lies, for a successor.
     left: AtomicBool,
+    /// Which blocks consumers pin by themselves.
+    pub(super) pages: PageRegistry,
 }
 
 struct State {
@@ -325,6 +328,7 @@ impl Pool {
             listener: Mutex::default(),
             farewell: Mutex::default(),
             left: AtomicBool::new(false),
+            pages: PageRegistry::default(),
         })))
     }
 
@@ -373,6 +377,9 @@ impl Pool {
         };
         let left = self.0.is_left();
         let mut taken = if left { None } else { lock(&self.0.state).take(granules) };
+        if taken.is_none() && !left && self.0.reclaim() {
+            taken = lock(&self.0.state).take(granules);
+        }
         if taken.is_none() && !left && self.0.fixed_bytes.is_none() {
             taken = self.grow(granules)?;
         }
@@ -499,8 +506,35 @@ impl Pool {
         retired.iter().for_each(|area| self.0.say_farewell(area));
     }
 
+    /// Looks for pins in the page of a session before a place is handed out again. The page's
+    /// descriptor is to be sent after this.
+    #[cfg(feature = "cache")]
+    pub(crate) fn add_pins_page(&self, page: &Arc<super::local::ServicePage>) {
+        self.0.pages.add(Arc::clone(page));
+    }
+
+    /// The session of a page is over: it pins nothing any more.
+    #[cfg(feature = "cache")]
+    pub(crate) fn remove_pins_page(&self, page: &Arc<super::local::ServicePage>) {
+        self.0.pages.remove(page);
+        self.0.reclaim();
+    }
+
+    /// The generations that consumers have in the slots of their pages, sorted. They may be any.
+    #[cfg(feature = "cache")]
+    pub(crate) fn used_slots(&self) -> Vec<u64> {
+        self.0.pages.used_slots()
+    }
+
+    /// Bytes of blocks that were given up and that a consumer still pins.
+    #[cfg(feature = "cache")]
+    pub(crate) fn quarantined_bytes(&self) -> u64 {
+        self.0.pages.quarantined_bytes()
+    }
+
     /// How much there is of what.
     pub fn usage(&self) -> Usage {
+        self.0.reclaim();
         let state = lock(&self.0.state);
         let longest = state.areas.values().map(|slot| slot.allocator.largest_free()).max();
         let in_areas = u64::from(longest.unwrap_or(0)) * GRANULE_BYTES;
@@ -657,6 +691,26 @@ impl Inner {
         if let (Some(farewell), Kind::Segment) = (farewell, area.kind) {
             farewell(area.id);
         }
+    }
+
+    /// Keeps a place until no consumer pins the block that it had.
+    pub(super) fn quarantine(&self, place: QuarantinedPlace) {
+        self.pages.keep(place);
+        // The page that named it may have gone meanwhile, and looked before it was kept.
+        self.reclaim();
+    }
+
+    /// Gives places back that no consumer pins any more. Whether there were any.
+    fn reclaim(&self) -> bool {
+        if self.is_left() {
+            return false;
+        }
+        let unused = self.pages.take_unused();
+        let any = !unused.is_empty();
+        for QuarantinedPlace { area, place, bytes, .. } in unused {
+            self.give(&area, place, bytes);
+        }
+        any
     }
 
     pub(super) fn give(&self, area: &Area, place: Place, bytes: u64) {

@@ -25,5 +25,5 @@ pub use fork::process_generation;
 pub(crate) use pinned::Pinned;
 pub use wire::{
     Announcement, ClientMessage, Done, Hello, LineReader, MAX_DESCRIPTORS, Need, PeerCredentials,
-    Refusal, SegmentEntry, WireError, is_all_read, parse_hello, parse_line, send,
+    Refusal, SegmentEntry, SharedKind, WireError, is_all_read, parse_hello, parse_line, send,
 };

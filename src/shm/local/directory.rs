@@ -1,0 +1,378 @@
+//! The directory: from the hash of a path to the snapshot of its timeline.
+//!
+//! ```text
+//!  0        64            64 + 32 n
+//!  ┌────────┬──────┬──────┬───
+//!  │ header │entry │entry │ …      a path's entry is one of the PROBES from its hash on
+//!  └────────┴──────┴──────┴───
+//! ```
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::mem::{offset_of, size_of};
+use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{MemfdFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+
+use super::super::layout::{Epoch, GRANULE_BYTES};
+use super::super::mapping::{Access, Mapping};
+use super::protocol;
+
+/// The first bytes of the directory.
+#[repr(C)]
+pub(super) struct DirectoryHeader {
+    pub(super) magic: [u8; 8],
+    pub(super) version: u32,
+    /// How many entries follow: a power of two.
+    pub(super) entries: u32,
+    pub(super) epoch: u64,
+    /// All of it, in bytes.
+    pub(super) size: u64,
+    pub(super) reserved: [u64; 4],
+}
+
+/// One entry. It is free where `hash` is 0, and names no snapshot where `generation` is 0.
+#[repr(C)]
+pub(super) struct EntryLayout {
+    pub(super) hash: u64,
+    pub(super) generation: u64,
+    /// See [`SnapshotPlace`].
+    pub(super) place: u64,
+    pub(super) reserved: u64,
+}
+
+const _: () = assert!(size_of::<DirectoryHeader>() == 64);
+const _: () = assert!(offset_of!(DirectoryHeader, version) == 8);
+const _: () = assert!(offset_of!(DirectoryHeader, entries) == 12);
+const _: () = assert!(offset_of!(DirectoryHeader, epoch) == 16);
+const _: () = assert!(offset_of!(DirectoryHeader, size) == 24);
+const _: () = assert!(size_of::<EntryLayout>() == 32);
+const _: () = assert!(offset_of!(EntryLayout, generation) == 8);
+const _: () = assert!(offset_of!(EntryLayout, place) == 16);
+
+impl DirectoryHeader {
+    pub(super) const MAGIC: [u8; 8] = *b"IOVDIREC";
+    pub(super) const VERSION: u32 = 1;
+}
+
+/// Entries in which a path can stand: its hash's own and those behind it, around the end.
+pub(super) const PROBES: u64 = 16;
+
+/// FNV-1a of the path's bytes; 1 where that is 0, which marks a free entry.
+pub(super) fn path_hash(path: &str) -> u64 {
+    let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash.max(1)
+}
+
+/// Where a block begins, in one word: bit 63 is 1 in a segment and 0 in a region, bits 47 to 62 are
+/// its number, bits 0 to 46 the block's offset divided by 64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SnapshotPlace {
+    pub(super) managed: bool,
+    pub(super) id: u16,
+    /// Where the block begins, in bytes.
+    pub(super) offset: u64,
+}
+
+impl SnapshotPlace {
+    const OFFSET_BITS: u32 = 47;
+
+    pub(super) fn from_word(word: u64) -> Self {
+        Self {
+            managed: word >> 63 == 1,
+            id: (word >> Self::OFFSET_BITS) as u16,
+            offset: (word & ((1 << Self::OFFSET_BITS) - 1)) * GRANULE_BYTES,
+        }
+    }
+
+    pub(super) fn to_word(self) -> u64 {
+        let granule = self.offset / GRANULE_BYTES;
+        debug_assert!(granule < 1 << Self::OFFSET_BITS, "segments are smaller");
+        u64::from(self.managed) << 63 | u64::from(self.id) << Self::OFFSET_BITS | granule
+    }
+}
+
+fn entry_offset(index: u32) -> usize {
+    size_of::<DirectoryHeader>() + index as usize * size_of::<EntryLayout>()
+}
+
+/// The indices in which a path of this hash can stand.
+fn probes(hash: u64, entries: u32) -> impl Iterator<Item = u32> {
+    let mask = u64::from(entries) - 1;
+    (0..PROBES.min(u64::from(entries))).map(move |step| (hash.wrapping_add(step) & mask) as u32)
+}
+
+/// The directory as a consumer sees it: checked once, then read by atomics only.
+#[derive(Debug)]
+pub(super) struct DirectoryView {
+    mapping: Mapping,
+    entries: u32,
+}
+
+impl DirectoryView {
+    /// Maps the directory of the service with this epoch.
+    ///
+    /// # Errors
+    /// Why it cannot be used. A newer service may have another layout: then its consumers ask it.
+    pub(super) fn open(file: BorrowedFd<'_>, size: u64, epoch: Epoch) -> Result<Self, String> {
+        let mapping = map_sealed(file, size, Access::Read)?;
+        // SAFETY: the service writes the header once, before it sends the descriptor.
+        let header = unsafe { mapping.bytes(0, size_of::<DirectoryHeader>()) };
+        let word = |at: usize| header[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
+        let entries = (word(8) >> 32) as u32;
+        let (version, magic) = (word(8) as u32, u64::from_le_bytes(DirectoryHeader::MAGIC));
+        let needed = entry_offset(entries) as u64;
+        let right = word(offset_of!(DirectoryHeader, magic)) == magic
+            && version == DirectoryHeader::VERSION
+            && word(offset_of!(DirectoryHeader, epoch)) == epoch.0
+            && word(offset_of!(DirectoryHeader, size)) == size
+            && entries.is_power_of_two()
+            && needed <= size;
+        match right {
+            true => Ok(Self { mapping, entries }),
+            false => Err(format!("a directory of version {version} with {entries} entries")),
+        }
+    }
+
+    fn word(&self, index: u32, field: usize) -> &AtomicU64 {
+        self.mapping.atomic_u64(entry_offset(index) + field)
+    }
+
+    /// The words of an entry: generation and place. `index` was given by [`find`](Self::find).
+    #[inline]
+    pub(super) fn entry(&self, index: u32) -> EntryWords<'_> {
+        EntryWords {
+            generation: self.word(index, offset_of!(EntryLayout, generation)),
+            place: self.word(index, offset_of!(EntryLayout, place)),
+        }
+    }
+
+    /// Entries with this hash that name a snapshot. Paths can share a hash: what the snapshot says
+    /// decides.
+    pub(super) fn find(&self, hash: u64) -> impl Iterator<Item = u32> {
+        probes(hash, self.entries).filter(move |&index| {
+            let stored = self.word(index, offset_of!(EntryLayout, hash));
+            // Relaxed: a wrong guess is found by the snapshot's own path.
+            stored.load(std::sync::atomic::Ordering::Relaxed) == hash
+                && self.entry(index).load().0 != 0
+        })
+    }
+}
+
+/// The two words of an entry that change.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EntryWords<'a> {
+    generation: &'a AtomicU64,
+    place: &'a AtomicU64,
+}
+
+impl EntryWords<'_> {
+    /// Generation (0: none) and place of the snapshot.
+    #[inline]
+    pub(super) fn load(self) -> (u64, u64) {
+        protocol::load_entry(self.generation, self.place)
+    }
+}
+
+/// Maps a memfd that can neither shrink nor grow.
+pub(super) fn map_sealed(
+    file: BorrowedFd<'_>,
+    size: u64,
+    access: Access,
+) -> Result<Mapping, String> {
+    let facts = fstat(file).map_err(|error| error.to_string())?;
+    if u64::try_from(facts.st_size) != Ok(size) || size < size_of::<DirectoryHeader>() as u64 {
+        return Err(format!("a file of {} bytes, announced with {size}", facts.st_size));
+    }
+    let sealed = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    if !fcntl_get_seals(file).is_ok_and(|seals| seals.contains(sealed)) {
+        return Err("its size is not sealed".to_owned());
+    }
+    let length = usize::try_from(size).map_err(|error| error.to_string())?;
+    Mapping::of_file(file.as_fd(), length, access).map_err(|error| error.to_string())
+}
+
+/// A memfd of `size` bytes, mapped for writing and sealed with `seals` afterwards.
+pub(super) fn make_sealed(
+    name: &std::ffi::CStr,
+    size: u64,
+    seals: SealFlags,
+) -> std::io::Result<(OwnedFd, Mapping)> {
+    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.set_len(size)?;
+    let length = usize::try_from(size).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+    let mapping = Mapping::of_file(file.as_fd(), length, Access::ReadWrite)?;
+    let file = OwnedFd::from(file);
+    fcntl_add_seals(&file, seals)?;
+    Ok((file, mapping))
+}
+
+/// The service's side: the only writer.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    file: OwnedFd,
+    mapping: Mapping,
+    entries: u32,
+    /// Which entries are taken.
+    taken: Mutex<Vec<bool>>,
+}
+
+impl Directory {
+    /// A directory of the instance `epoch` with this many entries, at least [`PROBES`].
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn new(epoch: Epoch, entries: u32) -> std::io::Result<Self> {
+        let entries = entries.next_power_of_two().max(PROBES as u32);
+        let size = (entry_offset(entries) as u64).next_multiple_of(4096);
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+        let (file, mapping) = make_sealed(c"iovcache-directory", size, seals)?;
+        let mut header = [0; size_of::<DirectoryHeader>()];
+        let mut put = |offset: usize, bytes: &[u8]| {
+            header[offset..offset + bytes.len()].copy_from_slice(bytes);
+        };
+        put(offset_of!(DirectoryHeader, magic), &DirectoryHeader::MAGIC);
+        put(offset_of!(DirectoryHeader, version), &DirectoryHeader::VERSION.to_le_bytes());
+        put(offset_of!(DirectoryHeader, entries), &entries.to_le_bytes());
+        put(offset_of!(DirectoryHeader, epoch), &epoch.0.to_le_bytes());
+        put(offset_of!(DirectoryHeader, size), &size.to_le_bytes());
+        // SAFETY: no other process knows of the file yet, and it is longer than its header.
+        unsafe { mapping.write(0, &header) };
+        Ok(Self { file, mapping, entries, taken: Mutex::new(vec![false; entries as usize]) })
+    }
+
+    /// The file, for consumers.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// All of it, in bytes.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.mapping.length() as u64
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Vec<bool>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn word(&self, index: u32, field: usize) -> &AtomicU64 {
+        self.mapping.atomic_u64(entry_offset(index) + field)
+    }
+
+    /// Takes an entry for `path`; `None` where all of those in which it could stand are taken.
+    pub(crate) fn take(self: &std::sync::Arc<Self>, path: &str) -> Option<DirectoryEntry> {
+        let hash = path_hash(path);
+        let mut taken = self.taken();
+        let index = probes(hash, self.entries).find(|&index| !taken[index as usize])?;
+        taken[index as usize] = true;
+        let stored = self.word(index, offset_of!(EntryLayout, hash));
+        stored.store(hash, std::sync::atomic::Ordering::Relaxed);
+        Some(DirectoryEntry { directory: std::sync::Arc::clone(self), index })
+    }
+
+    /// How many paths stand in it.
+    pub(crate) fn len(&self) -> usize {
+        self.taken().iter().filter(|taken| **taken).count()
+    }
+}
+
+/// The entry of one path. Dropped, it is free and names nothing.
+#[derive(Debug)]
+pub(crate) struct DirectoryEntry {
+    directory: std::sync::Arc<Directory>,
+    index: u32,
+}
+
+impl DirectoryEntry {
+    /// Its number, as consumers name it in samples.
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+
+    fn store(&self, generation: u64, place: u64) {
+        let words = [offset_of!(EntryLayout, generation), offset_of!(EntryLayout, place)];
+        let [first, second] = words.map(|field| self.directory.word(self.index, field));
+        protocol::store_entry(first, second, (generation, place));
+    }
+
+    /// Names a snapshot, instead of the one before.
+    pub(crate) fn name(&self, snapshot: &super::snapshot::PublishedSnapshot) {
+        self.store(snapshot.generation(), snapshot.place().to_word());
+    }
+
+    /// Names no snapshot: consumers ask the service.
+    pub(crate) fn withdraw(&self) {
+        self.store(0, 0);
+    }
+}
+
+impl Drop for DirectoryEntry {
+    fn drop(&mut self) {
+        self.withdraw();
+        let hash = self.directory.word(self.index, offset_of!(EntryLayout, hash));
+        hash.store(0, std::sync::atomic::Ordering::Relaxed);
+        self.directory.taken()[self.index as usize] = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_place_is_one_word_and_comes_back() {
+        for (managed, id, offset) in [(true, 0, 0), (true, u16::MAX, 4096), (false, 9, 1 << 40)] {
+            let place = SnapshotPlace { managed, id, offset };
+            assert_eq!(SnapshotPlace::from_word(place.to_word()), place);
+        }
+    }
+
+    #[test]
+    fn a_path_is_found_in_its_entries_and_gone_with_them() {
+        let epoch = Epoch(7);
+        let directory = Arc::new(Directory::new(epoch, 32).unwrap());
+        let size = directory.size_bytes();
+        let view = DirectoryView::open(directory.file(), size, epoch).unwrap();
+        let hash = path_hash("A/B");
+        let entry = directory.take("A/B").unwrap();
+        assert_eq!(view.find(hash).count(), 0, "it names no snapshot yet");
+        entry.store(5, 64);
+        assert_eq!(view.find(hash).collect::<Vec<_>>(), [entry.index()]);
+        assert_eq!(view.entry(entry.index()).load(), (5, 64));
+        drop(entry);
+        assert_eq!((view.find(hash).count(), directory.len()), (0, 0));
+    }
+
+    #[test]
+    fn paths_whose_entries_are_all_taken_are_not_published() {
+        let directory = Arc::new(Directory::new(Epoch(7), 16).unwrap());
+        let taken: Vec<_> = (0..40).filter_map(|n| directory.take(&format!("A/{n}x"))).collect();
+        assert_eq!(taken.len(), 16);
+        drop(taken);
+        assert!(directory.take("A").is_some());
+    }
+
+    #[test]
+    fn a_directory_that_could_change_or_is_anothers_is_not_used() {
+        let directory = Directory::new(Epoch(7), 32).unwrap();
+        let size = directory.size_bytes();
+        assert!(DirectoryView::open(directory.file(), size, Epoch(8)).is_err(), "another epoch");
+        assert!(DirectoryView::open(directory.file(), size + 1, Epoch(7)).is_err(), "its size");
+        assert!(rustix::io::pwrite(directory.file(), b"x", 0).is_err(), "it can be written");
+        let loose = tempfile::tempfile().unwrap();
+        loose.set_len(size).unwrap();
+        assert!(DirectoryView::open(loose.as_fd(), size, Epoch(7)).is_err(), "no seals");
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let open = File::from(memfd_create(c"open", flags).unwrap());
+        open.set_len(size).unwrap();
+        assert!(DirectoryView::open(open.as_fd(), size, Epoch(7)).is_err(), "it could shrink");
+    }
+}
