@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use beside::{beside, beside_timed, wanted};
 use criterion::Criterion;
-use iovcache::cache::{Asker, PeerPolicy};
+use iovcache::cache::{Caller, PeerPolicy};
 use iovcache::client::Attachment;
 use iovcache::shm::{
     Backing, Block, Location, Mappings, MetaHeader, Pool, PoolOptions, ResolveError,
@@ -205,7 +205,7 @@ fn attaching() {
     let object: Vec<u8> = (0..64 << 20).map(|n| (n * 31) as u8).collect();
     let (cache, path) = serve(folder.path(), &runtime, object);
     let request = Request::parse(br#"{"columns": {"b": "A/B"}, "timestamps": [5]}"#).unwrap();
-    let answer = runtime.block_on(cache.answer(&request, &Asker::default())).unwrap();
+    let answer = runtime.block_on(cache.answer(&request, &Caller::default())).unwrap();
     let header = answer.pins().pins()[0].meta_header();
     // The floor has a file of the same size in the same file system.
     let beside_it = self::folder().unwrap_or_else(|| "/dev/shm".into());

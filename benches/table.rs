@@ -16,7 +16,7 @@ use beside::steady::Steady;
 use beside::{beside, beside_timed, connect, timed, wanted};
 use criterion::{Criterion, Throughput};
 use futures::stream::TryStreamExt as _;
-use iovcache::cache::Asker;
+use iovcache::cache::Caller;
 use iovcache::client::{Client, TableRequest};
 use iovcache::index::{Timeline, Timestamps, join};
 use iovcache::server::{ListenOptions, Listeners, ServeOptions};
@@ -390,7 +390,7 @@ fn many_versions() {
     let answer_all = |cache: &Cache, requests: &[Request]| {
         runtime.block_on(async {
             for request in requests {
-                let answer = cache.answer(request, &Asker::default()).await.unwrap();
+                let answer = cache.answer(request, &Caller::default()).await.unwrap();
                 cache.release(answer.lease());
             }
         });
@@ -434,7 +434,7 @@ fn memory_per_object() {
         let column = ColumnRequest { name: "a".into(), path, metadata: Default::default() };
         let range = ValidityInterval::new(from, until).unwrap();
         let prefetch = Prefetch { columns: Columns::Own(vec![column]), range };
-        runtime.block_on(cache.prefetch(&prefetch, &Asker::default())).unwrap();
+        runtime.block_on(cache.prefetch(&prefetch, &Caller::default())).unwrap();
     };
     let private = || {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -14,7 +14,7 @@ use beside::bare::Bare;
 use beside::exchange::{Open, bytes_of, messages_of};
 use beside::steady::Steady;
 use beside::{beside, connect, wanted};
-use iovcache::cache::Asker;
+use iovcache::cache::Caller;
 use iovcache::index::Timestamps;
 use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
@@ -171,7 +171,7 @@ fn in_flight() {
 async fn get(cache: &Cache, id: u64) {
     let request = format!(r#"{{"timeframe": {id}, "consumer": "bench"}}"#);
     let request = Request::parse(request.as_bytes()).unwrap();
-    cache.answer(&request, &Asker::default()).await.unwrap();
+    cache.answer(&request, &Caller::default()).await.unwrap();
 }
 
 fn done(cache: &Cache, id: u64) {

@@ -50,19 +50,19 @@ pub struct OverBudget {
     /// The limit that would be passed, in bytes.
     pub limit_bytes: u64,
     /// Whose limit that is.
-    pub holder: Holder,
+    pub holder: LimitHolder,
 }
 
 /// Whose limit a charge would pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holder {
+pub enum LimitHolder {
     /// The client that asks.
     Client,
     /// All clients together.
     Total,
 }
 
-impl std::fmt::Display for Holder {
+impl std::fmt::Display for LimitHolder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Client => "requests of this client",
@@ -83,12 +83,12 @@ impl Coded for OverBudget {
 
 /// Bytes in use of a limit.
 #[derive(Debug)]
-struct Account {
+struct LimitAccount {
     used: AtomicU64,
     limit: u64,
 }
 
-impl Account {
+impl LimitAccount {
     fn new(limit: u64) -> Self {
         Self { used: AtomicU64::new(0), limit }
     }
@@ -115,23 +115,23 @@ impl Account {
 }
 
 #[derive(Debug)]
-struct Shared {
-    total: Account,
+struct BudgetShared {
+    total: LimitAccount,
     /// Bytes that were charged since this was last asked for.
     charged: AtomicU64,
-    clients: Mutex<HashMap<Arc<str>, Weak<Client>>>,
+    clients: Mutex<HashMap<Arc<str>, Weak<ClientAccount>>>,
 }
 
 #[derive(Debug)]
-struct Client {
+struct ClientAccount {
     name: Arc<str>,
-    account: Account,
-    shared: Arc<Shared>,
+    account: LimitAccount,
+    shared: Arc<BudgetShared>,
     /// Handles of the account that are not charges: those of connections and requests.
     handles: AtomicUsize,
 }
 
-impl Drop for Client {
+impl Drop for ClientAccount {
     fn drop(&mut self) {
         let mut clients = self.shared.clients.lock().unwrap_or_else(PoisonError::into_inner);
         // A client of the same name may have come since the last handle of this one was dropped.
@@ -143,7 +143,7 @@ impl Drop for Client {
 
 /// The memory that all requests together may hold. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Budget(Arc<Shared>);
+pub struct Budget(Arc<BudgetShared>);
 
 impl Budget {
     /// The default of `serve --request-memory`: 256 MiB.
@@ -151,8 +151,12 @@ impl Budget {
 
     /// A budget of `total_bytes`, of which one client may have a quarter.
     pub fn new(total_bytes: u64) -> Self {
-        let total = Account::new(total_bytes);
-        Self(Arc::new(Shared { total, charged: AtomicU64::new(0), clients: Mutex::default() }))
+        let total = LimitAccount::new(total_bytes);
+        Self(Arc::new(BudgetShared {
+            total,
+            charged: AtomicU64::new(0),
+            clients: Mutex::default(),
+        }))
     }
 
     /// A budget without a limit that counts what is in use.
@@ -169,13 +173,17 @@ impl Budget {
             return ClientBudget(client);
         }
         let name: Arc<str> = name.into();
-        let account = Account::new(match self.0.total.limit {
+        let account = LimitAccount::new(match self.0.total.limit {
             u64::MAX => u64::MAX,
             limit => limit / CLIENT_SHARE,
         });
         let handles = AtomicUsize::new(1);
-        let client =
-            Arc::new(Client { name: Arc::clone(&name), account, shared: self.0.clone(), handles });
+        let client = Arc::new(ClientAccount {
+            name: Arc::clone(&name),
+            account,
+            shared: self.0.clone(),
+            handles,
+        });
         clients.insert(name, Arc::downgrade(&client));
         ClientBudget(client)
     }
@@ -198,7 +206,7 @@ impl Budget {
 
 /// One client's account in a [`Budget`]. Clones are the same account.
 #[derive(Debug)]
-pub struct ClientBudget(Arc<Client>);
+pub struct ClientBudget(Arc<ClientAccount>);
 
 impl Clone for ClientBudget {
     fn clone(&self) -> Self {
@@ -251,7 +259,7 @@ impl Default for ClientBudget {
 #[derive(Debug)]
 #[must_use = "the bytes are returned when this is dropped"]
 pub struct Charge {
-    client: Arc<Client>,
+    client: Arc<ClientAccount>,
     bytes: u64,
     what: &'static str,
 }
@@ -262,7 +270,7 @@ impl Charge {
     /// # Errors
     /// [`OverBudget`], with the charge as it was.
     pub fn grow(&mut self, more: u64) -> Result<(), OverBudget> {
-        let over = |used_bytes, account: &Account, holder| OverBudget {
+        let over = |used_bytes, account: &LimitAccount, holder| OverBudget {
             what: self.what,
             wanted_bytes: more,
             used_bytes,
@@ -270,12 +278,12 @@ impl Charge {
             holder,
         };
         let (own, total) = (&self.client.account, &self.client.shared.total);
-        own.take(more).map_err(|used| over(used, own, Holder::Client))?;
+        own.take(more).map_err(|used| over(used, own, LimitHolder::Client))?;
         let is_little = own.used() <= total.limit / LITTLE_SHARE;
         let reserve = if is_little { 0 } else { total.limit / RESERVE_SHARE };
         if let Err(used) = total.take_below(more, total.limit - reserve) {
             own.give_back(more);
-            return Err(over(used, total, Holder::Total));
+            return Err(over(used, total, LimitHolder::Total));
         }
         self.client.shared.charged.fetch_add(more, Ordering::Relaxed);
         self.bytes += more;
@@ -320,15 +328,18 @@ mod tests {
         let over = clients[0].charge(1, "test").unwrap_err();
         assert_eq!(
             (over.holder, over.used_bytes, over.limit_bytes),
-            (Holder::Client, 1_600, 1_600)
+            (LimitHolder::Client, 1_600, 1_600)
         );
         let over = clients[4].charge(101, "test").unwrap_err();
-        assert_eq!((over.holder, over.used_bytes), (Holder::Total, 4_800));
+        assert_eq!((over.holder, over.used_bytes), (LimitHolder::Total, 4_800));
         assert_eq!(clients[4].used_bytes(), 0, "what is refused is charged nowhere");
         let little: Vec<_> = clients[4..20].iter().map(|one| one.charge(100, "test")).collect();
         assert!(little.iter().all(Result::is_ok));
         let over = clients[20].charge(1, "test").unwrap_err();
-        assert_eq!((over.holder, over.used_bytes, over.limit_bytes), (Holder::Total, 6_400, 6_400));
+        assert_eq!(
+            (over.holder, over.used_bytes, over.limit_bytes),
+            (LimitHolder::Total, 6_400, 6_400)
+        );
         drop(little);
         drop(held);
         assert_eq!(budget.used_bytes(), 0);

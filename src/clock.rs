@@ -30,16 +30,16 @@ impl Moment {
 
 /// Tells the time.
 #[derive(Debug, Clone)]
-pub struct Clock(Kind);
+pub struct Clock(ClockKind);
 
 #[derive(Debug, Clone)]
-enum Kind {
+enum ClockKind {
     System(Instant),
-    Manual(Arc<Hands>),
+    Manual(Arc<ManualHands>),
 }
 
 #[derive(Debug)]
-struct Hands {
+struct ManualHands {
     monotonic_millis: AtomicU64,
     wall_millis: AtomicI64,
 }
@@ -47,12 +47,12 @@ struct Hands {
 impl Clock {
     /// The system's clock.
     pub fn system() -> Self {
-        Self(Kind::System(Instant::now()))
+        Self(ClockKind::System(Instant::now()))
     }
 
     /// A clock that stands at `wall` until [`advance`](Self::advance) moves it.
     pub fn manual(wall: Timestamp) -> Self {
-        Self(Kind::Manual(Arc::new(Hands {
+        Self(ClockKind::Manual(Arc::new(ManualHands {
             monotonic_millis: AtomicU64::new(0),
             wall_millis: AtomicI64::new(wall.as_millis()),
         })))
@@ -60,7 +60,7 @@ impl Clock {
 
     /// Moves a manual clock and all of its clones forward; a system clock does not heed it.
     pub fn advance(&self, by: Duration) {
-        if let Kind::Manual(hands) = &self.0 {
+        if let ClockKind::Manual(hands) = &self.0 {
             let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
             hands.monotonic_millis.fetch_add(millis, Ordering::SeqCst);
             let millis = i64::try_from(millis).unwrap_or(i64::MAX);
@@ -71,19 +71,21 @@ impl Clock {
     /// A moment that never goes back.
     pub fn now(&self) -> Moment {
         match &self.0 {
-            Kind::System(start) => Moment::default().after(start.elapsed()),
-            Kind::Manual(hands) => Moment(hands.monotonic_millis.load(Ordering::SeqCst)),
+            ClockKind::System(start) => Moment::default().after(start.elapsed()),
+            ClockKind::Manual(hands) => Moment(hands.monotonic_millis.load(Ordering::SeqCst)),
         }
     }
 
     /// The time of day.
     pub fn wall(&self) -> Timestamp {
         match &self.0 {
-            Kind::System(_) => {
+            ClockKind::System(_) => {
                 let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 Timestamp::from_millis(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
             }
-            Kind::Manual(hands) => Timestamp::from_millis(hands.wall_millis.load(Ordering::SeqCst)),
+            ClockKind::Manual(hands) => {
+                Timestamp::from_millis(hands.wall_millis.load(Ordering::SeqCst))
+            }
         }
     }
 }

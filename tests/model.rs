@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use iovcache::cache::{Asker, CacheError, LeaseId};
+use iovcache::cache::{CacheError, Caller, LeaseId};
 use iovcache::error::Coded as _;
 use iovcache::index::Timestamps;
 use iovcache::shm::attach::Attachment;
@@ -215,7 +215,7 @@ impl Real {
 
     async fn ask(&self, json: &str) -> Result<LeaseId, CacheError> {
         let request = Request::parse(json.as_bytes()).unwrap();
-        let answer = self.cache.answer(&request, &Asker::default()).await?;
+        let answer = self.cache.answer(&request, &Caller::default()).await?;
         Ok(answer.lease().clone())
     }
 }
@@ -371,7 +371,7 @@ async fn take(step: &Step, model: &mut Model, real: &mut Real) {
             let json =
                 format!(r#"{{"columns": {columns}, "range": {{"from": 0, "until": {until}}}}}"#);
             let prefetch = Prefetch::parse(json.as_bytes()).unwrap();
-            let in_time = Asker { patience: Some(PATIENCE), ..Asker::default() };
+            let in_time = Caller { patience: Some(PATIENCE), ..Caller::default() };
             cache.prefetch(&prefetch, &in_time).await.unwrap();
         }
     }

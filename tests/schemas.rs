@@ -12,7 +12,7 @@ use iovcache::client::{Client, ClientOptions, TableRequest};
 use iovcache::server::FLIGHT_DESCRIPTOR;
 use iovcache::shm::attach::{parse_hello, parse_line};
 use iovcache::table::{
-    Check, ColumnRequest, Consumed, DropTimeframe, Invalidate, Prefetch, Register, Release,
+    CheckRequest, ColumnRequest, Consumed, DropTimeframe, Invalidate, Prefetch, Register, Release,
     Request, parse_action,
 };
 use jsonschema::Validator;
@@ -78,7 +78,8 @@ fn the_service_reads_commands_as_their_schemas_say() {
         }
         assert!(!validator.is_valid(&json!({})) && !parses(b"{}"), "{name}");
     }
-    let parses = |json: &Value| parse_action::<Check>("x", json.to_string().as_bytes()).is_ok();
+    let parses =
+        |json: &Value| parse_action::<CheckRequest>("x", json.to_string().as_bytes()).is_ok();
     let right = [json!({}), json!({"contents": true})];
     let wrong = [json!({"contents": 1}), json!({"colour": "red"})];
     assert!(right.iter().all(|one| validator("check").is_valid(one) && parses(one)));

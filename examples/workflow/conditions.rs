@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use arrow_array::RecordBatch;
-use iovcache::cache::{Asker, CacheError, PeerPolicy};
+use iovcache::cache::{CacheError, Caller, PeerPolicy};
 use iovcache::shm::PoolOptions;
 use iovcache::source::repository::{RepositoryOptions, RepositorySource};
 use iovcache::table::{Consumed, Register, Request, timestamps_from_batches};
@@ -218,7 +218,7 @@ impl Shared {
             "missing": "null",
         });
         let request = Request::parse(request.to_string().as_bytes()).map_err(|e| e.to_string())?;
-        let answer = match self.cache.answer(&request, &Asker::default()).await {
+        let answer = match self.cache.answer(&request, &Caller::default()).await {
             Ok(answer) => answer,
             Err(error) if is_of_the_dead(&error) => return Ok(false),
             Err(error) => return Err(error.message()),

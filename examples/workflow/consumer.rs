@@ -145,7 +145,7 @@ fn check(
                         let bytes = mappings.read(header)?;
                         (bytes.len() as u64, Some(hex(&Md5::digest(bytes))))
                     }
-                    CellValue::Place { .. } | CellValue::Payload(_) => {
+                    CellValue::O2 { .. } | CellValue::Payload(_) => {
                         return Err("another cell where a MetaHeader belongs".into());
                     }
                 };

@@ -11,7 +11,7 @@ use std::sync::{Once, OnceLock};
 use arrow_flight::FlightData;
 use iovcache::ObjectId;
 use iovcache::server::{Keys, hush_panics_of_decoding, timestamps_of_messages};
-use iovcache::shm::attach::{Announcement, LineReader, Refusal, parse_hello, parse_line};
+use iovcache::shm::attach::{Announcement, AttachRefusal, LineReader, parse_hello, parse_line};
 use iovcache::shm::{Block, Mappings, MetaHeader, Pool, PoolOptions};
 use iovcache::source::repository::Properties;
 use iovcache::table::{
@@ -65,7 +65,7 @@ pub fn attach(data: &[u8]) {
             let _ = parse_hello(&line);
             let _ = parse_line(&line);
             let _ = serde_json::from_slice::<Announcement>(&line);
-            let _ = serde_json::from_slice::<Refusal>(&line);
+            let _ = serde_json::from_slice::<AttachRefusal>(&line);
         }
     }
 }

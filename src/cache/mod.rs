@@ -20,7 +20,7 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use iovcache::cache::Asker;
+//! use iovcache::cache::Caller;
 //! use iovcache::index::Timestamps;
 //! use iovcache::shm::PoolOptions;
 //! use iovcache::source::MemorySource;
@@ -50,7 +50,7 @@
 //! cache.register(42, times, &Register::parse(columns)?, None).await?;
 //!
 //! let request = Request::parse(br#"{"timeframe": 42, "consumer": "tracker"}"#)?;
-//! let answer = cache.answer(&request, &Asker::default()).await?;
+//! let answer = cache.answer(&request, &Caller::default()).await?;
 //! let batches = answer.to_batches()?;
 //! assert_eq!(batches[0].num_rows(), 3);
 //! assert_eq!(answer.pins().pins()[0].payload(), b"drift");
@@ -69,7 +69,7 @@
 //! # use std::sync::Arc;
 //! #
 //! use iovcache::Cache;
-//! use iovcache::cache::{Asker, PeerPolicy};
+//! use iovcache::cache::{Caller, PeerPolicy};
 //! use iovcache::shm::MetaHeader;
 //! use iovcache::shm::attach::Attachment;
 //! use iovcache::table::Request;
@@ -114,7 +114,7 @@
 //! let request = format!(
 //!     r#"{{"columns": {{"drift": "TPC/Calib/VDrift"}}, "timestamps": [5], "session": "{session}"}}"#
 //! );
-//! let answer = cache.answer(&Request::parse(request.as_bytes())?, &Asker::default()).await?;
+//! let answer = cache.answer(&Request::parse(request.as_bytes())?, &Caller::default()).await?;
 //! let cell: MetaHeader = answer.pins().pins()[0].meta_header();
 //!
 //! // And the consumer reads where the object lies, without a copy.
@@ -126,157 +126,29 @@
 //! # }
 //! ```
 
-mod actions;
-mod ahead;
-mod announcer;
-mod answer;
-mod attach;
-mod builder;
-mod candidates;
-mod catalog;
-mod check;
+mod api;
+mod deadline;
 mod error;
-mod exchange;
-mod flight;
-mod form;
-mod gate;
-mod hand;
-mod keep;
-mod lease;
-mod loader;
-mod locked;
-mod object;
-mod origin;
-mod picture;
-mod pins;
-mod places;
-mod plan;
-mod progress;
-mod publication;
-mod publish;
-mod publisher;
-mod record;
-mod register;
-mod residency;
-mod resident;
-#[cfg(test)]
-mod samples;
-mod slow;
-#[cfg(test)]
-mod tests;
-mod timeframe;
-mod turns;
+mod holders;
+mod memory;
+mod restart;
+mod single_flight;
+mod tables;
 mod versions;
+mod yielder;
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
-
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-
-pub use answer::{Answer, Asker, Described};
-pub use attach::{AttachGate, AttachLimits, NotListed, PeerPolicy};
-pub use builder::{BuildError, CacheBuilder};
-pub use error::{CacheError, MissingColumn};
-pub use exchange::Exchange;
-pub use hand::InHand;
-pub use keep::{Heritage, Keeper};
-pub use lease::LeaseId;
-pub use object::{Effective, Held, Versions};
-pub use origin::Origin;
-pub use picture::{
-    PathPicture, Picture, Piece, SegmentPicture, SessionPicture, SourcePicture, SpanPicture,
-    SpanState,
+pub use self::api::{
+    Answer, AttachGate, AttachLimits, BuildError, Cache, CacheBuilder, Described, Exchange,
+    HeldObject, NotListed, PathSnapshot, PeerPolicy, Progress, SegmentPiece, SegmentSnapshot,
+    SessionSnapshot, Snapshot, SourceSnapshot, SpanSnapshot, SpanState,
 };
-pub use progress::Progress;
-pub use record::TARGET as TABLE_LOG;
-pub use resident::{Pin, PinSet};
-pub use slow::{ConsumerLimits, SlowConsumer};
-
-use self::catalog::Catalog;
-use self::lease::Leases;
-use self::loader::Loader;
-use self::residency::Residency;
-use self::slow::SlowWatch;
-use self::timeframe::Timeframes;
-use crate::budget::Budget;
-use crate::clock::{Clock, Moment};
-use crate::object::CreationLimits;
-use crate::shm::Pool;
-use crate::source::Policies;
-use crate::table::ColumnRequest;
-use crate::telemetry::Counters;
-
-/// Keeps condition objects in shared memory and answers with tables of their MetaHeaders.
-///
-/// Clones are the same cache. When the last one is dropped, its segments go; mappings of consumers
-/// stay readable, but no MetaHeader resolves in them any more.
-#[derive(Clone)]
-pub struct Cache(Arc<Inner>);
-
-struct Inner {
-    clock: Clock,
-    started: Moment,
-    counters: Arc<Counters>,
-    pool: Pool,
-    residency: Arc<Residency>,
-    catalog: Arc<Catalog>,
-    policies: Policies,
-    ahead: ahead::Ahead,
-    forms: form::Forms,
-    loader: Arc<Loader>,
-    leases: Arc<Leases>,
-    objects: object::Objects,
-    hands: Arc<hand::Hands>,
-    /// What is left to a successor, where anybody keeps it.
-    kept: Option<Arc<keep::Kept>>,
-    timeframes: Arc<Timeframes>,
-    slow: Arc<SlowWatch>,
-    /// So many can be in flight.
-    max_timeframes: usize,
-    /// Memory beside the segments that requests may hold.
-    budget: Budget,
-    /// Whose turn it is to wait for a place in flight.
-    registering: tokio::sync::Mutex<()>,
-    /// What is seen of the versions, for every request.
-    limits: CreationLimits,
-    /// Sets of columns that requests may name.
-    tables: BTreeMap<String, Vec<ColumnRequest>>,
-    /// What became of the loading that polls have started.
-    polls: Arc<std::sync::Mutex<progress::Polls>>,
-    attach_path: OnceLock<PathBuf>,
-    /// Told of each new segment.
-    grown: watch::Sender<()>,
-    /// Set when no new work is taken.
-    draining: CancellationToken,
-    /// What consumers look up by themselves; `None` where that is turned off.
-    publisher: Option<Arc<publisher::Publisher>>,
-    /// The tasks that keep timelines fresh, let leases expire, load timeframes.
-    tasks: std::sync::Mutex<JoinSet<()>>,
-}
-
-impl Cache {
-    /// Starts to describe a cache.
-    pub fn builder() -> CacheBuilder {
-        CacheBuilder::default()
-    }
-
-    /// The memory beside the segments that requests may hold.
-    pub fn budget(&self) -> &Budget {
-        &self.0.budget
-    }
-
-    /// What it counted since its start.
-    pub fn counters(&self) -> &Counters {
-        &self.0.counters
-    }
-}
-
-impl fmt::Debug for Cache {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache").field("residency", &self.0.residency).finish_non_exhaustive()
-    }
-}
+pub use self::error::{CacheError, MissingColumn};
+pub use self::holders::caller::Caller;
+pub use self::holders::lease::LeaseId;
+pub use self::holders::limits::{ConsumerLimits, SlowConsumer};
+pub use self::holders::origin::Origin;
+pub use self::memory::in_use::InUseGuard;
+pub use self::memory::object::{Pin, PinSet};
+pub use self::restart::{DescriptorStore, Inheritance};
+pub use self::tables::audit_log::TARGET as TABLE_LOG;
+pub use self::versions::object_index::{Effective, Versions};

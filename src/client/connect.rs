@@ -29,7 +29,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(4);
 const PING_LIMIT: Duration = Duration::from_secs(5);
 
 /// What is asked, with the token of who asks.
-pub(super) type Flight = FlightServiceClient<InterceptedService<Channel, Bearer>>;
+pub(super) type FlightClient = FlightServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// Sends a token with each call.
 #[derive(Debug, Clone)]
@@ -117,7 +117,7 @@ fn suggestion(url: &str) -> String {
 
 /// The address of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Address {
+pub(super) enum ServiceAddress {
     /// A Unix socket, absolute.
     Unix(PathBuf),
     /// An `http://host:port` that stands for plain gRPC.
@@ -126,10 +126,12 @@ pub(super) enum Address {
     Tls(String),
 }
 
-impl Address {
+impl ServiceAddress {
     pub(super) fn parse(url: &str) -> Result<Self, ClientError> {
-        let wrong =
-            |reason: &str| ClientError::Address { url: url.to_owned(), reason: reason.to_owned() };
+        let wrong = |reason: &str| ClientError::ServiceAddress {
+            url: url.to_owned(),
+            reason: reason.to_owned(),
+        };
         if let Some(path) = url.strip_prefix("grpc+unix://").or_else(|| url.strip_prefix("unix://"))
         {
             return match path.starts_with('/') {
@@ -184,7 +186,7 @@ impl Address {
         &self,
         url: &str,
         options: &ClientOptions,
-    ) -> Result<Flight, ClientError> {
+    ) -> Result<FlightClient, ClientError> {
         if options.token.is_some() && self.is_overheard() && !options.insecure {
             let reason = "it would travel in the clear: use grpc+tls://, or say that it may";
             return Err(ClientError::Token { reason });
@@ -266,29 +268,32 @@ mod tests {
             ("grpc://[::1]", "a port"),
             (" grpc://host:1", "scheme"),
         ] {
-            let error = Address::parse(given).unwrap_err().to_string();
+            let error = ServiceAddress::parse(given).unwrap_err().to_string();
             assert!(error.contains(instead) && error.contains(given.trim()), "{error}");
         }
-        assert!(Address::parse("grpc://[::1]:50051").is_ok());
+        assert!(ServiceAddress::parse("grpc://[::1]:50051").is_ok());
     }
 
     #[test]
     fn addresses_are_those_that_the_service_prints() {
-        let parsed = |url| Address::parse(url).unwrap();
-        assert_eq!(parsed("grpc://127.0.0.1:50051"), Address::Tcp("http://127.0.0.1:50051".into()));
-        assert_eq!(parsed("grpc+tcp://host:1/"), Address::Tcp("http://host:1".into()));
-        assert_eq!(parsed("grpc+tls://host:1"), Address::Tls("https://host:1".into()));
+        let parsed = |url| ServiceAddress::parse(url).unwrap();
+        assert_eq!(
+            parsed("grpc://127.0.0.1:50051"),
+            ServiceAddress::Tcp("http://127.0.0.1:50051".into())
+        );
+        assert_eq!(parsed("grpc+tcp://host:1/"), ServiceAddress::Tcp("http://host:1".into()));
+        assert_eq!(parsed("grpc+tls://host:1"), ServiceAddress::Tls("https://host:1".into()));
         let unix = parsed("grpc+unix:///run/iovcache/flight.sock");
-        assert_eq!(unix, Address::Unix("/run/iovcache/flight.sock".into()));
+        assert_eq!(unix, ServiceAddress::Unix("/run/iovcache/flight.sock".into()));
         assert_eq!(unix.folder(), Some(Path::new("/run/iovcache")));
         for wrong in ["", "grpc://", "ftp://host", "grpc+unix://flight.sock", "grpc://host:1/x"] {
-            assert!(Address::parse(wrong).is_err(), "{wrong:?}");
+            assert!(ServiceAddress::parse(wrong).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
     fn a_token_is_not_sent_in_the_clear_beyond_this_node() {
-        let overheard = |url| Address::parse(url).unwrap().is_overheard();
+        let overheard = |url| ServiceAddress::parse(url).unwrap().is_overheard();
         for safe in ["grpc://127.0.0.1:1", "grpc://localhost:1", "grpc://[::1]:1"] {
             assert!(!overheard(safe), "{safe}");
         }

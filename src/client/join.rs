@@ -21,14 +21,14 @@ use super::request::TableRequest;
 use super::table::Cells;
 use crate::index::Timestamps;
 use crate::object::ObjectPath;
-use crate::table::{CellKind, ColumnSpans, Encoding, Meta, SHORT_SPAN, Shape, View};
+use crate::table::{CellKind, ColumnSpans, Encoding, Meta, SHORT_SPAN, TableLayout, View};
 
 /// Fewer timestamps than this are sent along: that costs less than spans, which are larger than cells.
 const MIN_ROWS: usize = 20_000;
 
 /// A request whose rows are made here.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct LocalJoin {
     timestamps: Arc<Timestamps>,
     columns: Vec<(Arc<str>, ObjectPath)>,
     nullable: bool,
@@ -38,7 +38,7 @@ pub(super) struct Held {
 
 /// The rows of a table that were made here.
 #[derive(Debug)]
-pub(super) struct Joined {
+pub(super) struct JoinedRows {
     pub(super) schema: SchemaRef,
     pub(super) columns: Vec<Cells>,
     pub(super) rows: usize,
@@ -46,7 +46,7 @@ pub(super) struct Joined {
     pub(super) gaps: bool,
 }
 
-impl Held {
+impl LocalJoin {
     /// The request for the spans, where `request` is one whose rows can be made here.
     pub(super) fn of(request: &TableRequest) -> Option<Self> {
         let timestamps = request.held().filter(|at| at.len() >= MIN_ROWS)?;
@@ -89,7 +89,7 @@ impl Held {
         self,
         schema: &Schema,
         batches: &[RecordBatch],
-    ) -> Result<Joined, ClientError> {
+    ) -> Result<JoinedRows, ClientError> {
         let names: Vec<&str> = self.columns.iter().map(|(name, _)| &**name).collect();
         let spans = ColumnSpans::of_batches(&names, batches)?;
         let mut gaps = false;
@@ -99,7 +99,7 @@ impl Held {
             Cells { name: (*name).to_owned(), runs: joined.runs }
         });
         let columns = columns.collect();
-        let shape = Shape {
+        let shape = TableLayout {
             view: View::Rows,
             encoding: Encoding::RunEnd,
             cell: CellKind::Binary,
@@ -112,6 +112,6 @@ impl Held {
         };
         let fields = shape.schema().fields().clone();
         let schema = Arc::new(Schema::new_with_metadata(fields, schema.metadata.clone()));
-        Ok(Joined { schema, columns, rows: self.timestamps.len(), gaps })
+        Ok(JoinedRows { schema, columns, rows: self.timestamps.len(), gaps })
     }
 }

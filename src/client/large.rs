@@ -27,7 +27,7 @@ use super::table::{Hold, Table};
 use crate::table::{CellValue, ColumnRuns};
 
 /// A version as the objects view describes it.
-struct Version {
+struct ObjectVersion {
     path: String,
     valid_from: i64,
     size: u64,
@@ -77,7 +77,7 @@ impl Client {
     async fn large_column(
         &self,
         runs: &ColumnRuns,
-        versions: &HashMap<u64, Version>,
+        versions: &HashMap<u64, ObjectVersion>,
         limit: Duration,
     ) -> Result<ArrayRef, ClientError> {
         let mut keys: Vec<Option<i32>> = Vec::with_capacity(runs.rows());
@@ -97,7 +97,7 @@ impl Client {
                     }
                 },
                 CellValue::Null => None,
-                CellValue::Place { .. } | CellValue::Payload(_) => {
+                CellValue::O2 { .. } | CellValue::Payload(_) => {
                     return Err(answer("cells of another kind than asked for came"));
                 }
             };
@@ -114,7 +114,7 @@ impl Client {
     /// Appends the bytes of one version.
     async fn append_chunks(
         &self,
-        version: &Version,
+        version: &ObjectVersion,
         limit: Duration,
         bytes: &mut Vec<u8>,
     ) -> Result<(), ClientError> {
@@ -151,7 +151,7 @@ impl Client {
 }
 
 /// The versions of an objects view, by the generation of their blocks.
-fn versions(objects: &[RecordBatch]) -> Result<HashMap<u64, Version>, ClientError> {
+fn versions(objects: &[RecordBatch]) -> Result<HashMap<u64, ObjectVersion>, ClientError> {
     let mut versions = HashMap::new();
     for batch in objects {
         let column = |name: &str| {
@@ -185,7 +185,7 @@ fn versions(objects: &[RecordBatch]) -> Result<HashMap<u64, Version>, ClientErro
                 "valid_until": until.value(row),
                 "created": created.value(row),
             });
-            let version = Version { path, valid_from, size: sizes.value(row), lock };
+            let version = ObjectVersion { path, valid_from, size: sizes.value(row), lock };
             versions.insert(generations.value(row), version);
         }
     }

@@ -29,12 +29,12 @@
 //! # }
 //! ```
 
-mod again;
 mod connect;
 mod error;
 mod join;
 mod large;
 mod request;
+mod retry;
 mod service;
 mod table;
 
@@ -42,7 +42,7 @@ pub use connect::TlsFiles;
 pub use error::ClientError;
 pub use request::TableRequest;
 pub use service::{Client, ClientOptions, PathEntry};
-pub use table::{Column, Run, Table};
+pub use table::{Column, ObjectRun, Table};
 
 pub use crate::shm::Mappings as Resolver;
 pub use crate::shm::attach::Attachment;

@@ -20,11 +20,11 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 
-use super::again;
-use super::connect::{Address, CONNECT_LIMIT, Flight, TlsFiles, token};
+use super::connect::{CONNECT_LIMIT, FlightClient, ServiceAddress, TlsFiles, token};
 use super::error::ClientError;
-use super::join::Held;
+use super::join::LocalJoin;
 use super::request::TableRequest;
+use super::retry;
 use super::table::{Hold, Releases, Table};
 use crate::error::{Coded as _, ErrorKind};
 use crate::secret::Secret;
@@ -69,13 +69,13 @@ pub struct PathEntry {
 
 /// A connection to a service. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client(Arc<ClientInner>);
 
 #[derive(Debug)]
-struct Inner {
-    address: Address,
+struct ClientInner {
+    address: ServiceAddress,
     url: String,
-    flight: Flight,
+    flight: FlightClient,
     /// Where requests go as long as we are attached to a service that was reached over TCP.
     near: ArcSwapOption<Near>,
     options: ClientOptions,
@@ -94,7 +94,7 @@ struct Inner {
 /// whose process asks.
 #[derive(Debug)]
 struct Near {
-    flight: Flight,
+    flight: FlightClient,
     attachment: Weak<Attachment>,
 }
 
@@ -112,7 +112,7 @@ impl Client {
     /// Connects to `grpc://host:port` or `grpc+unix:///path/flight.sock`.
     ///
     /// # Errors
-    /// [`ClientError::Address`], [`ClientError::Connect`].
+    /// [`ClientError::ServiceAddress`], [`ClientError::Connect`].
     pub async fn connect(url: &str) -> Result<Self, ClientError> {
         Self::connect_with(url, ClientOptions::default()).await
     }
@@ -120,9 +120,9 @@ impl Client {
     /// Connects, and says who we are.
     ///
     /// # Errors
-    /// [`ClientError::Address`], [`ClientError::Connect`].
+    /// [`ClientError::ServiceAddress`], [`ClientError::Connect`].
     pub async fn connect_with(url: &str, options: ClientOptions) -> Result<Self, ClientError> {
-        let address = Address::parse(url)?;
+        let address = ServiceAddress::parse(url)?;
         let options = ClientOptions { token: token(options.token)?, ..options };
         let connecting = address.connect(url, &options);
         let flight = tokio::time::timeout(CONNECT_LIMIT, connecting).await;
@@ -137,7 +137,7 @@ impl Client {
             false => Attached::NotTried,
         };
         let (url, attached) = (url.to_owned(), Mutex::new(attached));
-        let inner = Inner {
+        let inner = ClientInner {
             address,
             url,
             flight,
@@ -152,7 +152,7 @@ impl Client {
     }
 
     /// Where requests go now.
-    fn flight(&self) -> Flight {
+    fn flight(&self) -> FlightClient {
         let near = self.0.near.load();
         let is_there = |near: &&Arc<Near>| {
             near.attachment.upgrade().is_some_and(|attachment| attachment.over().is_none())
@@ -232,7 +232,7 @@ impl Client {
                 answer.await.unwrap_or(Err(late))
             }
         };
-        let answer = again::until_answered(patience, in_time).await;
+        let answer = retry::until_answered(patience, in_time).await;
         if !answer.as_ref().is_err_and(ClientError::is_no_answer) {
             self.0.answered.store(true, Ordering::Relaxed);
         }
@@ -265,7 +265,7 @@ impl Client {
             None => request.or("cell", "payload"),
         };
         if let Some(attachment) = &attachment
-            && let Some(held) = Held::of(&request)
+            && let Some(held) = LocalJoin::of(&request)
             && let Some(table) = self.joined(held, &request, attachment).await?
         {
             return Ok(table);
@@ -321,13 +321,13 @@ impl Client {
     /// for the timestamps themselves.
     async fn joined(
         &self,
-        held: Held,
+        held: LocalJoin,
         request: &TableRequest,
         attachment: &Arc<Attachment>,
     ) -> Result<Option<Table>, ClientError> {
         let (schema, batches) = match self.get(&held.request).await {
             Ok(spans) => spans,
-            Err(error) if Held::is_refused(&error) => return Ok(None),
+            Err(error) if LocalJoin::is_refused(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
         let joined = held.join(&schema, &batches)?;
@@ -516,7 +516,7 @@ impl Client {
         }
         let Some(folder) = attach.parent() else { return false };
         let url = format!("grpc+unix://{}", folder.join("flight.sock").display());
-        let Ok(address) = Address::parse(&url) else { return false };
+        let Ok(address) = ServiceAddress::parse(&url) else { return false };
         let Ok(flight) = address.connect(&url, &self.0.options).await else { return false };
         let attachment = Arc::downgrade(attachment);
         self.0.near.store(Some(Arc::new(Near { flight, attachment })));
@@ -742,7 +742,7 @@ pub(super) fn of_flight(error: &FlightError) -> ClientError {
 }
 
 /// Ends leases as tables are dropped, in the background; ends itself with the last table.
-async fn release_leases(mut flight: Flight, mut freed: mpsc::UnboundedReceiver<String>) {
+async fn release_leases(mut flight: FlightClient, mut freed: mpsc::UnboundedReceiver<String>) {
     while let Some(lease) = freed.recv().await {
         let action = Action::new("release", json!({"lease": lease}).to_string());
         // If it does not arrive, the service ends the lease with our session, or its time.

@@ -8,9 +8,9 @@ use arrow_schema::SchemaRef;
 use tokio::sync::mpsc;
 
 use super::error::ClientError;
-use super::join::Joined;
+use super::join::JoinedRows;
 use super::request::TableRequest;
-use crate::shm::attach::{Attachment, Pinned};
+use crate::shm::attach::{Attachment, PinnedBlocks};
 use crate::shm::{AHEAD, MetaHeader};
 use crate::table::{CellValue, ColumnRuns, run_end_batch};
 
@@ -41,19 +41,19 @@ pub(super) type Releases = mpsc::UnboundedSender<String>;
 #[derive(Debug)]
 pub(super) enum Hold {
     /// A lease of our own session, and its segments.
-    Pinned(Pinned),
+    PinnedBlocks(PinnedBlocks),
     /// A lease whose segments are not mapped by this client.
-    Lease(Lease),
+    HeldLease(HeldLease),
 }
 
 /// A lease that is released when this is dropped; `None` if there is none.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(super) struct HeldLease {
     id: Option<String>,
     releases: Releases,
 }
 
-impl Drop for Lease {
+impl Drop for HeldLease {
     fn drop(&mut self) {
         if let Some(lease) = self.id.take() {
             // If the receiver is gone, so is the connection, and the lease ends by itself.
@@ -69,31 +69,31 @@ impl Hold {
         releases: Releases,
     ) -> Self {
         match attachment {
-            None => Self::Lease(Lease { id: lease, releases }),
+            None => Self::HeldLease(HeldLease { id: lease, releases }),
             Some(attachment) => {
                 let release = Box::new(move |lease| {
                     // As above.
                     let _ = releases.send(lease);
                 });
-                Self::Pinned(Pinned::new(attachment, lease, release))
+                Self::PinnedBlocks(PinnedBlocks::new(attachment, lease, release))
             }
         }
     }
 
     fn lease(&self) -> Option<&str> {
         match self {
-            Self::Pinned(pinned) => pinned.lease(),
-            Self::Lease(lease) => lease.id.as_deref(),
+            Self::PinnedBlocks(pinned) => pinned.lease(),
+            Self::HeldLease(lease) => lease.id.as_deref(),
         }
     }
 
     /// Maps the segments that the cells of `columns` name.
     fn map(&mut self, columns: &[Cells]) {
-        let Self::Pinned(pinned) = self else { return };
+        let Self::PinnedBlocks(pinned) = self else { return };
         for (_, cell) in columns.iter().flat_map(|column| column.runs.iter()) {
             match cell {
                 CellValue::Header(header) => pinned.map(&header),
-                CellValue::Place { segment, .. } => {
+                CellValue::O2 { segment, .. } => {
                     if let Ok(segment) = u16::try_from(segment) {
                         pinned.map(&MetaHeader::managed(segment, 0, 0, 0));
                     }
@@ -128,8 +128,8 @@ impl Table {
     }
 
     /// A table whose rows the client joined.
-    pub(super) fn joined(joined: Joined, hold: Hold, request: TableRequest) -> Self {
-        let Joined { schema, columns, rows, .. } = joined;
+    pub(super) fn joined(joined: JoinedRows, hold: Hold, request: TableRequest) -> Self {
+        let JoinedRows { schema, columns, rows, .. } = joined;
         Self { schema, batches: OnceLock::new(), rows, columns, hold, request }
     }
 
@@ -149,11 +149,11 @@ impl Table {
     }
 
     fn is_all_mapped(&self) -> bool {
-        let Hold::Pinned(pinned) = &self.hold else { return true };
+        let Hold::PinnedBlocks(pinned) = &self.hold else { return true };
         let mut cells = self.columns.iter().flat_map(|column| column.runs.iter());
         cells.all(|(_, cell)| match cell {
             CellValue::Header(header) => pinned.mappings().knows(&header),
-            CellValue::Place { .. } => false,
+            CellValue::O2 { .. } => false,
             CellValue::Null | CellValue::Payload(_) => true,
         })
     }
@@ -184,14 +184,14 @@ impl Table {
 
     /// Whether its objects lie in shared memory that this client has mapped.
     pub fn is_mapped(&self) -> bool {
-        matches!(self.hold, Hold::Pinned(_))
+        matches!(self.hold, Hold::PinnedBlocks(_))
     }
 
     /// The session that it was asked for, if that is one of this client.
     pub(super) fn attachment(&self) -> Option<Arc<Attachment>> {
         match &self.hold {
-            Hold::Pinned(pinned) => Some(Arc::clone(pinned.attachment())),
-            Hold::Lease(_) => None,
+            Hold::PinnedBlocks(pinned) => Some(Arc::clone(pinned.attachment())),
+            Hold::HeldLease(_) => None,
         }
     }
 
@@ -222,8 +222,8 @@ impl Table {
     /// The lease, for a caller that releases it.
     pub(super) fn into_lease(self) -> Option<String> {
         match self.hold {
-            Hold::Pinned(pinned) => pinned.into_lease(),
-            Hold::Lease(mut lease) => lease.id.take(),
+            Hold::PinnedBlocks(pinned) => pinned.into_lease(),
+            Hold::HeldLease(mut lease) => lease.id.take(),
         }
     }
 
@@ -232,18 +232,18 @@ impl Table {
             CellValue::Null => return Ok(None),
             CellValue::Payload(bytes) => return Ok(Some(bytes)),
             CellValue::Header(header) => header,
-            CellValue::Place { handle, segment, size } => self.header_at(segment, handle, size)?,
+            CellValue::O2 { handle, segment, size } => self.header_at(segment, handle, size)?,
         };
         match &self.hold {
-            Hold::Pinned(pinned) => Ok(Some(pinned.resolve(&header)?)),
-            Hold::Lease(_) => Err(ClientError::NotAttached),
+            Hold::PinnedBlocks(pinned) => Ok(Some(pinned.resolve(&header)?)),
+            Hold::HeldLease(_) => Err(ClientError::NotAttached),
         }
     }
 
     fn header_at(&self, segment: i64, handle: i64, size: i64) -> Result<MetaHeader, ClientError> {
         match &self.hold {
-            Hold::Pinned(pinned) => Ok(pinned.mappings().header_at(segment, handle, size)?),
-            Hold::Lease(_) => Err(ClientError::NotAttached),
+            Hold::PinnedBlocks(pinned) => Ok(pinned.mappings().header_at(segment, handle, size)?),
+            Hold::HeldLease(_) => Err(ClientError::NotAttached),
         }
     }
 
@@ -251,8 +251,8 @@ impl Table {
     /// that pinned it is gone and its memory was taken anew.
     pub fn is_live(&self, header: &MetaHeader) -> bool {
         match &self.hold {
-            Hold::Pinned(pinned) => pinned.mappings().still_valid(header),
-            Hold::Lease(_) => false,
+            Hold::PinnedBlocks(pinned) => pinned.mappings().still_valid(header),
+            Hold::HeldLease(_) => false,
         }
     }
 
@@ -266,7 +266,7 @@ impl Table {
                 match cell {
                     CellValue::Header(header) => seen.push((start, header.hint)),
                     CellValue::Null => {}
-                    CellValue::Place { .. } | CellValue::Payload(_) => return None,
+                    CellValue::O2 { .. } | CellValue::Payload(_) => return None,
                 }
                 start = end;
             }
@@ -301,13 +301,13 @@ impl<'a> Column<'a> {
     }
 
     /// The rows of each run, and the object that serves them.
-    pub fn runs(&self) -> impl Iterator<Item = Result<Run<'a>, ClientError>> {
+    pub fn runs(&self) -> impl Iterator<Item = Result<ObjectRun<'a>, ClientError>> {
         let table = self.table;
         let mut start = 0;
         let mut ahead = self.cells.runs.iter().skip(AHEAD);
         self.cells.runs.iter().map(move |(end, cell)| {
             if let Some((_, CellValue::Header(next))) = ahead.next()
-                && let Hold::Pinned(pinned) = &table.hold
+                && let Hold::PinnedBlocks(pinned) = &table.hold
             {
                 pinned.mappings().prefetch(&next);
             }
@@ -337,7 +337,7 @@ impl<'a> Column<'a> {
     pub fn header(&self, row: usize) -> Option<MetaHeader> {
         match self.cells.runs.at(row)? {
             CellValue::Header(header) => Some(header),
-            CellValue::Place { handle, segment, size } => {
+            CellValue::O2 { handle, segment, size } => {
                 self.table.header_at(segment, handle, size).ok()
             }
             CellValue::Null | CellValue::Payload(_) => None,
@@ -346,4 +346,4 @@ impl<'a> Column<'a> {
 }
 
 /// Rows that follow each other, and the object that serves them.
-pub type Run<'a> = (Range<usize>, Option<&'a [u8]>);
+pub type ObjectRun<'a> = (Range<usize>, Option<&'a [u8]>);

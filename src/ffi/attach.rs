@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::status::{Failure, Status};
+use super::status::{CallFailure, StatusCode};
 use super::{guarded, optional_text, place, text};
 use crate::cache::{Cache, LeaseId};
 use crate::error::ErrorKind;
@@ -132,7 +132,7 @@ pub unsafe extern "C" fn iovc_attach(
     consumer: *const c_char,
     token: *const c_char,
     attach: *mut *mut Attach,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let place = unsafe { place(attach, "attach") }?;
@@ -161,11 +161,11 @@ pub unsafe extern "C" fn iovc_attach_socket(
     consumer: *const c_char,
     token: *const c_char,
     attach: *mut *mut Attach,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         if socket < 0 {
             let reason = format!("[IOV-7104] {socket} is no descriptor");
-            return Err(Failure::new(ErrorKind::InvalidArgument, reason));
+            return Err(CallFailure::new(ErrorKind::InvalidArgument, reason));
         }
         // SAFETY: as the caller says, it is open and ours.
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };
@@ -185,7 +185,7 @@ pub unsafe extern "C" fn iovc_attach_socket(
 unsafe fn names<'a>(
     consumer: *const c_char,
     token: *const c_char,
-) -> Result<(&'a str, Option<&'a str>), Failure> {
+) -> Result<(&'a str, Option<&'a str>), CallFailure> {
     // SAFETY: as the caller says.
     let consumer = unsafe { optional_text(consumer, "consumer") }?.unwrap_or_default();
     // SAFETY: as the caller says.
@@ -240,14 +240,14 @@ pub unsafe extern "C" fn iovc_epoch(attach: *const Attach) -> *const c_char {
 /// # Safety
 /// `attach` is null or a handle.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iovc_check(attach: *const Attach) -> Status {
+pub unsafe extern "C" fn iovc_check(attach: *const Attach) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let attach = unsafe { super::borrowed(attach, "attach") }?;
         match &attach.memory {
             Memory::Service(attachment) => match attachment.over() {
                 None => Ok(()),
-                Some(why) => Err(Failure::new(ErrorKind::Unavailable, why)),
+                Some(why) => Err(CallFailure::new(ErrorKind::Unavailable, why)),
             },
             Memory::Own { .. } => Ok(()),
         }
@@ -265,7 +265,7 @@ pub unsafe extern "C" fn iovc_check(attach: *const Attach) -> Status {
 /// # Safety
 /// `attach` is null or a handle, `lease` is null or ends with a 0.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iovc_release(attach: *const Attach, lease: *const c_char) -> Status {
+pub unsafe extern "C" fn iovc_release(attach: *const Attach, lease: *const c_char) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let attach = unsafe { super::borrowed(attach, "attach") }?;
@@ -274,12 +274,13 @@ pub unsafe extern "C" fn iovc_release(attach: *const Attach, lease: *const c_cha
         match &attach.memory {
             Memory::Service(attachment) if attachment.release(lease) => Ok(()),
             Memory::Service(_) => {
-                Err(Failure::new(ErrorKind::Unavailable, "[IOV-7112] the service is gone"))
+                Err(CallFailure::new(ErrorKind::Unavailable, "[IOV-7112] the service is gone"))
             }
             Memory::Own { cache, .. } if cache.release(&LeaseId::from(lease)) => Ok(()),
-            Memory::Own { .. } => {
-                Err(Failure::new(ErrorKind::NotFound, "[IOV-7111] there is no such lease any more"))
-            }
+            Memory::Own { .. } => Err(CallFailure::new(
+                ErrorKind::NotFound,
+                "[IOV-7111] there is no such lease any more",
+            )),
         }
     })
 }
@@ -292,7 +293,7 @@ pub unsafe extern "C" fn iovc_release(attach: *const Attach, lease: *const c_cha
 /// # Safety
 /// `attach` is null or a handle; as said.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iovc_unmap_unused(attach: *const Attach) -> Status {
+pub unsafe extern "C" fn iovc_unmap_unused(attach: *const Attach) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let attach = unsafe { super::borrowed(attach, "attach") }?;

@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use super::attach::Attach;
-use super::status::{Failure, Status};
+use super::status::{CallFailure, StatusCode};
 use super::{borrowed, guarded, many, optional_text, place, text};
 use crate::cache::{Cache, LeaseId, PeerPolicy};
 use crate::error::ErrorKind;
@@ -51,7 +51,7 @@ pub struct CacheOptions {
 }
 
 /// A cache in this process.
-pub struct Host {
+pub struct EmbeddedCache {
     pub(super) cache: Cache,
     pub(super) runtime: Runtime,
     attach_path: Option<PathBuf>,
@@ -59,12 +59,12 @@ pub struct Host {
     serving: Option<tokio::task::JoinHandle<()>>,
 }
 
-impl Host {
+impl EmbeddedCache {
     /// # Safety
     /// The texts of `options` are null or end with a 0; `sources` leads to `source_count` of them.
-    unsafe fn open(options: &CacheOptions) -> Result<Self, Failure> {
+    unsafe fn open(options: &CacheOptions) -> Result<Self, CallFailure> {
         let io = |what: &str, error: io::Error| {
-            Failure::new(ErrorKind::Unavailable, format!("[IOV-7110] {what}: {error}"))
+            CallFailure::new(ErrorKind::Unavailable, format!("[IOV-7110] {what}: {error}"))
         };
         // SAFETY: as the caller says.
         let sources = unsafe { many(options.sources, options.source_count, "sources") }?;
@@ -115,7 +115,7 @@ impl Host {
             let (cache, stop) = (cache.clone(), stop.clone());
             let serve =
                 async move { cache.serve_attach(listener, PeerPolicy::default(), stop).await };
-            Ok::<_, Failure>(runtime.spawn(serve))
+            Ok::<_, CallFailure>(runtime.spawn(serve))
         });
         let serving = serving.transpose()?;
         drop(inside);
@@ -182,8 +182,8 @@ pub extern "C" fn iovc_cache_options() -> CacheOptions {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_open(
     options: *const CacheOptions,
-    cache: *mut *mut Host,
-) -> Status {
+    cache: *mut *mut EmbeddedCache,
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let place = unsafe { place(cache, "cache") }?;
@@ -191,7 +191,7 @@ pub unsafe extern "C" fn iovc_cache_open(
         // SAFETY: as the caller says.
         let options = unsafe { borrowed(options, "options") }?;
         // SAFETY: as the caller says.
-        *place = Box::into_raw(Box::new(unsafe { Host::open(options) }?));
+        *place = Box::into_raw(Box::new(unsafe { EmbeddedCache::open(options) }?));
         Ok(())
     })
 }
@@ -204,7 +204,7 @@ pub unsafe extern "C" fn iovc_cache_open(
 /// # Safety
 /// `cache` is null or a handle that was not given back yet and that nobody uses any more.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iovc_cache_close(cache: *mut Host) {
+pub unsafe extern "C" fn iovc_cache_close(cache: *mut EmbeddedCache) {
     guarded(|| {
         if !cache.is_null() {
             // SAFETY: as the caller says, it came from `Box::into_raw` and nobody uses it any more.
@@ -220,7 +220,10 @@ pub unsafe extern "C" fn iovc_cache_close(cache: *mut Host) {
 /// # Safety
 /// `cache` is null or a handle, `attach` is null or writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iovc_cache_attach(cache: *const Host, attach: *mut *mut Attach) -> Status {
+pub unsafe extern "C" fn iovc_cache_attach(
+    cache: *const EmbeddedCache,
+    attach: *mut *mut Attach,
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let place = unsafe { place(attach, "attach") }?;
@@ -238,10 +241,10 @@ pub unsafe extern "C" fn iovc_cache_attach(cache: *const Host, attach: *mut *mut
 /// `cache` is null or a handle, `consumer` is null or ends with a 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_consumed(
-    cache: *const Host,
+    cache: *const EmbeddedCache,
     timeframe: u64,
     consumer: *const c_char,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let host = unsafe { borrowed(cache, "cache") }?;
@@ -258,10 +261,10 @@ pub unsafe extern "C" fn iovc_cache_consumed(
 /// `cache` is null or a handle, `consumer` is null or ends with a 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_oldest_possible(
-    cache: *const Host,
+    cache: *const EmbeddedCache,
     consumer: *const c_char,
     oldest_possible: u64,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let host = unsafe { borrowed(cache, "cache") }?;
@@ -277,7 +280,10 @@ pub unsafe extern "C" fn iovc_cache_oldest_possible(
 /// # Safety
 /// `cache` is null or a handle.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iovc_cache_drop_timeframe(cache: *const Host, timeframe: u64) -> Status {
+pub unsafe extern "C" fn iovc_cache_drop_timeframe(
+    cache: *const EmbeddedCache,
+    timeframe: u64,
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let host = unsafe { borrowed(cache, "cache") }?;
@@ -293,7 +299,10 @@ pub unsafe extern "C" fn iovc_cache_drop_timeframe(cache: *const Host, timeframe
 /// # Safety
 /// `cache` is null or a handle, `lease` is null or ends with a 0.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iovc_cache_release(cache: *const Host, lease: *const c_char) -> Status {
+pub unsafe extern "C" fn iovc_cache_release(
+    cache: *const EmbeddedCache,
+    lease: *const c_char,
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let host = unsafe { borrowed(cache, "cache") }?;
@@ -302,7 +311,7 @@ pub unsafe extern "C" fn iovc_cache_release(cache: *const Host, lease: *const c_
         if host.cache.release(&LeaseId::from(lease)) {
             return Ok(());
         }
-        Err(Failure::new(ErrorKind::NotFound, "[IOV-7111] there is no such lease any more"))
+        Err(CallFailure::new(ErrorKind::NotFound, "[IOV-7111] there is no such lease any more"))
     })
 }
 
@@ -313,7 +322,10 @@ pub unsafe extern "C" fn iovc_cache_release(cache: *const Host, lease: *const c_
 /// # Safety
 /// `cache` is null or a handle, `json` is null or writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iovc_cache_status(cache: *const Host, json: *mut *mut c_char) -> Status {
+pub unsafe extern "C" fn iovc_cache_status(
+    cache: *const EmbeddedCache,
+    json: *mut *mut c_char,
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let place = unsafe { place(json, "json") }?;
@@ -322,7 +334,7 @@ pub unsafe extern "C" fn iovc_cache_status(cache: *const Host, json: *mut *mut c
         let host = unsafe { borrowed(cache, "cache") }?;
         let status = serde_json::to_string(&host.cache.status());
         let internal = |error: &dyn std::fmt::Display| {
-            Failure::new(ErrorKind::Internal, format!("[IOV-9002] {error}"))
+            CallFailure::new(ErrorKind::Internal, format!("[IOV-9002] {error}"))
         };
         let status = status.map_err(|error| internal(&error))?;
         *place = CString::new(status).map_err(|error| internal(&error))?.into_raw();

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use super::attach::Attach;
-use super::status::{Failure, Status};
+use super::status::{CallFailure, StatusCode};
 use super::{borrowed, guarded, many, place, places};
 use crate::error::ErrorKind;
 use crate::shm::{Mappings, MetaHeader, ResolveError};
@@ -14,7 +14,7 @@ type HeaderBytes = [u8; MetaHeader::BYTES];
 /// # Safety
 /// `header` is null or leads to 40 readable bytes.
 #[inline]
-unsafe fn read(header: *const MetaHeader) -> Result<MetaHeader, Failure> {
+unsafe fn read(header: *const MetaHeader) -> Result<MetaHeader, CallFailure> {
     // SAFETY: as the caller says; bytes need no alignment.
     let bytes = unsafe { borrowed(header.cast::<HeaderBytes>(), "header") }?;
     Ok(MetaHeader::from_array(bytes))
@@ -35,9 +35,9 @@ fn find(attach: &Attach, header: &MetaHeader) -> Result<(*const c_void, usize), 
 }
 
 #[inline]
-fn failed(place: impl Into<Option<usize>>) -> impl FnOnce(ResolveError) -> Failure {
+fn failed(place: impl Into<Option<usize>>) -> impl FnOnce(ResolveError) -> CallFailure {
     let place = place.into();
-    move |error| Failure::Resolve { error, place }
+    move |error| CallFailure::Resolve { error, place }
 }
 
 /// The bytes of the object that a header names: no copy is made.
@@ -60,7 +60,7 @@ pub unsafe extern "C" fn iovc_resolve(
     header: *const MetaHeader,
     data: *mut *const c_void,
     size: *mut usize,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let data = unsafe { place(data, "data") }?;
@@ -94,7 +94,7 @@ pub unsafe extern "C" fn iovc_resolve_many(
     count: usize,
     data: *mut *const c_void,
     sizes: *mut usize,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let attach = unsafe { borrowed(attach, "attach") }?;
@@ -165,7 +165,7 @@ pub unsafe extern "C" fn iovc_resolve_runs(
     rows: usize,
     data: *mut *const c_void,
     sizes: *mut usize,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let attach = unsafe { borrowed(attach, "attach") }?;
@@ -177,7 +177,7 @@ pub unsafe extern "C" fn iovc_resolve_runs(
         let data = unsafe { places(data, rows, "data") }?;
         // SAFETY: as the caller says.
         let sizes = unsafe { places(sizes, rows, "sizes") }?;
-        let wrong = |reason: String| Failure::new(ErrorKind::InvalidArgument, reason);
+        let wrong = |reason: String| CallFailure::new(ErrorKind::InvalidArgument, reason);
         let end = offset.checked_add(rows);
         let reached = run_ends.last().map_or(0, |end| usize::try_from(*end).unwrap_or(0));
         if end.is_none_or(|end| end > reached) {
@@ -225,7 +225,7 @@ pub unsafe extern "C" fn iovc_resolve_runs(
 pub unsafe extern "C" fn iovc_still_valid(
     attach: *const Attach,
     header: *const MetaHeader,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let attach = unsafe { borrowed(attach, "attach") }?;
@@ -238,7 +238,7 @@ pub unsafe extern "C" fn iovc_still_valid(
             let expected = header.hint;
             let error = mappings.locate(&header).err();
             let error = error.unwrap_or(ResolveError::Stale { expected, found: 0 });
-            Err(Failure::Resolve { error, place: None })
+            Err(CallFailure::Resolve { error, place: None })
         })
     })
 }
@@ -254,7 +254,7 @@ pub unsafe extern "C" fn iovc_object_id(
     attach: *const Attach,
     header: *const MetaHeader,
     id: *mut u8,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let attach = unsafe { borrowed(attach, "attach") }?;

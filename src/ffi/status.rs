@@ -10,7 +10,7 @@ use crate::shm::ResolveError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
 #[allow(non_camel_case_types)]
-pub enum Status {
+pub enum StatusCode {
     /// Done.
     IOVC_OK = 0,
     /// The call is wrong: null where nothing may be null, a text that is no UTF-8, a header that is
@@ -37,21 +37,21 @@ pub enum Status {
 }
 
 /// Each status with what it says.
-const TEXTS: [(Status, &CStr); 11] = [
-    (Status::IOVC_OK, c"done"),
-    (Status::IOVC_INVALID_ARGUMENT, c"invalid argument"),
-    (Status::IOVC_NOT_FOUND, c"not found"),
-    (Status::IOVC_ALREADY_EXISTS, c"already exists"),
-    (Status::IOVC_UNAVAILABLE, c"unavailable: try again later"),
-    (Status::IOVC_RESOURCE_EXHAUSTED, c"can never fit, or over the quota"),
-    (Status::IOVC_FAILED_PRECONDITION, c"stale, or not in a state for this"),
-    (Status::IOVC_UNAUTHENTICATED, c"unauthenticated"),
-    (Status::IOVC_PERMISSION_DENIED, c"permission denied"),
-    (Status::IOVC_DEADLINE_EXCEEDED, c"deadline exceeded"),
-    (Status::IOVC_INTERNAL, c"internal error of iovcache"),
+const TEXTS: [(StatusCode, &CStr); 11] = [
+    (StatusCode::IOVC_OK, c"done"),
+    (StatusCode::IOVC_INVALID_ARGUMENT, c"invalid argument"),
+    (StatusCode::IOVC_NOT_FOUND, c"not found"),
+    (StatusCode::IOVC_ALREADY_EXISTS, c"already exists"),
+    (StatusCode::IOVC_UNAVAILABLE, c"unavailable: try again later"),
+    (StatusCode::IOVC_RESOURCE_EXHAUSTED, c"can never fit, or over the quota"),
+    (StatusCode::IOVC_FAILED_PRECONDITION, c"stale, or not in a state for this"),
+    (StatusCode::IOVC_UNAUTHENTICATED, c"unauthenticated"),
+    (StatusCode::IOVC_PERMISSION_DENIED, c"permission denied"),
+    (StatusCode::IOVC_DEADLINE_EXCEEDED, c"deadline exceeded"),
+    (StatusCode::IOVC_INTERNAL, c"internal error of iovcache"),
 ];
 
-impl From<ErrorKind> for Status {
+impl From<ErrorKind> for StatusCode {
     fn from(kind: ErrorKind) -> Self {
         match kind {
             ErrorKind::InvalidArgument => Self::IOVC_INVALID_ARGUMENT,
@@ -70,7 +70,7 @@ impl From<ErrorKind> for Status {
 
 /// Why a call failed.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum CallFailure {
     /// A header does not resolve; in words only when somebody asks, since that can be frequent.
     Resolve {
         error: ResolveError,
@@ -83,7 +83,7 @@ pub(super) enum Failure {
     },
 }
 
-impl Failure {
+impl CallFailure {
     pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self::Other { kind, message: message.into() }
     }
@@ -106,7 +106,7 @@ impl Failure {
     }
 }
 
-impl<E: Coded> From<E> for Failure {
+impl<E: Coded> From<E> for CallFailure {
     fn from(error: E) -> Self {
         Self::new(error.kind(), error.message())
     }
@@ -115,7 +115,7 @@ impl<E: Coded> From<E> for Failure {
 /// The last failure of a thread, and its words once somebody asked for them.
 #[derive(Default)]
 struct Last {
-    failure: Option<Failure>,
+    failure: Option<CallFailure>,
     text: Option<CString>,
 }
 
@@ -125,7 +125,7 @@ thread_local! {
 
 /// Keeps `failure` for `iovc_last_error`.
 #[cold]
-pub(super) fn remember(failure: Failure) -> Status {
+pub(super) fn remember(failure: CallFailure) -> StatusCode {
     let status = failure.kind().into();
     // A thread that is ending has nobody left who asks.
     let _ = LAST.try_with(|last| {

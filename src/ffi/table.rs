@@ -9,10 +9,10 @@ use arrow_array::ffi::{FFI_ArrowArray, FFI_ArrowSchema, from_ffi};
 use arrow_array::{Array as _, RecordBatch, StructArray, make_array};
 use arrow_schema::{ArrowError, DataType};
 
-use super::host::Host;
-use super::status::{Failure, Status};
+use super::host::EmbeddedCache;
+use super::status::{CallFailure, StatusCode};
 use super::{borrowed, guarded, optional_text, place, places, text};
-use crate::cache::Asker;
+use crate::cache::Caller;
 use crate::error::ErrorKind;
 use crate::index::Timestamps;
 use crate::table::{Register, Request, timestamps_from_array, timestamps_from_batches};
@@ -20,8 +20,8 @@ use crate::table::{Register, Request, timestamps_from_array, timestamps_from_bat
 /// So many bytes a lease has at most, its 0 included.
 const LEASE_BYTES: usize = 64;
 
-fn arrow(error: &ArrowError) -> Failure {
-    Failure::new(ErrorKind::InvalidArgument, format!("[IOV-7120] Arrow C data: {error}"))
+fn arrow(error: &ArrowError) -> CallFailure {
+    CallFailure::new(ErrorKind::InvalidArgument, format!("[IOV-7120] Arrow C data: {error}"))
 }
 
 /// Takes timestamps over: an array of them, or a struct array (a record batch) with such a column.
@@ -31,7 +31,7 @@ fn arrow(error: &ArrowError) -> Failure {
 unsafe fn timestamps(
     array: *mut FFI_ArrowArray,
     schema: *mut FFI_ArrowSchema,
-) -> Result<Timestamps, Failure> {
+) -> Result<Timestamps, CallFailure> {
     // SAFETY: as the caller says; what is taken is marked as released in its place.
     let array = unsafe { place(array, "timestamps") }?;
     // SAFETY: as above.
@@ -42,7 +42,7 @@ unsafe fn timestamps(
     let schema = unsafe { FFI_ArrowSchema::from_raw(schema) };
     if array.is_released() || schema.release().is_none() {
         let reason = "[IOV-7121] the timestamps were released already";
-        return Err(Failure::new(ErrorKind::InvalidArgument, reason));
+        return Err(CallFailure::new(ErrorKind::InvalidArgument, reason));
     }
     // SAFETY: as the caller says, these are what they claim to be.
     let data = unsafe { from_ffi(array, &schema) }.map_err(|error| arrow(&error))?;
@@ -51,7 +51,7 @@ unsafe fn timestamps(
         let table = StructArray::from(data);
         if table.null_count() > 0 {
             let reason = "[IOV-7122] rows of the timestamps are null as a whole";
-            return Err(Failure::new(ErrorKind::InvalidArgument, reason));
+            return Err(CallFailure::new(ErrorKind::InvalidArgument, reason));
         }
         return Ok(timestamps_from_batches(&[RecordBatch::from(table)])?);
     }
@@ -72,13 +72,13 @@ unsafe fn timestamps(
 /// `cache` is null or a handle, the others are null or as said.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_register(
-    cache: *const Host,
+    cache: *const EmbeddedCache,
     timeframe: u64,
     timestamps: *mut FFI_ArrowArray,
     timestamps_schema: *mut FFI_ArrowSchema,
     request: *const c_char,
     wait_ms: u64,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
         let timestamps = unsafe { self::timestamps(timestamps, timestamps_schema) }?;
@@ -110,12 +110,12 @@ pub unsafe extern "C" fn iovc_cache_register(
 /// before is overwritten, not released.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_table(
-    cache: *const Host,
+    cache: *const EmbeddedCache,
     request: *const c_char,
     table: *mut FFI_ArrowArray,
     schema: *mut FFI_ArrowSchema,
     lease: *mut c_char,
-) -> Status {
+) -> StatusCode {
     guarded(|| {
         if table.is_null() || schema.is_null() {
             return Err(super::null("table or schema"));
@@ -130,7 +130,7 @@ pub unsafe extern "C" fn iovc_cache_table(
         let request = unsafe { optional_text(request, "request") }?;
         let request = request.ok_or_else(|| super::null("request"))?;
         let request = Request::parse(request.as_bytes())?;
-        let answer = host.runtime.block_on(host.cache.answer(&request, &Asker::default()))?;
+        let answer = host.runtime.block_on(host.cache.answer(&request, &Caller::default()))?;
         let exported = (|| {
             let name = answer.lease().as_str().as_bytes();
             if !lease.is_null() {
@@ -149,7 +149,7 @@ pub unsafe extern "C" fn iovc_cache_table(
             let described = FFI_ArrowSchema::try_from(whole.schema().as_ref());
             let described = described.map_err(|error| arrow(&error))?;
             let array = FFI_ArrowArray::new(&StructArray::from(whole).to_data());
-            Ok::<_, Failure>((array, described))
+            Ok::<_, CallFailure>((array, described))
         })();
         match exported {
             Ok((array, described)) => {

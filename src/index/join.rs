@@ -115,7 +115,7 @@ impl<'a> JoinPieces<'a> {
 
 /// Entries that are joined, until there are so many runs.
 struct Piece {
-    entries: Entries,
+    entries: EntryRange,
     max_runs: usize,
 }
 
@@ -270,7 +270,7 @@ fn emit_runs<S: Fn(usize) -> Slot>(
     timestamps: &Timestamps,
     piece: Piece,
     slot: S,
-    find: impl Fn(Entries, &mut RunSink<'_, S>) -> usize,
+    find: impl Fn(EntryRange, &mut RunSink<'_, S>) -> usize,
 ) -> usize {
     let entries = piece.entries;
     let row_start = entries.start.checked_sub(1).map_or(0, |last| timestamps.row_end(last));
@@ -292,14 +292,14 @@ fn emit_runs<S: Fn(usize) -> Slot>(
     entries.end
 }
 
-type Entries = std::ops::Range<usize>;
+type EntryRange = std::ops::Range<usize>;
 
 /// Values at a steady pace: the first one behind each border is computed. At most `most` runs;
 /// returns the entry behind the last one.
 fn stepped(
     starts: &[i64],
     steps: &Steps,
-    entries: Entries,
+    entries: EntryRange,
     most: usize,
     emit: &mut impl FnMut(usize, usize),
 ) -> usize {
@@ -321,7 +321,7 @@ fn stepped(
 fn sorted(
     starts: &[i64],
     values: &[Millis],
-    entries: Entries,
+    entries: EntryRange,
     most: usize,
     emit: &mut impl FnMut(usize, usize),
 ) -> usize {
@@ -347,7 +347,7 @@ fn by_blocks(
     starts: &[i64],
     values: &[Millis],
     blocks: &[(i64, i64)],
-    entries: Entries,
+    entries: EntryRange,
     emit: &mut impl FnMut(usize, usize),
 ) {
     let mut entry = entries.start;

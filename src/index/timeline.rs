@@ -57,19 +57,19 @@ pub struct Span {
 pub struct Timeline {
     /// Where each segment begins; the first one with the earliest time there is.
     firsts: Vec<i64>,
-    segments: Vec<Arc<Segment>>,
+    segments: Vec<Arc<StepSegment>>,
     versions: VersionList,
     whole: bool,
 }
 
 /// A part of the step function: `starts[n]` is where `steps[n]` begins.
 #[derive(Debug, Default)]
-pub(super) struct Segment {
+pub(super) struct StepSegment {
     pub(super) starts: Vec<i64>,
     pub(super) steps: Vec<Step>,
 }
 
-impl Segment {
+impl StepSegment {
     fn push(&mut self, start: i64, step: Step) {
         if self.starts.last() == Some(&start) {
             // The last millisecond keeps its own step, whatever is learned up to it.
@@ -107,7 +107,7 @@ impl Timeline {
     /// Nothing is known.
     pub fn unknown() -> Self {
         let never = Moment::default();
-        let segment = Segment {
+        let segment = StepSegment {
             starts: vec![i64::MIN, i64::MAX],
             steps: vec![
                 Step { state: State::Unknown, learned: never },
@@ -139,7 +139,7 @@ impl Timeline {
         let (first, last) = (self.segment_of(from), self.segment_of(until));
         let (before, after) = (&self.segments[first], &self.segments[last]);
         let mut list = self.versions.clone();
-        let mut changed = Segment::default();
+        let mut changed = StepSegment::default();
         for (start, step) in before.starts.iter().zip(&before.steps) {
             if *start < from {
                 changed.push(*start, *step);
@@ -180,7 +180,7 @@ impl Timeline {
         };
         let segments = self.segments.iter().map(|segment| {
             let steps = segment.steps.iter().map(&mut renumbered).collect();
-            Arc::new(Segment { starts: segment.starts.clone(), steps })
+            Arc::new(StepSegment { starts: segment.starts.clone(), steps })
         });
         let segments = segments.collect();
         Self { segments, versions, ..self }
@@ -270,7 +270,7 @@ impl Timeline {
 
     /// The steps from a place in a segment on.
     fn pairs_from(&self, segment: usize, place: usize) -> impl Iterator<Item = (i64, Step)> {
-        let pairs = move |(nth, segment): (usize, &Arc<Segment>)| {
+        let pairs = move |(nth, segment): (usize, &Arc<StepSegment>)| {
             let first = if nth == 0 { place.min(segment.starts.len()) } else { 0 };
             let segment = Arc::clone(segment);
             (first..segment.starts.len()).map(move |at| (segment.starts[at], segment.steps[at]))
@@ -341,7 +341,7 @@ impl Timeline {
     }
 
     /// Where the segments begin, and their steps, for the join.
-    pub(super) fn segments(&self) -> (&[i64], &[Arc<Segment>]) {
+    pub(super) fn segments(&self) -> (&[i64], &[Arc<StepSegment>]) {
         (&self.firsts, &self.segments)
     }
 }
@@ -534,7 +534,7 @@ mod tests {
                 Arc::new(ObjectInfo { created: Timestamp::MAX, ..ObjectInfo::clone(&numbered(n)) });
             let span = interval(n * 10, n * 10 + 10);
             let next = timeline.learn(span, &[new], Moment::from_millis(1));
-            let is_shared = |segment: &&Arc<Segment>| {
+            let is_shared = |segment: &&Arc<StepSegment>| {
                 timeline.segments.iter().any(|old| Arc::ptr_eq(old, segment))
             };
             let changed = next.segments.len() - next.segments.iter().filter(is_shared).count();

@@ -10,20 +10,22 @@ use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use super::auth::{Identity, needed_for_action};
-use super::connection::Entered;
-use super::flight::{Answers, Service, all, connection, origin, origin_of_session, patience};
-use super::get::expiration;
+use super::connection::PeerInfo;
+use super::do_get::expiration;
+use super::flight::{
+    ResponseStream, Service, all, connection, origin, origin_of_session, patience,
+};
 use super::status::status;
 use super::ticket;
-use crate::cache::{Asker, CacheError, LeaseId, Origin};
+use crate::cache::{CacheError, Caller, LeaseId, Origin};
 use crate::error::Coded;
 use crate::table::{
-    Check, Consumed, DropTimeframe, Invalidate, Nothing, Prefetch, Release, RequestError,
+    CheckRequest, Consumed, DropTimeframe, Invalidate, Nothing, Prefetch, Release, RequestError,
     action_types, parse_action,
 };
 
 /// The answer of an action: its bytes, or the error.
-type Done = Result<Vec<u8>, Box<dyn Coded + Send + Sync>>;
+type ActionResult = Result<Vec<u8>, Box<dyn Coded + Send + Sync>>;
 
 fn json_of(answer: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(answer).unwrap_or_default()
@@ -33,9 +35,9 @@ impl Service {
     pub(super) async fn act(
         &self,
         request: Request<Action>,
-    ) -> Result<Response<Answers<arrow_flight::Result>>, Status> {
+    ) -> Result<Response<ResponseStream<arrow_flight::Result>>, Status> {
         let (patience, connection) = (patience(&request), connection(&request));
-        let budget = Entered::budget(&request);
+        let budget = PeerInfo::budget(&request);
         let origin = match &*request.get_ref().r#type {
             "CancelFlightInfo" => origin_of_session(&request).await,
             _ => origin(&request),
@@ -55,7 +57,7 @@ impl Service {
         let done = match &*r#type {
             "CancelFlightInfo" => self.cancel(&body, &origin, connection),
             _ => {
-                let asker = Asker { patience, origin, budget, ..Asker::default() };
+                let asker = Caller { patience, origin, budget, ..Caller::default() };
                 self.done(&r#type, &body, &asker).await
             }
         };
@@ -63,7 +65,7 @@ impl Service {
         Ok(all(vec![arrow_flight::Result { body: body.into() }]))
     }
 
-    async fn done(&self, name: &str, body: &[u8], asker: &Asker) -> Done {
+    async fn done(&self, name: &str, body: &[u8], asker: &Caller) -> ActionResult {
         let cache = &self.cache;
         // A missing body counts as an empty object.
         let body = if body.is_empty() { b"{}" } else { body };
@@ -102,7 +104,7 @@ impl Service {
                 Ok(json_of(&cache.status()))
             }
             "check" => {
-                let Check { contents } = parse_action("check", body)?;
+                let CheckRequest { contents } = parse_action("check", body)?;
                 Ok(json_of(&cache.check_running(contents).await))
             }
             "RenewFlightEndpoint" => self.renew(body),
@@ -114,7 +116,7 @@ impl Service {
         }
     }
 
-    fn cancel(&self, body: &[u8], origin: &Origin, connection: Option<u64>) -> Done {
+    fn cancel(&self, body: &[u8], origin: &Origin, connection: Option<u64>) -> ActionResult {
         let request = CancelFlightInfoRequest::decode(body).map_err(|error| malformed(&error))?;
         let endpoints = request.info.unwrap_or_default().endpoint;
         let mut ended = 0;
@@ -130,7 +132,7 @@ impl Service {
         Ok(CancelFlightInfoResult::new(status).encode_to_vec())
     }
 
-    fn renew(&self, body: &[u8]) -> Done {
+    fn renew(&self, body: &[u8]) -> ActionResult {
         let request =
             RenewFlightEndpointRequest::decode(body).map_err(|error| malformed(&error))?;
         let endpoint = request.endpoint.unwrap_or_default();

@@ -27,9 +27,9 @@ use tonic::transport::server::Connected;
 
 use super::auth::{Peer, PeerKey};
 use super::client;
-use super::conduct::Line;
 use super::limits::Limits;
 use super::local_user::Loopback;
+use super::reset_limit::ConnectionWatch;
 use super::tls::{self, Tls};
 use crate::budget::ClientBudget;
 use crate::cache::Cache;
@@ -44,20 +44,20 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// A listener of Flight.
 #[derive(Debug)]
-pub(super) enum Door {
+pub(super) enum Acceptor {
     Unix(UnixListener),
     Tcp(TcpListener, Option<Tls>),
 }
 
 /// Accepts until `stop`. The stream yields connections that are ready for HTTP/2.
 pub(super) fn accept(
-    door: Door,
+    door: Acceptor,
     limits: &Limits,
     cache: &Cache,
     stop: CancellationToken,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (ready, accepted) = mpsc::channel(MAX_WAITING);
-    let places = Places {
+    let places = PeerSlots {
         taken: Arc::default(),
         connections: limits.connections,
         per_peer: limits.connections_per_peer,
@@ -82,10 +82,11 @@ pub(super) fn accept(
                             let entered = enter(raw, peer, tls, handshake).await;
                             match entered {
                                 Ok((socket, peer)) => {
-                                    let line = Arc::new(Line::new(resets, socket.loopback()));
+                                    let line =
+                                        Arc::new(ConnectionWatch::new(resets, socket.loopback()));
                                     let budget = budget.client(&client::name(&peer));
-                                    let entered = Entered { peer, line, budget };
-                                    let first = First::within(handshake);
+                                    let entered = PeerInfo { peer, line, budget };
+                                    let first = FirstBytes::within(handshake);
                                     let connection = Connection { socket, entered, first, place };
                                     drop(ready.send(Ok(connection)).await);
                                 }
@@ -106,24 +107,24 @@ pub(super) fn accept(
     ReceiverStream::new(accepted)
 }
 
-enum Raw {
+enum RawStream {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
 
-impl Door {
-    async fn accept(&self) -> io::Result<(Raw, Peer)> {
+impl Acceptor {
+    async fn accept(&self) -> io::Result<(RawStream, Peer)> {
         match self {
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 let peer = PeerCredentials::of(&stream)?;
-                Ok((Raw::Unix(stream), Peer::Process(peer)))
+                Ok((RawStream::Unix(stream), Peer::Process(peer)))
             }
             Self::Tcp(listener, _) => {
                 let (stream, address) = listener.accept().await?;
                 // Without this a small answer waits 40 ms for the client's acknowledgement.
                 stream.set_nodelay(true)?;
-                Ok((Raw::Tcp(stream), Peer::Address { address, certificate: None }))
+                Ok((RawStream::Tcp(stream), Peer::Address { address, certificate: None }))
             }
         }
     }
@@ -137,15 +138,15 @@ impl Door {
 }
 
 async fn enter(
-    raw: Raw,
+    raw: RawStream,
     peer: Peer,
     tls: Option<Tls>,
     handshake: Duration,
 ) -> io::Result<(Socket, Peer)> {
     Ok(match (raw, tls) {
-        (Raw::Unix(stream), _) => (Socket::Unix(stream), peer),
-        (Raw::Tcp(stream), None) => (Socket::Tcp(stream), peer),
-        (Raw::Tcp(stream), Some(tls)) => {
+        (RawStream::Unix(stream), _) => (Socket::Unix(stream), peer),
+        (RawStream::Tcp(stream), None) => (Socket::Tcp(stream), peer),
+        (RawStream::Tcp(stream), Some(tls)) => {
             let stream = timeout(handshake, tls.accept(stream)).await??;
             let peer = match peer {
                 Peer::Address { address, .. } => {
@@ -160,14 +161,14 @@ async fn enter(
 
 /// The number of connections, in total and per peer.
 #[derive(Debug, Clone)]
-struct Places {
-    taken: Arc<Mutex<Taken>>,
+struct PeerSlots {
+    taken: Arc<Mutex<SlotCounts>>,
     connections: usize,
     per_peer: usize,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
+struct SlotCounts {
     all: usize,
     of: HashMap<PeerKey, usize>,
     /// Addresses of other nodes with a cut connection, and the time of the cut.
@@ -181,12 +182,12 @@ const REST: Duration = Duration::from_secs(1);
 /// Number of cut addresses kept before expired ones are removed.
 const REMEMBERED: usize = 1_024;
 
-impl Places {
-    fn taken(&self) -> MutexGuard<'_, Taken> {
+impl PeerSlots {
+    fn taken(&self) -> MutexGuard<'_, SlotCounts> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, key: PeerKey) -> Option<Place> {
+    fn take(&self, key: PeerKey) -> Option<SlotGuard> {
         let mut taken = self.taken();
         let rests = taken.cut.get(&key).is_some_and(|at| at.elapsed() < REST);
         if taken.all >= self.connections || rests {
@@ -199,7 +200,7 @@ impl Places {
         *of_peer += 1;
         taken.all += 1;
         drop(taken);
-        Some(Place { places: self.clone(), key })
+        Some(SlotGuard { places: self.clone(), key })
     }
 
     /// A connection of this peer was cut.
@@ -215,12 +216,12 @@ impl Places {
 
 /// The permit of one connection.
 #[derive(Debug)]
-struct Place {
-    places: Places,
+struct SlotGuard {
+    places: PeerSlots,
     key: PeerKey,
 }
 
-impl Drop for Place {
+impl Drop for SlotGuard {
     fn drop(&mut self) {
         let mut taken = self.places.taken();
         taken.all -= 1;
@@ -253,12 +254,12 @@ impl Socket {
 
 /// The first bytes, and the deadline for them.
 #[derive(Debug)]
-struct First {
+struct FirstBytes {
     missing: usize,
     limit: Pin<Box<Sleep>>,
 }
 
-impl First {
+impl FirstBytes {
     fn within(limit: Duration) -> Option<Self> {
         Some(Self { missing: FIRST_BYTES, limit: Box::pin(sleep(limit)) })
     }
@@ -266,16 +267,16 @@ impl First {
 
 /// The client of a connection, as its calls see it.
 #[derive(Debug, Clone)]
-pub(super) struct Entered {
+pub(super) struct PeerInfo {
     /// The other end.
     pub(super) peer: Peer,
     /// The connection's count of cancelled calls.
-    pub(super) line: Arc<Line>,
+    pub(super) line: Arc<ConnectionWatch>,
     /// The account to which the memory of its requests is charged.
     pub(super) budget: ClientBudget,
 }
 
-impl Entered {
+impl PeerInfo {
     /// The account of the client that sent a request.
     pub(super) fn budget<T>(request: &tonic::Request<T>) -> ClientBudget {
         let entered = request.extensions().get::<Self>();
@@ -287,9 +288,9 @@ impl Entered {
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: Socket,
-    entered: Entered,
-    first: Option<First>,
-    place: Place,
+    entered: PeerInfo,
+    first: Option<FirstBytes>,
+    place: SlotGuard,
 }
 
 impl Drop for Connection {
@@ -301,9 +302,9 @@ impl Drop for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Entered;
+    type ConnectInfo = PeerInfo;
 
-    fn connect_info(&self) -> Entered {
+    fn connect_info(&self) -> PeerInfo {
         self.entered.clone()
     }
 }
@@ -407,7 +408,7 @@ mod tests {
     #[test]
     fn places_are_counted_in_all_and_for_each_peer() {
         let (connections, per_peer) = (3, 2);
-        let places = Places { taken: Arc::default(), connections, per_peer };
+        let places = PeerSlots { taken: Arc::default(), connections, per_peer };
         let first = places.take(PeerKey::Uid(1)).unwrap();
         let _second = places.take(PeerKey::Uid(1)).unwrap();
         assert!(places.take(PeerKey::Uid(1)).is_none());
@@ -424,7 +425,7 @@ mod tests {
     #[test]
     fn after_a_cut_another_node_rests_and_clients_of_this_node_do_not() {
         let (connections, per_peer) = (3, 2);
-        let places = Places { taken: Arc::default(), connections, per_peer };
+        let places = PeerSlots { taken: Arc::default(), connections, per_peer };
         let far = PeerKey::Address([192, 0, 2, 1].into());
         for key in [far, PeerKey::Uid(1), PeerKey::Loopback] {
             places.cut(key);

@@ -23,12 +23,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::connection::Entered;
-use super::flight::{Answers, Service, charge_message, origin_of_session};
-use super::foreign::{self, Decoding, Times};
-use super::outgoing::{Outgoing, Room};
+use super::connection::PeerInfo;
+use super::flight::{ResponseStream, Service, charge_message, origin_of_session};
+use super::outgoing::{MessageRoom, Outgoing};
 use super::status::status;
 use super::ticket;
+use super::untrusted_ipc::{self, Decoding, MessageTimestamps};
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::Exchange;
 use crate::table::{BatchMessages, Message};
@@ -41,7 +41,7 @@ const MAX_QUEUED_BYTES: usize = 256 << 20;
 const MAX_UNSENT: usize = 2;
 
 fn malformed(reason: impl Into<String>) -> Status {
-    foreign::malformed("message of an exchange", reason)
+    untrusted_ipc::malformed("message of an exchange", reason)
 }
 
 /// The contents of `app_metadata` in a message from the client.
@@ -62,9 +62,9 @@ struct About<'a> {
 }
 
 /// A requested timeframe.
-struct Asked {
+struct RequestedTimeframe {
     timeframe: u64,
-    times: Times,
+    times: MessageTimestamps,
     /// Its share of the bytes that may be queued.
     queued: OwnedSemaphorePermit,
     /// The memory of its timestamps.
@@ -75,8 +75,8 @@ impl Service {
     pub(super) async fn exchange(
         &self,
         request: Request<Streaming<FlightData>>,
-    ) -> Result<Response<Answers<FlightData>>, Status> {
-        let budget = Entered::budget(&request);
+    ) -> Result<Response<ResponseStream<FlightData>>, Status> {
+        let budget = PeerInfo::budget(&request);
         let origin = origin_of_session(&request).await;
         let mut stream = request.into_inner();
         let first = tokio::time::timeout(self.message_pause, stream.message()).await;
@@ -97,11 +97,11 @@ impl Service {
         let exchange = self.cache.exchange_of(template, origin, budget.clone());
         let exchange = exchange.map_err(|error| status(&error))?;
         let exchange = Arc::new(exchange);
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(RequestQueue::default());
         let (out, answers) = mpsc::channel(MAX_UNSENT);
         let queued = Arc::new(Semaphore::new(MAX_QUEUED_BYTES));
         let exchange_of_reader = Arc::clone(&exchange);
-        let reader = Reader {
+        let reader = MessageReader {
             stream,
             exchange: exchange_of_reader,
             queue: Arc::clone(&queue),
@@ -130,16 +130,16 @@ impl Service {
 }
 
 /// Parses the client's messages.
-struct Reader {
+struct MessageReader {
     stream: Streaming<FlightData>,
     exchange: Arc<Exchange>,
-    queue: Arc<Queue>,
+    queue: Arc<RequestQueue>,
     /// Bytes that may still be queued.
     queued: Arc<Semaphore>,
     budget: ClientBudget,
 }
 
-impl Reader {
+impl MessageReader {
     async fn read(mut self, first: FlightData) -> Result<(), Status> {
         let mut decoding = Decoding::new("message of an exchange");
         let mut next = Some(first);
@@ -182,7 +182,7 @@ impl Reader {
         let bytes = u32::try_from(bytes).map_err(|_| full())?;
         let queued = Arc::clone(&self.queued).try_acquire_many_owned(bytes).map_err(|_| full())?;
         self.exchange.expect(timeframe);
-        match self.queue.push(Asked { timeframe, times, queued, taken }) {
+        match self.queue.push(RequestedTimeframe { timeframe, times, queued, taken }) {
             true => Ok(()),
             false => Err(full()),
         }
@@ -192,21 +192,21 @@ impl Reader {
 /// Timeframes requested and not yet answered, between two halves of one task. The producer is
 /// polled before the consumer, so no waker is needed.
 #[derive(Default)]
-struct Queue(Mutex<Waiting>);
+struct RequestQueue(Mutex<QueuedRequests>);
 
 #[derive(Default)]
-struct Waiting {
-    asked: VecDeque<Asked>,
+struct QueuedRequests {
+    asked: VecDeque<RequestedTimeframe>,
     ended: bool,
 }
 
-impl Queue {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+impl RequestQueue {
+    fn waiting(&self) -> MutexGuard<'_, QueuedRequests> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues a request. Returns whether there was room for it.
-    fn push(&self, asked: Asked) -> bool {
+    fn push(&self, asked: RequestedTimeframe) -> bool {
         let mut waiting = self.waiting();
         let room = waiting.asked.len() < MAX_QUEUED;
         if room {
@@ -221,7 +221,7 @@ impl Queue {
     }
 
     /// The next request; `None` after the last one.
-    async fn next(&self) -> Option<Asked> {
+    async fn next(&self) -> Option<RequestedTimeframe> {
         poll_fn(|_| {
             let mut waiting = self.waiting();
             match waiting.asked.pop_front() {
@@ -237,12 +237,12 @@ impl Queue {
 /// Answers the requested timeframes, in order.
 async fn answer_all(
     exchange: &Exchange,
-    queue: &Queue,
+    queue: &RequestQueue,
     out: &mpsc::Sender<Result<Outgoing, Status>>,
     budget: &ClientBudget,
 ) -> Result<(), Status> {
     let mut sent = Sent::default();
-    while let Some(Asked { timeframe, times, queued, taken }) = queue.next().await {
+    while let Some(RequestedTimeframe { timeframe, times, queued, taken }) = queue.next().await {
         let timestamps = times.read()?;
         drop((queued, taken));
         let answered = exchange.answer(timeframe, timestamps).await;
@@ -258,7 +258,7 @@ async fn answer_all(
         }
         let mut batches = body;
         loop {
-            let room = Room::for_message(budget).await?;
+            let room = MessageRoom::for_message(budget).await?;
             let Some(batch) = batches.next() else { break };
             let BatchMessages { dictionaries, batch } = batch.map_err(|error| status(&error))?;
             let new = sent.take(&dictionaries).into_iter();

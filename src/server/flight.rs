@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::auth::Identity;
-use super::connection::Entered;
+use super::connection::PeerInfo;
 use super::limits::Limits;
 use super::status::status;
 use crate::budget::{Charge, ClientBudget};
@@ -22,7 +22,7 @@ use crate::cache::{Cache, Origin};
 use crate::table::{RequestLimits, action_types};
 
 /// A stream of answers.
-pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Flight over a cache.
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ pub(super) fn origin<T>(request: &Request<T>) -> Origin {
 /// Like [`origin`], for a request that names a session: over loopback the kernel gives the user of
 /// the client.
 pub(super) async fn origin_of_session<T>(request: &Request<T>) -> Origin {
-    let entered = request.extensions().get::<Entered>().cloned();
+    let entered = request.extensions().get::<PeerInfo>().cloned();
     let origin = origin(request);
     match entered.as_ref().and_then(|entered| entered.line.loopback.as_ref()) {
         Some(loopback) => origin.with_tcp_user(loopback.user().await),
@@ -70,7 +70,7 @@ pub(super) async fn origin_of_session<T>(request: &Request<T>) -> Origin {
 
 /// The number of the client's connection.
 pub(super) fn connection<T>(request: &Request<T>) -> Option<u64> {
-    request.extensions().get::<Entered>().map(|entered| entered.line.number)
+    request.extensions().get::<PeerInfo>().map(|entered| entered.line.number)
 }
 
 /// Charges a message of a stream for as long as the service keeps it.
@@ -106,19 +106,19 @@ pub(super) fn patience<T>(request: &Request<T>) -> Option<Duration> {
     Some(time.saturating_sub(HEADSTART.min(time / 4)))
 }
 
-pub(super) fn all<T: Send + 'static>(answers: Vec<T>) -> Response<Answers<T>> {
+pub(super) fn all<T: Send + 'static>(answers: Vec<T>) -> Response<ResponseStream<T>> {
     Response::new(Box::pin(stream::iter(answers.into_iter().map(Ok))))
 }
 
 #[tonic::async_trait]
 impl FlightService for Service {
-    type HandshakeStream = Answers<HandshakeResponse>;
-    type ListFlightsStream = Answers<FlightInfo>;
-    type DoGetStream = Answers<FlightData>;
-    type DoPutStream = Answers<PutResult>;
-    type DoExchangeStream = Answers<FlightData>;
-    type DoActionStream = Answers<arrow_flight::Result>;
-    type ListActionsStream = Answers<ActionType>;
+    type HandshakeStream = ResponseStream<HandshakeResponse>;
+    type ListFlightsStream = ResponseStream<FlightInfo>;
+    type DoGetStream = ResponseStream<FlightData>;
+    type DoPutStream = ResponseStream<PutResult>;
+    type DoExchangeStream = ResponseStream<FlightData>;
+    type DoActionStream = ResponseStream<arrow_flight::Result>;
+    type ListActionsStream = ResponseStream<ActionType>;
 
     async fn handshake(
         &self,
@@ -138,7 +138,7 @@ impl FlightService for Service {
         &self,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        let budget = Entered::budget(&request);
+        let budget = PeerInfo::budget(&request);
         let origin = origin_of_session(&request).await;
         self.info(request.into_inner(), &origin, &budget)
     }
@@ -147,7 +147,7 @@ impl FlightService for Service {
         &self,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<PollInfo>, Status> {
-        let budget = Entered::budget(&request);
+        let budget = PeerInfo::budget(&request);
         let origin = origin_of_session(&request).await;
         self.poll(request.into_inner(), origin, budget).await
     }
@@ -156,7 +156,7 @@ impl FlightService for Service {
         &self,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<SchemaResult>, Status> {
-        self.schema(request.get_ref(), &Entered::budget(&request))
+        self.schema(request.get_ref(), &PeerInfo::budget(&request))
     }
 
     async fn do_get(

@@ -66,7 +66,7 @@ pub struct Listeners {
     pub(super) ccdb: Option<TcpListener>,
     pub(super) flight_unix: UnixListener,
     pub(super) attach: UnixListener,
-    pub(super) folder: Folder,
+    pub(super) folder: SocketFolder,
 }
 
 /// The service cannot listen.
@@ -171,7 +171,7 @@ impl Listeners {
     ) -> Result<Self, ListenError> {
         let mut given = Given::sort(given)?;
         let wanted = given.folder.as_deref().or(options.socket_folder.as_deref());
-        let mut folder = Folder::take(wanted)?;
+        let mut folder = SocketFolder::take(wanted)?;
         let flight_unix = folder.socket_of(&mut given, FLIGHT_SOCKET, options.socket_mode)?;
         let attach = folder.socket_of(&mut given, ATTACH_SOCKET, options.socket_mode)?;
         let mut tcp_of = async |name, address| match given.tcp.remove(name) {
@@ -287,7 +287,7 @@ impl Given {
 /// At the end only files of this service are removed. The folder is the one that was opened, even
 /// if its path has another one by then. A socket is identified by device and inode.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(super) struct SocketFolder {
     path: PathBuf,
     folder: OwnedFd,
     /// The files in it that this service made.
@@ -311,7 +311,7 @@ impl FileIdentity {
     }
 }
 
-impl Folder {
+impl SocketFolder {
     fn take(wanted: Option<&Path>) -> Result<Self, ListenError> {
         let (path, own) = match wanted {
             Some(path) => (std::path::absolute(path).unwrap_or_else(|_| path.into()), false),
@@ -407,7 +407,7 @@ fn own_folder() -> PathBuf {
     base.join(format!("iovcache-{}-{}", std::process::id(), &name[..12]))
 }
 
-impl Drop for Folder {
+impl Drop for SocketFolder {
     fn drop(&mut self) {
         for (name, identity) in &self.made {
             if FileIdentity::of(&self.folder, name).is_ok_and(|found| found == *identity) {

@@ -20,10 +20,10 @@ const RETRY: Duration = Duration::from_millis(10);
 /// Each call of [`write`](Write::write) takes one whole line, its line end included. It never
 /// blocks: a line that finds no room in the queue is dropped and counted.
 #[derive(Debug, Clone)]
-pub struct LogWriter(Arc<Shared>);
+pub struct LogWriter(Arc<LogQueue>);
 
 #[derive(Debug)]
-struct Shared {
+struct LogQueue {
     capacity_bytes: usize,
     queue: Mutex<Queue>,
     /// The queue has lines.
@@ -55,7 +55,7 @@ impl LogWriter {
         capacity_bytes: usize,
         notice: impl Fn(u64) -> String + Send + 'static,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(LogQueue {
             capacity_bytes,
             queue: Mutex::default(),
             filled: Condvar::new(),
@@ -105,7 +105,7 @@ impl Write for LogWriter {
     }
 }
 
-impl Shared {
+impl LogQueue {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -23,7 +23,7 @@ const HEAD_BYTES: usize = 5;
 
 /// The position in a stream of messages.
 #[derive(Debug)]
-struct Messages {
+struct MessagePosition {
     budget: ClientBudget,
     head: [u8; HEAD_BYTES],
     /// Bytes of the head received so far.
@@ -33,7 +33,7 @@ struct Messages {
     charge: Option<Charge>,
 }
 
-impl Messages {
+impl MessagePosition {
     fn new(budget: ClientBudget) -> Self {
         Self { budget, head: [0; HEAD_BYTES], head_bytes: 0, missing: 0, charge: None }
     }
@@ -73,12 +73,12 @@ impl Messages {
 #[derive(Debug)]
 pub(super) struct Metered<B> {
     body: B,
-    messages: Messages,
+    messages: MessagePosition,
 }
 
 impl<B> Metered<B> {
     pub(super) fn new(body: B, budget: ClientBudget) -> Self {
-        Self { body, messages: Messages::new(budget) }
+        Self { body, messages: MessagePosition::new(budget) }
     }
 }
 
@@ -129,7 +129,7 @@ mod tests {
         let stream = [message(700), message(0), message(1), message(300)].concat();
         for piece in [1, 2, 3, 7, 400, 10_000] {
             let budget = Budget::new(4_000);
-            let mut messages = Messages::new(budget.client("one"));
+            let mut messages = MessagePosition::new(budget.client("one"));
             let mut most = 0;
             for piece in stream.chunks(piece) {
                 messages.follow(piece).unwrap();
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn a_message_that_does_not_fit_is_refused_by_its_head_and_charged_nowhere() {
         let budget = Budget::new(4_000);
-        let mut messages = Messages::new(budget.client("one"));
+        let mut messages = MessagePosition::new(budget.client("one"));
         let refused = messages.follow(&message(1_001)[..HEAD_BYTES]).unwrap_err();
         assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
         assert!(refused.message().contains("request-memory"), "{refused}");
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn what_is_half_sent_is_returned_with_the_call() {
         let budget = Budget::new(4_000);
-        let mut messages = Messages::new(budget.client("one"));
+        let mut messages = MessagePosition::new(budget.client("one"));
         messages.follow(&message(900)[..HEAD_BYTES + 1]).unwrap();
         assert_eq!(budget.used_bytes(), 900);
         drop(messages);

@@ -123,7 +123,7 @@ fn by_url(sources: Vec<SourceHealth>) -> Vec<SourceHealth> {
         };
         known.requests += source.requests;
         known.failures += source.failures;
-        if source.state == crate::source::SourceState::Down {
+        if source.state == crate::source::Reachability::Down {
             known.state = source.state;
         }
         known.latency.sum += source.latency.sum;
@@ -158,7 +158,7 @@ fn encode_sources(
     let help = "Whether the source answers: 1 or 0.";
     let mut all = encoder.encode_descriptor("source_up", help, None, MetricType::Gauge)?;
     for source in sources {
-        let up = i64::from(source.state == crate::source::SourceState::Up);
+        let up = i64::from(source.state == crate::source::Reachability::Up);
         ConstGauge::new(up).encode(all.encode_family(&[("source", source.url.as_str())])?)?;
     }
     let help = "How long the answers of the source took.";

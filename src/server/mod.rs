@@ -17,14 +17,12 @@ mod action;
 mod auth;
 mod ccdb;
 mod client;
-mod conduct;
 mod config;
 mod connection;
 mod descriptors;
+mod do_get;
 mod exchange;
 mod flight;
-mod foreign;
-mod get;
 mod http;
 mod limits;
 mod listen;
@@ -36,9 +34,11 @@ mod outgoing;
 mod page;
 mod process;
 mod put;
+mod reset_limit;
 mod status;
 mod ticket;
 mod tls;
+mod untrusted_ipc;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,19 +53,19 @@ use tower::layer::util::{Identity as Bare, Stack};
 pub use auth::{Access, Denied, Exposed, Identity, Keys, KeysError, Role};
 pub use ccdb::{Answering, CcdbServerConfig};
 pub use config::{
-    ByteSize, Config, ConfigError, ConfigFault, Document, Key, LogFormat, MissingConfig, Origin,
-    PathConfig, RegionFile, RemapConfig, Said, Section, SectionForm, SegmentBacking, Settings,
-    SocketMode, SourceConfig, TimeSpan, TlsConfig, sections,
+    ByteSize, Config, ConfigError, ConfigFault, ConfigKey, Document, LogFormat, MissingConfig,
+    Override, PathConfig, RegionPath, RemapConfig, Section, SectionForm, SegmentBacking, Settings,
+    SocketMode, SourceConfig, TimeSpan, TlsConfig, ValueOrigin, sections,
 };
 pub use descriptors::{DescriptorShares, Descriptors};
-pub use foreign::{hush_panics_of_decoding, timestamps_of_messages};
 pub use limits::Limits;
 pub use listen::{ListenError, ListenOptions, Listeners};
 pub use log::LogWriter;
 pub use tls::{Tls, TlsError};
+pub use untrusted_ipc::{hush_panics_of_decoding, timestamps_of_messages};
 
 use self::auth::GuardLayer;
-use self::connection::Door;
+use self::connection::Acceptor;
 use self::flight::Service;
 use self::http::{HttpOptions, Readiness};
 use self::limits::in_memory;
@@ -161,8 +161,8 @@ pub async fn run(
 
     let mut servers = JoinSet::new();
     let doors = [
-        Some(Door::Unix(flight_unix)),
-        flight.map(|listener| Door::Tcp(listener, options.tls.clone())),
+        Some(Acceptor::Unix(flight_unix)),
+        flight.map(|listener| Acceptor::Tcp(listener, options.tls.clone())),
     ];
     for door in doors.into_iter().flatten() {
         let stop = stop_accepting.clone();
@@ -239,12 +239,12 @@ pub async fn run(
 /// The names under which health is reported. The empty name is the service as a whole.
 const SERVICES: [&str; 2] = ["", "arrow.flight.protocol.FlightService"];
 
-type Guarded = Router<Stack<GuardLayer, Bare>>;
+type GuardedRouter = Router<Stack<GuardLayer, Bare>>;
 
 fn router(
     cache: &Cache,
     options: &ServeOptions,
-) -> Result<(tonic_health::server::HealthReporter, Guarded), ServeError> {
+) -> Result<(tonic_health::server::HealthReporter, GuardedRouter), ServeError> {
     let limits = &options.limits;
     let (health, health_service) = tonic_health::server::health_reporter();
     for service in SERVICES {

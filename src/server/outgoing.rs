@@ -25,7 +25,7 @@ use hyper::HeaderMap;
 use hyper::body::{Body, Frame};
 use tonic::{Code, Response, Status};
 
-use super::flight::Answers;
+use super::flight::ResponseStream;
 use super::status::status;
 use crate::budget::{Charge, ClientBudget};
 use crate::table::{EncodeError, Message};
@@ -49,9 +49,9 @@ const TURN: Duration = Duration::from_millis(1);
 const FRAME_BYTES: usize = 64 << 10;
 
 /// Memory for one message, before it is made.
-pub(super) struct Room(Charge);
+pub(super) struct MessageRoom(Charge);
 
-impl Room {
+impl MessageRoom {
     /// Waits until the client's account has room for a message, that is until the client reads
     /// earlier messages.
     ///
@@ -108,9 +108,9 @@ impl AsRef<[u8]> for Charged {
 pub(super) fn of_table(
     messages: impl Iterator<Item = Result<Message, EncodeError>> + Send + 'static,
     budget: ClientBudget,
-) -> Answers<Outgoing> {
+) -> ResponseStream<Outgoing> {
     Box::pin(stream::unfold((messages, budget), async |(mut messages, budget)| {
-        let room = match Room::for_message(&budget).await {
+        let room = match MessageRoom::for_message(&budget).await {
             Ok(room) => room,
             Err(error) => return Some((Err(error), (messages, budget))),
         };
@@ -126,9 +126,9 @@ pub(super) fn of_table(
 impl Outgoing {
     /// A response with these messages as its body.
     pub(super) fn into_response<T: Send + 'static>(
-        messages: Answers<Self>,
-    ) -> Response<Answers<T>> {
-        let mut response = Response::new(Box::pin(stream::empty()) as Answers<T>);
+        messages: ResponseStream<Self>,
+    ) -> Response<ResponseStream<T>> {
+        let mut response = Response::new(Box::pin(stream::empty()) as ResponseStream<T>);
         let frames = Frames { messages, ready: VecDeque::new(), busy: Duration::ZERO, over: false };
         response.extensions_mut().insert(Packed(Arc::new(Mutex::new(Some(frames)))));
         response
@@ -186,7 +186,7 @@ struct Packed(Arc<Mutex<Option<Frames>>>);
 
 /// The body of a response, made message by message when HTTP/2 asks for more.
 struct Frames {
-    messages: Answers<Outgoing>,
+    messages: ResponseStream<Outgoing>,
     ready: VecDeque<Bytes>,
     /// Time spent on messages since the task last yielded.
     busy: Duration,

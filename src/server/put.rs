@@ -5,26 +5,26 @@ use std::sync::Arc;
 use arrow_flight::{FlightData, PutResult};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::connection::Entered;
-use super::flight::{Answers, Service, all, charge_message, patience};
-use super::foreign::timestamps_of_charged;
-use super::get::{TIMEFRAME, timeframe_id};
+use super::connection::PeerInfo;
+use super::do_get::{TIMEFRAME, timeframe_id};
+use super::flight::{ResponseStream, Service, all, charge_message, patience};
 use super::status::status;
 use super::ticket;
+use super::untrusted_ipc::timestamps_of_charged;
 use crate::budget::{Charge, ClientBudget};
-use crate::cache::Asker;
+use crate::cache::Caller;
 use crate::table::Register;
 
 fn malformed(reason: impl Into<String>) -> Status {
-    super::foreign::malformed("timeframe", reason)
+    super::untrusted_ipc::malformed("timeframe", reason)
 }
 
 impl Service {
     pub(super) async fn put(
         &self,
         request: Request<Streaming<FlightData>>,
-    ) -> Result<Response<Answers<PutResult>>, Status> {
-        let (patience, budget) = (patience(&request), Entered::budget(&request));
+    ) -> Result<Response<ResponseStream<PutResult>>, Status> {
+        let (patience, budget) = (patience(&request), PeerInfo::budget(&request));
         let Put { timeframe, register, messages } = self.collect(request, &budget).await?;
         let _charge = ticket::charge(&register, &budget).map_err(|error| status(&error))?;
         let register = Register::parse(&register).map_err(|error| status(&error))?;
@@ -37,7 +37,7 @@ impl Service {
                 "[IOV-1053] {limit} registrations wait for their answer (limit: registrations)"
             ))
         })?;
-        let asker = Asker { patience, budget: budget.clone(), ..Asker::default() };
+        let asker = Caller { patience, budget: budget.clone(), ..Caller::default() };
         let registered = self.cache.register_for(timeframe, timestamps, &register, &asker).await;
         let answer = registered.map_err(|error| status(&error))?;
         let app_metadata = serde_json::to_vec(&answer).unwrap_or_default().into();

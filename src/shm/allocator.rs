@@ -18,9 +18,9 @@ const TAKEN: u32 = u32::MAX - 1;
 
 /// A place that was taken; giving it back needs this, once.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Place(NonZeroU32);
+pub(crate) struct AllocatedNode(NonZeroU32);
 
-impl Place {
+impl AllocatedNode {
     fn of(node: u32) -> Option<Self> {
         // Nodes count from 0, and NONE is none of them.
         NonZeroU32::new(node.wrapping_add(1)).map(Self)
@@ -102,16 +102,16 @@ impl Allocator {
                 previous: TAKEN,
                 next: NONE,
             });
-            allocator.hang(all);
+            allocator.link(all);
         }
         allocator
     }
 
     /// Takes a place of `length` granules (at least 1): its start and what gives it back.
-    pub(crate) fn take(&mut self, length: u32) -> Option<(u32, Place)> {
+    pub(crate) fn take(&mut self, length: u32) -> Option<(u32, AllocatedNode)> {
         debug_assert!(length > 0);
         let found = self.find(length)?;
-        self.unhang(found);
+        self.unlink(found);
         let Node { start, length: whole, right, .. } = self.nodes[found as usize];
         if whole > length {
             let rest = self.node(Node {
@@ -128,29 +128,29 @@ impl Allocator {
             let node = &mut self.nodes[found as usize];
             node.length = length;
             node.right = rest;
-            self.hang(rest);
+            self.link(rest);
         }
         self.taken += 1;
-        Some((start, Place::of(found)?))
+        Some((start, AllocatedNode::of(found)?))
     }
 
     /// Gives a place back.
-    pub(crate) fn give(&mut self, place: Place) {
+    pub(crate) fn give(&mut self, place: AllocatedNode) {
         let mut node = place.node();
         debug_assert!(!self.nodes[node as usize].is_free());
         self.taken -= 1;
         let left = self.nodes[node as usize].left;
         if left != NONE && self.nodes[left as usize].is_free() {
-            self.unhang(left);
+            self.unlink(left);
             self.join(left, node);
             node = left;
         }
         let right = self.nodes[node as usize].right;
         if right != NONE && self.nodes[right as usize].is_free() {
-            self.unhang(right);
+            self.unlink(right);
             self.join(node, right);
         }
-        self.hang(node);
+        self.link(node);
     }
 
     /// Whether no place is taken.
@@ -172,7 +172,7 @@ impl Allocator {
         }
         let level = self.levels.ilog2() as usize;
         let class = self.classes[level].ilog2() as usize;
-        self.hanging(level, class).map(|node| self.nodes[node as usize].length).max().unwrap_or(0)
+        self.linked(level, class).map(|node| self.nodes[node as usize].length).max().unwrap_or(0)
     }
 
     fn find(&self, length: u32) -> Option<u32> {
@@ -189,10 +189,10 @@ impl Allocator {
         }
         // Before it is refused: in its own class some are long enough.
         let (level, class) = class_of(length);
-        self.hanging(level, class).find(|&node| self.nodes[node as usize].length >= length)
+        self.linked(level, class).find(|&node| self.nodes[node as usize].length >= length)
     }
 
-    fn hanging(&self, level: usize, class: usize) -> impl Iterator<Item = u32> {
+    fn linked(&self, level: usize, class: usize) -> impl Iterator<Item = u32> {
         let first = self.lists[level][class];
         std::iter::successors((first != NONE).then_some(first), |&node| {
             let next = self.nodes[node as usize].next;
@@ -224,7 +224,7 @@ impl Allocator {
         self.unused = right;
     }
 
-    fn hang(&mut self, index: u32) {
+    fn link(&mut self, index: u32) {
         let (level, class) = class_of(self.nodes[index as usize].length);
         let first = self.lists[level][class];
         let node = &mut self.nodes[index as usize];
@@ -237,7 +237,7 @@ impl Allocator {
         self.levels |= 1 << level;
     }
 
-    fn unhang(&mut self, index: u32) {
+    fn unlink(&mut self, index: u32) {
         let Node { length, previous, next, .. } = self.nodes[index as usize];
         let (level, class) = class_of(length);
         self.nodes[index as usize].previous = TAKEN;
@@ -353,7 +353,7 @@ mod tests {
             let mut allocator = Allocator::new(whole);
             // The naive model: one flag per granule.
             let mut taken = vec![false; whole as usize];
-            let mut held: Vec<(u32, u32, Place)> = Vec::new();
+            let mut held: Vec<(u32, u32, AllocatedNode)> = Vec::new();
             for step in steps {
                 match step {
                     Step::Take(length) => {

@@ -22,10 +22,10 @@ use rustix::fs::{
     memfd_create,
 };
 
-use super::group;
-use super::huge;
+use super::cgroup;
+use super::huge_pages;
 use super::layout::SegmentHeader;
-use super::mapping::{Access, Mapping};
+use super::mapping::{MapAccess, Mapping};
 
 /// Where POSIX shared memory has its names, and so FairMQ's segments.
 const SHM_FOLDER: &str = "/dev/shm";
@@ -69,7 +69,7 @@ impl Backing {
 
 /// Where segments with names have them.
 #[derive(Debug)]
-struct Named {
+struct NamedFiles {
     folder: PathBuf,
     prefix: String,
     lock: Arc<NameLock>,
@@ -77,7 +77,7 @@ struct Named {
     numbers: Option<NumberLog>,
 }
 
-impl Named {
+impl NamedFiles {
     fn path(&self, segment_id: u16) -> PathBuf {
         self.folder.join(format!("{}{segment_id}", self.prefix))
     }
@@ -85,7 +85,7 @@ impl Named {
 
 /// Makes the files of segments, and takes away those with names.
 #[derive(Debug)]
-pub(crate) struct Maker(Option<Named>);
+pub(crate) struct Maker(Option<NamedFiles>);
 
 /// The file of one segment, mapped.
 #[derive(Debug)]
@@ -118,7 +118,7 @@ impl Maker {
                 make_own_folder(folder)?;
                 let lock = Arc::new(NameLock::take(folder.join("lock"))?);
                 let prefix = "segment-".into();
-                let named = Named { folder: folder.clone(), prefix, lock, numbers: None };
+                let named = NamedFiles { folder: folder.clone(), prefix, lock, numbers: None };
                 remove_leftovers(&named, |_| true)?;
                 Ok(Self(Some(named)))
             }
@@ -133,7 +133,7 @@ impl Maker {
                 let lock = NameLock::take(folder.join(format!("iovcache_{shmid}.lock")))?;
                 let prefix = format!("fmq_{shmid}_m_");
                 let log = folder.join(format!("iovcache_{shmid}.numbers"));
-                let mut named = Named { folder, prefix, lock: Arc::new(lock), numbers: None };
+                let mut named = NamedFiles { folder, prefix, lock: Arc::new(lock), numbers: None };
                 // FairMQ's own segments have such names too.
                 let left = remove_leftovers(&named, is_segment_of_ours)?;
                 let after = left.map_or(0, |last| u32::from(last) + 1);
@@ -170,7 +170,7 @@ impl Maker {
             let name = CString::new(format!("iovcache-{segment_id}"))?;
             let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
             let file = memfd_create(&name, flags)?;
-            let mapping = Arc::new(allocated(&file, bytes, huge::memfds_on_advice())?);
+            let mapping = Arc::new(allocated(&file, bytes, huge_pages::memfds_on_advice())?);
             return Ok(Made { file, mapping, name: None });
         };
         let path = named.path(segment_id);
@@ -179,7 +179,7 @@ impl Maker {
         }
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).mode(0o640).open(&path)?;
-        let on_advice = huge::file_on_advice(file.as_fd());
+        let on_advice = huge_pages::file_on_advice(file.as_fd());
         let made = || Ok((Arc::new(allocated(&file, bytes, on_advice)?), read_only(&path, &file)?));
         match made() {
             Ok((mapping, file)) => {
@@ -206,9 +206,9 @@ impl Maker {
 /// Maps a file that has nothing yet, once it has `bytes`. `on_advice`: of huge pages, if there are
 /// some for who asks.
 fn allocated(file: impl AsFd, bytes: u64, on_advice: bool) -> io::Result<Mapping> {
-    group::check_room(bytes)?;
+    cgroup::check_room(bytes)?;
     let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    let map = || Mapping::of_file(file.as_fd(), length, Access::ReadWrite);
+    let map = || Mapping::of_file(file.as_fd(), length, MapAccess::ReadWrite);
     // Not if there is no room anyway: they would fill what others write to.
     if on_advice && bytes <= free_bytes(&file)? {
         ftruncate(&file, bytes)?;
@@ -292,7 +292,10 @@ fn is_segment_of_ours(path: &Path) -> bool {
 }
 
 /// Removes the files of a dead instance; gives the greatest number of one.
-fn remove_leftovers(named: &Named, is_ours: impl Fn(&Path) -> bool) -> io::Result<Option<u16>> {
+fn remove_leftovers(
+    named: &NamedFiles,
+    is_ours: impl Fn(&Path) -> bool,
+) -> io::Result<Option<u16>> {
     let mut last = None;
     for entry in fs::read_dir(&named.folder)? {
         let entry = entry?;
@@ -476,7 +479,7 @@ mod tests {
         assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777 & !0o750, 0);
         assert!(rustix::io::pwrite(&made.file, b"spoilt", 0).is_err());
         assert!(rustix::fs::ftruncate(&made.file, 0).is_err());
-        assert!(Mapping::of_file(made.file.as_fd(), 8192, Access::ReadWrite).is_err());
+        assert!(Mapping::of_file(made.file.as_fd(), 8192, MapAccess::ReadWrite).is_err());
         drop(made);
         assert!(!path.exists());
     }

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crc_fast::{CrcAlgorithm, Digest};
 
-use super::allocator::Place;
-use super::area::{Area, Kind};
+use super::allocator::AllocatedNode;
 use super::layout::{BLOCK_OVERHEAD_BYTES, BlockHeader, ChunkHeader, GRANULE_BYTES, MetaHeader};
 use super::local;
 use super::mapping::Mapping;
-use super::pool::Inner;
+use super::pool::PoolInner;
+use super::segment::{Kind, Segment};
 use super::sync;
 use crate::object::ObjectId;
 
@@ -26,23 +26,23 @@ pub(super) fn charge(size_bytes: u64) -> u64 {
 /// A place that goes back when this is dropped. There is one for each object in memory: what tells
 /// where it lies comes first.
 #[repr(C)]
-pub(super) struct Taken {
+pub(super) struct Allocation {
     /// Where it begins in the area.
     pub(super) block: usize,
     /// The size of the payload.
     pub(super) size: usize,
     // Fields drop in this order: the area's file goes before the pool and with it the right to
     // the file's name.
-    pub(super) area: Arc<Area>,
-    pub(super) pool: Arc<Inner>,
-    pub(super) place: Option<Place>,
+    pub(super) segment: Arc<Segment>,
+    pub(super) pool: Arc<PoolInner>,
+    pub(super) place: Option<AllocatedNode>,
     /// That of the payload, once it is published: kept here too, so that damage in the segment shows.
     pub(super) crc32c: u32,
 }
 
-impl Taken {
+impl Allocation {
     fn mapping(&self) -> &Mapping {
-        self.area.mapping()
+        self.segment.mapping()
     }
 
     fn generation(&self) -> &AtomicU64 {
@@ -54,24 +54,24 @@ impl Taken {
     }
 }
 
-impl Drop for Taken {
+impl Drop for Allocation {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
-            self.pool.give(&self.area, place, charge(self.size as u64));
+            self.pool.give(&self.segment, place, charge(self.size as u64));
         }
     }
 }
 
 /// Room for a payload that nobody else sees yet. Dropped, the room is free again.
 pub struct Reservation {
-    place: Taken,
+    place: Allocation,
     digest: Digest,
     /// So many bytes from the start are in the digest.
     digested: usize,
 }
 
 impl Reservation {
-    pub(super) fn new(place: Taken) -> Self {
+    pub(super) fn new(place: Allocation) -> Self {
         Self { place, digest: Digest::new(CrcAlgorithm::Crc32Iscsi), digested: 0 }
     }
 
@@ -206,7 +206,7 @@ impl Reservation {
 
 impl fmt::Debug for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Reservation({} bytes in {})", self.place.size, self.place.area.id)
+        write!(f, "Reservation({} bytes in {})", self.place.size, self.place.segment.id)
     }
 }
 
@@ -216,13 +216,13 @@ impl fmt::Debug for Reservation {
 #[repr(C)]
 pub struct Block {
     generation: u64,
-    place: Taken,
+    place: Allocation,
 }
 
 impl Block {
     /// What consumers resolve.
     pub fn meta_header(&self) -> MetaHeader {
-        let Area { kind, id, .. } = *self.place.area;
+        let Segment { kind, id, .. } = *self.place.segment;
         let (size, generation) = (self.place.size as u64, self.generation);
         match kind {
             Kind::Segment => {
@@ -305,15 +305,15 @@ impl Block {
 
     /// Where it lies.
     #[cfg(feature = "cache")]
-    pub(crate) fn spot(&self) -> Spot {
-        let Area { kind, id, .. } = *self.place.area;
-        Spot { kind, id, offset: self.place.block }
+    pub(crate) fn location(&self) -> BlockLocation {
+        let Segment { kind, id, .. } = *self.place.segment;
+        BlockLocation { kind, id, offset: self.place.block }
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if self.place.pool.is_left() {
+        if self.place.pool.is_frozen() {
             return;
         }
         // Before the place goes back, which dropping `place` does after this.
@@ -321,11 +321,11 @@ impl Drop for Block {
         if self.place.pool.pages.names(self.generation)
             && let Some(place) = self.place.place.take()
         {
-            let area = Arc::clone(&self.place.area);
+            let segment = Arc::clone(&self.place.segment);
             let bytes = charge(self.place.size as u64);
             self.place.pool.quarantine(local::QuarantinedPlace {
                 generation: self.generation,
-                area,
+                segment,
                 place,
                 bytes,
             });
@@ -341,13 +341,13 @@ impl fmt::Debug for Block {
 
 /// Where a block begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Spot {
+pub(crate) struct BlockLocation {
     pub(crate) kind: Kind,
     pub(crate) id: u16,
     pub(crate) offset: usize,
 }
 
-impl fmt::Display for Spot {
+impl fmt::Display for BlockLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} + {}", self.kind, self.id, self.offset)
     }
@@ -355,8 +355,8 @@ impl fmt::Display for Spot {
 
 /// What is wrong with the headers of a place of `bytes` that begins at `block`, if anything. Nobody
 /// may take or give places meanwhile; publishing is no harm.
-pub(super) fn fault_of_headers(area: &Area, block: usize, bytes: u64) -> Option<String> {
-    let mapping = area.mapping();
+pub(super) fn fault_of_headers(segment: &Segment, block: usize, bytes: u64) -> Option<String> {
+    let mapping = segment.mapping();
     let generation = mapping.atomic_u64(block);
     if sync::seen(generation) == 0 {
         return None;

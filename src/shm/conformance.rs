@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use proptest::prelude::*;
 
-use super::mapping::{Access, Mapping};
+use super::mapping::{MapAccess, Mapping};
 use super::{
-    AddError, Backing, Block, Epoch, Kind, Mappings, MetaHeader, Pool, PoolError, PoolOptions,
+    Backing, Block, Epoch, Kind, MapError, Mappings, MetaHeader, Pool, PoolError, PoolOptions,
     Region, RegionError, Reservation, ResolveError,
 };
 use crate::object::ObjectId;
@@ -192,7 +192,7 @@ fn each_field_of_a_header_is_checked() {
     assert_eq!(error(wrong), ResolveError::UnknownRegion { id: 0 });
     let mut wrong = right;
     wrong.managed = 2;
-    assert_eq!(error(wrong), ResolveError::Unmanageable { got: 2 });
+    assert_eq!(error(wrong), ResolveError::BadManagedFlag { got: 2 });
     for handle in [right.handle + 1, right.handle + 16, right.handle - 8] {
         let wrong = MetaHeader { handle, ..right };
         assert_eq!(error(wrong), ResolveError::Misaligned { handle });
@@ -281,14 +281,14 @@ fn a_file_that_is_not_what_was_announced_is_not_mapped() {
     let shared = pool.segments().remove(0);
     let (file, size, none) = (shared.file().unwrap(), shared.size_bytes(), Mappings::default());
     let add = |id, size, epoch| none.with(Kind::Segment, id, size, epoch, file);
-    assert!(matches!(add(0, size + 1, pool.epoch()), Err(AddError::Unlike { .. })));
-    assert!(matches!(add(1, size, pool.epoch()), Err(AddError::Unlike { what: "the id", .. })));
+    assert!(matches!(add(0, size + 1, pool.epoch()), Err(MapError::Unlike { .. })));
+    assert!(matches!(add(1, size, pool.epoch()), Err(MapError::Unlike { what: "the id", .. })));
     let other = Epoch(pool.epoch().0 ^ 1);
-    assert!(matches!(add(0, size, other), Err(AddError::Unlike { what: "the epoch", .. })));
+    assert!(matches!(add(0, size, other), Err(MapError::Unlike { what: "the epoch", .. })));
     let loose = memfd_create(c"loose", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&loose, 8192).unwrap();
     let added = none.with(Kind::Segment, 0, 8192, pool.epoch(), loose.as_fd());
-    assert!(matches!(added, Err(AddError::Unlike { what: "the magic", .. })));
+    assert!(matches!(added, Err(MapError::Unlike { what: "the magic", .. })));
     // All is right but for the seals.
     let mut copy = vec![0; size as usize];
     rustix::io::pread(file, &mut copy, 0).unwrap();
@@ -296,7 +296,7 @@ fn a_file_that_is_not_what_was_announced_is_not_mapped() {
     ftruncate(&loose, size).unwrap();
     rustix::io::pwrite(&loose, &copy, 0).unwrap();
     let added = none.with(Kind::Segment, 0, size, pool.epoch(), loose.as_fd());
-    assert!(matches!(added, Err(AddError::NotSealed { id: 0 })));
+    assert!(matches!(added, Err(MapError::NotSealed { id: 0 })));
 }
 
 #[test]
@@ -309,7 +309,7 @@ fn a_consumer_can_neither_write_nor_truncate_a_segment() {
     assert!(rustix::fs::ftruncate(file, 0).is_err());
     assert!(rustix::io::pwrite(file, b"spoilt", 4096).is_err());
     let length = shared.size_bytes() as usize;
-    assert!(Mapping::of_file(file, length, Access::ReadWrite).is_err());
+    assert!(Mapping::of_file(file, length, MapAccess::ReadWrite).is_err());
 }
 
 #[test]
@@ -390,7 +390,7 @@ fn no_descriptor_that_a_consumer_gets_can_write() {
             assert!(rustix::io::pwrite(file, b"spoilt", 4096).is_err(), "{shared:?}");
             assert!(rustix::fs::ftruncate(file, 0).is_err(), "{shared:?}");
             let length = shared.size_bytes() as usize;
-            assert!(Mapping::of_file(file, length, Access::ReadWrite).is_err(), "{shared:?}");
+            assert!(Mapping::of_file(file, length, MapAccess::ReadWrite).is_err(), "{shared:?}");
         }
         assert!(block.is_intact());
     });
@@ -490,7 +490,7 @@ fn a_segment_that_was_given_back_on_its_way_is_told_from_a_wrong_one() {
         drop(large);
         let none = Mappings::default();
         let added = none.with(Kind::Segment, number, size, pool.epoch(), file.as_fd());
-        assert!(matches!(added, Err(AddError::Retired { id: 1 })), "{added:?}");
+        assert!(matches!(added, Err(MapError::Retired { id: 1 })), "{added:?}");
     }
 }
 
@@ -542,14 +542,14 @@ fn a_spoilt_header_is_found() {
     for_each_backing(|pool| {
         let block = filled(&pool, &[5; 1000]).publish(id(1));
         pool.check().unwrap();
-        let area = Arc::clone(&pool.segments()[0].0);
+        let segment = Arc::clone(&pool.segments()[0].0);
         let header = block.meta_header();
         let payload = match header.managed {
             1 => header.handle as usize + 16,
             _ => header.handle as usize,
         };
         for (offset, names) in [(payload - 56, "1100 bytes"), (payload - 16, "no chunk header")] {
-            let word = area.mapping().atomic_u64(offset);
+            let word = segment.mapping().atomic_u64(offset);
             let right = word.fetch_add(100, Ordering::Relaxed);
             let faults = pool.check().unwrap_err();
             assert!(faults.len() == 1 && faults[0].contains(names), "{faults:?}");
@@ -557,7 +557,7 @@ fn a_spoilt_header_is_found() {
             pool.check().unwrap();
         }
         assert!(block.is_intact());
-        let byte = area.mapping().atomic_u64(payload + 992);
+        let byte = segment.mapping().atomic_u64(payload + 992);
         let right = byte.fetch_add(1, Ordering::Relaxed);
         assert!(!block.is_intact());
         byte.store(right, Ordering::Relaxed);

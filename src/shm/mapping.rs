@@ -30,7 +30,7 @@ unsafe impl Sync for Mapping {}
 
 /// Whether a mapping can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
+pub(crate) enum MapAccess {
     Read,
     ReadWrite,
 }
@@ -41,10 +41,14 @@ impl Mapping {
     ///
     /// That the file has so many bytes, and keeps them, is for the caller to know: reading behind
     /// its end is a SIGBUS.
-    pub(crate) fn of_file(file: BorrowedFd<'_>, length: usize, access: Access) -> io::Result<Self> {
+    pub(crate) fn of_file(
+        file: BorrowedFd<'_>,
+        length: usize,
+        access: MapAccess,
+    ) -> io::Result<Self> {
         let protection = match access {
-            Access::Read => ProtFlags::READ,
-            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+            MapAccess::Read => ProtFlags::READ,
+            MapAccess::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
         if length >= HUGE_BYTES {
             return Self::aligned(file, length, protection);
@@ -269,14 +273,14 @@ mod tests {
     fn what_can_have_huge_pages_begins_where_one_begins() {
         for length in [100, 4096, HUGE_BYTES - 1, HUGE_BYTES, HUGE_BYTES + 1, (64 << 20) + 4096] {
             let file = file_of(c"iovcache-aligned", length);
-            let mapping = Mapping::of_file(file.as_fd(), length, Access::ReadWrite).unwrap();
+            let mapping = Mapping::of_file(file.as_fd(), length, MapAccess::ReadWrite).unwrap();
             assert_eq!(mapping.length(), length);
             if length >= HUGE_BYTES {
                 assert!(mapping.base().addr().is_multiple_of(HUGE_BYTES), "{length}");
             }
             // SAFETY: nobody else has it.
             unsafe { mapping.write(length - 3, b"end") };
-            let again = Mapping::of_file(file.as_fd(), length, Access::Read).unwrap();
+            let again = Mapping::of_file(file.as_fd(), length, MapAccess::Read).unwrap();
             // SAFETY: nobody writes any more.
             assert_eq!(unsafe { again.bytes(length - 3, 3) }, b"end");
         }
@@ -296,11 +300,11 @@ mod tests {
         };
         let before = address_space();
         for _ in 0..TIMES {
-            Mapping::of_file(file.as_fd(), length, Access::ReadWrite).unwrap();
-            Mapping::of_file(reads.as_fd(), length, Access::ReadWrite).unwrap_err();
+            Mapping::of_file(file.as_fd(), length, MapAccess::ReadWrite).unwrap();
+            Mapping::of_file(reads.as_fd(), length, MapAccess::ReadWrite).unwrap_err();
         }
-        assert!(Mapping::of_file(file.as_fd(), usize::MAX, Access::Read).is_err());
-        assert!(Mapping::of_file(file.as_fd(), usize::MAX / 2, Access::Read).is_err());
+        assert!(Mapping::of_file(file.as_fd(), usize::MAX, MapAccess::Read).is_err());
+        assert!(Mapping::of_file(file.as_fd(), usize::MAX / 2, MapAccess::Read).is_err());
         // Other tests run beside this one: what they take is less than a tenth of a leak.
         let more = address_space().saturating_sub(before);
         assert!(more < TIMES * HUGE_BYTES / 2, "{more} bytes");

@@ -23,19 +23,18 @@
 //! Linux only: memfd, seals, SCM_RIGHTS.
 
 mod allocator;
-mod area;
 pub mod attach;
 mod backing;
 mod block;
+mod cgroup;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
 mod golden;
-mod group;
 #[cfg(feature = "cache")]
 mod heap;
-mod huge;
-mod inherited;
+mod huge_pages;
+mod inherited_fds;
 mod layout;
 mod local;
 mod mapping;
@@ -43,17 +42,17 @@ mod pool;
 mod prefetch;
 mod region;
 mod resolver;
+mod segment;
 mod sync;
 
-pub use area::{Kind, SharedSegment};
 pub use backing::Backing;
 #[cfg(feature = "cache")]
-pub(crate) use block::Spot;
+pub(crate) use block::BlockLocation;
 pub use block::{Block, Reservation};
-pub use group::memory_allowed;
+pub use cgroup::memory_allowed;
 #[cfg(feature = "cache")]
 pub use heap::give_back_free_memory;
-pub use inherited::inherited_files;
+pub use inherited_fds::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
 pub use local::{AskReason, LocalPath, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView};
 #[cfg(feature = "cache")]
@@ -66,4 +65,5 @@ pub(crate) use prefetch::AHEAD;
 #[cfg(feature = "cache")]
 pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionError};
-pub use resolver::{AddError, Location, Mappings, ResolveError};
+pub use resolver::{Location, MapError, Mappings, ResolveError};
+pub use segment::{Kind, SharedSegment};

@@ -16,10 +16,9 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::allocator::{Allocator, Place};
-use super::area::{Area, Kind, Memory, SharedSegment};
+use super::allocator::{AllocatedNode, Allocator};
 use super::backing::{Backing, Maker};
-use super::block::{Reservation, Spot, Taken, charge, fault_of_headers};
+use super::block::{Allocation, BlockLocation, Reservation, charge, fault_of_headers};
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
     usable_bytes,
@@ -27,6 +26,7 @@ use super::layout::{
 use super::local::{PageRegistry, QuarantinedPlace};
 use super::region::Region;
 use super::resolver::Mappings;
+use super::segment::{Kind, Segment, SegmentMemory, SharedSegment};
 use super::sync;
 use crate::error::{Code, Coded, ErrorKind};
 
@@ -74,13 +74,13 @@ impl Default for PoolOptions {
 
 /// Memory for blocks. Clones are the same pool.
 #[derive(Clone)]
-pub struct Pool(Arc<Inner>);
+pub struct Pool(Arc<PoolInner>);
 
-type Listener = Arc<dyn Fn(&SharedSegment) + Send + Sync>;
+type SegmentListener = Arc<dyn Fn(&SharedSegment) + Send + Sync>;
 /// Told of the id.
-type Farewell = Arc<dyn Fn(u16) + Send + Sync>;
+type RetiredHook = Arc<dyn Fn(u16) + Send + Sync>;
 
-pub(super) struct Inner {
+pub(super) struct PoolInner {
     memory_bytes: u64,
     segment_bytes: u64,
     maker: Maker,
@@ -92,17 +92,17 @@ pub(super) struct Inner {
     used_bytes: AtomicU64,
     /// Held while a segment is made, which takes long; taking and giving places goes on.
     growing: Mutex<()>,
-    state: Mutex<State>,
-    listener: Mutex<Option<Listener>>,
-    farewell: Mutex<Option<Farewell>>,
+    state: Mutex<PoolState>,
+    listener: Mutex<Option<SegmentListener>>,
+    farewell: Mutex<Option<RetiredHook>>,
     /// All stays as it lies, for a successor.
     left: AtomicBool,
     /// Which blocks consumers pin by themselves.
     pub(super) pages: PageRegistry,
 }
 
-struct State {
-    areas: BTreeMap<u16, Slot>,
+struct PoolState {
+    areas: BTreeMap<u16, SegmentSlot>,
     /// Bytes of all segments, and of those that are being made.
     area_bytes: u64,
     /// Segments that were given back while a consumer had their descriptor unread: the kernel keeps
@@ -112,8 +112,8 @@ struct State {
     next_id: u16,
 }
 
-struct Slot {
-    area: Arc<Area>,
+struct SegmentSlot {
+    segment: Arc<Segment>,
     allocator: Allocator,
     /// Messages with its descriptor that no consumer has read yet.
     in_flight: usize,
@@ -121,7 +121,7 @@ struct Slot {
 
 /// A segment that was given back, and the messages with its descriptor that are not read yet.
 struct Unread {
-    area: Arc<Area>,
+    segment: Arc<Segment>,
     in_flight: usize,
 }
 
@@ -131,19 +131,19 @@ struct Unread {
 /// the pool counts it: an empty segment is reused instead of given back, and one that was given back
 /// counts against the memory.
 pub struct InFlight {
-    pool: Arc<Inner>,
-    area: Arc<Area>,
+    pool: Arc<PoolInner>,
+    segment: Arc<Segment>,
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.pool.landed(&self.area);
+        self.pool.landed(&self.segment);
     }
 }
 
 impl fmt::Debug for InFlight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} in flight", self.area.kind, self.area.id)
+        write!(f, "{} {} in flight", self.segment.kind, self.segment.id)
     }
 }
 
@@ -177,7 +177,7 @@ pub(crate) struct Survey {
     pub(crate) faults: Vec<String>,
     /// Those that are taken, each with the generation of its block; 0: not published.
     #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "for who has the objects"))]
-    pub(crate) taken: Vec<(Spot, u64)>,
+    pub(crate) taken: Vec<(BlockLocation, u64)>,
     pub(crate) report: PoolReport,
 }
 
@@ -292,27 +292,27 @@ impl Pool {
         let first_id = maker.first_number().map_err(PoolError::Backing)?;
         let areas = BTreeMap::new();
         let unread = Vec::new();
-        let mut state = State { areas, area_bytes: 0, unread, first_id, next_id: first_id };
+        let mut state = PoolState { areas, area_bytes: 0, unread, first_id, next_id: first_id };
         let epoch = Epoch(random().map_err(PoolError::Backing)?);
         let mut fixed_bytes = None;
         if let Some(region) = region {
             let id = region.id;
-            let area = Area { kind: Kind::Region, id, memory: Memory::Region(region) };
-            area.forget_generations();
-            fixed_bytes = Some(state.insert(Arc::new(area)));
+            let segment = Segment { kind: Kind::Region, id, memory: SegmentMemory::Region(region) };
+            segment.forget_generations();
+            fixed_bytes = Some(state.insert(Arc::new(segment)));
         } else if all_at_once {
             let mut most = 0;
             loop {
                 let budget = (memory_bytes - state.area_bytes) / PAGE_BYTES * PAGE_BYTES;
                 let bytes = segment_bytes.min(budget);
                 let Some(id) = (bytes >= least).then(|| state.unused_id()).flatten() else { break };
-                let area = segment(&maker, epoch, id, bytes)?;
+                let segment = segment(&maker, epoch, id, bytes)?;
                 state.area_bytes += bytes;
-                most = most.max(state.insert(area));
+                most = most.max(state.insert(segment));
             }
             fixed_bytes = Some(most);
         }
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(PoolInner {
             memory_bytes,
             segment_bytes,
             maker,
@@ -357,7 +357,7 @@ impl Pool {
     /// Leaves everything as it lies: from now on no place is taken or given back, and no block given
     /// up, whatever is dropped. Whoever has the segments beyond the end of this process finds in them
     /// what was there at this moment.
-    pub fn leave(&self) {
+    pub fn freeze(&self) {
         self.0.left.store(true, Ordering::Release);
     }
 
@@ -375,7 +375,7 @@ impl Pool {
             Ok(granules) if needed_bytes <= limit_bytes => granules,
             _ => return Err(PoolError::NeverFits { needed_bytes, limit_bytes }),
         };
-        let left = self.0.is_left();
+        let left = self.0.is_frozen();
         let mut taken = if left { None } else { lock(&self.0.state).take(granules) };
         if taken.is_none() && !left && self.0.reclaim() {
             taken = lock(&self.0.state).take(granules);
@@ -393,22 +393,22 @@ impl Pool {
     /// Like [`reserve`](Self::reserve), in the segments that are there: it takes no time.
     pub fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
         let granules = u32::try_from(Self::charge(size_bytes) / GRANULE_BYTES).ok()?;
-        if self.0.is_left() {
+        if self.0.is_frozen() {
             return None;
         }
         let taken = lock(&self.0.state).take(granules)?;
         Some(self.reservation(taken, size_bytes))
     }
 
-    fn reservation(&self, (area, block, place): Found, size_bytes: u64) -> Reservation {
+    fn reservation(&self, (segment, block, place): AllocatedBlock, size_bytes: u64) -> Reservation {
         self.0.used_bytes.fetch_add(Self::charge(size_bytes), Ordering::Relaxed);
         let pool = Arc::clone(&self.0);
         let size = size_bytes as usize;
-        Reservation::new(Taken { block, size, area, pool, place: Some(place), crc32c: 0 })
+        Reservation::new(Allocation { block, size, segment, pool, place: Some(place), crc32c: 0 })
     }
 
     /// Makes a segment in which `granules` have room, if the memory allows it, and takes them.
-    fn grow(&self, granules: u32) -> Result<Option<Found>, PoolError> {
+    fn grow(&self, granules: u32) -> Result<Option<AllocatedBlock>, PoolError> {
         let inner = &*self.0;
         let growing = lock(&inner.growing);
         let least = segment_bytes_for(u64::from(granules) * GRANULE_BYTES);
@@ -436,14 +436,14 @@ impl Pool {
                 retired.push(empty);
             }
         };
-        retired.iter().for_each(|area| inner.say_farewell(area));
+        retired.iter().for_each(|segment| inner.notify_retired(segment));
         drop(retired);
-        let area = segment(&inner.maker, inner.epoch, id, bytes)
+        let segment = segment(&inner.maker, inner.epoch, id, bytes)
             .inspect_err(|_| lock(&inner.state).area_bytes -= bytes)?;
-        let shared = SharedSegment(Arc::clone(&area));
+        let shared = SharedSegment(Arc::clone(&segment));
         let taken = {
             let mut state = lock(&inner.state);
-            state.insert(area);
+            state.insert(segment);
             state.take(granules)
         };
         drop(growing);
@@ -465,12 +465,12 @@ impl Pool {
             return false;
         }
         charges.sort_unstable_by_key(|charge| std::cmp::Reverse(*charge));
-        let granules = |area: &Area| u64::from(area.granules()) * GRANULE_BYTES;
+        let granules = |segment: &Segment| u64::from(segment.granules()) * GRANULE_BYTES;
         // What is left in each segment; without fixed ones they are made as they are needed.
         let (mut left, mut budget) = match self.0.fixed_bytes {
             Some(_) => {
                 let state = lock(&self.0.state);
-                (state.areas.values().map(|slot| granules(&slot.area)).collect(), 0)
+                (state.areas.values().map(|slot| granules(&slot.segment)).collect(), 0)
             }
             None => (Vec::new(), self.0.memory_bytes / PAGE_BYTES * PAGE_BYTES),
         };
@@ -493,17 +493,17 @@ impl Pool {
     /// Gives back what holds nothing: the next segments are made as large as they should be.
     #[cfg(feature = "cache")]
     pub(crate) fn give_back_empty_segments(&self) {
-        if self.0.fixed_bytes.is_some() || self.0.is_left() {
+        if self.0.fixed_bytes.is_some() || self.0.is_frozen() {
             return;
         }
         let retired: Vec<_> = {
             let mut state = lock(&self.0.state);
-            let empty = |slot: &Slot| slot.allocator.is_empty() && slot.in_flight == 0;
+            let empty = |slot: &SegmentSlot| slot.allocator.is_empty() && slot.in_flight == 0;
             let areas = state.areas.iter().filter(|(_, slot)| empty(slot));
             let ids: Vec<u16> = areas.map(|(id, _)| *id).collect();
             ids.into_iter().filter_map(|id| state.take_out(id)).collect()
         };
-        retired.iter().for_each(|area| self.0.say_farewell(area));
+        retired.iter().for_each(|segment| self.0.notify_retired(segment));
     }
 
     /// Looks for pins in the page of a session before a place is handed out again. The page's
@@ -571,11 +571,11 @@ impl Pool {
     pub fn put_in_flight(&self, segment: &SharedSegment) -> Option<InFlight> {
         let mut state = lock(&self.0.state);
         let slot = state.areas.get_mut(&segment.id())?;
-        if !Arc::ptr_eq(&slot.area, &segment.0) {
+        if !Arc::ptr_eq(&slot.segment, &segment.0) {
             return None;
         }
         slot.in_flight += 1;
-        Some(InFlight { pool: Arc::clone(&self.0), area: Arc::clone(&segment.0) })
+        Some(InFlight { pool: Arc::clone(&self.0), segment: Arc::clone(&segment.0) })
     }
 
     /// The memory of the segments that were made for single large objects and whose descriptors are
@@ -589,17 +589,17 @@ impl Pool {
         let others = state
             .areas
             .values()
-            .filter(|slot| slot.in_flight > 0 && !Arc::ptr_eq(&slot.area, &segment.0));
-        let others = others.map(|slot| slot.area.length());
+            .filter(|slot| slot.in_flight > 0 && !Arc::ptr_eq(&slot.segment, &segment.0));
+        let others = others.map(|slot| slot.segment.length());
         let large = others.filter(|bytes| *bytes > self.0.segment_bytes);
-        let unread = state.unread.iter().map(|unread| unread.area.length());
+        let unread = state.unread.iter().map(|unread| unread.segment.length());
         large.chain(unread).sum::<u64>() + segment.size_bytes()
     }
 
     /// All segments and regions, as of now.
     pub fn segments(&self) -> Vec<SharedSegment> {
         let state = lock(&self.0.state);
-        state.areas.values().map(|slot| SharedSegment(Arc::clone(&slot.area))).collect()
+        state.areas.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
     }
 
     /// All segments and regions, for resolving in this very process: nothing is mapped a second
@@ -607,7 +607,11 @@ impl Pool {
     pub fn mappings(&self) -> Mappings {
         let state = lock(&self.0.state);
         state.areas.values().fold(Mappings::default(), |mappings, slot| {
-            mappings.with_mapped(slot.area.kind, slot.area.id, Arc::clone(slot.area.mapping()))
+            mappings.with_mapped(
+                slot.segment.kind,
+                slot.segment.id,
+                Arc::clone(slot.segment.mapping()),
+            )
         })
     }
 
@@ -628,15 +632,15 @@ impl Pool {
         let mut faults = Vec::new();
         let mut taken = Vec::new();
         let mut granules = 0;
-        for (id, Slot { area, allocator, .. }) in &state.areas {
-            let named = |why| format!("{} {id}: {why}", area.kind);
+        for (id, SegmentSlot { segment, allocator, .. }) in &state.areas {
+            let named = |why| format!("{} {id}: {why}", segment.kind);
             faults.extend(allocator.faults().into_iter().map(named));
             for (start, length) in allocator.taken_places() {
                 let bytes = u64::from(length) * GRANULE_BYTES;
-                let offset = area.block_at(start);
-                faults.extend(fault_of_headers(area, offset, bytes).map(named));
-                let generation = sync::seen(area.mapping().atomic_u64(offset));
-                taken.push((Spot { kind: area.kind, id: *id, offset }, generation));
+                let offset = segment.block_at(start);
+                faults.extend(fault_of_headers(segment, offset, bytes).map(named));
+                let generation = sync::seen(segment.mapping().atomic_u64(offset));
+                taken.push((BlockLocation { kind: segment.kind, id: *id, offset }, generation));
                 granules += u64::from(length);
             }
         }
@@ -644,7 +648,7 @@ impl Pool {
         if used_bytes != self.used_bytes() {
             faults.push(format!("{used_bytes} bytes are taken, {} are counted", self.used_bytes()));
         }
-        let unread = state.unread.iter().map(|unread| unread.area.length());
+        let unread = state.unread.iter().map(|unread| unread.segment.length());
         let kept = state.area_bytes + self.0.counted_bytes(unread);
         if kept > self.0.memory_bytes {
             let limit = self.0.memory_bytes;
@@ -661,7 +665,7 @@ impl fmt::Debug for Pool {
     }
 }
 
-impl Inner {
+impl PoolInner {
     /// The most that one block can take.
     fn largest_payload_area(&self) -> u64 {
         if let Some(bytes) = self.fixed_bytes {
@@ -682,14 +686,14 @@ impl Inner {
     }
 
     /// Whether all stays as it lies.
-    pub(super) fn is_left(&self) -> bool {
+    pub(super) fn is_frozen(&self) -> bool {
         self.left.load(Ordering::Acquire)
     }
 
-    fn say_farewell(&self, area: &Area) {
+    fn notify_retired(&self, segment: &Segment) {
         let farewell = lock(&self.farewell).clone();
-        if let (Some(farewell), Kind::Segment) = (farewell, area.kind) {
-            farewell(area.id);
+        if let (Some(farewell), Kind::Segment) = (farewell, segment.kind) {
+            farewell(segment.id);
         }
     }
 
@@ -702,30 +706,30 @@ impl Inner {
 
     /// Gives places back that no consumer pins any more. Whether there were any.
     fn reclaim(&self) -> bool {
-        if self.is_left() {
+        if self.is_frozen() {
             return false;
         }
         let unused = self.pages.take_unused();
         let any = !unused.is_empty();
-        for QuarantinedPlace { area, place, bytes, .. } in unused {
-            self.give(&area, place, bytes);
+        for QuarantinedPlace { segment, place, bytes, .. } in unused {
+            self.give(&segment, place, bytes);
         }
         any
     }
 
-    pub(super) fn give(&self, area: &Area, place: Place, bytes: u64) {
-        if self.is_left() {
+    pub(super) fn give(&self, segment: &Segment, place: AllocatedNode, bytes: u64) {
+        if self.is_frozen() {
             return;
         }
         self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         let retired = {
             let mut state = lock(&self.state);
-            let Some(slot) = state.areas.get_mut(&area.id) else { return };
+            let Some(slot) = state.areas.get_mut(&segment.id) else { return };
             slot.allocator.give(place);
-            self.take_out_if_useless(&mut state, area)
+            self.take_out_if_useless(&mut state, segment)
         };
-        if let Some(area) = &retired {
-            self.say_farewell(area);
+        if let Some(segment) = &retired {
+            self.notify_retired(segment);
         }
         // Unmapping takes its time: not under the lock.
         drop(retired);
@@ -735,51 +739,56 @@ impl Inner {
     /// object that comes and goes does not make and unmake one each time; but none that was made for
     /// a single large object. A segment whose descriptor is unread is kept too: its memory would not
     /// become free.
-    fn take_out_if_useless(&self, state: &mut State, area: &Area) -> Option<Arc<Area>> {
-        let slot = state.areas.get(&area.id).filter(|slot| std::ptr::eq(&*slot.area, area))?;
-        let oversized = area.mapping().length() as u64 > self.segment_bytes;
-        let empty = |slot: &Slot| slot.allocator.is_empty();
+    fn take_out_if_useless(
+        &self,
+        state: &mut PoolState,
+        segment: &Segment,
+    ) -> Option<Arc<Segment>> {
+        let slot =
+            state.areas.get(&segment.id).filter(|slot| std::ptr::eq(&*slot.segment, segment))?;
+        let oversized = segment.mapping().length() as u64 > self.segment_bytes;
+        let empty = |slot: &SegmentSlot| slot.allocator.is_empty();
         let useless = empty(slot)
             && slot.in_flight == 0
             && self.fixed_bytes.is_none()
             && (oversized || state.areas.values().filter(|slot| empty(slot)).count() > 1);
-        if useless { state.take_out(area.id) } else { None }
+        if useless { state.take_out(segment.id) } else { None }
     }
 
     /// A message with the descriptor of this segment was read, or its socket is gone.
-    fn landed(&self, area: &Arc<Area>) {
+    fn landed(&self, segment: &Arc<Segment>) {
         let (retired, unread) = {
             let mut state = lock(&self.state);
-            let listed = state.areas.get_mut(&area.id);
-            if let Some(slot) = listed.filter(|slot| Arc::ptr_eq(&slot.area, area)) {
+            let listed = state.areas.get_mut(&segment.id);
+            if let Some(slot) = listed.filter(|slot| Arc::ptr_eq(&slot.segment, segment)) {
                 slot.in_flight -= 1;
-                let left = self.is_left();
-                (if left { None } else { self.take_out_if_useless(&mut state, area) }, None)
+                let left = self.is_frozen();
+                (if left { None } else { self.take_out_if_useless(&mut state, segment) }, None)
             } else {
-                (None, state.landed(area))
+                (None, state.landed(segment))
             }
         };
-        if let Some(area) = &retired {
-            self.say_farewell(area);
+        if let Some(segment) = &retired {
+            self.notify_retired(segment);
         }
         // Unmapping takes its time: not under the lock.
         drop((retired, unread));
     }
 
     /// What new segments may take.
-    fn budget(&self, state: &State) -> u64 {
-        let unread = state.unread.iter().map(|unread| unread.area.length());
+    fn budget(&self, state: &PoolState) -> u64 {
+        let unread = state.unread.iter().map(|unread| unread.segment.length());
         let taken = state.area_bytes + self.counted_bytes(unread);
         self.memory_bytes.saturating_sub(taken)
     }
 
     /// The same if all empty segments were given back.
-    fn budget_without_empty(&self, state: &State) -> u64 {
+    fn budget_without_empty(&self, state: &PoolState) -> u64 {
         let in_flight = state.areas.values().filter(|slot| {
             slot.in_flight > 0 && slot.allocator.is_empty() && self.fixed_bytes.is_none()
         });
-        let unread = state.unread.iter().map(|unread| unread.area.length());
-        let unread = unread.chain(in_flight.map(|slot| slot.area.length()));
+        let unread = state.unread.iter().map(|unread| unread.segment.length());
+        let unread = unread.chain(in_flight.map(|slot| slot.segment.length()));
         let taken = state.area_bytes - state.empty_bytes() + self.counted_bytes(unread);
         self.memory_bytes.saturating_sub(taken)
     }
@@ -794,39 +803,39 @@ impl Inner {
 }
 
 /// Makes a segment, its head written, and sealed where that can be.
-fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Area>, PoolError> {
+fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segment>, PoolError> {
     let make = || {
         let made = maker.make(id, bytes)?;
-        let area = Area { kind: Kind::Segment, id, memory: Memory::Segment(made) };
-        area.write_segment_header(epoch);
-        if let Memory::Segment(made) = &area.memory {
+        let segment = Segment { kind: Kind::Segment, id, memory: SegmentMemory::Segment(made) };
+        segment.write_segment_header(epoch);
+        if let SegmentMemory::Segment(made) = &segment.memory {
             maker.seal(made)?;
         }
-        Ok(Arc::new(area))
+        Ok(Arc::new(segment))
     };
     make().map_err(|error| PoolError::Segment { bytes, error })
 }
 
 /// A place that was found: in what, where its block begins, and what gives it back.
-type Found = (Arc<Area>, usize, Place);
+type AllocatedBlock = (Arc<Segment>, usize, AllocatedNode);
 
-impl State {
+impl PoolState {
     /// Lists an area, all of it free; the bytes that blocks can take there.
-    fn insert(&mut self, area: Arc<Area>) -> u64 {
-        let granules = area.granules();
+    fn insert(&mut self, segment: Arc<Segment>) -> u64 {
+        let granules = segment.granules();
         let allocator = Allocator::new(granules);
-        self.areas.insert(area.id, Slot { area, allocator, in_flight: 0 });
+        self.areas.insert(segment.id, SegmentSlot { segment, allocator, in_flight: 0 });
         u64::from(granules) * GRANULE_BYTES
     }
 
-    fn take(&mut self, granules: u32) -> Option<Found> {
+    fn take(&mut self, granules: u32) -> Option<AllocatedBlock> {
         self.areas.values_mut().find_map(|slot| {
             let (start, place) = slot.allocator.take(granules)?;
-            let block = slot.area.block_at(start);
+            let block = slot.segment.block_at(start);
             // What stood here before may look like a generation. Under the lock, so that a place
             // that is taken has none until its block is published.
-            sync::claim(slot.area.mapping().atomic_u64(block));
-            Some((Arc::clone(&slot.area), block, place))
+            sync::claim(slot.segment.mapping().atomic_u64(block));
+            Some((Arc::clone(&slot.segment), block, place))
         })
     }
 
@@ -842,31 +851,31 @@ impl State {
     /// What could be given back.
     fn empty_bytes(&self) -> u64 {
         let empty = self.areas.values().filter(|slot| slot.allocator.is_empty());
-        empty.map(|slot| slot.area.length()).sum()
+        empty.map(|slot| slot.segment.length()).sum()
     }
 
     /// Takes out an empty segment: one whose memory becomes free at once, if there is any.
-    fn take_out_an_empty_one(&mut self) -> Option<Arc<Area>> {
+    fn take_out_an_empty_one(&mut self) -> Option<Arc<Segment>> {
         let empty = self.areas.iter().filter(|(_, slot)| slot.allocator.is_empty());
         let id = empty.min_by_key(|(_, slot)| slot.in_flight > 0).map(|(id, _)| *id)?;
         self.take_out(id)
     }
 
-    fn take_out(&mut self, id: u16) -> Option<Arc<Area>> {
-        let Slot { area, in_flight, .. } = self.areas.remove(&id)?;
-        self.area_bytes -= area.length();
-        area.retire();
+    fn take_out(&mut self, id: u16) -> Option<Arc<Segment>> {
+        let SegmentSlot { segment, in_flight, .. } = self.areas.remove(&id)?;
+        self.area_bytes -= segment.length();
+        segment.retire();
         if in_flight > 0 {
-            self.unread.push(Unread { area: Arc::clone(&area), in_flight });
+            self.unread.push(Unread { segment: Arc::clone(&segment), in_flight });
         }
-        Some(area)
+        Some(segment)
     }
 
     /// One message less with the descriptor of a segment that was given back. Returns the segment if
     /// it was the last.
-    fn landed(&mut self, area: &Arc<Area>) -> Option<Arc<Area>> {
-        let at = self.unread.iter().position(|unread| Arc::ptr_eq(&unread.area, area))?;
+    fn landed(&mut self, segment: &Arc<Segment>) -> Option<Arc<Segment>> {
+        let at = self.unread.iter().position(|unread| Arc::ptr_eq(&unread.segment, segment))?;
         self.unread[at].in_flight -= 1;
-        (self.unread[at].in_flight == 0).then(|| self.unread.swap_remove(at).area)
+        (self.unread[at].in_flight == 0).then(|| self.unread.swap_remove(at).segment)
     }
 }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use super::backing::{allocate, read_only};
 use super::layout::GRANULE_BYTES;
-use super::mapping::{Access, Mapping};
+use super::mapping::{MapAccess, Mapping};
 use crate::error::{Code, Coded, ErrorKind};
 
 /// A region into which blocks are placed instead of into segments of our own.
@@ -75,7 +75,8 @@ impl Region {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
             allocated => allocated.map_err(failed)?,
         }
-        let mapping = Mapping::of_file(file.as_fd(), length, Access::ReadWrite).map_err(failed)?;
+        let mapping =
+            Mapping::of_file(file.as_fd(), length, MapAccess::ReadWrite).map_err(failed)?;
         let shared = read_only(path, &file).map_err(failed)?;
         let file = Some(RegionFile { shared, _locked: file });
         Ok(Self { id, mapping: Arc::new(mapping), file })

@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use rustix::io::{pread, retry_on_intr};
 
-use super::area::Kind;
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, BlockHeader, ChunkHeader, Epoch, GRANULE_BYTES, MetaHeader,
     SEGMENT_HEADER_BYTES, SegmentHeader,
 };
-use super::mapping::{Access, Mapping};
+use super::mapping::{MapAccess, Mapping};
 use super::prefetch::{AHEAD, prefetch};
+use super::segment::Kind;
 use super::sync;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::object::ObjectId;
@@ -28,15 +28,15 @@ use crate::object::ObjectId;
 /// It is never changed but replaced; what was mapped stays mapped as long as any of them has it.
 #[derive(Debug, Clone, Default)]
 pub struct Mappings {
-    segments: Table<FIRST_IN_SEGMENT>,
-    regions: Table<FIRST_IN_REGION>,
+    segments: MappingTable<FIRST_IN_SEGMENT>,
+    regions: MappingTable<FIRST_IN_REGION>,
 }
 
 /// Mappings by id, dense: looking one up is one bounds check. In each of them payloads begin at
 /// `FIRST` at the earliest.
 #[derive(Debug, Clone, Default)]
-struct Table<const FIRST: u64> {
-    entries: Vec<Entry>,
+struct MappingTable<const FIRST: u64> {
+    entries: Vec<MappedSegment>,
     mapped: Vec<Option<Arc<Mapping>>>,
 }
 
@@ -45,7 +45,7 @@ const FIRST_IN_REGION: u64 = BLOCK_OVERHEAD_BYTES;
 
 /// Where payloads can be in a mapping, so that resolving touches nothing else.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+struct MappedSegment {
     /// The first place at which a payload can begin.
     first: *const u8,
     /// How many bytes there are from there on, at most `isize::MAX`.
@@ -57,27 +57,28 @@ struct Entry {
 /// Stands in for a block where nothing is mapped. Its generation is 0, so nothing resolves there,
 /// and resolving needs no question of its own for it.
 #[repr(C, align(64))]
-struct Nothing([AtomicU64; BLOCK_OVERHEAD_BYTES as usize / 8]);
+struct NullBlock([AtomicU64; BLOCK_OVERHEAD_BYTES as usize / 8]);
 
-static NOTHING: Nothing = Nothing([const { AtomicU64::new(0) }; BLOCK_OVERHEAD_BYTES as usize / 8]);
+static NULL_BLOCK: NullBlock =
+    NullBlock([const { AtomicU64::new(0) }; BLOCK_OVERHEAD_BYTES as usize / 8]);
 
-impl Entry {
+impl MappedSegment {
     fn none() -> Self {
-        Self { first: (&raw const NOTHING).wrapping_add(1).cast(), room: 0, granules: 0 }
+        Self { first: (&raw const NULL_BLOCK).wrapping_add(1).cast(), room: 0, granules: 0 }
     }
 }
 
 // SAFETY: an entry points into the mapping of the same index, which lives as long as the table, and
 // is read through atomics and slices of published blocks only.
-unsafe impl<const FIRST: u64> Send for Table<FIRST> {}
+unsafe impl<const FIRST: u64> Send for MappingTable<FIRST> {}
 // SAFETY: as above.
-unsafe impl<const FIRST: u64> Sync for Table<FIRST> {}
+unsafe impl<const FIRST: u64> Sync for MappingTable<FIRST> {}
 
-impl<const FIRST: u64> Table<FIRST> {
+impl<const FIRST: u64> MappingTable<FIRST> {
     fn set(&mut self, id: u16, mapping: Option<Arc<Mapping>>) {
         let place = usize::from(id);
         if self.entries.len() <= place {
-            self.entries.resize(place + 1, Entry::none());
+            self.entries.resize(place + 1, MappedSegment::none());
             self.mapped.resize(place + 1, None);
         }
         self.entries[place] = match &mapping {
@@ -85,9 +86,9 @@ impl<const FIRST: u64> Table<FIRST> {
                 let room = mapping.length() as u64 - FIRST;
                 // Inside of the mapping, or just behind it.
                 let first = mapping.base().wrapping_add(FIRST as usize).cast_const();
-                Entry { first, room, granules: room / GRANULE_BYTES }
+                MappedSegment { first, room, granules: room / GRANULE_BYTES }
             }
-            _ => Entry::none(),
+            _ => MappedSegment::none(),
         };
         self.mapped[place] = mapping;
     }
@@ -99,7 +100,7 @@ impl<const FIRST: u64> Table<FIRST> {
     /// Where a payload begins that begins at `payload`, if that lies inside.
     #[inline]
     fn place_of(&self, id: u16, payload: u64) -> Option<*const u8> {
-        let &Entry { first, room, .. } = self.entries.get(usize::from(id))?;
+        let &MappedSegment { first, room, .. } = self.entries.get(usize::from(id))?;
         let offset = payload.wrapping_sub(FIRST);
         (offset <= room).then(|| first.wrapping_add(offset as usize))
     }
@@ -118,8 +119,8 @@ impl<const FIRST: u64> Table<FIRST> {
 
     /// The block whose payload begins at `payload`, if it is that of `header`.
     #[inline(always)]
-    fn find(&self, id: u16, payload: u64, header: &MetaHeader) -> Option<Checked> {
-        let &Entry { first, room, granules } = self.entries.get(usize::from(id))?;
+    fn find(&self, id: u16, payload: u64, header: &MetaHeader) -> Option<CheckedHeader> {
+        let &MappedSegment { first, room, granules } = self.entries.get(usize::from(id))?;
         // What lies before the first place, or is negative, becomes huge.
         let offset = payload.wrapping_sub(FIRST);
         // Turned by six bits, so does what is no multiple of 64: one question for three.
@@ -137,7 +138,7 @@ impl<const FIRST: u64> Table<FIRST> {
         if (found ^ header.hint) | (size_in(block) ^ header.size) != 0 || found == 0 {
             return None;
         }
-        Some(Checked { block, size: header.size as usize })
+        Some(CheckedHeader { block, size: header.size as usize })
     }
 }
 
@@ -159,7 +160,7 @@ pub enum ResolveError {
     },
     /// `managed` is neither 0 nor 1.
     #[error("managed is {got}, which is neither 0 nor 1")]
-    Unmanageable {
+    BadManagedFlag {
         /// What it is.
         got: u8,
     },
@@ -203,7 +204,7 @@ impl Coded for ResolveError {
             Self::Stale { .. } | Self::UnknownSegment { .. } | Self::UnknownRegion { .. } => {
                 ErrorKind::FailedPrecondition
             }
-            Self::Unmanageable { .. }
+            Self::BadManagedFlag { .. }
             | Self::Misaligned { .. }
             | Self::OutOfBounds { .. }
             | Self::WrongSize { .. } => ErrorKind::InvalidArgument,
@@ -214,7 +215,7 @@ impl Coded for ResolveError {
         Code(match self {
             Self::UnknownSegment { .. } => 4040,
             Self::UnknownRegion { .. } => 4041,
-            Self::Unmanageable { .. } => 4042,
+            Self::BadManagedFlag { .. } => 4042,
             Self::Misaligned { .. } => 4043,
             Self::OutOfBounds { .. } => 4044,
             Self::Stale { .. } => 4045,
@@ -226,7 +227,7 @@ impl Coded for ResolveError {
 /// Why a segment is not mapped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum AddError {
+pub enum MapError {
     /// It cannot be mapped.
     #[error("cannot map {kind} {id}")]
     Map {
@@ -266,7 +267,7 @@ pub enum AddError {
     },
 }
 
-impl Coded for AddError {
+impl Coded for MapError {
     fn kind(&self) -> ErrorKind {
         ErrorKind::FailedPrecondition
     }
@@ -341,16 +342,16 @@ impl RawBlock {
 }
 
 /// A checked place: where the block begins, and how long its payload is.
-struct Checked {
+struct CheckedHeader {
     block: *const u8,
     size: usize,
 }
 
 /// The first bytes of a segment's file, read and not mapped: that a file which is no segment after
 /// all is too short costs an error then, not the process.
-struct Head([u8; size_of::<SegmentHeader>()]);
+struct SegmentHead([u8; size_of::<SegmentHeader>()]);
 
-impl Head {
+impl SegmentHead {
     const MAGIC: u64 = u64::from_le_bytes(SegmentHeader::MAGIC);
 
     fn read(file: BorrowedFd<'_>) -> rustix::io::Result<Self> {
@@ -379,7 +380,7 @@ impl Mappings {
     /// These, and one more; a mapping of the same id is replaced.
     ///
     /// # Errors
-    /// [`AddError`].
+    /// [`MapError`].
     pub fn with(
         &self,
         kind: Kind,
@@ -387,13 +388,13 @@ impl Mappings {
         size_bytes: u64,
         epoch: Epoch,
         file: BorrowedFd<'_>,
-    ) -> Result<Self, AddError> {
-        let failed = |error: io::Error| AddError::Map { kind, id, error };
+    ) -> Result<Self, MapError> {
+        let failed = |error: io::Error| MapError::Map { kind, id, error };
         let unlike = |what, got, expected| {
             if got == expected {
                 Ok(())
             } else {
-                Err(AddError::Unlike { kind, id, what, got, expected })
+                Err(MapError::Unlike { kind, id, what, got, expected })
             }
         };
         let length =
@@ -410,21 +411,21 @@ impl Mappings {
             let sealed = facts.st_nlink > 0
                 || fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
             // Read after that: a name goes after the segment is retired.
-            let head = Head::read(file).map_err(|error| failed(error.into()))?;
-            unlike("the magic", head.u64(offset_of!(SegmentHeader, magic)), Head::MAGIC)?;
+            let head = SegmentHead::read(file).map_err(|error| failed(error.into()))?;
+            unlike("the magic", head.u64(offset_of!(SegmentHeader, magic)), SegmentHead::MAGIC)?;
             let version = u64::from(SegmentHeader::VERSION);
             unlike("the version", head.u32(offset_of!(SegmentHeader, version)), version)?;
             unlike("the epoch", head.u64(offset_of!(SegmentHeader, epoch)), epoch.0)?;
             unlike("the id", head.u32(offset_of!(SegmentHeader, segment_id)), u64::from(id))?;
             unlike("the size", head.u64(offset_of!(SegmentHeader, size)), size_bytes)?;
             if head.u32(offset_of!(SegmentHeader, retired)) != 0 {
-                return Err(AddError::Retired { id });
+                return Err(MapError::Retired { id });
             }
             if !sealed {
-                return Err(AddError::NotSealed { id });
+                return Err(MapError::NotSealed { id });
             }
         }
-        let mapping = Mapping::of_file(file.as_fd(), length, Access::Read).map_err(failed)?;
+        let mapping = Mapping::of_file(file.as_fd(), length, MapAccess::Read).map_err(failed)?;
         Ok(self.clone().with_mapped(kind, id, Arc::new(mapping)))
     }
 
@@ -480,7 +481,7 @@ impl Mappings {
 
     /// Finds the block, or says no; why is found out only then.
     #[inline(always)]
-    fn find(&self, header: &MetaHeader) -> Option<Checked> {
+    fn find(&self, header: &MetaHeader) -> Option<CheckedHeader> {
         let handle = header.handle.cast_unsigned();
         match header.managed {
             1 => {
@@ -495,7 +496,7 @@ impl Mappings {
     /// The block that `header` names, if it has its generation and size now. Keeps nothing.
     #[inline]
     pub(super) fn live_block(&self, header: &MetaHeader) -> Option<RawBlock> {
-        let Checked { block, size } = self.find(header)?;
+        let CheckedHeader { block, size } = self.find(header)?;
         // SAFETY: `find` has seen that the headers lie inside of the mapping.
         let payload = unsafe { block.add(BLOCK_OVERHEAD_BYTES as usize) };
         Some(RawBlock { payload: NonNull::new(payload.cast_mut())?, room: size as u64 })
@@ -511,7 +512,7 @@ impl Mappings {
     }
 
     #[inline(always)]
-    fn check(&self, header: &MetaHeader) -> Result<Checked, ResolveError> {
+    fn check(&self, header: &MetaHeader) -> Result<CheckedHeader, ResolveError> {
         match self.find(header) {
             Some(checked) => Ok(checked),
             None => Err(self.why_not(header)),
@@ -524,7 +525,7 @@ impl Mappings {
     fn why_not(&self, header: &MetaHeader) -> ResolveError {
         let MetaHeader { size, handle, hint: expected, .. } = *header;
         if header.managed > 1 {
-            return ResolveError::Unmanageable { got: header.managed };
+            return ResolveError::BadManagedFlag { got: header.managed };
         }
         let Some(mapping) = self.mapping_of(header) else {
             return match header.managed {
@@ -567,7 +568,7 @@ impl Mappings {
     // A call would cost as much as the checks.
     #[inline(always)]
     pub fn locate(&self, header: &MetaHeader) -> Result<Location, ResolveError> {
-        let Checked { block, size } = self.check(header)?;
+        let CheckedHeader { block, size } = self.check(header)?;
         // SAFETY: `check` has seen that 64 bytes of headers and `size` bytes of payload lie inside
         // of the mapping.
         let address = unsafe { block.add(BLOCK_OVERHEAD_BYTES as usize) };
@@ -582,7 +583,7 @@ impl Mappings {
     /// # Safety
     /// The block must stay pinned as long as the slice lives: by a lease, a session or a timeframe
     /// of the table that `header` came with, or because the caller owns the pool. Safe code gets
-    /// bytes from a [`Table`](crate::client::Table), or a copy from [`read`](Self::read).
+    /// bytes from a [`MappingTable`](crate::client::Table), or a copy from [`read`](Self::read).
     #[inline(always)]
     pub unsafe fn resolve(&self, header: &MetaHeader) -> Result<&[u8], ResolveError> {
         let Location { address, size } = self.locate(header)?;
@@ -726,8 +727,9 @@ impl Mappings {
 
     /// Whether what was read of `header` until now was still the object.
     pub fn still_valid(&self, header: &MetaHeader) -> bool {
-        self.check(header)
-            .is_ok_and(|Checked { block, .. }| sync::seen_again(generation(block)) == header.hint)
+        self.check(header).is_ok_and(|CheckedHeader { block, .. }| {
+            sync::seen_again(generation(block)) == header.hint
+        })
     }
 
     /// The version that lies there.
@@ -735,7 +737,7 @@ impl Mappings {
     /// # Errors
     /// [`ResolveError`].
     pub fn object_id(&self, header: &MetaHeader) -> Result<ObjectId, ResolveError> {
-        let Checked { block, .. } = self.check(header)?;
+        let CheckedHeader { block, .. } = self.check(header)?;
         // SAFETY: the id is a field of the header, which lies inside of the mapping.
         let place = unsafe { block.add(offset_of!(BlockHeader, object_id)) };
         // SAFETY: 16 bytes inside of the mapping; a published block does not change.

@@ -245,7 +245,7 @@ pub async fn copy(
 
 impl Copied {
     /// Commits versions that were staged, and counts them: all of them, or none.
-    fn take(&mut self, destination: &Destination, done: Vec<Done>) {
+    fn take(&mut self, destination: &Destination, done: Vec<StagedVersion>) {
         let mut batch = match destination {
             Destination::Folder(writer) => Some(writer.batch()),
             Destination::Bucket(_) => None,
@@ -374,7 +374,7 @@ fn tell(problem: &Problem) {
 }
 
 /// A version and what staging it came to.
-type Done = (Arc<ObjectInfo>, Result<(Staged, u64), CopyError>);
+type StagedVersion = (Arc<ObjectInfo>, Result<(Staged, u64), CopyError>);
 
 /// What of the paths of `versions` is in the destination.
 async fn present(

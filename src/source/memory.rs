@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, SourceState, write_all,
+    Body, Knowledge, PathSummary, Reachability, Source, SourceError, SourceHealth, write_all,
 };
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
@@ -19,12 +19,12 @@ const URL: &str = "memory:";
 /// Versions and their bytes, put at run time.
 #[derive(Debug, Default)]
 pub struct MemorySource {
-    paths: RwLock<BTreeMap<ObjectPath, BTreeMap<ObjectId, Held>>>,
+    paths: RwLock<BTreeMap<ObjectPath, BTreeMap<ObjectId, StoredObject>>>,
     requests: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
-struct Held {
+struct StoredObject {
     info: Arc<ObjectInfo>,
     bytes: Arc<[u8]>,
 }
@@ -41,7 +41,7 @@ impl MemorySource {
         info.size_bytes = Some(bytes.len() as u64);
         let mut paths = self.paths.write().unwrap_or_else(PoisonError::into_inner);
         let versions = paths.entry(info.path.clone()).or_default();
-        versions.insert(info.id, Held { info: Arc::new(info), bytes });
+        versions.insert(info.id, StoredObject { info: Arc::new(info), bytes });
     }
 }
 
@@ -76,7 +76,7 @@ impl Source for MemorySource {
             let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
             paths.get(&version.path).and_then(|versions| versions.get(&version.id)).cloned()
         };
-        let Some(Held { bytes, .. }) = held else {
+        let Some(StoredObject { bytes, .. }) = held else {
             let (url, path, id) = (URL.to_owned(), version.path.clone(), version.id);
             return Err(SourceError::NoSuchVersion { url, path, id });
         };
@@ -93,7 +93,7 @@ impl Source for MemorySource {
     fn health(&self) -> Vec<SourceHealth> {
         vec![SourceHealth {
             url: URL.to_owned(),
-            state: SourceState::Up,
+            state: Reachability::Up,
             requests: self.requests.load(Ordering::Relaxed),
             failures: 0,
             latency: Timing::default(),

@@ -45,11 +45,11 @@ pub use claim::{ClaimError, select};
 pub use copy::{Copied, CopyError, Destination, Selection, copy};
 pub use details::Details;
 pub use disk::DiskSource;
-pub(crate) use disk::Record as VersionRecord;
+pub(crate) use disk::VersionRecord;
 pub use memory::MemorySource;
 pub use open::{SourceOptions, check_url, open, split_prefixes};
 pub use policy::{PathPolicy, Policies, PolicySource, WhenMissing};
-pub use verify::{Damage, Done, Verified};
+pub use verify::{Damage, RepairOutcome, VerifyReport};
 
 /// What a source knows of a path around a timestamp.
 ///
@@ -79,7 +79,7 @@ pub struct Problem {
 
 /// Versions of a path, those included that others hide at every time, in order of (from, id).
 #[derive(Debug, Clone, Default)]
-pub struct Page {
+pub struct VersionPage {
     /// The versions of this page.
     pub versions: Vec<Arc<ObjectInfo>>,
     /// What was passed over because it could not be read; on the first page.
@@ -90,7 +90,7 @@ pub struct Page {
     pub whole: bool,
 }
 
-impl Page {
+impl VersionPage {
     /// The page behind `after` of all `versions`, which are in any order.
     pub(crate) fn of(
         mut versions: Vec<Arc<ObjectInfo>>,
@@ -183,9 +183,10 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         query: &Query,
         after: Option<PageKey>,
         limit: usize,
-    ) -> Result<Page, SourceError> {
+    ) -> Result<VersionPage, SourceError> {
         let listed = self.list(query).await?;
-        Ok(listed.map_or_else(Page::default, |versions| Page::of(versions, after, limit)))
+        Ok(listed
+            .map_or_else(VersionPage::default, |versions| VersionPage::of(versions, after, limit)))
     }
 
     /// The version `id` of `path`, of which it is said where its interval begins and when it was
@@ -295,7 +296,7 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
 
 /// Whether a source answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SourceState {
+pub enum Reachability {
     /// Its last answer was one, or it was not asked yet.
     #[default]
     Up,
@@ -309,7 +310,7 @@ pub struct SourceHealth {
     /// Its URL, without credentials.
     pub url: String,
     /// Whether it answers.
-    pub state: SourceState,
+    pub state: Reachability,
     /// What it was asked.
     pub requests: u64,
     /// What of that failed.

@@ -79,20 +79,20 @@ impl Policies {
 
 /// A source under policies.
 pub struct PolicySource {
-    behind: Arc<dyn Source>,
+    inner: Arc<dyn Source>,
     policies: Policies,
 }
 
 impl fmt::Debug for PolicySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PolicySource({:?})", self.behind)
+        write!(f, "PolicySource({:?})", self.inner)
     }
 }
 
 impl PolicySource {
-    /// `behind` under `policies`.
-    pub fn new(behind: Arc<dyn Source>, policies: Policies) -> Self {
-        Self { behind, policies }
+    /// `inner` under `policies`.
+    pub fn new(inner: Arc<dyn Source>, policies: Policies) -> Self {
+        Self { inner, policies }
     }
 
     async fn in_time<T>(
@@ -106,7 +106,7 @@ impl PolicySource {
         match tokio::time::timeout(limit, work).await {
             Ok(done) => done,
             Err(_) => Err(SourceError::Down {
-                url: self.behind.url().to_owned(),
+                url: self.inner.url().to_owned(),
                 what: path.to_string(),
                 reason: format!("no answer in {} ms, the limit of this path", limit.as_millis()),
             }),
@@ -136,20 +136,20 @@ fn default_version(path: &ObjectPath, bytes: &[u8]) -> ObjectInfo {
 #[async_trait]
 impl Source for PolicySource {
     fn url(&self) -> &str {
-        self.behind.url()
+        self.inner.url()
     }
 
     fn refresh(&self) -> Duration {
-        self.behind.refresh()
+        self.inner.refresh()
     }
 
     fn refresh_of(&self, path: &ObjectPath) -> Duration {
         let own = self.policies.of(path).and_then(|policy| policy.refresh);
-        own.unwrap_or_else(|| self.behind.refresh_of(path))
+        own.unwrap_or_else(|| self.inner.refresh_of(path))
     }
 
     fn subscribe(&self, listener: ChangeListener) {
-        self.behind.subscribe(listener);
+        self.inner.subscribe(listener);
     }
 
     async fn look_up(
@@ -161,10 +161,10 @@ impl Source for PolicySource {
         // A source does not know the default object and must not be asked whether it changed.
         let held = held.filter(|version| !version.metadata.contains_key(DEFAULT));
         // What the source remembers may be older than a path that is refreshed more often allows.
-        if self.refresh_of(&query.path) < self.behind.refresh_of(&query.path) {
-            self.behind.forget(&query.path);
+        if self.refresh_of(&query.path) < self.inner.refresh_of(&query.path) {
+            self.inner.forget(&query.path);
         }
-        let asked = self.behind.look_up(query, at, held);
+        let asked = self.inner.look_up(query, at, held);
         let mut knowledge = self.in_time(&query.path, asked).await?;
         if let Some(bytes) = self.default_of(&query.path) {
             knowledge.versions.push(Arc::new(default_version(&query.path, bytes)));
@@ -173,7 +173,7 @@ impl Source for PolicySource {
     }
 
     async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
-        let listed = self.in_time(&query.path, self.behind.list(query)).await?;
+        let listed = self.in_time(&query.path, self.inner.list(query)).await?;
         let default = self.default_of(&query.path);
         let default = default.map(|bytes| Arc::new(default_version(&query.path, bytes)));
         Ok(listed.map(|versions| versions.into_iter().chain(default).collect()))
@@ -192,7 +192,7 @@ impl Source for PolicySource {
                 return Ok(Some(Arc::new(default)));
             }
         }
-        self.in_time(path, self.behind.describe(path, from, created, id)).await
+        self.in_time(path, self.inner.describe(path, from, created, id)).await
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
@@ -207,15 +207,15 @@ impl Source for PolicySource {
             let what = format!("the default of {}", version.path);
             return stored.await.map_err(|error| SourceError::Body { what, error });
         }
-        self.in_time(&version.path, self.behind.fetch(version, body)).await
+        self.in_time(&version.path, self.inner.fetch(version, body)).await
     }
 
     fn forget(&self, path: &ObjectPath) {
-        self.behind.forget(path);
+        self.inner.forget(path);
     }
 
     fn write_target(&self, path: &ObjectPath) -> WriteTarget {
-        self.behind.write_target(path)
+        self.inner.write_target(path)
     }
 
     async fn change(
@@ -223,30 +223,30 @@ impl Source for PolicySource {
         change: &Change,
         bytes: Option<UploadBytes>,
     ) -> Result<Changed, SourceError> {
-        self.behind.change(change, bytes).await
+        self.inner.change(change, bytes).await
     }
 
     fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
-        self.behind.known_details(version)
+        self.inner.known_details(version)
     }
 
     async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
-        self.behind.subfolders(path).await
+        self.inner.subfolders(path).await
     }
 
     async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
         if version.metadata.contains_key(DEFAULT) {
             return Ok(Details::default());
         }
-        self.in_time(&version.path, self.behind.details(version)).await
+        self.in_time(&version.path, self.inner.details(version)).await
     }
 
     fn health(&self) -> Vec<SourceHealth> {
-        self.behind.health()
+        self.inner.health()
     }
 
     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
-        self.behind.paths(prefix).await
+        self.inner.paths(prefix).await
     }
 }
 

@@ -10,12 +10,12 @@ pub struct Damage {
     /// What is wrong with it.
     pub reason: String,
     /// What was done about it.
-    pub done: Done,
+    pub done: RepairOutcome,
 }
 
 /// What was done about something that is not right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Done {
+pub enum RepairOutcome {
     /// Nothing: nothing was to be done, or it is not ours.
     LeftAlone,
     /// It is gone.
@@ -24,7 +24,7 @@ pub enum Done {
     SetAside,
 }
 
-impl Done {
+impl RepairOutcome {
     /// In words.
     pub const fn name(self) -> &'static str {
         match self {
@@ -37,7 +37,7 @@ impl Done {
 
 /// What lies there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Verified {
+pub struct VerifyReport {
     /// Files, or versions, that are right.
     pub files: u64,
     /// Their bytes.
@@ -46,8 +46,8 @@ pub struct Verified {
     pub damaged: Vec<Damage>,
 }
 
-impl Verified {
-    pub(super) fn wrong(&mut self, file: PathBuf, reason: impl Into<String>, done: Done) {
+impl VerifyReport {
+    pub(super) fn wrong(&mut self, file: PathBuf, reason: impl Into<String>, done: RepairOutcome) {
         self.damaged.push(Damage { file, reason: reason.into(), done });
     }
 }

@@ -13,8 +13,8 @@ use arrow_schema::{ArrowError, DataType};
 
 use super::content::{Cell, Objects};
 use super::encode::EncodeError;
+use super::layout::{header_fields, o2_item};
 use super::request::CellKind;
-use super::shape::{header_fields, o2_item};
 use crate::shm::MetaHeader;
 
 /// What stands under a null: it means nothing, but it must be the same everywhere.

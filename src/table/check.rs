@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// `check`: whether everything adds up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Check {
+pub struct CheckRequest {
     /// Every object is read too, and its CRC-32C compared.
     #[serde(default)]
     pub contents: bool,

@@ -110,14 +110,14 @@ pub struct IntervalColumn {
 #[derive(Debug, Clone)]
 pub struct Content {
     /// What stands in it.
-    pub shown: Shown,
+    pub shown: TableBody,
     /// What its cells name.
     pub objects: Arc<dyn Objects>,
 }
 
 /// What stands in a table.
 #[derive(Debug, Clone)]
-pub enum Shown {
+pub enum TableBody {
     /// A cell for each timestamp; of the views rows, objects and chunks.
     Rows {
         /// The columns, as they were asked for.

@@ -27,7 +27,7 @@ pub enum CellValue<'a> {
     /// Where the object lies.
     Header(MetaHeader),
     /// Where the object lies, without a generation: the cell `o2`.
-    Place {
+    O2 {
         /// Offset of the chunk header in the segment.
         handle: i64,
         /// The managed segment.
@@ -64,12 +64,12 @@ pub(super) fn wrong(array: &dyn Array, reason: &str) -> DecodeError {
 
 /// Where a cell lies: which array, and its place there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct CellPosition {
     array: u32,
     at: u32,
 }
 
-impl Place {
+impl CellPosition {
     const NONE: Self = Self { array: u32::MAX, at: 0 };
 }
 
@@ -78,7 +78,7 @@ impl Place {
 pub struct ColumnRuns {
     /// The row behind the last one of each.
     ends: Vec<usize>,
-    places: Vec<Place>,
+    places: Vec<CellPosition>,
     arrays: Vec<CellArray>,
 }
 
@@ -131,7 +131,7 @@ impl ColumnRuns {
         Some(self.cell(*self.places.get(run)?))
     }
 
-    fn cell(&self, place: Place) -> CellValue<'_> {
+    fn cell(&self, place: CellPosition) -> CellValue<'_> {
         match self.arrays.get(place.array as usize) {
             Some(array) => array.cell(place.at as usize),
             None => CellValue::Null,
@@ -141,15 +141,15 @@ impl ColumnRuns {
     /// The rows before `end` that are no others' have the cell `at` of the array that is the `array`th.
     pub(super) fn push(&mut self, end: usize, array: usize, at: usize) {
         // Run ends and keys are Int32, so places are no more.
-        self.push_place(end, Place { array: array as u32, at: at as u32 });
+        self.push_place(end, CellPosition { array: array as u32, at: at as u32 });
     }
 
     /// The rows before `end` that are no others' have null cells.
     pub(super) fn push_null(&mut self, end: usize) {
-        self.push_place(end, Place::NONE);
+        self.push_place(end, CellPosition::NONE);
     }
 
-    fn push_place(&mut self, end: usize, place: Place) {
+    fn push_place(&mut self, end: usize, place: CellPosition) {
         let last = self.places.last();
         let same = last.is_some_and(|last| *last == place || self.cell(*last) == self.cell(place));
         match self.ends.last_mut() {
@@ -191,7 +191,7 @@ impl ColumnRuns {
                         self.push(end, array, at);
                     } else {
                         self.ends.push(end);
-                        self.places.push(Place { array: array as u32, at: at as u32 });
+                        self.places.push(CellPosition { array: array as u32, at: at as u32 });
                     }
                 }
             }
@@ -299,7 +299,7 @@ impl CellArray {
             Self::Places(cells, integers) if cells.is_valid(row) => {
                 let first = cells.value_offset_at(row);
                 let part = |n: usize| integers.value(first + n);
-                CellValue::Place { handle: part(0), segment: part(1), size: part(2) }
+                CellValue::O2 { handle: part(0), segment: part(1), size: part(2) }
             }
             Self::Payloads(array) if array.is_valid(row) => CellValue::Payload(array.value(row)),
             Self::Headers(_) | Self::Fields(_) | Self::Places(..) | Self::Payloads(_) => {

@@ -13,11 +13,11 @@ use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::SchemaRef;
 
 use super::cells::{cell_array, run_array};
-use super::content::{Cell, Column, Content, IntervalColumn, Objects, Shown};
+use super::content::{Cell, Column, Content, IntervalColumn, Objects, TableBody};
 use super::ipc::{BatchMessages, MessageWriter};
+use super::ipc_body::{Dictionaries, RowWindow, payload_dictionaries, with_payloads};
+use super::layout::{TableLayout, text_type};
 use super::request::{CellKind, Encoding, View};
-use super::shape::{Shape, text_type};
-use super::wire::{Dictionaries, Window, payload_dictionaries, with_payloads};
 use crate::error::{Code, Coded, ErrorKind};
 use crate::index::Timestamps;
 use crate::object::{ObjectId, ObjectPath};
@@ -101,7 +101,7 @@ impl Coded for EncodeError {
 
 /// The batches of a table, made one after the other; at least one, if only an empty one.
 pub struct Batches {
-    shape: Arc<Shape>,
+    shape: Arc<TableLayout>,
     schema: SchemaRef,
     content: Content,
     /// By column: the values of the dictionary, the same array in all batches.
@@ -114,12 +114,12 @@ pub struct Batches {
 
 impl Content {
     /// The batches of this in the given form.
-    pub fn batches(&self, shape: &Shape) -> Batches {
+    pub fn batches(&self, shape: &TableLayout) -> Batches {
         self.batches_of(Arc::new(shape.clone()), shape.schema())
     }
 
     /// The same with the schema that goes with `shape`, which can have other metadata.
-    pub fn batches_of(&self, shape: Arc<Shape>, schema: SchemaRef) -> Batches {
+    pub fn batches_of(&self, shape: Arc<TableLayout>, schema: SchemaRef) -> Batches {
         Batches {
             schema,
             shape,
@@ -140,12 +140,12 @@ impl Iterator for Batches {
             return None;
         }
         let made = match self.content.shown.clone() {
-            Shown::Rows { columns, timestamps } => match self.shape.view {
+            TableBody::Rows { columns, timestamps } => match self.shape.view {
                 View::Chunks => self.chunk(&columns),
                 View::Objects => self.records(&columns),
                 View::Rows | View::Intervals => self.rows(&columns, &timestamps),
             },
-            Shown::Intervals(columns) => self.intervals(&columns),
+            TableBody::Intervals(columns) => self.intervals(&columns),
         };
         self.over |= made.is_err();
         Some(made)
@@ -154,13 +154,13 @@ impl Iterator for Batches {
 
 /// The same batches as messages, one after the other: the dictionaries that one needs, then the
 /// batch itself.
-pub struct Messages {
+pub struct EncodedMessages {
     batches: Batches,
     writer: MessageWriter,
     dictionaries: Arc<Dictionaries>,
 }
 
-impl Iterator for Messages {
+impl Iterator for EncodedMessages {
     type Item = Result<BatchMessages, EncodeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -170,13 +170,13 @@ impl Iterator for Messages {
         }
         let shape = Arc::clone(&batches.shape);
         let made = match batches.content.shown.clone() {
-            Shown::Rows { columns, timestamps }
+            TableBody::Rows { columns, timestamps }
                 if shape.view == View::Rows
                     && matches!(shape.cell, CellKind::Binary | CellKind::Payload) =>
             {
                 batches.row_messages(&columns, &timestamps, dictionaries)
             }
-            Shown::Intervals(columns) if shape.cell == CellKind::Payload => {
+            TableBody::Intervals(columns) if shape.cell == CellKind::Payload => {
                 batches.interval_messages(&columns, writer)
             }
             _ => return Some(batches.next()?.and_then(|batch| writer.write(&batch))),
@@ -188,8 +188,12 @@ impl Iterator for Messages {
 
 impl Batches {
     /// The batches as messages that follow the schema; `dictionaries`: those of tables like this one.
-    pub fn into_messages(self, dictionaries: Arc<Dictionaries>) -> Messages {
-        Messages { writer: MessageWriter::after_schema(&self.schema), batches: self, dictionaries }
+    pub fn into_messages(self, dictionaries: Arc<Dictionaries>) -> EncodedMessages {
+        EncodedMessages {
+            writer: MessageWriter::after_schema(&self.schema),
+            batches: self,
+            dictionaries,
+        }
     }
 
     /// Checks, before the first batch is made, that the objects can be cells.
@@ -197,7 +201,7 @@ impl Batches {
     /// # Errors
     /// [`EncodeError`].
     pub fn check(&self) -> Result<(), EncodeError> {
-        let Shown::Rows { columns, .. } = &self.content.shown else { return Ok(()) };
+        let TableBody::Rows { columns, .. } = &self.content.shown else { return Ok(()) };
         if self.shape.view != View::Rows {
             return Ok(());
         }
@@ -234,7 +238,7 @@ impl Batches {
         let (from, until) = self.next_rows(columns, timestamps)?;
         let timestamps = shape.timestamps_column.then_some(timestamps);
         let objects = &self.content.objects;
-        let window = Window { columns, timestamps, from, until, cell: shape.cell, objects };
+        let window = RowWindow { columns, timestamps, from, until, cell: shape.cell, objects };
         let (dictionaries, batch) = match shape.encoding {
             Encoding::RunEnd => (Arc::default(), window.run_end()),
             Encoding::Plain => (Arc::default(), window.plain()),

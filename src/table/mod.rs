@@ -12,49 +12,49 @@
 
 mod action;
 mod admit;
+mod arrow_timestamps;
 mod cells;
 mod check;
 mod content;
 mod decode;
 mod encode;
-mod head;
+mod intervals;
 mod ipc;
+mod ipc_body;
+mod layout;
 mod limits;
-mod lock;
+mod lock_file;
 mod request;
-mod shape;
-mod spans;
+mod schema_message;
 mod status;
 #[cfg(test)]
 mod tests;
-mod times;
-mod wire;
 
 pub use action::{
     ActionError, Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer,
     Register, Release, SegmentsAnswer, action_types, parse_action,
 };
-pub use check::{Check, CheckAnswer};
+pub use arrow_timestamps::{TimestampsError, timestamps_from_array, timestamps_from_batches};
+#[cfg(feature = "server")]
+pub(crate) use arrow_timestamps::{plain_timestamps, together};
+pub use check::{CheckAnswer, CheckRequest};
 pub use content::{
-    CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Objects, Shown,
+    CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Objects, TableBody,
 };
 pub use decode::{CellValue, ColumnRuns, DecodeError, column_runs};
-pub use encode::{Batches, EncodeError, Messages};
-pub use head::Head;
+pub use encode::{Batches, EncodeError, EncodedMessages};
+pub use intervals::{ColumnSpans, JoinedColumn, run_end_batch};
 pub use ipc::{BatchMessages, Message, MessageWriter};
+pub use ipc_body::Dictionaries;
+pub use layout::{Meta, TableLayout};
 pub use limits::RequestLimits;
-pub use lock::LockEntry;
+pub use lock_file::LockEntry;
 pub use request::{
     CellKind, ColumnList, ColumnRequest, Columns, Encoding, Missing, RangeRequest, Request,
     RequestError, SHORT_SPAN, View, When,
 };
-pub use shape::{Meta, Shape};
-pub use spans::{ColumnSpans, JoinedColumn, run_end_batch};
+pub use schema_message::SchemaMessage;
 pub use status::{
     ConsumerState, MemoryStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeState,
     TimeframeStatus,
 };
-pub use times::{TimestampsError, timestamps_from_array, timestamps_from_batches};
-#[cfg(feature = "server")]
-pub(crate) use times::{plain_timestamps, together};
-pub use wire::Dictionaries;

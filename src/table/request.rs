@@ -11,7 +11,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::limits::{AtMost, RequestLimits, check_metadata, check_name};
-use super::lock::LockEntry;
+use super::lock_file::LockEntry;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};

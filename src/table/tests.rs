@@ -87,8 +87,14 @@ fn column(name: &str, rows: &[Option<u32>], cells: u8) -> Column {
     Column { name: name.into(), path: ObjectPath::new("A/B").unwrap(), runs: runs.into(), cells }
 }
 
-fn shape(encoding: Encoding, cell: CellKind, view: View, nullable: bool, names: &[&str]) -> Shape {
-    Shape {
+fn shape(
+    encoding: Encoding,
+    cell: CellKind,
+    view: View,
+    nullable: bool,
+    names: &[&str],
+) -> TableLayout {
+    TableLayout {
         view,
         encoding,
         cell,
@@ -112,12 +118,12 @@ fn shape(encoding: Encoding, cell: CellKind, view: View, nullable: bool, names: 
 fn content(columns: Vec<Column>, rows: usize) -> Content {
     let timestamps = Timestamps::new((0..rows as i64).collect::<Vec<_>>(), None);
     let objects = Arc::new(Numbered::of(&columns));
-    let shown = Shown::Rows { columns: Arc::new(columns), timestamps: Arc::new(timestamps) };
+    let shown = TableBody::Rows { columns: Arc::new(columns), timestamps: Arc::new(timestamps) };
     Content { shown, objects }
 }
 
 /// An IPC stream, its messages framed as in a file: marker, length, padding.
-fn stream(content: &Content, shape: &Shape) -> (Vec<u8>, Vec<Message>) {
+fn stream(content: &Content, shape: &TableLayout) -> (Vec<u8>, Vec<Message>) {
     let batches = content.batches(shape);
     let (mut writer, first) = MessageWriter::begin(&batches.schema());
     let mut messages = vec![first];
@@ -165,9 +171,7 @@ fn rows_of(batches: &[RecordBatch], place: usize) -> Vec<Option<Stands>> {
         let shown = match cell {
             CellValue::Null => None,
             CellValue::Header(header) => Some(Stands::Header(header)),
-            CellValue::Place { handle, segment, size } => {
-                Some(Stands::Place(handle, segment, size))
-            }
+            CellValue::O2 { handle, segment, size } => Some(Stands::Place(handle, segment, size)),
             CellValue::Payload(bytes) => Some(Stands::Payload(bytes.to_vec())),
         };
         rows.resize(end, shown);
@@ -375,7 +379,7 @@ fn a_payload_crosses_once_per_object_or_once_per_run() {
 }
 
 /// The messages that are written without arrays in between, the schema first.
-fn direct(content: &Content, shape: &Shape) -> Vec<Message> {
+fn direct(content: &Content, shape: &TableLayout) -> Vec<Message> {
     let batches = content.batches(shape);
     let first = MessageWriter::begin(&batches.schema()).1;
     let messages = batches.into_messages(Arc::default());
@@ -418,7 +422,7 @@ fn payloads_of_intervals_read_the_same_when_they_are_sent_from_where_they_lie() 
         rows: rows.clone().collect(),
         cells: cells.clone(),
     };
-    let shown = Shown::Intervals(Arc::new(vec![column("a"), column("b")]));
+    let shown = TableBody::Intervals(Arc::new(vec![column("a"), column("b")]));
     let content = Content { shown, objects: Arc::new(Numbered(objects)) };
     for encoding in ENCODINGS {
         let shape = shape(encoding, CellKind::Payload, View::Intervals, false, &["a", "b"]);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use iovcache::budget::ClientBudget;
 use iovcache::cache::Origin;
-use iovcache::shm::attach::{Announcement, LineReader, Refusal, SegmentEntry};
+use iovcache::shm::attach::{Announcement, AttachRefusal, LineReader, SegmentEntry};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
@@ -206,7 +206,7 @@ async fn an_attached_process_reports_on_its_socket_and_a_wrong_report_is_told_an
     ] {
         writeln!(stream, "{wrong}").unwrap();
         let (told, _) = line(&stream).await.unwrap();
-        let told: Refusal = serde_json::from_slice(&told).unwrap();
+        let told: AttachRefusal = serde_json::from_slice(&told).unwrap();
         assert!(told.error.starts_with(code), "{wrong}: {}", told.error);
         assert!(!told.error.contains(&lease), "{}", told.error);
     }
@@ -254,7 +254,7 @@ async fn a_session_is_used_by_its_own_user_on_its_own_node_alone() {
     );
     let request = Request::parse(json.as_bytes()).unwrap();
     let asked = async |origin| {
-        let asker = Asker { origin, ticket: Some(json.as_bytes().into()), ..Asker::default() };
+        let asker = Caller { origin, ticket: Some(json.as_bytes().into()), ..Caller::default() };
         kept.cache.answer(&request, &asker).await
     };
     asked(client(Some(own))).await.unwrap();
@@ -262,7 +262,7 @@ async fn a_session_is_used_by_its_own_user_on_its_own_node_alone() {
     asked(client(None).with_tcp_user(Some(own))).await.unwrap();
     let unknown = |json: &str| json.replace(attached.session(), "another");
     let unknown = Request::parse(unknown(&json).as_bytes()).unwrap();
-    let unknown = kept.cache.answer(&unknown, &Asker::default()).await.unwrap_err();
+    let unknown = kept.cache.answer(&unknown, &Caller::default()).await.unwrap_err();
     for stranger in [client(Some(own + 1)), client(None)] {
         let error = asked(stranger.clone()).await.unwrap_err();
         assert_eq!(error.to_string(), unknown.to_string(), "it does not tell that it is there");
@@ -305,7 +305,7 @@ async fn in_the_name_of_a_consumer_that_is_there_only_its_user_or_key_reports_an
             assert_eq!((error.kind(), error.code().0), (ErrorKind::PermissionDenied, 5017));
         }
         assert_eq!(cache.drop_timeframe_by(1, &stranger).unwrap_err().code().0, 5017);
-        let asker = Asker { origin: stranger, ..Asker::default() };
+        let asker = Caller { origin: stranger, ..Caller::default() };
         assert_eq!(cache.answer(&read, &asker).await.unwrap_err().code().0, 5017);
     }
     assert_eq!(cache.timeframes().len(), 1);
@@ -347,7 +347,7 @@ async fn the_quota_of_a_consumer_is_not_used_up_by_others_that_name_it() {
     let asked = async |at: u8, origin: Origin| {
         let json =
             format!(r#"{{"columns": {{"b": "A/B"}}, "timestamps": [{at}], "consumer": "x"}}"#);
-        let asker = Asker { origin, ..Asker::default() };
+        let asker = Caller { origin, ..Caller::default() };
         cache.answer(&Request::parse(json.as_bytes()).unwrap(), &asker).await.map(|_| ())
     };
     asked(5, client(None)).await.unwrap();
@@ -368,7 +368,7 @@ async fn a_request_that_another_client_repeats_ends_no_lease_of_it() {
     let mut leases = Vec::new();
     for connection in [Some(1), Some(2)] {
         let (origin, ticket) = (client(None), Some(ticket[..].into()));
-        let asker = Asker { origin, connection, ticket, ..Asker::default() };
+        let asker = Caller { origin, connection, ticket, ..Caller::default() };
         leases.push(cache.answer(&request, &asker).await.unwrap().lease().clone());
     }
     for stranger in [None, Some(3)] {

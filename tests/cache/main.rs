@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use iovcache::cache::{Answer, Asker, CacheError, ConsumerLimits, SlowConsumer};
+use iovcache::cache::{Answer, CacheError, Caller, ConsumerLimits, SlowConsumer};
 use iovcache::error::{Coded, ErrorKind};
 use iovcache::index::Timestamps;
 use iovcache::shm::attach::Attachment;
@@ -140,7 +140,7 @@ fn request(json: &str) -> Request {
 }
 
 async fn ask(cache: &Cache, json: &str) -> Result<Answer, CacheError> {
-    cache.answer(&request(json), &Asker::default()).await
+    cache.answer(&request(json), &Caller::default()).await
 }
 
 /// The bytes that the cells name.

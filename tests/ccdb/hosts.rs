@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use iovcache::source::SourceState;
+use iovcache::source::Reachability;
 
 use super::fake_ccdb::{Ask, Fault, Upload};
 use super::*;
@@ -26,7 +26,7 @@ async fn a_host_that_is_gone_is_stepped_over() {
     }
     let health = source.health();
     assert_eq!(health[0].url, format!("http://{gone}"));
-    assert_eq!((health[0].state, health[1].state), (SourceState::Down, SourceState::Up));
+    assert_eq!((health[0].state, health[1].state), (Reachability::Down, Reachability::Up));
     assert_eq!(health[0].requests, 1, "the host that answered is asked first then");
     assert_eq!((health[0].failures, health[1].failures), (1, 0));
     assert_eq!(health[1].requests, 12, "a listing, a miss, and the bodies");
@@ -72,7 +72,7 @@ async fn refused_connections_open_the_breaker_and_a_probe_closes_it() {
     });
     tokio::time::sleep(Duration::from_millis(120)).await;
     assert!(look_up(&source, "A/One", 50).await.unwrap().versions.is_empty());
-    assert_eq!(source.health()[0].state, SourceState::Up);
+    assert_eq!(source.health()[0].state, Reachability::Up);
     answering.abort();
 }
 
@@ -88,7 +88,7 @@ async fn failures_of_one_path_do_not_shut_out_the_others() {
         version_at(&source, "A/Good", 50).await;
     }
     let health = &source.health()[0];
-    assert_eq!((health.state, health.requests, health.failures), (SourceState::Up, 15, 10));
+    assert_eq!((health.state, health.requests, health.failures), (Reachability::Up, 15, 10));
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use iovcache::cache::Asker;
+use iovcache::cache::Caller;
 use iovcache::client::{Client, ClientOptions, TableRequest};
 use iovcache::error::Coded as _;
 use iovcache::shm::PoolOptions;
@@ -182,7 +182,7 @@ async fn release_hang_up_expiry_and_consumed_at_once_are_one_end() {
         ];
         let mut leases = Vec::new();
         for request in &requests {
-            let answer = cache.answer(request, &Asker::default()).await.unwrap();
+            let answer = cache.answer(request, &Caller::default()).await.unwrap();
             leases.push(answer.lease().clone());
         }
         let mut ends: Vec<Box<dyn FnOnce() + Send>> = vec![

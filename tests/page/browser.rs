@@ -156,7 +156,7 @@ impl Browser {
     }
 
     /// A picture of the window, as PNG.
-    pub fn picture(&self) -> Vec<u8> {
+    pub fn snapshot(&self) -> Vec<u8> {
         let path = format!("/session/{}/screenshot", self.session);
         let text = self.call("GET", &path, &Value::Null);
         base64(text.as_str().unwrap())

@@ -139,7 +139,7 @@ async fn load() -> Load {
 
 /// Keeps what the browser shows, where a folder is named for it.
 fn keep(browser: &Browser, name: &str) {
-    let png = browser.picture();
+    let png = browser.snapshot();
     assert!(png.starts_with(b"\x89PNG") && png.len() > 10_000, "{name}: {} bytes", png.len());
     if let Some(folder) = std::env::var_os("IOVCACHE_PICTURES") {
         std::fs::create_dir_all(&folder).unwrap();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgMatches, Args, Subcommand};
 use iovcache::escape::escape;
-use iovcache::server::{ConfigError, Origin, Section, SectionForm, Settings, sections};
+use iovcache::server::{ConfigError, Section, SectionForm, Settings, ValueOrigin, sections};
 use serde_json::json;
 
 use crate::common::{Failure, out, out_line};
@@ -102,7 +102,7 @@ fn written(settings: Option<&Settings>) -> Result<String, Failure> {
             SectionForm::List | SectionForm::Named => {
                 let origin = settings.map(|settings| settings.origin(name));
                 if let (Some(value), Some(origin)) =
-                    (value, origin.filter(|o| **o != Origin::Default))
+                    (value, origin.filter(|o| **o != ValueOrigin::Default))
                 {
                     // As it stands: what is in it cannot come from elsewhere.
                     let only = toml::Table::from_iter([((*name).to_owned(), value.clone())]);

@@ -15,8 +15,8 @@ use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 use serde::{Deserialize, Serialize};
 
 use crate::common::{Failure, progress, show_bytes};
-use crate::picture::{Bar, bars};
 use crate::status::show;
+use crate::text_chart::{Bar, bars};
 use crate::time;
 
 /// The versions that the demo makes: path, from, until, created, kilobytes. They overlap.

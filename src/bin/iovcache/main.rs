@@ -9,19 +9,19 @@ mod common;
 mod config;
 mod copy;
 mod demo;
+mod generate;
 mod hints;
 mod import;
 mod index;
 mod input;
 mod log;
 mod ls;
-mod papers;
-mod picture;
 mod put;
 mod serve;
 mod settings;
 mod status;
 mod table;
+mod text_chart;
 mod threads;
 mod time;
 mod timeline;
@@ -81,7 +81,7 @@ enum Command {
     /// Check a configuration, or show what it comes to.
     Config(config::Arguments),
     /// Write the completions of a shell to stdout.
-    Completions(papers::CompletionsArguments),
+    Completions(generate::CompletionsArguments),
     /// Write the manual page to stdout.
     Man,
 }
@@ -147,8 +147,8 @@ fn main() -> ExitCode {
             Command::Verify(arguments) => verify::run(&arguments),
             Command::Token(arguments) => token::run(&arguments),
             Command::Config(arguments) => config::run(arguments, &to_log, matches),
-            Command::Completions(arguments) => papers::completions(&arguments),
-            Command::Man => papers::man(),
+            Command::Completions(arguments) => generate::completions(&arguments),
+            Command::Man => generate::man(),
         }
     });
     let status = match done {

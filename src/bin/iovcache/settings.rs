@@ -7,7 +7,9 @@ use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use iovcache::Coded as _;
-use iovcache::server::{ConfigError, ConfigFault, Document, Origin, Said, Settings, sections};
+use iovcache::server::{
+    ConfigError, ConfigFault, Document, Override, Settings, ValueOrigin, sections,
+};
 
 use crate::common::Failure;
 use crate::serve::{Arguments, LogArguments};
@@ -16,7 +18,7 @@ use crate::serve::{Arguments, LogArguments};
 #[derive(Debug, Clone)]
 pub(crate) struct Given {
     file: Option<PathBuf>,
-    said: Vec<Said>,
+    said: Vec<Override>,
 }
 
 impl Given {
@@ -162,7 +164,7 @@ fn flatten(
     above: &str,
     table: toml::Table,
     options: &BTreeMap<&str, ValueSource>,
-    said: &mut Vec<Said>,
+    said: &mut Vec<Override>,
 ) {
     for (name, value) in table {
         let key = if above.is_empty() { name } else { format!("{above}.{name}") };
@@ -170,10 +172,10 @@ fn flatten(
             toml::Value::Table(inner) => flatten(&key, inner, options, said),
             value => {
                 let origin = match options.get(key.as_str()) {
-                    Some(ValueSource::EnvVariable) => Origin::Environment(variable(&key)),
-                    _ => Origin::CommandLine(option_of(&key)),
+                    Some(ValueSource::EnvVariable) => ValueOrigin::Environment(variable(&key)),
+                    _ => ValueOrigin::CommandLine(option_of(&key)),
                 };
-                said.push(Said { key, value, origin });
+                said.push(Override { key, value, origin });
             }
         }
     }

@@ -10,7 +10,7 @@ use iovcache::escape::escape;
 use iovcache::table::{SourceState, Status};
 
 use crate::common::{Failure, Server, out, show_bytes};
-use crate::picture::gauge;
+use crate::text_chart::gauge;
 
 /// So many timeframes are shown, the oldest ones.
 const MAX_TIMEFRAMES: usize = 8;

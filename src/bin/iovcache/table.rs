@@ -367,7 +367,7 @@ fn shown_cell(cell: CellValue<'_>) -> Option<String> {
             };
             Some(format!("{} B in {kind} {id} at {}", header.size, header.handle))
         }
-        CellValue::Place { handle, segment, size } => {
+        CellValue::O2 { handle, segment, size } => {
             Some(format!("{size} B in segment {segment} at {handle}"))
         }
         CellValue::Payload(bytes) => {

@@ -7,7 +7,7 @@ use iovcache::client::TableRequest;
 use serde_json::json;
 
 use crate::common::{Failure, Server, out};
-use crate::picture::{Bar, bars};
+use crate::text_chart::{Bar, bars};
 use crate::{hints, time};
 
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use iovcache::escape::Escaped;
-use iovcache::source::{Done, Verified, disk, repository};
+use iovcache::source::{RepairOutcome, VerifyReport, disk, repository};
 use serde_json::json;
 
 use crate::common::{Failure, out, show_bytes};
@@ -35,7 +35,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         (None, None) => return Err(Failure::usage("give --repository or --disk")),
     };
     let verified = verified.map_err(|error| Failure::io(folder.display(), error))?;
-    let Verified { files, bytes, damaged } = &verified;
+    let VerifyReport { files, bytes, damaged } = &verified;
     if arguments.json {
         let damaged: Vec<_> = damaged
             .iter()
@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         out(text.as_bytes())?;
     }
-    match damaged.iter().filter(|one| one.done == Done::LeftAlone).count() {
+    match damaged.iter().filter(|one| one.done == RepairOutcome::LeftAlone).count() {
         0 => Ok(()),
         count => Err(Failure::failed(format!("{count} are not right"))),
     }

@@ -17,10 +17,10 @@ use super::role::needed_for_call;
 use super::{Access, Denied, Identity, Role};
 use crate::cache::Cache;
 use crate::secret::Secret;
-use crate::server::conduct::{Torn, UnderWay};
-use crate::server::connection::Entered;
+use crate::server::connection::PeerInfo;
 use crate::server::meter::Metered;
 use crate::server::outgoing::Outgoing;
+use crate::server::reset_limit::{Torn, UnderWay};
 use crate::server::status::status;
 
 /// Puts a guard before a service.
@@ -46,7 +46,7 @@ impl GuardLayer {
             // Every client may call it: no identification is needed.
             None => Identity { name: "anybody".into(), role: Role::Read, by_key: false, uid: None },
             Some(needs) => {
-                let entered = request.extensions().get::<Entered>();
+                let entered = request.extensions().get::<PeerInfo>();
                 let peer = &entered.ok_or(Denied::NoCredentials)?.peer;
                 let identity = match bearer(request) {
                     Ok(token) => self.access.identify(peer, token.as_ref()),
@@ -121,7 +121,7 @@ where
                 // No later code needs the token, so none can reveal it.
                 request.headers_mut().remove(AUTHORIZATION);
                 request.extensions_mut().insert(identity);
-                let entered = request.extensions().get::<Entered>();
+                let entered = request.extensions().get::<PeerInfo>();
                 let budget = entered.map(|entered| entered.budget.clone()).unwrap_or_default();
                 let torn = Torn::default();
                 let line = entered.map(|entered| Arc::clone(&entered.line));

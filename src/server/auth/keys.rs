@@ -22,14 +22,14 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
-use super::denied::Denied;
+use super::error::Denied;
 use super::role::Role;
 use crate::error::{Code, Coded, ErrorKind};
 use crate::interval::Timestamp;
 use crate::secret::Secret;
 
 /// A token's SHA-256.
-type Hash = [u8; 32];
+type TokenHash = [u8; 32];
 
 /// Longest token. Longer ones are refused without hashing.
 const MAX_TOKEN_BYTES: usize = 4_096;
@@ -44,7 +44,7 @@ pub struct Keys {
 #[derive(Clone)]
 struct Token {
     name: Arc<str>,
-    hash: Hash,
+    hash: TokenHash,
     role: Role,
     expires: Option<Timestamp>,
 }
@@ -192,15 +192,15 @@ impl Keys {
     }
 }
 
-fn hash(token: &Secret) -> Hash {
+fn hash(token: &Secret) -> TokenHash {
     Sha256::digest(token.reveal()).into()
 }
 
-fn hash_of_hex(text: &str) -> Option<Hash> {
+fn hash_of_hex(text: &str) -> Option<TokenHash> {
     let digits: Option<Vec<u8>> =
         text.chars().map(|c| c.to_digit(16).map(|digit| digit as u8)).collect();
     let digits = digits.filter(|digits| digits.len() == 64)?;
-    let mut hash = Hash::default();
+    let mut hash = TokenHash::default();
     for (byte, pair) in hash.iter_mut().zip(digits.chunks(2)) {
         *byte = pair[0] << 4 | pair[1];
     }

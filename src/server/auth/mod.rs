@@ -14,7 +14,7 @@
 //! the Unix sockets included. [`Access::check_exposed`] refuses a plain TCP port that other nodes
 //! can reach.
 
-mod denied;
+mod error;
 mod guard;
 mod keys;
 mod role;
@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-pub use denied::Denied;
+pub use error::Denied;
 pub(super) use guard::GuardLayer;
 pub use keys::{Keys, KeysError};
 pub use role::Role;
@@ -124,10 +124,10 @@ impl Peer {
 
 /// Access control. Clones share their state.
 #[derive(Debug, Clone)]
-pub struct Access(Arc<Inner>);
+pub struct Access(Arc<AccessInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct AccessInner {
     policy: PeerPolicy,
     keys: ArcSwap<Keys>,
     clock: Clock,
@@ -144,7 +144,7 @@ impl Access {
     /// Admits the users that `policy` lists on the Unix sockets, and requires one of `keys` if
     /// there are any. `clock` decides when keys expire.
     pub fn new(policy: PeerPolicy, keys: Keys, clock: Clock) -> Self {
-        Self(Arc::new(Inner { policy, keys: ArcSwap::from_pointee(keys), clock }))
+        Self(Arc::new(AccessInner { policy, keys: ArcSwap::from_pointee(keys), clock }))
     }
 
     /// Replaces the keys for all later calls. Running streams are not ended.

@@ -9,9 +9,9 @@ use hyper::body::Incoming;
 
 use super::address::{Nonsense, Wanted};
 use super::change::Writes;
-use super::range::{Part, part};
-use super::reply::{Reply, ReplyBody};
-use super::request::{MAX_TARGET_BYTES, Method, Request, id_of_tag};
+use super::range::{BodyPart, part};
+use super::reply::{CcdbReply, ReplyBody};
+use super::request::{CcdbRequest, MAX_TARGET_BYTES, Method, id_of_tag};
 use super::{Answering, page, version};
 use crate::cache::{Cache, CacheError};
 use crate::interval::Timestamp;
@@ -55,7 +55,7 @@ impl Front {
         let began = std::time::Instant::now();
         let (parts, body) = request.into_parts();
         let is_too_long = parts.uri.to_string().len() > MAX_TARGET_BYTES;
-        let request = Request::new(&parts);
+        let request = CcdbRequest::new(&parts);
         let answered = match is_too_long {
             true => Ok(page::status(414, "the address is too long")),
             false => self.try_answer(&request, body, peer).await,
@@ -75,10 +75,10 @@ impl Front {
 
     async fn try_answer(
         &self,
-        request: &Request,
+        request: &CcdbRequest,
         body: Incoming,
         peer: Option<SocketAddr>,
-    ) -> Result<Reply, CacheError> {
+    ) -> Result<CcdbReply, CacheError> {
         match request.method {
             Method::Get | Method::Head => {}
             Method::Options => return Ok(options()),
@@ -107,11 +107,15 @@ impl Front {
     }
 
     /// Whether the request comes from a browser, for addresses without an object.
-    fn is_a_person(&self, request: &Request) -> bool {
+    fn is_a_person(&self, request: &CcdbRequest) -> bool {
         request.accept.as_deref().is_some_and(|accept| accept.contains("text/html"))
     }
 
-    async fn look_up(&self, request: &Request, wanted: Wanted) -> Result<Reply, CacheError> {
+    async fn look_up(
+        &self,
+        request: &CcdbRequest,
+        wanted: Wanted,
+    ) -> Result<CcdbReply, CacheError> {
         let (Some(at), false) = (wanted.at, wanted.path.is_empty()) else {
             return Ok(page::usage());
         };
@@ -137,7 +141,7 @@ impl Front {
             Answering::Body => self.body(request, &version, By::Time, Some(until)).await,
             Answering::Redirect => {
                 let details = self.details(&version).await;
-                let mut reply = Reply::new(303);
+                let mut reply = CcdbReply::new(303);
                 reply.header("Cache-Control", "no-cache");
                 let address = version::address(&version);
                 reply.header("Content-Location", &address);
@@ -148,7 +152,7 @@ impl Front {
         }
     }
 
-    async fn download(&self, request: &Request, rest: &str) -> Result<Reply, CacheError> {
+    async fn download(&self, request: &CcdbRequest, rest: &str) -> Result<CcdbReply, CacheError> {
         let Some(id) = ObjectId::parse(rest.trim_end_matches('/')) else {
             return Ok(page::status(400, "expected /download/UUID"));
         };
@@ -165,11 +169,11 @@ impl Front {
     /// The bytes of a version, or the requested part of them.
     async fn body(
         &self,
-        request: &Request,
+        request: &CcdbRequest,
         version: &Arc<ObjectInfo>,
         by: By,
         until: Option<Timestamp>,
-    ) -> Result<Reply, CacheError> {
+    ) -> Result<CcdbReply, CacheError> {
         if request.if_none_match.contains(&version.id) {
             return Ok(not_modified(until));
         }
@@ -182,7 +186,7 @@ impl Front {
         let details = self.details(version).await;
         let content_type = version::content_type(&details);
         let begin = |status: u16| {
-            let mut reply = Reply::new(status);
+            let mut reply = CcdbReply::new(status);
             if by != By::Id {
                 reply.header("Cache-Control", "no-cache");
             }
@@ -210,7 +214,7 @@ impl Front {
         let range = request.range.as_deref().filter(|_| request.method == Method::Get);
         let range = range.filter(|_| request.if_range.as_deref().is_none_or(is_same));
         match part(range, size) {
-            Part::Whole => {
+            BodyPart::Whole => {
                 let md5 = self.cache.md5_of(version, &held).await;
                 let mut reply = begin(200);
                 reply.header("Accept-Ranges", "bytes");
@@ -221,7 +225,7 @@ impl Front {
                 reply.header("Content-Type", content_type);
                 Ok(reply.object(&held, 0..size))
             }
-            Part::One(range) => {
+            BodyPart::One(range) => {
                 let mut reply = begin(206);
                 let (first, last) = (range.start, range.end - 1);
                 reply.header("Content-Range", format_args!("bytes {first}-{last}/{size}"));
@@ -229,7 +233,7 @@ impl Front {
                 reply.header("Content-Type", content_type);
                 Ok(reply.object(&held, range))
             }
-            Part::Several(ranges) => {
+            BodyPart::Several(ranges) => {
                 let boundary = format!("THIS_STRING_SEPARATES_{}", uuid::Uuid::new_v4());
                 let mut reply = begin(206);
                 let multipart = format_args!("multipart/byteranges; boundary={boundary}");
@@ -244,7 +248,7 @@ impl Front {
                 });
                 Ok(reply.parts(&held, parts.collect(), format!("\r\n--{boundary}--")))
             }
-            Part::Nothing => {
+            BodyPart::Nothing => {
                 let mut reply = begin(416);
                 reply.header("Content-Range", format_args!("bytes */{size}"));
                 Ok(reply.empty())
@@ -254,7 +258,7 @@ impl Front {
 }
 
 /// The limits on creation times that a request sets.
-pub(super) fn limits(request: &Request) -> CreationLimits {
+pub(super) fn limits(request: &CcdbRequest) -> CreationLimits {
     CreationLimits {
         not_before: request.if_not_before.map(Timestamp::from_millis),
         not_after: request.if_not_after.map(Timestamp::from_millis),
@@ -262,8 +266,8 @@ pub(super) fn limits(request: &Request) -> CreationLimits {
 }
 
 /// The allowed methods, for OPTIONS requests and for browsers' preflight requests.
-fn options() -> Reply {
-    let mut reply = Reply::new(200);
+fn options() -> CcdbReply {
+    let mut reply = CcdbReply::new(200);
     reply.replace(
         "Access-Control-Allow-Headers",
         "range,accept,if-none-match,if-not-after,if-not-before,browse-limit,x-filter-fields",
@@ -275,8 +279,8 @@ fn options() -> Reply {
     reply.empty()
 }
 
-fn not_modified(until: Option<Timestamp>) -> Reply {
-    let mut reply = Reply::new(304);
+fn not_modified(until: Option<Timestamp>) -> CcdbReply {
+    let mut reply = CcdbReply::new(304);
     reply.header("Cache-Control", "no-cache");
     reply.date();
     if let Some(until) = until {

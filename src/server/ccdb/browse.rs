@@ -16,8 +16,8 @@ use super::json::JsonPage;
 use super::listing::{Found, Pattern};
 use super::people::PeoplePage;
 use super::plain::{TextPage, XmlPage};
-use super::reply::{Reply, ReplyBody};
-use super::request::Request;
+use super::reply::{CcdbReply, ReplyBody};
+use super::request::CcdbRequest;
 use super::{json, page};
 use crate::cache::CacheError;
 use crate::object::{ObjectInfo, ObjectPath};
@@ -31,7 +31,7 @@ const PIECE: usize = 128;
 const NAMED: usize = 8;
 
 /// The format of a listing.
-pub(super) trait Format: Send + Sync + 'static {
+pub(super) trait ListingFormat: Send + Sync + 'static {
     fn content_type(&self) -> &'static str;
     /// The text before the first version.
     fn start(&self, found: &Found) -> String;
@@ -52,10 +52,10 @@ pub(super) trait Format: Send + Sync + 'static {
 impl Front {
     pub(super) async fn browse(
         &self,
-        request: &Request,
+        request: &CcdbRequest,
         only_latest: bool,
         path: &str,
-    ) -> Result<Reply, CacheError> {
+    ) -> Result<CcdbReply, CacheError> {
         // Real servers never answer this with the usage page.
         let wanted = Wanted::parse(path).unwrap_or_default();
         let asked = request.parameter("Accept");
@@ -67,7 +67,7 @@ impl Front {
         if let Some(fields) = fields.as_mut().filter(|fields| **fields == QUALITY_CONTROL) {
             fields.extend(["Created", "Last-Modified"].map(str::to_owned));
         }
-        let format: Box<dyn Format> = if accept.contains("json") {
+        let format: Box<dyn ListingFormat> = if accept.contains("json") {
             if !only_latest
                 && fields.as_deref().is_some_and(|fields| *fields == ["path"])
                 && let Some(reply) = self.only_paths(request, &wanted).await?
@@ -98,8 +98,8 @@ impl Front {
     }
 
     /// The answer with a listing: as a whole if it is short, else streamed while it is written.
-    fn page(&self, found: Found, format: Box<dyn Format>) -> Reply {
-        let mut reply = Reply::new(200);
+    fn page(&self, found: Found, format: Box<dyn ListingFormat>) -> CcdbReply {
+        let mut reply = CcdbReply::new(200);
         reply.header("Cache-Control", "no-cache");
         if !found.left_out.is_empty() {
             let paths: Vec<&str> =
@@ -119,7 +119,7 @@ impl Front {
         }
         let count = found.versions.len().min(format.longest());
         let cache = self.cache.clone();
-        let piece = move |found: &Found, format: &dyn Format, first: usize| {
+        let piece = move |found: &Found, format: &dyn ListingFormat, first: usize| {
             let mut text = if first == 0 { format.start(found) } else { String::new() };
             let last = (first + PIECE).min(count);
             for (number, version) in found.versions[first..last].iter().enumerate() {
@@ -146,9 +146,9 @@ impl Front {
     /// its source. The source answers this without a listing of each path.
     async fn only_paths(
         &self,
-        request: &Request,
+        request: &CcdbRequest,
         wanted: &Wanted,
-    ) -> Result<Option<Reply>, CacheError> {
+    ) -> Result<Option<CcdbReply>, CacheError> {
         let plain = wanted.at.is_none() && wanted.id.is_none() && wanted.metadata.is_empty();
         let pattern = Pattern::new(&wanted.path);
         let is_pattern = matches!(pattern, Pattern::Wild { .. });
@@ -163,7 +163,7 @@ impl Front {
             entries.extend(std::iter::repeat_n(entry, count));
             left -= count;
         }
-        let mut reply = Reply::new(200);
+        let mut reply = CcdbReply::new(200);
         reply.header("Cache-Control", "no-cache");
         reply.date();
         let text = format!("{{\"objects\":[\n{}]\n}}", entries.join(",\n"));

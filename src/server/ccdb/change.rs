@@ -25,8 +25,8 @@ use hyper::body::{Bytes, Frame, Incoming};
 use super::address::Wanted;
 use super::answer::{Front, limits};
 use super::listing::Pattern;
-use super::reply::Reply;
-use super::request::{Method, Request};
+use super::reply::CcdbReply;
+use super::request::{CcdbRequest, Method};
 use super::{page, version};
 use crate::cache::CacheError;
 use crate::interval::{Timestamp, ValidityInterval};
@@ -52,10 +52,10 @@ pub(in crate::server) struct Writes {
 impl Front {
     pub(super) async fn change(
         &self,
-        request: &Request,
+        request: &CcdbRequest,
         body: Option<Incoming>,
         peer: Option<SocketAddr>,
-    ) -> Result<Reply, CacheError> {
+    ) -> Result<CcdbReply, CacheError> {
         let is_truncate = request.method == Method::Get;
         let path = match is_truncate {
             true => request.path.trim_start_matches('/').trim_start_matches("truncate"),
@@ -107,10 +107,10 @@ impl Front {
     /// Applies a change, and answers with the result.
     async fn apply(
         &self,
-        request: &Request,
+        request: &CcdbRequest,
         change: Change,
         upload: Option<UploadBytes>,
-    ) -> Result<Reply, CacheError> {
+    ) -> Result<CcdbReply, CacheError> {
         if self.cache.write_target(&change.path) == WriteTarget::ReadOnly {
             let path = &change.path;
             return Ok(broken_off(
@@ -142,7 +142,11 @@ impl Front {
     }
 
     /// Deletes all versions of a path, or of all paths that a pattern matches.
-    async fn truncate(&self, request: &Request, wanted: Wanted) -> Result<Reply, CacheError> {
+    async fn truncate(
+        &self,
+        request: &CcdbRequest,
+        wanted: Wanted,
+    ) -> Result<CcdbReply, CacheError> {
         let pattern = Pattern::new(&wanted.path);
         let paths: Vec<ObjectPath> = match (&pattern, ObjectPath::new(&wanted.path)) {
             (Pattern::Plain, Ok(path)) => vec![path],
@@ -175,7 +179,7 @@ impl Front {
     }
 
     /// Whether this client may change anything.
-    fn may_write(&self, request: &Request, peer: Option<SocketAddr>) -> Result<(), String> {
+    fn may_write(&self, request: &CcdbRequest, peer: Option<SocketAddr>) -> Result<(), String> {
         // A page in a browser can send a form to any port of the node the browser runs on.
         if request.has_origin {
             return Err("browsers may not change anything here".to_owned());
@@ -190,14 +194,15 @@ impl Front {
     }
 
     /// The answer without write permission.
-    fn refuse(&self, request: &Request, wanted: Wanted) -> Reply {
+    fn refuse(&self, request: &CcdbRequest, wanted: Wanted) -> CcdbReply {
         let message = "this service only reads: it was started without --ccdb-writable";
         let is_followed = matches!(request.method, Method::Post | Method::Put);
-        let keeper = ObjectPath::new(&wanted.path).map(|path| self.cache.write_target(&path));
-        match keeper {
+        let descriptor_store =
+            ObjectPath::new(&wanted.path).map(|path| self.cache.write_target(&path));
+        match descriptor_store {
             Ok(WriteTarget::Source { ccdb: Some((url, path)) }) if is_followed => {
                 let rest = after_path(&request.path, &wanted.path);
-                let mut reply = Reply::new(307);
+                let mut reply = CcdbReply::new(307);
                 reply.header("Cache-Control", "no-cache");
                 let query = match request.query.as_str() {
                     "" => String::new(),
@@ -230,7 +235,7 @@ fn next_milli(at: Timestamp) -> Timestamp {
 
 /// The first part of a form: its name and type, and its bytes as they come.
 async fn first_part(
-    request: &Request,
+    request: &CcdbRequest,
     body: Incoming,
 ) -> Result<(ChangeKind, UploadBytes), String> {
     let content_type = request.content_type.as_deref().unwrap_or_default();
@@ -266,8 +271,8 @@ fn pieces(body: Incoming) -> impl futures::Stream<Item = io::Result<Bytes>> + Se
     })
 }
 
-fn described(status: u16, version: &ObjectInfo) -> Reply {
-    let mut reply = Reply::new(status);
+fn described(status: u16, version: &ObjectInfo) -> CcdbReply {
+    let mut reply = CcdbReply::new(status);
     version::describe(&mut reply, version, &Details::default(), None);
     reply.header("Location", version::address(version));
     match status {
@@ -277,9 +282,9 @@ fn described(status: u16, version: &ObjectInfo) -> Reply {
 }
 
 /// An answer that libcurl reports as an error, because it is shorter than announced.
-fn broken_off(status: u16, message: &str) -> Reply {
+fn broken_off(status: u16, message: &str) -> CcdbReply {
     let text = format!("{message}\n");
-    let mut reply = Reply::new(status);
+    let mut reply = CcdbReply::new(status);
     reply.header("Cache-Control", "no-cache");
     reply.date();
     reply.header("Content-Length", text.len() + MISSING_BYTES);

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::Front;
-use super::guarded::Guarded;
+use super::guarded::ProgressGuard;
 use super::request::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 /// Maximum concurrent connections, if the descriptors allow it. More wait to be accepted.
@@ -84,7 +84,7 @@ async fn attend(
         .preserve_header_case(true)
         .title_case_headers(true)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(Guarded::new(stream, STALL_LIMIT)), answer);
+        .serve_connection(TokioIo::new(ProgressGuard::new(stream, STALL_LIMIT)), answer);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,

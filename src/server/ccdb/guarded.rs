@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 /// A stream whose writes have to make progress.
-pub(super) struct Guarded<S> {
+pub(super) struct ProgressGuard<S> {
     stream: S,
     limit: Duration,
     /// Active while a write waits.
@@ -18,7 +18,7 @@ pub(super) struct Guarded<S> {
     waits: bool,
 }
 
-impl<S> Guarded<S> {
+impl<S> ProgressGuard<S> {
     pub(super) fn new(stream: S, limit: Duration) -> Self {
         Self { stream, limit, timer: Box::pin(tokio::time::sleep(limit)), waits: false }
     }
@@ -43,7 +43,7 @@ impl<S> Guarded<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ProgressGuard<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -53,7 +53,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ProgressGuard<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -96,7 +96,7 @@ mod tests {
     #[tokio::test]
     async fn a_write_that_makes_no_progress_ends_and_a_slow_one_does_not() {
         let (near, mut far) = tokio::io::duplex(10);
-        let mut guarded = Guarded::new(near, Duration::from_millis(600));
+        let mut guarded = ProgressGuard::new(near, Duration::from_millis(600));
         let reading = tokio::spawn(async move {
             let mut piece = [0; 5];
             for _ in 0..6 {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::browse::Format;
+use super::browse::ListingFormat;
 use super::listing::Found;
 use super::version;
 use crate::object::ObjectInfo;
@@ -13,7 +13,7 @@ pub(super) struct JsonPage {
     pub(super) fields: Option<Vec<String>>,
 }
 
-impl Format for JsonPage {
+impl ListingFormat for JsonPage {
     fn content_type(&self) -> &'static str {
         "application/json;charset=ISO-8859-1"
     }

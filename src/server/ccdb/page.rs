@@ -1,6 +1,6 @@
 //! Answers without an object: pages in the style of real servers.
 
-use super::reply::Reply;
+use super::reply::CcdbReply;
 use crate::cache::CacheError;
 use crate::error::{Coded as _, ErrorKind};
 
@@ -27,7 +27,7 @@ With --ccdb-writable also, as at the source:
 ";
 
 /// A page with a status and a message.
-pub(super) fn status(status: u16, message: &str) -> Reply {
+pub(super) fn status(status: u16, message: &str) -> CcdbReply {
     let title = match status {
         400 => "Bad Request",
         204 => "No Content",
@@ -41,7 +41,7 @@ pub(super) fn status(status: u16, message: &str) -> Reply {
         _ => "Internal Server Error",
     };
     let message = message.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    let mut reply = Reply::new(status);
+    let mut reply = CcdbReply::new(status);
     reply.header("Cache-Control", "no-cache");
     if status == 503 {
         reply.header("Retry-After", 1);
@@ -61,13 +61,13 @@ pub(super) fn status(status: u16, message: &str) -> Reply {
 }
 
 /// No object is valid at that time, or there is no such version.
-pub(super) fn not_found() -> Reply {
+pub(super) fn not_found() -> CcdbReply {
     status(404, "No matching objects found")
 }
 
 /// Redirect to the browse page.
-pub(super) fn to_browse() -> Reply {
-    let mut reply = Reply::new(303);
+pub(super) fn to_browse() -> CcdbReply {
+    let mut reply = CcdbReply::new(303);
     reply.header("Cache-Control", "no-cache");
     reply.header("Location", "/browse/");
     reply.date();
@@ -76,15 +76,15 @@ pub(super) fn to_browse() -> Reply {
 
 /// The usage page. Real servers send it with status 200, which clients take for an object; this
 /// service does not.
-pub(super) fn usage() -> Reply {
-    let mut reply = Reply::new(400);
+pub(super) fn usage() -> CcdbReply {
+    let mut reply = CcdbReply::new(400);
     reply.header("Cache-Control", "no-cache");
     reply.date();
     reply.text("text/plain;charset=UTF-8", USAGE.as_bytes().to_vec())
 }
 
 /// A page for an error of the cache.
-pub(super) fn error(error: &CacheError) -> Reply {
+pub(super) fn error(error: &CacheError) -> CcdbReply {
     let code = match error.kind() {
         ErrorKind::InvalidArgument => 400,
         ErrorKind::NotFound => 404,

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::address::Wanted;
-use super::browse::Format;
+use super::browse::ListingFormat;
 use super::listing::Found;
 use super::plain::escaped;
 use super::version;
@@ -48,7 +48,7 @@ impl PeoplePage {
     }
 }
 
-impl Format for PeoplePage {
+impl ListingFormat for PeoplePage {
     fn content_type(&self) -> &'static str {
         "text/html;charset=utf-8"
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use hyper::body::Bytes;
 
-use super::browse::Format;
+use super::browse::ListingFormat;
 use super::listing::Found;
 use super::version;
 use crate::object::ObjectInfo;
@@ -13,7 +13,7 @@ use crate::source::Details;
 /// Text, in Latin-1.
 pub(super) struct TextPage;
 
-impl Format for TextPage {
+impl ListingFormat for TextPage {
     fn content_type(&self) -> &'static str {
         "text/plain;charset=ISO-8859-1"
     }
@@ -103,7 +103,7 @@ const DOCUMENT_TYPE: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>
 ]>
 ";
 
-impl Format for XmlPage {
+impl ListingFormat for XmlPage {
     fn content_type(&self) -> &'static str {
         "text/xml;charset=UTF-8"
     }

@@ -7,7 +7,7 @@ const MAX_RANGES: usize = 64;
 
 /// The effect of a `Range` header on a body.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum BodyPart {
     /// All of it: no range, one of another unit, too many, or several that overlap.
     Whole,
     One(Range<usize>),
@@ -17,21 +17,21 @@ pub(super) enum Part {
     Nothing,
 }
 
-pub(super) fn part(header: Option<&str>, size: usize) -> Part {
+pub(super) fn part(header: Option<&str>, size: usize) -> BodyPart {
     let Some(set) = header.and_then(|text| text.trim().strip_prefix("bytes=")) else {
-        return Part::Whole;
+        return BodyPart::Whole;
     };
     let Some(mut ranges) = set.split(',').map(|one| range(one, size)).collect::<Option<Vec<_>>>()
     else {
-        return Part::Whole;
+        return BodyPart::Whole;
     };
     ranges.retain(|range| range.start < range.end);
     let total = ranges.iter().map(ExactSizeIterator::len).fold(0, usize::saturating_add);
     match ranges.len() {
-        0 => Part::Nothing,
-        1 => Part::One(ranges.remove(0)),
-        count if count > MAX_RANGES || total > size => Part::Whole,
-        _ => Part::Several(ranges),
+        0 => BodyPart::Nothing,
+        1 => BodyPart::One(ranges.remove(0)),
+        count if count > MAX_RANGES || total > size => BodyPart::Whole,
+        _ => BodyPart::Several(ranges),
     }
 }
 
@@ -63,33 +63,33 @@ mod tests {
     #[test]
     fn ranges_are_read_as_the_rfc_has_it() {
         let of_ten = |text: &str| part(Some(text), 10);
-        assert_eq!(of_ten("bytes=0-3"), Part::One(0..4));
-        assert_eq!(of_ten("bytes=4-"), Part::One(4..10));
-        assert_eq!(of_ten("bytes=4-99"), Part::One(4..10));
-        assert_eq!(of_ten("bytes=-3"), Part::One(7..10));
-        assert_eq!(of_ten("bytes=-99"), Part::One(0..10));
-        assert_eq!(of_ten("bytes=9-99999999999999999999"), Part::One(9..10));
+        assert_eq!(of_ten("bytes=0-3"), BodyPart::One(0..4));
+        assert_eq!(of_ten("bytes=4-"), BodyPart::One(4..10));
+        assert_eq!(of_ten("bytes=4-99"), BodyPart::One(4..10));
+        assert_eq!(of_ten("bytes=-3"), BodyPart::One(7..10));
+        assert_eq!(of_ten("bytes=-99"), BodyPart::One(0..10));
+        assert_eq!(of_ten("bytes=9-99999999999999999999"), BodyPart::One(9..10));
         for beyond in ["bytes=10-", "bytes=10-12", "bytes=-0", "bytes=99999999999999999999-"] {
-            assert_eq!(of_ten(beyond), Part::Nothing, "{beyond}");
+            assert_eq!(of_ten(beyond), BodyPart::Nothing, "{beyond}");
         }
         for whole in
             ["items=0-3", "bytes=3-1", "bytes=0-1,x", "bytes=x-", "bytes=-", "bytes=0-8,1-9"]
         {
-            assert_eq!(of_ten(whole), Part::Whole, "{whole}");
+            assert_eq!(of_ten(whole), BodyPart::Whole, "{whole}");
         }
-        assert_eq!(of_ten("bytes=0-1, 3-4,99-"), Part::Several(vec![0..2, 3..5]));
-        assert_eq!(of_ten("bytes=0-1,99-"), Part::One(0..2));
-        assert_eq!(part(None, 10), Part::Whole);
-        assert_eq!(part(Some("bytes=0-"), 0), Part::Nothing);
+        assert_eq!(of_ten("bytes=0-1, 3-4,99-"), BodyPart::Several(vec![0..2, 3..5]));
+        assert_eq!(of_ten("bytes=0-1,99-"), BodyPart::One(0..2));
+        assert_eq!(part(None, 10), BodyPart::Whole);
+        assert_eq!(part(Some("bytes=0-"), 0), BodyPart::Nothing);
     }
 
     proptest::proptest! {
         #[test]
         fn a_part_is_never_outside_of_the_body(text in "(bytes=)?[-0-9, ]{0,30}|bytes=([0-9]{1,2}-[0-9]{0,2},?){1,4}|.{0,30}", size in 0..1000_usize) {
             let ranges = match part(Some(&text), size) {
-                Part::One(range) => vec![range],
-                Part::Several(ranges) => ranges,
-                Part::Whole | Part::Nothing => Vec::new(),
+                BodyPart::One(range) => vec![range],
+                BodyPart::Several(ranges) => ranges,
+                BodyPart::Whole | BodyPart::Nothing => Vec::new(),
             };
             for range in ranges {
                 proptest::prop_assert!(range.start < range.end && range.end <= size);

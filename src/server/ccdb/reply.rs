@@ -15,13 +15,13 @@ use hyper::header::{HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use super::spelling;
-use crate::cache::Held;
+use crate::cache::HeldObject;
 use crate::interval::Timestamp;
 
 pub(super) type ReplyBody = UnsyncBoxBody<Bytes, io::Error>;
 
 /// The content after the head.
-enum Content {
+enum ReplyContent {
     Nothing,
     Bytes(Bytes),
     /// Pieces of text and of objects, one after the other.
@@ -30,38 +30,38 @@ enum Content {
 }
 
 /// An answer.
-pub(super) struct Reply {
+pub(super) struct CcdbReply {
     pub(super) status: u16,
     headers: Vec<(String, HeaderValue)>,
-    content: Content,
+    content: ReplyContent,
     object_bytes: u64,
     /// Whether the connection ends with this answer.
     pub(super) last: bool,
 }
 
 /// A part of an object that stays pinned until it is sent.
-struct Part {
-    held: Arc<Held>,
+struct PinnedPart {
+    held: Arc<HeldObject>,
     range: Range<usize>,
 }
 
-impl AsRef<[u8]> for Part {
+impl AsRef<[u8]> for PinnedPart {
     fn as_ref(&self) -> &[u8] {
         self.held.payload().get(self.range.clone()).unwrap_or_default()
     }
 }
 
-fn part_of(held: &Arc<Held>, range: Range<usize>) -> Bytes {
-    Bytes::from_owner(Part { held: Arc::clone(held), range })
+fn part_of(held: &Arc<HeldObject>, range: Range<usize>) -> Bytes {
+    Bytes::from_owner(PinnedPart { held: Arc::clone(held), range })
 }
 
-impl Reply {
+impl CcdbReply {
     /// An answer with the common headers.
     pub(super) fn new(status: u16) -> Self {
         let mut reply = Self {
             status,
             headers: Vec::with_capacity(24),
-            content: Content::Nothing,
+            content: ReplyContent::Nothing,
             object_bytes: 0,
             last: false,
         };
@@ -121,22 +121,22 @@ impl Reply {
     pub(super) fn text(mut self, content_type: &str, text: Vec<u8>) -> Self {
         self.header("Content-Type", content_type);
         self.header("Content-Length", text.len());
-        self.content = Content::Bytes(text.into());
+        self.content = ReplyContent::Bytes(text.into());
         self
     }
 
     /// With a part of an object as body.
-    pub(super) fn object(mut self, held: &Arc<Held>, range: Range<usize>) -> Self {
+    pub(super) fn object(mut self, held: &Arc<HeldObject>, range: Range<usize>) -> Self {
         self.header("Content-Length", range.len());
         self.object_bytes = range.len() as u64;
-        self.content = Content::Bytes(part_of(held, range));
+        self.content = ReplyContent::Bytes(part_of(held, range));
         self
     }
 
     /// With several parts of an object as body, each preceded by a text, and a final text.
     pub(super) fn parts(
         mut self,
-        held: &Arc<Held>,
+        held: &Arc<HeldObject>,
         parts: Vec<(String, Range<usize>)>,
         end: String,
     ) -> Self {
@@ -147,14 +147,14 @@ impl Reply {
         }
         pieces.push(Bytes::from(end));
         self.header("Content-Length", pieces.iter().map(Bytes::len).sum::<usize>());
-        self.content = Content::Pieces(pieces);
+        self.content = ReplyContent::Pieces(pieces);
         self
     }
 
     /// With a body that is made while it is sent.
     pub(super) fn stream(mut self, content_type: &str, body: ReplyBody) -> Self {
         self.header("Content-Type", content_type);
-        self.content = Content::Stream(body);
+        self.content = ReplyContent::Stream(body);
         self
     }
 
@@ -167,14 +167,14 @@ impl Reply {
     pub(super) fn into_response(self, is_head: bool) -> Response<ReplyBody> {
         let never = |never| match never {};
         let body = match self.content {
-            Content::Nothing => Empty::new().map_err(never).boxed_unsync(),
+            ReplyContent::Nothing => Empty::new().map_err(never).boxed_unsync(),
             _ if is_head => Empty::new().map_err(never).boxed_unsync(),
-            Content::Bytes(bytes) => Full::new(bytes).map_err(never).boxed_unsync(),
-            Content::Pieces(pieces) => {
+            ReplyContent::Bytes(bytes) => Full::new(bytes).map_err(never).boxed_unsync(),
+            ReplyContent::Pieces(pieces) => {
                 let frames = pieces.into_iter().map(|piece| Ok(Frame::data(piece)));
                 StreamBody::new(stream::iter(frames)).boxed_unsync()
             }
-            Content::Stream(body) => body,
+            ReplyContent::Stream(body) => body,
         };
         let mut response = Response::new(body);
         *response.status_mut() =

@@ -28,7 +28,7 @@ pub(super) enum Method {
 
 /// A request's head.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct CcdbRequest {
     pub(super) method: Method,
     /// The path as sent, still encoded.
     pub(super) path: String,
@@ -51,7 +51,7 @@ pub(super) struct Request {
     pub(super) has_origin: bool,
 }
 
-impl Request {
+impl CcdbRequest {
     pub(super) fn new(parts: &Parts) -> Self {
         let headers = &parts.headers;
         // A limit of 0 or less, or one that is not a number, is ignored.
@@ -127,12 +127,12 @@ mod tests {
 
     const ID: &str = "4d201140-e716-11f1-8b62-7f0000010203";
 
-    fn request(target: &str, headers: &[(&str, &str)]) -> Request {
+    fn request(target: &str, headers: &[(&str, &str)]) -> CcdbRequest {
         let mut request = hyper::Request::builder().uri(target);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        Request::new(&request.body(()).unwrap().into_parts().0)
+        CcdbRequest::new(&request.body(()).unwrap().into_parts().0)
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The headers that describe a version in an answer.
 
-use super::reply::Reply;
+use super::reply::CcdbReply;
 use crate::interval::Timestamp;
 use crate::object::{ObjectInfo, ObjectPath};
 use crate::source::Details;
@@ -57,7 +57,7 @@ fn is_header(key: &str) -> bool {
 
 /// Adds the headers of a version, in the order of real servers.
 pub(super) fn describe(
-    reply: &mut Reply,
+    reply: &mut CcdbReply,
     version: &ObjectInfo,
     details: &Details,
     until: Option<Timestamp>,

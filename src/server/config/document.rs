@@ -17,13 +17,13 @@ const MAX_FAULTS: usize = 100;
 #[derive(Debug, Clone)]
 pub struct Document {
     file: Option<PathBuf>,
-    places: Vec<Place>,
+    places: Vec<KeyPosition>,
     pub(super) values: toml::Table,
 }
 
 /// The position of a key.
 #[derive(Debug, Clone)]
-struct Place {
+struct KeyPosition {
     key: String,
     at: Range<usize>,
     value: Range<usize>,
@@ -156,7 +156,7 @@ fn places(
     table: &DeTable<'_>,
     above: &str,
     line: &impl Fn(usize) -> usize,
-    found: &mut Vec<Place>,
+    found: &mut Vec<KeyPosition>,
 ) {
     for (name, value) in table {
         let key = match above {
@@ -164,15 +164,19 @@ fn places(
             above => format!("{above}.{}", name.get_ref()),
         };
         let (at, value_at) = (name.span(), value.span());
-        found.push(Place { key: key.clone(), line: line(at.start), at, value: value_at });
+        found.push(KeyPosition { key: key.clone(), line: line(at.start), at, value: value_at });
         match value.get_ref() {
             DeValue::Table(inner) => places(inner, &key, line, found),
             DeValue::Array(items) => {
                 for (index, item) in items.iter().enumerate() {
                     let key = format!("{key}[{index}]");
                     let at = item.span();
-                    let place =
-                        Place { key: key.clone(), line: line(at.start), at: at.clone(), value: at };
+                    let place = KeyPosition {
+                        key: key.clone(),
+                        line: line(at.start),
+                        at: at.clone(),
+                        value: at,
+                    };
                     found.push(place);
                     if let DeValue::Table(inner) = item.get_ref() {
                         places(inner, &key, line, found);

@@ -23,7 +23,7 @@ pub struct Section {
     /// Its description; empty for the top level.
     pub text: String,
     /// Its keys, in reading order.
-    pub keys: Vec<Key>,
+    pub keys: Vec<ConfigKey>,
 }
 
 /// The form of a section in the file.
@@ -41,7 +41,7 @@ pub enum SectionForm {
 
 /// A key that can be set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
+pub struct ConfigKey {
     /// Its name with its section, as `memory`, `ccdb.retries` or `source.url`.
     pub name: String,
     /// Its description, with the unit.
@@ -50,7 +50,7 @@ pub struct Key {
     pub default: Option<String>,
 }
 
-impl Key {
+impl ConfigKey {
     /// Its name within its section.
     pub fn field(&self) -> &str {
         self.name.rsplit_once('.').map_or(&self.name, |(_, field)| field)
@@ -77,7 +77,7 @@ pub fn sections() -> &'static [Section] {
                 _ => defaults.get(name).and_then(toml::Value::as_table),
             };
             let is_heading = |field: &str| form == Top && HEADINGS.contains(&field);
-            let keys = fields.iter().filter(|field| !is_heading(field)).map(|field| Key {
+            let keys = fields.iter().filter(|field| !is_heading(field)).map(|field| ConfigKey {
                 name: if form == Top { (*field).to_owned() } else { format!("{name}.{field}") },
                 text: text_of(&properties[*field]),
                 default: values.and_then(|values| Some(values.get(*field)?.to_string())),
@@ -108,8 +108,8 @@ fn text_of(schema: &Value) -> String {
 
 /// The names of a struct's fields as serde reads them, in the order of the source.
 fn fields_of<T: for<'de> Deserialize<'de>>() -> &'static [&'static str] {
-    struct Names<'a>(&'a mut &'static [&'static str]);
-    impl<'de> Deserializer<'de> for Names<'_> {
+    struct FieldNames<'a>(&'a mut &'static [&'static str]);
+    impl<'de> Deserializer<'de> for FieldNames<'_> {
         type Error = serde::de::value::Error;
         fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
             Err(serde::de::Error::custom("only the names are asked for"))
@@ -129,7 +129,7 @@ fn fields_of<T: for<'de> Deserialize<'de>>() -> &'static [&'static str] {
         }
     }
     let mut names: &'static [&'static str] = &[];
-    let _ = T::deserialize(Names(&mut names));
+    let _ = T::deserialize(FieldNames(&mut names));
     names
 }
 

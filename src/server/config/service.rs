@@ -11,7 +11,7 @@ use super::document::Document;
 use super::entries::{PathConfig, RemapConfig, SourceConfig};
 use super::error::ConfigError;
 use super::settings::Settings;
-use super::units::{ByteSize, RegionFile, SocketMode, TimeSpan};
+use super::units::{ByteSize, RegionPath, SocketMode, TimeSpan};
 use crate::cache::SlowConsumer;
 use crate::interval::Timestamp;
 use crate::server::ccdb::CcdbServerConfig;
@@ -54,7 +54,7 @@ pub struct Config {
     pub fairmq_segment: Option<u16>,
     /// An unmanaged region that somebody else has made, by its id and file as `7=/dev/shm/file`: all
     /// objects go there, and what it held is lost.
-    pub region: Option<RegionFile>,
+    pub region: Option<RegionPath>,
     /// A folder in which what was read is kept: it is there again after a restart, and when the
     /// sources are down.
     pub disk: Option<PathBuf>,

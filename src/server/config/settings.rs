@@ -9,7 +9,7 @@ use super::service::Config;
 
 /// The origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
+pub enum ValueOrigin {
     /// The built-in default.
     Default,
     /// The configuration file, at this line.
@@ -20,7 +20,7 @@ pub enum Origin {
     CommandLine(String),
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
@@ -33,13 +33,13 @@ impl fmt::Display for Origin {
 
 /// A value given for one key outside of a file.
 #[derive(Debug, Clone)]
-pub struct Said {
+pub struct Override {
     /// The key, as `memory` or `ccdb_server.listen`.
     pub key: String,
     /// Its value, in the notation of a file.
     pub value: toml::Value,
     /// Its origin.
-    pub origin: Origin,
+    pub origin: ValueOrigin,
 }
 
 /// The effective configuration, with the origin of each value.
@@ -47,7 +47,7 @@ pub struct Said {
 pub struct Settings {
     /// The effective configuration.
     pub config: Config,
-    origins: BTreeMap<String, Origin>,
+    origins: BTreeMap<String, ValueOrigin>,
 }
 
 impl Settings {
@@ -55,7 +55,7 @@ impl Settings {
     ///
     /// # Errors
     /// [`ConfigError`] names conflicting settings, with the line of each that is in the file.
-    pub fn merge(file: Option<&Document>, said: Vec<Said>) -> Result<Self, ConfigError> {
+    pub fn merge(file: Option<&Document>, said: Vec<Override>) -> Result<Self, ConfigError> {
         let (settings, faults) = Self::merge_all(file, said)?;
         match (faults.is_empty(), file) {
             (true, _) => Ok(settings),
@@ -70,14 +70,14 @@ impl Settings {
     /// [`ConfigError`] where a value cannot be read.
     pub fn merge_all(
         file: Option<&Document>,
-        said: Vec<Said>,
+        said: Vec<Override>,
     ) -> Result<(Self, Vec<ConfigFault>), ConfigError> {
         let mut values = file.map(|file| file.values.clone()).unwrap_or_default();
         let mut origins = BTreeMap::new();
         for (key, line) in file.into_iter().flat_map(Document::keys) {
-            origins.insert(key.to_owned(), Origin::File(line));
+            origins.insert(key.to_owned(), ValueOrigin::File(line));
         }
-        for Said { key, value, origin } in said {
+        for Override { key, value, origin } in said {
             let (table, name) = match key.split_once('.') {
                 None => (&mut values, key.as_str()),
                 Some((section, name)) => {
@@ -95,11 +95,11 @@ impl Settings {
         }
         let fault = |key: &str, reason: String| {
             let of_file = match origins.get(key) {
-                Some(Origin::File(_)) | None => file.and_then(|file| file.line_of(key)),
+                Some(ValueOrigin::File(_)) | None => file.and_then(|file| file.line_of(key)),
                 Some(_) => None,
             };
             let reason = match origins.get(key) {
-                Some(origin @ (Origin::Environment(_) | Origin::CommandLine(_))) => {
+                Some(origin @ (ValueOrigin::Environment(_) | ValueOrigin::CommandLine(_))) => {
                     format!("{reason} ({origin})")
                 }
                 _ => reason,
@@ -119,8 +119,8 @@ impl Settings {
     }
 
     /// The origin of the value of `key`.
-    pub fn origin(&self, key: &str) -> &Origin {
-        self.origins.get(key).unwrap_or(&Origin::Default)
+    pub fn origin(&self, key: &str) -> &ValueOrigin {
+        self.origins.get(key).unwrap_or(&ValueOrigin::Default)
     }
 }
 
@@ -133,36 +133,40 @@ mod tests {
     fn what_stands_further_right_counts_and_says_where_it_stood() {
         let file = "memory = \"1GiB\"\nsegment = \"8MiB\"\n[ccdb_server]\nanswer = \"body\"\n";
         let file = Document::parse(file, None).unwrap();
-        let said = |key: &str, value: &str, origin: Origin| Said {
+        let said = |key: &str, value: &str, origin: ValueOrigin| Override {
             key: key.to_owned(),
             value: value.into(),
             origin,
         };
-        let environment = Origin::Environment("IOVCACHE_MEMORY".to_owned());
-        let option = Origin::CommandLine("--memory".to_owned());
+        let environment = ValueOrigin::Environment("IOVCACHE_MEMORY".to_owned());
+        let option = ValueOrigin::CommandLine("--memory".to_owned());
         let settings = Settings::merge(
             Some(&file),
             vec![
                 said("memory", "2GiB", environment),
                 said("memory", "3GiB", option.clone()),
-                said("ccdb_server.listen", "127.0.0.1:8084", Origin::CommandLine("--ccdb".into())),
+                said(
+                    "ccdb_server.listen",
+                    "127.0.0.1:8084",
+                    ValueOrigin::CommandLine("--ccdb".into()),
+                ),
             ],
         )
         .unwrap();
         assert_eq!(settings.config.memory, ByteSize::new(3 << 30));
         assert_eq!(settings.origin("memory"), &option);
-        assert_eq!(settings.origin("segment"), &Origin::File(2));
-        assert_eq!(settings.origin("disk_size"), &Origin::Default);
-        assert_eq!(settings.origin("ccdb_server.answer"), &Origin::File(4));
+        assert_eq!(settings.origin("segment"), &ValueOrigin::File(2));
+        assert_eq!(settings.origin("disk_size"), &ValueOrigin::Default);
+        assert_eq!(settings.origin("ccdb_server.answer"), &ValueOrigin::File(4));
         assert!(settings.config.ccdb_server.listen.is_some());
     }
 
     #[test]
     fn a_fault_of_the_command_line_is_told_as_one() {
-        let said = Said {
+        let said = Override {
             key: "fairmq_segment".to_owned(),
             value: 7.into(),
-            origin: Origin::CommandLine("--fairmq-segment".to_owned()),
+            origin: ValueOrigin::CommandLine("--fairmq-segment".to_owned()),
         };
         let error = Settings::merge(None, vec![said]).unwrap_err();
         assert_eq!(

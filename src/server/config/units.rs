@@ -159,14 +159,14 @@ impl fmt::Display for SocketMode {
 
 /// An unmanaged region by its id and file: `7=/dev/shm/fmq_0a1b2c3d_rg_7`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RegionFile {
+pub struct RegionPath {
     /// Its id, as its owner knows it.
     pub id: u16,
     /// Where it is.
     pub path: PathBuf,
 }
 
-impl FromStr for RegionFile {
+impl FromStr for RegionPath {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -180,7 +180,7 @@ impl FromStr for RegionFile {
     }
 }
 
-impl fmt::Display for RegionFile {
+impl fmt::Display for RegionPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}", self.id, self.path.display())
     }
@@ -223,7 +223,7 @@ written_as_text!(
     ByteSize: "4GiB",
     TimeSpan: "10s",
     SocketMode: "0660",
-    RegionFile: "7=/dev/shm/fmq_0a1b2c3d_rg_7"
+    RegionPath: "7=/dev/shm/fmq_0a1b2c3d_rg_7"
 );
 
 #[cfg(test)]
@@ -254,11 +254,11 @@ mod tests {
             same(text, text.parse::<TimeSpan>().unwrap().to_string());
         }
         same("0660", "660".parse::<SocketMode>().unwrap().to_string());
-        let region: RegionFile = "7=/a=b".parse().unwrap();
+        let region: RegionPath = "7=/a=b".parse().unwrap();
         assert_eq!((region.id, region.path.as_path()), (7, std::path::Path::new("/a=b")));
         same("7=/a=b", region.to_string());
         for wrong in ["/a", "=/a", "7=", "65536=/a", "-1=/a"] {
-            assert!(wrong.parse::<RegionFile>().is_err(), "{wrong:?}");
+            assert!(wrong.parse::<RegionPath>().is_err(), "{wrong:?}");
         }
     }
 }

@@ -7,13 +7,13 @@ use std::collections::HashSet;
 
 /// A text format of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum MetricsFormat {
     /// Version 0.0.4 of Prometheus' text format.
     Text,
     OpenMetrics,
 }
 
-impl Format {
+impl MetricsFormat {
     /// The format that fits an `Accept` header best. Without a header, and for a wildcard, the
     /// older format, which every scraper reads. (Prometheus prefers OpenMetrics by its weights.)
     pub(super) fn accepted(accept: Option<&str>) -> Self {
@@ -81,22 +81,22 @@ mod tests {
     #[test]
     fn a_scraper_gets_the_format_that_it_asks_for() {
         for (accept, format) in [
-            (None, Format::Text),
-            (Some("*/*"), Format::Text),
-            (Some("text/plain"), Format::Text),
-            (Some("text/html,*/*;q=0.8"), Format::Text),
-            (Some("text/plain;version=0.0.4;q=1,*/*;q=0.1"), Format::Text),
-            (Some("application/openmetrics-text"), Format::OpenMetrics),
+            (None, MetricsFormat::Text),
+            (Some("*/*"), MetricsFormat::Text),
+            (Some("text/plain"), MetricsFormat::Text),
+            (Some("text/html,*/*;q=0.8"), MetricsFormat::Text),
+            (Some("text/plain;version=0.0.4;q=1,*/*;q=0.1"), MetricsFormat::Text),
+            (Some("application/openmetrics-text"), MetricsFormat::OpenMetrics),
             (
                 Some(
                     "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3",
                 ),
-                Format::OpenMetrics,
+                MetricsFormat::OpenMetrics,
             ),
-            (Some("application/openmetrics-text; q=0, text/plain"), Format::Text),
-            (Some("application/openmetrics-text;q=0.2,text/plain;q=0.7"), Format::Text),
+            (Some("application/openmetrics-text; q=0, text/plain"), MetricsFormat::Text),
+            (Some("application/openmetrics-text;q=0.2,text/plain;q=0.7"), MetricsFormat::Text),
         ] {
-            assert_eq!(Format::accepted(accept), format, "{accept:?}");
+            assert_eq!(MetricsFormat::accepted(accept), format, "{accept:?}");
         }
     }
 
@@ -106,7 +106,7 @@ mod tests {
                     # TYPE used_bytes gauge\n# UNIT used_bytes bytes\nused_bytes 1\n# EOF\n";
         let text = "# HELP hits_total A \"hit\".\n# TYPE hits_total counter\nhits_total 3\n\
                     # HELP used_bytes B.\n# TYPE used_bytes gauge\nused_bytes 1\n";
-        assert_eq!(Format::Text.of_open_metrics(open.to_owned()), text);
-        assert_eq!(Format::OpenMetrics.of_open_metrics(open.to_owned()), open);
+        assert_eq!(MetricsFormat::Text.of_open_metrics(open.to_owned()), text);
+        assert_eq!(MetricsFormat::OpenMetrics.of_open_metrics(open.to_owned()), open);
     }
 }

@@ -29,7 +29,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use self::exposition::Format;
+use self::exposition::MetricsFormat;
 use self::progress::ProgressBody;
 use self::visitors::{Visitor, Visitors};
 use super::log::LogWriter;
@@ -38,7 +38,7 @@ use super::page::{self, Live};
 use super::process;
 use crate::cache::Cache;
 use crate::escape::escape;
-use crate::source::SourceState;
+use crate::source::Reachability;
 
 /// Maximum concurrent connections, if the descriptors allow it.
 pub(super) const MAX_CONNECTIONS: usize = 128;
@@ -51,7 +51,7 @@ const CONNECTION_LIMIT: Duration = Duration::from_secs(900);
 /// Pause of accepting when the system has no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-type Body = UnsyncBoxBody<Bytes, Infallible>;
+type PageBody = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Whether the service takes requests, and if not, why.
 #[derive(Debug, Clone, Default)]
@@ -149,7 +149,7 @@ struct Site {
 }
 
 impl Site {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+    fn answer(&self, request: &Request<Incoming>) -> Response<PageBody> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
             response.headers_mut().insert(ALLOW, const { HeaderValue::from_static("GET, HEAD") });
@@ -169,7 +169,7 @@ impl Site {
     }
 
     /// 200 with a list of problems if the service takes requests; else 503 with the reason.
-    fn readyz(&self) -> Response<Body> {
+    fn readyz(&self) -> Response<PageBody> {
         let reason = match self.readiness.get() {
             Readiness::READY => {
                 let notes: String = self.notes().iter().map(|note| format!("{note}\n")).collect();
@@ -184,7 +184,7 @@ impl Site {
     /// Problems that hinder some requests while the service is ready.
     fn notes(&self) -> Vec<String> {
         let health = self.cache.sources();
-        let down = health.iter().filter(|source| source.state == SourceState::Down);
+        let down = health.iter().filter(|source| source.state == Reachability::Down);
         let mut notes: Vec<String> = down
             .map(|source| {
                 let url = escape(&source.url);
@@ -201,12 +201,12 @@ impl Site {
         notes
     }
 
-    fn metrics(&self, request: &Request<Incoming>) -> Response<Body> {
+    fn metrics(&self, request: &Request<Incoming>) -> Response<PageBody> {
         // A header may occur several times.
         let accept: Vec<&str> =
             request.headers().get_all(ACCEPT).iter().filter_map(|one| one.to_str().ok()).collect();
         let accept = (!accept.is_empty()).then(|| accept.join(","));
-        let format = Format::accepted(accept.as_deref());
+        let format = MetricsFormat::accepted(accept.as_deref());
         let mut body = String::new();
         let encoded = self
             .registries
@@ -228,7 +228,7 @@ impl Site {
         }
     }
 
-    fn events(&self) -> Response<Body> {
+    fn events(&self) -> Response<PageBody> {
         let Some(stream) = Arc::clone(&self.live).listen() else {
             let text = "too many listen already\n";
             let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, text);
@@ -240,7 +240,7 @@ impl Site {
     }
 }
 
-fn document() -> Response<Body> {
+fn document() -> Response<PageBody> {
     let (page, policy) = page::document();
     let mut response = whole(StatusCode::OK, "text/html; charset=utf-8", page);
     if let Ok(policy) = HeaderValue::try_from(policy) {
@@ -251,15 +251,15 @@ fn document() -> Response<Body> {
     response
 }
 
-fn plain(status: StatusCode, text: &str) -> Response<Body> {
+fn plain(status: StatusCode, text: &str) -> Response<PageBody> {
     whole(status, "text/plain; charset=utf-8", text.to_owned())
 }
 
-fn whole(status: StatusCode, kind: &'static str, body: String) -> Response<Body> {
+fn whole(status: StatusCode, kind: &'static str, body: String) -> Response<PageBody> {
     response(status, kind, Full::from(body).boxed_unsync())
 }
 
-fn response(status: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
+fn response(status: StatusCode, kind: &'static str, body: PageBody) -> Response<PageBody> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();

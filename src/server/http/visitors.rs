@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 /// All connections of the port.
 #[derive(Debug, Clone)]
-pub(super) struct Visitors(Arc<Shared>);
+pub(super) struct Visitors(Arc<VisitorsShared>);
 
 #[derive(Debug)]
-struct Shared {
+struct VisitorsShared {
     limit: usize,
     began: Instant,
     present: Mutex<Present>,
@@ -25,19 +25,22 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Present {
     next: u64,
-    connections: HashMap<u64, Connection>,
+    connections: HashMap<u64, VisitorConnection>,
 }
 
 #[derive(Debug)]
-struct Connection {
+struct VisitorConnection {
     progressed_micros: Arc<AtomicU64>,
     end: CancellationToken,
 }
 
 impl Visitors {
     pub(super) fn new(limit: usize) -> Self {
-        let shared =
-            Shared { limit: limit.max(1), began: Instant::now(), present: Mutex::default() };
+        let shared = VisitorsShared {
+            limit: limit.max(1),
+            began: Instant::now(),
+            present: Mutex::default(),
+        };
         Self(Arc::new(shared))
     }
 
@@ -55,8 +58,9 @@ impl Visitors {
         let end = CancellationToken::new();
         let mut present = self.present();
         while present.connections.len() >= self.0.limit {
-            let last =
-                |connection: &Connection| connection.progressed_micros.load(Ordering::Relaxed);
+            let last = |connection: &VisitorConnection| {
+                connection.progressed_micros.load(Ordering::Relaxed)
+            };
             let slowest = present.connections.iter().min_by_key(|(_, other)| last(other));
             let Some(id) = slowest.map(|(id, _)| *id) else { break };
             if let Some(ended) = present.connections.remove(&id) {
@@ -65,8 +69,10 @@ impl Visitors {
         }
         let id = present.next;
         present.next += 1;
-        let connection =
-            Connection { progressed_micros: Arc::clone(&progressed_micros), end: end.clone() };
+        let connection = VisitorConnection {
+            progressed_micros: Arc::clone(&progressed_micros),
+            end: end.clone(),
+        };
         present.connections.insert(id, connection);
         drop(present);
         Arc::new(Visitor { id, visitors: self.clone(), progressed_micros, end })

@@ -19,7 +19,7 @@ use hyper::body::{Bytes, Frame};
 use serde::Serialize;
 use tokio::sync::{Mutex, Semaphore};
 
-use crate::cache::{Cache, Picture};
+use crate::cache::{Cache, Snapshot};
 
 /// Maximum concurrent listeners.
 const MAX_LISTENERS: usize = 16;
@@ -48,7 +48,7 @@ struct Sample {
 }
 
 impl Sample {
-    fn of(picture: &Picture) -> Self {
+    fn of(picture: &Snapshot) -> Self {
         let count = |name: &str| picture.counters.get(name).copied().unwrap_or(0);
         Self {
             at: picture.uptime_ms,
@@ -68,7 +68,7 @@ impl Sample {
 #[derive(Serialize)]
 struct Event<'a> {
     sample: &'a Sample,
-    picture: &'a Picture,
+    picture: &'a Snapshot,
 }
 
 #[derive(Debug, Default)]
@@ -127,7 +127,7 @@ impl Live {
         let began = Instant::now();
         let cache = self.cache.clone();
         let draw = move || {
-            let picture = cache.picture();
+            let picture = cache.snapshot();
             let sample = Sample::of(&picture);
             let event = Event { sample: &sample, picture: &picture };
             let text = serde_json::to_string(&event).unwrap_or_default();

@@ -14,14 +14,14 @@ use arc_swap::ArcSwap;
 
 use super::fork::ForkGuard;
 use super::wire::{
-    Announcement, ClientMessage, Hello, LineReader, Need, Refusal, SharedKind, WireError,
+    Announcement, AttachRefusal, ClientMessage, Hello, LineReader, Need, SharedKind, WireError,
 };
 use crate::error::{Code, Coded, ErrorKind};
 use crate::secret::Secret;
-use crate::shm::area::Kind;
 use crate::shm::layout::{Epoch, MetaHeader};
 use crate::shm::local::LocalFiles;
-use crate::shm::resolver::{AddError, Mappings};
+use crate::shm::resolver::{MapError, Mappings};
+use crate::shm::segment::Kind;
 
 /// How long the service may take to let us in.
 const WELCOME_LIMIT: Duration = Duration::from_secs(10);
@@ -37,7 +37,7 @@ pub enum AttachError {
     Wire(#[from] WireError),
     /// A segment that came.
     #[error(transparent)]
-    Add(#[from] AddError),
+    Add(#[from] MapError),
     /// The service does not let us in, and says why.
     #[error("{message}")]
     Refused {
@@ -84,7 +84,7 @@ pub struct Attachment {
     session: String,
     epoch: Epoch,
     stream: UnixStream,
-    shared: Arc<Shared>,
+    shared: Arc<AttachShared>,
     listener: Option<JoinHandle<()>>,
     guard: ForkGuard,
     /// Lines are sent one at a time.
@@ -92,7 +92,7 @@ pub struct Attachment {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct AttachShared {
     mappings: ArcSwap<Mappings>,
     /// Whether the service is gone, and why.
     over: Mutex<Option<String>>,
@@ -107,7 +107,7 @@ struct Shared {
     ended: AtomicBool,
 }
 
-impl Shared {
+impl AttachShared {
     /// Takes the segments of an announcement, whose descriptors the reader holds.
     fn take(
         &self,
@@ -138,7 +138,7 @@ impl Shared {
             mappings = match mappings.with(kind, entry.id, entry.size, epoch, file.as_fd()) {
                 Ok(more) => more,
                 // It was empty: nobody waits for it.
-                Err(AddError::Retired { .. }) => continue,
+                Err(MapError::Retired { .. }) => continue,
                 Err(error) => return Err(error.into()),
             };
         }
@@ -168,7 +168,7 @@ impl Shared {
 
 /// What a service says that does not let us in.
 fn refused(line: &[u8]) -> Option<AttachError> {
-    let Refusal { kind, error } = serde_json::from_slice(line).ok()?;
+    let AttachRefusal { kind, error } = serde_json::from_slice(line).ok()?;
     let kind = match kind.as_str() {
         "UNAUTHENTICATED" => ErrorKind::Unauthenticated,
         "PERMISSION_DENIED" => ErrorKind::PermissionDenied,
@@ -253,7 +253,7 @@ impl Attachment {
             return Err(refused);
         }
         let (welcome, epoch) = parse(&line)?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(AttachShared::default());
         shared.take(&welcome, epoch, &mut reader)?;
         stream.set_read_timeout(None)?;
         let guard = ForkGuard::new(&stream);
@@ -394,7 +394,7 @@ fn send_json(stream: &mut impl io::Write, message: &impl serde::Serialize) -> io
     stream.write_all(&line)
 }
 
-fn listen(shared: &Shared, epoch: Epoch, stream: &UnixStream, mut reader: LineReader) {
+fn listen(shared: &AttachShared, epoch: Epoch, stream: &UnixStream, mut reader: LineReader) {
     loop {
         while let Some(line) = reader.line() {
             if refused(&line).is_some() {

@@ -18,13 +18,13 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
 /// Forks between the first process that attached and this one.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 /// The descriptors to replace, in a list that only grows; slots are used again.
-static SOCKETS: AtomicPtr<Slot> = AtomicPtr::new(std::ptr::null_mut());
+static SOCKETS: AtomicPtr<ForkSlot> = AtomicPtr::new(std::ptr::null_mut());
 
 const FREE: RawFd = -1;
 
-struct Slot {
+struct ForkSlot {
     descriptor: AtomicI32,
-    next: *const Slot,
+    next: *const ForkSlot,
 }
 
 /// Identifies this process among its forks: two values differ if a fork lies between them.
@@ -59,7 +59,7 @@ impl Drop for ForkGuard {
     }
 }
 
-fn slots() -> impl Iterator<Item = &'static Slot> {
+fn slots() -> impl Iterator<Item = &'static ForkSlot> {
     let mut next = SOCKETS.load(Ordering::Acquire).cast_const();
     std::iter::from_fn(move || {
         // SAFETY: null, or a slot that was leaked below and is never freed.
@@ -78,11 +78,11 @@ fn take_slot(descriptor: RawFd) -> &'static AtomicI32 {
     if let Some(slot) = free {
         return &slot.descriptor;
     }
-    let slot = Box::leak(Box::new(Slot {
+    let slot = Box::leak(Box::new(ForkSlot {
         descriptor: AtomicI32::new(descriptor),
         next: std::ptr::null(),
     }));
-    let place: *mut Slot = slot;
+    let place: *mut ForkSlot = slot;
     let mut head = SOCKETS.load(Ordering::Acquire);
     loop {
         // SAFETY: no other thread knows the slot before it is published below.

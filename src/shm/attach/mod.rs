@@ -22,8 +22,9 @@ mod wire;
 pub use client::{AttachError, Attachment};
 pub use fork::process_generation;
 #[cfg(feature = "client")]
-pub(crate) use pinned::Pinned;
+pub(crate) use pinned::PinnedBlocks;
 pub use wire::{
-    Announcement, ClientMessage, Done, Hello, LineReader, MAX_DESCRIPTORS, Need, PeerCredentials,
-    Refusal, SegmentEntry, SharedKind, WireError, is_all_read, parse_hello, parse_line, send,
+    Announcement, AttachRefusal, ClientMessage, Done, Hello, LineReader, MAX_DESCRIPTORS, Need,
+    PeerCredentials, SegmentEntry, SharedKind, WireError, is_all_read, parse_hello, parse_line,
+    send,
 };

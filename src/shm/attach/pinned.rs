@@ -12,20 +12,20 @@ pub(crate) type ReleaseLease = Box<dyn Fn(String) + Send + Sync>;
 
 /// The blocks of one answer: pinned by its lease, which is released when this is dropped, and by the
 /// session, which lives at least as long.
-pub(crate) struct Pinned {
+pub(crate) struct PinnedBlocks {
     mappings: Arc<Mappings>,
     attachment: Arc<Attachment>,
     lease: Option<String>,
     release: ReleaseLease,
 }
 
-impl fmt::Debug for Pinned {
+impl fmt::Debug for PinnedBlocks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pinned").field("mappings", &self.mappings.len()).finish_non_exhaustive()
     }
 }
 
-impl Pinned {
+impl PinnedBlocks {
     /// What the lease of an answer to `attachment`'s session pins.
     pub(crate) fn new(
         attachment: Arc<Attachment>,
@@ -72,7 +72,7 @@ impl Pinned {
     }
 }
 
-impl Drop for Pinned {
+impl Drop for PinnedBlocks {
     fn drop(&mut self) {
         // In a forked child the lease is the parent's.
         if let Some(lease) = self.lease.take().filter(|_| !self.attachment.is_forked())

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Coded, ErrorKind};
 use crate::secret::Secret;
-use crate::shm::area::{Kind, SharedSegment};
+use crate::shm::segment::{Kind, SharedSegment};
 
 /// How many descriptors the kernel takes with one message (SCM_MAX_FD).
 pub const MAX_DESCRIPTORS: usize = 253;
@@ -187,7 +187,7 @@ pub struct Announcement {
 /// The last line of the service to a client that it does not let in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Refusal {
+pub struct AttachRefusal {
     /// The name of the kind of error, e.g. `UNAUTHENTICATED`.
     pub kind: String,
     /// What is wrong; it begins with the stable code.

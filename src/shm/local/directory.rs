@@ -19,7 +19,7 @@ use rustix::fs::{MemfdFlags, fcntl_add_seals, memfd_create};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
 use super::super::layout::{Epoch, GRANULE_BYTES};
-use super::super::mapping::{Access, Mapping};
+use super::super::mapping::{MapAccess, Mapping};
 use super::protocol;
 
 /// The first bytes of the directory.
@@ -121,7 +121,7 @@ impl DirectoryView {
     /// # Errors
     /// Why it cannot be used. A newer service may have another layout: then its consumers ask it.
     pub(super) fn open(file: BorrowedFd<'_>, size: u64, epoch: Epoch) -> Result<Self, String> {
-        let mapping = map_sealed(file, size, Access::Read)?;
+        let mapping = map_sealed(file, size, MapAccess::Read)?;
         // SAFETY: the service writes the header once, before it sends the descriptor.
         let header = unsafe { mapping.bytes(0, size_of::<DirectoryHeader>()) };
         let word = |at: usize| header[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
@@ -184,7 +184,7 @@ impl EntryWords<'_> {
 pub(super) fn map_sealed(
     file: BorrowedFd<'_>,
     size: u64,
-    access: Access,
+    access: MapAccess,
 ) -> Result<Mapping, String> {
     let facts = fstat(file).map_err(|error| error.to_string())?;
     if u64::try_from(facts.st_size) != Ok(size) || size < size_of::<DirectoryHeader>() as u64 {
@@ -207,7 +207,7 @@ pub(super) fn make_sealed(
     let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     file.set_len(size)?;
     let length = usize::try_from(size).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
-    let mapping = Mapping::of_file(file.as_fd(), length, Access::ReadWrite)?;
+    let mapping = Mapping::of_file(file.as_fd(), length, MapAccess::ReadWrite)?;
     let file = OwnedFd::from(file);
     fcntl_add_seals(&file, seals)?;
     Ok((file, mapping))

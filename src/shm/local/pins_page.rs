@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::SealFlags;
 
-use super::super::mapping::{Access, Mapping};
+use super::super::mapping::{MapAccess, Mapping};
 use super::directory::{make_sealed, map_sealed};
 use super::protocol::{self, PinAttempt};
 
@@ -89,7 +89,7 @@ impl ConsumerPage {
     /// # Errors
     /// Why it cannot be used.
     pub(super) fn open(file: BorrowedFd<'_>, size: u64) -> Result<Self, String> {
-        let mapping = map_sealed(file, size, Access::ReadWrite)?;
+        let mapping = map_sealed(file, size, MapAccess::ReadWrite)?;
         let word = |at: usize| mapping.atomic_u64(at).load(Ordering::Relaxed);
         let (version, slots) = (word(8) as u32, (word(8) >> 32) as u32);
         let right = word(offset_of!(PageHeader, magic)) == u64::from_le_bytes(MAGIC)
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn any_bytes_in_a_page_do_no_harm_to_the_service() {
         let service = ServicePage::new().unwrap();
-        let mapping = map_sealed(service.file(), PAGE_BYTES, Access::ReadWrite).unwrap();
+        let mapping = map_sealed(service.file(), PAGE_BYTES, MapAccess::ReadWrite).unwrap();
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
         for _ in 0..100 {
             for offset in (0..PAGE_BYTES as usize).step_by(8) {

@@ -4,15 +4,15 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use super::super::allocator::Place;
-use super::super::area::Area;
+use super::super::allocator::AllocatedNode;
+use super::super::segment::Segment;
 use super::pins_page::ServicePage;
 
 /// A place whose block was given up while a slot named it.
 pub(in crate::shm) struct QuarantinedPlace {
     pub(in crate::shm) generation: u64,
-    pub(in crate::shm) area: Arc<Area>,
-    pub(in crate::shm) place: Place,
+    pub(in crate::shm) segment: Arc<Segment>,
+    pub(in crate::shm) place: AllocatedNode,
     pub(in crate::shm) bytes: u64,
 }
 

@@ -176,11 +176,11 @@ fn decoded(text: &str) -> String {
 
 /// Where redirects and replicas may lead, besides the source's own hosts.
 #[derive(Debug, Default)]
-pub(super) struct AllowedPlaces(Vec<Place>);
+pub(super) struct AllowedPlaces(Vec<AllowedPlace>);
 
 #[derive(Debug)]
-enum Place {
-    Host { name: String, port: Option<u16> },
+enum AllowedPlace {
+    CcdbHost { name: String, port: Option<u16> },
     Domain { suffix: String },
     Network { address: IpAddr, prefix_bits: u8 },
 }
@@ -188,7 +188,7 @@ enum Place {
 impl AllowedPlaces {
     /// Reads the entries of [`allowed_redirects`](super::CcdbOptions::allowed_redirects).
     pub(super) fn parse(entries: &[String]) -> Result<Self, String> {
-        entries.iter().map(|entry| Place::parse(entry)).collect::<Result<_, _>>().map(Self)
+        entries.iter().map(|entry| AllowedPlace::parse(entry)).collect::<Result<_, _>>().map(Self)
     }
 
     /// Whether `url` may be followed for a source with these `own` hosts.
@@ -202,7 +202,7 @@ impl AllowedPlaces {
     }
 }
 
-impl Place {
+impl AllowedPlace {
     fn parse(entry: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
@@ -226,12 +226,14 @@ impl Place {
         let port_text = entry.rsplit_once(':').map(|(_, port)| port);
         // `url.port()` hides 80, the default of http, even where it was written.
         let port = url.port().or_else(|| port_text.filter(|p| *p == "80").map(|_| 80));
-        Ok(Self::Host { name, port })
+        Ok(Self::CcdbHost { name, port })
     }
 
     fn holds(&self, host: &str, port: Option<u16>) -> bool {
         match self {
-            Self::Host { name, port: only } => name == host && (only.is_none() || *only == port),
+            Self::CcdbHost { name, port: only } => {
+                name == host && (only.is_none() || *only == port)
+            }
             Self::Domain { suffix } => host.to_ascii_lowercase().ends_with(suffix.as_str()),
             Self::Network { address, prefix_bits } => {
                 let host = host.trim_start_matches('[').trim_end_matches(']');

@@ -61,22 +61,22 @@ pub(super) fn is_listing_key(key: &str) -> bool {
 }
 
 /// A JSON object with all of its keys, also those that come twice.
-pub(super) struct Entry(Vec<(String, Value)>);
+pub(super) struct ListingEntry(Vec<(String, Value)>);
 
-impl<'de> Deserialize<'de> for Entry {
+impl<'de> Deserialize<'de> for ListingEntry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Fields;
         impl<'de> Visitor<'de> for Fields {
-            type Value = Entry;
+            type Value = ListingEntry;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entry, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ListingEntry, A::Error> {
                 let mut fields = Vec::new();
                 while let Some(field) = map.next_entry()? {
                     fields.push(field);
                 }
-                Ok(Entry(fields))
+                Ok(ListingEntry(fields))
             }
         }
         deserializer.deserialize_map(Fields)
@@ -102,7 +102,7 @@ pub(super) struct Listed {
     pub(super) details: Details,
 }
 
-impl Entry {
+impl ListingEntry {
     fn values(&self, key: &str) -> impl Iterator<Item = &Value> {
         self.0.iter().filter(move |(name, _)| name == key).map(|(_, value)| value)
     }

@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answer::{etag_id, id_in_location, locations, read_details, single};
 use super::source::CcdbSource;
-use super::transport::{Ask, Failure, Head, Purpose, Rounds, chain};
+use super::transport::{Ask, AttemptFailure, Head, Purpose, Rounds, chain};
 use crate::object::{Md5Sum, ObjectInfo};
 use crate::source::{Body, BodyError, SourceError};
 
@@ -117,7 +117,7 @@ impl CcdbSource {
                 Ok(Outcome::Elsewhere(_)) if place.hops >= options.max_redirects => {
                     let limit = options.max_redirects;
                     let reason = format!("more than {limit} redirects, the last to {}", place.url);
-                    rounds.note(Failure::unusable(reason));
+                    rounds.note(AttemptFailure::unusable(reason));
                 }
                 Ok(Outcome::Elsewhere(locations)) => {
                     let mut next = VecDeque::new();
@@ -143,10 +143,11 @@ impl CcdbSource {
                     next.append(&mut places);
                     places = next;
                 }
-                Err(Failure::Body(error)) => return Err(error),
-                Err(Failure::Transient { reason, .. }) if place.http_only => {
+                Err(AttemptFailure::Body(error)) => return Err(error),
+                Err(AttemptFailure::Transient { reason, .. }) if place.http_only => {
                     // With nothing left over HTTP the server fails, as it always will.
-                    rounds.note(Failure::unusable(format!("no replica over HTTP: {reason}")));
+                    rounds
+                        .note(AttemptFailure::unusable(format!("no replica over HTTP: {reason}")));
                 }
                 Err(failure) => rounds.note(failure),
             }
@@ -205,7 +206,7 @@ impl CcdbSource {
         version: &ObjectInfo,
         body: &mut dyn Body,
         deadline: Instant,
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<Outcome, AttemptFailure> {
         let mut headers = HeaderMap::new();
         if version.validity.from().as_millis() <= 0 && version.created.as_millis() > 0 {
             // A file-backed server ignores the UUID where `from` is not positive, and gives the
@@ -231,15 +232,17 @@ impl CcdbSource {
             300..=303 | 307 | 308 => {
                 let found = locations(head.response.headers());
                 if found.is_empty() {
-                    return Err(Failure::unusable(format!("{} leads nowhere", place.url)));
+                    return Err(AttemptFailure::unusable(format!("{} leads nowhere", place.url)));
                 }
                 Ok(Outcome::Elsewhere(found))
             }
-            404 | 410 => Err(Failure::Missing { reason: format!("{} is not there", place.url) }),
+            404 | 410 => {
+                Err(AttemptFailure::Missing { reason: format!("{} is not there", place.url) })
+            }
             other => {
                 head.host.count_failure();
                 let reason = format!("status {other} from {}", place.url);
-                Err(Failure::unusable(reason))
+                Err(AttemptFailure::unusable(reason))
             }
         }
     }
@@ -252,15 +255,15 @@ impl CcdbSource {
         version: &ObjectInfo,
         body: &mut dyn Body,
         deadline: Instant,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), AttemptFailure> {
         let limit_bytes = self.transport.options.max_size_bytes;
         let promise = Promise::read(head.response.headers(), version, limit_bytes, url)?;
         let already = body.written_bytes();
         if let Some(size) = promise.size_bytes {
-            body.reserve(already.saturating_add(size)).await.map_err(Failure::Body)?;
+            body.reserve(already.saturating_add(size)).await.map_err(AttemptFailure::Body)?;
         }
         let mut hash = Hash::new(promise.md5.is_some(), promise.size_bytes);
-        let mut pace = Pace::new(
+        let mut pace = BodyPace::new(
             self.transport.options.min_throughput_bytes,
             Duration::from_millis(self.transport.options.throughput_window_millis),
             deadline,
@@ -277,13 +280,13 @@ impl CcdbSource {
                 Ok(Ok(None)) => break,
                 Ok(Err(error)) => {
                     let reason = format!("torn after {got} bytes: {} ({url})", chain(&error));
-                    return Err(Failure::Torn { reason });
+                    return Err(AttemptFailure::Torn { reason });
                 }
                 Err(_) => match pace.turn() {
                     Ok(()) => continue,
                     Err(slow) => {
                         let reason = format!("{slow} after {got} bytes from {url}");
-                        return Err(Failure::Transient { reason, after: None });
+                        return Err(AttemptFailure::Transient { reason, after: None });
                     }
                 },
             };
@@ -292,30 +295,33 @@ impl CcdbSource {
             if promise.size_bytes.is_some_and(|size| end > size) || end > limit_bytes {
                 if promise.size_bytes.is_none() {
                     let size_bytes = end;
-                    return Err(Failure::Body(BodyError::TooLarge { size_bytes, limit_bytes }));
+                    return Err(AttemptFailure::Body(BodyError::TooLarge {
+                        size_bytes,
+                        limit_bytes,
+                    }));
                 }
                 let reason = format!("more bytes than were announced, {end}, from {url}");
-                return Err(Failure::unusable(reason));
+                return Err(AttemptFailure::unusable(reason));
             }
             if at_once {
                 // Both ends lie within `spare`, whose length was checked against the size.
                 body.spare()[got as usize..end as usize].copy_from_slice(&chunk);
             } else {
-                append(body, &chunk).await.map_err(Failure::Body)?;
+                append(body, &chunk).await.map_err(AttemptFailure::Body)?;
             }
             hash.add(chunk).await;
             got = end;
         }
         if let Some(size) = promise.size_bytes.filter(|size| *size != got) {
             let reason = format!("torn: expected {size} bytes, got {got} from {url}");
-            return Err(Failure::Torn { reason });
+            return Err(AttemptFailure::Torn { reason });
         }
         if let Some(expected) = promise.md5 {
             let found = hash.finish().await;
             if found != Some(expected) {
                 let found = found.map_or_else(|| "none".into(), |sum| sum.to_string());
                 let reason = format!("expected MD5 {expected}, got {found} from {url}");
-                return Err(Failure::unusable(reason));
+                return Err(AttemptFailure::unusable(reason));
             }
         }
         if at_once {
@@ -323,7 +329,7 @@ impl CcdbSource {
             body.advance(got as usize);
         } else if promise.size_bytes.is_none() && !body.spare().is_empty() {
             // Room was made ahead of bytes of unknown number: what is left over is given back.
-            body.reserve(body.written_bytes()).await.map_err(Failure::Body)?;
+            body.reserve(body.written_bytes()).await.map_err(AttemptFailure::Body)?;
         }
         // Bytes that were written before it are in no digest.
         if let Some(md5) = promise.md5.filter(|_| already == 0) {
@@ -345,46 +351,50 @@ impl Promise {
         version: &ObjectInfo,
         limit_bytes: u64,
         url: &Url,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, AttemptFailure> {
         if etag_id(headers) != Some(version.id) && !is_replaced_tag(headers, version, url) {
             let got = single(headers, "etag").unwrap_or_default();
             let reason = match headers.contains_key("etag") {
                 true => format!("expected ETag {}, got {got:?} from {url}", version.id),
                 false => format!("no ETag, as in a page of usage, from {url}"),
             };
-            return Err(Failure::Unusable { reason });
+            return Err(AttemptFailure::Unusable { reason });
         }
         if let Some(coding) = single(headers, CONTENT_ENCODING.as_str())
             .filter(|coding| !coding.eq_ignore_ascii_case("identity"))
         {
-            return Err(Failure::unusable(format!("coded as {coding:?} by {url}")));
+            return Err(AttemptFailure::unusable(format!("coded as {coding:?} by {url}")));
         }
         let announced = match headers.get(CONTENT_LENGTH) {
             None => None,
             Some(value) => match value.to_str().ok().and_then(|text| text.trim().parse().ok()) {
                 Some(size) => Some(size),
-                None => return Err(Failure::unusable(format!("a length that is none, {value:?}"))),
+                None => {
+                    return Err(AttemptFailure::unusable(format!(
+                        "a length that is none, {value:?}"
+                    )));
+                }
             },
         };
         if let Some(size_bytes) = announced.filter(|size| *size > limit_bytes) {
-            return Err(Failure::Body(BodyError::TooLarge { size_bytes, limit_bytes }));
+            return Err(AttemptFailure::Body(BodyError::TooLarge { size_bytes, limit_bytes }));
         }
         if let (Some(expected), Some(got)) = (version.size_bytes, announced)
             && expected != got
         {
             let reason = format!("expected {expected} bytes, {got} are announced by {url}");
-            return Err(Failure::unusable(reason));
+            return Err(AttemptFailure::unusable(reason));
         }
         let told = single(headers, "content-md5");
         let md5 = told.as_deref().map(str::trim).and_then(Md5Sum::parse);
         let md5 = match (version.md5, md5, told) {
             (Some(expected), Some(got), _) if expected != got => {
                 let reason = format!("expected MD5 {expected}, {got} is announced by {url}");
-                return Err(Failure::unusable(reason));
+                return Err(AttemptFailure::unusable(reason));
             }
             // `Content-MD5=feed` as metadata: what the listing said counts, if it said anything.
             (None, None, Some(told)) => {
-                return Err(Failure::unusable(format!("{told:?} is no MD5, from {url}")));
+                return Err(AttemptFailure::unusable(format!("{told:?} is no MD5, from {url}")));
             }
             (known, got, _) => known.or(got),
         };
@@ -478,7 +488,7 @@ impl Hash {
 }
 
 /// Whether a body comes fast enough, window by window.
-struct Pace {
+struct BodyPace {
     /// What has to come in each window; nothing where there is no such limit.
     bytes_per_window: u64,
     window: Duration,
@@ -487,7 +497,7 @@ struct Pace {
     got: u64,
 }
 
-impl Pace {
+impl BodyPace {
     fn new(bytes_per_second: u64, window: Duration, deadline: Instant) -> Self {
         let bytes = u128::from(bytes_per_second) * window.as_millis() / 1000;
         let bytes_per_window = u64::try_from(bytes).unwrap_or(u64::MAX);

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::address::Address;
 use super::options::CcdbOptions;
-use crate::source::{SourceHealth, SourceState};
+use crate::source::{Reachability, SourceHealth};
 use crate::telemetry::Histogram;
 
 /// Requests that are made at the same time of a host that is overloaded.
@@ -20,7 +20,7 @@ const ANSWERS_PER_PLACE: usize = 16;
 
 /// A server with its breaker, its bulkheads and its counters.
 #[derive(Debug)]
-pub(super) struct Host {
+pub(super) struct CcdbHost {
     pub(super) address: Address,
     /// Look-ups and bodies have a bulkhead each, so that slow bodies do not hold up look-ups.
     pub(super) look_ups: Arc<Semaphore>,
@@ -40,7 +40,7 @@ pub(super) struct Host {
     in_order: AtomicUsize,
 }
 
-impl Host {
+impl CcdbHost {
     pub(super) fn new(address: Address, options: &CcdbOptions) -> Self {
         Self {
             address,
@@ -130,7 +130,8 @@ impl Host {
     }
 
     pub(super) fn health(&self) -> SourceHealth {
-        let state = if self.breaker().in_a_row == 0 { SourceState::Up } else { SourceState::Down };
+        let state =
+            if self.breaker().in_a_row == 0 { Reachability::Up } else { Reachability::Down };
         SourceHealth {
             url: self.address.label(),
             state,
@@ -190,7 +191,7 @@ mod tests {
     async fn an_overloaded_host_is_asked_for_less_and_for_more_when_it_recovers() {
         let options = CcdbOptions { max_concurrent: 6, ..CcdbOptions::default() };
         let address = Address::parse_list("http://a:1").unwrap().remove(0);
-        let host = Host::new(address, &options);
+        let host = CcdbHost::new(address, &options);
         for left in [5, 4, 4, 4] {
             let place = Arc::clone(&host.bodies).acquire_owned().await.unwrap();
             host.withhold(place);

@@ -19,10 +19,10 @@ use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use reqwest::{Method, StatusCode};
 use tokio::time::{Instant, timeout_at};
 
-use super::listing::{self, DIGEST_FIELDS, Listing, QUICK_FIELDS};
-use super::paths::{ByTime, Check, FIRST_LISTING, ListedPath, PathMemory, PathState};
+use super::listing::{self, DIGEST_FIELDS, PathListing, QUICK_FIELDS};
+use super::paths::{ByTime, ChangeCheck, FIRST_LISTING, KnownPath, ListedPath, PathMemory};
 use super::source::CcdbSource;
-use super::transport::{Ask, Purpose, Reply, latin1};
+use super::transport::{Ask, HttpReply, Purpose, latin1};
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 use crate::source::{Details, SourceError};
@@ -42,15 +42,15 @@ const LISTING_FAILED_PAUSE: Duration = Duration::from_secs(30);
 const CONFIRMED_SHARE: f64 = 1.2;
 
 /// A listing, or why it cannot be relied on.
-pub(super) enum Asked {
-    Whole(Listing),
-    TooMany(Listing),
-    InDoubt(Listing),
+pub(super) enum AskedListing {
+    Whole(PathListing),
+    TooMany(PathListing),
+    InDoubt(PathListing),
 }
 
 /// Which versions of a path a listing is asked for.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Part {
+pub(super) struct ListingPart {
     pub(super) at: Option<Timestamp>,
     pub(super) id: Option<ObjectId>,
 }
@@ -65,7 +65,7 @@ impl CcdbSource {
         path: &ObjectPath,
         at: Timestamp,
         deadline: Instant,
-    ) -> Result<PathState, SourceError> {
+    ) -> Result<KnownPath, SourceError> {
         let refresh = Duration::from_millis(self.transport.options.refresh_millis);
         let window = refresh.mul_f64(CONFIRMED_SHARE);
         let memory = self.memory_of(path);
@@ -81,14 +81,14 @@ impl CcdbSource {
             return Ok(state);
         }
         let limit = match memory.state() {
-            PathState::Nothing => FIRST_LISTING,
-            PathState::ByTime(by_time) => by_time.due().unwrap_or(FIRST_LISTING),
-            PathState::Listed(listed) => {
+            KnownPath::Nothing => FIRST_LISTING,
+            KnownPath::ByTime(by_time) => by_time.due().unwrap_or(FIRST_LISTING),
+            KnownPath::Listed(listed) => {
                 let asked = Instant::now();
                 let check = memory.check(&listed, self.recheck_pause());
                 if self.is_unchanged(path, &listed, check, deadline).await? {
                     memory.confirm(check, asked);
-                    return Ok(PathState::Listed(listed));
+                    return Ok(KnownPath::Listed(listed));
                 }
                 listed.entries.saturating_mul(2).max(FIRST_LISTING)
             }
@@ -109,11 +109,11 @@ impl CcdbSource {
         let total = Duration::from_millis(self.transport.options.look_up_total_millis);
         let deadline = Instant::now() + total;
         let mut state = self.path_state(path, at, deadline).await?;
-        if matches!(&state, PathState::ByTime(by_time) if by_time.may_be_listed()) {
+        if matches!(&state, KnownPath::ByTime(by_time) if by_time.may_be_listed()) {
             let memory = self.memory_of(path);
             if let Ok(_asking) = timeout_at(deadline, memory.asking.lock()).await {
                 state = match memory.state() {
-                    PathState::ByTime(_) => {
+                    KnownPath::ByTime(_) => {
                         self.list_path(path, at, longest, &memory, deadline).await?
                     }
                     other => other,
@@ -121,8 +121,8 @@ impl CcdbSource {
             }
         }
         Ok(match state {
-            PathState::Listed(listed) => Some(listed),
-            PathState::Nothing | PathState::ByTime(_) => None,
+            KnownPath::Listed(listed) => Some(listed),
+            KnownPath::Nothing | KnownPath::ByTime(_) => None,
         })
     }
 
@@ -138,24 +138,24 @@ impl CcdbSource {
         limit: usize,
         memory: &Arc<PathMemory>,
         deadline: Instant,
-    ) -> Result<PathState, SourceError> {
+    ) -> Result<KnownPath, SourceError> {
         let asked = Instant::now();
         let pause = self.recheck_pause();
-        let state = match self.list(path, Part::default(), limit, deadline).await? {
-            Asked::Whole(listing) if self.is_whole(path, &listing, at, deadline).await => {
-                PathState::Listed(Arc::new(ListedPath {
+        let state = match self.list(path, ListingPart::default(), limit, deadline).await? {
+            AskedListing::Whole(listing) if self.is_whole(path, &listing, at, deadline).await => {
+                KnownPath::Listed(Arc::new(ListedPath {
                     entries: listing.entries,
                     traces: listing.traces,
                     versions: listing.versions.into_iter().map(|l| Arc::new(l.version)).collect(),
                 }))
             }
-            Asked::TooMany(listing) => {
+            AskedListing::TooMany(listing) => {
                 let (spelling, took) = (listing.spelling(), asked.elapsed());
                 let longest = self.transport.options.browse_limit;
-                PathState::ByTime(Arc::new(ByTime::too_many(spelling, limit, took, longest, pause)))
+                KnownPath::ByTime(Arc::new(ByTime::too_many(spelling, limit, took, longest, pause)))
             }
-            Asked::InDoubt(listing) | Asked::Whole(listing) => {
-                PathState::ByTime(Arc::new(ByTime::in_doubt(listing.spelling(), pause)))
+            AskedListing::InDoubt(listing) | AskedListing::Whole(listing) => {
+                KnownPath::ByTime(Arc::new(ByTime::in_doubt(listing.spelling(), pause)))
             }
         };
         memory.set(state.clone(), asked);
@@ -168,17 +168,17 @@ impl CcdbSource {
     pub(super) fn do_not_list(&self, path: &ObjectPath) {
         let pause = self.recheck_pause().min(LISTING_FAILED_PAUSE);
         let by_time = ByTime::without_listing(Some(pause));
-        self.memory_of(path).set(PathState::ByTime(Arc::new(by_time)), Instant::now());
+        self.memory_of(path).set(KnownPath::ByTime(Arc::new(by_time)), Instant::now());
     }
 
     /// Versions of a path, if the listing can be relied on.
     pub(super) async fn list(
         &self,
         path: &ObjectPath,
-        part: Part,
+        part: ListingPart,
         limit: usize,
         deadline: Instant,
-    ) -> Result<Asked, SourceError> {
+    ) -> Result<AskedListing, SourceError> {
         let mut tail = format!("/browse/{path}");
         let mut what = format!("the listing of {path}");
         if let Some(at) = part.at {
@@ -194,29 +194,29 @@ impl CcdbSource {
             Ok(reply) => reply,
             Err(SourceError::Unusable { reason, .. } | SourceError::NotAllowed { reason, .. }) => {
                 tracing::debug!(%path, reason, "no listing");
-                return Ok(Asked::InDoubt(Listing::default()));
+                return Ok(AskedListing::InDoubt(PathListing::default()));
             }
             Err(error) => return Err(error),
         };
         let (url, status, overflow) = (reply.url.clone(), reply.status, reply.overflow);
         let listing = match status {
             StatusCode::OK if !overflow => parse_beside(reply, path.clone()).await,
-            StatusCode::OK => Ok(Listing { entries: usize::MAX, ..Listing::default() }),
+            StatusCode::OK => Ok(PathListing { entries: usize::MAX, ..PathListing::default() }),
             status => Err(format!("status {}", status.as_u16())),
         };
-        let listing =
-            listing.unwrap_or_else(|doubt| Listing { doubts: vec![doubt], ..Listing::default() });
+        let listing = listing
+            .unwrap_or_else(|doubt| PathListing { doubts: vec![doubt], ..PathListing::default() });
         if listing.doubts.is_empty() && listing.entries <= limit {
             for listed in &listing.versions {
                 self.remember(listed.version.id, &url, &listed.replicas);
                 self.remember_details(listed.version.id, listed.details.clone());
             }
-            return Ok(Asked::Whole(listing));
+            return Ok(AskedListing::Whole(listing));
         }
         tracing::debug!(%path, entries = listing.entries, doubts = ?listing.doubts, "not listed");
         Ok(match listing.entries > limit {
-            true => Asked::TooMany(listing),
-            false => Asked::InDoubt(listing),
+            true => AskedListing::TooMany(listing),
+            false => AskedListing::InDoubt(listing),
         })
     }
 
@@ -225,19 +225,19 @@ impl CcdbSource {
         &self,
         path: &ObjectPath,
         listed: &ListedPath,
-        check: Check,
+        check: ChangeCheck,
         deadline: Instant,
     ) -> Result<bool, SourceError> {
         let fields = match check {
-            Check::Newest => &QUICK_FIELDS[..],
-            Check::All => &DIGEST_FIELDS[..],
+            ChangeCheck::Newest => &QUICK_FIELDS[..],
+            ChangeCheck::All => &DIGEST_FIELDS[..],
         };
         let expected = match check {
-            Check::Newest => listed.traces.quick.len(),
-            Check::All => listed.entries,
+            ChangeCheck::Newest => listed.traces.quick.len(),
+            ChangeCheck::All => listed.entries,
         };
         let mut ask = listing_ask(expected, Some(fields));
-        if let (Check::Newest, Some(newest)) = (check, listed.traces.newest) {
+        if let (ChangeCheck::Newest, Some(newest)) = (check, listed.traces.newest) {
             ask.headers.insert(IF_NOT_BEFORE, HeaderValue::from(newest));
         }
         let what = format!("changes of {path}");
@@ -253,8 +253,8 @@ impl CcdbSource {
         }
         let Ok(traces) = listing::parse_traces(&reply.body, fields) else { return Ok(false) };
         Ok(match check {
-            Check::Newest => traces == listed.traces.quick,
-            Check::All => {
+            ChangeCheck::Newest => traces == listed.traces.quick,
+            ChangeCheck::All => {
                 let sum = traces.iter().fold(0_u64, |sum, trace| sum.wrapping_add(*trace));
                 traces.len() == expected && sum == listed.traces.digest
             }
@@ -266,7 +266,7 @@ impl CcdbSource {
     async fn is_whole(
         &self,
         path: &ObjectPath,
-        listing: &Listing,
+        listing: &PathListing,
         at: Timestamp,
         deadline: Instant,
     ) -> bool {
@@ -315,7 +315,7 @@ impl CcdbSource {
         let what = format!("the folders below {path:?}");
         let mut ask = listing_ask(0, Some(&["path"]));
         ask.read_bytes = LISTING_BYTES;
-        let check = |reply: &Reply| match reply.status {
+        let check = |reply: &HttpReply| match reply.status {
             StatusCode::OK if !reply.overflow => listing::parse_folder(&reply.body).map(drop),
             _ => Err("expected a listing".to_owned()),
         };
@@ -344,9 +344,9 @@ impl CcdbSource {
         version: &ObjectInfo,
     ) -> Result<Option<(ObjectInfo, Details)>, SourceError> {
         let total = Duration::from_millis(self.transport.options.look_up_total_millis);
-        let part = Part { at: Some(version.validity.from()), id: Some(version.id) };
+        let part = ListingPart { at: Some(version.validity.from()), id: Some(version.id) };
         let asked = self.list(&version.path, part, FIRST_LISTING, Instant::now() + total).await?;
-        let Asked::Whole(listing) = asked else { return Ok(None) };
+        let AskedListing::Whole(listing) = asked else { return Ok(None) };
         let found = listing.versions.into_iter().find(|l| l.version.id == version.id);
         Ok(found.map(|listed| (listed.version, listed.details)))
     }
@@ -364,7 +364,7 @@ fn listing_ask(limit: usize, fields: Option<&[&str]>) -> Ask {
     Ask { method: Method::GET, headers, read_bytes }
 }
 
-async fn parse_beside(reply: Reply, path: ObjectPath) -> Result<Listing, String> {
+async fn parse_beside(reply: HttpReply, path: ObjectPath) -> Result<PathListing, String> {
     if reply.body.len() < PARSED_BESIDE_FROM_BYTES {
         return listing::parse(&reply.body, &path);
     }
@@ -373,7 +373,7 @@ async fn parse_beside(reply: Reply, path: ObjectPath) -> Result<Listing, String>
 }
 
 /// A time at which a listing shows no version: `at`, else before or after all of them.
-fn time_without_version(listing: &Listing, at: Timestamp) -> Option<Timestamp> {
+fn time_without_version(listing: &PathListing, at: Timestamp) -> Option<Timestamp> {
     let intervals = || listing.versions.iter().map(|listed| listed.version.validity);
     if !intervals().any(|interval| interval.contains(at)) {
         return Some(at);

@@ -9,7 +9,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::entry::{Entry, Judged, Listed};
+use super::entry::{Judged, Listed, ListingEntry};
 use crate::object::{ObjectId, ObjectPath};
 
 /// Doubts that are kept for the log; one is enough to make a listing unusable.
@@ -17,7 +17,7 @@ const DOUBTS_KEPT: usize = 8;
 
 /// What a listing says of one path.
 #[derive(Debug, Default)]
-pub(super) struct Listing {
+pub(super) struct PathListing {
     /// The versions of the very path that was asked for.
     pub(super) versions: Vec<Listed>,
     /// Number of entries, those of other paths included.
@@ -28,7 +28,7 @@ pub(super) struct Listing {
     pub(super) traces: Traces,
 }
 
-impl Listing {
+impl PathListing {
     /// The spelling of the path's metadata keys by their lower case. A key that has two spellings,
     /// or is no name of a header, is spelled as nothing: its values are told by listings only.
     pub(super) fn spelling(&self) -> HashMap<String, Option<String>> {
@@ -69,8 +69,8 @@ impl Listing {
 ///
 /// # Errors
 /// If it is no such JSON.
-pub(super) fn parse(body: &[u8], path: &ObjectPath) -> Result<Listing, String> {
-    let mut listing = Listing::default();
+pub(super) fn parse(body: &[u8], path: &ObjectPath) -> Result<PathListing, String> {
+    let mut listing = PathListing::default();
     let mut seen = HashMap::new();
     read_page(body, |entry| {
         listing.entries += 1;
@@ -137,7 +137,7 @@ pub(super) struct Traces {
 }
 
 impl Traces {
-    fn add(&mut self, entry: &Entry) {
+    fn add(&mut self, entry: &ListingEntry) {
         self.digest = self.digest.wrapping_add(entry.trace(&DIGEST_FIELDS));
         let created = entry.integer("createTime").or_else(|| entry.integer("Created"));
         if created > self.newest {
@@ -150,18 +150,18 @@ impl Traces {
 }
 
 /// Hands on each entry of a page, and gives its `subfolders`.
-fn read_page(body: &[u8], mut each: impl FnMut(Entry)) -> Result<Vec<String>, String> {
+fn read_page(body: &[u8], mut each: impl FnMut(ListingEntry)) -> Result<Vec<String>, String> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let read = Page { each: &mut each }.deserialize(&mut deserializer);
+    let read = ListingPage { each: &mut each }.deserialize(&mut deserializer);
     read.and_then(|folders| deserializer.end().map(|()| folders))
         .map_err(|error| format!("no listing in JSON: {error}"))
 }
 
-struct Page<'a, F> {
+struct ListingPage<'a, F> {
     each: &'a mut F,
 }
 
-impl<'de, F: FnMut(Entry)> DeserializeSeed<'de> for Page<'_, F> {
+impl<'de, F: FnMut(ListingEntry)> DeserializeSeed<'de> for ListingPage<'_, F> {
     type Value = Vec<String>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -169,7 +169,7 @@ impl<'de, F: FnMut(Entry)> DeserializeSeed<'de> for Page<'_, F> {
     }
 }
 
-impl<'de, F: FnMut(Entry)> Visitor<'de> for Page<'_, F> {
+impl<'de, F: FnMut(ListingEntry)> Visitor<'de> for ListingPage<'_, F> {
     type Value = Vec<String>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -182,13 +182,13 @@ impl<'de, F: FnMut(Entry)> Visitor<'de> for Page<'_, F> {
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
                 "objects" => {
-                    map.next_value_seed(Entries { each: &mut *self.each })?;
+                    map.next_value_seed(ListingEntries { each: &mut *self.each })?;
                     has_objects = true;
                 }
                 "subfolders" => {
-                    let all: Vec<Folder> = map.next_value()?;
+                    let all: Vec<ListedFolder> = map.next_value()?;
                     folders.extend(all.into_iter().map(|folder| match folder {
-                        Folder::Named(name) | Folder::Reported { name } => name,
+                        ListedFolder::Named(name) | ListedFolder::Reported { name } => name,
                     }));
                 }
                 _ => drop(map.next_value::<IgnoredAny>()?),
@@ -204,16 +204,16 @@ impl<'de, F: FnMut(Entry)> Visitor<'de> for Page<'_, F> {
 /// A subfolder, as a name or, in a report, with counts.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Folder {
+enum ListedFolder {
     Named(String),
     Reported { name: String },
 }
 
-struct Entries<'a, F> {
+struct ListingEntries<'a, F> {
     each: &'a mut F,
 }
 
-impl<'de, F: FnMut(Entry)> DeserializeSeed<'de> for Entries<'_, F> {
+impl<'de, F: FnMut(ListingEntry)> DeserializeSeed<'de> for ListingEntries<'_, F> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -221,7 +221,7 @@ impl<'de, F: FnMut(Entry)> DeserializeSeed<'de> for Entries<'_, F> {
     }
 }
 
-impl<'de, F: FnMut(Entry)> Visitor<'de> for Entries<'_, F> {
+impl<'de, F: FnMut(ListingEntry)> Visitor<'de> for ListingEntries<'_, F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -229,7 +229,7 @@ impl<'de, F: FnMut(Entry)> Visitor<'de> for Entries<'_, F> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while let Some(entry) = seq.next_element::<Entry>()? {
+        while let Some(entry) = seq.next_element::<ListingEntry>()? {
             (self.each)(entry);
         }
         Ok(())
@@ -254,7 +254,7 @@ mod tests {
         }
     }
 
-    fn page(entries: &[String]) -> Listing {
+    fn page(entries: &[String]) -> PathListing {
         let body =
             format!("{{\"objects\":[\n{{{}}}]\n,\"subfolders\":[\n]\n}}", entries.join("},\n{"));
         parse(body.as_bytes(), &ObjectPath::new("A/One").unwrap()).unwrap()

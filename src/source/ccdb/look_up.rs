@@ -28,11 +28,11 @@ use tokio::time::Instant;
 
 use super::answer::{self, Named};
 use super::entry::is_listing_key;
-use super::list::{Asked, Part};
+use super::list::{AskedListing, ListingPart};
 use super::listing;
-use super::paths::{ByTime, FIRST_LISTING, PathState};
-use super::source::{CcdbSource, Described};
-use super::transport::{Ask, Reply};
+use super::paths::{ByTime, FIRST_LISTING, KnownPath};
+use super::source::{CcdbSource, TimedVersion};
+use super::transport::{Ask, HttpReply};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, ObjectPath, Query};
 use crate::source::{Knowledge, PathSummary, SourceError};
@@ -69,11 +69,11 @@ impl CcdbSource {
         } else {
             // A listing may take half of the time: a path must not be lost over its listing.
             match self.path_state(&query.path, at, Instant::now() + total / 2).await {
-                Ok(PathState::Listed(listed)) => {
+                Ok(KnownPath::Listed(listed)) => {
                     return Ok(of_all_time(query, listed.versions.clone()));
                 }
-                Ok(PathState::ByTime(by_time)) => by_time,
-                Ok(PathState::Nothing) => Arc::default(),
+                Ok(KnownPath::ByTime(by_time)) => by_time,
+                Ok(KnownPath::Nothing) => Arc::default(),
                 Err(error) => {
                     after_listing = Some(error);
                     Arc::new(ByTime::without_listing(None))
@@ -145,7 +145,7 @@ impl CcdbSource {
     /// and that was told in full within the refresh time.
     fn may_be_confirmed(&self, version: &ObjectInfo, query: &Query, at: Timestamp) -> bool {
         let refresh = Duration::from_millis(self.transport.options.refresh_millis);
-        let was_told = |described: Arc<Described>| {
+        let was_told = |described: Arc<TimedVersion>| {
             described.told_at.elapsed() < refresh && *described.exact == *version
         };
         version.validity.contains(at)
@@ -166,7 +166,7 @@ impl CcdbSource {
             Some(known) => Arc::clone(&known.exact),
             None => Arc::new(self.respelled(&told, query, by_time).await),
         };
-        let described = Described { told, exact: Arc::clone(&exact), told_at: Instant::now() };
+        let described = TimedVersion { told, exact: Arc::clone(&exact), told_at: Instant::now() };
         self.described.insert(exact.id, Arc::new(described));
         exact
     }
@@ -206,7 +206,7 @@ impl CcdbSource {
         at: Timestamp,
         held: Option<&Arc<ObjectInfo>>,
         deadline: Instant,
-    ) -> Result<Reply, SourceError> {
+    ) -> Result<HttpReply, SourceError> {
         let reply = self.ask_at(query, at, held, Method::HEAD, deadline).await?;
         if matches!(reply.status.as_u16(), 405 | 501) {
             return self.ask_at(query, at, held, Method::GET, deadline).await;
@@ -221,7 +221,7 @@ impl CcdbSource {
         held: Option<&Arc<ObjectInfo>>,
         method: Method,
         deadline: Instant,
-    ) -> Result<Reply, SourceError> {
+    ) -> Result<HttpReply, SourceError> {
         let mut tail = format!("/{}/{at}", query.path);
         for (key, value) in &query.metadata {
             let _ = write!(tail, "/{}={}", form_encoded(key), form_encoded(value));
@@ -242,7 +242,7 @@ impl CcdbSource {
         }
         let ask = Ask { method, headers, read_bytes: 0 };
         let what = format!("{} at {at}", query.path);
-        let check = |reply: &Reply| match reply.status.as_u16() {
+        let check = |reply: &HttpReply| match reply.status.as_u16() {
             404 | 405 | 501 => Ok(()),
             304 if held.is_some() => Ok(()),
             200 | 300..=303 | 307 | 308 if answer::describes_a_version(&reply.headers) => Ok(()),
@@ -260,9 +260,9 @@ impl CcdbSource {
         moment: ValidityInterval,
         deadline: Instant,
     ) -> Result<Knowledge, SourceError> {
-        let part = Part { at: Some(at), id: None };
+        let part = ListingPart { at: Some(at), id: None };
         match self.list(&query.path, part, FIRST_LISTING, deadline).await? {
-            Asked::Whole(listing) => {
+            AskedListing::Whole(listing) => {
                 let versions = listing.versions.into_iter().map(|listed| listed.version);
                 let versions = versions
                     .filter(|v| v.validity.contains(at) && query.matches(v))
@@ -270,7 +270,7 @@ impl CcdbSource {
                     .collect();
                 Ok(Knowledge { span: moment, versions, problems: Vec::new(), stale: false })
             }
-            Asked::TooMany(_) | Asked::InDoubt(_) => Err(SourceError::Unusable {
+            AskedListing::TooMany(_) | AskedListing::InDoubt(_) => Err(SourceError::Unusable {
                 url: self.transport.url.clone(),
                 what: format!("{} at {at}", query.path),
                 reason: "the server does not filter as asked, and its listing for that time is \
@@ -307,7 +307,7 @@ impl CcdbSource {
         let mut counts = std::collections::BTreeMap::new();
         for tail in tails {
             let what = format!("the paths below {prefix:?}");
-            let check = |reply: &Reply| match reply.status {
+            let check = |reply: &HttpReply| match reply.status {
                 StatusCode::OK if reply.overflow => Ok(()),
                 StatusCode::OK => listing::parse_paths(&reply.body).map(drop),
                 _ => Err("expected a listing".to_owned()),
@@ -329,7 +329,7 @@ impl CcdbSource {
     }
 }
 
-fn read(reply: &Reply, path: &ObjectPath, at: Timestamp) -> Result<Named, String> {
+fn read(reply: &HttpReply, path: &ObjectPath, at: Timestamp) -> Result<Named, String> {
     answer::read_version(&reply.headers, reply.status.is_redirection(), path, at, &reply.url)
 }
 

@@ -47,7 +47,7 @@ pub(super) struct ListedPath {
 #[derive(Debug, Default)]
 pub(super) struct ByTime {
     /// The spelling of metadata keys by their lower case; see
-    /// [`Listing::spelling`](super::listing::Listing::spelling).
+    /// [`PathListing::spelling`](super::listing::Listing::spelling).
     pub(super) spelling: HashMap<String, Option<String>>,
     /// The listing that is worth trying, and the time that look-ups by time must have taken.
     next: Option<(usize, Duration)>,
@@ -111,7 +111,7 @@ impl ByTime {
 }
 
 #[derive(Debug, Clone, Default)]
-pub(super) enum PathState {
+pub(super) enum KnownPath {
     #[default]
     Nothing,
     Listed(Arc<ListedPath>),
@@ -128,7 +128,7 @@ pub(super) struct PathMemory {
 
 #[derive(Debug, Default)]
 struct Inner {
-    state: PathState,
+    state: KnownPath,
     /// When the listing was last found to be unchanged, or was had.
     confirmed: Option<Instant>,
     /// When all of it was compared.
@@ -148,7 +148,7 @@ impl Inner {
 
 /// How to find out whether a listing has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Check {
+pub(super) enum ChangeCheck {
     /// Look for newer versions, and at the newest one.
     Newest,
     /// Compare every version.
@@ -156,45 +156,45 @@ pub(super) enum Check {
 }
 
 impl PathMemory {
-    pub(super) fn state(&self) -> PathState {
+    pub(super) fn state(&self) -> KnownPath {
         self.inner().state.clone()
     }
 
     /// What can be used without a question: a listing that was confirmed within `window`, or a
     /// path that is not to be listed now.
-    pub(super) fn usable(&self, window: Duration) -> Option<PathState> {
+    pub(super) fn usable(&self, window: Duration) -> Option<KnownPath> {
         let inner = self.inner();
         let usable = match &inner.state {
-            PathState::Nothing => false,
-            PathState::Listed(_) => inner.confirmed.is_some_and(|at| at.elapsed() < window),
-            PathState::ByTime(by_time) => by_time.due().is_none(),
+            KnownPath::Nothing => false,
+            KnownPath::Listed(_) => inner.confirmed.is_some_and(|at| at.elapsed() < window),
+            KnownPath::ByTime(by_time) => by_time.due().is_none(),
         };
         usable.then(|| inner.state.clone())
     }
 
     /// Which check a listing needs; every version is compared at least each `longest`.
-    pub(super) fn check(&self, listed: &ListedPath, longest: Duration) -> Check {
+    pub(super) fn check(&self, listed: &ListedPath, longest: Duration) -> ChangeCheck {
         let inner = self.inner();
         let bytes = listed.entries as u64 * DIGEST_BYTES_PER_ENTRY;
         let is_paid = inner.checks * DIGEST_BYTES_PER_CHECK >= bytes && listed.entries > 0;
         let is_old = inner.compared.is_none_or(|at| at.elapsed() >= longest);
         // To servers a limit that is not positive is none.
         let newest = listed.traces.newest.is_none_or(|newest| newest > 0);
-        if is_paid || is_old || !newest { Check::All } else { Check::Newest }
+        if is_paid || is_old || !newest { ChangeCheck::All } else { ChangeCheck::Newest }
     }
 
     /// A check found the listing unchanged as of `asked`.
-    pub(super) fn confirm(&self, check: Check, asked: Instant) {
+    pub(super) fn confirm(&self, check: ChangeCheck, asked: Instant) {
         let mut inner = self.inner();
         inner.confirmed = inner.counts(asked);
         match check {
-            Check::Newest => inner.checks += 1,
-            Check::All => (inner.checks, inner.compared) = (0, inner.confirmed),
+            ChangeCheck::Newest => inner.checks += 1,
+            ChangeCheck::All => (inner.checks, inner.compared) = (0, inner.confirmed),
         }
     }
 
     /// Remembers what was found out as of `asked`.
-    pub(super) fn set(&self, state: PathState, asked: Instant) {
+    pub(super) fn set(&self, state: KnownPath, asked: Instant) {
         let mut inner = self.inner();
         inner.state = state;
         inner.confirmed = inner.counts(asked);
@@ -211,8 +211,8 @@ impl PathMemory {
     /// Entries that are remembered, for the bound on memory.
     pub(super) fn weight(&self) -> u32 {
         let versions = match &self.inner().state {
-            PathState::Listed(listed) => listed.versions.len(),
-            PathState::Nothing | PathState::ByTime(_) => 0,
+            KnownPath::Listed(listed) => listed.versions.len(),
+            KnownPath::Nothing | KnownPath::ByTime(_) => 0,
         };
         u32::try_from(versions).unwrap_or(u32::MAX).saturating_add(8)
     }
@@ -247,24 +247,24 @@ mod tests {
         let traces = Traces { newest: Some(7), ..Traces::default() };
         let listed = Arc::new(ListedPath { versions: Vec::new(), entries: 10, traces });
         let now = Instant::now();
-        memory.set(PathState::Listed(Arc::clone(&listed)), now);
+        memory.set(KnownPath::Listed(Arc::clone(&listed)), now);
         let longest = Duration::from_secs(600);
         let mut checks = 0;
-        while memory.check(&listed, longest) == Check::Newest {
-            memory.confirm(Check::Newest, now);
+        while memory.check(&listed, longest) == ChangeCheck::Newest {
+            memory.confirm(ChangeCheck::Newest, now);
             checks += 1;
         }
         assert_eq!(checks, 10 * DIGEST_BYTES_PER_ENTRY / DIGEST_BYTES_PER_CHECK + 1);
-        memory.confirm(Check::All, now);
-        assert_eq!(memory.check(&listed, longest), Check::Newest);
-        assert_eq!(memory.check(&listed, Duration::ZERO), Check::All);
+        memory.confirm(ChangeCheck::All, now);
+        assert_eq!(memory.check(&listed, longest), ChangeCheck::Newest);
+        assert_eq!(memory.check(&listed, Duration::ZERO), ChangeCheck::All);
     }
 
     #[test]
     fn a_listing_is_used_within_its_window_and_not_after_a_doubt() {
         let memory = PathMemory::default();
         let listed = ListedPath { versions: Vec::new(), entries: 0, traces: Traces::default() };
-        memory.set(PathState::Listed(Arc::new(listed)), Instant::now());
+        memory.set(KnownPath::Listed(Arc::new(listed)), Instant::now());
         assert!(memory.usable(Duration::from_secs(60)).is_some());
         assert!(memory.usable(Duration::ZERO).is_none());
         memory.doubt();

@@ -45,14 +45,14 @@ pub struct CcdbSource {
     /// What is remembered of paths.
     pub(super) paths: moka::sync::Cache<ObjectPath, Arc<PathMemory>>,
     /// Versions of paths that are asked for by time, as the headers told them and as they are.
-    pub(super) described: moka::sync::Cache<ObjectId, Arc<Described>>,
+    pub(super) described: moka::sync::Cache<ObjectId, Arc<TimedVersion>>,
     /// How versions were uploaded.
     details: moka::sync::Cache<ObjectId, Arc<Details>>,
 }
 
 /// A version of a path that is asked for by time.
 #[derive(Debug)]
-pub(super) struct Described {
+pub(super) struct TimedVersion {
     /// As the headers told it: names of metadata in lower case.
     pub(super) told: ObjectInfo,
     /// With names of metadata as they were uploaded.

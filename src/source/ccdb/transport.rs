@@ -21,14 +21,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::address::{Address, AllowedPlaces, strip_credentials};
-use super::host::Host;
+use super::host::CcdbHost;
 use super::options::CcdbOptions;
 use super::proxy::Proxies;
 use crate::source::{BodyError, SourceError};
 
 /// Why an attempt did not give what was asked for.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum AttemptFailure {
     /// Worth another attempt; `after` is what the server asked us to wait.
     Transient { reason: String, after: Option<Duration> },
     /// The host is left alone for a while: worth another host, not another round.
@@ -46,7 +46,7 @@ pub(super) enum Failure {
     Body(BodyError),
 }
 
-impl Failure {
+impl AttemptFailure {
     pub(super) fn unusable(reason: impl fmt::Display) -> Self {
         Self::Unusable { reason: reason.to_string() }
     }
@@ -70,13 +70,13 @@ impl Failure {
 pub(super) struct Ask {
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
-    /// At most so many bytes of the body are read; more is [`Reply::overflow`].
+    /// At most so many bytes of the body are read; more is [`HttpReply::overflow`].
     pub(super) read_bytes: usize,
 }
 
 /// A whole answer, with as much of its body as was wanted.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct HttpReply {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     /// The URL that answered, after redirects.
@@ -90,7 +90,7 @@ pub(super) struct Reply {
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) response: reqwest::Response,
-    pub(super) host: Arc<Host>,
+    pub(super) host: Arc<CcdbHost>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -107,9 +107,9 @@ pub(super) struct Transport {
     client: Client,
     proxies: Proxies,
     pub(super) url: String,
-    pub(super) hosts: Vec<Arc<Host>>,
+    pub(super) hosts: Vec<Arc<CcdbHost>>,
     /// Hosts that allowed redirects led to; they have breakers and bulkheads of their own.
-    foreign: moka::sync::Cache<String, Arc<Host>>,
+    foreign: moka::sync::Cache<String, Arc<CcdbHost>>,
     allowed: AllowedPlaces,
     pub(super) options: CcdbOptions,
     /// The host that answered last: asked first.
@@ -138,25 +138,25 @@ impl Transport {
             .user_agent(concat!("iovcache/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|e| wrong(chain(&e)))?;
-        let hosts = addresses.into_iter().map(|a| Arc::new(Host::new(a, &options))).collect();
+        let hosts = addresses.into_iter().map(|a| Arc::new(CcdbHost::new(a, &options))).collect();
         let foreign = moka::sync::Cache::new(256);
         let preferred = AtomicUsize::new(0);
         Ok(Self { client, proxies, url, hosts, foreign, allowed, options, preferred })
     }
 
     /// The hosts, the one that answered last first.
-    pub(super) fn hosts_in_order(&self) -> impl Iterator<Item = (usize, &Arc<Host>)> {
+    pub(super) fn hosts_in_order(&self) -> impl Iterator<Item = (usize, &Arc<CcdbHost>)> {
         let first = self.preferred.load(Ordering::Relaxed);
         let count = self.hosts.len();
         (0..count).map(move |n| (first + n) % count).map(|index| (index, &self.hosts[index]))
     }
 
     /// The host that serves `url`.
-    pub(super) fn host_of(&self, url: &Url) -> Arc<Host> {
+    pub(super) fn host_of(&self, url: &Url) -> Arc<CcdbHost> {
         match self.hosts.iter().find(|host| host.address.is_origin_of(url)) {
             Some(host) => Arc::clone(host),
             None => self.foreign.get_with(url.origin().ascii_serialization(), || {
-                Arc::new(Host::new(Address::foreign(url), &self.options))
+                Arc::new(CcdbHost::new(Address::foreign(url), &self.options))
             }),
         }
     }
@@ -181,7 +181,7 @@ impl Transport {
         url: &Url,
         purpose: Purpose,
         deadline: Instant,
-    ) -> Result<Head, Failure> {
+    ) -> Result<Head, AttemptFailure> {
         let host = self.host_of(url);
         let label = self.proxies.name(&host.address.label(), url);
         let bulkhead = match purpose {
@@ -192,7 +192,7 @@ impl Transport {
             Ok(Ok(place)) => place,
             Ok(Err(_)) | Err(_) => {
                 let reason = format!("no free place among the requests to {label}");
-                return Err(Failure::LeftAlone { reason });
+                return Err(AttemptFailure::LeftAlone { reason });
             }
         };
         if let Err(left) = host.admit() {
@@ -200,7 +200,7 @@ impl Transport {
                 "{label} refused its last connections and is left alone for {} ms more",
                 left.as_millis()
             );
-            return Err(Failure::LeftAlone { reason });
+            return Err(AttemptFailure::LeftAlone { reason });
         }
         host.count_request();
         let mut request =
@@ -221,12 +221,12 @@ impl Transport {
                 }
                 host.count_failure();
                 let reason = format!("{}: {}", label, chain(&error));
-                return Err(Failure::Transient { reason, after: None });
+                return Err(AttemptFailure::Transient { reason, after: None });
             }
             Err(_) => {
                 host.count_failure();
                 let reason = format!("{label} sent no answer within the time limit");
-                return Err(Failure::Transient { reason, after: None });
+                return Err(AttemptFailure::Transient { reason, after: None });
             }
         };
         host.connected();
@@ -236,7 +236,7 @@ impl Transport {
         match status.as_u16() {
             401 | 403 | 407 => {
                 host.count_failure();
-                Err(Failure::NotAllowed { reason: reason() })
+                Err(AttemptFailure::NotAllowed { reason: reason() })
             }
             408 | 429 | 500 | 502 | 503 | 504 => {
                 host.count_failure();
@@ -244,7 +244,7 @@ impl Transport {
                     host.withhold(place);
                 }
                 let after = retry_after(response.headers());
-                Err(Failure::Transient { reason: reason(), after })
+                Err(AttemptFailure::Transient { reason: reason(), after })
             }
             _ => {
                 host.in_order(bulkhead);
@@ -312,8 +312,8 @@ impl Transport {
         ask: &Ask,
         what: &str,
         deadline: Instant,
-        check: &(dyn Fn(&Reply) -> Result<(), String> + Send + Sync),
-    ) -> Result<Reply, SourceError> {
+        check: &(dyn Fn(&HttpReply) -> Result<(), String> + Send + Sync),
+    ) -> Result<HttpReply, SourceError> {
         let mut rounds = Rounds::new(&self.options, deadline);
         loop {
             for (index, host) in self.hosts_in_order() {
@@ -322,7 +322,7 @@ impl Transport {
                     let reply = self.follow(ask, url, deadline).await?;
                     check(&reply).map_err(|reason| {
                         host.count_failure();
-                        Failure::Unusable {
+                        AttemptFailure::Unusable {
                             reason: format!(
                                 "{reason} (status {} from {})",
                                 reply.status.as_u16(),
@@ -347,7 +347,12 @@ impl Transport {
     }
 
     /// Sends a request, follows redirects that are no answers, reads as much as is wanted.
-    async fn follow(&self, ask: &Ask, mut url: Url, deadline: Instant) -> Result<Reply, Failure> {
+    async fn follow(
+        &self,
+        ask: &Ask,
+        mut url: Url,
+        deadline: Instant,
+    ) -> Result<HttpReply, AttemptFailure> {
         for _ in 0..=self.options.max_redirects {
             let head = self.send(ask, &url, Purpose::LookUp, deadline).await?;
             let response = &head.response;
@@ -358,7 +363,7 @@ impl Transport {
                 let location = latin1(response.headers().get(LOCATION).map(|v| v.as_bytes()));
                 let next = self.resolve(&url, &location).ok_or_else(|| {
                     head.host.count_failure();
-                    Failure::unusable(format!(
+                    AttemptFailure::unusable(format!(
                         "{url} leads to {location:?}, where we may not go: allowed_redirects under \
                          [ccdb] names the hosts that may be followed"
                     ))
@@ -369,7 +374,7 @@ impl Transport {
             return self.read(ask, url, head, deadline).await;
         }
         let limit = self.options.max_redirects;
-        Err(Failure::unusable(format!("more than {limit} redirects, the last one to {url}")))
+        Err(AttemptFailure::unusable(format!("more than {limit} redirects, the last one to {url}")))
     }
 
     async fn read(
@@ -378,7 +383,7 @@ impl Transport {
         url: Url,
         mut head: Head,
         deadline: Instant,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<HttpReply, AttemptFailure> {
         let status = head.response.status();
         let headers = std::mem::take(head.response.headers_mut());
         let mut body = Vec::new();
@@ -395,12 +400,14 @@ impl Transport {
                 Ok(Ok(None)) => break,
                 Ok(Err(error)) => {
                     head.host.count_failure();
-                    return Err(Failure::Torn { reason: format!("{url}: {}", chain(&error)) });
+                    return Err(AttemptFailure::Torn {
+                        reason: format!("{url}: {}", chain(&error)),
+                    });
                 }
                 Err(_) => {
                     head.host.count_failure();
                     let reason = format!("{url} stopped in the middle of its answer");
-                    return Err(Failure::Transient { reason, after: None });
+                    return Err(AttemptFailure::Transient { reason, after: None });
                 }
             };
             if body.len() + chunk.len() > ask.read_bytes {
@@ -409,7 +416,7 @@ impl Transport {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Reply { status, headers, url, body: body.into(), overflow })
+        Ok(HttpReply { status, headers, url, body: body.into(), overflow })
     }
 }
 
@@ -423,7 +430,7 @@ pub(super) struct Rounds<'a> {
     attempts: u32,
     retry: bool,
     after: Option<Duration>,
-    last: Option<Failure>,
+    last: Option<AttemptFailure>,
 }
 
 impl<'a> Rounds<'a> {
@@ -441,15 +448,15 @@ impl<'a> Rounds<'a> {
     }
 
     /// Takes down what an attempt came to.
-    pub(super) fn note(&mut self, failure: Failure) {
+    pub(super) fn note(&mut self, failure: AttemptFailure) {
         self.attempts += 1;
         self.retry |= failure.is_worth_a_retry();
         self.after = self.after.max(failure.after());
         // What says more stays: 'not here' says less than 'left alone', and that less than what
         // happened elsewhere. Only what every host said is then the answer.
-        let weight = |failure: &Failure| match failure {
-            Failure::Missing { .. } => 0,
-            Failure::LeftAlone { .. } => 1,
+        let weight = |failure: &AttemptFailure| match failure {
+            AttemptFailure::Missing { .. } => 0,
+            AttemptFailure::LeftAlone { .. } => 1,
             _ => 2,
         };
         if self.last.as_ref().is_none_or(|last| weight(&failure) >= weight(last)) {
@@ -459,8 +466,11 @@ impl<'a> Rounds<'a> {
 
     /// Takes down a place that led nowhere, unless something that says more is known already.
     pub(super) fn note_detour(&mut self, reason: String) {
-        if matches!(self.last, None | Some(Failure::Missing { .. } | Failure::LeftAlone { .. })) {
-            self.last = Some(Failure::Unusable { reason });
+        if matches!(
+            self.last,
+            None | Some(AttemptFailure::Missing { .. } | AttemptFailure::LeftAlone { .. })
+        ) {
+            self.last = Some(AttemptFailure::Unusable { reason });
         }
     }
 
@@ -493,22 +503,24 @@ impl<'a> Rounds<'a> {
         );
         match self.last {
             None => SourceError::Down { url, what, reason: "no host to ask".into() },
-            Some(Failure::Transient { reason, .. } | Failure::LeftAlone { reason }) => {
-                SourceError::Down { url, what, reason: format!("{reason} ({tries})") }
-            }
             Some(
-                Failure::Unusable { reason }
-                | Failure::Torn { reason }
-                | Failure::Missing { reason },
+                AttemptFailure::Transient { reason, .. } | AttemptFailure::LeftAlone { reason },
+            ) => SourceError::Down { url, what, reason: format!("{reason} ({tries})") },
+            Some(
+                AttemptFailure::Unusable { reason }
+                | AttemptFailure::Torn { reason }
+                | AttemptFailure::Missing { reason },
             ) => SourceError::Unusable { url, what, reason },
-            Some(Failure::NotAllowed { reason }) => SourceError::NotAllowed { url, what, reason },
-            Some(Failure::Body(error)) => SourceError::Body { what, error },
+            Some(AttemptFailure::NotAllowed { reason }) => {
+                SourceError::NotAllowed { url, what, reason }
+            }
+            Some(AttemptFailure::Body(error)) => SourceError::Body { what, error },
         }
     }
 
     /// Whether every host said that there is no such thing.
     pub(super) fn is_missing(&self) -> bool {
-        matches!(self.last, Some(Failure::Missing { .. }))
+        matches!(self.last, Some(AttemptFailure::Missing { .. }))
     }
 }
 
@@ -566,7 +578,7 @@ mod tests {
         let started = Instant::now();
         let mut rounds = Rounds::new(&options, started + Duration::from_millis(500));
         let after = Some(Duration::from_secs(30));
-        rounds.note(Failure::Transient { reason: "status 503".into(), after });
+        rounds.note(AttemptFailure::Transient { reason: "status 503".into(), after });
         assert!(!rounds.pause().await);
         assert!(started.elapsed() < Duration::from_millis(400));
         let error = rounds.error("http://a", "A/B at 7").to_string();
@@ -577,7 +589,7 @@ mod tests {
     async fn what_is_not_transient_is_not_tried_again() {
         let options = CcdbOptions::default();
         let mut rounds = Rounds::new(&options, Instant::now() + Duration::from_secs(5));
-        rounds.note(Failure::unusable("no ETag"));
+        rounds.note(AttemptFailure::unusable("no ETag"));
         assert!(!rounds.pause().await);
         assert!(matches!(rounds.error("u", "w"), SourceError::Unusable { .. }));
     }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::file::{Crc, HEADER_BYTES, Header, Part, Record, check_body, read_head};
-use super::shelf::Shelf;
+use super::file::{Crc, HEADER_BYTES, Header, PartialFile, VersionRecord, check_body, read_head};
+use super::lru_folder::LruFolder;
 use crate::object::{Md5Sum, ObjectInfo};
 use crate::source::{Body, BodyError, SourceError, in_place};
 
@@ -17,7 +17,7 @@ const PIECE_BYTES: usize = 1 << 20;
 
 #[derive(Debug)]
 pub(super) struct Bodies {
-    shelf: Shelf,
+    shelf: LruFolder,
     failures: AtomicU64,
 }
 
@@ -27,13 +27,13 @@ fn name(version: &ObjectInfo) -> Uuid {
 
 /// Whose bytes these are, by the JSON before them.
 pub(super) fn id_in(json: &[u8]) -> Option<Uuid> {
-    let record: Record = serde_json::from_slice(json).ok()?;
+    let record: VersionRecord = serde_json::from_slice(json).ok()?;
     record.version().map(|version| name(&version))
 }
 
 impl Bodies {
     pub(super) fn open(folder: &Path, limit_bytes: u64) -> io::Result<Self> {
-        let shelf = Shelf::open(folder.join("bodies"), limit_bytes)?;
+        let shelf = LruFolder::open(folder.join("bodies"), limit_bytes)?;
         Ok(Self { shelf, failures: AtomicU64::new(0) })
     }
 
@@ -90,8 +90,8 @@ impl Opened {
     /// `None` if these are the bytes of something else than `version`.
     fn check(mut file: File, version: &ObjectInfo) -> io::Result<Option<Self>> {
         let (header, json) = read_head(&mut file)?;
-        let record: Result<Record, _> = serde_json::from_slice(&json);
-        let kept = record.ok().and_then(Record::version);
+        let record: Result<VersionRecord, _> = serde_json::from_slice(&json);
+        let kept = record.ok().and_then(VersionRecord::version);
         let kept = kept.ok_or_else(|| io::Error::other("what it says of itself makes no sense"))?;
         let same = kept.id == version.id
             && version.size_bytes.is_none_or(|bytes| bytes == header.body_bytes);
@@ -158,7 +158,7 @@ pub(super) struct WriteThrough<'a> {
     bodies: &'a Bodies,
     version: &'a ObjectInfo,
     body: &'a mut dyn Body,
-    part: Option<(Part, Vec<u8>)>,
+    part: Option<(PartialFile, Vec<u8>)>,
     given_up: bool,
     crc: Crc,
 }
@@ -173,8 +173,8 @@ impl WriteThrough<'_> {
             return;
         }
         let began = || {
-            let json = serde_json::to_vec(&Record::from(self.version))?;
-            let mut part = Part::new(&self.bodies.shelf.place(name(self.version)))?;
+            let json = serde_json::to_vec(&VersionRecord::from(self.version))?;
+            let mut part = PartialFile::new(&self.bodies.shelf.place(name(self.version)))?;
             part.write(&[0; HEADER_BYTES])?;
             part.write(&json)?;
             Ok((part, json))

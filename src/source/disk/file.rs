@@ -35,7 +35,7 @@ pub(super) const PART: &str = ".part";
 /// A version as it is written down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Record {
+pub(crate) struct VersionRecord {
     path: ObjectPath,
     id: ObjectId,
     from: Timestamp,
@@ -46,7 +46,7 @@ pub(crate) struct Record {
     metadata: std::collections::BTreeMap<String, String>,
 }
 
-impl From<&ObjectInfo> for Record {
+impl From<&ObjectInfo> for VersionRecord {
     fn from(info: &ObjectInfo) -> Self {
         Self {
             path: info.path.clone(),
@@ -61,7 +61,7 @@ impl From<&ObjectInfo> for Record {
     }
 }
 
-impl Record {
+impl VersionRecord {
     /// The version, unless what is written there makes no sense.
     pub(crate) fn version(self) -> Option<ObjectInfo> {
         let md5 = match self.md5 {
@@ -195,13 +195,13 @@ pub(super) fn check_body(file: &mut File, header: Header) -> io::Result<Md5Sum> 
 
 /// A file that is being written; dropped before it is published, it is gone.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct PartialFile {
     file: File,
     name: PathBuf,
     published: bool,
 }
 
-impl Part {
+impl PartialFile {
     /// Will be `name`; its folder is made.
     pub(super) fn new(name: &Path) -> io::Result<Self> {
         if let Some(folder) = name.parent() {
@@ -227,7 +227,7 @@ impl Part {
     }
 }
 
-impl Drop for Part {
+impl Drop for PartialFile {
     fn drop(&mut self) {
         if !self.published {
             let _ = std::fs::remove_file(&self.name);
@@ -239,7 +239,7 @@ impl Drop for Part {
 pub(super) fn write_json(name: &Path, json: &[u8]) -> io::Result<u64> {
     let length = u32::try_from(json.len()).ok().filter(|bytes| *bytes <= MAX_JSON_BYTES);
     let json_bytes = length.ok_or_else(|| damaged("it is too long"))?;
-    let mut part = Part::new(name)?;
+    let mut part = PartialFile::new(name)?;
     part.write(&[0; HEADER_BYTES])?;
     part.write(json)?;
     let header = Header { json_bytes, json_crc: Crc::of(json), body_bytes: 0, body_crc: 0 };

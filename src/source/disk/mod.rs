@@ -18,10 +18,10 @@
 //! killed leaves at most a file that nobody reads, which the next one removes. They are not synced:
 //! after a power cut a damaged file is found by its checksum, thrown away and fetched again.
 
-mod answers;
 mod bodies;
 mod file;
-mod shelf;
+mod lookup_log;
+mod lru_folder;
 #[cfg(test)]
 mod tests;
 
@@ -33,20 +33,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use self::answers::Answers;
 use self::bodies::Bodies;
+use self::lookup_log::LookupLog;
 use super::{
-    Body, Change, ChangeListener, Changed, Details, Knowledge, PathSummary, Source, SourceError,
-    SourceHealth, SourceState, UploadBytes, WriteTarget,
+    Body, Change, ChangeListener, Changed, Details, Knowledge, PathSummary, Reachability, Source,
+    SourceError, SourceHealth, UploadBytes, WriteTarget,
 };
 use crate::error::Coded as _;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::telemetry::Timing;
 
-pub(crate) use self::file::Record;
+pub(crate) use self::file::VersionRecord;
 pub(super) use self::file::open_regular;
-pub use self::shelf::verify;
+pub use self::lru_folder::verify;
 
 /// A source that is silent this long is taken for down where the disk has an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -56,9 +56,9 @@ const ANSWERS_SHARE: u64 = 16;
 /// A disk tier before another source.
 pub struct DiskSource {
     url: String,
-    behind: Arc<dyn Source>,
+    inner: Arc<dyn Source>,
     bodies: Arc<Bodies>,
-    answers: Answers,
+    answers: LookupLog,
     requests: AtomicU64,
     failures: AtomicU64,
     /// Held as long as the folder is ours.
@@ -67,12 +67,12 @@ pub struct DiskSource {
 
 impl fmt::Debug for DiskSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DiskSource({} before {:?})", self.url, self.behind)
+        write!(f, "DiskSource({} before {:?})", self.url, self.inner)
     }
 }
 
 impl DiskSource {
-    /// Keeps in `folder` (made if it is not there) what `behind` says and gives, in at most
+    /// Keeps in `folder` (made if it is not there) what `inner` says and gives, in at most
     /// `limit_bytes`.
     ///
     /// # Errors
@@ -80,7 +80,7 @@ impl DiskSource {
     pub fn open(
         folder: &Path,
         limit_bytes: u64,
-        behind: Arc<dyn Source>,
+        inner: Arc<dyn Source>,
     ) -> Result<Self, SourceError> {
         let url = format!("disk:{}", folder.display());
         let wrong = |what: &str, error: std::io::Error| SourceError::Configuration {
@@ -92,11 +92,11 @@ impl DiskSource {
         let answers_bytes = limit_bytes / ANSWERS_SHARE;
         let bodies = Bodies::open(folder, limit_bytes - answers_bytes)
             .map_err(|error| wrong("bodies", error))?;
-        let answers = Answers::open(folder, answers_bytes, behind.url())
+        let answers = LookupLog::open(folder, answers_bytes, inner.url())
             .map_err(|error| wrong("answers", error))?;
         Ok(Self {
             url,
-            behind,
+            inner,
             bodies: Arc::new(bodies),
             answers,
             requests: AtomicU64::new(0),
@@ -123,7 +123,7 @@ impl DiskSource {
         at: Timestamp,
         held: Option<&Arc<ObjectInfo>>,
     ) -> Option<Result<Knowledge, SourceError>> {
-        let asked = self.behind.look_up(query, at, held);
+        let asked = self.inner.look_up(query, at, held);
         let mut asked = std::pin::pin!(asked);
         match tokio::time::timeout(PATIENCE, &mut asked).await {
             Ok(answer) => Some(answer),
@@ -137,19 +137,19 @@ impl DiskSource {
 #[async_trait]
 impl Source for DiskSource {
     fn url(&self) -> &str {
-        self.behind.url()
+        self.inner.url()
     }
 
     fn refresh(&self) -> Duration {
-        self.behind.refresh()
+        self.inner.refresh()
     }
 
     fn refresh_of(&self, path: &ObjectPath) -> Duration {
-        self.behind.refresh_of(path)
+        self.inner.refresh_of(path)
     }
 
     fn subscribe(&self, listener: ChangeListener) {
-        self.behind.subscribe(listener);
+        self.inner.subscribe(listener);
     }
 
     async fn look_up(
@@ -169,7 +169,7 @@ impl Source for DiskSource {
             Some(Err(error)) if error.kind().is_transient() => error,
             Some(Err(error)) => return Err(error),
             None => SourceError::Down {
-                url: self.behind.url().to_owned(),
+                url: self.inner.url().to_owned(),
                 what: format!("{} at {at}", query.path),
                 reason: format!("no answer in {} s", PATIENCE.as_secs()),
             },
@@ -185,7 +185,7 @@ impl Source for DiskSource {
     }
 
     async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
-        self.behind.list(query).await
+        self.inner.list(query).await
     }
 
     async fn describe(
@@ -195,7 +195,7 @@ impl Source for DiskSource {
         created: Timestamp,
         id: ObjectId,
     ) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
-        self.behind.describe(path, from, created, id).await
+        self.inner.describe(path, from, created, id).await
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
@@ -212,17 +212,17 @@ impl Source for DiskSource {
             }
         }
         let mut through = self.bodies.write_through(version, body);
-        self.behind.fetch(version, &mut through).await?;
+        self.inner.fetch(version, &mut through).await?;
         through.keep().await;
         Ok(())
     }
 
     fn forget(&self, path: &ObjectPath) {
-        self.behind.forget(path);
+        self.inner.forget(path);
     }
 
     fn write_target(&self, path: &ObjectPath) -> WriteTarget {
-        self.behind.write_target(path)
+        self.inner.write_target(path)
     }
 
     async fn change(
@@ -230,26 +230,26 @@ impl Source for DiskSource {
         change: &Change,
         bytes: Option<UploadBytes>,
     ) -> Result<Changed, SourceError> {
-        self.behind.change(change, bytes).await
+        self.inner.change(change, bytes).await
     }
 
     fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
-        self.behind.known_details(version)
+        self.inner.known_details(version)
     }
 
     async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
-        self.behind.subfolders(path).await
+        self.inner.subfolders(path).await
     }
 
     async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
-        self.behind.details(version).await
+        self.inner.details(version).await
     }
 
     fn health(&self) -> Vec<SourceHealth> {
-        let mut all = self.behind.health();
+        let mut all = self.inner.health();
         all.push(SourceHealth {
             url: self.url.clone(),
-            state: SourceState::Up,
+            state: Reachability::Up,
             requests: self.requests.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed) + self.bodies.failures(),
             latency: Timing::default(),
@@ -258,7 +258,7 @@ impl Source for DiskSource {
     }
 
     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
-        match self.behind.paths(prefix).await {
+        match self.inner.paths(prefix).await {
             Err(error) if error.kind().is_transient() => {
                 let known = self.answers.paths(prefix).await;
                 if known.is_empty() { Err(error) } else { Ok(known) }

@@ -5,7 +5,7 @@ use md5::{Digest as _, Md5};
 use super::*;
 use crate::interval::ValidityInterval;
 use crate::object::{Md5Sum, ObjectId, ObjectPath};
-use crate::source::verify::{Done, Verified};
+use crate::source::verify::{RepairOutcome, VerifyReport};
 use crate::source::{MemorySource, VecBody};
 
 /// A source that can be switched off, or be silent, and that tells only single times if told so.
@@ -239,9 +239,9 @@ async fn a_damaged_body_is_thrown_out_and_fetched_again() {
     std::fs::write(name.join("abc.part"), b"half").unwrap();
     let found = verify(folder.path(), false).unwrap();
     assert_eq!(found.damaged.len(), 2, "{found:?}");
-    let all = |found: &Verified, done| found.damaged.iter().all(|damage| damage.done == done);
-    assert!(all(&found, Done::LeftAlone));
-    assert!(all(&verify(folder.path(), true).unwrap(), Done::Removed));
+    let all = |found: &VerifyReport, done| found.damaged.iter().all(|damage| damage.done == done);
+    assert!(all(&found, RepairOutcome::LeftAlone));
+    assert!(all(&verify(folder.path(), true).unwrap(), RepairOutcome::Removed));
     assert!(verify(folder.path(), false).unwrap().damaged.is_empty());
 }
 

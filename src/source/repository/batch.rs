@@ -41,7 +41,7 @@ pub(super) type KnownIds = HashMap<ObjectPath, HashMap<ObjectId, i64>>;
 #[derive(Debug)]
 pub struct Batch<'a> {
     writer: &'a RepositoryWriter,
-    staged: Vec<Staged>,
+    staged: Vec<StagedBatch>,
     /// Those of this batch, which no reader sees yet.
     places: HashMap<(ObjectPath, ObjectId), usize>,
     /// Whether an index is begun where there is none.
@@ -50,7 +50,7 @@ pub struct Batch<'a> {
 
 /// A version whose bytes and properties lie under names that no reader looks at.
 #[derive(Debug)]
-pub(in crate::source) struct Staged {
+pub(in crate::source) struct StagedBatch {
     info: ObjectInfo,
     given_id: bool,
     /// The folder of its `from`, as a name beneath the root.
@@ -63,7 +63,7 @@ pub(in crate::source) struct Staged {
 
 /// What staging comes to.
 pub(in crate::source) enum Stage {
-    New(Staged),
+    New(StagedBatch),
     /// The very same is there already.
     There(ObjectInfo),
 }
@@ -223,7 +223,7 @@ pub(super) fn stage(
         }
     }
     let each = durability == Durability::Each;
-    let mut blob = Part::new(root, &name, &folder)?;
+    let mut blob = UnfinishedFile::new(root, &name, &folder)?;
     let (size_bytes, md5) = blob.copy(bytes)?;
     let info = version.info(size_bytes, md5);
     if let Some(there) = there(root, &folder, &info)? {
@@ -236,12 +236,12 @@ pub(super) fn stage(
         // A file system that cannot hold this time still holds the properties.
         let _ = blob.file.set_modified(time);
     }
-    let mut properties = Part::new(root, &name, &folder)?;
+    let mut properties = UnfinishedFile::new(root, &name, &folder)?;
     properties.write(&version.properties(&info, md5).to_bytes())?;
     let given_id = version.id.as_deref().is_some_and(|id| ObjectId::parse(id).is_some());
     let (blob, properties) = (blob.close(each)?, properties.close(each)?);
     let root = root.clone();
-    Ok(Stage::New(Staged {
+    Ok(Stage::New(StagedBatch {
         info,
         given_id,
         folder: name,
@@ -315,7 +315,7 @@ impl RepositoryWriter {
     }
 }
 
-impl Staged {
+impl StagedBatch {
     fn place(&self, name: &str) -> PathBuf {
         self.root.path().join(&self.folder).join(name)
     }
@@ -345,7 +345,7 @@ impl Staged {
     }
 }
 
-impl Drop for Staged {
+impl Drop for StagedBatch {
     fn drop(&mut self) {
         if !self.published
             && let Ok(folder) = self.root.folder(&self.folder)
@@ -357,7 +357,7 @@ impl Drop for Staged {
 }
 
 /// A file that is being written under a name that no reader looks at; dropped, it is gone.
-struct Part<'a> {
+struct UnfinishedFile<'a> {
     folder: &'a OwnedFd,
     file: File,
     name: String,
@@ -365,7 +365,7 @@ struct Part<'a> {
     closed: bool,
 }
 
-impl<'a> Part<'a> {
+impl<'a> UnfinishedFile<'a> {
     fn new(root: &Root, below: &str, folder: &'a OwnedFd) -> Result<Self, RepositoryError> {
         let name = format!(".{}.part", uuid::Uuid::new_v4().simple());
         let path = root.path().join(below).join(&name);
@@ -407,7 +407,7 @@ impl<'a> Part<'a> {
     }
 }
 
-impl Drop for Part<'_> {
+impl Drop for UnfinishedFile<'_> {
     fn drop(&mut self) {
         if !self.closed {
             let _ = unlinkat(self.folder, &self.name, AtFlags::empty());

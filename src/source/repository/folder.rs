@@ -41,7 +41,7 @@ pub(super) type FromProblems = Vec<(i64, Problem)>;
 
 /// What stands in the folder of one `from`.
 #[derive(Debug, Default)]
-pub(super) struct Versions {
+pub(super) struct FolderVersions {
     /// Each with its stamp.
     pub(super) read: Vec<(ObjectInfo, u64)>,
     /// Those whose files are as they were when they were read.
@@ -125,9 +125,9 @@ impl PathFolder {
         from: i64,
         known: &[Row],
         slack: Duration,
-    ) -> io::Result<Versions> {
+    ) -> io::Result<FolderVersions> {
         let name = from.to_string();
-        let mut found = Versions::default();
+        let mut found = FolderVersions::default();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let folder = match open_beneath(self.descriptor.as_fd(), &name, flags) {
             Ok(folder) => folder,
@@ -182,7 +182,7 @@ pub(super) fn read_all<'a>(
     froms: &'a [i64],
     known: impl Fn(i64) -> &'a [Row] + Sync,
     slack: Duration,
-) -> io::Result<Vec<(i64, Versions)>> {
+) -> io::Result<Vec<(i64, FolderVersions)>> {
     let one =
         |from: &i64| folder.versions(path, *from, known(*from), slack).map(|found| (*from, found));
     if froms.len() <= FEW_FOLDERS {

@@ -22,7 +22,9 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::beneath::Root;
 use super::entry::{self, PROPERTIES, difference, names};
-use super::folder::{LOCAL_SLACK, PathFolder, Versions, is_recent, read_all, read_properties};
+use super::folder::{
+    FolderVersions, LOCAL_SLACK, PathFolder, is_recent, read_all, read_properties,
+};
 use super::index::IndexSet;
 use super::table::{Metadata, PathTable, Row};
 use super::walk;
@@ -30,8 +32,8 @@ use super::watch::{PathWatch, Watcher};
 use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, BodyError, ChangeListener, Knowledge, Page, PageKey, PathSummary, Problem, SourceError,
-    in_place,
+    Body, BodyError, ChangeListener, Knowledge, PageKey, PathSummary, Problem, SourceError,
+    VersionPage, in_place,
 };
 
 /// Versions in memory before the paths that were asked for longest ago are given up.
@@ -52,7 +54,7 @@ const SWEEP_PAUSES: u32 = 10;
 
 /// What checks of all paths share.
 #[derive(Debug)]
-struct Shared {
+struct CheckShared {
     root: Root,
     refresh: Duration,
     index: Mutex<IndexSet>,
@@ -62,7 +64,7 @@ struct Shared {
 #[derive(Debug)]
 pub(super) struct LocalRepository {
     url: String,
-    shared: Arc<Shared>,
+    shared: Arc<CheckShared>,
     watcher: Arc<Watcher>,
     paths: Mutex<HashMap<ObjectPath, Arc<PathSlot>>>,
     /// Rows of all paths in memory.
@@ -74,12 +76,12 @@ pub(super) struct LocalRepository {
 struct PathSlot {
     used: Mutex<Instant>,
     rows: AtomicUsize,
-    state: Arc<AsyncMutex<PathState>>,
+    state: Arc<AsyncMutex<ReadPath>>,
 }
 
 /// What was read of a path.
 #[derive(Debug)]
-struct PathState {
+struct ReadPath {
     path: ObjectPath,
     table: PathTable,
     problems: BTreeMap<i64, Vec<Problem>>,
@@ -97,7 +99,7 @@ struct PathState {
     watched_inode: u64,
 }
 
-impl PathState {
+impl ReadPath {
     fn new(path: ObjectPath) -> Self {
         Self {
             table: PathTable::new(path.clone()),
@@ -118,8 +120,8 @@ impl PathState {
     }
 
     /// Takes what was read of one folder.
-    fn take(&mut self, from: i64, found: Versions) {
-        let Versions { read, kept, problems, pending } = found;
+    fn take(&mut self, from: i64, found: FolderVersions) {
+        let FolderVersions { read, kept, problems, pending } = found;
         let mut rows = kept;
         for (info, stamp) in read {
             rows.push(self.table.row(info, stamp));
@@ -140,7 +142,7 @@ impl PathState {
     }
 
     /// Reads what has changed since the last time.
-    fn check(&mut self, shared: &Shared, watcher: Option<&Watcher>) -> io::Result<()> {
+    fn check(&mut self, shared: &CheckShared, watcher: Option<&Watcher>) -> io::Result<()> {
         let began = Instant::now();
         let root = &shared.root;
         let first = self.checked.is_none();
@@ -299,7 +301,7 @@ impl PathState {
             return Ok(());
         }
         let mut rows = Vec::with_capacity(read.len());
-        for (from, Versions { read, kept, problems, pending }) in read {
+        for (from, FolderVersions { read, kept, problems, pending }) in read {
             rows.extend(kept);
             for (info, stamp) in read {
                 rows.push(self.table.row(info, stamp));
@@ -349,7 +351,7 @@ impl LocalRepository {
         // The index is read at the start, not by the first request. What is wrong with it is logged.
         let mut index = IndexSet::default();
         index.refresh(&root);
-        let shared = Arc::new(Shared { root, refresh, index: Mutex::new(index) });
+        let shared = Arc::new(CheckShared { root, refresh, index: Mutex::new(index) });
         let (paths, rows) = (Mutex::default(), AtomicUsize::new(0));
         Ok(Self { url, shared, watcher, paths, rows })
     }
@@ -409,7 +411,7 @@ impl LocalRepository {
             Arc::new(PathSlot {
                 used: Mutex::new(Instant::now()),
                 rows: Default::default(),
-                state: Arc::new(AsyncMutex::new(PathState::new(path.clone()))),
+                state: Arc::new(AsyncMutex::new(ReadPath::new(path.clone()))),
             })
         });
         *slot.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
@@ -451,7 +453,7 @@ impl LocalRepository {
     async fn with_path<T>(
         &self,
         path: &ObjectPath,
-        use_it: impl FnOnce(&mut PathState) -> T,
+        use_it: impl FnOnce(&mut ReadPath) -> T,
     ) -> Result<T, SourceError> {
         let slot = self.slot(path);
         let mut state = Arc::clone(&slot.state).lock_owned().await;
@@ -529,7 +531,7 @@ impl LocalRepository {
         query: &Query,
         after: Option<PageKey>,
         limit: usize,
-    ) -> Result<Page, SourceError> {
+    ) -> Result<VersionPage, SourceError> {
         let root = &self.shared.root;
         let key = after.map(|(from, id)| (from.as_millis(), id));
         let found = self.with_path(&query.path, |state| {
@@ -544,7 +546,7 @@ impl LocalRepository {
         let (page, problems) = found.await?;
         let page = page.map_err(|error| self.failed(query.path.as_str(), &error))?;
         let (versions, more) = page;
-        Ok(Page { versions, problems, more, whole: true })
+        Ok(VersionPage { versions, problems, more, whole: true })
     }
 
     /// A version as this repository itself describes it.
@@ -652,8 +654,8 @@ impl LocalRepository {
 /// # Errors
 /// If the folders cannot be read.
 pub(super) fn ids(root: &Root, path: &ObjectPath) -> io::Result<HashMap<ObjectId, i64>> {
-    let mut state = PathState::new(path.clone());
+    let mut state = ReadPath::new(path.clone());
     let (root, index) = (root.clone(), Mutex::default());
-    state.check(&Shared { root, refresh: Duration::ZERO, index }, None)?;
+    state.check(&CheckShared { root, refresh: Duration::ZERO, index }, None)?;
     Ok(state.table.iter().map(|row| (row.id, row.from)).collect())
 }

@@ -17,7 +17,7 @@ use crate::object::{Md5Sum, ObjectPath};
 /// One line: `path,valid_from_ms,valid_until_ms,created_ms,id,file,size,md5,note`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct ManifestLine {
     path: String,
     valid_from_ms: i64,
     valid_until_ms: i64,
@@ -67,7 +67,7 @@ pub enum ManifestError {
     },
     /// A line says something impossible.
     #[error("line {line}, {column}: {reason}")]
-    Line {
+    ManifestLine {
         /// Which, counted from 1 for the header.
         line: u64,
         /// Which column.
@@ -95,7 +95,7 @@ impl Coded for ManifestError {
                 _ => ErrorKind::FailedPrecondition,
             },
             // The command was right, its input is not: that is a failure, no wrong usage.
-            Self::Table { .. } | Self::Line { .. } => ErrorKind::FailedPrecondition,
+            Self::Table { .. } | Self::ManifestLine { .. } => ErrorKind::FailedPrecondition,
             Self::Put { error, .. } => error.kind(),
         }
     }
@@ -104,7 +104,7 @@ impl Coded for ManifestError {
         match self {
             Self::Io { .. } => Code(3030),
             Self::Table { .. } => Code(3031),
-            Self::Line { .. } => Code(3032),
+            Self::ManifestLine { .. } => Code(3032),
             Self::Put { error, .. } => error.code(),
         }
     }
@@ -216,7 +216,7 @@ fn in_parallel<T: Send, R: Send>(
 /// Reads a manifest in batches of lines: however long it is, a part of it is in memory.
 fn for_each_batch(
     manifest: &Path,
-    mut each: impl FnMut(Vec<(u64, Line)>) -> Result<(), ManifestError>,
+    mut each: impl FnMut(Vec<(u64, ManifestLine)>) -> Result<(), ManifestError>,
 ) -> Result<(), ManifestError> {
     let path = || manifest.to_owned();
     let file = File::open(manifest).map_err(|error| ManifestError::Io { path: path(), error })?;
@@ -238,8 +238,14 @@ fn for_each_batch(
 }
 
 /// Whether a line can be taken; with `hashed`, its file is read and compared with its MD5.
-fn check(number: u64, line: Line, folder: &Path, hashed: bool) -> Result<Checked, ManifestError> {
-    let wrong = |column, reason: String| ManifestError::Line { line: number, column, reason };
+fn check(
+    number: u64,
+    line: ManifestLine,
+    folder: &Path,
+    hashed: bool,
+) -> Result<Checked, ManifestError> {
+    let wrong =
+        |column, reason: String| ManifestError::ManifestLine { line: number, column, reason };
     let path = ObjectPath::new(&line.path).map_err(|error| wrong("path", error.to_string()))?;
     let [from, until] = [line.valid_from_ms, line.valid_until_ms].map(Timestamp::from_millis);
     let validity = ValidityInterval::new(from, until)

@@ -14,8 +14,8 @@ use super::store::StoreRepository;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, Change, ChangeListener, Changed, Details, Knowledge, Page, PageKey, PathSummary, Source,
-    SourceError, SourceHealth, SourceState, UploadBytes, WriteTarget, in_place,
+    Body, Change, ChangeListener, Changed, Details, Knowledge, PageKey, PathSummary, Reachability,
+    Source, SourceError, SourceHealth, UploadBytes, VersionPage, WriteTarget, in_place,
 };
 use crate::telemetry::Histogram;
 
@@ -37,7 +37,7 @@ const LISTED_VERSIONS: usize = 100_000;
 
 /// Where a repository lies.
 #[derive(Debug)]
-enum Place {
+enum RepositoryPlace {
     Local(LocalRepository),
     Store(StoreRepository),
 }
@@ -45,7 +45,7 @@ enum Place {
 /// A repository as a source.
 #[derive(Debug)]
 pub struct RepositorySource {
-    place: Place,
+    place: RepositoryPlace,
     refresh: Duration,
     requests: AtomicU64,
     failures: AtomicU64,
@@ -60,15 +60,15 @@ impl RepositorySource {
     /// [`SourceError::Configuration`] if it is not there.
     pub fn open_folder(folder: &Path, options: RepositoryOptions) -> Result<Self, SourceError> {
         let local = LocalRepository::open(folder, options.refresh)?;
-        Ok(Self::at(Place::Local(local), options))
+        Ok(Self::at(RepositoryPlace::Local(local), options))
     }
 
     /// In an object store.
     pub fn new(bucket: Bucket, options: RepositoryOptions) -> Self {
-        Self::at(Place::Store(StoreRepository::new(bucket, options.refresh)), options)
+        Self::at(RepositoryPlace::Store(StoreRepository::new(bucket, options.refresh)), options)
     }
 
-    fn at(place: Place, options: RepositoryOptions) -> Self {
+    fn at(place: RepositoryPlace, options: RepositoryOptions) -> Self {
         Self {
             place,
             refresh: options.refresh,
@@ -94,8 +94,8 @@ impl RepositorySource {
 impl Source for RepositorySource {
     fn url(&self) -> &str {
         match &self.place {
-            Place::Local(local) => local.url(),
-            Place::Store(store) => store.url(),
+            RepositoryPlace::Local(local) => local.url(),
+            RepositoryPlace::Store(store) => store.url(),
         }
     }
 
@@ -106,8 +106,8 @@ impl Source for RepositorySource {
 
     fn subscribe(&self, listener: ChangeListener) {
         match &self.place {
-            Place::Local(local) => local.subscribe(listener),
-            Place::Store(_) => {}
+            RepositoryPlace::Local(local) => local.subscribe(listener),
+            RepositoryPlace::Store(_) => {}
         }
     }
 
@@ -119,8 +119,8 @@ impl Source for RepositorySource {
     ) -> Result<Knowledge, SourceError> {
         let began = Instant::now();
         let found = match &self.place {
-            Place::Local(local) => local.look_up(query, at).await,
-            Place::Store(store) => store.look_up(query).await,
+            RepositoryPlace::Local(local) => local.look_up(query, at).await,
+            RepositoryPlace::Store(store) => store.look_up(query).await,
         };
         self.note(began, found)
     }
@@ -135,13 +135,13 @@ impl Source for RepositorySource {
         query: &Query,
         after: Option<PageKey>,
         limit: usize,
-    ) -> Result<Page, SourceError> {
+    ) -> Result<VersionPage, SourceError> {
         let began = Instant::now();
         let found = match &self.place {
-            Place::Local(local) => local.list_page(query, after, limit).await,
-            Place::Store(store) => store.look_up(query).await.map(|knowledge| {
-                let page = Page::of(knowledge.versions, after, limit);
-                Page { problems: knowledge.problems, ..page }
+            RepositoryPlace::Local(local) => local.list_page(query, after, limit).await,
+            RepositoryPlace::Store(store) => store.look_up(query).await.map(|knowledge| {
+                let page = VersionPage::of(knowledge.versions, after, limit);
+                VersionPage { problems: knowledge.problems, ..page }
             }),
         };
         self.note(began, found)
@@ -155,23 +155,23 @@ impl Source for RepositorySource {
         id: ObjectId,
     ) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
         let found = match &self.place {
-            Place::Local(local) => local.find(path, from, id).await?.map(Arc::new),
-            Place::Store(store) => store.find(path, id).await?,
+            RepositoryPlace::Local(local) => local.find(path, from, id).await?.map(Arc::new),
+            RepositoryPlace::Store(store) => store.find(path, id).await?,
         };
         Ok(found.filter(|version| version.created == created))
     }
 
     fn forget(&self, path: &ObjectPath) {
         match &self.place {
-            Place::Local(local) => local.forget(path),
-            Place::Store(store) => store.forget(path),
+            RepositoryPlace::Local(local) => local.forget(path),
+            RepositoryPlace::Store(store) => store.forget(path),
         }
     }
 
     fn write_target(&self, _path: &ObjectPath) -> WriteTarget {
         match &self.place {
-            Place::Local(_) => WriteTarget::Source { ccdb: None },
-            Place::Store(_) => WriteTarget::ReadOnly,
+            RepositoryPlace::Local(_) => WriteTarget::Source { ccdb: None },
+            RepositoryPlace::Store(_) => WriteTarget::ReadOnly,
         }
     }
 
@@ -180,7 +180,7 @@ impl Source for RepositorySource {
         change: &Change,
         bytes: Option<UploadBytes>,
     ) -> Result<Changed, SourceError> {
-        let Place::Local(local) = &self.place else {
+        let RepositoryPlace::Local(local) = &self.place else {
             let (url, what) = (self.url().to_owned(), change.path.to_string());
             let reason = "a repository in an object store is changed with `iovcache put`".into();
             return Err(SourceError::NotAllowed { url, what, reason });
@@ -203,7 +203,7 @@ impl Source for RepositorySource {
     }
 
     fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
-        let Place::Local(local) = &self.place else { return None };
+        let RepositoryPlace::Local(local) = &self.place else { return None };
         Some(in_place(|| change::details(local.folder(), version)))
     }
 
@@ -213,8 +213,8 @@ impl Source for RepositorySource {
         }
         let began = Instant::now();
         let found = match &self.place {
-            Place::Local(local) => local.subfolders(path).await,
-            Place::Store(store) => store.subfolders(path).await,
+            RepositoryPlace::Local(local) => local.subfolders(path).await,
+            RepositoryPlace::Store(store) => store.subfolders(path).await,
         };
         self.note(began, found)
     }
@@ -222,8 +222,8 @@ impl Source for RepositorySource {
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
         let began = Instant::now();
         let fetched = match &self.place {
-            Place::Local(local) => local.fetch(version, body).await,
-            Place::Store(store) => store.fetch(version, body).await,
+            RepositoryPlace::Local(local) => local.fetch(version, body).await,
+            RepositoryPlace::Store(store) => store.fetch(version, body).await,
         };
         self.note(began, fetched)
     }
@@ -232,8 +232,8 @@ impl Source for RepositorySource {
         vec![SourceHealth {
             url: self.url().to_owned(),
             state: match self.down.load(Ordering::Relaxed) {
-                true => SourceState::Down,
-                false => SourceState::Up,
+                true => Reachability::Down,
+                false => Reachability::Up,
             },
             requests: self.requests.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
@@ -248,8 +248,8 @@ impl Source for RepositorySource {
         }
         let began = Instant::now();
         let found = match &self.place {
-            Place::Local(local) => local.paths(prefix).await,
-            Place::Store(store) => store.paths(prefix).await,
+            RepositoryPlace::Local(local) => local.paths(prefix).await,
+            RepositoryPlace::Store(store) => store.paths(prefix).await,
         };
         self.note(began, found)
     }

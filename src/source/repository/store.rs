@@ -34,29 +34,29 @@ pub(super) struct StoreRepository {
     /// Where in the store it lies.
     prefix: Path,
     refresh: Duration,
-    listings: moka::sync::Cache<ObjectPath, Arc<Mutex<Listing>>>,
+    listings: moka::sync::Cache<ObjectPath, Arc<Mutex<StoredListing>>>,
 }
 
 /// What was read of a path.
 #[derive(Debug, Default)]
-struct Listing {
+struct StoredListing {
     read_at: Option<Instant>,
-    entries: HashMap<String, Entry>,
+    entries: HashMap<String, StoredPair>,
     versions: Vec<Arc<ObjectInfo>>,
     problems: Vec<Problem>,
 }
 
 /// One pair of files, as it was when it was read.
 #[derive(Debug, Clone)]
-struct Entry {
-    stamp: (Stamp, Stamp),
+struct StoredPair {
+    stamp: (ObjectStamp, ObjectStamp),
     read: Result<Arc<ObjectInfo>, String>,
 }
 
 /// What changes when a file changes.
-type Stamp = (i64, u64, Option<String>);
+type ObjectStamp = (i64, u64, Option<String>);
 
-fn stamp(meta: &ObjectMeta) -> Stamp {
+fn stamp(meta: &ObjectMeta) -> ObjectStamp {
     let modified = meta.last_modified.timestamp_nanos_opt().unwrap_or(0);
     (modified, meta.size, meta.e_tag.clone())
 }
@@ -152,7 +152,11 @@ impl StoreRepository {
     }
 
     /// Reads what has changed of a path.
-    async fn read(&self, path: &ObjectPath, listing: &mut Listing) -> Result<(), SourceError> {
+    async fn read(
+        &self,
+        path: &ObjectPath,
+        listing: &mut StoredListing,
+    ) -> Result<(), SourceError> {
         let files = self.files(path).await.map_err(|error| self.error(path.as_str(), &error))?;
         let mut pairs: HashMap<Path, (Option<ObjectMeta>, Option<ObjectMeta>)> = HashMap::new();
         for file in files {
@@ -197,10 +201,10 @@ impl StoreRepository {
         let read = fresh.into_iter().map(|(location, blob, properties)| async move {
             let read = self.read_pair(path, &blob, &properties).await?;
             let entry =
-                Entry { stamp: (stamp(&blob), stamp(&properties)), read: read.map(Arc::new) };
+                StoredPair { stamp: (stamp(&blob), stamp(&properties)), read: read.map(Arc::new) };
             Ok::<_, SourceError>((location.to_string(), entry))
         });
-        let read: Vec<(String, Entry)> =
+        let read: Vec<(String, StoredPair)> =
             futures::stream::iter(read).buffer_unordered(PARALLEL_READS).try_collect().await?;
         entries.extend(read);
         listing.versions = entries.values().filter_map(|entry| entry.read.clone().ok()).collect();
@@ -242,7 +246,7 @@ impl StoreRepository {
         }))
     }
 
-    async fn listing(&self, path: &ObjectPath) -> Result<Arc<Mutex<Listing>>, SourceError> {
+    async fn listing(&self, path: &ObjectPath) -> Result<Arc<Mutex<StoredListing>>, SourceError> {
         let listing = self.listings.get_with(path.clone(), Arc::default);
         let mut locked = listing.lock().await;
         // Others may have read it while we waited.

@@ -162,7 +162,7 @@ pub(super) struct PathTable {
 
 /// What decides around a time.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(super) struct DecidingWindow {
     pub(super) span: ValidityInterval,
     pub(super) versions: Vec<Arc<ObjectInfo>>,
 }
@@ -287,8 +287,8 @@ impl PathTable {
             if rest.get(end).is_some_and(|next| next.from == last) {
                 // Before this `from`, or if there is nothing else in the chunk, behind it.
                 let before = rest[..end].partition_point(|row| row.from < last);
-                let behind = rest.partition_point(|row| row.from <= last);
-                end = if before > 0 { before } else { behind };
+                let inner = rest.partition_point(|row| row.from <= last);
+                end = if before > 0 { before } else { inner };
             }
             self.chunks.push(Chunk::new(rest[..end].to_vec()));
             rest = &rest[end..];
@@ -347,9 +347,9 @@ impl PathTable {
         if place > 0 {
             self.chunks[place - 1].versions = None;
         }
-        for behind in place + 1..self.chunks.len() {
-            let start = self.chunks[behind].start();
-            let chunk = &mut self.chunks[behind];
+        for inner in place + 1..self.chunks.len() {
+            let start = self.chunks[inner].start();
+            let chunk = &mut self.chunks[inner];
             let mut touched = false;
             for row in added.iter().filter(|row| row.from < start && row.until > start) {
                 touched |= chunk.carry.as_mut().is_none_or(|carry| carry.insert(row.carried()));
@@ -375,13 +375,13 @@ impl PathTable {
         if at >= rows.len() {
             return;
         }
-        let behind = self.chunks[place].rows.split_off(at);
+        let inner = self.chunks[place].rows.split_off(at);
         self.chunks[place].rows.shrink_to_fit();
         self.chunks[place].versions = None;
-        let start = behind[0].from;
+        let start = inner[0].from;
         let carry =
             self.carry_of(place).rolled(self.chunks[place].rows.iter().map(Row::carried), start);
-        self.chunks.insert(place + 1, Chunk { carry: Some(carry), ..Chunk::new(behind) });
+        self.chunks.insert(place + 1, Chunk { carry: Some(carry), ..Chunk::new(inner) });
     }
 
     /// Computes what chunks carry anew, from the chunk `place` on.
@@ -440,28 +440,28 @@ impl PathTable {
         query: &Query,
         at: i64,
         read: ReadMetadata<'_>,
-    ) -> io::Result<Window> {
+    ) -> io::Result<DecidingWindow> {
         let place = self.chunk_at(at);
         let from = if place == 0 { i64::MIN } else { self.chunks[place].start() };
         let until = self.chunks.get(place + 1).map_or(i64::MAX, Chunk::start);
         let [from, until] = [from, until].map(Timestamp::from_millis);
         let span = ValidityInterval::new(from, until).unwrap_or(ValidityInterval::ALL);
         if self.chunks.is_empty() {
-            return Ok(Window { span, versions: Vec::new() });
+            return Ok(DecidingWindow { span, versions: Vec::new() });
         }
         let all = query.limits == CreationLimits::default() && query.metadata.is_empty();
         if all {
             if let Some(versions) = &self.chunks[place].versions {
-                return Ok(Window { span, versions: versions.to_vec() });
+                return Ok(DecidingWindow { span, versions: versions.to_vec() });
             }
             let carry = self.carry_of(place);
             let versions = self.described(place, &carry, query, read)?;
             self.chunks[place].versions = Some(versions.clone().into());
-            return Ok(Window { span, versions });
+            return Ok(DecidingWindow { span, versions });
         }
         let carry = self.filtered_carry(place, query, read)?;
         let versions = self.described(place, &carry, query, read)?;
-        Ok(Window { span, versions })
+        Ok(DecidingWindow { span, versions })
     }
 
     /// The versions of a chunk and those that it carries, as far as `query` asks for them.

@@ -20,7 +20,7 @@ use super::properties::Properties;
 use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectPath};
 use crate::source::disk::open_regular;
-use crate::source::verify::{Done, Verified};
+use crate::source::verify::{RepairOutcome, VerifyReport};
 
 /// What is younger can be a put under way.
 const PUT_LIMIT: Duration = Duration::from_secs(10);
@@ -32,8 +32,8 @@ const MAX_PROPERTIES_BYTES: u64 = 1 << 20;
 ///
 /// # Errors
 /// If the folder cannot be read.
-pub fn verify(folder: &Path, repair: bool) -> io::Result<Verified> {
-    let mut walk = Walk { repair, verified: Verified::default() };
+pub fn verify(folder: &Path, repair: bool) -> io::Result<VerifyReport> {
+    let mut walk = Walk { repair, verified: VerifyReport::default() };
     walk.folder(folder, &mut Vec::new())?;
     walk.verified.damaged.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(walk.verified)
@@ -41,7 +41,7 @@ pub fn verify(folder: &Path, repair: bool) -> io::Result<Verified> {
 
 struct Walk {
     repair: bool,
-    verified: Verified,
+    verified: VerifyReport,
 }
 
 fn name_of(file: &Path) -> String {
@@ -72,11 +72,15 @@ impl Walk {
                     files.insert(file);
                 }
                 () if kind.is_symlink() => {
-                    self.verified.wrong(file, "it is a link, and not followed", Done::LeftAlone);
+                    self.verified.wrong(
+                        file,
+                        "it is a link, and not followed",
+                        RepairOutcome::LeftAlone,
+                    );
                 }
                 () => {
                     let reason = "it is neither a file nor a folder";
-                    self.verified.wrong(file, reason, Done::LeftAlone);
+                    self.verified.wrong(file, reason, RepairOutcome::LeftAlone);
                 }
             }
         }
@@ -101,7 +105,7 @@ impl Walk {
             self.half(file, "it was left half-written");
         } else {
             let reason = "it is none of a repository: versions lie in PATH/FROM/";
-            self.verified.wrong(file, reason, Done::LeftAlone);
+            self.verified.wrong(file, reason, RepairOutcome::LeftAlone);
         }
     }
 
@@ -111,7 +115,7 @@ impl Walk {
             return;
         }
         let removed = self.repair && fs::remove_file(&file).is_ok();
-        let done = if removed { Done::Removed } else { Done::LeftAlone };
+        let done = if removed { RepairOutcome::Removed } else { RepairOutcome::LeftAlone };
         self.verified.wrong(file, reason, done);
     }
 
@@ -134,7 +138,7 @@ impl Walk {
             if !files.contains(&properties) {
                 if !is_young(file) {
                     let reason = format!("{PROPERTIES} is not there");
-                    self.verified.wrong(file.clone(), reason, Done::LeftAlone);
+                    self.verified.wrong(file.clone(), reason, RepairOutcome::LeftAlone);
                 }
                 continue;
             }
@@ -145,7 +149,8 @@ impl Walk {
                 }
                 Err(reason) => {
                     let aside = self.repair && set_aside(file) && set_aside(&properties);
-                    let done = if aside { Done::SetAside } else { Done::LeftAlone };
+                    let done =
+                        if aside { RepairOutcome::SetAside } else { RepairOutcome::LeftAlone };
                     self.verified.wrong(file.clone(), reason, done);
                 }
             }

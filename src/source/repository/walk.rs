@@ -10,7 +10,7 @@ use rustix::fs::{OFlags, fstat};
 use super::beneath::{EntryKind, Root, Stamp, for_each_entry, open_beneath};
 use super::entry::PROPERTIES;
 use super::folder::{from_of, is_absent};
-use super::index::Count;
+use super::index::VersionCount;
 use crate::object::ObjectPath;
 use crate::source::PathSummary;
 
@@ -104,7 +104,7 @@ pub(super) fn paths(root: &Root, prefix: &str) -> io::Result<Vec<ObjectPath>> {
 pub(super) fn summaries(
     root: &Root,
     prefix: &str,
-    counts: &HashMap<String, Count>,
+    counts: &HashMap<String, VersionCount>,
 ) -> io::Result<Vec<PathSummary>> {
     let mut found: BTreeMap<ObjectPath, u64> = BTreeMap::new();
     let indexed = RefCell::new(Vec::new());

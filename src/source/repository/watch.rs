@@ -71,17 +71,17 @@ struct Watched {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct WatchShared {
     inotify: OwnedFd,
     limit: usize,
     watched: Mutex<HashMap<i32, Watched>>,
-    listeners: Mutex<Vec<Listener>>,
+    listeners: Mutex<Vec<WatchListener>>,
     ended: AtomicBool,
 }
 
-struct Listener(ChangeListener);
+struct WatchListener(ChangeListener);
 
-impl fmt::Debug for Listener {
+impl fmt::Debug for WatchListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Listener")
     }
@@ -91,7 +91,7 @@ impl fmt::Debug for Listener {
 #[derive(Debug)]
 pub(super) struct Watcher {
     /// None where the kernel does not see all changes.
-    shared: Option<Arc<Shared>>,
+    shared: Option<Arc<WatchShared>>,
     started: OnceLock<()>,
 }
 
@@ -121,7 +121,7 @@ impl Watcher {
         Self { shared: shared.map(Arc::new), started: OnceLock::new() }
     }
 
-    fn try_new(root: &Root) -> io::Result<Option<Shared>> {
+    fn try_new(root: &Root) -> io::Result<Option<WatchShared>> {
         let kind = rustix::fs::fstatfs(root.descriptor()?)?.f_type;
         if NETWORK.contains(&kind) {
             return Ok(None);
@@ -131,13 +131,13 @@ impl Watcher {
         let most = most.ok().and_then(|text| text.trim().parse::<usize>().ok());
         let limit = most.map_or(MAX_WATCHES, |most| (most / WATCHES_SHARE).min(MAX_WATCHES));
         let (watched, listeners) = (Mutex::default(), Mutex::default());
-        Ok(Some(Shared { inotify, limit, watched, listeners, ended: AtomicBool::new(false) }))
+        Ok(Some(WatchShared { inotify, limit, watched, listeners, ended: AtomicBool::new(false) }))
     }
 
     /// Has `listener` told which path changed.
     pub(super) fn subscribe(&self, listener: ChangeListener) {
         if let Some(shared) = &self.shared {
-            lock(&shared.listeners).push(Listener(listener));
+            lock(&shared.listeners).push(WatchListener(listener));
         }
     }
 
@@ -179,7 +179,7 @@ pub(super) struct PathWatch {
     folder: std::path::PathBuf,
     path: ObjectPath,
     changes: Arc<Mutex<Changes>>,
-    shared: Arc<Shared>,
+    shared: Arc<WatchShared>,
     own: Option<i32>,
     versions: HashMap<i64, i32>,
     /// Whether every folder of versions is watched.
@@ -274,7 +274,7 @@ impl PathWatch {
 }
 
 /// Reads events until the watcher is dropped.
-fn listen(shared: &Shared) -> io::Result<()> {
+fn listen(shared: &WatchShared) -> io::Result<()> {
     let mut buffer = vec![MaybeUninit::<u8>::uninit(); BUFFER_BYTES];
     let mut reader = Reader::new(shared.inotify.as_fd(), &mut buffer);
     loop {
@@ -305,7 +305,7 @@ fn listen(shared: &Shared) -> io::Result<()> {
     }
 }
 
-impl Shared {
+impl WatchShared {
     /// Has all paths compared from here on.
     fn give_up(&self) {
         self.ended.store(true, Ordering::Release);

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
 use iovcache::source::{
-    Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, SourceState, write_all,
+    Body, Knowledge, PathSummary, Reachability, Source, SourceError, SourceHealth, write_all,
 };
 use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval};
 use serde_json::json;
@@ -117,7 +117,7 @@ impl Source for Synthetic {
         let requests = self.requests.load(Ordering::Relaxed);
         vec![SourceHealth {
             url: URL.to_owned(),
-            state: SourceState::Up,
+            state: Reachability::Up,
             requests,
             failures: 0,
             latency: Default::default(),

@@ -13,7 +13,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use iovcache::Timestamp;
 use iovcache::cache::SlowConsumer;
 use iovcache::server::{
-    Answering, ByteSize, Config, LogFormat, RegionFile, SegmentBacking, SocketMode, SourceConfig,
+    Answering, ByteSize, Config, LogFormat, RegionPath, SegmentBacking, SocketMode, SourceConfig,
     TimeSpan,
 };
 use serde::Serialize;
@@ -83,7 +83,7 @@ pub(crate) struct Arguments {
     /// Place all objects into an unmanaged region that somebody else has made, given by its id and
     /// file, e.g. 7=/dev/shm/fmq_<shmid>_rg_7. What it held is lost.
     #[arg(long, value_name = "ID=PATH")]
-    region: Option<RegionFile>,
+    region: Option<RegionPath>,
     /// A user that may connect to the Unix sockets, beside one's own and root (may be given several
     /// times).
     #[arg(id = "allow_uids", long = "allow-uid", value_name = "UID", value_delimiter = ',')]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use iovcache::budget::Budget;
-use iovcache::cache::{ConsumerLimits, Heritage};
+use iovcache::cache::{ConsumerLimits, Inheritance};
 use iovcache::server::{
     Config, ListenOptions, LogWriter, MissingConfig, PathConfig, RemapConfig, SegmentBacking,
     ServeOptions, SourceConfig, TimeSpan,
@@ -18,14 +18,14 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::access::AccessFiles;
-use super::systemd::DescriptorStore;
+use super::systemd::SystemdStore;
 use crate::common::Failure;
 
 /// The cache, and what is to be registered with FairMQ, if anything is.
 pub(super) fn cache(
     config: &Config,
-    heritage: Heritage,
-    keeper: Option<DescriptorStore>,
+    inheritance: Inheritance,
+    descriptor_store: Option<SystemdStore>,
 ) -> Result<(Cache, Option<Value>), Failure> {
     let policies = policies(config)?;
     let mut source = source(config)?;
@@ -37,9 +37,9 @@ pub(super) fn cache(
     }
     let memory = memory(config)?;
     let shmid = memory.backing.fairmq_shmid().map(str::to_owned);
-    let mut builder = Cache::builder().heritage(heritage);
-    if let Some(keeper) = keeper {
-        builder = builder.keeper(Arc::new(keeper));
+    let mut builder = Cache::builder().inheritance(inheritance);
+    if let Some(descriptor_store) = descriptor_store {
+        builder = builder.descriptor_store(Arc::new(descriptor_store));
     }
     let cache = builder
         .source(source)

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use iovcache::server::{Config, Origin, Settings};
+use iovcache::server::{Config, Settings, ValueOrigin};
 use rustix::fs::{FlockOperation, flock};
 
 use super::access::AccessFiles;
@@ -29,7 +29,7 @@ impl Findings {
 pub(crate) fn check(settings: &Settings) -> Findings {
     let config = &settings.config;
     let mut found = Findings::default();
-    let is_default = *settings.origin("segment") == Origin::Default;
+    let is_default = *settings.origin("segment") == ValueOrigin::Default;
     if !is_default && config.segment > config.memory {
         let (segment, memory) = (config.segment, config.memory);
         found.fault("segment", format!("a segment of {segment} is larger than memory, {memory}"));

@@ -15,7 +15,7 @@ mod signals;
 mod system;
 mod systemd;
 
-use iovcache::cache::Heritage;
+use iovcache::cache::Inheritance;
 use iovcache::server::Listeners;
 
 pub(crate) use self::arguments::{Arguments, LogArguments};
@@ -38,8 +38,8 @@ pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
     compare_memory(config.memory.bytes());
     iovcache::server::hush_panics_of_decoding();
     // Sockets that listen already, and what a predecessor left.
-    let (heritage, sockets) = Heritage::of(iovcache::shm::inherited_files());
-    let (cache, fairmq) = assemble::cache(&config, heritage, notifier.descriptor_store())?;
+    let (inheritance, sockets) = Inheritance::of(iovcache::shm::inherited_files());
+    let (cache, fairmq) = assemble::cache(&config, inheritance, notifier.descriptor_store())?;
     let listeners = Listeners::bind_with(&assemble::listen_options(&config), sockets).await?;
     if !config.insecure {
         listeners.check_exposed(&options.access)?;

@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram as StdDatagram};
 use std::time::Duration;
 
-use iovcache::cache::Keeper;
+use iovcache::cache::DescriptorStore;
 use iovcache::shm::attach::send;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
@@ -102,9 +102,9 @@ impl Notifier {
     /// one: what is put there comes to the process that is started next, also after this one was
     /// killed. systemd of before version 254 does not say whether there is one; it throws away what
     /// it does not keep.
-    pub(super) fn descriptor_store(&self) -> Option<DescriptorStore> {
+    pub(super) fn descriptor_store(&self) -> Option<SystemdStore> {
         let is_off = std::env::var("FDSTORE").is_ok_and(|most| most == "0");
-        (self.queue.is_some() && !is_off).then(|| DescriptorStore(self.clone()))
+        (self.queue.is_some() && !is_off).then(|| SystemdStore(self.clone()))
     }
 }
 
@@ -161,9 +161,9 @@ async fn deliver(
 
 /// The store of descriptors.
 #[derive(Debug)]
-pub(super) struct DescriptorStore(Notifier);
+pub(super) struct SystemdStore(Notifier);
 
-impl Keeper for DescriptorStore {
+impl DescriptorStore for SystemdStore {
     fn keep(&self, name: &str, file: BorrowedFd<'_>) {
         match file.try_clone_to_owned() {
             // A memfd has no end that could be waited for.

@@ -18,7 +18,7 @@ pub(super) use append::IndexWriter;
 pub(super) use file::{IndexRow, RowRef};
 pub(super) use rebuild::row_of;
 pub use rebuild::{IndexReport, index};
-pub(super) use set::{Count, IndexSet};
+pub(super) use set::{IndexSet, VersionCount};
 
 /// The hidden folder of the index. No object path can be beneath it: `~` stands in none.
 pub(super) const FOLDER: &str = ".iovcache~";

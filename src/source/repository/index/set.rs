@@ -24,7 +24,7 @@ pub(in crate::source::repository) struct IndexSet {
 
 /// What an index has of one path.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::source::repository) struct Count {
+pub(in crate::source::repository) struct VersionCount {
     pub(in crate::source::repository) versions: u64,
     /// Folders of versions.
     pub(in crate::source::repository) folders: u64,
@@ -102,7 +102,10 @@ impl IndexSet {
 
     /// What the index has of each path at or below `prefix`. A row takes 16 bytes while they are
     /// counted.
-    pub(in crate::source::repository) fn counts(&mut self, prefix: &str) -> HashMap<String, Count> {
+    pub(in crate::source::repository) fn counts(
+        &mut self,
+        prefix: &str,
+    ) -> HashMap<String, VersionCount> {
         let mut paths: HashMap<String, (i64, Vec<(i64, u64)>)> = HashMap::new();
         let below = |path: &str| {
             let rest = path.strip_prefix(prefix);
@@ -131,7 +134,7 @@ impl IndexSet {
             keys.dedup();
             let versions = keys.len() as u64;
             keys.dedup_by_key(|(from, _)| *from);
-            (path, Count { versions, folders: keys.len() as u64, listed })
+            (path, VersionCount { versions, folders: keys.len() as u64, listed })
         };
         paths.into_iter().map(count).collect()
     }

@@ -1,0 +1,460 @@
+//! The attach socket: hands the segments to the processes on the node, and sees them die.
+//!
+//! ```text
+//!  client ── {"hello": 1, "consumer": …} ──▶            session opens
+//!         ◀── {"session", "epoch", "segments"} + fds ──
+//!         ◀── one more such line for new segments ──    once the last one was read
+//!         ── {"need": {"kind", "id"}} ──▶               the same line again
+//!         ── {"release" | "delivered" | "consumed"} ──▶ no answer
+//!         ◀── {"kind", "error"}                         what it reports is wrong, or it is refused
+//!         hang-up (or death: the kernel hangs up)       session ends, its pins are gone
+//! ```
+//!
+//! Linux only: SCM_RIGHTS, SO_PEERCRED.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::handle::Cache;
+use crate::budget::Charge;
+use crate::cache::api::announcer::{Announcer, DescriptorsInFlight, refusal};
+use crate::cache::error::CacheError;
+use crate::cache::holders::lease::{LeaseId, SessionKey};
+use crate::cache::holders::origin::Origin;
+use crate::cache::versions::publisher::SessionPage;
+use crate::error::{Code, Coded, ErrorKind};
+use crate::secret::Secret;
+use crate::shm::ServicePage;
+use crate::shm::attach::{
+    ClientMessage, Done, LineReader, Need, PeerCredentials, WireError, parse_hello, parse_line,
+    send,
+};
+use crate::table::Consumed;
+
+/// How long a client may take to say hello.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+
+/// How many processes can be attached at a time.
+///
+/// Both are lowered to half of the files that the service may open (RLIMIT_NOFILE): the other half
+/// is for everything else, and for descriptors that are not read yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttachLimits {
+    /// In all. Default: 4,096.
+    pub attached: usize,
+    /// Of one user. Default: 3,072.
+    pub attached_per_user: usize,
+}
+
+impl Default for AttachLimits {
+    fn default() -> Self {
+        Self { attached: 4_096, attached_per_user: 3_072 }
+    }
+}
+
+impl AttachLimits {
+    /// What there is room for where so many files can be open.
+    fn within(self, files: usize) -> Self {
+        let attached = self.attached.min(files / 2).max(1);
+        let share = if attached < self.attached { attached - attached / 4 } else { attached };
+        Self { attached, attached_per_user: self.attached_per_user.min(share) }
+    }
+}
+
+/// How many files the service may open.
+fn files_limit() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+/// Decides who may attach.
+pub trait AttachGate: Send + Sync {
+    /// Whether this process may, with the token that it sent, and what is proven of it: its session
+    /// belongs to that.
+    ///
+    /// # Errors
+    /// Why it may not; it is told so.
+    fn admit(
+        &self,
+        peer: &PeerCredentials,
+        token: Option<&Secret>,
+    ) -> Result<Origin, Box<dyn Coded + Send + Sync>>;
+}
+
+/// Who may attach, by what the kernel says of the peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerPolicy {
+    /// Users that may; by default the service's own and root.
+    pub uids: Vec<u32>,
+    /// Groups whose members may.
+    pub gids: Vec<u32>,
+}
+
+impl Default for PeerPolicy {
+    fn default() -> Self {
+        let own = rustix::process::geteuid().as_raw();
+        Self { uids: vec![own, 0], gids: Vec::new() }
+    }
+}
+
+impl PeerPolicy {
+    /// Whether a peer with this user and these groups may.
+    pub fn admits(&self, uid: u32, gids: &[u32]) -> bool {
+        self.uids.contains(&uid) || gids.iter().any(|gid| self.gids.contains(gid))
+    }
+}
+
+impl AttachGate for PeerPolicy {
+    fn admit(
+        &self,
+        peer: &PeerCredentials,
+        _token: Option<&Secret>,
+    ) -> Result<Origin, Box<dyn Coded + Send + Sync>> {
+        match self.admits(peer.uid, &peer.gids) {
+            true => Ok(Origin::process(peer.uid)),
+            false => Err(Box::new(NotListed { uid: peer.uid, gids: peer.gids.clone() })),
+        }
+    }
+}
+
+/// The user of a process on the node is not listed, nor is any of its groups.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("user {uid} (groups {gids:?}) is none of those that may connect here")]
+pub struct NotListed {
+    /// The user.
+    pub uid: u32,
+    /// Its groups.
+    pub gids: Vec<u32>,
+}
+
+impl Coded for NotListed {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::PermissionDenied
+    }
+    fn code(&self) -> Code {
+        Code(6005)
+    }
+}
+
+/// No more processes can attach.
+#[derive(Debug, thiserror::Error)]
+enum AttachFull {
+    #[error("{0} processes are attached, as many as can be (limit: attached)")]
+    All(usize),
+    #[error(
+        "{0} processes of your user are attached, as many as can be (limit: attached_per_peer)"
+    )]
+    User(usize),
+}
+
+impl Coded for AttachFull {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::Unavailable
+    }
+    fn code(&self) -> Code {
+        Code(6011)
+    }
+}
+
+/// How many processes are attached, by user.
+#[derive(Debug)]
+struct AttachedByUser {
+    limits: AttachLimits,
+    by_user: Mutex<HashMap<u32, usize>>,
+}
+
+impl AttachedByUser {
+    fn new(limits: AttachLimits) -> Arc<Self> {
+        Arc::new(Self { limits, by_user: Mutex::default() })
+    }
+
+    fn take(self: &Arc<Self>, uid: u32) -> Result<AttachSlot, AttachFull> {
+        let mut by_user = self.by_user.lock().unwrap_or_else(PoisonError::into_inner);
+        if by_user.values().sum::<usize>() >= self.limits.attached {
+            return Err(AttachFull::All(self.limits.attached));
+        }
+        let count = by_user.entry(uid).or_insert(0);
+        if *count >= self.limits.attached_per_user {
+            return Err(AttachFull::User(self.limits.attached_per_user));
+        }
+        *count += 1;
+        Ok(AttachSlot { places: Arc::clone(self), uid })
+    }
+}
+
+/// The place of one attached process.
+#[derive(Debug)]
+struct AttachSlot {
+    places: Arc<AttachedByUser>,
+    uid: u32,
+}
+
+impl Drop for AttachSlot {
+    fn drop(&mut self) {
+        let mut by_user = self.places.by_user.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_user.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                by_user.remove(&self.uid);
+            }
+        }
+    }
+}
+
+/// Ends a session when its connection ends, however that ends.
+struct Ending<'a> {
+    cache: &'a Cache,
+    session: &'a str,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.cache.0.leases.end_session(self.session);
+    }
+}
+
+impl Cache {
+    /// Lets processes on the node attach, until `stop`: then their sessions end.
+    pub async fn serve_attach(
+        &self,
+        listener: UnixListener,
+        policy: PeerPolicy,
+        stop: CancellationToken,
+    ) {
+        let limits = AttachLimits::default();
+        self.serve_attach_through(listener, Arc::new(policy), limits, stop).await;
+    }
+
+    /// Like [`serve_attach`](Self::serve_attach), with a gate and limits given.
+    pub async fn serve_attach_through(
+        &self,
+        listener: UnixListener,
+        gate: Arc<dyn AttachGate>,
+        limits: AttachLimits,
+        stop: CancellationToken,
+    ) {
+        self.tell_attach_path(&listener);
+        let files = files_limit();
+        let places = AttachedByUser::new(limits.within(files));
+        let descriptors = Arc::new(DescriptorsInFlight::new(files / 2));
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                Some(_) = connections.join_next() => continue,
+                () = stop.cancelled() => break,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Too many open files, most likely: the next try needs some time.
+                    tracing::warn!(%error, "accepting on the attach socket failed");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Ok(peer) = PeerCredentials::of(&stream) else { continue };
+            let place = match places.take(peer.uid) {
+                Ok(place) => place,
+                Err(full) => {
+                    // What fits into the socket is sent at once, or not at all.
+                    let _ = send(stream.as_fd(), &refusal(&full), &[]);
+                    continue;
+                }
+            };
+            let (cache, gate, stop) = (self.clone(), Arc::clone(&gate), stop.clone());
+            let descriptors = Arc::clone(&descriptors);
+            connections.spawn(async move {
+                let _place = place;
+                let ended = tokio::select! {
+                    ended = cache.attend(&stream, peer, &*gate, descriptors) => ended,
+                    () = stop.cancelled() => Ok(()),
+                };
+                match ended {
+                    Ok(()) | Err(WireError::HungUp) => {}
+                    Err(error) => tracing::info!("attach: {}", error.message()),
+                }
+            });
+        }
+        while connections.join_next().await.is_some() {}
+    }
+
+    /// One connection, from hello to hang-up.
+    async fn attend(
+        &self,
+        stream: &UnixStream,
+        peer: PeerCredentials,
+        gate: &dyn AttachGate,
+        descriptors: Arc<DescriptorsInFlight>,
+    ) -> Result<(), WireError> {
+        let mut reader = LineReader::default();
+        let line = timeout(HELLO_LIMIT, next_line(stream, &mut reader));
+        let line = line.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let hello = parse_hello(&line);
+        let admitted =
+            gate.admit(&peer, hello.as_ref().ok().and_then(|hello| hello.token.as_ref()));
+        let origin = match admitted {
+            Ok(origin) => origin,
+            Err(denied) => {
+                self.0.counters.attach_refused.add(1);
+                tracing::warn!(
+                    pid = peer.pid,
+                    uid = peer.uid,
+                    "cannot attach: {}",
+                    denied.message()
+                );
+                // Nothing was sent before, so it fits into the socket.
+                let _ = send(stream.as_fd(), &refusal(&*denied), &[]);
+                return Ok(());
+            }
+        };
+        let (consumer, local) = match hello {
+            Ok(hello) => (hello.consumer, hello.local),
+            Err(error) => {
+                let _ = send(stream.as_fd(), &refusal(&error), &[]);
+                return Err(error);
+            }
+        };
+        // Watched before the segments are listed, so that none is missed in between.
+        let mut grown = self.0.grown.subscribe();
+        let session = self.0.leases.open_session(consumer, peer.pid, peer.uid, origin);
+        let _ending = Ending { cache: self, session: &session.id };
+        let local = if local { self.local_page(&session.id, &peer) } else { None };
+        let page = local.as_ref().map(|(page, _)| page);
+        let mut announcer = Announcer::new(stream, &self.0.pool, &session.id, page, descriptors);
+        loop {
+            tokio::select! {
+                line = next_line(stream, &mut reader), if announcer.is_ready() => {
+                    match parse_line(&line?) {
+                        Ok(ClientMessage::Need(Need { kind, id })) => announcer.need(kind, id),
+                        Ok(message) => {
+                            if let Err(error) = self.take_line(&session, message) {
+                                announcer.tell(&error);
+                            }
+                        }
+                        Err(error) => {
+                            announcer.tell_at_once(&error);
+                            return Err(error);
+                        }
+                    }
+                }
+                changed = grown.changed() => match changed {
+                    Ok(()) => announcer.grown(),
+                    Err(_) => return Ok(()),
+                },
+                ran = announcer.run() => ran?,
+            }
+        }
+    }
+
+    /// The pins page of a session that looks up by itself, and what pays for it. Without one, the
+    /// process asks for everything.
+    fn local_page(&self, session: &str, peer: &PeerCredentials) -> Option<(SessionPage, Charge)> {
+        let publisher = self.0.publisher.as_ref()?;
+        let client = match peer.pid {
+            0 => format!("uid {}", peer.uid),
+            pid => format!("uid {}, pid {pid}", peer.uid),
+        };
+        let charged = self.0.budget.client(&client).charge(ServicePage::BYTES, "pins page");
+        let charge = charged.inspect_err(|error| tracing::info!("attach: {}", error.message()));
+        Some((publisher.open_page(session)?, charge.ok()?))
+    }
+
+    /// What an attached process reports.
+    fn take_line(&self, session: &SessionKey, message: ClientMessage) -> Result<(), CacheError> {
+        let leases = &self.0.leases;
+        // Its own name it may always use; another one as any other client of its user or key.
+        let name = |consumer: Option<String>| match consumer {
+            Some(name) if name != session.consumer => {
+                leases.check_consumer(&name, &session.origin).map(|()| name)
+            }
+            _ => Ok(session.consumer.clone()),
+        };
+        match message {
+            ClientMessage::Need(_) => Ok(()),
+            ClientMessage::Release { lease } => match leases.end(&LeaseId::from(lease.as_str())) {
+                true => Ok(()),
+                false => Err(CacheError::LeaseEnded),
+            },
+            ClientMessage::Delivered { timeframe, consumer } => {
+                let consumer = name(consumer)?;
+                let timeframe = self.0.timeframes.get(timeframe)?;
+                timeframe.check_reader(&consumer)?;
+                timeframe.set_delivered(&consumer);
+                Ok(())
+            }
+            ClientMessage::Consumed { done, consumer } => {
+                let consumer = name(consumer)?;
+                let consumed = match done {
+                    Done::One(timeframe) => Consumed::One { timeframe, consumer },
+                    Done::Below { oldest_possible } => {
+                        Consumed::Below { oldest_possible, consumer }
+                    }
+                };
+                self.consumed(&consumed).map(|_| ())
+            }
+        }
+    }
+}
+
+async fn next_line(stream: &UnixStream, reader: &mut LineReader) -> Result<Vec<u8>, WireError> {
+    loop {
+        if let Some(line) = reader.line() {
+            return Ok(line);
+        }
+        stream.readable().await?;
+        let mut read = Ok(());
+        let tried = stream.try_io(Interest::READABLE, || match reader.read(stream.as_fd()) {
+            Err(WireError::Io(error)) => Err(error),
+            other => {
+                read = other;
+                Ok(())
+            }
+        });
+        match tried {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+            Ok(()) => read?,
+        }
+        if reader.descriptors() > 0 {
+            // Nobody asked for files: they are closed, and so is the connection.
+            let reason = "descriptors, which a client does not send".to_owned();
+            return Err(WireError::Malformed { expected: "a line of JSON", reason });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_user_takes_all_places_and_each_is_given_back() {
+        let places = AttachedByUser::new(AttachLimits { attached: 4, attached_per_user: 3 });
+        let mut taken: Vec<AttachSlot> = (0..3).map(|_| places.take(1).unwrap()).collect();
+        assert!(matches!(places.take(1), Err(AttachFull::User(3))));
+        let other = places.take(2).unwrap();
+        assert!(matches!(places.take(3), Err(AttachFull::All(4))));
+        taken.pop();
+        assert!(places.take(1).is_ok());
+        drop((taken, other));
+        assert!(places.by_user.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn where_few_files_can_be_open_fewer_processes_attach() {
+        let limits = AttachLimits::default();
+        assert_eq!(limits.within(1 << 20), limits);
+        let few = AttachLimits { attached: 512, attached_per_user: 384 };
+        assert_eq!(limits.within(1_024), few);
+        assert_eq!(limits.within(0).attached, 1);
+    }
+}

@@ -1,0 +1,419 @@
+//! How a cache is made.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::handle::{Cache, CacheInner};
+use crate::budget::Budget;
+use crate::cache::holders::lease::Leases;
+use crate::cache::holders::limits::ConsumerLimits;
+use crate::cache::holders::quota::ConsumerQuotas;
+use crate::cache::holders::timeframe::Timeframes;
+use crate::cache::memory::in_use::InUse;
+use crate::cache::memory::publish::{Description, Verified};
+use crate::cache::memory::residency::Residency;
+use crate::cache::restart::{
+    DescriptorStore, Inheritance, InheritedObjects, LogRecord, RestartState, segment_name,
+};
+use crate::cache::tables::columns::ColumnLookUp;
+use crate::cache::tables::loader::Loader;
+use crate::cache::versions::catalog::Catalog;
+use crate::cache::versions::object_index::ObjectIndex;
+use crate::cache::versions::publisher::Publisher;
+use crate::clock::Clock;
+use crate::error::{Code, Coded, ErrorKind};
+use crate::object::CreationLimits;
+use crate::shm::{Pool, PoolError, PoolOptions, give_back_free_memory};
+use crate::source::{Policies, Source};
+use crate::table::ColumnRequest;
+use crate::telemetry::Counters;
+
+/// How long a lease without an owner lasts, unless it is set otherwise.
+const LEASE_LIMIT: Duration = Duration::from_secs(60);
+/// How many timeframes can be in flight, unless it is set otherwise.
+const MAX_TIMEFRAMES: usize = 4_096;
+/// So often it is looked whether many links lead nowhere any more.
+const SWEEP_PAUSE: Duration = Duration::from_secs(5);
+
+/// Once requests took this much memory and hold less again, the free memory of the heap goes back to the
+/// system.
+const KEPT_FREE_BYTES: u64 = 16 << 20;
+
+/// Describes a cache; [`build`](Self::build) makes it.
+#[derive(Debug)]
+pub struct CacheBuilder {
+    source: Option<Arc<dyn Source>>,
+    memory: PoolOptions,
+    limits: CreationLimits,
+    tables: BTreeMap<String, Vec<ColumnRequest>>,
+    policies: Policies,
+    clock: Clock,
+    lease_limit: Duration,
+    max_timeframes: usize,
+    consumer_limits: ConsumerLimits,
+    budget: Budget,
+    descriptor_store: Option<Arc<dyn DescriptorStore>>,
+    inheritance: Inheritance,
+    local_plane: bool,
+}
+
+impl Default for CacheBuilder {
+    fn default() -> Self {
+        Self {
+            source: None,
+            memory: PoolOptions::default(),
+            limits: CreationLimits::default(),
+            tables: BTreeMap::new(),
+            policies: Policies::default(),
+            clock: Clock::system(),
+            lease_limit: LEASE_LIMIT,
+            max_timeframes: MAX_TIMEFRAMES,
+            consumer_limits: ConsumerLimits::default(),
+            budget: Budget::unlimited(),
+            descriptor_store: None,
+            inheritance: Inheritance::default(),
+            local_plane: true,
+        }
+    }
+}
+
+/// Why a cache cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// Nowhere to get objects from.
+    #[error("source: a cache needs one")]
+    NoSource,
+    /// The shared memory cannot be had.
+    #[error("memory")]
+    Memory(#[from] PoolError),
+}
+
+impl Coded for BuildError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoSource => ErrorKind::InvalidArgument,
+            Self::Memory(error) => error.kind(),
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::NoSource => Code(8001),
+            Self::Memory(error) => error.code(),
+        }
+    }
+}
+
+impl Cache {
+    /// Starts to describe a cache.
+    pub fn builder() -> CacheBuilder {
+        CacheBuilder::default()
+    }
+}
+
+impl CacheBuilder {
+    /// Where objects come from. There is no default.
+    #[must_use]
+    pub fn source(mut self, source: Arc<dyn Source>) -> Self {
+        self.source = Some(source);
+        self
+    }
+
+    /// The shared memory. Default: 4 GiB in segments of 512 MiB, memfds.
+    #[must_use]
+    pub fn memory(mut self, memory: PoolOptions) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// Which versions are seen, by any request. Default: all.
+    #[must_use]
+    pub fn creation_limits(mut self, limits: CreationLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Sets of columns that requests may name. Default: none.
+    #[must_use]
+    pub fn tables(mut self, tables: BTreeMap<String, Vec<ColumnRequest>>) -> Self {
+        self.tables = tables;
+        self
+    }
+
+    /// What holds for single paths: here, what a table gets where nothing is valid. (Defaults,
+    /// time-outs and refresh times are the source's: [`PolicySource`](crate::source::PolicySource).)
+    #[must_use]
+    pub fn policies(mut self, policies: Policies) -> Self {
+        self.policies = policies;
+        self
+    }
+
+    /// The clock by which leases run out and answers get old. Default: the system's.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// How long a lease lasts that belongs to no session and no consumer. Default: 60 s.
+    #[must_use]
+    pub fn lease_limit(mut self, limit: Duration) -> Self {
+        self.lease_limit = limit;
+        self
+    }
+
+    /// How many timeframes can be in flight; who registers one more waits. Default: 4,096.
+    #[must_use]
+    pub fn max_timeframes(mut self, limit: usize) -> Self {
+        self.max_timeframes = limit.max(1);
+        self
+    }
+
+    /// What each consumer may hold, and for how long. Default: no limit.
+    #[must_use]
+    pub fn consumer_limits(mut self, limits: ConsumerLimits) -> Self {
+        self.consumer_limits = limits;
+        self
+    }
+
+    /// Memory beside the segments that requests may hold. Default: no limit, since the callers of an
+    /// embedded cache are trusted.
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = budget;
+        self
+    }
+
+    /// Whether attached consumers may look up by themselves (`schemas/directory.md`). Default: yes.
+    #[must_use]
+    pub fn local_plane(mut self, offered: bool) -> Self {
+        self.local_plane = offered;
+        self
+    }
+
+    /// Who keeps the segments, and what is known of them, for the process that comes next. Only
+    /// segments without names (memfds) can be kept so. Default: nobody.
+    #[must_use]
+    pub fn descriptor_store(mut self, descriptor_store: Arc<dyn DescriptorStore>) -> Self {
+        self.descriptor_store = Some(descriptor_store);
+        self
+    }
+
+    /// What the process before left: its objects are taken over, each one once it is checked.
+    /// Default: nothing.
+    #[must_use]
+    pub fn inheritance(mut self, inheritance: Inheritance) -> Self {
+        self.inheritance = inheritance;
+        self
+    }
+
+    /// Makes the cache. It needs a tokio runtime around it.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub fn build(self) -> Result<Cache, BuildError> {
+        let source = self.source.ok_or(BuildError::NoSource)?;
+        let descriptor_store = self.descriptor_store.filter(|_| self.memory.can_be_kept());
+        let pool = Pool::new(self.memory)?;
+        let kept = descriptor_store
+            .as_deref()
+            .map(|descriptor_store| RestartState::new(descriptor_store, pool.epoch()))
+            .transpose();
+        let kept = kept.map_err(PoolError::Backing)?.map(Arc::new);
+        let grown = watch::Sender::new(());
+        pool.on_new_segment({
+            let (grown, descriptor_store, epoch) =
+                (grown.clone(), descriptor_store.clone(), pool.epoch());
+            move |segment| {
+                if let (Some(descriptor_store), Some(file)) = (&descriptor_store, segment.file()) {
+                    descriptor_store.keep(&segment_name(epoch, segment.id()), file);
+                }
+                grown.send_replace(());
+            }
+        });
+        if let Some(descriptor_store) = descriptor_store.clone() {
+            let epoch = pool.epoch();
+            pool.on_retired_segment(move |id| descriptor_store.forget(&segment_name(epoch, id)));
+        }
+        let counters = Arc::new(Counters::default());
+        let object_log = kept.as_ref().map(|kept| Arc::clone(&kept.object_log));
+        let residency = Residency::new(pool.clone(), Arc::clone(&counters), object_log);
+        let catalog =
+            Arc::new(Catalog::new(Arc::clone(&source), self.clock.clone(), Arc::clone(&counters)));
+        catalog.listen();
+        let limits = self.consumer_limits;
+        let (clock, counts) = (self.clock.clone(), Arc::clone(&counters));
+        let leases = Leases::new(clock.clone(), self.lease_limit, limits.clone(), counts);
+        let leases = Arc::new(leases);
+        let timeframes = Arc::new(Timeframes::new(clock.clone(), Arc::clone(&counters)));
+        let slow = Arc::new(ConsumerQuotas {
+            limits,
+            clock,
+            leases: Arc::clone(&leases),
+            timeframes: Arc::clone(&timeframes),
+            counters: Arc::clone(&counters),
+            asking: Arc::default(),
+        });
+        if let Some(saved_timelines) = self.inheritance.saved_timelines() {
+            catalog.remember(saved_timelines);
+        }
+        let objects = ObjectIndex::new(Arc::clone(&catalog), self.clock.clone(), self.limits);
+        let objects = Arc::new(objects);
+        let columns = ColumnLookUp {
+            clock: self.clock.clone(),
+            catalog: Arc::clone(&catalog),
+            objects: Arc::clone(&objects),
+            limits: self.limits,
+            policies: self.policies,
+            tables: self.tables,
+        };
+        let hands: Arc<InUse> = Arc::default();
+        let inherited_objects = Arc::new(self.inheritance.inherited_objects(descriptor_store));
+        let mut tasks = JoinSet::new();
+        if !inherited_objects.is_empty() {
+            take_over(
+                Arc::clone(&inherited_objects),
+                Arc::clone(&residency),
+                Arc::clone(&counters),
+            );
+        }
+        if let Some(kept) = kept.clone() {
+            tasks.spawn(save_timelines(kept, Arc::clone(&catalog), Arc::clone(&residency)));
+        }
+        tasks.spawn(Arc::clone(&catalog).keep_fresh());
+        tasks.spawn({
+            let (catalog, residency) = (Arc::clone(&catalog), Arc::clone(&residency));
+            let budget = self.budget.clone();
+            async move {
+                let mut charged = 0;
+                loop {
+                    tokio::time::sleep(SWEEP_PAUSE).await;
+                    charged += budget.take_charged_bytes();
+                    if charged > KEPT_FREE_BYTES && budget.used_bytes() < KEPT_FREE_BYTES {
+                        charged = 0;
+                        drop(tokio::task::spawn_blocking(give_back_free_memory));
+                    }
+                    residency.sweep(|| catalog.sweep());
+                }
+            }
+        });
+        tasks.spawn({
+            let (leases, slow) = (Arc::clone(&leases), Arc::clone(&slow));
+            let timeframes = Arc::clone(&timeframes);
+            let shortest = slow
+                .limits
+                .slow_after
+                .map_or(self.lease_limit, |after| after.min(self.lease_limit));
+            let pause = (shortest / 20).clamp(Duration::from_millis(5), Duration::from_secs(1));
+            async move {
+                loop {
+                    tokio::time::sleep(pause).await;
+                    leases.expire();
+                    timeframes.sweep_watermarks();
+                    slow.look();
+                }
+            }
+        });
+        let publisher =
+            self.local_plane.then(|| Publisher::new(Arc::clone(&catalog), Arc::clone(&residency)));
+        if let Some(publisher) = &publisher {
+            tasks.spawn(Arc::clone(publisher).publish_wanted());
+            tasks.spawn(Arc::clone(publisher).take_samples());
+        }
+        Ok(Cache(Arc::new(CacheInner {
+            publisher,
+            started: self.clock.now(),
+            clock: self.clock.clone(),
+            loader: Arc::new(Loader::new(
+                Arc::clone(&residency),
+                source,
+                inherited_objects,
+                Arc::clone(&counters),
+            )),
+            timeframes,
+            slow,
+            max_timeframes: self.max_timeframes,
+            budget: self.budget,
+            registering: tokio::sync::Mutex::default(),
+            counters,
+            pool,
+            residency,
+            catalog,
+            columns,
+            prefetcher: Default::default(),
+            forms: Default::default(),
+            leases,
+            objects,
+            hands,
+            kept,
+            polls: Arc::default(),
+            attach_path: OnceLock::new(),
+            grown,
+            draining: CancellationToken::new(),
+            tasks: Mutex::new(tasks),
+        })))
+    }
+}
+
+/// So long after a change at the earliest it is noted for a successor.
+const SAVE_PAUSE: Duration = Duration::from_secs(1);
+/// Of all time, at most one part in so many goes into noting.
+const SAVE_SHARE: u32 = 50;
+
+/// Notes what is known, again and again, until it is dropped.
+async fn save_timelines(kept: Arc<RestartState>, catalog: Arc<Catalog>, residency: Arc<Residency>) {
+    let mut pause = SAVE_PAUSE;
+    loop {
+        tokio::time::sleep(pause).await;
+        let (kept, catalog, residency) =
+            (Arc::clone(&kept), Arc::clone(&catalog), Arc::clone(&residency));
+        let began = std::time::Instant::now();
+        let saved_timelines = tokio::task::spawn_blocking(move || {
+            kept.note(&catalog.saved_timelines(|id| residency.size_of(id).is_some()));
+        });
+        if saved_timelines.await.is_err() {
+            return;
+        }
+        pause = SAVE_PAUSE.max(began.elapsed() * SAVE_SHARE);
+    }
+}
+
+/// Takes over what a predecessor left, beside everything else.
+fn take_over(
+    inherited_objects: Arc<InheritedObjects>,
+    residency: Arc<Residency>,
+    counters: Arc<Counters>,
+) {
+    tokio::task::spawn_blocking(move || {
+        let found = inherited_objects.len();
+        inherited_objects.take_over(residency.pool(), |record: &LogRecord, reservation| {
+            if residency.is_closed() {
+                return false;
+            }
+            // Without a digest nothing proves that it is what a source will describe.
+            let Some(md5) = record.md5 else { return true };
+            let (id, path) = (record.id, record.path.clone());
+            let size_bytes = Some(record.header.size);
+            let description = Description { id, path, size_bytes, md5: Some(md5) };
+            match Verified::check(description, reservation, None) {
+                // Its pin goes at once: it stays as long as nobody needs the room.
+                Ok(verified) => {
+                    drop(residency.admit(verified));
+                    counters.inherited.add(1);
+                }
+                Err(wrong) => {
+                    tracing::warn!(path = %record.path, %id, %wrong, "an object is not taken over");
+                }
+            }
+            true
+        });
+        let inherited = counters.inherited.get();
+        tracing::info!("of {found} objects that a predecessor left {inherited} are taken over");
+    });
+}

@@ -1,0 +1,192 @@
+//! The long stream of one consumer: timestamps in, tables out, and all that it holds ends with it.
+//!
+//! ```text
+//!  timestamps of 7 ─▶ answer ─▶ table of 7 ──┐
+//!  timestamps of 8 ─▶ answer ─▶ table of 8 ──┤ leases by timeframe
+//!  consumed [7] ───────────────▶ let go ◀────┘
+//!  end of the stream, however it comes ─▶ all let go
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::answer::Answer;
+use super::handle::Cache;
+use crate::budget::ClientBudget;
+use crate::cache::error::CacheError;
+use crate::cache::holders::caller::Caller;
+use crate::cache::holders::lease::LeaseId;
+use crate::cache::holders::origin::Origin;
+use crate::cache::tables::schema_cache::{SchemaKey, StreamSchema};
+use crate::index::Timestamps;
+use crate::table::{Request, When};
+
+/// What one stream holds. Dropped, all of it is let go.
+#[derive(Debug)]
+pub struct Exchange {
+    cache: Cache,
+    /// The request, but for its timestamps.
+    template: Request,
+    common: StreamSchema,
+    origin: Origin,
+    /// The number under which it uses the name of its consumer.
+    claim: Option<u64>,
+    budget: ClientBudget,
+    state: Mutex<ExchangeState>,
+}
+
+#[derive(Debug, Default)]
+struct ExchangeState {
+    /// By timeframe; one that was asked for twice has two.
+    held: BTreeMap<u64, Vec<LeaseId>>,
+    /// All below are done. Never goes back.
+    oldest: u64,
+    /// Tables that are asked for and not begun, by timeframe, in order.
+    queued: BTreeMap<u64, VecDeque<Arc<Ordered>>>,
+    /// Tables that are being made.
+    in_work: Vec<(u64, Weak<Ordered>)>,
+}
+
+/// A table that is asked for; whether its consumer was done with it before it came.
+#[derive(Debug, Default)]
+struct Ordered(AtomicBool);
+
+impl ExchangeState {
+    /// The table of a timeframe is being made from now on.
+    fn begin(&mut self, timeframe: u64) -> Arc<Ordered> {
+        let queued = self.queued.get_mut(&timeframe);
+        let ordered = queued.and_then(VecDeque::pop_front).unwrap_or_default();
+        self.queued.retain(|_, queued| !queued.is_empty());
+        self.in_work.retain(|(_, ordered)| ordered.strong_count() > 0);
+        self.in_work.push((timeframe, Arc::downgrade(&ordered)));
+        ordered
+    }
+
+    /// Tables of a timeframe that have not come yet are done with, too.
+    fn consume_ordered(&self, timeframe: u64) {
+        let queued = self.queued.get(&timeframe).into_iter().flatten().map(Arc::clone);
+        let in_work = self.in_work.iter().filter(|(other, _)| *other == timeframe);
+        let in_work = in_work.filter_map(|(_, ordered)| ordered.upgrade());
+        queued.chain(in_work).for_each(|ordered| ordered.0.store(true, Ordering::Relaxed));
+    }
+}
+
+impl Exchange {
+    fn state(&self) -> MutexGuard<'_, ExchangeState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The request that each table is made for, but for its timestamps.
+    pub fn template(&self) -> &Request {
+        &self.template
+    }
+
+    /// The table of a timeframe will be asked for. What is reported as consumed from now on counts for
+    /// it, too.
+    pub fn expect(&self, timeframe: u64) {
+        self.state().queued.entry(timeframe).or_default().push_back(Arc::default());
+    }
+
+    /// The table of a timeframe, held until it is consumed.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn answer(
+        &self,
+        timeframe: u64,
+        timestamps: Timestamps,
+    ) -> Result<Answer, CacheError> {
+        let ordered = self.state().begin(timeframe);
+        let when = When::Timestamps(timestamps);
+        let stream_timeframe = Some(timeframe);
+        let (origin, budget) = (self.origin.clone(), self.budget.clone());
+        let of_stream = true;
+        let asker = Caller { of_stream, stream_timeframe, origin, budget, ..Caller::default() };
+        let answer =
+            self.cache.answer_for(&self.template, &when, &asker, Some(&self.common)).await?;
+        let mut state = self.state();
+        if timeframe < state.oldest || ordered.0.load(Ordering::Relaxed) {
+            // Done before it came: its table is sent, and not held.
+            drop(state);
+            self.cache.release(answer.lease());
+        } else {
+            state.held.entry(timeframe).or_default().push(answer.lease().clone());
+        }
+        Ok(answer)
+    }
+
+    /// The consumer is done with these.
+    pub fn consumed(&self, timeframes: &[u64]) {
+        let done: Vec<LeaseId> = {
+            let mut state = self.state();
+            timeframes.iter().for_each(|id| state.consume_ordered(*id));
+            timeframes.iter().filter_map(|id| state.held.remove(id)).flatten().collect()
+        };
+        self.end(&done);
+    }
+
+    /// The consumer is done with all below.
+    pub fn oldest_possible(&self, oldest: u64) {
+        let done: Vec<LeaseId> = {
+            let mut state = self.state();
+            state.oldest = state.oldest.max(oldest);
+            let kept = state.held.split_off(&oldest);
+            std::mem::replace(&mut state.held, kept).into_values().flatten().collect()
+        };
+        self.end(&done);
+    }
+
+    fn end(&self, leases: &[LeaseId]) {
+        for lease in leases {
+            self.cache.release(lease);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let held = std::mem::take(&mut self.state().held);
+        let held: Vec<LeaseId> = held.into_values().flatten().collect();
+        self.end(&held);
+        if let (Some(consumer), Some(claim)) = (&self.template.consumer, self.claim) {
+            self.cache.0.leases.end_claim(consumer, claim);
+        }
+    }
+}
+
+impl Cache {
+    /// Opens the stream of a consumer that asks for the same columns again and again. What its tables
+    /// take beside the segments is charged to nobody.
+    ///
+    /// # Errors
+    /// [`CacheError`] if the request itself is wrong.
+    pub fn exchange(&self, template: Request) -> Result<Exchange, CacheError> {
+        self.exchange_of(template, Origin::Embedded, ClientBudget::default())
+    }
+
+    /// Like [`exchange`](Self::exchange), for a client: what its tables take beside the segments is
+    /// charged to `budget`. The name of its consumer, if the template has one, is in use as long as
+    /// the stream lasts.
+    ///
+    /// # Errors
+    /// [`CacheError`] if the request itself is wrong, or names the session of another user.
+    pub fn exchange_of(
+        &self,
+        template: Request,
+        origin: Origin,
+        budget: ClientBudget,
+    ) -> Result<Exchange, CacheError> {
+        self.check_open()?;
+        if let Some(session) = &template.session {
+            self.check_session(session, &origin)?;
+        }
+        let columns = self.0.columns.requested(&template.columns, None)?;
+        let form = self.form(SchemaKey::of_stream(&template), columns);
+        let common = StreamSchema::new(form);
+        let consumer = template.consumer.as_deref();
+        let claim = consumer.map(|consumer| self.0.leases.claim(consumer, origin.clone()));
+        let (cache, state) = (self.clone(), Mutex::default());
+        Ok(Exchange { cache, template, common, origin, claim, budget, state })
+    }
+}

@@ -1,0 +1,253 @@
+//! Whether everything adds up: at rest, and while the service runs.
+//!
+//! ```text
+//!  places    no place is free and in use, each published one is the block of one object
+//!  bytes     used == places that are taken; pinned == objects that have pins
+//!  pins      of each object == those of the sets that leases, timeframes, their places and hands have
+//!  books     each lease stands where it belongs
+//!  contents  (on demand) every header and CRC-32C as it was published
+//! ```
+//!
+//! A look stops nobody, so what is on its way from one place to the next between two of its steps
+//! seems to be wrong. A service that runs is looked at again and again therefore: wrong is what is
+//! wrong each time. Pins that a load has in hand are in no set yet, so as long as objects are being
+//! loaded they do not count; nor does room without an object, as long as some is kept.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::handle::Cache;
+use crate::cache::memory::object::{PinSet, Resident};
+use crate::object::ObjectId;
+use crate::shm::BlockLocation;
+use crate::table::CheckAnswer;
+
+/// For so long a service that runs is looked at, at most.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// So long after the last look comes the next.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What is wrong: a name by which it is known again, and a sentence.
+type Faults = BTreeMap<String, String>;
+
+impl Cache {
+    /// Looks whether everything adds up, and reads every object. It means something only while
+    /// nobody asks anything; [`check_running`](Self::check_running) is for the rest.
+    ///
+    /// # Errors
+    /// All that is wrong, each in a sentence.
+    pub fn check(&self) -> Result<(), Vec<String>> {
+        let (mut faults, _) = self.look(true);
+        faults.extend(self.damage().0);
+        if faults.is_empty() { Ok(()) } else { Err(faults.into_values().collect()) }
+    }
+
+    /// Looks whether everything adds up while the service runs; `contents`: reads every object too.
+    ///
+    /// Takes a moment where nothing is wrong. Where something is, it is looked at for 2 s before it
+    /// is told.
+    pub async fn check_running(&self, contents: bool) -> CheckAnswer {
+        let (damage, read_bytes) = match contents {
+            false => Default::default(),
+            true => {
+                let cache = self.clone();
+                let read = tokio::task::spawn_blocking(move || cache.damage()).await;
+                read.unwrap_or_else(|error| {
+                    (vec![("read".to_owned(), format!("objects are not read: {error}"))], 0)
+                })
+            }
+        };
+        let began = Instant::now();
+        let (mut wrong, mut answer) = self.look(false);
+        while !wrong.is_empty() && began.elapsed() < PATIENCE {
+            tokio::time::sleep(PAUSE).await;
+            let (again, seen) = self.look(false);
+            // In the words of the last look.
+            wrong = again.into_iter().filter(|(name, _)| wrong.contains_key(name)).collect();
+            answer = CheckAnswer { looks: answer.looks + 1, ..seen };
+        }
+        wrong.extend(damage);
+        for fault in wrong.values() {
+            tracing::error!("check: {fault}");
+        }
+        CheckAnswer { faults: wrong.into_values().collect(), read_bytes, ..answer }
+    }
+
+    /// One look at everything but the contents.
+    fn look(&self, at_rest: bool) -> (Faults, CheckAnswer) {
+        let inner = &*self.0;
+        let keeps_room = || inner.loader.is_under_way() || inner.loader.keeps_room();
+        let mut busy = !at_rest && inner.loader.is_under_way();
+        let mut keeping = !at_rest && keeps_room();
+        // Objects first: those that are held here do not go while the rest is looked at.
+        let residents = inner.residency.residents();
+        let survey = inner.pool.survey();
+        let mut held = inner.leases.pin_sets();
+        held.extend(inner.timeframes.pin_sets());
+        held.extend(inner.hands.pin_sets());
+        held.extend(inner.loader.pin_sets());
+        let pins = faults_of_pins(&residents, &held);
+        busy |= !at_rest && inner.loader.is_under_way();
+        keeping |= !at_rest && keeps_room();
+
+        let mut faults = Faults::new();
+        for fault in survey.faults {
+            // A sum has another value each time, and is the same fault.
+            let name: String = fault.chars().filter(|c| !c.is_ascii_digit()).collect();
+            faults.insert(name, fault);
+        }
+        faults.extend(faults_of_places(&residents, &survey.taken, keeping));
+        let sums = inner.residency.faults_of_sums(&residents);
+        faults.extend(sums.into_iter().map(|(name, fault)| (name.to_owned(), fault)));
+        let missing = |missing: &bool| !(busy && *missing);
+        let pins = pins.into_iter().filter(|(_, unowned, _)| missing(unowned));
+        faults.extend(pins.map(|(id, _, fault)| (format!("pins of {id}"), fault)));
+        faults.extend(inner.leases.faults().into_iter().map(|fault| (fault.clone(), fault)));
+
+        let (sessions, leases) = inner.leases.counts();
+        let answer = CheckAnswer {
+            faults: Vec::new(),
+            looks: 1,
+            segments: survey.report.segments as u64,
+            objects: residents.len() as u64,
+            used_bytes: survey.report.used_bytes,
+            pinned_bytes: inner.residency.pinned_bytes(),
+            sessions: sessions as u64,
+            leases: leases as u64,
+            timeframes: inner.timeframes.len() as u64,
+            read_bytes: 0,
+        };
+        (faults, answer)
+    }
+
+    /// Objects that are not as they were published, and how many bytes were read to find out.
+    fn damage(&self) -> (Vec<(String, String)>, u64) {
+        let mut read_bytes = 0;
+        let mut damage = Vec::new();
+        for resident in self.0.residency.residents() {
+            read_bytes += resident.block().size_bytes();
+            if !resident.block().is_intact() {
+                let fault = format!("{resident:?} is not as it was published");
+                damage.push((format!("contents of {}", resident.id()), fault));
+            }
+        }
+        (damage, read_bytes)
+    }
+}
+
+/// Whether the places that are taken are those of the objects.
+fn faults_of_places(
+    residents: &[Arc<Resident>],
+    taken: &[(BlockLocation, u64)],
+    busy: bool,
+) -> Faults {
+    let mut faults = Faults::new();
+    let taken: HashMap<BlockLocation, u64> = taken.iter().copied().collect();
+    let mut used: HashMap<BlockLocation, &Arc<Resident>> = HashMap::with_capacity(residents.len());
+    for resident in residents {
+        let (block, spot) = (resident.block(), resident.block().location());
+        let fault = match taken.get(&spot) {
+            None => Some(format!("{resident:?} lies at {spot}, which is free")),
+            Some(_) if !block.has_its_header() => {
+                Some(format!("{resident:?} at {spot} has not its own header"))
+            }
+            Some(_) => None,
+        };
+        let other = used.insert(spot, resident);
+        let fault = fault
+            .or_else(|| other.map(|other| format!("{resident:?} and {other:?} lie at {spot}")));
+        faults.extend(fault.map(|fault| (format!("place of {}", resident.id()), fault)));
+    }
+    for (spot, generation) in taken {
+        let fault = match (generation, used.contains_key(&spot)) {
+            (_, true) => continue,
+            (0, false) if busy => continue,
+            (0, false) => format!("the place at {spot} is taken, and for nothing"),
+            (_, false) => format!("the block at {spot} is that of no object"),
+        };
+        faults.insert(format!("{spot} {generation}"), fault);
+    }
+    faults
+}
+
+/// Objects whose pins are not those of `held`, each set counted once; and whether there are more
+/// than these.
+fn faults_of_pins(
+    residents: &[Arc<Resident>],
+    held: &[Arc<PinSet>],
+) -> Vec<(ObjectId, bool, String)> {
+    let mut sets: HashSet<*const PinSet> = HashSet::new();
+    let mut pins: HashMap<ObjectId, u32> = HashMap::new();
+    for set in held {
+        if sets.insert(Arc::as_ptr(set)) {
+            set.pins().iter().for_each(|pin| *pins.entry(pin.id()).or_default() += 1);
+        }
+    }
+    let wrong = |resident: &Arc<Resident>| {
+        let (held, has) = (pins.get(&resident.id()).copied().unwrap_or(0), resident.pins());
+        let fault = format!("{resident:?}: {held} are held");
+        (held != has).then_some((resident.id(), has > held, fault))
+    };
+    residents.iter().filter_map(wrong).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Caller;
+    use crate::interval::{Timestamp, ValidityInterval};
+    use crate::object::{ObjectInfo, ObjectPath};
+    use crate::shm::PoolOptions;
+    use crate::source::MemorySource;
+    use crate::table::Request;
+
+    /// A cache whose one object is resident, and pinned by a lease.
+    async fn with_an_object() -> (Cache, ObjectId) {
+        let (source, id) = (MemorySource::new(), ObjectId::from_bytes([7; 16]));
+        let info = ObjectInfo {
+            path: ObjectPath::new("A/B").unwrap(),
+            id,
+            validity: ValidityInterval::ALL,
+            created: Timestamp::from_millis(1),
+            size_bytes: None,
+            md5: None,
+            metadata: Default::default(),
+        };
+        source.put(info, vec![7; 1000]);
+        let memory = PoolOptions { memory_bytes: 1 << 20, ..PoolOptions::default() };
+        let cache = Cache::builder().source(Arc::new(source)).memory(memory).build().unwrap();
+        let request = Request::parse(br#"{"columns": {"b": "A/B"}, "timestamps": [5]}"#).unwrap();
+        let answer = cache.answer(&request, &Caller::default()).await.unwrap();
+        assert_eq!(answer.pins().pins()[0].id(), id);
+        (cache, id)
+    }
+
+    /// Each of the things that must not be is done once, and found both ways.
+    #[tokio::test]
+    async fn what_is_broken_on_purpose_is_found() {
+        type Break = fn(&Cache, ObjectId);
+        let break_it: [(&str, Break); 4] = [
+            ("1 are held", |cache, id| std::mem::forget(cache.0.residency.pin(id))),
+            ("pinned, ", |cache, _| cache.0.residency.count_pinned(64)),
+            ("for nothing", |cache, _| std::mem::forget(cache.0.pool.reserve(100).unwrap())),
+            ("of no object", |cache, id| {
+                std::mem::forget(cache.0.pool.reserve(100).unwrap().publish(id));
+            }),
+        ];
+        let broken = break_it.map(async |(expected, break_it)| {
+            let (cache, id) = with_an_object().await;
+            assert_eq!(cache.check(), Ok(()));
+            assert_eq!(cache.check_running(true).await.faults, [""; 0]);
+            break_it(&cache, id);
+            let faults = cache.check().unwrap_err();
+            assert!(faults.iter().any(|fault| fault.contains(expected)), "{expected}: {faults:?}");
+            let answer = cache.check_running(false).await;
+            let found = answer.faults.iter().any(|fault| fault.contains(expected));
+            assert!(found && answer.looks > 2, "{expected}: {answer:?}");
+        });
+        futures::future::join_all(broken).await;
+    }
+}

@@ -1,0 +1,83 @@
+//! Leases by their id and by ticket, and sessions.
+
+use std::time::Duration;
+
+use super::handle::Cache;
+use crate::cache::error::CacheError;
+use crate::cache::holders::lease::{LeaseId, LeaseOwner, LeaseTerms};
+use crate::cache::holders::origin::Origin;
+
+impl Cache {
+    /// Ends a lease; whether there was any.
+    pub fn release(&self, lease: &LeaseId) -> bool {
+        self.0.leases.end(lease)
+    }
+
+    /// Ends all leases that were opened under a ticket; how many there were.
+    pub fn release_ticket(&self, ticket: &[u8]) -> usize {
+        self.release_ticket_of(ticket, &Origin::Embedded, None)
+    }
+
+    /// Ends the leases that were opened under a ticket and belong to the client: those that it opened
+    /// over this connection, and those of its sessions. How many there were.
+    pub fn release_ticket_of(
+        &self,
+        ticket: &[u8],
+        origin: &Origin,
+        connection: Option<u64>,
+    ) -> usize {
+        let leases = self.0.leases.of_ticket_and_client(ticket, origin, connection);
+        leases.iter().filter(|lease| self.0.leases.end(lease)).count()
+    }
+
+    /// Gives a lease its time anew: how long it lasts now, if it runs out at all.
+    ///
+    /// # Errors
+    /// [`CacheError::LeaseEnded`].
+    pub fn renew(&self, lease: &LeaseId) -> Result<Option<Duration>, CacheError> {
+        self.0.leases.renew(lease)
+    }
+
+    /// Gives all leases that were opened under a ticket their time anew.
+    ///
+    /// # Errors
+    /// [`CacheError::LeaseEnded`] if there is none.
+    pub fn renew_ticket(&self, ticket: &[u8]) -> Result<Option<Duration>, CacheError> {
+        let leases = self.0.leases.of_ticket(ticket);
+        let mut shortest = None;
+        let mut renewed = 0;
+        for lease in &leases {
+            let Ok(time) = self.0.leases.renew(lease) else { continue };
+            renewed += 1;
+            shortest = match (shortest, time) {
+                (Some(a), Some(b)) => Some(Duration::min(a, b)),
+                (a, b) => a.or(b),
+            };
+        }
+        match renewed {
+            0 => Err(CacheError::LeaseEnded),
+            _ => Ok(shortest),
+        }
+    }
+
+    /// Opens a lease for a request whose table is to be fetched later, and says how long it lasts.
+    /// It pins nothing yet.
+    ///
+    /// # Errors
+    /// [`CacheError::Draining`].
+    pub fn open_lease(&self) -> Result<(LeaseId, Duration), CacheError> {
+        self.check_open()?;
+        let terms =
+            LeaseTerms { owner: LeaseOwner::Nobody, timeframe: None, ticket: None, holder: None };
+        let lease = self.0.leases.open(terms, Vec::new())?;
+        Ok((lease, self.0.leases.time_limit()))
+    }
+
+    /// Whether a process is attached under this id, and the client may use its session.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSession`].
+    pub fn check_session(&self, session: &str, origin: &Origin) -> Result<(), CacheError> {
+        self.0.leases.check_session(session, origin)
+    }
+}

@@ -1,0 +1,48 @@
+//! Forgetting what is known of a path, and the end of a cache.
+
+use std::sync::PoisonError;
+
+use super::handle::Cache;
+use crate::cache::error::CacheError;
+use crate::object::ObjectPath;
+
+impl Cache {
+    /// Forgets what is known of a path: the next request asks the source. Objects in memory whose
+    /// versions are still the right ones are used on.
+    pub fn invalidate(&self, path: &ObjectPath) {
+        self.0.catalog.forget(path);
+        self.0.objects.forget(path);
+        self.0.residency.unlist(|resident| resident.path() == path);
+    }
+
+    /// Takes no new work.
+    pub fn drain(&self) {
+        self.0.draining.cancel();
+    }
+
+    /// Ends everything: no new work is taken, all sessions, leases and timeframes end. Where
+    /// somebody keeps the segments, the objects are left in them as they lie.
+    pub fn close(&self) {
+        self.drain();
+        if let Some(kept) = &self.0.kept {
+            kept.note(&self.0.catalog.saved_timelines(|id| self.0.residency.size_of(id).is_some()));
+            kept.object_log.leave();
+            self.0.pool.freeze();
+        }
+        self.0.timeframes.clear();
+        self.0.leases.end_everything();
+        self.0.residency.close();
+    }
+
+    /// # Errors
+    /// [`CacheError::Draining`].
+    pub(crate) fn check_open(&self) -> Result<(), CacheError> {
+        if self.0.draining.is_cancelled() { Err(CacheError::Draining) } else { Ok(()) }
+    }
+
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+}

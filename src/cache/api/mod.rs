@@ -1,0 +1,40 @@
+//! The cache as its users call it: the only room with `impl Cache`.
+//!
+//! ```text
+//!  builder ─▶ handle (Cache)
+//!  register, answer, exchange, progress, prefetch, objects   what clients ask for
+//!  attach                                                    processes on the node
+//!  leases, status, lifecycle, invariants, snapshot           what operators ask for
+//! ```
+
+mod announcer;
+mod answer;
+mod attach;
+mod builder;
+mod consumption;
+mod exchange;
+mod handle;
+mod invariants;
+mod leases;
+mod lifecycle;
+mod objects;
+mod prefetch;
+mod progress;
+mod register;
+mod snapshot;
+mod status;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use self::answer::{Answer, Described};
+pub use self::attach::{AttachGate, AttachLimits, NotListed, PeerPolicy};
+pub use self::builder::{BuildError, CacheBuilder};
+pub use self::exchange::Exchange;
+pub use self::handle::Cache;
+pub use self::objects::HeldObject;
+pub use self::progress::Progress;
+pub use self::snapshot::{
+    PathSnapshot, SegmentPiece, SegmentSnapshot, SessionSnapshot, Snapshot, SourceSnapshot,
+    SpanSnapshot, SpanState,
+};

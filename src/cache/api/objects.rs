@@ -1,0 +1,220 @@
+//! Single objects, for those who do not ask for tables: which version holds, and its pinned bytes.
+//!
+//! ```text
+//!  (query, at) ─▶ Catalog ─▶ Effective: version, and the span in which it decides
+//!  path ────────▶ listings ─▶ every version, also those that never win
+//!  id ──────────▶ names (those told before) ─▶ listings ─▶ version
+//!  version ─────▶ Loader ─▶ Held: pinned, and counted as held until it is dropped
+//! ```
+//!
+//! Here are no bytes but those of the residency: names, listings and sums are small, and bounded.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use md5::{Digest as _, Md5};
+use tokio::time::Instant;
+
+use super::handle::Cache;
+use crate::cache::deadline::{LOOK_UP, by_deadline};
+use crate::cache::error::CacheError;
+use crate::cache::memory::in_use::InUseGuard;
+use crate::cache::versions::object_index::{Effective, Versions, effective_of};
+use crate::index::Timestamps;
+use crate::interval::Timestamp;
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::source::{Change, Changed, Details, UploadBytes, WriteTarget};
+
+/// Up to this size a sum is made here and now; above, beside the other work.
+const HASH_BESIDE_FROM_BYTES: usize = 256 << 10;
+
+/// One object in shared memory, which stays there until this is dropped.
+#[derive(Debug)]
+pub struct HeldObject {
+    pins: InUseGuard,
+}
+
+impl HeldObject {
+    /// The object's bytes.
+    pub fn payload(&self) -> &[u8] {
+        self.pins.pins().first().map_or(&[], |pin| pin.payload())
+    }
+}
+
+impl Cache {
+    /// Which version holds at `at`; nothing where none does.
+    ///
+    /// The limits of the service apply beside those of `query`. Where a path can be listed, a query
+    /// with metadata or limits of its own is answered from the listing: nothing is kept of it.
+    ///
+    /// # Errors
+    /// [`CacheError`], where nothing older is known either.
+    pub async fn version_at(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        patience: Duration,
+    ) -> Result<Option<Effective>, CacheError> {
+        self.check_open()?;
+        let limits = self.0.columns.limits.narrowed_by(query.limits);
+        let query = Query { limits, ..query.clone() };
+        let deadline = Instant::now() + patience;
+        if !query.metadata.is_empty() || limits != self.0.columns.limits {
+            let listing = self.0.objects.listing(&query.path);
+            let listing = by_deadline("the source to list a path", deadline, listing).await?;
+            if listing.versions.whole {
+                let found = effective_of(&listing.versions.versions, &query, at);
+                found.iter().for_each(|effective| self.0.objects.name(&effective.version));
+                return Ok(found);
+            }
+        }
+        let timestamps = Timestamps::new(vec![at.as_millis()], None);
+        let known =
+            by_deadline(LOOK_UP, deadline, self.0.catalog.known_at(&query, &timestamps)).await?;
+        let found = known.timeline.version_at(at).zip(known.timeline.span_at(at));
+        Ok(found.map(|(version, span)| {
+            self.0.objects.name(version);
+            Effective { version: Arc::clone(version), span: span.interval, stale: known.stale }
+        }))
+    }
+
+    /// Every version of `path`, also those that others hide at every time.
+    ///
+    /// # Errors
+    /// [`CacheError`], where nothing older is known either.
+    pub async fn versions(
+        &self,
+        path: &ObjectPath,
+        patience: Duration,
+    ) -> Result<Versions, CacheError> {
+        self.check_open()?;
+        let listing = self.0.objects.listing(path);
+        let what = "the source to list a path";
+        let listing = by_deadline(what, Instant::now() + patience, listing).await?;
+        Ok(listing.versions.clone())
+    }
+
+    /// Who takes changes of a path.
+    pub fn write_target(&self, path: &ObjectPath) -> WriteTarget {
+        self.0.catalog.source().write_target(path)
+    }
+
+    /// Changes versions at their source; from then on this cache serves what is there.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn change(
+        &self,
+        change: &Change,
+        bytes: Option<UploadBytes>,
+    ) -> Result<Changed, CacheError> {
+        self.check_open()?;
+        let changed = self.0.catalog.source().change(change, bytes).await;
+        self.invalidate(&change.path);
+        let path = || change.path.to_string();
+        changed.map_err(|error| CacheError::Paths { prefix: path(), error })
+    }
+
+    /// The folders one level below a path, as whole paths, sorted.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn subfolders(&self, path: &str) -> Result<Vec<String>, CacheError> {
+        self.check_open()?;
+        let found = self.0.catalog.source().subfolders(path).await;
+        found.map_err(|error| CacheError::Paths { prefix: path.to_owned(), error })
+    }
+
+    /// How a version was uploaded, as far as that is at hand.
+    pub fn known_details_of(&self, version: &ObjectInfo) -> Details {
+        self.0.catalog.source().known_details(version).unwrap_or_default()
+    }
+
+    /// How a version was uploaded, as far as its source tells within `patience`; nothing of it
+    /// decides which version is served.
+    pub async fn details_of(&self, version: &ObjectInfo, patience: Duration) -> Details {
+        let told = self.0.catalog.source().details(version);
+        match tokio::time::timeout(patience, told).await {
+            Ok(Ok(details)) => details,
+            Ok(Err(error)) => {
+                tracing::debug!(path = %version.path, %error, "no details");
+                Details::default()
+            }
+            Err(_) => Details::default(),
+        }
+    }
+
+    /// The version `id` of `path`, of which it is said that it holds at `at`.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn version_of(
+        &self,
+        path: &ObjectPath,
+        at: Timestamp,
+        id: ObjectId,
+        patience: Duration,
+    ) -> Result<Option<Arc<ObjectInfo>>, CacheError> {
+        self.check_open()?;
+        let is_it = |version: &Arc<ObjectInfo>| {
+            version.id == id && version.path == *path && version.validity.contains(at)
+        };
+        if let Some(version) = self.0.objects.named(id).filter(is_it) {
+            return Ok(Some(version));
+        }
+        let listed = self.versions(path, patience).await?;
+        if let Some(version) = listed.versions.iter().find(|version| is_it(version)) {
+            self.0.objects.name(version);
+            return Ok(Some(Arc::clone(version)));
+        }
+        if listed.whole {
+            return Ok(None);
+        }
+        let query = Query::all(path.clone());
+        let effective = self.version_at(&query, at, patience).await?;
+        Ok(effective.map(|effective| effective.version).filter(is_it))
+    }
+
+    /// The version `id` of whatever path, if the cache has come across it. Asks no source.
+    pub fn version_known(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
+        self.0.objects.known(id)
+    }
+
+    /// Brings an object into shared memory and keeps it there.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn hold(
+        &self,
+        version: &Arc<ObjectInfo>,
+        patience: Duration,
+    ) -> Result<HeldObject, CacheError> {
+        self.check_open()?;
+        let versions = std::slice::from_ref(version);
+        let got = self.0.loader.pin_all(versions, Instant::now() + patience).await?;
+        Ok(HeldObject { pins: self.0.hands.take(Arc::new(got.pins)) })
+    }
+
+    /// The MD5 of an object: as its source gives it, else made once and remembered.
+    pub async fn md5_of(&self, version: &ObjectInfo, held: &HeldObject) -> Option<Md5Sum> {
+        let known = || held.pins.pins().first().and_then(|pin| pin.resident().md5());
+        if let Some(md5) = version.md5.or_else(known) {
+            return Some(md5);
+        }
+        if let Some(md5) = self.0.objects.sum(version.id) {
+            return Some(md5);
+        }
+        let sum = |bytes: &[u8]| Md5Sum(Md5::digest(bytes).into());
+        let md5 = match held.payload() {
+            small if small.len() < HASH_BESIDE_FROM_BYTES => sum(small),
+            _ => {
+                // Its memory is not taken anew before this is gone.
+                let object = Arc::clone(held.pins.pins().first()?.resident());
+                let beside = tokio::task::spawn_blocking(move || sum(object.block().payload()));
+                beside.await.ok()?
+            }
+        };
+        self.0.objects.keep_sum(version.id, md5);
+        Some(md5)
+    }
+}

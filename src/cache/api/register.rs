@@ -1,0 +1,231 @@
+//! Timeframes come: registered for consumers, and loaded at once.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tracing::Instrument as _;
+
+use super::handle::Cache;
+use crate::cache::deadline::{PLANNING, by_deadline};
+use crate::cache::error::CacheError;
+use crate::cache::holders::caller::Caller;
+use crate::cache::holders::timeframe::{LoadState, Registered, Registration, Timeframe};
+use crate::cache::holders::timeframe_load::load_timeframe;
+use crate::cache::memory::pin_request::PinRequest as _;
+use crate::cache::memory::reservations::Claim;
+use crate::cache::tables::loader::{MAX_RETRY, MIN_RETRY};
+use crate::cache::tables::plan::Plan;
+use crate::cache::versions::linked_timeline::VersionSet;
+use crate::error::Coded as _;
+use crate::index::Timestamps;
+use crate::table::{PutAnswer, Register, Request, TimeframeState};
+
+/// After how long a timeframe that could not be loaded is tried again, the first time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// And at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// For so long one registration may keep the others from getting a place.
+const PLACE_TURN: Duration = Duration::from_secs(2);
+/// How long one try may take; without a limit a dead source would never be asked anew.
+const TRY_LIMIT: Duration = Duration::from_secs(60);
+
+impl Cache {
+    /// Registers a timeframe and starts to load what it needs.
+    ///
+    /// Which versions serve it is decided now: what the source gets later does not change it. That
+    /// nothing is valid for some timestamps is told to those who ask for its table.
+    ///
+    /// # Errors
+    /// [`CacheError::TimeframeExists`] if the id is in flight with another content,
+    /// [`CacheError::NeverFits`] if its objects can never be in memory together, and what the
+    /// source answers.
+    pub async fn register(
+        &self,
+        timeframe: u64,
+        timestamps: Timestamps,
+        register: &Register,
+        patience: Option<Duration>,
+    ) -> Result<PutAnswer, CacheError> {
+        let asker = Caller { patience, ..Caller::default() };
+        self.register_for(timeframe, timestamps, register, &asker).await
+    }
+
+    /// Registers a timeframe like [`register`](Self::register); its plan is charged to the asker as
+    /// long as it is in flight.
+    ///
+    /// # Errors
+    /// As [`register`](Self::register), and [`CacheError::Budget`].
+    pub async fn register_for(
+        &self,
+        timeframe: u64,
+        timestamps: Timestamps,
+        register: &Register,
+        asker: &Caller,
+    ) -> Result<PutAnswer, CacheError> {
+        let entered = self.try_register(timeframe, timestamps, register, asker).await;
+        if entered.is_err() {
+            self.0.counters.errors.add(1);
+        }
+        let (timeframe, state) = match entered? {
+            Registered::New(timeframe) => {
+                // Where everything is there it takes no time, and no task.
+                let soon = Instant::now() + TRY_LIMIT;
+                if !timeframe.is_resident()
+                    || load_timeframe(&self.0.loader, &timeframe, soon).await.is_err()
+                {
+                    self.load_in_background(Arc::clone(&timeframe));
+                }
+                (Arc::clone(&timeframe), state_of(&timeframe))
+            }
+            Registered::Known(timeframe) => (Arc::clone(&timeframe), state_of(&timeframe)),
+            Registered::Consumed(timeframe) => (timeframe, "consumed"),
+        };
+        let plan = &timeframe.registration.plan;
+        Ok(PutAnswer {
+            timeframe: timeframe.id(),
+            rows: plan.rows() as u64,
+            objects: plan.versions().len() as u64,
+            state: state.to_owned(),
+        })
+    }
+
+    async fn try_register(
+        &self,
+        timeframe: u64,
+        timestamps: Timestamps,
+        register: &Register,
+        asker: &Caller,
+    ) -> Result<Registered, CacheError> {
+        self.check_open()?;
+        let bytes = timestamps.memory_bytes() as u64 + register.memory_bytes();
+        let charge = asker.budget.charge(bytes, "a timeframe")?;
+        let wait =
+            asker.patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
+        let deadline = Instant::now() + wait;
+        let columns = self.0.columns.requested(&register.columns, None)?;
+        let limits = self.0.columns.limits;
+        let known = columns.iter().map(|_| None).collect();
+        let known = self.0.columns.all_known(columns, known, limits, &timestamps, deadline).await?;
+        let columns = self.0.timeframes.shared_columns(columns);
+        let planned = Plan::new(Arc::new(timestamps), known, &asker.budget);
+        let plan = by_deadline(PLANNING, deadline, planned).await?;
+        self.prefetch_next(&plan);
+        let versions = Arc::clone(plan.versions());
+        self.0.loader.check_known_sizes(&*versions)?;
+        let consumers = register.consumers.clone();
+        let registration = Registration { timeframe, columns, consumers, plan, charge };
+        let timeframes = &self.0.timeframes;
+        // What is in flight already needs no place of its own.
+        if let Some(known) = timeframes.known(&registration)? {
+            return Ok(Registered::Known(known));
+        }
+        let placed = async {
+            let claim = loop {
+                // In the order of asking: a registration that needs much is not passed by one that
+                // needs little, but for those that come while it pauses between two turns.
+                let _turn = self.0.registering.lock().await;
+                let placed = self.wait_for_a_place(&versions);
+                match tokio::time::timeout(PLACE_TURN, placed).await {
+                    Ok(claim) => break claim?,
+                    Err(_) => continue,
+                }
+            };
+            timeframes.register(registration, claim)
+        };
+        let placed = placed.instrument(tracing::info_span!("register", timeframe));
+        match timeout_at(deadline, placed).await {
+            Ok(registered) => registered,
+            Err(_) => Err(CacheError::NoPlace {
+                timeframe,
+                in_flight: timeframes.len(),
+                limit: self.0.max_timeframes,
+                taken_bytes: self.0.residency.unevictable_bytes(),
+                total_bytes: self.0.pool.total_bytes(),
+            }),
+        }
+    }
+
+    /// Back-pressure: comes when one more timeframe with these objects can be in flight, with the
+    /// memory for all of them.
+    ///
+    /// # Errors
+    /// [`CacheError::Pool`] if the system gives no memory.
+    async fn wait_for_a_place(&self, versions: &VersionSet) -> Result<Claim, CacheError> {
+        let mut waited = false;
+        let mut pause = MIN_RETRY;
+        loop {
+            let mut dropped = pin!(self.0.timeframes.room());
+            let mut freed = pin!(self.0.residency.room());
+            // Listen first, look then: what goes in between is not missed.
+            dropped.as_mut().enable();
+            freed.as_mut().enable();
+            let looked = Instant::now();
+            if self.0.timeframes.len() < self.0.max_timeframes
+                && let Some(claim) = self.0.loader.claim(versions).await?
+            {
+                return Ok(claim);
+            }
+            if !waited {
+                self.0.counters.put_waits.add(1);
+                waited = true;
+            }
+            // What rings while one looks can be what one has let go of oneself, and to look is dear
+            // where it makes segments: so who looks in vain looks less and less often, until a
+            // timeframe is dropped.
+            let soon = pause.saturating_sub(looked.elapsed());
+            let other = async {
+                let _ = tokio::time::timeout(MAX_RETRY, freed).await;
+                tokio::time::sleep(soon).await;
+            };
+            tokio::select! {
+                () = dropped => {
+                    pause = MIN_RETRY;
+                    tokio::time::sleep(MIN_RETRY.saturating_sub(looked.elapsed())).await;
+                }
+                () = other => pause = (pause * 2).min(MAX_RETRY),
+            }
+        }
+    }
+
+    /// Loads until it is there, or the timeframe is gone. The task keeps nothing alive but what it
+    /// needs: when the cache goes, it ends.
+    fn load_in_background(&self, timeframe: Arc<Timeframe>) {
+        let (loader, counters) = (Arc::clone(&self.0.loader), Arc::clone(&self.0.counters));
+        let draining = self.0.draining.clone();
+        let load = async move {
+            let mut load = timeframe.load();
+            let began = Instant::now();
+            let loaded = async {
+                let mut pause = FIRST_PAUSE;
+                while let Err(error) =
+                    load_timeframe(&loader, &timeframe, Instant::now() + TRY_LIMIT).await
+                {
+                    let message = error.message();
+                    tracing::warn!(timeframe = timeframe.id(), "not loaded yet: {message}");
+                    if !error.kind().is_transient() {
+                        // Who asks for its table is told why.
+                        timeframe.give_up_claim();
+                        return;
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                counters.timings.timeframe_load.observe(began.elapsed());
+            };
+            tokio::select! {
+                () = loaded => {}
+                _ = load.wait_for(|load| matches!(load, LoadState::Gone)) => {}
+                () = draining.cancelled() => {}
+            }
+        };
+        self.spawn(load);
+    }
+}
+
+/// How far a timeframe is, in the words of an answer.
+fn state_of(timeframe: &Timeframe) -> &'static str {
+    // Meanwhile its consumers can have reported it as consumed.
+    timeframe.state().map_or("consumed", TimeframeState::name)
+}

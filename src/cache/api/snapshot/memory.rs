@@ -1,0 +1,151 @@
+//! What lies where in shared memory.
+//!
+//! Few objects are drawn each in its place. Of many, neighbours share a cell: a segment is cut into
+//! so many cells that all segments together have at most [`MAX_PIECES`].
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::holders::{Holders, Mask};
+use crate::cache::memory::object::Resident;
+use crate::cache::memory::residency::Residency;
+use crate::object::ObjectPath;
+use crate::shm::{Kind, MetaHeader, Pool};
+
+/// How many pieces are drawn in all.
+const MAX_PIECES: usize = 2_048;
+/// How many segments are.
+const MAX_SEGMENTS: usize = 64;
+/// From a block's begin to the place that a MetaHeader names.
+const BLOCK_HEADER_BYTES: u64 = 48;
+
+/// A segment or region.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SegmentSnapshot {
+    /// Segment or region.
+    pub kind: Kind,
+    /// Its number among those of its kind.
+    pub id: u16,
+    /// All of it.
+    pub size_bytes: u64,
+    /// What lies in it, in order; what is between them is free.
+    pub pieces: Vec<SegmentPiece>,
+}
+
+/// One object in its place, or what lies in a cell.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SegmentPiece {
+    /// Where it begins, from the segment's start.
+    pub at: u64,
+    /// How far it reaches.
+    pub length: u64,
+    /// What of that objects take.
+    pub used_bytes: u64,
+    /// And what of that is pinned; the rest are candidates for eviction.
+    pub pinned_bytes: u64,
+    /// How many objects.
+    pub objects: u32,
+    /// The path of one of them.
+    pub path: Option<ObjectPath>,
+    /// Who pins some of it: places among the picture's holders.
+    pub by: Vec<u8>,
+}
+
+/// What is known of a piece while it is drawn.
+#[derive(Debug, Clone, Default)]
+struct PieceBuilder {
+    used_bytes: u64,
+    pinned_bytes: u64,
+    objects: u32,
+    path: Option<ObjectPath>,
+    by: Mask,
+}
+
+impl PieceBuilder {
+    fn add(&mut self, resident: &Resident, bytes: u64, holders: &Holders) {
+        self.used_bytes += bytes;
+        self.objects += 1;
+        if resident.pins() > 0 {
+            self.pinned_bytes += bytes;
+            self.by |= holders.of(resident.id());
+        }
+        if self.path.is_none() {
+            self.path = Some(resident.path().clone());
+        }
+    }
+
+    fn piece(self, at: u64, length: u64) -> SegmentPiece {
+        let Self { used_bytes, pinned_bytes, objects, path, by } = self;
+        let by = Holders::places(by);
+        SegmentPiece { at, length, used_bytes, pinned_bytes, objects, path, by }
+    }
+}
+
+/// A segment that is being drawn.
+struct Sheet {
+    size_bytes: u64,
+    /// Where each begins, and how far it reaches.
+    cells: BTreeMap<u64, (u64, PieceBuilder)>,
+    /// How long a cell is; 0: as long as its object.
+    cell_bytes: u64,
+}
+
+/// The segments, and how many more there are.
+pub(super) fn draw(
+    pool: &Pool,
+    residency: &Residency,
+    holders: &Holders,
+) -> (Vec<SegmentSnapshot>, usize) {
+    let segments = pool.segments();
+    let drawn = segments.len().min(MAX_SEGMENTS);
+    let many = residency.objects() > MAX_PIECES;
+    let cells = (MAX_PIECES / drawn.max(1)) as u64;
+    let mut sheets: BTreeMap<(Kind, u16), Sheet> = segments[..drawn]
+        .iter()
+        .map(|segment| {
+            let size_bytes = segment.size_bytes();
+            let cell_bytes = if many { size_bytes.div_ceil(cells) } else { 0 };
+            (
+                (segment.kind(), segment.id()),
+                Sheet { size_bytes, cells: BTreeMap::new(), cell_bytes },
+            )
+        })
+        .collect();
+    residency.for_each_object(|resident| {
+        let (place, at) = place_of(&resident.block().meta_header());
+        let Some(sheet) = sheets.get_mut(&place) else { return };
+        let bytes = resident.charged_bytes();
+        if sheet.cell_bytes == 0 {
+            let (_, cell) = sheet.cells.entry(at).or_insert((bytes, PieceBuilder::default()));
+            cell.add(resident, bytes, holders);
+            return;
+        }
+        // What is longer than a cell fills those that it reaches into.
+        let end = (at + bytes).min(sheet.size_bytes);
+        let mut from = at;
+        while from < end {
+            let begin = from / sheet.cell_bytes * sheet.cell_bytes;
+            let until = (begin + sheet.cell_bytes).min(end);
+            let length = sheet.cell_bytes.min(sheet.size_bytes - begin);
+            let (_, cell) = sheet.cells.entry(begin).or_insert((length, PieceBuilder::default()));
+            cell.add(resident, until - from, holders);
+            from = until;
+        }
+    });
+    let pictures = sheets.into_iter().map(|((kind, id), sheet)| {
+        let pieces = sheet.cells.into_iter();
+        let pieces = pieces.map(|(at, (length, cell))| cell.piece(at, length)).collect();
+        SegmentSnapshot { kind, id, size_bytes: sheet.size_bytes, pieces }
+    });
+    (pictures.collect(), segments.len() - drawn)
+}
+
+/// In which segment a block lies, and where it begins there.
+fn place_of(header: &MetaHeader) -> ((Kind, u16), u64) {
+    let at = u64::try_from(header.handle).unwrap_or(0);
+    match header.managed {
+        0 => ((Kind::Region, header.region_id), at.saturating_sub(BLOCK_HEADER_BYTES + 16)),
+        _ => ((Kind::Segment, header.segment_id), at.saturating_sub(BLOCK_HEADER_BYTES)),
+    }
+}

@@ -1,0 +1,120 @@
+//! The state of the cache in figures: `status`, paths, segments, sources.
+
+use std::path::Path;
+
+use tokio::net::UnixListener;
+
+use super::handle::Cache;
+use crate::cache::error::CacheError;
+use crate::shm::{Epoch, Mappings, Usage};
+use crate::source::{PathSummary, Problem, Reachability, SourceHealth, in_place};
+use crate::table::{
+    MemoryStatus, SegmentsAnswer, SourceState, SourceStatus, Status, TimeframeStatus,
+};
+
+impl Cache {
+    /// The paths that the source knows at `prefix` and below, sorted.
+    ///
+    /// # Errors
+    /// What the source answers.
+    pub async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, CacheError> {
+        self.0.catalog.paths(prefix).await
+    }
+
+    /// What the source has that cannot be read, each with the reason.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.0.catalog.problems()
+    }
+
+    /// Where objects come from, host by host, and how each does.
+    pub fn sources(&self) -> Vec<SourceHealth> {
+        self.0.catalog.source().health()
+    }
+
+    /// The timeframes in flight, by id.
+    pub fn timeframes(&self) -> Vec<TimeframeStatus> {
+        self.0.timeframes.all().iter().filter_map(|timeframe| timeframe.status()).collect()
+    }
+
+    /// The segments of shared memory.
+    pub fn segments(&self) -> SegmentsAnswer {
+        SegmentsAnswer {
+            epoch: self.epoch().to_string(),
+            attach: self.attach_path().map(|path| path.display().to_string()),
+            segments: self.0.pool.segments().iter().map(Into::into).collect(),
+        }
+    }
+
+    /// The memory as of now, for resolving in this very process: nothing is mapped a second time.
+    /// A segment that comes later is not in it.
+    pub fn mappings(&self) -> Mappings {
+        self.0.pool.mappings()
+    }
+
+    /// This instance.
+    pub fn epoch(&self) -> Epoch {
+        self.0.pool.epoch()
+    }
+
+    /// Where processes attach, once [`serve_attach`](Self::serve_attach) runs.
+    pub fn attach_path(&self) -> Option<&Path> {
+        self.0.attach_path.get().map(AsRef::as_ref)
+    }
+
+    /// Tells clients where processes attach; only the first such socket counts.
+    pub fn tell_attach_path(&self, listener: &UnixListener) {
+        if let Ok(address) = listener.local_addr()
+            && let Some(path) = address.as_pathname()
+        {
+            let _ = self.0.attach_path.set(path.to_owned());
+        }
+    }
+
+    /// Where the memory is.
+    pub(crate) fn memory(&self) -> MemoryStatus {
+        let Usage { total_bytes, used_bytes, free_bytes, largest_free_bytes, .. } =
+            self.0.pool.usage();
+        MemoryStatus {
+            total_bytes,
+            used_bytes,
+            pinned_bytes: self.0.residency.pinned_bytes(),
+            free_bytes,
+            largest_free_bytes,
+        }
+    }
+
+    /// One picture of everything.
+    pub fn status(&self) -> Status {
+        let inner = &*self.0;
+        let uptime = inner.clock.now().since(inner.started);
+        let sources = inner.catalog.source().health();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: self.epoch().to_string(),
+            pid: std::process::id(),
+            uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
+            memory: self.memory(),
+            objects: inner.residency.objects() as u64,
+            hits: inner.counters.hits.get(),
+            loads: inner.counters.loads.get(),
+            waits: inner.counters.waits.get(),
+            evictions: inner.counters.evictions.get(),
+            stale: inner.counters.stale.get(),
+            timeframes: self.timeframes(),
+            // It counts every pin of every session.
+            sessions: in_place(|| inner.leases.sessions()),
+            sources: sources
+                .into_iter()
+                .map(|source| SourceStatus {
+                    url: source.url,
+                    state: match source.state {
+                        Reachability::Up => SourceState::Up,
+                        Reachability::Down => SourceState::Down,
+                    },
+                    requests: source.requests,
+                    failures: source.failures,
+                })
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,571 @@
+//! A request answered: its timestamps, its versions, their bytes, and who holds them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use super::answer::{Answer, Described};
+use super::handle::Cache;
+use crate::budget::Charge;
+use crate::cache::deadline::{PLANNING, by_deadline};
+use crate::cache::error::CacheError;
+use crate::cache::holders::caller::Caller;
+use crate::cache::holders::gate::Gate;
+use crate::cache::holders::lease::{HolderName, LeaseHolder, LeaseId, LeaseOwner, LeaseTerms};
+use crate::cache::holders::origin::Origin;
+use crate::cache::holders::timeframe::{Registration, Timeframe};
+use crate::cache::holders::timeframe_load::assembled;
+use crate::cache::memory::object::PinSet;
+use crate::cache::memory::pin_request::PinRequest;
+use crate::cache::tables::audit_log::record;
+use crate::cache::tables::plan::{Assembled, Plan, PlannedIntervals, TableObjects};
+use crate::cache::tables::schema_cache::{Instance, SchemaKey, StreamSchema, TableSchema};
+use crate::cache::versions::linked_timeline::VersionSet;
+use crate::index::Timestamps;
+use crate::interval::ValidityInterval;
+use crate::shm::Pool;
+use crate::table::{ColumnRequest, Content, Request, RequestError, TableBody, View, When};
+
+/// For which rows a table is asked.
+enum RowSource {
+    Timestamps(Arc<Timestamps>),
+    Timeframe(Arc<Timeframe>),
+    Range(ValidityInterval),
+}
+
+impl RowSource {
+    fn timeframe(&self) -> Option<u64> {
+        match self {
+            Self::Timeframe(timeframe) => Some(timeframe.id()),
+            Self::Timestamps(_) | Self::Range(_) => None,
+        }
+    }
+
+    fn has_nulls(&self) -> bool {
+        match self {
+            Self::Timestamps(timestamps) => timestamps.has_nulls(),
+            Self::Timeframe(timeframe) => timeframe.registration.plan.timestamps().has_nulls(),
+            Self::Range(_) => false,
+        }
+    }
+}
+
+/// A table that is pinned, before anybody has it in hand.
+struct PinnedTable {
+    shown: TableBody,
+    versions: Arc<VersionSet>,
+    pins: Arc<PinSet>,
+    /// The timeframe's own table.
+    kept: Option<Arc<Assembled>>,
+    /// The memory of the table's timestamps and runs.
+    charges: Vec<Arc<Charge>>,
+}
+
+/// A request, and who asks until when.
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    request: &'a Request,
+    asker: &'a Caller,
+    holder: Option<&'a LeaseHolder>,
+    deadline: Instant,
+}
+
+impl PinnedTable {
+    fn rows_of(plan: &Plan, assembled: &Assembled) -> Self {
+        let (columns, timestamps) = (Arc::clone(&assembled.columns), Arc::clone(plan.timestamps()));
+        let (versions, pins) = (Arc::clone(plan.versions()), Arc::clone(&assembled.pins));
+        let charges = vec![Arc::clone(&assembled.charge)];
+        Self { shown: TableBody::Rows { columns, timestamps }, versions, pins, kept: None, charges }
+    }
+
+    fn kept(plan: &Plan, assembled: Arc<Assembled>) -> Self {
+        Self { kept: Some(Arc::clone(&assembled)), ..Self::rows_of(plan, &assembled) }
+    }
+
+    fn rows(&self) -> u64 {
+        match &self.shown {
+            TableBody::Rows { timestamps, .. } => timestamps.len() as u64,
+            TableBody::Intervals(columns) => columns.iter().map(|one| one.rows.len() as u64).sum(),
+        }
+    }
+}
+
+/// # Errors
+/// [`RequestError::Field`] if there are other columns than the view can have.
+fn check_columns(request: &Request, columns: &[ColumnRequest]) -> Result<(), RequestError> {
+    if request.view == View::Chunks && columns.len() != 1 {
+        let reason = "chunks needs exactly one column".to_owned();
+        return Err(RequestError::Field { field: "view", reason });
+    }
+    Ok(())
+}
+
+impl Cache {
+    fn subject(&self, when: &When) -> Result<RowSource, CacheError> {
+        Ok(match when {
+            When::Timeframe(id) => RowSource::Timeframe(self.0.timeframes.get(*id)?),
+            When::Timestamps(timestamps) => RowSource::Timestamps(Arc::new(timestamps.clone())),
+            When::Range(range) => RowSource::Range(*range),
+        })
+    }
+
+    /// The schema of the table that `request` asks for. Loads nothing, asks no source.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn describe(&self, request: &Request) -> Result<Described, CacheError> {
+        let subject = self.subject(&request.when)?;
+        let (registered, rows) = match &subject {
+            RowSource::Timestamps(timestamps) => (None, Some(timestamps.len() as u64)),
+            RowSource::Timeframe(timeframe) => (
+                Some(&timeframe.registration.columns[..]),
+                Some(timeframe.registration.plan.rows() as u64),
+            ),
+            RowSource::Range(_) => (None, None),
+        };
+        let columns = self.0.columns.requested(&request.columns, registered)?;
+        check_columns(request, columns)?;
+        let timeframe = subject.timeframe();
+        let key = SchemaKey::new(request, subject.has_nulls(), timeframe.is_some(), false);
+        let form = self.form(key, columns);
+        let rows = rows.filter(|_| request.view == View::Rows);
+        Ok(Described { schema: form.shape.schema_of(&form.schema, timeframe, None), rows })
+    }
+
+    /// Waits until every object of the table is in shared memory and pinned for who asks.
+    ///
+    /// # Errors
+    /// [`CacheError`]. After one, nothing is held.
+    pub async fn answer(&self, request: &Request, asker: &Caller) -> Result<Answer, CacheError> {
+        self.answer_for(request, &request.when, asker, None).await
+    }
+
+    /// The same for other times than those of the request; `common`: what is known of all tables of
+    /// its stream.
+    pub(crate) async fn answer_for(
+        &self,
+        request: &Request,
+        when: &When,
+        asker: &Caller,
+        common: Option<&StreamSchema>,
+    ) -> Result<Answer, CacheError> {
+        let asked = Instant::now();
+        let timeframe = match when {
+            When::Timeframe(id) => Some(*id),
+            When::Timestamps(_) | When::Range(_) => None,
+        };
+        let consumer = request.consumer.as_deref();
+        let span = tracing::info_span!("answer", timeframe, consumer);
+        let answered = self.try_answer(request, when, asker, common).instrument(span).await;
+        let counters = &self.0.counters;
+        match &answered {
+            Ok(answer) => {
+                let took = asked.elapsed();
+                counters.timings.answer.observe(took);
+                record(answer.rows, &answer.pins, &answer.content, request, took);
+                counters.tables.add(1);
+                counters.rows.add(answer.rows);
+                self.publish_for(request, when);
+            }
+            Err(_) => counters.errors.add(1),
+        }
+        answered
+    }
+
+    /// Has the paths of a table published, if a session asked for it that looks up by itself: next
+    /// time it need not ask.
+    fn publish_for(&self, request: &Request, when: &When) {
+        let (Some(publisher), Some(session)) = (&self.0.publisher, &request.session) else {
+            return;
+        };
+        if request.lock.is_some() || !publisher.is_read_by(session) {
+            return;
+        }
+        let of_service = self.0.columns.limits;
+        let timeframe = match when {
+            When::Timeframe(id) => self.0.timeframes.get(*id).ok(),
+            When::Timestamps(_) | When::Range(_) => None,
+        };
+        let registered = timeframe.as_ref().map(|timeframe| &timeframe.registration.columns[..]);
+        let Ok(columns) = self.0.columns.requested(&request.columns, registered) else { return };
+        if of_service.narrowed_by(request.limits) == of_service {
+            let plain = columns.iter().filter(|column| column.metadata.is_empty());
+            plain.for_each(|column| self.0.catalog.want_published(&column.query(of_service)));
+        }
+    }
+
+    async fn try_answer(
+        &self,
+        request: &Request,
+        when: &When,
+        asker: &Caller,
+        common: Option<&StreamSchema>,
+    ) -> Result<Answer, CacheError> {
+        self.check_open()?;
+        if let Some(session) = &request.session {
+            self.0.leases.check_session(session, &asker.origin)?;
+        }
+        let subject = self.subject(when)?;
+        let reader = self.reader(request, &subject, &asker.origin)?;
+        let holder = self.holder(request, asker, reader.as_ref());
+        let _asking = match &holder {
+            Some(holder) => {
+                self.0.slow.admit(&holder.name)?;
+                self.0.slow.begin(&holder.name)?
+            }
+            None => None,
+        };
+        let wait = asker.patience.map_or(request.wait, |patience| patience.min(request.wait));
+        let deadline = Instant::now() + wait.min(Duration::from_secs(86_400));
+        let registered = match &subject {
+            RowSource::Timeframe(timeframe) => Some(&timeframe.registration.columns[..]),
+            _ => None,
+        };
+        let columns = self.0.columns.requested(&request.columns, registered)?;
+        // Before anything is loaded: what cannot be sent need not be.
+        check_columns(request, columns)?;
+        let asked = Work { request, asker, holder: holder.as_ref(), deadline };
+        let found = match &subject {
+            RowSource::Range(range) => self.intervals_of(asked, columns, *range).await?,
+            RowSource::Timestamps(timestamps) => {
+                self.rows_of_timestamps(asked, common, columns, timestamps).await?
+            }
+            RowSource::Timeframe(timeframe) => {
+                self.rows_of_timeframe(asked, columns, timeframe).await?
+            }
+        };
+        let lease = self.lease_for(request, asker, reader.clone(), holder, &found.pins)?;
+        if let (RowSource::Timeframe(timeframe), Some((_, consumer))) = (&subject, &reader)
+            && !asker.in_advance
+        {
+            timeframe.set_delivered(consumer);
+        }
+        let timeframe = subject.timeframe();
+        let form = self.form_of(request, asker, common, &subject, columns);
+        let (of_stream, rows) = (asker.of_stream, found.rows());
+        let gate = Gate::of(&self.0.leases, lease.clone(), of_stream);
+        let pins = Arc::new(self.0.hands.take(Arc::clone(&found.pins)));
+        let charges: Arc<[Arc<Charge>]> = found.charges.into();
+        let (versions, _charges) = (found.versions, Arc::clone(&charges));
+        let objects = Arc::new(TableObjects { versions, pins: Arc::clone(&pins), _charges });
+        let (content, assembled) = (Content { shown: found.shown, objects }, found.kept);
+        Ok(Answer {
+            form,
+            content,
+            timeframe,
+            lease,
+            gate,
+            of_stream,
+            rows,
+            pins,
+            assembled,
+            charges,
+        })
+    }
+
+    /// The form of the table of `subject`.
+    fn form_of(
+        &self,
+        request: &Request,
+        asker: &Caller,
+        common: Option<&StreamSchema>,
+        subject: &RowSource,
+        columns: &[ColumnRequest],
+    ) -> Arc<TableSchema> {
+        if let Some(common) = common {
+            return Arc::clone(&common.form);
+        }
+        if asker.of_stream {
+            return self.form(SchemaKey::of_stream(request), columns);
+        }
+        let (nulls, timeframe) = (subject.has_nulls(), subject.timeframe());
+        let key = SchemaKey::new(request, nulls, timeframe.is_some(), true);
+        match subject {
+            RowSource::Timeframe(timeframe) if timeframe.has_the(columns) => {
+                timeframe.form(key, || self.form(key, columns))
+            }
+            _ => self.form(key, columns),
+        }
+    }
+
+    /// The form that `key` and `columns` decide.
+    pub(super) fn form(&self, key: SchemaKey, columns: &[ColumnRequest]) -> Arc<TableSchema> {
+        let instance = Instance {
+            epoch: self.epoch(),
+            attach: self.attach_path(),
+            policies: &self.0.columns.policies,
+        };
+        self.0.forms.form(key, columns, &instance)
+    }
+
+    /// The effective spans of a range, pinned.
+    async fn intervals_of(
+        &self,
+        asked: Work<'_>,
+        columns: &[ColumnRequest],
+        range: ValidityInterval,
+    ) -> Result<PinnedTable, CacheError> {
+        let Work { request, asker, holder, deadline } = asked;
+        let spans = self.spans_of(request, asker, columns, range, deadline).await?;
+        if let Some(gap) = request.gap {
+            spans.check_length(range, gap)?;
+        }
+        let versions = Arc::clone(spans.versions());
+        self.check_quota(holder, &*versions)?;
+        let got = self.0.loader.pin_all(&*versions, deadline).await?;
+        let charges = vec![Arc::clone(spans.charge())];
+        let (columns, pins) = spans.assemble(got);
+        let shown = TableBody::Intervals(Arc::new(columns));
+        Ok(PinnedTable { shown, versions, pins, kept: None, charges })
+    }
+
+    async fn spans_of(
+        &self,
+        request: &Request,
+        asker: &Caller,
+        columns: &[ColumnRequest],
+        range: ValidityInterval,
+        deadline: Instant,
+    ) -> Result<PlannedIntervals, CacheError> {
+        let look_up = &self.0.columns;
+        let known = look_up.known_over(request, columns, range, &asker.budget, deadline).await?;
+        let planned = PlannedIntervals::new(range, known, &asker.budget);
+        by_deadline(PLANNING, deadline, planned).await
+    }
+
+    /// The rows of timestamps, from the timeframe of a stream that has the same ones if there is one.
+    async fn rows_of_timestamps(
+        &self,
+        asked: Work<'_>,
+        common: Option<&StreamSchema>,
+        columns: &[ColumnRequest],
+        timestamps: &Arc<Timestamps>,
+    ) -> Result<PinnedTable, CacheError> {
+        if let Some(found) = self.registered_rows(asked, common, columns, timestamps).await? {
+            return Ok(found);
+        }
+        let bytes = timestamps.memory_bytes() as u64;
+        let charge = asked.asker.budget.charge(bytes, "the timestamps of a table")?;
+        let mut found = self.rows_at(asked, columns, timestamps, None).await?;
+        found.charges.push(Arc::new(charge));
+        Ok(found)
+    }
+
+    /// Which version serves which of the timestamps; for those of `timeframe`, as it was known when
+    /// the timeframe was registered.
+    async fn plan_of(
+        &self,
+        asked: Work<'_>,
+        columns: &[ColumnRequest],
+        timestamps: &Arc<Timestamps>,
+        timeframe: Option<&Timeframe>,
+    ) -> Result<Plan, CacheError> {
+        let Work { request, asker, deadline, .. } = asked;
+        let (registered, budget) = (timeframe.map(|one| &one.registration.plan), &asker.budget);
+        let known = self
+            .0
+            .columns
+            .known_at(request, columns, timestamps, registered, budget, deadline)
+            .await?;
+        let planned = Plan::new(Arc::clone(timestamps), known, &asker.budget);
+        by_deadline(PLANNING, deadline, planned).await
+    }
+
+    /// The rows of timestamps; of those of `timeframe` what was known when it was registered.
+    async fn rows_at(
+        &self,
+        asked: Work<'_>,
+        columns: &[ColumnRequest],
+        timestamps: &Arc<Timestamps>,
+        timeframe: Option<&Timeframe>,
+    ) -> Result<PinnedTable, CacheError> {
+        let Work { request, asker, holder, deadline } = asked;
+        let plan = self.plan_of(asked, columns, timestamps, timeframe).await?;
+        // Of those who ask for single tables nobody knows in which order they will.
+        if asker.of_stream && request.is_plain() {
+            self.prefetch_next(&plan);
+        }
+        self.0.columns.check_missing(&plan, request)?;
+        self.check_quota(holder, &**plan.versions())?;
+        let got = self.0.loader.pin_all(&**plan.versions(), deadline).await?;
+        Ok(PinnedTable::rows_of(&plan, &plan.assemble(got)))
+    }
+
+    /// Whether `holder` may hold `versions` too, asked before any of them is pinned or waited for.
+    ///
+    /// # Errors
+    /// [`CacheError::OverQuota`].
+    fn check_quota(
+        &self,
+        holder: Option<&LeaseHolder>,
+        versions: &impl PinRequest,
+    ) -> Result<(), CacheError> {
+        let Some(holder) = holder else { return Ok(()) };
+        let wanted = (0..versions.len()).map(|number| {
+            let version = versions.info(number);
+            let resident = || self.0.residency.size_of(version.id);
+            (version.id, Pool::charge(version.size_bytes.or_else(resident).unwrap_or(0)))
+        });
+        self.0.leases.check_quota_of(holder, wanted)
+    }
+
+    /// The rows of a stream's timeframe that is registered with the same columns and timestamps: who
+    /// reads it so gets what all others get.
+    async fn registered_rows(
+        &self,
+        asked: Work<'_>,
+        common: Option<&StreamSchema>,
+        columns: &[ColumnRequest],
+        timestamps: &Timestamps,
+    ) -> Result<Option<PinnedTable>, CacheError> {
+        let Work { request, asker, deadline, .. } = asked;
+        let Some(id) = asker.stream_timeframe.filter(|_| request.is_plain()) else {
+            return Ok(None);
+        };
+        let Ok(timeframe) = self.0.timeframes.get(id) else { return Ok(None) };
+        let Registration { plan, columns: registered, .. } = &timeframe.registration;
+        let same_columns = match common {
+            Some(common) => common.has(columns, registered),
+            None => *columns == **registered,
+        };
+        if !same_columns || !plan.timestamps().same_rows(timestamps) {
+            return Ok(None);
+        }
+        self.0.columns.check_missing(plan, request)?;
+        match assembled(&self.0.loader, &timeframe, deadline).await {
+            Ok(assembled) => Ok(Some(PinnedTable::kept(plan, assembled))),
+            // It was dropped meanwhile, which does not end what a stream asks for.
+            Err(CacheError::UnknownTimeframe { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The timeframe and the consumer that reads it, if anybody can be said to.
+    fn reader(
+        &self,
+        request: &Request,
+        subject: &RowSource,
+        origin: &Origin,
+    ) -> Result<Option<(u64, String)>, CacheError> {
+        let RowSource::Timeframe(timeframe) = subject else { return Ok(None) };
+        if let Some(consumer) = &request.consumer {
+            self.0.leases.check_consumer(consumer, origin)?;
+            timeframe.check_reader(consumer)?;
+            return Ok(Some((timeframe.id(), consumer.clone())));
+        }
+        // A session that does not say for whom it reads is the consumer that it attached as, if
+        // the timeframe waits for that one.
+        let session = request.session.as_ref();
+        let consumer = session.and_then(|session| self.0.leases.holder_of(session));
+        Ok(consumer
+            .map(|name| name.consumer)
+            .filter(|consumer| timeframe.check_reader(consumer).is_ok())
+            .map(|consumer| (timeframe.id(), consumer)))
+    }
+
+    /// Who holds the table, if anybody has a name, and the timeframe that counts for it.
+    fn holder(
+        &self,
+        request: &Request,
+        asker: &Caller,
+        reader: Option<&(u64, String)>,
+    ) -> Option<LeaseHolder> {
+        let session = request.session.as_ref();
+        let attached = session.and_then(|session| self.0.leases.holder_of(session));
+        // Over TCP a session is no proof that its own process asks, so its quota is not used up.
+        let account = match (&attached, &asker.origin) {
+            (Some(name), Origin::Embedded) => name.account.clone(),
+            (_, origin) => origin.account(),
+        };
+        if let Some((timeframe, consumer)) = reader {
+            let name = HolderName { consumer: consumer.clone(), account };
+            return Some(LeaseHolder { name, timeframe: Some(*timeframe) });
+        }
+        let name = match &request.consumer {
+            Some(consumer) => HolderName { consumer: consumer.clone(), account },
+            None => HolderName { consumer: attached?.consumer, account },
+        };
+        Some(LeaseHolder { name, timeframe: asker.stream_timeframe })
+    }
+
+    fn lease_for(
+        &self,
+        request: &Request,
+        asker: &Caller,
+        reader: Option<(u64, String)>,
+        holder: Option<LeaseHolder>,
+        pins: &Arc<PinSet>,
+    ) -> Result<LeaseId, CacheError> {
+        if let Some(lease) = &asker.lease {
+            self.0.leases.add(lease, Arc::clone(pins), holder)?;
+            return Ok(lease.clone());
+        }
+        let owner = match &request.session {
+            Some(session) => LeaseOwner::Session(session.clone()),
+            None if reader.is_some() => LeaseOwner::Consumer,
+            None if asker.of_stream => LeaseOwner::Stream,
+            None => LeaseOwner::Nobody,
+        };
+        let ticket = asker.ticket.clone().map(|ticket| (ticket, asker.connection));
+        let terms = LeaseTerms { owner, timeframe: reader, ticket, holder };
+        self.0.leases.open(terms, vec![Arc::clone(pins)])
+    }
+
+    /// What a timeframe was registered with, or other columns for its timestamps.
+    async fn rows_of_timeframe(
+        &self,
+        asked: Work<'_>,
+        columns: &[ColumnRequest],
+        timeframe: &Arc<Timeframe>,
+    ) -> Result<PinnedTable, CacheError> {
+        let Work { request, holder, deadline, .. } = asked;
+        let plan = &timeframe.registration.plan;
+        if request.is_plain()
+            && (timeframe.has_the(columns) || *columns == *timeframe.registration.columns)
+        {
+            self.0.columns.check_missing(plan, request)?;
+            self.check_quota(holder, &**plan.versions())?;
+            return Ok(PinnedTable::kept(
+                plan,
+                assembled(&self.0.loader, timeframe, deadline).await?,
+            ));
+        }
+        self.rows_at(asked, columns, plan.timestamps(), Some(timeframe)).await
+    }
+
+    /// The versions of a table that is to be loaded for a lease, and who will hold it.
+    ///
+    /// # Errors
+    /// As [`answer`](Self::answer), before anything is loaded.
+    pub(crate) async fn versions_for(
+        &self,
+        request: &Request,
+        asker: &Caller,
+        deadline: Instant,
+    ) -> Result<(Arc<VersionSet>, Option<LeaseHolder>), CacheError> {
+        let subject = self.subject(&request.when)?;
+        let reader = self.reader(request, &subject, &asker.origin)?;
+        let holder = self.holder(request, asker, reader.as_ref());
+        let asked = Work { request, asker, holder: holder.as_ref(), deadline };
+        let (timestamps, timeframe) = match &subject {
+            RowSource::Range(range) => {
+                let columns = self.0.columns.requested(&request.columns, None)?;
+                let spans = self.spans_of(request, asker, columns, *range, deadline).await?;
+                self.check_quota(asked.holder, &**spans.versions())?;
+                return Ok((Arc::clone(spans.versions()), holder));
+            }
+            RowSource::Timestamps(timestamps) => (timestamps, None),
+            RowSource::Timeframe(timeframe) => {
+                (timeframe.registration.plan.timestamps(), Some(&**timeframe))
+            }
+        };
+        let registered = timeframe.map(|timeframe| &timeframe.registration.columns[..]);
+        let columns = self.0.columns.requested(&request.columns, registered)?;
+        let plan = self.plan_of(asked, columns, timestamps, timeframe).await?;
+        self.0.columns.check_missing(&plan, request)?;
+        self.check_quota(asked.holder, &**plan.versions())?;
+        Ok((Arc::clone(plan.versions()), holder))
+    }
+}

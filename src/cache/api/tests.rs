@@ -1,0 +1,427 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arrow_buffer::ScalarBuffer;
+use async_trait::async_trait;
+use serde_json::{Value, json};
+
+use crate::budget::{Budget, LimitHolder};
+use crate::cache::memory::publish;
+use crate::cache::{Answer, Cache, CacheError, Caller, ConsumerLimits};
+use crate::error::{Coded as _, ErrorKind};
+use crate::index::Timestamps;
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::shm::PoolOptions;
+use crate::source::{
+    Body, Knowledge, MemorySource, PathSummary, Source, SourceError, SourceHealth,
+};
+use crate::table::{Register, Request};
+
+const SIZE: usize = 100_000;
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
+/// Version `n` of a path: from n to n + 1, its bytes all `n`.
+fn version(path: &str, n: u8) -> ObjectInfo {
+    ObjectInfo {
+        path: ObjectPath::new(path).unwrap(),
+        id: ObjectId::from_bytes([n + 1; 16]),
+        validity: ValidityInterval::new(at(i64::from(n)), at(i64::from(n) + 1)).unwrap(),
+        created: at(i64::from(n) + 1),
+        size_bytes: Some(SIZE as u64),
+        md5: Some(publish::md5_of(&vec![n; SIZE])),
+        metadata: BTreeMap::new(),
+    }
+}
+
+/// A source that can be told to answer wrongly, or for single times alone.
+#[derive(Debug, Default)]
+struct Tricky {
+    memory: MemorySource,
+    /// Bodies have this many wrong bytes at their end.
+    wrong_bytes: AtomicUsize,
+    by_time: AtomicBool,
+    silent: AtomicBool,
+    look_ups: AtomicUsize,
+}
+
+#[async_trait]
+impl Source for Tricky {
+    fn url(&self) -> &str {
+        "tricky:"
+    }
+    fn refresh(&self) -> Duration {
+        Duration::ZERO
+    }
+    async fn look_up(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        held: Option<&Arc<ObjectInfo>>,
+    ) -> Result<Knowledge, SourceError> {
+        self.look_ups.fetch_add(1, Ordering::SeqCst);
+        let mut knowledge = self.memory.look_up(query, at, held).await?;
+        if self.by_time.load(Ordering::SeqCst) {
+            let next = Timestamp::from_millis(at.as_millis() + 1);
+            knowledge.span = ValidityInterval::new(at, next).unwrap();
+            knowledge.versions.retain(|version| version.validity.contains(at));
+        }
+        Ok(knowledge)
+    }
+    async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
+        if self.silent.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        let wrong = self.wrong_bytes.load(Ordering::SeqCst);
+        if wrong == 0 {
+            return self.memory.fetch(version, body).await;
+        }
+        body.reserve(SIZE as u64).await.unwrap();
+        let spare = body.spare();
+        spare.fill(version.id.as_bytes()[0] - 1);
+        let end = spare.len();
+        spare[end - wrong..].fill(77);
+        body.advance(SIZE);
+        Ok(())
+    }
+    fn health(&self) -> Vec<SourceHealth> {
+        Vec::new()
+    }
+    async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+        self.memory.paths(prefix).await
+    }
+}
+
+/// A cache with room for `objects`, and its source, which has `versions` of A/B.
+fn cache(objects: usize, versions: u8) -> (Cache, Arc<Tricky>) {
+    let source = Arc::new(Tricky::default());
+    for n in 0..versions {
+        source.memory.put(version("A/B", n), vec![n; SIZE]);
+    }
+    let bytes = (objects as u64) * (SIZE as u64 + 4096) + 65_536;
+    let memory =
+        PoolOptions { memory_bytes: bytes, segment_bytes: bytes, ..PoolOptions::default() };
+    let own: Arc<dyn Source> = Arc::clone(&source) as _;
+    (Cache::builder().source(own).memory(memory).build().unwrap(), source)
+}
+
+fn request(fields: Value) -> Request {
+    Request::parse(fields.to_string().as_bytes()).unwrap()
+}
+
+fn table(times: &[i64]) -> Value {
+    json!({"columns": {"b": "A/B"}, "timestamps": times})
+}
+
+async fn ask(cache: &Cache, fields: Value) -> Result<Answer, CacheError> {
+    cache.answer(&request(fields), &Caller::default()).await
+}
+
+/// A load that has just ended has its pin a moment longer than those who asked for it.
+async fn nothing_is_pinned(cache: &Cache) {
+    let began = Instant::now();
+    while cache.0.residency.pinned_bytes() > 0 {
+        assert!(began.elapsed() < Duration::from_secs(2), "something stays pinned");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Everything adds up, once loads that have just ended have given up their pins.
+async fn adds_up(cache: &Cache) {
+    let began = Instant::now();
+    while let Err(faults) = cache.check() {
+        assert!(began.elapsed() < Duration::from_secs(2), "{faults:?}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn entry(version: &ObjectInfo) -> Value {
+    json!({
+        "path": version.path, "object_id": version.id, "valid_from": version.validity.from(),
+        "valid_until": version.validity.until(), "created": version.created,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_selects_versions_and_never_describes_one() {
+    for by_time in [false, true] {
+        let (cache, source) = cache(8, 4);
+        // What a lock selects is served although another version hides it today.
+        let newer = ObjectInfo {
+            id: ObjectId::from_bytes([99; 16]),
+            validity: ValidityInterval::new(at(0), at(4)).unwrap(),
+            created: at(50),
+            md5: None,
+            ..version("A/B", 1)
+        };
+        source.memory.put(newer, vec![99; SIZE]);
+        source.by_time.store(by_time, Ordering::SeqCst);
+        let locked = |entry: Value| {
+            let mut fields = table(&[1]);
+            fields["lock"] = json!([entry]);
+            fields
+        };
+        let good = entry(&version("A/B", 1));
+        let answer = ask(&cache, locked(good.clone())).await.unwrap();
+        assert_eq!(answer.pins().pins()[0].payload(), vec![1; SIZE], "by time: {by_time}");
+        let changed = |field: &str, value: Value| {
+            let mut entry = good.clone();
+            entry[field] = value;
+            locked(entry)
+        };
+        // Its metadata means nothing: the source's own counts.
+        let forged = changed("metadata", json!({"source_id": "elsewhere"}));
+        let answer = ask(&cache, forged).await.unwrap();
+        assert_eq!(answer.pins().pins()[0].payload(), vec![1; SIZE]);
+        for (field, value) in
+            [("valid_until", json!(9)), ("valid_from", json!(0)), ("size", json!(7))]
+        {
+            let error = ask(&cache, changed(field, value)).await.unwrap_err();
+            // Looked up by time, a version that is said to begin elsewhere is not found there.
+            let kinds = [ErrorKind::InvalidArgument, ErrorKind::NotFound];
+            assert!(kinds.contains(&error.kind()), "{field}, by time: {by_time}: {error}");
+        }
+        let unknown = changed("object_id", json!("6ba7b810-9dad-11d1-80b4-00c04fd430c8"));
+        let error = ask(&cache, unknown).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.message().contains("6ba7b810"), "{}", error.message());
+        adds_up(&cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_the_source_does_not_describe_are_never_published() {
+    let (cache, source) = cache(8, 4);
+    source.wrong_bytes.store(1, Ordering::SeqCst);
+    let error = ask(&cache, table(&[2])).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.message().contains("MD5"), "{}", error.message());
+    assert_eq!(cache.0.residency.objects(), 0);
+    source.wrong_bytes.store(0, Ordering::SeqCst);
+    let answer = ask(&cache, table(&[2])).await.unwrap();
+    assert_eq!(answer.pins().pins()[0].payload(), vec![2; SIZE]);
+    adds_up(&cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_of_other_bytes_gives_way_once_nobody_pins_it() {
+    let (cache, source) = cache(8, 1);
+    // The source gives no digest at first, and other bytes later.
+    source.memory.put(ObjectInfo { md5: None, ..version("A/B", 0) }, vec![200; SIZE]);
+    let answer = ask(&cache, table(&[0])).await.unwrap();
+    assert_eq!(answer.pins().pins()[0].payload(), vec![200; SIZE]);
+    source.memory.put(version("A/B", 0), vec![0; SIZE]);
+    let error = ask(&cache, table(&[0])).await.unwrap_err();
+    assert!(matches!(error, CacheError::TwoContents { .. }), "{error}");
+    cache.release(answer.lease());
+    drop(answer);
+    let answer = ask(&cache, table(&[0])).await.unwrap();
+    assert_eq!(answer.pins().pins()[0].payload(), vec![0; SIZE]);
+    cache.release(answer.lease());
+    drop(answer);
+    nothing_is_pinned(&cache).await;
+    adds_up(&cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_waits_for_memory_holds_none_and_lets_others_pass() {
+    let (cache, _source) = cache(4, 10);
+    let mut pinning = table(&[0, 1]);
+    pinning["consumer"] = json!("calm");
+    let calm = ask(&cache, pinning).await.unwrap();
+    let pinned = cache.0.residency.pinned_bytes();
+    let waiting = tokio::spawn({
+        let cache = cache.clone();
+        async move {
+            let mut fields = table(&[2, 3, 4]);
+            fields["wait_ms"] = json!(6_000);
+            ask(&cache, fields).await
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for n in [5, 6, 7] {
+        let began = Instant::now();
+        let mut fields = table(&[n]);
+        fields["wait_ms"] = json!(3_000);
+        let answer = ask(&cache, fields).await.unwrap();
+        cache.release(answer.lease());
+        drop(answer);
+        assert!(began.elapsed() < Duration::from_secs(2));
+        // An attempt pins for a moment; so does a load that has just ended.
+        while cache.0.residency.pinned_bytes() != pinned {
+            assert!(began.elapsed() < Duration::from_secs(2), "who waits holds nothing");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    cache.release(calm.lease());
+    drop(calm);
+    let answer = waiting.await.unwrap().unwrap();
+    assert_eq!(answer.pins().pins().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_found_no_room_is_told_what_all_of_it_needs() {
+    let (cache, _source) = cache(4, 10);
+    let _calm = ask(&cache, table(&[0, 1])).await.unwrap();
+    let mut fields = table(&[2, 3, 4]);
+    fields["wait_ms"] = json!(300);
+    let error = ask(&cache, fields).await.unwrap_err();
+    match error {
+        CacheError::MemoryPinned { needed_bytes, pinned_bytes, .. } => {
+            assert!(needed_bytes >= 3 * SIZE as u64, "{needed_bytes}");
+            assert!(pinned_bytes >= 2 * SIZE as u64, "{pinned_bytes}");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_is_checked_before_anything_is_loaded() {
+    let source = Arc::new(Tricky::default());
+    (0..8).for_each(|n| source.memory.put(version("A/B", n), vec![n; SIZE]));
+    let limits = ConsumerLimits { quota_bytes: Some(250_000), ..ConsumerLimits::default() };
+    let own: Arc<dyn Source> = Arc::clone(&source) as _;
+    let cache = Cache::builder().source(own).consumer_limits(limits).build().unwrap();
+    let ask_as = |times: &[i64]| {
+        let mut fields = table(times);
+        fields["consumer"] = json!("one");
+        ask(&cache, fields)
+    };
+    let held = ask_as(&[0, 1]).await.unwrap();
+    let error = ask_as(&[1, 2, 3]).await.unwrap_err();
+    assert!(matches!(error, CacheError::OverQuota { .. }), "{error}");
+    assert_eq!(cache.0.residency.objects(), 2, "nothing was loaded for it");
+    assert!(ask_as(&[0, 1]).await.is_ok(), "what it holds counts once");
+    drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_without_an_object_are_counted_by_runs() {
+    let (cache, _source) = cache(4, 2);
+    let rows = i32::MAX - 1;
+    let one_run = Timestamps::new(vec![5_000], None).with_ends(ScalarBuffer::from(vec![rows]));
+    let columns: serde_json::Map<String, Value> =
+        (0..200).map(|n| (format!("c{n}"), json!(format!("No/P{n}")))).collect();
+    let register = json!({"columns": columns, "consumers": []}).to_string();
+    let register = Register::parse(register.as_bytes()).unwrap();
+    let began = Instant::now();
+    cache.register(1, one_run, &register, None).await.unwrap();
+    let error = ask(&cache, json!({"timeframe": 1})).await.unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(5));
+    let CacheError::Missing { columns } = error else { panic!("{error}") };
+    let first = &columns[0];
+    assert_eq!((first.rows, first.first, first.last), (rows as u64, at(5_000), at(5_000)));
+    assert_eq!(columns.len(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_times_columns_are_charged_to_who_asks() {
+    let (cache, _source) = cache(4, 2);
+    let times: Vec<i64> = (0..100_000).map(|n| n % 2).collect();
+    let columns: serde_json::Map<String, Value> =
+        (0..20).map(|n| (format!("c{n}"), json!("A/B"))).collect();
+    let fields = json!({"columns": columns, "timestamps": times});
+    let budget = Budget::new(16 << 20);
+    let asker = Caller { budget: budget.client("one"), ..Caller::default() };
+    let error = cache.answer(&request(fields), &asker).await.unwrap_err();
+    let CacheError::Budget(over) = &error else { panic!("{error}") };
+    assert_eq!((over.holder, error.kind()), (LimitHolder::Client, ErrorKind::ResourceExhausted));
+    assert_eq!(budget.used_bytes(), 0, "what is refused is given back");
+    let asker = Caller { budget: Budget::new(1 << 30).client("one"), ..asker };
+    let answer = cache.answer(&request(table(&times)), &asker).await.unwrap();
+    assert!(asker.budget.used_bytes() >= 100_000 * 12);
+    drop(answer);
+    assert_eq!(asker.budget.used_bytes(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_nobody_has_is_not_asked_for_at_each_timestamp() {
+    let (cache, source) = cache(4, 2);
+    source.by_time.store(true, Ordering::SeqCst);
+    let times: Vec<i64> = (0..1_000).map(|n| n * 1_000).collect();
+    let fields = json!({"columns": {"x": "No/Where"}, "timestamps": times, "missing": "null"});
+    let error = ask(&cache, fields).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(source.look_ups.load(Ordering::SeqCst) <= 40);
+    // Few are asked for, one by one.
+    let fields =
+        json!({"columns": {"x": "No/Where"}, "timestamps": times[..20], "missing": "null"});
+    assert_eq!(ask(&cache, fields).await.unwrap().rows(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stream_reports_as_consumed_before_it_came_is_not_held() {
+    let (cache, _source) = cache(4, 4);
+    let template = Request::parse_template(br#"{"columns": {"b": "A/B"}}"#).unwrap();
+    let exchange = cache.exchange(template).unwrap();
+    let times = |n: i64| Timestamps::new(vec![n], None);
+    exchange.expect(7);
+    exchange.expect(8);
+    exchange.consumed(&[7]);
+    drop(exchange.answer(7, times(1)).await.unwrap());
+    nothing_is_pinned(&cache).await;
+    drop(exchange.answer(8, times(2)).await.unwrap());
+    assert!(cache.0.residency.pinned_bytes() > 0);
+    // Asked for again it is held again.
+    drop(exchange.answer(7, times(1)).await.unwrap());
+    exchange.consumed(&[8]);
+    assert!(cache.0.residency.pinned_bytes() > 0);
+    exchange.consumed(&[7]);
+    nothing_is_pinned(&cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_that_failed_begins_anew() {
+    let (cache, source) = cache(4, 4);
+    let (lease, _) = cache.open_lease().unwrap();
+    let asker = Caller::default();
+    let far = request(table(&[1, 100]));
+    assert!(cache.poll(&far, &lease, &asker).await.is_err(), "nothing holds at 100");
+    source.memory.put(
+        ObjectInfo {
+            validity: ValidityInterval::new(at(100), at(101)).unwrap(),
+            id: ObjectId::from_bytes([40; 16]),
+            md5: None::<Md5Sum>,
+            ..version("A/B", 1)
+        },
+        vec![9; SIZE],
+    );
+    // What was learned in this very millisecond is still fresh.
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let began = Instant::now();
+    while !cache.poll(&far, &lease, &asker).await.unwrap().done {
+        assert!(began.elapsed() < Duration::from_secs(10), "its loading never began");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(cache.0.residency.pinned_bytes() >= 2 * SIZE as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loads_in_the_background_do_not_keep_a_cache_alive() {
+    let (cache, source) = cache(4, 4);
+    source.silent.store(true, Ordering::SeqCst);
+    let register = Register::parse(br#"{"columns": {"b": "A/B"}, "consumers": ["x"]}"#).unwrap();
+    cache.register(1, Timestamps::new(vec![1], None), &register, None).await.unwrap();
+    let (lease, _) = cache.open_lease().unwrap();
+    cache.poll(&request(table(&[2])), &lease, &Caller::default()).await.unwrap();
+    let gone = Arc::downgrade(&cache.0);
+    drop(cache);
+    assert_eq!(gone.strong_count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeframe_that_is_dropped_is_in_no_list_and_not_loading() {
+    let (cache, _source) = cache(4, 4);
+    let register = Register::parse(br#"{"columns": {"b": "A/B"}, "consumers": ["x"]}"#).unwrap();
+    cache.register(1, Timestamps::new(vec![1], None), &register, None).await.unwrap();
+    let timeframe = cache.0.timeframes.get(1).unwrap();
+    assert!(timeframe.status().is_some());
+    cache.drop_timeframe(1).unwrap();
+    assert!(timeframe.status().is_none());
+    assert!(cache.timeframes().is_empty());
+}

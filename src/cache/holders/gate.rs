@@ -1,0 +1,154 @@
+//! Ties what is being sent of a table to the lease that keeps it.
+//!
+//! ```text
+//!  Lease ──ends──▶ Gate ──close──▶ Gated: its messages, and the pins with them, are dropped at once
+//! ```
+//!
+//! The transport asks for the next message only while the client reads. A client that does not read
+//! would otherwise keep its pins after its lease has ended.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use crate::cache::holders::lease::{LeaseId, Leases, OnEnd};
+use crate::clock::Moment;
+use crate::table::EncodeError;
+
+/// A client that reads renews its lease this many times within its time limit, at most.
+const RENEWALS: u32 = 4;
+
+/// What is being sent of one table, as its lease knows it.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    leases: Weak<Leases>,
+    lease: LeaseId,
+    /// When a client that reads renewed the lease.
+    renewed: Mutex<Moment>,
+    state: Mutex<GateState>,
+}
+
+#[derive(Debug)]
+enum GateState {
+    Open(Vec<Weak<dyn Closing>>),
+    Closed,
+}
+
+/// Something that holds pins, and can be made to drop them.
+trait Closing: fmt::Debug + Send + Sync {
+    fn close(&self);
+}
+
+impl Gate {
+    /// The gate of a lease; closed at once if the lease has ended.
+    pub(crate) fn of(leases: &Arc<Leases>, lease: LeaseId, of_stream: bool) -> Arc<Self> {
+        let gate = Arc::new(Self {
+            leases: Arc::downgrade(leases),
+            lease,
+            renewed: Mutex::new(leases.now()),
+            state: Mutex::new(GateState::Open(Vec::new())),
+        });
+        let told: Weak<dyn OnEnd> = Arc::downgrade(&(Arc::clone(&gate) as Arc<dyn OnEnd>));
+        if !leases.add_gate(&gate.lease, told, of_stream) && !of_stream {
+            gate.lease_ended();
+        }
+        gate
+    }
+
+    fn state(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Messages that end with an error once the lease ends.
+    pub(crate) fn guard<I: Iterator + Send + 'static>(self: &Arc<Self>, messages: I) -> Gated<I> {
+        let messages = Arc::new(GuardedMessages(Mutex::new(Some(messages))));
+        let closing: Weak<dyn Closing> =
+            Arc::downgrade(&(Arc::clone(&messages) as Arc<dyn Closing>));
+        let is_closed = match &mut *self.state() {
+            GateState::Open(sent) => {
+                sent.push(closing);
+                false
+            }
+            GateState::Closed => true,
+        };
+        if is_closed {
+            messages.close();
+        }
+        Gated { gate: Arc::clone(self), messages, over: false }
+    }
+
+    /// A client reads: a lease with a time limit does not run out meanwhile.
+    fn renew(&self) {
+        let Some(leases) = self.leases.upgrade() else { return };
+        let now = leases.now();
+        let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.since(*renewed) < leases.time_limit() / RENEWALS {
+            return;
+        }
+        *renewed = now;
+        drop(renewed);
+        let _ = leases.renew(&self.lease);
+    }
+}
+
+impl OnEnd for Gate {
+    /// Drops what is being sent.
+    fn lease_ended(&self) {
+        let before = std::mem::replace(&mut *self.state(), GateState::Closed);
+        if let GateState::Open(sent) = before {
+            sent.iter().filter_map(Weak::upgrade).for_each(|sent| sent.close());
+        }
+    }
+}
+
+/// `None`: closed, or all were taken.
+struct GuardedMessages<I>(Mutex<Option<I>>);
+
+impl<I> GuardedMessages<I> {
+    fn messages(&self) -> MutexGuard<'_, Option<I>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<I> fmt::Debug for GuardedMessages<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Guarded")
+    }
+}
+
+impl<I: Send> Closing for GuardedMessages<I> {
+    fn close(&self) {
+        let messages = self.messages().take();
+        // Outside of the lock: with it the objects may go.
+        drop(messages);
+    }
+}
+
+/// Messages that end with an error once the lease ends; see [`Gate`].
+pub(crate) struct Gated<I> {
+    gate: Arc<Gate>,
+    messages: Arc<GuardedMessages<I>>,
+    over: bool,
+}
+
+impl<T, I: Iterator<Item = Result<T, EncodeError>>> Iterator for Gated<I> {
+    type Item = Result<T, EncodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.over {
+            return None;
+        }
+        let mut messages = self.messages.messages();
+        let next = match &mut *messages {
+            Some(messages) => messages.next(),
+            None => Some(Err(EncodeError::LeaseEnded)),
+        };
+        self.over = !matches!(next, Some(Ok(_)));
+        let done = if self.over { messages.take() } else { None };
+        drop(messages);
+        drop(done);
+        if !self.over {
+            self.gate.renew();
+        }
+        next
+    }
+}

@@ -1,0 +1,836 @@
+//! Who holds what: sessions of processes on the node, and leases, each on the pins of one table.
+//!
+//! ```text
+//!  session (attach socket) ─┬─ lease ─ pins      until the socket hangs up, or released
+//!  timeframe + consumer ────┼─ lease ─ pins      until consumed
+//!  nobody named ────────────┴─ lease ─ pins      until its time runs out, or released
+//! ```
+//!
+//! A lease ends once, in [`Leases::end_all`], whatever the cause: release, hang-up, expiry, consumed,
+//! shutdown. Who comes second finds nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::hash::BuildHasher as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use uuid::Uuid;
+use uuid::fmt::Simple;
+
+use crate::cache::error::CacheError;
+use crate::cache::holders::limits::{ConsumerLimits, SlowHolder};
+use crate::cache::holders::origin::{Account, Origin};
+use crate::cache::memory::object::{PinSet, Resident};
+use crate::clock::{Clock, Moment};
+use crate::object::ObjectId;
+use crate::table::SessionStatus;
+use crate::telemetry::Counters;
+
+/// The id of a lease: a secret of whom it was given to.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct LeaseId(Arc<str>);
+
+impl LeaseId {
+    fn new() -> Self {
+        let mut text = [0; Simple::LENGTH];
+        Self((*Uuid::new_v4().simple().encode_lower(&mut text)).into())
+    }
+
+    /// As it stands in messages to its owner.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for LeaseId {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Debug for LeaseId {
+    /// Without the id.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LeaseId")
+    }
+}
+
+/// Whose a lease is, which says when it ends by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LeaseOwner {
+    /// A process on the node: ends with its attach socket.
+    Session(String),
+    /// A consumer of a timeframe: ends when it has consumed it.
+    Consumer,
+    /// An exchange: ends with the stream.
+    Stream,
+    /// Somebody who gave no name: ends when its time runs out.
+    Nobody,
+}
+
+/// All sessions and leases.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    clock: Clock,
+    time_limit: Duration,
+    limits: ConsumerLimits,
+    counters: Arc<Counters>,
+    /// Of the keys of tickets: nobody can choose two tickets with one key.
+    hashers: [RandomState; 2],
+    state: Mutex<LeaseState>,
+}
+
+#[derive(Debug, Default)]
+struct LeaseState {
+    sessions: LeaseMap<String, Session>,
+    leases: LeaseMap<LeaseId, Lease>,
+    by_timeframe: LeaseMap<(u64, String), LeaseIds>,
+    by_ticket: LeaseMap<TicketKey, LeaseIds>,
+    by_consumer: LeaseMap<HolderName, LeaseIds>,
+    /// The sessions and streams that are there, by the name that they give themselves.
+    claims: LeaseMap<String, Vec<NameClaim>>,
+    /// The number of the last session or stream.
+    last_number: u64,
+}
+
+/// Stands for a ticket, which can be long.
+pub(crate) type TicketKey = [u64; 2];
+
+type LeaseMap<K, V> = HashMap<K, V, RandomState>;
+type LeaseIds = HashSet<LeaseId, RandomState>;
+
+/// A session or stream that uses the name of a consumer.
+#[derive(Debug)]
+struct NameClaim {
+    number: u64,
+    origin: Origin,
+}
+
+/// What the connection of a session knows of it.
+pub(crate) struct SessionKey {
+    pub(crate) id: String,
+    pub(crate) consumer: String,
+    pub(crate) origin: Origin,
+}
+
+#[derive(Debug)]
+struct Session {
+    info: SessionStatus,
+    origin: Origin,
+    leases: LeaseIds,
+    /// Its process is gone: nothing more is held for it.
+    ending: bool,
+}
+
+#[derive(Debug)]
+struct Lease {
+    owner: LeaseOwner,
+    timeframe: Option<(u64, String)>,
+    ticket: Option<TicketKey>,
+    /// The connection over which the ticket came.
+    connection: Option<u64>,
+    expires: Option<Moment>,
+    holder: Option<LeaseHolder>,
+    /// What is being sent under it.
+    gates: Vec<Weak<dyn OnEnd>>,
+    /// And of long streams: an ordinary end of the lease does not end these.
+    stream_gates: Vec<Weak<dyn OnEnd>>,
+    /// When it began to hold something.
+    since: Moment,
+    /// Its holder was told that it is slow.
+    slow: bool,
+    pins: Vec<Arc<PinSet>>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.gates.iter().filter_map(Weak::upgrade).for_each(|gate| gate.lease_ended());
+    }
+}
+
+/// Something that is told when a lease ends. No lock is held meanwhile.
+pub(crate) trait OnEnd: fmt::Debug + Send + Sync {
+    fn lease_ended(&self);
+}
+
+/// Whose quota counts: a consumer by the name that it gives itself, and what is proven of it, so that
+/// no other client uses up its quota by naming it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct HolderName {
+    pub(crate) consumer: String,
+    pub(crate) account: Account,
+}
+
+/// The consumer that holds the pins of a lease, for its quota.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeaseHolder {
+    pub(crate) name: HolderName,
+    /// The timeframe that it reads, registered or of a stream.
+    pub(crate) timeframe: Option<u64>,
+}
+
+/// What a lease is opened for.
+#[derive(Debug, Clone)]
+pub(crate) struct LeaseTerms {
+    pub(crate) owner: LeaseOwner,
+    /// The timeframe and the consumer that reads it.
+    pub(crate) timeframe: Option<(u64, String)>,
+    /// The ticket under which a client can name it, and the connection over which that came.
+    pub(crate) ticket: Option<(Arc<[u8]>, Option<u64>)>,
+    pub(crate) holder: Option<LeaseHolder>,
+}
+
+impl Leases {
+    pub(crate) fn new(
+        clock: Clock,
+        time_limit: Duration,
+        limits: ConsumerLimits,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let hashers = [RandomState::default(), RandomState::default()];
+        Self { clock, time_limit, limits, counters, hashers, state: Mutex::default() }
+    }
+
+    /// How long a lease lasts that belongs to nobody.
+    pub(crate) const fn time_limit(&self) -> Duration {
+        self.time_limit
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    fn state(&self) -> MutexGuard<'_, LeaseState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn key_of(&self, ticket: &[u8]) -> TicketKey {
+        [self.hashers[0].hash_one(ticket), self.hashers[1].hash_one(ticket)]
+    }
+
+    pub(crate) fn open_session(
+        &self,
+        consumer: String,
+        pid: i32,
+        uid: u32,
+        origin: Origin,
+    ) -> SessionKey {
+        let id = Uuid::new_v4().simple().to_string();
+        let key = SessionKey { id, consumer, origin };
+        let mut state = self.state();
+        let number = state.claim(&key.consumer, key.origin.clone());
+        let consumer = key.consumer.clone();
+        let info = SessionStatus { number, consumer, pid, uid, pinned_bytes: 0 };
+        let (origin, leases) = (key.origin.clone(), LeaseIds::default());
+        state.sessions.insert(key.id.clone(), Session { info, origin, leases, ending: false });
+        drop(state);
+        self.counters.sessions_opened.add(1);
+        key
+    }
+
+    /// A stream uses the name of a consumer, until the number is given to
+    /// [`end_claim`](Self::end_claim).
+    pub(crate) fn claim(&self, consumer: &str, origin: Origin) -> u64 {
+        self.state().claim(consumer, origin)
+    }
+
+    pub(crate) fn end_claim(&self, consumer: &str, number: u64) {
+        self.state().end_claim(consumer, number);
+    }
+
+    /// Whether a client may report and read in the name of a consumer: while sessions or streams of
+    /// that name are there, only their user or key may, and who may administer.
+    ///
+    /// # Errors
+    /// [`CacheError::ForeignConsumer`].
+    pub(crate) fn check_consumer(&self, consumer: &str, origin: &Origin) -> Result<(), CacheError> {
+        let state = self.state();
+        let claims = state.claims.get(consumer);
+        match claims.is_none_or(|all| all.iter().any(|one| origin.may_act_for(&one.origin))) {
+            true => Ok(()),
+            false => Err(CacheError::ForeignConsumer { consumer: consumer.to_owned() }),
+        }
+    }
+
+    /// Ends a session and all of its leases.
+    pub(crate) fn end_session(&self, session: &str) {
+        let ended = {
+            let mut state = self.state();
+            match state.begin_end(session) {
+                Some(ended) => ended,
+                None => return,
+            }
+        };
+        self.counters.sessions_ended.add(1);
+        if !ended.is_empty() {
+            self.counters.sessions_ended_holding.add(1);
+        }
+        // It is listed until everything that it held is released.
+        revoke_gates(&ended);
+        drop(ended);
+        let mut state = self.state();
+        if let Some(Session { info, .. }) = state.sessions.remove(session) {
+            state.end_claim(&info.consumer, info.number);
+        }
+    }
+
+    /// Whether the session is there, and a client may use it: a process of its user on this node.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSession`], the same in both cases.
+    pub(crate) fn check_session(&self, session: &str, origin: &Origin) -> Result<(), CacheError> {
+        let state = self.state();
+        let found = state.sessions.get(session).filter(|entry| !entry.ending);
+        match found.is_some_and(|entry| origin.is_user(entry.origin.uid())) {
+            true => Ok(()),
+            false => Err(CacheError::UnknownSession),
+        }
+    }
+
+    /// Whose quota counts for what is held for a session.
+    pub(crate) fn holder_of(&self, session: &str) -> Option<HolderName> {
+        let state = self.state();
+        let session = state.sessions.get(session)?;
+        let consumer = session.info.consumer.clone();
+        Some(HolderName { consumer, account: session.origin.account() })
+    }
+
+    /// # Errors
+    /// [`CacheError::UnknownSession`], [`CacheError::OverQuota`].
+    pub(crate) fn open(
+        &self,
+        terms: LeaseTerms,
+        pins: Vec<Arc<PinSet>>,
+    ) -> Result<LeaseId, CacheError> {
+        let lease = LeaseId::new();
+        let mut guard = self.state();
+        let state = &mut *guard;
+        self.check_quota(state, terms.holder.as_ref(), &pins)?;
+        let since = self.clock.now();
+        let expires = match &terms.owner {
+            LeaseOwner::Session(_) | LeaseOwner::Consumer | LeaseOwner::Stream => None,
+            LeaseOwner::Nobody => Some(since.after(self.time_limit)),
+        };
+        let LeaseTerms { owner, timeframe, ticket, holder } = terms;
+        let connection = ticket.as_ref().and_then(|(_, connection)| *connection);
+        let (ticket, slow) = (ticket.map(|(ticket, _)| self.key_of(&ticket)), false);
+        let (gates, stream_gates) = (Vec::new(), Vec::new());
+        let opened = Lease {
+            owner,
+            timeframe,
+            ticket,
+            connection,
+            expires,
+            holder,
+            gates,
+            stream_gates,
+            since,
+            slow,
+            pins,
+        };
+        state.insert(&lease, opened)?;
+        Ok(lease)
+    }
+
+    /// Whether `holder` may hold `pins` too. Asked under the lock under which they are given to it,
+    /// so that two of its requests cannot both take the last of it.
+    fn check_quota(
+        &self,
+        state: &LeaseState,
+        holder: Option<&LeaseHolder>,
+        pins: &[Arc<PinSet>],
+    ) -> Result<(), CacheError> {
+        let Some(LeaseHolder { name, timeframe }) = holder else { return Ok(()) };
+        let check = |what, wanted: u64, limit: Option<u64>| match limit {
+            Some(limit) if wanted > limit => {
+                self.counters.over_quota.add(1);
+                let consumer = name.consumer.clone();
+                Err(CacheError::OverQuota { consumer, what, wanted, limit })
+            }
+            _ => Ok(()),
+        };
+        if let (Some(_), Some(timeframe)) = (self.limits.quota_timeframes, timeframe) {
+            let held = state.held_by(name).filter_map(|lease| lease.holder.as_ref());
+            let mut held: HashSet<u64> = held.filter_map(|holder| holder.timeframe).collect();
+            held.insert(*timeframe);
+            check("timeframes", held.len() as u64, self.limits.quota_timeframes)?;
+        }
+        if self.limits.quota_bytes.is_some() {
+            let held = state.held_by(name).flat_map(|lease| &lease.pins);
+            check("bytes", bytes_of(held.chain(pins)), self.limits.quota_bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Whether `holder` may hold objects of these ids and charged bytes too. Nothing is pinned yet:
+    /// [`open`](Self::open) and [`add`](Self::add) decide.
+    ///
+    /// # Errors
+    /// [`CacheError::OverQuota`].
+    pub(crate) fn check_quota_of(
+        &self,
+        holder: &LeaseHolder,
+        wanted: impl Iterator<Item = (ObjectId, u64)>,
+    ) -> Result<(), CacheError> {
+        self.check_quota(&self.state(), Some(holder), &[])?;
+        let Some(limit) = self.limits.quota_bytes else { return Ok(()) };
+        let sets: Vec<Arc<PinSet>> = {
+            let state = self.state();
+            let held = state.held_by(&holder.name);
+            held.flat_map(|lease| lease.pins.iter().map(Arc::clone)).collect()
+        };
+        let held = sets.iter().flat_map(|set| set.pins());
+        let held = held.map(|pin| (pin.id(), pin.charged_bytes()));
+        let all: HashMap<ObjectId, u64, RandomState> = wanted.chain(held).collect();
+        let bytes = all.into_values().fold(0, u64::saturating_add);
+        if bytes <= limit {
+            return Ok(());
+        }
+        self.counters.over_quota.add(1);
+        let consumer = holder.name.consumer.clone();
+        Err(CacheError::OverQuota { consumer, what: "bytes", wanted: bytes, limit })
+    }
+
+    /// For how long a consumer holds what it holds longest, timeframes that it reads aside.
+    pub(crate) fn held_longest(&self, name: &HolderName, now: Moment) -> Option<Duration> {
+        let state = self.state();
+        let held = state.held_by(name).filter(|lease| lease.is_of_a_table());
+        held.map(|lease| now.since(lease.since)).max()
+    }
+
+    /// The leases that are held for `after` now, and were not before; timeframes look after those
+    /// by which they are read.
+    pub(crate) fn newly_slow(&self, now: Moment, after: Duration) -> Vec<(LeaseId, SlowHolder)> {
+        let mut late = Vec::new();
+        for (id, lease) in &mut self.state().leases {
+            let held = now.since(lease.since);
+            if lease.slow || held < after || !lease.is_of_a_table() {
+                continue;
+            }
+            if let Some(LeaseHolder { name, timeframe }) = lease.holder.clone() {
+                lease.slow = true;
+                let consumer = name.consumer;
+                late.push((id.clone(), SlowHolder { consumer, timeframe, held }));
+            }
+        }
+        late
+    }
+
+    /// Adds pins to a lease that is open, and renews it.
+    ///
+    /// # Errors
+    /// [`CacheError::LeaseEnded`], [`CacheError::OverQuota`].
+    pub(crate) fn add(
+        &self,
+        lease: &LeaseId,
+        pins: Arc<PinSet>,
+        holder: Option<LeaseHolder>,
+    ) -> Result<(), CacheError> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        if state.leases.contains_key(lease) {
+            self.check_quota(state, holder.as_ref(), std::slice::from_ref(&pins))?;
+        }
+        let Some(entry) = state.leases.get_mut(lease) else {
+            return Err(CacheError::LeaseEnded);
+        };
+        entry.pins.push(pins);
+        if let (None, Some(holder)) = (&entry.holder, holder) {
+            let leases = state.by_consumer.entry(holder.name.clone()).or_default();
+            leases.insert(lease.clone());
+            (entry.holder, entry.since) = (Some(holder), self.clock.now());
+        }
+        if entry.expires.is_some() {
+            entry.expires = Some(self.clock.now().after(self.time_limit));
+        }
+        Ok(())
+    }
+
+    /// Gives a lease its time anew; `None`: it does not run out.
+    ///
+    /// # Errors
+    /// [`CacheError::LeaseEnded`].
+    pub(crate) fn renew(&self, lease: &LeaseId) -> Result<Option<Duration>, CacheError> {
+        let mut state = self.state();
+        let Some(entry) = state.leases.get_mut(lease) else {
+            return Err(CacheError::LeaseEnded);
+        };
+        if entry.expires.is_none() {
+            return Ok(None);
+        }
+        entry.expires = Some(self.clock.now().after(self.time_limit));
+        Ok(Some(self.time_limit))
+    }
+
+    /// Whether it has not ended.
+    pub(crate) fn is_open(&self, lease: &LeaseId) -> bool {
+        self.state().leases.contains_key(lease)
+    }
+
+    /// The leases that were opened under a ticket.
+    pub(crate) fn of_ticket(&self, ticket: &[u8]) -> Vec<LeaseId> {
+        let key = self.key_of(ticket);
+        let state = self.state();
+        state.by_ticket.get(&key).map(|set| set.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The leases that were opened under a ticket and belong to a client: those that were opened over
+    /// its connection, and those of sessions that it may use. Others can have sent the very same
+    /// request, so its text alone ends nothing.
+    pub(crate) fn of_ticket_and_client(
+        &self,
+        ticket: &[u8],
+        origin: &Origin,
+        connection: Option<u64>,
+    ) -> Vec<LeaseId> {
+        let all = self.of_ticket(ticket);
+        let state = self.state();
+        let is_its = |lease: &Lease| match (&lease.owner, origin) {
+            (_, Origin::Embedded) => true,
+            (LeaseOwner::Session(session), _) => {
+                let session = state.sessions.get(session);
+                session.is_some_and(|session| origin.is_user(session.origin.uid()))
+            }
+            (LeaseOwner::Consumer | LeaseOwner::Stream | LeaseOwner::Nobody, _) => {
+                connection.is_some() && lease.connection == connection
+            }
+        };
+        all.into_iter().filter(|id| state.leases.get(id).is_some_and(is_its)).collect()
+    }
+
+    /// Ends one lease; whether there was any.
+    pub(crate) fn end(&self, lease: &LeaseId) -> bool {
+        let ended = self.state().end_all([lease.clone()]);
+        !ended.is_empty()
+    }
+
+    /// Ends one lease, and what is being sent under it, long streams included; whether there was any.
+    pub(crate) fn revoke(&self, lease: &LeaseId) -> bool {
+        let ended = self.state().end_all([lease.clone()]);
+        revoke_gates(&ended);
+        !ended.is_empty()
+    }
+
+    /// What is being sent under a lease is dropped when the lease ends; of a long stream
+    /// (`of_stream`) only when it is revoked or its time runs out. Whether the lease is there.
+    pub(crate) fn add_gate(&self, lease: &LeaseId, gate: Weak<dyn OnEnd>, of_stream: bool) -> bool {
+        let mut state = self.state();
+        let Some(lease) = state.leases.get_mut(lease) else { return false };
+        let gates = if of_stream { &mut lease.stream_gates } else { &mut lease.gates };
+        gates.retain(|gate| gate.strong_count() > 0);
+        gates.push(gate);
+        true
+    }
+
+    /// Ends all leases by which `consumer` reads `timeframe`, and what is being sent under them.
+    pub(crate) fn revoke_reader(&self, timeframe: u64, consumer: &str) {
+        let ended = {
+            let mut state = self.state();
+            let leases = state.by_timeframe.remove(&(timeframe, consumer.to_owned()));
+            leases.map(|leases| state.end_all(leases)).unwrap_or_default()
+        };
+        revoke_gates(&ended);
+    }
+
+    /// Ends all leases by which `consumer` reads `timeframe`.
+    pub(crate) fn end_reader(&self, timeframe: u64, consumer: &str) {
+        let ended = {
+            let mut state = self.state();
+            let leases = state.by_timeframe.remove(&(timeframe, consumer.to_owned()));
+            leases.map(|leases| state.end_all(leases))
+        };
+        drop(ended);
+    }
+
+    /// Ends the leases whose time has run out.
+    pub(crate) fn expire(&self) {
+        let now = self.clock.now();
+        let ended = {
+            let mut state = self.state();
+            let over = |lease: &Lease| lease.expires.is_some_and(|at| at <= now);
+            let over: Vec<LeaseId> = state
+                .leases
+                .iter()
+                .filter(|(_, lease)| over(lease))
+                .map(|(id, _)| id.clone())
+                .collect();
+            state.end_all(over)
+        };
+        revoke_gates(&ended);
+        self.counters.leases_expired.add(ended.len() as u64);
+    }
+
+    /// Ends everything.
+    pub(crate) fn end_everything(&self) {
+        let ended = std::mem::take(&mut *self.state());
+        drop(ended);
+    }
+
+    pub(crate) fn sessions(&self) -> Vec<SessionStatus> {
+        // Only references are copied under the lock that every request takes.
+        let held: Vec<(SessionStatus, Vec<Arc<PinSet>>)> = {
+            let state = self.state();
+            let held = state.sessions.values().map(|session| {
+                let leases = session.leases.iter().filter_map(|lease| state.leases.get(lease));
+                let sets = leases.flat_map(|lease| lease.pins.iter().map(Arc::clone));
+                (session.info.clone(), sets.collect())
+            });
+            held.collect()
+        };
+        let sessions = held.into_iter().map(|(info, sets)| {
+            let pinned_bytes = bytes_of(sets.iter());
+            SessionStatus { pinned_bytes, ..info }
+        });
+        let mut sessions: Vec<SessionStatus> = sessions.collect();
+        sessions.sort_by(|a, b| (&a.consumer, a.number).cmp(&(&b.consumer, b.number)));
+        sessions
+    }
+
+    /// What each lease holds, and who holds it, as far as that has a name.
+    pub(crate) fn holders(&self) -> Vec<(Option<String>, Vec<Arc<PinSet>>)> {
+        let state = self.state();
+        let held = state.leases.values().filter(|lease| !lease.pins.is_empty());
+        held.map(|lease| {
+            let attached = match &lease.owner {
+                LeaseOwner::Session(session) => state.sessions.get(session),
+                _ => None,
+            };
+            let holder = lease.holder.as_ref().map(|holder| &holder.name.consumer);
+            let name = holder.or_else(|| attached.map(|session| &session.info.consumer));
+            (name.cloned(), lease.pins.clone())
+        })
+        .collect()
+    }
+
+    /// How many sessions and leases there are.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.sessions.len(), state.leases.len())
+    }
+
+    /// What is wrong with who is said to have which lease, if anything.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let state = self.state();
+        let mut faults = Vec::new();
+        for (id, lease) in &state.leases {
+            let holder = lease.holder.as_ref();
+            let named = holder.map_or("nobody", |holder| holder.name.consumer.as_str());
+            let mut must = |listed: bool, where_: &str| {
+                if !listed {
+                    faults.push(format!("a lease of {named} is missing {where_}"));
+                }
+            };
+            if let LeaseOwner::Session(session) = &lease.owner {
+                let session = state.sessions.get(session);
+                must(session.is_some_and(|session| session.leases.contains(id)), "in its session");
+            }
+            must(listed(&state.by_timeframe, lease.timeframe.as_ref(), id), "at its timeframe");
+            must(listed(&state.by_ticket, lease.ticket.as_ref(), id), "at its ticket");
+            let consumer = holder.map(|holder| &holder.name);
+            must(listed(&state.by_consumer, consumer, id), "at its consumer");
+        }
+        let sessions = state.sessions.values().map(|session| &session.leases);
+        let by_timeframe = state.by_timeframe.values();
+        let lists = sessions.chain(by_timeframe).chain(state.by_ticket.values());
+        let gone = lists.chain(state.by_consumer.values()).flatten();
+        let gone = gone.filter(|lease| !state.leases.contains_key(lease)).count();
+        if gone > 0 {
+            faults.push(format!("{gone} leases are listed that have ended"));
+        }
+        faults
+    }
+
+    /// The pins of all leases, for the invariants.
+    pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
+        let state = self.state();
+        state.leases.values().flat_map(|lease| lease.pins.iter().map(Arc::clone)).collect()
+    }
+}
+
+impl Lease {
+    /// Whether it is on a table of its own, and not how a timeframe is read.
+    fn is_of_a_table(&self) -> bool {
+        self.timeframe.is_none() && !self.pins.is_empty()
+    }
+}
+
+/// Drops what is being sent under these leases.
+fn revoke_gates(ended: &[Lease]) {
+    let gates = ended.iter().flat_map(|lease| lease.gates.iter().chain(&lease.stream_gates));
+    gates.filter_map(Weak::upgrade).for_each(|gate| gate.lease_ended());
+}
+
+/// The bytes that these pin, each object counted once.
+fn bytes_of<'a>(sets: impl Iterator<Item = &'a Arc<PinSet>>) -> u64 {
+    let mut seen: HashSet<*const Resident, RandomState> = HashSet::default();
+    let pins = sets.flat_map(|set| set.pins());
+    let distinct = pins.filter(|pin| seen.insert(Arc::as_ptr(pin.resident())));
+    distinct.map(|pin| pin.charged_bytes()).sum()
+}
+
+impl LeaseState {
+    fn claim(&mut self, consumer: &str, origin: Origin) -> u64 {
+        self.last_number += 1;
+        let number = self.last_number;
+        self.claims.entry(consumer.to_owned()).or_default().push(NameClaim { number, origin });
+        number
+    }
+
+    fn end_claim(&mut self, consumer: &str, number: u64) {
+        if let Some(claims) = self.claims.get_mut(consumer) {
+            claims.retain(|claim| claim.number != number);
+            if claims.is_empty() {
+                self.claims.remove(consumer);
+            }
+        }
+    }
+
+    fn held_by(&self, name: &HolderName) -> impl Iterator<Item = &Lease> {
+        let leases = self.by_consumer.get(name).into_iter().flatten();
+        leases.filter_map(|lease| self.leases.get(lease))
+    }
+
+    /// From now on nothing more is held for a session. What it held is returned, once: `None` if
+    /// there is no such session, or it ends already.
+    #[must_use]
+    fn begin_end(&mut self, session: &str) -> Option<Vec<Lease>> {
+        let entry = self.sessions.get_mut(session).filter(|entry| !entry.ending)?;
+        entry.ending = true;
+        let leases = std::mem::take(&mut entry.leases);
+        Some(self.end_all(leases))
+    }
+
+    /// Opens a lease.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSession`] if its session is not there, or ends.
+    fn insert(&mut self, id: &LeaseId, lease: Lease) -> Result<(), CacheError> {
+        if let LeaseOwner::Session(session) = &lease.owner {
+            let entry = self.sessions.get_mut(session).filter(|entry| !entry.ending);
+            let Some(entry) = entry else {
+                return Err(CacheError::UnknownSession);
+            };
+            entry.leases.insert(id.clone());
+        }
+        if let Some(reader) = &lease.timeframe {
+            self.by_timeframe.entry(reader.clone()).or_default().insert(id.clone());
+        }
+        if let Some(ticket) = &lease.ticket {
+            self.by_ticket.entry(*ticket).or_default().insert(id.clone());
+        }
+        if let Some(holder) = &lease.holder {
+            self.by_consumer.entry(holder.name.clone()).or_default().insert(id.clone());
+        }
+        self.leases.insert(id.clone(), lease);
+        Ok(())
+    }
+
+    /// The one way in which leases end. Their pins are returned, to be dropped outside of the lock.
+    #[must_use]
+    fn end_all(&mut self, leases: impl IntoIterator<Item = LeaseId>) -> Vec<Lease> {
+        let mut ended = Vec::new();
+        for id in leases {
+            let Some(lease) = self.leases.remove(&id) else { continue };
+            if let LeaseOwner::Session(session) = &lease.owner
+                && let Some(session) = self.sessions.get_mut(session)
+            {
+                session.leases.remove(&id);
+            }
+            forget(&mut self.by_timeframe, lease.timeframe.as_ref(), &id);
+            forget(&mut self.by_ticket, lease.ticket.as_ref(), &id);
+            let consumer = lease.holder.as_ref().map(|holder| &holder.name);
+            forget(&mut self.by_consumer, consumer, &id);
+            ended.push(lease);
+        }
+        ended
+    }
+}
+
+/// Whether a lease that has a key is listed under it.
+fn listed<K: Eq + std::hash::Hash>(
+    index: &LeaseMap<K, LeaseIds>,
+    key: Option<&K>,
+    lease: &LeaseId,
+) -> bool {
+    key.is_none_or(|key| index.get(key).is_some_and(|leases| leases.contains(lease)))
+}
+
+fn forget<K: Eq + std::hash::Hash>(
+    index: &mut LeaseMap<K, LeaseIds>,
+    key: Option<&K>,
+    lease: &LeaseId,
+) {
+    let Some(key) = key else { return };
+    if let Some(leases) = index.get_mut(key) {
+        leases.remove(lease);
+        if leases.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use loom::sync::{Arc, Mutex};
+    use loom::thread;
+
+    use super::*;
+
+    fn lease() -> Lease {
+        Lease {
+            owner: LeaseOwner::Session("s".to_owned()),
+            timeframe: Some((1, "x".to_owned())),
+            ticket: Some([1, 1]),
+            connection: None,
+            expires: None,
+            holder: Some(LeaseHolder {
+                name: HolderName { consumer: "x".to_owned(), account: Account::Embedded },
+                timeframe: Some(1),
+            }),
+            gates: Vec::new(),
+            stream_gates: Vec::new(),
+            since: Moment::default(),
+            slow: false,
+            pins: Vec::new(),
+        }
+    }
+
+    fn with_a_session() -> LeaseState {
+        let info =
+            SessionStatus { number: 1, consumer: "x".to_owned(), pid: 1, uid: 1, pinned_bytes: 0 };
+        let (origin, leases) = (Origin::Embedded, LeaseIds::default());
+        let session = Session { info, origin, leases, ending: false };
+        let sessions = LeaseMap::from_iter([("s".to_owned(), session)]);
+        LeaseState { sessions, ..LeaseState::default() }
+    }
+
+    /// The steps are those of [`Leases`]; only the lock around the state is another.
+    #[test]
+    fn a_lease_ends_once_whoever_comes_first_and_none_outlives_its_session() {
+        loom::model(|| {
+            let state = Arc::new(Mutex::new(with_a_session()));
+            let first = LeaseId::from("first");
+            state.lock().unwrap().insert(&first, lease()).unwrap();
+            let released = thread::spawn({
+                let (state, first) = (Arc::clone(&state), first.clone());
+                move || state.lock().unwrap().end_all([first]).len()
+            });
+            // One more table for the session, while its process dies.
+            let opened = thread::spawn({
+                let state = Arc::clone(&state);
+                move || state.lock().unwrap().insert(&LeaseId::from("second"), lease()).is_ok()
+            });
+            let hung_up = state.lock().unwrap().begin_end("s");
+            let hung_up = hung_up.expect("only one ends it").len();
+            state.lock().unwrap().sessions.remove("s");
+            let ended = hung_up + released.join().unwrap();
+            let opened = usize::from(opened.join().unwrap());
+            assert_eq!(ended, 1 + opened, "each that was opened ended, and once");
+            let state = state.lock().unwrap();
+            assert!(state.leases.is_empty() && state.by_timeframe.is_empty());
+            assert!(state.by_ticket.is_empty() && state.by_consumer.is_empty());
+        });
+    }
+}

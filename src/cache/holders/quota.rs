@@ -1,0 +1,121 @@
+//! What one consumer may hold, and what becomes of one that does not let go.
+//!
+//! ```text
+//!  delivered ──consumed in time──▶ let go
+//!      │ held for longer than `slow_after`
+//!      ├─ warn:   told once, and counted
+//!      ├─ refuse: and nothing more for this consumer until it has let go
+//!      └─ revoke: and released in its name: what is being sent to it ends with an error, and what it
+//!                 reads on does not resolve once its memory is reused
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::cache::error::CacheError;
+use crate::cache::holders::lease::{HolderName, Leases};
+use crate::cache::holders::limits::{ConsumerLimits, SlowConsumer, SlowHolder};
+use crate::cache::holders::timeframe::Timeframes;
+use crate::clock::Clock;
+use crate::telemetry::Counters;
+
+/// Looks after consumers that do not let go.
+#[derive(Debug)]
+pub(crate) struct ConsumerQuotas {
+    pub(crate) limits: ConsumerLimits,
+    pub(crate) clock: Clock,
+    pub(crate) leases: Arc<Leases>,
+    pub(crate) timeframes: Arc<Timeframes>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) asking: Arc<Mutex<HashMap<HolderName, u64>>>,
+}
+
+/// One request of a consumer that is being answered.
+#[derive(Debug)]
+pub(crate) struct RequestPermit {
+    asking: Arc<Mutex<HashMap<HolderName, u64>>>,
+    name: HolderName,
+}
+
+impl Drop for RequestPermit {
+    fn drop(&mut self) {
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = asking.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                asking.remove(&self.name);
+            }
+        }
+    }
+}
+
+impl ConsumerQuotas {
+    /// Counts one more request of a consumer that is being answered.
+    ///
+    /// # Errors
+    /// [`CacheError::OverQuota`].
+    pub(crate) fn begin(&self, name: &HolderName) -> Result<Option<RequestPermit>, CacheError> {
+        let Some(limit) = self.limits.quota_requests else { return Ok(None) };
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = asking.get(name).map_or(1, |count| count + 1);
+        if wanted > limit {
+            self.counters.over_quota.add(1);
+            let consumer = name.consumer.clone();
+            return Err(CacheError::OverQuota { consumer, what: "requests", wanted, limit });
+        }
+        asking.insert(name.clone(), wanted);
+        Ok(Some(RequestPermit { asking: Arc::clone(&self.asking), name: name.clone() }))
+    }
+
+    /// Whether a consumer may ask for more.
+    ///
+    /// # Errors
+    /// [`CacheError::SlowConsumer`] if it holds something for too long, and is to be refused.
+    pub(crate) fn admit(&self, name: &HolderName) -> Result<(), CacheError> {
+        let (Some(after), SlowConsumer::Refuse) =
+            (self.limits.slow_after, self.limits.slow_consumer)
+        else {
+            return Ok(());
+        };
+        let now = self.clock.now();
+        let of_timeframe = || self.timeframes.held_longest(&name.consumer, now);
+        let held = self.leases.held_longest(name, now).max(of_timeframe());
+        match held.filter(|held| *held >= after) {
+            None => Ok(()),
+            Some(held) => {
+                self.counters.slow_refused.add(1);
+                Err(CacheError::SlowConsumer {
+                    consumer: name.consumer.clone(),
+                    held_ms: u64::try_from(held.as_millis()).unwrap_or(u64::MAX),
+                    limit_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
+                })
+            }
+        }
+    }
+
+    /// Deals with all that is held for too long by now.
+    pub(crate) fn look(&self) {
+        let Some(after) = self.limits.slow_after else { return };
+        let now = self.clock.now();
+        let revoke = self.limits.slow_consumer == SlowConsumer::Revoke;
+        let said = |late: &SlowHolder| {
+            self.counters.slow_consumers.add(1);
+            let (held, what) = (late, if revoke { ": revoked" } else { "" });
+            tracing::warn!("{held}, longer than {} ms{what}", after.as_millis());
+        };
+        for (lease, late) in self.leases.newly_slow(now, after) {
+            said(&late);
+            if revoke && self.leases.revoke(&lease) {
+                self.counters.slow_revoked.add(1);
+            }
+        }
+        for (timeframe, late) in self.timeframes.newly_slow(now, after) {
+            said(&late);
+            // Meanwhile it can have let go by itself.
+            if revoke && self.timeframes.consumed(timeframe, &late.consumer).is_ok() {
+                self.leases.revoke_reader(timeframe, &late.consumer);
+                self.counters.slow_revoked.add(1);
+            }
+        }
+    }
+}

@@ -1,0 +1,627 @@
+//! Timeframes in flight: what they need stays until each of their consumers is done with them.
+//!
+//! ```text
+//!  register ──▶ loading ──all pinned──▶ ready ──each consumer was sent it──▶ delivered
+//!                                                          │ each consumer has consumed it
+//!                                                          ▼
+//!                                                       dropped
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, watch};
+
+use crate::budget::{Charge, ClientBudget};
+use crate::cache::error::CacheError;
+use crate::cache::holders::limits::SlowHolder;
+use crate::cache::memory::object::PinSet;
+use crate::cache::memory::pin_request::PinRequest as _;
+use crate::cache::memory::reservations::Claim;
+use crate::cache::tables::plan::{Assembled, Plan};
+use crate::cache::tables::schema_cache::{SchemaKey, TableSchema};
+use crate::clock::{Clock, Moment};
+use crate::table::{ColumnRequest, ConsumerState, RequestLimits, TimeframeState, TimeframeStatus};
+use crate::telemetry::Counters;
+
+/// What a timeframe was registered with.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    pub(crate) timeframe: u64,
+    /// Timeframes that are registered with equal ones share them.
+    pub(crate) columns: Arc<[ColumnRequest]>,
+    /// For whom it waits; empty: for those who ask.
+    pub(crate) consumers: Vec<String>,
+    pub(crate) plan: Plan,
+    /// The memory of its timestamps and names, charged to the client that registered it.
+    #[expect(dead_code, reason = "held for its drop")]
+    pub(crate) charge: Charge,
+}
+
+/// Whether the objects of a timeframe are there.
+#[derive(Debug, Clone)]
+pub(crate) enum LoadState {
+    Loading,
+    Ready(Arc<Assembled>),
+    /// It was dropped.
+    Gone,
+}
+
+/// A timeframe in flight.
+#[derive(Debug)]
+pub(crate) struct Timeframe {
+    pub(crate) registration: Registration,
+    load: watch::Sender<LoadState>,
+    /// What it has until its objects are there.
+    claim: Mutex<Claim>,
+    clock: Clock,
+    consumers: Mutex<BTreeMap<String, TimeframeConsumer>>,
+    /// The forms in which its own columns were asked for.
+    forms: Mutex<Vec<(SchemaKey, Arc<TableSchema>)>>,
+}
+
+/// How far a consumer is with a timeframe.
+#[derive(Debug, Clone, Copy)]
+struct TimeframeConsumer {
+    state: ConsumerState,
+    /// When it could have it, and from then on when it was sent it; `None`: it is not ready.
+    since: Option<Moment>,
+    /// It was told that it is slow.
+    slow: bool,
+}
+
+impl TimeframeConsumer {
+    fn new(state: ConsumerState, since: Option<Moment>) -> Self {
+        Self { state, since, slow: false }
+    }
+}
+
+impl Timeframe {
+    fn new(registration: Registration, claim: Claim, clock: Clock) -> Self {
+        let waiting = TimeframeConsumer::new(ConsumerState::Waiting, None);
+        let consumers = registration.consumers.iter().map(|name| (name.clone(), waiting));
+        let consumers = Mutex::new(consumers.collect());
+        let (load, claim) = (watch::Sender::new(LoadState::Loading), Mutex::new(claim));
+        Self { registration, load, claim, clock, consumers, forms: Mutex::default() }
+    }
+
+    fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, TimeframeConsumer>> {
+        self.consumers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.registration.timeframe
+    }
+
+    /// Whether these are its own columns, the very same: others can be equal.
+    pub(crate) fn has_the(&self, columns: &[ColumnRequest]) -> bool {
+        std::ptr::eq(columns, &*self.registration.columns)
+    }
+
+    /// The form of its own columns that `key` decides, which `find` gives at first.
+    pub(crate) fn form(
+        &self,
+        key: SchemaKey,
+        find: impl FnOnce() -> Arc<TableSchema>,
+    ) -> Arc<TableSchema> {
+        let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, form)) = forms.iter().find(|(known, _)| *known == key) {
+            return Arc::clone(form);
+        }
+        let form = find();
+        forms.push((key, Arc::clone(&form)));
+        form
+    }
+
+    /// Tells how far its objects are, and each change.
+    pub(crate) fn load(&self) -> watch::Receiver<LoadState> {
+        self.load.subscribe()
+    }
+
+    /// Whether all that it needs is in memory, so that loading it is no more than pinning.
+    pub(crate) fn is_resident(&self) -> bool {
+        self.claim().is_resident()
+    }
+
+    /// It needs its claim no more: it has its pins, or never will.
+    pub(crate) fn give_up_claim(&self) {
+        let claim = std::mem::take(&mut *self.claim());
+        drop(claim);
+    }
+
+    fn claim(&self) -> MutexGuard<'_, Claim> {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its objects are there; they stay pinned as long as it is in flight.
+    pub(crate) fn set_ready(&self, assembled: Arc<Assembled>) {
+        self.give_up_claim();
+        self.load.send_if_modified(|load| {
+            let loading = matches!(load, LoadState::Loading);
+            if loading {
+                *load = LoadState::Ready(assembled);
+            }
+            loading
+        });
+        let now = Some(self.clock.now());
+        for reader in self.consumers().values_mut() {
+            reader.since = reader.since.or(now);
+        }
+    }
+
+    /// It is not in flight any more: nothing is held for it, and who loads it can stop.
+    fn set_gone(&self) {
+        let before = self.load.send_replace(LoadState::Gone);
+        self.give_up_claim();
+        if let LoadState::Ready(assembled) = before {
+            // All that holds the objects at once; which they were is taken apart later.
+            Assembled::let_go(assembled);
+        }
+    }
+
+    /// Whether `consumer` may read it.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownConsumer`], [`CacheError::AlreadyConsumed`].
+    pub(crate) fn check_reader(&self, consumer: &str) -> Result<(), CacheError> {
+        let timeframe = self.id();
+        match self.consumers().get(consumer).map(|reader| reader.state) {
+            Some(ConsumerState::Consumed) => {
+                Err(CacheError::AlreadyConsumed { timeframe, consumer: consumer.to_owned() })
+            }
+            Some(ConsumerState::Waiting | ConsumerState::Delivered) => Ok(()),
+            None if self.registration.consumers.is_empty() => Ok(()),
+            None => Err(CacheError::UnknownConsumer {
+                timeframe,
+                consumer: consumer.to_owned(),
+                known: self.registration.consumers.clone(),
+            }),
+        }
+    }
+
+    /// `consumer` is being sent its table.
+    pub(crate) fn set_delivered(&self, consumer: &str) {
+        let mut consumers = self.consumers();
+        let waiting = TimeframeConsumer::new(ConsumerState::Waiting, None);
+        let reader = consumers.entry(consumer.to_owned()).or_insert(waiting);
+        if reader.state == ConsumerState::Waiting {
+            *reader = TimeframeConsumer::new(ConsumerState::Delivered, Some(self.clock.now()));
+        }
+    }
+
+    /// Returns whether now all are done.
+    fn set_consumed(&self, consumer: &str) -> bool {
+        let mut consumers = self.consumers();
+        consumers
+            .insert(consumer.to_owned(), TimeframeConsumer::new(ConsumerState::Consumed, None));
+        consumers.values().all(|reader| reader.state == ConsumerState::Consumed)
+    }
+
+    fn waits_for(&self, consumer: &str) -> bool {
+        self.consumers().get(consumer).is_some_and(|reader| reader.state != ConsumerState::Consumed)
+    }
+
+    /// The consumers that have it for `after` now, sent or not, and had not before.
+    fn newly_slow(&self, now: Moment, after: Duration) -> Vec<SlowHolder> {
+        let mut late = Vec::new();
+        for (consumer, reader) in self.consumers().iter_mut() {
+            let held = reader.since.map(|since| now.since(since));
+            let Some(held) = held.filter(|held| *held >= after && !reader.slow) else { continue };
+            reader.slow = true;
+            let (consumer, timeframe) = (consumer.clone(), Some(self.id()));
+            late.push(SlowHolder { consumer, timeframe, held });
+        }
+        late
+    }
+
+    /// How far it is; `None`: it is not in flight any more.
+    pub(crate) fn state(&self) -> Option<TimeframeState> {
+        Some(self.status()?.state)
+    }
+
+    /// Its consumers, registered or not.
+    pub(crate) fn consumer_names(&self) -> Vec<String> {
+        self.consumers().keys().cloned().collect()
+    }
+
+    /// What is told of it; `None`: it is not in flight any more.
+    pub(crate) fn status(&self) -> Option<TimeframeStatus> {
+        let load = self.load.borrow().clone();
+        let consumers = self.consumers();
+        let delivered = !consumers.is_empty()
+            && consumers.values().all(|reader| reader.state != ConsumerState::Waiting);
+        let (state, bytes) = match &load {
+            LoadState::Gone => return None,
+            LoadState::Loading => (TimeframeState::Loading, 0),
+            LoadState::Ready(assembled) if delivered => {
+                (TimeframeState::Delivered, assembled.charged_bytes())
+            }
+            LoadState::Ready(assembled) => (TimeframeState::Ready, assembled.charged_bytes()),
+        };
+        Some(TimeframeStatus {
+            timeframe: self.id(),
+            state,
+            rows: self.registration.plan.rows() as u64,
+            objects: self.registration.plan.versions().len() as u64,
+            bytes,
+            consumers: consumers.iter().map(|(name, one)| (name.clone(), one.state)).collect(),
+        })
+    }
+
+    fn difference(&self, other: &Registration) -> Option<&'static str> {
+        let own = &self.registration;
+        if own.columns != other.columns {
+            return Some("columns");
+        }
+        if !own.plan.timestamps().same_rows(other.plan.timestamps()) {
+            return Some("timestamps");
+        }
+        let sorted = |names: &[String]| {
+            let mut names = names.to_vec();
+            names.sort_unstable();
+            names
+        };
+        (sorted(&own.consumers) != sorted(&other.consumers)).then_some("consumers")
+    }
+}
+
+/// All timeframes in flight, and how far each consumer is.
+#[derive(Debug)]
+pub(crate) struct Timeframes {
+    clock: Clock,
+    counters: Arc<Counters>,
+    state: Mutex<TimeframeMap>,
+    /// Those of the timeframe that came last.
+    last_columns: Mutex<Arc<[ColumnRequest]>>,
+    /// Rung when a timeframe is dropped.
+    room: Notify,
+}
+
+#[derive(Debug, Default)]
+struct TimeframeMap {
+    in_flight: BTreeMap<u64, Arc<Timeframe>>,
+    /// By consumer: all timeframes below are done. Never goes back.
+    watermarks: HashMap<String, Watermark>,
+}
+
+/// What came of a registration.
+pub(crate) enum Registered {
+    /// It is in flight now.
+    New(Arc<Timeframe>),
+    /// It was before, with the same content.
+    Known(Arc<Timeframe>),
+    /// All of its consumers are done with it already: it never was in flight.
+    Consumed(Arc<Timeframe>),
+}
+
+impl Timeframes {
+    pub(crate) fn new(clock: Clock, counters: Arc<Counters>) -> Self {
+        let (state, last_columns) = (Mutex::default(), Mutex::new(Arc::default()));
+        Self { clock, counters, state, last_columns, room: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, TimeframeMap> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Comes when a timeframe is dropped.
+    pub(crate) fn room(&self) -> Notified<'_> {
+        self.room.notified()
+    }
+
+    /// The timeframe, if it is in flight already.
+    ///
+    /// # Errors
+    /// [`CacheError::TimeframeExists`] if it is, with another content.
+    pub(crate) fn known(
+        &self,
+        registration: &Registration,
+    ) -> Result<Option<Arc<Timeframe>>, CacheError> {
+        self.state().known(registration)
+    }
+
+    /// # Errors
+    /// [`CacheError::TimeframeExists`] if the id is in flight with another content.
+    pub(crate) fn register(
+        &self,
+        registration: Registration,
+        claim: Claim,
+    ) -> Result<Registered, CacheError> {
+        let mut state = self.state();
+        if let Some(timeframe) = state.known(&registration)? {
+            return Ok(Registered::Known(timeframe));
+        }
+        let timeframe = Arc::new(Timeframe::new(registration, claim, self.clock.clone()));
+        self.counters.timeframes_registered.add(1);
+        let mut done = false;
+        for name in &timeframe.registration.consumers {
+            if state.watermarks.get(name).is_some_and(|mark| timeframe.id() < mark.oldest) {
+                done = timeframe.set_consumed(name);
+            }
+        }
+        if done {
+            self.counters.timeframes_dropped.add(1);
+            return Ok(Registered::Consumed(timeframe));
+        }
+        state.in_flight.insert(timeframe.id(), Arc::clone(&timeframe));
+        Ok(Registered::New(timeframe))
+    }
+
+    /// # Errors
+    /// [`CacheError::UnknownTimeframe`].
+    pub(crate) fn get(&self, timeframe: u64) -> Result<Arc<Timeframe>, CacheError> {
+        let state = self.state();
+        let found = state.in_flight.get(&timeframe).map(Arc::clone);
+        found.ok_or(CacheError::UnknownTimeframe { timeframe })
+    }
+
+    /// `consumer` is done with `timeframe`. Returns the timeframe if that dropped it.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownTimeframe`], [`CacheError::UnknownConsumer`].
+    pub(crate) fn consumed(
+        &self,
+        timeframe: u64,
+        consumer: &str,
+    ) -> Result<Option<Arc<Timeframe>>, CacheError> {
+        let mut state = self.state();
+        let Some(entry) = state.in_flight.get(&timeframe) else {
+            // To say it twice is no mistake.
+            if state.watermarks.get(consumer).is_some_and(|mark| timeframe < mark.oldest) {
+                return Ok(None);
+            }
+            return Err(CacheError::UnknownTimeframe { timeframe });
+        };
+        match entry.check_reader(consumer) {
+            Ok(()) => {}
+            Err(CacheError::AlreadyConsumed { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        if !entry.set_consumed(consumer) {
+            return Ok(None);
+        }
+        let dropped = state.in_flight.remove(&timeframe);
+        drop(state);
+        self.let_go(dropped.as_slice());
+        Ok(dropped)
+    }
+
+    /// These are not in flight any more.
+    fn let_go(&self, dropped: &[Arc<Timeframe>]) {
+        for timeframe in dropped {
+            self.counters.timeframes_dropped.add(1);
+            timeframe.set_gone();
+        }
+        self.room.notify_waiters();
+    }
+
+    /// `consumer` is done with all timeframes below `oldest`. Returns those of which it was still
+    /// expected, and those that are dropped now. The watermark is charged to `budget`.
+    ///
+    /// # Errors
+    /// [`CacheError::Budget`].
+    pub(crate) fn oldest_possible(
+        &self,
+        consumer: &str,
+        oldest: u64,
+        budget: &ClientBudget,
+    ) -> Result<(Vec<u64>, Vec<Arc<Timeframe>>), CacheError> {
+        let mut state = self.state();
+        state.set_watermark(consumer, oldest, budget, self.clock.now())?;
+        let below: Vec<Arc<Timeframe>> = state
+            .in_flight
+            .range(..oldest)
+            .map(|(_, timeframe)| timeframe)
+            .filter(|timeframe| timeframe.waits_for(consumer))
+            .map(Arc::clone)
+            .collect();
+        let mut dropped = Vec::new();
+        for timeframe in &below {
+            if timeframe.set_consumed(consumer) {
+                dropped.extend(state.in_flight.remove(&timeframe.id()));
+            }
+        }
+        drop(state);
+        self.let_go(&dropped);
+        Ok((below.iter().map(|timeframe| timeframe.id()).collect(), dropped))
+    }
+
+    /// Returns what is charged for the watermarks of clients that are gone. Of those, only the ones
+    /// that were set last are kept.
+    pub(crate) fn sweep_watermarks(&self) {
+        self.state().sweep_watermarks();
+    }
+
+    /// Lowers the watermark of a consumer; timeframes that were dropped stay dropped.
+    pub(crate) fn set_watermark_back(&self, consumer: &str, oldest: u64) {
+        let mut state = self.state();
+        match state.watermarks.get_mut(consumer) {
+            Some(mark) if oldest < mark.oldest && oldest > 0 => mark.oldest = oldest,
+            Some(mark) if oldest < mark.oldest => drop(state.watermarks.remove(consumer)),
+            _ => {}
+        }
+    }
+
+    /// Drops a timeframe whoever still waits for it.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownTimeframe`].
+    pub(crate) fn drop_timeframe(&self, timeframe: u64) -> Result<Arc<Timeframe>, CacheError> {
+        let dropped = self.state().in_flight.remove(&timeframe);
+        self.let_go(dropped.as_slice());
+        dropped.ok_or(CacheError::UnknownTimeframe { timeframe })
+    }
+
+    /// What is pinned for those that are there, and for those that will be.
+    pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
+        let pins = |timeframe: &Arc<Timeframe>| match &*timeframe.load.borrow() {
+            LoadState::Ready(assembled) => Some(Arc::clone(&assembled.pins)),
+            LoadState::Loading | LoadState::Gone => None,
+        };
+        let claimed = |timeframe: &Arc<Timeframe>| Arc::clone(timeframe.claim().pins());
+        let all = self.all();
+        all.iter().filter_map(pins).chain(all.iter().map(claimed)).collect()
+    }
+
+    /// For how long `consumer` holds the timeframe that it was sent first of those it holds.
+    pub(crate) fn held_longest(&self, consumer: &str, now: Moment) -> Option<Duration> {
+        let held = |timeframe: &Arc<Timeframe>| {
+            let consumers = timeframe.consumers();
+            let reader = consumers.get(consumer)?;
+            let sent = reader.state == ConsumerState::Delivered;
+            reader.since.filter(|_| sent).map(|since| now.since(since))
+        };
+        self.all().iter().filter_map(held).max()
+    }
+
+    /// Who has which timeframe for `after` now, and had not before.
+    pub(crate) fn newly_slow(&self, now: Moment, after: Duration) -> Vec<(u64, SlowHolder)> {
+        let late = |timeframe: &Arc<Timeframe>| {
+            let late = timeframe.newly_slow(now, after).into_iter();
+            late.map(|late| (timeframe.id(), late)).collect::<Vec<_>>()
+        };
+        self.all().iter().flat_map(late).collect()
+    }
+
+    /// All of them, by id.
+    pub(crate) fn all(&self) -> Vec<Arc<Timeframe>> {
+        self.state().in_flight.values().map(Arc::clone).collect()
+    }
+
+    /// The `limit` with the highest ids.
+    pub(crate) fn latest(&self, limit: usize) -> Vec<Arc<Timeframe>> {
+        let state = self.state();
+        let latest = state.in_flight.values().rev().take(limit);
+        latest.map(Arc::clone).collect()
+    }
+
+    /// The columns as a registration has them: one after the other comes with the same.
+    pub(crate) fn shared_columns(&self, columns: &[ColumnRequest]) -> Arc<[ColumnRequest]> {
+        let mut last = self.last_columns.lock().unwrap_or_else(PoisonError::into_inner);
+        if **last != *columns {
+            *last = columns.into();
+        }
+        Arc::clone(&last)
+    }
+
+    /// How many are in flight.
+    pub(crate) fn len(&self) -> usize {
+        self.state().in_flight.len()
+    }
+
+    pub(crate) fn clear(&self) {
+        let dropped = std::mem::take(&mut self.state().in_flight);
+        dropped.values().for_each(|timeframe| timeframe.set_gone());
+        self.room.notify_waiters();
+    }
+}
+
+/// Of consumers whose clients are gone, this many watermarks are kept.
+const MAX_IDLE_WATERMARKS: usize = 10_000;
+/// What a watermark takes beside the consumer's name.
+const WATERMARK_BYTES: usize = 160;
+
+/// All timeframes below are done.
+#[derive(Debug)]
+struct Watermark {
+    oldest: u64,
+    set: Moment,
+    /// Its memory, charged to the client that set it first, as long as that is there.
+    charge: Charge,
+}
+
+impl TimeframeMap {
+    fn set_watermark(
+        &mut self,
+        consumer: &str,
+        oldest: u64,
+        budget: &ClientBudget,
+        now: Moment,
+    ) -> Result<(), CacheError> {
+        // No timeframe can be registered for such a consumer: there is nothing to keep.
+        if consumer.len() > RequestLimits::MOST.name_bytes {
+            return Ok(());
+        }
+        if let Some(mark) = self.watermarks.get_mut(consumer) {
+            (mark.oldest, mark.set) = (oldest.max(mark.oldest), now);
+            return Ok(());
+        }
+        let bytes = (consumer.len() + WATERMARK_BYTES) as u64;
+        let charge = budget.charge(bytes, "the watermark of a consumer")?;
+        self.watermarks.insert(consumer.to_owned(), Watermark { oldest, set: now, charge });
+        Ok(())
+    }
+
+    fn sweep_watermarks(&mut self) {
+        let mut idle: Vec<Moment> = Vec::new();
+        for mark in self.watermarks.values_mut().filter(|mark| mark.charge.client_is_gone()) {
+            mark.charge.shrink_to(0);
+            idle.push(mark.set);
+        }
+        if idle.len() > MAX_IDLE_WATERMARKS {
+            idle.sort_unstable();
+            let mut surplus = idle.len() - MAX_IDLE_WATERMARKS;
+            let last = idle[surplus - 1];
+            self.watermarks.retain(|_, mark| {
+                let is_kept = !mark.charge.client_is_gone() || mark.set > last || surplus == 0;
+                surplus -= usize::from(!is_kept);
+                is_kept
+            });
+            self.watermarks.shrink_to_fit();
+        }
+    }
+
+    fn known(&self, registration: &Registration) -> Result<Option<Arc<Timeframe>>, CacheError> {
+        let Some(known) = self.in_flight.get(&registration.timeframe) else { return Ok(None) };
+        match known.difference(registration) {
+            None => Ok(Some(Arc::clone(known))),
+            Some(difference) => {
+                let timeframe = registration.timeframe;
+                Err(CacheError::TimeframeExists { timeframe, difference })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+
+    #[test]
+    fn watermarks_are_charged_and_those_of_clients_that_are_gone_are_few() {
+        let timeframes = Timeframes::new(Clock::system(), Arc::default());
+        let budget = Budget::new(64 << 20);
+        let client = budget.client("one");
+        let set = |name: &str, client: &ClientBudget| timeframes.oldest_possible(name, 1, client);
+        for n in 0..20_000 {
+            set(&format!("n{n}"), &client).unwrap();
+        }
+        assert!(budget.used_bytes() > 20_000 * WATERMARK_BYTES as u64);
+        timeframes.sweep_watermarks();
+        assert_eq!(timeframes.state().watermarks.len(), 20_000);
+        let other = budget.client("other");
+        set("of a client that stays", &other).unwrap();
+        drop(client);
+        timeframes.sweep_watermarks();
+        assert_eq!(budget.used_bytes(), ("of a client that stays".len() + WATERMARK_BYTES) as u64);
+        let state = timeframes.state();
+        assert_eq!(state.watermarks.len(), MAX_IDLE_WATERMARKS + 1);
+        assert!(state.watermarks.contains_key("of a client that stays"));
+    }
+
+    #[test]
+    fn a_client_sets_no_more_watermarks_than_its_account_has_room_for() {
+        let timeframes = Timeframes::new(Clock::system(), Arc::default());
+        let client = Budget::new(4_000).client("one");
+        let set = |name: &str| timeframes.oldest_possible(name, 1, &client);
+        let refused = (0..10).map(|n| set(&format!("n{n}"))).filter(Result::is_err).count();
+        assert!(refused > 0 && refused < 10, "{refused}");
+        // One that is there moves on all the same, and a name that no timeframe can have is not kept.
+        assert!(set("n0").is_ok());
+        assert!(set(&"x".repeat(1_000_000)).is_ok());
+        assert!(timeframes.state().watermarks.len() < 10);
+    }
+}

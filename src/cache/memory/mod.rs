@@ -1,0 +1,12 @@
+//! Objects in shared memory: pins, eviction, and memory reserved for timeframes in flight.
+
+mod eviction;
+pub(crate) mod in_use;
+pub(crate) mod object;
+mod pin_count;
+pub(crate) mod pin_request;
+pub(crate) mod publish;
+pub(crate) mod reservations;
+pub(crate) mod residency;
+#[cfg(test)]
+pub(crate) mod samples;

@@ -1,0 +1,136 @@
+//! The one way from bytes to a block that resolves: size and MD5 are those of the source's own
+//! description.
+//!
+//! ```text
+//!  source, disk, predecessor ──bytes──▶ Reservation ──check──▶ Verified ──admit──▶ Resident
+//!                                            │ other size, other MD5
+//!                                            └──▶ NotAsDescribed, nothing is published
+//! ```
+//!
+//! [`Residency::admit`](crate::cache::memory::residency::Residency::admit) takes nothing but a [`Verified`], and a
+//! [`Verified`] is made here alone.
+
+use md5::{Digest as _, Md5};
+
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+use crate::shm::{Block, Reservation};
+
+/// What the source says of a version's bytes.
+#[derive(Debug, Clone)]
+pub(crate) struct Description {
+    pub(crate) id: ObjectId,
+    pub(crate) path: ObjectPath,
+    pub(crate) size_bytes: Option<u64>,
+    pub(crate) md5: Option<Md5Sum>,
+}
+
+impl From<&ObjectInfo> for Description {
+    fn from(version: &ObjectInfo) -> Self {
+        let ObjectInfo { id, path, size_bytes, md5, .. } = version;
+        Self { id: *id, path: path.clone(), size_bytes: *size_bytes, md5: *md5 }
+    }
+}
+
+/// Bytes that are not those of their description.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotAsDescribed {
+    #[error("it has {found} bytes, expected {expected}")]
+    Size { expected: u64, found: u64 },
+    #[error("its MD5 is {found}, expected {expected}")]
+    Md5 { expected: Md5Sum, found: Md5Sum },
+}
+
+/// Bytes in shared memory that are those of their description, and not published yet.
+#[derive(Debug)]
+pub(crate) struct Verified {
+    reservation: Reservation,
+    description: Description,
+}
+
+impl Verified {
+    /// Checks the whole payload of `reservation`. `md5` is the digest of these very bytes, where
+    /// their source has computed it while it wrote them; else it is computed here, which takes
+    /// [`hashes`](Self::hashes) bytes' time.
+    ///
+    /// # Errors
+    /// [`NotAsDescribed`]; the reservation is given back.
+    pub(crate) fn check(
+        mut description: Description,
+        mut reservation: Reservation,
+        md5: Option<Md5Sum>,
+    ) -> Result<Self, NotAsDescribed> {
+        let found = reservation.size_bytes();
+        if let Some(expected) = description.size_bytes.filter(|expected| *expected != found) {
+            return Err(NotAsDescribed::Size { expected, found });
+        }
+        if let Some(expected) = description.md5 {
+            let found = md5.unwrap_or_else(|| {
+                reservation.settle(reservation.size_bytes() as usize);
+                md5_of(reservation.settled())
+            });
+            if found != expected {
+                return Err(NotAsDescribed::Md5 { expected, found });
+            }
+        }
+        description.md5 = description.md5.or(md5);
+        Ok(Self { reservation, description })
+    }
+
+    /// How many bytes [`check`](Self::check) has to hash.
+    pub(crate) fn hashes(
+        description: &Description,
+        reservation: &Reservation,
+        md5: Option<Md5Sum>,
+    ) -> u64 {
+        match (description.md5, md5) {
+            (Some(_), None) => reservation.size_bytes(),
+            _ => 0,
+        }
+    }
+
+    /// Makes it a block that resolves.
+    pub(crate) fn publish(self) -> (Block, ObjectPath, Option<Md5Sum>) {
+        let Self { reservation, description: Description { id, path, md5, .. } } = self;
+        (reservation.publish(id), path, md5)
+    }
+}
+
+pub(crate) fn md5_of(bytes: &[u8]) -> Md5Sum {
+    Md5Sum(Md5::digest(bytes).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::memory::samples::home;
+
+    fn description(size_bytes: Option<u64>, md5: Option<Md5Sum>) -> Description {
+        let path = ObjectPath::new("A/B").unwrap();
+        Description { id: ObjectId::from_bytes([1; 16]), path, size_bytes, md5 }
+    }
+
+    #[test]
+    fn only_bytes_of_the_described_size_and_digest_can_be_published() {
+        let home = home(4);
+        let room = || {
+            let mut room = home.reserve(5).unwrap();
+            room.fill(b"right");
+            room
+        };
+        let (right, wrong) = (md5_of(b"right"), md5_of(b"wrong"));
+        let check = |size, md5, known| Verified::check(description(size, md5), room(), known);
+        assert!(check(None, None, None).is_ok());
+        assert!(check(Some(5), Some(right), None).is_ok());
+        assert!(check(Some(5), Some(right), Some(right)).is_ok());
+        let refused = check(Some(4), Some(right), None).unwrap_err();
+        assert_eq!(refused, NotAsDescribed::Size { expected: 4, found: 5 });
+        for known in [None, Some(right)] {
+            let refused = check(Some(5), Some(wrong), known).unwrap_err();
+            assert_eq!(refused, NotAsDescribed::Md5 { expected: wrong, found: right });
+        }
+        assert!(check(None, Some(right), Some(wrong)).is_err(), "the source says it is another");
+        assert_eq!(home.pool().used_bytes(), 0, "what is refused leaves nothing behind");
+        let (block, _, md5) = check(None, None, Some(right)).unwrap().publish();
+        assert_eq!((block.payload(), md5), (&b"right"[..], Some(right)));
+    }
+}

@@ -1,0 +1,441 @@
+//! Which objects are in shared memory, and which of them have to go when room is needed.
+//!
+//! ```text
+//!             load                    last pin gone
+//!   (source) ──────▶ resident, pinned ─────────────▶ resident, candidate ──evicted──▶ (free)
+//!                        ▲                                │
+//!                        └──────────── pinned again ──────┘
+//! ```
+//!
+//! An object lives as long as one `Arc<Resident>` does. Each pin holds one, and so does the queue of
+//! the candidates, which says who of them goes first; the map by id has only a `Weak`. So eviction
+//! never takes what is pinned, and what the allocator says decides alone whether there is room.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Instant;
+
+use foldhash::fast::RandomState;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use crate::cache::memory::eviction::EvictionQueues;
+use crate::cache::memory::object::{ObjectHome, Pin, Resident};
+use crate::cache::memory::publish::Verified;
+use crate::cache::restart::{LogRecord, ObjectLog};
+use crate::object::ObjectId;
+use crate::shm::{Pool, PoolError, Reservation};
+use crate::telemetry::Counters;
+
+const SHARDS: usize = 64;
+/// If so many times the size of an object was evicted in vain, what is no object goes too.
+const MANY_TIMES: u64 = 8;
+/// An object that is asked for again within this time was used once: by one table, as a rule, and its
+/// consumers.
+const TOUCH_MILLIS: u128 = 256;
+
+/// The objects in shared memory.
+pub(crate) struct Residency {
+    pool: Pool,
+    /// Where it is written down what lies where, if anybody keeps it.
+    object_log: Option<Arc<ObjectLog>>,
+    map: ObjectMap,
+    eviction_queues: EvictionQueues,
+    counters: Arc<Counters>,
+    pinned_bytes: AtomicU64,
+    evicting: Mutex<()>,
+    /// Moments of touches are counted from here.
+    began: Instant,
+    /// How many objects have gone since the last [`sweep`](Self::sweep).
+    gone: AtomicU64,
+    /// Rung whenever memory may have become free.
+    room: Notify,
+    reclaimable: OnceLock<Weak<dyn Reclaimable>>,
+}
+
+/// Blocks in the memory that are no objects, and that are given back when objects need their room.
+pub(crate) trait Reclaimable: Send + Sync {
+    /// What they take of the memory.
+    fn bytes(&self) -> u64;
+
+    /// Gives all of them back.
+    fn reclaim_all(&self);
+}
+
+/// Pins one object after the other; their bytes count as pinned when it is dropped, which has to be
+/// before any of the pins is.
+pub(crate) struct Pinning<'a> {
+    home: &'a Residency,
+    /// This moment, for touches.
+    tick: u16,
+    bytes: u64,
+}
+
+impl Pinning<'_> {
+    /// Pins the object if it is resident.
+    pub(crate) fn by_id(&mut self, id: ObjectId) -> Option<Pin> {
+        let resident = self.home.map.get(id)?;
+        Some(self.take(resident))
+    }
+
+    /// Pins an object of this residency.
+    pub(crate) fn take(&mut self, resident: Arc<Resident>) -> Pin {
+        resident.touch(self.tick);
+        let (pin, bytes) = Pin::taken(resident);
+        self.bytes += bytes;
+        pin
+    }
+}
+
+impl Drop for Pinning<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.home.count_pinned(self.bytes);
+        }
+    }
+}
+
+/// The objects by id, in shards.
+struct ObjectMap {
+    hasher: RandomState,
+    shards: Vec<Mutex<Shard>>,
+}
+
+type Shard = HashMap<ObjectId, Weak<Resident>, RandomState>;
+
+impl ObjectMap {
+    fn shard(&self, id: ObjectId) -> MutexGuard<'_, Shard> {
+        let index = self.hasher.hash_one(id) as usize % SHARDS;
+        lock(&self.shards[index])
+    }
+
+    fn get(&self, id: ObjectId) -> Option<Arc<Resident>> {
+        self.shard(id).get(&id)?.upgrade()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Residency {
+    pub(crate) fn new(
+        pool: Pool,
+        counters: Arc<Counters>,
+        object_log: Option<Arc<ObjectLog>>,
+    ) -> Arc<Self> {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Arc::new(Self {
+            pool,
+            object_log,
+            map: ObjectMap { hasher: RandomState::default(), shards },
+            eviction_queues: EvictionQueues::default(),
+            counters,
+            pinned_bytes: AtomicU64::new(0),
+            evicting: Mutex::new(()),
+            began: Instant::now(),
+            gone: AtomicU64::new(0),
+            room: Notify::new(),
+            reclaimable: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Pins the object if it is resident. That counts as a use.
+    pub(crate) fn pin(&self, id: ObjectId) -> Option<Pin> {
+        self.pinning().by_id(id)
+    }
+
+    /// Pins many objects in the same moment.
+    pub(crate) fn pinning(&self) -> Pinning<'_> {
+        Pinning { home: self, tick: self.tick(), bytes: 0 }
+    }
+
+    /// This moment, for touches.
+    fn tick(&self) -> u16 {
+        // Any two moments that are not the same one differ, for some hours; more is not needed.
+        let tick = (self.began.elapsed().as_millis() / TOUCH_MILLIS) as u16;
+        tick.wrapping_add(1)
+    }
+
+    /// The object if it is resident. That is no use of it, and pins nothing.
+    pub(crate) fn find(&self, id: ObjectId) -> Option<Arc<Resident>> {
+        self.map.get(id)
+    }
+
+    /// An object is used by a consumer that looked it up by itself.
+    pub(crate) fn used(&self, resident: &Resident) {
+        resident.touch(self.tick());
+    }
+
+    /// The size of the object, if it is resident. That is no use of it.
+    pub(crate) fn size_of(&self, id: ObjectId) -> Option<u64> {
+        Some(self.map.get(id)?.block().size_bytes())
+    }
+
+    /// Room for `size_bytes`, if need be at the cost of candidates.
+    ///
+    /// That the system gives no further segment is no reason to fail as long as there are
+    /// candidates in those that it gave.
+    ///
+    /// # Errors
+    /// [`PoolError::NoRoom`] if all that is left is pinned, and what the pool says else.
+    pub(crate) fn reserve(&self, size_bytes: u64) -> Result<Reservation, PoolError> {
+        match self.pool.reserve(size_bytes) {
+            Err(PoolError::NoRoom { .. } | PoolError::Segment { .. }) => {}
+            other => return other,
+        }
+        // One evicts at a time, or two would throw out twice as much as they need.
+        let _evicting = lock(&self.evicting);
+        let mut wanted_bytes = Pool::charge(size_bytes);
+        let mut exhausted = false;
+        loop {
+            match self.pool.reserve(size_bytes) {
+                Err(error @ (PoolError::NoRoom { .. } | PoolError::Segment { .. })) => {
+                    if exhausted {
+                        return Err(error);
+                    }
+                }
+                other => return other,
+            }
+            exhausted = self.evict_bytes(wanted_bytes) < wanted_bytes;
+            if exhausted || wanted_bytes >= MANY_TIMES.saturating_mul(Pool::charge(size_bytes)) {
+                // It may lie between what is free, and is made again.
+                if let Some(reclaimable) = self.reclaimable() {
+                    reclaimable.reclaim_all();
+                }
+            }
+            // What was thrown out may lie scattered, or be pinned by somebody: ask for more.
+            wanted_bytes = wanted_bytes.saturating_mul(2);
+        }
+    }
+
+    /// Room in the segments that are there, without evicting anything: it takes no time.
+    pub(crate) fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
+        self.pool.reserve_now(size_bytes)
+    }
+
+    /// Evicts at least `wanted_bytes`, or everything that is not pinned. Gives how many bytes it
+    /// evicted.
+    fn evict_bytes(&self, wanted_bytes: u64) -> u64 {
+        let in_use = self.pool.used_slots();
+        let (mut bytes, mut used) = (0, Vec::new());
+        while bytes < wanted_bytes
+            && let Some(resident) = self.eviction_queues.evict()
+        {
+            if in_use.binary_search(&resident.block().generation()).is_ok() {
+                used.push(resident);
+                continue;
+            }
+            bytes += resident.charged_bytes();
+            self.counters.evictions.add(u64::from(resident.pins() == 0));
+        }
+        // Those that are pinned from here on keep their places: see `Block`'s drop.
+        used.iter().for_each(|resident| self.eviction_queues.add(resident));
+        bytes
+    }
+
+    /// What is given back for objects. Set once.
+    pub(crate) fn set_reclaimable(&self, reclaimable: Weak<dyn Reclaimable>) {
+        let _ = self.reclaimable.set(reclaimable);
+    }
+
+    fn reclaimable(&self) -> Option<Arc<dyn Reclaimable>> {
+        self.reclaimable.get()?.upgrade()
+    }
+
+    /// Candidates that `which` picks are none any more; unless pinned, they are gone. Gives how many
+    /// are.
+    pub(crate) fn unlist(&self, which: impl Fn(&Resident) -> bool) -> u64 {
+        let taken = self.eviction_queues.take(which);
+        taken.iter().filter(|resident| resident.pins() == 0).count() as u64
+    }
+
+    /// Whether nothing is kept any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.eviction_queues.is_closed()
+    }
+
+    /// Lets all candidates go, and keeps none from now on.
+    pub(crate) fn close(&self) {
+        self.eviction_queues.close();
+    }
+
+    /// Publishes an object and pins it: the only way in which bytes become visible under an id.
+    ///
+    /// If the object is resident already, that one is pinned and the new block given up. If an object
+    /// of the same id and other bytes is resident, and nothing pins it, the new one takes its place.
+    pub(crate) fn admit(self: &Arc<Self>, object: Verified) -> Pin {
+        let (block, path, md5) = object.publish();
+        let id = block.id();
+        let entry = self.object_log.as_ref().and_then(|object_log| {
+            let (header, crc32c) = (block.meta_header(), block.crc32c());
+            object_log.enter(&LogRecord { header, id, md5, crc32c, path: path.clone() })
+        });
+        let home: Weak<dyn ObjectHome> = Arc::downgrade(&(Arc::clone(self) as Arc<dyn ObjectHome>));
+        let fresh = Resident::new(path, md5, entry, block, home);
+        let mut replaced = None;
+        let mut shard = self.map.shard(id);
+        let resident = match shard.get(&id).and_then(Weak::upgrade) {
+            Some(earlier) if earlier.has_bytes_of(&fresh) || earlier.pins() > 0 => earlier,
+            earlier => {
+                replaced = earlier;
+                shard.insert(id, Arc::downgrade(&fresh));
+                Arc::clone(&fresh)
+            }
+        };
+        let (pin, bytes) = Pin::taken(resident);
+        drop(shard);
+        self.count_pinned(bytes);
+        if let Some(replaced) = replaced {
+            self.unlist(|resident| std::ptr::eq(resident, &*replaced));
+        }
+        pin
+    }
+
+    /// Has `links` looked through, if many of them may lead to what has gone.
+    pub(crate) fn sweep(&self, links: impl FnOnce()) {
+        const MANY: u64 = 1_000;
+        if self.gone.load(Ordering::Relaxed) >= MANY {
+            self.gone.store(0, Ordering::Relaxed);
+            links();
+        }
+    }
+
+    pub(crate) fn count_pinned(&self, bytes: u64) {
+        self.pinned_bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// Wakes all who wait for [`room`](Self::room).
+    pub(crate) fn ring(&self) {
+        self.room.notify_waiters();
+    }
+
+    /// Comes when memory may have become free.
+    pub(crate) fn room(&self) -> Notified<'_> {
+        self.room.notified()
+    }
+
+    /// Every resident object, as of now.
+    pub(crate) fn residents(&self) -> Vec<Arc<Resident>> {
+        self.map
+            .shards
+            .iter()
+            .flat_map(|shard| {
+                let shard = lock(shard);
+                let residents = shard.values().filter_map(Weak::upgrade);
+                residents.collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// Looks at every resident object, a shard at a time and without keeping any: what is being
+    /// looked at while `look` runs holds up a 64th of the objects.
+    pub(crate) fn for_each_object(&self, mut look: impl FnMut(&Arc<Resident>)) {
+        for shard in &self.map.shards {
+            let mut last = Vec::new();
+            for resident in lock(shard).values() {
+                if let Some(resident) = resident.upgrade() {
+                    look(&resident);
+                    last.push(resident);
+                }
+            }
+            // Outside of the lock: one of these may be the last reference meanwhile.
+            drop(last);
+        }
+    }
+
+    /// Whether the object is resident, and how many pins keep it. No touch.
+    pub(crate) fn pins_of(&self, id: ObjectId) -> Option<u32> {
+        self.map.get(id).map(|resident| resident.pins())
+    }
+
+    /// What is wrong with the bytes that are counted for `residents`, if anything: the name of each
+    /// sum, and a sentence.
+    pub(crate) fn faults_of_sums(
+        &self,
+        residents: &[Arc<Resident>],
+    ) -> Vec<(&'static str, String)> {
+        let pinned = residents.iter().filter(|resident| resident.pins() > 0);
+        let pinned: u64 = pinned.map(|resident| resident.charged_bytes()).sum();
+        let listed = self.eviction_queues.counted_bytes();
+        let mut faults = Vec::new();
+        let counted = self.pinned_bytes();
+        if pinned != counted {
+            faults.push(("pinned", format!("{pinned} bytes are pinned, {counted} are counted")));
+        }
+        let counted = self.eviction_queues.bytes();
+        if listed != counted {
+            let text = format!("{listed} bytes are candidates for eviction, {counted} are counted");
+            faults.push(("candidates", text));
+        }
+        faults
+    }
+
+    /// How many objects are resident.
+    pub(crate) fn objects(&self) -> usize {
+        self.map.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    /// Bytes that no eviction makes free: pinned, reserved, or in the hands of a load. At least so
+    /// many.
+    pub(crate) fn unevictable_bytes(&self) -> u64 {
+        let reclaimable = self.reclaimable().map_or(0, |reclaimable| reclaimable.bytes());
+        // A candidate that is pinned again stays one.
+        let evictable = self.eviction_queues.bytes().saturating_add(reclaimable);
+        self.pool.used_bytes().saturating_sub(evictable).max(self.pinned_bytes())
+    }
+
+    /// Empties the memory of all that is not pinned, and gives the segments back that are empty then.
+    pub(crate) fn clear_out(&self) {
+        let _evicting = lock(&self.evicting);
+        let gone = self.unlist(|_| true);
+        self.counters.evictions.add(gone);
+        self.pool.give_back_empty_segments();
+    }
+
+    /// Bytes of memory that pins keep.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        self.pinned_bytes.load(Ordering::Acquire)
+    }
+}
+
+impl ObjectHome for Residency {
+    fn forget(&self, id: ObjectId) {
+        {
+            let mut shard = self.map.shard(id);
+            // Meanwhile the object may have been loaded anew: then the entry belongs to the new one.
+            if shard.get(&id).is_some_and(|resident| resident.strong_count() == 0) {
+                shard.remove(&id);
+            }
+        }
+        self.gone.fetch_add(1, Ordering::Relaxed);
+        self.ring();
+    }
+
+    fn last_pin_gone(&self, object: &Arc<Resident>) {
+        self.eviction_queues.add(object);
+    }
+
+    fn unpinned(&self, bytes: u64) {
+        if bytes > 0 {
+            self.pinned_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            self.ring();
+        }
+    }
+}
+
+impl fmt::Debug for Residency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Residency")
+            .field("objects", &self.objects())
+            .field("pinned_bytes", &self.pinned_bytes())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,39 @@
+//! Small objects in a small memory, for tests.
+
+use std::sync::Arc;
+
+use crate::cache::memory::object::Pin;
+use crate::cache::memory::publish::{Description, Verified};
+use crate::cache::memory::residency::Residency;
+use crate::object::{Md5Sum, ObjectId, ObjectPath};
+use crate::shm::{Pool, PoolOptions};
+
+/// What each takes of the memory.
+pub(crate) const CHARGED_BYTES: u64 = 4096;
+pub(crate) const OBJECT_BYTES: u64 = CHARGED_BYTES - 64;
+
+/// Memory for so many.
+pub(crate) fn home(objects: usize) -> Arc<Residency> {
+    // A page for the head of the segment, and one of which its last bytes stay unused.
+    let bytes = (objects as u64 + 2) * CHARGED_BYTES;
+    let options =
+        PoolOptions { memory_bytes: bytes, segment_bytes: bytes, ..PoolOptions::default() };
+    Residency::new(Pool::new(options).unwrap(), Arc::default(), None)
+}
+
+pub(crate) fn id(n: usize) -> ObjectId {
+    ObjectId::from_bytes((n as u128).to_be_bytes())
+}
+
+/// The object `n`, loaded if it is not there.
+pub(crate) fn object(home: &Arc<Residency>, n: usize) -> Pin {
+    home.pin(id(n)).unwrap_or_else(|| {
+        let mut room = home.reserve(OBJECT_BYTES).unwrap();
+        room.fill(&[n as u8; OBJECT_BYTES as usize]);
+        let md5 = Some(Md5Sum([n as u8; 16]));
+        let path = ObjectPath::new("A/B").unwrap();
+        let description = Description { id: id(n), path, size_bytes: None, md5 };
+        // As a source gives it: tests of places and links need no real digest.
+        home.admit(Verified::check(description, room, md5).unwrap())
+    })
+}

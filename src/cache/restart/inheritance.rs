@@ -1,0 +1,238 @@
+//! What a predecessor left, and how it becomes ours: each object checked before it is trusted.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::object_log::{LogRecord, ObjectLog};
+use super::timelines::{SavedTimelines, TimelineFiles};
+use super::{DescriptorStore, PREFIX};
+use crate::error::Coded as _;
+use crate::object::{ObjectId, ObjectInfo};
+use crate::shm::{Epoch, Kind, Mappings, Pool, PoolError, Reservation};
+
+/// The descriptors that a predecessor left.
+#[derive(Debug, Default)]
+pub struct Inheritance {
+    segments: BTreeMap<(u64, u16), (String, OwnedFd)>,
+    ledgers: Vec<(u64, OwnedFd)>,
+    notes: Vec<OwnedFd>,
+    /// Those of ledgers and notes.
+    names: Vec<String>,
+}
+
+impl Inheritance {
+    /// Of these descriptors and their names, those that a service of ours left; the others come
+    /// back.
+    pub fn of(
+        files: impl IntoIterator<Item = (String, OwnedFd)>,
+    ) -> (Self, Vec<(String, OwnedFd)>) {
+        let (mut inheritance, mut others) = (Self::default(), Vec::new());
+        for (name, file) in files {
+            let parts = name.strip_prefix(PREFIX).map(|rest| rest.split('-').collect::<Vec<_>>());
+            let epoch = |text: &str| u64::from_str_radix(text, 16).ok();
+            match parts.as_deref() {
+                Some(["segment", of, id]) if let (Some(of), Ok(id)) = (epoch(of), id.parse()) => {
+                    inheritance.segments.insert((of, id), (name, file));
+                }
+                Some(["ledger", of]) if let Some(of) = epoch(of) => {
+                    inheritance.ledgers.push((of, file));
+                    inheritance.names.push(name);
+                }
+                Some(["notes", of, _]) if epoch(of).is_some() => {
+                    inheritance.notes.push(file);
+                    inheritance.names.push(name);
+                }
+                _ => others.push((name, file)),
+            }
+        }
+        (inheritance, others)
+    }
+
+    /// What is noted of the versions, if it can be read.
+    pub(crate) fn saved_timelines(&self) -> Option<SavedTimelines> {
+        TimelineFiles::read(&self.notes)
+    }
+
+    /// The objects that may be there.
+    pub(crate) fn inherited_objects(
+        self,
+        descriptor_store: Option<Arc<dyn DescriptorStore>>,
+    ) -> InheritedObjects {
+        // Each with its place in `by_segment`.
+        let mut segments: HashMap<(u64, u16), (Arc<Mappings>, usize)> = HashMap::new();
+        let mut names = self.names;
+        let mut by_segment: Vec<(String, Vec<Arc<InheritedObject>>)> = Vec::new();
+        for (&(epoch, id), (name, file)) in &self.segments {
+            let size = rustix::fs::fstat(file).map_or(0, |facts| facts.st_size);
+            let size = u64::try_from(size).unwrap_or(0);
+            // Only what is sealed is mapped: nobody can shorten it under our feet.
+            let mapped =
+                Mappings::default().with(Kind::Segment, id, size, Epoch(epoch), file.as_fd());
+            match mapped {
+                Ok(mapped) => {
+                    segments.insert((epoch, id), (Arc::new(mapped), by_segment.len()));
+                    by_segment.push((name.clone(), Vec::new()));
+                }
+                Err(error) => {
+                    tracing::info!("{name} is of no use: {}", error.message());
+                    names.push(name.clone());
+                }
+            }
+        }
+        let mut by_id = HashMap::new();
+        for (epoch, file) in &self.ledgers {
+            let records = ObjectLog::read(file).unwrap_or_else(|error| {
+                tracing::warn!(%error, "the ledger of a predecessor cannot be read");
+                Vec::new()
+            });
+            for record in records {
+                let place = (*epoch, record.header.segment_id);
+                let Some((mapped, place)) = segments.get(&place) else { continue };
+                let relic = Arc::new(InheritedObject { mapped: Arc::clone(mapped), record });
+                by_segment[*place].1.push(Arc::clone(&relic));
+                by_id.insert(relic.record.id, relic);
+            }
+        }
+        InheritedObjects {
+            left: Mutex::new(InheritedState { by_id, by_segment, names }),
+            descriptor_store,
+        }
+    }
+}
+
+/// An object of a predecessor.
+#[derive(Debug)]
+pub(crate) struct InheritedObject {
+    mapped: Arc<Mappings>,
+    pub(crate) record: LogRecord,
+}
+
+/// Why an object of a predecessor is not taken over.
+#[derive(Debug)]
+pub(crate) enum InheritRefusal {
+    /// It is not what the ledger says it is.
+    Damaged(String),
+    Pool(PoolError),
+}
+
+impl InheritedObject {
+    /// Whether it may be this version, by what the ledger says: of the digest that the source
+    /// describes, else of the same path. Its bytes are checked when it is published.
+    fn is(&self, version: &ObjectInfo) -> bool {
+        let LogRecord { header, md5, path, .. } = &self.record;
+        let right = match version.md5 {
+            Some(expected) => *md5 == Some(expected),
+            None => *path == version.path,
+        };
+        right && version.size_bytes.is_none_or(|bytes| bytes == header.size)
+    }
+
+    /// Copies it to where `reserve` makes room, checked by its block header and CRC-32C.
+    ///
+    /// # Errors
+    /// [`InheritRefusal`].
+    fn copy(
+        &self,
+        reserve: impl FnOnce(u64) -> Result<Reservation, PoolError>,
+    ) -> Result<Reservation, InheritRefusal> {
+        let payload = self.payload()?;
+        let mut reservation = reserve(payload.len() as u64).map_err(InheritRefusal::Pool)?;
+        reservation.append(payload);
+        self.check(reservation.crc32c())?;
+        Ok(reservation)
+    }
+
+    /// Its bytes, by its block header.
+    ///
+    /// # Errors
+    /// [`InheritRefusal::Damaged`].
+    pub(crate) fn payload(&self) -> Result<&[u8], InheritRefusal> {
+        let payload = self.mapped.resolve_inherited(&self.record.header);
+        payload.map_err(|error| InheritRefusal::Damaged(error.message()))
+    }
+
+    /// Whether a copy with this CRC-32C is right.
+    ///
+    /// # Errors
+    /// [`InheritRefusal::Damaged`].
+    pub(crate) fn check(&self, found: u32) -> Result<(), InheritRefusal> {
+        let expected = self.record.crc32c;
+        if found == expected {
+            return Ok(());
+        }
+        let reason = format!("its CRC-32C is {found:08x}, expected {expected:08x}");
+        Err(InheritRefusal::Damaged(reason))
+    }
+}
+
+/// The objects of predecessors that are not ours yet.
+#[derive(Debug)]
+pub(crate) struct InheritedObjects {
+    left: Mutex<InheritedState>,
+    descriptor_store: Option<Arc<dyn DescriptorStore>>,
+}
+
+#[derive(Debug, Default)]
+struct InheritedState {
+    by_id: HashMap<ObjectId, Arc<InheritedObject>>,
+    by_segment: Vec<(String, Vec<Arc<InheritedObject>>)>,
+    names: Vec<String>,
+}
+
+impl InheritedObjects {
+    fn left(&self) -> MutexGuard<'_, InheritedState> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a predecessor left nothing at all, not even what is of no use.
+    pub(crate) fn is_empty(&self) -> bool {
+        let left = self.left();
+        left.by_segment.is_empty() && left.names.is_empty()
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.left().by_id.len()
+    }
+
+    /// The object of a version, if it is there.
+    pub(crate) fn find(&self, version: &ObjectInfo) -> Option<Arc<InheritedObject>> {
+        let left = self.left();
+        left.by_id.get(&version.id).filter(|relic| relic.is(version)).cloned()
+    }
+
+    /// Takes all of them over that fit without throwing anything out; `admit` publishes one, unless
+    /// that is not wanted any more. Gives segment after segment back. Blocks as long as the copying
+    /// takes.
+    pub(crate) fn take_over(&self, pool: &Pool, admit: impl Fn(&LogRecord, Reservation) -> bool) {
+        let mut going_on = true;
+        loop {
+            let Some((name, inherited_objects)) = self.left().by_segment.pop() else { break };
+            for relic in inherited_objects {
+                if !going_on {
+                    break;
+                }
+                // One that a request has brought in meanwhile is admitted to no harm, and gone.
+                match relic.copy(|bytes| pool.reserve(bytes)) {
+                    Ok(reservation) => going_on = admit(&relic.record, reservation),
+                    Err(InheritRefusal::Pool(_)) => going_on = false,
+                    Err(InheritRefusal::Damaged(reason)) => {
+                        let (path, id) = (&relic.record.path, relic.record.id);
+                        tracing::warn!(%path, %id, reason, "an object is not taken over");
+                    }
+                }
+                self.left().by_id.remove(&relic.record.id);
+            }
+            self.forget(&name);
+        }
+        let InheritedState { names, .. } = std::mem::take(&mut *self.left());
+        names.iter().for_each(|name| self.forget(name));
+    }
+
+    fn forget(&self, name: &str) {
+        if let Some(descriptor_store) = &self.descriptor_store {
+            descriptor_store.forget(name);
+        }
+    }
+}

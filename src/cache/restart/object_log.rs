@@ -1,0 +1,271 @@
+//! Which object lies where: a file without a name, one record per object.
+//!
+//! ```text
+//!   0  u64   generation of the block; 0: nothing is here
+//!   8  u64   its handle, as in a MetaHeader
+//!  16  u64   bytes of the payload
+//!  24  16 B  object id
+//!  40  16 B  MD5 of the payload
+//!  56  u32   CRC-32C of the payload
+//!  60  u16   segment
+//!  62  u8    1: the MD5 is known
+//!  63  u8    bytes of the path
+//!  64        the path, then zeros
+//! 252  u32   CRC-32C of all before
+//! ```
+//!
+//! All numbers are little endian. A path that does not fit is not written down, and its objects are
+//! loaded anew.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crc_fast::{CrcAlgorithm, checksum};
+use rustix::fs::{MemfdFlags, fstat, memfd_create};
+use rustix::io::{pread, pwrite, retry_on_intr};
+
+use crate::object::{Md5Sum, ObjectId, ObjectPath};
+use crate::shm::MetaHeader;
+
+const RECORD_BYTES: usize = 256;
+const PATH_AT: usize = 64;
+const CRC_AT: usize = RECORD_BYTES - 4;
+
+/// An object that lies somewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogRecord {
+    pub(crate) header: MetaHeader,
+    pub(crate) id: ObjectId,
+    pub(crate) md5: Option<Md5Sum>,
+    pub(crate) crc32c: u32,
+    pub(crate) path: ObjectPath,
+}
+
+fn crc(bytes: &[u8]) -> u32 {
+    // A CRC-32 has 32 bits.
+    checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}
+
+impl LogRecord {
+    /// `None` if there is no room for the path, or it lies in no segment.
+    fn to_bytes(&self) -> Option<[u8; RECORD_BYTES]> {
+        let path = self.path.as_str().as_bytes();
+        if path.len() > CRC_AT - PATH_AT || self.header.managed != 1 {
+            return None;
+        }
+        let mut bytes = [0; RECORD_BYTES];
+        let mut put = |at: usize, part: &[u8]| bytes[at..at + part.len()].copy_from_slice(part);
+        put(0, &self.header.hint.to_le_bytes());
+        put(8, &self.header.handle.to_le_bytes());
+        put(16, &self.header.size.to_le_bytes());
+        put(24, self.id.as_bytes());
+        put(40, &self.md5.unwrap_or(Md5Sum([0; 16])).0);
+        put(56, &self.crc32c.to_le_bytes());
+        put(60, &self.header.segment_id.to_le_bytes());
+        put(62, &[u8::from(self.md5.is_some()), path.len() as u8]);
+        put(PATH_AT, path);
+        let crc = crc(&bytes[..CRC_AT]);
+        bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        Some(bytes)
+    }
+
+    /// `None` if nothing is there, or not all of it.
+    fn parse(bytes: &[u8; RECORD_BYTES]) -> Option<Self> {
+        fn part<const N: usize>(bytes: &[u8; RECORD_BYTES], at: usize) -> [u8; N] {
+            let mut part = [0; N];
+            part.copy_from_slice(&bytes[at..at + N]);
+            part
+        }
+        let generation = u64::from_le_bytes(part(bytes, 0));
+        if generation == 0 || crc(&bytes[..CRC_AT]) != u32::from_le_bytes(part(bytes, CRC_AT)) {
+            return None;
+        }
+        let path = bytes.get(PATH_AT..PATH_AT + usize::from(bytes[63]))?;
+        Some(Self {
+            header: MetaHeader::managed(
+                u16::from_le_bytes(part(bytes, 60)),
+                i64::from_le_bytes(part(bytes, 8)),
+                u64::from_le_bytes(part(bytes, 16)),
+                generation,
+            ),
+            id: ObjectId::from_bytes(part(bytes, 24)),
+            md5: (bytes[62] == 1).then(|| Md5Sum(part(bytes, 40))),
+            crc32c: u32::from_le_bytes(part(bytes, 56)),
+            path: ObjectPath::new(std::str::from_utf8(path).ok()?).ok()?,
+        })
+    }
+}
+
+/// The records of all objects in the segments of this process.
+#[derive(Debug)]
+pub(crate) struct ObjectLog {
+    file: OwnedFd,
+    places: Mutex<FreeSlots>,
+    /// It stays as it is from now on.
+    left: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct FreeSlots {
+    free: Vec<u64>,
+    next: u64,
+}
+
+/// The record of an object: crossed out when this is dropped, which is before its place is free.
+#[derive(Debug)]
+pub(crate) struct LogEntry {
+    object_log: Arc<ObjectLog>,
+    place: u64,
+}
+
+impl ObjectLog {
+    pub(super) fn new() -> io::Result<Self> {
+        let file = memfd_create("iovcache-ledger", MemfdFlags::CLOEXEC)?;
+        Ok(Self { file, places: Mutex::default(), left: AtomicBool::new(false) })
+    }
+
+    pub(super) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    fn places(&self) -> MutexGuard<'_, FreeSlots> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, place: u64, bytes: &[u8]) -> io::Result<()> {
+        let at = place * RECORD_BYTES as u64;
+        match retry_on_intr(|| pwrite(&self.file, bytes, at))? {
+            count if count == bytes.len() => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+
+    /// Writes an object down. That it cannot be is no failure: then a successor loads it anew.
+    pub(crate) fn enter(self: &Arc<Self>, record: &LogRecord) -> Option<LogEntry> {
+        let bytes = record.to_bytes()?;
+        let place = {
+            let mut places = self.places();
+            places.free.pop().unwrap_or_else(|| {
+                places.next += 1;
+                places.next - 1
+            })
+        };
+        let entry = LogEntry { object_log: Arc::clone(self), place };
+        if let Err(error) = self.write(place, &bytes) {
+            tracing::debug!(%error, "an object is not written down for a successor");
+            return None;
+        }
+        Some(entry)
+    }
+
+    /// Leaves everything as it stands now to a successor.
+    pub(crate) fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+    }
+
+    /// All that stands in the ledger of another process.
+    pub(super) fn read(file: impl AsFd) -> io::Result<Vec<LogRecord>> {
+        const PIECE: usize = 4096 * RECORD_BYTES;
+        let bytes = u64::try_from(fstat(&file)?.st_size).unwrap_or(0);
+        let mut records = Vec::new();
+        let mut piece = vec![0; PIECE];
+        let mut at = 0;
+        while at < bytes {
+            let count = retry_on_intr(|| pread(&file, &mut piece[..], at))?;
+            if count == 0 {
+                break;
+            }
+            // A record is written by one call: what is cut off at the end is none.
+            let (whole, _) = piece[..count].as_chunks::<RECORD_BYTES>();
+            records.extend(whole.iter().filter_map(LogRecord::parse));
+            at += (whole.len().max(1) * RECORD_BYTES) as u64;
+        }
+        Ok(records)
+    }
+}
+
+impl Drop for LogEntry {
+    fn drop(&mut self) {
+        if self.object_log.left.load(Ordering::Acquire) {
+            return;
+        }
+        // If it cannot be crossed out it is never written over either: what it says is compared with
+        // the header of the block, which is zeroed next.
+        if self.object_log.write(self.place, &[0; 8]).is_ok() {
+            self.object_log.places().free.push(self.place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(number: u8, path: &str) -> LogRecord {
+        LogRecord {
+            header: MetaHeader::managed(
+                3,
+                4144 + i64::from(number) * 64,
+                10,
+                7 + u64::from(number),
+            ),
+            id: ObjectId::from_bytes([number; 16]),
+            md5: number.is_multiple_of(2).then_some(Md5Sum([number; 16])),
+            crc32c: 0x1234_5678,
+            path: ObjectPath::new(path).unwrap(),
+        }
+    }
+
+    #[test]
+    fn what_is_there_is_read_and_what_went_is_not() {
+        let object_log = Arc::new(ObjectLog::new().unwrap());
+        let read = |object_log: &ObjectLog| {
+            let mut read = ObjectLog::read(object_log.file()).unwrap();
+            read.sort_by_key(|record| record.header.hint);
+            read
+        };
+        let mut entries: Vec<_> =
+            (0..5).map(|number| object_log.enter(&record(number, "A/B")).unwrap()).collect();
+        assert_eq!(read(&object_log), [0, 1, 2, 3, 4].map(|number| record(number, "A/B")));
+        drop(entries.remove(2));
+        drop(entries.remove(0));
+        assert_eq!(read(&object_log), [1, 3, 4].map(|number| record(number, "A/B")));
+        // The places are used again, and nothing grows.
+        entries.extend([5, 6].map(|number| object_log.enter(&record(number, "C")).unwrap()));
+        assert_eq!(read(&object_log).len(), 5);
+        assert_eq!(fstat(object_log.file()).unwrap().st_size, 5 * RECORD_BYTES as i64);
+        // Once it is left it stays.
+        object_log.leave();
+        drop(entries);
+        assert_eq!(read(&object_log).len(), 5);
+    }
+
+    #[test]
+    fn a_path_that_does_not_fit_is_left_out_and_the_longest_that_does_is_not() {
+        let object_log = Arc::new(ObjectLog::new().unwrap());
+        let longest = "x".repeat(CRC_AT - PATH_AT);
+        let entry = object_log.enter(&record(1, &longest)).unwrap();
+        assert_eq!(ObjectLog::read(object_log.file()).unwrap(), [record(1, &longest)]);
+        assert!(object_log.enter(&record(1, &format!("{longest}x"))).is_none());
+        drop(entry);
+    }
+
+    #[test]
+    fn half_of_a_record_is_none_wherever_the_writing_broke_off() {
+        let whole = record(2, "TPC/Calib/VDrift").to_bytes().unwrap();
+        let before = record(1, "TPC/Calib/Other").to_bytes().unwrap();
+        for end in 0..RECORD_BYTES {
+            for rest in [[0; RECORD_BYTES], before] {
+                let mut torn = rest;
+                torn[..end].copy_from_slice(&whole[..end]);
+                let read = LogRecord::parse(&torn);
+                let old = (torn == before).then(|| record(1, "TPC/Calib/Other"));
+                let new = (torn == whole).then(|| record(2, "TPC/Calib/VDrift"));
+                assert_eq!(read, old.or(new), "{end}");
+            }
+        }
+        assert_eq!(LogRecord::parse(&whole), Some(record(2, "TPC/Calib/VDrift")));
+    }
+}

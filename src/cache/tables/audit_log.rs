@@ -1,0 +1,132 @@
+//! One line per table that was answered, so that anyone can later prove which version served what.
+//!
+//! It is written at level info under [`TARGET`], and costs nothing where nobody listens to that:
+//! `serve --log warn,iovcache::table=info`.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::cache::memory::object::PinSet;
+use crate::object::ObjectInfo;
+use crate::table::{Cell, Content, Request, TableBody, When};
+
+/// Under which name the lines are logged.
+pub const TARGET: &str = "iovcache::table";
+
+/// A version, and the rows of a column that it served.
+#[derive(Debug, Serialize)]
+struct ServedRows<'a> {
+    column: &'a str,
+    path: &'a str,
+    object_id: String,
+    valid_from: i64,
+    valid_until: i64,
+    created: i64,
+    size: u64,
+    generation: u64,
+    rows: u64,
+    cache: &'static str,
+}
+
+impl<'a> ServedRows<'a> {
+    fn new(column: &'a str, path: &'a str, cell: &Cell, version: &ObjectInfo, rows: u64) -> Self {
+        Self {
+            column,
+            path,
+            object_id: version.id.to_string(),
+            valid_from: version.validity.from().as_millis(),
+            valid_until: version.validity.until().as_millis(),
+            created: version.created.as_millis(),
+            size: cell.header.size,
+            generation: cell.header.hint,
+            rows,
+            cache: cell.cache.name(),
+        }
+    }
+}
+
+/// Writes the line of a table.
+pub(crate) fn record(
+    rows: u64,
+    pins: &PinSet,
+    content: &Content,
+    request: &Request,
+    took: Duration,
+) {
+    if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
+        return;
+    }
+    let versions = served(content);
+    let bytes: u64 = pins.pins().iter().map(|pin| pin.payload().len() as u64).sum();
+    let (first, last) = times(content);
+    let timeframe = match &request.when {
+        When::Timeframe(timeframe) => Some(*timeframe),
+        _ => None,
+    };
+    tracing::info!(
+        target: TARGET,
+        timeframe,
+        consumer = request.consumer.as_deref(),
+        session = request.session.is_some(),
+        rows,
+        first,
+        last,
+        objects = pins.pins().len() as u64,
+        bytes,
+        took_micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        versions = %serde_json::to_string(&versions).unwrap_or_default(),
+        "table"
+    );
+}
+
+fn served(content: &Content) -> Vec<ServedRows<'_>> {
+    let version = |cell: &Cell| content.objects.version(cell.object);
+    match &content.shown {
+        TableBody::Rows { columns, .. } => columns
+            .iter()
+            .flat_map(|column| {
+                let mut rows = vec![0; column.cells.len()];
+                let mut start = 0;
+                for run in column.runs.iter() {
+                    let length = u64::try_from(run.end - start).unwrap_or(0);
+                    if let Some(count) = run.cell.and_then(|cell| rows.get_mut(cell as usize)) {
+                        *count += length;
+                    }
+                    start = run.end;
+                }
+                let of = |(cell, rows)| {
+                    ServedRows::new(&column.name, column.path.as_str(), cell, version(cell), rows)
+                };
+                column.cells.iter().zip(rows).map(of).collect::<Vec<_>>()
+            })
+            .collect(),
+        TableBody::Intervals(columns) => columns
+            .iter()
+            .flat_map(|column| {
+                let of = |cell| {
+                    ServedRows::new(&column.name, column.path.as_str(), cell, version(cell), 0)
+                };
+                column.cells.iter().map(of)
+            })
+            .collect(),
+    }
+}
+
+/// The first and the last time that the table answers.
+fn times(content: &Content) -> (Option<i64>, Option<i64>) {
+    let mut all: Box<dyn Iterator<Item = i64>> = match &content.shown {
+        TableBody::Rows { timestamps, .. } => {
+            Box::new(timestamps.runs().filter_map(|(_, at)| at).map(|at| at.as_millis()))
+        }
+        TableBody::Intervals(columns) => {
+            let rows = columns.iter().flat_map(|column| &column.rows);
+            Box::new(rows.flat_map(|row| {
+                [row.interval.from().as_millis(), row.interval.until().as_millis() - 1]
+            }))
+        }
+    };
+    let Some(first) = all.next() else { return (None, None) };
+    let (least, most) = all.fold((first, first), |(a, b), at| (a.min(at), b.max(at)));
+    (Some(least), Some(most))
+}

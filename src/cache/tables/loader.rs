@@ -1,0 +1,831 @@
+//! Brings the bytes of versions into shared memory and pins them, all of a table's or none.
+//!
+//! ```text
+//!  pin_all ──resident──▶ pin
+//!     │ not resident
+//!     ▼
+//!  one flight per object ──▶ Source::fetch ──▶ BlockBody ──▶ published block ──▶ pin
+//!     │ no room: all pins go
+//!     ▼
+//!  turn (200 ms at most, in the order of asking) ──room for all──▶ claim ──▶ load, without the turn
+//!     │ no room
+//!     ▼
+//!  rest (until there may be room, 1 s at most), then the next turn
+//! ```
+//!
+//! A request that waits for memory holds no pins, so two tables that each lack what the other has
+//! cannot wait for each other; and it keeps others from taking memory only for the short time of its
+//! turn, in which all that becomes free is its own. Registrations take the same turns. Timeframes in
+//! flight hold what they need and do not wait (`places`).
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use crate::cache::error::CacheError;
+use crate::cache::memory::object::{Likeness, Pin, PinSet};
+use crate::cache::memory::pin_request::{PinOutcome, PinRequest};
+use crate::cache::memory::publish::{Description, Verified};
+use crate::cache::memory::reservations::{Claim, LoadBuffer, Reservations, Reserved};
+use crate::cache::memory::residency::Residency;
+use crate::cache::restart::{InheritRefusal, InheritedObject, InheritedObjects};
+use crate::cache::single_flight::{CallLost, SingleFlight};
+use crate::object::{Md5Sum, ObjectInfo};
+use crate::shm::{Pool, PoolError, Reservation};
+use crate::source::{Body, BodyError, Source, SourceError};
+use crate::table::CacheState;
+use crate::telemetry::Counters;
+
+/// Shortest pause between two attempts to get memory.
+pub(crate) const MIN_RETRY: Duration = Duration::from_millis(5);
+/// Longest pause between two attempts of a registration to get its place.
+pub(crate) const MAX_RETRY: Duration = Duration::from_millis(250);
+/// For so long one request may keep the others from taking memory.
+const TURN: Duration = Duration::from_millis(200);
+/// Longest pause after a turn in which there was no room.
+const REST: Duration = Duration::from_secs(1);
+/// From this size on a digest is computed on a blocking thread.
+const HASH_BESIDE_FROM_BYTES: u64 = 256 << 10;
+/// How many objects of one table are fetched at a time.
+const PARALLEL_LOADS: usize = 64;
+
+/// Brings objects into shared memory.
+#[derive(Debug)]
+pub(crate) struct Loader {
+    residency: Arc<Residency>,
+    source: Arc<dyn Source>,
+    /// What a predecessor left is nearer than any source.
+    inherited_objects: Arc<InheritedObjects>,
+    counters: Arc<Counters>,
+    single_flight: SingleFlight<LoadKey, Result<Pin, LoadFailure>>,
+    /// The room that timeframes in flight have for what they lack.
+    places: Arc<Reservations>,
+    /// Held by the request that may take memory while others wait for it; first come, first served.
+    turn: tokio::sync::Mutex<()>,
+    /// Requests that wait for their turn, or have it.
+    waiting: AtomicUsize,
+    /// How many are bringing objects in, and have pins in hand that nobody else knows of.
+    under_way: AtomicUsize,
+}
+
+/// One of those who are counted.
+struct CountGuard<'a>(&'a AtomicUsize);
+
+impl<'a> CountGuard<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for CountGuard<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What decides the outcome of a load: all that the source says of the version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct LoadKey(Arc<ObjectInfo>);
+
+impl Hash for LoadKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+/// What a request that is not done yet waits for.
+#[derive(Debug, Default)]
+struct Wait {
+    for_memory: AtomicBool,
+    /// Of the largest object that found no room.
+    lacking_bytes: AtomicU64,
+}
+
+impl Wait {
+    fn begin(&self) {
+        self.for_memory.store(true, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.for_memory.store(false, Ordering::Relaxed);
+    }
+
+    fn is_for_memory(&self) -> bool {
+        self.for_memory.load(Ordering::Relaxed)
+    }
+
+    fn lacks(&self, bytes: u64) {
+        self.lacking_bytes.fetch_max(Pool::charge(bytes), Ordering::Relaxed);
+    }
+
+    fn lacking_bytes(&self) -> u64 {
+        self.lacking_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// The memory that all of `versions` take, as far as their sizes are known.
+fn known_bytes(versions: &(impl PinRequest + ?Sized)) -> u64 {
+    let known = (0..versions.len()).filter_map(|place| versions.info(place).size_bytes);
+    known.map(Pool::charge).fold(0, u64::saturating_add)
+}
+
+/// Why one object did not come.
+#[derive(Debug, Clone)]
+enum LoadFailure {
+    Source(SourceError),
+    NoRoom { needed_bytes: u64 },
+    Pool(Arc<PoolError>),
+}
+
+/// What is pinned of the versions that are wanted, by their numbers.
+struct PartialPins {
+    pins: Vec<Option<Pin>>,
+    how: Vec<CacheState>,
+}
+
+/// All that was wanted is pinned.
+#[derive(Debug)]
+pub(crate) struct PinnedVersions {
+    /// By number.
+    pub(crate) pins: PinSet,
+    /// How each came.
+    pub(crate) how: Vec<CacheState>,
+}
+
+impl PartialPins {
+    fn none_of(count: usize) -> Self {
+        let mut pins = Vec::new();
+        pins.resize_with(count, || None);
+        Self { pins, how: vec![CacheState::Hit; count] }
+    }
+
+    /// The numbers of what is not pinned.
+    fn open(&self) -> Vec<usize> {
+        let open = self.pins.iter().enumerate().filter(|(_, pin)| pin.is_none());
+        open.map(|(number, _)| number).collect()
+    }
+
+    /// All of it.
+    fn into_pinned(self) -> PinnedVersions {
+        #[expect(clippy::filter_map_identity, reason = "flatten would take memory anew")]
+        let pins = self.pins.into_iter().filter_map(|pin| pin).collect();
+        PinnedVersions { pins: PinSet::new(pins), how: self.how }
+    }
+}
+
+impl Loader {
+    pub(crate) fn new(
+        residency: Arc<Residency>,
+        source: Arc<dyn Source>,
+        inherited_objects: Arc<InheritedObjects>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let (single_flight, turn) = (SingleFlight::default(), tokio::sync::Mutex::default());
+        let (waiting, under_way) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let places = Reservations::new(Arc::clone(&residency));
+        Self {
+            residency,
+            source,
+            inherited_objects,
+            counters,
+            single_flight,
+            places,
+            turn,
+            waiting,
+            under_way,
+        }
+    }
+
+    /// Whether objects are being loaded: then there are pins that are in no set yet.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.under_way.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether room is kept for objects that are to come. Their pins are in [`pin_sets`].
+    ///
+    /// [`pin_sets`]: Self::pin_sets
+    pub(crate) fn keeps_room(&self) -> bool {
+        !self.places.is_empty()
+    }
+
+    /// What is pinned in the name of several timeframes.
+    pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
+        self.places.pin_sets()
+    }
+
+    /// Pins what is resident of `versions` and takes the memory that the others need: all of it, or
+    /// none. `None`: for a short time, in which nobody else could take memory, there was no room.
+    ///
+    /// # Errors
+    /// [`CacheError::Pool`] if the system gives no memory.
+    pub(crate) async fn claim(
+        &self,
+        versions: &impl PinRequest,
+    ) -> Result<Option<Claim>, CacheError> {
+        let _under_way = CountGuard::new(&self.under_way);
+        if let Ok(claim) = self.places.claim(versions) {
+            return Ok(Some(claim));
+        }
+        let _waiting = CountGuard::new(&self.waiting);
+        // Where others wait for memory, what becomes free is theirs.
+        let _turn = self.turn.lock().await;
+        self.claim_in_turn(versions, Instant::now() + TURN).await
+    }
+
+    /// Whose turn it is tries until `ends`. Nothing is held between two attempts.
+    async fn claim_in_turn(
+        &self,
+        versions: &(impl PinRequest + ?Sized),
+        ends: Instant,
+    ) -> Result<Option<Claim>, CacheError> {
+        loop {
+            // Listen first, try then: room that is made in between is not missed.
+            let mut room = std::pin::pin!(self.residency.room());
+            room.as_mut().enable();
+            let tried = Instant::now();
+            if let Some(claim) = self.take_places(versions).await? {
+                return Ok(Some(claim));
+            }
+            if self.residency.unevictable_bytes() == 0 {
+                // All that is here could go, and still it does not fit: it lies in the way.
+                let residency = Arc::clone(&self.residency);
+                let cleared = tokio::task::spawn_blocking(move || residency.clear_out()).await;
+                cleared.map_err(|error| lost("memory to be cleared", &error))?;
+                return self.take_places(versions).await;
+            }
+            if tokio::time::timeout_at(ends, room).await.is_err() {
+                return Ok(None);
+            }
+            tokio::time::sleep(MIN_RETRY.saturating_sub(tried.elapsed())).await;
+        }
+    }
+
+    async fn take_places(
+        &self,
+        versions: &(impl PinRequest + ?Sized),
+    ) -> Result<Option<Claim>, CacheError> {
+        let lacking = match self.places.claim(versions) {
+            Ok(claim) => return Ok(Some(claim)),
+            Err(lacking) => lacking,
+        };
+        let places = Arc::clone(&self.places);
+        let taken = tokio::task::spawn_blocking(move || places.take(lacking)).await;
+        let taken = taken.map_err(|error| lost("memory to be taken", &error))?;
+        taken.map_err(|error| CacheError::Pool(Arc::new(error)))
+    }
+
+    /// Pins every one of `versions` (distinct ids), in their order, loading what is not resident.
+    ///
+    /// # Errors
+    /// [`CacheError::NeverFits`] at once where that is so; [`CacheError::MemoryPinned`] if by
+    /// `deadline` there was no room; [`CacheError::DeadlineExceeded`] if there was, and the source
+    /// was not done; what the source answered.
+    pub(crate) async fn pin_all(
+        &self,
+        versions: &(impl PinRequest + ?Sized),
+        deadline: Instant,
+    ) -> Result<PinnedVersions, CacheError> {
+        let _under_way = CountGuard::new(&self.under_way);
+        let mut got = PartialPins::none_of(versions.len());
+        let absent = self.pin_resident(versions, 0..versions.len(), &mut got)?;
+        if absent.is_empty() {
+            return Ok(got.into_pinned());
+        }
+        self.check_known_sizes(versions)?;
+        let began = Instant::now();
+        let wait = Wait::default();
+        let loading = self.pin_absent(versions, absent, got, &wait);
+        match tokio::time::timeout_at(deadline, loading).await {
+            Ok(pinned) => pinned,
+            Err(_) if wait.is_for_memory() => Err(CacheError::MemoryPinned {
+                needed_bytes: known_bytes(versions).max(wait.lacking_bytes()),
+                pinned_bytes: self.residency.pinned_bytes(),
+                total_bytes: self.residency.pool().total_bytes(),
+            }),
+            Err(_) => Err(CacheError::DeadlineExceeded {
+                what: "objects to be loaded".to_owned(),
+                wait_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            }),
+        }
+    }
+
+    /// Loads what is `absent`; waits where there is no room for it.
+    async fn pin_absent(
+        &self,
+        versions: &(impl PinRequest + ?Sized),
+        absent: Vec<usize>,
+        mut got: PartialPins,
+        wait: &Wait,
+    ) -> Result<PinnedVersions, CacheError> {
+        // Where others wait for memory, only what needs none may pass them: else what is released
+        // for the first of them would be taken by whoever comes along.
+        let alone = self.waiting.load(Ordering::Acquire) == 0 && self.may_fit(versions, &absent);
+        let secured = absent.iter().all(|&place| self.places.find(versions.id(place)).is_some());
+        if alone || secured {
+            match self.load_all(versions, absent, &mut got).await? {
+                None => return Ok(got.into_pinned()),
+                Some(bytes) => wait.lacks(bytes),
+            }
+        }
+        // Nothing is held from here on while there is no room.
+        drop(got);
+        self.counters.waits.add(1);
+        loop {
+            wait.begin();
+            if let Some(got) = self.try_in_turn(versions, wait).await? {
+                return Ok(got.into_pinned());
+            }
+            self.rest(versions).await;
+        }
+    }
+
+    /// Whether there may be memory for what is `absent`, beside what cannot be evicted.
+    fn may_fit(&self, versions: &(impl PinRequest + ?Sized), absent: &[usize]) -> bool {
+        let sizes = absent.iter().filter_map(|place| versions.info(*place).size_bytes);
+        let needed_bytes = sizes.map(Pool::charge).fold(0, u64::saturating_add);
+        let taken_bytes = self.residency.unevictable_bytes();
+        needed_bytes.saturating_add(taken_bytes) <= self.residency.pool().total_bytes()
+    }
+
+    /// Tries to pin all of `versions` when it is their turn to take memory. `None`: there was no
+    /// room, and nothing is held.
+    async fn try_in_turn(
+        &self,
+        versions: &(impl PinRequest + ?Sized),
+        wait: &Wait,
+    ) -> Result<Option<PartialPins>, CacheError> {
+        let waiting = CountGuard::new(&self.waiting);
+        let turn = self.turn.lock().await;
+        let ends = Instant::now() + TURN;
+        let Some(claim) = self.claim_in_turn(versions, ends).await? else { return Ok(None) };
+        let mut got = PartialPins::none_of(versions.len());
+        if !claim.is_open() {
+            // Memory is taken for all of it: loading it needs no turn.
+            drop((turn, waiting));
+            wait.end();
+            let lacking = self.try_pin_all(versions, &mut got).await?;
+            lacking.into_iter().for_each(|bytes| wait.lacks(bytes));
+            return Ok(lacking.is_none().then_some(got));
+        }
+        // The source does not tell how large the objects are: what there is room for is kept while
+        // the rest is tried, for as long as the turn lasts.
+        let mut turn = Some((turn, waiting));
+        loop {
+            let mut room = std::pin::pin!(self.residency.room());
+            room.as_mut().enable();
+            let tried = Instant::now();
+            let lacking = {
+                let mut loading = std::pin::pin!(self.try_pin_all(versions, &mut got));
+                match tokio::time::timeout_at(ends, &mut loading).await {
+                    Ok(lacking) => lacking?,
+                    Err(_) => {
+                        // A slow source keeps nobody else from memory.
+                        turn = None;
+                        wait.end();
+                        loading.await?
+                    }
+                }
+            };
+            let Some(bytes) = lacking else { return Ok(Some(got)) };
+            wait.begin();
+            wait.lacks(bytes);
+            let held: u64 = got.pins.iter().flatten().map(Pin::charged_bytes).sum();
+            self.check_fits(held.saturating_add(Pool::charge(bytes)), versions.len())?;
+            if turn.is_none() || tokio::time::timeout_at(ends, room).await.is_err() {
+                return Ok(None);
+            }
+            // What rings while one tries can be one's own attempt (a body that outgrew its room):
+            // that must not become a question to the source without end.
+            tokio::time::sleep(MIN_RETRY.saturating_sub(tried.elapsed())).await;
+        }
+    }
+
+    /// Comes when it makes sense to try again: there may be room, or some time has passed. Others
+    /// can take memory meanwhile.
+    async fn rest(&self, versions: &(impl PinRequest + ?Sized)) {
+        let needed_bytes = known_bytes(versions);
+        let fits = async {
+            loop {
+                let mut room = std::pin::pin!(self.residency.room());
+                room.as_mut().enable();
+                tokio::time::sleep(MIN_RETRY).await;
+                room.await;
+                // What of the table is pinned by others counts twice: then the time decides.
+                let taken_bytes = self.residency.unevictable_bytes();
+                let total_bytes = self.residency.pool().total_bytes();
+                if needed_bytes.saturating_add(taken_bytes) <= total_bytes {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(REST, fits).await;
+    }
+
+    /// # Errors
+    /// [`CacheError::NeverFits`] if these can never be in memory together, as far as their sizes
+    /// are known.
+    pub(crate) fn check_known_sizes(
+        &self,
+        versions: &(impl PinRequest + ?Sized),
+    ) -> Result<(), CacheError> {
+        let known = || (0..versions.len()).filter_map(|place| versions.info(place).size_bytes);
+        let needed_bytes = known_bytes(versions);
+        self.check_fits(needed_bytes, versions.len())?;
+        let pool = self.residency.pool();
+        // Half of the memory holds what is no larger, a few large objects aside, which then are
+        // waited for; only beyond it is looked closely.
+        if needed_bytes > pool.total_bytes() / 2 && !pool.can_hold_together(known()) {
+            let objects = versions.len();
+            let what = format!("a table of {objects} distinct objects, which do not pack into it,");
+            let limit_bytes = pool.total_bytes();
+            return Err(CacheError::NeverFits { what, needed_bytes, limit_bytes });
+        }
+        Ok(())
+    }
+
+    fn check_fits(&self, needed_bytes: u64, objects: usize) -> Result<(), CacheError> {
+        let limit_bytes = self.residency.pool().total_bytes();
+        if needed_bytes <= limit_bytes {
+            return Ok(());
+        }
+        let what = format!("a table of {objects} distinct objects");
+        Err(CacheError::NeverFits { what, needed_bytes, limit_bytes })
+    }
+
+    /// Pins what is resident of `numbers`. Gives those of what is not.
+    fn pin_resident(
+        &self,
+        versions: &(impl PinRequest + ?Sized),
+        numbers: impl ExactSizeIterator<Item = usize>,
+        got: &mut PartialPins,
+    ) -> Result<Vec<usize>, CacheError> {
+        let (mut absent, mut others) = (Vec::new(), Vec::new());
+        let wanted = numbers.len();
+        versions.pin_each(&self.residency, numbers, |number, found| match found {
+            PinOutcome::Same(pin) => got.pins[number] = Some(pin),
+            PinOutcome::Other(pin) | PinOutcome::Unverified(pin) => {
+                absent.push(number);
+                others.push((number, pin));
+            }
+            PinOutcome::Nothing => absent.push(number),
+        });
+        self.counters.hits.add((wanted - absent.len()) as u64);
+        // What others pin stays what it is; nobody gets it under this description.
+        let conflict = others.iter().find(|(number, pin)| {
+            let other = pin.likeness(versions.info(*number)) == Likeness::Other;
+            other && pin.resident().pins() > 1
+        });
+        match conflict {
+            Some((number, pin)) => Err(two_contents(versions.info(*number), pin)),
+            None => Ok(absent),
+        }
+    }
+
+    /// Pins what is not in `got` yet. `Some(bytes)`: an object of that size found no room.
+    async fn try_pin_all(
+        &self,
+        versions: &(impl PinRequest + ?Sized),
+        got: &mut PartialPins,
+    ) -> Result<Option<u64>, CacheError> {
+        let absent = self.pin_resident(versions, got.open().into_iter(), got)?;
+        self.load_all(versions, absent, got).await
+    }
+
+    /// Loads what is `absent`. `Some(bytes)`: an object of that size found no room.
+    async fn load_all(
+        &self,
+        versions: &(impl PinRequest + ?Sized),
+        absent: Vec<usize>,
+        got: &mut PartialPins,
+    ) -> Result<Option<u64>, CacheError> {
+        let loads = absent.into_iter().map(async |place| {
+            let (version, loaded) = self.load(Arc::clone(versions.info(place))).await;
+            (place, version, loaded)
+        });
+        let mut loads = futures::stream::iter(loads).buffer_unordered(PARALLEL_LOADS);
+        while let Some((place, version, loaded)) = loads.next().await {
+            match loaded {
+                Ok(pin) if pin.likeness(&version) != Likeness::Same => {
+                    return Err(two_contents(&version, &pin));
+                }
+                Ok(pin) => {
+                    (got.pins[place], got.how[place]) = (Some(pin), CacheState::Loaded);
+                }
+                // Nothing is loaded, or held, for a table that has to wait.
+                Err(LoadFailure::NoRoom { needed_bytes }) => return Ok(Some(needed_bytes)),
+                Err(failure) => return Err(failure.of(&version, &self.residency)),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn load(&self, version: Arc<ObjectInfo>) -> (Arc<ObjectInfo>, Result<Pin, LoadFailure>) {
+        let id = version.id;
+        let landed = || {
+            let pin = self.residency.pin(id)?;
+            (pin.likeness(&version) == Likeness::Same).then_some(Ok(pin))
+        };
+        let work = || {
+            let load = ObjectLoad {
+                residency: Arc::clone(&self.residency),
+                source: Arc::clone(&self.source),
+                places: Arc::clone(&self.places),
+                relic: self.inherited_objects.find(&version),
+                place: self.places.find(id),
+                counters: Arc::clone(&self.counters),
+            };
+            let version = Arc::clone(&version);
+            async move { load.run(&version).await }
+        };
+        let loaded =
+            match self.single_flight.join(LoadKey(Arc::clone(&version)), landed, work).await {
+                Ok(result) => result,
+                Err(CallLost) => Err(LoadFailure::Source(SourceError::Unusable {
+                    url: self.source.url().to_owned(),
+                    what: format!("{} {id}", version.path),
+                    reason: "the load ended without a result".into(),
+                })),
+            };
+        (version, loaded)
+    }
+}
+
+/// One id is one content, and here are two.
+fn two_contents(version: &ObjectInfo, pin: &Pin) -> CacheError {
+    let (path, other) = (version.path.clone(), pin.resident().path().clone());
+    CacheError::TwoContents { id: version.id, path, other }
+}
+
+impl LoadFailure {
+    fn of(self, version: &ObjectInfo, residency: &Residency) -> CacheError {
+        let (path, id) = (version.path.clone(), version.id);
+        match self {
+            Self::Source(error) => CacheError::Load { path, id, error },
+            Self::NoRoom { needed_bytes } => CacheError::MemoryPinned {
+                needed_bytes: Pool::charge(needed_bytes),
+                pinned_bytes: residency.pinned_bytes(),
+                total_bytes: residency.pool().total_bytes(),
+            },
+            Self::Pool(error) => match &*error {
+                PoolError::NeverFits { needed_bytes, limit_bytes } => CacheError::NeverFits {
+                    what: format!("version {id} of {path}"),
+                    needed_bytes: *needed_bytes,
+                    limit_bytes: *limit_bytes,
+                },
+                _ => CacheError::Pool(error),
+            },
+        }
+    }
+}
+
+/// A task of ours has ended without a result.
+fn lost(what: &str, error: &tokio::task::JoinError) -> CacheError {
+    CacheError::Lost { what: format!("{what} ({error})") }
+}
+
+struct ObjectLoad {
+    residency: Arc<Residency>,
+    source: Arc<dyn Source>,
+    places: Arc<Reservations>,
+    relic: Option<Arc<InheritedObject>>,
+    /// The room that is kept for it.
+    place: Option<Arc<Reserved>>,
+    counters: Arc<Counters>,
+}
+
+impl ObjectLoad {
+    /// What a predecessor left of it, if that is right.
+    async fn inherit(&self, version: &Arc<ObjectInfo>) -> Option<Result<Pin, LoadFailure>> {
+        let (relic, places) = (Arc::clone(self.relic.as_ref()?), Arc::clone(&self.places));
+        let place = self.place.clone();
+        let copied = tokio::task::spawn_blocking(move || {
+            let payload = relic.payload()?;
+            let room = places.room(place.as_ref(), payload.len() as u64);
+            let mut room = room.map_err(InheritRefusal::Pool)?;
+            relic.check(room.append(payload).unwrap_or_default())?;
+            Ok(room)
+        });
+        match copied.await.ok()? {
+            Ok(room) => {
+                let published = self.publish(version, room.into_reservation()?, None).await;
+                if published.is_ok() {
+                    self.counters.inherited.add(1);
+                    return Some(published);
+                }
+                // The source has what it describes.
+                None
+            }
+            Err(InheritRefusal::Pool(PoolError::NoRoom { needed_bytes, .. })) => {
+                Some(Err(LoadFailure::NoRoom { needed_bytes }))
+            }
+            Err(InheritRefusal::Pool(error)) => Some(Err(LoadFailure::Pool(Arc::new(error)))),
+            Err(InheritRefusal::Damaged(reason)) => {
+                let (path, id) = (&version.path, version.id);
+                tracing::warn!(%path, %id, reason, "what a predecessor left is not taken");
+                None
+            }
+        }
+    }
+
+    async fn run(self, version: &Arc<ObjectInfo>) -> Result<Pin, LoadFailure> {
+        let loaded = self.load(version).await;
+        if let (Ok(pin), Some(place)) = (&loaded, &self.place) {
+            place.land(pin);
+        }
+        loaded
+    }
+
+    /// What is in memory already, where its digest was never computed, if it is right.
+    async fn verify_resident(&self, version: &ObjectInfo) -> Option<Pin> {
+        let pin = self.residency.pin(version.id)?;
+        if pin.likeness(version) == Likeness::Unverified {
+            let resident = Arc::clone(pin.resident());
+            tokio::task::spawn_blocking(move || resident.compute_md5()).await.ok()?;
+        }
+        (pin.likeness(version) == Likeness::Same).then_some(pin)
+    }
+
+    /// Publishes what came, if it is what the source describes.
+    async fn publish(
+        &self,
+        version: &ObjectInfo,
+        reservation: Reservation,
+        md5: Option<Md5Sum>,
+    ) -> Result<Pin, LoadFailure> {
+        let description = Description::from(version);
+        let verified = match Verified::hashes(&description, &reservation, md5) {
+            0..HASH_BESIDE_FROM_BYTES => Ok(Verified::check(description, reservation, md5)),
+            _ => {
+                let check = move || Verified::check(description, reservation, md5);
+                tokio::task::spawn_blocking(check).await
+            }
+        };
+        let unusable = |reason: String| {
+            LoadFailure::Source(SourceError::Unusable {
+                url: self.source.url().to_owned(),
+                what: format!("{} {}", version.path, version.id),
+                reason,
+            })
+        };
+        match verified {
+            Ok(Ok(verified)) => Ok(self.residency.admit(verified)),
+            Ok(Err(wrong)) => Err(unusable(wrong.to_string())),
+            Err(error) => Err(unusable(format!("its digest could not be computed: {error}"))),
+        }
+    }
+
+    async fn load(&self, version: &Arc<ObjectInfo>) -> Result<Pin, LoadFailure> {
+        if let Some(pin) = self.verify_resident(version).await {
+            return Ok(pin);
+        }
+        if let Some(inherited) = self.inherit(version).await {
+            return inherited;
+        }
+        let mut body = BlockBody {
+            places: Arc::clone(&self.places),
+            place: self.place.clone(),
+            room: self.places.no_room(),
+            written: 0,
+            md5: None,
+            failure: None,
+        };
+        let asked = Instant::now();
+        let span = tracing::info_span!("load", path = %version.path, id = %version.id);
+        let fetched = match self.source.fetch(version, &mut body).instrument(span).await {
+            Ok(()) => match body.finish(version, self.source.url()).await {
+                Ok((reservation, md5)) => self.publish(version, reservation, md5).await,
+                Err(failure) => Err(failure),
+            },
+            Err(error) => Err(body.failure.take().unwrap_or(LoadFailure::Source(error))),
+        };
+        match fetched {
+            Ok(pin) => {
+                self.counters.timings.load.observe(asked.elapsed());
+                self.counters.loads.add(1);
+                self.counters.loaded_bytes.add(pin.resident().block().size_bytes());
+                Ok(pin)
+            }
+            Err(failure) => {
+                if !matches!(failure, LoadFailure::NoRoom { .. }) {
+                    self.counters.load_failures.add(1);
+                }
+                Err(failure)
+            }
+        }
+    }
+}
+
+/// The memory of a block that is being written: where a source puts the bytes.
+struct BlockBody {
+    places: Arc<Reservations>,
+    /// Where room is kept for it.
+    place: Option<Arc<Reserved>>,
+    room: LoadBuffer,
+    written: usize,
+    /// Of all that is written, as its source has computed it.
+    md5: Option<Md5Sum>,
+    failure: Option<LoadFailure>,
+}
+
+impl BlockBody {
+    async fn take_room(&mut self, size_bytes: u64) -> Result<(), BodyError> {
+        let mut fresh = match self.places.kept_room(self.place.as_ref(), size_bytes) {
+            Some(kept) => kept,
+            None => self.other_room(size_bytes).await?,
+        };
+        if self.written > 0 {
+            fresh.rest_mut(0)[..self.written].copy_from_slice(&self.room.settled()[..self.written]);
+            fresh.settle(self.written);
+        }
+        self.room = fresh;
+        Ok(())
+    }
+
+    async fn other_room(&mut self, size_bytes: u64) -> Result<LoadBuffer, BodyError> {
+        if let Some(room) = self.places.room_now(size_bytes) {
+            return Ok(room);
+        }
+        let places = Arc::clone(&self.places);
+        // A new segment takes its time: the kernel zeroes every page of it.
+        let reserved = tokio::task::spawn_blocking(move || places.room(None, size_bytes)).await;
+        match reserved {
+            Ok(Ok(room)) => Ok(room),
+            Ok(Err(error)) => {
+                let answer = match error {
+                    PoolError::NeverFits { limit_bytes, .. } => {
+                        BodyError::TooLarge { size_bytes, limit_bytes }
+                    }
+                    _ => BodyError::NoRoom { size_bytes, reason: error.to_string() },
+                };
+                self.failure = Some(match error {
+                    PoolError::NoRoom { .. } => LoadFailure::NoRoom { needed_bytes: size_bytes },
+                    other => LoadFailure::Pool(Arc::new(other)),
+                });
+                Err(answer)
+            }
+            Err(error) => Err(BodyError::NoRoom { size_bytes, reason: error.to_string() }),
+        }
+    }
+
+    async fn finish(
+        &mut self,
+        version: &ObjectInfo,
+        url: &str,
+    ) -> Result<(Reservation, Option<Md5Sum>), LoadFailure> {
+        if self.room.size_bytes().is_none() && self.take_room(0).await.is_err() {
+            return Err(self.failure.take().unwrap_or(LoadFailure::NoRoom { needed_bytes: 0 }));
+        }
+        let written = self.written as u64;
+        let complete = self.room.size_bytes() == Some(written);
+        let room = std::mem::replace(&mut self.room, self.places.no_room());
+        match room.into_reservation() {
+            Some(reservation) if complete => Ok((reservation, self.md5)),
+            other => Err(LoadFailure::Source(SourceError::Unusable {
+                url: url.to_owned(),
+                what: format!("{} {}", version.path, version.id),
+                reason: format!(
+                    "{} bytes came of {} that were announced",
+                    self.written,
+                    other.map_or(0, |reservation| reservation.size_bytes())
+                ),
+            })),
+        }
+    }
+}
+
+#[async_trait]
+impl Body for BlockBody {
+    async fn reserve(&mut self, size_bytes: u64) -> Result<(), BodyError> {
+        match self.room.size_bytes() {
+            Some(size) if size == size_bytes => Ok(()),
+            _ => self.take_room(size_bytes).await,
+        }
+    }
+
+    fn spare(&mut self) -> &mut [u8] {
+        self.room.rest_mut(self.written)
+    }
+
+    fn advance(&mut self, count: usize) {
+        let spare = self.spare().len();
+        assert!(count <= spare, "advanced by {count} bytes where {spare} were spare");
+        self.written += count;
+        self.md5 = None;
+        self.room.settle(self.written);
+    }
+
+    fn written_bytes(&self) -> u64 {
+        self.written as u64
+    }
+
+    fn set_md5(&mut self, md5: Md5Sum) {
+        self.md5 = Some(md5);
+    }
+}

@@ -1,0 +1,719 @@
+//! Who is valid when, as far as it is known, and how it gets known.
+//!
+//! ```text
+//!  known(query, timestamps) ──▶ Timeline ──all known and fresh──▶ use it, no lock taken
+//!                                  │ unknown or too old
+//!                                  ▼
+//!                one look-up per (query, t) ──▶ Source ──▶ learn ──▶ Timeline
+//!                                  │ fails, but an older answer is there
+//!                                  └──▶ use that one, marked stale
+//! ```
+
+use std::collections::HashSet;
+use std::collections::hash_map::{Entry, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use tracing::Instrument as _;
+
+use crate::budget::Charge;
+use crate::cache::error::CacheError;
+use crate::cache::restart::{SavedSeries, SavedTimelines};
+use crate::cache::single_flight::{CallLost, SingleFlight};
+use crate::cache::versions::linked_timeline::LinkedTimeline;
+use crate::cache::versions::pace::Pace;
+use crate::cache::versions::publication::{Draft, Freshness};
+use crate::cache::versions::series::{PublishOutcome, Series};
+use crate::clock::{Clock, Moment};
+use crate::error::Coded as _;
+use crate::index::{State, Step, Timeline, Timestamps, open_times};
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::shm::DirectoryEntry;
+use crate::source::{PathSummary, Problem, Source, SourceError, VersionRecord};
+use crate::telemetry::Counters;
+
+/// How many timelines are kept; beyond, those that were used longest ago go.
+const MAX_SERIES: usize = 100_000;
+/// Bytes that the queries of all timelines may take, which clients choose; beyond, those that were used
+/// longest ago go.
+const MAX_QUERY_BYTES: usize = 16 << 20;
+/// What a timeline takes beside its query's texts and the versions of the source.
+const SERIES_BYTES: usize = 320;
+/// How many look-ups one table may need per column before it is refused as unreasonable.
+const MAX_LOOK_UPS: usize = 100_000;
+/// A path that its source does not list, and of which it names no version at this many timestamps of
+/// one request, is not asked for at the others.
+const MAX_IN_VAIN: usize = 31;
+/// How many problems are remembered.
+const MAX_PROBLEMS: usize = 10_000;
+/// What is learned is learned then at the earliest: before it lies only what nobody has confirmed.
+const FIRST_MOMENT: Moment = Moment::from_millis(1);
+/// The part of the refresh time for which an answer of the source is used.
+const FRESH_PART: f64 = 0.75;
+/// Pause after which a snapshot that would have said the same is made again.
+const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
+/// Interval at which deferred snapshots are looked for.
+const PUBLISH_RETRY: Duration = Duration::from_millis(50);
+/// So many times are looked up at once, at most, where each answer tells of a single time.
+const PARALLEL_LOOK_UPS: usize = 16;
+/// Where an older answer is known, the source has this long to confirm it.
+const CONFIRM_TIME: Duration = Duration::from_secs(2);
+/// A series that nobody asked for this long is not refreshed in the background any more.
+const BUSY: Duration = Duration::from_secs(10);
+/// Look-ups after a change, until one was begun after it.
+const REFRESH_ATTEMPTS: usize = 3;
+
+/// The timelines of all queries that were asked so far.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    source: Arc<dyn Source>,
+    clock: Clock,
+    counters: Arc<Counters>,
+    series: RwLock<HashMap<Query, Arc<Series>, RandomState>>,
+    /// Bytes of the queries of all timelines; written under the lock of `series`.
+    query_bytes: AtomicUsize,
+    look_ups: SingleFlight<(Query, Timestamp), Result<LookUpResult, SourceError>>,
+    /// Some series were told of changes.
+    told: tokio::sync::Notify,
+    /// What was passed over, so that each is told once.
+    problems: Mutex<HashSet<Problem>>,
+    /// Series of which a snapshot is to be made.
+    to_publish: Mutex<Vec<(Query, Weak<Series>)>>,
+    /// Some were added to them.
+    publish: tokio::sync::Notify,
+}
+
+impl Series {
+    fn known(&self, timeline: Arc<LinkedTimeline>, stale: bool) -> KnownTimeline {
+        KnownTimeline { timeline, stale, pace: Some(Arc::clone(&self.pace)), charge: None }
+    }
+}
+
+/// What came of a look-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LookUpResult {
+    /// The source has said it.
+    Now,
+    /// It could not be asked; what it said earlier was at hand.
+    Earlier,
+}
+
+/// A timeline on which all that was asked for is known.
+#[derive(Debug, Clone)]
+pub(crate) struct KnownTimeline {
+    pub(crate) timeline: Arc<LinkedTimeline>,
+    /// The source could not confirm it in time.
+    pub(crate) stale: bool,
+    /// How requests of this query move in time; none where the versions are given.
+    pub(crate) pace: Option<Arc<Pace>>,
+    /// Pays for the timeline, where it was made for one request.
+    pub(crate) charge: Option<Arc<Charge>>,
+}
+
+/// Bytes that a timeline takes for its query.
+fn query_bytes(query: &Query) -> usize {
+    let metadata = query.metadata.iter().map(|(key, value)| key.len() + value.len() + 96);
+    SERIES_BYTES + query.path.as_str().len() + metadata.sum::<usize>()
+}
+
+/// The first timestamps of which nothing is known, or what is known is too old, and for each whether
+/// it is nothing.
+fn open_at(timeline: &Timeline, timestamps: &Timestamps, oldest: Moment) -> Vec<(Timestamp, bool)> {
+    let open = |step: &Step| {
+        let unknown = step.state == State::Unknown;
+        (unknown || step.learned < oldest).then_some(unknown)
+    };
+    // All of it was learned at once: one timestamp tells for all. In the very last millisecond
+    // nothing is ever valid, and that need not be asked.
+    if timeline.is_whole() {
+        let mut there = timestamps.runs().filter_map(|(_, at)| at);
+        let first = there.find(|at| *at != Timestamp::MAX);
+        return first.and_then(|at| Some((at, open(&timeline.at(at))?))).into_iter().collect();
+    }
+    open_times(timeline, timestamps, PARALLEL_LOOK_UPS + 1, open)
+}
+
+impl Catalog {
+    pub(crate) fn new(source: Arc<dyn Source>, clock: Clock, counters: Arc<Counters>) -> Self {
+        Self {
+            source,
+            clock,
+            counters,
+            series: RwLock::default(),
+            query_bytes: AtomicUsize::new(0),
+            look_ups: SingleFlight::default(),
+            told: tokio::sync::Notify::new(),
+            problems: Mutex::default(),
+            to_publish: Mutex::default(),
+            publish: tokio::sync::Notify::new(),
+        }
+    }
+
+    /// Has the source tell of changes, so that they are seen before what is known gets old.
+    pub(crate) fn listen(self: &Arc<Self>) {
+        let catalog = Arc::downgrade(self);
+        self.source.subscribe(Arc::new(move |paths| {
+            let Some(catalog) = catalog.upgrade() else { return };
+            let now = catalog.clock.now().since(Moment::default()).as_millis();
+            let now = u64::try_from(now).unwrap_or(u64::MAX);
+            let series = catalog.series.read().unwrap_or_else(PoisonError::into_inner);
+            for (_, series) in series.iter().filter(|(query, _)| paths.contains(&query.path)) {
+                // Requests in quick succession need not wait for the answer.
+                if Moment::from_millis(now).since(series.used()) < BUSY {
+                    series.told.store(true, Ordering::Release);
+                    catalog.told.notify_one();
+                } else {
+                    series.changed.store(now, Ordering::Release);
+                    series.withdraw();
+                }
+            }
+        }));
+    }
+
+    pub(crate) fn source(&self) -> &Arc<dyn Source> {
+        &self.source
+    }
+
+    fn series(&self, query: &Query, now: Moment) -> Arc<Series> {
+        let millis = u64::try_from(now.since(Moment::default()).as_millis()).unwrap_or(u64::MAX);
+        let known = {
+            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            series.get(query).map(Arc::clone)
+        };
+        let series = known.unwrap_or_else(|| {
+            let mut all = self.series.write().unwrap_or_else(PoisonError::into_inner);
+            let bytes = query_bytes(query) + self.query_bytes.load(Ordering::Relaxed);
+            if all.len() >= MAX_SERIES || bytes > MAX_QUERY_BYTES {
+                let mut used: Vec<Moment> = all.values().map(|series| series.used()).collect();
+                used.sort_unstable();
+                let limit = used.get(used.len() / 4).copied().unwrap_or_default();
+                all.retain(|_, series| series.used() > limit);
+                let bytes = all.keys().map(query_bytes).sum();
+                self.query_bytes.store(bytes, Ordering::Relaxed);
+            }
+            match all.entry(query.clone()) {
+                Entry::Occupied(entry) => Arc::clone(entry.get()),
+                Entry::Vacant(entry) => {
+                    self.query_bytes.fetch_add(query_bytes(query), Ordering::Relaxed);
+                    Arc::clone(entry.insert(Arc::new(Series::new(millis))))
+                }
+            }
+        });
+        series.used.store(millis, Ordering::Relaxed);
+        series
+    }
+
+    /// What was learned before this is too old: so much less than the refresh time ago that what is
+    /// put into the source is seen within that, the source's own listing included.
+    pub(crate) fn oldest_fresh(&self, path: &ObjectPath, now: Moment) -> Moment {
+        let age = now.since(Moment::default());
+        let fresh = age.saturating_sub(self.source.refresh_of(path).mul_f64(FRESH_PART));
+        Moment::default().after(fresh).max(FIRST_MOMENT)
+    }
+
+    /// The timeline of `query`, if `now` it is known and fresh at each of `timestamps`. Waits for
+    /// nothing.
+    pub(crate) fn known_now(
+        &self,
+        query: &Query,
+        timestamps: &Timestamps,
+        now: Moment,
+    ) -> Option<KnownTimeline> {
+        let series = self.series(query, now);
+        let timeline = series.timeline.load_full();
+        let oldest = self.oldest_fresh(&query.path, now).max(series.changed());
+        let open = open_at(&timeline, timestamps, oldest);
+        open.is_empty().then(|| series.known(timeline, false))
+    }
+
+    /// The timeline of `query`, known and fresh at each of `timestamps`.
+    ///
+    /// # Errors
+    /// What the source answered, where nothing older is known.
+    pub(crate) async fn known_at(
+        self: &Arc<Self>,
+        query: &Query,
+        timestamps: &Timestamps,
+    ) -> Result<KnownTimeline, CacheError> {
+        self.known(query, |timeline, oldest| open_at(timeline, timestamps, oldest)).await
+    }
+
+    /// The timeline of `query`, known and fresh all over `range`.
+    ///
+    /// # Errors
+    /// What the source answered, where nothing older is known.
+    pub(crate) async fn known_over(
+        self: &Arc<Self>,
+        query: &Query,
+        range: ValidityInterval,
+    ) -> Result<KnownTimeline, CacheError> {
+        let wanted = |timeline: &Timeline, oldest: Moment| {
+            let wanted = timeline.steps(range).filter_map(|span| {
+                let unknown = span.state == State::Unknown;
+                let old = span.learned < oldest;
+                (unknown || old).then_some((span.interval.from(), unknown))
+            });
+            wanted.take(PARALLEL_LOOK_UPS + 1).collect()
+        };
+        self.known(query, wanted).await
+    }
+
+    /// Asks the source until `wanted` finds nothing more that is unknown or too old: it gives the
+    /// first timestamps to ask for, and of each whether nothing at all is known there.
+    ///
+    /// One is asked for first: its answer may tell of all the others. Where it tells of itself
+    /// alone, more and more are asked for at once.
+    async fn known(
+        self: &Arc<Self>,
+        query: &Query,
+        wanted: impl Fn(&Timeline, Moment) -> Vec<(Timestamp, bool)>,
+    ) -> Result<KnownTimeline, CacheError> {
+        let now = self.clock.now();
+        let series = self.series(query, now);
+        // As of now: what is learned from here on is fresh, however long it takes.
+        let mut oldest = self.oldest_fresh(&query.path, now).max(series.changed());
+        let mut stale = false;
+        let (mut at_once, mut expected) = (1, None);
+        let mut asked_in_all = 0;
+        for _ in 0..MAX_LOOK_UPS {
+            let timeline = series.timeline.load_full();
+            let open = wanted(&timeline, oldest);
+            let Some(&(next, _)) = open.first() else {
+                return Ok(series.known(timeline, stale));
+            };
+            if asked_in_all >= MAX_IN_VAIN && timeline.versions() == 0 {
+                return Err(CacheError::NothingFound { path: query.path.clone(), asked_in_all });
+            }
+            at_once = if expected == Some(next) { (at_once * 2).min(PARALLEL_LOOK_UPS) } else { 1 };
+            expected = open.get(at_once).map(|(at, _)| *at);
+            asked_in_all += open.len().min(at_once);
+            let asked = open.into_iter().take(at_once);
+            let asked =
+                asked.map(|(at, unknown)| self.confirm(query, &series, at, unknown, oldest));
+            let learned = futures::future::try_join_all(asked).await?;
+            if learned.contains(&LookUpResult::Earlier) {
+                (stale, oldest) = (true, Moment::default());
+            }
+        }
+        Err(CacheError::TooManyLookUps { path: query.path.clone(), limit: MAX_LOOK_UPS })
+    }
+
+    /// Looks up; where an older answer is there, that one will do if the source does not confirm it.
+    async fn confirm(
+        self: &Arc<Self>,
+        query: &Query,
+        series: &Arc<Series>,
+        at: Timestamp,
+        unknown: bool,
+        oldest: Moment,
+    ) -> Result<LookUpResult, CacheError> {
+        let asked = self.look_up(query, series, at, oldest);
+        if unknown {
+            return asked.await;
+        }
+        match tokio::time::timeout(CONFIRM_TIME, asked).await {
+            Ok(Err(error)) if error.kind().is_transient() => {
+                tracing::warn!(path = %query.path, %at, %error, "serving an older answer");
+                Ok(LookUpResult::Earlier)
+            }
+            Ok(learned) => learned,
+            Err(_) => {
+                let error = "the source is silent";
+                tracing::warn!(path = %query.path, %at, error, "serving an older answer");
+                Ok(LookUpResult::Earlier)
+            }
+        }
+    }
+
+    async fn look_up(
+        self: &Arc<Self>,
+        query: &Query,
+        series: &Arc<Series>,
+        at: Timestamp,
+        oldest: Moment,
+    ) -> Result<LookUpResult, CacheError> {
+        // Somebody's answer may have come in between our look at the timeline and now.
+        let landed = || {
+            let step = series.timeline.load().at(at);
+            (step.state != State::Unknown && step.learned >= oldest)
+                .then_some(Ok(LookUpResult::Now))
+        };
+        let work = || {
+            let (catalog, series, query) = (Arc::clone(self), Arc::clone(series), query.clone());
+            async move { catalog.ask(&query, &series, at).await }
+        };
+        match self.look_ups.join((query.clone(), at), landed, work).await {
+            Ok(Ok(learned)) => Ok(learned),
+            Ok(Err(error)) => Err(CacheError::LookUp { path: query.path.clone(), at, error }),
+            Err(CallLost) => {
+                Err(CacheError::Lost { what: format!("the look-up of {}", query.path) })
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        query: &Query,
+        series: &Arc<Series>,
+        at: Timestamp,
+    ) -> Result<LookUpResult, SourceError> {
+        self.counters.look_ups.add(1);
+        series.asked.store(at.as_millis(), Ordering::Relaxed);
+        // As of before the question: what is put meanwhile may or may not be in the answer.
+        let asked = self.clock.now().max(FIRST_MOMENT);
+        let held = series.timeline.load().version_at(at).cloned();
+        let began = std::time::Instant::now();
+        let span = tracing::info_span!("look_up", path = %query.path, %at);
+        let answer = self.source.look_up(query, at, held.as_ref()).instrument(span).await;
+        self.counters.timings.look_up.observe(began.elapsed());
+        let knowledge = match answer {
+            Ok(knowledge) => knowledge,
+            Err(error) => {
+                self.counters.look_up_failures.add(1);
+                return Err(error);
+            }
+        };
+        self.tell(knowledge.problems);
+        let (span, versions) = (knowledge.span, knowledge.versions);
+        if knowledge.stale {
+            // It tells what is not known at all; what was confirmed since then stays.
+            let unknown = series.timeline.load().at(at).state == State::Unknown;
+            if unknown {
+                let long_ago = Moment::default();
+                self.learn(query, series, span, &versions, long_ago);
+            }
+            return Ok(LookUpResult::Earlier);
+        }
+        self.learn(query, series, span, &versions, asked);
+        Ok(LookUpResult::Now)
+    }
+
+    fn learn(
+        &self,
+        query: &Query,
+        series: &Arc<Series>,
+        span: ValidityInterval,
+        versions: &[Arc<ObjectInfo>],
+        learned: Moment,
+    ) {
+        if series.learn(span, versions, learned, || self.freshness(&query.path, series)) {
+            self.add_to_publish(query, series);
+        }
+    }
+
+    /// How long what is learned of a series may be used by consumers without a call.
+    fn freshness(&self, path: &ObjectPath, series: &Series) -> Freshness {
+        let fresh_for = self.source.refresh_of(path).mul_f64(FRESH_PART);
+        Freshness {
+            clock: self.clock.clone(),
+            fresh_for,
+            oldest: series.changed().max(FIRST_MOMENT),
+        }
+    }
+
+    fn add_to_publish(&self, query: &Query, series: &Arc<Series>) {
+        if !series.to_publish.swap(true, Ordering::AcqRel) {
+            let mut to_publish = self.to_publish.lock().unwrap_or_else(PoisonError::into_inner);
+            to_publish.push((query.clone(), Arc::downgrade(series)));
+            drop(to_publish);
+            self.publish.notify_one();
+        }
+    }
+
+    /// A consumer that looks up by itself asked for this query: a snapshot of it is made.
+    pub(crate) fn want_published(&self, query: &Query) {
+        let found = {
+            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            series.get(query).map(Arc::clone)
+        };
+        if let Some(series) = found {
+            self.add_to_publish(query, &series);
+        }
+    }
+
+    /// Comes when a snapshot of some series is to be made.
+    pub(crate) async fn to_publish(&self) {
+        let deferred = !self.to_publish.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        match deferred {
+            false => self.publish.notified().await,
+            true => {
+                let _ = tokio::time::timeout(PUBLISH_RETRY, self.publish.notified()).await;
+            }
+        }
+    }
+
+    /// A snapshot of a series would say what the last one says: it is not made again at once,
+    /// however often it is asked for.
+    pub(crate) fn defer_publishing(&self, series: &Series) {
+        let after = self.clock.now().after(PUBLISH_PAUSE).since(Moment::default()).as_millis();
+        series.publish_after.store(u64::try_from(after).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The series of which a snapshot is to be made now.
+    pub(crate) fn take_to_publish(&self) -> Vec<(Query, Arc<Series>)> {
+        let now = self.clock.now();
+        let is_due = |series: &Series| {
+            Moment::from_millis(series.publish_after.load(Ordering::Relaxed)) <= now
+        };
+        let mut to_publish = self.to_publish.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = to_publish
+            .extract_if(.., |(_, series)| series.upgrade().is_none_or(|series| is_due(&series)));
+        let taken: Vec<_> = due.collect();
+        drop(to_publish);
+        let there = taken.into_iter().filter_map(|(query, series)| {
+            let series = series.upgrade()?;
+            // What comes from here on is to be published again.
+            series.to_publish.store(false, Ordering::Release);
+            Some((query, series))
+        });
+        there.collect()
+    }
+
+    /// Publishes a draft of a series, unless its timeline was replaced meanwhile: then it is to be
+    /// made again. `entry` takes an entry of the directory, if there is one.
+    pub(crate) fn publish(
+        &self,
+        query: &Query,
+        series: &Arc<Series>,
+        draft: Draft,
+        entry: impl FnOnce() -> Option<DirectoryEntry>,
+    ) -> PublishOutcome {
+        let outcome = series.publish(draft, || self.freshness(&query.path, series), entry);
+        if outcome == PublishOutcome::Changed {
+            self.add_to_publish(query, series);
+        }
+        outcome
+    }
+
+    /// A consumer used a series by itself: it is kept fresh like any other that is asked for.
+    pub(crate) fn used(&self, series: &Series) {
+        let millis = self.clock.now().since(Moment::default()).as_millis();
+        series.used.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Says once of each entry that was passed over that it was.
+    fn tell(&self, found: Vec<Problem>) {
+        if found.is_empty() {
+            return;
+        }
+        let mut told = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        for problem in found {
+            if told.len() < MAX_PROBLEMS && !told.contains(&problem) {
+                tracing::warn!(entry = %problem.entry, reason = %problem.reason, "passed over");
+                self.counters.problems.add(1);
+                told.insert(problem);
+            }
+        }
+    }
+
+    /// What was passed over so far because it could not be read.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let told = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut problems: Vec<Problem> = told.iter().cloned().collect();
+        problems.sort_by(|a, b| a.entry.cmp(&b.entry));
+        problems
+    }
+
+    /// Asks again for every timeline in use whose answer gets old, so that requests need not wait.
+    ///
+    /// Runs until it is dropped.
+    pub(crate) async fn keep_fresh(self: Arc<Self>) {
+        let pause = self.source.refresh().mul_f64(0.5).max(Duration::from_millis(20));
+        let mut next = tokio::time::Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = self.told.notified() => {
+                    self.refresh_told().await;
+                    continue;
+                }
+                () = tokio::time::sleep_until(next) => {}
+            }
+            next = tokio::time::Instant::now() + pause;
+            let now = self.clock.now();
+            let busy: Vec<(Query, Arc<Series>)> = {
+                let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+                let busy = series.iter().filter(|(_, series)| now.since(series.used()) < BUSY);
+                busy.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
+            };
+            for (query, series) in busy {
+                // Only where one answer covers everything: else there is no telling which time to
+                // ask for, and requests ask for their own.
+                let timeline = series.timeline.load();
+                let whole = timeline.is_whole();
+                drop(timeline);
+                if whole {
+                    // A failure is told to the request that needs the answer.
+                    let at = Timestamp::default();
+                    let _ = self.look_up(&query, &series, at, self.clock.now()).await;
+                }
+            }
+        }
+    }
+
+    /// Asks anew for the time around which each series that was told of changes was asked last.
+    async fn refresh_told(self: &Arc<Self>) {
+        let told: Vec<(Query, Arc<Series>)> = {
+            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let told = series.iter().filter(|(_, one)| one.told.swap(false, Ordering::AcqRel));
+            told.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
+        };
+        for (query, series) in told {
+            let since = self.clock.now();
+            let at = Timestamp::from_millis(series.asked.load(Ordering::Relaxed));
+            let is_fresh = || series.timeline.load().at(at).learned >= since;
+            for _ in 0..REFRESH_ATTEMPTS {
+                // One that was under way already may not know of the change.
+                let asked = self.look_up(&query, &series, at, since).await;
+                if asked.is_err() || is_fresh() {
+                    break;
+                }
+            }
+            if !is_fresh() {
+                let millis = since.since(Moment::default()).as_millis();
+                let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+                series.changed.store(millis, Ordering::Release);
+                series.withdraw();
+            }
+        }
+    }
+
+    /// The paths that are `prefix` or lie below it, sorted.
+    ///
+    /// # Errors
+    /// What the source answered.
+    pub(crate) async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, CacheError> {
+        let found = self.source.paths(prefix).await;
+        found.map_err(|error| CacheError::Paths { prefix: prefix.to_owned(), error })
+    }
+
+    /// Lets go of what objects that have gone left here.
+    pub(crate) fn sweep(&self) {
+        let all: Vec<Arc<Series>> = {
+            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            series.values().map(Arc::clone).collect()
+        };
+        all.iter().for_each(|series| series.timeline.load().sweep());
+    }
+
+    /// The version `id`, if it decides anywhere on a timeline that is known.
+    pub(crate) fn version(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
+        let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        series.values().find_map(|series| series.timeline.load().version_of(id).cloned())
+    }
+
+    /// The queries that were asked last, at most `limit`, with what is known for them; and how many
+    /// there are in all.
+    pub(crate) fn asked_last(&self, limit: usize) -> (Vec<(Query, Arc<LinkedTimeline>)>, usize) {
+        let all = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let mut asked: Vec<_> = all.iter().collect();
+        if asked.len() > limit {
+            asked.select_nth_unstable_by_key(limit, |(_, series)| std::cmp::Reverse(series.used()));
+            asked.truncate(limit);
+        }
+        let known =
+            asked.into_iter().map(|(query, series)| (query.clone(), series.timeline.load_full()));
+        (known.collect(), all.len())
+    }
+
+    /// What is known, as far as `resident` says that the object of a version is there.
+    pub(crate) fn saved_timelines(&self, resident: impl Fn(ObjectId) -> bool) -> SavedTimelines {
+        let all: Vec<(Query, Arc<LinkedTimeline>)> = {
+            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            series.iter().map(|(query, one)| (query.clone(), one.timeline.load_full())).collect()
+        };
+        let mut places: HashMap<*const ObjectInfo, usize> = HashMap::new();
+        let (mut versions, mut series) = (Vec::new(), Vec::new());
+        for (query, timeline) in &all {
+            let mut pieces = Vec::new();
+            for span in timeline.spans(ValidityInterval::ALL) {
+                let State::Version(index) = span.state else { continue };
+                let version = timeline.version(index);
+                if resident(version.id) {
+                    let place = *places.entry(Arc::as_ptr(version)).or_insert_with(|| {
+                        versions.push(VersionRecord::from(&**version));
+                        versions.len() - 1
+                    });
+                    pieces.push((span.interval.from(), span.interval.until(), place));
+                }
+            }
+            if pieces.is_empty() {
+                continue;
+            }
+            let Query { path, metadata, limits } = query.clone();
+            let (not_before, not_after) = (limits.not_before, limits.not_after);
+            series.push(SavedSeries { path, metadata, not_before, not_after, pieces });
+        }
+        series.sort_by(|a, b| (&a.path, &a.metadata).cmp(&(&b.path, &b.metadata)));
+        SavedTimelines { source: self.source.url().to_owned(), versions, series }
+    }
+
+    /// Takes over what a predecessor knew. It counts only where the source does not say otherwise:
+    /// nobody has confirmed it.
+    pub(crate) fn remember(&self, saved_timelines: SavedTimelines) {
+        if saved_timelines.source != self.source.url() {
+            return;
+        }
+        let versions: Vec<Option<Arc<ObjectInfo>>> = saved_timelines
+            .versions
+            .into_iter()
+            .map(|record| record.version().map(Arc::new))
+            .collect();
+        for SavedSeries { path, metadata, not_before, not_after, pieces } in saved_timelines.series
+        {
+            let query = Query { path, metadata, limits: CreationLimits { not_before, not_after } };
+            let series = self.series(&query, self.clock.now());
+            let mut timeline = Timeline::clone(&**series.timeline.load());
+            for (from, until, place) in pieces {
+                let version = versions.get(place).and_then(Option::as_ref);
+                let span = ValidityInterval::new(from, until);
+                if let (Ok(span), Some(version)) = (span, version) {
+                    timeline =
+                        timeline.learn(span, std::slice::from_ref(version), Moment::default());
+                }
+            }
+            series.timeline.store(Arc::new(LinkedTimeline::new(timeline)));
+        }
+    }
+
+    /// Forgets what is known of a path.
+    pub(crate) fn forget(&self, path: &ObjectPath) {
+        self.source.forget(path);
+        let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
+        series.retain(|query, one| {
+            let kept = query.path != *path;
+            if !kept {
+                one.close();
+            }
+            kept
+        });
+        self.query_bytes.store(series.keys().map(query_bytes).sum(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::MemorySource;
+
+    #[tokio::test]
+    async fn queries_take_a_bounded_number_of_bytes() {
+        let source = Arc::new(MemorySource::new());
+        let catalog = Catalog::new(source, Clock::system(), Arc::default());
+        for n in 0..2_000 {
+            let metadata = [("k".to_owned(), format!("{n:05}{}", "v".repeat(60_000)))].into();
+            let path = ObjectPath::new("A").unwrap();
+            let query = Query { path, metadata, limits: CreationLimits::default() };
+            catalog.series(&query, Moment::from_millis(n));
+            let kept = catalog.series.read().unwrap();
+            let bytes: usize = kept.keys().map(query_bytes).sum();
+            assert_eq!(bytes, catalog.query_bytes.load(Ordering::Relaxed));
+            assert!(bytes <= MAX_QUERY_BYTES, "{bytes}");
+            assert!(kept.contains_key(&query));
+        }
+        catalog.forget(&ObjectPath::new("A").unwrap());
+        assert_eq!(catalog.query_bytes.load(Ordering::Relaxed), 0);
+    }
+}

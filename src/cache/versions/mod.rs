@@ -1,0 +1,10 @@
+//! Which version of a path is valid when, as far as the source has said, and the link from each
+//! version to its object.
+
+pub(crate) mod catalog;
+pub(crate) mod linked_timeline;
+pub(crate) mod object_index;
+pub(crate) mod pace;
+mod publication;
+pub(crate) mod publisher;
+mod series;

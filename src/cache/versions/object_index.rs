@@ -1,0 +1,250 @@
+//! Versions by path and by id, for requests of single objects and for locks.
+//!
+//! ```text
+//!  path ──▶ listings ─▶ every version, also those that others hide at every time
+//!  id ────▶ names (those told before) ─▶ listings ─▶ catalog ─▶ version
+//! ```
+//!
+//! Nothing here holds an object's bytes: names, listings and sums are small, and bounded.
+
+use std::sync::Arc;
+
+use crate::cache::error::CacheError;
+use crate::cache::single_flight::{CallLost, SingleFlight};
+use crate::cache::versions::catalog::Catalog;
+use crate::clock::{Clock, Moment};
+use crate::error::Coded as _;
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::source::SourceError;
+
+/// How many versions are known by their id alone.
+const MAX_NAMES: u64 = 200_000;
+/// How many versions the listings have that are kept, in all.
+const MAX_LISTED: u64 = 500_000;
+
+/// The version that decides at a time.
+#[derive(Debug, Clone)]
+pub struct Effective {
+    /// The version.
+    pub version: Arc<ObjectInfo>,
+    /// Where it decides, as far as that is known: no other version wins inside of this.
+    pub span: ValidityInterval,
+    /// The source could not confirm it in time.
+    pub stale: bool,
+}
+
+/// Every version of a path that the service sees, in no order.
+#[derive(Debug, Clone)]
+pub struct Versions {
+    /// The versions.
+    pub versions: Vec<Arc<ObjectInfo>>,
+    /// Whether these are all: a source may have too many to list them.
+    pub whole: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct VersionListing {
+    pub(crate) versions: Versions,
+    learned: Moment,
+}
+
+/// Of all versions of a path, the one that decides at `at` among those that match, and where.
+pub(crate) fn effective_of(
+    versions: &[Arc<ObjectInfo>],
+    query: &Query,
+    at: Timestamp,
+) -> Option<Effective> {
+    let matching = || versions.iter().filter(|version| query.matches(version));
+    let holding = matching().filter(|version| version.validity.contains(at));
+    let version = holding.max_by_key(|version| version.rank())?;
+    let (mut from, mut until) = (version.validity.from(), version.validity.until());
+    for other in matching().filter(|other| other.rank() > version.rank()) {
+        // None of these holds at `at`.
+        if other.validity.from() > at {
+            until = until.min(other.validity.from());
+        } else {
+            from = from.max(other.validity.until());
+        }
+    }
+    let span = ValidityInterval::new(from, until).ok()?;
+    Some(Effective { version: Arc::clone(version), span, stale: false })
+}
+
+/// What is remembered for those who ask for single objects.
+#[derive(Debug)]
+pub(crate) struct ObjectIndex {
+    catalog: Arc<Catalog>,
+    clock: Clock,
+    /// What the service sees of the versions.
+    limits: CreationLimits,
+    names: moka::sync::Cache<ObjectId, Arc<ObjectInfo>>,
+    sums: moka::sync::Cache<ObjectId, Md5Sum>,
+    listings: moka::sync::Cache<ObjectPath, Arc<VersionListing>>,
+    single_flight: SingleFlight<ObjectPath, Result<Arc<VersionListing>, SourceError>>,
+}
+
+impl ObjectIndex {
+    pub(crate) fn new(catalog: Arc<Catalog>, clock: Clock, limits: CreationLimits) -> Self {
+        let listings = moka::sync::Cache::builder()
+            .max_capacity(MAX_LISTED)
+            .weigher(|_, listing: &Arc<VersionListing>| {
+                u32::try_from(listing.versions.versions.len() + 1).unwrap_or(u32::MAX)
+            })
+            .build();
+        Self {
+            catalog,
+            clock,
+            limits,
+            names: moka::sync::Cache::new(MAX_NAMES),
+            sums: moka::sync::Cache::new(MAX_NAMES),
+            listings,
+            single_flight: SingleFlight::default(),
+        }
+    }
+}
+
+impl ObjectIndex {
+    pub(crate) fn name(&self, version: &Arc<ObjectInfo>) {
+        // What is told by time is the newest that is known of it: its end may have been moved.
+        if self.names.get(&version.id).is_none_or(|known| known != *version) {
+            self.names.insert(version.id, Arc::clone(version));
+        }
+    }
+
+    /// Forgets the listing of a path.
+    pub(crate) fn forget(&self, path: &ObjectPath) {
+        self.listings.invalidate(path);
+    }
+
+    pub(crate) fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The version `id`, if it was named before.
+    pub(crate) fn named(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
+        self.names.get(&id)
+    }
+
+    /// The MD5 of an object, if it was computed before.
+    pub(crate) fn sum(&self, id: ObjectId) -> Option<Md5Sum> {
+        self.sums.get(&id)
+    }
+
+    /// Keeps the MD5 of an object.
+    pub(crate) fn keep_sum(&self, id: ObjectId, md5: Md5Sum) {
+        self.sums.insert(id, md5);
+    }
+
+    /// Every version of `path` within the limits of the service, from a listing that is not too old.
+    pub(crate) async fn listing(
+        &self,
+        path: &ObjectPath,
+    ) -> Result<Arc<VersionListing>, CacheError> {
+        let oldest = self.catalog.oldest_fresh(path, self.clock.now());
+        let fresh = || self.listings.get(path).filter(|listing| listing.learned >= oldest);
+        if let Some(listing) = fresh() {
+            return Ok(listing);
+        }
+        let work = || {
+            let (source, kept) = (Arc::clone(self.catalog.source()), self.listings.clone());
+            let query = Query { limits: self.limits, ..Query::all(path.clone()) };
+            // As of before the question: what is put meanwhile may or may not be in the answer.
+            let learned = self.clock.now();
+            async move {
+                let listed = source.list(&query).await?;
+                let (whole, versions) = (listed.is_some(), listed.unwrap_or_default());
+                let listing = VersionListing { versions: Versions { versions, whole }, learned };
+                let listing = Arc::new(listing);
+                // A path of which there is nothing is not kept: anybody can ask for any.
+                if !whole || !listing.versions.versions.is_empty() {
+                    kept.insert(query.path, Arc::clone(&listing));
+                }
+                Ok(listing)
+            }
+        };
+        let listed = match self.single_flight.join(path.clone(), || fresh().map(Ok), work).await {
+            Ok(listed) => listed,
+            Err(CallLost) => Err(SourceError::Unusable {
+                url: self.catalog.source().url().to_owned(),
+                what: format!("the listing of {path}"),
+                reason: "it ended without a result".into(),
+            }),
+        };
+        match (listed, self.listings.get(path)) {
+            (Ok(listing), _) => Ok(listing),
+            (Err(error), Some(older)) if error.kind().is_transient() => {
+                tracing::warn!(%path, %error, "listing what was known before");
+                Ok(older)
+            }
+            (Err(error), _) => Err(CacheError::Paths { prefix: path.to_string(), error }),
+        }
+    }
+
+    /// The version `id` of whatever path, if the cache has come across it. Asks no source.
+    pub(crate) fn known(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
+        if let Some(version) = self.names.get(&id) {
+            return Some(version);
+        }
+        let listed = || {
+            let mut listings = self.listings.iter();
+            listings.find_map(|(_, listing)| {
+                let versions = &listing.versions.versions;
+                versions.iter().find(|version| version.id == id).cloned()
+            })
+        };
+        let version = self.catalog.version(id).or_else(listed)?;
+        self.name(&version);
+        Some(version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_listing_answers_what_a_linear_scan_does(
+            versions in proptest::collection::vec((0..40_i64, 1..20_i64, 0..9_i64, 0..3_u8), 0..20),
+            at in -2..62_i64,
+            run in proptest::option::of(0..3_u8),
+            not_after in proptest::option::of(0..9_i64),
+        ) {
+            let millis = Timestamp::from_millis;
+            let path = ObjectPath::new("A/B").unwrap();
+            let versions: Vec<Arc<ObjectInfo>> = versions
+                .into_iter()
+                .enumerate()
+                .map(|(n, (from, length, created, run))| Arc::new(ObjectInfo {
+                    path: path.clone(),
+                    id: ObjectId::from_bytes([n as u8; 16]),
+                    validity: ValidityInterval::new(millis(from), millis(from + length)).unwrap(),
+                    created: millis(created),
+                    size_bytes: None,
+                    md5: None,
+                    metadata: [("run".to_owned(), run.to_string())].into(),
+                }))
+                .collect();
+            let mut query = Query::all(path);
+            query.metadata.extend(run.map(|run| ("run".to_owned(), run.to_string())));
+            query.limits.not_after = not_after.map(millis);
+            let winner = |at: i64| {
+                let holding = versions.iter().filter(|v| v.validity.contains(millis(at)));
+                holding.filter(|v| query.matches(v)).max_by_key(|v| v.rank()).map(|v| v.id)
+            };
+            let found = effective_of(&versions, &query, millis(at));
+            prop_assert_eq!(found.as_ref().map(|found| found.version.id), winner(at));
+            if let Some(found) = found {
+                let (from, until) = (found.span.from().as_millis(), found.span.until().as_millis());
+                prop_assert!(found.span.contains(millis(at)));
+                // It wins all over its span, and right outside of it no more, or does not hold.
+                prop_assert!((from..until).all(|at| winner(at) == Some(found.version.id)));
+                prop_assert!(winner(from - 1) != Some(found.version.id));
+                prop_assert!(winner(until) != Some(found.version.id));
+            }
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! A folder of files by UUID that never takes more than its limit: who was used longest ago goes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+use super::file::{PART, check_body, lock, open_regular, read_head};
+use super::place;
+use crate::source::verify::{RepairOutcome, VerifyReport};
+
+/// What a file takes beyond its bytes, about: its last block, its inode.
+const FILE_BYTES: u64 = 4096;
+
+/// Files, in the order of their use.
+#[derive(Debug)]
+pub(super) struct LruFolder {
+    folder: PathBuf,
+    limit_bytes: u64,
+    held: Mutex<FolderState>,
+}
+
+#[derive(Debug, Default)]
+struct FolderState {
+    files: HashMap<Uuid, FileUse>,
+    by_use: BTreeMap<u64, Uuid>,
+    uses: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct FileUse {
+    bytes: u64,
+    used: u64,
+}
+
+impl FolderState {
+    fn take(&mut self, name: Uuid) -> Option<FileUse> {
+        let place = self.files.remove(&name)?;
+        self.by_use.remove(&place.used);
+        self.bytes -= place.bytes;
+        Some(place)
+    }
+
+    fn put(&mut self, name: Uuid, bytes: u64) {
+        self.take(name);
+        self.uses += 1;
+        self.files.insert(name, FileUse { bytes, used: self.uses });
+        self.by_use.insert(self.uses, name);
+        self.bytes += bytes;
+    }
+}
+
+impl LruFolder {
+    /// What is in `folder` from before, in the order of its last use. What a process left
+    /// half-written is removed.
+    pub(super) fn open(folder: PathBuf, limit_bytes: u64) -> io::Result<Self> {
+        fs::create_dir_all(&folder)?;
+        let mut found: Vec<(SystemTime, Uuid, u64)> = Vec::new();
+        for entry in entries(&folder)? {
+            match entry {
+                FolderEntry::Named(name, file) => {
+                    let Ok(facts) = fs::symlink_metadata(&file) else { continue };
+                    let used = facts.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                    found.push((used, name, facts.len()));
+                }
+                FolderEntry::PartialFile(file) => fs::remove_file(file)?,
+                // Not ours: left alone.
+                FolderEntry::Foreign(_) => {}
+            }
+        }
+        found.sort_unstable();
+        let mut held = FolderState::default();
+        for (_, name, bytes) in found {
+            held.put(name, bytes.saturating_add(FILE_BYTES));
+        }
+        let shelf = Self { folder, limit_bytes, held: Mutex::new(held) };
+        shelf.shrink(0);
+        Ok(shelf)
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, FolderState> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn place(&self, name: Uuid) -> PathBuf {
+        place(&self.folder, name)
+    }
+
+    /// Opens a file, which counts as a use.
+    pub(super) fn open_file(&self, name: Uuid) -> Option<File> {
+        {
+            let mut held = self.held();
+            let FileUse { bytes, .. } = *held.files.get(&name)?;
+            held.put(name, bytes);
+        }
+        match open_regular(&self.place(name)) {
+            Ok(file) => {
+                // So that the next process knows the order too; it may be that it cannot be set.
+                let _ = file.set_modified(SystemTime::now());
+                Some(file)
+            }
+            Err(_) => {
+                self.held().take(name);
+                None
+            }
+        }
+    }
+
+    /// Whether so much can be kept at all.
+    pub(super) fn can_hold(&self, bytes: u64) -> bool {
+        bytes.saturating_add(FILE_BYTES) <= self.limit_bytes
+    }
+
+    /// Throws out what was used longest ago until there is room for `bytes` more.
+    pub(super) fn shrink(&self, bytes: u64) {
+        let mut gone = Vec::new();
+        {
+            let mut held = self.held();
+            while held.bytes.saturating_add(bytes) > self.limit_bytes {
+                let Some((_, name)) = held.by_use.pop_first() else { break };
+                held.take(name);
+                gone.push(name);
+            }
+        }
+        for name in gone {
+            let _ = fs::remove_file(self.place(name));
+        }
+    }
+
+    /// Notes a file that was published, and makes the room that it takes.
+    pub(super) fn note(&self, name: Uuid, bytes: u64) {
+        self.held().put(name, bytes.saturating_add(FILE_BYTES));
+        self.shrink(0);
+    }
+
+    /// Throws a file out.
+    pub(super) fn remove(&self, name: Uuid) {
+        self.held().take(name);
+        let _ = fs::remove_file(self.place(name));
+    }
+
+    pub(super) fn usage(&self) -> (usize, u64) {
+        let held = self.held();
+        (held.files.len(), held.bytes)
+    }
+
+    /// The names of all files.
+    pub(super) fn names(&self) -> Vec<Uuid> {
+        self.held().files.keys().copied().collect()
+    }
+}
+
+/// What can lie in a folder.
+enum FolderEntry {
+    Named(Uuid, PathBuf),
+    PartialFile(PathBuf),
+    Foreign(PathBuf),
+}
+
+fn entries(folder: &Path) -> io::Result<Vec<FolderEntry>> {
+    let mut found = Vec::new();
+    for below in fs::read_dir(folder)? {
+        let below = below?.path();
+        if !below.is_dir() {
+            found.push(FolderEntry::Foreign(below));
+            continue;
+        }
+        for file in fs::read_dir(&below)? {
+            let file = file?.path();
+            let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            found.push(match Uuid::try_parse(name) {
+                Ok(name) if place(folder, name) == file => FolderEntry::Named(name, file),
+                _ if name.ends_with(PART) => FolderEntry::PartialFile(file),
+                _ => FolderEntry::Foreign(file),
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// Reads every file of the disk tier in `folder` and checks its checksums; with `repair`, what is
+/// damaged or half-written is removed (it is fetched again when it is needed).
+///
+/// # Errors
+/// If the folder cannot be read, or a process uses it.
+pub fn verify(folder: &Path, repair: bool) -> io::Result<VerifyReport> {
+    let _lock = lock(folder)?;
+    let mut verified = VerifyReport::default();
+    for name in ["bodies", "answers"] {
+        let shelf = folder.join(name);
+        if !shelf.is_dir() {
+            continue;
+        }
+        for entry in entries(&shelf)? {
+            let (file, reason) = match entry {
+                FolderEntry::Named(name, file) => {
+                    match check(&file, name, shelf.ends_with("bodies")) {
+                        Ok(bytes) => {
+                            verified.files += 1;
+                            verified.bytes += bytes;
+                            continue;
+                        }
+                        Err(error) => (file, error.to_string()),
+                    }
+                }
+                FolderEntry::PartialFile(file) => (file, "it was left half-written".to_owned()),
+                FolderEntry::Foreign(file) => {
+                    verified.wrong(file, "it is none of a disk tier", RepairOutcome::LeftAlone);
+                    continue;
+                }
+            };
+            let removed = repair && fs::remove_file(&file).is_ok();
+            verified.wrong(
+                file,
+                reason,
+                if removed { RepairOutcome::Removed } else { RepairOutcome::LeftAlone },
+            );
+        }
+    }
+    Ok(verified)
+}
+
+fn check(file: &Path, name: Uuid, is_body: bool) -> io::Result<u64> {
+    let mut opened = open_regular(file)?;
+    let (header, json) = read_head(&mut opened)?;
+    check_body(&mut opened, header)?;
+    let named =
+        if is_body { super::bodies::id_in(&json) } else { super::lookup_log::name_in(&json) };
+    if named == Some(name) {
+        return opened.metadata().map(|facts| facts.len());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "it is of another version than its name says"))
+}

@@ -1,0 +1,207 @@
+//! The schema of a table: known before anything is loaded.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
+
+use super::arrow_timestamps::TIMESTAMP;
+use super::request::{CellKind, Encoding, View};
+use crate::object::ObjectPath;
+use crate::shm::MetaHeader;
+
+/// The key under which a column names its object path, as AliceO2's tables do.
+const URL: &str = "url";
+const EXTENSION_NAME: &str = "ARROW:extension:name";
+const EXTENSION: &str = "iovcache.metaheader";
+/// The keys of the schema's metadata that differ from table to table.
+pub(super) const TIMEFRAME: &str = "iovcache.timeframe";
+pub(super) const LEASE: &str = "iovcache.lease";
+
+/// What the schema's metadata say of a table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// The instance.
+    pub epoch: String,
+    /// Where the attach socket is.
+    pub attach: Option<String>,
+    /// The timeframe.
+    pub timeframe: Option<u64>,
+    /// What keeps the objects.
+    pub lease: Option<String>,
+}
+
+/// The form of a table.
+#[derive(Debug, Clone)]
+pub struct TableLayout {
+    /// What the rows are.
+    pub view: View,
+    /// How columns are encoded.
+    pub encoding: Encoding,
+    /// What stands in a cell.
+    pub cell: CellKind,
+    /// Whether the timestamps come first.
+    pub timestamps_column: bool,
+    /// Whether timestamps can be null.
+    pub null_timestamps: bool,
+    /// Whether cells can be null.
+    pub nullable: bool,
+    /// Columns whose cells can be null all the same.
+    pub optional: Vec<String>,
+    /// Name and path of each column.
+    pub columns: Vec<(Arc<str>, ObjectPath)>,
+    /// What else the schema says.
+    pub meta: Meta,
+}
+
+impl Meta {
+    fn entries(&self) -> HashMap<String, String> {
+        let entries = [
+            ("iovcache.version", Some(env!("CARGO_PKG_VERSION").to_owned())),
+            ("iovcache.epoch", Some(self.epoch.clone())),
+            ("iovcache.attach", self.attach.clone()),
+            (TIMEFRAME, self.timeframe.map(|timeframe| timeframe.to_string())),
+            (LEASE, self.lease.clone()),
+        ];
+        let there = entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        there.collect()
+    }
+}
+
+impl TableLayout {
+    /// The table's schema.
+    pub fn schema(&self) -> SchemaRef {
+        let fields = match self.view {
+            View::Rows => self.row_fields(),
+            View::Objects => object_fields(),
+            View::Intervals => self.interval_fields(),
+            View::Chunks => Fields::from(vec![
+                Field::new("offset", DataType::Int64, false),
+                Field::new("bytes", DataType::Binary, false),
+            ]),
+        };
+        Arc::new(Schema::new_with_metadata(fields, self.meta.entries()))
+    }
+
+    /// The schema of a table like this one: `like` is one of those.
+    pub fn schema_of(
+        &self,
+        like: &Schema,
+        timeframe: Option<u64>,
+        lease: Option<&str>,
+    ) -> SchemaRef {
+        let lease = lease.map(str::to_owned);
+        let meta = Meta { timeframe, lease, ..self.meta.clone() };
+        Arc::new(Schema::new_with_metadata(like.fields.clone(), meta.entries()))
+    }
+
+    fn row_fields(&self) -> Fields {
+        let timestamps = self
+            .timestamps_column
+            .then(|| Field::new(TIMESTAMP, DataType::Int64, self.null_timestamps));
+        let columns = self.columns.iter().map(|(name, path)| {
+            let mut metadata = self.extension();
+            metadata.insert(URL.to_owned(), path.to_string());
+            let nullable = self.nullable || self.optional.iter().any(|one| **one == **name);
+            let data_type = encoded_type(self.encoding, self.cell, nullable);
+            Field::new(&**name, data_type, nullable).with_metadata(metadata)
+        });
+        timestamps.into_iter().chain(columns).collect()
+    }
+
+    fn interval_fields(&self) -> Fields {
+        let cell = Field::new("cell", cell_type(self.cell), false).with_metadata(self.extension());
+        Fields::from(vec![
+            Field::new("column", text_type(self.encoding), false),
+            Field::new("path", text_type(self.encoding), false),
+            Field::new("from", DataType::Int64, false),
+            Field::new("until", DataType::Int64, false),
+            Field::new("object_id", DataType::Utf8, false),
+            cell,
+        ])
+    }
+
+    fn extension(&self) -> HashMap<String, String> {
+        match self.cell {
+            CellKind::Binary | CellKind::Struct => {
+                HashMap::from([(EXTENSION_NAME.to_owned(), EXTENSION.to_owned())])
+            }
+            CellKind::O2 | CellKind::Payload => HashMap::new(),
+        }
+    }
+}
+
+/// The seven fields of a MetaHeader.
+pub(super) fn header_fields() -> Fields {
+    Fields::from(vec![
+        Field::new("size", DataType::UInt64, false),
+        Field::new("hint", DataType::UInt64, false),
+        Field::new("handle", DataType::Int64, false),
+        Field::new("shared", DataType::Int64, false),
+        Field::new("region_id", DataType::UInt16, false),
+        Field::new("segment_id", DataType::UInt16, false),
+        Field::new("managed", DataType::UInt8, false),
+    ])
+}
+
+/// The three integers of AliceO2's cell.
+pub(super) fn o2_item() -> Arc<Field> {
+    Arc::new(Field::new("item", DataType::Int64, false))
+}
+
+/// The type of one cell.
+pub(super) fn cell_type(cell: CellKind) -> DataType {
+    match cell {
+        CellKind::Binary => DataType::FixedSizeBinary(MetaHeader::BYTES as i32),
+        CellKind::Struct => DataType::Struct(header_fields()),
+        CellKind::O2 => DataType::FixedSizeList(o2_item(), 3),
+        CellKind::Payload => DataType::LargeBinary,
+    }
+}
+
+/// The type of texts that are the same in many rows of the intervals view.
+pub(super) fn text_type(encoding: Encoding) -> DataType {
+    match encoding {
+        Encoding::Plain | Encoding::Dictionary => DataType::Utf8,
+        Encoding::RunEnd => DataType::RunEndEncoded(
+            Arc::new(Field::new("run_ends", DataType::Int32, false)),
+            Arc::new(Field::new("values", DataType::Utf8, false)),
+        ),
+    }
+}
+
+fn encoded_type(encoding: Encoding, cell: CellKind, nullable: bool) -> DataType {
+    match encoding {
+        Encoding::Plain => cell_type(cell),
+        Encoding::Dictionary => {
+            DataType::Dictionary(Box::new(DataType::Int32), Box::new(cell_type(cell)))
+        }
+        Encoding::RunEnd => DataType::RunEndEncoded(
+            Arc::new(Field::new("run_ends", DataType::Int32, false)),
+            Arc::new(Field::new("values", cell_type(cell), nullable)),
+        ),
+    }
+}
+
+/// The columns of the objects view.
+fn object_fields() -> Fields {
+    let entry = Fields::from(vec![
+        Field::new("key", DataType::Utf8, false),
+        Field::new("value", DataType::Utf8, false),
+    ]);
+    let entries = Arc::new(Field::new("entries", DataType::Struct(entry), false));
+    Fields::from(vec![
+        Field::new("column", DataType::Utf8, false),
+        Field::new("path", DataType::Utf8, false),
+        Field::new("row_start", DataType::Int64, false),
+        Field::new("row_end", DataType::Int64, false),
+        Field::new("object_id", DataType::Utf8, false),
+        Field::new("valid_from", DataType::Int64, false),
+        Field::new("valid_until", DataType::Int64, false),
+        Field::new("created", DataType::Int64, false),
+        Field::new("size", DataType::UInt64, false),
+        Field::new("generation", DataType::UInt64, false),
+        Field::new("cache", DataType::Utf8, false),
+        Field::new("metadata", DataType::Map(entries, false), false),
+    ])
+}

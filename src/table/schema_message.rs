@@ -1,0 +1,152 @@
+//! The first message of a table, its schema, made once for all tables of one form.
+//!
+//! ```text
+//!  Shape ──encode once──▶ … "iovcache.lease" ················ "url" "TPC/Calib/VDriftTgl" …
+//!                                            └ of each table its own, written into its place
+//! ```
+//!
+//! A schema of 50 columns takes longer to encode than the table itself, and only what keeps the
+//! table and the timeframe that it is of differ from one to the next.
+
+use std::ops::Range;
+
+use arrow_ipc::root_as_message;
+use bytes::Bytes;
+
+use super::ipc::{Message, MessageWriter};
+use super::layout::{LEASE, Meta, TIMEFRAME, TableLayout};
+
+/// As many characters as the name of a lease has.
+const LEASE_ROOM: usize = 32;
+/// As many digits as a u64 can have.
+const TIMEFRAME_ROOM: usize = 20;
+/// In a flatbuffer the length of a text stands in front of it, in four bytes.
+const LENGTH_BYTES: usize = size_of::<u32>();
+
+/// The encoded schema of all tables of one form.
+#[derive(Debug)]
+pub struct SchemaMessage {
+    bytes: Vec<u8>,
+    lease: Option<Range<usize>>,
+    timeframe: Option<Range<usize>>,
+}
+
+impl SchemaMessage {
+    /// For tables like `shape`: those of a timeframe if that is of one, those with a lease if that has
+    /// one; which does not matter.
+    pub fn new(shape: &TableLayout) -> Self {
+        let meta = Meta {
+            lease: shape.meta.lease.as_ref().map(|_| "-".repeat(LEASE_ROOM)),
+            timeframe: shape.meta.timeframe.map(|_| u64::MAX),
+            ..shape.meta.clone()
+        };
+        let shape = TableLayout { meta, ..shape.clone() };
+        let (_, message) = MessageWriter::begin(&shape.schema());
+        let bytes = message.header.to_vec();
+        let (lease, timeframe) = (place(&bytes, LEASE), place(&bytes, TIMEFRAME));
+        Self { bytes, lease, timeframe }
+    }
+
+    /// The schema of the table that `lease` keeps; `None` where they have no room in it.
+    pub fn message(&self, timeframe: Option<u64>, lease: Option<&str>) -> Option<Message> {
+        let mut bytes = self.bytes.clone();
+        let digits = timeframe.map(|timeframe| timeframe.to_string());
+        write(&mut bytes, self.timeframe.as_ref(), digits.as_deref(), TIMEFRAME_ROOM)?;
+        write(&mut bytes, self.lease.as_ref(), lease, LEASE_ROOM)?;
+        Some(Message::new(bytes.into(), Bytes::new()))
+    }
+
+    /// The bytes of memory that it takes.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Where the value of a schema's metadata stands.
+fn place(bytes: &[u8], key: &str) -> Option<Range<usize>> {
+    let schema = root_as_message(bytes).ok()?.header_as_schema()?;
+    let metadata = schema.custom_metadata()?;
+    let value = metadata.iter().find(|entry| entry.key() == Some(key))?.value()?;
+    let start = value.as_ptr().addr() - bytes.as_ptr().addr();
+    Some(start..start + value.len())
+}
+
+/// Writes a text and its length into the place of a longer one; what is left of that is not part of
+/// any text any more.
+fn write(
+    bytes: &mut [u8],
+    place: Option<&Range<usize>>,
+    text: Option<&str>,
+    room: usize,
+) -> Option<()> {
+    let (place, text) = match (place, text) {
+        (None, None) => return Some(()),
+        (Some(place), Some(text)) if text.len() <= room => (place.clone(), text),
+        _ => return None,
+    };
+    let length = u32::try_from(text.len()).ok()?;
+    bytes[place.start - LENGTH_BYTES..place.start].copy_from_slice(&length.to_le_bytes());
+    let (written, rest) = bytes[place].split_at_mut(text.len());
+    written.copy_from_slice(text.as_bytes());
+    rest.fill(0);
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_ipc::convert::try_fb_to_schema;
+
+    use super::*;
+    use crate::object::ObjectPath;
+    use crate::table::{CellKind, Encoding, View};
+
+    fn shape(timeframe: Option<u64>, lease: Option<&str>) -> TableLayout {
+        let path = ObjectPath::new("TPC/Calib/VDriftTgl").unwrap();
+        TableLayout {
+            view: View::Rows,
+            encoding: Encoding::RunEnd,
+            cell: CellKind::Binary,
+            timestamps_column: true,
+            null_timestamps: false,
+            nullable: true,
+            optional: Vec::new(),
+            columns: vec![("vdrift".into(), path.clone()), ("other".into(), path)],
+            meta: Meta {
+                epoch: "0123456789abcdef".to_owned(),
+                attach: Some("/run/attach.sock".to_owned()),
+                timeframe,
+                lease: lease.map(str::to_owned),
+            },
+        }
+    }
+
+    #[test]
+    fn what_is_written_into_its_place_reads_as_if_it_had_been_encoded() {
+        let leases = [None, Some("0123456789abcdef0123456789abcdef"), Some("short"), Some("")];
+        for timeframe in [None, Some(0), Some(42), Some(u64::MAX)] {
+            for lease in leases {
+                let shape = shape(timeframe, lease);
+                let head = SchemaMessage::new(&shape);
+                let message = head.message(timeframe, lease).unwrap();
+                let read = root_as_message(&message.header).unwrap();
+                let schema = try_fb_to_schema(read.header_as_schema().unwrap()).unwrap();
+                assert_eq!(schema, *shape.schema());
+                // The next one has all of its own.
+                let next = head.message(timeframe.map(|_| 7), lease.map(|_| "next")).unwrap();
+                let next = root_as_message(&next.header).unwrap();
+                let next = try_fb_to_schema(next.header_as_schema().unwrap()).unwrap();
+                let expected = self::shape(timeframe.map(|_| 7), lease.map(|_| "next"));
+                assert_eq!(next, *expected.schema());
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_place_is_said() {
+        let head = SchemaMessage::new(&shape(None, Some("lease")));
+        assert_eq!(head.message(Some(1), Some("lease")), None);
+        assert_eq!(head.message(None, None), None);
+        assert_eq!(head.message(None, Some(&"x".repeat(LEASE_ROOM + 1))), None);
+        assert!(head.message(None, Some(&"x".repeat(LEASE_ROOM))).is_some());
+    }
+}
