@@ -33,6 +33,7 @@ mod connect;
 mod error;
 mod join;
 mod large;
+mod local;
 mod request;
 mod retry;
 mod service;
@@ -40,6 +41,7 @@ mod table;
 
 pub use connect::TlsFiles;
 pub use error::ClientError;
+pub use local::{Local, LocalPath, View};
 pub use request::TableRequest;
 pub use service::{Client, ClientOptions, PathEntry};
 pub use table::{Column, ObjectRun, Table};

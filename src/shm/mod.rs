@@ -54,7 +54,7 @@ pub use cgroup::memory_allowed;
 pub use heap::give_back_free_memory;
 pub use inherited_fds::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
-pub use local::{AskReason, LocalPath, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView};
+pub use local::{AskReason, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView, PlanePath};
 #[cfg(feature = "cache")]
 pub(crate) use local::{
     Directory, DirectoryEntry, PublishedSnapshot, ServicePage, SnapshotSpan, monotonic_millis,

@@ -22,7 +22,7 @@ mod wire;
 pub use client::{AttachError, Attachment};
 pub use fork::process_generation;
 #[cfg(feature = "client")]
-pub(crate) use pinned::PinnedBlocks;
+pub(crate) use pinned::{LeasedBytes, PinnedBlocks};
 pub use wire::{
     Announcement, AttachRefusal, ClientMessage, Done, Hello, LineReader, MAX_DESCRIPTORS, Need,
     PeerCredentials, SegmentEntry, SharedKind, WireError, is_all_read, parse_hello, parse_line,

@@ -38,4 +38,4 @@ pub use plane::{LocalPlane, LookUpCounts};
 pub(super) use protocol::retire;
 pub(super) use registry::{PageRegistry, QuarantinedPlace};
 pub(crate) use snapshot::{PublishedSnapshot, SnapshotSpan};
-pub use view::{LocalPath, OwnedPinnedView, PinnedView};
+pub use view::{OwnedPinnedView, PinnedView, PlanePath};

@@ -26,7 +26,7 @@ const SAMPLE_MILLIS: u64 = 256;
 const ATTEMPTS: usize = 4;
 
 /// A path of the local plane. It is for one thread; a clone is cheap.
-pub struct LocalPath {
+pub struct PlanePath {
     plane: Arc<LocalPlane>,
     path: ObjectPath,
     hash: u64,
@@ -47,21 +47,21 @@ struct CachedSnapshot {
     view: SnapshotView,
 }
 
-impl Clone for LocalPath {
+impl Clone for PlanePath {
     fn clone(&self) -> Self {
         Self::new(Arc::clone(&self.plane), self.path.clone())
     }
 }
 
-impl fmt::Debug for LocalPath {
+impl fmt::Debug for PlanePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LocalPath({})", self.path)
+        write!(f, "PlanePath({})", self.path)
     }
 }
 
 // SAFETY: the pointers of the cached snapshot lead into mappings that the path itself keeps; nothing
 // of it is bound to a thread. It is not `Sync`, as its cells say.
-unsafe impl Send for LocalPath {}
+unsafe impl Send for PlanePath {}
 
 /// Where a thread begins to look for a free slot: beside the one it used last. Threads begin in
 /// lines of their own.
@@ -77,12 +77,12 @@ thread_local! {
 
 impl LocalPlane {
     /// A path to look up in. Does no I/O; the path need not be known to the service.
-    pub fn path(self: &Arc<Self>, path: &ObjectPath) -> LocalPath {
-        LocalPath::new(Arc::clone(self), path.clone())
+    pub fn path(self: &Arc<Self>, path: &ObjectPath) -> PlanePath {
+        PlanePath::new(Arc::clone(self), path.clone())
     }
 }
 
-impl LocalPath {
+impl PlanePath {
     fn new(plane: Arc<LocalPlane>, path: ObjectPath) -> Self {
         let mappings = RefCell::new(plane.attachment().mappings());
         let hash = path_hash(path.as_str());
@@ -262,7 +262,7 @@ impl LocalPath {
     }
 }
 
-impl Drop for LocalPath {
+impl Drop for PlanePath {
     fn drop(&mut self) {
         // In a forked child the page is the parent's.
         if self.plane.attachment().is_forked() {
