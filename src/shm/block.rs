@@ -325,6 +325,7 @@ impl Drop for Block {
             let bytes = charge(self.place.size as u64);
             self.place.pool.quarantine(local::QuarantinedPlace {
                 generation: self.generation,
+                block: self.place.block,
                 segment,
                 place,
                 bytes,

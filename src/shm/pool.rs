@@ -628,6 +628,7 @@ impl Pool {
 
     /// Everything that [`check`](Self::check) looks at, and the places that are taken.
     pub(crate) fn survey(&self) -> Survey {
+        self.0.reclaim();
         let state = lock(&self.0.state);
         let mut faults = Vec::new();
         let mut taken = Vec::new();
@@ -640,7 +641,11 @@ impl Pool {
                 let offset = segment.block_at(start);
                 faults.extend(fault_of_headers(segment, offset, bytes).map(named));
                 let generation = sync::seen(segment.mapping().atomic_u64(offset));
-                taken.push((BlockLocation { kind: segment.kind, id: *id, offset }, generation));
+                // Of a block that was given up and that a consumer still pins.
+                if !self.0.pages.is_quarantined(segment, offset) {
+                    let location = BlockLocation { kind: segment.kind, id: *id, offset };
+                    taken.push((location, generation));
+                }
                 granules += u64::from(length);
             }
         }

@@ -19,7 +19,7 @@ use crate::clock::{Clock, Moment};
 use crate::index::{State, Timeline};
 use crate::interval::ValidityInterval;
 use crate::object::ObjectId;
-use crate::shm::{DirectoryEntry, PublishedSnapshot, monotonic_millis};
+use crate::shm::{BlockLocation, DirectoryEntry, PublishedSnapshot, monotonic_millis};
 
 /// The clocks are read one after the other, each rounded to a millisecond.
 const ROUNDING_MILLIS: u64 = 2;
@@ -142,6 +142,11 @@ impl Publication {
     /// The number of its entry.
     pub(crate) fn entry(&self) -> u32 {
         self.entry.index()
+    }
+
+    /// Where its snapshot lies.
+    pub(crate) fn location(&self) -> BlockLocation {
+        self.snapshot.location()
     }
 
     /// What it takes of the memory.

@@ -19,13 +19,13 @@ use std::time::Duration;
 
 use super::catalog::Catalog;
 use super::linked_timeline::LinkedTimeline;
-use super::publication::{CountedSnapshot, Draft, PublishedSpan};
+use super::publication::{CountedSnapshot, Draft, Publication, PublishedSpan};
 use super::series::{PublishOutcome, Series};
 use crate::cache::memory::residency::{Reclaimable, Residency};
 use crate::index::State;
 use crate::interval::ValidityInterval;
 use crate::object::Query;
-use crate::shm::{Directory, PublishedSnapshot, ServicePage, SnapshotSpan};
+use crate::shm::{BlockLocation, Directory, PublishedSnapshot, ServicePage, SnapshotSpan};
 
 /// One part in this many of the memory can hold snapshots.
 const MEMORY_SHARE: u64 = 8;
@@ -173,6 +173,12 @@ impl Publisher {
     /// Whether a session reads what is published.
     pub(crate) fn is_read_by(&self, session: &str) -> bool {
         self.state().pages.contains_key(session)
+    }
+
+    /// Where snapshots lie in the memory.
+    pub(crate) fn locations(&self) -> Vec<BlockLocation> {
+        let series = self.series().into_iter();
+        series.filter_map(|(_, series)| series.with_publication(Publication::location)).collect()
     }
 
     /// How many sessions have a page, and how many paths are published.

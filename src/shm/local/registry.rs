@@ -11,6 +11,8 @@ use super::pins_page::ServicePage;
 /// A place whose block was given up while a slot named it.
 pub(in crate::shm) struct QuarantinedPlace {
     pub(in crate::shm) generation: u64,
+    /// Where the block begins in its segment.
+    pub(in crate::shm) block: usize,
     pub(in crate::shm) segment: Arc<Segment>,
     pub(in crate::shm) place: AllocatedNode,
     pub(in crate::shm) bytes: u64,
@@ -90,5 +92,11 @@ impl PageRegistry {
     /// Bytes of the places that wait.
     pub(in crate::shm) fn quarantined_bytes(&self) -> u64 {
         self.quarantine().iter().map(|one| one.bytes).sum()
+    }
+
+    /// Whether the place of a segment waits in which a block begins at `block`.
+    pub(in crate::shm) fn is_quarantined(&self, segment: &Segment, block: usize) -> bool {
+        let quarantine = self.quarantine();
+        quarantine.iter().any(|one| std::ptr::eq(&*one.segment, segment) && one.block == block)
     }
 }

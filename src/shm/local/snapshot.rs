@@ -14,7 +14,7 @@
 use std::mem::{offset_of, size_of};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
-use super::super::block::{Block, Reservation};
+use super::super::block::{Block, BlockLocation, Reservation};
 use super::super::layout::{BLOCK_OVERHEAD_BYTES, GRANULE_BYTES, MetaHeader};
 use super::directory::SnapshotPlace;
 use crate::object::ObjectId;
@@ -141,6 +141,11 @@ impl PublishedSnapshot {
     /// The bytes of memory that it takes.
     pub(crate) fn charged_bytes(&self) -> u64 {
         self.block.charged_bytes()
+    }
+
+    /// Where its block begins.
+    pub(crate) fn location(&self) -> BlockLocation {
+        self.block.location()
     }
 
     pub(super) fn place(&self) -> SnapshotPlace {

@@ -50,6 +50,7 @@ pub(super) fn cache(
         })
         .tables(config.columns())
         .policies(policies)
+        .local_plane(!config.no_local)
         .max_timeframes(config.max_timeframes)
         .budget(Budget::new(config.limits.request_memory.bytes()))
         .consumer_limits(ConsumerLimits {
