@@ -21,6 +21,8 @@
 mod ask_reason;
 mod directory;
 mod files;
+#[cfg(test)]
+mod golden;
 mod monotonic;
 mod pins_page;
 mod plane;

@@ -100,3 +100,79 @@ impl PageRegistry {
         quarantine.iter().any(|one| std::ptr::eq(&*one.segment, segment) && one.block == block)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::{Pool, PoolOptions};
+    use super::super::pins_page::ConsumerPage;
+    use super::*;
+    use crate::object::ObjectId;
+
+    fn pool() -> Pool {
+        Pool::new(PoolOptions { memory_bytes: 16 << 10, ..PoolOptions::default() }).unwrap()
+    }
+
+    /// An object that takes more than half of the memory.
+    fn object(pool: &Pool, byte: u8) -> Option<super::super::super::Block> {
+        let mut room = pool.reserve(7_000).ok()?;
+        room.fill(&[byte; 7_000]);
+        Some(room.publish(ObjectId::from_bytes([byte; 16])))
+    }
+
+    fn attached(pool: &Pool) -> (Arc<ServicePage>, ConsumerPage) {
+        let page = Arc::new(ServicePage::new().unwrap());
+        pool.add_pins_page(&page);
+        let consumer = ConsumerPage::open(page.file(), ServicePage::BYTES).unwrap();
+        (page, consumer)
+    }
+
+    /// Pins the object that `header` names, as a consumer in this process would.
+    fn pin(pool: &Pool, consumer: &ConsumerPage, header: &super::super::super::MetaHeader) -> u32 {
+        let mappings = pool.mappings();
+        let block = mappings.live_block(header).unwrap();
+        consumer.pin(0, block.generation(), header.hint).unwrap()
+    }
+
+    #[test]
+    fn a_place_is_not_used_again_while_a_slot_names_its_block() {
+        let pool = pool();
+        let (_page, consumer) = attached(&pool);
+        let block = object(&pool, 7).unwrap();
+        let header = block.meta_header();
+        let slot = pin(&pool, &consumer, &header);
+        let location = pool.mappings().locate(&header).unwrap();
+        drop(block);
+        assert!(pool.mappings().locate(&header).is_err(), "nobody can pin it any more");
+        assert!(pool.quarantined_bytes() > 7_000);
+        assert!(object(&pool, 8).is_none(), "its place is not free");
+        assert!(pool.survey().faults.is_empty() && pool.survey().taken.is_empty());
+        consumer.unpin(slot);
+        let next = object(&pool, 8).unwrap();
+        let taken = pool.mappings().locate(&next.meta_header()).unwrap();
+        assert_eq!((taken, pool.quarantined_bytes()), (location, 0), "the very same place");
+    }
+
+    #[test]
+    fn what_a_page_pins_is_free_when_its_session_is_over() {
+        let pool = pool();
+        let (page, consumer) = attached(&pool);
+        let block = object(&pool, 7).unwrap();
+        let _slot = pin(&pool, &consumer, &block.meta_header());
+        drop(block);
+        assert!(pool.used_bytes() > 7_000);
+        pool.remove_pins_page(&page);
+        assert_eq!((pool.used_bytes(), pool.quarantined_bytes()), (0, 0));
+        assert!(object(&pool, 8).is_some());
+    }
+
+    #[test]
+    fn a_slot_that_names_another_block_keeps_nothing() {
+        let pool = pool();
+        let (_page, consumer) = attached(&pool);
+        let block = object(&pool, 7).unwrap();
+        let other = std::sync::atomic::AtomicU64::new(block.generation() + 1);
+        consumer.pin(0, &other, block.generation() + 1).unwrap();
+        drop(block);
+        assert_eq!(pool.used_bytes(), 0);
+    }
+}
