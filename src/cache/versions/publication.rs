@@ -192,7 +192,7 @@ impl Publication {
             }
         }
         if !self.is_named {
-            self.entry.name(&self.snapshot);
+            self.entry.name(self.snapshot.name());
             self.is_named = true;
         }
     }

@@ -8,19 +8,19 @@
 //! ```
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::mem::{offset_of, size_of};
 use std::os::fd::OwnedFd;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{MemfdFlags, fcntl_add_seals, memfd_create};
-use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+use rustix::fs::SealFlags;
 
-use super::super::layout::{Epoch, GRANULE_BYTES};
+use super::super::layout::Epoch;
 use super::super::mapping::{MapAccess, Mapping};
+use super::block_place::BlockPlace;
 use super::protocol;
+use super::sealed::{make_sealed, map_sealed};
 
 /// The first bytes of the directory.
 #[repr(C)]
@@ -40,7 +40,7 @@ pub(super) struct DirectoryHeader {
 pub(super) struct EntryLayout {
     pub(super) hash: u64,
     pub(super) generation: u64,
-    /// See [`SnapshotPlace`].
+    /// See [`BlockPlace`].
     pub(super) place: u64,
     pub(super) reserved: u64,
 }
@@ -68,34 +68,6 @@ pub(super) fn path_hash(path: &str) -> u64 {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     hash.max(1)
-}
-
-/// Where a block begins, in one word: bit 63 is 1 in a segment and 0 in a region, bits 47 to 62 are
-/// its number, bits 0 to 46 the block's offset divided by 64.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SnapshotPlace {
-    pub(super) managed: bool,
-    pub(super) id: u16,
-    /// Where the block begins, in bytes.
-    pub(super) offset: u64,
-}
-
-impl SnapshotPlace {
-    const OFFSET_BITS: u32 = 47;
-
-    pub(super) fn from_word(word: u64) -> Self {
-        Self {
-            managed: word >> 63 == 1,
-            id: (word >> Self::OFFSET_BITS) as u16,
-            offset: (word & ((1 << Self::OFFSET_BITS) - 1)) * GRANULE_BYTES,
-        }
-    }
-
-    pub(super) fn to_word(self) -> u64 {
-        let granule = self.offset / GRANULE_BYTES;
-        debug_assert!(granule < 1 << Self::OFFSET_BITS, "segments are smaller");
-        u64::from(self.managed) << 63 | u64::from(self.id) << Self::OFFSET_BITS | granule
-    }
 }
 
 fn entry_offset(index: u32) -> usize {
@@ -178,39 +150,6 @@ impl EntryWords<'_> {
     pub(super) fn load(self) -> (u64, u64) {
         protocol::load_entry(self.generation, self.place)
     }
-}
-
-/// Maps a memfd that can neither shrink nor grow.
-pub(super) fn map_sealed(
-    file: BorrowedFd<'_>,
-    size: u64,
-    access: MapAccess,
-) -> Result<Mapping, String> {
-    let facts = fstat(file).map_err(|error| error.to_string())?;
-    if u64::try_from(facts.st_size) != Ok(size) || size < size_of::<DirectoryHeader>() as u64 {
-        return Err(format!("a file of {} bytes, announced with {size}", facts.st_size));
-    }
-    let sealed = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    if !fcntl_get_seals(file).is_ok_and(|seals| seals.contains(sealed)) {
-        return Err("its size is not sealed".to_owned());
-    }
-    let length = usize::try_from(size).map_err(|error| error.to_string())?;
-    Mapping::of_file(file.as_fd(), length, access).map_err(|error| error.to_string())
-}
-
-/// A memfd of `size` bytes, mapped for writing and sealed with `seals` afterwards.
-pub(super) fn make_sealed(
-    name: &std::ffi::CStr,
-    size: u64,
-    seals: SealFlags,
-) -> std::io::Result<(OwnedFd, Mapping)> {
-    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    file.set_len(size)?;
-    let length = usize::try_from(size).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
-    let mapping = Mapping::of_file(file.as_fd(), length, MapAccess::ReadWrite)?;
-    let file = OwnedFd::from(file);
-    fcntl_add_seals(&file, seals)?;
-    Ok((file, mapping))
 }
 
 /// The service's side: the only writer.
@@ -302,8 +241,8 @@ impl DirectoryEntry {
     }
 
     /// Names a snapshot, instead of the one before.
-    pub(crate) fn name(&self, snapshot: &super::snapshot::PublishedSnapshot) {
-        self.store(snapshot.generation(), snapshot.place().to_word());
+    pub(crate) fn name(&self, (generation, place): (u64, BlockPlace)) {
+        self.store(generation, place.to_word());
     }
 
     /// Names no snapshot: consumers ask the service.
@@ -323,17 +262,13 @@ impl Drop for DirectoryEntry {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd as _;
     use std::sync::Arc;
 
-    use super::*;
+    use rustix::fs::{MemfdFlags, memfd_create};
 
-    #[test]
-    fn a_place_is_one_word_and_comes_back() {
-        for (managed, id, offset) in [(true, 0, 0), (true, u16::MAX, 4096), (false, 9, 1 << 40)] {
-            let place = SnapshotPlace { managed, id, offset };
-            assert_eq!(SnapshotPlace::from_word(place.to_word()), place);
-        }
-    }
+    use super::*;
 
     #[test]
     fn a_path_is_found_in_its_entries_and_gone_with_them() {

@@ -58,7 +58,7 @@ fn a_directory_is_byte_for_byte_as_drawn() {
     let pool = pool();
     let snapshot = snapshot(&pool);
     let entry = directory.take(PATH).unwrap();
-    entry.name(&snapshot);
+    entry.name(snapshot.name());
     let bytes = read(directory.file(), 0, 64 + 16 * 32);
     assert_eq!(bytes, golden("directory.bin"));
     // And by hand, from the drawing.

@@ -19,6 +19,7 @@
 )]
 
 mod ask_reason;
+mod block_place;
 mod directory;
 mod files;
 #[cfg(test)]
@@ -28,6 +29,7 @@ mod pins_page;
 mod plane;
 mod protocol;
 mod registry;
+mod sealed;
 mod snapshot;
 mod view;
 

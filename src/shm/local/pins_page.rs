@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::SealFlags;
 
 use super::super::mapping::{MapAccess, Mapping};
-use super::directory::{make_sealed, map_sealed};
 use super::protocol::{self, PinAttempt};
+use super::sealed::{make_sealed, map_sealed};
 
 /// The first bytes of a page. The service writes the first four fields, the consumer the others.
 #[repr(C)]

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use super::super::block::{Block, BlockLocation, Reservation};
 use super::super::layout::{BLOCK_OVERHEAD_BYTES, GRANULE_BYTES, MetaHeader};
-use super::directory::SnapshotPlace;
+use super::block_place::BlockPlace;
 use crate::object::ObjectId;
 
 /// The first bytes of a snapshot.
@@ -134,8 +134,9 @@ impl PublishedSnapshot {
         Self { block: room.publish(ObjectId::from_bytes([0; 16])), spans: count }
     }
 
-    pub(crate) fn generation(&self) -> u64 {
-        self.block.generation()
+    /// What an entry of the directory says of it.
+    pub(crate) fn name(&self) -> (u64, BlockPlace) {
+        (self.block.generation(), self.place())
     }
 
     /// The bytes of memory that it takes.
@@ -148,14 +149,14 @@ impl PublishedSnapshot {
         self.block.location()
     }
 
-    pub(super) fn place(&self) -> SnapshotPlace {
+    fn place(&self) -> BlockPlace {
         let header = self.block.meta_header();
         let (managed, overhead) = match header.managed {
             1 => (true, BLOCK_OVERHEAD_BYTES - 16),
             _ => (false, BLOCK_OVERHEAD_BYTES),
         };
         let id = if managed { header.segment_id } else { header.region_id };
-        SnapshotPlace { managed, id, offset: header.handle.cast_unsigned() - overhead }
+        BlockPlace { managed, id, offset: header.handle.cast_unsigned() - overhead }
     }
 
     fn word(&self, offset: usize) -> &AtomicU64 {

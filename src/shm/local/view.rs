@@ -13,7 +13,8 @@ use super::super::layout::MetaHeader;
 use super::super::resolver::{Mappings, RawBlock};
 use super::super::sync;
 use super::ask_reason::AskReason;
-use super::directory::{SnapshotPlace, path_hash};
+use super::block_place::BlockPlace;
+use super::directory::path_hash;
 use super::monotonic::coarse_monotonic_millis;
 use super::plane::LocalPlane;
 use super::protocol::PinAttempt;
@@ -203,7 +204,7 @@ impl PlanePath {
         let mut unmapped = false;
         for entry in directory.find(self.hash) {
             let (generation, place) = directory.entry(entry).load();
-            let place = SnapshotPlace::from_word(place);
+            let place = BlockPlace::from_word(place);
             let mappings = self.mappings.borrow();
             let Some(block) = mappings.raw_block(place.managed, place.id, place.offset) else {
                 unmapped = true;
