@@ -152,3 +152,4 @@ pub use self::memory::object::{Pin, PinSet};
 pub use self::restart::{DescriptorStore, Inheritance};
 pub use self::tables::audit_log::TARGET as TABLE_LOG;
 pub use self::versions::object_index::{Effective, Versions};
+pub use self::versions::publisher::{LocalFigures, LookUpSums};

@@ -22,7 +22,7 @@ use crate::cache::tables::schema_cache::SchemaCache;
 use crate::cache::versions::catalog::Catalog;
 use crate::cache::versions::object_index::ObjectIndex;
 use crate::cache::versions::pace::Prefetcher;
-use crate::cache::versions::publisher::Publisher;
+use crate::cache::versions::publisher::{LocalFigures, Publisher};
 use crate::clock::{Clock, Moment};
 use crate::shm::Pool;
 use crate::telemetry::Counters;
@@ -75,6 +75,11 @@ impl Cache {
     /// The memory beside the segments that requests may hold.
     pub fn budget(&self) -> &Budget {
         &self.0.budget
+    }
+
+    /// How much consumers look up by themselves; `None` where that is turned off.
+    pub fn local_figures(&self) -> Option<LocalFigures> {
+        self.0.publisher.as_ref().map(|publisher| publisher.figures())
     }
 
     /// What it counted since its start.

@@ -25,7 +25,9 @@ use crate::cache::memory::residency::{Reclaimable, Residency};
 use crate::index::State;
 use crate::interval::ValidityInterval;
 use crate::object::Query;
-use crate::shm::{BlockLocation, Directory, PublishedSnapshot, ServicePage, SnapshotSpan};
+use crate::shm::{
+    AskReason, BlockLocation, Directory, PublishedSnapshot, ServicePage, SnapshotSpan,
+};
 
 /// One part in this many of the memory can hold snapshots.
 const MEMORY_SHARE: u64 = 8;
@@ -59,6 +61,46 @@ struct PublisherState {
     pages: HashMap<String, Arc<ServicePage>>,
     /// By entry of the directory.
     published: HashMap<u32, Weak<Series>>,
+    /// Look-ups of sessions that are over.
+    ended: LookUpSums,
+}
+
+/// Look-ups that consumers made by themselves, as they say.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LookUpSums {
+    /// Answered from shared memory.
+    pub hits: u64,
+    /// Not answered, by reason: those of [`LookUpSums::REASONS`].
+    pub asks: [u64; LookUpSums::REASONS.len()],
+}
+
+impl LookUpSums {
+    /// Why the service had to be asked.
+    pub const REASONS: [&'static str; AskReason::COUNTED.len()] = AskReason::COUNTED;
+
+    fn add(&mut self, page: &ServicePage) {
+        let (hits, asks) = page.counts();
+        self.hits = self.hits.saturating_add(hits);
+        let sums = self.asks.iter_mut().zip(asks);
+        sums.for_each(|(sum, count)| *sum = sum.saturating_add(count));
+    }
+}
+
+/// How much consumers look up by themselves, and what it takes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LocalFigures {
+    /// Look-ups so far.
+    pub look_ups: LookUpSums,
+    /// Sessions that can look up.
+    pub sessions: u64,
+    /// Slots in use: objects that consumers pin by themselves.
+    pub slots: u64,
+    /// Paths that are published.
+    pub paths: u64,
+    /// What their snapshots take of the memory.
+    pub snapshot_bytes: u64,
+    /// What objects take that were given up and that a consumer still pins.
+    pub quarantined_bytes: u64,
 }
 
 impl fmt::Debug for Publisher {
@@ -90,7 +132,11 @@ impl SessionPage {
 
 impl Drop for SessionPage {
     fn drop(&mut self) {
-        self.publisher.state().pages.remove(&self.session);
+        {
+            let mut state = self.publisher.state();
+            state.pages.remove(&self.session);
+            state.ended.add(&self.page);
+        }
         self.publisher.residency.pool().remove_pins_page(&self.page);
         self.publisher.residency.ring();
     }
@@ -181,10 +227,22 @@ impl Publisher {
         series.filter_map(|(_, series)| series.with_publication(Publication::location)).collect()
     }
 
-    /// How many sessions have a page, and how many paths are published.
-    pub(crate) fn counts(&self) -> (usize, usize) {
-        let state = self.state();
-        (state.pages.len(), state.published.len())
+    /// How much consumers look up by themselves.
+    pub(crate) fn figures(&self) -> LocalFigures {
+        let (pages, mut look_ups) = {
+            let state = self.state();
+            let pages: Vec<Arc<ServicePage>> = state.pages.values().cloned().collect();
+            (pages, state.ended)
+        };
+        pages.iter().for_each(|page| look_ups.add(page));
+        LocalFigures {
+            look_ups,
+            sessions: pages.len() as u64,
+            slots: pages.iter().map(|page| page.used_slots().count() as u64).sum(),
+            paths: self.series().len() as u64,
+            snapshot_bytes: self.snapshot_bytes.load(Ordering::Relaxed),
+            quarantined_bytes: self.residency.pool().quarantined_bytes(),
+        }
     }
 
     /// Makes snapshots of what is asked for. Runs until it is dropped.

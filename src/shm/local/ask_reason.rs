@@ -27,6 +27,12 @@ pub enum AskReason {
 const _: () = assert!(AskReason::Ended as usize == REASONS - 1);
 
 impl AskReason {
+    /// The reasons that are counted, in the order of the counters of a pins page, as metrics name
+    /// them.
+    #[cfg(feature = "cache")]
+    pub(crate) const COUNTED: [&str; REASONS] =
+        ["unpublished", "uncovered", "unconfirmed", "evicted", "unmapped", "no_slot", "ended"];
+
     /// Its place among the counters of a pins page.
     pub(super) fn number(self) -> usize {
         self as usize

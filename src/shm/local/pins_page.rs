@@ -37,6 +37,8 @@ pub(super) struct PageHeader {
     pub(super) asks: [u64; REASONS],
 }
 
+/// What the service believes of a counter at most: sums of many of these overflow nothing.
+const MOST_COUNTED: u64 = 1 << 48;
 /// Reasons that are counted: see [`AskReason`](super::ask_reason::AskReason).
 pub(super) const REASONS: usize = 7;
 /// The size of a page.
@@ -245,9 +247,10 @@ impl ServicePage {
         }
     }
 
-    /// The consumer's counters: hits, and asks by reason.
+    /// The consumer's counters, which may be any: hits, and asks by reason.
     pub(crate) fn counts(&self) -> (u64, [u64; REASONS]) {
-        counts(&self.mapping)
+        let (hits, asks) = counts(&self.mapping);
+        (hits.min(MOST_COUNTED), asks.map(|count| count.min(MOST_COUNTED)))
     }
 }
 
