@@ -1,11 +1,67 @@
-//! Keeps condition objects in shared memory for the time in which they are valid, and answers with
-//! Arrow tables of their MetaHeaders.
+//! Condition objects in shared memory, each for the time in which it is valid, and Arrow tables of
+//! their places.
 //!
 //! An *object path* has many *versions*, each valid in an interval `from <= t < until`; where they
-//! overlap, the one created last wins. A [`Cache`] loads the versions that a table of timestamps
-//! needs into sealed segments, each once, keeps them as long as somebody holds them, and answers
-//! with one cell per timestamp: the [`MetaHeader`](shm::MetaHeader) of the block where the object
-//! lies, which any process on the node resolves to a read-only slice.
+//! overlap, the version created last wins. A cache loads the versions that a table of timestamps
+//! needs into sealed segments, each once, and answers with one cell per timestamp: the
+//! [`MetaHeader`](shm::MetaHeader) of the object's block, which processes on the node resolve to
+//! read-only bytes without a copy.
+//!
+//! ```toml
+//! [dependencies]
+//! iovcache = { version = "0.1", default-features = false, features = ["client"] }
+//! ```
+//!
+//! A client asks a service, and reads in place (`iovcache demo --stay` starts a service to try):
+//!
+//! ```no_run
+//! # #[cfg(feature = "client")]
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use iovcache::client::{Client, TableRequest};
+//!
+//! let client = Client::connect("grpc://127.0.0.1:50051").await?;
+//! let request =
+//!     TableRequest::new().column("drift", "TPC/Calib/VDriftTgl").timestamps([1_731_000_000_000]);
+//! let table = client.table(request).await?;
+//! let bytes: Option<&[u8]> = table.column("drift")?.get(0)?; // None where the cell is null
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A process can also contain the cache (feature `cache`), with or without a server:
+//!
+//! ```
+//! # #[cfg(feature = "cache")]
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//!
+//! use iovcache::Cache;
+//! use iovcache::cache::Caller;
+//! use iovcache::source::MemorySource;
+//! use iovcache::table::Request;
+//!
+//! let cache = Cache::builder().source(Arc::new(MemorySource::new())).build()?;
+//! let columns = br#"{"columns": {"drift": "TPC/Calib/VDriftTgl"}, "timestamps": [5], "missing": "null"}"#;
+//! let answer = cache.answer(&Request::parse(columns)?, &Caller::default()).await?;
+//! assert_eq!(answer.to_batches()?[0].num_rows(), 1);
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "cache"))]
+//! # fn main() {}
+//! ```
+//!
+//! | feature | contents |
+//! |---|---|
+//! | (none) | [`index`], [`shm`], [`table`]: timelines, shared memory, the layout of tables |
+//! | `cache` | [`Cache`]: a cache in one's own process, and [`source`]s |
+//! | `server` | [`server`]: Arrow Flight over a cache |
+//! | `client` | [`client`]: asks a service; links neither moka nor a server |
+//! | `capi` | the C ABI: resolving, and a cache in a device of C or C++ |
+//! | `cli` (default) | the program `iovcache` |
+//! | `clouds` (default) | repositories in object stores |
+//!
+//! Imports run downwards only:
 //!
 //! ```text
 //!   bin ─▶ server ─▶ cache ─▶ source        client ─▶ table, shm
@@ -13,16 +69,6 @@
 //!                      └────▶ telemetry
 //!   all ─▶ object ─▶ interval ─▶ error
 //! ```
-//!
-//! | feature | gives |
-//! |---|---|
-//! | (none) | [`index`], [`shm`], [`table`]: timelines, shared memory, the form of tables |
-//! | `cache` | [`Cache`]: a cache inside of one's own process, and [`source`]s |
-//! | `server` | [`server`]: Arrow Flight over a cache |
-//! | `client` | [`client`]: asks a service; links neither moka nor a server |
-//! | `capi` | the C ABI: resolving, and a cache in a device of C or C++ |
-//! | `cli` (default) | the program `iovcache` |
-//! | `clouds` (default) | repositories in object stores |
 //!
 //! Linux only: memfd, SCM_RIGHTS, SO_PEERCRED.
 

@@ -15,7 +15,8 @@ use tonic::{Request, Status};
 use tower::service_fn;
 
 use super::error::ClientError;
-use super::service::ClientOptions;
+use super::options::ClientOptions;
+use super::tls_files::TlsFiles;
 use crate::secret::Secret;
 
 /// The largest message that is taken: batches are small, but one object may be one cell.
@@ -69,17 +70,6 @@ impl Interceptor for Bearer {
     }
 }
 
-/// What TLS is spoken with, all PEM.
-#[derive(Debug, Clone, Default)]
-pub struct TlsFiles {
-    /// The authorities that may have signed the service's certificate. Default: the system's.
-    pub authority: Option<Vec<u8>>,
-    /// The certificate with its chain and the key by which the service knows us. Default: none.
-    pub identity: Option<(Vec<u8>, Secret)>,
-    /// The name that the service's certificate is for. Default: that of the address.
-    pub domain: Option<String>,
-}
-
 impl TlsFiles {
     fn config(&self) -> ClientTlsConfig {
         let config = match &self.authority {
@@ -128,10 +118,8 @@ pub(super) enum ServiceAddress {
 
 impl ServiceAddress {
     pub(super) fn parse(url: &str) -> Result<Self, ClientError> {
-        let wrong = |reason: &str| ClientError::ServiceAddress {
-            url: url.to_owned(),
-            reason: reason.to_owned(),
-        };
+        let wrong =
+            |reason: &str| ClientError::Address { url: url.to_owned(), reason: reason.to_owned() };
         if let Some(path) = url.strip_prefix("grpc+unix://").or_else(|| url.strip_prefix("unix://"))
         {
             return match path.starts_with('/') {

@@ -19,7 +19,7 @@ pub enum ClientError {
         "{url:?} is no address of a service: {reason}; expected grpc://host:port, \
              grpc+tls://host:port or grpc+unix:///path/flight.sock"
     )]
-    ServiceAddress {
+    Address {
         /// What was given.
         url: String,
         /// What is wrong with it.
@@ -202,7 +202,7 @@ impl From<Status> for ClientError {
 impl Coded for ClientError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::ServiceAddress { .. }
+            Self::Address { .. }
             | Self::Token { .. }
             | Self::NoSuchColumn { .. }
             | Self::NoSuchRow { .. }
@@ -227,7 +227,7 @@ impl Coded for ClientError {
 
     fn code(&self) -> Code {
         match self {
-            Self::ServiceAddress { .. } => Code(7001),
+            Self::Address { .. } => Code(7001),
             Self::Connect { .. } => Code(7002),
             Self::Lost { .. } => Code(7008),
             Self::Service { code, .. } => *code,

@@ -29,22 +29,26 @@
 //! # }
 //! ```
 
+mod cells;
 mod connect;
 mod error;
-mod join;
 mod large;
 mod local;
+mod local_join;
+mod options;
 mod request;
 mod retry;
 mod service;
 mod table;
+mod tls_files;
 
-pub use connect::TlsFiles;
 pub use error::ClientError;
 pub use local::{Local, LocalPath, View};
+pub use options::ClientOptions;
 pub use request::TableRequest;
-pub use service::{Client, ClientOptions, PathEntry};
+pub use service::{Client, PathEntry};
 pub use table::{Column, ObjectRun, Table};
+pub use tls_files::TlsFiles;
 
 pub use crate::shm::Mappings as Resolver;
 pub use crate::shm::attach::Attachment;

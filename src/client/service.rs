@@ -20,10 +20,11 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
 
-use super::connect::{CONNECT_LIMIT, FlightClient, ServiceAddress, TlsFiles, token};
+use super::connect::{CONNECT_LIMIT, FlightClient, ServiceAddress, token};
 use super::error::ClientError;
-use super::join::LocalJoin;
 use super::local::LocalShared;
+use super::local_join::LocalJoin;
+use super::options::ClientOptions;
 use super::request::TableRequest;
 use super::retry;
 use super::table::{Hold, Releases, Table};
@@ -34,24 +35,6 @@ use crate::table::{
     CheckAnswer, ColumnRequest, ConsumedAnswer, MessageWriter, PutAnswer, Register, SegmentsAnswer,
     Status,
 };
-
-/// How a client introduces itself.
-#[derive(Debug, Clone, Default)]
-pub struct ClientOptions {
-    /// What the process calls itself. Default: `process-<pid>`.
-    pub consumer: Option<String>,
-    /// What lets it in, where a token is configured.
-    pub token: Option<Secret>,
-    /// What TLS is spoken with, where the address begins with `grpc+tls://`.
-    pub tls: TlsFiles,
-    /// Send the token even where it can be read on the way: over plain TCP to another node.
-    pub insecure: bool,
-    /// Never attach, even on the node: objects come over the wire.
-    pub remote: bool,
-    /// For how long a call waits for a service that is gone to come back; of a table, the request's
-    /// own `wait` counts. `None`: 60 s. A service that never answered is not waited for.
-    pub patience: Option<Duration>,
-}
 
 /// As long as a service waits with a table, unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -117,7 +100,7 @@ impl Client {
     /// Connects to `grpc://host:port` or `grpc+unix:///path/flight.sock`.
     ///
     /// # Errors
-    /// [`ClientError::ServiceAddress`], [`ClientError::Connect`].
+    /// [`ClientError::Address`], [`ClientError::Connect`].
     pub async fn connect(url: &str) -> Result<Self, ClientError> {
         Self::connect_with(url, ClientOptions::default()).await
     }
@@ -125,7 +108,7 @@ impl Client {
     /// Connects, and says who we are.
     ///
     /// # Errors
-    /// [`ClientError::ServiceAddress`], [`ClientError::Connect`].
+    /// [`ClientError::Address`], [`ClientError::Connect`].
     pub async fn connect_with(url: &str, options: ClientOptions) -> Result<Self, ClientError> {
         Self::connect_as(url, options, false).await
     }

@@ -7,8 +7,9 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use tokio::sync::mpsc;
 
+use super::cells::Cells;
 use super::error::ClientError;
-use super::join::JoinedRows;
+use super::local_join::JoinedRows;
 use super::request::TableRequest;
 use crate::shm::attach::{Attachment, PinnedBlocks};
 use crate::shm::{AHEAD, MetaHeader};
@@ -27,13 +28,6 @@ pub struct Table {
     request: TableRequest,
 }
 
-/// The runs of one column.
-#[derive(Debug)]
-pub(super) struct Cells {
-    pub(super) name: String,
-    pub(super) runs: ColumnRuns,
-}
-
 /// Where released leases go.
 pub(super) type Releases = mpsc::UnboundedSender<String>;
 
@@ -41,9 +35,9 @@ pub(super) type Releases = mpsc::UnboundedSender<String>;
 #[derive(Debug)]
 pub(super) enum Hold {
     /// A lease of our own session, and its segments.
-    PinnedBlocks(PinnedBlocks),
+    Pinned(PinnedBlocks),
     /// A lease whose segments are not mapped by this client.
-    HeldLease(HeldLease),
+    Lease(HeldLease),
 }
 
 /// A lease that is released when this is dropped; `None` if there is none.
@@ -69,27 +63,27 @@ impl Hold {
         releases: Releases,
     ) -> Self {
         match attachment {
-            None => Self::HeldLease(HeldLease { id: lease, releases }),
+            None => Self::Lease(HeldLease { id: lease, releases }),
             Some(attachment) => {
                 let release = Box::new(move |lease| {
                     // As above.
                     let _ = releases.send(lease);
                 });
-                Self::PinnedBlocks(PinnedBlocks::new(attachment, lease, release))
+                Self::Pinned(PinnedBlocks::new(attachment, lease, release))
             }
         }
     }
 
     fn lease(&self) -> Option<&str> {
         match self {
-            Self::PinnedBlocks(pinned) => pinned.lease(),
-            Self::HeldLease(lease) => lease.id.as_deref(),
+            Self::Pinned(pinned) => pinned.lease(),
+            Self::Lease(lease) => lease.id.as_deref(),
         }
     }
 
     /// Maps the segments that the cells of `columns` name.
     fn map(&mut self, columns: &[Cells]) {
-        let Self::PinnedBlocks(pinned) = self else { return };
+        let Self::Pinned(pinned) = self else { return };
         for (_, cell) in columns.iter().flat_map(|column| column.runs.iter()) {
             match cell {
                 CellValue::Header(header) => pinned.map(&header),
@@ -149,7 +143,7 @@ impl Table {
     }
 
     fn is_all_mapped(&self) -> bool {
-        let Hold::PinnedBlocks(pinned) = &self.hold else { return true };
+        let Hold::Pinned(pinned) = &self.hold else { return true };
         let mut cells = self.columns.iter().flat_map(|column| column.runs.iter());
         cells.all(|(_, cell)| match cell {
             CellValue::Header(header) => pinned.mappings().knows(&header),
@@ -184,14 +178,14 @@ impl Table {
 
     /// Whether its objects lie in shared memory that this client has mapped.
     pub fn is_mapped(&self) -> bool {
-        matches!(self.hold, Hold::PinnedBlocks(_))
+        matches!(self.hold, Hold::Pinned(_))
     }
 
     /// The session that it was asked for, if that is one of this client.
     pub(super) fn attachment(&self) -> Option<Arc<Attachment>> {
         match &self.hold {
-            Hold::PinnedBlocks(pinned) => Some(Arc::clone(pinned.attachment())),
-            Hold::HeldLease(_) => None,
+            Hold::Pinned(pinned) => Some(Arc::clone(pinned.attachment())),
+            Hold::Lease(_) => None,
         }
     }
 
@@ -222,16 +216,16 @@ impl Table {
     /// What pins its objects, if they lie in shared memory that this client has mapped.
     pub(super) fn into_pinned(self) -> Option<PinnedBlocks> {
         match self.hold {
-            Hold::PinnedBlocks(pinned) => Some(pinned),
-            Hold::HeldLease(_) => None,
+            Hold::Pinned(pinned) => Some(pinned),
+            Hold::Lease(_) => None,
         }
     }
 
     /// The lease, for a caller that releases it.
     pub(super) fn into_lease(self) -> Option<String> {
         match self.hold {
-            Hold::PinnedBlocks(pinned) => pinned.into_lease(),
-            Hold::HeldLease(mut lease) => lease.id.take(),
+            Hold::Pinned(pinned) => pinned.into_lease(),
+            Hold::Lease(mut lease) => lease.id.take(),
         }
     }
 
@@ -243,15 +237,15 @@ impl Table {
             CellValue::O2 { handle, segment, size } => self.header_at(segment, handle, size)?,
         };
         match &self.hold {
-            Hold::PinnedBlocks(pinned) => Ok(Some(pinned.resolve(&header)?)),
-            Hold::HeldLease(_) => Err(ClientError::NotAttached),
+            Hold::Pinned(pinned) => Ok(Some(pinned.resolve(&header)?)),
+            Hold::Lease(_) => Err(ClientError::NotAttached),
         }
     }
 
     fn header_at(&self, segment: i64, handle: i64, size: i64) -> Result<MetaHeader, ClientError> {
         match &self.hold {
-            Hold::PinnedBlocks(pinned) => Ok(pinned.mappings().header_at(segment, handle, size)?),
-            Hold::HeldLease(_) => Err(ClientError::NotAttached),
+            Hold::Pinned(pinned) => Ok(pinned.mappings().header_at(segment, handle, size)?),
+            Hold::Lease(_) => Err(ClientError::NotAttached),
         }
     }
 
@@ -259,8 +253,8 @@ impl Table {
     /// that pinned it is gone and its memory was taken anew.
     pub fn is_live(&self, header: &MetaHeader) -> bool {
         match &self.hold {
-            Hold::PinnedBlocks(pinned) => pinned.mappings().still_valid(header),
-            Hold::HeldLease(_) => false,
+            Hold::Pinned(pinned) => pinned.mappings().still_valid(header),
+            Hold::Lease(_) => false,
         }
     }
 
@@ -315,7 +309,7 @@ impl<'a> Column<'a> {
         let mut ahead = self.cells.runs.iter().skip(AHEAD);
         self.cells.runs.iter().map(move |(end, cell)| {
             if let Some((_, CellValue::Header(next))) = ahead.next()
-                && let Hold::PinnedBlocks(pinned) = &table.hold
+                && let Hold::Pinned(pinned) = &table.hold
             {
                 pinned.mappings().prefetch(&next);
             }

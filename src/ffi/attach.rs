@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::arguments::{guarded, optional_text, place, text};
 use super::status::{CallFailure, StatusCode};
-use super::{guarded, optional_text, place, text};
 use crate::cache::{Cache, LeaseId};
 use crate::error::ErrorKind;
 use crate::shm::attach::Attachment;
@@ -243,7 +243,7 @@ pub unsafe extern "C" fn iovc_epoch(attach: *const Attach) -> *const c_char {
 pub unsafe extern "C" fn iovc_check(attach: *const Attach) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
-        let attach = unsafe { super::borrowed(attach, "attach") }?;
+        let attach = unsafe { super::arguments::borrowed(attach, "attach") }?;
         match &attach.memory {
             Memory::Service(attachment) => match attachment.over() {
                 None => Ok(()),
@@ -268,7 +268,7 @@ pub unsafe extern "C" fn iovc_check(attach: *const Attach) -> StatusCode {
 pub unsafe extern "C" fn iovc_release(attach: *const Attach, lease: *const c_char) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
-        let attach = unsafe { super::borrowed(attach, "attach") }?;
+        let attach = unsafe { super::arguments::borrowed(attach, "attach") }?;
         // SAFETY: as the caller says.
         let lease = unsafe { text(lease, "lease") }?;
         match &attach.memory {
@@ -296,7 +296,7 @@ pub unsafe extern "C" fn iovc_release(attach: *const Attach, lease: *const c_cha
 pub unsafe extern "C" fn iovc_unmap_unused(attach: *const Attach) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
-        let attach = unsafe { super::borrowed(attach, "attach") }?;
+        let attach = unsafe { super::arguments::borrowed(attach, "attach") }?;
         match &attach.memory {
             Memory::Service(attachment) => attachment.sweep(),
             Memory::Own { cache, mappings } => *lock(mappings) = Arc::new(cache.mappings()),

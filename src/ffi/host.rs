@@ -10,9 +10,9 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
+use super::arguments::{borrowed, guarded, many, optional_text, place, text};
 use super::attach::Attach;
 use super::status::{CallFailure, StatusCode};
-use super::{borrowed, guarded, many, optional_text, place, text};
 use crate::cache::{Cache, LeaseId, PeerPolicy};
 use crate::error::ErrorKind;
 use crate::shm::{Backing, PoolOptions, Region};

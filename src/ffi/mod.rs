@@ -17,127 +17,14 @@
 //! should be, and a handle that was given back.
 #![allow(unsafe_code)]
 
+mod arguments;
 pub mod attach;
 pub mod host;
 pub mod resolve;
 pub mod status;
 pub mod table;
+pub mod version;
 
 pub use attach::Attach;
 pub use host::{CacheOptions, EmbeddedCache};
 pub use status::StatusCode;
-
-use std::ffi::{CStr, c_char};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use self::status::{CallFailure, remember};
-use crate::error::ErrorKind;
-
-/// Grows by one with each change that breaks programs which were compiled before it.
-const ABI_VERSION: u32 = 1;
-
-/// The version of this interface; compare it with `IOVC_ABI_VERSION`.
-#[unsafe(no_mangle)]
-pub extern "C" fn iovc_abi_version() -> u32 {
-    ABI_VERSION
-}
-
-/// Runs `work`; what goes wrong becomes a status, and is remembered for `iovc_last_error`.
-#[inline]
-fn guarded(work: impl FnOnce() -> Result<(), CallFailure>) -> StatusCode {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(())) => StatusCode::IOVC_OK,
-        Ok(Err(failure)) => remember(failure),
-        Err(_) => remember(CallFailure::new(ErrorKind::Internal, "[IOV-9001] a bug of iovcache")),
-    }
-}
-
-fn null(name: &str) -> CallFailure {
-    CallFailure::new(ErrorKind::InvalidArgument, format!("[IOV-7101] {name} is null"))
-}
-
-/// # Safety
-/// `pointer` is null or leads to a `T` that nobody changes for as long as `'a`.
-#[inline]
-unsafe fn borrowed<'a, T>(pointer: *const T, name: &str) -> Result<&'a T, CallFailure> {
-    // SAFETY: as the caller says.
-    unsafe { pointer.as_ref() }.ok_or_else(|| null(name))
-}
-
-/// # Safety
-/// `pointer` is null or leads to a place for a `T` that nobody else uses for as long as `'a`.
-#[inline]
-unsafe fn place<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mut T, CallFailure> {
-    // SAFETY: as the caller says.
-    unsafe { pointer.as_mut() }.ok_or_else(|| null(name))
-}
-
-/// # Safety
-/// `count` is 0, `pointer` is null, or it leads to `count` of `T` that nobody changes for `'a`.
-#[inline]
-unsafe fn many<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<&'a [T], CallFailure> {
-    if count == 0 {
-        return Ok(&[]);
-    }
-    if pointer.is_null() {
-        return Err(null(name));
-    }
-    check_extent::<T>(count, name)?;
-    // SAFETY: as the caller says; not null, and not longer than memory can be.
-    Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
-}
-
-/// # Safety
-/// As [`many`], and nobody else uses these places for `'a`.
-#[inline]
-unsafe fn places<'a, T>(
-    pointer: *mut T,
-    count: usize,
-    name: &str,
-) -> Result<&'a mut [T], CallFailure> {
-    if count == 0 {
-        return Ok(&mut []);
-    }
-    if pointer.is_null() {
-        return Err(null(name));
-    }
-    check_extent::<T>(count, name)?;
-    // SAFETY: as the caller says; not null, and not longer than memory can be.
-    Ok(unsafe { std::slice::from_raw_parts_mut(pointer, count) })
-}
-
-/// # Errors
-/// If so many of `T` are more than memory can be.
-fn check_extent<T>(count: usize, name: &str) -> Result<(), CallFailure> {
-    match count.checked_mul(size_of::<T>()) {
-        Some(bytes) if isize::try_from(bytes).is_ok() => Ok(()),
-        _ => {
-            let reason = format!("[IOV-7102] {count} are more {name} than memory can hold");
-            Err(CallFailure::new(ErrorKind::InvalidArgument, reason))
-        }
-    }
-}
-
-/// # Safety
-/// `text` is null or leads to bytes that end with a 0, which nobody changes for `'a`.
-unsafe fn optional_text<'a>(
-    text: *const c_char,
-    name: &str,
-) -> Result<Option<&'a str>, CallFailure> {
-    if text.is_null() {
-        return Ok(None);
-    }
-    // SAFETY: as the caller says, and not null.
-    let text = unsafe { CStr::from_ptr(text) };
-    let text = text.to_str().map_err(|error| {
-        CallFailure::new(ErrorKind::InvalidArgument, format!("[IOV-7103] {name}: {error}"))
-    })?;
-    Ok(Some(text))
-}
-
-/// # Safety
-/// As [`optional_text`].
-unsafe fn text<'a>(text: *const c_char, name: &str) -> Result<&'a str, CallFailure> {
-    // SAFETY: as the caller says.
-    unsafe { optional_text(text, name) }?.ok_or_else(|| null(name))
-}

@@ -2,9 +2,9 @@
 
 use std::ffi::c_void;
 
+use super::arguments::{borrowed, guarded, many, place, places};
 use super::attach::Attach;
 use super::status::{CallFailure, StatusCode};
-use super::{borrowed, guarded, many, place, places};
 use crate::error::ErrorKind;
 use crate::shm::{Mappings, MetaHeader, ResolveError};
 

@@ -9,9 +9,9 @@ use arrow_array::ffi::{FFI_ArrowArray, FFI_ArrowSchema, from_ffi};
 use arrow_array::{Array as _, RecordBatch, StructArray, make_array};
 use arrow_schema::{ArrowError, DataType};
 
+use super::arguments::{borrowed, guarded, optional_text, place, places, text};
 use super::host::EmbeddedCache;
 use super::status::{CallFailure, StatusCode};
-use super::{borrowed, guarded, optional_text, place, places, text};
 use crate::cache::Caller;
 use crate::error::ErrorKind;
 use crate::index::Timestamps;
@@ -118,7 +118,7 @@ pub unsafe extern "C" fn iovc_cache_table(
 ) -> StatusCode {
     guarded(|| {
         if table.is_null() || schema.is_null() {
-            return Err(super::null("table or schema"));
+            return Err(super::arguments::null("table or schema"));
         }
         // SAFETY: as the caller says; not null.
         unsafe { table.write(FFI_ArrowArray::empty()) };
@@ -128,7 +128,7 @@ pub unsafe extern "C" fn iovc_cache_table(
         let host = unsafe { borrowed(cache, "cache") }?;
         // SAFETY: as the caller says.
         let request = unsafe { optional_text(request, "request") }?;
-        let request = request.ok_or_else(|| super::null("request"))?;
+        let request = request.ok_or_else(|| super::arguments::null("request"))?;
         let request = Request::parse(request.as_bytes())?;
         let answer = host.runtime.block_on(host.cache.answer(&request, &Caller::default()))?;
         let exported = (|| {

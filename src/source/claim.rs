@@ -9,10 +9,14 @@
 //! ```
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use futures::future::try_join_all;
 
-use super::*;
+use super::contract::Source;
+use super::error::SourceError;
+use crate::error::{Code, Coded, ErrorKind};
+use crate::object::{ClaimDiffers, CreationLimits, ObjectId, ObjectInfo, ObjectPath, VersionClaim};
 
 /// Look-ups at a time, where the source does not list.
 const PARALLEL: usize = 16;

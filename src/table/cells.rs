@@ -12,7 +12,7 @@ use arrow_data::ArrayData;
 use arrow_schema::{ArrowError, DataType};
 
 use super::content::{Cell, Objects};
-use super::encode::EncodeError;
+use super::encode_error::EncodeError;
 use super::layout::{header_fields, o2_item};
 use super::request::CellKind;
 use crate::shm::MetaHeader;

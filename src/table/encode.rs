@@ -14,13 +14,13 @@ use arrow_schema::SchemaRef;
 
 use super::cells::{cell_array, run_array};
 use super::content::{Cell, Column, Content, IntervalColumn, Objects, TableBody};
+use super::encode_error::EncodeError;
 use super::ipc::{BatchMessages, MessageWriter};
 use super::ipc_body::{Dictionaries, RowWindow, payload_dictionaries, with_payloads};
 use super::layout::{TableLayout, text_type};
 use super::request::{CellKind, Encoding, View};
-use crate::error::{Code, Coded, ErrorKind};
 use crate::index::Timestamps;
-use crate::object::{ObjectId, ObjectPath};
+use crate::object::ObjectId;
 use crate::shm::MetaHeader;
 
 /// Batches of MetaHeaders stay below this, so that with their heads they are below 2 MiB.
@@ -39,65 +39,6 @@ const MAX_PAYLOADS_BYTES: u64 = 1 << 30;
 const CHUNK_BYTES: usize = 1 << 20;
 /// Rows of one batch of the views objects and intervals.
 const RECORD_ROWS: usize = 4_000;
-
-/// Why a table has no such Arrow form.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EncodeError {
-    /// Objects are too large to be cells.
-    #[error(
-        "column {column:?} ({path}) has {bytes} bytes of payload where {limit_bytes} are possible: \
-         read large objects with \"view\": \"chunks\", or through shared memory"
-    )]
-    TooLarge {
-        /// The column.
-        column: String,
-        /// Its path.
-        path: ObjectPath,
-        /// What it has.
-        bytes: u64,
-        /// What is possible.
-        limit_bytes: u64,
-    },
-    /// AliceO2's cell names a managed segment, and the objects lie in a region.
-    #[error("the cell o2 needs managed segments, the objects lie in region {region}")]
-    Unmanaged {
-        /// The region.
-        region: u16,
-    },
-    /// The lease of the table has ended while it was being sent: what it names may be gone.
-    #[error(
-        "the lease of the table has ended before all of it was read: released, revoked, or its time \
-         ran out"
-    )]
-    LeaseEnded,
-    /// A bug of ours.
-    #[error("the table cannot be put together: {reason}")]
-    Arrow {
-        /// What Arrow says.
-        reason: String,
-    },
-}
-
-impl Coded for EncodeError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::TooLarge { .. } => ErrorKind::ResourceExhausted,
-            Self::Unmanaged { .. } => ErrorKind::InvalidArgument,
-            Self::LeaseEnded => ErrorKind::FailedPrecondition,
-            Self::Arrow { .. } => ErrorKind::Internal,
-        }
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::TooLarge { .. } => 1020,
-            Self::Unmanaged { .. } => 1021,
-            Self::LeaseEnded => 5003,
-            Self::Arrow { .. } => 9010,
-        })
-    }
-}
 
 /// The batches of a table, made one after the other; at least one, if only an empty one.
 pub struct Batches {

@@ -16,7 +16,7 @@ use arrow_schema::SchemaRef;
 
 use super::cells::{header_array, run_array};
 use super::decode::{CellValue, ColumnRuns, DecodeError, wrong};
-use super::encode::EncodeError;
+use super::encode_error::EncodeError;
 use crate::index::{Slot, Timestamps, join_steps};
 
 /// The effective spans of one column.

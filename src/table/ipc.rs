@@ -14,7 +14,7 @@ use arrow_ipc::writer::{
 use arrow_schema::{DataType, Schema};
 use bytes::Bytes;
 
-use super::encode::EncodeError;
+use super::encode_error::EncodeError;
 
 /// One IPC message: schema, dictionary or batch.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use flatbuffers::FlatBufferBuilder;
 
 use super::cells::NOTHING;
 use super::content::{Cell, Column, Objects};
-use super::encode::EncodeError;
+use super::encode_error::EncodeError;
 use super::ipc::Message;
 use super::request::CellKind;
 use crate::index::Timestamps;

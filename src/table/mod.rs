@@ -18,6 +18,7 @@ mod check;
 mod content;
 mod decode;
 mod encode;
+mod encode_error;
 mod intervals;
 mod ipc;
 mod ipc_body;
@@ -42,7 +43,8 @@ pub use content::{
     CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Objects, TableBody,
 };
 pub use decode::{CellValue, ColumnRuns, DecodeError, column_runs};
-pub use encode::{Batches, EncodeError, EncodedMessages};
+pub use encode::{Batches, EncodedMessages};
+pub use encode_error::EncodeError;
 pub use intervals::{ColumnSpans, JoinedColumn, run_end_batch};
 pub use ipc::{BatchMessages, Message, MessageWriter};
 pub use ipc_body::Dictionaries;

@@ -5,7 +5,8 @@ use std::io::{self, Write as _};
 use clap::Args;
 use iovcache::client::{Client, ClientError, ClientOptions, TableRequest};
 
-use crate::common::{Failure, Server};
+use crate::common::Server;
+use crate::failure::Failure;
 use crate::{hints, time};
 
 #[derive(Debug, Args)]

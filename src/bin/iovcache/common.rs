@@ -1,116 +1,17 @@
-//! What the commands share: how they fail, how they log, how they read sizes and times.
+//! What the commands share: access to a service, output, sizes and times.
 
 use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
-use std::sync::OnceLock;
+use std::process::Command;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use iovcache::client::{Client, ClientOptions, TlsFiles};
-use iovcache::error::{Coded, ErrorKind};
-use iovcache::escape::escape;
 use iovcache::source::repository::Durability;
 use iovcache::{Clock, Secret, Timestamp};
 
-/// Why a command failed: a line or several for a person, a status for a program.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    status: u8,
-    message: String,
-    /// What else is wrong, a line each.
-    more: Vec<String>,
-}
-
-impl Failure {
-    fn new(status: u8, message: impl fmt::Display) -> Self {
-        Self { status, message: message.to_string(), more: Vec::new() }
-    }
-
-    /// Something could not be read or written.
-    pub(crate) fn io(what: impl fmt::Display, error: io::Error) -> Self {
-        let status = match error.kind() {
-            io::ErrorKind::NotFound => ErrorKind::NotFound.exit_status(),
-            io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied.exit_status(),
-            _ => 1,
-        };
-        Self::new(status, format_args!("{what}: {error}"))
-    }
-
-    /// stdout takes no more. A reader that has enough (`| head`) ends the command quietly.
-    pub(crate) fn stdout(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::BrokenPipe => Self::new(0, ""),
-            _ => Self::io("cannot write to stdout", error),
-        }
-    }
-
-    /// What was asked for makes no sense.
-    pub(crate) fn usage(message: impl fmt::Display) -> Self {
-        Self::new(ErrorKind::InvalidArgument.exit_status(), message)
-    }
-
-    /// There is no such thing.
-    pub(crate) fn not_found(message: impl fmt::Display) -> Self {
-        Self::new(ErrorKind::NotFound.exit_status(), message)
-    }
-
-    /// What a caller can do about it is known.
-    pub(crate) fn of_kind(kind: ErrorKind, message: impl fmt::Display) -> Self {
-        Self::new(kind.exit_status(), message)
-    }
-
-    /// It did not work.
-    pub(crate) fn failed(message: impl fmt::Display) -> Self {
-        Self::new(1, message)
-    }
-
-    /// Some of many things did not work, the first of them for this reason.
-    pub(crate) fn of_many(count: usize, what: &str, first: &impl Coded) -> Self {
-        let message = format!("{count} {what}, the first: {}", first.message());
-        Self::new(first.kind().exit_status(), message)
-    }
-
-    /// The same with further lines.
-    pub(crate) fn with_more(self, more: Vec<String>) -> Self {
-        Self { more, ..self }
-    }
-
-    /// Says it on stderr, and with which status to leave.
-    pub(crate) fn tell(self) -> ExitCode {
-        if self.status != 0 {
-            crate::log::say(&format!("iovcache: {}", escape(&self.message)));
-        }
-        for line in &self.more {
-            crate::log::say(&escape(line));
-        }
-        ExitCode::from(self.status)
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
-        self.more.iter().try_for_each(|line| write!(f, "; {line}"))
-    }
-}
-
-impl<E: Coded> From<E> for Failure {
-    fn from(error: E) -> Self {
-        let mut message = error.message();
-        // A transport error does not name the address of the service.
-        if let (ErrorKind::Unavailable, Some(url)) = (error.kind(), SERVICE.get())
-            && !message.contains(url.as_str())
-        {
-            message = format!("{message} (service: {url})");
-        }
-        Self::new(error.kind().exit_status(), message)
-    }
-}
-
-/// The service that this command asks.
-static SERVICE: OnceLock<String> = OnceLock::new();
+use crate::failure::Failure;
 
 /// Which service.
 #[derive(Debug, clap::Args)]
@@ -187,7 +88,7 @@ impl Access {
         let authority = self.ca.as_deref().map(read).transpose()?;
         let tls = TlsFiles { authority, identity, domain: None };
         let options = ClientOptions { token, tls, insecure: self.insecure, ..options };
-        let _ = SERVICE.set(url.to_owned());
+        crate::failure::name_service(url);
         Ok(Client::connect_with(url, options).await?)
     }
 

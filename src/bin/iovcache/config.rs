@@ -1,15 +1,18 @@
 //! `config`: is a configuration right, and what does it come to?
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, Subcommand};
 use iovcache::escape::escape;
-use iovcache::server::{ConfigError, Section, SectionForm, Settings, ValueOrigin, sections};
+use iovcache::server::{
+    ConfigError, ConfigFault, Document, Section, SectionForm, Settings, ValueOrigin, sections,
+};
 use serde_json::json;
 
-use crate::common::{Failure, out, out_line};
+use crate::common::{out, out_line};
+use crate::failure::Failure;
 use crate::serve::{self, LogArguments};
-use crate::settings::{self, Given};
+use crate::settings::{self, CommandLine};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -49,7 +52,7 @@ pub(crate) fn run(
         Action::Check { file, json } => check(file, json),
         Action::Show { file, serve } => {
             let matches = matches.subcommand().map_or(matches, |(_, matches)| matches);
-            let given = Given::new(&serve, log, matches)?;
+            let given = CommandLine::new(&serve, log, matches)?;
             let given = match file {
                 Some(file) => given.with_file(file),
                 None => given,
@@ -61,7 +64,7 @@ pub(crate) fn run(
 }
 
 fn check(file: PathBuf, as_json: bool) -> Result<(), Failure> {
-    let (faults, notes) = settings::check_file(&file)?;
+    let (faults, notes) = check_file(&file)?;
     if as_json {
         let faults: Vec<_> = faults
             .iter()
@@ -70,10 +73,10 @@ fn check(file: PathBuf, as_json: bool) -> Result<(), Failure> {
         out_line(json!({"file": file.display().to_string(), "faults": faults, "notes": notes}))?;
     } else {
         for note in &notes {
-            crate::log::say(&format!("note: {}", escape(note)));
+            crate::stderr::say(&format!("note: {}", escape(note)));
         }
         if faults.is_empty() {
-            crate::log::say(&format!("{} is right", escape(&file.display().to_string())));
+            crate::stderr::say(&format!("{} is right", escape(&file.display().to_string())));
         }
     }
     if faults.is_empty() {
@@ -150,4 +153,20 @@ fn comment(text: &str) -> String {
         }
     }
     lines.iter().filter(|line| !line.is_empty()).map(|line| format!("# {line}\n")).collect()
+}
+
+/// All that is wrong with a file, and what may be meant so.
+fn check_file(file: &Path) -> Result<(Vec<ConfigFault>, Vec<String>), Failure> {
+    let text = crate::input::text(file)?;
+    let (document, mut faults) = Document::parse_all(&text, Some(file));
+    let (found_settings, unfit) =
+        Settings::merge_all(Some(&document), Vec::new()).map_err(settings::wrong)?;
+    let found = crate::serve::check(&found_settings);
+    faults.extend(unfit);
+    faults.extend(found.faults.into_iter().map(|(key, reason)| {
+        let line = document.line_of(&key);
+        ConfigFault { key, line, reason }
+    }));
+    faults.sort_by_key(|fault| fault.line);
+    Ok((faults, found.notes))
 }

@@ -13,7 +13,8 @@ use iovcache::table::LockEntry;
 use iovcache::{CreationLimits, ObjectInfo, Timestamp, ValidityInterval};
 use serde_json::json;
 
-use crate::common::{Durable, Failure, out_line, progress, show_bytes};
+use crate::common::{Durable, out_line, progress, show_bytes};
+use crate::failure::Failure;
 use crate::time;
 
 #[derive(Debug, Args)]
@@ -93,7 +94,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         out_line(format_args!("{new} versions copied ({bytes}), {unchanged} were there already"))?;
         for (version, error) in &copied.failed {
             let text = format!("not copied: {} {}: {}", version.path, version.id, error.message());
-            crate::log::say(&escape(&text));
+            crate::stderr::say(&escape(&text));
         }
     }
     let failed = copied.failed.len();

@@ -14,7 +14,8 @@ use iovcache::table::ColumnRequest;
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 use serde::{Deserialize, Serialize};
 
-use crate::common::{Failure, progress, show_bytes};
+use crate::common::{progress, show_bytes};
+use crate::failure::Failure;
 use crate::status::show;
 use crate::text_chart::{Bar, bars};
 use crate::time;

@@ -1,6 +1,7 @@
 //! `completions` and `man`: written from the very definition of the commands.
 
-use crate::common::{Failure, out};
+use crate::common::out;
+use crate::failure::Failure;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CompletionsArguments {

@@ -9,7 +9,7 @@ use iovcache::Coded as _;
 use iovcache::client::{Client, ClientError, TableRequest};
 use iovcache::error::ErrorKind;
 
-use crate::common::Failure;
+use crate::failure::Failure;
 use crate::time;
 
 /// Longest time that hints may take.

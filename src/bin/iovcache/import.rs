@@ -6,7 +6,8 @@ use clap::Args;
 use iovcache::source::repository::{RepositoryWriter, import};
 use serde_json::json;
 
-use crate::common::{Durable, Failure, out_line, progress, show_bytes};
+use crate::common::{Durable, out_line, progress, show_bytes};
+use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

@@ -6,7 +6,8 @@ use clap::Args;
 use iovcache::source::repository::{IndexReport, index};
 use serde_json::json;
 
-use crate::common::{Failure, out, progress};
+use crate::common::{out, progress};
+use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use crate::common::Failure;
+use crate::failure::Failure;
 
 /// All bytes of a file, or of stdin where it is called `-`.
 pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {

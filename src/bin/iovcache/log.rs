@@ -5,7 +5,7 @@
 //! not stop requests. Other commands write directly.
 
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd as _;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -19,15 +19,13 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, fmt, reload};
 
-use crate::common::Failure;
+use crate::failure::Failure;
+use crate::stderr;
 
 /// Most bytes of the log that wait to be written.
 const QUEUE_BYTES: usize = 4 << 20;
 /// Longest time that the end of the process waits for its log to be written.
 const END_LIMIT: Duration = Duration::from_millis(500);
-
-/// The writer of a service's log.
-static WRITER: OnceLock<LogWriter> = OnceLock::new();
 
 /// Replaces the filter of the log.
 type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
@@ -47,7 +45,7 @@ pub(crate) fn begin_queued(filter: &str, format: LogFormat) -> Result<LogWriter,
     let writer = writer.map_err(failed)?;
     let queue = writer.clone();
     start(filter, format, move || queue.clone())?;
-    let _ = WRITER.set(writer.clone());
+    stderr::use_writer(writer.clone());
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     Ok(writer)
 }
@@ -152,17 +150,7 @@ fn line_of(level: &str, target: &str, message: &str, format: LogFormat) -> Strin
 
 /// Writes a line to the log, whatever its filter.
 pub(crate) fn say_as(message: &str, format: LogFormat) {
-    say(&line_of("INFO", "iovcache::serve", message, format));
-}
-
-/// Writes a line to stderr, of a service through its log's thread.
-pub(crate) fn say(line: &str) {
-    let line = format!("{line}\n");
-    // A stderr that is gone is no reason to panic, as `eprintln!` would.
-    let _ = match WRITER.get() {
-        Some(writer) => writer.clone().write_all(line.as_bytes()),
-        None => io::stderr().write_all(line.as_bytes()),
-    };
+    stderr::say(&line_of("INFO", "iovcache::serve", message, format));
 }
 
 /// Sends the spans that have not gone out yet, and writes what is left of the log, for at most
@@ -170,9 +158,7 @@ pub(crate) fn say(line: &str) {
 pub(crate) fn end() {
     #[cfg(feature = "otel")]
     traces::end();
-    if let Some(writer) = WRITER.get() {
-        writer.flush_within(END_LIMIT);
-    }
+    stderr::flush_within(END_LIMIT);
 }
 
 #[cfg(feature = "otel")]
@@ -188,7 +174,8 @@ mod traces {
     use tracing_subscriber::filter::filter_fn;
     use tracing_subscriber::registry::LookupSpan;
 
-    use crate::common::Failure;
+    use crate::failure::Failure;
+    use crate::stderr;
 
     static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
 

@@ -4,7 +4,8 @@ use clap::Args;
 use iovcache::escape::escape;
 use serde_json::json;
 
-use crate::common::{Failure, Server, out};
+use crate::common::{Server, out};
+use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

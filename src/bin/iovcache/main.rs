@@ -9,6 +9,7 @@ mod common;
 mod config;
 mod copy;
 mod demo;
+mod failure;
 mod generate;
 mod hints;
 mod import;
@@ -20,6 +21,7 @@ mod put;
 mod serve;
 mod settings;
 mod status;
+mod stderr;
 mod table;
 mod text_chart;
 mod threads;
@@ -33,7 +35,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use iovcache::escape::{escape, must_escape};
 
-use crate::settings::Given;
+use crate::settings::CommandLine;
 
 /// Keeps condition objects in shared memory for the time in which they are valid, and answers
 /// Arrow Flight requests with tables of their MetaHeaders.
@@ -91,8 +93,10 @@ pub(crate) fn program() -> clap::Command {
     let command = Program::command()
         .mut_arg("log", settings::in_environment)
         .mut_arg("log_format", settings::in_environment)
-        .mut_subcommand("serve", settings::dress)
-        .mut_subcommand("config", |config| config.mut_subcommand("show", settings::dress));
+        .mut_subcommand("serve", settings::document_options)
+        .mut_subcommand("config", |config| {
+            config.mut_subcommand("show", settings::document_options)
+        });
     settings::without_empty_variables(command)
 }
 
@@ -104,7 +108,7 @@ fn refuse(error: &clap::Error) -> ! {
         text = format!("{}\n(the value stands in the environment, in {variable})", text.trim_end());
     }
     if variable.is_some() || text.lines().any(|line| line.chars().any(must_escape)) {
-        text.lines().for_each(|line| log::say(&escape(line)));
+        text.lines().for_each(|line| stderr::say(&escape(line)));
         std::process::exit(error.exit_code());
     }
     error.exit()
@@ -131,7 +135,7 @@ fn main() -> ExitCode {
         threads::outlive_file_limits();
         match command {
             Command::Serve(arguments) => {
-                serve::run(&Given::new(&arguments, &to_log, matches)?).await
+                serve::run(&CommandLine::new(&arguments, &to_log, matches)?).await
             }
             Command::Put(arguments) => put::run(arguments).await,
             Command::Import(arguments) => import::run(arguments).await,

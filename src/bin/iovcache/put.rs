@@ -8,7 +8,8 @@ use iovcache::source::repository::{NewVersion, RepositoryWriter};
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 use serde_json::json;
 
-use crate::common::{Durable, Failure, now, out_line};
+use crate::common::{Durable, now, out_line};
+use crate::failure::Failure;
 use crate::time;
 
 #[derive(Debug, Args)]
@@ -90,7 +91,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         let word = if stored.new { "put" } else { "was there already:" };
         let (from, until) = (info.validity.from(), info.validity.until());
         let (from, until) = (time::show(from.as_millis()), time::show(until.as_millis()));
-        crate::log::say(&format!("{word} {} [{from}, {until}) {}", info.path, info.id));
+        crate::stderr::say(&format!("{word} {} [{from}, {until}) {}", info.path, info.id));
         out_line(info.id)?;
     }
     Ok(())

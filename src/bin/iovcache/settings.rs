@@ -7,21 +7,19 @@ use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use iovcache::Coded as _;
-use iovcache::server::{
-    ConfigError, ConfigFault, Document, Override, Settings, ValueOrigin, sections,
-};
+use iovcache::server::{ConfigError, Document, Override, Settings, ValueOrigin, sections};
 
-use crate::common::Failure;
-use crate::serve::{Arguments, LogArguments};
+use crate::failure::Failure;
+use crate::serve::arguments::{Arguments, LogArguments};
 
 /// What was given to a command, kept so that the file can be read again while it runs.
 #[derive(Debug, Clone)]
-pub(crate) struct Given {
+pub(crate) struct CommandLine {
     file: Option<PathBuf>,
     said: Vec<Override>,
 }
 
-impl Given {
+impl CommandLine {
     /// `matches` are those of the command that has the options.
     pub(crate) fn new(
         arguments: &Arguments,
@@ -53,21 +51,6 @@ pub(crate) fn of_file(file: &Path) -> Result<Settings, Failure> {
     Settings::merge(Some(&read(file)?), Vec::new()).map_err(wrong)
 }
 
-/// All that is wrong with a file, and what may be meant so.
-pub(crate) fn check_file(file: &Path) -> Result<(Vec<ConfigFault>, Vec<String>), Failure> {
-    let text = crate::input::text(file)?;
-    let (document, mut faults) = Document::parse_all(&text, Some(file));
-    let (settings, unfit) = Settings::merge_all(Some(&document), Vec::new()).map_err(wrong)?;
-    let found = crate::serve::check(&settings);
-    faults.extend(unfit);
-    faults.extend(found.faults.into_iter().map(|(key, reason)| {
-        let line = document.line_of(&key);
-        ConfigFault { key, line, reason }
-    }));
-    faults.sort_by_key(|fault| fault.line);
-    Ok((faults, found.notes))
-}
-
 /// Each fault in a line of its own.
 pub(crate) fn wrong(error: ConfigError) -> Failure {
     let mut lines = error.lines();
@@ -83,7 +66,7 @@ fn read(file: &Path) -> Result<Document, Failure> {
 
 /// Gives each option that is a key of the configuration its variable of the environment, and tells
 /// its default in its help.
-pub(crate) fn dress(command: Command) -> Command {
+pub(crate) fn document_options(command: Command) -> Command {
     let keys = sections().iter().flat_map(|section| &section.keys);
     let mut defaults: BTreeMap<&str, &Option<String>> =
         keys.map(|key| (key.name.as_str(), &key.default)).collect();

@@ -9,7 +9,8 @@ use iovcache::client::Client;
 use iovcache::escape::escape;
 use iovcache::table::{SourceState, Status};
 
-use crate::common::{Failure, Server, out, show_bytes};
+use crate::common::{Server, out, show_bytes};
+use crate::failure::Failure;
 use crate::text_chart::gauge;
 
 /// So many timeframes are shown, the oldest ones.

@@ -17,7 +17,8 @@ use iovcache::escape::{escape, must_escape};
 use iovcache::server::TimeSpan;
 use iovcache::table::{CellValue, column_runs, timestamps_from_batches};
 
-use crate::common::{Failure, Server, out};
+use crate::common::{Server, out};
+use crate::failure::Failure;
 use crate::{hints, input, time};
 
 #[derive(Debug, Args)]

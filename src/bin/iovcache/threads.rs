@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::common::Failure;
+use crate::failure::Failure;
 
 /// Threads that read files and make segments. Each thread keeps memory of its own: with tokio's
 /// 512, ten thousand small objects cost twice as much as they need.

@@ -6,7 +6,8 @@ use clap::Args;
 use iovcache::client::TableRequest;
 use serde_json::json;
 
-use crate::common::{Failure, Server, out};
+use crate::common::{Server, out};
+use crate::failure::Failure;
 use crate::text_chart::{Bar, bars};
 use crate::{hints, time};
 

@@ -10,7 +10,8 @@ use clap::Args;
 use iovcache::server::{Keys, Role, TimeSpan};
 use iovcache::{Secret, Timestamp};
 
-use crate::common::{Failure, now, out};
+use crate::common::{now, out};
+use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -46,7 +47,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     });
     let entry = Keys::entry(&arguments.name, &Secret::from(&token[..]), arguments.role, expires);
     match &arguments.tokens {
-        None => entry.lines().for_each(crate::log::say),
+        None => entry.lines().for_each(crate::stderr::say),
         Some(file) => {
             let failed = |error| Failure::io(file.display(), error);
             let before = match std::fs::read_to_string(file) {

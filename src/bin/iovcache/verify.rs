@@ -7,7 +7,8 @@ use iovcache::escape::Escaped;
 use iovcache::source::{RepairOutcome, VerifyReport, disk, repository};
 use serde_json::json;
 
-use crate::common::{Failure, out, show_bytes};
+use crate::common::{out, show_bytes};
+use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true))]

@@ -16,8 +16,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::handle::Cache;
-use crate::cache::CacheError;
 use crate::cache::deadline::{LOOK_UP, by_deadline};
+use crate::cache::error::CacheError;
 use crate::cache::holders::caller::Caller;
 use crate::cache::tables::plan::Plan;
 use crate::error::Coded as _;

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::object_log::{LogRecord, ObjectLog};
+use super::state::{DescriptorStore, PREFIX};
 use super::timelines::{SavedTimelines, TimelineFiles};
-use super::{DescriptorStore, PREFIX};
 use crate::error::Coded as _;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::{Epoch, Kind, Mappings, Pool, PoolError, Reservation};

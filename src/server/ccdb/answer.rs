@@ -8,28 +8,19 @@ use hyper::Response;
 use hyper::body::Incoming;
 
 use super::address::{Nonsense, Wanted};
-use super::change::Writes;
+use super::config::Answering;
+use super::front::{Front, PATIENCE, limits};
 use super::range::{BodyPart, part};
 use super::reply::{CcdbReply, ReplyBody};
 use super::request::{CcdbRequest, MAX_TARGET_BYTES, Method, id_of_tag};
-use super::{Answering, page, version};
-use crate::cache::{Cache, CacheError};
+use super::{page, version};
+use crate::cache::CacheError;
 use crate::interval::Timestamp;
-use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::Details;
 
-/// Longest wait of a client for the source and for memory.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest wait of an answer for optional details.
 const DETAILS_PATIENCE: Duration = Duration::from_secs(2);
-
-/// The CCDB side of a cache.
-#[derive(Debug, Clone)]
-pub(in crate::server) struct Front {
-    pub(super) cache: Cache,
-    pub(super) answering: Answering,
-    pub(super) writes: Writes,
-}
 
 /// The form of the address by which a body was requested.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,10 +34,6 @@ enum By {
 }
 
 impl Front {
-    pub(in crate::server) fn new(cache: Cache, answering: Answering, writes: Writes) -> Self {
-        Self { cache, answering, writes }
-    }
-
     pub(super) async fn answer(
         &self,
         request: hyper::Request<Incoming>,
@@ -254,14 +241,6 @@ impl Front {
                 Ok(reply.empty())
             }
         }
-    }
-}
-
-/// The limits on creation times that a request sets.
-pub(super) fn limits(request: &CcdbRequest) -> CreationLimits {
-    CreationLimits {
-        not_before: request.if_not_before.map(Timestamp::from_millis),
-        not_after: request.if_not_after.map(Timestamp::from_millis),
     }
 }
 

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
-use hyper::body::{Bytes, Frame};
+use hyper::body::Frame;
 
 use super::address::Wanted;
-use super::answer::{Front, limits};
+use super::front::{Front, limits};
 use super::json::JsonPage;
 use super::listing::{Found, Pattern};
+use super::listing_format::ListingFormat;
 use super::people::PeoplePage;
 use super::plain::{TextPage, XmlPage};
 use super::reply::{CcdbReply, ReplyBody};
@@ -21,7 +22,6 @@ use super::request::CcdbRequest;
 use super::{json, page};
 use crate::cache::CacheError;
 use crate::object::{ObjectInfo, ObjectPath};
-use crate::source::Details;
 
 /// ALICE's quality control requests these fields, and gets the new names of two of them as well.
 const QUALITY_CONTROL: [&str; 3] = ["path", "createTime", "lastModified"];
@@ -29,25 +29,6 @@ const QUALITY_CONTROL: [&str; 3] = ["path", "createTime", "lastModified"];
 const PIECE: usize = 128;
 /// Maximum omitted paths that are named.
 const NAMED: usize = 8;
-
-/// The format of a listing.
-pub(super) trait ListingFormat: Send + Sync + 'static {
-    fn content_type(&self) -> &'static str;
-    /// The text before the first version.
-    fn start(&self, found: &Found) -> String;
-    /// One version, with the separator before it if it is not the first.
-    fn version(&self, number: usize, version: &ObjectInfo, details: &Details) -> String;
-    /// The text after the last version.
-    fn end(&self, found: &Found) -> String;
-    /// The bytes of a text in this format.
-    fn encode(&self, text: String) -> Bytes {
-        text.into()
-    }
-    /// Maximum versions shown.
-    fn longest(&self) -> usize {
-        usize::MAX
-    }
-}
 
 impl Front {
     pub(super) async fn browse(

@@ -23,7 +23,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 
 use super::address::Wanted;
-use super::answer::{Front, limits};
+use super::front::{Front, limits};
 use super::listing::Pattern;
 use super::reply::CcdbReply;
 use super::request::{CcdbRequest, Method};
@@ -32,7 +32,7 @@ use crate::cache::CacheError;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, ObjectPath};
 use crate::secret::Secret;
-use crate::server::auth::{Access, Peer, Role};
+use crate::server::auth::{Peer, Role};
 use crate::source::{Change, ChangeKind, Changed, Details, UploadBytes, WriteTarget};
 
 /// Longest pause between two pieces of an upload.
@@ -41,13 +41,6 @@ const UPLOAD_PAUSE: Duration = Duration::from_secs(60);
 const BREAK_OFF_AFTER: Duration = Duration::from_millis(50);
 /// Bytes announced beyond the text of an answer that is cut short.
 const MISSING_BYTES: usize = 16;
-
-/// Whether the CCDB side accepts changes, and from which clients.
-#[derive(Debug, Clone)]
-pub(in crate::server) struct Writes {
-    pub(in crate::server) enabled: bool,
-    pub(in crate::server) access: Access,
-}
 
 impl Front {
     pub(super) async fn change(

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::answer::Front;
+use super::front::Front;
 use super::guarded::ProgressGuard;
 use super::request::{MAX_HEAD_BYTES, MAX_HEADERS};
 

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::browse::ListingFormat;
 use super::listing::Found;
+use super::listing_format::ListingFormat;
 use super::version;
 use crate::object::ObjectInfo;
 use crate::source::Details;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::address::Wanted;
-use super::answer::{Front, PATIENCE};
+use super::front::{Front, PATIENCE};
 use crate::cache::{CacheError, Versions};
 use crate::object::{CreationLimits, ObjectInfo, ObjectPath, Query};
 use crate::source::PathSummary;

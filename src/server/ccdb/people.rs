@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use super::address::Wanted;
-use super::browse::ListingFormat;
 use super::listing::Found;
+use super::listing_format::ListingFormat;
 use super::plain::escaped;
 use super::version;
 use crate::interval::Timestamp;

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use hyper::body::Bytes;
 
-use super::browse::ListingFormat;
 use super::listing::Found;
+use super::listing_format::ListingFormat;
 use super::version;
 use crate::object::ObjectInfo;
 use crate::source::Details;

@@ -7,10 +7,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::document::Document;
 use super::entries::{PathConfig, RemapConfig, SourceConfig};
-use super::error::ConfigError;
-use super::settings::Settings;
 use super::units::{ByteSize, RegionPath, SocketMode, TimeSpan};
 use crate::cache::SlowConsumer;
 use crate::interval::Timestamp;
@@ -205,15 +202,6 @@ impl Default for Config {
 }
 
 impl Config {
-    /// From TOML.
-    ///
-    /// # Errors
-    /// [`ConfigError`] names the line and the key.
-    pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let document = Document::parse(text, None)?;
-        Ok(Settings::merge(Some(&document), Vec::new())?.config)
-    }
-
     /// Where the status page and the metrics are.
     pub fn http(&self) -> SocketAddr {
         let port = if self.listen.port() == 0 { 0 } else { 50_052 };

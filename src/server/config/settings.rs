@@ -124,6 +124,17 @@ impl Settings {
     }
 }
 
+impl Config {
+    /// From TOML.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the line and the key.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let document = Document::parse(text, None)?;
+        Ok(Settings::merge(Some(&document), Vec::new())?.config)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -180,7 +180,7 @@ pub(super) struct AllowedPlaces(Vec<AllowedPlace>);
 
 #[derive(Debug)]
 enum AllowedPlace {
-    CcdbHost { name: String, port: Option<u16> },
+    Host { name: String, port: Option<u16> },
     Domain { suffix: String },
     Network { address: IpAddr, prefix_bits: u8 },
 }
@@ -226,14 +226,12 @@ impl AllowedPlace {
         let port_text = entry.rsplit_once(':').map(|(_, port)| port);
         // `url.port()` hides 80, the default of http, even where it was written.
         let port = url.port().or_else(|| port_text.filter(|p| *p == "80").map(|_| 80));
-        Ok(Self::CcdbHost { name, port })
+        Ok(Self::Host { name, port })
     }
 
     fn holds(&self, host: &str, port: Option<u16>) -> bool {
         match self {
-            Self::CcdbHost { name, port: only } => {
-                name == host && (only.is_none() || *only == port)
-            }
+            Self::Host { name, port: only } => name == host && (only.is_none() || *only == port),
             Self::Domain { suffix } => host.to_ascii_lowercase().ends_with(suffix.as_str()),
             Self::Network { address, prefix_bits } => {
                 let host = host.trim_start_matches('[').trim_end_matches(']');

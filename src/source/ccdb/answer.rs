@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use reqwest::Url;
 use reqwest::header::HeaderMap;
 
-use super::entry::file_name_of;
+use super::location::{file_name_of, from_in_location, id_in_location};
 use super::transport::latin1;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
@@ -124,44 +124,10 @@ pub(super) fn locations(headers: &HeaderMap) -> Vec<String> {
     found
 }
 
-/// The UUID at the end of an address, query aside.
-///
-/// The last 36 characters count and not the last element: on the Grid, servers have been seen to
-/// write `…/CCDB/<path><UUID>`, without the slash.
-pub(super) fn id_in_location(location: &str) -> Option<ObjectId> {
-    let path = location.split(['?', '#']).next().unwrap_or_default();
-    path.len().checked_sub(36).and_then(|start| path.get(start..)).and_then(ObjectId::parse)
-}
-
-/// The `from` of a file-backed server's address, `…/<path>/<from>/<UUID>` or `<from>/<UUID>`.
-///
-/// Other addresses have numbers there too, and mean something else (`…/03/31287/<UUID>`).
-fn from_in_location(location: &str, path: &ObjectPath) -> Option<Timestamp> {
-    let address = location.split(['?', '#']).next().unwrap_or_default();
-    let (rest, id) = address.rsplit_once('/')?;
-    ObjectId::parse(id)?;
-    let (before, from) = rest.rsplit_once('/').unwrap_or(("", rest));
-    let is_ours = before.is_empty()
-        || before.strip_suffix(path.as_str()).is_some_and(|r| r.is_empty() || r.ends_with('/'));
-    from.parse().ok().filter(|_| is_ours).map(Timestamp::from_millis)
-}
-
 /// Whether all headers are there that describe a version, whatever they say: if they do not fit
 /// together, metadata of their names stand in their place.
 pub(super) fn describes_a_version(headers: &HeaderMap) -> bool {
     ["etag", "valid-from", "valid-until", "created"].iter().all(|name| headers.contains_key(*name))
-}
-
-/// Path and `from` in the address that file-backed servers list, `/<path>/<from>/<UUID>`.
-///
-/// Addresses with a host are those of storage elements, which have numbers there of another
-/// meaning.
-pub(super) fn path_in_location(location: &str) -> Option<(&str, Timestamp)> {
-    let address = location.split(['?', '#']).next().unwrap_or_default();
-    let (rest, id) = address.strip_prefix('/').filter(|a| !a.starts_with('/'))?.rsplit_once('/')?;
-    ObjectId::parse(id)?;
-    let (path, from) = rest.rsplit_once('/')?;
-    from.parse().ok().map(|from| (path, Timestamp::from_millis(from)))
 }
 
 /// Reads the version of `path` that an answer for `at` names.

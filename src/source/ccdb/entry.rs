@@ -22,7 +22,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::answer::{id_in_location, path_in_location};
+use super::location::{file_name_of, id_in_location, path_in_location};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
 use crate::source::Details;
@@ -292,10 +292,4 @@ impl ListingEntry {
             uploaded_from: self.text("UploadedFrom").map(str::to_owned),
         }
     }
-}
-
-/// The name in `inline;filename="…"`.
-pub(super) fn file_name_of(disposition: &str) -> Option<&str> {
-    let (_, rest) = disposition.split_once("filename=\"")?;
-    rest.strip_suffix('"')
 }

@@ -22,7 +22,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::{etag_id, id_in_location, locations, read_details, single};
+use super::answer::{etag_id, locations, read_details, single};
+use super::location::id_in_location;
 use super::source::CcdbSource;
 use super::transport::{Ask, AttemptFailure, Head, Purpose, Rounds, chain};
 use crate::object::{Md5Sum, ObjectInfo};

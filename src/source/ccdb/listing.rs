@@ -5,12 +5,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::entry::{Judged, Listed, ListingEntry};
-use crate::object::{ObjectId, ObjectPath};
+use crate::interval::ValidityInterval;
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::source::Knowledge;
 
 /// Doubts that are kept for the log; one is enough to make a listing unusable.
 const DOUBTS_KEPT: usize = 8;
@@ -235,6 +238,11 @@ impl<'de, F: FnMut(ListingEntry)> Visitor<'de> for ListingEntries<'_, F> {
         Ok(())
     }
 }
+pub(super) fn of_all_time(query: &Query, mut versions: Vec<Arc<ObjectInfo>>) -> Knowledge {
+    versions.retain(|version| query.matches(version));
+    Knowledge { span: ValidityInterval::ALL, versions, problems: Vec::new(), stale: false }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use super::answer::{self, Named};
 use super::entry::is_listing_key;
 use super::list::{AskedListing, ListingPart};
-use super::listing;
+use super::listing::{self, of_all_time};
 use super::paths::{ByTime, FIRST_LISTING, KnownPath};
 use super::source::{CcdbSource, TimedVersion};
 use super::transport::{Ask, HttpReply};
@@ -356,11 +356,6 @@ fn nothing(span: ValidityInterval) -> Knowledge {
 
 fn one(version: Arc<ObjectInfo>, span: ValidityInterval) -> Knowledge {
     Knowledge { span, versions: vec![version], problems: Vec::new(), stale: false }
-}
-
-pub(super) fn of_all_time(query: &Query, mut versions: Vec<Arc<ObjectInfo>>) -> Knowledge {
-    versions.retain(|version| query.matches(version));
-    Knowledge { span: ValidityInterval::ALL, versions, problems: Vec::new(), stale: false }
 }
 
 /// Percent-encodes all that is not certain to pass: the server decodes forms, `+` is a blank.

@@ -33,6 +33,7 @@ mod fetch;
 mod host;
 mod list;
 mod listing;
+mod location;
 mod look_up;
 mod options;
 mod paths;

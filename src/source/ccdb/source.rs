@@ -9,7 +9,7 @@ use reqwest::Url;
 use tokio::time::Instant;
 
 use super::address::Address;
-use super::look_up::of_all_time;
+use super::listing::of_all_time;
 use super::options::CcdbOptions;
 use super::paths::PathMemory;
 use super::transport::Transport;

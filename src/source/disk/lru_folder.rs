@@ -9,9 +9,7 @@ use std::time::SystemTime;
 
 use uuid::Uuid;
 
-use super::file::{PART, check_body, lock, open_regular, read_head};
-use super::place;
-use crate::source::verify::{RepairOutcome, VerifyReport};
+use super::file::{PART, open_regular};
 
 /// What a file takes beyond its bytes, about: its last block, its inode.
 const FILE_BYTES: u64 = 4096;
@@ -156,13 +154,14 @@ impl LruFolder {
 }
 
 /// What can lie in a folder.
-enum FolderEntry {
+pub(super) enum FolderEntry {
     Named(Uuid, PathBuf),
     PartialFile(PathBuf),
     Foreign(PathBuf),
 }
 
-fn entries(folder: &Path) -> io::Result<Vec<FolderEntry>> {
+/// Every file in the subfolders of a folder.
+pub(super) fn entries(folder: &Path) -> io::Result<Vec<FolderEntry>> {
     let mut found = Vec::new();
     for below in fs::read_dir(folder)? {
         let below = below?.path();
@@ -183,56 +182,8 @@ fn entries(folder: &Path) -> io::Result<Vec<FolderEntry>> {
     Ok(found)
 }
 
-/// Reads every file of the disk tier in `folder` and checks its checksums; with `repair`, what is
-/// damaged or half-written is removed (it is fetched again when it is needed).
-///
-/// # Errors
-/// If the folder cannot be read, or a process uses it.
-pub fn verify(folder: &Path, repair: bool) -> io::Result<VerifyReport> {
-    let _lock = lock(folder)?;
-    let mut verified = VerifyReport::default();
-    for name in ["bodies", "answers"] {
-        let shelf = folder.join(name);
-        if !shelf.is_dir() {
-            continue;
-        }
-        for entry in entries(&shelf)? {
-            let (file, reason) = match entry {
-                FolderEntry::Named(name, file) => {
-                    match check(&file, name, shelf.ends_with("bodies")) {
-                        Ok(bytes) => {
-                            verified.files += 1;
-                            verified.bytes += bytes;
-                            continue;
-                        }
-                        Err(error) => (file, error.to_string()),
-                    }
-                }
-                FolderEntry::PartialFile(file) => (file, "it was left half-written".to_owned()),
-                FolderEntry::Foreign(file) => {
-                    verified.wrong(file, "it is none of a disk tier", RepairOutcome::LeftAlone);
-                    continue;
-                }
-            };
-            let removed = repair && fs::remove_file(&file).is_ok();
-            verified.wrong(
-                file,
-                reason,
-                if removed { RepairOutcome::Removed } else { RepairOutcome::LeftAlone },
-            );
-        }
-    }
-    Ok(verified)
-}
-
-fn check(file: &Path, name: Uuid, is_body: bool) -> io::Result<u64> {
-    let mut opened = open_regular(file)?;
-    let (header, json) = read_head(&mut opened)?;
-    check_body(&mut opened, header)?;
-    let named =
-        if is_body { super::bodies::id_in(&json) } else { super::lookup_log::name_in(&json) };
-    if named == Some(name) {
-        return opened.metadata().map(|facts| facts.len());
-    }
-    Err(io::Error::new(io::ErrorKind::InvalidData, "it is of another version than its name says"))
+/// Path of a file in a folder: 256 subfolders, by the first two digits of the name.
+fn place(folder: &Path, name: Uuid) -> PathBuf {
+    let name = name.hyphenated().to_string();
+    folder.join(&name[..2]).join(name)
 }

@@ -2,10 +2,20 @@ use std::sync::atomic::AtomicBool;
 
 use md5::{Digest as _, Md5};
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
 use super::*;
+use crate::interval::Timestamp;
 use crate::interval::ValidityInterval;
-use crate::object::{Md5Sum, ObjectId, ObjectPath};
+use crate::object::Md5Sum;
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::verify::{RepairOutcome, VerifyReport};
+use crate::source::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth};
 use crate::source::{MemorySource, VecBody};
 
 /// A source that can be switched off, or be silent, and that tells only single times if told so.

@@ -34,9 +34,6 @@ use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
 
 const PIECE_BYTES: usize = 256 << 10;
 
-/// By path: the `from` of each id.
-pub(super) type KnownIds = HashMap<ObjectPath, HashMap<ObjectId, i64>>;
-
 /// Versions that are put together. Dropped before it is committed, it leaves nothing.
 #[derive(Debug)]
 pub struct Batch<'a> {
@@ -66,6 +63,52 @@ pub(in crate::source) enum Stage {
     New(StagedBatch),
     /// The very same is there already.
     There(ObjectInfo),
+}
+
+impl RepositoryWriter {
+    /// Begins a batch of versions.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch::new(self)
+    }
+
+    /// Stages the bytes of a file for a batch; may be called from several threads.
+    pub(in crate::source) fn stage_file(
+        &self,
+        version: &NewVersion,
+        expected: Option<(u64, Md5Sum)>,
+        file: &Path,
+    ) -> Result<Stage, RepositoryError> {
+        let mut opened = File::open(file).map_err(failed(file))?;
+        let staged = stage(&self.root, self.durability, version, expected, &mut opened);
+        staged.map_err(|error| error.of_file(file))
+    }
+
+    /// Puts the bytes of a file.
+    ///
+    /// # Errors
+    /// [`RepositoryError`].
+    pub fn put_file(&self, version: &NewVersion, file: &Path) -> Result<Stored, RepositoryError> {
+        let mut opened = File::open(file).map_err(failed(file))?;
+        self.put(version, &mut opened).map_err(|error| error.of_file(file))
+    }
+
+    /// Puts what `bytes` gives.
+    ///
+    /// The version is seen by readers once all of it is on the disk. Put again, the very same
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// [`RepositoryError`].
+    pub fn put(
+        &self,
+        version: &NewVersion,
+        bytes: &mut dyn Read,
+    ) -> Result<Stored, RepositoryError> {
+        let mut batch = Batch::single(self);
+        let stored = batch.put(version, bytes)?;
+        batch.commit()?;
+        Ok(stored)
+    }
 }
 
 impl<'a> Batch<'a> {

@@ -67,7 +67,7 @@ pub enum ManifestError {
     },
     /// A line says something impossible.
     #[error("line {line}, {column}: {reason}")]
-    ManifestLine {
+    Line {
         /// Which, counted from 1 for the header.
         line: u64,
         /// Which column.
@@ -95,7 +95,7 @@ impl Coded for ManifestError {
                 _ => ErrorKind::FailedPrecondition,
             },
             // The command was right, its input is not: that is a failure, no wrong usage.
-            Self::Table { .. } | Self::ManifestLine { .. } => ErrorKind::FailedPrecondition,
+            Self::Table { .. } | Self::Line { .. } => ErrorKind::FailedPrecondition,
             Self::Put { error, .. } => error.kind(),
         }
     }
@@ -104,7 +104,7 @@ impl Coded for ManifestError {
         match self {
             Self::Io { .. } => Code(3030),
             Self::Table { .. } => Code(3031),
-            Self::ManifestLine { .. } => Code(3032),
+            Self::Line { .. } => Code(3032),
             Self::Put { error, .. } => error.code(),
         }
     }
@@ -244,8 +244,7 @@ fn check(
     folder: &Path,
     hashed: bool,
 ) -> Result<Checked, ManifestError> {
-    let wrong =
-        |column, reason: String| ManifestError::ManifestLine { line: number, column, reason };
+    let wrong = |column, reason: String| ManifestError::Line { line: number, column, reason };
     let path = ObjectPath::new(&line.path).map_err(|error| wrong("path", error.to_string()))?;
     let [from, until] = [line.valid_from_ms, line.valid_until_ms].map(Timestamp::from_millis);
     let validity = ValidityInterval::new(from, until)

@@ -1,13 +1,11 @@
 //! Puts versions into a repository folder: what is put, and what comes of it.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::batch::{Batch, KnownIds, Stage, stage};
 use super::beneath::Root;
 use super::entry::{
     CONTENT_MD5, CONTENT_TYPE, CREATE_TIME, FILE_NAME, FILE_SIZE, INITIAL_VALIDITY, LAST_MODIFIED,
@@ -198,6 +196,9 @@ pub enum Durability {
     Batch,
 }
 
+/// By path: the `from` of each id.
+pub(super) type KnownIds = HashMap<ObjectPath, HashMap<ObjectId, i64>>;
+
 /// Puts versions into a local folder.
 #[derive(Debug, Clone)]
 pub struct RepositoryWriter {
@@ -234,49 +235,5 @@ impl RepositoryWriter {
     /// The folder.
     pub fn folder(&self) -> &Path {
         self.root.path()
-    }
-
-    /// Begins a batch of versions.
-    pub fn batch(&self) -> Batch<'_> {
-        Batch::new(self)
-    }
-
-    /// Stages the bytes of a file for a batch; may be called from several threads.
-    pub(in crate::source) fn stage_file(
-        &self,
-        version: &NewVersion,
-        expected: Option<(u64, Md5Sum)>,
-        file: &Path,
-    ) -> Result<Stage, RepositoryError> {
-        let mut opened = File::open(file).map_err(failed(file))?;
-        let staged = stage(&self.root, self.durability, version, expected, &mut opened);
-        staged.map_err(|error| error.of_file(file))
-    }
-
-    /// Puts the bytes of a file.
-    ///
-    /// # Errors
-    /// [`RepositoryError`].
-    pub fn put_file(&self, version: &NewVersion, file: &Path) -> Result<Stored, RepositoryError> {
-        let mut opened = File::open(file).map_err(failed(file))?;
-        self.put(version, &mut opened).map_err(|error| error.of_file(file))
-    }
-
-    /// Puts what `bytes` gives.
-    ///
-    /// The version is seen by readers once all of it is on the disk. Put again, the very same
-    /// changes nothing.
-    ///
-    /// # Errors
-    /// [`RepositoryError`].
-    pub fn put(
-        &self,
-        version: &NewVersion,
-        bytes: &mut dyn Read,
-    ) -> Result<Stored, RepositoryError> {
-        let mut batch = Batch::single(self);
-        let stored = batch.put(version, bytes)?;
-        batch.commit()?;
-        Ok(stored)
     }
 }

@@ -6,9 +6,9 @@ use super::histogram::Latency;
 use super::options::Arguments;
 use super::report;
 use super::result::{BenchResult, Curve, Phase};
-use super::run::write;
-use super::text::{micros, number, phase_name};
-use crate::common::{Failure, out};
+use super::text::{change, micros, number, phase_name, write_file};
+use crate::common::out;
+use crate::failure::Failure;
 
 /// Less than this is no change, however often it was measured: runs differ by it.
 const LEAST_CHANGE: f64 = 0.03;
@@ -55,14 +55,6 @@ impl Pair {
     }
 }
 
-/// A change in percent, with its sign.
-pub(super) fn change(before: f64, after: f64) -> String {
-    match (after / before - 1.0) * 100.0 {
-        change if change.is_finite() => format!("{change:+.1} %").replace('-', "−"),
-        _ => "-".to_owned(),
-    }
-}
-
 /// Prints the comparison, and fails where something became worse by more than is allowed.
 pub(super) fn run(
     arguments: &Arguments,
@@ -78,7 +70,7 @@ pub(super) fn run(
         false => out(text(before, after, &pairs).as_bytes())?,
     }
     if let Some(file) = &arguments.html {
-        write(file, &report::page(after, Some(before)))?;
+        write_file(file, &report::page(after, Some(before)))?;
     }
     let Some(limit) = arguments.fail_above else { return Ok(()) };
     let worst = pairs.iter().max_by(|a, b| a.worse_by().total_cmp(&b.worse_by()));

@@ -24,7 +24,8 @@ use tokio::task::JoinSet;
 use super::content::checksum;
 use super::process::lines_of_stdin;
 use super::profile::Profile;
-use crate::common::{Access, Failure};
+use crate::common::Access;
+use crate::failure::Failure;
 
 /// How long the service may take for one table.
 const WAIT: Duration = Duration::from_secs(30);

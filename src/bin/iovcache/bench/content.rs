@@ -7,7 +7,9 @@ use iovcache::source::repository::{NewVersion, RepositoryWriter};
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 
 use super::profile::{PathPlan, Profile};
-use crate::common::{Failure, progress};
+use super::random::Random;
+use crate::common::progress;
+use crate::failure::Failure;
 
 /// How long the page is that repeats: prime, so that no block, page or batch of anything begins at
 /// the same place of it twice.
@@ -48,29 +50,6 @@ impl Read for Content {
         self.at = (self.at + count) % self.page.len().max(1);
         self.left -= count as u64;
         Ok(count)
-    }
-}
-
-/// Numbers without a pattern, the same ones each time: xorshift.
-#[derive(Debug, Clone)]
-pub(super) struct Random(u64);
-
-impl Random {
-    pub(super) fn new(seed: u64) -> Self {
-        // Not zero, and small seeds are spread.
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// One of `0..count`.
-    pub(super) fn below(&mut self, count: usize) -> usize {
-        usize::try_from(self.next() % count.max(1) as u64).unwrap_or(0)
     }
 }
 

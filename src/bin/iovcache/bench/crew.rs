@@ -11,8 +11,9 @@ use tokio::sync::mpsc;
 
 use super::consumer::{Event, Setup, Told};
 use super::process::spawn;
-use crate::common::{Access, Failure};
+use crate::common::Access;
 use crate::demo::Process;
+use crate::failure::Failure;
 
 /// How long consumers may take to start, all of them.
 const START_LIMIT: Duration = Duration::from_secs(60);

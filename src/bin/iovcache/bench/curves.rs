@@ -15,7 +15,8 @@ use super::histogram::Durations;
 use super::process::{Service, Usage};
 use super::result::{Curve, Point};
 use super::synthetic::path;
-use crate::common::{Failure, progress};
+use crate::common::progress;
+use crate::failure::Failure;
 
 /// The columns of the table that clients ask for.
 const COLUMNS: usize = 10;

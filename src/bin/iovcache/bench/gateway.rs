@@ -21,8 +21,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use super::content::Random;
-use crate::common::Failure;
+use super::random::Random;
+use crate::failure::Failure;
 
 /// What goes wrong, and in how many of a thousand answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,13 +19,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::consumer::{Event, Read, Told, micros, now_us};
-use super::content::Random;
 use super::crew::{Crew, Heard};
 use super::histogram::{Durations, Latency};
 use super::process::Usage;
 use super::profile::Profile;
+use super::random::Random;
 use super::result::{Look, Phase, ServiceUse, Tables, Throughput, Window};
-use crate::common::Failure;
+use crate::failure::Failure;
 
 /// How long after the last timeframe tables may come, beyond what they are held.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);

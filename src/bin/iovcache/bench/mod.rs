@@ -22,6 +22,7 @@ mod plot;
 mod plots;
 mod process;
 mod profile;
+mod random;
 mod report;
 mod result;
 mod run;

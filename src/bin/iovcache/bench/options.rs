@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 use iovcache::server::{ByteSize, TimeSpan};
 
 use super::profile::Part;
-use crate::common::{Access, Failure};
+use crate::common::Access;
+use crate::failure::Failure;
 
 /// Each profile runs for so long, and with `--quick`.
 const DURATION: Duration = Duration::from_secs(10);

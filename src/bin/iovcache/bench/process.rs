@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::common::Failure;
 use crate::demo::{Process, own_program};
+use crate::failure::Failure;
 
 /// No process takes so long to start.
 const START_LIMIT: Duration = Duration::from_secs(30);

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::content::Random;
+use super::random::Random;
 
 /// The parts of a run, in the order in which they run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]

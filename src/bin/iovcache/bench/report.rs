@@ -2,14 +2,13 @@
 
 use std::fmt::{self, Write as _};
 
-use super::compare;
 use super::histogram::Latency;
 use super::plot::escaped;
 use super::plots::{
     cost_plot, latency_plot, memory_plot, over_time, parts_plot, rates_plot, throughput_plot,
 };
 use super::result::{BenchResult, Curve, Phase, ProfileResult, ServiceUse};
-use super::text::{bytes, micros, number, phase_name};
+use super::text::{bytes, change, micros, number, phase_name};
 use crate::common::show_bytes;
 
 const STYLE: &str = include_str!("report.css");
@@ -165,7 +164,7 @@ fn write_profile(
 fn write_tiles(text: &mut String, phase: &Phase, before: Option<&Phase>) -> fmt::Result {
     let change = |of: fn(&Phase) -> u64| match before {
         None => phase_name(phase),
-        Some(before) => compare::change(of(before) as f64, of(phase) as f64),
+        Some(before) => change(of(before) as f64, of(phase) as f64),
     };
     let mut tiles = Vec::new();
     type Of = fn(&Phase) -> u64;

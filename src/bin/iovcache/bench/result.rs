@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::histogram::Latency;
 use super::process::Usage;
-use crate::common::Failure;
+use crate::failure::Failure;
 
 /// The form of this JSON; another number is another form.
 pub(super) const FORMAT: u32 = 1;

@@ -10,7 +10,7 @@ use iovcache::server::ByteSize;
 use iovcache::table::ColumnRequest;
 
 use super::consumer::{Setup, now_us};
-use super::content::{Random, fill};
+use super::content::fill;
 use super::crew::Crew;
 use super::curves::{self, Effort};
 use super::gateway::Gateway;
@@ -18,9 +18,12 @@ use super::load::{Rig, Stretch};
 use super::options::{Arguments, Role};
 use super::process::{Folder, Service};
 use super::profile::Profile;
+use super::random::Random;
 use super::result::{BenchResult, FORMAT, Machine, Options, ProfileResult};
+use super::text::write_file;
 use super::{compare, consumer, report, synthetic, text};
-use crate::common::{Failure, out};
+use crate::common::out;
+use crate::failure::Failure;
 
 /// With `--quick`, so many times fewer consumers.
 const QUICK_CONSUMERS: usize = 4;
@@ -48,19 +51,15 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         false => out(text::show(&result).as_bytes())?,
     }
     if let Some(file) = &arguments.output {
-        write(file, &json)?;
+        write_file(file, &json)?;
     }
     if let Some(file) = &arguments.html {
-        write(file, &report::page(&result, None))?;
+        text::write_file(file, &report::page(&result, None))?;
     }
     match &result.faults()[..] {
         [] => Ok(()),
         faults => Err(Failure::failed(faults.join("; "))),
     }
-}
-
-pub(super) fn write(file: &Path, text: &str) -> Result<(), Failure> {
-    fs::write(file, text).map_err(|error| Failure::io(file.display(), error))
 }
 
 /// Writes the objects of the profiles.

@@ -19,7 +19,7 @@ use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Query, Timestamp, Validi
 use serde_json::json;
 
 use super::process::lines_of_stdin;
-use crate::common::Failure;
+use crate::failure::Failure;
 
 const URL: &str = "synthetic:";
 const PREFIX: &str = "Bench/Curve/";

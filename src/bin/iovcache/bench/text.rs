@@ -1,10 +1,13 @@
 //! A result as a table of text.
 
 use std::fmt::{self, Write as _};
+use std::fs;
+use std::path::Path;
 
 use super::histogram::Latency;
 use super::result::{BenchResult, Curve, Phase, ProfileResult};
 use crate::common::show_bytes;
+use crate::failure::Failure;
 
 /// A duration of so many microseconds, as a person reads it.
 pub(super) fn micros(us: f64) -> String {
@@ -175,6 +178,22 @@ fn write_curve(text: &mut String, curve: &Curve) -> fmt::Result {
         )?;
     }
     Ok(())
+}
+
+/// A change in percent, with its sign.
+pub(super) fn change(before: f64, after: f64) -> String {
+    match (after / before - 1.0) * 100.0 {
+        change if change.is_finite() => format!("{change:+.1} %").replace('-', "−"),
+        _ => "-".to_owned(),
+    }
+}
+
+/// Writes a file of results.
+///
+/// # Errors
+/// [`Failure`] names the file.
+pub(super) fn write_file(file: &Path, text: &str) -> Result<(), Failure> {
+    fs::write(file, text).map_err(|error| Failure::io(file.display(), error))
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use iovcache::server::{Access, Config, Keys, Tls, TlsConfig};
 use iovcache::{Clock, ErrorKind};
 use tokio::signal::unix::Signal;
 
-use crate::common::Failure;
-use crate::settings::Given;
+use crate::failure::Failure;
+use crate::settings::CommandLine;
 
 /// The keys in the environment, where no file is named.
 const KEYS: &str = "IOVCACHE_KEYS";
@@ -65,7 +65,7 @@ impl AccessFiles<'_> {
 /// be read is told, and changes nothing; what takes a restart is named.
 pub(super) async fn reload_on_hangup(
     mut hangup: Signal,
-    given: Given,
+    given: CommandLine,
     started_with: Config,
     access: Access,
     tls: Option<Tls>,

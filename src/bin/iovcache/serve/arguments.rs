@@ -3,7 +3,7 @@
 //! Each option is written down as it would stand in a file, and put over it. So an option is a field
 //! here with the name of its key, and a key of [`Config`](iovcache::server::Config); `id` names a key
 //! that has a section. Its variable of the environment and its default are added to it in
-//! [`dress`](crate::settings::dress).
+//! [`document_options`](crate::settings::document_options).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

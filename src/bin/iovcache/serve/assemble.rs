@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::access::AccessFiles;
 use super::systemd::SystemdStore;
-use crate::common::Failure;
+use crate::failure::Failure;
 
 /// The cache, and what is to be registered with FairMQ, if anything is.
 pub(super) fn cache(

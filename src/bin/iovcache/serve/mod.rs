@@ -7,7 +7,7 @@
 //! ```
 
 mod access;
-mod arguments;
+pub(crate) mod arguments;
 mod assemble;
 mod check;
 mod ready;
@@ -24,10 +24,10 @@ use self::ready::Ready;
 use self::signals::Signals;
 use self::system::{compare_memory, open_many_files, share_descriptors};
 use self::systemd::Notifier;
-use crate::common::Failure;
-use crate::settings::Given;
+use crate::failure::Failure;
+use crate::settings::CommandLine;
 
-pub(crate) async fn run(given: &Given) -> Result<(), Failure> {
+pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     let config = given.settings()?.config;
     let log = crate::log::begin_queued(&config.log, config.log_format)?;
     crate::threads::start_blocking_threads().await;

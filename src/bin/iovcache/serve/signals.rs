@@ -4,7 +4,7 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::common::Failure;
+use crate::failure::Failure;
 
 /// SIGHUP.
 pub(super) fn hangup() -> Result<Signal, Failure> {

@@ -16,7 +16,8 @@ use rustix::fs::{
 };
 
 use super::file::{IndexFile, IndexRow, encode};
-use super::{FOLDER, FileName, set};
+use super::file_name::{FOLDER, FileName};
+use super::set;
 use crate::object::ObjectId;
 use crate::source::repository::beneath::{EntryKind, Root, Stamp, for_each_entry, open_file};
 use crate::source::repository::folder::is_recent;

@@ -18,7 +18,7 @@ use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, DataType, Field, Fields, Schema};
 use crc_fast::{CrcAlgorithm, Digest};
 
-use super::VERSION;
+use super::file_name::VERSION;
 use crate::object::{Md5Sum, ObjectId};
 
 /// Rows of one record batch: what is read at least for one path.

@@ -11,65 +11,13 @@
 
 mod append;
 mod file;
+mod file_name;
 mod rebuild;
 mod set;
 
 pub(super) use append::IndexWriter;
 pub(super) use file::{IndexRow, RowRef};
+pub(super) use file_name::FOLDER;
 pub(super) use rebuild::row_of;
 pub use rebuild::{IndexReport, index};
 pub(super) use set::{IndexSet, VersionCount};
-
-/// The hidden folder of the index. No object path can be beneath it: `~` stands in none.
-pub(super) const FOLDER: &str = ".iovcache~";
-/// Names of index files end so.
-const SUFFIX: &str = ".arrow";
-/// The layout that is written and read.
-const VERSION: &str = "1";
-
-/// An index file's name: order, a unique part, and the checksum of its bytes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct FileName {
-    sequence: u64,
-    unique: String,
-    crc32c: u32,
-}
-
-impl FileName {
-    fn parse(name: &str) -> Option<Self> {
-        let mut parts = name.strip_suffix(SUFFIX)?.split('-');
-        let (sequence, unique, crc) = (parts.next()?, parts.next()?, parts.next()?);
-        let digits = |text: &str, length| {
-            text.len() == length && text.bytes().all(|b| b.is_ascii_hexdigit())
-        };
-        if parts.next().is_some() || !digits(sequence, 16) || !digits(unique, 32) || !digits(crc, 8)
-        {
-            return None;
-        }
-        Some(Self {
-            sequence: u64::from_str_radix(sequence, 16).ok()?,
-            unique: unique.to_owned(),
-            crc32c: u32::from_str_radix(crc, 16).ok()?,
-        })
-    }
-}
-
-impl std::fmt::Display for FileName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:016x}-{}-{:08x}{SUFFIX}", self.sequence, self.unique, self.crc32c)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_index_files_are_read_as_they_are_written() {
-        let name = FileName { sequence: 77, unique: "0".repeat(32), crc32c: 0xdead_beef };
-        assert_eq!(FileName::parse(&name.to_string()), Some(name));
-        for wrong in ["", "x.arrow", "1-2-3.arrow", ".0-part", "lock"] {
-            assert_eq!(FileName::parse(wrong), None, "{wrong}");
-        }
-    }
-}

@@ -16,9 +16,9 @@ use arrow_array::RecordBatch;
 use arrow_schema::{Schema, SchemaRef};
 use serde_json::{Value, json};
 
+use super::cells::Cells;
 use super::error::ClientError;
 use super::request::TableRequest;
-use super::table::Cells;
 use crate::index::Timestamps;
 use crate::object::ObjectPath;
 use crate::table::{CellKind, ColumnSpans, Encoding, Meta, SHORT_SPAN, TableLayout, View};

@@ -1,0 +1,155 @@
+//! The snapshot as a whole: figures, lists, and their newest entries.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::super::handle::Cache;
+use super::holders::Holders;
+use super::memory::{self, SegmentSnapshot};
+use super::paths::{self, PathSnapshot};
+use crate::source::Reachability;
+use crate::table::{MemoryStatus, TimeframeStatus};
+
+/// How many entries of a list are drawn; beyond, they are only counted.
+const MAX_ENTRIES: usize = 64;
+
+/// The cache as of one moment.
+#[derive(Debug, Clone, Serialize)]
+pub struct Snapshot {
+    /// The version of the program.
+    pub version: &'static str,
+    /// The instance.
+    pub epoch: String,
+    /// Its process.
+    pub pid: u32,
+    /// How long it runs, in milliseconds.
+    pub uptime_ms: u64,
+    /// Where the memory is.
+    pub memory: MemoryStatus,
+    /// Objects in shared memory.
+    pub objects: u64,
+    /// Every counter by its name.
+    pub counters: BTreeMap<&'static str, u64>,
+    /// How long things take as of late, in milliseconds.
+    pub recent_ms: BTreeMap<&'static str, f64>,
+    /// Who pins something: what pieces and spans refer to by place.
+    pub holders: Vec<String>,
+    /// The segments, by id.
+    pub segments: Vec<SegmentSnapshot>,
+    /// How many more there are.
+    pub more_segments: usize,
+    /// The paths that were asked for last, by name.
+    pub paths: Vec<PathSnapshot>,
+    /// How many more there are.
+    pub more_paths: usize,
+    /// The time in which most of what is resident lies, as far as there is one: from, until.
+    pub window: Option<(i64, i64)>,
+    /// The newest timeframes in flight, by id.
+    pub timeframes: Vec<TimeframeStatus>,
+    /// How many more there are.
+    pub more_timeframes: usize,
+    /// The processes that are attached.
+    pub sessions: Vec<SessionSnapshot>,
+    /// How many more there are.
+    pub more_sessions: usize,
+    /// Where objects come from.
+    pub sources: Vec<SourceSnapshot>,
+}
+
+/// A process that is attached. Its session's name is a secret, and not in here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SessionSnapshot {
+    /// What it calls itself.
+    pub consumer: String,
+    /// Its process.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+    /// Bytes that it pins.
+    pub pinned_bytes: u64,
+}
+
+/// A source, or a host of one.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SourceSnapshot {
+    /// As configured, without credentials.
+    pub url: String,
+    /// Whether it answers.
+    pub up: bool,
+    /// What it was asked.
+    pub requests: u64,
+    /// What of that failed.
+    pub failures: u64,
+    /// How long its answers take as of late, in milliseconds.
+    pub latency_ms: Option<f64>,
+}
+
+impl Cache {
+    /// A picture for people. Its cost grows with the number of objects, by some 50 ns for each; do
+    /// not draw it on a thread that others wait for.
+    pub fn snapshot(&self) -> Snapshot {
+        let inner = &*self.0;
+        let holders = Holders::new(&inner.leases, &inner.timeframes, inner.hands.pin_sets());
+        let (segments, more_segments) = memory::draw(&inner.pool, &inner.residency, &holders);
+        let (asked, all) = inner.catalog.asked_last(MAX_ENTRIES);
+        let more_paths = all - asked.len();
+        let (paths, window) = paths::draw(asked, &inner.residency);
+        let timeframes = inner.timeframes.latest(MAX_ENTRIES);
+        let more_timeframes = inner.timeframes.len().saturating_sub(timeframes.len());
+        let mut timeframes: Vec<TimeframeStatus> =
+            timeframes.iter().filter_map(|timeframe| timeframe.status()).collect();
+        timeframes.reverse();
+        let sessions = inner.leases.sessions();
+        let more_sessions = sessions.len().saturating_sub(MAX_ENTRIES);
+        let sources = inner.catalog.source().health().into_iter().take(MAX_ENTRIES);
+        let millis = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
+        let recent = inner.counters.timings.all().into_iter();
+        Snapshot {
+            version: env!("CARGO_PKG_VERSION"),
+            epoch: self.epoch().to_string(),
+            pid: std::process::id(),
+            uptime_ms: u64::try_from(inner.clock.now().since(inner.started).as_millis())
+                .unwrap_or(u64::MAX),
+            memory: self.memory(),
+            objects: inner.residency.objects() as u64,
+            counters: inner
+                .counters
+                .all()
+                .into_iter()
+                .map(|(name, _, value)| (name, value))
+                .collect(),
+            recent_ms: recent
+                .filter_map(|(name, _, timing)| Some((name, millis(timing.recent?))))
+                .collect(),
+            holders: holders.names().to_vec(),
+            segments,
+            more_segments,
+            paths,
+            more_paths,
+            window,
+            timeframes,
+            more_timeframes,
+            sessions: sessions
+                .into_iter()
+                .take(MAX_ENTRIES)
+                .map(|session| SessionSnapshot {
+                    consumer: session.consumer,
+                    pid: session.pid,
+                    uid: session.uid,
+                    pinned_bytes: session.pinned_bytes,
+                })
+                .collect(),
+            more_sessions,
+            sources: sources
+                .map(|source| SourceSnapshot {
+                    up: source.state == Reachability::Up,
+                    requests: source.requests,
+                    failures: source.failures,
+                    latency_ms: source.latency.recent.map(millis),
+                    url: source.url,
+                })
+                .collect(),
+        }
+    }
+}

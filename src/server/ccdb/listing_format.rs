@@ -1,0 +1,26 @@
+//! The formats of a listing.
+
+use hyper::body::Bytes;
+
+use super::listing::Found;
+use crate::object::ObjectInfo;
+use crate::source::Details;
+
+/// The format of a listing.
+pub(super) trait ListingFormat: Send + Sync + 'static {
+    fn content_type(&self) -> &'static str;
+    /// The text before the first version.
+    fn start(&self, found: &Found) -> String;
+    /// One version, with the separator before it if it is not the first.
+    fn version(&self, number: usize, version: &ObjectInfo, details: &Details) -> String;
+    /// The text after the last version.
+    fn end(&self, found: &Found) -> String;
+    /// The bytes of a text in this format.
+    fn encode(&self, text: String) -> Bytes {
+        text.into()
+    }
+    /// Maximum versions shown.
+    fn longest(&self) -> usize {
+        usize::MAX
+    }
+}

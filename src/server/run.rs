@@ -1,0 +1,232 @@
+//! Starts the listeners of the service and serves until it is told to stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_flight::flight_service_server::FlightServiceServer;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Router;
+use tonic_health::ServingStatus;
+use tower::layer::util::{Identity as Bare, Stack};
+
+use super::auth::{Access, GuardLayer};
+use super::ccdb::{self, Answering};
+use super::connection::{self, Acceptor};
+use super::flight::Service;
+use super::http::{self, HttpOptions, Readiness};
+use super::limits::{Limits, in_memory};
+use super::listen::Listeners;
+use super::log::LogWriter;
+use super::tls::Tls;
+use crate::cache::{AttachLimits, Cache};
+use crate::error::{Code, Coded, ErrorKind};
+
+/// The compiled descriptor of `schemas/flight.proto`, for reflection.
+pub const FLIGHT_DESCRIPTOR: &[u8] = include_bytes!("../../schemas/flight.bin");
+
+/// How a service runs.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Access control.
+    pub access: Access,
+    /// TLS for Flight over TCP. Default: none.
+    pub tls: Option<Tls>,
+    /// Limits of the transport per client and in total.
+    pub limits: Limits,
+    /// Longest wait for running requests after the stop signal. Default: 10 s.
+    pub drain_limit: Duration,
+    /// Ends the wait for running requests when cancelled.
+    pub hurry: CancellationToken,
+    /// How the CCDB side answers look-ups by time. Default: with a redirect.
+    pub ccdb_answer: Answering,
+    /// Maximum concurrent connections to the CCDB side. Default: 4,096.
+    pub ccdb_connections: usize,
+    /// Maximum concurrent connections to the HTTP port. A further connection ends the one that made
+    /// no progress for the longest time. Default: 128.
+    pub http_connections: usize,
+    /// The log writer. If set, its lost lines are a metric. Default: none.
+    pub log: Option<LogWriter>,
+    /// Whether the CCDB side passes changes on to the sources. Default: read only.
+    pub ccdb_writable: bool,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            access: Access::default(),
+            tls: None,
+            limits: Limits::default(),
+            drain_limit: Duration::from_secs(10),
+            hurry: CancellationToken::new(),
+            ccdb_answer: Answering::default(),
+            ccdb_connections: ccdb::MAX_CONNECTIONS,
+            http_connections: http::MAX_CONNECTIONS,
+            log: None,
+            ccdb_writable: false,
+        }
+    }
+}
+
+/// The service cannot run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// gRPC's reflection cannot be set up.
+    #[error("reflection")]
+    Reflection(#[source] tonic_reflection::server::Error),
+    /// A server ended by itself.
+    #[error("the Flight server ended")]
+    Transport(#[source] tonic::transport::Error),
+}
+
+impl Coded for ServeError {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::Internal
+    }
+    fn code(&self) -> Code {
+        Code(match self {
+            Self::Reflection(_) => 9020,
+            Self::Transport(_) => 9021,
+        })
+    }
+}
+
+/// Serves until `shutdown`, then stops everything in order. `ready` is called once all servers
+/// accept requests.
+///
+/// # Errors
+/// [`ServeError`].
+pub async fn run(
+    listeners: Listeners,
+    cache: Cache,
+    options: ServeOptions,
+    shutdown: impl Future<Output = ()>,
+    ready: impl FnOnce(),
+) -> Result<(), ServeError> {
+    let Listeners { flight, http, ccdb, flight_unix, attach, folder, .. } = listeners;
+    let (stop_accepting, end_sessions) = (CancellationToken::new(), CancellationToken::new());
+    let readiness = Readiness::default();
+    let (health, router) = router(&cache, &options)?;
+
+    let mut servers = JoinSet::new();
+    let doors = [
+        Some(Acceptor::Unix(flight_unix)),
+        flight.map(|listener| Acceptor::Tcp(listener, options.tls.clone())),
+    ];
+    for door in doors.into_iter().flatten() {
+        let stop = stop_accepting.clone();
+        let incoming = connection::accept(door, &options.limits, &cache, stop.clone());
+        let stopped = stop.cancelled_owned();
+        servers.spawn(router.clone().serve_with_incoming_shutdown(incoming, stopped));
+    }
+    if let Some(listener) = ccdb {
+        let writes =
+            ccdb::Writes { enabled: options.ccdb_writable, access: options.access.clone() };
+        let front = ccdb::Front::new(cache.clone(), options.ccdb_answer, writes);
+        let stopped = stop_accepting.clone();
+        servers.spawn(async move {
+            ccdb::serve(listener, front, options.ccdb_connections, stopped).await;
+            Ok(())
+        });
+    }
+    let mut rest = JoinSet::new();
+    rest.spawn({
+        let (cache, stop) = (cache.clone(), end_sessions.clone());
+        let access = options.access;
+        let limits = AttachLimits {
+            attached: options.limits.attached,
+            attached_per_user: options.limits.attached_per_peer,
+        };
+        cache.tell_attach_path(&attach);
+        async move { cache.serve_attach_through(attach, Arc::new(access), limits, stop).await }
+    });
+    if let Some(listener) = http {
+        let http = HttpOptions {
+            cache: cache.clone(),
+            readiness: readiness.clone(),
+            log: options.log,
+            connections: options.http_connections,
+        };
+        rest.spawn(http::serve(listener, http, end_sessions.clone()));
+    }
+    readiness.set(Readiness::READY);
+    ready();
+
+    let failure = tokio::select! {
+        () = shutdown => None,
+        Some(ended) = servers.join_next() => match ended {
+            Ok(Err(error)) => Some(ServeError::Transport(error)),
+            Ok(Ok(())) | Err(_) => None,
+        },
+    };
+    tracing::info!("stopping");
+    readiness.set(Readiness::STOPPING);
+    for service in SERVICES {
+        health.set_service_status(service, ServingStatus::NotServing).await;
+    }
+    cache.drain();
+    stop_accepting.cancel();
+    let drained = async { while servers.join_next().await.is_some() {} };
+    let drained = tokio::select! {
+        drained = tokio::time::timeout(options.drain_limit, drained) => drained.is_ok(),
+        () = options.hurry.cancelled() => false,
+    };
+    if !drained {
+        tracing::warn!("requests under way are broken off");
+        servers.shutdown().await;
+    }
+    end_sessions.cancel();
+    while rest.join_next().await.is_some() {}
+    cache.close();
+    drop(folder);
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// The names under which health is reported. The empty name is the service as a whole.
+const SERVICES: [&str; 2] = ["", "arrow.flight.protocol.FlightService"];
+
+type GuardedRouter = Router<Stack<GuardLayer, Bare>>;
+
+fn router(
+    cache: &Cache,
+    options: &ServeOptions,
+) -> Result<(tonic_health::server::HealthReporter, GuardedRouter), ServeError> {
+    let limits = &options.limits;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    for service in SERVICES {
+        // The reporter's lock is free at this point: the future completes without waiting.
+        let told = health.set_service_status(service, ServingStatus::Serving);
+        futures::executor::block_on(told);
+    }
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FLIGHT_DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let reflection_v1 = reflection().build_v1().map_err(ServeError::Reflection)?;
+    let reflection_v1alpha = reflection().build_v1alpha().map_err(ServeError::Reflection)?;
+    let flight = FlightServiceServer::new(Service::new(cache.clone(), limits))
+        .max_decoding_message_size(in_memory(limits.message))
+        .max_encoding_message_size(usize::MAX);
+    let guard = GuardLayer::new(options.access.clone(), cache.clone(), limits.calls);
+    let router = tonic::transport::Server::builder()
+        .max_concurrent_streams(Some(limits.streams))
+        .http2_max_pending_accept_reset_streams(Some(limits.resets))
+        .http2_max_local_error_reset_streams(Some(limits.resets))
+        .http2_max_header_list_size(u32::try_from(limits.headers.bytes()).unwrap_or(u32::MAX))
+        .max_frame_size(Some(Limits::FRAME_BYTES))
+        .initial_stream_window_size(Some(Limits::WINDOW_BYTES))
+        .initial_connection_window_size(Some(Limits::WINDOW_BYTES))
+        .http2_keepalive_interval(Some(limits.keepalive.duration()))
+        .http2_keepalive_timeout(Some(limits.keepalive.duration()))
+        .layer(guard)
+        .add_service(flight)
+        .add_service(health_service)
+        .add_service(reflection_v1)
+        .add_service(reflection_v1alpha);
+    Ok((health, router))
+}
