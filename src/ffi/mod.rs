@@ -20,6 +20,7 @@
 mod arguments;
 pub mod attach;
 pub mod host;
+pub mod local;
 pub mod resolve;
 pub mod status;
 pub mod table;
@@ -27,4 +28,5 @@ pub mod version;
 
 pub use attach::Attach;
 pub use host::{CacheOptions, EmbeddedCache};
+pub use local::{LocalHandle, LocalPathHandle, LocalView};
 pub use status::StatusCode;

@@ -9,6 +9,7 @@ mod fairmq;
 mod header;
 mod host;
 mod install;
+mod local;
 mod resolve;
 
 use std::io::Write as _;

@@ -294,13 +294,6 @@ impl PinnedBytes {
         // written (SYNC(pin) in `protocol`); both last by this function's contract.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.size) }
     }
-
-    fn release(&self, plane: &LocalPlane) {
-        // In a forked child the slot is the parent's.
-        if !plane.attachment().is_forked() {
-            plane.files().page.unpin(self.slot);
-        }
-    }
 }
 
 /// An object in shared memory, pinned as long as this lives.
@@ -332,16 +325,47 @@ impl<'a> PinnedView<'a> {
     }
 }
 
+impl OwnedPinnedView {
+    /// Its parts, for a caller that hands them back to [`release_raw`](Self::release_raw). Its
+    /// bytes stay pinned until then.
+    #[cfg(feature = "capi")]
+    pub(crate) fn into_raw(self) -> (*const LocalPlane, u32) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not used or dropped any more, so the plane is taken once.
+        let plane = unsafe { std::ptr::read(&raw const this.plane) };
+        (Arc::into_raw(plane), this.bytes.slot)
+    }
+
+    /// Ends a pin.
+    ///
+    /// # Safety
+    /// [`into_raw`](Self::into_raw) gave both, and they were not released yet.
+    #[cfg(feature = "capi")]
+    pub(crate) unsafe fn release_raw(plane: *const LocalPlane, slot: u32) {
+        // SAFETY: it came from `Arc::into_raw`, and is taken back once.
+        let plane = unsafe { Arc::from_raw(plane) };
+        unpin(&plane, slot);
+    }
+}
+
+/// Ends the pin of a slot. In a forked child the slot is the parent's.
+#[inline]
+fn unpin(plane: &LocalPlane, slot: u32) {
+    if !plane.attachment().is_forked() {
+        plane.files().page.unpin(slot);
+    }
+}
+
 impl Drop for PinnedView<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.bytes.release(self.plane);
+        unpin(self.plane, self.bytes.slot);
     }
 }
 
 impl Drop for OwnedPinnedView {
     fn drop(&mut self) {
-        self.bytes.release(&self.plane);
+        unpin(&self.plane, self.bytes.slot);
     }
 }
 
