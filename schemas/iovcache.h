@@ -2,8 +2,9 @@
  * @file
  * iovcache: condition objects in shared memory, for C.
  *
- * Resolve the MetaHeaders of tables to read-only pointers (iovc_attach, iovc_resolve), or host a
- * cache in a process of your own (iovc_cache_open). Every function that can fail returns an
+ * Resolve the MetaHeaders of tables to read-only pointers (iovc_attach, iovc_resolve), look objects
+ * up by path and time without a call (iovc_local_open, iovc_local_get), or host a cache in a process
+ * of your own (iovc_cache_open). Every function that can fail returns an
  * iovc_status_t; iovc_last_error tells what exactly went wrong. `iovcache.hpp` is C++17 over this.
  *
  * Generated from src/ffi; changes here are lost.
@@ -97,6 +98,16 @@ typedef struct iovc_attach_t iovc_attach_t;
 typedef struct iovc_cache_t iovc_cache_t;
 
 /**
+ * Look-ups in the shared memory of a service. Any number of threads may use one at the same time.
+ */
+typedef struct iovc_local_t iovc_local_t;
+
+/**
+ * A path to look up in. One thread at a time uses it.
+ */
+typedef struct iovc_local_path_t iovc_local_path_t;
+
+/**
  * What a cache is made with. Begin with iovc_cache_options, then set what differs.
  */
 typedef struct iovc_cache_options_t {
@@ -146,6 +157,40 @@ typedef struct iovc_cache_options_t {
 } iovc_cache_options_t;
 
 /**
+ * An object in shared memory, which stays what it is until iovc_view_release.
+ */
+typedef struct iovc_view_t {
+  /**
+   * The first byte.
+   */
+  const void *data;
+  /**
+   * Number of bytes.
+   */
+  size_t size;
+  /**
+   * The version's id: a UUID, most significant byte first.
+   */
+  uint8_t object_id[16];
+  /**
+   * The version's own validity interval, in milliseconds since the Unix epoch: from here,
+   */
+  int64_t valid_from;
+  /**
+   * to here, which is not inside.
+   */
+  int64_t valid_until;
+  /**
+   * What pins it; null where it pins nothing.
+   */
+  const void *pin;
+  /**
+   * A part of the pin.
+   */
+  uint32_t slot;
+} iovc_view_t;
+
+/**
  * Where an object lies in shared memory: 40 bytes that fit into a message or a table's cell.
  */
 typedef struct iovc_meta_header_t {
@@ -190,347 +235,439 @@ extern "C" {
 #endif // __cplusplus
 
 /**
+ * Attaches to a service through its socket (`iovcache.attach` in the metadata of each table,
+ * `attach` in the line with which a service says that it is ready). Blocks at most 10 s.
+ *
+ * @param path      the attach socket
+ * @param consumer  the name of this consumer; null: none
+ * @param token     what the service asks for; null where it asks for nothing
+ * @param attach    where the handle goes; null is written if it fails
+ *
+ * The handle is a session of the service: what it holds for this process it lets go when the
+ * handle is given back with iovc_detach (and what was opened by iovc_local_open), or the process
+ * ends, however it ends.
+ *
+ * # Safety
+ * `path`, `consumer` and `token` are null or end with a 0; `attach` is null or writable.
+ */
+iovc_status_t iovc_attach(const char *path,
+                          const char *consumer,
+                          const char *token,
+                          struct iovc_attach_t **attach);
+
+/**
+ * Attaches through a socket that is connected already, e.g. one that was handed to a sandboxed
+ * process.
+ *
+ * @param socket  a connected Unix stream socket; from here on the library's own, which closes it,
+ *                also if this fails
+ *
+ * # Safety
+ * As `iovc_attach`; `socket` is an open descriptor that nobody else closes.
+ */
+iovc_status_t iovc_attach_socket(int32_t socket,
+                                 const char *consumer,
+                                 const char *token,
+                                 struct iovc_attach_t **attach);
+
+/**
+ * Gives a handle back: the session ends, and its memory is unmapped. Null is allowed.
+ *
+ * No pointer that was resolved through it may be read afterwards, and no other call may use it.
+ *
+ * # Safety
+ * `attach` is null or a handle that was not given back yet.
+ */
+void iovc_detach(struct iovc_attach_t *attach);
+
+/**
+ * The name of the session, for the field "session" of requests: what it asks for is held as long
+ * as this process lives. Empty for a handle of iovc_cache_attach. Null only for null; it lives as
+ * long as the handle.
+ *
+ * # Safety
+ * `attach` is null or a handle.
+ */
+const char *iovc_session(const struct iovc_attach_t *attach);
+
+/**
+ * The instance of the service, as in `iovcache.epoch` of its tables: after a restart it is another
+ * one, and headers of the one before do not resolve any more. Null only for null; it lives as long
+ * as the handle.
+ *
+ * # Safety
+ * `attach` is null or a handle.
+ */
+const char *iovc_epoch(const struct iovc_attach_t *attach);
+
+/**
+ * Whether the service is still there. If not (IOVC_UNAVAILABLE), what was resolved stays readable,
+ * and iovc_attach makes a new session once it is back.
+ *
+ * # Safety
+ * `attach` is null or a handle.
+ */
+iovc_status_t iovc_check(const struct iovc_attach_t *attach);
+
+/**
+ * Ends the lease of a table that was asked for this session: nothing pins its objects for it any
+ * more, and pointers to them may not be read without iovc_still_valid. The service is told, and
+ * does not answer: a lease that is over already is no error.
+ *
+ * @param lease  as it stands in the table's schema (iovcache.lease)
+ * @return IOVC_UNAVAILABLE if the service is gone; for a handle of iovc_cache_attach,
+ *         IOVC_NOT_FOUND if there is no such lease
+ *
+ * # Safety
+ * `attach` is null or a handle, `lease` is null or ends with a 0.
+ */
+iovc_status_t iovc_release(const struct iovc_attach_t *attach, const char *lease);
+
+/**
+ * Unmaps segments that the service has given back. Until this is called they stay mapped, so that
+ * a pointer that is read too late meets old bytes at worst, never the end of the process.
+ *
+ * Call it at a moment when no thread reads through a pointer to an object that was let go.
+ *
+ * # Safety
+ * `attach` is null or a handle; as said.
+ */
+iovc_status_t iovc_unmap_unused(const struct iovc_attach_t *attach);
+
+/**
+ * The options that hold where nothing else is set.
+ */
+struct iovc_cache_options_t iovc_cache_options(void);
+
+/**
+ * Makes a cache in this process, with a few threads of its own. Any number of threads may use it.
+ *
+ * @param options  as iovc_cache_options gave them, with at least one source
+ * @param cache    where the handle goes; null is written if it fails
+ *
+ * # Safety
+ * `options` is null or as said, `cache` is null or writable.
+ */
+iovc_status_t iovc_cache_open(const struct iovc_cache_options_t *options,
+                              struct iovc_cache_t **cache);
+
+/**
+ * Ends a cache: all that it held is let go, its attach socket is gone. Null is allowed.
+ *
+ * Processes that have attached can read on what they have resolved; nothing resolves any more.
+ * Handles of iovc_cache_attach are to be given back before.
+ *
+ * # Safety
+ * `cache` is null or a handle that was not given back yet and that nobody uses any more.
+ */
+void iovc_cache_close(struct iovc_cache_t *cache);
+
+/**
+ * The cache's memory for this very process: nothing is mapped a second time, and no socket is
+ * needed. It is used and given back like a handle of iovc_attach, but is no session.
+ *
+ * # Safety
+ * `cache` is null or a handle, `attach` is null or writable.
+ */
+iovc_status_t iovc_cache_attach(const struct iovc_cache_t *cache, struct iovc_attach_t **attach);
+
+/**
+ * A consumer is done with a timeframe. When all of its consumers are, its objects are let go.
+ *
+ * # Safety
+ * `cache` is null or a handle, `consumer` is null or ends with a 0.
+ */
+iovc_status_t iovc_cache_consumed(const struct iovc_cache_t *cache,
+                                  uint64_t timeframe,
+                                  const char *consumer);
+
+/**
+ * A consumer is done with all timeframes below `oldest_possible`. That never goes back.
+ *
+ * # Safety
+ * `cache` is null or a handle, `consumer` is null or ends with a 0.
+ */
+iovc_status_t iovc_cache_oldest_possible(const struct iovc_cache_t *cache,
+                                         const char *consumer,
+                                         uint64_t oldest_possible);
+
+/**
+ * Drops a timeframe, whoever still waits for it.
+ *
+ * # Safety
+ * `cache` is null or a handle.
+ */
+iovc_status_t iovc_cache_drop_timeframe(const struct iovc_cache_t *cache, uint64_t timeframe);
+
+/**
+ * Lets go what a table holds. IOVC_NOT_FOUND if it was let go already.
+ *
+ * @param lease  as iovc_cache_table gave it; it stands in the table's schema too (iovcache.lease)
+ *
+ * # Safety
+ * `cache` is null or a handle, `lease` is null or ends with a 0.
+ */
+iovc_status_t iovc_cache_release(const struct iovc_cache_t *cache, const char *lease);
+
+/**
+ * What the cache holds, as JSON: the form of the Flight action `status`.
+ *
+ * @param json  where the text goes; to be given back with iovc_free_text
+ *
+ * # Safety
+ * `cache` is null or a handle, `json` is null or writable.
+ */
+iovc_status_t iovc_cache_status(const struct iovc_cache_t *cache, char **json);
+
+/**
+ * Gives a text of this library back. Null is allowed.
+ *
+ * # Safety
+ * `text` is null or came from iovc_cache_status, and was not given back yet.
+ */
+void iovc_free_text(char *text);
+
+/**
+ * Look-ups by a handle of iovc_attach, without a call.
+ *
+ * @param local  where the handle goes; null is written if it fails
+ * @return IOVC_FAILED_PRECONDITION where the service does not offer look-ups, or by a handle of
+ *         iovc_cache_attach
+ *
+ * It keeps the session, also after iovc_detach.
+ *
+ * # Safety
+ * `attach` is null or a handle, `local` is null or writable.
+ */
+iovc_status_t iovc_local_open(const struct iovc_attach_t *attach, struct iovc_local_t **local);
+
+/**
+ * Gives a handle back. Null is allowed. Paths and views of it stay what they are; the session ends
+ * with the last of all.
+ *
+ * # Safety
+ * `local` is null or a handle that was not given back yet.
+ */
+void iovc_local_close(struct iovc_local_t *local);
+
+/**
+ * A path to look up in. Makes no call; the service need not know the path.
+ *
+ * @param path    the object path
+ * @param handle  where the handle goes; null is written if it fails
+ *
+ * One thread at a time may use it.
+ *
+ * # Safety
+ * `local` is null or a handle, `path` is null or ends with a 0, `handle` is null or writable.
+ */
+iovc_status_t iovc_local_path(const struct iovc_local_t *local,
+                              const char *path,
+                              struct iovc_local_path_t **handle);
+
+/**
+ * Gives a path back. Null is allowed. Its views stay what they are.
+ *
+ * # Safety
+ * `path` is null or a handle that was not given back yet.
+ */
+void iovc_local_path_close(struct iovc_local_path_t *path);
+
+/**
+ * The object of a path that is valid at a time, in milliseconds since the Unix epoch. Makes no
+ * system call.
+ *
+ * @param view  where it goes; it pins the object until iovc_view_release. Without one (any status
+ *              but IOVC_OK) it pins nothing
+ * @return IOVC_UNAVAILABLE where the service has to be asked: nothing is valid, or it does not lie
+ *         in shared memory, or is not confirmed. A request for the path that names the session has
+ *         it published
+ *
+ * # Safety
+ * `path` is null or a handle that no other thread uses meanwhile, `view` is null or writable.
+ */
+iovc_status_t iovc_local_get(const struct iovc_local_path_t *path,
+                             int64_t at,
+                             struct iovc_view_t *view);
+
+/**
+ * The objects of a path at many times.
+ *
+ * @param at     `count` times
+ * @param views  room for as many; those that are not found pin nothing, and have null as `pin`
+ * @param found  how many were found; may be null
+ * @return IOVC_OK also where some were not found: the service is to be asked for them
+ *
+ * # Safety
+ * As `iovc_local_get`; `at` leads to `count` times, `views` to room for as many, `found` is null
+ * or writable.
+ */
+iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
+                                  const int64_t *at,
+                                  size_t count,
+                                  struct iovc_view_t *views,
+                                  size_t *found);
+
+/**
+ * Ends the pin of a view; what it points to may not be read any more. A view that pins nothing, and
+ * null, are allowed. Any thread may do it.
+ *
+ * # Safety
+ * `view` is null or leads to a view that iovc_local_get or iovc_local_get_many has written, and
+ * no copy of it was released.
+ */
+void iovc_view_release(struct iovc_view_t *view);
+
+/**
+ * The bytes of the object that a header names: no copy is made.
+ *
+ * They stay as they are for as long as the table that the header came with is held: until its
+ * timeframe is consumed, its lease is released, or the session ends. Who reads on beyond that asks
+ * iovc_still_valid afterwards.
+ *
+ * @param header  40 bytes, as in a cell of a table; they need not be aligned
+ * @param data    where the pointer goes; null is written if it fails
+ * @param size    where the number of bytes goes; an object can have 0
+ * @return IOVC_FAILED_PRECONDITION if the object is not there any more, IOVC_INVALID_ARGUMENT for
+ *         what is no header. No header, however forged, is a danger.
+ *
+ * # Safety
+ * `attach` is null or a handle; the others are null or lead to what they say.
+ */
+iovc_status_t iovc_resolve(const struct iovc_attach_t *attach,
+                           const struct iovc_meta_header_t *header,
+                           const void **data,
+                           size_t *size);
+
+/**
+ * Resolves a column of headers, as they lie one after the other in the cells of a table.
+ *
+ * A cell of 40 zeros, which is what stands in a null cell, gives null and 0. All that can be
+ * resolved are, also if some cannot: these get null and 0, and the status is that of the first.
+ *
+ * @param headers  `count` headers of 40 bytes
+ * @param data     place for `count` pointers
+ * @param sizes    place for `count` sizes
+ *
+ * # Safety
+ * `attach` is null or a handle; the others are null or lead to what they say.
+ */
+iovc_status_t iovc_resolve_many(const struct iovc_attach_t *attach,
+                                const struct iovc_meta_header_t *headers,
+                                size_t count,
+                                const void **data,
+                                size_t *sizes);
+
+/**
+ * Resolves a run-end encoded column row by row: each run once, however many rows it has.
+ *
+ * @param headers   the values: one header of 40 bytes per run
+ * @param run_ends  where each run ends, in rows from the start of the column; strictly rising
+ * @param runs      how many runs there are
+ * @param offset    the first row that is wanted (the offset of the Arrow array)
+ * @param rows      how many rows are wanted; the last run must reach as far
+ * @param data      place for `rows` pointers
+ * @param sizes     place for `rows` sizes
+ *
+ * Cells of zeros and cells that cannot be resolved are as in iovc_resolve_many.
+ *
+ * # Safety
+ * `attach` is null or a handle; the others are null or lead to what they say.
+ */
+iovc_status_t iovc_resolve_runs(const struct iovc_attach_t *attach,
+                                const struct iovc_meta_header_t *headers,
+                                const int32_t *run_ends,
+                                size_t runs,
+                                size_t offset,
+                                size_t rows,
+                                const void **data,
+                                size_t *sizes);
+
+/**
+ * Whether what was read through the pointer of this header was still the object: IOVC_OK, or
+ * IOVC_FAILED_PRECONDITION if its block was given up meanwhile. To be asked after reading, by those
+ * who read without holding the table.
+ *
+ * # Safety
+ * `attach` is null or a handle, `header` is null or leads to 40 bytes.
+ */
+iovc_status_t iovc_still_valid(const struct iovc_attach_t *attach,
+                               const struct iovc_meta_header_t *header);
+
+/**
+ * The id of the version that a header names: a UUID, most significant byte first.
+ *
+ * @param id  place for 16 bytes
+ *
+ * # Safety
+ * `attach` is null or a handle; the others are null or lead to what they say.
+ */
+iovc_status_t iovc_object_id(const struct iovc_attach_t *attach,
+                             const struct iovc_meta_header_t *header,
+                             uint8_t *id);
+
+/**
+ * What a status says, e.g. "not found". Never null; it need not be freed.
+ */
+const char *iovc_strerror(int32_t status);
+
+/**
+ * What exactly went wrong in the last call of this thread that failed, beginning with a stable
+ * code: `[IOV-4045] stale: …`. Empty if none has failed. Never null; valid until the next call
+ * of this thread into this library.
+ */
+const char *iovc_last_error(void);
+
+/**
+ * Registers a timeframe and starts to load what it needs. While too many are in flight, or memory
+ * is short, it waits.
+ *
+ * @param timeframe          its id
+ * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
+ *                           array with a column `timestamp`. Taken over, also if this fails.
+ * @param timestamps_schema  its schema; taken over too
+ * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
+ * @param wait_ms            how long it may wait; 0: 60 s
+ *
+ * # Safety
+ * `cache` is null or a handle, the others are null or as said.
+ */
+iovc_status_t iovc_cache_register(const struct iovc_cache_t *cache,
+                                  uint64_t timeframe,
+                                  struct ArrowArray *timestamps,
+                                  struct ArrowSchema *timestamps_schema,
+                                  const char *request,
+                                  uint64_t wait_ms);
+
+/**
+ * Gets a table: waits until all of its objects are in shared memory, and holds them.
+ *
+ * @param request  JSON, as a Flight command: `{"timeframe": 42, "consumer": "tracker"}`, or
+ *                 `{"columns": {"name": "path"}, "timestamps": [ms, …]}`, with the same options
+ * @param table    where the table goes, as a struct array of one child per column: rows as the
+ *                 timestamps have them, cells as `encoding` and `cell` say. To be released as the
+ *                 Arrow C Data Interface says; that lets go nothing of what the cache holds.
+ * @param schema   where its schema goes
+ * @param lease    null, or place for 64 bytes: what iovc_cache_release takes. What a timeframe's
+ *                 consumer was sent is let go with iovc_cache_consumed too; what nobody named a
+ *                 consumer or session for, after 60 s.
+ *
+ * # Safety
+ * `cache` is null or a handle; the others are null or as said. What `table` and `schema` held
+ * before is overwritten, not released.
+ */
+iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
+                               const char *request,
+                               struct ArrowArray *table,
+                               struct ArrowSchema *schema,
+                               char *lease);
+
+/**
  * The version of this interface; compare it with `IOVC_ABI_VERSION`.
  */
 uint32_t iovc_abi_version(void);
 
 /**
- * Attaches to a service through its socket (`iovcache.attach` in the metadata of each table,
- * `attach` in the line with which a service says that it is ready). Blocks at most 10 s.
- *
- * @param path      the attach socket
- * @param consumer  the name of this consumer; null: none
- * @param token     what the service asks for; null where it asks for nothing
- * @param attach    where the handle goes; null is written if it fails
- *
- * The handle is a session of the service: what it holds for this process it lets go when the
- * handle is given back with iovc_detach, or the process ends, however it ends.
- *
- * # Safety
- * `path`, `consumer` and `token` are null or end with a 0; `attach` is null or writable.
- */
-iovc_status_t iovc_attach(const char *path,
-                          const char *consumer,
-                          const char *token,
-                          struct iovc_attach_t **attach);
-
-/**
- * Attaches through a socket that is connected already, e.g. one that was handed to a sandboxed
- * process.
- *
- * @param socket  a connected Unix stream socket; from here on the library's own, which closes it,
- *                also if this fails
- *
- * # Safety
- * As `iovc_attach`; `socket` is an open descriptor that nobody else closes.
- */
-iovc_status_t iovc_attach_socket(int32_t socket,
-                                 const char *consumer,
-                                 const char *token,
-                                 struct iovc_attach_t **attach);
-
-/**
- * Gives a handle back: the session ends, and its memory is unmapped. Null is allowed.
- *
- * No pointer that was resolved through it may be read afterwards, and no other call may use it.
- *
- * # Safety
- * `attach` is null or a handle that was not given back yet.
- */
-void iovc_detach(struct iovc_attach_t *attach);
-
-/**
- * The name of the session, for the field "session" of requests: what it asks for is held as long
- * as this process lives. Empty for a handle of iovc_cache_attach. Null only for null; it lives as
- * long as the handle.
- *
- * # Safety
- * `attach` is null or a handle.
- */
-const char *iovc_session(const struct iovc_attach_t *attach);
-
-/**
- * The instance of the service, as in `iovcache.epoch` of its tables: after a restart it is another
- * one, and headers of the one before do not resolve any more. Null only for null; it lives as long
- * as the handle.
- *
- * # Safety
- * `attach` is null or a handle.
- */
-const char *iovc_epoch(const struct iovc_attach_t *attach);
-
-/**
- * Whether the service is still there. If not (IOVC_UNAVAILABLE), what was resolved stays readable,
- * and iovc_attach makes a new session once it is back.
- *
- * # Safety
- * `attach` is null or a handle.
- */
-iovc_status_t iovc_check(const struct iovc_attach_t *attach);
-
-/**
- * Ends the lease of a table that was asked for this session: nothing pins its objects for it any
- * more, and pointers to them may not be read without iovc_still_valid. The service is told, and
- * does not answer: a lease that is over already is no error.
- *
- * @param lease  as it stands in the table's schema (iovcache.lease)
- * @return IOVC_UNAVAILABLE if the service is gone; for a handle of iovc_cache_attach,
- *         IOVC_NOT_FOUND if there is no such lease
- *
- * # Safety
- * `attach` is null or a handle, `lease` is null or ends with a 0.
- */
-iovc_status_t iovc_release(const struct iovc_attach_t *attach, const char *lease);
-
-/**
- * Unmaps segments that the service has given back. Until this is called they stay mapped, so that
- * a pointer that is read too late meets old bytes at worst, never the end of the process.
- *
- * Call it at a moment when no thread reads through a pointer to an object that was let go.
- *
- * # Safety
- * `attach` is null or a handle; as said.
- */
-iovc_status_t iovc_unmap_unused(const struct iovc_attach_t *attach);
-
-/**
- * The options that hold where nothing else is set.
- */
-struct iovc_cache_options_t iovc_cache_options(void);
-
-/**
- * Makes a cache in this process, with a few threads of its own. Any number of threads may use it.
- *
- * @param options  as iovc_cache_options gave them, with at least one source
- * @param cache    where the handle goes; null is written if it fails
- *
- * # Safety
- * `options` is null or as said, `cache` is null or writable.
- */
-iovc_status_t iovc_cache_open(const struct iovc_cache_options_t *options,
-                              struct iovc_cache_t **cache);
-
-/**
- * Ends a cache: all that it held is let go, its attach socket is gone. Null is allowed.
- *
- * Processes that have attached can read on what they have resolved; nothing resolves any more.
- * Handles of iovc_cache_attach are to be given back before.
- *
- * # Safety
- * `cache` is null or a handle that was not given back yet and that nobody uses any more.
- */
-void iovc_cache_close(struct iovc_cache_t *cache);
-
-/**
- * The cache's memory for this very process: nothing is mapped a second time, and no socket is
- * needed. It is used and given back like a handle of iovc_attach, but is no session.
- *
- * # Safety
- * `cache` is null or a handle, `attach` is null or writable.
- */
-iovc_status_t iovc_cache_attach(const struct iovc_cache_t *cache, struct iovc_attach_t **attach);
-
-/**
- * A consumer is done with a timeframe. When all of its consumers are, its objects are let go.
- *
- * # Safety
- * `cache` is null or a handle, `consumer` is null or ends with a 0.
- */
-iovc_status_t iovc_cache_consumed(const struct iovc_cache_t *cache,
-                                  uint64_t timeframe,
-                                  const char *consumer);
-
-/**
- * A consumer is done with all timeframes below `oldest_possible`. That never goes back.
- *
- * # Safety
- * `cache` is null or a handle, `consumer` is null or ends with a 0.
- */
-iovc_status_t iovc_cache_oldest_possible(const struct iovc_cache_t *cache,
-                                         const char *consumer,
-                                         uint64_t oldest_possible);
-
-/**
- * Drops a timeframe, whoever still waits for it.
- *
- * # Safety
- * `cache` is null or a handle.
- */
-iovc_status_t iovc_cache_drop_timeframe(const struct iovc_cache_t *cache, uint64_t timeframe);
-
-/**
- * Lets go what a table holds. IOVC_NOT_FOUND if it was let go already.
- *
- * @param lease  as iovc_cache_table gave it; it stands in the table's schema too (iovcache.lease)
- *
- * # Safety
- * `cache` is null or a handle, `lease` is null or ends with a 0.
- */
-iovc_status_t iovc_cache_release(const struct iovc_cache_t *cache, const char *lease);
-
-/**
- * What the cache holds, as JSON: the form of the Flight action `status`.
- *
- * @param json  where the text goes; to be given back with iovc_free_text
- *
- * # Safety
- * `cache` is null or a handle, `json` is null or writable.
- */
-iovc_status_t iovc_cache_status(const struct iovc_cache_t *cache, char **json);
-
-/**
- * Gives a text of this library back. Null is allowed.
- *
- * # Safety
- * `text` is null or came from iovc_cache_status, and was not given back yet.
- */
-void iovc_free_text(char *text);
-
-/**
- * The bytes of the object that a header names: no copy is made.
- *
- * They stay as they are for as long as the table that the header came with is held: until its
- * timeframe is consumed, its lease is released, or the session ends. Who reads on beyond that asks
- * iovc_still_valid afterwards.
- *
- * @param header  40 bytes, as in a cell of a table; they need not be aligned
- * @param data    where the pointer goes; null is written if it fails
- * @param size    where the number of bytes goes; an object can have 0
- * @return IOVC_FAILED_PRECONDITION if the object is not there any more, IOVC_INVALID_ARGUMENT for
- *         what is no header. No header, however forged, is a danger.
- *
- * # Safety
- * `attach` is null or a handle; the others are null or lead to what they say.
- */
-iovc_status_t iovc_resolve(const struct iovc_attach_t *attach,
-                           const struct iovc_meta_header_t *header,
-                           const void **data,
-                           size_t *size);
-
-/**
- * Resolves a column of headers, as they lie one after the other in the cells of a table.
- *
- * A cell of 40 zeros, which is what stands in a null cell, gives null and 0. All that can be
- * resolved are, also if some cannot: these get null and 0, and the status is that of the first.
- *
- * @param headers  `count` headers of 40 bytes
- * @param data     place for `count` pointers
- * @param sizes    place for `count` sizes
- *
- * # Safety
- * `attach` is null or a handle; the others are null or lead to what they say.
- */
-iovc_status_t iovc_resolve_many(const struct iovc_attach_t *attach,
-                                const struct iovc_meta_header_t *headers,
-                                size_t count,
-                                const void **data,
-                                size_t *sizes);
-
-/**
- * Resolves a run-end encoded column row by row: each run once, however many rows it has.
- *
- * @param headers   the values: one header of 40 bytes per run
- * @param run_ends  where each run ends, in rows from the start of the column; strictly rising
- * @param runs      how many runs there are
- * @param offset    the first row that is wanted (the offset of the Arrow array)
- * @param rows      how many rows are wanted; the last run must reach as far
- * @param data      place for `rows` pointers
- * @param sizes     place for `rows` sizes
- *
- * Cells of zeros and cells that cannot be resolved are as in iovc_resolve_many.
- *
- * # Safety
- * `attach` is null or a handle; the others are null or lead to what they say.
- */
-iovc_status_t iovc_resolve_runs(const struct iovc_attach_t *attach,
-                                const struct iovc_meta_header_t *headers,
-                                const int32_t *run_ends,
-                                size_t runs,
-                                size_t offset,
-                                size_t rows,
-                                const void **data,
-                                size_t *sizes);
-
-/**
- * Whether what was read through the pointer of this header was still the object: IOVC_OK, or
- * IOVC_FAILED_PRECONDITION if its block was given up meanwhile. To be asked after reading, by those
- * who read without holding the table.
- *
- * # Safety
- * `attach` is null or a handle, `header` is null or leads to 40 bytes.
- */
-iovc_status_t iovc_still_valid(const struct iovc_attach_t *attach,
-                               const struct iovc_meta_header_t *header);
-
-/**
- * The id of the version that a header names: a UUID, most significant byte first.
- *
- * @param id  place for 16 bytes
- *
- * # Safety
- * `attach` is null or a handle; the others are null or lead to what they say.
- */
-iovc_status_t iovc_object_id(const struct iovc_attach_t *attach,
-                             const struct iovc_meta_header_t *header,
-                             uint8_t *id);
-
-/**
- * What a status says, e.g. "not found". Never null; it need not be freed.
- */
-const char *iovc_strerror(int32_t status);
-
-/**
- * What exactly went wrong in the last call of this thread that failed, beginning with a stable
- * code: `[IOV-4045] stale: …`. Empty if none has failed. Never null; valid until the next call
- * of this thread into this library.
- */
-const char *iovc_last_error(void);
-
-/**
- * Registers a timeframe and starts to load what it needs. While too many are in flight, or memory
- * is short, it waits.
- *
- * @param timeframe          its id
- * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
- *                           array with a column `timestamp`. Taken over, also if this fails.
- * @param timestamps_schema  its schema; taken over too
- * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
- * @param wait_ms            how long it may wait; 0: 60 s
- *
- * # Safety
- * `cache` is null or a handle, the others are null or as said.
- */
-iovc_status_t iovc_cache_register(const struct iovc_cache_t *cache,
-                                  uint64_t timeframe,
-                                  struct ArrowArray *timestamps,
-                                  struct ArrowSchema *timestamps_schema,
-                                  const char *request,
-                                  uint64_t wait_ms);
-
-/**
- * Gets a table: waits until all of its objects are in shared memory, and holds them.
- *
- * @param request  JSON, as a Flight command: `{"timeframe": 42, "consumer": "tracker"}`, or
- *                 `{"columns": {"name": "path"}, "timestamps": [ms, …]}`, with the same options
- * @param table    where the table goes, as a struct array of one child per column: rows as the
- *                 timestamps have them, cells as `encoding` and `cell` say. To be released as the
- *                 Arrow C Data Interface says; that lets go nothing of what the cache holds.
- * @param schema   where its schema goes
- * @param lease    null, or place for 64 bytes: what iovc_cache_release takes. What a timeframe's
- *                 consumer was sent is let go with iovc_cache_consumed too; what nobody named a
- *                 consumer or session for, after 60 s.
- *
- * # Safety
- * `cache` is null or a handle; the others are null or as said. What `table` and `schema` held
- * before is overwritten, not released.
- */
-iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
-                               const char *request,
-                               struct ArrowArray *table,
-                               struct ArrowSchema *schema,
-                               char *lease);
-
-/**
  * What a status says, e.g. "not found". Never null; it need not be freed.
  */
 const char *iovc_strerror(int32_t status);
@@ -552,7 +689,8 @@ const char *iovc_last_error(void);
  * @param attach    where the handle goes; null is written if it fails
  *
  * The handle is a session of the service: what it holds for this process it lets go when the
- * handle is given back with iovc_detach, or the process ends, however it ends.
+ * handle is given back with iovc_detach (and what was opened by iovc_local_open), or the process
+ * ends, however it ends.
  *
  * # Safety
  * `path`, `consumer` and `token` are null or end with a 0; `attach` is null or writable.
@@ -865,6 +1003,97 @@ iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
                                struct ArrowArray *table,
                                struct ArrowSchema *schema,
                                char *lease);
+
+/**
+ * Look-ups by a handle of iovc_attach, without a call.
+ *
+ * @param local  where the handle goes; null is written if it fails
+ * @return IOVC_FAILED_PRECONDITION where the service does not offer look-ups, or by a handle of
+ *         iovc_cache_attach
+ *
+ * It keeps the session, also after iovc_detach.
+ *
+ * # Safety
+ * `attach` is null or a handle, `local` is null or writable.
+ */
+iovc_status_t iovc_local_open(const struct iovc_attach_t *attach, struct iovc_local_t **local);
+
+/**
+ * Gives a handle back. Null is allowed. Paths and views of it stay what they are; the session ends
+ * with the last of all.
+ *
+ * # Safety
+ * `local` is null or a handle that was not given back yet.
+ */
+void iovc_local_close(struct iovc_local_t *local);
+
+/**
+ * A path to look up in. Makes no call; the service need not know the path.
+ *
+ * @param path    the object path
+ * @param handle  where the handle goes; null is written if it fails
+ *
+ * One thread at a time may use it.
+ *
+ * # Safety
+ * `local` is null or a handle, `path` is null or ends with a 0, `handle` is null or writable.
+ */
+iovc_status_t iovc_local_path(const struct iovc_local_t *local,
+                              const char *path,
+                              struct iovc_local_path_t **handle);
+
+/**
+ * Gives a path back. Null is allowed. Its views stay what they are.
+ *
+ * # Safety
+ * `path` is null or a handle that was not given back yet.
+ */
+void iovc_local_path_close(struct iovc_local_path_t *path);
+
+/**
+ * The object of a path that is valid at a time, in milliseconds since the Unix epoch. Makes no
+ * system call.
+ *
+ * @param view  where it goes; it pins the object until iovc_view_release. Without one (any status
+ *              but IOVC_OK) it pins nothing
+ * @return IOVC_UNAVAILABLE where the service has to be asked: nothing is valid, or it does not lie
+ *         in shared memory, or is not confirmed. A request for the path that names the session has
+ *         it published
+ *
+ * # Safety
+ * `path` is null or a handle that no other thread uses meanwhile, `view` is null or writable.
+ */
+iovc_status_t iovc_local_get(const struct iovc_local_path_t *path,
+                             int64_t at,
+                             struct iovc_view_t *view);
+
+/**
+ * The objects of a path at many times.
+ *
+ * @param at     `count` times
+ * @param views  room for as many; those that are not found pin nothing, and have null as `pin`
+ * @param found  how many were found; may be null
+ * @return IOVC_OK also where some were not found: the service is to be asked for them
+ *
+ * # Safety
+ * As `iovc_local_get`; `at` leads to `count` times, `views` to room for as many, `found` is null
+ * or writable.
+ */
+iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
+                                  const int64_t *at,
+                                  size_t count,
+                                  struct iovc_view_t *views,
+                                  size_t *found);
+
+/**
+ * Ends the pin of a view; what it points to may not be read any more. A view that pins nothing, and
+ * null, are allowed. Any thread may do it.
+ *
+ * # Safety
+ * `view` is null or leads to a view that iovc_local_get or iovc_local_get_many has written, and
+ * no copy of it was released.
+ */
+void iovc_view_release(struct iovc_view_t *view);
 
 #ifdef __cplusplus
 }  // extern "C"
