@@ -1,7 +1,8 @@
-//! The CCDB side beside its floors: a bare hyper service of the same bytes, and a loopback socket.
+//! The CCDB side beside its floors: a bare hyper service that sends the same bytes, and a loopback
+//! socket.
 //!
-//! `cargo bench --bench ccdb`; what came of it stands in `benches/README.md`. The client is the same
-//! for all: it writes a request and reads as many bytes as the first answer had.
+//! `cargo bench --bench ccdb`; the results are in `benches/README.md`. All share one client: it
+//! writes a request and reads as many bytes as the first answer had.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -60,7 +61,7 @@ async fn service() -> SocketAddr {
     address
 }
 
-/// The floor: the same headers and bytes, made ready before.
+/// The floor: the same headers and bytes, prepared in advance.
 async fn bare_hyper(body: Bytes) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -98,7 +99,7 @@ async fn bare_hyper(body: Bytes) -> SocketAddr {
     address
 }
 
-/// The floor of large bodies: whoever writes a byte gets them all, from memory.
+/// The floor of large bodies: each byte received is answered with the whole body, from memory.
 async fn bare_socket(body: Bytes) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -124,7 +125,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// Asks once, and so learns how long answers are.
+    /// Sends one request to learn the length of the answers.
     async fn open(address: SocketAddr, target: &str, body_bytes: usize) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();

@@ -1,9 +1,9 @@
-//! Shared memory beside its floors: resolving, attaching, taking and giving back, storing.
+//! Shared memory beside its floors: resolving, attaching, allocating and freeing, storing.
 //!
-//! `cargo bench --bench shm`; what came of it stands in `benches/README.md`. `IOVCACHE_BENCH_FOLDER`
-//! names a folder for the segments, e.g. with huge pages, for this command alone:
-//! `unshare -m sh -c 'mount -t tmpfs -o huge=advise,size=3g none DIR && IOVCACHE_BENCH_FOLDER=DIR
-//! cargo bench --bench shm -- "first read"'`. Without it they are memfds.
+//! `cargo bench --bench shm`; the results are in `benches/README.md`. `IOVCACHE_BENCH_FOLDER` names
+//! a folder for the segments, e.g. with huge pages, for this command alone: `unshare -m sh -c
+//! 'mount -t tmpfs -o huge=advise,size=3g none DIR && IOVCACHE_BENCH_FOLDER=DIR cargo bench --bench
+//! shm -- "first read"'`. By default segments are memfds.
 #![allow(unsafe_code, reason = "the floors are plain pointers")]
 
 mod beside;
@@ -33,12 +33,12 @@ use tokio_util::sync::CancellationToken;
 
 const HEADERS: usize = 1_000_000;
 
-/// Where segments are to have names, if anywhere.
+/// Folder for named segments, if one is set.
 fn folder() -> Option<PathBuf> {
     std::env::var_os("IOVCACHE_BENCH_FOLDER").map(PathBuf::from)
 }
 
-/// All of the memory in one segment.
+/// The whole memory in one segment.
 fn memory(memory_bytes: u64) -> PoolOptions {
     static POOLS: AtomicUsize = AtomicUsize::new(0);
     let backing = folder().map_or(Backing::Memfd, |folder| {
@@ -76,14 +76,14 @@ fn mapped(pool: &Pool) -> Mappings {
 /// The order in which headers name their objects.
 #[derive(Clone, Copy, PartialEq)]
 enum Order {
-    /// As tables have them: all rows of one object, then those of the next.
+    /// Like tables: all rows of one object, then those of the next.
     InRuns,
     AtRandom,
-    /// At random, and more than a processor has near.
+    /// At random, over more objects than the processor's caches hold.
     Scattered,
 }
 
-/// One million headers of so many objects, beside a table of bases by segment and the handle added.
+/// One million headers of `objects` objects, beside a table of bases by segment plus the handle.
 fn resolve(objects: usize, order: Order, aim: f64) {
     let what = match order {
         Order::InRuns => "in runs",
@@ -116,11 +116,11 @@ fn resolve(objects: usize, order: Order, aim: f64) {
         let base = bases[usize::from(header.segment_id)];
         base.wrapping_add(header.handle as usize + 16)
     };
-    // SAFETY: the headers are those of live blocks in this very mapping.
+    // SAFETY: the headers name live blocks in this very mapping.
     let first_byte = |payload: *const u8| u64::from(unsafe { payload.read() });
-    // The loops are written out: behind a function of their own they are compiled in another way.
+    // The loops are written out: in a function of their own they compile differently.
     let scattered = order == Order::Scattered;
-    // What is done with each: only the pointer, or its first byte is read too.
+    // Work per header: the pointer alone, or a read of its first byte as well.
     beside(
         &pointers,
         aim,
@@ -194,7 +194,7 @@ fn serve(folder: &Path, runtime: &Runtime, bytes: Vec<u8>) -> (Cache, PathBuf) {
     })
 }
 
-/// From nothing to the first byte of an object.
+/// From no connection to the first byte of an object.
 fn attaching() {
     let (first, again) = ("first attach, a segment of 2 GiB", "first read of 64 MiB");
     if !wanted(first) && !wanted(again) {
@@ -207,7 +207,7 @@ fn attaching() {
     let request = Request::parse(br#"{"columns": {"b": "A/B"}, "timestamps": [5]}"#).unwrap();
     let answer = runtime.block_on(cache.answer(&request, &Caller::default())).unwrap();
     let header = answer.pins().pins()[0].meta_header();
-    // The floor has a file of the same size in the same file system.
+    // The floor uses a file of the same size in the same file system.
     let beside_it = self::folder().unwrap_or_else(|| "/dev/shm".into());
     let file = tempfile::Builder::new().prefix("iovcache-bench").tempfile_in(beside_it).unwrap();
     file.as_file().set_len(2 << 30).unwrap();
@@ -221,7 +221,7 @@ fn attaching() {
             // SAFETY: a new mapping, unmapped below.
             let base = unsafe { mmap(null_mut(), 2 << 30, flags.0, flags.1, &file, 0) }.unwrap();
             let first = base.cast::<u8>().wrapping_add(4160);
-            // SAFETY: the file has so many bytes.
+            // SAFETY: the file is at least as long.
             black_box(unsafe { first.read_volatile() });
             let took = began.elapsed();
             // SAFETY: mapped above, and used no more.
@@ -272,7 +272,7 @@ fn taking_and_giving(criterion: &mut Criterion) {
             // SAFETY: the layout is not of size 0.
             let place = unsafe { alloc(layout) };
             for page in (0..BYTES).step_by(4096) {
-                // SAFETY: inside of what was just allocated.
+                // SAFETY: inside the memory just allocated.
                 let byte = unsafe { place.add(page) };
                 // SAFETY: as above.
                 unsafe { byte.write_volatile(1) };
@@ -295,7 +295,7 @@ fn storing() {
     }
     let pool = pool(256 << 20);
     let object: Vec<u8> = (0..BYTES).map(|n| (n * 31) as u8).collect();
-    // The same memory for both: in the segment, and touched.
+    // Both use one memory: in the segment, and already touched.
     drop(blocks(&pool, 2, &object));
     let mut floor = pool.reserve(BYTES as u64).unwrap();
     // 0.8 times as fast is 1.25 times as long.

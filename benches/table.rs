@@ -1,6 +1,6 @@
-//! Tables beside their floors: the join, the encoding, and the whole way over a Unix socket.
+//! Tables beside their floors: the join, the encoding, and whole requests over a Unix socket.
 //!
-//! `cargo bench --bench table`; what came of it stands in `benches/README.md`.
+//! `cargo bench --bench table`; the results are in `benches/README.md`.
 
 mod beside;
 
@@ -29,9 +29,9 @@ use tonic::transport::Channel;
 
 const ROWS: i64 = 1_000_000;
 const COLUMNS: usize = 50;
-/// Versions of each of these columns.
+/// Versions per column.
 const VERSIONS: i64 = 100;
-/// Cells of one table, each another object.
+/// Cells of one table, each a different object.
 const CELLS: i64 = 10_000;
 
 fn version(path: &str, n: i64, from: i64, until: i64) -> ObjectInfo {
@@ -68,7 +68,7 @@ fn joining(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(ROWS as u64)).sample_size(20);
     for (name, values) in [("sorted", sorted), ("nearly sorted", nearly), ("random", random)] {
         let timestamps = Timestamps::new(values.clone(), None);
-        // Their order is found out once for all columns.
+        // Their order is determined once for all columns.
         join(&timeline, &timestamps);
         group.bench_function(name, |bench| {
             bench.iter(|| join(black_box(&timeline), black_box(&timestamps)));
@@ -91,10 +91,10 @@ fn path(column: usize) -> String {
     format!("Bench/Column{column}/X")
 }
 
-/// A path with another object in each millisecond.
+/// A path with a different object in each millisecond.
 const EACH: &str = "Bench/Each/X";
 
-/// A service over objects that the tables need, and its socket.
+/// A service over the objects that the tables need, and its socket.
 async fn serve(folder: &Path) -> (Cache, PathBuf) {
     let source = MemorySource::new();
     for column in 0..COLUMNS {
@@ -138,7 +138,7 @@ fn list(count: usize) -> String {
     format!("\"columns\":{{{}}}", all.join(","))
 }
 
-/// A server's runtime, and one for the clients, which are on one thread.
+/// The server's runtime, and the clients' runtime, which has one thread.
 struct Sides {
     server: Runtime,
     client: Runtime,
@@ -167,14 +167,14 @@ impl Sides {
         self.client.block_on(connect(self.socket.clone()))
     }
 
-    /// A bare server that answers with these messages, connected.
+    /// A bare server that answers with `messages`, and a client connected to it.
     fn bare(&self, messages: Vec<FlightData>) -> FlightServiceClient<Channel> {
         let folder = self.folder.path();
         let socket = self.server.block_on(async { Bare::serve(folder, messages) });
         self.client.block_on(connect(socket))
     }
 
-    /// A do_get beside a bare one of the same bytes. What the request holds is let go in between.
+    /// A do_get beside a bare one of the same bytes. The objects held are released in between.
     fn get_beside(&self, name: &str, aim: f64, ticket: &str) {
         if !wanted(name) {
             return;
@@ -196,7 +196,7 @@ impl Sides {
     }
 }
 
-/// A table on an open exchange beside a bare exchange of the same bytes there and back.
+/// A table on an open exchange beside a bare exchange with the same bytes in both directions.
 fn exchange_beside(sides: &Sides, name: &str, aim: f64, request: &str, timestamps: Vec<i64>) {
     if !wanted(name) {
         return;
@@ -204,7 +204,7 @@ fn exchange_beside(sides: &Sides, name: &str, aim: f64, request: &str, timestamp
     let (schema, batch) = messages_of(timestamps);
     let open = |client| sides.client.block_on(Open::new(client, schema.clone(), request));
     let mut ours = open(sides.connect());
-    // The first table brings the schema too; what one after it takes is what is compared.
+    // The first table brings the schema too; the comparison uses the tables after it.
     sides.client.block_on(ours.turn(1, &batch));
     let answer = sides.client.block_on(ours.turn(1, &batch));
     let bytes = bytes_of(&answer);
@@ -235,7 +235,7 @@ fn over_the_socket() {
     sides.get_beside("do_get anew, 1 row x 1 column", 1.2, &anew(1));
     sides.get_beside("do_get anew, 1 row x 50 columns", 1.2, &anew(50));
     let request = format!("{{{},\"encoding\":\"run_end\"}}", list(1));
-    // A timeframe that is in flight would be answered with what it was registered with.
+    // A registered timeframe would be answered from its registration.
     sides.cache.drop_timeframe(1).unwrap();
     exchange_beside(&sides, "ping-pong on an exchange, 1 row x 1 column", 1.2, &request, vec![1]);
     let request = format!("{{{},\"encoding\":\"run_end\"}}", list(COLUMNS));
@@ -245,7 +245,7 @@ fn over_the_socket() {
     many_clients(&sides);
 }
 
-/// So many clients, each with a connection of its own and one request at a time.
+/// Several clients, each with its own connection and one request at a time.
 fn many_clients(sides: &Sides) {
     const CLIENTS: usize = 64;
     let name = "64 clients, do_get of 1 row x 50 columns";
@@ -266,7 +266,7 @@ fn many_clients(sides: &Sides) {
         let each = clients.iter_mut().map(|client| get(client, ticket));
         drop(sides.client.block_on(futures::future::join_all(each)));
     };
-    // 0.9 of the requests per second are 1.11 of the time.
+    // 0.9 of the requests per second is 1.11 of the time.
     beside(
         name,
         1.11,
@@ -278,7 +278,7 @@ fn many_clients(sides: &Sides) {
     );
 }
 
-/// Timestamps that the client holds, joined there with the intervals view.
+/// Timestamps held by the client, joined there with the intervals view.
 fn local_join(sides: &Sides, timestamps: Vec<i64>) {
     let name = "timestamps that the client holds, 1,000,000 rows x 50 columns";
     if !wanted(name) {
@@ -290,7 +290,7 @@ fn local_join(sides: &Sides, timestamps: Vec<i64>) {
         .iter()
         .fold(TableRequest::new(), |request, one| request.column(&*one.name, one.path.as_str()));
     let request = request.timestamps(timestamps);
-    // The answer with a row per timestamp has so many bytes.
+    // Size of the answer with a row per timestamp.
     let bytes = 240_000;
     let body = vec![7; bytes].into();
     let mut bare = sides.bare(vec![FlightData { data_body: body, ..Default::default() }]);
@@ -305,7 +305,7 @@ fn local_join(sides: &Sides, timestamps: Vec<i64>) {
     );
 }
 
-/// Each cell another object: asked for, answered, and resolved.
+/// Each cell is a different object: requested, answered, and resolved.
 fn distinct_cells(sides: &Sides) {
     let name = "10,000 distinct cells";
     if !wanted(name) {
@@ -314,8 +314,8 @@ fn distinct_cells(sides: &Sides) {
     let url = format!("grpc+unix://{}", sides.socket.display());
     let client = sides.client.block_on(Client::connect(&url)).unwrap();
     let one = TableRequest::new().column("each", EACH).timestamps(0..CELLS);
-    // The same number as a hundred columns of a hundred rows would need more objects than one path
-    // has: so columns of which each row is another version.
+    // A hundred columns of a hundred rows would need more distinct objects than one path has: so
+    // columns in which each row is another version.
     let versions = VERSIONS * (CELLS / VERSIONS).min(COLUMNS as i64);
     let many = columns(COLUMNS)
         .iter()
@@ -351,7 +351,7 @@ fn distinct_cells(sides: &Sides) {
     }
 }
 
-/// Requests for single timestamps at random, all resident, of a path with so many versions.
+/// Requests for single random timestamps, all resident, for paths with few and many versions.
 fn many_versions() {
     const RESIDENT: i64 = 1_000;
     let name = "an index with 1,000,000 versions";
@@ -414,7 +414,7 @@ fn many_versions() {
     );
 }
 
-/// What one more object in the cache costs beside its bytes and its header.
+/// Cost of one more object in the cache beyond its bytes and its header.
 fn memory_per_object() {
     const OBJECTS: i64 = 100_000;
     let name = "memory per cached object";
@@ -441,7 +441,7 @@ fn memory_per_object() {
         let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() * 1024.0
     };
-    // The index is known by the first; what comes then are objects alone.
+    // The first request loads the index; the ones after it add objects alone.
     prefetch(0, OBJECTS / 10);
     let before = private();
     for part in 1..10 {

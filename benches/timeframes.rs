@@ -1,5 +1,5 @@
-//! Timeframes in flight: one registered and delivered to 20 open exchanges beside a bare exchange of
-//! the same bytes, the cost of one with many others in flight, and letting one go.
+//! Timeframes in flight: one registered and delivered to 20 open exchanges beside a bare exchange
+//! of the same bytes, the cost of one with many others in flight, and the release of one.
 //!
 //! `cargo bench --bench timeframes`.
 
@@ -114,7 +114,7 @@ fn delivered() {
             all
         };
         let mut ours = client.block_on(open(&socket));
-        // The first table brings the schema too; what one after it takes is what is compared.
+        // The first table brings the schema too; the comparison uses the tables after it.
         client.block_on(all(&mut ours, 0, &batch));
         let answer = client.block_on(all(&mut ours, 1, &batch)).remove(0);
         let bytes = bytes_of(&answer);
@@ -193,7 +193,7 @@ fn letting_go() {
         return;
     }
     let runtime = Runtime::new().unwrap();
-    // As a service does, which is always within one.
+    // Within a runtime, as in a service.
     let _within = runtime.enter();
     let cache = runtime.block_on(async { cache(OBJECTS) });
     let register = register(OBJECTS, &["bench".to_owned()]);

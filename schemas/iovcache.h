@@ -2,9 +2,8 @@
  * @file
  * iovcache: condition objects in shared memory, for C.
  *
- * Resolve the MetaHeaders of tables to read-only pointers (iovc_attach, iovc_resolve), look objects
- * up by path and time without a call (iovc_local_open, iovc_local_get), or host a cache in a process
- * of your own (iovc_cache_open). Every function that can fail returns an
+ * Resolve the MetaHeaders of tables to read-only pointers (iovc_attach, iovc_resolve), or host a
+ * cache in a process of your own (iovc_cache_open). Every function that can fail returns an
  * iovc_status_t; iovc_last_error tells what exactly went wrong. `iovcache.hpp` is C++17 over this.
  *
  * Generated from src/ffi; changes here are lost.
@@ -13,11 +12,12 @@
 #ifndef IOVCACHE_H
 #define IOVCACHE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 /** What iovc_abi_version returns where this header fits. */
-#define IOVC_ABI_VERSION 1
+#define IOVC_ABI_VERSION 2
 /** So many bytes the name of a lease has at most, its 0 included. */
 #define IOVC_LEASE_BYTES 64
 
@@ -98,14 +98,78 @@ typedef struct iovc_attach_t iovc_attach_t;
 typedef struct iovc_cache_t iovc_cache_t;
 
 /**
- * Look-ups in the shared memory of a service. Any number of threads may use one at the same time.
+ * The location of an object in shared memory: 40 bytes that fit into a message or a cell of a
+ * table.
  */
-typedef struct iovc_local_t iovc_local_t;
+typedef struct iovc_meta_header_t {
+  /**
+   * Bytes of the payload.
+   */
+  uint64_t size;
+  /**
+   * The generation of the block; never 0.
+   */
+  uint64_t hint;
+  /**
+   * Managed: offset of the chunk header (the payload follows 16 bytes later) from the start of
+   * the segment. Unmanaged: offset of the payload from the start of the region.
+   */
+  int64_t handle;
+  /**
+   * -1; FairMQ's field for reference counts, which are not used.
+   */
+  int64_t shared;
+  /**
+   * The unmanaged region, else 0.
+   */
+  uint16_t region_id;
+  /**
+   * The managed segment, else 0.
+   */
+  uint16_t segment_id;
+  /**
+   * 1: managed segment, 0: unmanaged region.
+   */
+  uint8_t managed;
+  uint8_t pad[3];
+} iovc_meta_header_t;
+/**
+ * Size in bytes.
+ */
+#define iovc_meta_header_t_BYTES 40
 
 /**
- * A path to look up in. One thread at a time uses it.
+ * Memory of the program around a cache, into which the objects go: for a FairMQ device, messages of
+ * its own transport that are never sent. The cache maps, names and registers nothing then; cells
+ * carry the headers that `allocate` writes, with `hint` replaced by the generation of the object
+ * and `size` by its size.
+ *
+ * Both functions are called from any thread, also from several at a time. They must not wait for
+ * memory, throw, or call into the cache. After iovc_cache_close has returned neither is called.
  */
-typedef struct iovc_local_path_t iovc_local_path_t;
+typedef struct iovc_host_memory_t {
+  /**
+   * The first argument of both functions.
+   */
+  void *context;
+  /**
+   * Allocates `size` bytes at a multiple of `align`: writes where they are to `data`, and to
+   * `header` how other processes find them. They must be readable and writable, and belong to
+   * nobody else, until they are released.
+   *
+   * Returns 0. Anything else, or null in `data`, says that there is no memory now: the cache
+   * evicts, and tries again.
+   */
+  int (*allocate)(void *context,
+                  size_t size,
+                  size_t align,
+                  void **data,
+                  struct iovc_meta_header_t *header);
+  /**
+   * Takes back what `allocate` returned with this header, which comes as `allocate` wrote it.
+   */
+  void (*release)(void *context, const struct iovc_meta_header_t *header);
+} iovc_host_memory_t;
 
 /**
  * What a cache is made with. Begin with iovc_cache_options, then set what differs.
@@ -142,93 +206,66 @@ typedef struct iovc_cache_options_t {
    */
   uint16_t region_id;
   /**
-   * Segments get the names of FairMQ's managed segments of this session: the first 8
-   * hexadecimal digits of SHA-256 of user and session. Null: they have no names.
+   * Segments get the names of FairMQ's managed segments of the session with this id: 8
+   * hexadecimal digits as in the names, or the decimal number that FairMQ's --shmid takes (one
+   * of 8 digits with a leading 0). Null: they have no names.
    */
   const char *fairmq_shmid;
   /**
-   * The id of the first of them; those below are FairMQ's own.
+   * The number of the first of them; those below are FairMQ's own.
    */
   uint16_t fairmq_segment;
   /**
    * How many timeframes can be in flight; who registers one more waits. Default: 4096.
    */
   size_t max_timeframes;
+  /**
+   * Like fairmq_shmid, the session given by its name (FairMQ's --session). Null: none.
+   */
+  const char *fairmq_session;
+  /**
+   * Memory of this program, into which the objects go instead of into segments. Null: none. The
+   * structure is copied.
+   */
+  const struct iovc_host_memory_t *host_memory;
+  /**
+   * Whether AliceO2's flattened map of headers follows each object and counts in its size: for
+   * each header `key NUL value NUL`, then the length of the whole map as int32, then
+   * `$HEADER$ NUL`. The headers are the object's metadata, ETag, Valid-From, Valid-Until and
+   * Created, and Content-Length and Content-MD5 of the object alone. Default: false.
+   */
+  bool append_headers;
+  /**
+   * Versions that were created after this are not seen (ms). Default: INT64_MAX, all are.
+   */
+  int64_t not_after;
+  /**
+   * Versions that were created before this are not seen (ms). Default: INT64_MIN, all are.
+   */
+  int64_t not_before;
+  /**
+   * Bytes that one consumer may pin, each object counted once. Default: UINT64_MAX, no limit.
+   */
+  uint64_t quota_bytes;
 } iovc_cache_options_t;
 
 /**
- * An object in shared memory, which stays what it is until iovc_view_release.
+ * A segment or region of a cache, as it is to be registered with FairMQ.
  */
-typedef struct iovc_view_t {
+typedef struct iovc_segment_t {
   /**
-   * The first byte.
-   */
-  const void *data;
-  /**
-   * Number of bytes.
-   */
-  size_t size;
-  /**
-   * The version's id: a UUID, most significant byte first.
-   */
-  uint8_t object_id[16];
-  /**
-   * The version's own validity interval, in milliseconds since the Unix epoch: from here,
-   */
-  int64_t valid_from;
-  /**
-   * to here, which is not inside.
-   */
-  int64_t valid_until;
-  /**
-   * What pins it; null where it pins nothing.
-   */
-  const void *pin;
-  /**
-   * A part of the pin.
-   */
-  uint32_t slot;
-} iovc_view_t;
-
-/**
- * Where an object lies in shared memory: 40 bytes that fit into a message or a table's cell.
- */
-typedef struct iovc_meta_header_t {
-  /**
-   * Bytes of the payload.
+   * All of it, in bytes.
    */
   uint64_t size;
   /**
-   * The generation of the block; never 0.
+   * Its number among those of its kind.
    */
-  uint64_t hint;
-  /**
-   * Managed: offset of the chunk header (the payload stands 16 bytes behind it) from the start
-   * of the segment. Unmanaged: offset of the payload from the start of the region.
-   */
-  int64_t handle;
-  /**
-   * -1; FairMQ's reference counts, which are not used.
-   */
-  int64_t shared;
-  /**
-   * The unmanaged region, else 0.
-   */
-  uint16_t region_id;
-  /**
-   * The managed segment, else 0.
-   */
-  uint16_t segment_id;
+  uint16_t number;
   /**
    * 1: managed segment, 0: unmanaged region.
    */
   uint8_t managed;
-  uint8_t pad[3];
-} iovc_meta_header_t;
-/**
- * How many bytes it has.
- */
-#define iovc_meta_header_t_BYTES 40
+} iovc_segment_t;
 
 #ifdef __cplusplus
 extern "C" {
@@ -244,8 +281,7 @@ extern "C" {
  * @param attach    where the handle goes; null is written if it fails
  *
  * The handle is a session of the service: what it holds for this process it lets go when the
- * handle is given back with iovc_detach (and what was opened by iovc_local_open), or the process
- * ends, however it ends.
+ * handle is given back with iovc_detach, or the process ends, however it ends.
  *
  * # Safety
  * `path`, `consumer` and `token` are null or end with a 0; `attach` is null or writable.
@@ -335,11 +371,6 @@ iovc_status_t iovc_release(const struct iovc_attach_t *attach, const char *lease
 iovc_status_t iovc_unmap_unused(const struct iovc_attach_t *attach);
 
 /**
- * The options that hold where nothing else is set.
- */
-struct iovc_cache_options_t iovc_cache_options(void);
-
-/**
  * Makes a cache in this process, with a few threads of its own. Any number of threads may use it.
  *
  * @param options  as iovc_cache_options gave them, with at least one source
@@ -370,6 +401,20 @@ void iovc_cache_close(struct iovc_cache_t *cache);
  * `cache` is null or a handle, `attach` is null or writable.
  */
 iovc_status_t iovc_cache_attach(const struct iovc_cache_t *cache, struct iovc_attach_t **attach);
+
+/**
+ * The segments or the region that objects lie in: none where that is the memory of the host.
+ *
+ * @param segments  place for `capacity` of them; may be null if that is 0
+ * @param count     how many there are, also if that is more than `capacity`
+ *
+ * # Safety
+ * `cache` is null or a handle, `segments` leads to `capacity` places, `count` is null or writable.
+ */
+iovc_status_t iovc_cache_segments(const struct iovc_cache_t *cache,
+                                  struct iovc_segment_t *segments,
+                                  size_t capacity,
+                                  size_t *count);
 
 /**
  * A consumer is done with a timeframe. When all of its consumers are, its objects are let go.
@@ -428,95 +473,9 @@ iovc_status_t iovc_cache_status(const struct iovc_cache_t *cache, char **json);
 void iovc_free_text(char *text);
 
 /**
- * Look-ups by a handle of iovc_attach, without a call.
- *
- * @param local  where the handle goes; null is written if it fails
- * @return IOVC_FAILED_PRECONDITION where the service does not offer look-ups, or by a handle of
- *         iovc_cache_attach
- *
- * It keeps the session, also after iovc_detach.
- *
- * # Safety
- * `attach` is null or a handle, `local` is null or writable.
+ * The options that hold where nothing else is set.
  */
-iovc_status_t iovc_local_open(const struct iovc_attach_t *attach, struct iovc_local_t **local);
-
-/**
- * Gives a handle back. Null is allowed. Paths and views of it stay what they are; the session ends
- * with the last of all.
- *
- * # Safety
- * `local` is null or a handle that was not given back yet.
- */
-void iovc_local_close(struct iovc_local_t *local);
-
-/**
- * A path to look up in. Makes no call; the service need not know the path.
- *
- * @param path    the object path
- * @param handle  where the handle goes; null is written if it fails
- *
- * One thread at a time may use it.
- *
- * # Safety
- * `local` is null or a handle, `path` is null or ends with a 0, `handle` is null or writable.
- */
-iovc_status_t iovc_local_path(const struct iovc_local_t *local,
-                              const char *path,
-                              struct iovc_local_path_t **handle);
-
-/**
- * Gives a path back. Null is allowed. Its views stay what they are.
- *
- * # Safety
- * `path` is null or a handle that was not given back yet.
- */
-void iovc_local_path_close(struct iovc_local_path_t *path);
-
-/**
- * The object of a path that is valid at a time, in milliseconds since the Unix epoch. Makes no
- * system call.
- *
- * @param view  where it goes; it pins the object until iovc_view_release. Without one (any status
- *              but IOVC_OK) it pins nothing
- * @return IOVC_UNAVAILABLE where the service has to be asked: nothing is valid, or it does not lie
- *         in shared memory, or is not confirmed. A request for the path that names the session has
- *         it published
- *
- * # Safety
- * `path` is null or a handle that no other thread uses meanwhile, `view` is null or writable.
- */
-iovc_status_t iovc_local_get(const struct iovc_local_path_t *path,
-                             int64_t at,
-                             struct iovc_view_t *view);
-
-/**
- * The objects of a path at many times.
- *
- * @param at     `count` times
- * @param views  room for as many; those that are not found pin nothing, and have null as `pin`
- * @param found  how many were found; may be null
- * @return IOVC_OK also where some were not found: the service is to be asked for them
- *
- * # Safety
- * As `iovc_local_get`; `at` leads to `count` times, `views` to room for as many, `found` is null
- * or writable.
- */
-iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
-                                  const int64_t *at,
-                                  size_t count,
-                                  struct iovc_view_t *views,
-                                  size_t *found);
-
-/**
- * Ends the pin of a view; what it points to may not be read any more. A view that pins nothing, and
- * null, are allowed. Any thread may do it.
- *
- * # Safety
- * `view` is null or leads to a view that iovc_local_get or iovc_local_get_many has written, and
- * no copy of it was released.
- */
-void iovc_view_release(struct iovc_view_t *view);
+struct iovc_cache_options_t iovc_cache_options(void);
 
 /**
  * The bytes of the object that a header names: no copy is made.
@@ -624,7 +583,8 @@ const char *iovc_last_error(void);
  *
  * @param timeframe          its id
  * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
- *                           array with a column `timestamp`. Taken over, also if this fails.
+ *                           array with a column `timestamp` and a further one for each key on which
+ *                           a column depends. Taken over, also if this fails.
  * @param timestamps_schema  its schema; taken over too
  * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
  * @param wait_ms            how long it may wait; 0: 60 s
@@ -689,8 +649,7 @@ const char *iovc_last_error(void);
  * @param attach    where the handle goes; null is written if it fails
  *
  * The handle is a session of the service: what it holds for this process it lets go when the
- * handle is given back with iovc_detach (and what was opened by iovc_local_open), or the process
- * ends, however it ends.
+ * handle is given back with iovc_detach, or the process ends, however it ends.
  *
  * # Safety
  * `path`, `consumer` and `token` are null or end with a 0; `attach` is null or writable.
@@ -905,6 +864,20 @@ void iovc_cache_close(struct iovc_cache_t *cache);
 iovc_status_t iovc_cache_attach(const struct iovc_cache_t *cache, struct iovc_attach_t **attach);
 
 /**
+ * The segments or the region that objects lie in: none where that is the memory of the host.
+ *
+ * @param segments  place for `capacity` of them; may be null if that is 0
+ * @param count     how many there are, also if that is more than `capacity`
+ *
+ * # Safety
+ * `cache` is null or a handle, `segments` leads to `capacity` places, `count` is null or writable.
+ */
+iovc_status_t iovc_cache_segments(const struct iovc_cache_t *cache,
+                                  struct iovc_segment_t *segments,
+                                  size_t capacity,
+                                  size_t *count);
+
+/**
  * A consumer is done with a timeframe. When all of its consumers are, its objects are let go.
  *
  * # Safety
@@ -966,7 +939,8 @@ void iovc_free_text(char *text);
  *
  * @param timeframe          its id
  * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
- *                           array with a column `timestamp`. Taken over, also if this fails.
+ *                           array with a column `timestamp` and a further one for each key on which
+ *                           a column depends. Taken over, also if this fails.
  * @param timestamps_schema  its schema; taken over too
  * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
  * @param wait_ms            how long it may wait; 0: 60 s
@@ -1003,97 +977,6 @@ iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
                                struct ArrowArray *table,
                                struct ArrowSchema *schema,
                                char *lease);
-
-/**
- * Look-ups by a handle of iovc_attach, without a call.
- *
- * @param local  where the handle goes; null is written if it fails
- * @return IOVC_FAILED_PRECONDITION where the service does not offer look-ups, or by a handle of
- *         iovc_cache_attach
- *
- * It keeps the session, also after iovc_detach.
- *
- * # Safety
- * `attach` is null or a handle, `local` is null or writable.
- */
-iovc_status_t iovc_local_open(const struct iovc_attach_t *attach, struct iovc_local_t **local);
-
-/**
- * Gives a handle back. Null is allowed. Paths and views of it stay what they are; the session ends
- * with the last of all.
- *
- * # Safety
- * `local` is null or a handle that was not given back yet.
- */
-void iovc_local_close(struct iovc_local_t *local);
-
-/**
- * A path to look up in. Makes no call; the service need not know the path.
- *
- * @param path    the object path
- * @param handle  where the handle goes; null is written if it fails
- *
- * One thread at a time may use it.
- *
- * # Safety
- * `local` is null or a handle, `path` is null or ends with a 0, `handle` is null or writable.
- */
-iovc_status_t iovc_local_path(const struct iovc_local_t *local,
-                              const char *path,
-                              struct iovc_local_path_t **handle);
-
-/**
- * Gives a path back. Null is allowed. Its views stay what they are.
- *
- * # Safety
- * `path` is null or a handle that was not given back yet.
- */
-void iovc_local_path_close(struct iovc_local_path_t *path);
-
-/**
- * The object of a path that is valid at a time, in milliseconds since the Unix epoch. Makes no
- * system call.
- *
- * @param view  where it goes; it pins the object until iovc_view_release. Without one (any status
- *              but IOVC_OK) it pins nothing
- * @return IOVC_UNAVAILABLE where the service has to be asked: nothing is valid, or it does not lie
- *         in shared memory, or is not confirmed. A request for the path that names the session has
- *         it published
- *
- * # Safety
- * `path` is null or a handle that no other thread uses meanwhile, `view` is null or writable.
- */
-iovc_status_t iovc_local_get(const struct iovc_local_path_t *path,
-                             int64_t at,
-                             struct iovc_view_t *view);
-
-/**
- * The objects of a path at many times.
- *
- * @param at     `count` times
- * @param views  room for as many; those that are not found pin nothing, and have null as `pin`
- * @param found  how many were found; may be null
- * @return IOVC_OK also where some were not found: the service is to be asked for them
- *
- * # Safety
- * As `iovc_local_get`; `at` leads to `count` times, `views` to room for as many, `found` is null
- * or writable.
- */
-iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
-                                  const int64_t *at,
-                                  size_t count,
-                                  struct iovc_view_t *views,
-                                  size_t *found);
-
-/**
- * Ends the pin of a view; what it points to may not be read any more. A view that pins nothing, and
- * null, are allowed. Any thread may do it.
- *
- * # Safety
- * `view` is null or leads to a view that iovc_local_get or iovc_local_get_many has written, and
- * no copy of it was released.
- */
-void iovc_view_release(struct iovc_view_t *view);
 
 #ifdef __cplusplus
 }  // extern "C"

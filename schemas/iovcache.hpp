@@ -60,7 +60,7 @@ class Bytes
 };
 #endif
 
-/** What exactly went wrong in the last call of this thread that failed. */
+/** The message of the last failed call of this thread. */
 [[nodiscard]] inline std::string last_error() { return iovc_last_error(); }
 
 /** A value, or the status that says why there is none. */
@@ -160,8 +160,8 @@ class Attachment
   }
 
   /**
-   * What a table's lease pins, for as long as the result lives: bytes that stay what they are come
-   * from there. The attachment must outlive it.
+   * Holds the lease of a table: its bytes stay pinned as long as the result lives. The attachment must
+   * outlive it.
    */
   [[nodiscard]] Held hold(std::string lease) const;
 
@@ -174,7 +174,7 @@ class Attachment
     return resolve(static_cast<const void*>(&header));
   }
 
-  /** The same for the 40 bytes of a cell, aligned or not. */
+  /** Like the one above, for the 40 bytes of a cell, aligned or not. */
   [[nodiscard]] Result<Bytes> resolve(const void* cell) const noexcept
   {
     const void* data = nullptr;
@@ -259,7 +259,7 @@ class Attachment
   detail::Handle<iovc_attach_t, iovc_detach> mHandle;
 };
 
-/** What a lease pins: the lease is released once, when this is destroyed. */
+/** A lease of a table. It is released once, when this is destroyed. */
 class [[nodiscard]] Held
 {
  public:
@@ -482,13 +482,13 @@ class Cache
     return iovc_cache_oldest_possible(mHandle.get(), consumer.c_str(), oldest);
   }
 
-  /** Lets go what a table holds. */
+  /** Releases the lease of a table. */
   [[nodiscard]] iovc_status_t release(const std::string& lease) const
   {
     return iovc_cache_release(mHandle.get(), lease.c_str());
   }
 
-  /** What it holds, as JSON. */
+  /** The status of the cache, as JSON. */
   [[nodiscard]] Result<std::string> status() const
   {
     char* json = nullptr;

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! A [`Charge`] returns its bytes when it is dropped, so it lives in the value whose memory it pays
-//! for: a parsed request, a queued answer, a watermark. What does not fit is an [`OverBudget`] for
-//! the client that asks; the memory of other clients is not touched.
+//! for: a parsed request, a queued answer, a watermark. A charge that does not fit is an
+//! [`OverBudget`] for the client that asks; it does not affect the memory of other clients.
 //!
 //! ```
 //! use iovcache::budget::Budget;
@@ -23,15 +23,16 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
+use crate::sync::Mutex;
 
-/// The part of the total that one client may have: one in this many.
+/// Share of the total (one part in this many) that one client may have.
 const CLIENT_SHARE: u64 = 4;
-/// The part of the total that is kept for clients that hold little: one in this many.
+/// Share of the total (one part in this many) that is reserved for clients that hold little.
 const RESERVE_SHARE: u64 = 4;
-/// What a client holds is little up to this part of the total: one in this many.
+/// A client holds little if it has at most this share of the total (one part in this many).
 const LITTLE_SHARE: u64 = 64;
 
 /// A request would hold more memory than its client, or all clients together, may.
@@ -41,19 +42,19 @@ const LITTLE_SHARE: u64 = 64;
      {limit_bytes} (limit: request-memory)"
 )]
 pub struct OverBudget {
-    /// What the memory is for.
+    /// Use of the memory.
     pub what: &'static str,
-    /// Bytes that it needs.
+    /// Bytes needed.
     pub wanted_bytes: u64,
-    /// Bytes that are charged already, to the client or to all clients.
+    /// Bytes already charged, to the client or to all clients.
     pub used_bytes: u64,
-    /// The limit that would be passed, in bytes.
+    /// The limit that would be exceeded, in bytes.
     pub limit_bytes: u64,
-    /// Whose limit that is.
+    /// The holder of the limit.
     pub holder: LimitHolder,
 }
 
-/// Whose limit a charge would pass.
+/// The holder of the limit that a charge would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitHolder {
     /// The client that asks.
@@ -71,15 +72,7 @@ impl std::fmt::Display for LimitHolder {
     }
 }
 
-impl Coded for OverBudget {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::ResourceExhausted
-    }
-
-    fn code(&self) -> Code {
-        Code(1070)
-    }
-}
+coded! { OverBudget => ResourceExhausted 1070 }
 
 /// Bytes in use of a limit.
 #[derive(Debug)]
@@ -94,7 +87,7 @@ impl LimitAccount {
     }
 
     /// # Errors
-    /// The bytes in use, if `bytes` more would pass the limit.
+    /// The bytes in use, if `bytes` more would exceed the limit.
     fn take(&self, bytes: u64) -> Result<(), u64> {
         self.take_below(bytes, self.limit)
     }
@@ -117,7 +110,7 @@ impl LimitAccount {
 #[derive(Debug)]
 struct BudgetShared {
     total: LimitAccount,
-    /// Bytes that were charged since this was last asked for.
+    /// Bytes charged since the last [`Budget::take_charged_bytes`].
     charged: AtomicU64,
     clients: Mutex<HashMap<Arc<str>, Weak<ClientAccount>>>,
 }
@@ -127,14 +120,14 @@ struct ClientAccount {
     name: Arc<str>,
     account: LimitAccount,
     shared: Arc<BudgetShared>,
-    /// Handles of the account that are not charges: those of connections and requests.
+    /// Number of handles of the account without charges: those of connections and requests.
     handles: AtomicUsize,
 }
 
 impl Drop for ClientAccount {
     fn drop(&mut self) {
-        let mut clients = self.shared.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        // A client of the same name may have come since the last handle of this one was dropped.
+        let mut clients = self.shared.clients.lock();
+        // A client of the same name may have been added since this one's last handle was dropped.
         if clients.get(&self.name).is_some_and(|client| client.strong_count() == 0) {
             clients.remove(&self.name);
         }
@@ -159,15 +152,15 @@ impl Budget {
         }))
     }
 
-    /// A budget without a limit that counts what is in use.
+    /// A budget without a limit: it only counts the bytes in use.
     pub fn unlimited() -> Self {
         Self::new(u64::MAX)
     }
 
-    /// The account of the client with this name. Accounts of one name are the same as long as one of
-    /// their handles or charges lives.
+    /// The account of the client with this name. All handles with one name share one account, as
+    /// long as one of its handles or charges exists.
     pub fn client(&self, name: &str) -> ClientBudget {
-        let mut clients = self.0.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.0.clients.lock();
         if let Some(client) = clients.get(name).and_then(Weak::upgrade) {
             client.handles.fetch_add(1, Ordering::Relaxed);
             return ClientBudget(client);
@@ -188,12 +181,12 @@ impl Budget {
         ClientBudget(client)
     }
 
-    /// Bytes that are charged now.
+    /// Bytes charged now.
     pub fn used_bytes(&self) -> u64 {
         self.0.total.used()
     }
 
-    /// Bytes that were charged since the last call of this.
+    /// Bytes charged since the last call.
     pub fn take_charged_bytes(&self) -> u64 {
         self.0.charged.swap(0, Ordering::Relaxed)
     }
@@ -225,19 +218,19 @@ impl ClientBudget {
     /// Charges `bytes`; `what` names their use in the error.
     ///
     /// # Errors
-    /// [`OverBudget`], with nothing charged.
+    /// [`OverBudget`]; nothing is charged then.
     pub fn charge(&self, bytes: u64, what: &'static str) -> Result<Charge, OverBudget> {
         let mut charge = Charge { client: Arc::clone(&self.0), bytes: 0, what };
         charge.grow(bytes)?;
         Ok(charge)
     }
 
-    /// Bytes that are charged to this client now.
+    /// Bytes charged to this client now.
     pub fn used_bytes(&self) -> u64 {
         self.0.account.used()
     }
 
-    /// The most that this client may have, in bytes.
+    /// The limit of this client, in bytes.
     pub fn limit_bytes(&self) -> u64 {
         self.0.account.limit
     }
@@ -249,13 +242,13 @@ impl ClientBudget {
 }
 
 impl Default for ClientBudget {
-    /// An account of its own without a limit: for a cache that is embedded, whose caller is trusted.
+    /// A new account without a limit, for an embedded cache, whose caller is trusted.
     fn default() -> Self {
         Budget::unlimited().client("embedded")
     }
 }
 
-/// Bytes that are charged to a client until this is dropped.
+/// Bytes charged to a client until this is dropped.
 #[derive(Debug)]
 #[must_use = "the bytes are returned when this is dropped"]
 pub struct Charge {
@@ -268,7 +261,7 @@ impl Charge {
     /// Charges `more` bytes.
     ///
     /// # Errors
-    /// [`OverBudget`], with the charge as it was.
+    /// [`OverBudget`]; the charge is then unchanged.
     pub fn grow(&mut self, more: u64) -> Result<(), OverBudget> {
         let over = |used_bytes, account: &LimitAccount, holder| OverBudget {
             what: self.what,
@@ -290,7 +283,7 @@ impl Charge {
         Ok(())
     }
 
-    /// Returns what is charged beyond `bytes`.
+    /// Returns all charged bytes beyond `bytes`.
     pub fn shrink_to(&mut self, bytes: u64) {
         let surplus = self.bytes.saturating_sub(bytes);
         self.client.account.give_back(surplus);
@@ -298,12 +291,12 @@ impl Charge {
         self.bytes -= surplus;
     }
 
-    /// Whether the client has neither a connection nor a request any more.
+    /// Whether the client has no connection and no request any more.
     pub fn client_is_gone(&self) -> bool {
         self.client.handles.load(Ordering::Relaxed) == 0
     }
 
-    /// Bytes that are charged.
+    /// Bytes charged.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -332,7 +325,7 @@ mod tests {
         );
         let over = clients[4].charge(101, "test").unwrap_err();
         assert_eq!((over.holder, over.used_bytes), (LimitHolder::Total, 4_800));
-        assert_eq!(clients[4].used_bytes(), 0, "what is refused is charged nowhere");
+        assert_eq!(clients[4].used_bytes(), 0, "a refused charge is not counted");
         let little: Vec<_> = clients[4..20].iter().map(|one| one.charge(100, "test")).collect();
         assert!(little.iter().all(Result::is_ok));
         let over = clients[20].charge(1, "test").unwrap_err();
@@ -362,7 +355,7 @@ mod tests {
         let charge = budget.client("one").charge(100, "test").unwrap();
         assert!(budget.client("one").charge(1, "test").is_err(), "the charge keeps the account");
         drop(charge);
-        assert!(budget.0.clients.lock().unwrap().is_empty());
+        assert!(budget.0.clients.lock().is_empty());
         assert!(budget.client("one").charge(100, "test").is_ok());
     }
 

@@ -1,4 +1,4 @@
-//! What time it is: the system's clock, or one that a test moves by hand.
+//! The clock: that of the system, or a manual one for tests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -6,29 +6,29 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::interval::Timestamp;
 
-/// A point on a clock that never goes back; only differences mean something.
+/// A point on a monotonic clock; only differences between moments have a meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Moment(u64);
 
 impl Moment {
-    /// Milliseconds since the clock was made.
+    /// A moment in milliseconds since the clock was created.
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
     }
 
-    /// This moment and a duration after it.
+    /// The moment `duration` after this one.
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// How long ago `earlier` was, zero if it is yet to come.
+    /// The time from `earlier` to this moment; zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 }
 
-/// Tells the time.
+/// A source of monotonic time and of the time of day.
 #[derive(Debug, Clone)]
 pub struct Clock(ClockKind);
 
@@ -50,7 +50,7 @@ impl Clock {
         Self(ClockKind::System(Instant::now()))
     }
 
-    /// A clock that stands at `wall` until [`advance`](Self::advance) moves it.
+    /// A clock that stays at `wall` until [`advance`](Self::advance) moves it.
     pub fn manual(wall: Timestamp) -> Self {
         Self(ClockKind::Manual(Arc::new(ManualHands {
             monotonic_millis: AtomicU64::new(0),
@@ -58,7 +58,7 @@ impl Clock {
         })))
     }
 
-    /// Moves a manual clock and all of its clones forward; a system clock does not heed it.
+    /// Moves a manual clock and all of its clones forward. No effect on a system clock.
     pub fn advance(&self, by: Duration) {
         if let ClockKind::Manual(hands) = &self.0 {
             let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
@@ -68,7 +68,7 @@ impl Clock {
         }
     }
 
-    /// A moment that never goes back.
+    /// The current moment.
     pub fn now(&self) -> Moment {
         match &self.0 {
             ClockKind::System(start) => Moment::default().after(start.elapsed()),

@@ -1,36 +1,36 @@
-//! What went wrong, as seen by the one who has to act on it.
+//! The kinds of errors by what a caller can do about them, and the stable codes of errors.
 //!
-//! Every room has its own error enum with a fact per field. All of them implement [`Coded`]: a
+//! Every module has its own error enum with a fact per field. All of them implement [`Coded`]: a
 //! [`ErrorKind`] that says what a caller can do about it, and a stable [`Code`] that its message
 //! begins with where it leaves the process (`[IOV-2001] …`). The gRPC status, the C code, the
 //! Python exception and the exit status of the program all derive from the kind, in one place each.
 
 use std::fmt;
 
-/// What a caller can do about an error.
+/// The kind of an error: how a caller can react to it.
 ///
-/// The names are those of the gRPC status codes that they become.
+/// The names are those of the gRPC status codes that the kinds map to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// The request is wrong: change it.
     InvalidArgument,
-    /// Nothing valid at that time, or an unknown timeframe, table or path.
+    /// No version is valid at that time, or the timeframe, table or path is unknown.
     NotFound,
-    /// The name is taken by something else.
+    /// The name is in use for something else.
     AlreadyExists,
     /// Try again later: a source is down or its answer unusable, memory is pinned, draining.
     Unavailable,
-    /// Can never fit, or over the quota.
+    /// The request can never fit, or exceeds the quota.
     ResourceExhausted,
-    /// The state does not allow it: lease ended, MetaHeader stale, unknown session.
+    /// The state does not allow the request: lease ended, MetaHeader stale, session unknown.
     FailedPrecondition,
-    /// Who are you?
+    /// The client presents no valid credentials.
     Unauthenticated,
-    /// You may not.
+    /// The client may not do this.
     PermissionDenied,
     /// The caller's deadline passed first.
     DeadlineExceeded,
-    /// A bug of ours.
+    /// A bug in iovcache.
     Internal,
 }
 
@@ -51,7 +51,7 @@ impl ErrorKind {
         }
     }
 
-    /// The exit status of the program: 1 failed, 2 usage, 3 not found, 4 unavailable, 5 not allowed.
+    /// Exit status of the program: 1 failed, 2 usage, 3 not found, 4 unavailable, 5 not allowed.
     pub const fn exit_status(self) -> u8 {
         match self {
             Self::InvalidArgument => 2,
@@ -65,7 +65,7 @@ impl ErrorKind {
         }
     }
 
-    /// Whether the very same request can succeed later, without a change.
+    /// Whether the same request can succeed later, without a change.
     pub const fn is_transient(self) -> bool {
         matches!(self, Self::Unavailable | Self::DeadlineExceeded)
     }
@@ -79,14 +79,14 @@ impl fmt::Display for ErrorKind {
 
 /// The stable number of an error, shown as `IOV-1234`.
 ///
-/// The thousands tell the room: 1 requests and tables, 2 validity and what is (not) found,
+/// The thousands give the area: 1 requests and tables, 2 validity and look-ups without a result,
 /// 3 sources, 4 shared memory, 5 sessions, leases and timeframes, 6 access, 7 the client,
-/// 8 the command line, 9 our own bugs.
+/// 8 the command line, 9 bugs in iovcache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Code(pub u16);
 
 impl Code {
-    /// The code that a [`message`](Coded::message) begins with, and the rest.
+    /// Splits a [`message`](Coded::message) into the code at its beginning and the rest.
     pub(crate) fn of_message(text: &str) -> Option<(Self, &str)> {
         let (number, message) = text.strip_prefix("[IOV-")?.split_once("] ")?;
         Some((Self(number.parse().ok()?), message))
@@ -99,9 +99,9 @@ impl fmt::Display for Code {
     }
 }
 
-/// An error that knows its kind and its stable code.
+/// An error with a kind and a stable code.
 pub trait Coded: std::error::Error {
-    /// What a caller can do about it.
+    /// The kind: how a caller can react to it.
     fn kind(&self) -> ErrorKind;
 
     /// The stable number of this error.
@@ -109,7 +109,7 @@ pub trait Coded: std::error::Error {
 
     /// `[IOV-1234] ` followed by the error and all of its causes, on one line.
     ///
-    /// This is the form in which an error leaves the process.
+    /// Errors leave the process in this form.
     fn message(&self) -> String {
         use fmt::Write as _;
         let mut text = format!("[{}] {self}", self.code());
@@ -122,3 +122,72 @@ pub trait Coded: std::error::Error {
         text
     }
 }
+
+/// The kind of an error with a file that the caller names.
+pub(crate) fn kind_of_file(error: &std::io::Error) -> ErrorKind {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+        std::io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        _ => ErrorKind::FailedPrecondition,
+    }
+}
+
+/// Implements [`Coded`] by a table: one line per variant with its kind and its code.
+///
+/// ```text
+/// coded! { EmptyInterval => InvalidArgument 2001 }      one kind and code for all values
+/// coded! { SourceError {
+///     Down => Unavailable 3001,                         kind and code
+///     Claim(error) => error,                            those of the cause
+///     Io { error, .. } => (kind_of_file(error)) 3020,   a kind that depends on the content
+///     Service { kind, code, .. } => (*kind, *code),     both depend on it
+/// } }
+/// ```
+///
+/// The table names every variant: the compiler refuses one that is missing.
+macro_rules! coded {
+    ($error:ty => $kind:ident $code:literal) => {
+        impl $crate::error::Coded for $error {
+            fn kind(&self) -> $crate::error::ErrorKind {
+                $crate::error::ErrorKind::$kind
+            }
+            fn code(&self) -> $crate::error::Code {
+                $crate::error::Code($code)
+            }
+        }
+    };
+    ($error:ident {
+        $($variant:ident $(($($tuple:tt)*))? $({$($named:tt)*})? => $kind:tt $($code:literal)?),+ $(,)?
+    }) => {
+        #[allow(unused_imports, unused_variables, reason = "not every line uses them")]
+        const _: () = {
+            use $crate::error::{Code, Coded, ErrorKind, coded};
+            impl Coded for $error {
+                fn kind(&self) -> ErrorKind {
+                    match self {
+                        $(coded!(@pattern $variant $(($($tuple)*))? $({$($named)*})?) =>
+                            coded!(@kind $kind $($code)?),)+
+                    }
+                }
+                fn code(&self) -> Code {
+                    match self {
+                        $(coded!(@pattern $variant $(($($tuple)*))? $({$($named)*})?) =>
+                            coded!(@code $kind $($code)?),)+
+                    }
+                }
+            }
+        };
+    };
+    (@pattern $variant:ident) => { Self::$variant { .. } };
+    (@pattern $variant:ident ($($field:tt)*)) => { Self::$variant($($field)*) };
+    (@pattern $variant:ident {$($field:tt)*}) => { Self::$variant { $($field)* } };
+    (@kind ($kind:expr, $code:expr)) => { $kind };
+    (@kind ($kind:expr) $code:literal) => { $kind };
+    (@kind $kind:ident $code:literal) => { ErrorKind::$kind };
+    (@kind $cause:ident) => { $cause.kind() };
+    (@code ($kind:expr, $code:expr)) => { $code };
+    (@code ($kind:expr) $code:literal) => { Code($code) };
+    (@code $kind:ident $code:literal) => { Code($code) };
+    (@code $cause:ident) => { $cause.code() };
+}
+pub(crate) use coded;

@@ -1,7 +1,7 @@
-//! Text from outside, made safe for a terminal and for one line of a log.
+//! Escapes text from outside for a terminal and for one line of a log.
 //!
-//! Names of consumers, columns and metadata come from clients and sources. Printed as they are, they
-//! can move the cursor, retitle a terminal, hide what follows, or forge a line of a log.
+//! Names of consumers, columns and metadata come from clients and sources. Printed unescaped, they
+//! can move the cursor, retitle a terminal, hide the text after them, or forge a line of a log.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
@@ -21,7 +21,7 @@ pub fn must_escape(character: char) -> bool {
         )
 }
 
-/// The text with each such character as Rust writes it in a string: `\n`, `\u{1b}`.
+/// The text with each such character in the notation of Rust strings: `\n`, `\u{1b}`.
 ///
 /// ```
 /// # use iovcache::escape::escape;
@@ -36,7 +36,7 @@ pub fn escape(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Shows a value like its own `Display`, escaped.
+/// Displays a value with its own `Display`, escaped.
 #[derive(Debug, Clone, Copy)]
 pub struct Escaped<T>(pub T);
 
@@ -46,7 +46,7 @@ impl<T: fmt::Display> fmt::Display for Escaped<T> {
     }
 }
 
-/// Escapes what is written through it.
+/// A writer that escapes the text written through it.
 #[derive(Debug)]
 pub struct EscapingWriter<W>(pub W);
 

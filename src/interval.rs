@@ -1,12 +1,12 @@
-//! Timestamps and the half-open intervals in which versions hold.
+//! Timestamps, and the half-open intervals in which versions are valid.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 
-/// A point in time: milliseconds since the Unix epoch, UTC, as CCDB and ALICE's timeframes count.
+/// A point in time: milliseconds since the Unix epoch, UTC, as in CCDB and ALICE's timeframes.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -16,7 +16,7 @@ pub struct Timestamp(i64);
 impl Timestamp {
     /// The earliest timestamp.
     pub const MIN: Self = Self(i64::MIN);
-    /// The latest timestamp. No half-open interval holds it; as an `until` it means 'without end'.
+    /// The latest timestamp. No half-open interval contains it; as `until` it means 'without end'.
     pub const MAX: Self = Self(i64::MAX);
 
     /// From milliseconds since the Unix epoch.
@@ -36,7 +36,7 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// The time span in which one version of an object holds: `from` is inside, `until` is not.
+/// The time span in which one version of an object is valid: `from` is inside, `until` is not.
 ///
 /// ```
 /// # use iovcache::{Timestamp, ValidityInterval};
@@ -53,7 +53,7 @@ pub struct ValidityInterval {
 }
 
 impl ValidityInterval {
-    /// All of the time that a half-open interval can hold.
+    /// The longest half-open interval.
     pub const ALL: Self = Self { from: Timestamp::MIN, until: Timestamp::MAX };
 
     /// The interval `[from, until)`.
@@ -79,7 +79,7 @@ impl ValidityInterval {
         self.from.0 <= at.0 && at.0 < self.until.0
     }
 
-    /// What both intervals hold, if anything.
+    /// The intersection of both intervals, unless it is empty.
     pub fn intersection(self, other: Self) -> Option<Self> {
         Self::new(self.from.max(other.from), self.until.min(other.until)).ok()
     }
@@ -91,21 +91,14 @@ impl fmt::Display for ValidityInterval {
     }
 }
 
-/// `from` is not before `until`: such an interval holds nothing.
+/// `from` is not before `until`: such an interval is empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("an interval needs from < until, got [{from}, {until})")]
 pub struct EmptyInterval {
-    /// What was given as the begin.
+    /// The given begin.
     pub from: Timestamp,
-    /// What was given as the end.
+    /// The given end.
     pub until: Timestamp,
 }
 
-impl Coded for EmptyInterval {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-    fn code(&self) -> Code {
-        Code(2001)
-    }
-}
+coded! { EmptyInterval => InvalidArgument 2001 }

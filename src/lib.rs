@@ -1,5 +1,5 @@
-//! Condition objects in shared memory, each for the time in which it is valid, and Arrow tables of
-//! their places.
+//! Keeps condition objects in shared memory and answers requests with Arrow tables of their
+//! locations.
 //!
 //! An *object path* has many *versions*, each valid in an interval `from <= t < until`; where they
 //! overlap, the version created last wins. A cache loads the versions that a table of timestamps
@@ -91,6 +91,8 @@ pub mod server;
 pub mod shm;
 #[cfg(feature = "cache")]
 pub mod source;
+#[doc(hidden)]
+pub mod sync;
 pub mod table;
 #[cfg(feature = "cache")]
 pub mod telemetry;
@@ -103,7 +105,7 @@ pub use interval::{Timestamp, ValidityInterval};
 pub use object::{CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 pub use secret::Secret;
 
-/// The walks of the README are compiled with the documentation.
+/// Compiles the examples of the README with the documentation tests.
 #[cfg(all(doctest, feature = "client"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,4 +1,4 @@
-//! Names of objects and of their versions, and what is known of a version without its bytes.
+//! Names of objects and of their versions, and the description of a version without its bytes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,13 +9,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::interval::{Timestamp, ValidityInterval};
 
-/// The name under which all versions of one condition are kept, e.g. `TPC/Calib/VDriftTgl`.
+/// The name of one condition, under which all its versions are stored, e.g. `TPC/Calib/VDriftTgl`.
 ///
 /// One to ten elements of `[A-Za-z0-9._-]+` separated by `/`, none of them all digits, none `.`
-/// or `..` (CCDB takes the first all-digit element of a URL for a time).
+/// or `..` (CCDB parses the first all-digit element of a URL as a time).
 ///
 /// ```
 /// use iovcache::ObjectPath;
@@ -29,9 +29,9 @@ use crate::interval::{Timestamp, ValidityInterval};
 pub struct ObjectPath(Arc<str>);
 
 impl ObjectPath {
-    /// How many elements a path may have.
+    /// Maximum number of elements of a path.
     pub const MAX_ELEMENTS: usize = 10;
-    /// An element has at most this many bytes, as a name in a file system.
+    /// Maximum length of an element, as of a name in a file system.
     pub const MAX_ELEMENT_BYTES: usize = 255;
 
     /// Checks `text` against the grammar.
@@ -53,7 +53,7 @@ impl ObjectPath {
                 return Some("an element is empty");
             }
             if !element.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
-                return Some("only A-Z a-z 0-9 . _ - may stand in an element");
+                return Some("an element may contain only A-Z a-z 0-9 . _ -");
             }
             if element.len() > Self::MAX_ELEMENT_BYTES {
                 return Some("an element has more than 255 bytes");
@@ -109,24 +109,17 @@ impl fmt::Debug for ObjectPath {
     }
 }
 
-/// A text that is no object path.
+/// A text that is not an object path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{path:?} is no object path: {rule}; expected 1 to 10 elements like TPC/Calib/VDriftTgl")]
+#[error("invalid object path {path:?}: {rule}; expected 1 to 10 elements like TPC/Calib/VDriftTgl")]
 pub struct InvalidPath {
-    /// What was given (its first 200 characters).
+    /// The given text (its first 200 characters).
     pub path: String,
     /// The rule that it breaks.
     pub rule: &'static str,
 }
 
-impl Coded for InvalidPath {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-    fn code(&self) -> Code {
-        Code(2002)
-    }
-}
+coded! { InvalidPath => InvalidArgument 2002 }
 
 /// The name of one version of an object: a UUID, CCDB's ETag.
 ///
@@ -137,7 +130,7 @@ pub struct ObjectId(Uuid);
 
 impl Hash for ObjectId {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        // One number: a slice brings its length with it.
+        // Hashed as one number: a slice would also hash its length.
         state.write_u128(self.0.as_u128());
     }
 }
@@ -161,7 +154,7 @@ impl ObjectId {
         self.0.as_bytes()
     }
 
-    /// How long the text is.
+    /// Length of the text.
     pub const TEXT_BYTES: usize = 36;
 
     /// The text, written into `room`.
@@ -169,13 +162,13 @@ impl ObjectId {
         self.0.as_hyphenated().encode_lower(room)
     }
 
-    /// Parses a UUID, or says that the text is none.
+    /// Parses a UUID; `None` if the text is none.
     pub fn parse(text: &str) -> Option<Self> {
-        // Only the usual form with four hyphens: the crate would take braces and URNs too.
+        // Only the usual form with four hyphens: the crate also accepts braces and URNs.
         (text.len() == Self::TEXT_BYTES).then(|| Uuid::try_parse(text).ok().map(Self)).flatten()
     }
 
-    /// The id of a version whose source names none (UUID version 5).
+    /// The id of a version whose source gives none (UUID version 5).
     ///
     /// The name that is hashed: path, from, until, created (all in ms) and the MD5 of the content
     /// in lower-case hex, with a line feed between them.
@@ -228,63 +221,63 @@ impl fmt::Debug for Md5Sum {
     }
 }
 
-/// All that is known of one version of an object, but for its bytes.
+/// The description of one version of an object: everything except its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectInfo {
-    /// Under which path it stands.
+    /// Its path.
     pub path: ObjectPath,
-    /// Which version it is.
+    /// Its id.
     pub id: ObjectId,
-    /// When it holds.
+    /// The interval in which it is valid.
     pub validity: ValidityInterval,
-    /// When it was created; of versions that hold at one time the one created last wins.
+    /// Its creation time. Among versions valid at one time, the one created last wins.
     pub created: Timestamp,
-    /// Its size in bytes, where the source says so before the body.
+    /// Its size in bytes, if the source gives it before the body.
     pub size_bytes: Option<u64>,
-    /// The MD5 of its bytes, where the source gives it.
+    /// The MD5 of its bytes, if the source gives it.
     pub md5: Option<Md5Sum>,
-    /// What else its maker wrote down.
+    /// Further metadata from its creator.
     pub metadata: BTreeMap<String, String>,
 }
 
 impl ObjectInfo {
-    /// What decides between versions that hold at the same time: the greatest wins.
+    /// Its rank among versions valid at the same time: the greatest wins.
     ///
-    /// Creation time first, then the later `from`, then the greater id.
+    /// Ordered by creation time, then by `from`, then by id.
     pub fn rank(&self) -> (Timestamp, Timestamp, ObjectId) {
         (self.created, self.validity.from(), self.id)
     }
 }
 
-/// What somebody other than the source says of a version, such as a row of a lock file.
+/// A claim about a version that does not come from its source, such as a row of a lock file.
 ///
-/// It selects a version that the source describes; it never describes one.
+/// It selects a version that the source describes. It is never used as a description.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VersionClaim {
-    /// Which version it is.
+    /// The id of the version.
     pub id: ObjectId,
-    /// When it is said to hold.
+    /// Its claimed validity.
     pub validity: ValidityInterval,
-    /// When it is said to have been created.
+    /// Its claimed creation time.
     pub created: Timestamp,
-    /// How large it is said to be, in bytes.
+    /// Its claimed size in bytes.
     pub size_bytes: Option<u64>,
 }
 
-/// A claim that does not agree with the source's own description of the version.
+/// A claim that differs from the source's description of the version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{field} is {claimed}, and the source says {told}")]
+#[error("{field} is {claimed}, but the source gives {told}")]
 pub struct ClaimDiffers {
     /// The field.
     pub field: &'static str,
-    /// What the claim says.
+    /// The value in the claim.
     pub claimed: i64,
-    /// What the source says.
+    /// The value given by the source.
     pub told: i64,
 }
 
 impl VersionClaim {
-    /// Whether `version`, as its source describes it, is what is claimed.
+    /// Checks the claim against `version`, as described by its source.
     ///
     /// # Errors
     /// [`ClaimDiffers`] with the first field that differs.
@@ -306,23 +299,23 @@ impl VersionClaim {
     }
 }
 
-/// Inclusive limits on creation times, with which a run of yesterday can be repeated today.
+/// Inclusive limits on creation times, to repeat an earlier run with the versions of that time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct CreationLimits {
-    /// Nothing created before this is seen.
+    /// Versions created before this are ignored.
     pub not_before: Option<Timestamp>,
-    /// Nothing created after this is seen.
+    /// Versions created after this are ignored.
     pub not_after: Option<Timestamp>,
 }
 
 impl CreationLimits {
-    /// Whether a version created at `created` is seen.
+    /// Whether the limits admit a version created at `created`.
     pub fn admit(self, created: Timestamp) -> bool {
         self.not_before.is_none_or(|limit| created >= limit)
             && self.not_after.is_none_or(|limit| created <= limit)
     }
 
-    /// What passes both: `other` can narrow `self`, never widen it.
+    /// The intersection of both limits: `other` can narrow `self`, never widen it.
     #[must_use]
     pub fn narrowed_by(self, other: Self) -> Self {
         Self {
@@ -335,14 +328,14 @@ impl CreationLimits {
     }
 }
 
-/// Which versions of which path are asked for.
+/// The requested versions of a path.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Query {
     /// The path.
     pub path: ObjectPath,
-    /// Metadata that a version must have, key by key, exactly.
+    /// Metadata that a version must have: each key with exactly this value.
     pub metadata: BTreeMap<String, String>,
-    /// Limits on its creation time.
+    /// Limits on the creation time of a version.
     pub limits: CreationLimits,
 }
 
@@ -356,7 +349,7 @@ impl Query {
         }
     }
 
-    /// Whether `version` is one that is asked for (its validity is not looked at).
+    /// Whether the query requests `version`. Its validity is not checked.
     pub fn matches(&self, version: &ObjectInfo) -> bool {
         version.path == self.path
             && self.limits.admit(version.created)

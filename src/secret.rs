@@ -1,10 +1,10 @@
-//! What lets a client in, kept from logs and errors.
+//! Secrets of clients, which must not appear in logs and errors.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// A token. It is never shown: its `Debug` says only that it is there, and it has no `Display`.
+/// A token. It is never shown: its `Debug` shows only that it exists, and it has no `Display`.
 ///
 /// ```
 /// use iovcache::Secret;
@@ -16,15 +16,15 @@ use serde::{Deserialize, Deserializer, Serializer};
 pub struct Secret(String);
 
 impl Secret {
-    /// The text itself, for those who have to send or check it.
+    /// The text itself, for code that sends or checks it.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// Serializes the text, where a message has to carry it.
+    /// Serializes the text, for messages that carry it.
     ///
     /// # Errors
-    /// What the serializer says.
+    /// Errors of the serializer.
     pub(crate) fn reveal_to<S: Serializer>(
         secret: &Option<Self>,
         serializer: S,
@@ -56,7 +56,7 @@ impl fmt::Debug for Secret {
 
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // serde's own error would quote what stands there instead of a string.
+        // serde's own error would quote a value of another type.
         match serde_json::Value::deserialize(deserializer)? {
             serde_json::Value::String(text) => Ok(Self(text)),
             _ => Err(serde::de::Error::custom("a token is a string")),

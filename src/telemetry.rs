@@ -1,4 +1,4 @@
-//! Every counter and every timing of a cache, once.
+//! The counters and timings of a cache, each defined once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,18 +8,18 @@ use std::time::Duration;
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds to it.
+    /// Adds `count`.
     pub fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// What it came to.
+    /// The current value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// How long something took, each time: counted by how long.
+/// A histogram of durations.
 #[derive(Debug, Default)]
 pub struct Histogram {
     counts: [AtomicU64; Self::BOUNDS_MICROS.len() + 1],
@@ -27,15 +27,16 @@ pub struct Histogram {
     recent_nanos: AtomicU64,
 }
 
-/// What a [`Histogram`] came to.
+/// The state of a [`Histogram`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Timing {
-    /// How many took up to [`Histogram::BOUNDS_MICROS`] and longer than the bound before; the last
-    /// are those beyond all bounds.
+    /// Number of durations up to each of [`Histogram::BOUNDS_MICROS`] and above the previous bound;
+    /// the last entry is for durations above all bounds.
     pub counts: Vec<u64>,
-    /// All of them together.
+    /// Sum of all durations.
     pub sum: Duration,
-    /// As of late: each weighs an eighth, and what was before it the rest. `None`: there was none.
+    /// Moving average: the latest duration has a weight of one eighth, and the average before it
+    /// the rest. `None` before the first duration.
     pub recent: Option<Duration>,
 }
 
@@ -58,19 +59,19 @@ impl Histogram {
         100_000_000,
     ];
 
-    /// Counts one that took so long.
+    /// Counts one duration.
     pub fn observe(&self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let place = Self::BOUNDS_MICROS.partition_point(|bound| bound * 1_000 < nanos);
         self.counts[place].fetch_add(1, Ordering::Relaxed);
         self.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
-        // Of two at the same moment one may be lost here, which is no loss for a glance.
+        // Of two concurrent updates one may be lost, which is acceptable for an average.
         let before = self.recent_nanos.load(Ordering::Relaxed);
         let recent = if before == 0 { nanos } else { before - before / 8 + nanos / 8 };
         self.recent_nanos.store(recent.max(1), Ordering::Relaxed);
     }
 
-    /// What it came to so far.
+    /// The current state.
     pub fn timing(&self) -> Timing {
         let recent = self.recent_nanos.load(Ordering::Relaxed);
         Timing {
@@ -83,14 +84,14 @@ impl Histogram {
 
 macro_rules! timings {
     ($($(#[doc = $help:literal])+ $name:ident,)+) => {
-        /// How long it takes, from the start of a cache.
+        /// Durations since the start of a cache.
         #[derive(Debug, Default)]
         pub struct Timings {
             $($(#[doc = $help])+ pub $name: Histogram,)+
         }
 
         impl Timings {
-            /// Name, help and what each came to.
+            /// Name, help and state of each.
             pub fn all(&self) -> Vec<(&'static str, &'static str, Timing)> {
                 vec![$(
                     (stringify!($name), concat!($($help),+).trim_ascii(), self.$name.timing()),
@@ -101,25 +102,25 @@ macro_rules! timings {
 }
 
 timings! {
-    /// From a request for a table until all of its objects were there and pinned.
+    /// From a request for a table until all of its objects were loaded and pinned.
     answer,
-    /// From the registration of a timeframe until all of its objects were there and pinned.
+    /// From the registration of a timeframe until all of its objects were loaded and pinned.
     timeframe_load,
-    /// From the question for an object's bytes until they were in shared memory.
+    /// From the request for an object's bytes until they were in shared memory.
     load,
-    /// From the question which version holds until the source's answer.
+    /// From the look-up of a version at a source until the source's answer.
     look_up,
-    /// From a request at the CCDB side until its answer began to be sent.
+    /// From a request to the CCDB side until the start of its answer.
     ccdb_request,
 }
 
 macro_rules! counters {
     ($($(#[doc = $help:literal])+ $name:ident,)+) => {
-        /// What a cache counts from its start.
+        /// Counters since the start of a cache.
         #[derive(Debug, Default)]
         pub struct Counters {
             $($(#[doc = $help])+ pub $name: Counter,)+
-            /// How long it took.
+            /// Durations.
             pub timings: Timings,
         }
 
@@ -133,71 +134,71 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Cells of tables (one per distinct object) that were answered from shared memory.
+    /// Cells of tables (one per distinct object) answered from shared memory.
     hits,
-    /// Objects that were loaded from a source into shared memory.
+    /// Objects loaded from a source into shared memory.
     loads,
-    /// Objects that were taken over from the service before this one.
+    /// Objects taken over from the previous service.
     inherited,
-    /// Bytes of the objects that were loaded.
+    /// Bytes of the loaded objects.
     loaded_bytes,
-    /// Loads that failed.
+    /// Failed loads.
     load_failures,
-    /// Questions to a source which version holds.
+    /// Look-ups of a version at a source.
     look_ups,
-    /// Such questions that failed.
+    /// Failed look-ups of a version at a source.
     look_up_failures,
     /// Tables that had to wait for memory.
     waits,
-    /// Timeframes that had to wait for a place in flight.
+    /// Timeframes whose registration had to wait for memory or for the limit on timeframes.
     put_waits,
-    /// Objects that were thrown out to make room.
+    /// Objects evicted to make room.
     evictions,
-    /// Cells that were served although the source could not confirm them in time.
+    /// Cells served although the source did not confirm them in time.
     stale,
-    /// Tables that were sent.
+    /// Tables sent.
     tables,
-    /// Rows of the tables that were sent.
+    /// Rows of the tables sent.
     rows,
-    /// Requests that were answered with an error.
+    /// Requests answered with an error.
     errors,
-    /// Timeframes that were registered.
+    /// Timeframes registered.
     timeframes_registered,
-    /// Timeframes that were dropped.
+    /// Timeframes dropped.
     timeframes_dropped,
-    /// Sessions that were opened.
+    /// Sessions opened.
     sessions_opened,
-    /// Sessions that ended, in whatever way.
+    /// Sessions ended, for any cause.
     sessions_ended,
-    /// Sessions that ended while they still held something.
+    /// Sessions that ended with open leases.
     sessions_ended_holding,
-    /// Processes that were not let in on the attach socket.
+    /// Processes refused at the attach socket.
     attach_refused,
-    /// Calls that were refused because nobody is known to have made them.
+    /// Calls refused because the client did not prove its identity.
     unauthenticated,
-    /// Calls that were refused because who made them may not.
+    /// Calls refused because the client lacks the permission.
     permission_denied,
-    /// Calls that were refused because too many were under way.
+    /// Calls refused because too many were in progress.
     calls_refused,
-    /// Connections that were refused because there were too many.
+    /// Connections refused because there were too many.
     connections_refused,
     /// Leases whose time ran out.
     leases_expired,
     /// Requests to the CCDB side.
     ccdb_requests,
-    /// Such requests that were answered with 4xx or 5xx, 404 aside.
+    /// Requests to the CCDB side answered with 4xx or 5xx, except 404.
     ccdb_errors,
-    /// Bytes of objects that were sent there.
+    /// Bytes of objects sent by the CCDB side.
     ccdb_sent_bytes,
-    /// Tables and timeframes that a consumer held for longer than it should.
+    /// Tables and timeframes that a consumer held for too long.
     slow_consumers,
-    /// Requests that were refused because their consumer holds something for too long.
+    /// Requests refused because their consumer holds a table or timeframe for too long.
     slow_refused,
-    /// Tables and timeframes that were let go in the name of a consumer that did not.
+    /// Tables and timeframes revoked from consumers that held them for too long.
     slow_revoked,
-    /// Requests that were refused because their consumer would have held more than its quota.
+    /// Requests refused because their consumer would have held more than its quota.
     over_quota,
-    /// Entries of a source that were passed over because they could not be read.
+    /// Entries of a source skipped because they could not be read.
     problems,
 }
 

@@ -72,10 +72,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("client", &["error", "interval", "object", "secret", "shm", "index", "sync", "table"]),
-    ("ffi", &["cache", "error", "index", "shm", "source", "sync", "table"]),
+    ("ffi", &["cache", "error", "index", "interval", "object", "shm", "source", "sync", "table"]),
 ];
 
-/// The same for the sub-rooms of a room: files and folders in it.
+/// Like [`ARROWS`], for the sub-rooms of a room: files and folders in it.
 const SUB_ROOMS: &[(&str, &[(&str, &[&str])])] = &[(
     "cache",
     &[
@@ -108,7 +108,7 @@ const SUB_ROOMS: &[(&str, &[(&str, &[&str])])] = &[(
     ],
 )];
 
-/// Type names that may occur more than once, with the reason.
+/// Type names that may occur more than once, each with the reason.
 const SHARED_NAMES: &[(&str, &str)] = &[
     ("Arguments", "of each command"),
     ("Column", "`client::Column` and `table::Column`: the module qualifies it"),
@@ -121,14 +121,14 @@ const SHARED_NAMES: &[(&str, &str)] = &[
 /// A path in the crate, e.g. `["cache", "api", "answer"]`.
 type Module = Vec<String>;
 
-/// What the tests need to know of one source file.
+/// Facts about one source file that the tests need.
 struct Source {
     file: PathBuf,
     module: Module,
     paths: Paths,
-    /// The first item that is not docs, `mod` or `use`.
+    /// The first item that is neither docs nor `mod` nor `use`.
     logic: Option<String>,
-    /// Modules that it declares for tests only.
+    /// Modules that it declares only for tests.
     test_only: Vec<Module>,
 }
 
@@ -142,7 +142,7 @@ impl Source {
     }
 }
 
-/// Whether an item is more than a declaration of a module, an import, or a test.
+/// Whether an item is more than a module declaration, an import, or a test.
 fn is_logic(item: &syn::Item) -> bool {
     match item {
         syn::Item::Use(_) => false,
@@ -174,17 +174,17 @@ fn source_files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The library's sources, without files that only tests compile.
+/// The library's sources, without files that are compiled only for tests.
 fn library() -> Vec<Source> {
     sources_below(Path::new("src"), |inside| inside.starts_with("bin"))
 }
 
-/// The program's sources, without its `main.rs`, which knows all of them.
+/// The program's sources, without `main.rs`, which imports all of them.
 fn program() -> Vec<Source> {
     sources_below(Path::new("src/bin/iovcache"), |inside| inside == Path::new("main.rs"))
 }
 
-/// The sources in a folder but those that `left_out` names.
+/// The sources in a folder, except those that `left_out` selects.
 fn sources_below(folder: &Path, left_out: impl Fn(&Path) -> bool) -> Vec<Source> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut files = Vec::new();
@@ -227,7 +227,7 @@ fn test_only_modules(module: &Module, syntax: &syn::File) -> Vec<Module> {
     declared.map(with).collect()
 }
 
-/// Whether an item is there for tests only.
+/// Whether an item is compiled only for tests.
 fn is_test(attributes: &[syn::Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         let tokens = match &attribute.meta {
@@ -258,18 +258,18 @@ fn attributes(item: &syn::Item) -> &[syn::Attribute] {
     }
 }
 
-/// Collects the paths that a file names, made absolute.
+/// Collects the paths named in a file, made absolute.
 struct Paths {
     /// The module that the walk is in.
     module: Module,
     found: BTreeSet<Module>,
-    /// `use` items: the name under which something is known here, and its path.
+    /// `use` items: the local name and the path that it stands for.
     uses: Vec<(String, Module)>,
-    /// Types that are defined here.
+    /// Types defined here.
     types: Vec<String>,
-    /// How many inline modules the walk is in.
+    /// Number of nested inline modules around the walk's position.
     depth: usize,
-    /// How many bodies of functions the walk is in: types there are private to one function.
+    /// Number of nested function bodies around it: types there are private to one function.
     bodies: usize,
 }
 
@@ -331,7 +331,7 @@ impl Paths {
         if name != "self" {
             segments.push(name.to_string());
         }
-        // `use answer::Answer` beside `mod answer`.
+        // `use answer::Answer` next to `mod answer`.
         let local = self.absolute(&segments).or_else(|| {
             let mut path = self.module.clone();
             path.extend(segments.iter().cloned());
@@ -412,10 +412,10 @@ impl<'a> Visit<'a> for Paths {
     }
 }
 
-/// The files of the library, and which imports from which.
+/// The files of the library, and the imports of each.
 struct Graph {
     sources: Vec<Source>,
-    /// By file: the files that it imports from.
+    /// For each file the files that it imports from.
     imports: Vec<BTreeSet<usize>>,
 }
 
@@ -433,7 +433,7 @@ impl Graph {
         Self { sources, imports }
     }
 
-    /// The library's, made once.
+    /// The library's graph, built once.
     fn library() -> &'static Self {
         static LIBRARY: LazyLock<Graph> = LazyLock::new(|| Graph::new(library()));
         &LIBRARY
@@ -449,7 +449,7 @@ impl Graph {
     }
 }
 
-/// The file that a path leads to, through the names that other files hand on, at most `patience`.
+/// The file that a path resolves to through re-exports, in at most `patience` steps.
 fn file_of(
     sources: &[Source],
     files: &BTreeMap<Module, usize>,
@@ -469,7 +469,7 @@ fn file_of(
     }
 }
 
-/// The sets of two and more nodes of which each can be reached from each.
+/// The sets of two or more nodes in which every node can be reached from every other.
 fn circles(edges: &[BTreeSet<usize>]) -> Vec<Vec<usize>> {
     let reach: Vec<BTreeSet<usize>> = (0..edges.len())
         .map(|start| {
@@ -491,7 +491,7 @@ fn circles(edges: &[BTreeSet<usize>]) -> Vec<Vec<usize>> {
     found.into_iter().collect()
 }
 
-/// The arrows that `allowed` does not have, among the parts at `depth` below `room`.
+/// The imports that `allowed` does not list, among the parts at `depth` below `room`.
 fn wrong_arrows(graph: &Graph, room: &[String], allowed: &BTreeMap<&str, &[&str]>) -> Vec<String> {
     let depth = room.len();
     let part = |file: usize| -> Option<&str> {
@@ -537,7 +537,7 @@ fn no_files_import_each_other_in_a_circle() {
     assert!(named.is_empty(), "{}", named.join("\n"));
 }
 
-/// Each circle of files, and what ties it.
+/// Each circle of files, with the imports that close it.
 fn circles_of(graph: &Graph) -> Vec<String> {
     let edges = &graph.imports;
     circles(edges)

@@ -1,4 +1,4 @@
-//! `iovcache bench`: a short run of each profile, and what it writes.
+//! `iovcache bench`: a short run of each profile, and its output files.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{Service, iovcache, run, run_well};
 use serde_json::Value;
 
-/// A run of some parts in a few seconds; its JSON and its page.
+/// A run of some parts in a few seconds; returns its JSON and its page.
 fn measure(folder: &Path, arguments: &[&str]) -> (Value, String) {
     let [json, html] = ["result.json", "page.html"].map(|name| folder.join(name));
     let files = ["--output", json.to_str().unwrap(), "--html", html.to_str().unwrap()];
@@ -20,7 +20,7 @@ fn measure(folder: &Path, arguments: &[&str]) -> (Value, String) {
     (json, fs::read_to_string(html).unwrap())
 }
 
-/// The result is what its schema says.
+/// The result conforms to its schema.
 fn check_schema(result: &Value) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/bench-result.schema.json");
     let schema = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
@@ -34,7 +34,7 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
 }
 
-/// The sum of a histogram's counts, its count, and that its percentiles rise.
+/// Checks that a histogram's counts sum up to `count` and its percentiles rise.
 fn check_latency(latency: &Value, count: u64, what: &str) {
     let counts = latency["counts"].as_array().unwrap();
     let sum: u64 = counts.iter().map(|step| number(&step[1])).sum();
@@ -44,7 +44,7 @@ fn check_latency(latency: &Value, count: u64, what: &str) {
     assert!(rising.is_sorted(), "{what}: {rising:?}");
 }
 
-/// What has to hold for each phase of a profile: nothing appears or is lost between the counters.
+/// Checks of each phase of a profile: the counters agree with each other.
 fn check_phases(result: &Value, columns: u64, rows: u64) {
     let [profile] = &result["profiles"].as_array().unwrap()[..] else { panic!("{result}") };
     assert_eq!((number(&profile["columns"]), number(&profile["rows"])), (columns, rows));
@@ -62,7 +62,7 @@ fn check_phases(result: &Value, columns: u64, rows: u64) {
         check_latency(&phase["latency"], done, "latency");
         check_latency(&phase["table"], done, "table");
         check_latency(&phase["late"], timeframes, "late");
-        // What is counted from when it was due is never less than from when it was asked for.
+        // Latency counted from the due time is at least the latency counted from the request.
         assert!(phase["latency"]["p50_us"].as_u64() >= phase["table"]["p50_us"].as_u64());
         let throughput = |name: &str| phase["throughput"][name].as_f64().unwrap();
         let tables = done as f64 / phase["seconds"].as_f64().unwrap();
@@ -77,12 +77,12 @@ fn check_phases(result: &Value, columns: u64, rows: u64) {
     assert_eq!(number(&profile["left_in_flight"]), 0);
 }
 
-/// The page needs nothing else and shows what it is for.
+/// The page is self-contained and has its plots.
 fn check_page(html: &str, plots: &[&str]) {
     for outside in ["<script", "<link", "<img", "<iframe", "<object", "@import", "url("] {
         assert!(!html.contains(outside), "{outside:?} stands in the page");
     }
-    // What a tag says: the text between may well name an address, as an error of the source does.
+    // Tags only: the text between them may name an address, for example in an error of the source.
     for tag in html.split('<').skip(1).map(|part| part.split('>').next().unwrap()) {
         for outside in ["http:", "https:", "\"//"] {
             assert!(!tag.contains(outside), "{outside:?} stands in <{tag}>");
@@ -113,9 +113,9 @@ fn sync_is_measured_and_two_runs_are_compared() {
     let phases = result["profiles"][0]["phases"].as_array().unwrap();
     let loads = |phase: &Value| phase["throughput"]["loads"].as_f64().unwrap();
     assert!(loads(&phases[0]) > 0.0, "nothing was cold");
-    assert_eq!(loads(&phases[1]), 0.0, "something was not warm");
+    assert_eq!(loads(&phases[1]), 0.0, "a phase was not warm");
 
-    // The same result twice, and one that is ten times as slow.
+    // An equal result, and one that is ten times as slow.
     let before = folder.path().join("result.json");
     let after = folder.path().join("slower.json");
     let mut slower = result.clone();
@@ -159,7 +159,7 @@ fn analysis_is_measured_at_two_rates() {
     assert_eq!(rates, [2.0, 4.0]);
 }
 
-/// Consumers die, the source fails, memory is short; and no byte is wrong.
+/// Consumers die, the source fails, memory is short; and every byte is still right.
 #[test]
 fn the_adversary_finds_no_wrong_byte() {
     let folder = tempfile::tempdir().unwrap();
@@ -173,14 +173,14 @@ fn the_adversary_finds_no_wrong_byte() {
     };
     assert_eq!(sum("cells_wrong"), 0, "{profile}");
     assert_eq!(sum("cells_checked"), sum("done") * 8 * 1_000);
-    assert!(sum("deaths") > 0, "nobody died");
+    assert!(sum("deaths") > 0, "no consumer died");
     let faults = profile["source_faults"].as_object().unwrap();
     assert!(faults.contains_key("503") && faults.len() > 3, "the source did not fail: {faults:?}");
     assert!(html.contains("cells wrong") && html.contains("were killed (SIGKILL)"));
 }
 
-/// The guard against wrong bytes, broken once: a service that has other objects of the same paths and
-/// times than those that are right.
+/// The guard against wrong bytes, broken once: a service whose objects differ from the right ones
+/// of the same paths and times.
 #[test]
 fn wrong_bytes_fail_the_run() {
     let folder = tempfile::tempdir().unwrap();
@@ -190,7 +190,7 @@ fn wrong_bytes_fail_the_run() {
     let service =
         Service::over(Path::new(repository), &["--memory", "256MiB", "--segment", "64MiB"]);
     let url = service.unix();
-    // The same versions, but its large objects are twice as large.
+    // Equal versions, with large objects of twice the size.
     let other = ["--profile", "adversarial", "--memory", "128MiB", "--duration", "500ms"];
     let one = ["bench", "--server", &url, "--consumers", "1", "--json"];
     let output = run(&[&one[..], &other[..]].concat());
@@ -238,7 +238,7 @@ fn a_service_that_runs_already_is_measured_with_what_was_prepared_for_it() {
     let prepare = ["bench", "--prepare", repository.to_str().unwrap()];
     let told = run_well(&[&prepare[..], &profile[..]].concat());
     assert!(told.starts_with("iovcache serve --source file://"), "{told}");
-    // One that does not let in whoever comes.
+    // A service that requires a token.
     let keys = folder.path().join("keys");
     let keys = keys.to_str().unwrap();
     let token = run_well(&["token", "bench", "--role", "register", "--tokens", keys]);

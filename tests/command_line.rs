@@ -1,5 +1,5 @@
-//! What a person meets on the command line: times, hints, files of every kind, refusals that name
-//! what is wrong.
+//! The command line as a user sees it: times, hints, files of every kind, and errors that name what
+//! is wrong.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -18,7 +18,7 @@ const DRIFT: &str = "TPC/Calib/VDrift";
 const NOON: i64 = 1_730_894_400_000;
 const HOUR: i64 = 3_600_000;
 
-/// One version that holds for an hour from [`NOON`].
+/// One version, valid for an hour from [`NOON`].
 fn service(repository: &Path) -> Service {
     let version =
         Version { path: DRIFT, from: NOON, until: NOON + HOUR, created: 1, bytes: b"drift" };
@@ -70,7 +70,7 @@ fn times_are_taken_in_iso_8601_and_shown_so_unless_milliseconds_are_asked_for() 
     let naive = run(&["cat", "--server", &server, DRIFT, "--at", "2024-11-06T12:00:00"]);
     assert_eq!(naive.status.code(), Some(2));
     assert!(said(&naive).contains("has no time zone"), "{}", said(&naive));
-    // Lists that begin with a minus are lists.
+    // Lists that begin with a minus are accepted as lists.
     let at = ["--at", "-5,1730894400000", "--missing-as-null", "--output", "csv"];
     assert_eq!(table(&at).lines().count(), 3);
 }
@@ -92,7 +92,7 @@ fn what_is_not_found_is_told_with_what_is_near() {
     assert!(text.contains("if seconds were meant, give 1730894400000"), "{text}");
     let unknown = run(&["timeline", "--server", &service.unix(), "tpc/calib/vdrift"]);
     assert!(said(&unknown).contains("did you mean TPC/Calib/VDrift?"), "{}", said(&unknown));
-    // Where nobody answers, the address is named.
+    // Without a server the error names the address.
     let nobody = run(&["status", "--server", &format!("grpc://{}", service.http())]);
     assert_eq!(nobody.status.code(), Some(4));
     assert!(said(&nobody).contains(&service.http()), "{}", said(&nobody));
@@ -217,7 +217,7 @@ fn a_hangup_reads_the_filter_of_the_log_again_and_names_what_takes_a_restart() {
     let log = service.stop().1;
     assert!(log.lines().next().unwrap().contains("serves memory:"), "{log}");
     assert!(log.contains("keys=\"max_timeframes\""), "{log}");
-    // Of level info, as the new filter lets it through.
+    // A line of level info, which the new filter passes.
     assert!(log.contains("stopping"), "{log}");
 }
 
@@ -239,7 +239,7 @@ fn metrics_come_in_the_format_that_is_asked_for_and_readiness_with_what_is_wrong
     let text = get("text/plain;version=0.0.4;q=1,*/*;q=0.1");
     assert!(text.contains("text/plain; version=0.0.4") && !text.contains("# EOF"));
     assert!(text.contains("# TYPE iovcache_hits_total counter"));
-    // What quantiles are computed from ends without a bound.
+    // The buckets that quantiles are computed from end with an unbounded one.
     assert!(text.contains("iovcache_answer_seconds_bucket{le=\"+Inf\"} "), "{text}");
     for name in ["iovcache_build_info{version=", "process_cpu_seconds_total ", "process_open_fds "]
     {
@@ -250,4 +250,73 @@ fn metrics_come_in_the_format_that_is_asked_for_and_readiness_with_what_is_wrong
     let (status, told) = http_get(&service.http(), "/readyz");
     assert_eq!(status, 200);
     assert!(told.contains("note: source http://127.0.0.1:9 does not answer"), "{told}");
+}
+
+#[test]
+fn the_demo_that_stays_shows_its_page_and_a_snippet_until_it_is_told_to_end() {
+    let mut child = iovcache()
+        .args(["demo", "--stay", "--timeframes", "8"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut text = String::new();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut piece = [0; 4096];
+    while !text.contains("print(start, end, bytes(view[:40]))") {
+        let count = stdout.read(&mut piece).unwrap();
+        assert!(count > 0, "it ended: {text}");
+        text += &String::from_utf8_lossy(&piece[..count]);
+    }
+    let word = |before: &str| {
+        let rest = text.split_once(before).unwrap_or_else(|| panic!("{before}: {text}")).1;
+        rest.split_whitespace().next().unwrap().to_owned()
+    };
+    let page = word("status page ");
+    assert_eq!(
+        http_get(page.trim_start_matches("http://").trim_end_matches('/'), "/healthz").0,
+        200
+    );
+    let server = word("export IOVCACHE_SERVER=");
+    let status = run_well(&["timeline", "Demo/Calib/Drift", "--server", &server]);
+    assert!(status.contains('█'), "{status}");
+    // Nothing stays when it ends.
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+    let folder = std::env::temp_dir().join(format!("iovcache-demo-{pid}"));
+    until("its folder is gone", || (!folder.exists()).then_some(()));
+    assert_eq!(run(&["status", "--server", &server]).status.code(), Some(4));
+}
+
+#[test]
+fn the_demo_fits_a_screen_of_eighty_columns_but_for_addresses() {
+    // script gives it a terminal.
+    let program = env!("CARGO_BIN_EXE_iovcache");
+    let command = format!("stty cols 80 rows 24; {program} demo --timeframes 8 2> /dev/null");
+    let output = std::process::Command::new("script")
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+    assert!(output.status.success() && text.contains("0 of them wrong"), "{text}");
+    for line in text.lines().filter(|line| !line.contains("://")) {
+        assert!(line.chars().count() <= 80, "{} columns: {line:?}", line.chars().count());
+    }
+}
+
+#[test]
+fn a_token_as_json_has_what_its_file_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    let file = file.to_str().unwrap();
+    let new = ["token", "shift", "--role", "register", "--for", "8h", "--json", "--tokens", file];
+    let token: Value = serde_json::from_str(&run_well(&new)).unwrap();
+    assert_eq!((&token["name"], &token["role"]), (&"shift".into(), &"register".into()));
+    assert_eq!(fs::read_to_string(file).unwrap(), token["entry"].as_str().unwrap());
+    assert!(token["expires"].as_i64().unwrap() > NOON && token["token"].is_string());
+    let forever: Value = serde_json::from_str(&run_well(&["token", "x", "--json"])).unwrap();
+    assert!(forever["expires"].is_null(), "{forever}");
 }

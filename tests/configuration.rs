@@ -1,5 +1,5 @@
-//! One configuration for everything: a file, the environment, the command line, and what they come
-//! to.
+//! One configuration for all settings: a file, the environment, the command line, and their
+//! combined result.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -42,7 +42,7 @@ fn what_holds_is_shown_with_where_it_came_from_and_is_a_configuration_itself() {
     }
     let config = Config::parse(&text).unwrap();
     assert_eq!((config.segment, config.max_timeframes), (ByteSize::new(16 << 20), 7));
-    // Columns stay in the order in which they were written.
+    // Columns keep the order in which they were written.
     let columns = config.columns();
     let names: Vec<_> = columns["tpc"].iter().map(|column| &*column.name).collect();
     assert_eq!(names, ["zeta", "alpha"]);
@@ -92,7 +92,7 @@ fn faults_are_told_with_file_line_and_key_and_the_status_of_a_wrong_use() {
     assert_eq!(run(&["config", "check", "/no/such/file"]).status.code(), Some(3));
 }
 
-/// So nothing can be set on the command line that cannot stand in the file.
+/// So every setting of the command line can also be set in the file.
 #[test]
 fn every_option_of_the_service_has_its_key_and_its_variable() {
     let help = run_well(&["serve", "--help"]);

@@ -1,5 +1,5 @@
-//! Every body of a fuzz target over the corpus that is kept, as it is and damaged at random: what was
-//! once found stays found, also where `cargo fuzz` is not at hand.
+//! Runs every fuzz target's body over the kept corpus, unchanged and damaged at random: a fixed
+//! fault stays fixed, also where `cargo fuzz` is not installed.
 
 use std::fs;
 use std::path::Path;
@@ -42,7 +42,7 @@ fn the_kept_corpus_is_read_without_a_fault() {
         assert!(inputs.len() > 2, "{name} has {} inputs", inputs.len());
         for whole in inputs {
             body(whole);
-            // And what is left where it breaks off.
+            // And each input cut off at several lengths.
             for length in (0..whole.len()).step_by(whole.len() / 32 + 1) {
                 body(&whole[..length]);
             }

@@ -1,13 +1,14 @@
-//! What stands in `deploy/` fits the program: units, configurations, the dashboard's queries.
+//! The files in `deploy/` fit the program: units, configurations, the dashboard's queries.
 #![cfg(feature = "cli")]
 
 mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{PATIENCE, Service, http_get, iovcache, run_well};
@@ -18,19 +19,18 @@ fn deployed(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)).unwrap()
 }
 
-/// Every metric that a service tells.
+/// Every metric that a service exposes.
 fn metrics() -> BTreeSet<String> {
     let repository = tempfile::tempdir().unwrap();
     let service = Service::over(repository.path(), &[]);
     let text = http_get(&service.http(), "/metrics").1;
-    let named = |line: &str| !line.starts_with('#') && line.starts_with("iovcache_");
     text.lines()
-        .filter(|line| named(line))
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
         .map(|line| line.split([' ', '{']).next().unwrap().to_owned())
         .collect()
 }
 
-/// Every metric that a query names.
+/// Every metric named in a query.
 fn named_in(query: &str) -> impl Iterator<Item = &str> {
     query
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
@@ -66,6 +66,87 @@ fn the_dashboard_asks_for_metrics_that_exist() {
 }
 
 #[test]
+fn the_dashboard_has_what_grafana_needs_to_load_it() {
+    let dashboard: Value = serde_json::from_str(&deployed("grafana/iovcache.json")).unwrap();
+    assert!(dashboard["uid"].as_str().is_some_and(|uid| !uid.is_empty() && uid.len() <= 40));
+    assert!(dashboard["schemaVersion"].as_u64().is_some_and(|version| version >= 36));
+    for variable in dashboard["templating"]["list"].as_array().unwrap() {
+        assert!(variable["name"].is_string() && variable["type"].is_string(), "{variable}");
+    }
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let place = &panel["gridPos"];
+        let [x, y, w, h] = ["x", "y", "w", "h"].map(|field| place[field].as_u64());
+        let title = panel["title"].as_str().unwrap();
+        assert!(x.zip(w).is_some_and(|(x, w)| x + w <= 24) && y.zip(h).is_some(), "{title}");
+        assert!(panel["type"].is_string() && panel["datasource"].is_object(), "{title}");
+        let targets = panel["targets"].as_array().unwrap();
+        let ids: BTreeSet<&str> = targets.iter().map(|t| t["refId"].as_str().unwrap()).collect();
+        assert_eq!(ids.len(), targets.len(), "{title}: each target has its own refId");
+    }
+}
+
+/// The alerts of the rules for Prometheus: name, expression, place in the runbook.
+fn alerts() -> Vec<[String; 3]> {
+    let rules = deployed("prometheus/alerts.yml");
+    let mut alerts = Vec::new();
+    for rule in rules.split("- alert: ").skip(1) {
+        let value = |key: &str| {
+            let line = rule.lines().find_map(|line| line.trim().strip_prefix(key));
+            line.unwrap_or_else(|| panic!("{rule} has no {key}")).trim_matches('\'').to_owned()
+        };
+        assert!(!value("for: ").is_empty() && !value("summary: ").is_empty());
+        assert!(["warning", "critical"].iter().any(|name| value("labels: ").contains(name)));
+        let name = rule.lines().next().unwrap().to_owned();
+        alerts.push([name, value("expr: "), value("runbook: ")]);
+    }
+    assert!(alerts.len() >= 15, "{alerts:?}");
+    alerts
+}
+
+#[test]
+fn every_alert_asks_for_metrics_that_exist() {
+    let mut known = metrics();
+    // Prometheus' own.
+    known.insert("up".to_owned());
+    let functions =
+        ["rate", "increase", "changes", "histogram_quantile", "sum", "by", "and", "le", "instance"];
+    for [alert, query, _] in alerts() {
+        // Text in quotes or brackets is a value.
+        let outside: String = query.split('"').step_by(2).collect();
+        let outside: String =
+            outside.split('[').map(|part| part.split_once(']').map_or(part, |(_, b)| b)).collect();
+        let words = outside.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '.');
+        let words = words.filter(|word| word.starts_with(|c: char| c.is_ascii_alphabetic()));
+        let words: Vec<&str> = words.filter(|w| !functions.contains(w) && *w != "job").collect();
+        assert!(!words.is_empty(), "{alert}: {query} names no metric");
+        for word in words {
+            assert!(known.contains(word), "{alert}: there is no {word}");
+        }
+    }
+}
+
+#[test]
+fn every_alert_has_its_part_of_the_runbook_and_every_part_its_alert() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/runbook.md")).unwrap();
+    let parts: Vec<&str> = page.split("\n## ").skip(1).collect();
+    let alerts = alerts();
+    let named: BTreeSet<&str> = alerts.iter().map(|[name, ..]| name.as_str()).collect();
+    let described: BTreeSet<&str> = parts.iter().map(|part| part.lines().next().unwrap()).collect();
+    assert_eq!(named, described);
+    assert_eq!(named.len(), alerts.len(), "each name is there once");
+    for [name, query, runbook] in &alerts {
+        assert_eq!(*runbook, format!("docs/runbook.md#{}", name.to_lowercase()));
+        let part = parts.iter().find(|part| part.starts_with(&format!("{name}\n"))).unwrap();
+        let words: Vec<&str> = part.split_whitespace().collect();
+        assert!(words.join(" ").contains(query), "{name}: the runbook shows {query}");
+        for heading in ["**Meaning.**", "**Look at**", "**Do**"] {
+            assert!(part.contains(heading), "{name}: {heading}");
+        }
+    }
+}
+
+#[test]
 fn the_unit_starts_the_program_as_it_can_be_started() {
     let unit = deployed("systemd/iovcache.service");
     let value = |key: &str| {
@@ -87,7 +168,7 @@ fn the_unit_starts_the_program_as_it_can_be_started() {
     let folder = command.split(" --socket ").nth(1).unwrap().split(' ').next().unwrap();
     let sockets = ["flight.sock", "attach.sock"].map(|name| format!("{folder}/{name}"));
     assert_eq!(listened, sockets);
-    // A sandbox that forbids what the service is made of would be no service.
+    // The sandbox must permit Unix sockets, which the service needs.
     assert!(value("RestrictAddressFamilies").contains("AF_UNIX"));
 }
 
@@ -137,7 +218,7 @@ fn systemd_is_told_of_the_start_the_life_and_the_end() {
     }
     assert!(began.elapsed() < Duration::from_secs(10));
     let pid = child.id().to_string();
-    let killed = std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+    let killed = Command::new("kill").args(["-TERM", &pid]).status().unwrap();
     assert!(killed.success());
     until("STOPPING=1");
     assert!(child.wait().unwrap().success());
@@ -145,7 +226,6 @@ fn systemd_is_told_of_the_start_the_life_and_the_end() {
 
 #[test]
 fn the_sockets_have_the_mode_that_the_unit_asks_for() {
-    use std::os::unix::fs::PermissionsExt as _;
     let mode =
         |service: &Service| fs::metadata(service.attach()).unwrap().permissions().mode() & 0o777;
     let source = ["--source", "memory:"];
@@ -156,23 +236,35 @@ fn the_sockets_have_the_mode_that_the_unit_asks_for() {
     assert_eq!(common::run(&wrong).status.code(), Some(2));
 }
 
+/// Runs a script of `deploy/` from the root, with the program of this build; gives its output.
+fn script(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(root.join("deploy").join(name));
+    let output = command.args(arguments).envs(environment.iter().copied()).current_dir(root);
+    let output = output.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
 #[test]
-fn the_package_packs_what_is_there_and_what_its_script_writes() {
+fn the_package_packs_files_of_the_repository_and_files_that_its_script_writes() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
     let manifest: toml::Table = toml::from_str(&manifest).unwrap();
     let package = &manifest["package"]["metadata"]["deb"];
-    let script = deployed("debian/build");
+    let papers = tempfile::tempdir().unwrap();
+    script("papers", &[env!("CARGO_BIN_EXE_iovcache"), papers.path().to_str().unwrap()], &[]);
     let mut packed = BTreeSet::new();
     for asset in package["assets"].as_array().unwrap() {
         let source = asset[0].as_str().unwrap();
         packed.insert(asset[1].as_str().unwrap());
-        match source.strip_prefix("target/papers/iovcache") {
-            Some("") => {}
-            Some(".bash" | ".zsh" | ".fish") => {
-                assert!(script.contains("for shell in bash zsh fish"))
+        match source.strip_prefix("target/papers/") {
+            // The program itself.
+            Some("iovcache") => {}
+            Some(paper) => {
+                let paper = papers.path().join(paper.trim_end_matches('*'));
+                assert!(paper.exists(), "{source}");
             }
-            Some(extension) => assert!(script.contains(&format!("$papers/iovcache{extension}"))),
             None => assert!(root.join(source).exists(), "{source}"),
         }
     }
@@ -180,13 +272,79 @@ fn the_package_packs_what_is_there_and_what_its_script_writes() {
         let folder = conffile.as_str().unwrap().trim_start_matches('/');
         assert!(packed.iter().any(|place| folder.starts_with(place)), "{conffile}");
     }
-    // The unit's user is made before it can be started.
+    assert!(deployed("debian/build").contains("deploy/papers "));
+    // The unit's user is created before the unit can start.
     assert!(deployed("debian/postinst").contains("adduser --system --group"));
     for name in ["postinst", "postrm"] {
         assert!(deployed(&format!("debian/{name}")).contains("#DEBHELPER#"));
     }
-    // What it says of itself can be had.
-    assert_eq!(Config::parse(&run_well(&["config", "new"])).unwrap(), Config::default());
-    assert!(run_well(&["man"]).contains(".TH iovcache"));
-    assert!(run_well(&["completions", "bash"]).contains("--max-timeframes"));
+    // Each command has its page.
+    let page = |name: &str| fs::read_to_string(papers.path().join("man1").join(name)).unwrap();
+    assert!(page("iovcache.1").contains(".TH iovcache"));
+    assert!(page("iovcache-serve.1").contains("max\\-timeframes"), "{}", page("iovcache-serve.1"));
+    let configuration = fs::read_to_string(papers.path().join("iovcache.toml")).unwrap();
+    assert_eq!(Config::parse(&configuration).unwrap(), Config::default());
+    let completions = fs::read_to_string(papers.path().join("iovcache.bash")).unwrap();
+    assert!(completions.contains("--max-timeframes"));
+}
+
+#[test]
+fn the_tarball_has_the_program_its_papers_and_the_rules_of_its_monitoring() {
+    let folder = tempfile::tempdir().unwrap();
+    // A short program that runs the one of this build.
+    let program = folder.path().join("iovcache");
+    let built = env!("CARGO_BIN_EXE_iovcache");
+    fs::write(&program, format!("#!/bin/sh\nexec {built} \"$@\"\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let target = folder.path().join("target");
+    let environment = [
+        ("IOVCACHE_BIN", program.to_str().unwrap()),
+        ("CARGO_TARGET_DIR", target.to_str().unwrap()),
+        ("SOURCE_DATE_EPOCH", "1700000000"),
+    ];
+    let told = script("tarball/build", &[], &environment);
+    let tarball = told.lines().last().unwrap().to_owned();
+    let first = fs::read(&tarball).unwrap();
+    let listed = Command::new("tar").args(["--list", "--file", &tarball]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    for file in [
+        "/bin/iovcache\n",
+        "/share/man/man1/iovcache-serve.1\n",
+        "/share/iovcache/iovcache.toml\n",
+        "/share/iovcache/alerts.yml\n",
+        "/LICENSE\n",
+    ] {
+        assert!(listed.contains(file), "{file} in {listed}");
+    }
+    script("tarball/build", &[], &environment);
+    assert_eq!(fs::read(&tarball).unwrap(), first, "the same files give the same tarball");
+}
+
+#[test]
+fn the_crate_has_no_stray_files() {
+    script("crate/build", &["--list"], &[("CARGO", env!("CARGO"))]);
+}
+
+#[test]
+fn the_health_check_of_the_container_works_with_tokens_and_notices_a_service_that_is_gone() {
+    let file = deployed("container/Containerfile");
+    let (_, check) = file.split_once("\nHEALTHCHECK ").unwrap();
+    let (_, check) = check.split_once(" CMD ").unwrap();
+    let check = check.split("\nENTRYPOINT").next().unwrap().replace("\\\n", "");
+    let check: Vec<String> = serde_json::from_str(&check).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys.toml");
+    let keys = keys.to_str().unwrap();
+    run_well(&["token", "someone", "--tokens", keys]);
+    let service = Service::start(&["--source", "memory:", "--tokens", keys]);
+    let http = service.http();
+    let port = http.rsplit(':').next().unwrap();
+    let healthy = || {
+        let mut command = Command::new(&check[0]);
+        command.args(&check[1..]).env("IOVCACHE_HEALTH_PORT", port).stderr(Stdio::null());
+        command.status().unwrap().success()
+    };
+    assert!(healthy());
+    service.stop();
+    assert!(!healthy());
 }

@@ -1,4 +1,4 @@
-//! Timestamps that the client holds: the rows are made there, and are those that the service makes.
+//! Timestamps held by the client: the client makes the rows, and they equal those of the service.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ struct Service {
     _folder: tempfile::TempDir,
 }
 
-/// Versions of path `A/B`: each (from, until), created in this order; their bytes are their number.
+/// Versions of path `A/B`: each (from, until), created in this order; the bytes of each are its
+/// number.
 async fn serve(versions: &[(i64, i64)]) -> Service {
     let at = Timestamp::from_millis;
     let source = MemorySource::new();
@@ -55,7 +56,7 @@ fn request(times: impl IntoIterator<Item = i64>) -> TableRequest {
     TableRequest::new().column("b", "A/B").timestamps(times)
 }
 
-/// The runs of the only column: the row behind the last one, and the byte.
+/// The runs of the only column: the row after the last one, and the byte.
 async fn runs(
     client: &Client,
     request: TableRequest,
@@ -64,7 +65,7 @@ async fn runs(
     let column = table.column("b").unwrap();
     let runs = column.runs().map(|run| run.map(|(rows, bytes)| (rows.end, bytes.map(|b| b[0]))));
     let runs = runs.collect();
-    // As an Arrow table it says the same.
+    // The Arrow table must agree.
     let batches = table.batches();
     assert_eq!(batches.iter().map(|batch| batch.num_rows()).sum::<usize>(), table.rows());
     assert!(batches.iter().all(|batch| batch.schema() == *table.schema()));
@@ -85,7 +86,7 @@ async fn let_go(service: &Service) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("something is held on");
+    panic!("objects are still pinned");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,10 +101,10 @@ async fn the_rows_are_those_that_the_service_makes() {
         (ROWS as usize, Some(0)),
     ];
     assert_eq!(runs(&client, request(0..ROWS)).await.unwrap(), expected);
-    // One question, for spans: the rows did not travel.
+    // One request, for spans: the rows were not transferred.
     let counted = service.cache.counters();
     assert_eq!((counted.tables.get(), counted.rows.get()), (1, 5));
-    // The same in a form that is not made here, and so comes from the service.
+    // An encoding that the client does not make, so the service sends the rows.
     let asked = request(0..ROWS).encoding("dictionary");
     assert_eq!(runs(&client, asked).await.unwrap(), expected);
     assert_eq!(counted.rows.get(), 5 + ROWS as u64);
@@ -128,7 +129,7 @@ async fn any_order_will_do_and_nulls_stay_null() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_loaded_that_no_row_needs() {
-    // The second holds for 3 ms, between two timestamps that are 10 ms apart.
+    // The second is valid for 3 ms, between two timestamps that are 10 ms apart.
     let service = serve(&[(0, 400_000), (15_001, 15_004), (20_000, 20_030)]).await;
     let client = Client::connect(&service.url).await.unwrap();
     let times = || (0..ROWS).map(|row| row * 10);
@@ -136,7 +137,7 @@ async fn nothing_is_loaded_that_no_row_needs() {
     assert_eq!(runs(&client, request(times())).await.unwrap(), expected);
     let status = service.cache.status();
     assert_eq!((status.objects, status.loads), (2, 2));
-    // Where all spans are long enough, the gap is no reason to send the timestamps.
+    // Where all spans are long enough, a gap is no reason to send the timestamps.
     let service = serve(&[(0, 400_000), (20_000, 20_010)]).await;
     let client = Client::connect(&service.url).await.unwrap();
     let expected = vec![(2_000, Some(0)), (2_001, Some(1)), (ROWS as usize, Some(0))];
@@ -153,6 +154,6 @@ async fn where_nothing_is_valid_the_service_says_what_that_means() {
     assert!(error.to_string().contains("10000 rows, first at 10000, last at 19999"), "{error}");
     let nulls = runs(&client, request(0..ROWS).missing_as_null()).await.unwrap();
     assert_eq!(nulls, [(10_000, Some(0)), (20_000, None), (ROWS as usize, Some(1))]);
-    // What was pinned for the spans that were of no use is let go.
+    // The pins of the unusable spans are released.
     let_go(&service).await;
 }

@@ -1,4 +1,4 @@
-//! The log: as text or JSON, and the line of each table that says which version served what.
+//! The log: as text or JSON, and the line per table that records which version served which rows.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -23,7 +23,7 @@ async fn each_table_leaves_a_line_that_proves_which_version_served_what() {
     let service = Service::over(repository.path(), &arguments);
     let client = Client::connect(&service.unix()).await.unwrap();
     let path = ObjectPath::new(DRIFT).unwrap();
-    let column = ColumnRequest { name: "drift".into(), path, metadata: Default::default() };
+    let column = ColumnRequest::new("drift", path);
     let times = [1_500, 2_500, 3_500, 8_500].map(Some).to_vec();
     client.put_timeframe(42, times, &[column], &["tracker".to_owned()]).await.unwrap();
     drop(client.table(TableRequest::new().timeframe(42).consumer("tracker")).await.unwrap());
@@ -103,4 +103,43 @@ async fn names_from_outside_neither_forge_lines_nor_send_control_characters_to_a
         }
         assert!(!log.contains('\u{202e}'), "{log:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_names_the_address_the_key_and_the_consumer() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys.toml");
+    let new = ["token", "shift", "--json", "--tokens", keys.to_str().unwrap()];
+    let token: Value = serde_json::from_str(&common::run_well(&new)).unwrap();
+    let service = Service::over(
+        folder.path(),
+        &["--log", "info", "--log-format", "json", "--tokens", keys.to_str().unwrap()],
+    );
+    let ask = async |token: &str, request: TableRequest| {
+        let token = Some(token.into());
+        let consumer = Some("qc".to_owned());
+        let options = iovcache::client::ClientOptions { token, consumer, ..Default::default() };
+        let client = Client::connect_with(&service.tcp(), options).await;
+        client.unwrap().table(request).await.map(drop).unwrap_err()
+    };
+    let request = || TableRequest::new().column("x", "No/Such/Path").timestamps([1]);
+    ask("another", request()).await;
+    ask(token["token"].as_str().unwrap(), request()).await;
+    let attach = iovcache::shm::attach::Attachment::open(&service.attach(), "qc", Some("another"));
+    assert!(attach.is_err());
+    let pid = std::process::id();
+    let (_, log) = service.stop();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let client_of = |code: &str| {
+        let has = |line: &&Value| line["message"].as_str().is_some_and(|text| text.contains(code));
+        let line = lines.iter().find(|line| has(line) && line["client"].is_string());
+        line.unwrap_or_else(|| panic!("{code}: {log}"))["client"].as_str().unwrap().to_owned()
+    };
+    assert!(client_of("[IOV-6002]").starts_with("127.0.0.1:"), "{log}");
+    // A client on this node goes on over the Unix socket.
+    let refused = client_of("[IOV-2010]");
+    assert!(refused.contains(&format!("pid {pid}")) || refused.contains("127.0.0.1:"), "{log}");
+    assert!(refused.ends_with(", key \"shift\", consumer \"qc\""), "{refused}");
+    let attach = lines.iter().find(|line| line.to_string().contains("cannot attach")).unwrap();
+    assert_eq!((&attach["consumer"], &attach["pid"]), (&"qc".into(), &pid.into()), "{log}");
 }

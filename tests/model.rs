@@ -1,9 +1,9 @@
-//! A cache beside a model of it: whatever order things happen in, both hold the same.
+//! A cache beside a model of it: after any sequence of steps both hold the same objects.
 //!
-//! The model knows who holds which objects and nothing else. After each step the bytes that the
-//! cache counts as pinned are those of the model's living, session by session and in all; used and
-//! free bytes add up; every pin is held by somebody ([`Cache::check`]). A failing sequence is made
-//! small and printed with its seed.
+//! The model records only the holders of each object. After each step the pinned bytes of the cache
+//! equal those of the model's live holders, per session and in total; used and free bytes add up;
+//! every pin has a holder ([`Cache::check`]). A failing sequence is shrunk and printed with its
+//! seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,14 +23,14 @@ use tokio_util::sync::CancellationToken;
 const PATHS: u8 = 4;
 const VERSIONS: u8 = 8;
 const OBJECT_BYTES: usize = 100_000;
-/// So many objects fit: ten into each of two segments.
+/// Number of objects that fit: ten into each of two segments.
 const ROOM: usize = 20;
 const LEASE: Duration = Duration::from_millis(100);
 const CONSUMERS: [&str; 3] = ["x", "y", "z"];
-/// The cache does some things in the background; nothing takes so long.
+/// Time limit of the cache's background work.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One of a path and a version.
+/// A path and a version, by number.
 type Object = (u8, u8);
 
 #[derive(Debug, Clone)]
@@ -98,7 +98,7 @@ struct Lease {
     objects: BTreeSet<Object>,
 }
 
-/// Who holds what.
+/// The holders and their objects.
 #[derive(Debug, Default)]
 struct Model {
     now: u64,
@@ -128,7 +128,7 @@ impl Model {
         self.leases.retain(|lease| lease.reader.is_none_or(|(id, _)| id != timeframe));
     }
 
-    /// `consumer` is done with `timeframe`.
+    /// `consumer` has consumed `timeframe`.
     fn consume(&mut self, timeframe: u64, consumer: usize) {
         let Some(entry) = self.timeframes.get_mut(&timeframe) else { return };
         entry.consumers.insert(consumer, State::Consumed);
@@ -168,7 +168,7 @@ fn source() -> MemorySource {
     source
 }
 
-/// The cache and what its users have of it.
+/// The cache and the handles of its users.
 struct Real {
     cache: Cache,
     clock: Clock,
@@ -220,7 +220,7 @@ impl Real {
     }
 }
 
-/// Takes a step with both, and holds each of the cache's answers to what the model says.
+/// Takes a step with both, and compares each of the cache's answers with the model.
 async fn take(step: &Step, model: &mut Model, real: &mut Real) {
     let cache = real.cache.clone();
     match *step {
@@ -341,7 +341,7 @@ async fn take(step: &Step, model: &mut Model, real: &mut Real) {
             model.remove(timeframe);
         }
         Step::Die { session } => {
-            // As the kernel does for a process that is gone: the socket hangs up.
+            // Like the kernel after the death of a process: the socket hangs up.
             if let Some(attachment) = real.sessions.remove(&session) {
                 tokio::task::spawn_blocking(move || drop(attachment)).await.unwrap();
                 model.sessions.remove(&session);
@@ -362,7 +362,7 @@ async fn take(step: &Step, model: &mut Model, real: &mut Real) {
             model.expire();
         }
         Step::Evict { path: number } => {
-            // Loads what nobody pins, so that something else has to go.
+            // Loads unpinned objects, so that others must be evicted.
             if model.pinned().len() + usize::from(VERSIONS) > ROOM {
                 return;
             }
@@ -377,7 +377,7 @@ async fn take(step: &Step, model: &mut Model, real: &mut Real) {
     }
 }
 
-/// What differs, if anything.
+/// The difference, if there is one.
 fn difference(model: &Model, real: &Real) -> Result<(), String> {
     let bytes =
         |objects: BTreeSet<Object>| objects.len() as u64 * Pool::charge(OBJECT_BYTES as u64);
@@ -420,7 +420,7 @@ fn difference(model: &Model, real: &Real) -> Result<(), String> {
     real.cache.check().map_err(|faults| faults.join("; "))
 }
 
-/// Until both are the same: what the cache does in the background gets its time.
+/// Waits until both agree, since the cache works in the background.
 async fn agree(model: &Model, real: &Real) -> Result<(), TestCaseError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -438,7 +438,7 @@ async fn play(steps: &[Step]) -> Result<(), TestCaseError> {
         take(step, &mut model, &mut real).await;
         agree(&model, &real).await?;
     }
-    // In the end all let go, in whatever order they came.
+    // In the end all holders release, in random order.
     for session in 0..CONSUMERS.len() {
         take(&Step::Die { session }, &mut model, &mut real).await;
     }
@@ -457,7 +457,7 @@ proptest! {
     // Each case is a cache with sockets and up to 60 steps: an eighth of the usual count.
     #![proptest_config(ProptestConfig {
         cases: (ProptestConfig::default().cases / 8).max(8),
-        // A step that differs is waited for, so each try of a smaller one takes its time.
+        // A differing step is waited for, so each attempt at a smaller sequence takes long.
         max_shrink_time: 60_000,
         failure_persistence: None,
         ..ProptestConfig::default()

@@ -1,5 +1,5 @@
-//! Traces of a service that was built with `otel`, at a collector: a real OTLP exchange over gRPC, of
-//! which the collector is ours.
+//! Traces of a service built with `otel`, received by a collector of our own: a real OTLP exchange
+//! over gRPC.
 #![cfg(feature = "otel")]
 
 mod common;
@@ -21,7 +21,7 @@ use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
-/// Of what a collector is sent, what we look at (opentelemetry/proto/trace/v1/trace.proto).
+/// The fields of an export that are checked (opentelemetry/proto/trace/v1/trace.proto).
 mod sent {
     use prost::{Message, Oneof};
 
@@ -109,7 +109,7 @@ fn attribute(all: &[Attribute], key: &str) -> Option<String> {
     })
 }
 
-/// A collector of traces, which keeps all that it is sent.
+/// A collector of traces, which keeps every export.
 #[derive(Clone, Default)]
 struct Collector(Arc<Mutex<Vec<Export>>>);
 
@@ -147,7 +147,7 @@ impl tower::Service<http::Request<Body>> for Collector {
 }
 
 impl Collector {
-    /// Starts it and gives its URL.
+    /// Starts it and returns its URL.
     async fn start(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -156,7 +156,7 @@ impl Collector {
         url
     }
 
-    /// All spans that came, each of which is of our service.
+    /// All spans received, each of which must belong to our service.
     fn spans(&self) -> Vec<Span> {
         let exports = self.0.lock().unwrap();
         let mut spans = Vec::new();
@@ -180,13 +180,13 @@ async fn the_spans_of_a_timeframes_table_arrive_at_the_collector() {
         Service::start_with(&["--source", &source], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &url)]);
     let client = Client::connect(&service.unix()).await.unwrap();
     let path = ObjectPath::new("A/B").unwrap();
-    let column = ColumnRequest { name: "b".into(), path, metadata: Default::default() };
+    let column = ColumnRequest::new("b", path);
     client.put_timeframe(4711, vec![Some(5)], &[column], &["tracker".to_owned()]).await.unwrap();
     let table =
         client.table(TableRequest::new().timeframe(4711).consumer("tracker")).await.unwrap();
     assert_eq!(table.column("b").unwrap().get(0).unwrap(), Some(&b"bytes"[..]));
     drop((table, client));
-    // At its end it sends what has not gone out yet.
+    // At its end the service sends the remaining spans.
     let (status, log) = tokio::task::spawn_blocking(|| service.stop()).await.unwrap();
     assert_eq!(status, Some(0), "{log}");
     let spans = collector.spans();
@@ -198,7 +198,7 @@ async fn the_spans_of_a_timeframes_table_arrive_at_the_collector() {
     let answered = named("answer");
     assert!(answered.len() == 1 && of_timeframe(answered[0]), "{spans:#?}");
     assert_eq!(attribute(&answered[0].attributes, "consumer").as_deref(), Some("tracker"));
-    // What it took to come by the object, with its path.
+    // The spans of looking up and loading the object, with its path.
     for name in ["look_up", "load"] {
         let found = named(name);
         assert!(!found.is_empty(), "no {name} in {spans:#?}");

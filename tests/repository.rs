@@ -1,4 +1,4 @@
-//! Repositories: their index, several writers, kills, changes that are seen.
+//! Repositories: their index, several writers, kills, detected changes.
 
 mod common;
 
@@ -37,7 +37,7 @@ fn put(repository: &Path, from: i64, created: i64) -> ObjectInfo {
     writer.put(&version(PATH, from, from + 100, created), &mut &bytes[..]).unwrap().info
 }
 
-/// An index of what is there: versions that are put singly are added to one.
+/// Indexes the existing versions: versions that are put singly extend an existing index.
 fn begin_index(repository: &Path) {
     fs::create_dir_all(repository).unwrap();
     index(repository, false, |_, _| {}).unwrap();
@@ -47,7 +47,7 @@ fn open(repository: &Path, refresh: Duration) -> RepositorySource {
     RepositorySource::open_folder(repository, RepositoryOptions { refresh }).unwrap()
 }
 
-/// All versions that the source lists, by (from, created).
+/// All versions listed by the source, by (from, created).
 async fn listed(source: &dyn Source) -> Vec<(i64, i64)> {
     let query = Query::all(ObjectPath::new(PATH).unwrap());
     let page = source.list_page(&query, None, usize::MAX).await.unwrap();
@@ -103,7 +103,7 @@ async fn index_files_that_are_torn_or_of_another_folder_are_ignored_and_made_ane
     begin_index(&root);
     [0, 100].iter().for_each(|from| drop(put(&root, *from, 1)));
     let expected = [(0, 1), (100, 1)];
-    // Copied with its index, which is for the folder that it was made in.
+    // Copied with its index, which is valid only for its original folder.
     let copy = folder.path().join("copy");
     let copied = Command::new("cp").arg("-a").args([&root, &copy]).status().unwrap();
     assert!(copied.success());
@@ -146,7 +146,7 @@ async fn a_batch_is_seen_when_it_is_committed_and_leaves_nothing_when_it_is_not(
     for n in 0..10 {
         let bytes = format!("{n}").into_bytes();
         assert!(batch.put(&version(PATH, n * 10, n * 10 + 5, n), &mut &bytes[..]).unwrap().new);
-        // The very same again is no second one.
+        // An identical put adds no second version.
         assert!(!batch.put(&version(PATH, n * 10, n * 10 + 5, n), &mut &bytes[..]).unwrap().new);
     }
     assert_eq!(listed(&source).await, []);
@@ -253,7 +253,7 @@ async fn what_others_put_is_told_and_seen_at_once() {
         let _ = sender.send(paths.clone());
     }));
     assert_eq!(listed(&source).await, [(0, 1)]);
-    // A new folder beside, then a version in the folder that is there.
+    // A new folder, then a version in an existing folder.
     for (from, created, expected) in [(100, 1, 2), (0, 5, 3)] {
         let foreign = put(other.path(), from, created);
         let began = Instant::now();
@@ -282,7 +282,7 @@ async fn a_path_of_many_versions_is_right_at_every_border_and_in_its_listing() {
     let writer = RepositoryWriter::new(folder.path()).unwrap();
     let writer = writer.with_durability(Durability::Batch);
     iovcache::source::repository::import(&manifest, &writer, |_| {}).unwrap();
-    // One that holds all over, and loses everywhere; one that wins in the middle.
+    // One that is valid everywhere and always loses; one that wins in the middle.
     writer.put(&version(PATH, -5, 100_000, -1), &mut &b"below"[..]).unwrap();
     writer.put(&version(PATH, 15_001, 15_003, 1 << 40), &mut &b"above"[..]).unwrap();
     let source = open(folder.path(), NEVER);
@@ -333,7 +333,7 @@ async fn a_service_serves_what_is_put_long_before_its_refresh() {
         table.column("drift").unwrap().get(0).unwrap().unwrap().to_vec()
     };
     assert_eq!(served().await, b"0 1");
-    // Asked for all the time, and not asked for since long.
+    // Requested continuously, and not requested for a long time.
     for (created, pause) in [(2, Duration::ZERO), (3, Duration::from_secs(11))] {
         tokio::time::sleep(pause).await;
         put(root, 0, created);

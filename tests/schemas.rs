@@ -1,4 +1,4 @@
-//! The JSON Schemas against real messages, and against what is wrong.
+//! The JSON Schemas against real messages, and against invalid ones.
 
 mod common;
 
@@ -52,7 +52,7 @@ fn every_schema_holds_for_its_own_examples() {
     assert!(count >= 15, "{count} schemas");
 }
 
-/// What the schema takes the service takes, and what it refuses the service refuses.
+/// The service accepts exactly the messages that the schema accepts.
 #[test]
 fn the_service_reads_commands_as_their_schemas_say() {
     type Parse = fn(&[u8]) -> bool;
@@ -92,6 +92,14 @@ fn the_service_reads_commands_as_their_schemas_say() {
         json!({"columns": {"a": "A"}, "timestamps": [1.5]}),
         json!({"columns": {"a": "A"}, "timestamps": [1], "encoding": "zip"}),
         json!({"columns": {"a": "A"}, "range": {"from": 1, "until": 2, "step": 0}}),
+        json!({"columns": {"a": {"path": "A", "as": "timestamp"}}, "timestamps": [1]}),
+        json!({"columns": {"a": {"path": "A", "uniform": true}}, "timestamps": [1]}),
+        json!({"columns": {"a": {"path": "A", "key": "k", "as": "noon"}}, "timestamps": [1]}),
+        json!({"columns": {"a": {"path": [{"path": "A"}]}}, "timestamps": [1]}),
+        json!({"columns": {"a": {"path": [], "key": "k"}}, "timestamps": [1]}),
+        json!({"columns": {"a": {"path": "A", "key": "k"}}, "keys": {"k": [1.5]}, "timestamps": [1]}),
+        json!({"columns": {"a": {"path": "A", "key": "k"}}, "keys": {"k": [1, "a"]}, "timestamps": [1, 2]}),
+        json!({"columns": {"a": "A"}, "keys": {"k": [1]}, "timeframe": 1}),
     ];
     for request in wrong {
         assert!(!validator("request").is_valid(&request), "{request}");
@@ -108,7 +116,7 @@ async fn real_answers_are_as_their_schemas_say() {
     check("ready", &service.ready);
     let client = Client::connect(&service.unix()).await.unwrap();
     let path = iovcache::ObjectPath::new("A/B").unwrap();
-    let columns = [ColumnRequest { name: "b".into(), path, metadata: Default::default() }];
+    let columns = [ColumnRequest::new("b", path)];
     let put = client.put_timeframe(1, vec![Some(1)], &columns, &["x".to_owned()]).await.unwrap();
     check("put-result", &json!(put));
     let _table = client.table(TableRequest::new().timeframe(1).consumer("x")).await.unwrap();

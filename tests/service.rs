@@ -1,4 +1,4 @@
-//! The program as a whole: a real service over a repository folder, asked by real clients.
+//! The program as a whole: a real service over a repository folder, used by real clients.
 
 mod common;
 
@@ -21,7 +21,7 @@ fn version<'a>(path: &'a str, from: i64, until: i64, created: i64, bytes: &'a [u
     Version { path, from, until, created, bytes }
 }
 
-/// Two versions of one path, the second created later and inside of the first.
+/// Two versions of one path; the second is created later and lies inside the first.
 fn small(repository: &Path) {
     put(repository, &version(DRIFT, 1000, 9000, 1, b"drift 1"));
     put(repository, &version(DRIFT, 3000, 5000, 2, b"drift 2"));
@@ -43,7 +43,7 @@ fn kind(error: &ClientError) -> ErrorKind {
 
 fn drift_column() -> Vec<ColumnRequest> {
     let path = ObjectPath::new(DRIFT).unwrap();
-    vec![ColumnRequest { name: "drift".into(), path, metadata: Default::default() }]
+    vec![ColumnRequest::new("drift", path)]
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,7 +199,7 @@ async fn what_a_killed_process_held_is_let_go() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(held > 0, "the consumer never held anything");
+    assert!(held > 0, "the consumer never held an object");
     consumer.kill().unwrap();
     consumer.wait().unwrap();
     for _ in 0..3000 {
@@ -244,7 +244,7 @@ async fn memory_that_is_pinned_is_waited_for_and_what_never_fits_is_refused_at_o
     assert_eq!(table.column("object").unwrap().get(0).unwrap(), Some(&bytes[..]));
     let status = client.status().await.unwrap();
     assert!(status.evictions >= 1 && status.waits >= 2, "{status:?}");
-    // Who waits for memory does not ask the source all the time.
+    // A request that waits for memory does not query the source continuously.
     assert!(status.sources[0].requests < 60, "{status:?}");
 }
 
@@ -266,7 +266,7 @@ async fn damage_is_named_and_passed_over_and_the_rest_is_served() {
     entry(4, "ValidUntil=8000\nCreateTime=9\nFile-Size=8\n");
     entry(5, "ValidUntil=8000\\u12\nCreateTime=9\n");
     entry(6, "ValidUntil=8000\nCreateTime=9\nContent-MD5=short\n");
-    // A link out of the repository, a FIFO: neither is read, and nobody waits for them.
+    // A link out of the repository, a FIFO: neither is read, and neither blocks.
     entry(7, "ValidUntil=8000\nCreateTime=9\n");
     fs::remove_file(path.join("2000").join(id(7))).unwrap();
     symlink("/etc/hostname", path.join("2000").join(id(7))).unwrap();
@@ -312,7 +312,8 @@ async fn a_source_that_goes_away_is_unavailable_and_no_answer_of_nothing() {
     assert_eq!(cells(&client, &[2000]).await, [b"drift 1"]);
     fs::rename(&repository, folder.path().join("gone")).unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    // What is known is served on, marked; what is not known is no 'nothing'.
+    // Known versions are still served, marked as stale; an unknown path is an error, not an empty
+    // answer.
     assert_eq!(cells(&client, &[2000]).await, [b"drift 1"]);
     let other = TableRequest::new().column("x", "Other/Path").timestamps([1]);
     let error = client.table(other).await.unwrap_err();
@@ -352,7 +353,7 @@ async fn a_successor_takes_the_sockets_of_a_killed_service_and_old_cells_are_sta
     }
     let table = table.unwrap();
     assert_eq!(table.column("drift").unwrap().get(0).unwrap(), Some(&b"drift 1"[..]));
-    // The generation of the dead one's block is none of the successor's.
+    // The successor never reuses the generation of the dead service's block.
     let old_header = old.column("drift").unwrap().header(0).unwrap();
     let new_header = table.column("drift").unwrap().header(0).unwrap();
     assert_ne!(old_header.hint, new_header.hint);
@@ -494,7 +495,7 @@ fn a_manifest_with_a_wrong_line_is_named_and_nothing_of_it_is_written() {
         let (status, text) = import(line);
         assert_eq!(status, Some(1), "{line}: {text}");
         assert!(text.contains(word) && text.contains('3'), "{line}: {text}");
-        assert!(!repository.join("A").exists(), "{line} left something");
+        assert!(!repository.join("A").exists(), "{line} left files");
     }
     assert_eq!(import("").0, Some(0));
     let service = Service::over(&repository, &[]);
@@ -569,7 +570,7 @@ async fn named_segments_and_a_region_of_somebody_else_serve_the_same_bytes() {
     let left = fs::read_dir("/dev/shm").unwrap().filter_map(Result::ok);
     let left: Vec<_> =
         left.filter(|one| one.file_name().to_string_lossy().contains(&shmid)).collect();
-    // The numbers that were used are known to successors.
+    // Successors know the numbers already used.
     let names: Vec<_> = left.iter().map(|one| one.file_name()).collect();
     assert_eq!(names, [format!("iovcache_{shmid}.numbers").as_str()]);
     fs::remove_file(left[0].path()).unwrap();

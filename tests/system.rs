@@ -1,4 +1,4 @@
-//! Limits of the system, and readers that do not read: none of them stops a service.
+//! Limits of the system, and clients that do not read: none of them stops a service.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -23,7 +23,7 @@ fn repository() -> tempfile::TempDir {
     repository
 }
 
-/// The program, begun by a shell after `limits`.
+/// The program, started by a shell after `limits`.
 fn limited(limits: &str) -> Command {
     let mut shell = Command::new("sh");
     let script = format!("{limits}; exec \"$0\" \"$@\"");
@@ -62,7 +62,7 @@ async fn a_log_that_is_not_read_stops_neither_requests_nor_the_end_and_its_losse
         let line = metrics.lines().find(|line| line.starts_with("iovcache_log_lines_lost_total "));
         line.unwrap().split(' ').nth(1).unwrap().parse::<u64>().unwrap()
     };
-    // Each table leaves a line, here of a megabyte.
+    // Each table writes a line to the log, here of a megabyte.
     let columns = |request: TableRequest| {
         (0..2_000).fold(request, |request, number| request.column(format!("c{number}"), DRIFT))
     };
@@ -117,7 +117,7 @@ fn the_health_page_has_room_beside_any_number_of_slow_clients() {
         assert!(began.elapsed() < Duration::from_secs(5), "{page}");
         crowd.iter_mut().for_each(|stream| _ = stream.write_all(b"x"));
     }
-    // The first of the crowd made room.
+    // The first connection of the crowd was closed to make room.
     let first = &mut crowd[0];
     first.set_read_timeout(Some(PATIENCE)).unwrap();
     assert!(matches!(first.read(&mut [0; 64]), Ok(0) | Err(_)));
@@ -143,7 +143,7 @@ fn a_file_beyond_the_limit_of_its_size_is_an_error_and_not_the_end_by_a_signal()
 
 #[test]
 fn too_few_threads_are_an_error_at_the_start() {
-    // Root has no limit of threads: then it is another user's service.
+    // Root has no limit of threads, so the service runs as another user.
     let is_root = rustix::process::geteuid().is_root();
     let program = |arguments: &[&str], threads: u32| {
         let mut command = Command::new("timeout");

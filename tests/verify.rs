@@ -1,4 +1,4 @@
-//! `iovcache verify`: every kind of damage is put onto a real disk, found, and mended where it can be.
+//! `iovcache verify`: every kind of damage is made on a real disk, found, and repaired if possible.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -19,7 +19,7 @@ fn version(from: i64, bytes: &[u8]) -> Version<'_> {
     Version { path: PATH, from, until: from + 10, created: 1, bytes }
 }
 
-/// What is wrong by the end of the file's name, and what was done; and the status of the program.
+/// Damage by file name, reason and action, the whole result, and the exit status of the program.
 fn verify(what: &str, folder: &Path, more: &[&str]) -> (Vec<(String, String, String)>, Value, i32) {
     let arguments = ["verify", what, folder.to_str().unwrap(), "--json"];
     let told = run(&[&arguments[..], more].concat());
@@ -33,7 +33,7 @@ fn verify(what: &str, folder: &Path, more: &[&str]) -> (Vec<(String, String, Str
     (wrong.collect(), found.clone(), told.status.code().unwrap())
 }
 
-/// As if it lay there for an hour.
+/// Sets the file's time to an hour ago.
 fn old(file: &Path) {
     let hour_ago = SystemTime::now() - Duration::from_secs(3600);
     fs::File::options().append(true).open(file).unwrap().set_modified(hour_ago).unwrap();
@@ -68,13 +68,13 @@ fn every_kind_of_damage_in_a_repository_is_named_and_what_can_be_mended_is() {
     old(&properties(50, &no_bytes));
     fs::write(place(0).join(".half.part"), b"half").unwrap();
     old(&place(0).join(".half.part"));
-    // What is just being written is no damage.
+    // A file that is just being written is not damage.
     fs::write(place(0).join(".young.part"), b"half").unwrap();
     symlink("/etc/hostname", place(0).join("link")).unwrap();
     symlink("/etc", root.join("etc")).unwrap();
     fifo(&place(0).join("fifo"));
     fs::write(root.join("README"), b"what is this").unwrap();
-    // A link in the place of bytes, a FIFO in that of properties: neither is opened.
+    // A link in place of the bytes, a FIFO in place of the properties: neither is opened.
     let linked = put(root, &version(60, b"linked"));
     fs::remove_file(place(60).join(&linked)).unwrap();
     symlink(place(0).join(&right), place(60).join(&linked)).unwrap();
@@ -129,7 +129,7 @@ async fn every_kind_of_damage_in_a_disk_tier_is_named_and_removed() {
     let client = Client::connect(&service.unix()).await.unwrap();
     let request = || TableRequest::new().column("c", PATH).timestamps([5, 15, 25]);
     client.table(request()).await.unwrap();
-    // A folder that is in use is left to its user.
+    // A folder in use is left to the service that uses it.
     let busy = run(&["verify", "--disk", named]);
     assert_eq!(busy.status.code(), Some(1));
     assert_eq!(service.stop().0, Some(0));
@@ -159,7 +159,7 @@ async fn every_kind_of_damage_in_a_disk_tier_is_named_and_removed() {
     assert_eq!((wrong.len(), removed), (5, 4), "{wrong:?}");
     let (wrong, _, _) = verify("--disk", &disk, &[]);
     assert_eq!(wrong.len(), 1, "{wrong:?}");
-    // And a service goes on with it, although somebody puts a FIFO where bytes were.
+    // A service keeps running on it, although a FIFO replaces a file of bytes.
     fifo(&bodies[1]);
     let service = Service::over(&repository, &["--disk", named, "--disk-size", "1MiB"]);
     let client = Client::connect(&service.unix()).await.unwrap();

@@ -1,7 +1,7 @@
-//! A view is a pin: what a table shows stays what it is while its memory is wanted for others.
+//! A view is a pin: the bytes of a table stay unchanged while other objects need its memory.
 //!
-//! Each kind of view is kept over evictions: 4,000 here, `IOVCACHE_EVICTIONS` of them where that is
-//! set (the nightly tests: 1,000,000). Every byte is compared, of every view, again and again.
+//! Each kind of view is kept over evictions: 4,000 by default, or `IOVCACHE_EVICTIONS` (the nightly
+//! tests: 1,000,000). Every byte of every view is compared, again and again.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use iovcache::shm::PoolOptions;
 use iovcache::source::MemorySource;
 use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
 
-/// Objects of 60 KiB in 1 MiB of memory: one in four has room.
+/// Objects of 60 KiB in 1 MiB of memory: one in four fits.
 const OBJECTS: usize = 64;
 const BYTES: usize = 60 << 10;
-/// So many are loaded by one request: with the views that are kept, they fit.
+/// Number of objects loaded by one request: they fit beside the kept views.
 const TOGETHER: usize = 7;
 const MEMORY_BYTES: u64 = 1 << 20;
 
@@ -23,7 +23,7 @@ fn path(number: usize) -> String {
     format!("A/N{number}")
 }
 
-/// No two objects share a byte at the same place.
+/// No two objects have an equal byte at the same place.
 fn bytes_of(number: usize) -> Vec<u8> {
     (0..BYTES).map(|at| (number * 7 + at * 31 + at / 251) as u8).collect()
 }
@@ -79,7 +79,7 @@ fn request(number: usize) -> TableRequest {
     TableRequest::new().column("v", path(number)).timestamps([5])
 }
 
-/// Compares every byte that a table shows.
+/// Compares every byte of a table.
 fn check(table: &Table, number: usize) {
     let column = table.column("v").unwrap();
     let expected = bytes_of(number);
@@ -95,7 +95,8 @@ async fn each_kind_of_view_stays_what_it_is_over_evictions() {
     let client = Client::connect(&service.url).await.unwrap();
     let remote = ClientOptions { remote: true, ..ClientOptions::default() };
     let remote = Client::connect_with(&service.url, remote).await.unwrap();
-    // One table for each kind: three cells of MetaHeaders, rows that the client joins, and bytes.
+    // One table per kind: three with cells of MetaHeaders, one with rows that the client joins, one
+    // with bytes.
     let mut views: Vec<(usize, Table)> = Vec::new();
     for (number, cell) in ["binary", "struct", "o2"].into_iter().enumerate() {
         views.push((number, client.table(request(number).cell(cell)).await.unwrap()));
@@ -103,13 +104,13 @@ async fn each_kind_of_view_stays_what_it_is_over_evictions() {
     let joined = TableRequest::new().column("v", path(3)).timestamps(0..30_000);
     views.push((3, client.table(joined).await.unwrap()));
     views.push((4, remote.table(request(4)).await.unwrap()));
-    // The slices themselves, as a caller keeps them, beside the tables that they borrow from.
+    // The slices themselves, as kept by a caller, with the tables that they borrow from.
     let slices: Vec<(usize, &[u8])> = views
         .iter()
         .map(|(number, table)| (*number, table.column("v").unwrap().get(0).unwrap().unwrap()))
         .collect();
     let header = views[0].1.column("v").unwrap().header(0).unwrap();
-    // A client that holds nothing: a copy is right, or an error.
+    // A client that holds no lease: a copy is right, or an error.
     let other = Attachment::open(&service.attach, "other", None).unwrap();
     let wanted = service.cache.status().evictions + evictions();
     let mut round = 0;

@@ -1,5 +1,5 @@
-//! The example `workflow`: real processes around an embedded cache, with and without a kill, and for
-//! longer. Every run is bounded, and checks itself byte by byte.
+//! The example `workflow`: real processes around an embedded cache, with and without a kill, and
+//! for longer. Every run is bounded, and checks itself byte by byte.
 
 mod common;
 
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// The example's program. Cargo builds examples along with tests only where it is not told which
-/// tests to run, so it is asked here; where all is built already this takes a moment.
+/// The example's program. Cargo builds examples along with tests only if no test is selected, so
+/// this builds it; if it is up to date, that takes a moment.
 fn workflow() -> Command {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let program = PROGRAM.get_or_init(|| {
@@ -33,9 +33,9 @@ fn workflow() -> Command {
     Command::new(program)
 }
 
-/// Runs it to its end, within `limit`: whether it was content, and its report.
+/// Runs it to its end, within `limit`; returns whether it passed, and its report.
 fn run(arguments: &[&str], limit: Duration) -> (bool, Value) {
-    // One at a time: each has some twenty processes.
+    // One run at a time: each has some twenty processes.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let report = tempfile::NamedTempFile::new().unwrap();
@@ -52,7 +52,7 @@ fn run(arguments: &[&str], limit: Duration) -> (bool, Value) {
             break status;
         }
         if Instant::now() > deadline {
-            // Its devices end when it is gone.
+            // Its devices end when it is killed.
             child.kill().unwrap();
             child.wait().unwrap();
             panic!("workflow {arguments:?} took longer than {limit:?}");
@@ -68,7 +68,7 @@ fn run(arguments: &[&str], limit: Duration) -> (bool, Value) {
 
 const LIMIT: Duration = Duration::from_secs(150);
 
-/// Runs it and holds it to its promises: nothing wrong, nothing lost, nothing left.
+/// Runs it and checks its guarantees: nothing wrong, nothing lost, nothing left.
 fn run_well(arguments: &[&str], limit: Duration) -> Value {
     let (content, report) = run(arguments, limit);
     assert!(content, "{}", report["failures"]);
@@ -89,7 +89,7 @@ fn number(report: &Value, pointer: &str) -> u64 {
 fn a_workflow_of_real_processes_reads_every_byte_right_and_leaves_nothing_pinned() {
     let report = run_well(&["--timeframes", "40"], LIMIT);
     assert_eq!((number(&report, "/timeframes"), number(&report, "/gone")), (40, 0));
-    // Three consumers, each of them every row of three columns.
+    // Three consumers, each of which reads every row of three columns.
     assert_eq!(number(&report, "/rows"), 3 * 40 * 200 * 3);
     assert!(number(&report, "/sink/devices/quality/nulls") > 0, "there are gaps");
     assert!(number(&report, "/sink/out_of_order") > 0, "instances pass each other");
@@ -101,7 +101,7 @@ fn a_consumer_that_is_killed_while_it_holds_a_table_takes_nobody_along() {
     let report = run_well(&["--timeframes", "40", "--kill", "tracker_t1@13"], LIMIT);
     assert_eq!(number(&report, "/timeframes"), 40);
     assert_eq!(number(&report, "/cache/ended_holding"), 1);
-    // 1, 4, 7 … were for it: it was at 13, which another may have passed on the way.
+    // It was to get 1, 4, 7 …, and was killed at 13, which another may have passed meanwhile.
     let gone = number(&report, "/gone");
     assert_eq!(number(&report, "/sink/devices/tracker_t1/timeframes") + gone, 13);
     assert!((1..=12).contains(&gone), "{gone}");
@@ -115,7 +115,7 @@ fn the_real_objects_go_through_the_workflow_with_and_without_a_kill() {
     let data = shared.join("data/alice-lhc24");
     let data = ["--data", data.to_str().unwrap()];
     let report = run_well(&data, LIMIT);
-    // More than there is memory: versions come and go.
+    // More versions than fit in memory: they are evicted and reloaded.
     assert!(number(&report, "/cache/evictions") > 0);
     let kill = ["--kill", "quality@7", "--kill", "clusterizer_t0@20"];
     let report = run_well(&[&data[..], &kill].concat(), LIMIT);
@@ -137,7 +137,7 @@ fn a_kill_that_does_not_happen_and_a_name_that_is_none_are_failures() {
 }
 
 /// 20 consumers, 64 timeframes in flight, four times as many objects as there is memory, and every
-/// second a consumer that is killed and comes back.
+/// second a consumer that is killed and restarted.
 #[test]
 fn consumers_that_die_every_second_and_come_back_harm_nobody() {
     let seconds = std::env::var("IOVCACHE_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
@@ -147,6 +147,6 @@ fn consumers_that_die_every_second_and_come_back_harm_nobody() {
     let killed = report["killed"].as_array().unwrap().len() as u64;
     assert!(killed >= seconds.saturating_sub(2), "{killed} kills in {seconds} s");
     assert!(number(&report, "/cache/evictions") > 0);
-    // Nearly all that was sent to the living came through.
+    // Nearly every timeframe sent to live consumers was completed.
     assert!(number(&report, "/timeframes") > seconds * 5, "{}", report["timeframes"]);
 }

@@ -1,4 +1,4 @@
-//! Bare tonic: a service of the same calls that has nothing to do but to send what was made before.
+//! Bare tonic: a service with the same calls that only sends messages made in advance.
 
 use std::convert::Infallible;
 use std::future::Ready;
@@ -20,13 +20,13 @@ use tonic_prost::ProstCodec;
 
 type Answers = Pin<Box<dyn Stream<Item = Result<FlightData, Status>> + Send>>;
 
-/// Answers any ticket with all of its messages, and any message of an exchange that has a body with
-/// the same.
+/// Answers every ticket with all of its messages, and every message of an exchange that has a body
+/// with all of its messages too.
 #[derive(Clone)]
 pub(crate) struct Bare(Arc<Vec<FlightData>>);
 
 impl Bare {
-    /// Serves on a socket of its own in `folder`.
+    /// Serves on its own socket in `folder`.
     pub(crate) fn serve(folder: &Path, messages: Vec<FlightData>) -> PathBuf {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let path = folder.join(format!("bare-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));

@@ -1,4 +1,4 @@
-//! An open exchange: timestamps go out, tables come back.
+//! An open exchange: the client sends timestamps, the service returns tables.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub(crate) struct Open {
 }
 
 impl Open {
-    /// Opens it with the first message, which has the schema of the timestamps and the request.
+    /// Opens it with the first message, which carries the schema of the timestamps and the request.
     pub(crate) async fn new(
         mut client: FlightServiceClient<Channel>,
         schema: FlightData,
@@ -31,7 +31,7 @@ impl Open {
         Self { out, back }
     }
 
-    /// Sends the timestamps of a timeframe, and waits for its table: up to the message that has
+    /// Sends the timestamps of a timeframe and reads its table, up to the message that has
     /// metadata.
     pub(crate) async fn turn(&mut self, timeframe: u64, batch: &FlightData) -> Vec<FlightData> {
         let app_metadata = format!(r#"{{"timeframe": {timeframe}}}"#).into();
@@ -47,7 +47,7 @@ impl Open {
         }
     }
 
-    /// Says that a timeframe is consumed.
+    /// Reports a timeframe as consumed.
     pub(crate) async fn consumed(&mut self, timeframe: u64) {
         let app_metadata = format!(r#"{{"consumed": [{timeframe}]}}"#).into();
         self.out.send(FlightData { app_metadata, ..FlightData::default() }).await.unwrap();
@@ -58,7 +58,7 @@ pub(crate) fn flight_data(message: Message) -> FlightData {
     FlightData { data_header: message.header, data_body: message.body, ..FlightData::default() }
 }
 
-/// Timestamps as messages: schema and batch.
+/// Timestamps as two messages: schema and batch.
 pub(crate) fn messages_of(timestamps: Vec<i64>) -> (FlightData, FlightData) {
     let at: ArrayRef = Arc::new(Int64Array::from(timestamps));
     let batch = RecordBatch::try_from_iter([("timestamp", at)]).unwrap();

@@ -1,5 +1,5 @@
-//! Ours beside its floor, in short turns: what counts on a machine that does other things too is the
-//! ratio of two neighbouring turns, and of those the median.
+//! Runs iovcache and its floor alternately in short turns. On a machine with other load the
+//! meaningful figure is the ratio of two neighbouring turns, reported as its median.
 #![allow(dead_code, reason = "each bench uses its part")]
 
 pub(crate) mod bare;
@@ -14,29 +14,29 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-/// How long one turn of each takes.
+/// Duration of one turn of each side.
 const TURN: Duration = Duration::from_millis(10);
-/// How long all turns of one pair take.
+/// Duration of all turns of one pair.
 const ALL: Duration = Duration::from_secs(3);
 
-/// Whether the command line asks for this: it names parts of names, or nothing.
+/// Whether the command line selects `name`: its arguments are parts of names; none selects all.
 pub(crate) fn wanted(name: &str) -> bool {
     let asked: Vec<String> = std::env::args().skip(1).filter(|one| !one.starts_with('-')).collect();
     asked.is_empty() || asked.iter().any(|part| name.contains(part.as_str()))
 }
 
-/// What came of a pair.
+/// Result of a pair.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Beside {
-    /// The median of the floor.
+    /// The floor's median.
     pub(crate) floor: Duration,
-    /// The median of ours.
+    /// The median of iovcache.
     pub(crate) ours: Duration,
-    /// The median of the ratios.
+    /// The median ratio.
     pub(crate) ratio: f64,
 }
 
-/// Runs both in turns and prints the medians. `aim` is the ratio to be met.
+/// Runs both sides in turns and prints the medians. `aim` is the ratio to be met.
 pub(crate) fn beside(
     name: &str,
     aim: f64,
@@ -46,14 +46,14 @@ pub(crate) fn beside(
     beside_timed(name, aim, || timed(&mut floor), || timed(&mut ours))
 }
 
-/// How long it takes.
+/// Measures how long `work` takes.
 pub(crate) fn timed(work: &mut impl FnMut()) -> Duration {
     let began = Instant::now();
     work();
     began.elapsed()
 }
 
-/// The same for work that takes its own time, so that not all of it counts.
+/// Like [`beside`], for work that measures its own time, so that part of it can be left out.
 pub(crate) fn beside_timed(
     name: &str,
     aim: f64,
@@ -63,7 +63,7 @@ pub(crate) fn beside_timed(
     if !wanted(name) {
         return None;
     }
-    // For a profiler: one of both alone, for as long.
+    // For a profiler: one side alone, for the same time.
     if let Ok(side) = std::env::var("BESIDE_ONLY") {
         let alone: &mut dyn FnMut() -> Duration =
             if side == "floor" { &mut floor } else { &mut ours };
@@ -80,7 +80,7 @@ pub(crate) fn beside_timed(
     let mut pairs: Vec<(f64, f64)> = Vec::new();
     let began = Instant::now();
     while began.elapsed() < ALL || pairs.len() < 20 {
-        // Who is first changes, so that neither always finds the other's caches.
+        // The order alternates, so that neither side always finds the other's data in the caches.
         let pair = if pairs.len().is_multiple_of(2) {
             let one = turn(&mut floor, floors);
             (one, turn(&mut ours, ourselves))
@@ -104,13 +104,13 @@ pub(crate) fn beside_timed(
     Some(Beside { floor, ours, ratio })
 }
 
-/// What so large a part of them lies below: 0.5 is the median.
+/// The quantile `part` of `all`: 0.5 is the median.
 fn middle(mut all: Vec<f64>, part: f64) -> f64 {
     all.sort_by(f64::total_cmp);
     all[((all.len() - 1) as f64 * part) as usize]
 }
 
-/// How often it runs in one turn.
+/// Number of rounds in one turn.
 fn rounds(work: &mut impl FnMut() -> Duration) -> u32 {
     let mut rounds = 1;
     loop {
@@ -122,8 +122,8 @@ fn rounds(work: &mut impl FnMut() -> Duration) -> u32 {
     }
 }
 
-/// The seconds that one round takes. Of many short ones the median: a round during which the machine
-/// did something else tells nothing.
+/// Seconds per round. For many short rounds this is the median: a round during which the machine
+/// did other work is an outlier.
 fn turn(work: &mut impl FnMut() -> Duration, rounds: u32) -> f64 {
     middle((0..rounds).map(|_| work().as_secs_f64()).collect(), 0.5)
 }

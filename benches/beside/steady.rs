@@ -1,5 +1,5 @@
-//! Objects in memory that are asked for as rarely as those of a repository are: a
-//! [`MemorySource`] itself is asked for every table.
+//! Objects in memory that are queried as rarely as those of a repository. A [`MemorySource`] alone
+//! is queried for every table.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-// Objects by name in a managed segment of Boost.Interprocess: one process puts them, another finds
-// them. Prints nanoseconds: looking all up, getting all large ones, storing all.
+// Objects by name in a managed segment of Boost.Interprocess: one process constructs them, another
+// finds them. Prints nanoseconds: looking all up, getting all large ones, storing all.
 
 #include <algorithm>
 #include <boost/interprocess/managed_shared_memory.hpp>

@@ -1,4 +1,4 @@
-//! Boost.Interprocess: a program in C++, compiled here.
+//! Boost.Interprocess: a C++ program, compiled here.
 
 use std::process::Command;
 

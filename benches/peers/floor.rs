@@ -1,4 +1,4 @@
-//! The floor: plain shared memory, and a hash map that says where what lies.
+//! The floor: plain shared memory, and a hash map from key to offset.
 #![allow(unsafe_code, reason = "plain pointers are what a floor is")]
 
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::work::{Left, SMALL_BYTES, Took, Work, median, touch};
 
-/// A mapping of all of a memfd.
+/// A mapping of a whole memfd.
 struct Mapped {
     first: *mut u8,
     length: usize,
@@ -18,14 +18,14 @@ struct Mapped {
 impl Mapped {
     fn new(fd: impl std::os::fd::AsFd, length: usize, rights: ProtFlags) -> Result<Self, Left> {
         let place = std::ptr::null_mut();
-        // SAFETY: a new mapping, which takes the place of none.
+        // SAFETY: a new mapping at an address that the kernel chooses, so it replaces none.
         let first = unsafe { mmap(place, length, rights, MapFlags::SHARED, fd, 0) }?;
         Ok(Self { first: first.cast(), length })
     }
 
     fn bytes(&self, at: usize, count: usize) -> &[u8] {
         assert!(at + count <= self.length);
-        // SAFETY: within the mapping, which lives as long as self; nothing writes while one reads.
+        // SAFETY: within the mapping, which lives as long as self; no write overlaps a read.
         let first = unsafe { self.first.add(at) };
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts(first, count) }
@@ -42,7 +42,7 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and nothing borrows from it any more.
+        // SAFETY: mapped by `new`, and no borrow of it is left.
         let _ = unsafe { munmap(self.first.cast(), self.length) };
     }
 }

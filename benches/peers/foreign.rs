@@ -1,5 +1,5 @@
-//! Peers whose crates take minutes to compile: a package of their own beside this, which is built
-//! when it is needed, into the same target folder.
+//! Peers whose crates take minutes to compile: a separate package in this folder, built on demand
+//! into the same target folder.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +16,7 @@ pub(crate) fn iceoryx2(work: &Work) -> Result<Took, Left> {
 
 fn measure(peer: &str, work: &Work) -> Result<Took, Left> {
     let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/foreign");
-    // Beside the program under test: `target/release/iovcache`.
+    // In the folder of the program under test: `target/release/iovcache`.
     let target = Path::new(env!("CARGO_BIN_EXE_iovcache")).ancestors().nth(2);
     let target = target.ok_or("the target folder has no parent")?.join("peers");
     let built = Command::new(env!("CARGO"))

@@ -1,15 +1,16 @@
-//! Other ways to hold objects for the processes of a node, in the same run: the same work for all.
+//! Other stores that hold objects for the processes of a node, measured in one run with the same
+//! work.
 //!
 //! ```text
 //!  look up 10,000 keys   get 100 × 8 MiB   store 1,000 × 64 KiB
-//!    ours: a service and a table of it; a table that is held
+//!   ours: a service and a table of it; a table that is kept
 //!    floors: plain shared memory and a hash map; Boost.Interprocess (C++, compiled here)
-//!    peers: iceoryx2, LMDB (a package of their own, compiled here), Redis, memcached (started here)
+//!   peers: iceoryx2, LMDB (their own package, compiled here), Redis, memcached (started here)
 //! ```
 //!
-//! `cargo bench --bench peers`, or `cargo bench --bench peers -- redis lmdb` for some of them. What is
-//! not there is left out with a word. An object counts as got when one byte of each of its pages was
-//! read where it lies, or where the peer copied it to.
+//! `cargo bench --bench peers`, or `cargo bench --bench peers -- redis lmdb` for some of them. A
+//! peer that is not installed is skipped with a message. An object counts as got when one byte of
+//! each of its pages was read at its place in memory, or in the peer's copy.
 
 mod boost;
 mod floor;
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use work::{Left, Took, Work};
 
-/// A peer: its name, how it does the work, and a function that measures it.
+/// A peer: its name, how it does the work, and the function that measures it.
 struct Peer {
     name: &'static str,
     how: &'static str,
@@ -77,7 +78,7 @@ const PEERS: [Peer; 8] = [
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // Cargo gives `--bench`; `--test` asks for one round, to see that it works.
+    // Cargo passes `--bench`; `--test` asks for one round, to check that it works.
     let quick = arguments.iter().any(|argument| argument == "--test");
     let wanted: Vec<String> = arguments
         .iter()

@@ -6,10 +6,10 @@ use std::os::unix::net::UnixStream;
 use crate::server::Server;
 use crate::work::{Left, SMALL_BYTES, Took, Work, median, touch};
 
-/// So many keys stand in one `get`.
+/// Number of keys in one `get`.
 const KEYS_AT_ONCE: usize = 100;
 
-/// So many values are sent before their answers are read.
+/// Number of values that are sent before their answers are read.
 const SETS_AT_ONCE: usize = 32;
 
 pub(crate) fn measure(work: &Work) -> Result<Took, Left> {
@@ -28,7 +28,7 @@ pub(crate) fn measure(work: &Work) -> Result<Took, Left> {
     }
     let keys: Vec<usize> = (0..work.keys).collect();
     let look_up = median(work.rounds, || {
-        // One after the other: who does not read is not read from.
+        // One after the other: memcached stops reading from a client that does not read.
         let some = |keys: &[usize]| {
             memcached.get("small", keys)?;
             memcached.values(keys.len())
@@ -44,7 +44,7 @@ pub(crate) fn measure(work: &Work) -> Result<Took, Left> {
     })?;
     let stored = vec![9; work.stored_bytes];
     let store = median(work.rounds, || {
-        // As with gets: a few hundred answers that nobody reads fill the socket.
+        // As with gets: a few hundred unread answers fill the socket.
         let numbers: Vec<usize> = (0..work.stored).collect();
         let some = |numbers: &[usize]| {
             for &n in numbers {
@@ -59,7 +59,7 @@ pub(crate) fn measure(work: &Work) -> Result<Took, Left> {
 
 struct Memcached {
     stream: BufReader<UnixStream>,
-    /// The value that was read last.
+    /// The value read last.
     bytes: Vec<u8>,
 }
 
@@ -84,7 +84,8 @@ impl Memcached {
         Ok(self.stream.get_mut().write_all(message.as_bytes())?)
     }
 
-    /// Reads the answer to one `get`, which must have so many values; of each one byte of each page.
+    /// Reads the answer to one `get`, which must have `count` values, and one byte of each of their
+    /// pages.
     fn values(&mut self, count: usize) -> Result<u64, Left> {
         let (mut sum, mut seen) = (0, 0);
         loop {

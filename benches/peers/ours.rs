@@ -1,4 +1,4 @@
-//! Ours: a service in a process of its own with a source that makes objects up, and a table of it.
+//! iovcache: a service in its own process with a source of synthetic objects, and a table of it.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -10,10 +10,10 @@ use tokio::runtime::Runtime;
 
 use crate::work::{Left, SMALL_BYTES, Took, Work, median, touch};
 
-/// All large and small objects, and the stored ones of each round.
+/// Room for all large and small objects, and for the stored ones of each round.
 const MEMORY_BYTES: u64 = 3 << 30;
 
-/// The service; it ends with this.
+/// The service; dropping it ends the process.
 struct Service {
     child: Child,
     url: String,
@@ -45,7 +45,7 @@ impl Drop for Service {
     }
 }
 
-/// One row for each object of a path that has so many of that size.
+/// A request with one row for each of `count` objects of the path of that size.
 fn request(place: usize, count: usize, bytes: usize) -> TableRequest {
     let path = format!("Bench/Curve/C{place}/V{count}/B{bytes}");
     TableRequest::new().column("c", path).range(0, count as i64, 1)
@@ -56,7 +56,7 @@ fn read(table: &Table) -> Result<u64, Left> {
     column.runs().map(|run| Ok(run?.1.map_or(0, touch))).sum()
 }
 
-/// A request for each round.
+/// Measures with one request per round.
 pub(crate) fn service(work: &Work) -> Result<Took, Left> {
     let (runtime, service) = (Runtime::new()?, Service::start()?);
     let client = runtime.block_on(Client::connect(&service.url))?;
@@ -65,7 +65,7 @@ pub(crate) fn service(work: &Work) -> Result<Took, Left> {
     let look_up = median(work.rounds, || ask(small.clone()))?;
     let large = request(1, work.large, work.large_bytes);
     let get = median(work.rounds, || ask(large.clone()))?;
-    // Each round those of another path, which are not there yet.
+    // Each round asks for another path, whose objects are not loaded yet.
     let mut place = 1;
     let store = median(work.rounds, || {
         place += 1;
@@ -74,7 +74,7 @@ pub(crate) fn service(work: &Work) -> Result<Took, Left> {
     Ok(Took { look_up, get, store })
 }
 
-/// Tables that are held.
+/// Measures tables that are kept.
 pub(crate) fn held(work: &Work) -> Result<Took, Left> {
     let (runtime, service) = (Runtime::new()?, Service::start()?);
     let client = runtime.block_on(Client::connect(&service.url))?;

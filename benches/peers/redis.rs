@@ -1,4 +1,4 @@
-//! Redis over a Unix socket, with its own protocol (RESP): a command is an array of strings.
+//! Redis over a Unix socket, with its protocol (RESP): a command is an array of strings.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -42,7 +42,7 @@ fn key(kind: &str, n: usize) -> String {
 
 struct Redis {
     stream: BufReader<UnixStream>,
-    /// The value that was read last.
+    /// The value read last.
     bytes: Vec<u8>,
 }
 
@@ -62,7 +62,7 @@ impl Redis {
         Ok(self.stream.get_mut().write_all(&message)?)
     }
 
-    /// Reads one answer; of its values one byte of each page.
+    /// Reads one answer, and one byte of each page of its values.
     fn answer(&mut self) -> Result<u64, Left> {
         let mut line = String::new();
         self.stream.read_line(&mut line)?;

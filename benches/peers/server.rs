@@ -1,4 +1,4 @@
-//! A server that a peer needs: started in a folder of its own, ended by its pid.
+//! The server process of a peer: started in its own folder, ended by its pid.
 
 use std::io::{self, BufReader};
 use std::os::unix::net::UnixStream;
@@ -19,7 +19,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts `program`; `prepare` says how, given the folder and the socket in it.
+    /// Starts `program`; `prepare` adds its arguments, given the folder and the socket in it.
     pub(crate) fn start(
         program: &str,
         prepare: impl FnOnce(&mut Command, &std::path::Path, PathBuf),

@@ -1,14 +1,14 @@
-//! The work, which is the same for all.
+//! The work, which all peers share.
 
 use std::fmt;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// Bytes of each object that is looked up by its key.
+/// Bytes of each object that is looked up by key.
 pub(crate) const SMALL_BYTES: usize = 64;
 const PAGE_BYTES: usize = 4096;
 
-/// How much of what.
+/// Sizes of the work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Work {
     pub(crate) keys: usize,
@@ -16,7 +16,7 @@ pub(crate) struct Work {
     pub(crate) large_bytes: usize,
     pub(crate) stored: usize,
     pub(crate) stored_bytes: usize,
-    /// The median of so many counts; one before them does not.
+    /// Number of rounds whose median is reported; one round before them does not count.
     pub(crate) rounds: usize,
 }
 
@@ -32,14 +32,14 @@ impl Work {
     pub(crate) const QUICK: Self =
         Self { keys: 1_000, large: 4, large_bytes: 1 << 20, stored: 50, rounds: 1, ..Self::FULL };
 
-    /// The numbers in this order: how another program is told.
+    /// The numbers in this order: the arguments of another program.
     pub(crate) fn arguments(&self) -> [String; 6] {
         let Self { keys, large, large_bytes, stored, stored_bytes, rounds } = *self;
         [keys, large, large_bytes, stored, stored_bytes, rounds].map(|number| number.to_string())
     }
 }
 
-/// How long all of a work took.
+/// Durations of the three parts of the work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Took {
     pub(crate) look_up: Duration,
@@ -48,7 +48,7 @@ pub(crate) struct Took {
 }
 
 impl Took {
-    /// What another program says: three numbers of nanoseconds.
+    /// Parses the output of another program: three numbers of nanoseconds.
     pub(crate) fn parse(text: &str) -> Result<Self, Left> {
         let numbers: Vec<u64> =
             text.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect();
@@ -62,27 +62,27 @@ impl Took {
     }
 }
 
-/// Why there is no figure.
+/// Why a figure is missing.
 #[derive(Debug)]
 pub(crate) enum Left {
-    /// The peer is not on this machine.
+    /// The peer is not installed on this machine.
     NotThere(String),
     Failed(String),
 }
 
-/// Anything that goes wrong while a peer that is there does its work.
+/// Any error while an installed peer does its work.
 impl<E: fmt::Display> From<E> for Left {
     fn from(error: E) -> Self {
         Self::Failed(error.to_string())
     }
 }
 
-/// Reads one byte of each page, as who uses the bytes would.
+/// Reads one byte of each page, as a user of the bytes would.
 pub(crate) fn touch(bytes: &[u8]) -> u64 {
     bytes.iter().step_by(PAGE_BYTES).map(|byte| u64::from(*byte)).sum()
 }
 
-/// The median of the rounds; the first one is not counted.
+/// The median of the rounds; the first does not count.
 pub(crate) fn median(
     rounds: usize,
     mut turn: impl FnMut() -> Result<u64, Left>,

@@ -1,10 +1,10 @@
-//! A repository over its size: import beside `cp -r`, start beside `find`, idle time, memory.
+//! A repository by its size: import beside `cp -r`, start beside `find`, idle time, memory.
 //!
-//! `cargo bench --bench repository`; what came of it stands in `benches/README.md`. Everything is done
-//! by the program itself, in real processes, over a folder beneath `/dev/shm`.
+//! `cargo bench --bench repository`; the results are in `benches/README.md`. The program itself
+//! does all of the work, in real processes, over a folder beneath `/dev/shm`.
 //!
-//! `-- --quick` does two small sizes and fails where the cost of a version grows with their number;
-//! `-- --sizes 1000,100000` chooses; `-- --output FOLDER` writes `repository.csv` and
+//! `-- --quick` runs two small sizes and fails if the cost per version grows with their number; `--
+//! --sizes 1000,100000` selects sizes; `-- --output FOLDER` writes `repository.csv` and
 //! `repository.svg`. `IOVCACHE_BIN` names another build of the program.
 
 mod plot;
@@ -21,19 +21,19 @@ use process::{Service, program, timed};
 
 const SIZES: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
 const QUICK_SIZES: [usize; 2] = [500, 4_000];
-/// Bytes of an object.
+/// Bytes per object.
 const OBJECT_BYTES: usize = 256;
-/// How long an idle service is watched.
+/// How long an idle service is observed.
 const IDLE_TIME: Duration = Duration::from_secs(10);
 const QUICK_IDLE_TIME: Duration = Duration::from_secs(2);
-/// A version's cost at the largest size of a quick run, beside that at the smallest.
+/// Maximum ratio of the cost per version at the largest and the smallest size of a quick run.
 const QUICK_GROWTH: f64 = 3.0;
 
-/// How versions are spread.
+/// How versions are distributed over paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
     OnePath,
-    /// Ten versions in each path.
+    /// Ten versions per path.
     TenEach,
 }
 
@@ -68,7 +68,8 @@ pub(crate) struct Row {
     memory_bytes: f64,
 }
 
-/// Objects and their manifest. All objects are links to a few files: the bytes are not the subject.
+/// Objects and their manifest. All objects are links to a few files, since their bytes are not
+/// measured.
 fn manifest(folder: &Path, layout: Layout, versions: usize) -> PathBuf {
     fs::create_dir_all(folder).unwrap();
     for n in 0..16_u8 {
@@ -99,13 +100,13 @@ async fn first_answer(repository: &Path, layout: Layout, versions: usize) -> (f6
     (began.elapsed().as_secs_f64(), service)
 }
 
-/// Seconds until a version that another program puts is served.
+/// Seconds until the service serves a version that another program puts.
 async fn seen_after(service: &Service, repository: &Path, layout: Layout, versions: usize) -> f64 {
     let client = service.connect().await;
     let path = layout.path(versions - 1);
     let at = 1_000 * (versions as i64 - 1) + 5;
     let request = || TableRequest::new().column("object", &path).timestamps(vec![at]);
-    // What is asked for often is what is watched.
+    // The service watches the paths that are requested often.
     drop(client.table(request()).await.unwrap());
     let file = repository.with_extension("new");
     fs::write(&file, [255; 100]).unwrap();
@@ -137,7 +138,7 @@ async fn measure(folder: &Path, layout: Layout, versions: usize, idle: Duration)
     let mut find = std::process::Command::new("sh");
     let find = timed(find.arg("-c").arg(format!("find '{repository_text}' -type f | wc -l")));
     let (start, service) = first_answer(&repository, layout, versions).await;
-    // What it does in the background after its start is no idle time.
+    // Background work right after the start is not idle time.
     tokio::time::sleep(idle / 2).await;
     let busy = service.cpu_seconds();
     tokio::time::sleep(idle).await;
@@ -191,9 +192,9 @@ fn main() {
         arguments.get(place + 1).cloned()
     };
     let asks = |name: &str| arguments.iter().any(|argument| argument == name);
-    // `--test` asks for one short run of each bench.
+    // `--test` requests one short run of each bench.
     let quick = asks("--quick") || asks("--test");
-    // `cargo test --benches` without anything only asks whether it runs.
+    // `cargo test --benches` without arguments only checks that it runs.
     if !quick && !asks("--bench") {
         return;
     }
@@ -246,7 +247,7 @@ fn main() {
     }
 }
 
-/// A version must not cost more the more there are.
+/// The cost per version must not grow with the number of versions.
 fn check_growth(rows: &[Row]) {
     for rows in rows.chunk_by(|a, b| a.layout == b.layout) {
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else { continue };

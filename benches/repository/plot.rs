@@ -1,4 +1,4 @@
-//! Times over the number of versions, both logarithmic: what is linear is a straight line.
+//! Plots times against the number of versions on logarithmic axes: linear cost is a straight line.
 
 use std::fmt::Write as _;
 
@@ -18,7 +18,7 @@ const LINES: [Line; 6] = [
     ("new version seen", "#d62728", |row| row.seen),
 ];
 
-/// The plot of `rows`, which are of one layout.
+/// The plot of `rows`, all of one layout.
 pub(crate) fn svg(rows: &[&Row]) -> String {
     let values = || rows.iter().flat_map(|row| LINES.map(|(_, _, value)| value(row).max(1e-4)));
     let (low, high) = (values().fold(f64::MAX, f64::min), values().fold(0.0, f64::max));

@@ -25,7 +25,7 @@ pub(crate) fn timed(command: &mut Command) -> f64 {
     began.elapsed().as_secs_f64()
 }
 
-/// A service over a repository; dropped, it is killed.
+/// A service over a repository; dropping it kills the process.
 pub(crate) struct Service {
     child: Child,
     flight: String,
@@ -52,7 +52,7 @@ impl Service {
         Client::connect(&self.flight).await.unwrap()
     }
 
-    /// Processor time that it has used.
+    /// Processor time used so far.
     pub(crate) fn cpu_seconds(&self) -> f64 {
         let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
@@ -61,7 +61,7 @@ impl Service {
         ticks / 100.0
     }
 
-    /// Memory of its own: what is shared with consumers does not count.
+    /// Private memory: memory shared with consumers does not count.
     pub(crate) fn memory_bytes(&self) -> f64 {
         let text = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = text.lines().find(|line| line.starts_with("RssAnon:")).unwrap();

@@ -5,7 +5,7 @@
  *   cc device.c -I ../../schemas -liovcache -lpthread -ldl -lm -o device
  *   ./device file:///path/of/a/repository SOCKET PATH MS [MS ...]
  *
- * prints for each time: the time, the size of the object that holds then, and its first bytes.
+ * prints for each time: the time, the size of the object valid then, and its first bytes.
  */
 #include "iovcache.h"
 
@@ -16,7 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* The Arrow C Data Interface: two structures that everybody may repeat. */
+/* The Arrow C Data Interface: two structures that every program may define. */
 struct ArrowSchema {
   const char *format, *name, *metadata;
   int64_t flags, n_children;
@@ -70,7 +70,7 @@ static int read_rows(const iovc_attach_t *attach, const unsigned char *cells, si
   return bad;
 }
 
-/* The other process: all that it gets is the cells and the path of the socket. */
+/* The other process: it receives only the cells and the path of the socket. */
 static int consumer(const char *socket, int cells, size_t rows, const int64_t *times)
 {
   unsigned char *copy = malloc(40 * rows);
@@ -154,7 +154,7 @@ int main(int count, char **arguments)
   for (size_t row = 0; row < rows; ++row) {
     times[row] = strtoll(arguments[row + 4], NULL, 10);
   }
-  /* The consumer is a process of its own, made while this one has no threads yet. */
+  /* The consumer is a separate process, forked before this one has any thread. */
   int pipes[2];
   if (pipe(pipes) != 0) {
     return 1;

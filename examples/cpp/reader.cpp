@@ -1,9 +1,9 @@
-// A consumer in C++: asks a service over Arrow Flight, and reads the objects where they lie.
+// A consumer in C++: queries a service over Arrow Flight and reads the objects in place.
 //
 //   c++ -std=c++20 reader.cpp -I ../../schemas -liovcache -larrow_flight -larrow -o reader
 //   ./reader grpc+unix:///run/iovcache/flight.sock PATH MS [MS ...]
 //
-// prints for each time: the time, the size of the object that holds then, and its first bytes.
+// prints for each time: the time, the size of the object valid then, and its first bytes.
 #include "iovcache.hpp"
 
 #include <arrow/api.h>
@@ -35,11 +35,11 @@ arrow::Status run(const std::string& url, const std::string& path, int count, ch
 {
   ARROW_ASSIGN_OR_RAISE(auto location, flight::Location::Parse(url));
   flight::FlightClientOptions options;
-  // A socket's path is no host name, which HTTP/2 wants here.
+  // HTTP/2 requires a host name here; a socket's path is none.
   options.generic_options.emplace_back("grpc.default_authority", "localhost");
   ARROW_ASSIGN_OR_RAISE(auto client, flight::FlightClient::Connect(location, options));
 
-  // The schema tells where to attach; nothing is loaded for it.
+  // The schema names the attach socket; reading it loads no object.
   const auto about = flight::FlightDescriptor::Command(request(path, count, times, {}));
   ARROW_ASSIGN_OR_RAISE(auto described, client->GetSchema(about));
   arrow::ipc::DictionaryMemo memo;
@@ -50,7 +50,7 @@ arrow::Status run(const std::string& url, const std::string& path, int count, ch
     return arrow::Status::IOError(iovcache::last_error());
   }
 
-  // Asked for by its session, a table is held as long as this process lives.
+  // A table requested with a session is held as long as this process lives.
   const flight::Ticket ticket{request(path, count, times, attached->session())};
   ARROW_ASSIGN_OR_RAISE(auto stream, client->DoGet(ticket));
   ARROW_ASSIGN_OR_RAISE(auto table, stream->ToTable());

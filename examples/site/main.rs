@@ -1,7 +1,8 @@
-//! How much a site asks of its CCDB: 1,000 to 100,000 nodes behind 1 to 3 tiers of HTTP caches.
+//! Load of a site on its CCDB: 1,000 to 100,000 nodes behind 1 to 3 tiers of HTTP caches.
 //!
-//! `cargo run --release --example site` measures what one service asks for, simulates sites with that
-//! traffic and prints a table; `-- --seed N` draws other phases. `docs/scale.md` has what came of it.
+//! `cargo run --release --example site` measures the requests of one service, simulates sites with
+//! that traffic and prints a table; `-- --seed N` draws other phases. The results are in
+//! `docs/scale.md`.
 //!
 //! ```text
 //!  measure: one real cache over a CCDB server that counts ─▶ Traffic (per path: look-ups, bodies)
@@ -15,10 +16,10 @@ mod model;
 
 use model::{Scenario, Site};
 
-/// Bytes of an object, and objects that a node needs at a time.
+/// Bytes of an object, and number of objects that a node needs at a time.
 const OBJECT_BYTES: u64 = 1 << 20;
 const PATHS: usize = 50;
-/// Nodes below one cache, and caches below one of the next tier.
+/// Nodes per cache, and caches per cache of the next tier.
 const NODES_PER_CACHE: usize = 100;
 const CACHES_PER_CACHE: usize = 10;
 

@@ -1,4 +1,4 @@
-//! What one service asks of a CCDB: a real cache over a server that counts.
+//! Requests of one service to a CCDB: a real cache over a server that counts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,24 +11,24 @@ use crate::fake_ccdb::{Counts, FakeCcdb, Kind, Upload};
 
 /// Paths of the measurement.
 const PATHS: usize = 10;
-/// The refresh of the measurement; requests come more often.
+/// Refresh interval of the measurement; requests come more often.
 const REFRESH: Duration = Duration::from_secs(2);
 const REQUEST_PAUSE: Duration = Duration::from_millis(100);
 const STEADY_TIME: Duration = Duration::from_secs(12);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a service asks for, per path.
+/// Requests of a service, per path.
 #[derive(Debug, Clone, Copy)]
 #[allow(dead_code, reason = "two of its figures are only printed")]
 pub(crate) struct Traffic {
     /// Look-ups and bodies at the first request.
     pub(crate) cold_look_ups: f64,
     pub(crate) cold_bodies: f64,
-    /// Look-ups in the time of one refresh, while the path is asked for all the time.
+    /// Look-ups per refresh interval while the path is requested continuously.
     pub(crate) look_ups_per_refresh: f64,
-    /// The share of these that is answered by 304.
+    /// Share of these that is answered with 304.
     pub(crate) not_modified: f64,
-    /// Seconds of one refresh by default.
+    /// Default refresh interval in seconds.
     pub(crate) refresh_seconds: f64,
 }
 
@@ -41,7 +41,7 @@ async fn ask(cache: &Cache, paths: &[ObjectPath]) {
     }
 }
 
-/// Measures for some seconds.
+/// Measures for a few seconds.
 pub(crate) async fn measure() -> Traffic {
     let server = FakeCcdb::start(Kind::Sql).await;
     let paths: Vec<ObjectPath> =
@@ -63,7 +63,7 @@ pub(crate) async fn measure() -> Traffic {
     }
     let intervals = began.elapsed().as_secs_f64() / REFRESH.as_secs_f64();
     let steady = server.counts();
-    // Which version holds is asked by time, or by the listing of a path.
+    // The valid version is queried by time, or by the listing of a path.
     let questions = |counts: &Counts| counts.look_ups + counts.listings;
     let look_ups = (questions(&steady) - questions(&cold)) as f64;
     let not_modified = (steady.not_modified - cold.not_modified) as f64;

@@ -1,28 +1,28 @@
 //! The traffic of many nodes, second by second.
 //!
-//! Caches do what those of `deploy/` do: bodies by UUID are kept for ever, and asked for once however
-//! many ask at a time; look-ups pass. Nodes of a dead tier ask the next one.
+//! The caches behave as configured in `deploy/`: bodies by UUID are kept for ever, and fetched once
+//! for any number of simultaneous requests; look-ups pass. Nodes of a dead tier use the next one.
 
 use std::collections::HashSet;
 
 use crate::measure::Traffic;
 
-/// Seconds in which nodes start, and that are simulated.
+/// Seconds over which nodes start, and seconds simulated.
 const START_SECONDS: usize = 10;
 const SECONDS: usize = 60;
-/// When a run begins, or a tier dies.
+/// Time at which a run begins or a tier dies.
 const EVENT_SECOND: f64 = 20.0;
-/// Bytes of a look-up and its answer without a body.
+/// Bytes of a look-up and its answer, without a body.
 const LOOK_UP_BYTES: u64 = 700;
 
-/// What happens at a site.
+/// Scenario at a site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scenario {
-    /// All nodes start within ten seconds, with nothing in memory, and no cache has anything.
+    /// All nodes start within ten seconds with empty memory, and all caches are empty.
     ColdStart,
     /// Every path gets a new version at one moment.
     RunStart,
-    /// The same, while the first tier is dead.
+    /// Like [`RunStart`](Self::RunStart), with the first tier dead.
     RunStartWithoutTierOne,
 }
 
@@ -39,7 +39,7 @@ impl Scenario {
     }
 }
 
-/// A site, and what one of its nodes asks for.
+/// A site, and the requests of one of its nodes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Site {
     pub(crate) nodes: usize,
@@ -52,7 +52,7 @@ pub(crate) struct Site {
     pub(crate) seed: u64,
 }
 
-/// A generator that is the same everywhere (SplitMix64).
+/// A portable generator with the same numbers everywhere (SplitMix64).
 struct Random(u64);
 
 impl Random {
@@ -66,7 +66,7 @@ impl Random {
     }
 }
 
-/// Requests by second at one tier.
+/// Requests per second at one tier.
 #[derive(Debug, Clone)]
 struct Load {
     look_ups: Vec<f64>,
@@ -78,7 +78,7 @@ impl Load {
         Self { look_ups: vec![0.0; SECONDS], bodies: vec![0; SECONDS] }
     }
 
-    /// The most requests and the most bytes in a second.
+    /// Maximum requests and maximum bytes in one second.
     fn peak(&self, object_bytes: u64) -> (f64, f64) {
         let both = || self.look_ups.iter().zip(&self.bodies);
         let requests = both().map(|(look_ups, bodies)| look_ups + *bodies as f64);
@@ -103,7 +103,7 @@ impl Site {
         self.cache_of(self.nodes - 1, tier) + 1
     }
 
-    /// The load of each tier, the CCDB's last, and how old what a node serves gets at most.
+    /// The load of each tier, the CCDB's last, and the maximum age of a version that a node serves.
     fn simulate(&self, scenario: Scenario) -> (Vec<Load>, f64) {
         let mut random = Random(self.seed);
         let mut loads = vec![Load::new(); self.tiers + 1];
@@ -114,7 +114,7 @@ impl Site {
         let mut stale: f64 = 0.0;
         for node in 0..self.nodes {
             let start = random.next() * START_SECONDS as f64;
-            // A node's paths are asked for together, so they are confirmed together.
+            // A node's paths are requested together, so they are confirmed together.
             let mut at = if scenario == Scenario::ColdStart { start } else { start - pause * 2.0 };
             let mut is_first = scenario == Scenario::ColdStart;
             let mut has_new = scenario == Scenario::ColdStart;
@@ -154,7 +154,7 @@ impl Site {
         (loads, stale)
     }
 
-    /// Bodies that the CCDB sends in all.
+    /// Total bodies that the CCDB sends.
     pub(crate) fn bodies_at_ccdb(&self, scenario: Scenario) -> u64 {
         let (loads, _) = self.simulate(scenario);
         loads[self.tiers].bodies.iter().sum()

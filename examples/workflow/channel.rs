@@ -1,4 +1,4 @@
-//! What devices send each other over Unix sockets: a line of JSON and, with it, an Arrow table.
+//! Messages between devices over Unix sockets: a line of JSON and, with it, an Arrow table.
 //!
 //! ```text
 //!  u32 length │ message (JSON) │ u32 length │ Arrow IPC stream, or nothing
@@ -17,41 +17,42 @@ use serde::{Deserialize, Serialize};
 use crate::PATIENCE;
 use crate::plan::Seat;
 
-/// No frame of this workflow is anywhere near as long.
+/// Maximum length of a frame. No frame of this workflow comes near it.
 const LONGEST: u32 = 64 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Message {
-    /// Who connects; `session`: of its attach socket.
+    /// The connecting device; `session` is that of its attach socket.
     Hello { seat: Seat, session: Option<String> },
-    /// Whoever connected is known now.
+    /// The connecting device is registered now.
     Welcome,
-    /// A timeslice begins. Source to consumers and to the cache, with the timestamps.
+    /// A timeslice begins, with its timestamps. Source to consumers and cache.
     Data { timeslice: u64, seats: Vec<Seat> },
-    /// Its conditions are there. Cache to consumers, with the table of MetaHeaders.
+    /// The conditions of a timeslice are loaded, with the table of MetaHeaders. Cache to consumers.
     Conditions { timeslice: u64 },
-    /// To whom it was sent. Source to sink.
+    /// The processes that a timeslice was sent to. Source to sink.
     Expected { timeslice: u64, seats: Vec<Seat> },
-    /// There were so many timeslices. Source to sink.
+    /// The number of timeslices sent. Source to sink.
     End { timeslices: u64 },
-    /// One consumer is done with one timeslice. Consumer to sink.
+    /// One consumer has finished one timeslice. Consumer to sink.
     Checked { timeslice: u64, seat: Seat, checked: Checked },
-    /// All below are done, and `complete` in all. Sink to cache and source.
+    /// All timeslices below are finished; `complete` is their number in all. Sink to cache and
+    /// source.
     OldestPossible { timeslice: u64, complete: u64 },
 }
 
-/// What a consumer found in one timeslice.
+/// Result of a consumer for one timeslice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Checked {
     /// Cells: rows times columns.
     pub(crate) rows: u64,
-    /// Cells for which the repository has nothing, and nothing came.
+    /// Cells without a version in the repository, correctly null.
     pub(crate) nulls: u64,
     pub(crate) wrong_rows: u64,
     /// Bytes that were read through shared memory and compared.
     pub(crate) bytes: u64,
     pub(crate) wrong_bytes: u64,
-    /// How long the data of the timeslice waited for its conditions.
+    /// Time that the data of the timeslice waited for its conditions.
     pub(crate) wait_micros: u64,
 }
 
@@ -59,7 +60,7 @@ fn malformed(reason: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason.to_string())
 }
 
-/// The bytes of a frame.
+/// Serialises a frame.
 pub(crate) fn frame(message: &Message, table: &[RecordBatch]) -> io::Result<Vec<u8>> {
     let message = serde_json::to_vec(message)?;
     let mut body = Vec::new();
@@ -84,7 +85,7 @@ pub(crate) fn send(
     stream.write_all(&frame(message, table)?)
 }
 
-/// The next frame; `None`: the other end hung up.
+/// Receives the next frame; `None`: the other end closed the connection.
 pub(crate) fn receive(mut stream: &UnixStream) -> io::Result<Option<(Message, Vec<RecordBatch>)>> {
     let message = match part(&mut stream) {
         Ok(message) => serde_json::from_slice(&message)?,
@@ -93,7 +94,7 @@ pub(crate) fn receive(mut stream: &UnixStream) -> io::Result<Option<(Message, Ve
     };
     let body = match part(&mut stream) {
         Ok(body) => body,
-        // It died in the middle of a frame: that is as good as none.
+        // The other end died in the middle of a frame, which is discarded.
         Err(error) if is_hang_up(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -121,7 +122,7 @@ fn part(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(part)
 }
 
-/// Connects and says who it is; comes back when the other end knows.
+/// Connects, introduces the device, and returns when the other end has registered it.
 pub(crate) fn connect(path: &Path, seat: &Seat, session: Option<&str>) -> io::Result<UnixStream> {
     let deadline = Instant::now() + PATIENCE;
     let stream = loop {
@@ -139,12 +140,12 @@ pub(crate) fn connect(path: &Path, seat: &Seat, session: Option<&str>) -> io::Re
         Some((Message::Welcome, _)) => {}
         other => return Err(malformed(format!("{other:?}, expected a welcome"))),
     }
-    // How long a device may be silent is for the driver to say, which sees all of them.
+    // The driver alone decides how long a device may be silent, since it sees all of them.
     stream.set_read_timeout(None)?;
     Ok(stream)
 }
 
-/// Takes connections, each in a thread of its own once it has said who it is.
+/// Accepts connections, and gives each a thread of its own once the device has introduced itself.
 pub(crate) fn accept(
     path: &Path,
     attend: impl Fn(Seat, Option<String>, UnixStream) + Clone + Send + 'static,
@@ -156,7 +157,7 @@ pub(crate) fn accept(
             std::thread::spawn(move || {
                 let limited = stream.set_read_timeout(Some(PATIENCE)).is_ok()
                     && stream.set_write_timeout(Some(PATIENCE)).is_ok();
-                // Who dies before it has said anything is nobody.
+                // A device that dies before it has introduced itself is ignored.
                 if let Ok(Some((Message::Hello { seat, session }, _))) = receive(&stream)
                     && limited
                     && stream.set_read_timeout(None).is_ok()

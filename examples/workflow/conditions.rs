@@ -1,4 +1,4 @@
-//! The device that has the conditions: it embeds the cache, without any server.
+//! The device that provides the conditions: it embeds the cache, without a server.
 //!
 //! ```text
 //!  source ──timestamps──▶ register ──▶ table per consumer ──▶ consumers
@@ -28,25 +28,25 @@ use crate::device::{MemoryPoint, Order, Told, on_orders, tell};
 use crate::plan::{Plan, Seat};
 use crate::{Outcome, PATIENCE};
 
-/// How often it says how it is.
+/// Interval between its status lines.
 const TICK: Duration = Duration::from_millis(25);
 
-/// What is left in the end, and what it took.
+/// State at the end of the run, and counters.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CacheReport {
     pub(crate) pinned_bytes: u64,
     pub(crate) in_flight: u64,
     pub(crate) sessions: u64,
-    /// What does not add up.
+    /// Failures of the consistency check.
     pub(crate) faults: Vec<String>,
-    /// Tables that could not be made for consumers that live.
+    /// Tables that could not be made for live consumers.
     pub(crate) errors: Vec<String>,
-    /// Tables for which there was no consumer any more.
+    /// Tables whose consumer was gone.
     pub(crate) undelivered: u64,
     pub(crate) loads: u64,
     pub(crate) hits: u64,
     pub(crate) evictions: u64,
-    /// Sessions whose process went while it held something.
+    /// Sessions whose process died while it held objects.
     pub(crate) ended_holding: u64,
 }
 
@@ -60,7 +60,7 @@ struct Shared {
     cache: Cache,
     plan: Plan,
     handle: Handle,
-    /// By consumer.
+    /// By name of the consumer.
     outlets: Mutex<BTreeMap<String, Outlet>>,
     errors: Mutex<Vec<String>>,
     undelivered: AtomicU64,
@@ -127,7 +127,7 @@ pub(crate) fn run(plan: &Plan, seat: &Seat) -> Outcome<()> {
         shared.say_how_it_is(began);
         std::thread::sleep(TICK);
     }
-    // The last sessions end as their processes do, which the kernel has just said.
+    // The last sessions end when the kernel reports the end of their processes.
     let deadline = Instant::now() + PATIENCE / 10;
     let mut report = shared.report();
     while (report.pinned_bytes > 0 || report.sessions > 0 || !report.faults.is_empty())
@@ -148,8 +148,8 @@ impl Shared {
     fn attend_consumer(&self, seat: Seat, session: String, stream: &UnixStream) {
         let (frames, queue) = mpsc::channel::<Vec<u8>>();
         let device = seat.device.clone();
-        // Listed first: once welcomed, the consumer counts as there. Its tables wait in the queue,
-        // so the welcome is the first message.
+        // Listed first: once welcomed, the consumer counts as connected. Its tables wait in the
+        // queue, so the welcome is the first message.
         lock(&self.outlets).insert(device, Outlet { seat: seat.clone(), session, frames });
         if send(stream, &Message::Welcome, &[]).is_err() {
             let mut outlets = lock(&self.outlets);
@@ -158,7 +158,7 @@ impl Shared {
             }
             return;
         }
-        // Each has a queue of its own: who is slow holds up nobody else.
+        // Each consumer has a queue of its own: a slow one delays no other.
         for bytes in queue {
             use std::io::Write as _;
             if (&mut &*stream).write_all(&bytes).is_err() {
@@ -167,7 +167,8 @@ impl Shared {
         }
     }
 
-    /// Registers timeframes in their order: who waits for memory waits for earlier ones only.
+    /// Registers timeframes in order: a timeframe that waits for memory waits only for earlier
+    /// ones.
     fn attend_source(self: &Arc<Self>, stream: &UnixStream) {
         if send(stream, &Message::Welcome, &[]).is_err() {
             return;
@@ -205,7 +206,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Sends a consumer its table. `false`: it is not there any more.
+    /// Sends a consumer its table. `false`: the consumer is gone.
     async fn deliver(&self, timeslice: u64, seat: &Seat) -> Result<bool, String> {
         let Some(session) = self.outlet(seat, |outlet| outlet.session.clone()) else {
             return Ok(false);
@@ -234,7 +235,8 @@ impl Shared {
         outlets.get(&seat.device).filter(|outlet| outlet.seat == *seat).map(use_it)
     }
 
-    /// The sink's word: what was held for these timeslices is let go, whoever held it.
+    /// Handles the sink's report: releases all that is held for these timeslices, for every
+    /// consumer.
     fn release_below(&self, oldest_possible: u64) {
         for consumer in self.plan.instances() {
             if let Err(error) = self.cache.consumed(&Consumed::Below { oldest_possible, consumer })
@@ -288,7 +290,7 @@ impl Shared {
     }
 }
 
-/// Whether a table is not made because its session ended, or nobody waits for it any more.
+/// Whether a table failed because its session ended or its consumer no longer waits.
 fn is_of_the_dead(error: &CacheError) -> bool {
     matches!(error.kind(), ErrorKind::FailedPrecondition | ErrorKind::NotFound)
 }

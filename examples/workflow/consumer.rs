@@ -25,15 +25,15 @@ enum Event {
     Stop,
 }
 
-/// What came of the inputs of one timeslice.
+/// The inputs of one timeslice, and their result.
 #[derive(Default)]
 struct Inputs {
     data: Option<(RecordBatch, Instant)>,
     conditions: Option<(Vec<RecordBatch>, Instant)>,
 }
 
-/// `hold_at`: from that timeslice on it stands still as soon as it holds its inputs, so that it can
-/// be killed right then.
+/// From timeslice `hold_at` on the consumer stops as soon as it holds its inputs, so that it can be
+/// killed at that moment.
 pub(crate) fn run(plan: &Plan, seat: &Seat, hold_at: Option<u64>) -> Outcome<()> {
     let (sender, events) = mpsc::channel();
     on_orders({
@@ -49,7 +49,7 @@ pub(crate) fn run(plan: &Plan, seat: &Seat, hold_at: Option<u64>) -> Outcome<()>
     let sink = connect(&plan.socket("sink"), seat, None)?;
     let cache = connect(&plan.socket("cache"), seat, Some(attachment.session()))?;
     listen("cache", cache, sender.clone());
-    // Last: once the source knows it, everything else is there.
+    // Last: once the source knows this device, all other connections must exist.
     let source = connect(&plan.socket("source"), seat, None)?;
     listen("source", source, sender);
     tell(&Told::Ready);
@@ -83,7 +83,7 @@ pub(crate) fn run(plan: &Plan, seat: &Seat, hold_at: Option<u64>) -> Outcome<()>
         tell(&Told::Working { timeslice });
         if hold_at.is_some_and(|hold_at| timeslice >= hold_at) {
             std::thread::sleep(PATIENCE);
-            return Err("nobody killed it".into());
+            return Err("the driver did not kill it".into());
         }
         let mut checked = check(plan, &truth, &attachment, &data.0, &conditions.0)?;
         let wait = conditions.1.saturating_duration_since(data.1);
@@ -95,7 +95,7 @@ pub(crate) fn run(plan: &Plan, seat: &Seat, hold_at: Option<u64>) -> Outcome<()>
     }
 }
 
-/// Attaches as soon as the cache is there: all devices start at the same time.
+/// Attaches as soon as the cache is available: all devices start at the same time.
 fn attach(plan: &Plan, seat: &Seat) -> Outcome<Attachment> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -120,7 +120,7 @@ fn listen(name: &'static str, stream: UnixStream, sender: Sender<Event>) {
     });
 }
 
-/// Each run of cells against what every row of it should have.
+/// Compares each run of cells with the right object for each of its rows.
 fn check(
     plan: &Plan,
     truth: &Truth,

@@ -1,4 +1,4 @@
-//! The objects: made up, or those of a manifest.
+//! The objects: synthetic ones, or those of a manifest.
 
 use std::fs;
 use std::path::Path;
@@ -8,12 +8,12 @@ use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 
 use crate::Outcome;
 
-/// What is made up: so many paths, each with so many versions that follow and overlap each other.
+/// Synthetic objects: a number of paths, each with versions that follow and overlap each other.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Generated {
     pub(crate) paths: i64,
     pub(crate) versions: i64,
-    /// The time after which the next version begins.
+    /// Time between the beginnings of two versions.
     pub(crate) step_millis: i64,
     pub(crate) object_bytes: usize,
 }
@@ -23,7 +23,7 @@ impl Generated {
         format!("Generated/Calib/Object{number}")
     }
 
-    /// Puts all of it into a repository, and gives its paths.
+    /// Writes all of them into a repository, and returns the paths.
     pub(crate) fn write(&self, repository: &Path) -> Outcome<Vec<String>> {
         let writer = RepositoryWriter::new(repository)?;
         let mut paths = Vec::new();
@@ -39,10 +39,10 @@ impl Generated {
 
     fn version(&self, path: i64, number: i64) -> Outcome<(NewVersion, u64)> {
         let step = self.step_millis;
-        // Each path has its borders elsewhere, and none on a round number.
+        // The borders differ between paths, and none is a round number.
         let from = (number + 1) * step - path * step / 7;
-        // Every third reaches far into the next, and wins or loses there; every eleventh ends
-        // early, so that for a while nothing holds but what reaches that far.
+        // Every third version reaches far into the next one, and wins or loses there; every
+        // eleventh ends early, so that for a while only the versions that reach that far are valid.
         let until = match number % 33 {
             n if n % 3 == 0 => from + step * 3 / 2,
             n if n % 11 == 10 => from + step * 2 / 3,
@@ -62,7 +62,7 @@ impl Generated {
     }
 }
 
-/// Bytes that no other seed gives.
+/// Bytes that are unique to a seed.
 fn bytes(seed: u64, count: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let words = std::iter::repeat_with(|| {
@@ -74,7 +74,7 @@ fn bytes(seed: u64, count: usize) -> Vec<u8> {
     words.flatten().take(count).collect()
 }
 
-/// Takes the objects of `folder/manifest.csv`, and gives their paths.
+/// Imports the objects of `folder/manifest.csv`, and returns their paths.
 pub(crate) fn of_manifest(folder: &Path, repository: &Path) -> Outcome<Vec<String>> {
     let manifest = folder.join("manifest.csv");
     import(&manifest, &RepositoryWriter::new(repository)?, |_| {})?;

@@ -1,7 +1,7 @@
-//! What every device has: a way to tell the driver how it is, and orders from it.
+//! Shared by all devices: reports to the driver, and orders from it.
 //!
-//! Its stdout goes to the driver and its orders come on stdin, a line of JSON each. When stdin ends,
-//! the driver is gone, and so is the device: none is left behind.
+//! The device's stdout carries its reports and its stdin the orders, a line of JSON each. When
+//! stdin ends, the driver is dead and the device ends too, so no process is left over.
 
 use std::io::{BufRead as _, Write as _};
 use std::process::exit;
@@ -11,22 +11,22 @@ use serde_json::Value;
 
 use crate::plan::Seat;
 
-/// What a device tells the driver.
+/// A report of a device to the driver.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Told {
-    /// It can be connected to, or is connected.
+    /// It accepts connections, or is connected.
     Ready,
-    /// How it is, for the live line.
+    /// Its state, for the live line.
     Line(String),
-    /// It has all inputs of a timeslice, and what it read is held for it.
+    /// It has all inputs of a timeslice, and holds the objects that it read for it.
     Working { timeslice: u64 },
     /// The cache's memory.
     Memory(MemoryPoint),
-    /// What came of it.
+    /// Its result.
     Ended(Value),
 }
 
-/// The cache at one moment.
+/// Memory of the cache at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MemoryPoint {
     pub(crate) millis: u64,
@@ -37,28 +37,28 @@ pub(crate) struct MemoryPoint {
     pub(crate) sessions: u64,
 }
 
-/// What the driver tells a device.
+/// An order of the driver to a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// Begin: all are there.
+    /// Start: all devices are ready.
     Start,
-    /// Emit no more.
+    /// Stop emitting.
     Finish,
-    /// This process is dead: nothing more comes from it.
+    /// This process is dead: it sends nothing more.
     Gone(Seat),
-    /// Come to an end.
+    /// Terminate.
     Stop,
 }
 
 pub(crate) fn tell(told: &Told) {
     let mut stdout = std::io::stdout().lock();
-    // Without a driver nobody cares, and stdin says so too.
+    // Without a driver the report is of no use; the end of stdin reports its death as well.
     if let Ok(line) = serde_json::to_string(told) {
         let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
     }
 }
 
-/// Gives each order to `take`, from a thread of its own.
+/// Passes each order to `take`, on a separate thread.
 pub(crate) fn on_orders(mut take: impl FnMut(Order) + Send + 'static) {
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines() {

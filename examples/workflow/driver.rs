@@ -1,4 +1,5 @@
-//! The driver: starts the devices, kills and restarts some as it is told, and gathers what they say.
+//! The driver: starts the devices, kills and restarts some as configured, and collects their
+//! reports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -15,7 +16,7 @@ use crate::report::Report;
 use crate::sink::SinkReport;
 use crate::{Outcome, PATIENCE};
 
-/// Which consumer is killed, and when it has reached which timeframe.
+/// The consumer to be killed, and the timeframe at which it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Kill {
     pub(crate) device: String,
@@ -33,7 +34,7 @@ impl Kill {
     }
 }
 
-/// For how long consumers are killed and restarted, one after the other.
+/// How long consumers are killed and restarted, one after the other.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Soak {
     pub(crate) time: Duration,
@@ -47,7 +48,7 @@ struct Driver<'a> {
     news: Receiver<News>,
     processes: BTreeMap<String, Process>,
     kills: Vec<Kill>,
-    /// Processes whose death was meant.
+    /// Processes that were killed on purpose.
     killed: BTreeSet<Seat>,
     memory: Vec<MemoryPoint>,
     report: Report,
@@ -80,7 +81,7 @@ pub(crate) fn run(plan: &Plan, kills: &[Kill], soak: Option<Soak>) -> Outcome<Re
 impl Driver<'_> {
     fn start(&mut self, device: &str, incarnation: u32) -> Outcome<()> {
         let seat = Seat { device: device.to_owned(), incarnation };
-        // Only the first one is killed: it is there again for good.
+        // Only the first incarnation is killed: its successor stays.
         let hold_at = self.kills.iter().find(|kill| kill.device == device && incarnation == 0);
         let hold_at = hold_at.map(|kill| kill.timeframe);
         let process = Process::start(self.plan, seat, hold_at, self.sender.clone())?;
@@ -116,7 +117,7 @@ impl Driver<'_> {
         }
     }
 
-    /// The next thing that a device tells; `None`: nothing for so long.
+    /// The next report of a device; `None`: no report within `limit`.
     fn hear(&mut self, limit: Duration) -> Outcome<Option<(Seat, Told)>> {
         let deadline = Instant::now() + limit;
         loop {
@@ -150,7 +151,8 @@ impl Driver<'_> {
         }
     }
 
-    /// SIGKILL; the sink is told, since it cannot know from whom nothing more comes.
+    /// Kills with SIGKILL and tells the sink, which cannot know by itself that the process sends no
+    /// more.
     fn kill(&mut self, device: &str) {
         let Some(process) = self.processes.get_mut(device) else { return };
         process.kill();
@@ -159,7 +161,7 @@ impl Driver<'_> {
         self.order("sink", &Order::Gone(seat));
     }
 
-    /// Until a device has told what came of it. Somebody has to get on meanwhile.
+    /// Waits until a device has reported its result. Some device must make progress meanwhile.
     fn until_ended(&mut self, device: &str) -> Outcome<Value> {
         let mut moved = Instant::now();
         while moved.elapsed() < PATIENCE {
@@ -172,7 +174,7 @@ impl Driver<'_> {
         Err(format!("no timeslice gets whole any more, and {device} does not end").into())
     }
 
-    /// Kills one consumer after the other and starts it again, until the time is over.
+    /// Kills and restarts one consumer after the other until the time is over.
     fn soak(&mut self, soak: Soak) -> Outcome<Value> {
         let consumers = self.plan.instances();
         let began = Instant::now();
@@ -193,7 +195,8 @@ impl Driver<'_> {
                 continue;
             }
             next += soak.every;
-            // A step that has no divisor in common with 20: each has its turn, no neighbours.
+            // The step has no divisor in common with 20: all are killed in turn, never two
+            // neighbours.
             turn += 7;
             let device = &consumers[turn % consumers.len()];
             let incarnation = self.processes.get(device).map_or(0, |one| one.seat.incarnation);
@@ -205,7 +208,8 @@ impl Driver<'_> {
         self.until_ended("sink")
     }
 
-    /// Ends the devices, consumers first: the cache sees them go, and then must hold nothing.
+    /// Ends the devices, consumers first: the cache sees their sessions end, and must then hold
+    /// nothing.
     fn end(mut self, sink: Value, took: Duration) -> Outcome<Report> {
         let sink: SinkReport = serde_json::from_value(sink)?;
         let mut devices = self.plan.instances();

@@ -1,10 +1,10 @@
-//! One line per device on stderr, where that is a terminal.
+//! One line per device on stderr, if that is a terminal.
 
 use std::collections::BTreeMap;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// The lines; hidden where nobody looks.
+/// The lines; hidden if stderr is no terminal.
 pub(crate) struct Live {
     all: MultiProgress,
     lines: BTreeMap<String, ProgressBar>,

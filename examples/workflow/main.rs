@@ -1,4 +1,4 @@
-//! A workflow of real processes around an embedded cache, in the manner of a DPL topology.
+//! A workflow of real processes around an embedded cache, modelled on a DPL topology.
 //!
 //! ```text
 //!            timestamps           tables of MetaHeaders
@@ -10,9 +10,9 @@
 //! ```
 //!
 //! One program, which starts itself once per device. A consumer has instances that take timeslices
-//! in turn (timeslice modulo n), so they finish out of order; it gathers both of its inputs per
+//! in turn (timeslice modulo n), so they finish out of order. It gathers both of its inputs per
 //! timeslice, resolves every distinct MetaHeader to the bytes in shared memory, and compares their
-//! MD5 with what the repository's own properties say is right for each row.
+//! MD5 with the right one for each row, taken from the repository's own properties.
 //!
 //! ```text
 //!  cargo run --example workflow
@@ -45,7 +45,7 @@ use crate::driver::{Kill, Soak};
 use crate::plan::{Kind, Plan, Seat};
 use crate::truth::Truth;
 
-/// Nothing here takes so long.
+/// Longer than any single step of a run takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -63,7 +63,7 @@ struct Arguments {
     /// Timeframes per second, as far as the consumers keep up
     #[arg(long, default_value_t = 100.0)]
     rate: f64,
-    /// Sent minus consumed is never more
+    /// Maximum number of timeframes sent and not yet consumed
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=4_000))]
     in_flight: u64,
     /// Memory of the cache, in MiB
@@ -72,20 +72,20 @@ struct Arguments {
     /// A folder with a manifest.csv; by default objects are made up
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// A consumer, its instances and the milliseconds that it works on a timeframe
+    /// A consumer, its instances and the milliseconds of its work per timeframe
     #[arg(long = "consumer", value_name = "NAME=INSTANCES:MILLISECONDS", value_parser = Kind::parse)]
     consumers: Vec<Kind>,
     /// Kill a consumer with SIGKILL when it has reached a timeframe
     #[arg(long, value_name = "NAME@TIMEFRAME", value_parser = Kill::parse)]
     kill: Vec<Kill>,
-    /// For so long, kill a consumer every second and start it again: 20 of them, 64 timeframes in
+    /// For this time, kill a consumer every second and start it again: 20 of them, 64 timeframes in
     /// flight, four times as many objects as there is memory
     #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with_all = ["data", "kill"])]
     soak: Option<Duration>,
     /// The report as JSON
     #[arg(long)]
     json: bool,
-    /// Be a device
+    /// Run as this device
     #[arg(long, hide = true, requires = "folder")]
     device: Option<String>,
     #[arg(long, hide = true, default_value_t = 0)]
@@ -96,7 +96,7 @@ struct Arguments {
     hold_at: Option<u64>,
 }
 
-/// Seconds, or minutes or hours where it says so.
+/// Parses seconds, or minutes or hours with a suffix.
 fn parse_time(text: &str) -> Result<Duration, String> {
     let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
         Some(number) if text.ends_with('m') => (number, 60.0),
@@ -137,7 +137,7 @@ fn be(device: &str, folder: &Path, arguments: &Arguments) -> Outcome<()> {
     }
 }
 
-/// Whether all was well.
+/// Runs the workflow; returns whether it passed.
 fn drive(arguments: &Arguments) -> Outcome<bool> {
     let folder = std::env::temp_dir().join(format!("iovcache-workflow-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
@@ -203,12 +203,13 @@ fn planned(arguments: &Arguments, folder: &Path) -> Outcome<Plan> {
     Ok(plan)
 }
 
-/// So many timeframes over all of the time in which anything changes, each with as many borders of
-/// intervals inside of it as the others: what is between the periods of a year is passed quickly.
+/// Borders of `timeframes` timeframes over the whole time in which versions change, each with as
+/// many interval borders inside as the others: a long time without changes is covered by few
+/// timeframes.
 fn spread(borders: &[i64], timeframes: usize) -> Vec<i64> {
     let last = borders.len().saturating_sub(1);
     let at = |turn: usize| {
-        // Between two borders as far as the turn is between them, so that none falls together.
+        // Interpolated between two interval borders, so that no two timeframe borders coincide.
         let place = turn as f64 * last as f64 / timeframes as f64;
         let (below, above) = (borders[place as usize], borders[(place as usize + 1).min(last)]);
         below + ((above - below) as f64 * place.fract()) as i64

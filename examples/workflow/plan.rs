@@ -1,4 +1,4 @@
-//! What is to run: read by every device, so that all of them mean the same.
+//! The configuration of a run, which every device reads.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ impl Kind {
 /// One run of the workflow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
-    /// Where the sockets are.
+    /// Folder of the sockets.
     pub(crate) folder: PathBuf,
     pub(crate) repository: PathBuf,
     /// Object paths.
@@ -52,19 +52,19 @@ pub(crate) struct Plan {
     pub(crate) timeframes: u64,
     /// Timestamps in one timeframe.
     pub(crate) rows: i64,
-    /// Where timeframes begin and end: timeframe `t` covers the time between the borders `t` and
-    /// `t + 1`, and after the last it begins anew.
+    /// Borders of the timeframes: timeframe `t` covers the time between the borders `t` and `t +
+    /// 1`; after the last border the sequence repeats.
     pub(crate) borders_millis: Vec<i64>,
-    /// One timeframe every so often, as far as those who consume keep up.
+    /// Interval between timeframes, as far as the consumers keep up.
     pub(crate) every_micros: u64,
-    /// Sent minus consumed is never more.
+    /// Maximum number of timeframes sent and not yet consumed.
     pub(crate) in_flight: u64,
     pub(crate) memory_bytes: u64,
     pub(crate) segment_bytes: u64,
     pub(crate) kinds: Vec<Kind>,
 }
 
-/// One incarnation of a consumer: a name can come back, a process cannot.
+/// One incarnation of a consumer: its name can be reused, its process cannot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Seat {
     pub(crate) device: String,
@@ -82,7 +82,7 @@ impl Plan {
         Ok(fs::write(self.folder.join(Self::FILE), serde_json::to_vec(self)?)?)
     }
 
-    /// Where a device listens.
+    /// The socket on which a device listens.
     pub(crate) fn socket(&self, device: &str) -> PathBuf {
         self.folder.join(format!("{device}.sock"))
     }
@@ -98,13 +98,13 @@ impl Plan {
         all.flat_map(|kind| (0..kind.pipeline).map(|number| kind.instance(number))).collect()
     }
 
-    /// The consumers of one timeslice: of each kind one, in turn.
+    /// The consumers of one timeslice: one instance of each kind, in turn.
     pub(crate) fn instances_of(&self, timeslice: u64) -> Vec<String> {
         self.kinds.iter().map(|kind| kind.instance(timeslice % kind.pipeline)).collect()
     }
 
-    /// How long a consumer works on one timeframe, beyond checking it. Timeframes differ in what
-    /// is in them: some take a quarter of the usual time, others almost twice as much.
+    /// Time that a consumer works on one timeframe, beyond checking it. Timeframes differ in
+    /// content: some take a quarter of the usual time, others almost twice as much.
     pub(crate) fn work(&self, device: &str, timeslice: u64) -> Duration {
         let names = |kind: &&Kind| (0..kind.pipeline).any(|number| kind.instance(number) == device);
         let usual = self.kinds.iter().find(names).map_or(0, |kind| kind.work_millis);

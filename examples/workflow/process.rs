@@ -1,4 +1,4 @@
-//! A device as the driver has it: a process of its own, ended by its id.
+//! A device as the driver sees it: a child process, ended by its id.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -9,10 +9,10 @@ use crate::device::{Order, Told};
 use crate::plan::{Plan, Seat};
 use crate::{Outcome, PATIENCE};
 
-/// What the driver hears of a device.
+/// An event of a device, as the driver sees it.
 pub(crate) enum News {
     Told(Seat, Told),
-    /// Its stdout ended: it is dead, or is about to be.
+    /// Its stdout ended: it is dead or about to end.
     Silent(Seat),
 }
 
@@ -23,7 +23,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts this program once more, as a device.
+    /// Starts this program again, as a device.
     pub(crate) fn start(
         plan: &Plan,
         seat: Seat,
@@ -42,7 +42,7 @@ impl Process {
         let told_by = seat.clone();
         std::thread::spawn(move || {
             for line in stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).lines()) {
-                // A line that was cut off by a kill is none.
+                // A line cut off by a kill is discarded.
                 let Some(told) = line.ok().and_then(|line| serde_json::from_str(&line).ok()) else {
                     break;
                 };
@@ -56,19 +56,19 @@ impl Process {
     }
 
     pub(crate) fn order(&mut self, order: &Order) {
-        // Who does not read is dead, which its stdout tells.
+        // A process that does not read is dead, as the end of its stdout shows.
         if let (Some(stdin), Ok(line)) = (&mut self.orders, serde_json::to_string(order)) {
             let _ = writeln!(stdin, "{line}").and_then(|()| stdin.flush());
         }
     }
 
-    /// SIGKILL, and the end.
+    /// Kills with SIGKILL, and waits for the end.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Waits for its end: whether that was a good one.
+    /// Waits for its end, and returns whether it succeeded.
     pub(crate) fn wait(&mut self) -> Outcome<bool> {
         let deadline = Instant::now() + PATIENCE / 2;
         while Instant::now() < deadline {

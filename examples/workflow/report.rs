@@ -1,4 +1,4 @@
-//! What came of a run, for people and for programs.
+//! The result of a run, for people and for programs.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,9 +10,9 @@ use crate::device::MemoryPoint;
 use crate::plan::Plan;
 use crate::sink::SinkReport;
 
-/// So many points of the memory's curve are kept.
+/// Maximum points of the memory curve that are kept.
 const POINTS: usize = 200;
-/// And so many are drawn.
+/// Maximum points that are drawn.
 const DRAWN: usize = 60;
 
 #[derive(Debug, Default, Serialize)]
@@ -29,12 +29,12 @@ pub(crate) struct Report {
     pub(crate) sink: SinkReport,
     pub(crate) cache: CacheReport,
     pub(crate) memory: Vec<MemoryPoint>,
-    /// What is not as it should be. None: all is well.
+    /// Failed checks; if empty, the run passed.
     pub(crate) failures: Vec<String>,
 }
 
 impl Report {
-    /// Adds everything up, and says what is wrong with it.
+    /// Adds up all counters, and records every failed check.
     pub(crate) fn fill(
         &mut self,
         plan: &Plan,
@@ -80,7 +80,7 @@ impl Report {
     }
 }
 
-/// The value below which `share` of `sorted` lie.
+/// The quantile `share` of `sorted`.
 fn quantile(sorted: &[u64], share: f64) -> u64 {
     let last = sorted.len().saturating_sub(1);
     sorted.get((last as f64 * share) as usize).copied().unwrap_or(0)
@@ -154,7 +154,7 @@ impl fmt::Display for Report {
         if !self.killed.is_empty() {
             writeln!(
                 f,
-                "the dead       {ended_holding} held something, which was let go; {undelivered} \
+                "the dead       {ended_holding} held objects, which were released; {undelivered} \
                  tables came too late for them"
             )?;
         }

@@ -1,5 +1,5 @@
-//! The sink: knows of every timeslice who is to come and who came, and says which is the oldest
-//! that is still possible.
+//! The sink: knows for each timeslice which consumers are expected and which have reported, and
+//! announces the oldest timeslice that is still possible.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixStream;
@@ -20,33 +20,33 @@ enum Event {
     Stop,
 }
 
-/// What came from one consumer, all of its processes together.
+/// Reports of one consumer, all of its processes together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DeviceReport {
     pub(crate) timeframes: u64,
-    /// Timeframes that it should have had: it was dead, or died of them.
+    /// Timeframes that it missed because it was dead, or died of them.
     pub(crate) gone: u64,
     pub(crate) rows: u64,
     pub(crate) nulls: u64,
     pub(crate) wrong_rows: u64,
     pub(crate) bytes: u64,
     pub(crate) wrong_bytes: u64,
-    /// Sorted.
+    /// In ascending order.
     pub(crate) waits_micros: Vec<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SinkReport {
     pub(crate) timeframes: u64,
-    /// Timeslices that were whole before an earlier one was.
+    /// Timeslices that were complete before an earlier one.
     pub(crate) out_of_order: u64,
     pub(crate) devices: BTreeMap<String, DeviceReport>,
 }
 
-/// A timeslice that is not whole yet.
+/// A timeslice that is not complete yet.
 #[derive(Debug, Default)]
 struct Slice {
-    /// To whom it was sent, once the source has said so.
+    /// The processes that it was sent to, once the source has reported them.
     expected: Option<Vec<Seat>>,
     came: Vec<Seat>,
 }
@@ -54,12 +54,12 @@ struct Slice {
 struct Sink<'a> {
     plan: &'a Plan,
     open: BTreeMap<u64, Slice>,
-    /// Those from `oldest` on that are whole.
+    /// Complete timeslices from `oldest` on.
     whole: BTreeSet<u64>,
-    /// All below are whole.
+    /// All timeslices below are complete.
     oldest: u64,
     complete: u64,
-    /// The last incarnation of each consumer that is known to be dead.
+    /// The last incarnation of each consumer known to be dead.
     dead: BTreeMap<String, u32>,
     end: Option<u64>,
     report: SinkReport,
@@ -80,7 +80,7 @@ pub(crate) fn run(plan: &Plan) -> Outcome<()> {
     });
     accept(&plan.socket("sink"), move |seat, _, stream| {
         if matches!(seat.device.as_str(), "cache" | "source") {
-            // Welcomed where feedback is sent, once it is listed there.
+            // Welcomed by the thread that sends feedback, once it is listed there.
             let Ok(stream) = stream.try_clone() else { return };
             let _ = sender.send(Event::Feedback(stream));
         } else if send(&stream, &Message::Welcome, &[]).is_err() {
@@ -114,7 +114,7 @@ pub(crate) fn run(plan: &Plan) -> Outcome<()> {
         }
         if sink.settle() {
             let (timeslice, complete) = (sink.oldest, sink.complete);
-            // Who is gone needs no word; the driver sees it.
+            // A dead device needs no message; the driver notices its death.
             let message = Message::OldestPossible { timeslice, complete };
             feedback.retain(|stream| send(stream, &message, &[]).is_ok());
             tell(&Told::Line(format!("{complete} whole · oldest possible {timeslice}")));
@@ -137,7 +137,8 @@ impl Sink<'_> {
             }
             Message::End { timeslices } => self.end = Some(timeslices),
             Message::Checked { timeslice, seat, checked } => {
-                // What a process sent just before it died may come when it is counted as gone.
+                // A message sent just before a process died may arrive after it was counted as
+                // dead.
                 let is_open = timeslice >= self.oldest && !self.whole.contains(&timeslice);
                 let slice = is_open.then(|| self.open.entry(timeslice).or_default());
                 if let Some(slice) = slice
@@ -152,7 +153,7 @@ impl Sink<'_> {
         Ok(())
     }
 
-    /// Counts what is whole now; whether that is more than before.
+    /// Counts the timeslices that are complete now; returns whether there are more than before.
     fn settle(&mut self) -> bool {
         let before = self.complete;
         let (dead, plan) = (&self.dead, self.plan);
@@ -176,7 +177,7 @@ impl Sink<'_> {
             let earlier = self.open.keys().next().is_some_and(|&first| first < timeslice);
             self.report.out_of_order += u64::from(earlier);
         }
-        // Each that was sent is open until it is whole, and they are sent in order.
+        // Every timeslice that was sent is open until it is complete, and they are sent in order.
         let first_open = self.open.keys().next().copied();
         self.oldest = first_open.unwrap_or(self.complete).min(self.complete).max(self.oldest);
         self.whole = self.whole.split_off(&self.oldest);

@@ -1,6 +1,6 @@
-//! The source: emits timeframes at its rate, as long as sent minus consumed stays small.
+//! The source: emits timeframes at its rate while sent minus consumed stays within the limit.
 //!
-//! It alone says to which processes a timeslice went, so the sink knows for whom to wait.
+//! It alone tells the sink to which processes a timeslice went.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -16,7 +16,7 @@ use crate::device::{Order, Told, on_orders, tell};
 use crate::plan::{Plan, Seat};
 use crate::{Outcome, PATIENCE};
 
-/// What wakes the source.
+/// An event that wakes the source.
 enum Event {
     Start,
     Finish,
@@ -36,8 +36,8 @@ pub(crate) fn run(plan: &Plan, seat: &Seat) -> Outcome<()> {
         let outlets = Arc::clone(&outlets);
         move |seat, _, stream| {
             let Ok(clone) = stream.try_clone() else { return };
-            // Listed first: once welcomed, the consumer counts as there. Data waits for the lock,
-            // so the welcome is the first message.
+            // Listed first: once welcomed, the consumer counts as connected. Data waits for the
+            // lock, so the welcome is the first message.
             let mut outlets = lock(&outlets);
             outlets.insert(seat.device.clone(), (seat.clone(), clone));
             if send(&stream, &Message::Welcome, &[]).is_err() {
@@ -73,7 +73,7 @@ pub(crate) fn run(plan: &Plan, seat: &Seat) -> Outcome<()> {
     tell(&Told::Ready);
     let sent = emit(plan, &outlets, &cache, &sink, &events)?;
     send(&sink, &Message::End { timeslices: sent }, &[])?;
-    // The sink's word on what is done still comes, and the driver's in the end.
+    // The sink still reports finished timeslices, and the driver sends the last order.
     while !stopped.load(Ordering::Acquire) {
         match events.recv_timeout(PATIENCE) {
             Ok(Event::Consumed(complete)) => {
@@ -128,7 +128,7 @@ fn emit(
     Ok(sent)
 }
 
-/// Sends the data of a timeslice to those consumers whose turn it is and who are there.
+/// Sends the data of a timeslice to the connected consumers whose turn it is.
 fn send_data(plan: &Plan, outlets: &Mutex<Outlets>, timeslice: u64) -> Outcome<Vec<Seat>> {
     let table = [timestamps(plan, timeslice)?];
     let mut seats = Vec::new();
@@ -142,7 +142,7 @@ fn send_data(plan: &Plan, outlets: &Mutex<Outlets>, timeslice: u64) -> Outcome<V
         let message = Message::Data { timeslice, seats: Vec::new() };
         match send(&stream, &message, &table) {
             Ok(()) => seats.push(seat),
-            // It died. Perhaps it is back already, as another process.
+            // The process died. It may have been restarted already, as another process.
             Err(_) => {
                 let mut outlets = lock(outlets);
                 if outlets.get(&device).is_some_and(|(there, _)| *there == seat) {

@@ -1,5 +1,5 @@
-//! What is right, by brute force: every version that the repository's properties name is looked at
-//! for every timestamp. It shares no code with the cache's index, on purpose.
+//! The reference, by brute force: for every timestamp it scans every version that the repository's
+//! properties name. On purpose it shares no code with the cache's index.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use iovcache::source::repository::Properties;
 
 use crate::Outcome;
 
-/// One version, as its file of properties says.
+/// One version, as described by its properties file.
 #[derive(Debug, Clone)]
 pub(crate) struct Version {
     from: i64,
@@ -30,7 +30,7 @@ impl Truth {
             let versions = truth.0.entry(path.clone()).or_default();
             for begin in fs::read_dir(repository.join(path))? {
                 let begin = begin?;
-                // A folder whose name is no number belongs to a longer path.
+                // A folder whose name is not a number belongs to a longer path.
                 let Some(from) = begin.file_name().to_str().and_then(|name| name.parse().ok())
                 else {
                     continue;
@@ -46,8 +46,8 @@ impl Truth {
         Ok(truth)
     }
 
-    /// The MD5 of what is right: of the versions that hold, the one created last; of those the one
-    /// that begins last, of those the greatest id.
+    /// The MD5 of the right version: of the valid versions the one created last; of those the one
+    /// that begins last; of those the greatest id.
     pub(crate) fn md5_at(&self, path: &str, at: i64) -> Option<&str> {
         let versions = self.0.get(path)?.iter();
         let valid = versions.filter(|version| (version.from..version.until).contains(&at));
@@ -55,7 +55,7 @@ impl Truth {
         Some(&last.md5)
     }
 
-    /// The borders of all intervals, in order.
+    /// The borders of all validity intervals, in order.
     pub(crate) fn borders(&self) -> Vec<i64> {
         let all = self.0.values().flatten();
         let mut borders: Vec<i64> = all.flat_map(|one| [one.from, one.until]).collect();

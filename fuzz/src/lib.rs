@@ -1,8 +1,8 @@
-//! What comes from outside, read as the service reads it: none of it may panic, hang, or take more
-//! memory than it has bytes for.
+//! External input, parsed as the service parses it: no input may cause a panic, a hang, or an
+//! allocation larger than its bytes justify.
 //!
-//! Each function is the body of a target of `cargo fuzz`, and runs over the kept corpus as an
-//! ordinary test (`tests/corpus.rs`).
+//! Each function is the body of a `cargo fuzz` target, and runs over the kept corpus as an ordinary
+//! test (`tests/corpus.rs`).
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -18,8 +18,8 @@ use iovcache::table::{
     Consumed, DropTimeframe, Invalidate, Prefetch, Register, Release, Request, parse_action,
 };
 
-/// A stream of Flight with timestamps: messages, each the lengths of its header and body as u16, and
-/// these.
+/// A Flight stream of timestamps: messages, each as the u16 lengths of its header and body,
+/// followed by both.
 pub fn flight(data: &[u8]) {
     static HUSHED: Once = Once::new();
     HUSHED.call_once(hush_panics_of_decoding);
@@ -39,7 +39,7 @@ pub fn flight(data: &[u8]) {
     let _ = timestamps_of_messages(messages);
 }
 
-/// The commands, and the bodies of actions.
+/// JSON commands, and the bodies of actions.
 pub fn commands(data: &[u8]) {
     let _ = Request::parse(data);
     let _ = Request::parse_template(data);
@@ -51,13 +51,13 @@ pub fn commands(data: &[u8]) {
     let _ = parse_action::<Release>("release", data);
 }
 
-/// Both ends of the attach socket.
+/// Lines on the attach socket, at both ends.
 pub fn attach(data: &[u8]) {
     let (mut ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let mut reader = LineReader::default();
     for piece in data.chunks(4_096) {
         ours.write_all(piece).expect("it fits into the socket");
-        // A piece is no longer than what is read at once.
+        // Each piece is at most as long as one read.
         if reader.read(&theirs).is_err() {
             return;
         }
@@ -70,7 +70,7 @@ pub fn attach(data: &[u8]) {
     }
 }
 
-/// Metadata beside an object: what is read is written so that it is read again.
+/// Metadata of an object: a parsed file is written, and must parse to the same again.
 pub fn properties(data: &[u8]) {
     if let Ok(read) = Properties::parse(data) {
         let again = Properties::parse(&read.to_bytes()).expect("what we wrote");
@@ -78,7 +78,7 @@ pub fn properties(data: &[u8]) {
     }
 }
 
-/// MetaHeaders, forged out of real ones: which one, and what of it is changed.
+/// MetaHeaders forged from real ones: the input selects one, and what is changed in it.
 pub fn resolver(data: &[u8]) {
     static MEMORY: OnceLock<Memory> = OnceLock::new();
     let memory = MEMORY.get_or_init(Memory::new);
@@ -91,7 +91,7 @@ pub fn resolver(data: &[u8]) {
         }
         let Ok(header) = MetaHeader::from_bytes(&bytes) else { continue };
         if let Ok(resolved) = memory.mappings.read(&header) {
-            // Only what lives, and all of it.
+            // Only a live block resolves, and to all of its bytes.
             let lives = memory.blocks.iter().find(|block| block.meta_header().hint == header.hint);
             let lives = lives.expect("a block of that generation");
             assert_eq!(resolved, lives.payload());

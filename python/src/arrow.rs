@@ -1,4 +1,4 @@
-//! Arrow data in and out by the PyCapsule interface: nothing is copied.
+//! Arrow data in and out through the PyCapsule interface, without a copy.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use pyo3::types::{PyCapsule, PyList};
 
 use crate::error;
 
-/// Batches as a capsule `arrow_array_stream`.
+/// Wraps batches in an `arrow_array_stream` capsule.
 pub(crate) fn stream<'py>(
     py: Python<'py>,
     schema: SchemaRef,
@@ -35,9 +35,9 @@ pub(crate) fn millis(given: &Bound<'_, PyAny>) -> PyResult<Int64Array> {
     let (schema, array): (Bound<'_, PyCapsule>, Bound<'_, PyCapsule>) = (schema, array);
     let schema = schema.pointer_checked(Some(c"arrow_schema"))?.cast::<FFI_ArrowSchema>();
     let array = array.pointer_checked(Some(c"arrow_array"))?.cast::<FFI_ArrowArray>();
-    // SAFETY: a capsule of this name points to such a structure, which stays its own.
+    // SAFETY: a capsule of this name points to such a structure, and keeps owning it.
     let schema = unsafe { schema.as_ref() };
-    // SAFETY: as above; the structure is moved out, and what stays behind is marked as released.
+    // SAFETY: as above; the structure is moved out, and the one left behind is marked as released.
     let array = unsafe { FFI_ArrowArray::from_raw(array.as_ptr()) };
     // SAFETY: both came from one call of `__arrow_c_array__`, by the Arrow C data interface.
     let data = unsafe { from_ffi(array, schema) };
@@ -47,7 +47,7 @@ pub(crate) fn millis(given: &Bound<'_, PyAny>) -> PyResult<Int64Array> {
     millis.cloned().ok_or_else(|| error::invalid("the timestamps are not int64"))
 }
 
-/// The same for a request.
+/// Like [`millis`], as the timestamps of a request.
 pub(crate) fn timestamps(array: &Int64Array) -> PyResult<Arc<Timestamps>> {
     if array.len() > Timestamps::MAX_ROWS {
         return Err(error::invalid(&format!(

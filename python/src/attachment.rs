@@ -1,4 +1,4 @@
-//! The attach socket by itself, for programs that ask for tables in another way.
+//! The attach socket alone, for programs that request tables by other means.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use crate::error;
 use crate::process::OwnedByProcess;
 use crate::table::lock;
 
-/// A session with a service on this node: what is held for it is held as long as it lives.
+/// A session with a service on this node: everything held for it is held until it ends.
 #[pyclass(frozen, module = "iovcache")]
 pub(crate) struct Attachment {
     attachment: Mutex<Option<Arc<OwnedByProcess<attach::Attachment>>>>,
@@ -22,7 +22,7 @@ pub(crate) struct Attachment {
 
 #[pymethods]
 impl Attachment {
-    /// Attaches through the socket at a path.
+    /// Attaches through the socket at `path`.
     #[new]
     #[pyo3(signature = (path, consumer, token=None))]
     fn open(py: Python<'_>, path: PathBuf, consumer: &str, token: Option<&str>) -> PyResult<Self> {
@@ -33,19 +33,19 @@ impl Attachment {
         Ok(Self { attachment, session, epoch })
     }
 
-    /// The name of the session, for requests.
+    /// The name of the session, for use in requests.
     #[getter]
     fn session(&self) -> &str {
         &self.session
     }
 
-    /// The instance of the service.
+    /// The id of the service's instance.
     #[getter]
     fn epoch(&self) -> &str {
         &self.epoch
     }
 
-    /// Why the session is over; `None` as long as it is not.
+    /// Why the session ended; `None` while it lasts.
     #[getter]
     fn over(&self) -> Option<String> {
         match &*lock(&self.attachment) {
@@ -57,8 +57,8 @@ impl Attachment {
         }
     }
 
-    /// A copy of the object that a cell of 40 bytes names. A cell pins nothing by itself, so the bytes
-    /// are copied, and the copy is checked.
+    /// A copy of the object that a cell of 40 bytes names. A cell pins no object by itself, so the
+    /// bytes are copied, and the copy is checked.
     fn read<'py>(&self, py: Python<'py>, cell: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
         let header = MetaHeader::from_bytes(cell);
         let header = header.map_err(|error| error::invalid(&error.to_string()))?;

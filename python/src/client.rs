@@ -1,4 +1,4 @@
-//! The calls of a service.
+//! Calls to a service.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,13 +14,13 @@ use crate::process::{OwnedByProcess, wait};
 use crate::table::NativeTable;
 use crate::{arrow, error};
 
-/// A connection to a service; `iovcache.Client` is made of it.
+/// A connection to a service; `iovcache.Client` wraps it.
 #[pyclass(frozen, module = "iovcache._native")]
 pub(crate) struct NativeClient {
     client: Mutex<Option<Arc<OwnedByProcess<Client>>>>,
 }
 
-/// How to connect, as `iovcache.connect` has it.
+/// Options of `iovcache.connect`.
 #[derive(FromPyObject)]
 struct Options {
     #[pyo3(item)]
@@ -79,7 +79,7 @@ impl NativeClient {
 
 #[pymethods]
 impl NativeClient {
-    /// Connects, and asks for the status once, so that what is no service is told at once.
+    /// Connects and requests the status once, so that a wrong address fails here.
     #[staticmethod]
     fn connect(py: Python<'_>, url: &str, options: Options) -> PyResult<Self> {
         let options = options.into_rust()?;
@@ -118,7 +118,7 @@ impl NativeClient {
         Ok(NativeTable::new(Arc::clone(&owned), table))
     }
 
-    /// Registers a timeframe; gives the answer's JSON.
+    /// Registers a timeframe; returns the answer's JSON.
     fn register(
         &self,
         py: Python<'_>,
@@ -133,7 +133,7 @@ impl NativeClient {
         serde_json::to_string(&answer).map_err(|error| error::invalid(&error.to_string()))
     }
 
-    /// An action with a body in JSON; gives the answer's JSON.
+    /// Calls an action with a JSON body; returns the answer's JSON.
     fn act(&self, py: Python<'_>, name: &str, body: &str) -> PyResult<String> {
         let owned = self.client()?;
         let client = owned.get()?;
@@ -142,14 +142,14 @@ impl NativeClient {
         Ok(answer.get().to_owned())
     }
 
-    /// Path and number of versions of each path at a prefix and below.
+    /// Path and number of versions of each path at or below a prefix.
     fn paths(&self, py: Python<'_>, prefix: &str) -> PyResult<Vec<(String, u64)>> {
         let owned = self.client()?;
         let paths = wait(py, owned.get()?.paths(prefix))?;
         Ok(paths.into_iter().map(|entry| (entry.path, entry.objects)).collect())
     }
 
-    /// A copy of the object of a path at a time, over the wire in chunks.
+    /// A copy of the object of a path at a time, transferred over the wire in chunks.
     fn read<'py>(&self, py: Python<'py>, path: &str, at: i64) -> PyResult<Bound<'py, PyBytes>> {
         let owned = self.client()?;
         let client = owned.get()?;
@@ -171,10 +171,10 @@ impl NativeClient {
         self.client.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
-    /// Ends the connection; the session ends with the last table and object of it.
+    /// Closes the connection; the session ends with its last table and object.
     fn close(&self, py: Python<'_>) {
         let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // A session ends by joining its thread, which needs no GIL.
+        // Ending a session joins its thread, which needs no GIL.
         py.detach(|| drop(client));
     }
 }

@@ -1,4 +1,4 @@
-//! Columns: rows to objects.
+//! Columns: from rows to objects.
 
 use std::sync::Arc;
 
@@ -49,13 +49,13 @@ impl Column {
 
 #[pymethods]
 impl Column {
-    /// Its name.
+    /// The column's name.
     #[getter]
     fn name(&self) -> &str {
         &self.column().name
     }
 
-    /// Its object path.
+    /// The column's object path.
     #[getter]
     fn path(&self) -> &str {
         &self.column().path
@@ -81,7 +81,7 @@ impl Column {
         Rows { state: Arc::clone(&self.state), place: self.place, run: 0, row: 0, object: None }
     }
 
-    /// Whether an object has these bytes; `None` asks for null cells.
+    /// Whether an object has these bytes; `None` tests for null cells.
     fn __contains__(&self, py: Python<'_>, wanted: &Bound<'_, PyAny>) -> PyResult<bool> {
         for run in 0..self.column().runs.len() {
             if self.state.object(py, self.place, run)?.bind(py).eq(wanted)? {
@@ -91,7 +91,7 @@ impl Column {
         Ok(false)
     }
 
-    /// First row, row behind the last one, and object of each run.
+    /// First row, row after the last one, and object of each run.
     fn runs(&self) -> Runs {
         Runs { state: Arc::clone(&self.state), place: self.place, run: 0 }
     }
@@ -105,7 +105,7 @@ impl Column {
         Ok(objects)
     }
 
-    /// All rows as one numpy array, a copy: row i is object i as `dtype`. The objects must have the
+    /// All rows as one numpy array, a copy: row i is object i as `dtype`. All objects must have the
     /// same size, and no cell may be null.
     #[pyo3(signature = (dtype=None))]
     fn numpy<'py>(
@@ -175,7 +175,7 @@ pub(crate) struct Rows {
     place: usize,
     run: usize,
     row: usize,
-    /// That of the run, with the row behind its last one.
+    /// The run's object, with the row after the run's last one.
     object: Option<(usize, Py<PyAny>)>,
 }
 

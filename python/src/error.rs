@@ -1,4 +1,4 @@
-//! From errors of the client to the exceptions of `iovcache`.
+//! Maps errors of the client to exceptions of `iovcache`.
 
 use iovcache::client::ClientError;
 use iovcache::shm::ResolveError;
@@ -7,7 +7,7 @@ use iovcache::{Code, Coded, ErrorKind};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-/// The name of the exception class; its module has one of each kind.
+/// The name of the exception class; the module has one per kind.
 fn class_of(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::InvalidArgument => "InvalidArgument",

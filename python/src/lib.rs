@@ -4,11 +4,11 @@
 //!  iovcache (Python)          _native
 //!   Client ───────────────▶ NativeClient ──▶ iovcache::client::Client, on one runtime per process
 //!   Table  ───────────────▶ NativeTable  ──▶ iovcache::client::Table: the lease
-//!   Column, Object ═══════▶ the same classes: each Object holds the table, so it is the pin
+//!   Column, Object ═══════▶ the same classes: each Object keeps the table's pins alive
 //! ```
 //!
-//! Calls release the GIL, look for signals ten times per second, and end when one raises. In a forked
-//! child nothing of the parent's is used or destroyed.
+//! Calls release the GIL, check for signals ten times per second, and end when a handler raises. In
+//! a forked child no value of the parent is used or destroyed.
 
 mod arrow;
 mod attachment;
@@ -22,7 +22,7 @@ mod table;
 
 use pyo3::prelude::*;
 
-/// What `iovcache` is made of; see the Python modules.
+/// The native classes of `iovcache`; see the Python modules.
 #[pymodule(gil_used = false)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<client::NativeClient>()?;

@@ -1,8 +1,8 @@
-//! Objects: bytes-like, read-only, and pins.
+//! Objects: bytes-like, read-only, and pinned.
 //!
-//! The stable interface of Python has a slot for the buffer protocol since 3.11 only, and the
-//! interpreters since 3.9 take it all the same. So the class is made in two steps: `Pin` has the
-//! methods, and `Object`, a subclass made by hand, adds the slot.
+//! Python's stable interface has a slot for the buffer protocol only since 3.11, but the
+//! interpreters accept it since 3.9. So the class is made in two steps: `Pin` has the methods, and
+//! `Object`, a subclass built by hand, adds the slot.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::table::{ColumnState, Shared, lock};
 /// The object that serves a run of rows, and the pin that keeps its bytes.
 #[pyclass(frozen, subclass, weakref, module = "iovcache._native", name = "Pin")]
 pub(crate) struct Pin {
-    /// Keeps the lease, so that the bytes below stay what they are.
+    /// Keeps the lease, so that the bytes below stay unchanged.
     shared: Arc<Shared>,
     column: String,
     path: String,
@@ -31,7 +31,8 @@ pub(crate) struct Pin {
 }
 
 impl Pin {
-    /// `address` and `length` are those of the bytes that `shared`'s table gave for this run.
+    /// `address` and `length` are those of the slice that the table in `shared` returned for this
+    /// run.
     pub(crate) fn new(
         shared: Arc<Shared>,
         column: &ColumnState,
@@ -58,7 +59,8 @@ impl Pin {
         unsafe { std::slice::from_raw_parts(address, self.length) }
     }
 
-    /// In a forked child nothing is pinned: what it reads is checked to be the object still.
+    /// In a forked child no object is pinned: each read checks that the block still holds the
+    /// object.
     fn check(&self) -> PyResult<()> {
         if self.shared.table.is_forked() {
             let table = self.shared.table.get_anywhere();
@@ -83,7 +85,7 @@ impl Pin {
     }
 }
 
-/// Carries a pin to the constructor of the class: Python code has none.
+/// Carries a pin to the constructor of the class, which Python code cannot call.
 #[pyclass(frozen, module = "iovcache._native")]
 struct Seed(Mutex<Option<Pin>>);
 
@@ -101,13 +103,13 @@ impl Pin {
         &self.path
     }
 
-    /// First row, and the row behind the last one, that this object serves in its table.
+    /// First row, and row after the last one, that this object serves in its table.
     #[getter]
     fn rows(&self) -> (usize, usize) {
         (self.row_start, self.row_end)
     }
 
-    /// The object id: names the version.
+    /// The object id, which names the version.
     #[getter]
     fn id(&self, py: Python<'_>) -> PyResult<String> {
         self.record(py, "object_id")?.extract()
@@ -168,7 +170,7 @@ impl Pin {
         Ok(PyMemoryView::from(slf)?.call_method0("hex")?.unbind())
     }
 
-    /// A byte, or a memoryview of some.
+    /// One byte, or a memoryview of a slice.
     fn __getitem__<'py>(
         slf: &Bound<'py, Self>,
         key: &Bound<'py, PyAny>,
@@ -205,11 +207,11 @@ impl Pin {
     }
 
     fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
-        // That of equal bytes.
+        // Equal to the hash of equal bytes.
         PyBytes::new(py, self.bytes()).hash()
     }
 
-    /// Pickled, an object is a copy of its bytes: what pins it is of this process.
+    /// Pickles a copy of the bytes: a pin belongs to this process.
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Py<PyAny>, (Bound<'py, PyBytes>,))> {
         Ok((py.get_type::<PyBytes>().into_any().unbind(), (self.__bytes__(py)?,)))
     }
@@ -246,7 +248,7 @@ impl Pin {
     }
 }
 
-/// The buffer of Python's C interface, whose layout has been the same since before 3.9.
+/// Python's C struct `Py_buffer`; its layout has not changed since before 3.9.
 #[repr(C)]
 struct Buffer {
     buf: *mut c_void,
@@ -267,13 +269,13 @@ const FORMAT: c_int = 0x4;
 const ND: c_int = 0x8;
 const STRIDES: c_int = 0x10 | ND;
 
-/// Fills in a view of an object's bytes, which holds the object.
+/// Fills in a view of an object's bytes; the view holds a reference to the object.
 unsafe extern "C" fn get_buffer(
     object: *mut ffi::PyObject,
     view: *mut Buffer,
     flags: c_int,
 ) -> c_int {
-    // SAFETY: the interpreter calls slots attached.
+    // SAFETY: the interpreter calls slots with the thread attached.
     let py = unsafe { Python::assume_attached() };
     // SAFETY: the interpreter passes an instance of the class that has this slot.
     let object = unsafe { Bound::from_borrowed_ptr(py, object) };
@@ -328,8 +330,8 @@ pub(crate) fn object_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
             slots: slots.as_mut_ptr(),
         };
         let bases = PyTuple::new(py, [py.get_type::<Pin>()])?;
-        // SAFETY: name and function are static; the interpreter copies the rest. The size is that of
-        // the base, of which instances are made by its own constructor.
+        // SAFETY: name and function are static; the interpreter copies the rest. The size is that
+        // of the base class, whose constructor makes the instances.
         let made = unsafe { ffi::PyType_FromSpecWithBases(&raw mut spec, bases.as_ptr()) };
         // SAFETY: a new reference, or null with an exception set.
         let made = unsafe { Bound::from_owned_ptr_or_err(py, made) }?;

@@ -1,4 +1,5 @@
-//! One runtime per process, calls that signals end, and values that a forked child leaves alone.
+//! One runtime per process, calls that signals interrupt, and values that a forked child leaves
+//! alone.
 
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
@@ -12,7 +13,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::error;
 
-/// How often a call that waits looks for signals.
+/// Interval at which a waiting call checks for signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
 
 struct OfProcess {
@@ -20,7 +21,7 @@ struct OfProcess {
     runtime: Runtime,
 }
 
-/// The runtime of this process. That of a parent is left behind: its threads do not run here.
+/// The runtime of this process. A parent's runtime is abandoned: its threads do not run here.
 fn runtime() -> PyResult<&'static Runtime> {
     static CURRENT: AtomicPtr<OfProcess> = AtomicPtr::new(std::ptr::null_mut());
     let generation = process_generation();
@@ -43,13 +44,13 @@ fn runtime() -> PyResult<&'static Runtime> {
             })?;
         let new = Box::into_raw(Box::new(OfProcess { generation, runtime }));
         if CURRENT.compare_exchange(current, new, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            // SAFETY: made above, and published to nothing.
+            // SAFETY: made above, and published nowhere.
             drop(unsafe { Box::from_raw(new) });
         }
     }
 }
 
-/// Runs a call to its end without the GIL, unless a signal handler raises: then it is given up.
+/// Runs a call to its end without the GIL; if a signal handler raises, the call is cancelled.
 pub(crate) fn wait<T: Send>(
     py: Python<'_>,
     call: impl Future<Output = Result<T, ClientError>> + Send,
@@ -67,7 +68,7 @@ pub(crate) fn wait<T: Send>(
     }
 }
 
-/// Runs what may start tasks, for instance a destructor.
+/// Runs code that may start tasks, for instance a destructor.
 fn within_runtime<T>(work: impl FnOnce() -> T) -> T {
     match runtime() {
         Ok(runtime) => {
@@ -104,7 +105,7 @@ impl<T> OwnedByProcess<T> {
         }
     }
 
-    /// The value in whatever process: for what only reads memory.
+    /// The value in any process, for code that only reads memory.
     pub(crate) fn get_anywhere(&self) -> &T {
         self.value.deref()
     }
@@ -113,7 +114,7 @@ impl<T> OwnedByProcess<T> {
 impl<T> Drop for OwnedByProcess<T> {
     fn drop(&mut self) {
         if !self.is_forked() {
-            // SAFETY: dropped once, here, and not used any more.
+            // SAFETY: dropped once, here, and not used afterwards.
             within_runtime(|| unsafe { ManuallyDrop::drop(&mut self.value) });
         }
     }

@@ -1,14 +1,14 @@
-//! From a row to its run.
+//! Maps a row to its run.
 
-/// The runs of a column: where each ends, and a first guess for each row.
+/// The runs of a column: the end of each, and a first guess for each row.
 ///
 /// ```text
-///  rows     0 … 7 │ 8 … 15 │ 16 … 23        buckets of 2^shift rows, about two for each run
+///  rows     0 … 7 │ 8 … 15 │ 16 … 23        buckets of 2^shift rows, about two per run
 ///  first    run 0 │ run 2  │ run 2          the run of the bucket's first row
 /// ```
-/// Runs of about the same length are found in one or two steps; in between, by bisection.
+/// Runs of similar length are found in one or two steps, others by bisection.
 pub(crate) struct RunIndex {
-    /// The row behind the last one of each run, ascending.
+    /// The row after the last one of each run, ascending.
     ends: Vec<usize>,
     first: Vec<u32>,
     shift: u32,
@@ -25,7 +25,7 @@ impl RunIndex {
             while ends.get(run).is_some_and(|end| *end <= bucket << shift) {
                 run += 1;
             }
-            // Run ends are Int32, so runs are no more.
+            // Run ends are Int32, so the number of runs fits too.
             first.push(run as u32);
         }
         Self { ends: ends.to_vec(), first, shift }
@@ -41,7 +41,7 @@ impl RunIndex {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// First row of a run, and the row behind its last one; `None`: there is no such run.
+    /// First row of a run, and the row after its last one; `None`: there is no such run.
     pub(crate) fn bounds(&self, run: usize) -> Option<(usize, usize)> {
         let end = *self.ends.get(run)?;
         Some((run.checked_sub(1).map_or(0, |before| self.ends[before]), end))

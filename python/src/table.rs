@@ -1,4 +1,4 @@
-//! A table and what it shares with its columns and objects.
+//! A table, and its state shared with columns and objects.
 //!
 //! ```text
 //!  NativeTable ─┐                ┌─▶ Shared: the client's Table, which holds the lease
@@ -7,7 +7,7 @@
 //!                     └─▶ one Object per run
 //! ```
 //!
-//! Closing empties the state. The lease then lasts as long as the objects that are still in use.
+//! Closing empties the state. The lease then lasts until the last object in use is gone.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,11 +33,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 type Batches = (SchemaRef, Vec<RecordBatch>);
 
-/// What every object of a table keeps alive.
+/// Kept alive by every object of a table: the table with its lease.
 pub(crate) struct Shared {
     client: Arc<OwnedByProcess<Client>>,
     pub(crate) table: OwnedByProcess<Table>,
-    /// The objects view, once it was asked for.
+    /// The objects view, once it was requested.
     objects: Mutex<Option<Batches>>,
 }
 
@@ -51,7 +51,7 @@ impl Shared {
         Ok(lock(&self.objects).insert(objects).clone())
     }
 
-    /// The row of the objects view for the run of a column that begins at a row.
+    /// The row of the objects view for the run of a column that begins at a given row.
     pub(crate) fn record<'py>(
         &self,
         py: Python<'py>,
@@ -75,7 +75,7 @@ impl Shared {
     }
 }
 
-/// A row of the objects view, as far as objects show it.
+/// The fields of a row of the objects view that objects expose.
 fn record<'py>(py: Python<'py>, batch: &RecordBatch, at: usize) -> PyResult<Bound<'py, PyDict>> {
     let record = PyDict::new(py);
     for name in ["path", "object_id", "cache"] {
@@ -105,16 +105,16 @@ fn record<'py>(py: Python<'py>, batch: &RecordBatch, at: usize) -> PyResult<Boun
     Ok(record)
 }
 
-/// What a column knows without the table.
+/// The part of a column that needs no table.
 pub(crate) struct ColumnState {
     pub(crate) name: String,
     pub(crate) path: String,
     pub(crate) runs: RunIndex,
-    /// The object of each run, once it was asked for; `None` in Python for null cells.
+    /// The object of each run, once it was requested; Python's `None` for null cells.
     cache: Mutex<Vec<Option<Py<PyAny>>>>,
 }
 
-/// A table as long as it is open.
+/// A table while it is open.
 pub(crate) struct State {
     open: Mutex<Option<Arc<Shared>>>,
     closed: AtomicBool,
@@ -123,10 +123,10 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// What the objects of the table keep alive.
+    /// The table and lease that its objects keep alive.
     ///
     /// # Errors
-    /// `FailedPrecondition` after it was closed.
+    /// `FailedPrecondition` after the table was closed.
     pub(crate) fn shared(&self) -> PyResult<Arc<Shared>> {
         lock(&self.open).clone().ok_or_else(|| error::closed("table"))
     }
@@ -159,17 +159,17 @@ impl State {
         };
         let mut cache = lock(&state.cache);
         if self.closed.load(Ordering::Acquire) {
-            // Closed meanwhile: the object lives by itself.
+            // Closed meanwhile: the object stands alone.
             return Ok(made);
         }
         if cache.len() < state.runs.len() {
             cache.resize_with(state.runs.len(), || None);
         }
-        // Another thread may have made one: then that is the one.
+        // If another thread has stored an object meanwhile, that one is used.
         Ok(cache[run].get_or_insert(made).clone_ref(py))
     }
 
-    /// Closes; gives back whether objects are still in use.
+    /// Closes; returns whether objects are still in use.
     fn close(&self) -> bool {
         let Some(shared) = lock(&self.open).take() else { return false };
         self.closed.store(true, Ordering::Release);
@@ -181,7 +181,7 @@ impl State {
     }
 }
 
-/// A table; `iovcache.Table` is made of it.
+/// A table; `iovcache.Table` wraps it.
 #[pyclass(frozen, module = "iovcache._native")]
 pub(crate) struct NativeTable {
     state: Arc<State>,
@@ -248,13 +248,13 @@ impl NativeTable {
         self.state.closed.load(Ordering::Acquire)
     }
 
-    /// Closes; gives back whether objects are still in use.
+    /// Closes; returns whether objects are still in use.
     fn close(&self) -> bool {
         self.state.close()
     }
 }
 
-/// Batches for any library that takes the Arrow C stream interface.
+/// Batches for any library that supports the Arrow C stream interface.
 #[pyclass(frozen, module = "iovcache._native")]
 pub(crate) struct ArrowStream {
     batches: Batches,
@@ -268,7 +268,7 @@ impl ArrowStream {
         py: Python<'py>,
         requested_schema: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyCapsule>> {
-        // A request for another schema may be ignored, says the interface.
+        // The interface allows a request for another schema to be ignored.
         drop(requested_schema);
         let (schema, batches) = self.batches.clone();
         arrow::stream(py, schema, batches)

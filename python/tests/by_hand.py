@@ -1,4 +1,4 @@
-"""What a stranger needs beside pyarrow: the attach socket, forty bytes, and gRPC's own statuses."""
+"""The protocol beside pyarrow: the attach socket, cells of forty bytes, and gRPC's own statuses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPTIONS = [("grpc.default_authority", "localhost")]
 
 
 class ByHand:
-    """What section after section of the interface says, written down once more."""
+    """An independent implementation of the interface, written from its documentation."""
 
     def __init__(self, service, consumer="by-hand"):
         self.attach = socket.socket(socket.AF_UNIX)
@@ -59,7 +59,7 @@ class ByHand:
             self.hear()
         block = memoryview(self.maps[key])[payload - 64 :]
         assert struct.unpack_from("<QQ", block) == (generation, size)
-        # FairMQ's own header stands before the payload.
+        # FairMQ's own header precedes the payload.
         assert struct.unpack_from("<4HQ", block, 48) == (2, 0, 8, 1, 0)
         return bytes(block[64 : 64 + size])
 
@@ -71,14 +71,14 @@ class ByHand:
         return result.body.to_pybytes()
 
     def ask(self, name, **body):
-        """An action in JSON."""
+        """Calls an action with a JSON body; returns the parsed answer."""
         return json.loads(self.act(name, json.dumps(body).encode()))
 
     def pinned(self):
         return self.ask("status")["memory"]["pinned_bytes"]
 
     def put(self, timeframe, times, about, timeout=None):
-        """DoPut: a table, or an array of timestamps; what stands in the PutResult."""
+        """DoPut of a table or an array of timestamps; returns the metadata of the PutResult."""
         table = times if isinstance(times, pa.Table) else pa.table({"timestamp": times})
         descriptor = flight.FlightDescriptor.for_path("timeframe", str(timeframe))
         options = flight.FlightCallOptions(timeout=timeout)
@@ -93,7 +93,7 @@ class ByHand:
         return json.loads(answer.to_pybytes())
 
     def status_of(self, request, timeout=60):
-        """What gRPC itself says of a DoGet: the status, and the message."""
+        """The gRPC status and message of a DoGet."""
         return self.call("DoGet", field(1, json.dumps(request).encode()), timeout)[0]
 
     def messages(self, request):
@@ -103,7 +103,7 @@ class ByHand:
         return messages
 
     def call(self, method, message, timeout=60):
-        """A call in bytes: its status and message, and the messages that came."""
+        """A call in bytes: its status and message, and the messages received."""
         stream = self.channel.unary_stream(f"/arrow.flight.protocol.FlightService/{method}")
         messages = []
         call = stream(message, timeout=timeout)

@@ -1,4 +1,4 @@
-"""The real service, in a process of its own, over a small repository."""
+"""The real service, in a separate process, over a small repository."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VERSIONS = [
 
 
 def right(path: str, at: int) -> bytes:
-    """The bytes that are valid, by looking at every version."""
+    """The valid bytes at a time, by a linear scan of all versions."""
     valid = [v for v in VERSIONS if v[0] == path and v[1] <= at < v[2]]
     return max(valid, key=lambda v: (v[3], v[1]))[4]
 
@@ -43,7 +43,7 @@ def put(repository: pathlib.Path, version: tuple, folder: pathlib.Path, *more: s
 
 
 def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess:
-    """A command, to its end, which leaves with this status."""
+    """Runs a command to its end, which must return this status."""
     command = [program(), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, timeout=PATIENCE)
     assert done.returncode == status, f"{command}: {done.returncode}, {done.stderr.decode()}"
@@ -103,7 +103,7 @@ def until(what: str, condition) -> object:
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The repository that all tests share: who puts something takes a copy."""
+    """The repository that all tests share; a test that puts objects uses a copy."""
     folder = tmp_path_factory.mktemp("data")
     for version in VERSIONS:
         put(folder / "repository", version, folder)
@@ -119,7 +119,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, repository: pathlib.Path):
 
 @pytest.fixture
 def start(tmp_path: pathlib.Path, repository: pathlib.Path):
-    """Starts services of the test's own."""
+    """Starts services for one test."""
     running = []
 
     def one(*arguments: str, name: str = "own", source: pathlib.Path = repository) -> Service:

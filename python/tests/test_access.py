@@ -11,7 +11,7 @@ import iovcache
 
 @pytest.fixture
 def keys(tmp_path):
-    """A file of keys, and the token that each role has."""
+    """A file of keys, and the token of each role."""
     file = tmp_path / "keys.toml"
     tokens = {}
     for role in ("read", "register", "administer"):

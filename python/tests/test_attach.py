@@ -51,7 +51,8 @@ def test_the_welcome_has_session_epoch_and_segments(service):
                 segment["id"],
                 segment["size"],
             )
-        # Asked for again, it comes again; what there is not is answered with none.
+        # A segment requested again is sent again; one that does not exist is answered without a
+        # descriptor.
         need = {"need": {"kind": "segment", "id": welcome["segments"][0]["id"]}}
         connection.sendall(json.dumps(need).encode() + b"\n")
         again, more = hear(connection)
@@ -111,7 +112,7 @@ def test_who_does_not_say_hello_is_told_and_hung_up_on(service, line):
                 told += data
         except (BrokenPipeError, ConnectionResetError):
             pass
-    # What is too long is not read to its end: then nothing can be told.
+    # A line that is too long is not read to its end, so the connection may end without an answer.
     if told or len(line) < 1000:
         assert b"INVALID_ARGUMENT" in told and b"[IOV-" in told and told.count(b"\n") == 1
         assert b"session" not in json.loads(told)
@@ -162,7 +163,7 @@ def test_each_new_segment_is_announced_and_more_than_253_come_in_parts(start, tm
         lines.append(f"Many/Object{number},0,10,1,,object{number},{len(data)},{md5},")
     (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
     run("import", "--repository", repository, tmp_path / "manifest.csv")
-    # One object for each segment.
+    # One object per segment.
     service = start("--segment", "64KiB", "--memory", "32MiB", source=repository)
     client = ByHand(service)
     columns = {f"x{number}": f"Many/Object{number}" for number in range(300)}
@@ -172,7 +173,7 @@ def test_each_new_segment_is_announced_and_more_than_253_come_in_parts(start, tm
         cell = table[f"x{number}"][0].as_py()
         assert client.resolve(cell) == bytes([number % 251]) * 40_000
     assert len({HEADER.unpack(table[name][0].as_py())[5] for name in columns}) == 300
-    # Who attaches now is told of all of them, at most 253 at once.
+    # A client that attaches now receives all of them, at most 253 at once.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     late = ByHand(service, "late")
@@ -199,12 +200,12 @@ def test_named_segments_are_files_that_others_can_only_read(start, tmp_path):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
     (segment,) = [file for file in folder.iterdir() if file.name != "lock"]
     assert stat.S_IMODE(segment.stat().st_mode) == 0o640
-    # By its name alone, without the attach socket.
+    # By name alone, without the attach socket.
     size, generation, handle, *_ = HEADER.unpack(cells[0])
     data = segment.read_bytes()
     assert struct.unpack_from("<QQ", data, handle - 48) == (generation, size)
     assert data[handle + 16 : handle + 16 + size] == right(DRIFT, TIMES[0])
-    # The descriptor that comes through the socket is open for reading only.
+    # The descriptor received through the socket is open for reading only.
     with attach(service) as connection:
         connection.sendall(b'{"hello": 1, "consumer": "me"}\n')
         _, (fd, *_) = hear(connection)

@@ -1,4 +1,4 @@
-"""A client that knows nothing of this package: pyarrow, the attach socket, and forty bytes."""
+"""A client without this package: pyarrow, the attach socket, and cells of forty bytes."""
 
 import json
 import struct
@@ -65,11 +65,11 @@ def test_flight_info_schema_and_the_ticket(by_hand):
         by_hand.act("RenewFlightEndpoint", field(1, endpoint.serialize()))
     )
     assert renewed.expiration_time.value >= endpoint.expiration_time.value
-    # CancelFlightInfoResult with the status CANCELLED.
+    # CancelFlightInfoResult with status CANCELLED.
     assert by_hand.act("CancelFlightInfo", field(1, info.serialize())) == b"\x08\x01"
     with pytest.raises(Exception, match="IOV-5002"):
         by_hand.flight.do_get(endpoint.ticket).read_all()
-    # The shorthand: the request is a ticket too.
+    # Shorthand: the request itself is a valid ticket.
     by_hand.get(request)
     shorthand = flight.FlightEndpoint(json.dumps(request), [])
     info = flight.FlightInfo(table.schema, descriptor, [shorthand], 2, -1)
@@ -96,7 +96,7 @@ def test_intervals_and_chunks_and_locks(by_hand):
     lock = by_hand.get({**one, "view": "objects"}).to_pylist()
     for row in lock:
         row["metadata"] = dict(row["metadata"])
-    # At 4000 another version wins, unless only the locked ones are there.
+    # At 4000 another version wins, unless the request is limited to the locked ones.
     locked = {**one, "timestamps": [4000], "lock": lock, "session": by_hand.session}
     assert by_hand.resolve(by_hand.get(locked)["drift"][0].as_py()) == b"drift 1"
 
@@ -142,7 +142,7 @@ def test_an_exchange_answers_each_batch_and_its_end_lets_all_go(start, encoding)
 def test_a_poll_tells_progress_until_all_is_there(start):
     service = start(name="poll")
     client = ByHand(service)
-    # pyarrow has no PollFlightInfo: the call itself, in bytes.
+    # pyarrow has no PollFlightInfo, so the call is made in bytes.
     poll = client.channel.unary_unary("/arrow.flight.protocol.FlightService/PollFlightInfo")
     request = {"columns": {"n": "TPC/Calib/Noise"}, "timestamps": [5]}
     descriptor = flight.FlightDescriptor.for_command(json.dumps(request)).serialize()

@@ -1,4 +1,4 @@
-"""Every call of the interface as a stranger makes it: pyarrow alone, and gRPC's own statuses."""
+"""Every call of the interface with pyarrow alone, and gRPC's own statuses."""
 
 import http.server
 import json
@@ -26,7 +26,7 @@ def by_hand(service):
 
 @pytest.fixture
 def alone(start):
-    """A client of a service that nobody else asks."""
+    """A client of a service that no other client uses."""
     client = ByHand(start())
     yield client
     client.close()
@@ -61,7 +61,7 @@ def test_a_timeframe_from_its_registration_to_its_end(alone):
         "consumers": {"a": "waiting", "b": "waiting"},
     }
     assert state()["bytes"] >= 100_000
-    # The same again: the same answer. Another content: it exists.
+    # Identical content gets the same answer; other content is refused with ALREADY_EXISTS.
     assert alone.put(42, TIMES, columns) == {**answer, "state": "ready"}
     others = [
         (TIMES[:2], columns),
@@ -85,10 +85,10 @@ def test_a_timeframe_from_its_registration_to_its_end(alone):
     assert state()["state"] == "delivered"
     assert alone.ask("consumed", timeframe=42, consumer="a") == {"dropped": [], "in_flight": 1}
     assert state()["consumers"] == {"a": "consumed", "b": "delivered"}
-    # To say it twice is no mistake; to ask for it afterwards is one.
+    # A repeated report is accepted; a request for the table afterwards is an error.
     assert alone.ask("consumed", timeframe=42, consumer="a") == {"dropped": [], "in_flight": 1}
     assert alone.status_of({**request, "consumer": "a"})[0] == "FAILED_PRECONDITION"
-    # Who is not expected is told who is.
+    # An unexpected consumer gets an error that lists the expected ones.
     status, message = alone.status_of({**request, "consumer": "stranger"})
     assert status == "NOT_FOUND" and "stranger" in message and "a, b" in message
     assert alone.pinned() > 100_000
@@ -96,7 +96,7 @@ def test_a_timeframe_from_its_registration_to_its_end(alone):
     assert alone.ask("status")["timeframes"] == []
     until("all to be let go", lambda: alone.pinned() == 0)
     assert alone.status_of({**request, "consumer": "b"})[0] == "NOT_FOUND"
-    # Its id is free again, for any other content.
+    # The id is free again, for any other content.
     assert alone.put(42, [5000], {"columns": {"noise": NOISE}, "consumers": ["c"]})["rows"] == 1
     assert alone.ask("drop_timeframe", timeframe=42) == {"dropped": [42], "in_flight": 0}
 
@@ -105,12 +105,12 @@ def test_the_watermark_of_a_consumer_never_goes_back(alone):
     about = {"columns": {"drift": DRIFT}, "consumers": ["a", "b"]}
     for timeframe in (1, 2, 3, 5):
         alone.put(timeframe, TIMES, about)
-    # All below 3, for one of two.
+    # All below 3, for one of two consumers.
     assert alone.ask("consumed", consumer="a", oldest_possible=3) == {"dropped": [], "in_flight": 4}
     assert alone.ask("consumed", consumer="b", oldest_possible=2)["dropped"] == [1]
     assert alone.ask("consumed", consumer="b", oldest_possible=4)["dropped"] == [2]
     assert alone.ask("consumed", consumer="a", oldest_possible=1) == {"dropped": [], "in_flight": 2}
-    # What comes late is done already for those who said so.
+    # A late timeframe counts as consumed for the consumers that reported a later watermark.
     assert alone.put(2, TIMES, {**about, "consumers": ["a"]})["state"] == "consumed"
     assert alone.ask("status")["timeframes"][0]["timeframe"] == 3
     alone.put(0, TIMES, {**about, "consumers": ["a", "new"]})
@@ -147,7 +147,7 @@ def test_a_timeframe_without_named_consumers_waits_for_those_who_ask(alone):
     alone.put(7, TIMES, {"columns": {"drift": DRIFT}})
     alone.get({"timeframe": 7, "consumer": "who comes"})
     assert alone.ask("status")["timeframes"][0]["consumers"] == {"who comes": "delivered"}
-    # One who reads without a name changes nothing.
+    # A read without a consumer name changes nothing.
     alone.get({"timeframe": 7})
     assert alone.ask("consumed", timeframe=7, consumer="who comes")["dropped"] == [7]
 
@@ -168,7 +168,7 @@ def test_a_timeframe_keeps_the_versions_that_held_when_it_was_registered(start, 
     until("the new version to be seen", now)
     request = {"timeframe": 1, "consumer": "a", **plain}
     assert client.get(request)["drift"].to_pylist() == [b"drift 1"]
-    # Other columns can be had for its timestamps.
+    # Other columns can be requested for its timestamps.
     other = {**request, "columns": {"noise": NOISE}}
     assert client.get(other)["noise"].to_pylist() == [b"n" * 100_000]
     client.close()
@@ -196,7 +196,7 @@ def test_a_registration_that_is_none_is_refused(by_hand):
             writer, _ = by_hand.flight.do_put(target, table.schema)
             with writer:
                 writer.write_with_metadata(table.to_batches()[0], json.dumps(good).encode())
-    # Without the message that says for which columns.
+    # Without the message that names the columns.
     target = flight.FlightDescriptor.for_path("timeframe", str(fresh()))
     with pytest.raises(pa.ArrowInvalid, match=r"\[IOV-1001\].*app_metadata"):
         writer, _ = by_hand.flight.do_put(target, table.schema)
@@ -225,10 +225,11 @@ def test_who_registers_too_much_waits_in_order_and_by_the_clients_deadline(start
     about = {"columns": {"drift": DRIFT}, "consumers": ["a"]}
     client.put(1, TIMES, about)
     client.put(2, TIMES, about)
-    # What is in flight already needs no place.
+    # A timeframe that is already in flight needs no place.
     assert client.put(1, TIMES, about, timeout=30)["rows"] == 3
     began = time.monotonic()
-    # The service gives up a moment earlier than the client and says why, if it is fast enough.
+    # The service gives up a moment before the client does, and names the reason if it is fast
+    # enough.
     with pytest.raises((flight.FlightUnavailableError, flight.FlightTimedOutError)):
         client.put(3, TIMES, about, timeout=0.5)
     assert 0.3 < time.monotonic() - began < 20
@@ -255,7 +256,7 @@ def test_who_registers_too_much_waits_in_order_and_by_the_clients_deadline(start
 
 @pytest.fixture
 def tight(start, tmp_path):
-    """A service with place for three of these objects, and a bit."""
+    """A service with room for three of these objects and a little more."""
     repository = tmp_path / "tight"
     for number in range(8):
         put(repository, (f"Big/Object{number}", 0, 10, 1, bytes([number]) * (1 << 20)), tmp_path)
@@ -290,7 +291,7 @@ def test_when_all_memory_is_pinned_one_waits_by_its_deadline_and_nothing_deadloc
     began = time.monotonic()
     status, _ = tight.status_of(request, timeout=0.5)
     assert status in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and time.monotonic() - began < 20
-    # What is there can still be had, and what waits comes when something is let go.
+    # Resident objects can still be requested; waiting requests proceed when a pin is released.
     assert tight.status_of({**session, "columns": big(1)})[0] == "OK"
     came = []
 
@@ -304,7 +305,7 @@ def test_when_all_memory_is_pinned_one_waits_by_its_deadline_and_nothing_deadloc
     assert came == []
     for lease in leases[:2]:
         tight.ask("release", lease=lease)
-    # Object 1 was asked for twice: its second lease goes with the session's end.
+    # Object 1 was requested twice: its second lease ends with the session.
     until("at least one to come", lambda: came)
     tight.attach.close()
     for thread in waiting:
@@ -325,7 +326,7 @@ def test_a_timeframe_for_which_memory_is_short_waits_and_does_not_pass_who_came_
         waiting.append(threading.Thread(target=register))
         waiting[-1].start()
         time.sleep(0.3)
-    # The second would fit beside the first, but it is not its turn.
+    # The second request would fit, but it has to wait for the first.
     assert came == []
     assert [one["timeframe"] for one in tight.ask("status")["timeframes"]] == [1]
     tight.ask("consumed", timeframe=1, consumer="a")
@@ -341,7 +342,7 @@ def test_a_table_goes_out_only_when_all_of_its_objects_are_there_and_pinned(tigh
     until("it to be ready", lambda: tight.ask("status")["timeframes"][0]["state"] == "ready")
     pinned = tight.pinned()
     assert pinned >= 2 << 20
-    # Two more cannot be there at the same time: not one of them is kept while it waits.
+    # Two more do not fit together: neither is kept while the request waits.
     status, _ = tight.status_of({"columns": big(2, 3), "timestamps": [5], "wait_ms": 300})
     assert status == "UNAVAILABLE"
     until("what it had to be let go", lambda: tight.pinned() == pinned)
@@ -353,7 +354,7 @@ def test_a_consumer_that_dies_comes_back_under_its_name_and_goes_on(start):
     about = {"columns": {"drift": DRIFT, "noise": NOISE}, "consumers": ["tracker", "other"]}
     alone.put(1, TIMES, about)
     first = ByHand(service, "tracker")
-    # A session that does not say for whom it reads is the consumer that it attached as.
+    # A session that reads without a consumer name is the consumer that it attached as.
     first.get({"timeframe": 1, "session": first.session})
     sessions = {one["consumer"]: one for one in alone.ask("status")["sessions"]}
     assert sessions["tracker"]["pinned_bytes"] > 100_000
@@ -366,7 +367,7 @@ def test_a_consumer_that_dies_comes_back_under_its_name_and_goes_on(start):
     until("its session to end", gone)
     status, message = alone.status_of({"timeframe": 1, "session": first.session})
     assert status == "FAILED_PRECONDITION" and message.startswith("[IOV-5001] ")
-    # The timeframe still waits for it, and its objects are there.
+    # The timeframe still waits for the consumer, and its objects are resident.
     (timeframe,) = alone.ask("status")["timeframes"]
     assert timeframe["consumers"]["tracker"] != "consumed"
     second = ByHand(service, "tracker")
@@ -390,13 +391,13 @@ def test_a_request_of_nobody_has_a_lease_with_a_time_limit(alone):
     assert alone.pinned() == 0
     with pytest.raises(pa.ArrowInvalid, match=r"\[IOV-5002\]"):
         alone.ask("release", lease=lease)
-    # GetFlightInfo loads nothing, and says until when its ticket is good.
+    # GetFlightInfo loads nothing, and states until when its ticket is valid.
     info = alone.flight.get_flight_info(descriptor(request))
     assert (info.total_records, alone.pinned()) == (1, 0)
     (endpoint,) = info.endpoints
     left = endpoint.expiration_time.as_py().timestamp() - time.time()
     assert 30 < left <= 61
-    # Who has a session needs no limit.
+    # A request with a session needs no time limit.
     info = alone.flight.get_flight_info(descriptor({**request, "session": alone.session}))
     assert info.endpoints[0].expiration_time is None
     assert info.endpoints[0].locations == []
@@ -430,7 +431,7 @@ def test_flights_are_paths_with_their_counts_and_timeframes(alone):
     below = list(alone.flight.list_flights(b"TPC/Calib/Noise"))
     assert [one.descriptor.path for one in below] == [[NOISE.encode()]]
     assert list(alone.flight.list_flights(b"No/Such")) == []
-    # A timeframe's descriptor leads to its table.
+    # The descriptor of a timeframe leads to its table.
     info = alone.flight.get_flight_info(flight.FlightDescriptor.for_path("timeframe", "9"))
     assert info.total_records == 3 and info.schema.names == ["drift", "noise"]
     assert alone.flight.do_get(info.endpoints[0].ticket).read_all().num_rows == 3
@@ -548,7 +549,8 @@ def test_an_exchange_in_its_details(alone):
 
     writer, reader = alone.flight.do_exchange(descriptor(template))
     writer.begin(schema)
-    # Several can be asked for before the first answer is read; answers come in their order.
+    # Several timeframes can be requested before the first answer is read; answers come in their
+    # order.
     asked = {5: (1000, 3000), 3: (7000,), 4: (8999, 1000)}
     for timeframe, times in asked.items():
         writer.write_with_metadata(batch(*times), json.dumps({"timeframe": timeframe}).encode())
@@ -559,25 +561,25 @@ def test_an_exchange_in_its_details(alone):
         cells = chunk.data["drift"].to_pylist()
         assert [alone.resolve(cell) for cell in cells] == [right(DRIFT, at) for at in times]
     held = alone.pinned()
-    # A table that is consumed is let go; with the timestamps of the next one, too.
+    # A consumed table is released; the report may come with the timestamps of the next table, too.
     writer.write_with_metadata(batch(), json.dumps({"timeframe": 9, "consumed": [3, 5]}).encode())
     assert reader.read_chunk().data.num_rows == 0
     assert 0 < alone.pinned() <= held
-    # Below the watermark of the stream a table is sent, and held no longer than that.
+    # Below the stream's watermark a table is sent and released at once.
     writer.write_metadata(json.dumps({"oldest_possible": 9}).encode())
     until("all below to be let go", lambda: alone.pinned() == 0)
     writer.write_metadata(json.dumps({"oldest_possible": 2}).encode())
     writer.write_with_metadata(batch(1000), json.dumps({"timeframe": 8}).encode())
     assert reader.read_chunk().data.num_rows == 1
     until("it to be let go", lambda: alone.pinned() == 0)
-    # It has nothing to do with the consumer's watermark among the registered timeframes.
+    # That watermark is separate from the consumer's watermark for registered timeframes.
     alone.put(1, TIMES, {"columns": {"drift": DRIFT}, "consumers": ["tracker"]})
     assert alone.ask("status")["timeframes"][0]["consumers"] == {"tracker": "waiting"}
     alone.ask("drop_timeframe", timeframe=1)
     writer.write_with_metadata(batch(3000), json.dumps({"timeframe": 12}).encode())
     reader.read_chunk()
     until("it to be held", lambda: alone.pinned() > 0)
-    # However it ends.
+    # However the stream ends.
     reader.cancel()
     until("the end to let go", lambda: alone.pinned() == 0)
 
@@ -614,7 +616,7 @@ def test_what_an_exchange_cannot_answer_ends_it_with_the_reason(alone):
 
 
 def test_a_poll_of_a_slow_source_tells_how_far_it_is(start, tmp_path):
-    # A CCDB that takes its time with the bytes.
+    # A CCDB that delays the bytes.
     gate = threading.Event()
     id_ = "5d4ca9d8-9a1e-11ef-8000-c0a80209250c"
 
@@ -655,7 +657,7 @@ def test_a_poll_of_a_slow_source_tells_how_far_it_is(start, tmp_path):
     assert (about["objects"], about["objects_loaded"], about["done"]) == (1, 0, False)
     assert info.total_records == 2 and info.schema.names == ["x"]
     assert 4 in answer, "expiration_time"
-    # Who asks for the table meanwhile waits for it, by its own deadline.
+    # A request for the table meanwhile waits for it, up to its own deadline.
     began = time.monotonic()
     status, _ = client.status_of({"columns": {"x": "Slow/One"}, "timestamps": [5]}, timeout=0.5)
     assert status == "DEADLINE_EXCEEDED" and time.monotonic() - began < 20

@@ -134,7 +134,7 @@ def test_a_service_that_is_not_there_is_unavailable(tmp_path):
 
 
 def test_a_timeframe_lives_until_its_consumers_are_done(client, request):
-    # The watermark of a consumer never goes back: each client here has consumers of its own.
+    # The watermark of a consumer never goes back, so each client here has its own consumers.
     a, b = (f"{name}-{request.node.name}" for name in "ab")
     columns = {"drift": DRIFT}
     answer = client.put_timeframe(42, TIMES, columns=columns, consumers=[a, b])
@@ -172,7 +172,7 @@ def test_a_session_ends_with_its_client(start):
         sessions = observer.status()["sessions"]
         assert [session["consumer"] for session in sessions] == ["short-lived"]
         assert sessions[0]["pinned_bytes"] > 100_000
-        # Its table is in use still.
+        # Its table is still in use.
         client.close()
         assert bytes(table["noise"][0][:3]) == b"nnn"
         assert len(observer.status()["sessions"]) == 1
@@ -187,13 +187,13 @@ def test_a_client_survives_a_restart_and_old_cells_are_stale(start):
     old = client.table({"drift": DRIFT}, timestamps=[1000])
     header, view = old["drift"].header(0), old["drift"][0]
     service.kill()
-    # The time of the call is over before anybody is there.
+    # The call's time limit passes before the service is up.
     with pytest.raises(iovcache.Unavailable):
         client.table({"drift": DRIFT}, timestamps=[1000], wait_ms=200)
     assert bytes(view) == b"drift 1"
     successor = threading.Timer(0.3, start)
     successor.start()
-    # Nobody is there yet: each of the calls waits by itself.
+    # The service is not up yet: each of the calls waits by itself.
     client.put_timeframe(1, [1000], columns={"drift": DRIFT}, consumers=["x"])
     table = client.table({"drift": DRIFT}, timestamps=[1000])
     successor.join()
@@ -238,7 +238,7 @@ def test_what_is_put_while_the_service_runs_is_seen(start, repository, tmp_path)
 
 
 def test_many_timestamps_stay_here_and_the_rows_are_the_same(service):
-    # Many rows of a few distinct milliseconds, as a timeframe has them.
+    # Many rows with few distinct milliseconds, as in a timeframe.
     times = [at for at in range(1000, 9000) for _ in range(4)]
     with iovcache.connect(service.unix) as client:
         columns = {"drift": DRIFT, "noise": NOISE}
@@ -249,7 +249,7 @@ def test_many_timestamps_stay_here_and_the_rows_are_the_same(service):
             assert len(list(table["noise"].runs())) == 1
             made = table.arrow
             assert len(table.objects) == 6
-            # An object that is in use would keep them all.
+            # An object that is still in use would keep them all.
             del view
         kinds = [pa.array(times), pa.array(times, pa.timestamp("ms")), np.array(times)]
         for kind in kinds:
@@ -260,7 +260,7 @@ def test_many_timestamps_stay_here_and_the_rows_are_the_same(service):
 
 def test_where_the_spans_alone_do_not_tell_the_timestamps_are_sent(service):
     with iovcache.connect(service.unix) as client:
-        # A version that holds for one millisecond, which no timestamp needs.
+        # A version that is valid for one millisecond, which no timestamp falls into.
         times = [at for at in range(5000, 9000, 2) if at != 7000 for _ in range(20)]
         with client.table({"drift": DRIFT}, timestamps=times) as table:
             assert [(a, b) for a, b, _ in table["drift"].runs()] == [(0, len(times))]

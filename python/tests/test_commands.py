@@ -1,4 +1,4 @@
-"""The program from a shell: what it prints where, and the status with which it leaves."""
+"""The program from a shell: its output streams and its exit status."""
 
 import csv
 import io

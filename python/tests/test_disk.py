@@ -47,11 +47,11 @@ def test_after_kill_9_and_with_the_source_gone_the_disk_serves_the_right_version
                         assert bytes(table[name][row]) == right(path, at), (name, at)
                 objects = table.objects.to_pylist()
                 assert {row["cache"] for row in objects} == {"stale"}
-            # What was never asked for is not made up.
+            # A version that was never requested stays unknown.
             with pytest.raises(iovcache.Unavailable):
                 client.table({"other": "Never/Asked"}, timestamps=[1])
         assert sources(service)["file"]["state"] == "down"
-        # The source is back, with something new: it decides.
+        # The source is back, with a new version, which wins.
         shutil.move(tmp_path / "gone", source)
         put(source, ("TPC/Calib/VDrift", 1000, 9000, 99, b"newest"), tmp_path)
         with iovcache.connect(service.unix) as client:
@@ -88,7 +88,7 @@ def test_killed_at_any_moment_the_disk_never_gives_anything_wrong(tmp_path: path
                     assert bytes(table["c"][0]) == data[n], seed
         service.kill()
         assert sum(file.stat().st_size for file in disk.rglob("*") if file.is_file()) <= 2**20
-    # One more time, whole, and with the source gone: what comes is right, or does not come.
+    # Once more, with everything, and with the source gone: an answer is right, or an error.
     service = Service(tmp_path, source, *limits)
     shutil.move(source, tmp_path / "gone")
     came = 0

@@ -21,7 +21,7 @@ BUCKET = "conditions"
 
 
 class Store:
-    """An S3 server on a port of its own, with one bucket."""
+    """An S3 server on its own port, with one bucket."""
 
     def __init__(self) -> None:
         self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -75,11 +75,11 @@ def test_a_repository_copied_into_a_bucket_answers_as_the_folder_does(
     copied = copy(store, f"file://{repository}", bucket)
     assert copied["new"] == len(VERSIONS) and copied["unchanged"] == 0 and not copied["failed"]
     assert copied["bytes"] == sum(len(version[4]) for version in VERSIONS)
-    # Two files for each version, in CCDB's layout.
+    # Two files per version, in CCDB's layout.
     keys = store.keys("first/")
     assert len(keys) == 2 * len(VERSIONS)
     assert all(key.split("/")[-2].lstrip("-").isdigit() for key in keys)
-    # Again: nothing to do.
+    # A second copy has nothing to do.
     assert copy(store, f"file://{repository}", bucket)["unchanged"] == len(VERSIONS)
 
     service = Service(tmp_path, bucket, environment=store.environment)
@@ -92,7 +92,7 @@ def test_a_repository_copied_into_a_bucket_answers_as_the_folder_does(
                 for name, path in paths.items():
                     for row, at in enumerate(times):
                         assert bytes(table[name][row]) == right(path, at), (name, at)
-            # What is put while the service runs is seen within the refresh time.
+            # A version that is put while the service runs is seen within the refresh time.
             added = ("TPC/Calib/VDrift", 1000, 9000, 99, b"newest")
             put(tmp_path / "more", added, tmp_path)
             copy(store, f"file://{tmp_path}/more", bucket)
@@ -167,7 +167,7 @@ def test_a_killed_copy_is_resumed_and_leaves_no_half_version(
     assert copied["new"] + copied["unchanged"] == 40
     back = tmp_path / "back"
     assert copy(store, bucket, f"file://{back}")["new"] == 40
-    # Versions lie in folders that are numbers; the index of the repository does not.
+    # Versions lie in folders whose names are numbers; the index of the repository does not.
     files = [file for file in back.rglob("*") if file.is_file() and file.parent.name.isdigit()]
     blobs = [file for file in files if file.suffix != ".properties"]
     assert sorted(len(file.read_bytes()) for file in blobs) == sorted(300_000 - n for n in range(40))

@@ -1,4 +1,4 @@
-"""Which library reads which encoding: the table in the documentation, tried."""
+"""Which library reads which encoding: tests of the table in the documentation."""
 
 import io
 import re
@@ -62,7 +62,7 @@ def test_the_documented_readers_read(service, encoding, cell):
                 except Exception:
                     found[name] = "no"
             assert found == documented()[encoding, cell]
-            # The table itself is for all of them.
+            # All libraries read the table itself.
             assert cells(polars.DataFrame(table)["v"].to_list(), cell) == expected
             assert cells(table.to_polars()["v"].to_list(), cell) == expected
             assert cells(table.to_pandas()["v"].tolist(), cell) == expected

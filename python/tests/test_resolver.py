@@ -1,4 +1,4 @@
-"""Cells by themselves, against the real segments: nothing that is forged gets through."""
+"""Single cells against the real segments: no forged cell resolves."""
 
 import random
 
@@ -13,7 +13,7 @@ PAYLOAD = b"n" * 100_000
 
 @pytest.fixture
 def cell(service):
-    """An attachment, and the header of an object that is pinned."""
+    """An attachment, and the header of a pinned object."""
     with iovcache.connect(service.unix) as client:
         with client.table({"noise": NOISE}, timestamps=[1]) as table:
             with iovcache.Attachment(service.ready["attach"], "cells") as attachment:
@@ -62,7 +62,7 @@ def test_forged_headers_give_the_block_or_an_error(cell):
     rng = random.Random(seed)
     for _ in range(300):
         data = bytearray(header.to_bytes())
-        # Not the numbers of segments: those that are not there are asked for.
+        # Segment numbers stay: an unknown one is requested from the service.
         for _ in range(rng.randrange(1, 4)):
             data[rng.randrange(32)] = rng.randrange(256)
         try:

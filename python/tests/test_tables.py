@@ -1,4 +1,4 @@
-"""Times, cells, encodings and views, each combination as the interface has it; pyarrow alone."""
+"""Times, cells, encodings and views in all combinations of the interface; pyarrow alone."""
 
 import hashlib
 import itertools
@@ -49,7 +49,7 @@ def column_type(encoding, cell):
 
 
 def values(column):
-    """Each row's cell, decoded by hand from whatever encoding."""
+    """Each row's cell, decoded by hand from any encoding."""
     rows = []
     for chunk in column.chunks:
         if pa.types.is_dictionary(chunk.type):
@@ -69,7 +69,7 @@ def by_hand(service):
 
 
 def bytes_of(client, cell, value, headers):
-    """The object's bytes, whatever stands in the cell."""
+    """The object's bytes for any kind of cell."""
     if value is None or cell == "payload":
         return value
     if cell == "struct":
@@ -124,7 +124,7 @@ def test_what_is_missing_is_null_where_that_is_asked_for(by_hand, encoding, cell
     table = by_hand.get({**request, "missing": "null"})
     assert table.schema.field("drift").nullable
     assert [value is None for value in values(table["drift"])] == [True, False, True]
-    # The cell is null, never what stands in it.
+    # The cell is null, whatever bytes it holds.
     type_ = table.schema.field("drift").type
     type_ = type_.value_type if encoding != "plain" else type_
     if cell == "struct":
@@ -246,7 +246,7 @@ def test_batches_are_below_two_mebibytes_and_a_dictionary_crosses_once(by_hand):
         messages = by_hand.messages({**request, "encoding": encoding, "cell": cell})
         sizes = [len(message) for message in messages]
         assert max(sizes) < 2 << 20, (encoding, cell)
-        # Schema and dictionaries have no rows: their heads say what they are.
+        # Schema and dictionaries have no rows: their message headers name their kind.
         dictionaries = [m for m in messages if header_type(m) == 2]
         assert len(dictionaries) == (2 if encoding == "dictionary" else 0)
 
@@ -339,7 +339,7 @@ def test_the_ends_of_time_are_times(by_hand):
 
 @pytest.fixture(scope="module")
 def ties(tmp_path_factory):
-    """Versions that overlap and were created in the same millisecond."""
+    """Overlapping versions that were created in the same millisecond."""
     folder = tmp_path_factory.mktemp("ties")
     for version in (
         ("Tie/From", 0, 100, 5, b"earlier from"),
@@ -378,7 +378,7 @@ def test_creation_limits_are_inclusive_and_make_the_past_repeatable(ties, start,
     assert payload(ties, "Tie/Late", 5, not_before=6) == b"created last"
     assert payload(ties, "Tie/Late", 5, not_before=7, missing="null") is None
     assert payload(ties, "Tie/Late", 5, not_after=4, missing="null") is None
-    # A request can narrow what the service was started with, never widen it.
+    # A request can narrow the limits the service was started with, never widen them.
     client = ByHand(start("--not-after", "2", "--not-before", "2"))
     for limits in ({}, {"not_after": 99}, {"not_before": 0}, {"not_before": 0, "not_after": 99}):
         assert payload(client, DRIFT, 3500, **limits) == b"drift 2"

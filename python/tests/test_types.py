@@ -1,4 +1,4 @@
-"""The types of the package: complete, clean, and wrong options are errors in an editor."""
+"""The package's types: complete, clean, and an editor reports wrong options as errors."""
 
 import json
 import os
@@ -14,7 +14,7 @@ pytest.importorskip("pyright")
 
 def pyright(*arguments):
     command = [sys.executable, "-m", "pyright", "--outputjson", *arguments]
-    # For the completeness of types it takes the Python that it finds on the path.
+    # To check completeness pyright uses the first Python on the path.
     path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""An object is a pin: what its buffer shows stays what it is, whatever becomes of table and client."""
+"""An object is a pin: its buffer stays unchanged when its table and client are closed."""
 
 import gc
 import hashlib
@@ -31,7 +31,7 @@ def client(service):
 
 @pytest.fixture
 def small(start, tmp_path):
-    """A service whose memory has room for three of its eight objects."""
+    """A service with memory for three of its eight objects."""
     folder = tmp_path / "objects"
     for number in range(8):
         put(folder, (f"A/N{number}", 0, 100, 1, bytes([65 + number]) * (4 * MIB)), tmp_path)
@@ -43,7 +43,7 @@ def pinned(client):
 
 
 def evict(client, but, times=1):
-    """Loads all other objects, one after the other: each needs the room of another."""
+    """Loads all other objects, one after the other: each evicts another."""
     for _ in range(times):
         for number in range(8):
             if number != but:
@@ -216,7 +216,7 @@ def test_clients_and_tables_are_not_pickled(client):
 
 
 def in_child(call):
-    """What a call tells in a forked child."""
+    """The result of a call in a forked child."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

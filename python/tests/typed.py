@@ -1,4 +1,4 @@
-"""A program of a user, as a type checker sees it: `test_types.py` checks it, nothing runs it."""
+"""A user's program for the type checker: `test_types.py` checks it, and it is never run."""
 
 import datetime
 from typing import Dict, List, Optional, Tuple

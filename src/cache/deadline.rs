@@ -1,18 +1,18 @@
-//! Deadlines of the steps of a request, and what errors call these steps.
+//! Deadlines for the steps of a request, and the names of these steps in errors.
 
 use tokio::time::{Instant, timeout_at};
 
 use crate::cache::error::CacheError;
 
-/// The step between the answer of the source and loading.
-pub(crate) const PLANNING: &str = "the decision which version serves which rows";
-/// The step that asks the source for versions.
-pub(crate) const LOOK_UP: &str = "the source to say which versions hold";
+/// Name of the step that assigns versions to rows, between look-up and loading.
+pub(crate) const PLANNING: &str = "the assignment of versions to rows";
+/// Name of the step that asks the source for versions.
+pub(crate) const LOOK_UP: &str = "the look-up of versions at the source";
 
 /// Runs `work` until `deadline`; `what` names the step in the error.
 ///
 /// # Errors
-/// What `work` says, or [`CacheError::DeadlineExceeded`].
+/// The error of `work`, or [`CacheError::DeadlineExceeded`].
 pub(crate) async fn by_deadline<T>(
     what: &str,
     deadline: Instant,

@@ -1,16 +1,16 @@
-//! Why a cache does not answer.
+//! Errors of the cache: why a request fails.
 
 use std::sync::Arc;
 
 use crate::budget::OverBudget;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::{Coded as _, coded};
 use crate::interval::Timestamp;
 use crate::object::{InvalidPath, ObjectId, ObjectPath};
 use crate::shm::PoolError;
 use crate::source::{ClaimError, SourceError};
-use crate::table::{EncodeError, RequestError, SHORT_SPAN, TimestampsError};
+use crate::table::{EncodeError, KeyError, RequestError, SHORT_SPAN, TimestampsError};
 
-/// Nothing is valid for some timestamps of one column.
+/// A column without a valid object at some timestamps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingColumn {
     /// The column.
@@ -21,18 +21,56 @@ pub struct MissingColumn {
     pub first: Timestamp,
     /// The latest timestamp without an object.
     pub last: Timestamp,
-    /// How many rows have none.
+    /// Number of rows without an object.
     pub rows: u64,
+    /// Name and value of the key in the first row without an object, if the column depends on one.
+    pub key: Option<String>,
 }
 
 impl std::fmt::Display for MissingColumn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { column, path, first, last, rows } = self;
-        write!(f, "column {column:?} ({path}): {rows} rows, first at {first}, last at {last}")
+        let Self { column, path, first, last, rows, key } = self;
+        write!(f, "column {column:?} ({path}): {rows} rows, first at {first}, last at {last}")?;
+        match key {
+            Some(key) => write!(f, ", first with {key}"),
+            None => Ok(()),
+        }
     }
 }
 
-/// More of them are told in a short form: a gRPC status has room for a few kB.
+/// A column without a path for some values of its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnmatchedColumn {
+    /// The column.
+    pub column: String,
+    /// Name of the key.
+    pub key: String,
+    /// The value in the first row without a path.
+    pub value: String,
+    /// The first row without a path.
+    pub row: usize,
+    /// Number of rows without a path.
+    pub rows: u64,
+}
+
+impl std::fmt::Display for UnmatchedColumn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { column, key, value, row, rows } = self;
+        write!(f, "column {column:?}: {rows} rows, first row {row} with {key}={value}")
+    }
+}
+
+/// Maximum number of columns without a path in a message.
+const MAX_UNMATCHED: usize = 64;
+
+fn unmatched(columns: &[UnmatchedColumn]) -> String {
+    let told = columns.iter().take(MAX_UNMATCHED).map(ToString::to_string);
+    let more = columns.len().saturating_sub(MAX_UNMATCHED);
+    let more = (more > 0).then(|| format!("and {more} more columns"));
+    told.chain(more).collect::<Vec<_>>().join("; ")
+}
+
+/// Longer lists are shown in a short form: a gRPC status has room for a few kB.
 const MAX_FULL: usize = 16;
 
 fn list(columns: &[MissingColumn]) -> String {
@@ -46,111 +84,133 @@ fn list(columns: &[MissingColumn]) -> String {
     format!("{count} columns (name=first timestamp..last timestamp without one): {all}")
 }
 
-/// Why a cache does not answer.
+/// Why the cache rejects or fails a request.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum CacheError {
-    /// The request is wrong.
+    /// The request is malformed.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// The timestamps cannot be used.
     #[error(transparent)]
     Timestamps(#[from] TimestampsError),
-    /// A path is none.
+    /// A path is malformed.
     #[error(transparent)]
     Path(#[from] InvalidPath),
-    /// The table cannot be put into this shape.
+    /// The table cannot be encoded in this layout.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// There is no object at some timestamps.
+    /// Some timestamps have no valid object.
     #[error("no object is valid for {}", list(columns))]
     Missing {
-        /// Every such column.
+        /// Every column with missing objects.
         columns: Vec<MissingColumn>,
     },
-    /// A version is effective for so short a time that none of the timestamps may need it.
+    /// Values of a key are in no path range of a column, and the column has no fallback.
+    #[error(
+        "no path is configured for the value of the key in {}: add a range or a fallback, \
+         or ask with \"missing\": \"null\"",
+        unmatched(columns)
+    )]
+    NoPath {
+        /// Every column without a path for some values of its key.
+        columns: Vec<UnmatchedColumn>,
+    },
+    /// The table exceeds a limit on its look-ups.
+    #[error(
+        "the table has {queries} different queries for its columns and keys, at most {limit} are allowed"
+    )]
+    TooManyQueries {
+        /// Number of queries.
+        queries: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A version is effective for less time than the gap between timestamps, so no timestamp may
+    /// hit it.
     #[error(
         "column {column:?} has a version that is effective for {span_ms} ms only, and the timestamps \
-         are up to {gap_ms} ms apart: ask for the timestamps themselves"
+         are up to {gap_ms} ms apart: request the timestamps themselves"
     )]
     ShortSpan {
         /// The column.
         column: String,
-        /// For how long.
+        /// Length of the effective span.
         span_ms: u64,
-        /// What the request says of its timestamps.
+        /// Largest gap between timestamps, as given in the request.
         gap_ms: i64,
     },
-    /// The source does not bear out what a lock says of a version.
+    /// The source contradicts the lock file about a version.
     #[error("lock")]
     Claim(#[from] ClaimError),
-    /// The memory that it takes beside the segments has no room in the account of its client.
+    /// The memory outside the segments exceeds the budget of the client.
     #[error(transparent)]
     Budget(#[from] OverBudget),
-    /// No such table in the configuration.
+    /// The configuration has no such table.
     #[error("no table {name:?} is configured; there are: {}", known.join(", "))]
     UnknownTable {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// The names of those that are configured.
+        /// Names of the configured tables.
         known: Vec<String>,
     },
     /// No such timeframe is in flight.
     #[error("timeframe {timeframe} is not in flight: not registered yet, or consumed and dropped")]
     UnknownTimeframe {
-        /// What was asked for.
+        /// The requested timeframe.
         timeframe: u64,
     },
-    /// The timeframe does not wait for this consumer.
+    /// The timeframe is not registered for this consumer.
     #[error("timeframe {timeframe} has no consumer {consumer:?}; it has {}", known.join(", "))]
     UnknownConsumer {
         /// The timeframe.
         timeframe: u64,
-        /// Who asked.
+        /// The consumer of the request.
         consumer: String,
-        /// Whom it was registered for.
+        /// The consumers that it was registered for.
         known: Vec<String>,
     },
-    /// The consumer has already said that it is done with the timeframe.
+    /// The consumer has already reported the timeframe as consumed.
     #[error("consumer {consumer:?} has reported timeframe {timeframe} as consumed")]
     AlreadyConsumed {
         /// The timeframe.
         timeframe: u64,
-        /// Who asked.
+        /// The consumer of the request.
         consumer: String,
     },
-    /// The id is taken by a timeframe of another content.
+    /// The id is in use by a timeframe with other content.
     #[error("timeframe {timeframe} is in flight with other {difference}")]
     TimeframeExists {
         /// The id.
         timeframe: u64,
-        /// What differs: timestamps, columns or consumers.
+        /// The part that differs: timestamps, keys, columns or consumers.
         difference: &'static str,
     },
-    /// Too many timeframes are in flight, or they need too much, and the deadline passed.
+    /// Too many timeframes are in flight, or they need too much memory, and the deadline passed.
     #[error(
-        "no place for timeframe {timeframe} within the time given: {in_flight} of {limit} \
-         timeframes are in flight, and {taken_bytes} of {total_bytes} bytes are taken"
+        "timeframe {timeframe} cannot be registered within the time given: {in_flight} \
+         of {limit} timeframes are in flight, and {taken_bytes} of {total_bytes} bytes are taken"
     )]
     NoPlace {
         /// The timeframe.
         timeframe: u64,
-        /// How many are in flight.
+        /// Number of timeframes in flight.
         in_flight: usize,
-        /// How many can be.
+        /// Maximum number of timeframes in flight.
         limit: usize,
-        /// What is pinned or reserved, at least.
+        /// Bytes pinned or reserved, at least.
         taken_bytes: u64,
-        /// What there is.
+        /// Bytes in total.
         total_bytes: u64,
     },
-    /// No such session, or one of another user or node. Its id is a secret, and not in the message.
+    /// The session is unknown, or belongs to another user or node. Its id is a secret and therefore
+    /// not in the message.
     #[error(
         "the session of this request is not known: its process is gone, or the request does not come \
          from its user on its node"
     )]
     UnknownSession,
-    /// The name of the consumer is in use by others.
+    /// The name of the consumer is in use by another client.
     #[error(
         "consumer {consumer:?} is attached or has a stream: only that process or stream, its user or \
          key, or a role that may administer reports and reads in its name"
@@ -159,58 +219,58 @@ pub enum CacheError {
         /// The name.
         consumer: String,
     },
-    /// The consumer would hold more than it may.
+    /// The consumer would exceed its quota.
     #[error(
-        "consumer {consumer:?} would hold {wanted} {what}, and its quota is {limit}: it has to be \
-         done with some first"
+        "consumer {consumer:?} would hold {wanted} {what}, and its quota is {limit}: it must \
+         release some first"
     )]
     OverQuota {
-        /// Who asked.
+        /// The consumer of the request.
         consumer: String,
-        /// Bytes, timeframes or requests.
+        /// Unit of the quota: bytes, timeframes or requests.
         what: &'static str,
-        /// What it would hold.
+        /// The amount that it would hold.
         wanted: u64,
-        /// What it may hold.
+        /// The amount that it may hold.
         limit: u64,
     },
-    /// The consumer does not let go of what it has.
+    /// The consumer holds a table for longer than it may.
     #[error(
-        "consumer {consumer:?} holds a table for {held_ms} ms, longer than {limit_ms} ms: it has \
-         to report what it is done with first"
+        "consumer {consumer:?} holds a table for {held_ms} ms, longer than {limit_ms} ms: it must \
+         release the table first"
     )]
     SlowConsumer {
-        /// Who asked.
+        /// The consumer of the request.
         consumer: String,
-        /// For how long it holds what it holds longest.
+        /// How long it has held its oldest table.
         held_ms: u64,
-        /// For how long it may.
+        /// How long it may hold a table.
         limit_ms: u64,
     },
-    /// The lease is over. Its id is a secret, and not in the message.
+    /// The lease has ended. Its id is a secret and therefore not in the message.
     #[error("the lease has ended: released, revoked, or its time ran out")]
     LeaseEnded,
-    /// The source did not say which version holds.
-    #[error("cannot tell which version of {path} holds at {at}")]
+    /// The look-up of a version at the source failed.
+    #[error("cannot look up which version of {path} is valid at {at}")]
     LookUp {
         /// The path.
         path: ObjectPath,
         /// The timestamp.
         at: Timestamp,
-        /// What the source answered.
+        /// The error of the source.
         #[source]
         error: SourceError,
     },
-    /// The source did not list its paths.
+    /// The source failed to list its paths.
     #[error("cannot list the paths below {prefix:?}")]
     Paths {
         /// The prefix.
         prefix: String,
-        /// What the source answered.
+        /// The error of the source.
         #[source]
         error: SourceError,
     },
-    /// A table would need unreasonably many questions to the source.
+    /// A table needs more look-ups at the source than the limit.
     #[error("{path} would need more than {limit} look-ups for one table")]
     TooManyLookUps {
         /// The path.
@@ -218,15 +278,15 @@ pub enum CacheError {
         /// The limit.
         limit: usize,
     },
-    /// The source has nothing at many timestamps, and does not list the path.
+    /// The source has no version at many timestamps and does not list the path.
     #[error(
-        "nothing is valid for {path} at the first {asked_in_all} timestamps for which its source was \
-         asked; it does not list the path, and is not asked for each of the others"
+        "nothing is valid for {path} at the first {asked_in_all} timestamps that were looked up; \
+         its source does not list the path, so the other timestamps are not looked up"
     )]
     NothingFound {
         /// The path.
         path: ObjectPath,
-        /// At how many timestamps.
+        /// Number of timestamps asked for.
         asked_in_all: usize,
     },
     /// The bytes of an object could not be loaded.
@@ -236,63 +296,72 @@ pub enum CacheError {
         path: ObjectPath,
         /// The version.
         id: ObjectId,
-        /// What the source answered.
+        /// The error of the source.
         #[source]
         error: SourceError,
     },
-    /// Two sources, or one at two times, give different bytes for one id.
-    #[error("version {id} stands for other bytes under {path} than under {other}")]
+    /// One id stands for different bytes, at two sources or at two times of one source.
+    #[error("version {id} has different bytes under {path} and under {other}")]
     TwoContents {
         /// The id.
         id: ObjectId,
-        /// The path that was asked for.
+        /// The requested path.
         path: ObjectPath,
         /// The path under which it is resident.
         other: ObjectPath,
     },
-    /// All that is left of the memory is pinned, and the deadline passed.
+    /// All remaining memory is pinned, and the deadline passed.
     #[error(
         "no room for {needed_bytes} bytes within the time given: {pinned_bytes} of {total_bytes} \
          bytes are pinned"
     )]
     MemoryPinned {
-        /// What is needed.
+        /// Bytes needed.
         needed_bytes: u64,
-        /// What is pinned.
+        /// Bytes pinned.
         pinned_bytes: u64,
-        /// What there is.
+        /// Bytes in total.
         total_bytes: u64,
     },
-    /// It can never fit.
-    #[error("{what} needs {needed_bytes} bytes, and the memory has {limit_bytes} in all")]
+    /// The table or object is larger than the memory.
+    #[error(
+        "{what} needs {needed_bytes} bytes, and at most {limit_bytes} fit: make `memory` larger, and \
+         `segment` too where segments have the names of FairMQ"
+    )]
     NeverFits {
         /// The table or object.
         what: String,
-        /// What it needs.
+        /// Bytes needed.
         needed_bytes: u64,
-        /// What there is.
+        /// Bytes in total.
         limit_bytes: u64,
     },
-    /// Shared memory cannot be had from the system.
+    /// The system does not provide shared memory.
     #[error("shared memory")]
     Pool(#[source] Arc<PoolError>),
     /// The deadline passed.
     #[error("not done within {wait_ms} ms: {what}")]
     DeadlineExceeded {
-        /// What was waited for.
+        /// The step that did not finish.
         what: String,
-        /// How long.
+        /// Time spent waiting.
         wait_ms: u64,
     },
-    /// The cache is going down.
+    /// The cache is shutting down.
     #[error("the service is shutting down")]
     Draining,
-    /// A bug of ours: a task ended without a result.
+    /// An internal error: a task ended without a result.
     #[error("{what} ended without a result")]
     Lost {
         /// The task.
         what: String,
     },
+}
+
+impl From<KeyError> for CacheError {
+    fn from(error: KeyError) -> Self {
+        Self::Request(error.into())
+    }
 }
 
 impl CacheError {
@@ -302,76 +371,38 @@ impl CacheError {
     }
 }
 
-impl Coded for CacheError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Request(error) => error.kind(),
-            Self::Timestamps(error) => error.kind(),
-            Self::Path(error) => error.kind(),
-            Self::Encode(error) => error.kind(),
-            Self::Claim(error) => error.kind(),
-            Self::Budget(error) => error.kind(),
-            Self::Missing { .. }
-            | Self::NothingFound { .. }
-            | Self::UnknownTable { .. }
-            | Self::UnknownTimeframe { .. }
-            | Self::UnknownConsumer { .. } => ErrorKind::NotFound,
-            Self::TimeframeExists { .. } => ErrorKind::AlreadyExists,
-            Self::ForeignConsumer { .. } => ErrorKind::PermissionDenied,
-            Self::ShortSpan { .. }
-            | Self::UnknownSession
-            | Self::LeaseEnded
-            | Self::AlreadyConsumed { .. } => ErrorKind::FailedPrecondition,
-            Self::LookUp { error, .. } | Self::Paths { error, .. } | Self::Load { error, .. } => {
-                error.kind()
-            }
-            Self::TooManyLookUps { .. } => ErrorKind::ResourceExhausted,
-            Self::TwoContents { .. }
-            | Self::MemoryPinned { .. }
-            | Self::NoPlace { .. }
-            | Self::Draining => ErrorKind::Unavailable,
-            Self::NeverFits { .. } | Self::OverQuota { .. } | Self::SlowConsumer { .. } => {
-                ErrorKind::ResourceExhausted
-            }
-            Self::Pool(error) => error.kind(),
-            Self::DeadlineExceeded { .. } => ErrorKind::DeadlineExceeded,
-            Self::Lost { .. } => ErrorKind::Internal,
-        }
-    }
-
-    fn code(&self) -> Code {
-        match self {
-            Self::Request(error) => error.code(),
-            Self::Timestamps(error) => error.code(),
-            Self::Path(error) => error.code(),
-            Self::Encode(error) => error.code(),
-            Self::Claim(error) => error.code(),
-            Self::Budget(error) => error.code(),
-            Self::LookUp { error, .. } | Self::Paths { error, .. } | Self::Load { error, .. } => {
-                error.code()
-            }
-            Self::Pool(error) => error.code(),
-            Self::Missing { .. } => Code(2010),
-            Self::UnknownTable { .. } => Code(2011),
-            Self::ShortSpan { .. } => SHORT_SPAN,
-            Self::TooManyLookUps { .. } => Code(2012),
-            Self::NothingFound { .. } => Code(2015),
-            Self::TwoContents { .. } => Code(3010),
-            Self::MemoryPinned { .. } => Code(4010),
-            Self::NeverFits { .. } => Code(4011),
-            Self::UnknownSession => Code(5001),
-            Self::LeaseEnded => Code(5002),
-            Self::UnknownTimeframe { .. } => Code(5010),
-            Self::UnknownConsumer { .. } => Code(5011),
-            Self::AlreadyConsumed { .. } => Code(5012),
-            Self::TimeframeExists { .. } => Code(5013),
-            Self::NoPlace { .. } => Code(5014),
-            Self::OverQuota { .. } => Code(5015),
-            Self::SlowConsumer { .. } => Code(5016),
-            Self::ForeignConsumer { .. } => Code(5017),
-            Self::DeadlineExceeded { .. } => Code(5020),
-            Self::Draining => Code(5021),
-            Self::Lost { .. } => Code(9001),
-        }
-    }
-}
+coded! { CacheError {
+    Request(error) => error,
+    Timestamps(error) => error,
+    Path(error) => error,
+    Encode(error) => error,
+    Claim(error) => error,
+    Budget(error) => error,
+    LookUp { error, .. } => error,
+    Paths { error, .. } => error,
+    Load { error, .. } => error,
+    Pool(error) => error,
+    Missing => NotFound 2010,
+    UnknownTable => NotFound 2011,
+    TooManyLookUps => ResourceExhausted 2012,
+    ShortSpan => (ErrorKind::FailedPrecondition, SHORT_SPAN),
+    NothingFound => NotFound 2015,
+    NoPath => NotFound 2016,
+    TooManyQueries => ResourceExhausted 2017,
+    TwoContents => Unavailable 3010,
+    MemoryPinned => Unavailable 4010,
+    NeverFits => ResourceExhausted 4011,
+    UnknownSession => FailedPrecondition 5001,
+    LeaseEnded => FailedPrecondition 5002,
+    UnknownTimeframe => NotFound 5010,
+    UnknownConsumer => NotFound 5011,
+    AlreadyConsumed => FailedPrecondition 5012,
+    TimeframeExists => AlreadyExists 5013,
+    NoPlace => Unavailable 5014,
+    OverQuota => ResourceExhausted 5015,
+    SlowConsumer => ResourceExhausted 5016,
+    ForeignConsumer => PermissionDenied 5017,
+    DeadlineExceeded => DeadlineExceeded 5020,
+    Draining => Unavailable 5021,
+    Lost => Internal 9001,
+} }

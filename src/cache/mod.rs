@@ -1,4 +1,5 @@
-//! The cache: owns the objects, knows who is valid when, and who holds what.
+//! The cache: keeps objects in shared memory, decides which version is valid at which timestamp,
+//! and records which client holds which object.
 //!
 //! ```text
 //!  request ─▶ Catalog: which version at which timestamp ─▶ Plan (runs of rows)
@@ -9,13 +10,13 @@
 //!                 │ absent: one load per object
 //!  Plan ─▶ Loader ┴▶ Residency: objects in shared memory ─▶ pins ─▶ Assembled
 //!                                                            │
-//!                     Leases: sessions, timeframes, time ◀───┘ hold them
+//!                     Leases: sessions, timeframes, time ◀───┘ keep them pinned
 //! ```
 //!
-//! A timeframe in flight claims its memory before it is let in (`places`).
+//! A timeframe reserves its memory before it is registered (`memory::reservations`).
 //!
-//! A [`Cache`] needs no server: it can be embedded into a process that registers timeframes, takes
-//! the tables as record batches, and hands the attach socket to its consumers.
+//! A [`Cache`] needs no server. It can be embedded into a process that registers timeframes, takes
+//! the tables as record batches, and serves the attach socket to its consumers.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -44,7 +45,7 @@
 //! let memory = PoolOptions { memory_bytes: 4 << 20, ..PoolOptions::default() };
 //! let cache = Cache::builder().source(Arc::new(source)).memory(memory).build()?;
 //!
-//! // A timeframe is loaded when it is registered, and kept until its consumers are done with it.
+//! // A timeframe is loaded on registration and kept until all its consumers report it consumed.
 //! let columns = br#"{"columns": {"drift": "TPC/Calib/VDrift"}, "consumers": ["tracker"]}"#;
 //! let times = Timestamps::new(vec![5, 15, 25], None);
 //! cache.register(42, times, &Register::parse(columns)?, None).await?;
@@ -61,9 +62,9 @@
 //! # }
 //! ```
 //!
-//! Its consumers are processes of their own. They get the tables by whatever way the workflow has,
-//! and the memory through the attach socket; what is asked for in the name of their session is held
-//! as long as they live:
+//! The consumers are separate processes. They get the tables by any transport of the workflow, and
+//! the memory through the attach socket. Objects requested for a session stay pinned as long as the
+//! process of the session lives:
 //!
 //! ```
 //! # use std::sync::Arc;
@@ -104,22 +105,24 @@
 //! };
 //! let attach = tokio::spawn(attach);
 //!
-//! // A consumer, in its own process: it attaches, and says in whose name it is to be held.
+//! // A consumer, in its own process: it attaches under its name and gets a session.
 //! let consumer = path.clone();
-//! let consumer = tokio::task::spawn_blocking(move || Attachment::open(&consumer, "tracker", None));
+//! let consumer = tokio::task::spawn_blocking(move || {
+//!     Attachment::open(&consumer, "tracker", None)
+//! });
 //! let consumer = consumer.await??;
 //! let session = consumer.session();
 //!
-//! // The device again: the table, whose cells it hands on.
+//! // The device again: it makes the table and forwards the cells to the consumer.
 //! let request = format!(
 //!     r#"{{"columns": {{"drift": "TPC/Calib/VDrift"}}, "timestamps": [5], "session": "{session}"}}"#
 //! );
 //! let answer = cache.answer(&Request::parse(request.as_bytes())?, &Caller::default()).await?;
 //! let cell: MetaHeader = answer.pins().pins()[0].meta_header();
 //!
-//! // And the consumer reads where the object lies, without a copy.
+//! // The consumer reads the object in place, without a copy.
 //! assert_eq!(consumer.mappings_for(&cell).read(&cell)?, b"drift");
-//! drop(consumer); // So its session ends, and what was held for it is let go.
+//! drop(consumer); // This ends its session and releases its pins.
 //! stop.cancel();
 //! attach.await?;
 //! # Ok(())

@@ -1,37 +1,50 @@
-//! Single flight: of all who want the same thing at the same time, one causes the work.
+//! Single flight: concurrent requests for one key share one call.
 //!
 //! ```text
-//!  join(key) ──first──▶ task ──▶ result ──▶ everybody who joined
+//!  join(key) ──first──▶ task ──▶ result ──▶ every waiter
 //!  join(key) ──later──▶  │ waits
-//!  the last one who waits goes away ──▶ the task is cancelled
+//!  the last waiter is dropped ──▶ the task is cancelled
 //! ```
 //!
-//! The work runs in a task of its own, so no caller is its leader: whoever is cancelled, the others
-//! still get the result. A failure is shared like a success. Only when nobody waits any more is the
-//! task aborted, so that a caller's deadline reaches all the way to the source.
+//! The work runs in its own task, so no caller is its leader: when one caller is cancelled, the
+//! others still get the result. A failure is shared like a success. The task is aborted only when
+//! no waiter is left, so the deadline of a caller also reaches the source.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-/// The task behind a flight ended without a result: it panicked, or its runtime is going down.
+use crate::sync::Mutex;
+
+/// The task of a call ended without a result: it panicked, or its runtime is shutting down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CallLost;
 
-/// All flights under way, by key.
+/// All calls in progress, by key, with result channels and abort handles.
 #[derive(Debug)]
-pub(crate) struct SingleFlight<K, V> {
-    board: Arc<Mutex<CallBoard<K, V>>>,
+pub(crate) struct SingleFlight<K: Eq + Hash, V> {
+    board: SharedBoard<K, watch::Receiver<Option<V>>, AbortHandle>,
 }
 
-/// Its results come by a channel, its tasks are aborted by their handles.
-type CallBoard<K, V> = Board<K, watch::Receiver<Option<V>>, AbortHandle>;
+type SharedBoard<K, R, T> = Arc<Mutex<Board<K, R, T>>>;
 
-/// Who waits for what. Under a lock of its owner's, so that the model below can use another.
+/// A task that can be cancelled.
+trait Abort {
+    fn abort(&self);
+}
+
+impl Abort for AbortHandle {
+    fn abort(&self) {
+        self.abort();
+    }
+}
+
+/// The calls in progress, each with the number of its waiters. Generic over channel and task, so
+/// that the model below runs this code with threads in place of tasks.
 #[derive(Debug)]
 struct Board<K, R, T> {
     under_way: HashMap<K, Call<R, T>>,
@@ -39,18 +52,18 @@ struct Board<K, R, T> {
 
 #[derive(Debug)]
 struct Call<R, T> {
-    /// Tells a flight from its successor under the same key.
+    /// Distinguishes a call from its successor under the same key.
     number: u64,
     waiting: usize,
     result: R,
     task: Option<T>,
 }
 
-/// What comes of joining.
+/// The result of joining a call.
 enum JoinOutcome<V, R> {
-    /// It is under way, or has been put on the list just now.
+    /// The call is in progress or has just been added.
     Waits { number: u64, result: R },
-    /// Its result came in just now.
+    /// The result has just arrived.
     Landed(V),
 }
 
@@ -80,21 +93,21 @@ impl<K: Eq + Hash, R: Clone, T> Board<K, R, T> {
         }
     }
 
-    /// The task that does the work of a flight.
+    /// Records the task that does the work of a call.
     fn start(&mut self, key: &K, number: u64, task: T) {
         if let Some(flight) = self.under_way.get_mut(key).filter(|flight| flight.number == number) {
             flight.task = Some(task);
         }
     }
 
-    /// The work has ended, however it did.
+    /// Removes a call whose work has ended, with or without a result.
     fn finish(&mut self, key: &K, number: u64) {
         if self.under_way.get(key).is_some_and(|flight| flight.number == number) {
             self.under_way.remove(key);
         }
     }
 
-    /// One waits no longer; if that was the last one, the task that nobody needs.
+    /// Removes one waiter; after the last one returns the task, which is to be aborted.
     fn leave(&mut self, key: &K, number: u64) -> Option<T> {
         let flight = self.under_way.get_mut(key).filter(|flight| flight.number == number)?;
         flight.waiting -= 1;
@@ -105,14 +118,50 @@ impl<K: Eq + Hash, R: Clone, T> Board<K, R, T> {
     }
 }
 
-impl<K, V> Default for SingleFlight<K, V> {
+/// The next step of a caller.
+enum JoinStep<V, W> {
+    /// The caller waits.
+    Waits(W),
+    /// The caller has its result.
+    Landed(V),
+}
+
+/// Joins the call of `key`, or starts it: `begin` makes the channel, and `start` the task, which
+/// drops the guard after its work and before it sends the result.
+fn join_or_start<K: Clone + Eq + Hash, V, R: Clone, S, T: Abort>(
+    board: &SharedBoard<K, R, T>,
+    key: K,
+    landed: impl FnOnce() -> Option<V>,
+    begin: impl FnOnce() -> (S, R),
+    start: impl FnOnce(S, CallGuard<K, R, T>) -> T,
+) -> JoinStep<V, Waiter<K, R, T>> {
+    let mut sender = None;
+    let begin = || {
+        let (tells, result) = begin();
+        sender = Some(tells);
+        (next_number(), result)
+    };
+    let joined = board.lock().join(key.clone(), landed, begin);
+    let waiter = match joined {
+        JoinOutcome::Landed(value) => return JoinStep::Landed(value),
+        JoinOutcome::Waits { number, result } => {
+            Waiter { board: Arc::clone(board), key, number, result }
+        }
+    };
+    if let Some(sender) = sender {
+        let (board, key, number) = (Arc::clone(board), waiter.key.clone(), waiter.number);
+        // Not under the lock: a runtime that shuts down drops the task at once, and with it the
+        // guard, which takes the lock.
+        let task = start(sender, CallGuard { board, key, number });
+        waiter.board.lock().start(&waiter.key, waiter.number, task);
+    }
+    JoinStep::Waits(waiter)
+}
+
+impl<K: Eq + Hash, V> Default for SingleFlight<K, V> {
     fn default() -> Self {
         Self { board: Arc::new(Mutex::new(Board { under_way: HashMap::new() })) }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<K, V> SingleFlight<K, V>
@@ -120,10 +169,10 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Joins the flight of `key`, or starts it with the future that `work` makes.
+    /// Joins the call of `key`, or starts it with the future that `work` makes.
     ///
-    /// `landed` is asked under the lock before a new flight is started: a result that came in just
-    /// now is taken instead.
+    /// `landed` is called under the lock before a new call starts: a result that has just arrived
+    /// is returned instead.
     ///
     /// # Errors
     /// [`CallLost`] if the task ended without a result.
@@ -136,42 +185,31 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let mut sender = None;
-        let begin = || {
-            let (tells, result) = watch::channel(None);
-            sender = Some(tells);
-            (next_number(), result)
-        };
-        let mut waiter = match lock(&self.board).join(key.clone(), landed, begin) {
-            JoinOutcome::Landed(value) => return Ok(value),
-            JoinOutcome::Waits { number, result } => {
-                Waiter { board: Arc::clone(&self.board), key, number, result }
-            }
-        };
-        if let Some(sender) = sender {
-            let (board, key, number) = (Arc::clone(&self.board), waiter.key.clone(), waiter.number);
-            let end = CallGuard { board, key, number };
+        let start = |sender: watch::Sender<Option<V>>, guard: CallGuard<_, _, _>| {
             let future = work();
-            // Not under the lock: a runtime that is going down drops the task here and now, and
-            // with it the landing, which takes the lock.
             let task = tokio::spawn(async move {
                 let value = future.await;
-                // Off the list before the result is told: who comes later asks `landed`.
-                drop(end);
+                // Removed before the result is sent: later callers find it through `landed`.
+                drop(guard);
                 sender.send_replace(Some(value));
             });
-            lock(&self.board).start(&waiter.key, waiter.number, task.abort_handle());
-        }
+            task.abort_handle()
+        };
+        let joined = join_or_start(&self.board, key, landed, || watch::channel(None), start);
+        let mut waiter = match joined {
+            JoinStep::Landed(value) => return Ok(value),
+            JoinStep::Waits(waiter) => waiter,
+        };
         match waiter.result.wait_for(Option::is_some).await {
             Ok(value) => value.clone().ok_or(CallLost),
             Err(_) => Err(CallLost),
         }
     }
 
-    /// How many flights are under way.
-    #[cfg(test)]
+    /// Number of calls in progress.
+    #[cfg(all(test, not(feature = "loom")))]
     fn len(&self) -> usize {
-        lock(&self.board).under_way.len()
+        self.board.lock().under_way.len()
     }
 }
 
@@ -181,37 +219,37 @@ fn next_number() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Takes a flight off the list when its task ends, however it ends.
-struct CallGuard<K: Eq + Hash, V> {
-    board: Arc<Mutex<CallBoard<K, V>>>,
+/// Removes a call when its task ends, with or without a result.
+struct CallGuard<K: Eq + Hash, R: Clone, T> {
+    board: SharedBoard<K, R, T>,
     key: K,
     number: u64,
 }
 
-impl<K: Eq + Hash, V> Drop for CallGuard<K, V> {
+impl<K: Eq + Hash, R: Clone, T> Drop for CallGuard<K, R, T> {
     fn drop(&mut self) {
-        lock(&self.board).finish(&self.key, self.number);
+        self.board.lock().finish(&self.key, self.number);
     }
 }
 
-/// One who waits for a flight; the last one to go cancels it.
-struct Waiter<K: Eq + Hash, V> {
-    board: Arc<Mutex<CallBoard<K, V>>>,
+/// A waiter for a call; dropping the last waiter cancels the task.
+struct Waiter<K: Eq + Hash, R: Clone, T: Abort> {
+    board: SharedBoard<K, R, T>,
     key: K,
     number: u64,
-    result: watch::Receiver<Option<V>>,
+    result: R,
 }
 
-impl<K: Eq + Hash, V> Drop for Waiter<K, V> {
+impl<K: Eq + Hash, R: Clone, T: Abort> Drop for Waiter<K, R, T> {
     fn drop(&mut self) {
-        let abandoned = lock(&self.board).leave(&self.key, self.number);
+        let abandoned = self.board.lock().leave(&self.key, self.number);
         if let Some(task) = abandoned {
             task.abort();
         }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "loom")))]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
@@ -328,102 +366,95 @@ mod tests {
         );
         assert_eq!(single_flight.join(1, || None, || async { 3 }).await, Ok(3));
     }
+}
 
-    /// The bookkeeping under loom: a leader that is cancelled, a follower that stays, and the work.
-    mod model {
-        use loom::sync::atomic::{AtomicBool, AtomicU64};
-        use loom::sync::{Arc, Mutex};
-        use loom::thread;
+/// One caller that is cancelled, one that stays, and the work of both, under loom.
+#[cfg(all(test, feature = "loom"))]
+mod loom_model {
+    use std::sync::atomic::Ordering;
 
-        use super::super::*;
-        use std::sync::atomic::Ordering;
+    use loom::thread;
 
-        /// What a flight has come to.
-        #[derive(Default)]
-        struct Work {
-            told: AtomicBool,
-            aborted: AtomicBool,
+    use super::*;
+    use crate::sync::atomic::AtomicBool;
+
+    /// The outcome of a call. Stands for its channel and its task.
+    #[derive(Default)]
+    struct Work {
+        told: AtomicBool,
+        aborted: AtomicBool,
+    }
+
+    impl Abort for Arc<Work> {
+        fn abort(&self) {
+            self.aborted.store(true, Ordering::Release);
         }
+    }
 
-        struct Sky {
-            board: Mutex<Board<u8, Arc<Work>, Arc<Work>>>,
-            /// The value is there for whoever comes later.
-            landed: AtomicBool,
-            next: AtomicU64,
-            tasks: Mutex<Vec<thread::JoinHandle<()>>>,
-        }
+    struct Calls {
+        board: SharedBoard<u8, Arc<Work>, Arc<Work>>,
+        /// The value is available to later callers.
+        landed: AtomicBool,
+        tasks: Mutex<Vec<thread::JoinHandle<()>>>,
+    }
 
-        impl Sky {
-            /// As [`SingleFlight::join`], up to where it waits: `None`: it has the value.
-            fn join(sky: &Arc<Self>) -> Option<(u64, Arc<Work>)> {
-                let mut begins = false;
-                let landed = || sky.landed.load(Ordering::Acquire).then_some(());
-                let begin = || {
-                    begins = true;
-                    (sky.next.fetch_add(1, Ordering::Relaxed), Arc::default())
-                };
-                let joined = sky.board.lock().unwrap().join(1, landed, begin);
-                let JoinOutcome::Waits { number, result } = joined else { return None };
-                if begins {
-                    let (own, work) = (Arc::clone(sky), Arc::clone(&result));
-                    let task = thread::spawn(move || {
-                        // An abort takes the task at its next step, and it lands all the same.
-                        if work.aborted.load(Ordering::Acquire) {
-                            return own.board.lock().unwrap().finish(&1, number);
-                        }
-                        own.landed.store(true, Ordering::Release);
-                        own.board.lock().unwrap().finish(&1, number);
-                        work.told.store(true, Ordering::Release);
-                    });
-                    sky.tasks.lock().unwrap().push(task);
-                    sky.board.lock().unwrap().start(&1, number, Arc::clone(&result));
-                }
-                Some((number, result))
-            }
+    type Joined = JoinStep<(), Waiter<u8, Arc<Work>, Arc<Work>>>;
 
-            fn leave(&self, number: u64) {
-                let abandoned = self.board.lock().unwrap().leave(&1, number);
-                if let Some(work) = abandoned {
-                    work.aborted.store(true, Ordering::Release);
-                }
-            }
-        }
-
-        #[test]
-        fn who_stays_gets_the_result_although_the_leader_is_cancelled() {
-            // All orders would take hours; those with three interruptions at most take seconds.
-            let mut orders = loom::model::Builder::new();
-            orders.preemption_bound = Some(3);
-            orders.check(|| {
-                let sky = Arc::new(Sky {
-                    board: Mutex::new(Board { under_way: HashMap::new() }),
-                    landed: AtomicBool::new(false),
-                    next: AtomicU64::new(0),
-                    tasks: Mutex::new(Vec::new()),
-                });
-                let leader = thread::spawn({
-                    let sky = Arc::clone(&sky);
-                    move || {
-                        if let Some((number, _)) = Sky::join(&sky) {
-                            sky.leave(number);
-                        }
+    impl Calls {
+        /// Like [`SingleFlight::join`] up to the wait, with a thread as the task.
+        fn join(calls: &Arc<Self>) -> Joined {
+            let landed = || calls.landed.load(Ordering::Acquire).then_some(());
+            let begin = || {
+                let work = Arc::<Work>::default();
+                (Arc::clone(&work), work)
+            };
+            let start = |work: Arc<Work>, guard| {
+                let (own, task) = (Arc::clone(calls), Arc::clone(&work));
+                let thread = thread::spawn(move || {
+                    // An aborted task ends at its next step; if it is past that, it delivers its
+                    // result.
+                    if task.aborted.load(Ordering::Acquire) {
+                        return drop(guard);
                     }
+                    own.landed.store(true, Ordering::Release);
+                    drop(guard);
+                    task.told.store(true, Ordering::Release);
                 });
-                let stays = Sky::join(&sky);
-                leader.join().unwrap();
-                // Whoever began a task has listed it by now.
-                let tasks = std::mem::take(&mut *sky.tasks.lock().unwrap());
-                tasks.into_iter().for_each(|task| task.join().unwrap());
-                match stays {
-                    None => assert!(sky.landed.load(Ordering::Acquire)),
-                    Some((number, work)) => {
-                        assert!(!work.aborted.load(Ordering::Acquire), "somebody waits for it");
-                        assert!(work.told.load(Ordering::Acquire));
-                        sky.leave(number);
-                    }
-                }
-                assert!(sky.board.lock().unwrap().under_way.is_empty());
+                calls.tasks.lock().push(thread);
+                work
+            };
+            join_or_start(&calls.board, 1, landed, begin, start)
+        }
+    }
+
+    #[test]
+    fn a_caller_that_stays_gets_the_result_although_the_first_is_cancelled() {
+        // All orders would take hours; those with at most three preemptions take seconds.
+        let mut orders = loom::model::Builder::new();
+        orders.preemption_bound = Some(3);
+        orders.check(|| {
+            let calls = Arc::new(Calls {
+                board: Arc::new(Mutex::new(Board { under_way: HashMap::new() })),
+                landed: AtomicBool::new(false),
+                tasks: Mutex::default(),
             });
-        }
+            let leader = thread::spawn({
+                let calls = Arc::clone(&calls);
+                move || drop(Calls::join(&calls))
+            });
+            let stays = Calls::join(&calls);
+            leader.join().unwrap();
+            // By now every started task is in the list.
+            let tasks = std::mem::take(&mut *calls.tasks.lock());
+            tasks.into_iter().for_each(|task| task.join().unwrap());
+            match stays {
+                JoinStep::Landed(()) => assert!(calls.landed.load(Ordering::Acquire)),
+                JoinStep::Waits(waiter) => {
+                    assert!(!waiter.result.aborted.load(Ordering::Acquire), "a caller waits");
+                    assert!(waiter.result.told.load(Ordering::Acquire));
+                }
+            }
+            assert!(calls.board.lock().under_way.is_empty());
+        });
     }
 }

@@ -1,19 +1,19 @@
-//! Yields to other tasks during work whose length a client decides.
+//! Lets other tasks run during work whose length a client decides.
 //!
 //! ```text
-//!  take(units) ──every so many units──▶ 1 ms of the thread is used ──▶ yield
+//!  take(units) ──every 1,024 units──▶ 500 µs of the thread are used? ──▶ yield
 //! ```
 //!
-//! Where work yields, a deadline ends it and a client that has hung up, too: its future is dropped.
+//! At each yield a deadline or a hang-up of the client can end the work: its future is dropped.
 
 use std::time::{Duration, Instant};
 
-/// For so long work keeps its thread at most, give or take one unit.
+/// Longest time that work keeps its thread, give or take one check.
 const LONGEST: Duration = Duration::from_micros(500);
-/// The clock is read each time that this many units are done: some 100 µs.
+/// Units between two readings of the clock, about 100 µs.
 const UNITS_PER_LOOK: usize = 1_024;
 
-/// How long the work at hand has kept its thread.
+/// Measures how long the current work has kept its thread.
 #[derive(Debug)]
 pub(super) struct Turns {
     began: Instant,
@@ -21,12 +21,12 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// Begins now.
+    /// Starts the measurement now.
     pub(super) fn new() -> Self {
         Self { began: Instant::now(), units: 0 }
     }
 
-    /// Counts `units` of some 100 ns each that are done or come next; yields where it is time.
+    /// Counts `units` of about 100 ns each, done or next; yields when the time is used up.
     pub(super) async fn take(&mut self, units: usize) {
         self.units += units;
         if self.units >= UNITS_PER_LOOK {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use tonic::Status;
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::{Code, ErrorKind, coded, kind_of_file};
 use crate::shm::ResolveError;
 use crate::shm::attach::AttachError;
 use crate::table::DecodeError;
@@ -199,52 +199,23 @@ impl From<Status> for ClientError {
     }
 }
 
-impl Coded for ClientError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Address { .. }
-            | Self::Token { .. }
-            | Self::NoSuchColumn { .. }
-            | Self::NoSuchRow { .. }
-            | Self::Argument { .. } => ErrorKind::InvalidArgument,
-            Self::NotAttached | Self::ForkedProcess | Self::Changed | Self::Closed { .. } => {
-                ErrorKind::FailedPrecondition
-            }
-            Self::NotInTime { .. } => ErrorKind::DeadlineExceeded,
-            Self::Connect { .. } | Self::Lost { .. } => ErrorKind::Unavailable,
-            Self::Service { kind, .. } => *kind,
-            Self::Answer { .. } => ErrorKind::Internal,
-            Self::Decode(error) => error.kind(),
-            Self::Attach { error, .. } => error.kind(),
-            Self::Resolve(error) => error.kind(),
-            Self::Io { error, .. } => match error.kind() {
-                io::ErrorKind::NotFound => ErrorKind::NotFound,
-                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
-                _ => ErrorKind::FailedPrecondition,
-            },
-        }
-    }
-
-    fn code(&self) -> Code {
-        match self {
-            Self::Address { .. } => Code(7001),
-            Self::Connect { .. } => Code(7002),
-            Self::Lost { .. } => Code(7008),
-            Self::Service { code, .. } => *code,
-            Self::Answer { .. } => Code(7003),
-            Self::Decode(error) => error.code(),
-            Self::Attach { error, .. } => error.code(),
-            Self::Resolve(error) => error.code(),
-            Self::NoSuchColumn { .. } => Code(7004),
-            Self::NoSuchRow { .. } => Code(7005),
-            Self::Io { .. } => Code(7006),
-            Self::Token { .. } => Code(7007),
-            Self::NotInTime { .. } => Code(7009),
-            Self::NotAttached => Code(7010),
-            Self::ForkedProcess => Code(7011),
-            Self::Changed => Code(7012),
-            Self::Closed { .. } => Code(7013),
-            Self::Argument { .. } => Code(7014),
-        }
-    }
-}
+coded! { ClientError {
+    Decode(error) => error,
+    Attach { error, .. } => error,
+    Resolve(error) => error,
+    Service { kind, code, .. } => (*kind, *code),
+    Address => InvalidArgument 7001,
+    Connect => Unavailable 7002,
+    Answer => Internal 7003,
+    NoSuchColumn => InvalidArgument 7004,
+    NoSuchRow => InvalidArgument 7005,
+    Io { error, .. } => (kind_of_file(error)) 7006,
+    Token => InvalidArgument 7007,
+    Lost => Unavailable 7008,
+    NotInTime => DeadlineExceeded 7009,
+    NotAttached => FailedPrecondition 7010,
+    ForkedProcess => FailedPrecondition 7011,
+    Changed => FailedPrecondition 7012,
+    Closed => FailedPrecondition 7013,
+    Argument => InvalidArgument 7014,
+} }

@@ -21,7 +21,9 @@ use super::error::ClientError;
 use super::request::TableRequest;
 use crate::index::Timestamps;
 use crate::object::ObjectPath;
-use crate::table::{CellKind, ColumnSpans, Encoding, Meta, SHORT_SPAN, TableLayout, View};
+use crate::table::{
+    CellKind, ColumnPath, ColumnSpans, Encoding, Meta, SHORT_SPAN, TableLayout, View,
+};
 
 /// Fewer timestamps than this are sent along: that costs less than spans, which are larger than cells.
 const MIN_ROWS: usize = 20_000;
@@ -30,7 +32,7 @@ const MIN_ROWS: usize = 20_000;
 #[derive(Debug)]
 pub(super) struct LocalJoin {
     timestamps: Arc<Timestamps>,
-    columns: Vec<(Arc<str>, ObjectPath)>,
+    columns: Vec<(Arc<str>, ColumnPath)>,
     nullable: bool,
     /// What the service is asked for.
     pub(super) request: TableRequest,
@@ -52,7 +54,7 @@ impl LocalJoin {
         let timestamps = request.held().filter(|at| at.len() >= MIN_ROWS)?;
         let is = |field, wanted: &str| request.get(field).is_none_or(|value| value == wanted);
         let plain = is("view", "rows") && is("encoding", "run_end") && is("cell", "binary");
-        let others = ["table", "timeframe", "range"];
+        let others = ["table", "timeframe", "range", "keys"];
         if !plain
             || request.get("timestamps_column").is_some_and(|value| value != false)
             || others.iter().any(|field| request.get(field).is_some())
@@ -60,8 +62,12 @@ impl LocalJoin {
             return None;
         }
         let columns = request.columns().iter().map(|(name, column)| {
+            // What depends on a key is no step function of time.
+            if column.get("key").is_some() {
+                return None;
+            }
             let path = column.as_str().or_else(|| column.get("path")?.as_str())?;
-            Some((name.as_str().into(), ObjectPath::new(path).ok()?))
+            Some((name.as_str().into(), ColumnPath::One(ObjectPath::new(path).ok()?)))
         });
         let columns = columns.collect::<Option<Vec<_>>>()?;
         let (first, last) = timestamps.bounds()?;
@@ -108,6 +114,7 @@ impl LocalJoin {
             nullable: self.nullable || gaps,
             optional: Vec::new(),
             columns: self.columns,
+            keyed: false,
             meta: Meta::default(),
         };
         let fields = shape.schema().fields().clone();

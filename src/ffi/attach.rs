@@ -4,8 +4,8 @@ use std::ffi::{CString, c_char};
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::arguments::{guarded, optional_text, place, text};
 use super::status::{CallFailure, StatusCode};
@@ -13,6 +13,7 @@ use crate::cache::{Cache, LeaseId};
 use crate::error::ErrorKind;
 use crate::shm::attach::Attachment;
 use crate::shm::{Mappings, MetaHeader};
+use crate::sync::Mutex;
 
 /// The memory of a service, mapped read-only. Any number of threads may use one at the same time.
 pub struct Attach {
@@ -77,7 +78,7 @@ impl Attach {
                 work(&mappings)
             }
             Memory::Own { mappings, .. } => {
-                let mappings = lock(mappings).clone();
+                let mappings = mappings.lock().clone();
                 self.keep(&mappings);
                 work(&mappings)
             }
@@ -91,7 +92,7 @@ impl Attach {
             Memory::Service(attachment) => attachment.mappings_for(header),
             Memory::Own { cache, mappings } => {
                 let fresh = Arc::new(cache.mappings());
-                lock(mappings).clone_from(&fresh);
+                mappings.lock().clone_from(&fresh);
                 fresh
             }
         };
@@ -109,16 +110,12 @@ impl Attach {
 
     #[cold]
     fn keep_new(&self, mappings: &Arc<Mappings>) {
-        let mut kept = lock(&self.kept);
+        let mut kept = self.kept.lock();
         if !kept.iter().any(|known| Arc::ptr_eq(known, mappings)) {
             kept.push(Arc::clone(mappings));
         }
         self.newest.store(Arc::as_ptr(mappings).cast_mut(), Ordering::Release);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Attaches to a service through its socket (`iovcache.attach` in the metadata of each table,
@@ -308,11 +305,11 @@ pub unsafe extern "C" fn iovc_unmap_unused(attach: *const Attach) -> StatusCode 
         let attach = unsafe { super::arguments::borrowed(attach, "attach") }?;
         match &attach.memory {
             Memory::Service(attachment) => attachment.sweep(),
-            Memory::Own { cache, mappings } => *lock(mappings) = Arc::new(cache.mappings()),
+            Memory::Own { cache, mappings } => *mappings.lock() = Arc::new(cache.mappings()),
         }
         // What is mapped now is kept from now on, without a gap.
         attach.with(|_| {
-            lock(&attach.kept).retain(|kept| {
+            attach.kept.lock().retain(|kept| {
                 Arc::as_ptr(kept) == attach.newest.load(Ordering::Acquire).cast_const()
             })
         });

@@ -4,56 +4,28 @@ use std::ffi::{CString, c_char};
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-use super::arguments::{borrowed, guarded, many, optional_text, place, text};
+use super::arguments::{borrowed, guarded, optional_text, place, places, text};
 use super::attach::Attach;
+use super::options::CacheOptions;
 use super::status::{CallFailure, StatusCode};
-use crate::cache::{Cache, LeaseId, PeerPolicy};
+use crate::cache::{Cache, ConsumerLimits, LeaseId, PeerPolicy};
 use crate::error::ErrorKind;
-use crate::shm::{Backing, PoolOptions, Region};
-use crate::source::{self, ChainSource, Link, SourceOptions};
+use crate::shm::{HostMemory, Kind};
 use crate::table::Consumed;
 
 /// How long a cache that is closed waits for its attach socket to end.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
-/// What a cache is made with. Begin with iovc_cache_options, then set what differs.
-#[repr(C)]
-pub struct CacheOptions {
-    /// Where objects come from, asked in order: `http(s)://host:port` (CCDB), `file:///folder`,
-    /// `s3://bucket/prefix`; `URL#PREFIX,PREFIX` for some paths only.
-    pub sources: *const *const c_char,
-    /// How many they are.
-    pub source_count: usize,
-    /// Bytes of shared memory in all. Default: 4 GiB.
-    pub memory_bytes: u64,
-    /// Bytes of one segment. Default: 512 MiB.
-    pub segment_bytes: u64,
-    /// Where other processes attach: a Unix socket that is made there. Null: nowhere.
-    pub attach_path: *const c_char,
-    /// An existing shared-memory file, e.g. a region that FairMQ made, into which the objects go
-    /// instead of into segments. What it held is lost. Null: none.
-    pub region_path: *const c_char,
-    /// Its id, as FairMQ knows it.
-    pub region_id: u16,
-    /// Segments get the names of FairMQ's managed segments of this session: the first 8
-    /// hexadecimal digits of SHA-256 of user and session. Null: they have no names.
-    pub fairmq_shmid: *const c_char,
-    /// The id of the first of them; those below are FairMQ's own.
-    pub fairmq_segment: u16,
-    /// How many timeframes can be in flight; who registers one more waits. Default: 4096.
-    pub max_timeframes: usize,
-}
-
 /// A cache in this process.
 pub struct EmbeddedCache {
     pub(super) cache: Cache,
     pub(super) runtime: Runtime,
+    host_memory: Option<HostMemory>,
     attach_path: Option<PathBuf>,
     stop: CancellationToken,
     serving: Option<tokio::task::JoinHandle<()>>,
@@ -61,49 +33,28 @@ pub struct EmbeddedCache {
 
 impl EmbeddedCache {
     /// # Safety
-    /// The texts of `options` are null or end with a 0; `sources` leads to `source_count` of them.
+    /// The texts of `options` are null or end with a 0; `sources` leads to `source_count` of them;
+    /// `host_memory` is null or as said there.
     unsafe fn open(options: &CacheOptions) -> Result<Self, CallFailure> {
         let io = |what: &str, error: io::Error| {
             CallFailure::new(ErrorKind::Unavailable, format!("[IOV-7110] {what}: {error}"))
         };
         // SAFETY: as the caller says.
-        let sources = unsafe { many(options.sources, options.source_count, "sources") }?;
-        let mut links = Vec::with_capacity(sources.len());
-        for &url in sources {
-            // SAFETY: as above.
-            let (url, prefixes) = source::split_prefixes(unsafe { text(url, "a source") }?);
-            let source = source::open(url, &SourceOptions::default())?;
-            links.push(Link { source, prefixes });
-        }
-        if links.is_empty() {
-            return Err(crate::cache::BuildError::NoSource.into());
-        }
-        // SAFETY: as above.
-        let region = unsafe { optional_text(options.region_path, "region_path") }?;
-        let region = region.map(|path| Region::open(Path::new(path), options.region_id));
-        // SAFETY: as above.
-        let backing = match unsafe { optional_text(options.fairmq_shmid, "fairmq_shmid") }? {
-            None => Backing::Memfd,
-            Some(shmid) => {
-                Backing::FairMq { shmid: shmid.to_owned(), first_segment: options.fairmq_segment }
-            }
-        };
-        let memory = PoolOptions {
-            memory_bytes: options.memory_bytes,
-            segment_bytes: options.segment_bytes,
-            backing,
-            region: region.transpose()?,
-            first_generation: None,
-        };
-        // SAFETY: as above.
+        let source = unsafe { options.source() }?;
+        // SAFETY: as the caller says.
+        let (memory, host_memory) = unsafe { options.memory() }?;
+        // SAFETY: as the caller says.
         let attach_path = unsafe { optional_text(options.attach_path, "attach_path") }?;
+        let quota_bytes = (options.quota_bytes != u64::MAX).then_some(options.quota_bytes);
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(2).thread_name("iovcache").enable_all().build();
         let runtime = runtime.map_err(|error| io("threads cannot be started", error))?;
         let inside = runtime.enter();
         let cache = Cache::builder()
-            .source(Arc::new(ChainSource::new(links, Vec::new())))
+            .source(source)
             .memory(memory)
+            .creation_limits(options.creation_limits())
+            .consumer_limits(ConsumerLimits { quota_bytes, ..ConsumerLimits::default() })
             .max_timeframes(options.max_timeframes)
             .build()?;
         let stop = CancellationToken::new();
@@ -120,7 +71,7 @@ impl EmbeddedCache {
         let serving = serving.transpose()?;
         drop(inside);
         let attach_path = attach_path.map(PathBuf::from);
-        Ok(Self { cache, runtime, attach_path, stop, serving })
+        Ok(Self { cache, runtime, host_memory, attach_path, stop, serving })
     }
 
     fn close(mut self) {
@@ -134,6 +85,16 @@ impl EmbeddedCache {
             let _ = std::fs::remove_file(path);
         }
         self.runtime.shutdown_timeout(CLOSE_LIMIT);
+        drop(self.cache);
+        if let Some(memory) = self.host_memory {
+            let left = memory.detach(CLOSE_LIMIT);
+            if left > 0 {
+                tracing::warn!(
+                    left,
+                    "objects in the host's memory are still in use: it has to free them"
+                );
+            }
+        }
     }
 }
 
@@ -152,24 +113,6 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     };
     listener.set_nonblocking(true)?;
     Ok(listener)
-}
-
-/// The options that hold where nothing else is set.
-#[unsafe(no_mangle)]
-pub extern "C" fn iovc_cache_options() -> CacheOptions {
-    let memory = PoolOptions::default();
-    CacheOptions {
-        sources: std::ptr::null(),
-        source_count: 0,
-        memory_bytes: memory.memory_bytes,
-        segment_bytes: memory.segment_bytes,
-        attach_path: std::ptr::null(),
-        region_path: std::ptr::null(),
-        region_id: 0,
-        fairmq_shmid: std::ptr::null(),
-        fairmq_segment: 0,
-        max_timeframes: 4_096,
-    }
 }
 
 /// Makes a cache in this process, with a few threads of its own. Any number of threads may use it.
@@ -231,6 +174,50 @@ pub unsafe extern "C" fn iovc_cache_attach(
         // SAFETY: as the caller says.
         let host = unsafe { borrowed(cache, "cache") }?;
         *place = Box::into_raw(Box::new(Attach::of_cache(host.cache.clone())));
+        Ok(())
+    })
+}
+
+/// A segment or region of a cache, as it is to be registered with FairMQ.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct SegmentNumber {
+    /// All of it, in bytes.
+    pub size: u64,
+    /// Its number among those of its kind.
+    pub number: u16,
+    /// 1: managed segment, 0: unmanaged region.
+    pub managed: u8,
+}
+
+/// The segments or the region that objects lie in: none where that is the memory of the host.
+///
+/// @param segments  place for `capacity` of them; may be null if that is 0
+/// @param count     how many there are, also if that is more than `capacity`
+///
+/// # Safety
+/// `cache` is null or a handle, `segments` leads to `capacity` places, `count` is null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_cache_segments(
+    cache: *const EmbeddedCache,
+    segments: *mut SegmentNumber,
+    capacity: usize,
+    count: *mut usize,
+) -> StatusCode {
+    guarded(|| {
+        // SAFETY: as the caller says.
+        let count = unsafe { place(count, "count") }?;
+        *count = 0;
+        // SAFETY: as the caller says.
+        let host = unsafe { borrowed(cache, "cache") }?;
+        // SAFETY: as the caller says.
+        let places = unsafe { places(segments, capacity, "segments") }?;
+        let known = host.cache.segments().segments;
+        *count = known.len();
+        for (place, entry) in places.iter_mut().zip(known) {
+            let managed = u8::from(entry.kind == Kind::Segment);
+            *place = SegmentNumber { size: entry.size, number: entry.id, managed };
+        }
         Ok(())
     })
 }

@@ -20,13 +20,17 @@
 mod arguments;
 pub mod attach;
 pub mod host;
+pub mod host_memory;
 pub mod local;
+pub mod options;
 pub mod resolve;
 pub mod status;
 pub mod table;
 pub mod version;
 
 pub use attach::Attach;
-pub use host::{CacheOptions, EmbeddedCache};
+pub use host::{EmbeddedCache, SegmentNumber};
+pub use host_memory::HostMemoryFunctions;
 pub use local::{LocalHandle, LocalPathHandle, LocalView};
+pub use options::CacheOptions;
 pub use status::StatusCode;

@@ -3,6 +3,7 @@
 //! <https://arrow.apache.org/docs/format/CDataInterface.html>
 
 use std::ffi::c_char;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_array::ffi::{FFI_ArrowArray, FFI_ArrowSchema, from_ffi};
@@ -12,10 +13,9 @@ use arrow_schema::{ArrowError, DataType};
 use super::arguments::{borrowed, guarded, optional_text, place, places, text};
 use super::host::EmbeddedCache;
 use super::status::{CallFailure, StatusCode};
-use crate::cache::Caller;
+use crate::cache::{CacheError, Caller};
 use crate::error::ErrorKind;
-use crate::index::Timestamps;
-use crate::table::{Register, Request, timestamps_from_array, timestamps_from_batches};
+use crate::table::{Register, Request, TableRows, rows_from_batches, timestamps_from_array};
 
 /// So many bytes a lease has at most, its 0 included.
 const LEASE_BYTES: usize = 64;
@@ -24,14 +24,15 @@ fn arrow(error: &ArrowError) -> CallFailure {
     CallFailure::new(ErrorKind::InvalidArgument, format!("[IOV-7120] Arrow C data: {error}"))
 }
 
-/// Takes timestamps over: an array of them, or a struct array (a record batch) with such a column.
+/// Takes rows over: an array of timestamps, or a struct array (a record batch) with such a column and
+/// those of `keys`.
 ///
 /// # Safety
 /// Both are null or as the Arrow C Data Interface has them.
-unsafe fn timestamps(
+unsafe fn rows(
     array: *mut FFI_ArrowArray,
     schema: *mut FFI_ArrowSchema,
-) -> Result<Timestamps, CallFailure> {
+) -> Result<ForeignRows, CallFailure> {
     // SAFETY: as the caller says; what is taken is marked as released in its place.
     let array = unsafe { place(array, "timestamps") }?;
     // SAFETY: as above.
@@ -53,9 +54,26 @@ unsafe fn timestamps(
             let reason = "[IOV-7122] rows of the timestamps are null as a whole";
             return Err(CallFailure::new(ErrorKind::InvalidArgument, reason));
         }
-        return Ok(timestamps_from_batches(&[RecordBatch::from(table)])?);
+        return Ok(ForeignRows::Batch(RecordBatch::from(table)));
     }
-    Ok(timestamps_from_array("timestamp", &make_array(data))?)
+    let timestamps = timestamps_from_array("timestamp", &make_array(data))?;
+    Ok(ForeignRows::Timestamps(timestamps.into()))
+}
+
+/// Rows that were taken over.
+enum ForeignRows {
+    Timestamps(TableRows),
+    Batch(RecordBatch),
+}
+
+impl ForeignRows {
+    /// The timestamps, and the keys of these names.
+    fn read(self, keys: &[Arc<str>]) -> Result<TableRows, CacheError> {
+        match self {
+            Self::Timestamps(rows) => Ok(rows),
+            Self::Batch(batch) => rows_from_batches(&[batch], keys, |_| Ok(())),
+        }
+    }
 }
 
 /// Registers a timeframe and starts to load what it needs. While too many are in flight, or memory
@@ -63,7 +81,8 @@ unsafe fn timestamps(
 ///
 /// @param timeframe          its id
 /// @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
-///                           array with a column `timestamp`. Taken over, also if this fails.
+///                           array with a column `timestamp` and a further one for each key on which
+///                           a column depends. Taken over, also if this fails.
 /// @param timestamps_schema  its schema; taken over too
 /// @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
 /// @param wait_ms            how long it may wait; 0: 60 s
@@ -81,13 +100,14 @@ pub unsafe extern "C" fn iovc_cache_register(
 ) -> StatusCode {
     guarded(|| {
         // SAFETY: as the caller says.
-        let timestamps = unsafe { self::timestamps(timestamps, timestamps_schema) }?;
+        let rows = unsafe { rows(timestamps, timestamps_schema) }?;
         // SAFETY: as the caller says.
         let host = unsafe { borrowed(cache, "cache") }?;
         // SAFETY: as the caller says.
         let register = Register::parse(unsafe { text(request, "request") }?.as_bytes())?;
+        let rows = rows.read(&host.cache.key_names(&register.columns)?)?;
         let patience = (wait_ms > 0).then(|| Duration::from_millis(wait_ms));
-        let registered = host.cache.register(timeframe, timestamps, &register, patience);
+        let registered = host.cache.register(timeframe, rows, &register, patience);
         host.runtime.block_on(registered)?;
         Ok(())
     })

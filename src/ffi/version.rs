@@ -1,7 +1,7 @@
 //! The version of the C interface.
 
 /// Grows by one with each change that breaks programs which were compiled before it.
-const ABI_VERSION: u32 = 1;
+const ABI_VERSION: u32 = 2;
 
 /// The version of this interface; compare it with `IOVC_ABI_VERSION`.
 #[unsafe(no_mangle)]

@@ -113,10 +113,10 @@ impl<'a> JoinPieces<'a> {
     }
 }
 
-/// Entries that are joined, until there are so many runs.
-struct Piece {
-    entries: EntryRange,
-    max_runs: usize,
+/// EntryRange that are joined, until there are so many runs.
+pub(super) struct Piece {
+    pub(super) entries: EntryRange,
+    pub(super) max_runs: usize,
 }
 
 /// Which version serves which rows.
@@ -171,7 +171,7 @@ fn join_piece(
 }
 
 /// Like [`join_piece`], for the segments of a timeline.
-fn join_timeline(
+pub(super) fn join_timeline(
     runs: &mut Vec<Run>,
     timeline: &Timeline,
     timestamps: &Timestamps,
@@ -292,7 +292,7 @@ fn emit_runs<S: Fn(usize) -> Slot>(
     entries.end
 }
 
-type EntryRange = std::ops::Range<usize>;
+pub(super) type EntryRange = std::ops::Range<usize>;
 
 /// Values at a steady pace: the first one behind each border is computed. At most `most` runs;
 /// returns the entry behind the last one.
@@ -386,23 +386,43 @@ pub fn open_times<T>(
     limit: usize,
     open: impl Fn(&Step) -> Option<T>,
 ) -> Vec<(Timestamp, T)> {
-    let mut found = Vec::new();
-    let Some((least, most)) = timestamps.bounds() else { return found };
+    let entries = 0..timestamps.entries();
+    match closed_between_bounds(timeline, timestamps, &open) {
+        true => Vec::new(),
+        false => open_times_of(timeline, timestamps, entries, limit, &open),
+    }
+}
+
+/// Whether `open` says nothing of any step between the first and the last timestamp. It looks at no
+/// timestamp, and gives up where these have fewer entries than there are steps.
+pub fn closed_between_bounds<T>(
+    timeline: &Timeline,
+    timestamps: &Timestamps,
+    open: impl Fn(&Step) -> Option<T>,
+) -> bool {
+    let Some((least, most)) = timestamps.bounds() else { return true };
     let (firsts, segments) = timeline.segments();
     let parts = search(firsts, least)..search(firsts, most) + 1;
     let steps: usize = segments[parts.clone()].iter().map(|segment| segment.steps.len()).sum();
-    if steps <= timestamps.entries().max(FEW_STEPS) {
-        let closed = segments[parts.clone()].iter().all(|segment| {
+    steps <= timestamps.entries().max(FEW_STEPS)
+        && segments[parts].iter().all(|segment| {
             let range = search(&segment.starts, least)..search(&segment.starts, most) + 1;
             segment.steps[range].iter().all(|step| open(step).is_none())
-        });
-        if closed {
-            return found;
-        }
-    }
+        })
+}
+
+/// Like [`open_times`], of some entries of the timestamps. It always looks at these.
+pub(super) fn open_times_of<T>(
+    timeline: &Timeline,
+    timestamps: &Timestamps,
+    entries: EntryRange,
+    limit: usize,
+    open: &impl Fn(&Step) -> Option<T>,
+) -> Vec<(Timestamp, T)> {
+    let mut found = Vec::new();
     if let Some(pace) = timestamps.steps() {
-        let mut entry = 0;
-        while entry < timestamps.entries() && found.len() < limit {
+        let mut entry = entries.start;
+        while entry < entries.end && found.len() < limit {
             let at = Timestamp::from_millis(pace.value(entry));
             let (step, border) = timeline.step_at(at);
             match open(&step) {
@@ -417,7 +437,7 @@ pub fn open_times<T>(
         return found;
     }
     let sorted = matches!(timestamps.order(), Order::Sorted);
-    for valid in timestamps.valid() {
+    for valid in timestamps.valid_within(entries) {
         let values = &timestamps.values()[..valid.end];
         let (mut entry, mut last) = (valid.start, None);
         while entry < values.len() {

@@ -10,12 +10,18 @@
 //!
 //! The cost of all that follows goes with the number of runs, not of rows.
 
+mod choices;
 mod join;
+mod key_column;
 mod search;
 mod timeline;
 mod timestamps;
 mod version_list;
 
-pub use join::{JoinPieces, Run, Runs, Slot, join, join_steps, open_times};
+pub use choices::{
+    ChoicePieces, ChoiceRun, ChoiceSource, RowChoices, RowRanges, open_times_within,
+};
+pub use join::{JoinPieces, Run, Runs, Slot, closed_between_bounds, join, join_steps, open_times};
+pub use key_column::{KeyBuilder, KeyColumn, KeyIds, KeyType, KeyValue};
 pub use timeline::{Span, State, Step, Timeline};
 pub use timestamps::Timestamps;

@@ -216,12 +216,18 @@ impl Timeline {
         self.segments[segment].steps[place]
     }
 
+    /// Where the step at `at` begins and ends, and what holds there.
+    pub(super) fn step_around(&self, at: Timestamp) -> (i64, i64, Step) {
+        let (segment, place) = self.place(at);
+        let StepSegment { starts, steps } = &*self.segments[segment];
+        let next = starts.get(place + 1).or_else(|| self.firsts.get(segment + 1));
+        (starts[place], next.copied().unwrap_or(i64::MAX), steps[place])
+    }
+
     /// What holds at `at`, and where the next step begins.
     pub(super) fn step_at(&self, at: Timestamp) -> (Step, i64) {
-        let (segment, place) = self.place(at);
-        let starts = &self.segments[segment].starts;
-        let next = starts.get(place + 1).or_else(|| self.firsts.get(segment + 1));
-        (self.segments[segment].steps[place], next.copied().unwrap_or(i64::MAX))
+        let (_, until, step) = self.step_around(at);
+        (step, until)
     }
 
     /// The version that holds at `at`, if one is known to.

@@ -218,7 +218,13 @@ impl Timestamps {
         self.entry(self.entry_of(row))
     }
 
-    fn entry_of(&self, row: usize) -> usize {
+    /// Whether each row is an entry of its own.
+    pub(super) fn has_row_entries(&self) -> bool {
+        self.ends.is_none()
+    }
+
+    /// The entry that holds `row`.
+    pub(super) fn entry_of(&self, row: usize) -> usize {
         match &self.ends {
             None => row,
             Some(ends) => ends.partition_point(|&end| end as usize <= row),
@@ -278,7 +284,8 @@ impl Timestamps {
         Self::run_encoded(starts, None, ends)
     }
 
-    fn entry(&self, entry: usize) -> Option<Timestamp> {
+    /// What stands in an entry; `None`: null.
+    pub(super) fn entry(&self, entry: usize) -> Option<Timestamp> {
         let value = Timestamp::from_millis(self.raw(entry));
         self.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(entry)).then_some(value)
     }

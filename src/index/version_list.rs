@@ -1,9 +1,10 @@
 //! The versions of a timeline, by number: numbers stay while timelines follow each other.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::object::{ObjectId, ObjectInfo};
+use crate::sync::Mutex;
 
 /// Versions of one page: what is copied when one is added.
 const PAGE: usize = 1024;
@@ -63,7 +64,7 @@ impl VersionList {
         if self.len() <= FEW {
             return (0..self.len).filter(|number| self.id(*number) == id).collect();
         }
-        let numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let numbers = self.numbers.lock();
         let known = numbers.get(&id).into_iter().flatten().copied();
         known.filter(|number| *number < self.len && self.id(*number) == id).collect()
     }
@@ -87,7 +88,7 @@ impl VersionList {
             Arc::make_mut(page).push(Version { id: info.id, info: Arc::clone(info) });
         }
         self.len += 1;
-        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut numbers = self.numbers.lock();
         if self.len() == FEW + 1 {
             // Those before were found by looking through them.
             for earlier in 0..number {

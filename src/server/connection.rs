@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,7 @@ use super::tls::{self, Tls};
 use crate::budget::ClientBudget;
 use crate::cache::Cache;
 use crate::shm::attach::PeerCredentials;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Maximum connections ready for HTTP/2 and not yet taken by tonic.
 const MAX_WAITING: usize = 64;
@@ -184,7 +185,7 @@ const REMEMBERED: usize = 1_024;
 
 impl PeerSlots {
     fn taken(&self) -> MutexGuard<'_, SlotCounts> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 
     fn take(&self, key: PeerKey) -> Option<SlotGuard> {

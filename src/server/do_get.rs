@@ -12,6 +12,7 @@ use arrow_schema::Schema;
 use serde_json::json;
 use tonic::{Response, Status};
 
+use super::call_origin;
 use super::connection::PeerInfo;
 use super::flight::{ResponseStream, Service, connection, origin, origin_of_session, patience};
 use super::outgoing::{self, Outgoing};
@@ -45,7 +46,10 @@ impl Service {
         drop(request);
         let asker =
             Caller { origin, connection, ticket, lease, patience, budget, ..Caller::default() };
-        let answer = self.cache.answer(&table, &asker).await.map_err(|error| status(&error))?;
+        let answer = self.cache.answer(&table, &asker).await.map_err(|error| {
+            self.note_consumer(&table);
+            status(&error)
+        })?;
         drop(table);
         match answer.messages() {
             Ok(messages) => {
@@ -59,6 +63,16 @@ impl Service {
                 self.cache.release(answer.lease());
                 Err(status(&error))
             }
+        }
+    }
+
+    /// Notes for the log which consumer asks: the one that the request names, else the session's.
+    fn note_consumer(&self, request: &Request) {
+        let session = request.session.as_deref();
+        let consumer = request.consumer.clone();
+        let consumer = consumer.or_else(|| self.cache.consumer_of_session(session?));
+        if let Some(consumer) = consumer {
+            call_origin::set_consumer(&consumer);
         }
     }
 

@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 
 use arrow_flight::FlightData;
@@ -31,6 +31,7 @@ use super::ticket;
 use super::untrusted_ipc::{self, Decoding, MessageTimestamps};
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::Exchange;
+use crate::sync::{Mutex, MutexGuard};
 use crate::table::{BatchMessages, Message};
 
 /// Maximum tables queued per exchange.
@@ -202,7 +203,7 @@ struct QueuedRequests {
 
 impl RequestQueue {
     fn waiting(&self) -> MutexGuard<'_, QueuedRequests> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Queues a request. Returns whether there was room for it.
@@ -242,10 +243,11 @@ async fn answer_all(
     budget: &ClientBudget,
 ) -> Result<(), Status> {
     let mut sent = Sent::default();
-    while let Some(RequestedTimeframe { timeframe, times, queued, taken }) = queue.next().await {
-        let timestamps = times.read()?;
+    while let Some(RequestedTimeframe { timeframe, times, queued, mut taken }) = queue.next().await
+    {
+        let rows = times.read(exchange.keys(), &mut taken)?;
         drop((queued, taken));
-        let answered = exchange.answer(timeframe, timestamps).await;
+        let answered = exchange.answer(timeframe, rows).await;
         let answer = answered.map_err(|error| status(&error))?;
         let about = About { timeframe, lease: answer.lease().as_str(), rows: answer.rows() };
         let about = Bytes::from(serde_json::to_vec(&about).unwrap_or_default());

@@ -45,6 +45,11 @@ pub struct Limits {
     pub columns: usize,
     /// Consumers of a timeframe; at most 1,000.
     pub consumers: usize,
+    /// Ranges of a key in the path of a column; at most 1,000.
+    pub path_ranges: usize,
+    /// Distinct values of a key for each of which a column has a look-up of its own; at most
+    /// 10,000.
+    pub key_values: usize,
     /// Entries of a lock; at most 100,000.
     pub lock_entries: usize,
     /// The name of a column, a table, a consumer or a session; at most 256B.
@@ -75,6 +80,8 @@ impl Default for Limits {
             registrations: 4_096,
             columns: RequestLimits::MOST.columns,
             consumers: RequestLimits::MOST.consumers,
+            path_ranges: RequestLimits::MOST.path_ranges,
+            key_values: RequestLimits::MOST.key_values,
             lock_entries: RequestLimits::MOST.lock_entries,
             name: ByteSize::new(RequestLimits::MOST.name_bytes as u64),
             metadata: ByteSize::new(RequestLimits::MOST.metadata_bytes as u64),
@@ -93,6 +100,8 @@ impl Limits {
         RequestLimits {
             columns: self.columns,
             consumers: self.consumers,
+            path_ranges: self.path_ranges,
+            key_values: self.key_values,
             lock_entries: self.lock_entries,
             name_bytes: in_memory(self.name),
             metadata_bytes: in_memory(self.metadata),

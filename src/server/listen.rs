@@ -25,7 +25,7 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::auth::{Access, Exposed};
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 
 /// The addresses of a service.
 #[derive(Debug, Clone)]
@@ -124,29 +124,14 @@ pub enum ListenError {
     },
 }
 
-impl Coded for ListenError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Tcp { .. } | Self::Path { .. } | Self::Given { .. } => {
-                ErrorKind::FailedPrecondition
-            }
-            Self::Taken { .. } => ErrorKind::AlreadyExists,
-            Self::Open { .. } => ErrorKind::PermissionDenied,
-            Self::TooLong { .. } => ErrorKind::InvalidArgument,
-        }
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Tcp { .. } => 8010,
-            Self::Taken { .. } => 8011,
-            Self::Path { .. } => 8012,
-            Self::TooLong { .. } => 8013,
-            Self::Open { .. } => 8014,
-            Self::Given { .. } => 8015,
-        })
-    }
-}
+coded! { ListenError {
+    Tcp => FailedPrecondition 8010,
+    Taken => AlreadyExists 8011,
+    Path => FailedPrecondition 8012,
+    TooLong => InvalidArgument 8013,
+    Open => PermissionDenied 8014,
+    Given => FailedPrecondition 8015,
+} }
 
 impl Listeners {
     /// Binds all of them, or none.
@@ -424,6 +409,7 @@ impl Drop for SocketFolder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::{Coded as _, ErrorKind};
 
     #[tokio::test]
     async fn a_folder_belongs_to_one_service_and_what_a_dead_one_left_is_replaced() {

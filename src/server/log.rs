@@ -8,8 +8,10 @@
 //! A pipe that is not read blocks its writer after 64 KiB. Here it blocks only this thread.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Pause before another attempt to write to a file that is not ready (a shared terminal that is
 /// non-blocking).
@@ -79,8 +81,7 @@ impl LogWriter {
         let mut queue = self.0.queue();
         while !queue.bytes.is_empty() || queue.writing_bytes > 0 {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
-            let waited = self.0.emptied.wait_timeout(queue, left);
-            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+            queue = self.0.emptied.wait_timeout(queue, left);
         }
         true
     }
@@ -107,7 +108,7 @@ impl Write for LogWriter {
 
 impl LogQueue {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     /// Writes queued lines. The thread ends with the process: a blocked write cannot be cancelled.
@@ -115,7 +116,7 @@ impl LogQueue {
         loop {
             let mut queue = self.queue();
             while queue.bytes.is_empty() {
-                queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = self.filled.wait(queue);
             }
             let mut bytes = std::mem::take(&mut queue.bytes);
             let lines = std::mem::take(&mut queue.lines);

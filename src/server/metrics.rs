@@ -91,6 +91,11 @@ impl Collector for Figures {
             ("timeframes", "Timeframes in flight.", status.timeframes.len() as u64),
             ("sessions", "Processes that are attached.", status.sessions.len() as u64),
             (
+                "segments_lost",
+                "Segments with names that another program removed or wrote over.",
+                status.lost_segments.len() as u64,
+            ),
+            (
                 "sources_up",
                 "Sources that answer.",
                 status.sources.iter().filter(|source| source.state == SourceState::Up).count()

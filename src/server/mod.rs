@@ -15,6 +15,7 @@
 
 mod action;
 mod auth;
+mod call_origin;
 mod ccdb;
 mod client;
 mod config;

@@ -15,7 +15,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ use tonic::{Code, Response, Status};
 use super::flight::ResponseStream;
 use super::status::status;
 use crate::budget::{Charge, ClientBudget};
+use crate::sync::Mutex;
 use crate::table::{EncodeError, Message};
 
 /// One message of a stream of FlightData.
@@ -140,9 +141,7 @@ impl Outgoing {
     ) -> hyper::Response<tonic::body::Body> {
         let (mut parts, body) = response.into_parts();
         let packed = parts.extensions.remove::<Packed>();
-        let frames = packed.and_then(|Packed(frames)| {
-            frames.lock().unwrap_or_else(PoisonError::into_inner).take()
-        });
+        let frames = packed.and_then(|Packed(frames)| frames.lock().take());
         let body = frames.map_or(body, tonic::body::Body::new);
         hyper::Response::from_parts(parts, body)
     }

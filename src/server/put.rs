@@ -10,7 +10,7 @@ use super::do_get::{TIMEFRAME, timeframe_id};
 use super::flight::{ResponseStream, Service, all, charge_message, patience};
 use super::status::status;
 use super::ticket;
-use super::untrusted_ipc::timestamps_of_charged;
+use super::untrusted_ipc::rows_of_charged;
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::Caller;
 use crate::table::Register;
@@ -30,7 +30,9 @@ impl Service {
         let register = Register::parse(&register).map_err(|error| status(&error))?;
         self.requests.check_registration(&register).map_err(|error| status(&error))?;
         // From here on the timestamps are counted with the timeframes, waiting or in flight.
-        let timestamps = timestamps_of_charged(messages)?.compacted();
+        let keys = self.cache.key_names(&register.columns).map_err(|error| status(&error))?;
+        let mut rows = rows_of_charged(messages, &keys)?;
+        rows.timestamps = Arc::new(rows.timestamps.compacted());
         let _place = Arc::clone(&self.registrations).try_acquire_owned().map_err(|_| {
             let limit = self.max_registrations;
             Status::resource_exhausted(format!(
@@ -38,7 +40,7 @@ impl Service {
             ))
         })?;
         let asker = Caller { patience, budget: budget.clone(), ..Caller::default() };
-        let registered = self.cache.register_for(timeframe, timestamps, &register, &asker).await;
+        let registered = self.cache.register_for(timeframe, rows, &register, &asker).await;
         let answer = registered.map_err(|error| status(&error))?;
         let app_metadata = serde_json::to_vec(&answer).unwrap_or_default().into();
         Ok(all(vec![PutResult { app_metadata }]))

@@ -5,11 +5,12 @@
 //! has accepted are counted here, per connection: other processes of the same user or address keep
 //! their connections.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::local_user::Loopback;
+use crate::sync::Mutex;
 
 /// One connection of a peer.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ impl ConnectionWatch {
 
     /// Counts one more cancelled call, and cuts the connection if there are too many.
     fn broke_off(&self, now: Instant) {
-        let mut level = self.level.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut level = self.level.lock();
         let (count, last) = *level;
         let forgotten = now.saturating_duration_since(last).as_secs_f64() * self.allowance;
         let count = (count - forgotten).max(0.0) + 1.0;

@@ -20,7 +20,7 @@ use super::listen::Listeners;
 use super::log::LogWriter;
 use super::tls::Tls;
 use crate::cache::{AttachLimits, Cache};
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 
 /// The compiled descriptor of `schemas/flight.proto`, for reflection.
 pub const FLIGHT_DESCRIPTOR: &[u8] = include_bytes!("../../schemas/flight.bin");
@@ -80,17 +80,10 @@ pub enum ServeError {
     Transport(#[source] tonic::transport::Error),
 }
 
-impl Coded for ServeError {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::Internal
-    }
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Reflection(_) => 9020,
-            Self::Transport(_) => 9021,
-        })
-    }
-}
+coded! { ServeError {
+    Reflection => Internal 9020,
+    Transport => Internal 9021,
+} }
 
 /// Serves until `shutdown`, then stops everything in order. `ready` is called once all servers
 /// accept requests.

@@ -2,6 +2,7 @@
 
 use tonic::{Code, Status};
 
+use super::call_origin::described;
 use crate::error::{Coded, ErrorKind};
 
 /// The gRPC code of a kind of error.
@@ -35,7 +36,7 @@ fn room(message: &str) -> usize {
     message.char_indices().take_while(fits).last().map_or(0, |(at, last)| at + last.len_utf8())
 }
 
-/// The status for a client. The error is logged once, here.
+/// The status for a client. The error is logged once, here, with the client of the call.
 pub(super) fn status(error: &dyn Coded) -> Status {
     let mut message = error.message();
     let room = room(&message);
@@ -44,16 +45,16 @@ pub(super) fn status(error: &dyn Coded) -> Status {
         message.push_str(" …");
     }
     match error.kind() {
-        ErrorKind::Internal => tracing::error!("{message}"),
+        ErrorKind::Internal => tracing::error!(client = described(), "{message}"),
         ErrorKind::Unavailable | ErrorKind::ResourceExhausted | ErrorKind::DeadlineExceeded => {
-            tracing::warn!("{message}");
+            tracing::warn!(client = described(), "{message}");
         }
         ErrorKind::InvalidArgument
         | ErrorKind::NotFound
         | ErrorKind::AlreadyExists
         | ErrorKind::FailedPrecondition
         | ErrorKind::Unauthenticated
-        | ErrorKind::PermissionDenied => tracing::info!("{message}"),
+        | ErrorKind::PermissionDenied => tracing::info!(client = described(), "{message}"),
     }
     Status::new(code(error.kind()), message)
 }

@@ -79,12 +79,17 @@ fn parsed_bytes(json: &[u8]) -> u64 {
     // A list grows by doubling.
     const TIMESTAMP_BYTES: u64 = 16;
     const FIELD_BYTES: u64 = 40;
-    let (mut commas, mut colons) = (0_u64, 0_u64);
+    // A value of a key that is a text has two quotes, and costs most where it is a new one.
+    const QUOTE_BYTES: u64 = 72;
+    let (mut commas, mut colons, mut quotes) = (0_u64, 0_u64, 0_u64);
     for byte in json {
         commas += u64::from(*byte == b',');
         colons += u64::from(*byte == b':');
+        quotes += u64::from(*byte == b'"');
     }
-    commas * TIMESTAMP_BYTES + colons * FIELD_BYTES
+    // Only keys have more texts than fields and commas can account for.
+    let texts = quotes.saturating_sub(8 * colons);
+    commas * TIMESTAMP_BYTES + colons * FIELD_BYTES + texts * QUOTE_BYTES
 }
 
 /// The key of a ticket in the service's tables: of fixed size for tickets of any length.
@@ -132,6 +137,11 @@ mod tests {
         assert!(charge.bytes() >= 10_000 * (2 + 8), "{}", charge.bytes());
         let list = format!("[{}1]", "1,".repeat(100_000));
         assert!(super::charge(list.as_bytes(), &client).is_err());
+        drop(charge);
+        let texts: Vec<String> = (0..3_000).map(|n| format!("\"{n}\"")).collect();
+        let keys = format!(r#"{{"keys": {{"k": [{}]}}}}"#, texts.join(","));
+        let charge = super::charge(keys.as_bytes(), &client).unwrap();
+        assert!(charge.bytes() >= 3_000 * 144, "{}", charge.bytes());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 
 /// A certificate with its key, and the authority of clients. Clones share their state.
 #[derive(Clone)]
@@ -47,18 +47,11 @@ pub enum TlsError {
     Authority(#[source] VerifierBuilderError),
 }
 
-impl Coded for TlsError {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Pem { .. } => 6031,
-            Self::Pair(_) => 6032,
-            Self::Authority(_) => 6033,
-        })
-    }
-}
+coded! { TlsError {
+    Pem => InvalidArgument 6031,
+    Pair => InvalidArgument 6032,
+    Authority => InvalidArgument 6033,
+} }
 
 fn certificates(what: &'static str, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
@@ -139,6 +132,7 @@ pub(super) fn names(stream: &TlsStream<TcpStream>) -> Option<Arc<[String]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Coded as _;
 
     #[test]
     fn a_certificate_needs_its_own_key_and_nothing_of_a_file_is_shown() {

@@ -20,8 +20,9 @@ use tonic::Status;
 
 use super::status::status;
 use crate::budget::{Charge, ClientBudget};
+use crate::cache::CacheError;
 use crate::index::Timestamps;
-use crate::table::{RequestError, plain_timestamps, timestamps_from_batches, together};
+use crate::table::{RequestError, TableRows, plain_timestamps, rows_from_batches};
 
 const CONTRADICTION: &str = "its Arrow data contradict themselves";
 
@@ -40,54 +41,76 @@ pub fn timestamps_of_messages(messages: Vec<FlightData>) -> Result<Timestamps, S
         let charge = budget.charge(0, "messages of an embedded cache");
         Ok((message, charge.map_err(|error| status(&error))?))
     });
-    timestamps_of_charged(charged.collect::<Result<_, Status>>()?)
+    let rows = rows_of_charged(charged.collect::<Result<_, Status>>()?, &[])?;
+    Ok(Arc::unwrap_or_clone(rows.timestamps))
 }
 
-/// Like [`timestamps_of_messages`], each with the charge for its bytes.
+/// The rows in the messages of a stream, each with the charge for its bytes: timestamps, and the
+/// keys of these names.
 ///
 /// # Errors
 /// INVALID_ARGUMENT for every malformed message; RESOURCE_EXHAUSTED if the decoded data exceeds the
 /// client's memory budget.
-pub(super) fn timestamps_of_charged(
+pub(super) fn rows_of_charged(
     messages: Vec<(FlightData, Charge)>,
-) -> Result<Timestamps, Status> {
+    keys: &[Arc<str>],
+) -> Result<TableRows, Status> {
     let mut decoding = Decoding::new("timeframe");
     let (mut parts, mut charges) = (Vec::new(), Vec::new());
-    for (message, charge) in messages {
-        if let Some((times, charge)) = decoding.next(message, charge)? {
-            parts.push(times.read()?);
+    for (message, mut charge) in messages {
+        if let Some((times, more)) = decoding.next(message, charge)? {
+            charge = more;
+            parts.push(times.read(keys, &mut charge)?);
             charges.push(charge);
         }
     }
+    let charge = charges.first_mut();
     match (&parts[..], decoding.schema) {
-        ([], Some(schema)) => timestamps_of_batches(&[RecordBatch::new_empty(schema)]),
-        ([], None) => timestamps_of_batches(&[]),
+        ([], Some(schema)) => rows_of_batches(&[RecordBatch::new_empty(schema)], keys, charge),
+        ([], None) => rows_of_batches(&[], keys, charge),
         ([_], _) => Ok(parts.swap_remove(0)),
-        _ => together(&parts).map_err(|error| status(&error)),
+        _ => {
+            // All of the keys are there twice for a moment.
+            let bytes: usize = parts.iter().map(|part| part.keys.memory_bytes()).sum();
+            if let Some(charge) = charge {
+                charge.grow(bytes as u64).map_err(|error| status(&error))?;
+            }
+            TableRows::concat::<CacheError>(&parts).map_err(|error| status(&error))
+        }
     }
 }
 
 /// # Errors
-/// INVALID_ARGUMENT.
-fn timestamps_of_batches(batches: &[RecordBatch]) -> Result<Timestamps, Status> {
+/// INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
+fn rows_of_batches(
+    batches: &[RecordBatch],
+    keys: &[Arc<str>],
+    mut charge: Option<&mut Charge>,
+) -> Result<TableRows, Status> {
     const WHAT: &str = "table of timestamps";
-    let read = isolated(|| timestamps_from_batches(batches));
+    let grow = |bytes: u64| match &mut charge {
+        Some(charge) => charge.grow(bytes).map_err(CacheError::from),
+        None => Ok(()),
+    };
+    let read = isolated(|| rows_from_batches(batches, keys, grow));
     read.ok_or_else(|| malformed(WHAT, CONTRADICTION))?.map_err(|error| status(&error))
 }
 
-/// The timestamps of one message.
+/// The rows of one message.
 pub(super) enum MessageTimestamps {
     Read(Timestamps),
     Batch(RecordBatch),
 }
 
 impl MessageTimestamps {
+    /// The timestamps, and the keys of these names; these are charged to `charge`.
+    ///
     /// # Errors
-    /// INVALID_ARGUMENT.
-    pub(super) fn read(self) -> Result<Timestamps, Status> {
+    /// INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
+    pub(super) fn read(self, keys: &[Arc<str>], charge: &mut Charge) -> Result<TableRows, Status> {
         match self {
-            Self::Read(timestamps) => Ok(timestamps),
-            Self::Batch(batch) => timestamps_of_batches(&[batch]),
+            Self::Read(timestamps) => Ok(timestamps.into()),
+            Self::Batch(batch) => rows_of_batches(&[batch], keys, Some(charge)),
         }
     }
 }
@@ -238,7 +261,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::table::{Message, MessageWriter};
+    use crate::table::{Message, MessageWriter, timestamps_from_batches};
 
     fn flight_data(message: Message) -> FlightData {
         let Message { header, body, .. } = message;
@@ -292,7 +315,8 @@ mod tests {
             prop_assert!(next(&mut decoding, &messages[0]).unwrap().is_none());
             let times = next(&mut decoding, &messages[1]).unwrap().unwrap();
             prop_assert_eq!(matches!(times, MessageTimestamps::Read(_)), plain);
-            let read = times.read().unwrap();
+            let mut charge = ClientBudget::default().charge(0, "test").unwrap();
+            let read = times.read(&[], &mut charge).unwrap().timestamps;
             prop_assert!(read.same_rows(&expected));
             prop_assert_eq!((read.bounds(), read.gap()), (expected.bounds(), expected.gap()));
             // More than the padding of the last buffer is missing.

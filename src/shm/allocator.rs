@@ -1,9 +1,9 @@
-//! Which places of a segment are free: two-level segregated fit (TLSF), its state outside of the
-//! segment.
+//! The allocator: two-level segregated fit (TLSF) over the places of a segment, with its state
+//! outside the segment.
 //!
-//! Lengths are counted in granules. Free places hang in lists by length class: 16 classes per power
-//! of two, with a bit for each class that has any, so taking and giving cost O(1). A place knows its
-//! neighbours, so free ones always become one.
+//! Lengths are counted in granules. Free places are in lists by length class: 16 classes per power
+//! of two, with a bit for each non-empty class, so allocation and release cost O(1). A place knows
+//! its neighbours, so adjacent free places are always merged.
 //!
 //! M. Masmano et al., *TLSF: a new dynamic memory allocator for real-time systems*, ECRTS 2004.
 
@@ -16,13 +16,13 @@ const LEVELS: usize = (u32::BITS - SUBCLASS_BITS + 1) as usize;
 const NONE: u32 = u32::MAX;
 const TAKEN: u32 = u32::MAX - 1;
 
-/// A place that was taken; giving it back needs this, once.
+/// An allocated place; needed once to release it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct AllocatedNode(NonZeroU32);
 
 impl AllocatedNode {
     fn of(node: u32) -> Option<Self> {
-        // Nodes count from 0, and NONE is none of them.
+        // Nodes count from 0, and NONE is no node.
         NonZeroU32::new(node.wrapping_add(1)).map(Self)
     }
 
@@ -38,8 +38,8 @@ struct Node {
     /// Neighbours in the segment.
     left: u32,
     right: u32,
-    /// Neighbours in the list of a class; `next` also in the list of unused nodes. `previous` of a
-    /// place that is taken is TAKEN.
+    /// Neighbours in the list of a class; `next` also in the list of unused nodes. `previous` of an
+    /// allocated place is TAKEN.
     previous: u32,
     next: u32,
 }
@@ -50,20 +50,20 @@ impl Node {
     }
 }
 
-/// The free and taken places of one segment.
+/// The free and allocated places of one segment.
 #[derive(Debug)]
 pub(crate) struct Allocator {
     nodes: Vec<Node>,
     unused: u32,
     lists: [[u32; SUBCLASSES as usize]; LEVELS],
-    /// By level: which of its classes have any free place.
+    /// By level: a bit for each class with a free place.
     classes: [u16; LEVELS],
-    /// Which levels have any.
+    /// A bit for each level with a free place.
     levels: u32,
     taken: u32,
 }
 
-/// The class in which a free place of `length` hangs.
+/// The class of a free place of `length`.
 fn class_of(length: u32) -> (usize, usize) {
     if length < SUBCLASSES {
         return (0, length as usize);
@@ -73,7 +73,7 @@ fn class_of(length: u32) -> (usize, usize) {
     ((top - SUBCLASS_BITS + 1) as usize, subclass as usize)
 }
 
-/// The least class of which every place has `length` at least.
+/// The smallest class whose places all have at least `length`.
 fn class_that_fits(length: u32) -> Option<(usize, usize)> {
     if length < SUBCLASSES {
         return Some(class_of(length));
@@ -83,7 +83,7 @@ fn class_that_fits(length: u32) -> Option<(usize, usize)> {
 }
 
 impl Allocator {
-    /// All of `length` granules are free.
+    /// An allocator in which all `length` granules are free.
     pub(crate) fn new(length: u32) -> Self {
         let mut allocator = Self {
             nodes: Vec::new(),
@@ -107,7 +107,8 @@ impl Allocator {
         allocator
     }
 
-    /// Takes a place of `length` granules (at least 1): its start and what gives it back.
+    /// Allocates a place of `length` granules (at least 1). Returns its start and the node to
+    /// release.
     pub(crate) fn take(&mut self, length: u32) -> Option<(u32, AllocatedNode)> {
         debug_assert!(length > 0);
         let found = self.find(length)?;
@@ -134,7 +135,7 @@ impl Allocator {
         Some((start, AllocatedNode::of(found)?))
     }
 
-    /// Gives a place back.
+    /// Releases a place.
     pub(crate) fn give(&mut self, place: AllocatedNode) {
         let mut node = place.node();
         debug_assert!(!self.nodes[node as usize].is_free());
@@ -153,19 +154,19 @@ impl Allocator {
         self.link(node);
     }
 
-    /// Whether no place is taken.
+    /// Whether no place is allocated.
     pub(crate) fn is_empty(&self) -> bool {
         self.taken == 0
     }
 
-    /// Every place that is taken, in order: start and length. Walks all places.
+    /// Every allocated place in order: start and length. Walks all places.
     pub(crate) fn taken_places(&self) -> impl Iterator<Item = (u32, u32)> {
         self.places()
             .into_iter()
             .filter_map(|(start, length, free)| (!free).then_some((start, length)))
     }
 
-    /// The longest place that could be taken now. Walks one list.
+    /// Length of the longest place that could be allocated now. Walks one list.
     pub(crate) fn largest_free(&self) -> u32 {
         if self.levels == 0 {
             return 0;
@@ -187,7 +188,7 @@ impl Allocator {
                 return Some(self.lists[level][self.classes[level].trailing_zeros() as usize]);
             }
         }
-        // Before it is refused: in its own class some are long enough.
+        // Before giving up: some places in the class of `length` itself may be long enough.
         let (level, class) = class_of(length);
         self.linked(level, class).find(|&node| self.nodes[node as usize].length >= length)
     }
@@ -211,7 +212,7 @@ impl Allocator {
         index
     }
 
-    /// `right` becomes a part of `left`.
+    /// Merges `right` into `left`.
     fn join(&mut self, left: u32, right: u32) {
         let Node { length, right: beyond, .. } = self.nodes[right as usize];
         let node = &mut self.nodes[left as usize];
@@ -257,7 +258,7 @@ impl Allocator {
         }
     }
 
-    /// Every place in order: start, length, whether it is free.
+    /// Every place in order: start, length, and whether it is free.
     fn places(&self) -> Vec<(u32, u32, bool)> {
         let mut unused = vec![false; self.nodes.len()];
         let mut node = self.unused;
@@ -276,7 +277,7 @@ impl Allocator {
         places
     }
 
-    /// What is wrong with it, if anything: places tile the segment, free neighbours are one.
+    /// Violated invariants: places tile the segment, and no two neighbours are free.
     pub(crate) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         for pair in self.places().windows(2) {
@@ -306,7 +307,7 @@ mod tests {
     fn every_place_of_the_class_that_fits_is_long_enough() {
         for length in (1..5000).chain([u32::MAX / 2 - 3, 1 << 31]) {
             let Some(fits) = class_that_fits(length) else { continue };
-            // The shortest place that hangs there.
+            // The shortest place in that class.
             let (level, class) = (fits.0 as u32, fits.1 as u32);
             let shortest = match level {
                 0 => class,

@@ -1,13 +1,13 @@
-//! What segments are made of, and how one is made.
+//! The backing of segments: creates their files, maps them and seals them.
 //!
 //! ```text
-//!  Memfd   memfd_create ─▶ fallocate ─▶ map ─▶ head ─▶ seal       consumers get this very file
+//!  Memfd   memfd_create ─▶ fallocate ─▶ map ─▶ head ─▶ seal       consumers get this file
 //!  Folder  create 0640  ─▶ fallocate ─▶ map ─▶ head ─▶ open again, read-only, for consumers
-//!  FairMq  the same, under a name that FairMQ's shmem opens
+//!  FairMq  like Folder, with a name that FairMQ's shmem opens
 //! ```
 //!
-//! Where the host gives huge pages on advice only, they are made through the mapping, and fallocate
-//! comes after it for what is left and to say whether there was room.
+//! If the host gives huge pages only on advice, they are made through the mapping. fallocate then
+//! follows for the remaining pages, and reports whether there was room.
 
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, TryLockError};
@@ -23,57 +23,61 @@ use rustix::fs::{
 };
 
 use super::cgroup;
+use super::host::HostMemory;
 use super::huge_pages;
 use super::layout::SegmentHeader;
 use super::mapping::{MapAccess, Mapping};
+use super::numbers::NumberLog;
 
-/// Where POSIX shared memory has its names, and so FairMQ's segments.
+/// Folder of POSIX shared memory, where FairMQ has its segments.
 const SHM_FOLDER: &str = "/dev/shm";
 
-/// What segments are made of.
+/// The kind of files that back the segments.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Backing {
-    /// Files without a name that are sealed once they are mapped: consumers get them through the
-    /// attach socket only, and can neither write nor truncate them.
+    /// Unnamed files that are sealed once they are mapped: consumers get them only through the
+    /// attach socket, and can neither write nor truncate them.
     #[default]
     Memfd,
     /// Files (0640) with names in this folder (0750), for consumers that must open by name. They
-    /// cannot be sealed: whoever may write the file can spoil it.
+    /// cannot be sealed: a process with write access to the file can corrupt it.
     Folder(PathBuf),
     /// Files (0640) with the names of FairMQ's managed segments, `/dev/shm/fmq_<shmid>_m_<n>`, so
-    /// that an unmodified FairMQ consumer opens them. Not sealed either. FairMQ may read there;
-    /// it must not allocate in them, since their free places are not known to it. All of them are
-    /// made at the start and stay: FairMQ registers a segment before its devices start, and makes
-    /// one of its own where there is none of that name.
+    /// that an unmodified FairMQ consumer opens them. Not sealed either. FairMQ may read them but
+    /// must not allocate in them, since it does not know their free places. All of them are made at
+    /// the start and stay: FairMQ registers a segment before its devices start, and creates one
+    /// itself if there is none with that name.
     FairMq {
         /// FairMQ's id of the session: the first 8 hexadecimal digits of SHA-256 of user and
         /// session.
         shmid: String,
-        /// The least number of our segments; those below are FairMQ's own. A number is never used
-        /// twice in a session: `/dev/shm/iovcache_<shmid>.numbers` holds the next one, and outlives
-        /// the service.
+        /// The lowest number of the service's segments; lower numbers are FairMQ's own. A number is
+        /// never used twice in a session: `/dev/shm/iovcache_<shmid>.numbers` holds the next one,
+        /// and outlives the service.
         first_segment: u16,
     },
+    /// Memory that the surrounding program allocates, one buffer per object: no segment is created.
+    Host(HostMemory),
 }
 
 impl Backing {
-    /// FairMQ's id of the session, if FairMQ is to know the segments: then it looks for their names
-    /// before anything is loaded.
+    /// FairMQ's id of the session, for a backing whose segments FairMQ knows by name before
+    /// anything is loaded.
     pub fn fairmq_shmid(&self) -> Option<&str> {
         match self {
-            Self::Memfd | Self::Folder(_) => None,
+            Self::Memfd | Self::Folder(_) | Self::Host(_) => None,
             Self::FairMq { shmid, .. } => Some(shmid),
         }
     }
 }
 
-/// Where segments with names have them.
+/// The names of segments.
 #[derive(Debug)]
 struct NamedFiles {
     folder: PathBuf,
     prefix: String,
     lock: Arc<NameLock>,
-    /// Of a FairMQ session alone.
+    /// Only for a FairMQ session.
     numbers: Option<NumberLog>,
 }
 
@@ -83,43 +87,62 @@ impl NamedFiles {
     }
 }
 
-/// Makes the files of segments, and takes away those with names.
+/// Makes the files of segments, and removes those with names.
 #[derive(Debug)]
 pub(crate) struct Maker(Option<NamedFiles>);
 
 /// The file of one segment, mapped.
 #[derive(Debug)]
 pub(crate) struct Made {
-    /// What consumers get: sealed, or open for reading only.
+    /// The file for consumers: sealed, or open for reading only.
     pub(crate) file: OwnedFd,
     pub(crate) mapping: Arc<Mapping>,
-    /// Its name goes before the lock does: a successor may take the name.
+    /// The name is removed before the lock is released, since the next service may reuse it.
     name: Option<(PathBuf, Arc<NameLock>)>,
+}
+
+impl Made {
+    /// The path of the file, if it has a name.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.name.as_ref().map(|(path, _)| path.as_path())
+    }
+
+    /// Whether the file had a name that no longer refers to it.
+    pub(crate) fn has_lost_its_name(&self) -> bool {
+        let Some(path) = self.path() else { return false };
+        let (here, ours) = (fs::symlink_metadata(path), rustix::fs::fstat(&self.file));
+        match (here, ours) {
+            (Ok(here), Ok(ours)) => (here.dev(), here.ino()) != (ours.st_dev, ours.st_ino),
+            (Err(error), _) => error.kind() == io::ErrorKind::NotFound,
+            (Ok(_), Err(_)) => false,
+        }
+    }
 }
 
 impl Drop for Made {
     fn drop(&mut self) {
-        if let Some((path, _)) = &self.name {
+        // A file of another program under that name must not be removed.
+        if let Some(path) = self.path().filter(|_| !self.has_lost_its_name()) {
             let _ = fs::remove_file(path);
         }
     }
 }
 
 impl Maker {
-    /// Takes the names, if there are any: what a dead service left under them is removed.
+    /// Takes the lock on the names, if there are any, and removes files of a dead service.
     ///
     /// # Errors
-    /// [`io::ErrorKind::ResourceBusy`] if they belong to another service that runs,
-    /// `PermissionDenied` if others may write the folder, `InvalidInput` for a shmid that is none.
+    /// [`io::ErrorKind::ResourceBusy`] if another running service has the names, `PermissionDenied`
+    /// if others may write the folder, `InvalidInput` for an invalid shmid.
     pub(crate) fn new(backing: &Backing) -> io::Result<Self> {
         match backing {
-            Backing::Memfd => Ok(Self(None)),
+            Backing::Memfd | Backing::Host(_) => Ok(Self(None)),
             Backing::Folder(folder) => {
                 make_own_folder(folder)?;
                 let lock = Arc::new(NameLock::take(folder.join("lock"))?);
                 let prefix = "segment-".into();
                 let named = NamedFiles { folder: folder.clone(), prefix, lock, numbers: None };
-                remove_leftovers(&named, |_| true)?;
+                remove_leftovers(&named, |_, _| true)?;
                 Ok(Self(Some(named)))
             }
             Backing::FairMq { shmid, first_segment } => {
@@ -130,41 +153,54 @@ impl Maker {
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
                 }
                 let folder = PathBuf::from(SHM_FOLDER);
-                let lock = NameLock::take(folder.join(format!("iovcache_{shmid}.lock")))?;
+                let first = *first_segment;
+                let lock = folder.join(format!("iovcache_{shmid}.{first}.lock"));
+                let lock = NameLock::take(lock).map_err(|error| match error.kind() {
+                    io::ErrorKind::ResourceBusy => io::Error::new(
+                        error.kind(),
+                        format!(
+                            "{error}: it counts its segments from {first} in this FairMQ session; \
+                             give each cache of a session a fairmq_segment of its own"
+                        ),
+                    ),
+                    _ => error,
+                })?;
                 let prefix = format!("fmq_{shmid}_m_");
-                let log = folder.join(format!("iovcache_{shmid}.numbers"));
-                let mut named = NamedFiles { folder, prefix, lock: Arc::new(lock), numbers: None };
-                // FairMQ's own segments have such names too.
-                let left = remove_leftovers(&named, is_segment_of_ours)?;
-                let after = left.map_or(0, |last| u32::from(last) + 1);
-                named.numbers = Some(NumberLog::open(log, after.max(u32::from(*first_segment)))?);
+                let numbers = NumberLog::open(&folder, shmid, first)?;
+                let (lock, numbers) = (Arc::new(lock), Some(numbers));
+                let named = NamedFiles { folder, prefix, lock, numbers };
+                // FairMQ's own segments, and those of other caches, have such names, too.
+                let left = remove_leftovers(&named, |id, path| is_left_by(first, id, path))?;
+                if let (Some(last), Some(numbers)) = (left, &named.numbers) {
+                    numbers.used_to(last)?;
+                }
                 Ok(Self(Some(named)))
             }
         }
     }
 
-    /// The number of the first segment: one that no earlier instance in this FairMQ session had, and
-    /// that no file has.
+    /// A number for the next segment that no cache of this FairMQ session has used, and that no
+    /// file has. `None`: there is no session, so any number is allowed.
     ///
     /// # Errors
     /// [`io::ErrorKind::QuotaExceeded`] if the session has no number left.
-    pub(crate) fn first_number(&self) -> io::Result<u16> {
-        let Some((named, numbers)) =
-            self.0.as_ref().and_then(|named| Some((named, named.numbers.as_ref()?)))
-        else {
-            return Ok(0);
-        };
-        let free =
-            (numbers.next..=u32::from(u16::MAX)).filter_map(|number| u16::try_from(number).ok());
-        free.into_iter()
-            .find(|number| !named.path(*number).exists())
-            .ok_or_else(|| numbers.used_up())
+    pub(crate) fn take_number(&self) -> io::Result<Option<u16>> {
+        let Some(named) = &self.0 else { return Ok(None) };
+        let take = |numbers: &NumberLog| numbers.take(|number| !named.path(number).exists());
+        named.numbers.as_ref().map(take).transpose()
     }
 
-    /// Makes and maps a file of `bytes`, every page of it there.
+    /// The value that marks the creator in the head of a segment: in a FairMQ session 1 more than
+    /// the number from which the cache counts, else 0.
+    pub(crate) fn range(&self) -> u32 {
+        let numbers = self.0.as_ref().and_then(|named| named.numbers.as_ref());
+        numbers.map_or(0, |numbers| u32::from(numbers.first()) + 1)
+    }
+
+    /// Creates and maps a file of `bytes`, with all its pages allocated.
     ///
     /// # Errors
-    /// Of kind `StorageFull` where there is no memory for it; never a SIGBUS later.
+    /// Of kind `StorageFull` if there is no memory for it; never a later SIGBUS.
     pub(crate) fn make(&self, segment_id: u16, bytes: u64) -> io::Result<Made> {
         let Some(named) = &self.0 else {
             let name = CString::new(format!("iovcache-{segment_id}"))?;
@@ -174,11 +210,9 @@ impl Maker {
             return Ok(Made { file, mapping, name: None });
         };
         let path = named.path(segment_id);
-        if let Some(numbers) = &named.numbers {
-            numbers.write(u32::from(segment_id) + 1)?;
-        }
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create_new(true).mode(0o640).open(&path)?;
+        let file = options.read(true).write(true).create_new(true).mode(0o640).open(&path);
+        let file = file.map_err(|error| named_error(&path, &error))?;
         let on_advice = huge_pages::file_on_advice(file.as_fd());
         let made = || Ok((Arc::new(allocated(&file, bytes, on_advice)?), read_only(&path, &file)?));
         match made() {
@@ -187,12 +221,12 @@ impl Maker {
             }
             Err(error) => {
                 let _ = fs::remove_file(&path);
-                Err(error)
+                Err(named_error(&path, &error))
             }
         }
     }
 
-    /// From now on the file can be neither written nor resized through any other mapping.
+    /// Seals the file: it can no longer be written or resized through any other mapping.
     pub(crate) fn seal(&self, made: &Made) -> io::Result<()> {
         if self.0.is_none() {
             let seals =
@@ -203,13 +237,12 @@ impl Maker {
     }
 }
 
-/// Maps a file that has nothing yet, once it has `bytes`. `on_advice`: of huge pages, if there are
-/// some for who asks.
+/// Gives an empty file `bytes` and maps it. `on_advice`: advise the kernel to use huge pages.
 fn allocated(file: impl AsFd, bytes: u64, on_advice: bool) -> io::Result<Mapping> {
     cgroup::check_room(bytes)?;
     let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let map = || Mapping::of_file(file.as_fd(), length, MapAccess::ReadWrite);
-    // Not if there is no room anyway: they would fill what others write to.
+    // Not without enough room: the advice would use up what others write to.
     if on_advice && bytes <= free_bytes(&file)? {
         ftruncate(&file, bytes)?;
         let mapping = map()?;
@@ -221,19 +254,20 @@ fn allocated(file: impl AsFd, bytes: u64, on_advice: bool) -> io::Result<Mapping
     map()
 }
 
-/// What the file's system has left, if it says so: that of memfds has no limit.
+/// Free bytes of the file system, if it has a limit: that of memfds has none.
 fn free_bytes(file: impl AsFd) -> io::Result<u64> {
     let facts = fstatvfs(file)?;
     Ok(if facts.f_blocks == 0 { u64::MAX } else { facts.f_bavail.saturating_mul(facts.f_frsize) })
 }
 
-/// Gives the first `bytes` of a file their pages. Not ftruncate: a tmpfs that is short of memory
-/// says so here, not by a SIGBUS later.
+/// Allocates the pages of the first `bytes` of a file. Unlike ftruncate, this reports a tmpfs that
+/// is short of memory here, instead of a later SIGBUS.
 pub(super) fn allocate(file: impl AsFd, bytes: u64) -> io::Result<()> {
     const PIECE_BYTES: u64 = 32 << 20;
     match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
         Ok(()) => return Ok(()),
-        // A signal makes the kernel undo all that one call did; so short ones, each done again.
+        // A signal makes the kernel undo the work of one call, so pieces are allocated, each
+        // retried.
         Err(rustix::io::Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
@@ -246,8 +280,8 @@ pub(super) fn allocate(file: impl AsFd, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The file again, for those who may only read it: a descriptor that can write would give more to
-/// a consumer than the mode of the file does.
+/// Opens the file again for reading only: a writable descriptor would give a consumer more access
+/// than the mode of the file does.
 pub(super) fn read_only(path: &Path, file: &File) -> io::Result<OwnedFd> {
     let again = OpenOptions::new()
         .read(true)
@@ -265,8 +299,8 @@ fn same_file(one: &Metadata, other: &Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
-/// Makes the folder, or finds that it is ours: in one that others can write they could put another
-/// file in place of a segment.
+/// Creates the folder, or checks its owner and mode: if others can write to it, they could replace
+/// a segment by another file.
 fn make_own_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
     let facts = fs::metadata(folder)?;
@@ -282,19 +316,42 @@ fn make_own_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a file begins as a segment of ours does.
-fn is_segment_of_ours(path: &Path) -> bool {
-    let mut magic = [0; 8];
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    file.and_then(|file| file.read_exact_at(&mut magic, SegmentHeader::MAGIC_OFFSET as u64))
-        .is_ok_and(|()| magic == SegmentHeader::MAGIC)
+/// Adds the file and a remedy to an error.
+fn named_error(path: &Path, error: &io::Error) -> io::Error {
+    let folder = path.parent().unwrap_or(path).display();
+    let remedy = match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            "another program made it: count from another number (fairmq_segment), or remove it if \
+             nothing uses it"
+                .to_owned()
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::OutOfMemory => {
+            format!("{folder} has no room for it: make `memory` smaller, or the file system larger")
+        }
+        io::ErrorKind::PermissionDenied => format!("{folder} has to be writable for this user"),
+        _ => return io::Error::new(error.kind(), format!("{}: {error}", path.display())),
+    };
+    io::Error::new(error.kind(), format!("{}: {error}; {remedy}", path.display()))
 }
 
-/// Removes the files of a dead instance; gives the greatest number of one.
+/// Whether the cache that counts from `first` left this file in its session: its head has the magic
+/// of this service and that range. (Earlier versions stored no range.)
+fn is_left_by(first: u16, id: u16, path: &Path) -> bool {
+    let mut head = [0; size_of::<SegmentHeader>()];
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let is_read = file.and_then(|file| file.read_exact_at(&mut head, 0)).is_ok();
+    match SegmentHeader::range_of(&head).filter(|_| is_read) {
+        Some(0) => id >= first,
+        Some(range) => range == u32::from(first) + 1,
+        None => false,
+    }
+}
+
+/// Removes the files of a dead instance; returns the highest number among them.
 fn remove_leftovers(
     named: &NamedFiles,
-    is_ours: impl Fn(&Path) -> bool,
+    is_ours: impl Fn(u16, &Path) -> bool,
 ) -> io::Result<Option<u16>> {
     let mut last = None;
     for entry in fs::read_dir(&named.folder)? {
@@ -302,7 +359,7 @@ fn remove_leftovers(
         let name = entry.file_name();
         let id = name.to_str().and_then(|name| name.strip_prefix(&named.prefix));
         let Some(id) = id.and_then(|id| id.parse::<u16>().ok()) else { continue };
-        if is_ours(&entry.path()) {
+        if is_ours(id, &entry.path()) {
             fs::remove_file(entry.path())?;
             last = last.max(Some(id));
         }
@@ -310,61 +367,7 @@ fn remove_leftovers(
     Ok(last)
 }
 
-/// Which numbers of segments a FairMQ session has used. A device keeps its mapping of a number, and
-/// would read other bytes under the old MetaHeaders if the number came back: so none does, and this
-/// file outlives the service. It holds the next number in decimal digits.
-#[derive(Debug)]
-struct NumberLog {
-    path: PathBuf,
-    next: u32,
-}
-
-impl NumberLog {
-    /// # Errors
-    /// [`io::ErrorKind::InvalidData`] if the file holds no number.
-    fn open(path: PathBuf, at_least: u32) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        let flags = OFlags::NOFOLLOW.bits().cast_signed();
-        let next = match options.read(true).custom_flags(flags).open(&path) {
-            Ok(file) => {
-                let mut text = String::new();
-                file.take(16).read_to_string(&mut text)?;
-                text.trim().parse::<u32>().map_err(|_| {
-                    let message = format!(
-                        "{} holds {text:?}, expected the next number of a segment: remove it when \
-                         no device of the session runs",
-                        path.display()
-                    );
-                    io::Error::new(io::ErrorKind::InvalidData, message)
-                })?
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(error),
-        };
-        Ok(Self { path, next: next.max(at_least) })
-    }
-
-    /// Numbers below `next` are used. Written before the segment is there, and whole at any time.
-    fn write(&self, next: u32) -> io::Result<()> {
-        let new = self.path.with_extension("numbers.new");
-        let _ = fs::remove_file(&new);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new)?;
-        writeln!(file, "{next}")?;
-        fs::rename(&new, &self.path)
-    }
-
-    fn used_up(&self) -> io::Error {
-        let message = format!(
-            "every number of a segment from {} on was used in this FairMQ session: use a new \
-             session, or remove {} when no device of this one runs",
-            self.next,
-            self.path.display()
-        );
-        io::Error::new(io::ErrorKind::QuotaExceeded, message)
-    }
-}
-
-/// The right to names, held by a file lock: it ends with the process, however that ends.
+/// Ownership of names by a file lock, which ends with the process in any case.
 #[derive(Debug)]
 struct NameLock {
     path: PathBuf,
@@ -392,7 +395,7 @@ impl NameLock {
                 }
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            // Its last holder may have removed the file between our opening and our locking it.
+            // The previous owner may have removed the file between open and lock.
             let here = fs::metadata(&path).and_then(|here| Ok(same_file(&here, &file.metadata()?)));
             match here {
                 Ok(true) => {}
@@ -410,7 +413,7 @@ impl NameLock {
 
 impl Drop for NameLock {
     fn drop(&mut self) {
-        // Removed while it is locked: nobody else can take it for theirs.
+        // Removed while it is locked, so no other process can take it.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -431,7 +434,7 @@ mod tests {
         let error = made_in(&folder).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
-        // The folder stays taken until the last segment is gone.
+        // The folder stays locked until the last segment is gone.
         let segment = first.make(0, 8192).unwrap();
         drop(first);
         assert!(made_in(&folder).is_err());
@@ -474,7 +477,7 @@ mod tests {
         let path = folder.join("segment-7");
         let facts = fs::metadata(&path).unwrap();
         assert_eq!(facts.len(), 8192);
-        // What the umask leaves of 0640 and 0750.
+        // The modes 0640 and 0750 minus the umask.
         assert_eq!(facts.mode() & 0o777 & !0o640, 0);
         assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777 & !0o750, 0);
         assert!(rustix::io::pwrite(&made.file, b"spoilt", 0).is_err());
@@ -489,26 +492,26 @@ mod tests {
         let shmid = format!("{:08x}", std::process::id());
         let backing = Backing::FairMq { shmid: shmid.clone(), first_segment: 5 };
         let name = |id: u16| Path::new(SHM_FOLDER).join(format!("fmq_{shmid}_m_{id}"));
-        // FairMQ's own, which is not ours to remove; and one that a dead service of ours left.
+        // FairMQ's own segment must stay; one left by a dead service is removed.
         fs::write(name(0), vec![0; 4096]).unwrap();
         let mut left = vec![0; 4096];
         left[SegmentHeader::MAGIC_OFFSET..][..8].copy_from_slice(&SegmentHeader::MAGIC);
         fs::write(name(6), left).unwrap();
         let maker = Maker::new(&backing).unwrap();
         assert!(name(0).exists() && !name(6).exists());
-        // 6 was used, and whatever is mapped of it stays mapped: the next one is 7.
-        assert_eq!(maker.first_number().unwrap(), 7);
+        // 6 was used and may still be mapped, so the next one is 7.
+        assert_eq!(maker.take_number().unwrap(), Some(7));
         let made = maker.make(7, 8192).unwrap();
         assert!(name(7).exists());
         drop((made, maker));
         assert!(!name(7).exists());
         let numbers = Path::new(SHM_FOLDER).join(format!("iovcache_{shmid}.numbers"));
         assert_eq!(fs::read_to_string(&numbers).unwrap(), "8\n");
-        // A successor begins behind, and leaves out what has a name already.
+        // The next service starts after it, and skips names in use.
         fs::write(name(8), "of another program").unwrap();
-        assert_eq!(Maker::new(&backing).unwrap().first_number().unwrap(), 9);
+        assert_eq!(Maker::new(&backing).unwrap().take_number().unwrap(), Some(9));
         fs::write(&numbers, "65536").unwrap();
-        let error = Maker::new(&backing).unwrap().first_number().unwrap_err();
+        let error = Maker::new(&backing).unwrap().take_number().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
         assert!(error.to_string().contains(numbers.to_str().unwrap()), "{error}");
         fs::write(&numbers, "many").unwrap();

@@ -1,4 +1,4 @@
-//! A place in shared memory: reserved, filled, published, given up.
+//! Blocks in shared memory: reserved, filled, published, freed.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -13,60 +13,67 @@ use super::layout::{BLOCK_OVERHEAD_BYTES, BlockHeader, ChunkHeader, GRANULE_BYTE
 use super::local;
 use super::mapping::Mapping;
 use super::pool::PoolInner;
-use super::segment::{Kind, Segment};
+use super::segment::{Kind, Segment, SegmentMemory};
 use super::sync;
 use crate::object::ObjectId;
 
-/// What a payload takes of the memory: its header, and rounded up to 64 bytes.
+/// The memory that a payload takes: with its header, rounded up to 64 bytes.
 pub(super) fn charge(size_bytes: u64) -> u64 {
     let bytes = size_bytes.saturating_add(BLOCK_OVERHEAD_BYTES);
     bytes.checked_next_multiple_of(GRANULE_BYTES).unwrap_or(u64::MAX)
 }
 
-/// A place that goes back when this is dropped. There is one for each object in memory: what tells
-/// where it lies comes first.
+/// An allocated place, released on drop. One exists per object in memory, so the fields for its
+/// location come first.
 #[repr(C)]
 pub(super) struct Allocation {
-    /// Where it begins in the area.
+    /// Offset of the block in the segment.
     pub(super) block: usize,
     /// The size of the payload.
     pub(super) size: usize,
-    // Fields drop in this order: the area's file goes before the pool and with it the right to
-    // the file's name.
+    // Fields drop in this order: the segment's file is closed before the pool, which owns the lock
+    // on the file's name.
     pub(super) segment: Arc<Segment>,
     pub(super) pool: Arc<PoolInner>,
+    /// `None` in a host's memory.
     pub(super) place: Option<AllocatedNode>,
-    /// That of the payload, once it is published: kept here too, so that damage in the segment shows.
+    /// CRC-32C of the payload, once published; also kept here, so that damage in the segment is
+    /// detected.
     pub(super) crc32c: u32,
 }
 
 impl Allocation {
-    fn mapping(&self) -> &Mapping {
-        self.segment.mapping()
+    /// The mapping and offset of its headers.
+    fn headers(&self) -> (&Mapping, usize) {
+        self.segment.headers(self.block)
     }
 
     fn generation(&self) -> &AtomicU64 {
-        self.mapping().atomic_u64(self.block)
+        let (headers, block) = self.headers();
+        headers.atomic_u64(block)
     }
 
-    fn payload(&self) -> usize {
-        self.block + BLOCK_OVERHEAD_BYTES as usize
+    /// The mapping and offset of its payload.
+    fn payload(&self) -> (&Mapping, usize) {
+        self.segment.payload(self.block)
     }
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        if let Some(place) = self.place.take() {
-            self.pool.give(&self.segment, place, charge(self.size as u64));
+        let bytes = charge(self.size as u64);
+        match self.place.take() {
+            Some(place) => self.pool.give(&self.segment, place, bytes),
+            None => self.pool.give_to_host(&self.segment, self.block, bytes),
         }
     }
 }
 
-/// Room for a payload that nobody else sees yet. Dropped, the room is free again.
+/// Memory for a payload that is not visible to readers yet. Dropping it frees the memory.
 pub struct Reservation {
     place: Allocation,
     digest: Digest,
-    /// So many bytes from the start are in the digest.
+    /// Number of bytes from the start that are in the digest.
     digested: usize,
 }
 
@@ -80,16 +87,16 @@ impl Reservation {
         self.place.size as u64
     }
 
-    /// The payload, to be written. At first it holds whatever was there before.
+    /// The payload, for writing. At first it holds arbitrary bytes.
     pub fn payload_mut(&mut self) -> &mut [u8] {
         self.rest_mut(0)
     }
 
-    /// The payload from `offset` on, to be written. If that takes back what was settled, all of it
-    /// has to go into the checksum again.
+    /// The payload from `offset` on, for writing. If this includes settled bytes, everything must
+    /// be settled again.
     ///
     /// # Panics
-    /// If `offset` lies behind the end.
+    /// If `offset` is beyond the end.
     pub fn rest_mut(&mut self, offset: usize) -> &mut [u8] {
         if offset < self.digested {
             self.unsettle();
@@ -98,65 +105,68 @@ impl Reservation {
         let length = self.place.size - offset;
         // SAFETY: the place is reserved for us alone, no generation is published for it, so no
         // reader gets a slice of it; `&mut self` keeps ourselves from having two.
-        unsafe { self.place.mapping().bytes_mut(self.place.payload() + offset, length) }
+        let (mapping, payload) = self.place.payload();
+        unsafe { mapping.bytes_mut(payload + offset, length) }
     }
 
-    /// Takes back what was settled: the payload is to be written anew, from its start.
+    /// Discards the settled state: the payload is to be written again from its start.
     pub fn unsettle(&mut self) {
         self.digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
         self.digested = 0;
     }
 
-    /// Says that the first `count` bytes are written for good. They go into the checksum now, while
-    /// they are in the processor's cache.
+    /// Marks the first `count` bytes as final. They are added to the checksum now, while they are
+    /// in the processor's cache.
     ///
     /// # Panics
-    /// If there are not so many.
+    /// If the payload is shorter.
     pub fn settle(&mut self, count: usize) {
         assert!(count <= self.place.size, "{count} bytes of {}", self.place.size);
         if count > self.digested {
-            let (start, length) = (self.place.payload() + self.digested, count - self.digested);
+            let (mapping, payload) = self.place.payload();
+            let (start, length) = (payload + self.digested, count - self.digested);
             // SAFETY: as in `rest_mut`.
-            let fresh = unsafe { self.place.mapping().bytes(start, length) };
+            let fresh = unsafe { mapping.bytes(start, length) };
             self.digest.update(fresh);
             self.digested = count;
         }
     }
 
-    /// The CRC-32C of what is settled so far.
+    /// The CRC-32C of the settled bytes.
     #[cfg(feature = "cache")]
     pub(crate) fn crc32c(&self) -> u32 {
         self.digest.finalize() as u32
     }
 
-    /// What is settled so far.
+    /// The settled bytes.
     pub fn settled(&self) -> &[u8] {
+        let (mapping, payload) = self.place.payload();
         // SAFETY: as in `rest_mut`; settled bytes are not written as long as `self` is borrowed.
-        unsafe { self.place.mapping().bytes(self.place.payload(), self.digested) }
+        unsafe { mapping.bytes(payload, self.digested) }
     }
 
     /// Writes the whole payload.
     ///
     /// # Panics
-    /// If `bytes` are not as many as were reserved.
+    /// If the length of `bytes` is not the reserved size.
     pub fn fill(&mut self, bytes: &[u8]) {
         assert_eq!(bytes.len(), self.place.size);
         self.unsettle();
         self.append(bytes);
     }
 
-    /// Writes `bytes` behind what is settled, and settles them: the fastest way in.
+    /// Appends `bytes` to the settled bytes and settles them. This is the fastest way to write.
     ///
     /// # Panics
-    /// If there is no room for so many.
+    /// If they do not fit.
     pub fn append(&mut self, bytes: &[u8]) {
-        /// So little that the copy finds in the core's second cache what the checksum has read, and
-        /// so much that the checksum's own beginning and end do not count (it takes 414 ns for
-        /// 4 KiB, of which 70 are those).
+        /// Small enough that the copy finds the bytes read by the checksum in the core's
+        /// second-level cache, and large enough that the fixed cost of the checksum does not count
+        /// (4 KiB take 414 ns, of which 70 ns are fixed).
         const PIECE_BYTES: usize = 128 << 10;
-        /// So many go past the caches. Of 64 MiB, measured on an EPYC: 8.0 ms, 10.3 ms through the
-        /// caches, as much as one memcpy without checksum. Of 8 MiB both take as long, but who
-        /// reads them then finds them in the third cache.
+        /// From this size on, writes bypass the caches. For 64 MiB, measured on an EPYC: 8.0 ms,
+        /// versus 10.3 ms through the caches, as much as one memcpy without checksum. For 8 MiB
+        /// both take equally long, but readers then find the bytes in the third-level cache.
         const PAST_CACHES_BYTES: usize = 16 << 20;
         assert!(
             bytes.len() <= self.place.size - self.digested,
@@ -165,7 +175,8 @@ impl Reservation {
         );
         for piece in bytes.chunks(PIECE_BYTES) {
             self.digest.update(piece);
-            let (mapping, offset) = (self.place.mapping(), self.place.payload() + self.digested);
+            let (mapping, payload) = self.place.payload();
+            let offset = payload + self.digested;
             if bytes.len() < PAST_CACHES_BYTES {
                 // SAFETY: as in `rest_mut`, which is where the offset lies.
                 unsafe { mapping.write(offset, piece) };
@@ -177,27 +188,28 @@ impl Reservation {
         }
     }
 
-    /// Makes it a block that resolves, under a generation of its own.
+    /// Publishes the payload as a block that resolves, with a generation of its own.
     pub fn publish(mut self, id: ObjectId) -> Block {
         self.settle(self.place.size);
         let Self { mut place, digest, .. } = self;
         let generation = place.pool.generation();
-        let chunk = place.block + size_of::<BlockHeader>();
+        let (headers, block) = place.segment.headers(place.block);
+        let chunk = block + size_of::<BlockHeader>();
         let crc32c = digest.finalize() as u32;
         place.crc32c = crc32c;
         let chunk_fields = ChunkHeader::field_bytes();
         let parts: [(usize, &[u8]); 7] = [
-            (place.block + offset_of!(BlockHeader, size), &(place.size as u64).to_le_bytes()),
-            (place.block + offset_of!(BlockHeader, object_id), id.as_bytes()),
-            (place.block + offset_of!(BlockHeader, crc32c), &crc32c.to_le_bytes()),
-            (place.block + offset_of!(BlockHeader, flags), &[0; 4]),
-            (place.block + offset_of!(BlockHeader, reserved), &[0; 8]),
+            (block + offset_of!(BlockHeader, size), &(place.size as u64).to_le_bytes()),
+            (block + offset_of!(BlockHeader, object_id), id.as_bytes()),
+            (block + offset_of!(BlockHeader, crc32c), &crc32c.to_le_bytes()),
+            (block + offset_of!(BlockHeader, flags), &[0; 4]),
+            (block + offset_of!(BlockHeader, reserved), &[0; 8]),
             (chunk + offset_of!(ChunkHeader, fields), &chunk_fields),
             (chunk + offset_of!(ChunkHeader, reserved), &[0; 8]),
         ];
         for (offset, bytes) in parts {
             // SAFETY: the place is ours alone, and not published yet.
-            unsafe { place.mapping().write(offset, bytes) };
+            unsafe { headers.write(offset, bytes) };
         }
         sync::publish(place.generation(), generation);
         Block { generation, place }
@@ -210,9 +222,10 @@ impl fmt::Debug for Reservation {
     }
 }
 
-/// An object in shared memory that resolves. Dropped, it does not any more, and its place is free.
+/// A published object in shared memory. After the drop it no longer resolves, and its memory is
+/// free.
 ///
-/// What stands in its header, which nobody else can write, is read there.
+/// Fields of its header are read from the segment, which no other process can write.
 #[repr(C)]
 pub struct Block {
     generation: u64,
@@ -220,40 +233,46 @@ pub struct Block {
 }
 
 impl Block {
-    /// What consumers resolve.
+    /// The MetaHeader that consumers resolve.
     pub fn meta_header(&self) -> MetaHeader {
-        let Segment { kind, id, .. } = *self.place.segment;
+        let Segment { kind, id, ref memory } = *self.place.segment;
         let (size, generation) = (self.place.size as u64, self.generation);
+        if let SegmentMemory::Host(host) = memory {
+            return MetaHeader { size, hint: generation, pad: [0; 3], ..host.header };
+        }
         match kind {
             Kind::Segment => {
                 let chunk = self.place.block + size_of::<BlockHeader>();
                 MetaHeader::managed(id, chunk as i64, size, generation)
             }
             Kind::Region => {
-                MetaHeader::unmanaged(id, self.place.payload() as i64, size, generation)
+                let payload = self.place.block + BLOCK_OVERHEAD_BYTES as usize;
+                MetaHeader::unmanaged(id, payload as i64, size, generation)
             }
         }
     }
 
-    /// The bytes.
+    /// The bytes of the object.
     pub fn payload(&self) -> &[u8] {
+        let (mapping, payload) = self.place.payload();
         // SAFETY: a published block is not written again before it is given up, which is when
         // `self` is dropped.
-        unsafe { self.place.mapping().bytes(self.place.payload(), self.place.size) }
+        unsafe { mapping.bytes(payload, self.place.size) }
     }
 
-    /// Which object it is.
+    /// The id of the object.
     pub fn id(&self) -> ObjectId {
         let id = self.header_bytes(offset_of!(BlockHeader, object_id), size_of::<ObjectId>());
         ObjectId::from_bytes(id.try_into().unwrap_or_default())
     }
 
-    /// Bytes of its header.
+    /// Bytes of the header.
     fn header_bytes(&self, offset: usize, length: usize) -> &[u8] {
         debug_assert!(offset + length <= size_of::<BlockHeader>());
-        // SAFETY: a header stands before each payload; that of a published block is not written
-        // before the block is given up, but for its generation, which is not asked for here.
-        unsafe { self.place.mapping().bytes(self.place.block + offset, length) }
+        let (headers, block) = self.place.headers();
+        // SAFETY: each block has a header; that of a published block is not written before the
+        // block is freed, except its generation, which is not read here.
+        unsafe { headers.bytes(block + offset, length) }
     }
 
     /// The size of the payload.
@@ -261,27 +280,27 @@ impl Block {
         self.place.size as u64
     }
 
-    /// Unique among all blocks of this and earlier instances.
+    /// The generation: unique among all blocks of this and earlier instances.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// What it takes of the memory.
+    /// The memory that it takes.
     pub fn charged_bytes(&self) -> u64 {
         charge(self.place.size as u64)
     }
 
-    /// Whether header and payload are as they were published. Reads all of the payload.
+    /// Whether header and payload are unchanged since publication. Reads the whole payload.
     pub fn is_intact(&self) -> bool {
         let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
         digest.update(self.payload());
         self.has_its_header() && digest.finalize() as u32 == self.crc32c()
     }
 
-    /// Whether the header is as it was published.
+    /// Whether the header is unchanged since publication.
     pub fn has_its_header(&self) -> bool {
-        let size = self.place.block + offset_of!(BlockHeader, size);
-        let size = self.place.mapping().atomic_u64(size);
+        let (headers, block) = self.place.headers();
+        let size = headers.atomic_u64(block + offset_of!(BlockHeader, size));
         sync::seen(self.place.generation()) == self.generation
             && size.load(Ordering::Relaxed) == self.place.size as u64
     }
@@ -300,10 +319,11 @@ impl Block {
     pub(super) fn payload_word(&self, offset: usize) -> &AtomicU64 {
         let end = offset.checked_add(size_of::<u64>());
         assert!(end.is_some_and(|end| end <= self.place.size), "{offset} is outside");
-        self.place.mapping().atomic_u64(self.place.payload() + offset)
+        let (mapping, payload) = self.place.payload();
+        mapping.atomic_u64(payload + offset)
     }
 
-    /// Where it lies.
+    /// Its location.
     #[cfg(feature = "cache")]
     pub(crate) fn location(&self) -> BlockLocation {
         let Segment { kind, id, .. } = *self.place.segment;
@@ -316,7 +336,7 @@ impl Drop for Block {
         if self.place.pool.is_frozen() {
             return;
         }
-        // Before the place goes back, which dropping `place` does after this.
+        // Before the memory is released, which dropping `place` does afterwards.
         local::retire(self.place.generation());
         if self.place.pool.pages.names(self.generation)
             && let Some(place) = self.place.place.take()
@@ -340,7 +360,7 @@ impl fmt::Debug for Block {
     }
 }
 
-/// Where a block begins.
+/// The location of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct BlockLocation {
     pub(crate) kind: Kind,
@@ -354,10 +374,10 @@ impl fmt::Display for BlockLocation {
     }
 }
 
-/// What is wrong with the headers of a place of `bytes` that begins at `block`, if anything. Nobody
-/// may take or give places meanwhile; publishing is no harm.
+/// Checks the headers of a place of `bytes` that begins at `block`; returns a fault, if any. No
+/// place may be allocated or freed meanwhile; publishing is allowed.
 pub(super) fn fault_of_headers(segment: &Segment, block: usize, bytes: u64) -> Option<String> {
-    let mapping = segment.mapping();
+    let (mapping, block) = segment.headers(block);
     let generation = mapping.atomic_u64(block);
     if sync::seen(generation) == 0 {
         return None;
@@ -366,7 +386,7 @@ pub(super) fn fault_of_headers(segment: &Segment, block: usize, bytes: u64) -> O
     let chunk = block + size_of::<BlockHeader>();
     let chunk = mapping.atomic_u64(chunk + offset_of!(ChunkHeader, fields)).load(Ordering::Relaxed);
     if sync::seen(generation) == 0 {
-        // Given up meanwhile.
+        // Freed meanwhile.
         return None;
     }
     if charge(size) != bytes {

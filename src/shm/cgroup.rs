@@ -1,32 +1,32 @@
-//! What the control group of this process (a container's, a unit's) lets it have of memory.
+//! Memory limits of the control groups of this process (of a container or unit).
 //!
-//! Where a group has no room for the pages of a segment, the kernel reports no error: it ends a
-//! process of the group. So whoever makes a segment looks here first.
+//! If a group has no room for the pages of a segment, the kernel reports no error but kills a
+//! process of the group. So this is checked before a segment is created.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
-/// Beside its segments the process needs this much.
+/// Memory that the process needs besides its segments.
 const OWN_BYTES: u64 = 32 << 20;
 
-/// Where Linux shows control groups.
+/// Mount point of control groups.
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// The memory of one group: what it may have, and what is taken by whom it cannot be taken from.
+/// The memory of one group: its limit, and the part in use that cannot be reclaimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Allowance {
     limit_bytes: u64,
     taken_bytes: u64,
 }
 
-/// How a version of control groups names things.
+/// The names used by one version of control groups.
 struct CgroupNames {
     folder: &'static str,
     limit: &'static str,
     usage: &'static str,
-    /// What can be had again (pages of files, what is known of folders): the kernel takes that before
-    /// it ends anybody.
+    /// Reclaimable memory (pages of files, directory entries): the kernel reclaims it before it
+    /// kills a process.
     cached: &'static [&'static str],
 }
 
@@ -44,7 +44,7 @@ const V2: CgroupNames = CgroupNames {
 };
 
 impl CgroupNames {
-    /// Nothing where the group has no limit.
+    /// `None` if the group has no limit.
     fn allowance(&self, group: &Path) -> Option<Allowance> {
         let number = |name| fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
         let limit_bytes = number(self.limit)?;
@@ -60,8 +60,8 @@ impl CgroupNames {
     }
 }
 
-/// Of the groups that `/proc/self/cgroup` names, and of those around them. Within a container the
-/// groups can be named as they are outside of it; then its own stands at the root.
+/// The allowances of the groups in `/proc/self/cgroup` and of their ancestors. In a container the
+/// groups may be named as outside of it; then its own group is at the root.
 fn allowances(named: &str, root: &Path) -> Vec<Allowance> {
     let mut found = Vec::new();
     for line in named.lines() {
@@ -85,16 +85,16 @@ fn own() -> Vec<Allowance> {
     allowances(&named, Path::new(ROOT))
 }
 
-/// How much memory for segments the control groups of this process allow in all, if they limit it:
-/// the rest it needs for itself.
+/// Memory for segments that the control groups of this process allow in total, if they limit it;
+/// the rest is for the process itself.
 pub fn memory_allowed() -> Option<u64> {
     let limits = own().into_iter().map(|allowance| allowance.limit_bytes);
-    // Before there were groups of version 2, 'no limit' was a number.
+    // In version 1, 'no limit' is a large number.
     let limits = limits.filter(|bytes| *bytes < i64::MAX as u64 / 2);
     limits.min().map(|bytes| bytes.saturating_sub(OWN_BYTES))
 }
 
-/// Whether there is room for a segment.
+/// Checks that there is room for a segment.
 ///
 /// # Errors
 /// Of kind `StorageFull`.
@@ -148,7 +148,7 @@ mod tests {
             ("memory.usage_in_bytes", "2500\n"),
             ("memory.stat", stat),
         ];
-        // A container whose group is not named as it sees it.
+        // A container in which the name of its group does not exist.
         write(&root.join("memory"), &outer);
         let named = "4:cpu,cpuacct:/a/b\n3:memory:/docker/0123\n1:name=systemd:/a/b\n";
         let (limit_bytes, taken_bytes) = (8000, 2000);
@@ -164,7 +164,7 @@ mod tests {
         let error = room_in(&groups, 48 * MIB + 1).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert!(error.to_string().contains("104857600 bytes"), "{error}");
-        // More is taken than may be, for a moment.
+        // Usage can exceed the limit for a moment.
         assert!(room_in(&[of(10, 20)], 0).is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! What holds for every backing alike, between a pool and those who read from it.
+//! Conformance tests: properties that hold for every backing, between a pool and its readers.
 //!
-//! The consumer's side is tried twice: with segments mapped as a consumer maps them, and with the
-//! pool's own mappings, its twin within one process.
+//! The consumer's side is tested twice: with segments mapped like in a consumer, and with the
+//! pool's own mappings, its counterpart within one process.
 #![allow(unsafe_code)]
 
 use std::os::fd::AsFd as _;
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use proptest::prelude::*;
 
+use super::host_arena::HostArena;
 use super::mapping::{MapAccess, Mapping};
 use super::{
     Backing, Block, Epoch, Kind, MapError, Mappings, MetaHeader, Pool, PoolError, PoolOptions,
@@ -23,13 +24,17 @@ fn id(n: u8) -> ObjectId {
 }
 
 fn mappings_of(pool: &Pool) -> Mappings {
+    if pool.segments().is_empty() {
+        // A host's memory: other processes find it by the host's transport.
+        return pool.mappings();
+    }
     pool.segments().iter().fold(Mappings::default(), |mappings, shared| {
         let size = shared.size_bytes();
         match shared.file() {
             Some(file) => {
                 mappings.with(shared.kind(), shared.id(), size, pool.epoch(), file).unwrap()
             }
-            // A range of memory is there in this process alone.
+            // A range of memory exists only in this process.
             None => pool.mappings(),
         }
     })
@@ -52,21 +57,25 @@ fn private_region(length: usize, id: u16) -> Region {
     let start = start.map_addr(|addr| addr.next_multiple_of(64));
     let start = NonNull::new(start).unwrap();
     // SAFETY: `length` bytes from the next multiple of 64 on lie in what was leaked, which has 64
-    // more; nobody else has it.
+    // more; nothing else refers to it.
     unsafe { Region::from_range(start, length, id) }.unwrap()
 }
 
-/// The same for every backing: memfds, files with names, FairMQ's names, a region that is
-/// somebody else's file, a range of memory.
+/// Runs a test with every backing: memfds, files with names, FairMQ's names, a region in an
+/// existing file, a range of memory, a host's memory.
 fn for_each_backing(test: impl Fn(Pool)) {
+    for_each_mapped_backing(&test);
+    for managed in [true, false] {
+        let arena = HostArena::new(1 << 20, managed);
+        test(small_pool(Backing::Host(arena.memory()), None));
+    }
+}
+
+/// Runs a test with all backings except a host's memory, where the neighbours of a block are
+/// unknown.
+fn for_each_mapped_backing(test: impl Fn(Pool)) {
     let folder = tempfile::tempdir().unwrap();
-    let small = |backing, region| {
-        let (memory_bytes, segment_bytes) = (1 << 20, 128 << 10);
-        let first_generation = None;
-        let options =
-            PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation };
-        Pool::new(options).unwrap()
-    };
+    let small = small_pool;
     test(small(Backing::Memfd, None));
     test(small(Backing::Folder(folder.path().join("segments")), None));
     let unique = SHMIDS.fetch_add(1, Ordering::Relaxed);
@@ -76,6 +85,12 @@ fn for_each_backing(test: impl Fn(Pool)) {
     std::fs::write(&file, vec![0xAB; 1 << 20]).unwrap();
     test(small(Backing::Memfd, Some(Region::open(&file, 2000).unwrap())));
     test(small(Backing::Memfd, Some(private_region(1 << 20, 7))));
+}
+
+fn small_pool(backing: Backing, region: Option<Region>) -> Pool {
+    let (memory_bytes, segment_bytes, first_generation) = (1 << 20, 128 << 10, None);
+    let options = PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation };
+    Pool::new(options).unwrap()
 }
 
 static SHMIDS: AtomicU64 = AtomicU64::new(0);
@@ -125,7 +140,7 @@ fn many_are_resolved_as_each_is_wherever_they_lie_and_whatever_is_forged() {
             assert_eq!(mappings.resolved(header), Ok(bytes));
             assert_eq!(mappings.read(header).as_deref(), Ok(bytes));
         }
-        // Whatever stands in them, to look ahead is no harm.
+        // Prefetching is harmless for any bytes.
         let forged = [
             stale,
             MetaHeader { handle: i64::MAX, ..stale },
@@ -246,7 +261,7 @@ proptest! {
             let other = blocks[(random() % 20) as usize].meta_header();
             let extreme = [0, 1, u64::MAX, 1 << 63, (1 << 63) - 1, 16 << 10, u64::MAX - 4096];
             let extreme = extreme[(random() % 7) as usize];
-            // What somebody would try who knows how it works, and what nobody would think of.
+            // Plausible forgeries, and random ones.
             match random() % 8 {
                 0 => header.handle = other.handle,
                 1 => header.handle = header.handle.wrapping_add(64 * (random() % 512) as i64),
@@ -289,7 +304,7 @@ fn a_file_that_is_not_what_was_announced_is_not_mapped() {
     ftruncate(&loose, 8192).unwrap();
     let added = none.with(Kind::Segment, 0, 8192, pool.epoch(), loose.as_fd());
     assert!(matches!(added, Err(MapError::Unlike { what: "the magic", .. })));
-    // All is right but for the seals.
+    // Everything is right except the seals.
     let mut copy = vec![0; size as usize];
     rustix::io::pread(file, &mut copy, 0).unwrap();
     let loose = memfd_create(c"loose", MemfdFlags::CLOEXEC).unwrap();
@@ -348,7 +363,7 @@ fn what_does_not_fit_is_told_from_what_never_will() {
     let all = pool.reserve(largest).unwrap();
     assert!(matches!(pool.reserve(1), Err(PoolError::NoRoom { .. })));
     drop(all);
-    // An empty spare must not keep the memory from an object of another size.
+    // An empty spare segment must not keep the memory from an object of another size.
     drop(pool.reserve(1000).unwrap());
     drop(pool.reserve(largest).unwrap());
     assert_eq!(pool.used_bytes(), 0);
@@ -368,7 +383,7 @@ fn segments_that_fairmq_is_to_know_are_all_there_from_the_start_and_stay() {
     assert_eq!(all, [(8, 128 << 10), (9, 128 << 10), (10, 44 << 10)]);
     let usage = pool.usage();
     assert_eq!(usage.largest_free_bytes, (124 << 10) - 64 - 64); // no block reaches the last 16 bytes
-    // Nothing larger than a segment ever fits, nothing is made, and nothing given back.
+    // Nothing larger than a segment ever fits; no segment is created or retired for it.
     let larger = pool.reserve(usage.largest_free_bytes + 1);
     assert!(matches!(larger, Err(PoolError::NeverFits { .. })));
     let whole = [(); 2].map(|()| pool.reserve(usage.largest_free_bytes).unwrap());
@@ -398,7 +413,7 @@ fn no_descriptor_that_a_consumer_gets_can_write() {
 
 #[test]
 fn the_last_bytes_of_a_segment_can_be_taken_and_none_behind_them() {
-    for_each_backing(|pool| {
+    for_each_mapped_backing(|pool| {
         let largest = pool.usage().largest_free_bytes;
         let block = filled(&pool, &vec![3; largest as usize]).publish(id(1));
         let others = (1..pool.segments().len()).map(|_| pool.reserve(largest).unwrap());
@@ -428,7 +443,7 @@ fn what_an_earlier_instance_left_in_a_region_does_not_resolve() {
     let earlier = open();
     let block = filled(&earlier, &[1; 5000]).publish(id(1));
     let header = block.meta_header();
-    // It dies as a process does: nothing is given up. Its lock alone is gone.
+    // A crash: nothing is freed. Only the lock is gone.
     let copy = std::fs::read(&file).unwrap();
     drop(block);
     drop(earlier);
@@ -436,7 +451,7 @@ fn what_an_earlier_instance_left_in_a_region_does_not_resolve() {
     let later = open();
     let mappings = mappings_of(&later);
     assert!(matches!(mappings.resolved(&header), Err(ResolveError::Stale { found: 0, .. })));
-    // Not even when its bytes are half of something else.
+    // Not even when its memory is partly reused.
     let _other = filled(&later, &[2; 100]).publish(id(2));
     let _another = filled(&later, &[3; 100]).publish(id(3));
     assert!(matches!(mappings.resolved(&header), Err(ResolveError::Stale { .. })));
@@ -483,7 +498,7 @@ fn a_segment_that_was_given_back_on_its_way_is_told_from_a_wrong_one() {
         let _keeps = filled(&pool, b"x").publish(id(1));
         let large = filled(&pool, &[1; 100_000]).publish(id(2));
         let shared = pool.segments().pop().unwrap();
-        // Its descriptor is on its way to a consumer, and another process would hold it.
+        // Its descriptor is in flight to a consumer; another process would hold it.
         let file = shared.file().unwrap().try_clone_to_owned().unwrap();
         let (number, size) = (shared.id(), shared.size_bytes());
         drop(shared);
@@ -496,7 +511,7 @@ fn a_segment_that_was_given_back_on_its_way_is_told_from_a_wrong_one() {
 
 #[test]
 fn an_object_that_comes_and_goes_makes_one_segment_not_many() {
-    // The memory is less than a segment, so the only one is a smaller one.
+    // The memory is smaller than the segment size, so there is a single smaller segment.
     let pool = pool(1 << 20, 512 << 20);
     for _ in 0..10 {
         let block = filled(&pool, b"again").publish(id(1));
@@ -539,7 +554,7 @@ fn whoever_hears_of_a_new_segment_may_use_the_pool() {
 
 #[test]
 fn a_spoilt_header_is_found() {
-    for_each_backing(|pool| {
+    for_each_mapped_backing(|pool| {
         let block = filled(&pool, &[5; 1000]).publish(id(1));
         pool.check().unwrap();
         let segment = Arc::clone(&pool.segments()[0].0);
@@ -582,7 +597,7 @@ fn what_is_written_again_after_it_was_settled_has_the_checksum_of_what_it_is() {
 fn what_is_appended_is_there_however_much_it_is_and_wherever_it_begins() {
     let pool = pool(64 << 20, 64 << 20);
     let bytes: Vec<u8> = (0..20 << 20).map(|n: u32| (n ^ (n >> 8)) as u8).collect();
-    // Small ones, more than one piece, and so much that it goes past the caches; to its last byte.
+    // Small ones, more than one piece, and enough to bypass the caches; to the last byte.
     let mut reservation = pool.reserve(bytes.len() as u64).unwrap();
     let mut rest = &bytes[..];
     for length in [0, 5, 300_001, (16 << 20) + 13] {
@@ -601,7 +616,7 @@ fn what_is_appended_is_there_however_much_it_is_and_wherever_it_begins() {
 
 #[test]
 fn a_system_without_memory_says_so_and_the_pool_goes_on() {
-    // /dev/shm holds less than this; a memfd would take it from the whole machine.
+    // /dev/shm holds less than this; a memfd would use the memory of the whole machine.
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let facts = rustix::fs::statvfs("/dev/shm").unwrap();
     let too_many = (facts.f_blocks + 1024) * facts.f_frsize;
@@ -624,13 +639,13 @@ fn a_system_without_memory_says_so_and_the_pool_goes_on() {
     assert_eq!(pool.check().unwrap().used_bytes, 0);
 }
 
-/// Objects come and go in several threads, while others read them with and without a lease.
+/// Threads create and free objects while others read them with and without a lease.
 #[test]
 fn nobody_ever_reads_half_of_one_object_and_half_of_another() {
     use std::sync::Mutex;
     use std::time::{Duration, Instant};
 
-    /// Reads without a lease, as a consumer in another process would: every byte by itself.
+    /// Reads without a lease, like a consumer in another process: byte by byte.
     fn copied(bytes: &[u8]) -> Vec<u8> {
         // SAFETY: each is a byte of the slice; volatile, since its writer may be writing it.
         bytes.iter().map(|byte| unsafe { std::ptr::from_ref(byte).read_volatile() }).collect()
@@ -662,7 +677,7 @@ fn nobody_ever_reads_half_of_one_object_and_half_of_another() {
                             list.remove(0);
                         }
                         drop(list);
-                        // With a lease: as long as the block is held it is all there.
+                        // With a lease: as long as the block is held, all bytes are valid.
                         if let Ok(bytes) = mappings.resolved(&header) {
                             assert!(bytes.len() == size as usize);
                             assert!(bytes.iter().all(|&found| found == byte));
@@ -709,7 +724,7 @@ fn a_backing_that_cannot_be_had_says_what_can_be_done() {
 }
 
 proptest! {
-    /// Who is told that payloads have room together can take it, whatever was there before.
+    /// If the pool says that payloads fit together, they can be reserved whatever was there before.
     #[cfg(feature = "cache")]
     #[test]
     fn what_can_be_held_together_is_what_an_empty_pool_takes(

@@ -1,4 +1,4 @@
-//! The bytes of released versions: what consumers of every language read, held by files.
+//! Golden files: the bytes of released versions, as consumers in every language read them.
 
 use std::path::{Path, PathBuf};
 
@@ -38,7 +38,7 @@ fn a_block_is_byte_for_byte_as_drawn() {
     let block = &bytes[SEGMENT_HEADER_BYTES as usize..][..BLOCK_OVERHEAD_BYTES as usize + 9];
     assert_eq!(block, golden);
     assert_eq!(header, MetaHeader::managed(0, 4096 + 48, 9, GENERATION));
-    // And by hand, from the drawing: CRC-32C of "123456789" is E3069283.
+    // And by hand, following the drawing: CRC-32C of "123456789" is E3069283.
     let mut drawn = Vec::new();
     drawn.extend([8, 7, 6, 5, 4, 3, 2, 1, 9, 0, 0, 0, 0, 0, 0, 0]);
     drawn.extend(b"0123456789abcdef");
@@ -52,8 +52,8 @@ fn a_block_is_byte_for_byte_as_drawn() {
 fn the_head_of_a_segment_is_as_drawn() {
     let (bytes, _, epoch) = written();
     let mut drawn = vec![0; SEGMENT_HEADER_BYTES as usize];
-    // The first 256 bytes are what Boost 1.74 leaves after one allocation of all that a segment of
-    // 64 KiB has, as it was read from such a segment.
+    // The first 256 bytes are those of Boost 1.74 after one allocation of everything in a segment
+    // of 64 KiB, as read from such a segment.
     drawn[0] = 2;
     drawn[32] = 0x80;
     drawn[64] = 1;
@@ -89,7 +89,7 @@ fn headers_are_those_of_the_shared_vectors() {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
     let text = match std::fs::read_to_string(shared.join("data/vectors/metaheader.json")) {
         Ok(text) => text,
-        // Two of them stand here, for where the data is not.
+        // Two of them are included here, for builds without the data.
         Err(_) => r#"[
             {"size": 1099511627776, "hint": 18446744073709551615, "handle": 70368744177664,
              "shared": -1, "region_id": 0, "segment_id": 65535, "managed": 1,

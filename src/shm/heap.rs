@@ -1,10 +1,11 @@
-//! The process's own heap: free memory goes back to the system.
+//! The heap of the process: returns free memory to the system.
 #![allow(unsafe_code)]
 
-/// Returns what is free in the heap to the system. glibc keeps the places of large buffers for the next
-/// ones: after requests of some hundred MiB as much stays with the process, however long it is idle.
+/// Returns the free memory of the heap to the system. glibc keeps the memory of large buffers for
+/// later ones: after requests of some hundred MiB as much stays with the process, however long it
+/// is idle.
 ///
-/// It takes some milliseconds, in which other threads may wait to allocate.
+/// It takes some milliseconds, during which other threads may wait to allocate.
 pub fn give_back_free_memory() {
     #[cfg(target_env = "gnu")]
     {

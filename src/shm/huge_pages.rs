@@ -1,12 +1,12 @@
-//! Huge pages: whether the host gives them to shared memory, and who has to ask.
+//! Huge pages: whether the host uses them for shared memory, and whether they must be requested.
 //!
 //! ```text
-//!  always, within_size, force   whoever makes a file has them
-//!  advise                       who advises the kernel and then writes through a mapping
-//!  never, deny                  nobody
+//!  always, within_size, force   every new file gets them
+//!  advise                       files whose writer advises the kernel, through a mapping
+//!  never, deny                  no file gets them
 //! ```
 //!
-//! Files without a name are told by sysfs, those of a tmpfs by how it was mounted.
+//! For unnamed files the setting is in sysfs, for those of a tmpfs in its mount options.
 
 use std::fs;
 use std::os::fd::BorrowedFd;
@@ -14,17 +14,17 @@ use std::path::Path;
 
 use rustix::fs::{fstat, major, minor};
 
-/// Where the kernel says so of all shared memory, and for pages of 2 MiB of files without a name.
+/// The kernel's settings for all shared memory, and for 2 MiB pages of unnamed files.
 const ALL: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 const OF_THIS_SIZE: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/shmem_enabled";
 
-/// Whether memfds get huge pages on advice only.
+/// Whether memfds get huge pages only on advice.
 pub(super) fn memfds_on_advice() -> bool {
     let read = |path| fs::read_to_string(Path::new(path)).unwrap_or_default();
     memfds_advised(&read(ALL), &read(OF_THIS_SIZE))
 }
 
-/// Whether a file of a tmpfs gets huge pages on advice only.
+/// Whether a file of a tmpfs gets huge pages only on advice.
 pub(super) fn file_on_advice(file: BorrowedFd<'_>) -> bool {
     let Ok(facts) = fstat(file) else { return false };
     let device = format!("{}:{}", major(facts.st_dev), minor(facts.st_dev));
@@ -37,7 +37,7 @@ pub(super) fn file_on_advice(file: BorrowedFd<'_>) -> bool {
 fn memfds_advised(all: &str, of_this_size: &str) -> bool {
     match (chosen(all), chosen(of_this_size)) {
         (Some("deny" | "force"), _) => false,
-        // Before there were settings by size, that of all was this one's.
+        // Kernels without settings per size use the global one.
         (setting, None | Some("inherit")) => setting == Some("advise"),
         (_, setting) => setting == Some("advise"),
     }
@@ -52,11 +52,11 @@ fn chosen(setting: &str) -> Option<&str> {
     setting.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'))
 }
 
-/// What the tmpfs of this device (`0:27`) was mounted with as `huge=`. By the device, not by the
-/// path: a path can be mounted over.
+/// The mount option `huge=` of the tmpfs of this device (`0:27`). Looked up by device, since
+/// another file system can be mounted over a path.
 fn mounted_with<'a>(mounts: &'a str, device: &str) -> Option<&'a str> {
     mounts.lines().find_map(|line| {
-        // What has a blank in its name has `\040` there.
+        // A blank in a name is written as `\040` there.
         let (place, system) = line.split_once(" - ")?;
         let (kind, rest) = system.split_once(' ')?;
         if place.split(' ').nth(2) != Some(device) || kind != "tmpfs" {
@@ -110,7 +110,7 @@ mod tests {
         // A kernel without huge pages.
         assert!(!memfds_advised("", ""));
         assert_eq!(chosen("always advise"), None);
-        // Such a kernel mounts nothing with `huge=`.
+        // Such a kernel has no mount option `huge=`.
         assert!(file_advised("", Some("advise")));
     }
 
@@ -132,8 +132,8 @@ nonsense
         }
     }
 
-    /// A tmpfs of its own with huge pages on advice, seen by the test alone: the test is run again in
-    /// a mount namespace. `None`: it has run there, or no such thing can be had here.
+    /// A tmpfs with huge pages on advice, visible only to the test: the test runs again in a mount
+    /// namespace. `None` if it has run there, or if this is not possible here.
     fn tmpfs(test: &str, size: &str) -> Option<PathBuf> {
         const FOLDER: &str = "IOVCACHE_TEST_HUGE";
         if let Some(folder) = std::env::var_os(FOLDER) {
@@ -178,7 +178,7 @@ nonsense
         Ok(reservation.publish(ObjectId::from_bytes([1; 16])))
     }
 
-    /// Of the mapping around `place`, how much is mapped by huge pages.
+    /// Bytes of the mapping around `place` that are mapped by huge pages.
     fn huge_bytes(place: *const u8) -> u64 {
         let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
         let mut inside = false;
@@ -207,10 +207,10 @@ nonsense
         let consumer = none.with(shared.kind(), shared.id(), size, pool.epoch(), file).unwrap();
         let seen = consumer.resolved(&block.meta_header()).unwrap();
         assert!(seen.iter().all(|byte| *byte == 7));
-        // All that there can be: the object lies behind the first 4 KiB.
+        // The maximum: the object lies after the first 4 KiB.
         assert_eq!(huge_bytes(block.payload().as_ptr()), 16 << 20);
         assert!(huge_bytes(seen.as_ptr()) >= 12 << 20);
-        // No more memory than was asked for.
+        // No more memory than requested.
         let facts = rustix::fs::fstat(file).unwrap();
         assert_eq!((facts.st_size as u64, facts.st_blocks as u64 * 512), (size, size));
     }
@@ -224,7 +224,7 @@ nonsense
             facts.f_bavail * facts.f_frsize
         };
         let before = free();
-        // The room is gone after it was looked for: what is there is filled, and no more.
+        // The room disappears after the check: the rest is filled, and no more.
         let path = folder.join("late");
         let open = || -> io::Result<File> {
             OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)

@@ -1,5 +1,5 @@
-//! Descriptors that were open when this process began, handed over by who started it: sockets that
-//! listen already, and what a predecessor left (sd_listen_fds(3)).
+//! Inherited descriptors: listening sockets and kept segments that the service manager passes to
+//! this process (sd_listen_fds(3)).
 #![allow(unsafe_code)]
 
 use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
-/// The first of them.
+/// The first inherited descriptor.
 const FIRST: RawFd = 3;
 
-/// The descriptors that `$LISTEN_FDS` says were handed to this process, each with its name of
-/// `$LISTEN_FDNAMES`. The second time there are none: they are the first caller's.
+/// The descriptors that `$LISTEN_FDS` passes to this process, each with its name from
+/// `$LISTEN_FDNAMES`. Only the first call returns them.
 pub fn inherited_files() -> Vec<(String, OwnedFd)> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
-    // They are another process's if it is not for us that they were named.
+    // They are for another process if the pid differs.
     if number("LISTEN_PID") != Some(std::process::id()) || TAKEN.swap(true, Ordering::SeqCst) {
         return Vec::new();
     }
@@ -30,9 +30,9 @@ pub fn inherited_files() -> Vec<(String, OwnedFd)> {
         if fcntl_getfd(asked).is_err() {
             continue;
         }
-        // What we start ourselves has no use for it.
+        // Child processes must not inherit it.
         let _ = fcntl_setfd(asked, FdFlags::CLOEXEC);
-        // SAFETY: it is open, by the protocol it is this process's, and nobody else in it has it:
+        // SAFETY: it is open, by the protocol it is this process's, and it has no other owner here:
         // they are given out once.
         files.push((name, unsafe { OwnedFd::from_raw_fd(number) }));
     }

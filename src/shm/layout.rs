@@ -1,17 +1,18 @@
-//! The bytes that cross processes, once: drawn in `schemas/segment.md`.
+//! The layout of shared memory: all bytes that cross processes, as drawn in `schemas/segment.md`.
 //!
-//! The MetaHeader is `fair::mq::shmem::MetaHeader` as x86-64 lays it out, and the chunk header in
-//! front of a payload is what FairMQ's shmem reads as its own; so an unmodified FairMQ consumer
-//! resolves our headers. Everything is little endian.
+//! The MetaHeader is `fair::mq::shmem::MetaHeader` in its x86-64 layout, and the chunk header in
+//! front of a payload is what FairMQ's shmem reads as its own. So an unmodified FairMQ consumer
+//! resolves these headers. All numbers are little endian.
 
 use std::fmt;
 use std::mem::{offset_of, size_of};
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 
 const _: () = assert!(cfg!(target_endian = "little"), "the layout is little endian");
 
-/// Where an object lies in shared memory: 40 bytes that fit into a message or a table's cell.
+/// The location of an object in shared memory: 40 bytes that fit into a message or a cell of a
+/// table.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MetaHeader {
@@ -19,10 +20,10 @@ pub struct MetaHeader {
     pub size: u64,
     /// The generation of the block; never 0.
     pub hint: u64,
-    /// Managed: offset of the chunk header (the payload stands 16 bytes behind it) from the start
-    /// of the segment. Unmanaged: offset of the payload from the start of the region.
+    /// Managed: offset of the chunk header (the payload follows 16 bytes later) from the start of
+    /// the segment. Unmanaged: offset of the payload from the start of the region.
     pub handle: i64,
-    /// -1; FairMQ's reference counts, which are not used.
+    /// -1; FairMQ's field for reference counts, which are not used.
     pub shared: i64,
     /// The unmanaged region, else 0.
     pub region_id: u16,
@@ -48,7 +49,7 @@ fn part<const N: usize>(bytes: &[u8; MetaHeader::BYTES], at: usize) -> [u8; N] {
 }
 
 impl MetaHeader {
-    /// How many bytes it has.
+    /// Size in bytes.
     pub const BYTES: usize = 40;
 
     /// A header in a managed segment.
@@ -63,7 +64,7 @@ impl MetaHeader {
         Self { size, hint: generation, handle, shared, region_id, segment_id: 0, managed: 0, pad }
     }
 
-    /// The bytes, little endian.
+    /// The bytes in little endian order.
     pub fn to_bytes(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[0..8].copy_from_slice(&self.size.to_le_bytes());
@@ -76,10 +77,10 @@ impl MetaHeader {
         bytes
     }
 
-    /// From 40 bytes. Whether they make sense is for the resolver to say.
+    /// Reads 40 bytes. The resolver checks their values.
     ///
     /// # Errors
-    /// [`NotAMetaHeader`] if these are not 40 bytes.
+    /// [`NotAMetaHeader`] if there are not 40 bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, NotAMetaHeader> {
         match bytes.try_into() {
             Ok(bytes) => Ok(Self::from_array(bytes)),
@@ -87,7 +88,7 @@ impl MetaHeader {
         }
     }
 
-    /// From exactly 40 bytes.
+    /// Reads exactly 40 bytes.
     pub fn from_array(bytes: &[u8; Self::BYTES]) -> Self {
         Self {
             size: u64::from_le_bytes(part(bytes, 0)),
@@ -112,24 +113,17 @@ impl fmt::Debug for MetaHeader {
     }
 }
 
-/// These are not the bytes of a MetaHeader.
+/// The bytes are not a MetaHeader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a MetaHeader has 40 bytes, these are {got_bytes}")]
 pub struct NotAMetaHeader {
-    /// How many bytes there are.
+    /// Number of bytes.
     pub got_bytes: usize,
 }
 
-impl Coded for NotAMetaHeader {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-    fn code(&self) -> Code {
-        Code(4020)
-    }
-}
+coded! { NotAMetaHeader => InvalidArgument 4020 }
 
-/// The instance of a service; its successor has another.
+/// The epoch identifies one instance of a service; the next instance has another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch(pub u64);
 
@@ -145,16 +139,17 @@ impl fmt::Debug for Epoch {
     }
 }
 
-/// Everything begins at a multiple of this, and takes a multiple of it.
+/// Alignment and size unit of all blocks.
 pub(crate) const GRANULE_BYTES: u64 = 64;
 
-/// What stands in front of each payload: our header of 48 bytes and the chunk header of 16.
+/// Bytes in front of each payload: the block header of 48 bytes and the chunk header of 16.
 pub const BLOCK_OVERHEAD_BYTES: u64 = 64;
 
-/// Our part of a block's header.
+/// The first part of the headers of a block.
 #[repr(C)]
 pub(crate) struct BlockHeader {
-    /// Stored last, with Release, when all else is there; zeroed first when the block is given up.
+    /// Stored last, with Release, when everything else is written; zeroed first when the block is
+    /// freed.
     pub(crate) generation: u64,
     pub(crate) size: u64,
     pub(crate) object_id: [u8; 16],
@@ -164,7 +159,7 @@ pub(crate) struct BlockHeader {
     pub(crate) reserved: u64,
 }
 
-/// What FairMQ's shmem reads in front of a payload as its own header.
+/// The second part: what FairMQ's shmem reads in front of a payload as its own header.
 #[repr(C)]
 pub(crate) struct ChunkHeader {
     pub(crate) fields: [u16; 4],
@@ -174,7 +169,7 @@ pub(crate) struct ChunkHeader {
 impl ChunkHeader {
     pub(crate) const FIELDS: [u16; 4] = [2, 0, 8, 1];
 
-    /// The fields as they stand in memory.
+    /// The fields in memory order.
     pub(crate) fn field_bytes() -> [u8; 8] {
         let mut bytes = [0; 8];
         for (bytes, field) in bytes.chunks_exact_mut(2).zip(Self::FIELDS) {
@@ -192,14 +187,14 @@ const _: () = assert!(offset_of!(BlockHeader, crc32c) == 32);
 const _: () =
     assert!((size_of::<BlockHeader>() + size_of::<ChunkHeader>()) as u64 == BLOCK_OVERHEAD_BYTES);
 
-/// The first bytes of a segment, before the first block.
+/// Bytes at the start of a segment, before the first block.
 pub const SEGMENT_HEADER_BYTES: u64 = 4096;
 
-/// The last bytes of a segment, which no block reaches: Boost.Interprocess expects its end marker
+/// Bytes at the end of a segment that no block uses: Boost.Interprocess expects its end marker
 /// there.
 pub(crate) const SEGMENT_TAIL_BYTES: u64 = 16;
 
-/// Bytes that blocks can take in a segment of `segment_bytes`.
+/// Bytes for blocks in a segment of `segment_bytes`.
 pub(crate) const fn usable_bytes(segment_bytes: u64) -> u64 {
     segment_bytes.saturating_sub(SEGMENT_HEADER_BYTES + SEGMENT_TAIL_BYTES) / GRANULE_BYTES
         * GRANULE_BYTES
@@ -207,8 +202,8 @@ pub(crate) const fn usable_bytes(segment_bytes: u64) -> u64 {
 
 /// The head of a segment. Its first 256 bytes are those of a heap of Boost.Interprocess
 /// (`rbtree_best_fit`, `null_index`, x86-64, Boost 1.74 and 1.81) in which one block takes
-/// everything. A process that opens the segment as FairMQ does, and allocates in it by mistake, gets
-/// Boost's out-of-memory error, and FairMQ's monitor shows 16 free bytes.
+/// everything. A process that opens the segment as FairMQ does, and allocates in it by mistake,
+/// gets Boost's out-of-memory error, and FairMQ's monitor shows 16 free bytes.
 #[repr(C)]
 pub(crate) struct SegmentHeader {
     /// 2: what Boost.Interprocess takes as 'initialised'.
@@ -223,12 +218,12 @@ pub(crate) struct SegmentHeader {
     /// The tree's leftmost and rightmost node: the tree's own head, as distances from these fields.
     pub(crate) tree_leftmost: i64,
     pub(crate) tree_rightmost: i64,
-    /// Bytes of what stands between the heap's head and its first block.
+    /// Bytes between the heap's head and its first block.
     pub(crate) extra_header_bytes: u64,
-    /// Bytes of the heap that are allocated: all.
+    /// Allocated bytes of the heap: all.
     pub(crate) allocated_bytes: u64,
-    /// Bytes of the segment, but for those in front of Boost's header: what FairMQ reads as the size
-    /// of the segment.
+    /// Bytes of the segment without those before Boost's header: what FairMQ reads as the size of
+    /// the segment.
     pub(crate) managed_size: u64,
     /// The mutex of the segment manager, recursive, unlocked.
     pub(crate) manager_mutex: BoostMutex,
@@ -241,12 +236,14 @@ pub(crate) struct SegmentHeader {
     pub(crate) boost_reserved: [u64; 10],
     pub(crate) magic: [u8; 8],
     pub(crate) version: u32,
-    /// 1 once the segment is given back: nothing in it will be valid any more.
+    /// 1 once the segment is retired: nothing in it will be valid again.
     pub(crate) retired: u32,
     pub(crate) epoch: u64,
     pub(crate) segment_id: u32,
-    pub(crate) reserved: u32,
-    /// All of the segment, this header included.
+    /// In a FairMQ session: 1 more than the number from which the cache counts its segments; else
+    /// 0.
+    pub(crate) range: u32,
+    /// Size of the segment, this header included.
     pub(crate) size: u64,
 }
 
@@ -263,12 +260,12 @@ impl SegmentHeader {
     pub(crate) const MAGIC: [u8; 8] = *b"IOVCACHE";
     pub(crate) const MAGIC_OFFSET: usize = offset_of!(Self, magic);
     pub(crate) const VERSION: u32 = 2;
-    /// Where the heap's block begins.
+    /// Offset of the heap's block.
     const HEAP_BLOCK_OFFSET: u64 = offset_of!(Self, previous_length) as u64;
     const HEAP_OFFSET: u64 = offset_of!(Self, heap_mutex) as u64;
 
     /// The head of a segment of `size` bytes.
-    pub(crate) fn new(epoch: Epoch, segment_id: u16, size: u64) -> Self {
+    pub(crate) fn new(epoch: Epoch, segment_id: u16, range: u32, size: u64) -> Self {
         let mutex = |kind| BoostMutex { state: [0; 4], kind, rest: [0; 5] };
         let managed_size = size - Self::HEAP_OFFSET;
         let block_length = (size - Self::HEAP_BLOCK_OFFSET - SEGMENT_TAIL_BYTES) / 16;
@@ -293,12 +290,38 @@ impl SegmentHeader {
             retired: 0,
             epoch: epoch.0,
             segment_id: segment_id.into(),
-            reserved: 0,
+            range,
             size,
         }
     }
 
-    /// The bytes, little endian.
+    /// Offsets of the 8-byte words of a head that no other program may change: the state of the
+    /// full heap, and the fields of this service except `retired`. Boost's mutexes are left out.
+    pub(crate) const FIXED_WORDS: [usize; 13] = [
+        offset_of!(Self, tree_size),
+        offset_of!(Self, tree_root),
+        offset_of!(Self, tree_leftmost),
+        offset_of!(Self, tree_rightmost),
+        offset_of!(Self, extra_header_bytes),
+        offset_of!(Self, allocated_bytes),
+        offset_of!(Self, managed_size),
+        offset_of!(Self, previous_length),
+        offset_of!(Self, length),
+        offset_of!(Self, magic),
+        offset_of!(Self, epoch),
+        offset_of!(Self, segment_id),
+        offset_of!(Self, size),
+    ];
+
+    /// The field `range` of a head; `None` if it is not the head of a segment of this service.
+    pub(crate) fn range_of(head: &[u8; size_of::<Self>()]) -> Option<u32> {
+        let part =
+            |offset: usize| head[offset..].first_chunk::<4>().map(|part| u32::from_le_bytes(*part));
+        let is_ours = head[Self::MAGIC_OFFSET..].starts_with(&Self::MAGIC);
+        is_ours.then(|| part(offset_of!(Self, range))).flatten()
+    }
+
+    /// The bytes in little endian order.
     pub(crate) fn to_bytes(&self) -> [u8; size_of::<Self>()] {
         let mut bytes = [0; size_of::<Self>()];
         let mut put = |offset: usize, part: &[u8]| {
@@ -322,6 +345,7 @@ impl SegmentHeader {
         put(offset_of!(Self, retired), &self.retired.to_le_bytes());
         put(offset_of!(Self, epoch), &self.epoch.to_le_bytes());
         put(offset_of!(Self, segment_id), &self.segment_id.to_le_bytes());
+        put(offset_of!(Self, range), &self.range.to_le_bytes());
         put(offset_of!(Self, size), &self.size.to_le_bytes());
         bytes
     }
@@ -339,6 +363,7 @@ const _: () = assert!(offset_of!(SegmentHeader, version) == 264);
 const _: () = assert!(offset_of!(SegmentHeader, retired) == 268);
 const _: () = assert!(offset_of!(SegmentHeader, epoch) == 272);
 const _: () = assert!(offset_of!(SegmentHeader, segment_id) == 280);
+const _: () = assert!(offset_of!(SegmentHeader, range) == 284);
 const _: () = assert!(offset_of!(SegmentHeader, size) == 288);
 
 #[cfg(test)]

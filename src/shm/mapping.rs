@@ -1,4 +1,4 @@
-//! A piece of memory that several processes map.
+//! Mappings of shared memory into this process.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -10,20 +10,20 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use rustix::param::page_size;
 
-/// What the processor maps by one entry, where the kernel has such pages and both sides are aligned.
+/// Size of a huge page, which the kernel can use if file and address are aligned.
 const HUGE_BYTES: usize = 2 << 20;
 
-/// A mapping, or a range of memory that somebody else keeps.
+/// A mapping, or a range of memory owned by the caller.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     length: usize,
-    /// Unmapped with this.
+    /// Whether it is unmapped on drop.
     own: bool,
 }
 
-// SAFETY: it is but an address range; all access goes through the methods below, each of which
-// says what its caller has to see to.
+// SAFETY: it is just an address range; all access goes through the methods below, each of which
+// states the duties of its caller.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -36,11 +36,11 @@ pub(crate) enum MapAccess {
 }
 
 impl Mapping {
-    /// Maps the first `length` bytes of a file, shared with all who map it; 2 MiB or more at a
-    /// multiple of 2 MiB, so that huge pages can be mapped as such.
+    /// Maps the first `length` bytes of a file, shared between all mappings; 2 MiB or more at a
+    /// multiple of 2 MiB, so that huge pages can be used.
     ///
-    /// That the file has so many bytes, and keeps them, is for the caller to know: reading behind
-    /// its end is a SIGBUS.
+    /// The caller must ensure that the file has that many bytes, and keeps them: reading beyond its
+    /// end is a SIGBUS.
     pub(crate) fn of_file(
         file: BorrowedFd<'_>,
         length: usize,
@@ -53,15 +53,14 @@ impl Mapping {
         if length >= HUGE_BYTES {
             return Self::aligned(file, length, protection);
         }
-        // SAFETY: the kernel picks an address range that nobody uses, so no memory that anybody
-        // refers to changes.
+        // SAFETY: the kernel picks an unused address range, so no memory with references changes.
         let base = unsafe { mmap(ptr::null_mut(), length, protection, MapFlags::SHARED, file, 0) }?;
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { base, length, own: true })
     }
 
-    /// Takes more addresses than are needed, maps the file at those of them that are aligned, and
-    /// gives back the others.
+    /// Reserves a larger address range, maps the file at an aligned part of it, and unmaps the
+    /// rest.
     fn aligned(file: BorrowedFd<'_>, length: usize, protection: ProtFlags) -> io::Result<Self> {
         let pages = length.checked_next_multiple_of(page_size());
         let taken = pages.and_then(|pages| Some((pages, pages.checked_add(HUGE_BYTES)?)));
@@ -70,15 +69,15 @@ impl Mapping {
         // SAFETY: as in `of_file`.
         let start = unsafe { mmap_anonymous(ptr::null_mut(), taken, ProtFlags::empty(), flags) }?;
         let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        // If anything fails, all of it goes.
+        // If a later step fails, the whole range is unmapped.
         let all = Self { base: start, length: taken, own: true };
         let front = start.addr().get().next_multiple_of(HUGE_BYTES) - start.addr().get();
-        // SAFETY: `front` is less than `HUGE_BYTES`, of which there are more than `pages`.
+        // SAFETY: `front` is less than `HUGE_BYTES`, the excess over `pages`.
         let base = unsafe { start.add(front) };
         let flags = MapFlags::SHARED | MapFlags::FIXED;
-        // SAFETY: what stood in these addresses is of `all`, which nobody refers to.
+        // SAFETY: these addresses belong to `all`, which has no references.
         unsafe { mmap(base.as_ptr().cast(), length, protection, flags, file, 0) }?;
-        // SAFETY: at most `taken` from the start on.
+        // SAFETY: at most `taken` from the start.
         let behind = unsafe { base.add(pages) };
         for (place, bytes) in [(start, front), (behind, HUGE_BYTES - front)] {
             if bytes > 0 {
@@ -90,9 +89,9 @@ impl Mapping {
         Ok(Self { base, length, own: true })
     }
 
-    /// Makes huge pages of those 2 MiB that lie all in the mapping, where the kernel has any and
-    /// wants to be advised. Those that the file has already stay what they are; where memory is
-    /// short, or the kernel knows nothing of this, pages are left out.
+    /// Makes huge pages of the 2 MiB parts of the mapping, if the kernel has any and wants advice.
+    /// Existing pages of the file stay as they are. If memory is short, or the kernel does not
+    /// support this, pages are left out.
     pub(super) fn make_huge_pages(&self) {
         let length = self.length / HUGE_BYTES * HUGE_BYTES;
         let base = self.base().cast();
@@ -100,11 +99,12 @@ impl Mapping {
             // SAFETY: a range of this mapping, and neither advice changes what is in it.
             retry_on_intr(|| unsafe { madvise(base, length, advice) })
         };
-        // Not by writing to each: without memory that would be a SIGBUS, and this is an error.
+        // Not by writing to each page: without memory that would be a SIGBUS, while this is an
+        // error.
         let _ = advise(Advice::LinuxHugepage).and_then(|()| advise(Advice::LinuxPopulateWrite));
     }
 
-    /// Memory that somebody else keeps.
+    /// Wraps memory owned by the caller.
     ///
     /// # Safety
     /// The range must stay readable (and writable, if it is written) as long as this lives.
@@ -129,18 +129,18 @@ impl Mapping {
         place
     }
 
-    /// The eight bytes at `offset`, which other processes read and write too.
+    /// The eight bytes at `offset`, which other processes also read and write.
     ///
     /// # Panics
     /// If they are outside of the mapping or not aligned.
     pub(crate) fn atomic_u64(&self, offset: usize) -> &AtomicU64 {
         let place = self.place(offset, size_of::<AtomicU64>(), align_of::<AtomicU64>());
-        // SAFETY: inside of the mapping, aligned, and mapped as long as `self` lives. Nobody
-        // accesses these bytes otherwise than atomically.
+        // SAFETY: inside the mapping, aligned, and mapped as long as `self` lives. These bytes are
+        // accessed only atomically.
         unsafe { AtomicU64::from_ptr(place.cast()) }
     }
 
-    /// The four bytes at `offset`; as [`atomic_u64`](Self::atomic_u64).
+    /// The four bytes at `offset`; like [`atomic_u64`](Self::atomic_u64).
     pub(crate) fn atomic_u32(&self, offset: usize) -> &AtomicU32 {
         let place = self.place(offset, size_of::<AtomicU32>(), align_of::<AtomicU32>());
         // SAFETY: as in `atomic_u64`.
@@ -150,18 +150,19 @@ impl Mapping {
     /// Copies `bytes` to `offset`.
     ///
     /// # Safety
-    /// The mapping is writable, and nobody reads or writes these bytes meanwhile.
+    /// The mapping is writable, and these bytes are not read or written by others meanwhile.
     ///
     /// # Panics
     /// If they are outside of the mapping.
     pub(crate) unsafe fn write(&self, offset: usize, bytes: &[u8]) {
         let place = self.place(offset, bytes.len(), 1);
-        // SAFETY: `place` has room for them (checked), and by this function's contract it is ours.
+        // SAFETY: `place` has room for them (checked), and by this function's contract it is
+        // exclusive.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) };
     }
 
-    /// The same, but past the caches where the processor can: more than they hold would push out
-    /// what others have there, after each line was read just to be written over.
+    /// Like [`write`](Self::write), but bypasses the caches if the processor can: larger copies
+    /// would evict other data, after each line was read only to be overwritten.
     ///
     /// # Safety
     /// As of [`write`](Self::write).
@@ -177,7 +178,7 @@ impl Mapping {
     /// The bytes at `offset`.
     ///
     /// # Safety
-    /// Nobody writes them as long as the slice lives.
+    /// The bytes are not written as long as the slice lives.
     ///
     /// # Panics
     /// If they are outside of the mapping.
@@ -187,10 +188,11 @@ impl Mapping {
         unsafe { std::slice::from_raw_parts(place, length) }
     }
 
-    /// The bytes at `offset`, to be written.
+    /// The bytes at `offset`, for writing.
     ///
     /// # Safety
-    /// The mapping is writable, and nobody else reads or writes them as long as the slice lives.
+    /// The mapping is writable, and the bytes are not accessed otherwise as long as the slice
+    /// lives.
     ///
     /// # Panics
     /// If they are outside of the mapping.
@@ -205,17 +207,17 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         if self.own {
-            // SAFETY: `mmap` gave this range to us; every slice of it borrows from `self`.
+            // SAFETY: `mmap` returned this range; every slice of it borrows from `self`.
             let unmapped = unsafe { munmap(self.base().cast(), self.length) };
             debug_assert!(unmapped.is_ok());
         }
     }
 }
 
-/// Copies `bytes` to `place` by stores that leave the caches alone.
+/// Copies `bytes` to `place` with stores that bypass the caches.
 ///
 /// # Safety
-/// There is room for them at `place`, and nobody else reads or writes it meanwhile.
+/// There is room for them at `place`, and it is not accessed otherwise meanwhile.
 #[cfg(target_arch = "x86_64")]
 unsafe fn stream(place: *mut u8, bytes: &[u8]) {
     use std::arch::x86_64::{_mm_loadu_si128, _mm_sfence, _mm_stream_si128};
@@ -228,26 +230,26 @@ unsafe fn stream(place: *mut u8, bytes: &[u8]) {
     let (parts, back) = rest.as_chunks::<PART_BYTES>();
     // SAFETY: `front` is at most as long as `bytes`.
     let mut place = unsafe { place.add(front.len()) };
-    // SYNC(give-up): such stores may overtake others, but no fence. What was zeroed before is seen
-    // before them.
-    // SAFETY: every such processor has it.
+    // SYNC(give-up): such stores may overtake others, but no fence. The zeroed generation is
+    // visible before them.
+    // SAFETY: every x86-64 processor supports it.
     unsafe { _mm_sfence() };
     for part in parts {
-        // SAFETY: reads 16 bytes, and so many there are.
+        // SAFETY: reads 16 bytes, which are there.
         let part = unsafe { _mm_loadu_si128(part.as_ptr().cast()) };
-        // SAFETY: writes 16 bytes at a multiple of 16; all there is room for.
+        // SAFETY: writes 16 bytes at a multiple of 16; there is room for all.
         unsafe { _mm_stream_si128(place.cast(), part) };
-        // SAFETY: behind what was just written.
+        // SAFETY: directly after the bytes just written.
         place = unsafe { place.add(PART_BYTES) };
     }
-    // SYNC(publish): and these are seen before the generation is.
+    // SYNC(publish): they are visible before the generation is.
     // SAFETY: as above.
     unsafe { _mm_sfence() };
     // SAFETY: as above, the last of them.
     unsafe { ptr::copy_nonoverlapping(back.as_ptr(), place, back.len()) };
 }
 
-/// As above, where there are no such stores.
+/// As above, for processors without such stores.
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn stream(place: *mut u8, bytes: &[u8]) {
     // SAFETY: the same contract.
@@ -278,10 +280,10 @@ mod tests {
             if length >= HUGE_BYTES {
                 assert!(mapping.base().addr().is_multiple_of(HUGE_BYTES), "{length}");
             }
-            // SAFETY: nobody else has it.
+            // SAFETY: not accessed by others.
             unsafe { mapping.write(length - 3, b"end") };
             let again = Mapping::of_file(file.as_fd(), length, MapAccess::Read).unwrap();
-            // SAFETY: nobody writes any more.
+            // SAFETY: not written any more.
             assert_eq!(unsafe { again.bytes(length - 3, 3) }, b"end");
         }
     }
@@ -305,7 +307,7 @@ mod tests {
         }
         assert!(Mapping::of_file(file.as_fd(), usize::MAX, MapAccess::Read).is_err());
         assert!(Mapping::of_file(file.as_fd(), usize::MAX / 2, MapAccess::Read).is_err());
-        // Other tests run beside this one: what they take is less than a tenth of a leak.
+        // Other tests run in parallel: their use is less than a tenth of a leak.
         let more = address_space().saturating_sub(before);
         assert!(more < TIMES * HUGE_BYTES / 2, "{more} bytes");
         let maps = fs::read_to_string("/proc/self/maps").unwrap();

@@ -9,16 +9,16 @@
 //!               │ 48 B   │ 16 B  │ size B  │  rounded up to 64 B
 //!               └────────┴───────┴─────────┘
 //!                        ▲       ▲
-//!       MetaHeader.handle┘       └ what resolving gives
+//!       MetaHeader.handle┘       └ result of resolving
 //!
 //!  service:   Pool ─reserve─▶ Reservation ─publish─▶ Block ─drop─▶ free
 //!  consumer:  attach socket ─▶ Mappings ─locate(MetaHeader)─▶ address, size
-//!             with a lease: Pinned ──────resolve(MetaHeader)─▶ &[u8]
+//!             with a lease: PinnedBlocks ─resolve(MetaHeader)─▶ &[u8]
 //! ```
 //!
-//! Only the service writes; what it knows of free and used places stands outside of the segments,
-//! so nothing that a consumer does can harm it, and no lock is shared between processes. This room
-//! and `ffi` are the only ones with unsafe code.
+//! Only the service writes. Its records of free and used places are outside the segments, so no
+//! action of a consumer can harm it, and no lock is shared between processes. Only this folder and
+//! `ffi` have unsafe code.
 //!
 //! Linux only: memfd, seals, SCM_RIGHTS.
 
@@ -29,15 +29,22 @@ mod block;
 mod cgroup;
 #[cfg(test)]
 mod conformance;
+#[cfg(feature = "cache")]
+mod fairmq;
 #[cfg(test)]
 mod golden;
 #[cfg(feature = "cache")]
 mod heap;
+mod host;
+#[cfg(test)]
+mod host_arena;
+mod host_blocks;
 mod huge_pages;
 mod inherited_fds;
 mod layout;
 mod local;
 mod mapping;
+mod numbers;
 mod pool;
 mod prefetch;
 mod region;
@@ -51,7 +58,10 @@ pub(crate) use block::BlockLocation;
 pub use block::{Block, Reservation};
 pub use cgroup::memory_allowed;
 #[cfg(feature = "cache")]
+pub use fairmq::{shmid_of_session, shmid_of_text};
+#[cfg(feature = "cache")]
 pub use heap::give_back_free_memory;
+pub use host::{HostAllocator, HostBuffer, HostError, HostMemory};
 pub use inherited_fds::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
 pub use local::{AskReason, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView, PlanePath};
@@ -66,4 +76,4 @@ pub(crate) use prefetch::AHEAD;
 pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionError};
 pub use resolver::{Location, MapError, Mappings, ResolveError};
-pub use segment::{Kind, SharedSegment};
+pub use segment::{Kind, LostSegment, SegmentLoss, SharedSegment};

@@ -1,11 +1,11 @@
-//! The service's side: takes places from segments, makes segments and gives them back.
+//! The pool: allocates blocks from segments, creates segments and retires them.
 //!
 //! ```text
 //!  reserve ─▶ place in a segment? ──yes──────────────▶ Reservation
 //!                 │ no                                     ▲
 //!                 ▼                                        │
-//!             budget left? ──▶ a new segment (empty ones ──┘
-//!                 │ no          of other sizes give theirs)
+//!             budget left? ──▶ a new segment (may retire ──┘
+//!                 │ no          empty ones of other sizes)
 //!                 ▼
 //!              NoRoom
 //! ```
@@ -13,12 +13,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::allocator::{AllocatedNode, Allocator};
 use super::backing::{Backing, Maker};
 use super::block::{Allocation, BlockLocation, Reservation, charge, fault_of_headers};
+use super::host::HostError;
+use super::host_blocks::{HostBlocks, HostSurvey};
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
     usable_bytes,
@@ -26,33 +28,34 @@ use super::layout::{
 use super::local::{PageRegistry, QuarantinedPlace};
 use super::region::Region;
 use super::resolver::Mappings;
-use super::segment::{Kind, Segment, SegmentMemory, SharedSegment};
+use super::segment::{Kind, LostSegment, Segment, SegmentMemory, SharedSegment};
 use super::sync;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
+use crate::sync::Mutex;
 
 /// Sizes of segments are multiples of this.
 const PAGE_BYTES: u64 = 4096;
-/// A segment can have this much: its granules are counted in 32 bits.
+/// Maximum size of a segment: its granules are counted in 32 bits.
 const MAX_SEGMENT_BYTES: u64 = (u32::MAX as u64 - 1) * GRANULE_BYTES;
 
-/// What a pool is made with.
+/// The options of a pool.
 #[derive(Debug)]
 pub struct PoolOptions {
-    /// All segments together have at most so many bytes. Ignored with a region, which has what it
-    /// has.
+    /// Maximum size of all segments together. Ignored with a region, whose size is fixed.
     pub memory_bytes: u64,
-    /// The size of a segment. An object that is larger gets one of its own.
+    /// The size of a segment. A larger object gets a segment of its own.
     pub segment_bytes: u64,
-    /// What segments are made of.
+    /// The backing of the segments.
     pub backing: Backing,
-    /// A region into which all blocks go, instead of segments.
+    /// A region for all blocks, instead of segments.
     pub region: Option<Region>,
-    /// The first generation; `None`: a random one, so that no two instances have any in common.
+    /// The first generation; `None`: a random one, so that instances have no generations in common.
     pub first_generation: Option<u64>,
 }
 
 impl PoolOptions {
-    /// Whether the segments are files without a name, which outlive us where somebody keeps them.
+    /// Whether the segments are unnamed files, which a descriptor store can keep beyond this
+    /// process.
     #[cfg(feature = "cache")]
     pub(crate) fn can_be_kept(&self) -> bool {
         self.backing == Backing::Memfd && self.region.is_none()
@@ -72,30 +75,32 @@ impl Default for PoolOptions {
     }
 }
 
-/// Memory for blocks. Clones are the same pool.
+/// Memory for blocks. Clones share one pool.
 #[derive(Clone)]
 pub struct Pool(Arc<PoolInner>);
 
 type SegmentListener = Arc<dyn Fn(&SharedSegment) + Send + Sync>;
-/// Told of the id.
+/// Called with the id of a retired segment.
 type RetiredHook = Arc<dyn Fn(u16) + Send + Sync>;
 
 pub(super) struct PoolInner {
     memory_bytes: u64,
     segment_bytes: u64,
     maker: Maker,
-    /// All is there from the start, and nothing is made or given back: a region, and segments that
-    /// FairMQ knows by name. The most that one block can take.
+    /// Size of the largest block if all memory exists from the start and is never created or
+    /// retired: a region, and segments that FairMQ knows by name.
     fixed_bytes: Option<u64>,
+    /// The blocks, if they are in a host's memory instead of in segments.
+    host: Option<Arc<HostBlocks>>,
     epoch: Epoch,
     next_generation: AtomicU64,
     used_bytes: AtomicU64,
-    /// Held while a segment is made, which takes long; taking and giving places goes on.
+    /// Held while a segment is created, which takes long; allocating and freeing blocks goes on.
     growing: Mutex<()>,
     state: Mutex<PoolState>,
     listener: Mutex<Option<SegmentListener>>,
     farewell: Mutex<Option<RetiredHook>>,
-    /// All stays as it lies, for a successor.
+    /// Frozen: all blocks stay unchanged for the next process.
     left: AtomicBool,
     /// Which blocks consumers pin by themselves.
     pub(super) pages: PageRegistry,
@@ -103,32 +108,31 @@ pub(super) struct PoolInner {
 
 struct PoolState {
     areas: BTreeMap<u16, SegmentSlot>,
-    /// Bytes of all segments, and of those that are being made.
+    /// Bytes of all segments, including those being created.
     area_bytes: u64,
-    /// Segments that were given back while a consumer had their descriptor unread: the kernel keeps
-    /// their memory until it is read.
+    /// Segments retired while their descriptor was unread in a socket: the kernel keeps their
+    /// memory until it is read.
     unread: Vec<Unread>,
-    first_id: u16,
     next_id: u16,
 }
 
 struct SegmentSlot {
     segment: Arc<Segment>,
     allocator: Allocator,
-    /// Messages with its descriptor that no consumer has read yet.
+    /// Messages with its descriptor that are not read yet.
     in_flight: usize,
 }
 
-/// A segment that was given back, and the messages with its descriptor that are not read yet.
+/// A retired segment, and the number of unread messages with its descriptor.
 struct Unread {
     segment: Arc<Segment>,
     in_flight: usize,
 }
 
-/// A segment whose descriptor is in a message that its receiver has not read yet.
+/// A segment whose descriptor is in a message that is not read yet.
 ///
-/// As long as this lives the kernel keeps the segment's memory, whatever becomes of the segment, so
-/// the pool counts it: an empty segment is reused instead of given back, and one that was given back
+/// As long as this lives the kernel keeps the segment's memory, even after it is retired. So the
+/// pool counts it: an empty segment in flight is reused instead of retired, and a retired one
 /// counts against the memory.
 pub struct InFlight {
     pool: Arc<PoolInner>,
@@ -147,113 +151,100 @@ impl fmt::Debug for InFlight {
     }
 }
 
-/// How much there is of what.
+/// The use of the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// What there can be in all.
+    /// Bytes in total.
     pub total_bytes: u64,
-    /// What blocks and reservations take, their headers and rounding included.
+    /// Bytes used by blocks and reservations, their headers and rounding included.
     pub used_bytes: u64,
-    /// The rest.
+    /// The remaining bytes.
     pub free_bytes: u64,
     /// The largest payload that could be reserved now.
     pub largest_free_bytes: u64,
-    /// How many segments there are.
+    /// Number of segments.
     pub segments: usize,
 }
 
-/// What [`Pool::check`] looked at.
+/// The extent of a [`Pool::check`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolReport {
-    /// Segments.
+    /// Number of segments.
     pub segments: usize,
-    /// Bytes that are taken in them.
+    /// Bytes used in them.
     pub used_bytes: u64,
 }
 
-/// The places of a pool, as of one moment.
+/// The allocated places of a pool, with faults.
 #[derive(Debug)]
 pub(crate) struct Survey {
     pub(crate) faults: Vec<String>,
-    /// Those that are taken, each with the generation of its block; 0: not published.
-    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "for who has the objects"))]
+    /// The allocated places, each with the generation of its block; 0: not published.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "read by the cache"))]
     pub(crate) taken: Vec<(BlockLocation, u64)>,
     pub(crate) report: PoolReport,
 }
 
-/// Why there is no memory.
+/// Why memory cannot be reserved.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
-    /// Not now: others have it.
+    /// There is no room now; it may be freed later.
     #[error(
         "no room for {needed_bytes} bytes: {free_bytes} are free, {largest_free_bytes} in one piece"
     )]
     NoRoom {
-        /// What is needed.
+        /// Bytes needed.
         needed_bytes: u64,
-        /// What is free in all.
+        /// Bytes free in total.
         free_bytes: u64,
-        /// What is free in one piece.
+        /// Bytes free in one piece.
         largest_free_bytes: u64,
     },
-    /// Never.
-    #[error("{needed_bytes} bytes can never fit into a memory of {limit_bytes}")]
+    /// It can never fit.
+    #[error("{needed_bytes} bytes can never fit: at most {limit_bytes} do, headers included")]
     NeverFits {
-        /// What is needed.
+        /// Bytes needed.
         needed_bytes: u64,
-        /// What there is.
+        /// Bytes in total.
         limit_bytes: u64,
     },
-    /// The names under which segments should stand cannot be had, or no random epoch.
+    /// The names of segments cannot be used, or there is no random epoch.
     #[error("the backing of the segments cannot be used")]
     Backing(#[source] io::Error),
-    /// The system does not give it.
-    #[error("the system gives no segment of {bytes} bytes")]
+    /// The host's allocator returned an unusable buffer.
+    #[error("the host's memory cannot be used")]
+    Host(#[source] HostError),
+    /// The system does not provide a segment.
+    #[error("the system provides no segment of {bytes} bytes")]
     Segment {
-        /// What was asked for.
+        /// Bytes requested.
         bytes: u64,
-        /// What it says.
+        /// The error of the system.
         #[source]
         error: io::Error,
     },
 }
 
-impl Coded for PoolError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::NoRoom { .. } => ErrorKind::Unavailable,
-            Self::NeverFits { .. } => ErrorKind::ResourceExhausted,
-            Self::Backing(error) => match error.kind() {
-                io::ErrorKind::ResourceBusy => ErrorKind::AlreadyExists,
-                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
-                io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
-                _ => ErrorKind::Unavailable,
-            },
-            Self::Segment { error, .. } => match error.kind() {
-                // Somebody else has a file of that name.
-                io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
-                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
-                _ => ErrorKind::Unavailable,
-            },
-        }
-    }
+coded! { PoolError {
+    NoRoom => Unavailable 4001,
+    NeverFits => ResourceExhausted 4002,
+    Segment { error, .. } => (match error.kind() {
+        // Another process has a file of that name.
+        io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
+        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        _ => ErrorKind::Unavailable,
+    }) 4003,
+    Backing(error) => (match error.kind() {
+        io::ErrorKind::ResourceBusy => ErrorKind::AlreadyExists,
+        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
+        _ => ErrorKind::Unavailable,
+    }) 4004,
+    Host(error) => error,
+} }
 
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::NoRoom { .. } => 4001,
-            Self::NeverFits { .. } => 4002,
-            Self::Segment { .. } => 4003,
-            Self::Backing(_) => 4004,
-        })
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The least size of a segment in which blocks can take `bytes`.
+/// The smallest size of a segment with `bytes` for blocks.
 fn segment_bytes_for(bytes: u64) -> u64 {
     (SEGMENT_HEADER_BYTES + bytes + SEGMENT_TAIL_BYTES).next_multiple_of(PAGE_BYTES)
 }
@@ -265,19 +256,19 @@ fn random() -> io::Result<u64> {
 }
 
 impl Pool {
-    /// A pool without any segment yet; with those that FairMQ is to know by their names all are
-    /// made here.
+    /// Creates a pool. It has no segment yet; but segments that FairMQ is to know by name are all
+    /// created here.
     ///
     /// # Errors
     /// [`PoolError::NeverFits`] if nothing can fit, [`PoolError::Backing`] if the folder of the
-    /// backing cannot be had, [`PoolError::Segment`] if the system does not give what is made here.
+    /// backing cannot be used, [`PoolError::Segment`] if the system does not provide a segment.
     pub fn new(options: PoolOptions) -> Result<Self, PoolError> {
         let PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation } =
             options;
         let least = SEGMENT_HEADER_BYTES + PAGE_BYTES;
         let memory_bytes = match &region {
             Some(region) => region.mapping.length() as u64,
-            None if memory_bytes < least => {
+            None if memory_bytes < least && !matches!(backing, Backing::Host(_)) => {
                 return Err(PoolError::NeverFits {
                     needed_bytes: least,
                     limit_bytes: memory_bytes,
@@ -286,13 +277,16 @@ impl Pool {
             None => memory_bytes,
         };
         let all_at_once = backing.fairmq_shmid().is_some();
+        let host = match &backing {
+            Backing::Host(memory) => Some(Arc::new(HostBlocks::new(memory.clone()))),
+            Backing::Memfd | Backing::Folder(_) | Backing::FairMq { .. } => None,
+        };
         let segment_bytes =
             segment_bytes.clamp(least, MAX_SEGMENT_BYTES).next_multiple_of(PAGE_BYTES);
         let maker = Maker::new(&backing).map_err(PoolError::Backing)?;
-        let first_id = maker.first_number().map_err(PoolError::Backing)?;
         let areas = BTreeMap::new();
         let unread = Vec::new();
-        let mut state = PoolState { areas, area_bytes: 0, unread, first_id, next_id: first_id };
+        let mut state = PoolState { areas, area_bytes: 0, unread, next_id: 0 };
         let epoch = Epoch(random().map_err(PoolError::Backing)?);
         let mut fixed_bytes = None;
         if let Some(region) = region {
@@ -305,7 +299,10 @@ impl Pool {
             loop {
                 let budget = (memory_bytes - state.area_bytes) / PAGE_BYTES * PAGE_BYTES;
                 let bytes = segment_bytes.min(budget);
-                let Some(id) = (bytes >= least).then(|| state.unused_id()).flatten() else { break };
+                if bytes < least {
+                    break;
+                }
+                let Some(id) = maker.take_number().map_err(PoolError::Backing)? else { break };
                 let segment = segment(&maker, epoch, id, bytes)?;
                 state.area_bytes += bytes;
                 most = most.max(state.insert(segment));
@@ -317,6 +314,7 @@ impl Pool {
             segment_bytes,
             maker,
             fixed_bytes,
+            host,
             epoch,
             next_generation: AtomicU64::new(match first_generation {
                 Some(first) => first,
@@ -332,43 +330,46 @@ impl Pool {
         })))
     }
 
-    /// The instance: no other pool has it.
+    /// The epoch, unique to this pool.
     pub fn epoch(&self) -> Epoch {
         self.0.epoch
     }
 
-    /// What a payload takes of the memory: its header, and rounded up to 64 bytes.
+    /// The memory that a payload takes: with its header, rounded up to 64 bytes.
     pub fn charge(size_bytes: u64) -> u64 {
         charge(size_bytes)
     }
 
-    /// Calls `listener` for each segment that is made from now on, once it is listed; instead of
-    /// the one that was called before. No lock is held meanwhile.
+    /// Calls `listener` for each segment created from now on, once it is listed. Replaces the
+    /// previous listener. Called without a lock.
     pub fn on_new_segment(&self, listener: impl Fn(&SharedSegment) + Send + Sync + 'static) {
-        *lock(&self.0.listener) = Some(Arc::new(listener));
+        *self.0.listener.lock() = Some(Arc::new(listener));
     }
 
-    /// Calls `farewell` with the id of each segment that is given back from now on, before its
-    /// memory goes; instead of the one that was called before. No lock is held meanwhile.
+    /// Calls `farewell` with the id of each segment retired from now on, before its memory is
+    /// freed. Replaces the previous hook. Called without a lock.
     pub fn on_retired_segment(&self, farewell: impl Fn(u16) + Send + Sync + 'static) {
-        *lock(&self.0.farewell) = Some(Arc::new(farewell));
+        *self.0.farewell.lock() = Some(Arc::new(farewell));
     }
 
-    /// Leaves everything as it lies: from now on no place is taken or given back, and no block given
-    /// up, whatever is dropped. Whoever has the segments beyond the end of this process finds in them
-    /// what was there at this moment.
+    /// Freezes the pool: from now on no block is allocated or freed, even if it is dropped. A
+    /// process that keeps the segments beyond the end of this one finds them as they were at this
+    /// moment.
     pub fn freeze(&self) {
         self.0.left.store(true, Ordering::Release);
     }
 
-    /// Room for a payload.
+    /// Reserves memory for a payload.
     ///
-    /// Takes well below a microsecond, but for when a segment has to be made: then as long as the
+    /// Takes well below a microsecond, unless a segment has to be created: then as long as the
     /// kernel needs to clear that much memory.
     ///
     /// # Errors
     /// [`PoolError`].
     pub fn reserve(&self, size_bytes: u64) -> Result<Reservation, PoolError> {
+        if let Some(host) = &self.0.host {
+            return self.reserve_in_host(host, size_bytes);
+        }
         let needed_bytes = Self::charge(size_bytes);
         let limit_bytes = self.0.largest_payload_area();
         let granules = match u32::try_from(needed_bytes / GRANULE_BYTES) {
@@ -376,9 +377,9 @@ impl Pool {
             _ => return Err(PoolError::NeverFits { needed_bytes, limit_bytes }),
         };
         let left = self.0.is_frozen();
-        let mut taken = if left { None } else { lock(&self.0.state).take(granules) };
+        let mut taken = if left { None } else { self.0.state.lock().take(granules) };
         if taken.is_none() && !left && self.0.reclaim() {
-            taken = lock(&self.0.state).take(granules);
+            taken = self.0.state.lock().take(granules);
         }
         if taken.is_none() && !left && self.0.fixed_bytes.is_none() {
             taken = self.grow(granules)?;
@@ -390,13 +391,52 @@ impl Pool {
         Ok(self.reservation(taken, size_bytes))
     }
 
-    /// Like [`reserve`](Self::reserve), in the segments that are there: it takes no time.
+    fn reserve_in_host(
+        &self,
+        host: &HostBlocks,
+        size_bytes: u64,
+    ) -> Result<Reservation, PoolError> {
+        let (needed_bytes, limit_bytes) = (Self::charge(size_bytes), self.0.memory_bytes);
+        if needed_bytes > limit_bytes {
+            return Err(PoolError::NeverFits { needed_bytes, limit_bytes });
+        }
+        let no_room = || {
+            let Usage { free_bytes, largest_free_bytes, .. } = self.usage();
+            PoolError::NoRoom { needed_bytes, free_bytes, largest_free_bytes }
+        };
+        let used = &self.0.used_bytes;
+        let fits = |used: u64| used.checked_add(needed_bytes).filter(|used| *used <= limit_bytes);
+        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| no_room())?;
+        match host.take(size_bytes) {
+            Ok((segment, block)) => {
+                let (size, pool) = (size_bytes as usize, Arc::clone(&self.0));
+                Ok(Reservation::new(Allocation {
+                    block,
+                    size,
+                    segment,
+                    pool,
+                    place: None,
+                    crc32c: 0,
+                }))
+            }
+            Err(error) => {
+                used.fetch_sub(needed_bytes, Ordering::Relaxed);
+                Err(match error {
+                    HostError::NoMemory => no_room(),
+                    error => PoolError::Host(error),
+                })
+            }
+        }
+    }
+
+    /// Like [`reserve`](Self::reserve), but only in existing segments, which takes no time. Never
+    /// in a host's memory, whose allocator may block.
     pub fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
         let granules = u32::try_from(Self::charge(size_bytes) / GRANULE_BYTES).ok()?;
         if self.0.is_frozen() {
             return None;
         }
-        let taken = lock(&self.0.state).take(granules)?;
+        let taken = self.0.state.lock().take(granules)?;
         Some(self.reservation(taken, size_bytes))
     }
 
@@ -407,14 +447,14 @@ impl Pool {
         Reservation::new(Allocation { block, size, segment, pool, place: Some(place), crc32c: 0 })
     }
 
-    /// Makes a segment in which `granules` have room, if the memory allows it, and takes them.
+    /// Creates a segment with room for `granules`, if the memory allows it, and allocates them.
     fn grow(&self, granules: u32) -> Result<Option<AllocatedBlock>, PoolError> {
         let inner = &*self.0;
-        let growing = lock(&inner.growing);
+        let growing = inner.growing.lock();
         let least = segment_bytes_for(u64::from(granules) * GRANULE_BYTES);
         let (id, bytes, retired) = {
-            let mut state = lock(&inner.state);
-            // Somebody may have made or emptied one while we waited.
+            let mut state = inner.state.lock();
+            // Another task may have created or emptied one during the wait.
             if let Some(taken) = state.take(granules) {
                 return Ok(Some(taken));
             }
@@ -431,7 +471,7 @@ impl Pool {
                     state.area_bytes += bytes;
                     break (id, bytes, retired);
                 }
-                // An empty segment of another size may hold what is missing.
+                // Retiring an empty segment of another size may free enough budget.
                 let Some(empty) = state.take_out_an_empty_one() else { return Ok(None) };
                 retired.push(empty);
             }
@@ -439,24 +479,24 @@ impl Pool {
         retired.iter().for_each(|segment| inner.notify_retired(segment));
         drop(retired);
         let segment = segment(&inner.maker, inner.epoch, id, bytes)
-            .inspect_err(|_| lock(&inner.state).area_bytes -= bytes)?;
+            .inspect_err(|_| inner.state.lock().area_bytes -= bytes)?;
         let shared = SharedSegment(Arc::clone(&segment));
         let taken = {
-            let mut state = lock(&inner.state);
+            let mut state = inner.state.lock();
             state.insert(segment);
             state.take(granules)
         };
         drop(growing);
-        // Told once it is listed, and before anything is published in it by us.
-        let listener = lock(&inner.listener).clone();
+        // Called once it is listed, and before a block is published in it.
+        let listener = inner.listener.lock().clone();
         if let Some(listener) = listener {
             listener(&shared);
         }
         Ok(taken)
     }
 
-    /// Whether payloads of these sizes can be here together, put in the largest first as long as
-    /// nothing else is. What is left over at the end of a segment holds nothing.
+    /// Whether payloads of these sizes fit together into an empty pool, the largest first. The rest
+    /// at the end of a segment holds nothing.
     #[cfg(feature = "cache")]
     pub(crate) fn can_hold_together(&self, sizes_bytes: impl Iterator<Item = u64>) -> bool {
         let mut charges: Vec<u64> = sizes_bytes.map(charge).collect();
@@ -464,12 +504,15 @@ impl Pool {
         if sum > self.0.memory_bytes {
             return false;
         }
+        if self.0.host.is_some() {
+            return true;
+        }
         charges.sort_unstable_by_key(|charge| std::cmp::Reverse(*charge));
         let granules = |segment: &Segment| u64::from(segment.granules()) * GRANULE_BYTES;
-        // What is left in each segment; without fixed ones they are made as they are needed.
+        // The remaining bytes of each segment; without fixed ones they are created on demand.
         let (mut left, mut budget) = match self.0.fixed_bytes {
             Some(_) => {
-                let state = lock(&self.0.state);
+                let state = self.0.state.lock();
                 (state.areas.values().map(|slot| granules(&slot.segment)).collect(), 0)
             }
             None => (Vec::new(), self.0.memory_bytes / PAGE_BYTES * PAGE_BYTES),
@@ -490,20 +533,26 @@ impl Pool {
         })
     }
 
-    /// Gives back what holds nothing: the next segments are made as large as they should be.
+    /// Retires empty segments, so that new ones get the regular size.
     #[cfg(feature = "cache")]
     pub(crate) fn give_back_empty_segments(&self) {
         if self.0.fixed_bytes.is_some() || self.0.is_frozen() {
             return;
         }
         let retired: Vec<_> = {
-            let mut state = lock(&self.0.state);
+            let mut state = self.0.state.lock();
             let empty = |slot: &SegmentSlot| slot.allocator.is_empty() && slot.in_flight == 0;
             let areas = state.areas.iter().filter(|(_, slot)| empty(slot));
             let ids: Vec<u16> = areas.map(|(id, _)| *id).collect();
             ids.into_iter().filter_map(|id| state.take_out(id)).collect()
         };
         retired.iter().for_each(|segment| self.0.notify_retired(segment));
+    }
+
+    /// Whether the blocks are in a host's memory instead of in segments.
+    #[cfg(feature = "cache")]
+    pub(crate) fn is_of_host(&self) -> bool {
+        self.0.host.is_some()
     }
 
     /// Looks for pins in the page of a session before a place is handed out again. The page's
@@ -532,10 +581,16 @@ impl Pool {
         self.0.pages.quarantined_bytes()
     }
 
-    /// How much there is of what.
+    /// The use of the memory.
     pub fn usage(&self) -> Usage {
         self.0.reclaim();
-        let state = lock(&self.0.state);
+        if let Some(host) = &self.0.host {
+            let (total_bytes, used_bytes) = (self.0.memory_bytes, self.used_bytes());
+            let free_bytes = total_bytes.saturating_sub(used_bytes);
+            let largest_free_bytes = host.largest_free(free_bytes);
+            return Usage { total_bytes, used_bytes, free_bytes, largest_free_bytes, segments: 0 };
+        }
+        let state = self.0.state.lock();
         let longest = state.areas.values().map(|slot| slot.allocator.largest_free()).max();
         let in_areas = u64::from(longest.unwrap_or(0)) * GRANULE_BYTES;
         let in_a_new_one = if self.0.fixed_bytes.is_some() {
@@ -556,20 +611,20 @@ impl Pool {
         }
     }
 
-    /// What the pool can have in all.
+    /// Size of the memory.
     pub fn total_bytes(&self) -> u64 {
         self.0.memory_bytes
     }
 
-    /// What blocks and reservations take; without a lock.
+    /// Bytes used by blocks and reservations. Takes no lock.
     pub fn used_bytes(&self) -> u64 {
         self.0.used_bytes.load(Ordering::Relaxed)
     }
 
-    /// Counts a message with the descriptor of `segment` as unread, until what this returns is
-    /// dropped. `None`: the segment has been given back, and its descriptor must not be sent.
+    /// Counts a message with the descriptor of `segment` as unread until the returned value is
+    /// dropped. `None`: the segment is retired, and its descriptor must not be sent.
     pub fn put_in_flight(&self, segment: &SharedSegment) -> Option<InFlight> {
-        let mut state = lock(&self.0.state);
+        let mut state = self.0.state.lock();
         let slot = state.areas.get_mut(&segment.id())?;
         if !Arc::ptr_eq(&slot.segment, &segment.0) {
             return None;
@@ -578,14 +633,14 @@ impl Pool {
         Some(InFlight { pool: Arc::clone(&self.0), segment: Arc::clone(&segment.0) })
     }
 
-    /// The memory of the segments that were made for single large objects and whose descriptors are
-    /// unread, in bytes, if `segment` is announced too; 0 if it is none of those.
+    /// The size, in bytes, of all segments of single large objects with unread descriptors, if
+    /// `segment` is announced, too; 0 if `segment` is not one of them.
     pub fn large_in_flight_with(&self, segment: &SharedSegment) -> u64 {
         if segment.size_bytes() <= self.0.segment_bytes {
-            // It is reused: it may always be announced.
+            // It will be reused, so it may always be announced.
             return 0;
         }
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         let others = state
             .areas
             .values()
@@ -596,16 +651,25 @@ impl Pool {
         large.chain(unread).sum::<u64>() + segment.size_bytes()
     }
 
-    /// All segments and regions, as of now.
+    /// All current segments and regions.
     pub fn segments(&self) -> Vec<SharedSegment> {
-        let state = lock(&self.0.state);
+        let state = self.0.state.lock();
         state.areas.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
     }
 
-    /// All segments and regions, for resolving in this very process: nothing is mapped a second
-    /// time, and what has no file (a range of memory) is there too.
+    /// Segments with names that another program has removed or overwritten.
+    pub fn lost_segments(&self) -> Vec<LostSegment> {
+        let (epoch, range) = (self.0.epoch, self.0.maker.range());
+        self.segments().iter().filter_map(|shared| shared.0.loss(epoch, range)).collect()
+    }
+
+    /// All segments and regions, for resolving in this process: nothing is mapped a second time,
+    /// and memory without a file (a range) is included.
     pub fn mappings(&self) -> Mappings {
-        let state = lock(&self.0.state);
+        if let Some(host) = &self.0.host {
+            return Mappings::of_host(Arc::clone(host) as _);
+        }
+        let state = self.0.state.lock();
         state.areas.values().fold(Mappings::default(), |mappings, slot| {
             mappings.with_mapped(
                 slot.segment.kind,
@@ -615,21 +679,29 @@ impl Pool {
         })
     }
 
-    /// Looks whether places overlap, free neighbours are one, the bytes add up, and the headers of
-    /// published blocks are those of their places.
+    /// Checks that places do not overlap, free neighbours are merged, byte counts add up, and the
+    /// headers of published blocks match their places.
     ///
     /// # Errors
-    /// All that is wrong, each in a sentence. While others reserve and give back, that can be the
-    /// sum alone.
+    /// All faults, one sentence each. While other threads allocate and free, only the byte count
+    /// can be wrong.
     pub fn check(&self) -> Result<PoolReport, Vec<String>> {
         let Survey { faults, report, .. } = self.survey();
         if faults.is_empty() { Ok(report) } else { Err(faults) }
     }
 
-    /// Everything that [`check`](Self::check) looks at, and the places that are taken.
+    /// Everything that [`check`](Self::check) examines, and the allocated places.
     pub(crate) fn survey(&self) -> Survey {
         self.0.reclaim();
-        let state = lock(&self.0.state);
+        if let Some(host) = &self.0.host {
+            let HostSurvey { mut faults, taken, used_bytes } = host.survey();
+            if used_bytes != self.used_bytes() {
+                let counted = self.used_bytes();
+                faults.push(format!("{used_bytes} bytes are taken, {counted} are counted"));
+            }
+            return Survey { faults, taken, report: PoolReport { segments: 0, used_bytes } };
+        }
+        let state = self.0.state.lock();
         let mut faults = Vec::new();
         let mut taken = Vec::new();
         let mut granules = 0;
@@ -671,7 +743,7 @@ impl fmt::Debug for Pool {
 }
 
 impl PoolInner {
-    /// The most that one block can take.
+    /// The largest number of bytes that one block can take.
     fn largest_payload_area(&self) -> u64 {
         if let Some(bytes) = self.fixed_bytes {
             return bytes;
@@ -680,7 +752,7 @@ impl PoolInner {
         usable_bytes(whole)
     }
 
-    /// The next generation; 0 stands for none.
+    /// The next generation; 0 means none.
     pub(super) fn generation(&self) -> u64 {
         loop {
             let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
@@ -690,15 +762,22 @@ impl PoolInner {
         }
     }
 
-    /// Whether all stays as it lies.
+    /// Whether the pool is frozen.
     pub(super) fn is_frozen(&self) -> bool {
         self.left.load(Ordering::Acquire)
     }
 
     fn notify_retired(&self, segment: &Segment) {
-        let farewell = lock(&self.farewell).clone();
+        let farewell = self.farewell.lock().clone();
         if let (Some(farewell), Kind::Segment) = (farewell, segment.kind) {
             farewell(segment.id);
+        }
+    }
+
+    pub(super) fn give_to_host(&self, segment: &Segment, block: usize, bytes: u64) {
+        if let Some(host) = &self.host {
+            host.give(segment, block);
+            self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 
@@ -728,7 +807,7 @@ impl PoolInner {
         }
         self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         let retired = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             let Some(slot) = state.areas.get_mut(&segment.id) else { return };
             slot.allocator.give(place);
             self.take_out_if_useless(&mut state, segment)
@@ -736,14 +815,14 @@ impl PoolInner {
         if let Some(segment) = &retired {
             self.notify_retired(segment);
         }
-        // Unmapping takes its time: not under the lock.
+        // Unmapping takes time, so it is done without the lock.
         drop(retired);
     }
 
-    /// Takes out a segment that is not worth keeping empty. One empty segment is kept, so that an
-    /// object that comes and goes does not make and unmake one each time; but none that was made for
-    /// a single large object. A segment whose descriptor is unread is kept too: its memory would not
-    /// become free.
+    /// Removes an empty segment, unless it should be kept. One empty segment is kept, so that an
+    /// object that comes and goes does not create and retire one each time; but not a segment made
+    /// for a single large object. A segment with an unread descriptor is kept, too: its memory
+    /// would not become free.
     fn take_out_if_useless(
         &self,
         state: &mut PoolState,
@@ -760,10 +839,11 @@ impl PoolInner {
         if useless { state.take_out(segment.id) } else { None }
     }
 
-    /// A message with the descriptor of this segment was read, or its socket is gone.
+    /// Handles that a message with the descriptor of this segment was read, or its socket was
+    /// closed.
     fn landed(&self, segment: &Arc<Segment>) {
         let (retired, unread) = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             let listed = state.areas.get_mut(&segment.id);
             if let Some(slot) = listed.filter(|slot| Arc::ptr_eq(&slot.segment, segment)) {
                 slot.in_flight -= 1;
@@ -776,18 +856,18 @@ impl PoolInner {
         if let Some(segment) = &retired {
             self.notify_retired(segment);
         }
-        // Unmapping takes its time: not under the lock.
+        // Unmapping takes time, so it is done without the lock.
         drop((retired, unread));
     }
 
-    /// What new segments may take.
+    /// Bytes available for new segments.
     fn budget(&self, state: &PoolState) -> u64 {
         let unread = state.unread.iter().map(|unread| unread.segment.length());
         let taken = state.area_bytes + self.counted_bytes(unread);
         self.memory_bytes.saturating_sub(taken)
     }
 
-    /// The same if all empty segments were given back.
+    /// Like [`budget`](Self::budget), if all empty segments were retired.
     fn budget_without_empty(&self, state: &PoolState) -> u64 {
         let in_flight = state.areas.values().filter(|slot| {
             slot.in_flight > 0 && slot.allocator.is_empty() && self.fixed_bytes.is_none()
@@ -798,8 +878,8 @@ impl PoolInner {
         self.memory_bytes.saturating_sub(taken)
     }
 
-    /// The part of the memory of unread segments that counts against the pool. The memory of one
-    /// segment, the largest of them, does not count: a consumer that stops reading costs nothing.
+    /// The part of the memory of unread segments that counts against the pool. The largest of them
+    /// does not count, so a single consumer that stops reading takes no memory from the others.
     fn counted_bytes(&self, unread: impl Iterator<Item = u64>) -> u64 {
         let (sum, largest) =
             unread.fold((0, 0), |(sum, largest): (u64, u64), one| (sum + one, largest.max(one)));
@@ -807,12 +887,12 @@ impl PoolInner {
     }
 }
 
-/// Makes a segment, its head written, and sealed where that can be.
+/// Creates a segment, writes its head, and seals it if its backing allows it.
 fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segment>, PoolError> {
     let make = || {
         let made = maker.make(id, bytes)?;
         let segment = Segment { kind: Kind::Segment, id, memory: SegmentMemory::Segment(made) };
-        segment.write_segment_header(epoch);
+        segment.write_segment_header(epoch, maker.range());
         if let SegmentMemory::Segment(made) = &segment.memory {
             maker.seal(made)?;
         }
@@ -821,11 +901,11 @@ fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segme
     make().map_err(|error| PoolError::Segment { bytes, error })
 }
 
-/// A place that was found: in what, where its block begins, and what gives it back.
+/// An allocated place: its segment, the offset of its block, and the node to release it.
 type AllocatedBlock = (Arc<Segment>, usize, AllocatedNode);
 
 impl PoolState {
-    /// Lists an area, all of it free; the bytes that blocks can take there.
+    /// Lists a segment, all of it free; returns the bytes for blocks in it.
     fn insert(&mut self, segment: Arc<Segment>) -> u64 {
         let granules = segment.granules();
         let allocator = Allocator::new(granules);
@@ -837,29 +917,29 @@ impl PoolState {
         self.areas.values_mut().find_map(|slot| {
             let (start, place) = slot.allocator.take(granules)?;
             let block = slot.segment.block_at(start);
-            // What stood here before may look like a generation. Under the lock, so that a place
-            // that is taken has none until its block is published.
+            // The bytes there may look like a generation. Cleared under the lock, so that an
+            // allocated place has none until its block is published.
             sync::claim(slot.segment.mapping().atomic_u64(block));
             Some((Arc::clone(&slot.segment), block, place))
         })
     }
 
-    /// Ids ascend, so that a consumer does not soon see another segment under one that it knows.
+    /// Ids ascend, so that consumers do not soon see another segment under an id they know.
     fn unused_id(&mut self) -> Option<u16> {
-        (self.first_id..=u16::MAX).find_map(|_| {
+        (0..=u16::MAX).find_map(|_| {
             let id = self.next_id;
-            self.next_id = id.checked_add(1).unwrap_or(self.first_id);
+            self.next_id = id.wrapping_add(1);
             (!self.areas.contains_key(&id)).then_some(id)
         })
     }
 
-    /// What could be given back.
+    /// Bytes of empty segments.
     fn empty_bytes(&self) -> u64 {
         let empty = self.areas.values().filter(|slot| slot.allocator.is_empty());
         empty.map(|slot| slot.segment.length()).sum()
     }
 
-    /// Takes out an empty segment: one whose memory becomes free at once, if there is any.
+    /// Removes an empty segment, preferably one with memory that becomes free at once.
     fn take_out_an_empty_one(&mut self) -> Option<Arc<Segment>> {
         let empty = self.areas.iter().filter(|(_, slot)| slot.allocator.is_empty());
         let id = empty.min_by_key(|(_, slot)| slot.in_flight > 0).map(|(id, _)| *id)?;
@@ -876,8 +956,8 @@ impl PoolState {
         Some(segment)
     }
 
-    /// One message less with the descriptor of a segment that was given back. Returns the segment if
-    /// it was the last.
+    /// Removes one unread message with the descriptor of a retired segment. Returns the segment if
+    /// it was the last message.
     fn landed(&mut self, segment: &Arc<Segment>) -> Option<Arc<Segment>> {
         let at = self.unread.iter().position(|unread| Arc::ptr_eq(&unread.segment, segment))?;
         self.unread[at].in_flight -= 1;

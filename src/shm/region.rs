@@ -1,7 +1,7 @@
-//! Unmanaged regions: memory that somebody else owns and we place blocks into.
+//! Unmanaged regions: memory owned by another process, into which the service places blocks.
 //!
 //! ```text
-//!  offset 0                                                          (no head of ours)
+//!  offset 0                                                          (no segment head)
 //!  ┌────────┬───────┬──────────┬────────┬───────┬──────────┬──────
 //!  │ header │ chunk │ payload  │ header │ chunk │ payload  │ free …
 //!  └────────┴───────┴──────────┴────────┴───────┴──────────┴──────
@@ -20,9 +20,9 @@ use std::sync::Arc;
 use super::backing::{allocate, read_only};
 use super::layout::GRANULE_BYTES;
 use super::mapping::{MapAccess, Mapping};
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 
-/// A region into which blocks are placed instead of into segments of our own.
+/// A region into which blocks are placed, instead of into segments of the service.
 ///
 /// Its first byte is no header: blocks begin at offset 0, each 64 bytes of headers and then the
 /// payload, as in a segment.
@@ -30,29 +30,29 @@ use crate::error::{Code, Coded, ErrorKind};
 pub struct Region {
     pub(super) id: u16,
     pub(super) mapping: Arc<Mapping>,
-    /// There if consumers can get it through the attach socket.
+    /// Present if consumers can get the region through the attach socket.
     pub(super) file: Option<RegionFile>,
 }
 
 #[derive(Debug)]
 pub(super) struct RegionFile {
-    /// Open for reading only: what consumers get.
+    /// Open for reading only, for consumers.
     pub(super) shared: OwnedFd,
     /// Locked, so that no second service places blocks into it.
     _locked: File,
 }
 
 impl Region {
-    /// An existing shared-memory file, e.g. `/dev/shm/fmq_<shmid>_rg_<id>`; all of it is used, and
-    /// what it held is lost.
+    /// Opens an existing shared-memory file, e.g. `/dev/shm/fmq_<shmid>_rg_<id>`. All of it is
+    /// used, and its content is lost.
     ///
-    /// That its owner does not truncate it is for the user to see to.
+    /// The caller must ensure that its owner does not truncate it.
     ///
     /// # Errors
     /// [`RegionError`].
     pub fn open(path: &Path, id: u16) -> Result<Self, RegionError> {
         let failed = |error| RegionError::Open { path: path.to_owned(), error };
-        // A FIFO in its place must not keep us waiting.
+        // A FIFO under that name must not block.
         let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).custom_flags(flags).open(path).map_err(failed)?;
@@ -69,8 +69,8 @@ impl Region {
             TryLockError::WouldBlock => RegionError::Taken { path: path.to_owned() },
             TryLockError::Error(error) => failed(error),
         })?;
-        // It may have been made by ftruncate alone. Where the file system cannot, it is for the
-        // owner to see to.
+        // The file may have been sized by ftruncate alone. If the file system cannot allocate, that
+        // is up to the owner.
         match allocate(&file, length as u64) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
             allocated => allocated.map_err(failed)?,
@@ -82,15 +82,14 @@ impl Region {
         Ok(Self { id, mapping: Arc::new(mapping), file })
     }
 
-    /// A range of memory. Consumers find it by its id; how they map it is between them and its
-    /// owner.
+    /// Uses a range of memory. Consumers find it by its id; mapping it is up to them and its owner.
     ///
     /// # Safety
     /// The `length` bytes at `base` must be readable and writable as long as the pool that gets
-    /// this, and any of its blocks and mappings, lives; and nobody else may write them.
+    /// this, and any of its blocks and mappings, live; and they must not be written otherwise.
     ///
     /// # Errors
-    /// [`RegionError`] if it is too small, or `base` is no multiple of 64.
+    /// [`RegionError`] if it is too small, or `base` is not a multiple of 64.
     pub unsafe fn from_range(
         base: NonNull<u8>,
         length: usize,
@@ -102,7 +101,7 @@ impl Region {
         if !(base.addr().get() as u64).is_multiple_of(GRANULE_BYTES) {
             return Err(RegionError::Misaligned);
         }
-        // SAFETY: this function's contract is that one's.
+        // SAFETY: this function has the same contract.
         let mapping = unsafe { Mapping::of_range(base, length) };
         Ok(Self { id, mapping: Arc::new(mapping), file: None })
     }
@@ -115,53 +114,37 @@ pub enum RegionError {
     /// The file cannot be opened or mapped.
     #[error("cannot use {path} as a region")]
     Open {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the system.
         #[source]
         error: io::Error,
     },
-    /// Another service places its blocks into it.
-    #[error("{path} is the region of another service that runs")]
+    /// Another service uses the region.
+    #[error("{path} is the region of another running service")]
     Taken {
-        /// Which.
+        /// The file.
         path: PathBuf,
     },
-    /// Nothing fits.
+    /// The region is too small for any block.
     #[error("a region of {got_bytes} bytes is too small: at least 128 are needed")]
     TooSmall {
-        /// What it has.
+        /// Size of the region.
         got_bytes: u64,
     },
-    /// Blocks begin at multiples of 64.
+    /// The region does not begin at a multiple of 64, as blocks must.
     #[error("the region does not begin at a multiple of 64")]
     Misaligned,
 }
 
-impl Coded for RegionError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Open { error, .. } if error.kind() == io::ErrorKind::NotFound => {
-                ErrorKind::NotFound
-            }
-            Self::Open { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
-                ErrorKind::PermissionDenied
-            }
-            Self::Open { error, .. } if error.kind() == io::ErrorKind::StorageFull => {
-                ErrorKind::Unavailable
-            }
-            Self::Open { .. } => ErrorKind::FailedPrecondition,
-            Self::Taken { .. } => ErrorKind::AlreadyExists,
-            Self::TooSmall { .. } | Self::Misaligned => ErrorKind::InvalidArgument,
-        }
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Open { .. } => 4030,
-            Self::TooSmall { .. } => 4031,
-            Self::Misaligned => 4032,
-            Self::Taken { .. } => 4033,
-        })
-    }
-}
+coded! { RegionError {
+    Open { error, .. } => (match error.kind() {
+        io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        io::ErrorKind::StorageFull => ErrorKind::Unavailable,
+        _ => ErrorKind::FailedPrecondition,
+    }) 4030,
+    TooSmall => InvalidArgument 4031,
+    Misaligned => InvalidArgument 4032,
+    Taken => AlreadyExists 4033,
+} }

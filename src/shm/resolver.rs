@@ -1,4 +1,4 @@
-//! The consumer's side: from a MetaHeader to the bytes, checked, without any I/O.
+//! The resolver: from a MetaHeader to the checked bytes of its object, without any I/O.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -20,20 +20,45 @@ use super::mapping::{MapAccess, Mapping};
 use super::prefetch::{AHEAD, prefetch};
 use super::segment::Kind;
 use super::sync;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::object::ObjectId;
 
-/// The segments and regions that a consumer has mapped, read-only, as of one moment.
+/// The current segments and regions of a consumer, mapped read-only.
 ///
-/// It is never changed but replaced; what was mapped stays mapped as long as any of them has it.
+/// Immutable: changes make a new value. A mapping lives as long as any value contains it.
 #[derive(Debug, Clone, Default)]
 pub struct Mappings {
     segments: MappingTable<FIRST_IN_SEGMENT>,
     regions: MappingTable<FIRST_IN_REGION>,
+    /// For a pool in a host's memory, in its own process; then there are no segments.
+    host: Option<Arc<dyn UnmappedBlocks>>,
 }
 
-/// Mappings by id, dense: looking one up is one bounds check. In each of them payloads begin at
-/// `FIRST` at the earliest.
+/// Live blocks outside the mappings: each call checks generation and size.
+pub(super) trait UnmappedBlocks: fmt::Debug + Send + Sync {
+    /// The location of the payload of the block that `header` names.
+    fn locate(&self, header: &MetaHeader) -> Result<Location, ResolveError>;
+
+    /// A copy of the payload of the block that `header` names.
+    fn read(&self, header: &MetaHeader) -> Result<Vec<u8>, ResolveError>;
+
+    /// Whether the bytes read so far were still those of the object of `header`.
+    fn still_valid(&self, header: &MetaHeader) -> bool;
+
+    /// The id of the object that `header` names.
+    fn object_id(&self, header: &MetaHeader) -> Result<ObjectId, ResolveError>;
+
+    /// The MetaHeader of the block at a place of a managed segment.
+    fn header_at(
+        &self,
+        segment_id: u16,
+        handle: i64,
+        size: u64,
+    ) -> Result<MetaHeader, ResolveError>;
+}
+
+/// Mappings by id in a dense array: a look-up is one bounds check. Payloads in them begin at
+/// `FIRST` or later.
 #[derive(Debug, Clone, Default)]
 struct MappingTable<const FIRST: u64> {
     entries: Vec<MappedSegment>,
@@ -43,19 +68,19 @@ struct MappingTable<const FIRST: u64> {
 const FIRST_IN_SEGMENT: u64 = SEGMENT_HEADER_BYTES + BLOCK_OVERHEAD_BYTES;
 const FIRST_IN_REGION: u64 = BLOCK_OVERHEAD_BYTES;
 
-/// Where payloads can be in a mapping, so that resolving touches nothing else.
+/// The range of payloads in a mapping; resolving needs nothing else.
 #[derive(Debug, Clone, Copy)]
 struct MappedSegment {
-    /// The first place at which a payload can begin.
+    /// The first address at which a payload can begin.
     first: *const u8,
-    /// How many bytes there are from there on, at most `isize::MAX`.
+    /// Number of bytes from there on, at most `isize::MAX`.
     room: u64,
-    /// The same in granules, the last of which may be cut.
+    /// `room` in granules, the last of which may be incomplete.
     granules: u64,
 }
 
 /// Stands in for a block where nothing is mapped. Its generation is 0, so nothing resolves there,
-/// and resolving needs no question of its own for it.
+/// and resolving needs no branch for this case.
 #[repr(C, align(64))]
 struct NullBlock([AtomicU64; BLOCK_OVERHEAD_BYTES as usize / 8]);
 
@@ -84,7 +109,7 @@ impl<const FIRST: u64> MappingTable<FIRST> {
         self.entries[place] = match &mapping {
             Some(mapping) if mapping.length() as u64 >= FIRST => {
                 let room = mapping.length() as u64 - FIRST;
-                // Inside of the mapping, or just behind it.
+                // Inside the mapping, or just behind it.
                 let first = mapping.base().wrapping_add(FIRST as usize).cast_const();
                 MappedSegment { first, room, granules: room / GRANULE_BYTES }
             }
@@ -97,7 +122,7 @@ impl<const FIRST: u64> MappingTable<FIRST> {
         self.mapped.get(usize::from(id))?.as_ref()
     }
 
-    /// Where a payload begins that begins at `payload`, if that lies inside.
+    /// The address of a payload that begins at `payload`, if it is inside the mapping.
     #[inline]
     fn place_of(&self, id: u16, payload: u64) -> Option<*const u8> {
         let &MappedSegment { first, room, .. } = self.entries.get(usize::from(id))?;
@@ -117,23 +142,23 @@ impl<const FIRST: u64> MappingTable<FIRST> {
             .then_some(RawBlock { payload, room })
     }
 
-    /// The block whose payload begins at `payload`, if it is that of `header`.
+    /// The block whose payload begins at `payload`, if it matches `header`.
     #[inline(always)]
     fn find(&self, id: u16, payload: u64, header: &MetaHeader) -> Option<CheckedHeader> {
         let &MappedSegment { first, room, granules } = self.entries.get(usize::from(id))?;
-        // What lies before the first place, or is negative, becomes huge.
+        // An offset before the first payload, or a negative one, becomes huge.
         let offset = payload.wrapping_sub(FIRST);
-        // Turned by six bits, so does what is no multiple of 64: one question for three.
+        // Rotated by six bits, so does an offset that is no multiple of 64: one check for three.
         let granule = offset.rotate_right(GRANULE_BYTES.ilog2());
-        // Where granule <= room, so is offset.
+        // If granule <= room, so is offset.
         if granule > granules || header.size > room - offset {
             return None;
         }
         // SAFETY: offset <= room, and `room` bytes from `first` on are mapped.
         let payload = unsafe { first.add(offset as usize) };
-        // SAFETY: 64 bytes stand before each place at which a payload can begin.
+        // SAFETY: 64 bytes precede each address at which a payload can begin.
         let block = unsafe { payload.sub(BLOCK_OVERHEAD_BYTES as usize) };
-        // Both words are in one cache line, and mostly right: one branch for both.
+        // Both words are in one cache line and usually match: one branch for both.
         let found = sync::seen(generation(block));
         if (found ^ header.hint) | (size_in(block) ^ header.size) != 0 || found == 0 {
             return None;
@@ -146,13 +171,13 @@ impl<const FIRST: u64> MappingTable<FIRST> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResolveError {
-    /// No such segment is mapped (yet, or any more).
+    /// The segment is not mapped (not yet, or no longer).
     #[error("segment {id} is not mapped")]
     UnknownSegment {
         /// The segment.
         id: u16,
     },
-    /// No such region is mapped.
+    /// The region is not mapped.
     #[error("region {id} is not mapped")]
     UnknownRegion {
         /// The region.
@@ -161,130 +186,107 @@ pub enum ResolveError {
     /// `managed` is neither 0 nor 1.
     #[error("managed is {got}, which is neither 0 nor 1")]
     BadManagedFlag {
-        /// What it is.
+        /// Its value.
         got: u8,
     },
-    /// No payload begins there.
+    /// No payload can begin at the handle.
     #[error("no payload can begin at handle {handle}")]
     Misaligned {
         /// The handle.
         handle: i64,
     },
-    /// Such a block would reach out of the segment.
-    #[error("{size} bytes at handle {handle} reach out of the {length} bytes of the segment")]
+    /// The block would reach beyond the segment.
+    #[error("{size} bytes at handle {handle} reach beyond the {length} bytes of the segment")]
     OutOfBounds {
         /// The handle.
         handle: i64,
-        /// The size that was given.
+        /// The size in the header.
         size: u64,
-        /// What the segment has.
+        /// The length of the segment.
         length: u64,
     },
-    /// The block was given up, and perhaps taken anew.
-    #[error("stale: the block has generation {found} where {expected} is asked for")]
+    /// The block was freed, and possibly reused.
+    #[error("stale: the block has generation {found}, expected {expected}")]
     Stale {
         /// The generation in the header.
         expected: u64,
-        /// That of the block; 0: given up.
+        /// The generation of the block; 0: freed.
         found: u64,
     },
-    /// The generation is right and the size is not.
-    #[error("the block has {found} bytes where the header says {expected}")]
+    /// The generation matches, but the size does not.
+    #[error("the block has {found} bytes, the header says {expected}")]
     WrongSize {
         /// The size in the header.
         expected: u64,
-        /// That of the block.
+        /// The size of the block.
         found: u64,
     },
 }
 
-impl Coded for ResolveError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Stale { .. } | Self::UnknownSegment { .. } | Self::UnknownRegion { .. } => {
-                ErrorKind::FailedPrecondition
-            }
-            Self::BadManagedFlag { .. }
-            | Self::Misaligned { .. }
-            | Self::OutOfBounds { .. }
-            | Self::WrongSize { .. } => ErrorKind::InvalidArgument,
-        }
-    }
+coded! { ResolveError {
+    UnknownSegment => FailedPrecondition 4040,
+    UnknownRegion => FailedPrecondition 4041,
+    BadManagedFlag => InvalidArgument 4042,
+    Misaligned => InvalidArgument 4043,
+    OutOfBounds => InvalidArgument 4044,
+    Stale => FailedPrecondition 4045,
+    WrongSize => InvalidArgument 4046,
+} }
 
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::UnknownSegment { .. } => 4040,
-            Self::UnknownRegion { .. } => 4041,
-            Self::BadManagedFlag { .. } => 4042,
-            Self::Misaligned { .. } => 4043,
-            Self::OutOfBounds { .. } => 4044,
-            Self::Stale { .. } => 4045,
-            Self::WrongSize { .. } => 4046,
-        })
-    }
-}
-
-/// Why a segment is not mapped.
+/// Why a segment cannot be mapped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapError {
-    /// It cannot be mapped.
+    /// The mapping failed.
     #[error("cannot map {kind} {id}")]
     Map {
         /// Segment or region.
         kind: Kind,
-        /// Its number.
+        /// Its id.
         id: u16,
-        /// Why.
+        /// The error of the system.
         #[source]
         error: io::Error,
     },
-    /// It is not what the service says it is.
+    /// The file differs from its announcement.
     #[error("{kind} {id} is not as announced: {what} is {got}, expected {expected}")]
     Unlike {
         /// Segment or region.
         kind: Kind,
-        /// Its number.
+        /// Its id.
         id: u16,
-        /// What differs.
+        /// The field that differs.
         what: &'static str,
-        /// What it is.
+        /// The value found.
         got: u64,
-        /// What it should be.
+        /// The value expected.
         expected: u64,
     },
-    /// The service has given it back while it was on its way to us: nothing in it resolves.
-    #[error("segment {id} was given back meanwhile")]
+    /// The service retired the segment before it was mapped: nothing in it resolves.
+    #[error("segment {id} was retired meanwhile")]
     Retired {
-        /// Its number.
+        /// Its id.
         id: u16,
     },
-    /// It could shrink under our feet.
-    #[error("segment {id} is not sealed: whoever truncates it would kill its readers")]
+    /// The file could be truncated while it is mapped.
+    #[error("segment {id} is not sealed: truncating it would kill its readers")]
     NotSealed {
-        /// Its number.
+        /// Its id.
         id: u16,
     },
 }
 
-impl Coded for MapError {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::FailedPrecondition
-    }
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Map { .. } => 4050,
-            Self::Unlike { .. } => 4051,
-            Self::NotSealed { .. } => 4052,
-            Self::Retired { .. } => 4053,
-        })
-    }
-}
+coded! { MapError {
+    Map => FailedPrecondition 4050,
+    Unlike => FailedPrecondition 4051,
+    NotSealed => FailedPrecondition 4052,
+    Retired => FailedPrecondition 4053,
+} }
 
-/// Where the payload of a block lies in this process: checked at one moment, and pinned by nothing.
+/// The location of a payload in this process: checked once, and not pinned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location {
-    /// The first byte; valid for `size` bytes as long as the mappings live.
+    /// Address of the first byte; valid for `size` bytes as long as the mappings live.
     pub address: *const u8,
     /// Number of bytes.
     pub size: usize,
@@ -341,14 +343,14 @@ impl RawBlock {
     }
 }
 
-/// A checked place: where the block begins, and how long its payload is.
+/// A checked block: its address, and the length of its payload.
 struct CheckedHeader {
     block: *const u8,
     size: usize,
 }
 
-/// The first bytes of a segment's file, read and not mapped: that a file which is no segment after
-/// all is too short costs an error then, not the process.
+/// The first bytes of a segment's file. They are read, not mapped, so that a file that is too short
+/// gives an error instead of a SIGBUS.
 struct SegmentHead([u8; size_of::<SegmentHeader>()]);
 
 impl SegmentHead {
@@ -356,7 +358,7 @@ impl SegmentHead {
 
     fn read(file: BorrowedFd<'_>) -> rustix::io::Result<Self> {
         let mut head = [0; size_of::<SegmentHeader>()];
-        // A short read leaves zeros, which no check lets pass.
+        // A short read leaves zeros, which fail every check.
         retry_on_intr(|| pread(file, &mut head, 0))?;
         Ok(Self(head))
     }
@@ -377,7 +379,7 @@ impl SegmentHead {
 }
 
 impl Mappings {
-    /// These, and one more; a mapping of the same id is replaced.
+    /// These mappings and one more; a mapping with the same id is replaced.
     ///
     /// # Errors
     /// [`MapError`].
@@ -407,10 +409,10 @@ impl Mappings {
         };
         unlike("at least the size", size_bytes.min(least_bytes), least_bytes)?;
         if kind == Kind::Segment {
-            // A file without a name has no links: it must be sealed. One with a name cannot be.
+            // An unnamed file has no links and must be sealed. A file with a name cannot be sealed.
             let sealed = facts.st_nlink > 0
                 || fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
-            // Read after that: a name goes after the segment is retired.
+            // Read afterwards: the name is removed after the segment is retired.
             let head = SegmentHead::read(file).map_err(|error| failed(error.into()))?;
             unlike("the magic", head.u64(offset_of!(SegmentHeader, magic)), SegmentHead::MAGIC)?;
             let version = u64::from(SegmentHeader::VERSION);
@@ -429,7 +431,7 @@ impl Mappings {
         Ok(self.clone().with_mapped(kind, id, Arc::new(mapping)))
     }
 
-    /// These, and one more that is mapped already.
+    /// These mappings and one that is already mapped.
     pub(super) fn with_mapped(mut self, kind: Kind, id: u16, mapping: Arc<Mapping>) -> Self {
         match kind {
             Kind::Region => self.regions.set(id, Some(mapping)),
@@ -438,8 +440,13 @@ impl Mappings {
         self
     }
 
-    /// These without the segments that the service has given back: nothing in them resolves any
-    /// more, and mapped they keep memory from the node.
+    /// The mappings of a pool in a host's memory.
+    pub(super) fn of_host(host: Arc<dyn UnmappedBlocks>) -> Self {
+        Self { host: Some(host), ..Self::default() }
+    }
+
+    /// These mappings without retired segments: nothing in them resolves any more, and their
+    /// mappings keep memory of the node.
     #[must_use]
     pub fn swept(&self) -> Self {
         let mut next = self.clone();
@@ -456,18 +463,18 @@ impl Mappings {
         next
     }
 
-    /// How many segments and regions are mapped.
+    /// Number of mapped segments and regions.
     pub fn len(&self) -> usize {
         let mapped = self.segments.mapped.iter().chain(&self.regions.mapped);
         mapped.filter(|mapping| mapping.is_some()).count()
     }
 
-    /// Whether none is mapped.
+    /// Whether nothing is mapped.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether the segment or region is mapped in which `header` lies.
+    /// Whether the segment or region of `header` is mapped.
     pub fn knows(&self, header: &MetaHeader) -> bool {
         self.mapping_of(header).is_some()
     }
@@ -479,7 +486,7 @@ impl Mappings {
         }
     }
 
-    /// Finds the block, or says no; why is found out only then.
+    /// Finds the block; the cause of a failure is determined separately.
     #[inline(always)]
     fn find(&self, header: &MetaHeader) -> Option<CheckedHeader> {
         let handle = header.handle.cast_unsigned();
@@ -519,7 +526,17 @@ impl Mappings {
         }
     }
 
-    /// The first question that `header` does not answer.
+    /// The location of the payload in the host's memory, or the reason why it does not resolve.
+    #[cold]
+    #[inline(never)]
+    fn locate_in_host(&self, header: &MetaHeader) -> Result<Location, ResolveError> {
+        match &self.host {
+            Some(host) => host.locate(header),
+            None => Err(self.why_not(header)),
+        }
+    }
+
+    /// The first check that `header` fails.
     #[cold]
     #[inline(never)]
     fn why_not(&self, header: &MetaHeader) -> ResolveError {
@@ -557,55 +574,57 @@ impl Mappings {
         ResolveError::WrongSize { expected: size, found: found.load(Ordering::Relaxed) }
     }
 
-    /// Where the payload of the object lies that `header` names.
+    /// The location of the payload of the object that `header` names.
     ///
-    /// A pointer and a size keep nothing: the block may be reused once nothing pins it any more. A
-    /// caller that holds no pin asks [`still_valid`](Self::still_valid) after reading, or calls
+    /// Address and size keep nothing pinned: the memory may be reused once the block has no pins. A
+    /// caller without a pin must call [`still_valid`](Self::still_valid) after reading, or use
     /// [`read`](Self::read), which does both.
     ///
     /// # Errors
-    /// [`ResolveError`]; no header, however forged, is a danger.
+    /// [`ResolveError`]. Forged headers are safe.
     // A call would cost as much as the checks.
     #[inline(always)]
     pub fn locate(&self, header: &MetaHeader) -> Result<Location, ResolveError> {
-        let CheckedHeader { block, size } = self.check(header)?;
-        // SAFETY: `check` has seen that 64 bytes of headers and `size` bytes of payload lie inside
-        // of the mapping.
+        let Some(CheckedHeader { block, size }) = self.find(header) else {
+            return self.locate_in_host(header);
+        };
+        // SAFETY: `find` has verified that 64 bytes of headers and `size` bytes of payload are
+        // inside the mapping.
         let address = unsafe { block.add(BLOCK_OVERHEAD_BYTES as usize) };
         Ok(Location { address, size })
     }
 
-    /// The bytes of the object that `header` names, where they lie.
+    /// The bytes of the object that `header` names, in place.
     ///
     /// # Errors
-    /// [`ResolveError`]; no header, however forged, is a danger.
+    /// [`ResolveError`]. Forged headers are safe.
     ///
     /// # Safety
     /// The block must stay pinned as long as the slice lives: by a lease, a session or a timeframe
     /// of the table that `header` came with, or because the caller owns the pool. Safe code gets
-    /// bytes from a [`MappingTable`](crate::client::Table), or a copy from [`read`](Self::read).
+    /// bytes from a [`Table`](crate::client::Table), or a copy from [`read`](Self::read).
     #[inline(always)]
     pub unsafe fn resolve(&self, header: &MetaHeader) -> Result<&[u8], ResolveError> {
         let Location { address, size } = self.locate(header)?;
-        // SAFETY: inside of the mapping, which lives as long as `self`. A published block is not
-        // written again before its generation is zeroed, which the service does only when nothing
-        // pins it; that it stays pinned is this function's contract.
+        // SAFETY: inside the mapping, which lives as long as `self`. A published block is not
+        // written again before its generation is zeroed, which the service does only when it has no
+        // pins; that it stays pinned is this function's contract.
         Ok(unsafe { std::slice::from_raw_parts(address, size) })
     }
 
-    /// The bytes of a block in a segment whose writer has ended, and that is sealed against others:
-    /// those of a predecessor.
+    /// The bytes of a block in a sealed segment whose writer has ended: an object of the previous
+    /// process.
     ///
     /// # Errors
     /// [`ResolveError`].
     #[cfg(feature = "cache")]
     pub(crate) fn resolve_inherited(&self, header: &MetaHeader) -> Result<&[u8], ResolveError> {
-        // SAFETY: nothing writes to the segment any more, so its blocks stay what they are.
+        // SAFETY: the segment is not written any more, so its blocks do not change.
         unsafe { self.resolve(header) }
     }
 
-    /// The bytes of a block that a lease pins. Only [`Pinned`](super::attach::Pinned) calls this: it
-    /// keeps the lease as long as it lives, and the slice borrows from it.
+    /// The bytes of a block pinned by a lease. Only [`PinnedBlocks`](super::attach::PinnedBlocks)
+    /// calls this: it keeps the lease as long as it lives, and the slice borrows from it.
     ///
     /// # Errors
     /// [`ResolveError`].
@@ -617,16 +636,19 @@ impl Mappings {
     }
 
     /// A copy of the bytes of the object that `header` names. The generation is checked before and
-    /// after copying, so the copy is the object's or an error, whoever pins it.
+    /// after copying, so the copy is correct or an error, even without a pin.
     ///
     /// # Errors
     /// [`ResolveError`].
     pub fn read(&self, header: &MetaHeader) -> Result<Vec<u8>, ResolveError> {
+        if let Some(host) = &self.host {
+            return host.read(header);
+        }
         let Location { address, size } = self.locate(header)?;
         let mut copy: Vec<u8> = Vec::with_capacity(size);
-        // SAFETY: `size` bytes at `address` are mapped and never unmapped while `self` lives, the
+        // SAFETY: `size` bytes at `address` are mapped and stay mapped while `self` lives, the
         // vector has room for as many, and the two do not overlap. The service may write them
-        // meanwhile, which the check below finds; no reference to them is made.
+        // meanwhile, which the check below detects; no reference to them is made.
         unsafe { std::ptr::copy_nonoverlapping(address, copy.as_mut_ptr(), size) };
         if !self.still_valid(header) {
             return Err(self.why_not(header));
@@ -636,9 +658,9 @@ impl Mappings {
         Ok(copy)
     }
 
-    /// The MetaHeader of the live block at a place of a managed segment, for cells that have no
-    /// generation of their own (`o2`): segment, handle and size are checked as in
-    /// [`locate`](Self::locate), the generation is taken from the block.
+    /// The MetaHeader of the current block at a place of a managed segment, for cells without a
+    /// generation (`o2`): segment, handle and size are checked as in [`locate`](Self::locate), and
+    /// the generation is read from the block.
     ///
     /// # Errors
     /// [`ResolveError`].
@@ -650,8 +672,11 @@ impl Mappings {
     ) -> Result<MetaHeader, ResolveError> {
         let known = u16::try_from(segment).ok();
         let id = known.ok_or(ResolveError::UnknownSegment { id: u16::MAX })?;
-        // A negative size becomes huge, which reaches out of every segment. No block has generation
-        // 0, so this header names none, and what is wrong with its place is told before that.
+        if let Some(host) = &self.host {
+            return host.header_at(id, handle, size.cast_unsigned());
+        }
+        // A negative size becomes huge, which reaches beyond every segment. No block has generation
+        // 0, so this header never resolves, and faults of its place are reported first.
         let header = MetaHeader::managed(id, handle, size.cast_unsigned(), 0);
         match self.why_not(&header) {
             ResolveError::Stale { found, .. } if found != 0 => {
@@ -662,8 +687,8 @@ impl Mappings {
         }
     }
 
-    /// Tells the processor that the object of `header` will be resolved, and its first bytes read.
-    /// Where nothing can lie, nothing is told.
+    /// Prefetches the headers and first bytes of the object of `header`. Does nothing for an
+    /// invalid place.
     #[inline]
     pub fn prefetch(&self, header: &MetaHeader) {
         if let Some(payload) = self.place_of(header) {
@@ -672,7 +697,7 @@ impl Mappings {
         }
     }
 
-    /// The same where its bytes are not read.
+    /// Like [`prefetch`](Self::prefetch), without the bytes of the payload.
     #[inline]
     fn prefetch_block(&self, header: &MetaHeader) {
         if let Some(payload) = self.place_of(header) {
@@ -692,8 +717,8 @@ impl Mappings {
         }
     }
 
-    /// Locates many headers, one after the other: the rows of a table, or objects that a processor
-    /// has near.
+    /// Locates many headers in order: for the rows of a table, or for objects whose headers are in
+    /// the processor's caches.
     pub fn locate_each<'a>(
         &'a self,
         headers: &'a [MetaHeader],
@@ -701,9 +726,9 @@ impl Mappings {
         headers.iter().map(|header| self.locate(header))
     }
 
-    /// Like [`locate_each`](Self::locate_each), for headers of objects all over the memory, more
-    /// than a processor has near: it is told of each ahead. That is faster there, and slower where
-    /// [`locate_each`](Self::locate_each) is in place.
+    /// Like [`locate_each`](Self::locate_each), for objects scattered over more memory than the
+    /// caches hold: their headers are prefetched. This is faster there, and slower where
+    /// [`locate_each`](Self::locate_each) suffices.
     pub fn locate_scattered<'a>(
         &'a self,
         headers: &'a [MetaHeader],
@@ -717,7 +742,7 @@ impl Mappings {
         told.map(|header| self.locate(header))
     }
 
-    /// Locates many headers; the first that fails is the error.
+    /// Locates many headers; returns the first error.
     ///
     /// # Errors
     /// [`ResolveError`].
@@ -725,33 +750,39 @@ impl Mappings {
         self.locate_each(headers).collect()
     }
 
-    /// Whether what was read of `header` until now was still the object.
+    /// Whether the bytes read so far were still those of the object of `header`.
     pub fn still_valid(&self, header: &MetaHeader) -> bool {
+        if let Some(host) = &self.host {
+            return host.still_valid(header);
+        }
         self.check(header).is_ok_and(|CheckedHeader { block, .. }| {
             sync::seen_again(generation(block)) == header.hint
         })
     }
 
-    /// The version that lies there.
+    /// The id of the object of `header`.
     ///
     /// # Errors
     /// [`ResolveError`].
     pub fn object_id(&self, header: &MetaHeader) -> Result<ObjectId, ResolveError> {
+        if let Some(host) = &self.host {
+            return host.object_id(header);
+        }
         let CheckedHeader { block, .. } = self.check(header)?;
-        // SAFETY: the id is a field of the header, which lies inside of the mapping.
+        // SAFETY: the id is a field of the block header, which is inside the mapping.
         let place = unsafe { block.add(offset_of!(BlockHeader, object_id)) };
         // SAFETY: 16 bytes inside of the mapping; a published block does not change.
         Ok(ObjectId::from_bytes(unsafe { place.cast::<[u8; 16]>().read() }))
     }
 }
 
-/// So far ahead the processor is told where resolving is all that is done.
+/// Prefetch distance of a loop that only resolves.
 const FAR_AHEAD: usize = 2 * AHEAD;
 
-/// What the block says of its size.
+/// The size in the block header.
 #[inline]
 fn size_in(block: *const u8) -> u64 {
-    // SAFETY: the caller has checked that a block's header lies at `block`, inside of the mapping.
+    // SAFETY: the caller has checked that a block header is at `block`, inside the mapping.
     let place = unsafe { block.add(offset_of!(BlockHeader, size)) };
     // SAFETY: eight bytes inside of the mapping, aligned to 8 since the block is to 64.
     unsafe { AtomicU64::from_ptr(place.cast_mut().cast()) }.load(Ordering::Relaxed)
@@ -759,14 +790,14 @@ fn size_in(block: *const u8) -> u64 {
 
 #[inline]
 fn generation<'a>(block: *const u8) -> &'a AtomicU64 {
-    // SAFETY: the caller has checked that a block's header lies at `block`, inside of the mapping
-    // and aligned to 64; these bytes are only accessed atomically.
+    // SAFETY: the caller has checked that a block header is at `block`, inside the mapping and
+    // aligned to 64; these bytes are only accessed atomically.
     unsafe { AtomicU64::from_ptr(block.cast_mut().cast()) }
 }
 
 #[cfg(test)]
 impl Mappings {
-    /// The bytes of a block that the test itself holds, or does not care about.
+    /// The bytes of a block that the test itself keeps, or reads byte by byte.
     pub(crate) fn resolved(&self, header: &MetaHeader) -> Result<&[u8], ResolveError> {
         // SAFETY: the tests keep the blocks that they read, or read them byte by byte.
         unsafe { self.resolve(header) }

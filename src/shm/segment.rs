@@ -1,26 +1,30 @@
-//! A segment or region: what it is to the pool, and as what consumers get it.
+//! Segments and regions: the pool's view of them, and the view of consumers.
 #![allow(unsafe_code)]
 
 use std::fmt;
 use std::mem::offset_of;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
 use super::backing::Made;
-use super::layout::{Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, usable_bytes};
+use super::host::HostAllocation;
+use super::layout::{
+    BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, usable_bytes,
+};
 use super::mapping::Mapping;
 use super::region::Region;
 
-/// What a place can be in.
+/// The kind of memory that holds a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A segment of our own.
+    /// A segment of the service.
     Segment,
-    /// A region that somebody else owns.
+    /// A region owned by another process.
     Region,
 }
 
@@ -33,7 +37,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A segment or region that blocks lie in, as consumers get it.
+/// A segment or region with blocks, as given to consumers.
 #[derive(Clone)]
 pub struct SharedSegment(pub(super) Arc<Segment>);
 
@@ -43,21 +47,22 @@ impl SharedSegment {
         self.0.kind
     }
 
-    /// Its number among those of its kind.
+    /// Its id among those of its kind.
     pub fn id(&self) -> u16 {
         self.0.id
     }
 
-    /// All of it, its header included.
+    /// Its size, header included.
     pub fn size_bytes(&self) -> u64 {
         self.0.mapping().length() as u64
     }
 
-    /// Its file: sealed, or open for reading only. A region that is but a range of memory has none.
+    /// Its file: sealed, or open for reading only. A region from a range of memory has none.
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         match &self.0.memory {
             SegmentMemory::Segment(made) => Some(made.file.as_fd()),
             SegmentMemory::Region(region) => region.file.as_ref().map(|file| file.shared.as_fd()),
+            SegmentMemory::Host(_) => None,
         }
     }
 }
@@ -65,6 +70,38 @@ impl SharedSegment {
 impl fmt::Debug for SharedSegment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} of {} bytes", self.kind(), self.id(), self.size_bytes())
+    }
+}
+
+/// How a segment with a name was lost: consumers can no longer find it, or read it safely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SegmentLoss {
+    /// Its file no longer has a name.
+    Removed,
+    /// Another program has overwritten its head, and may overwrite its objects.
+    Overwritten,
+}
+
+/// A segment whose name or head was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostSegment {
+    /// Its id.
+    pub id: u16,
+    /// The path where the file should be.
+    pub file: PathBuf,
+    /// How it was lost.
+    pub loss: SegmentLoss,
+}
+
+impl fmt::Display for LostSegment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.loss {
+            SegmentLoss::Removed => "was removed: devices that start now do not find its objects",
+            SegmentLoss::Overwritten => {
+                "was reset by another program: its objects may be overwritten"
+            }
+        };
+        write!(f, "segment {}: {} {what}; restart the service", self.id, self.file.display())
     }
 }
 
@@ -78,6 +115,8 @@ pub(super) struct Segment {
 pub(super) enum SegmentMemory {
     Segment(Made),
     Region(Region),
+    /// One buffer in a host's segment or region. Its mapping is that of the payload.
+    Host(HostAllocation),
 }
 
 impl Segment {
@@ -85,15 +124,34 @@ impl Segment {
         match &self.memory {
             SegmentMemory::Segment(made) => &made.mapping,
             SegmentMemory::Region(region) => &region.mapping,
+            SegmentMemory::Host(host) => &host.payload,
         }
     }
 
-    /// All of it, in bytes.
+    /// Mapping and offset of the headers of the block at `block`.
+    pub(super) fn headers(&self, block: usize) -> (&Mapping, usize) {
+        match &self.memory {
+            SegmentMemory::Host(host) => (&host.headers, 0),
+            SegmentMemory::Segment(_) | SegmentMemory::Region(_) => (self.mapping(), block),
+        }
+    }
+
+    /// Mapping and offset of the payload of the block at `block`.
+    pub(super) fn payload(&self, block: usize) -> (&Mapping, usize) {
+        match &self.memory {
+            SegmentMemory::Host(host) => (&host.payload, 0),
+            SegmentMemory::Segment(_) | SegmentMemory::Region(_) => {
+                (self.mapping(), block + BLOCK_OVERHEAD_BYTES as usize)
+            }
+        }
+    }
+
+    /// Its size in bytes.
     pub(super) fn length(&self) -> u64 {
         self.mapping().length() as u64
     }
 
-    /// Where the first block can begin.
+    /// Offset of the first block.
     fn first_block(&self) -> u64 {
         match self.kind {
             Kind::Segment => SEGMENT_HEADER_BYTES,
@@ -101,12 +159,12 @@ impl Segment {
         }
     }
 
-    /// Where the block begins whose place starts at this granule.
+    /// Offset of the block whose place starts at this granule.
     pub(super) fn block_at(&self, granule: u32) -> usize {
         (self.first_block() + u64::from(granule) * GRANULE_BYTES) as usize
     }
 
-    /// How many granules blocks can take.
+    /// Number of granules for blocks.
     pub(super) fn granules(&self) -> u32 {
         let length = self.mapping().length() as u64;
         let bytes = match self.kind {
@@ -116,27 +174,45 @@ impl Segment {
         u32::try_from(bytes / GRANULE_BYTES).unwrap_or(u32::MAX - 1)
     }
 
-    pub(super) fn write_segment_header(&self, epoch: Epoch) {
+    pub(super) fn write_segment_header(&self, epoch: Epoch, range: u32) {
         let mapping = self.mapping();
-        let header = SegmentHeader::new(epoch, self.id, mapping.length() as u64).to_bytes();
-        // SAFETY: the segment is new: no other process knows of it, and it is longer than its head.
+        let header = SegmentHeader::new(epoch, self.id, range, mapping.length() as u64).to_bytes();
+        // SAFETY: the segment is new: no other process knows it, and it is longer than its head.
         unsafe { mapping.write(0, &header) };
     }
 
-    /// Says to all who have it mapped that nothing in it will be valid any more.
+    /// Checks its name and its head, if it has a name.
+    pub(super) fn loss(&self, epoch: Epoch, range: u32) -> Option<LostSegment> {
+        let SegmentMemory::Segment(made) = &self.memory else { return None };
+        let file = made.path()?.to_owned();
+        let head = SegmentHeader::new(epoch, self.id, range, self.length()).to_bytes();
+        let is_kept = |offset: &usize| {
+            let kept = head[*offset..].first_chunk().map(|word| u64::from_le_bytes(*word));
+            kept == Some(self.mapping().atomic_u64(*offset).load(Ordering::Relaxed))
+        };
+        let loss = if !SegmentHeader::FIXED_WORDS.iter().all(is_kept) {
+            SegmentLoss::Overwritten
+        } else if made.has_lost_its_name() {
+            SegmentLoss::Removed
+        } else {
+            return None;
+        };
+        Some(LostSegment { id: self.id, file, loss })
+    }
+
+    /// Marks the segment as retired for all processes that have it mapped.
     pub(super) fn retire(&self) {
         // SYNC(retire): pairs with the Acquire load in `Mappings::swept`.
         let retired = self.mapping().atomic_u32(offset_of!(SegmentHeader, retired));
         retired.store(1, Ordering::Release);
     }
 
-    /// Zeroes whatever an earlier instance left that looks like a generation: this one will divide
-    /// the region differently, so what an old MetaHeader names would be half of one object and half
-    /// of another.
+    /// Zeroes words of an earlier instance that look like a generation. This instance divides the
+    /// region differently, so an old MetaHeader could refer to parts of two objects.
     pub(super) fn forget_generations(&self) {
         for granule in 0..self.granules() {
             let word = self.mapping().atomic_u64(self.block_at(granule));
-            // A page that was never written is not to be made just for a zero.
+            // A page that was never written must not be allocated just for a zero.
             if word.load(Ordering::Relaxed) != 0 {
                 word.store(0, Ordering::Release);
             }

@@ -1,4 +1,4 @@
-//! The four steps by which a block's generation guards its bytes, each in one place.
+//! Synchronisation of blocks: the four steps by which a generation guards the bytes of its block.
 //!
 //! ```text
 //!  service   claim: 0, fence │ write bytes │ publish: g (Release) │ … │ give up: 0 (Release)
@@ -7,14 +7,14 @@
 //!                            seen: g? (Acquire) │ read bytes │ fence, seen again: still g?
 //! ```
 //!
-//! Who reads under a lease reads between publication and giving up, and needs [`seen`] alone. Who
-//! has none may see a block taken anew under its reading: [`seen_again`] says so, because whoever
-//! writes there has claimed the place before. Generic over the word, so that the model below runs
-//! the very same code under loom.
+//! A reader with a lease reads between publication and giving up, and needs only [`seen`]. A reader
+//! without a lease may see the memory reused while it reads: [`seen_again`] detects this, because
+//! the writer has claimed the place before. Generic over the word, so that the model below runs the
+//! same code under loom.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// An atomic word, and the fence that goes with it.
+/// An atomic word with its fence.
 pub(super) trait Word {
     fn load(&self, ordering: Ordering) -> u64;
     fn store(&self, value: u64, ordering: Ordering);
@@ -36,23 +36,23 @@ impl Word for AtomicU64 {
     }
 }
 
-/// The place is ours: nothing resolves there, whatever its bytes were. Comes before the first
-/// write to it.
+/// Claims a place: nothing resolves there, whatever its bytes were. Must precede the first write to
+/// it.
 pub(super) fn claim<W: Word>(generation: &W) {
     generation.store(0, Ordering::Relaxed);
-    // SYNC(give-up): whoever sees one of the writes that follow, and has a fence after it, sees
-    // every generation that was zeroed before; pairs with the fence in `seen_again`.
+    // SYNC(give-up): a thread that sees one of the following writes, and then executes a fence,
+    // sees every generation zeroed before; pairs with the fence in `seen_again`.
     W::fence(Ordering::Release);
 }
 
-/// All bytes are there.
+/// Publishes a block whose bytes are all written.
 pub(super) fn publish<W: Word>(generation: &W, value: u64) {
     // SYNC(publish): pairs with the Acquire load in `seen`.
     generation.store(value, Ordering::Release);
 }
 
-/// Nothing resolves here any more. Comes before the place goes back to the allocator, whose lock
-/// hands it to the next one that claims it.
+/// Invalidates a block. Must precede the release of its place to the allocator, whose lock passes
+/// the place on to the next claim.
 pub(super) fn give_up<W: Word>(generation: &W) {
     generation.store(0, Ordering::Release);
 }
@@ -64,8 +64,8 @@ pub(super) fn seen<W: Word>(generation: &W) -> u64 {
     generation.load(Ordering::Acquire)
 }
 
-/// The generation, to be compared after the bytes were read: the same as before, and what was read
-/// was the object.
+/// The generation, to be compared after the bytes were read: if it is unchanged, the bytes read
+/// were those of the object.
 #[inline]
 pub(super) fn seen_again<W: Word>(generation: &W) -> u64 {
     // SYNC(give-up): pairs with the fence in `claim`.
@@ -93,12 +93,12 @@ mod tests {
         }
     }
 
-    /// A place of the shared memory. The payload is two words, so that it can be half of one object
-    /// and half of another.
+    /// A place in shared memory. The payload is two words, so that it can be mixed from two
+    /// objects.
     #[derive(Default)]
     struct Place {
         generation: AtomicU64,
-        /// Where another block begins when the place is divided differently.
+        /// Start of another block when the place is divided differently.
         other_generation: AtomicU64,
         payload: [AtomicU64; 2],
         /// The allocator's lock.
@@ -143,7 +143,7 @@ mod tests {
             claim(&place.generation);
             place.write(7);
             publish(&place.generation, 1);
-            // One thread gives the block up, another takes its place, with its header elsewhere.
+            // One thread gives the block up, another claims its place, with its header elsewhere.
             let gives = thread::spawn({
                 let place = Arc::clone(&place);
                 move || {

@@ -15,7 +15,7 @@ use futures::future::try_join_all;
 
 use super::contract::Source;
 use super::error::SourceError;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::object::{ClaimDiffers, CreationLimits, ObjectId, ObjectInfo, ObjectPath, VersionClaim};
 
 /// Look-ups at a time, where the source does not list.
@@ -54,23 +54,11 @@ pub enum ClaimError {
     },
 }
 
-impl Coded for ClaimError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Unknown { .. } => ErrorKind::NotFound,
-            Self::Differs { .. } => ErrorKind::InvalidArgument,
-            Self::Source { error, .. } => error.kind(),
-        }
-    }
-
-    fn code(&self) -> Code {
-        match self {
-            Self::Unknown { .. } => Code(2013),
-            Self::Differs { .. } => Code(2014),
-            Self::Source { error, .. } => error.code(),
-        }
-    }
-}
+coded! { ClaimError {
+    Unknown => NotFound 2013,
+    Differs => InvalidArgument 2014,
+    Source { error, .. } => error,
+} }
 
 /// The versions of `path` that `claims` name, each as the source describes it; each id once.
 ///

@@ -26,7 +26,7 @@ use super::repository::{
     RepositorySource, RepositoryWriter,
 };
 use super::{Body, BodyError, Problem, Source, SourceError, in_place, page_key};
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::{Coded as _, coded};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query, VersionClaim};
 
@@ -184,28 +184,14 @@ pub enum CopyError {
     },
 }
 
-impl Coded for CopyError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Source(error) => error.kind(),
-            Self::Claim(error) => error.kind(),
-            Self::Destination(error) => error.kind(),
-            Self::OnlyByTime { .. } => ErrorKind::InvalidArgument,
-            Self::Batch { .. } | Self::Io { .. } => ErrorKind::FailedPrecondition,
-        }
-    }
-
-    fn code(&self) -> Code {
-        match self {
-            Self::Source(error) => error.code(),
-            Self::Claim(error) => error.code(),
-            Self::Destination(error) => error.code(),
-            Self::OnlyByTime { .. } => Code(3040),
-            Self::Io { .. } => Code(3041),
-            Self::Batch { .. } => Code(3042),
-        }
-    }
-}
+coded! { CopyError {
+    Source(error) => error,
+    Claim(error) => error,
+    Destination(error) => error,
+    OnlyByTime => InvalidArgument 3040,
+    Io => FailedPrecondition 3041,
+    Batch => FailedPrecondition 3042,
+} }
 
 /// Copies what is selected, `parallel` versions at a time; `progress` is told after each how many
 /// are done, of how many, and the bytes that came.

@@ -1,6 +1,6 @@
 //! Reasons why a source, or a body, does not do what it was asked for.
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::object::{ObjectId, ObjectPath};
 
 /// Why a [`Body`](super::Body) takes no bytes.
@@ -88,27 +88,14 @@ pub enum SourceError {
     },
 }
 
-impl Coded for SourceError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Down { .. } | Self::Unusable { .. } | Self::NoSuchVersion { .. } => {
-                ErrorKind::Unavailable
-            }
-            Self::NotAllowed { .. } => ErrorKind::PermissionDenied,
-            Self::Configuration { .. } => ErrorKind::InvalidArgument,
-            Self::Body { error: BodyError::TooLarge { .. }, .. } => ErrorKind::ResourceExhausted,
-            Self::Body { error: BodyError::NoRoom { .. }, .. } => ErrorKind::Unavailable,
-        }
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Down { .. } => 3001,
-            Self::Unusable { .. } => 3002,
-            Self::NoSuchVersion { .. } => 3003,
-            Self::NotAllowed { .. } => 3004,
-            Self::Configuration { .. } => 3005,
-            Self::Body { .. } => 3006,
-        })
-    }
-}
+coded! { SourceError {
+    Down => Unavailable 3001,
+    Unusable => Unavailable 3002,
+    NoSuchVersion => Unavailable 3003,
+    NotAllowed => PermissionDenied 3004,
+    Configuration => InvalidArgument 3005,
+    Body { error, .. } => (match error {
+        BodyError::TooLarge { .. } => ErrorKind::ResourceExhausted,
+        BodyError::NoRoom { .. } => ErrorKind::Unavailable,
+    }) 3006,
+} }

@@ -1,8 +1,8 @@
 //! A source in memory: for tests, and for workflows that make their objects themselves.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,6 +12,7 @@ use super::{
 };
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::sync::RwLock;
 use crate::telemetry::Timing;
 
 const URL: &str = "memory:";
@@ -39,7 +40,7 @@ impl MemorySource {
     pub fn put(&self, mut info: ObjectInfo, bytes: impl Into<Arc<[u8]>>) {
         let bytes = bytes.into();
         info.size_bytes = Some(bytes.len() as u64);
-        let mut paths = self.paths.write().unwrap_or_else(PoisonError::into_inner);
+        let mut paths = self.paths.write();
         let versions = paths.entry(info.path.clone()).or_default();
         versions.insert(info.id, StoredObject { info: Arc::new(info), bytes });
     }
@@ -63,7 +64,7 @@ impl Source for MemorySource {
         _held: Option<&Arc<ObjectInfo>>,
     ) -> Result<Knowledge, SourceError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+        let paths = self.paths.read();
         let versions = paths.get(&query.path).into_iter().flat_map(BTreeMap::values);
         let versions = versions.map(|held| &held.info).filter(|info| query.matches(info));
         let versions = versions.map(Arc::clone).collect();
@@ -73,7 +74,7 @@ impl Source for MemorySource {
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let held = {
-            let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+            let paths = self.paths.read();
             paths.get(&version.path).and_then(|versions| versions.get(&version.id)).cloned()
         };
         let Some(StoredObject { bytes, .. }) = held else {
@@ -101,7 +102,7 @@ impl Source for MemorySource {
     }
 
     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
-        let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+        let paths = self.paths.read();
         let below = paths.iter().filter(|(path, _)| path.starts_with(prefix));
         Ok(below
             .map(|(path, versions)| PathSummary {

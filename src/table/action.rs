@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::column::{ColumnList, ColumnRequest};
 use super::limits::{AtMost, RequestLimits};
-use super::request::{ColumnList, ColumnRequest, Columns, RangeRequest, RequestError, parse_json};
+use super::request::{Columns, RangeRequest, RequestError, parse_json};
 use crate::interval::ValidityInterval;
 use crate::object::ObjectPath;
 

@@ -1,8 +1,9 @@
 //! Requests against the limits of a service, once they are parsed.
 
 use super::action::Register;
+use super::column::{ColumnPath, ColumnRequest};
 use super::limits::{RequestLimits, metadata_bytes, too_many};
-use super::request::{ColumnRequest, Columns, Request, RequestError};
+use super::request::{Columns, Request, RequestError};
 
 impl RequestLimits {
     /// Whether a request keeps within these.
@@ -44,6 +45,12 @@ impl RequestLimits {
 
     fn check_column(&self, column: &ColumnRequest) -> Result<(), RequestError> {
         self.check_name("columns", &column.name)?;
+        if let Some(used) = &column.key {
+            self.check_name("columns", &used.key)?;
+        }
+        if let ColumnPath::ByRange(ranges) = &column.path {
+            within("columns", ranges.len(), self.path_ranges, "ranges of a key")?;
+        }
         let bytes = metadata_bytes(&column.metadata);
         within("columns", bytes, self.metadata_bytes, "bytes of metadata")
     }
@@ -135,6 +142,8 @@ mod tests {
         let less = RequestLimits {
             columns: 2,
             consumers: 1,
+            path_ranges: 1,
+            key_values: 1,
             lock_entries: 0,
             name_bytes: 4,
             metadata_bytes: 3,
@@ -148,6 +157,10 @@ mod tests {
         let metadata = r#""c": {"path": "A", "metadata": {"k": "vvv"}}"#;
         assert!(refused(metadata, "").unwrap_err().contains("at most 3"));
         assert!(refused(r#""c": "A""#, r#", "consumer": "abcde""#).is_err());
+        let ranges = r#""c": {"path": [{"from": 1, "path": "A"}, {"path": "B"}], "key": "k"}"#;
+        assert!(refused(ranges, r#", "keys": {"k": [1]}"#).unwrap_err().contains("at most 1"));
+        let key = r#""c": {"path": "A", "key": "abcde"}"#;
+        assert!(refused(key, r#", "keys": {"abcde": [1]}"#).unwrap_err().contains("at most 4"));
         let register = br#"{"table": "t", "consumers": ["a", "b"]}"#;
         let register = Register::parse(register).unwrap();
         assert!(less.check_registration(&register).is_err());

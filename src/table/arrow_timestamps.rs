@@ -1,6 +1,8 @@
 //! Timestamps out of Arrow: every type that a table of timestamps comes in, converted exactly or
 //! refused.
 
+use std::sync::Arc;
+
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{
     ArrowPrimitiveType, Int64Type, RunEndIndexType, TimestampMicrosecondType,
@@ -8,12 +10,14 @@ use arrow_array::types::{
 };
 use arrow_array::{Array, RecordBatch, RunArray};
 use arrow_buffer::{ArrowNativeType as _, NullBuffer, ScalarBuffer};
-use arrow_schema::{DataType, TimeUnit};
+use arrow_schema::{DataType, SchemaRef, TimeUnit};
 #[cfg(feature = "server")]
 use {arrow_buffer::Buffer, arrow_schema::Schema, bytes::Bytes};
 
+use super::arrow_keys::keys_from_batch;
+use super::key_rows::{KeyColumns, KeyError, TableRows};
 use super::request::RangeRequest;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::index::Timestamps;
 
 /// The name of the column in tables of timestamps, and in ours.
@@ -74,22 +78,14 @@ pub enum TimestampsError {
     Empty,
 }
 
-impl Coded for TimestampsError {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::NoColumn { .. } => 1010,
-            Self::Type { .. } => 1011,
-            Self::Overflow { .. } => 1012,
-            Self::TooMany { .. } => 1013,
-            Self::Batches { .. } => 1014,
-            Self::Empty => 1015,
-        })
-    }
-}
+coded! { TimestampsError {
+    NoColumn => InvalidArgument 1010,
+    Type => InvalidArgument 1011,
+    Overflow => InvalidArgument 1012,
+    TooMany => InvalidArgument 1013,
+    Batches => InvalidArgument 1014,
+    Empty => InvalidArgument 1015,
+} }
 
 fn fits(data_type: &DataType) -> bool {
     match data_type {
@@ -106,23 +102,53 @@ fn fits(data_type: &DataType) -> bool {
 /// [`TimestampsError`].
 pub fn timestamps_from_batches(batches: &[RecordBatch]) -> Result<Timestamps, TimestampsError> {
     let first = batches.first().ok_or(TimestampsError::Empty)?;
-    let schema = first.schema();
+    let place = timestamp_column(&first.schema(), &[])?;
+    timestamps_in(batches, place)
+}
+
+/// The rows of a table: its timestamps, and the columns of the keys of these names, those that are
+/// there. Other columns are ignored. `charge` is told of the memory that keys take, and may refuse.
+///
+/// # Errors
+/// [`TimestampsError`], [`KeyError`], or what `charge` says.
+pub fn rows_from_batches<E: From<TimestampsError> + From<KeyError>>(
+    batches: &[RecordBatch],
+    keys: &[Arc<str>],
+    mut charge: impl FnMut(u64) -> Result<(), E>,
+) -> Result<TableRows, E> {
+    let first = batches.first().ok_or(TimestampsError::Empty)?;
+    let place = timestamp_column(&first.schema(), keys)?;
+    let timestamps = Arc::new(timestamps_in(batches, place)?);
+    let parts = batches.iter().map(|batch| keys_from_batch(keys, batch, &mut charge));
+    let parts = parts.collect::<Result<Vec<KeyColumns>, E>>()?;
+    Ok(TableRows { timestamps, keys: KeyColumns::concat(&parts)? })
+}
+
+/// The place of the column of timestamps. A key is one only if it is named so.
+fn timestamp_column(schema: &SchemaRef, keys: &[Arc<str>]) -> Result<usize, TimestampsError> {
     let named = [TIMESTAMP, O2_TIMESTAMP].iter().find_map(|name| schema.index_of(name).ok());
     let place = named.or_else(|| {
         let fields = schema.fields().iter().enumerate();
-        let mut fitting = fields.filter(|(_, field)| fits(field.data_type()));
+        let mut fitting = fields.filter(|(_, field)| {
+            fits(field.data_type()) && keys.iter().all(|key| **key != **field.name())
+        });
         match (fitting.next(), fitting.next()) {
             (Some((place, _)), None) => Some(place),
             _ => None,
         }
     });
-    let place = place.ok_or_else(|| TimestampsError::NoColumn {
+    place.ok_or_else(|| TimestampsError::NoColumn {
         columns: schema
             .fields()
             .iter()
             .map(|field| format!("{} ({})", field.name(), field.data_type()))
             .collect(),
-    })?;
+    })
+}
+
+fn timestamps_in(batches: &[RecordBatch], place: usize) -> Result<Timestamps, TimestampsError> {
+    let Some(first) = batches.first() else { return Err(TimestampsError::Empty) };
+    let schema = first.schema();
     let name = schema.field(place).name();
     let mut parts = Vec::with_capacity(batches.len());
     for (batch, table) in batches.iter().enumerate() {
@@ -139,11 +165,25 @@ pub fn timestamps_from_batches(batches: &[RecordBatch]) -> Result<Timestamps, Ti
     together(&parts)
 }
 
+impl TableRows {
+    /// The rows of all parts, one after the other; each part has the same keys.
+    ///
+    /// # Errors
+    /// [`TimestampsError::TooMany`], [`KeyError::Type`].
+    pub fn concat<E: From<TimestampsError> + From<KeyError>>(parts: &[Self]) -> Result<Self, E> {
+        let timestamps: Vec<Timestamps> =
+            parts.iter().map(|part| Timestamps::clone(&part.timestamps)).collect();
+        let timestamps = together(&timestamps)?;
+        let keys: Vec<KeyColumns> = parts.iter().map(|part| part.keys.clone()).collect();
+        Ok(Self { timestamps: Arc::new(timestamps), keys: KeyColumns::concat(&keys)? })
+    }
+}
+
 /// The timestamps of all parts, one after the other.
 ///
 /// # Errors
 /// [`TimestampsError::TooMany`].
-pub(crate) fn together(parts: &[Timestamps]) -> Result<Timestamps, TimestampsError> {
+fn together(parts: &[Timestamps]) -> Result<Timestamps, TimestampsError> {
     let rows = parts.iter().map(Timestamps::len).sum();
     if rows > Timestamps::MAX_ROWS {
         return Err(TimestampsError::TooMany { rows });
@@ -303,8 +343,6 @@ fn runs<R: RunEndIndexType>(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use arrow_array::{
         ArrayRef, DictionaryArray, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray,
         TimestampMillisecondArray, TimestampNanosecondArray, TimestampSecondArray, UInt64Array,

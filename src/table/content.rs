@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::index::Timestamps;
+use super::column::ColumnPath;
+use crate::index::{KeyColumn, Timestamps};
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 use crate::shm::MetaHeader;
@@ -68,11 +69,13 @@ pub struct Column {
     /// Its name.
     pub name: Arc<str>,
     /// Whose objects.
-    pub path: ObjectPath,
+    pub path: ColumnPath,
     /// They tile the rows, and neighbours differ.
     pub runs: Arc<[CellRun]>,
     /// The distinct objects.
     pub cells: Vec<Cell>,
+    /// The key on which it depends.
+    pub key: Option<KeyColumn>,
 }
 
 impl Column {

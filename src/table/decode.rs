@@ -16,7 +16,7 @@ use arrow_array::{
 };
 use arrow_schema::DataType;
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::shm::MetaHeader;
 
 /// What stands in a cell.
@@ -49,14 +49,7 @@ pub struct DecodeError {
     pub reason: String,
 }
 
-impl Coded for DecodeError {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::Internal
-    }
-    fn code(&self) -> Code {
-        Code(1030)
-    }
-}
+coded! { DecodeError => Internal 1030 }
 
 pub(super) fn wrong(array: &dyn Array, reason: &str) -> DecodeError {
     DecodeError { got: array.data_type().to_string(), reason: reason.to_owned() }

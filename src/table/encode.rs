@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use arrow_array::builder::{
-    BinaryBuilder, Int64Builder, MapBuilder, MapFieldNames, StringBuilder, UInt64Builder,
-};
+use arrow_array::builder::{BinaryBuilder, Int64Builder, StringBuilder};
 use arrow_array::{
     ArrayRef, DictionaryArray, Int32Array, Int64Array, LargeBinaryArray, RecordBatch,
-    RecordBatchOptions, StringArray,
+    RecordBatchOptions,
 };
 use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::SchemaRef;
@@ -17,8 +15,9 @@ use super::content::{Cell, Column, Content, IntervalColumn, Objects, TableBody};
 use super::encode_error::EncodeError;
 use super::ipc::{BatchMessages, MessageWriter};
 use super::ipc_body::{Dictionaries, RowWindow, payload_dictionaries, with_payloads};
-use super::layout::{TableLayout, text_type};
+use super::layout::TableLayout;
 use super::request::{CellKind, Encoding, View};
+use super::text_runs::TextRuns;
 use crate::index::Timestamps;
 use crate::object::ObjectId;
 use crate::shm::MetaHeader;
@@ -26,31 +25,34 @@ use crate::shm::MetaHeader;
 /// Batches of MetaHeaders stay below this, so that with their heads they are below 2 MiB.
 const BATCH_BYTES: u64 = 1_900 << 10;
 /// Batches of payloads aim at this; one row can have more.
-const PAYLOAD_BATCH_BYTES: u64 = 4 << 20;
+pub(super) const PAYLOAD_BATCH_BYTES: u64 = 4 << 20;
 /// Batches of the views objects and intervals aim at this.
-const RECORD_BYTES: usize = 1 << 20;
+pub(super) const RECORD_BYTES: usize = 1 << 20;
 /// What a row of them takes beside its texts.
-const RECORD_FIXED_BYTES: usize = 128;
+pub(super) const RECORD_FIXED_BYTES: usize = 128;
 /// A payload cell can have this much.
-const MAX_CELL_BYTES: u64 = 64 << 20;
+pub(super) const MAX_CELL_BYTES: u64 = 64 << 20;
 /// All payloads of one batch or dictionary can have this much.
 const MAX_PAYLOADS_BYTES: u64 = 1 << 30;
 /// One chunk of the view chunks.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Rows of one batch of the views objects and intervals.
-const RECORD_ROWS: usize = 4_000;
+pub(super) const RECORD_ROWS: usize = 4_000;
 
 /// The batches of a table, made one after the other; at least one, if only an empty one.
 pub struct Batches {
-    shape: Arc<TableLayout>,
+    pub(super) shape: Arc<TableLayout>,
     schema: SchemaRef,
-    content: Content,
+    pub(super) content: Content,
     /// By column: the values of the dictionary, the same array in all batches.
     dictionaries: Vec<ArrayRef>,
-    next: usize,
-    /// Of the views objects and intervals: the column that is next, and the run or span of it.
-    next_in_column: (usize, usize),
-    over: bool,
+    /// The next row; of the view objects, that of the column at hand.
+    pub(super) next: usize,
+    /// Of the views of records: the column that is next, and the run, span or cell of it.
+    pub(super) next_in_column: (usize, usize),
+    /// Of the view distinct: by cell of the column at hand, its first row and number of rows.
+    pub(super) served: Vec<(i64, i64)>,
+    pub(super) over: bool,
 }
 
 impl Content {
@@ -68,6 +70,7 @@ impl Content {
             dictionaries: Vec::new(),
             next: 0,
             next_in_column: (0, 0),
+            served: Vec::new(),
             over: false,
         }
     }
@@ -84,6 +87,7 @@ impl Iterator for Batches {
             TableBody::Rows { columns, timestamps } => match self.shape.view {
                 View::Chunks => self.chunk(&columns),
                 View::Objects => self.records(&columns),
+                View::Distinct => self.distinct(&columns),
                 View::Rows | View::Intervals => self.rows(&columns, &timestamps),
             },
             TableBody::Intervals(columns) => self.intervals(&columns),
@@ -160,7 +164,11 @@ impl Batches {
         Arc::clone(&self.schema)
     }
 
-    fn batch(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch, EncodeError> {
+    pub(super) fn batch(
+        &self,
+        columns: Vec<ArrayRef>,
+        rows: usize,
+    ) -> Result<RecordBatch, EncodeError> {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
     }
@@ -277,11 +285,11 @@ impl Batches {
         Ok(())
     }
 
-    fn objects(&self) -> &dyn Objects {
+    pub(super) fn objects(&self) -> &dyn Objects {
         &*self.content.objects
     }
 
-    fn bytes_of(&self, cell: &Cell) -> u64 {
+    pub(super) fn bytes_of(&self, cell: &Cell) -> u64 {
         self.objects().bytes(cell.object).len() as u64
     }
 
@@ -294,7 +302,7 @@ impl Batches {
         if bytes <= limit_bytes {
             return Ok(());
         }
-        let (column, path) = (column.name.to_string(), column.path.clone());
+        let (column, path) = (column.name.to_string(), column.path.to_string());
         Err(EncodeError::TooLarge { column, path, bytes, limit_bytes })
     }
 
@@ -429,80 +437,6 @@ impl Batches {
         Ok(Arc::new(DictionaryArray::try_new(keys, Arc::clone(&self.dictionaries[place]))?))
     }
 
-    /// The record of what served the rows: one row per run.
-    fn records(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
-        let objects = Arc::clone(&self.content.objects);
-        let mut texts: [StringBuilder; 4] = Default::default();
-        let mut numbers: [Int64Builder; 5] = Default::default();
-        let mut sizes: [UInt64Builder; 2] = Default::default();
-        let names = MapFieldNames {
-            entry: "entries".to_owned(),
-            key: "key".to_owned(),
-            value: "value".to_owned(),
-        };
-        let value =
-            Arc::new(arrow_schema::Field::new("value", arrow_schema::DataType::Utf8, false));
-        let mut metadata = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new())
-            .with_values_field(value);
-        let (mut rows, mut bytes) = (0, 0);
-        let (mut place, mut next_run) = self.next_in_column;
-        while rows < RECORD_ROWS && bytes < RECORD_BYTES && place < columns.len() {
-            let column = &columns[place];
-            let Some(run) = column.runs.get(next_run) else {
-                (place, next_run) = (place + 1, 0);
-                continue;
-            };
-            let start = next_run.checked_sub(1).map_or(0, |before| column.runs[before].end);
-            next_run += 1;
-            let Some(cell) = run.cell.map(|cell| &column.cells[cell as usize]) else { continue };
-            let version = objects.version(cell.object);
-            let mut id = [0; ObjectId::TEXT_BYTES];
-            let id = version.id.text(&mut id);
-            let said = [&column.name[..], column.path.as_str(), id, cell.cache.name()];
-            texts.iter_mut().zip(said).for_each(|(builder, text)| builder.append_value(text));
-            let counted = [
-                i64::from(start),
-                i64::from(run.end),
-                version.validity.from().as_millis(),
-                version.validity.until().as_millis(),
-                version.created.as_millis(),
-            ];
-            numbers.iter_mut().zip(counted).for_each(|(builder, n)| builder.append_value(n));
-            sizes[0].append_value(cell.header.size);
-            sizes[1].append_value(cell.header.hint);
-            for (key, value) in &version.metadata {
-                metadata.keys().append_value(key);
-                metadata.values().append_value(value);
-                bytes += key.len() + value.len() + 8;
-            }
-            metadata.append(true)?;
-            rows += 1;
-            bytes += column.name.len() + column.path.as_str().len() + RECORD_FIXED_BYTES;
-        }
-        // What is left may be runs without an object.
-        while let Some(column) = columns.get(place)
-            && column.runs[next_run..].iter().all(|run| run.cell.is_none())
-        {
-            (place, next_run) = (place + 1, 0);
-        }
-        self.over = place == columns.len();
-        self.next_in_column = (place, next_run);
-        let [column, path, id, cache] =
-            texts.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let [start, end, from, until, created] =
-            numbers.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let [size, generation] =
-            sizes.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let metadata: ArrayRef = Arc::new(metadata.finish());
-        self.batch(
-            vec![
-                column, path, start, end, id, from, until, created, size, generation, cache,
-                metadata,
-            ],
-            rows,
-        )
-    }
-
     /// The effective spans.
     fn intervals(&mut self, columns: &[IntervalColumn]) -> Result<RecordBatch, EncodeError> {
         let (mut arrays, cells) = self.next_intervals(columns)?;
@@ -546,7 +480,7 @@ impl Batches {
                 if bytes > MAX_CELL_BYTES {
                     return Err(EncodeError::TooLarge {
                         column: column.name.to_string(),
-                        path: column.path.clone(),
+                        path: column.path.to_string(),
                         bytes,
                         limit_bytes: MAX_CELL_BYTES,
                     });
@@ -584,35 +518,6 @@ impl Batches {
         self.next = end;
         self.over = end == bytes.len();
         self.batch(vec![Arc::new(offsets), Arc::new(pieces.finish())], rows)
-    }
-}
-
-/// Texts of which many that follow each other are equal.
-#[derive(Default)]
-struct TextRuns<'a>(Vec<(&'a str, i32)>);
-
-impl<'a> TextRuns<'a> {
-    fn push(&mut self, text: &'a str) {
-        match self.0.last_mut() {
-            Some((last, rows)) if std::ptr::eq(*last, text) => *rows += 1,
-            _ => self.0.push((text, 1)),
-        }
-    }
-
-    fn finish(self, encoding: Encoding, rows: usize) -> Result<ArrayRef, EncodeError> {
-        let Self(runs) = self;
-        if encoding == Encoding::RunEnd {
-            let lengths = runs.iter().map(|(_, rows)| *rows);
-            let ends = lengths.scan(0, |end, rows| {
-                *end += rows;
-                Some(*end)
-            });
-            let texts = StringArray::from_iter_values(runs.iter().map(|(text, _)| *text));
-            let ends = Int32Array::from_iter_values(ends);
-            return run_array(&text_type(encoding), ends, &texts, rows);
-        }
-        let texts = runs.iter().flat_map(|(text, rows)| std::iter::repeat_n(*text, *rows as usize));
-        Ok(Arc::new(StringArray::from_iter_values(texts)))
     }
 }
 

@@ -1,7 +1,6 @@
 //! Reasons why a table cannot be encoded.
 
-use crate::error::{Code, Coded, ErrorKind};
-use crate::object::ObjectPath;
+use crate::error::coded;
 
 /// Why a table has no such Arrow form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -15,8 +14,8 @@ pub enum EncodeError {
     TooLarge {
         /// The column.
         column: String,
-        /// Its path.
-        path: ObjectPath,
+        /// Its path, or its paths by range.
+        path: String,
         /// What it has.
         bytes: u64,
         /// What is possible.
@@ -42,22 +41,9 @@ pub enum EncodeError {
     },
 }
 
-impl Coded for EncodeError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::TooLarge { .. } => ErrorKind::ResourceExhausted,
-            Self::Unmanaged { .. } => ErrorKind::InvalidArgument,
-            Self::LeaseEnded => ErrorKind::FailedPrecondition,
-            Self::Arrow { .. } => ErrorKind::Internal,
-        }
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::TooLarge { .. } => 1020,
-            Self::Unmanaged { .. } => 1021,
-            Self::LeaseEnded => 5003,
-            Self::Arrow { .. } => 9010,
-        })
-    }
-}
+coded! { EncodeError {
+    TooLarge => ResourceExhausted 1020,
+    Unmanaged => InvalidArgument 1021,
+    LeaseEnded => FailedPrecondition 5003,
+    Arrow => Internal 9010,
+} }

@@ -10,7 +10,7 @@
 //! that were encoded last are kept, and what is the same message again can be seen without a look at
 //! its bytes.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use arrow_ipc::{
     Buffer, DictionaryBatchBuilder, FieldNode, MessageBuilder, MessageHeader, MetadataVersion,
@@ -26,6 +26,7 @@ use super::ipc::Message;
 use super::request::CellKind;
 use crate::index::Timestamps;
 use crate::shm::MetaHeader;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Arrow pads each buffer to this.
 const ALIGNMENT: usize = 64;
@@ -248,7 +249,7 @@ impl Dictionaries {
     }
 
     fn kept(&self) -> MutexGuard<'_, Arc<SentDictionaries>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

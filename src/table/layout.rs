@@ -6,8 +6,8 @@ use std::sync::Arc;
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 
 use super::arrow_timestamps::TIMESTAMP;
+use super::column::ColumnPath;
 use super::request::{CellKind, Encoding, View};
-use crate::object::ObjectPath;
 use crate::shm::MetaHeader;
 
 /// The key under which a column names its object path, as AliceO2's tables do.
@@ -49,7 +49,9 @@ pub struct TableLayout {
     /// Columns whose cells can be null all the same.
     pub optional: Vec<String>,
     /// Name and path of each column.
-    pub columns: Vec<(Arc<str>, ObjectPath)>,
+    pub columns: Vec<(Arc<str>, ColumnPath)>,
+    /// Whether a column depends on a key: then the view objects says which value it had.
+    pub keyed: bool,
     /// What else the schema says.
     pub meta: Meta,
 }
@@ -73,7 +75,8 @@ impl TableLayout {
     pub fn schema(&self) -> SchemaRef {
         let fields = match self.view {
             View::Rows => self.row_fields(),
-            View::Objects => object_fields(),
+            View::Objects => object_fields(self.keyed),
+            View::Distinct => self.distinct_fields(),
             View::Intervals => self.interval_fields(),
             View::Chunks => Fields::from(vec![
                 Field::new("offset", DataType::Int64, false),
@@ -118,6 +121,18 @@ impl TableLayout {
             Field::new("until", DataType::Int64, false),
             Field::new("object_id", DataType::Utf8, false),
             cell,
+        ])
+    }
+
+    fn distinct_fields(&self) -> Fields {
+        let cell = Field::new("cell", cell_type(self.cell), false).with_metadata(self.extension());
+        Fields::from(vec![
+            Field::new("column", text_type(self.encoding), false),
+            Field::new("path", text_type(self.encoding), false),
+            Field::new("object_id", DataType::Utf8, false),
+            cell,
+            Field::new("first_row", DataType::Int64, false),
+            Field::new("rows", DataType::Int64, false),
         ])
     }
 
@@ -184,13 +199,13 @@ fn encoded_type(encoding: Encoding, cell: CellKind, nullable: bool) -> DataType 
 }
 
 /// The columns of the objects view.
-fn object_fields() -> Fields {
+fn object_fields(keyed: bool) -> Fields {
     let entry = Fields::from(vec![
         Field::new("key", DataType::Utf8, false),
         Field::new("value", DataType::Utf8, false),
     ]);
     let entries = Arc::new(Field::new("entries", DataType::Struct(entry), false));
-    Fields::from(vec![
+    let mut fields = vec![
         Field::new("column", DataType::Utf8, false),
         Field::new("path", DataType::Utf8, false),
         Field::new("row_start", DataType::Int64, false),
@@ -203,5 +218,9 @@ fn object_fields() -> Fields {
         Field::new("generation", DataType::UInt64, false),
         Field::new("cache", DataType::Utf8, false),
         Field::new("metadata", DataType::Map(entries, false), false),
-    ])
+    ];
+    if keyed {
+        fields.push(Field::new("key", DataType::Utf8, true));
+    }
+    Fields::from(fields)
 }

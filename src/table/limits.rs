@@ -17,6 +17,10 @@ pub struct RequestLimits {
     pub columns: usize,
     /// Consumers of a timeframe.
     pub consumers: usize,
+    /// Ranges of a key in the path of a column.
+    pub path_ranges: usize,
+    /// Distinct values of a key, for each of which a column has a look-up of its own.
+    pub key_values: usize,
     /// Entries of a lock.
     pub lock_entries: usize,
     /// The name of a column, a table, a consumer or a session.
@@ -30,6 +34,8 @@ impl RequestLimits {
     pub const MOST: Self = Self {
         columns: 10_000,
         consumers: 1_000,
+        path_ranges: 1_000,
+        key_values: 10_000,
         lock_entries: 100_000,
         name_bytes: 256,
         metadata_bytes: 64 << 10,

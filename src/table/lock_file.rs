@@ -47,6 +47,10 @@ pub struct LockEntry {
     /// Its metadata.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
+    /// The value that the key of the column had in these rows. A look-up for one value of a key
+    /// selects among the entries of that value, and those that name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 impl LockEntry {

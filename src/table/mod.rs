@@ -12,9 +12,11 @@
 
 mod action;
 mod admit;
+mod arrow_keys;
 mod arrow_timestamps;
 mod cells;
 mod check;
+mod column;
 mod content;
 mod decode;
 mod encode;
@@ -22,23 +24,29 @@ mod encode_error;
 mod intervals;
 mod ipc;
 mod ipc_body;
+mod key_rows;
 mod layout;
 mod limits;
 mod lock_file;
+mod records;
 mod request;
 mod schema_message;
 mod status;
 #[cfg(test)]
 mod tests;
+mod text_runs;
 
 pub use action::{
     ActionError, Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer,
     Register, Release, SegmentsAnswer, action_types, parse_action,
 };
-pub use arrow_timestamps::{TimestampsError, timestamps_from_array, timestamps_from_batches};
 #[cfg(feature = "server")]
-pub(crate) use arrow_timestamps::{plain_timestamps, together};
+pub(crate) use arrow_timestamps::plain_timestamps;
+pub use arrow_timestamps::{
+    TimestampsError, rows_from_batches, timestamps_from_array, timestamps_from_batches,
+};
 pub use check::{CheckAnswer, CheckRequest};
+pub use column::{ColumnList, ColumnPath, ColumnRequest, KeyLookUp, KeyUse, PathRange};
 pub use content::{
     CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Objects, TableBody,
 };
@@ -48,12 +56,13 @@ pub use encode_error::EncodeError;
 pub use intervals::{ColumnSpans, JoinedColumn, run_end_batch};
 pub use ipc::{BatchMessages, Message, MessageWriter};
 pub use ipc_body::Dictionaries;
+pub use key_rows::{KeyColumns, KeyError, TableRows, key_names};
 pub use layout::{Meta, TableLayout};
 pub use limits::RequestLimits;
 pub use lock_file::LockEntry;
 pub use request::{
-    CellKind, ColumnList, ColumnRequest, Columns, Encoding, Missing, RangeRequest, Request,
-    RequestError, SHORT_SPAN, View, When,
+    CellKind, Columns, Encoding, Missing, RangeRequest, Request, RequestError, SHORT_SPAN, View,
+    When,
 };
 pub use schema_message::SchemaMessage;
 pub use status::{

@@ -1,21 +1,21 @@
 //! What a table is asked for with: JSON, every rule checked, every unknown field refused by name.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_buffer::NullBufferBuilder;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::limits::{AtMost, RequestLimits, check_metadata, check_name};
+use super::column::{ColumnList, ColumnRequest};
+use super::key_rows::{JsonKeys, KeyColumns, KeyError, TableRows};
+use super::limits::{AtMost, RequestLimits};
 use super::lock_file::LockEntry;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::{Code, coded};
 use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{CreationLimits, ObjectPath, Query};
+use crate::object::CreationLimits;
 
 /// The shape of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -58,6 +58,8 @@ pub enum View {
     Intervals,
     /// Pieces of one object.
     Chunks,
+    /// One per distinct object of a column.
+    Distinct,
 }
 
 /// What happens where nothing is valid.
@@ -69,139 +71,6 @@ pub enum Missing {
     Error,
     /// The cell is null.
     Null,
-}
-
-/// One column that is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ColumnRequest {
-    /// Its name in the table.
-    pub name: Arc<str>,
-    /// Whose objects.
-    pub path: ObjectPath,
-    /// Metadata that a version must have.
-    pub metadata: BTreeMap<String, String>,
-}
-
-impl ColumnRequest {
-    /// Bytes of memory that it takes, about.
-    #[cfg(feature = "cache")]
-    pub(crate) fn memory_bytes(&self) -> u64 {
-        let metadata = self.metadata.iter().map(|(key, value)| key.len() + value.len() + 96);
-        let own = self.name.len() + self.path.as_str().len() + 160;
-        (own + metadata.sum::<usize>()) as u64
-    }
-
-    /// Which versions that asks for, within these limits.
-    pub fn query(&self, limits: CreationLimits) -> Query {
-        Query { path: self.path.clone(), metadata: self.metadata.clone(), limits }
-    }
-}
-
-/// Columns in the order in which they were named, each name once.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ColumnList(pub Vec<ColumnRequest>);
-
-/// `"path"` or `{"path": …, "metadata": {…}}`.
-struct OneColumn {
-    path: ObjectPath,
-    metadata: BTreeMap<String, String>,
-}
-
-impl<'de> Deserialize<'de> for OneColumn {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Full {
-            path: ObjectPath,
-            #[serde(default)]
-            metadata: BTreeMap<String, String>,
-        }
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = OneColumn;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(r#"a path, or {"path": …, "metadata": {…}}"#)
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<OneColumn, E> {
-                let path = ObjectPath::new(text).map_err(E::custom)?;
-                Ok(OneColumn { path, metadata: BTreeMap::new() })
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<OneColumn, A::Error> {
-                let Full { path, metadata } = Full::deserialize(MapAccessDeserializer::new(map))?;
-                check_metadata(&metadata)?;
-                Ok(OneColumn { path, metadata })
-            }
-        }
-        deserializer.deserialize_any(Either)
-    }
-}
-
-/// A name, taken over without a copy in between.
-struct Name(Arc<str>);
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl Visitor<'_> for Text {
-            type Value = Name;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a name")
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Name, E> {
-                Ok(Name(text.into()))
-            }
-        }
-        deserializer.deserialize_str(Text)
-    }
-}
-
-impl<'de> Deserialize<'de> for ColumnList {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = ColumnList;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(r#"columns as {"<name>": "<path>", …}"#)
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ColumnList, A::Error> {
-                let mut columns: Vec<ColumnRequest> = Vec::new();
-                while let Some((name, column)) = map.next_entry::<Name, OneColumn>()? {
-                    let (Name(name), OneColumn { path, metadata }) = (name, column);
-                    check_name("a column", &name)?;
-                    if columns.len() == RequestLimits::MOST.columns {
-                        let most = RequestLimits::MOST.columns;
-                        return Err(A::Error::custom(format_args!("more than {most} columns")));
-                    }
-                    columns.push(ColumnRequest { name, path, metadata });
-                }
-                let mut names: Vec<&str> = columns.iter().map(|column| &*column.name).collect();
-                names.sort_unstable();
-                match names.windows(2).find(|pair| pair[0] == pair[1]) {
-                    Some(pair) => {
-                        Err(A::Error::custom(format!("column {:?} stands twice", pair[0])))
-                    }
-                    None => Ok(ColumnList(columns)),
-                }
-            }
-        }
-        deserializer.deserialize_map(InOrder)
-    }
-}
-
-impl Serialize for ColumnList {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Full<'a> {
-            path: &'a ObjectPath,
-            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-            metadata: &'a BTreeMap<String, String>,
-        }
-        serializer.collect_map(
-            self.0.iter().map(|column| {
-                (&column.name, Full { path: &column.path, metadata: &column.metadata })
-            }),
-        )
-    }
 }
 
 /// Which columns.
@@ -298,8 +167,8 @@ impl RangeRequest {
 pub enum When {
     /// The timestamps of a timeframe in flight.
     Timeframe(u64),
-    /// These.
-    Timestamps(Timestamps),
+    /// These, with the values of the keys beside them.
+    Timestamps(TableRows),
     /// All effective spans between two times.
     Range(ValidityInterval),
 }
@@ -368,22 +237,18 @@ pub enum RequestError {
         /// Of these.
         fields: &'static str,
     },
+    /// The key columns do not fit.
+    #[error(transparent)]
+    Key(#[from] KeyError),
 }
 
-impl Coded for RequestError {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Malformed { .. } => 1001,
-            Self::Field { .. } => 1002,
-            Self::NoneOf { .. } => 1003,
-            Self::TooMany { .. } => 1004,
-        })
-    }
-}
+coded! { RequestError {
+    Malformed => InvalidArgument 1001,
+    Field => InvalidArgument 1002,
+    NoneOf => InvalidArgument 1003,
+    TooMany => InvalidArgument 1004,
+    Key(error) => error,
+} }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -392,6 +257,7 @@ struct Raw {
     table: Option<String>,
     timeframe: Option<u64>,
     timestamps: Option<Times>,
+    keys: Option<JsonKeys>,
     range: Option<RangeRequest>,
     consumer: Option<String>,
     session: Option<String>,
@@ -451,12 +317,19 @@ const WHEN: &str = "timeframe, timestamps, range";
 
 impl Raw {
     /// For which times, if that is said.
-    fn when(&self) -> Result<Option<When>, RequestError> {
-        Ok(Some(match (self.timeframe, &self.timestamps, self.range) {
+    fn when(&mut self) -> Result<Option<When>, RequestError> {
+        let keys = match self.keys.take() {
+            Some(JsonKeys(keys)) => keys?,
+            None => KeyColumns::default(),
+        };
+        if !keys.is_empty() && self.timestamps.is_none() {
+            let reason = "they go with timestamps: one value per timestamp".to_owned();
+            return Err(RequestError::Field { field: "keys", reason });
+        }
+        Ok(Some(match (self.timeframe, self.timestamps.take(), self.range) {
             (Some(timeframe), None, None) => When::Timeframe(timeframe),
-            (None, Some(timestamps), None) => {
-                let Times(timestamps) = timestamps;
-                When::Timestamps(timestamps.clone())
+            (None, Some(Times(timestamps)), None) => {
+                When::Timestamps(TableRows { timestamps: Arc::new(timestamps), keys })
             }
             (None, None, Some(range)) if self.view == View::Intervals => {
                 if range.step.is_some() {
@@ -471,7 +344,7 @@ impl Raw {
             (None, None, Some(range)) if range.gap.is_some() => {
                 return Err(RangeRequest::wrong("gap goes with the view intervals".into()));
             }
-            (None, None, Some(range)) => When::Timestamps(range.timestamps()?),
+            (None, None, Some(range)) => When::Timestamps(range.timestamps()?.into()),
             (None, None, None) => return Ok(None),
             _ => return Err(RequestError::TooMany { fields: WHEN }),
         }))
@@ -487,7 +360,7 @@ impl Request {
     /// # Errors
     /// [`RequestError`].
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
-        let raw: Raw = parse_json("request", json)?;
+        let mut raw: Raw = parse_json("request", json)?;
         let when = raw.when()?.ok_or(RequestError::NoneOf { fields: WHEN })?;
         let request = Self::of(raw, when)?;
         request.check_view()?;
@@ -500,17 +373,17 @@ impl Request {
     /// # Errors
     /// [`RequestError`].
     pub fn parse_template(json: &[u8]) -> Result<Self, RequestError> {
-        let raw: Raw = parse_json("request", json)?;
+        let mut raw: Raw = parse_json("request", json)?;
         if raw.when()?.is_some() {
             let reason = "in an exchange the timestamps come with each batch".to_owned();
             return Err(RequestError::Field { field: WHEN, reason });
         }
-        let when = When::Timestamps(Timestamps::new(Vec::new(), None));
+        let when = When::Timestamps(Timestamps::new(Vec::new(), None).into());
         let request = Self::of(raw, when)?;
         match request.view {
-            View::Rows | View::Objects => request.check_view()?,
+            View::Rows | View::Objects | View::Distinct => request.check_view()?,
             View::Intervals | View::Chunks => {
-                let reason = "an exchange has the views rows and objects".to_owned();
+                let reason = "an exchange has the views rows, objects and distinct".to_owned();
                 return Err(RequestError::Field { field: "view", reason });
             }
         }
@@ -550,13 +423,13 @@ impl Request {
         match (self.view, &self.when) {
             (View::Intervals, When::Range(_)) => {}
             (View::Intervals, _) => return wrong("view", "intervals needs a range without a step"),
-            (View::Chunks, When::Timestamps(timestamps)) => {
+            (View::Chunks, When::Timestamps(TableRows { timestamps, .. })) => {
                 if timestamps.len() != 1 || timestamps.has_nulls() {
                     return wrong("view", "chunks needs exactly one timestamp");
                 }
             }
             (View::Chunks, _) => return wrong("view", "chunks needs exactly one timestamp"),
-            (View::Rows | View::Objects, _) => {}
+            (View::Rows | View::Objects | View::Distinct, _) => {}
         }
         if self.view == View::Chunks
             && matches!(&self.columns, Columns::Own(columns) if columns.len() != 1)
@@ -594,6 +467,7 @@ pub(super) fn parse_json<'a, T: Deserialize<'a>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Coded as _;
 
     fn error(json: &str) -> String {
         Request::parse(json.as_bytes()).unwrap_err().message()
@@ -610,7 +484,7 @@ mod tests {
         assert_eq!(&*columns[0].name, "z");
         assert_eq!(columns[1].metadata["k"], "v");
         assert_eq!(request.wait, Duration::from_secs(60));
-        let When::Timestamps(timestamps) = request.when else { panic!() };
+        let When::Timestamps(TableRows { timestamps, .. }) = request.when else { panic!() };
         assert_eq!((timestamps.value(0).is_some(), timestamps.value(1)), (true, None));
     }
 

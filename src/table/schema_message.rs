@@ -98,10 +98,10 @@ mod tests {
 
     use super::*;
     use crate::object::ObjectPath;
-    use crate::table::{CellKind, Encoding, View};
+    use crate::table::{CellKind, ColumnPath, Encoding, View};
 
     fn shape(timeframe: Option<u64>, lease: Option<&str>) -> TableLayout {
-        let path = ObjectPath::new("TPC/Calib/VDriftTgl").unwrap();
+        let path = ColumnPath::One(ObjectPath::new("TPC/Calib/VDriftTgl").unwrap());
         TableLayout {
             view: View::Rows,
             encoding: Encoding::RunEnd,
@@ -111,6 +111,7 @@ mod tests {
             nullable: true,
             optional: Vec::new(),
             columns: vec![("vdrift".into(), path.clone()), ("other".into(), path)],
+            keyed: false,
             meta: Meta {
                 epoch: "0123456789abcdef".to_owned(),
                 attach: Some("/run/attach.sock".to_owned()),

@@ -35,6 +35,9 @@ pub struct Status {
     pub sessions: Vec<SessionStatus>,
     /// Where objects come from.
     pub sources: Vec<SourceStatus>,
+    /// Segments with names that another program removed or wrote over, each in a sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_segments: Vec<String>,
 }
 
 /// Where the memory is; `used = pinned + candidates for eviction`.

@@ -84,7 +84,8 @@ fn column(name: &str, rows: &[Option<u32>], cells: u8) -> Column {
         }
     }
     let cells = (0..cells).map(|n| cell(n, usize::from(n) * 7)).collect();
-    Column { name: name.into(), path: ObjectPath::new("A/B").unwrap(), runs: runs.into(), cells }
+    let path = ColumnPath::One(ObjectPath::new("A/B").unwrap());
+    Column { name: name.into(), path, runs: runs.into(), cells, key: None }
 }
 
 fn shape(
@@ -104,8 +105,9 @@ fn shape(
         optional: Vec::new(),
         columns: names
             .iter()
-            .map(|name| ((*name).into(), ObjectPath::new("A/B").unwrap()))
+            .map(|name| ((*name).into(), ColumnPath::One(ObjectPath::new("A/B").unwrap())))
             .collect(),
+        keyed: false,
         meta: Meta {
             epoch: "0123456789abcdef".to_owned(),
             attach: Some("/run/iovcache/attach.sock".to_owned()),

@@ -1,4 +1,4 @@
-//! What the tests share: a repository, keys, a service that has them.
+//! Shared by these tests: a repository, keys, and a service that uses them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::common::{PATIENCE, Service, Version, put};
 
 pub(crate) const DRIFT: &str = "TPC/Calib/VDrift";
 
-/// A repository with one object, and room for keys.
+/// A repository with one object, and a folder for keys.
 pub(crate) struct Files {
     pub(crate) folder: tempfile::TempDir,
 }
@@ -31,13 +31,13 @@ impl Files {
         self.folder.path().join(name)
     }
 
-    /// Writes `text` and gives the path, as an argument.
+    /// Writes `text` and returns the path, as an argument.
     pub(crate) fn write(&self, name: &str, text: &str) -> String {
         fs::write(self.path(name), text).unwrap();
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    /// Each token is its own name.
+    /// The token of each key is equal to its name.
     pub(crate) fn keys(&self, of: &[(&str, Role, Option<i64>)]) -> String {
         let entry = |(name, role, expires): &(&str, Role, Option<i64>)| {
             Keys::entry(name, &Secret::from(*name), *role, expires.map(Timestamp::from_millis))
@@ -75,15 +75,15 @@ pub(crate) fn drift() -> TableRequest {
 
 pub(crate) fn drift_column() -> Vec<ColumnRequest> {
     let path = ObjectPath::new(DRIFT).unwrap();
-    vec![ColumnRequest { name: "drift".into(), path, metadata: Default::default() }]
+    vec![ColumnRequest::new("drift", path)]
 }
 
-/// Kind and code of what went wrong.
+/// Kind and code of the error, if any.
 pub(crate) fn why<T>(result: Result<T, ClientError>) -> Option<(ErrorKind, u16)> {
     result.err().map(|error| (error.kind(), error.code().0))
 }
 
-/// Asks until the answer is `right`: what a signal brings about takes a moment.
+/// Repeats the request until the answer is `right`: a signal takes effect after a moment.
 pub(crate) async fn until_told<T: PartialEq + std::fmt::Debug>(
     right: T,
     mut ask: impl AsyncFnMut() -> T,

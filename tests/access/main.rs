@@ -1,5 +1,5 @@
-//! Who may: the real service asked by those who may and those who may not, other users of the node
-//! among them.
+//! Access control: requests of permitted and of refused clients to the real service, other users of
+//! the node among them.
 
 #[path = "../common/mod.rs"]
 mod common;

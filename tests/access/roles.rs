@@ -44,7 +44,7 @@ async fn without_a_token_or_with_a_wrong_one_nobody_is_let_in_on_any_transport()
         assert!(metrics.contains(&format!("iovcache_{name}_total ")), "{metrics}");
         assert!(!metrics.contains(&format!("iovcache_{name}_total 0\n")), "{metrics}");
     }
-    // That it lives is told to anybody.
+    // Liveness is public.
     assert_eq!(http_get(&service.http(), "/readyz").0, 200);
 }
 
@@ -74,7 +74,7 @@ async fn a_role_may_what_it_says_and_no_more() {
             assert_eq!(why(client.table(table).await), None);
             client.consumed(timeframe, "c").await.unwrap();
         }
-        // What is no action is told so, whoever asks.
+        // An unknown action gets the same error in every role.
         let nothing = client.act::<Value>("nothing", &json!({})).await;
         assert_eq!(why(nothing).unwrap().0, ErrorKind::InvalidArgument);
     }
@@ -153,7 +153,7 @@ async fn keys_can_stand_in_the_environment() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_has_only_so_many_requests_answered_at_a_time() {
-    // A source that takes connections and never says anything.
+    // A source that accepts connections and never answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let source = format!("http://{}", silent.local_addr().unwrap());
     let service = crate::common::Service::start(&["--source", &source, "--quota-requests", "2"]);

@@ -1,4 +1,4 @@
-//! Secrets stay where they are: not in logs, not in status, not in errors.
+//! Secrets never appear in logs, status or errors.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -15,7 +15,7 @@ use crate::files::{Files, client, drift};
 const RIGHT: &str = "right-token-5f2c";
 const WRONG: &str = "wrong-token-81ab";
 
-/// Kills it when it goes.
+/// Kills the process when dropped.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -29,7 +29,7 @@ impl Drop for Killed {
 async fn secrets_are_never_shown() {
     let files = Files::new();
     let keys = files.keys(&[(RIGHT, Role::Read, None)]);
-    // The name is told, the token is not: so they must differ here.
+    // The name is logged and the token is not, so they must differ here.
     let text = std::fs::read_to_string(&keys).unwrap();
     let text = text.replace(&format!("name = \"{RIGHT}\""), "name = \"shift\"");
     std::fs::write(&keys, &text).unwrap();
@@ -78,7 +78,7 @@ async fn secrets_are_never_shown() {
     let shown = run(&["config", "show", &config]);
     assert!(shown.status.success());
     seen.push(String::from_utf8(shown.stdout).unwrap());
-    // The token in the place of the entry: the error names the line and not what stands there.
+    // A token in the place of the entry: the error names the line but does not quote it.
     std::fs::write(&keys, format!("[[token]]\nname = \"a\"\nsecret = \"{RIGHT}\"\n")).unwrap();
     let broken = run(&["serve", "--source", "memory:", "--tokens", &keys]);
     assert_eq!(broken.status.code(), Some(2));

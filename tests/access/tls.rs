@@ -1,4 +1,4 @@
-//! TLS, its certificates and those of clients, and what is not served without it.
+//! TLS, certificates of the server and of clients, and what is refused without TLS.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ impl Authority {
     }
 }
 
-/// Asks once, through a connection of its own.
+/// Sends one request over a connection of its own.
 async fn ask(
     url: &str,
     token: &str,
@@ -77,10 +77,10 @@ async fn tls_is_spoken_and_its_certificate_replaced_on_sighup() {
     assert_eq!(ask(&url, "reader", &first, None).await, None);
     assert_eq!(ask(&url, "wrong", &first, None).await.unwrap().1, 6002);
     assert_eq!(ask(&url, "reader", &second, None).await, UNREACHABLE);
-    // Who does not speak TLS gets nowhere.
+    // A client without TLS is refused.
     let plain = url.replace("grpc+tls", "grpc");
     assert_ne!(ask(&plain, "reader", &first, None).await, None);
-    // Nor does one who takes the name in the certificate for another.
+    // So is a client that expects another name than the certificate's.
     let by_address = url.replace("localhost", "127.0.0.1");
     assert_eq!(ask(&by_address, "reader", &first, None).await, UNREACHABLE);
 
@@ -88,12 +88,12 @@ async fn tls_is_spoken_and_its_certificate_replaced_on_sighup() {
     service.signal("HUP");
     until_told(None, async || ask(&url, "reader", &second, None).await).await;
     assert_eq!(ask(&url, "reader", &first, None).await, UNREACHABLE);
-    // Half a pair changes nothing.
+    // A certificate without its matching key changes nothing.
     files.write("key.pem", &first.sign("localhost").1);
     service.signal("HUP");
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     assert_eq!(ask(&url, "reader", &second, None).await, None);
-    // The Unix socket needs no TLS, but a token.
+    // The Unix socket needs no TLS, but it needs a token.
     let unix = crate::files::client(&service.unix(), "reader").await;
     assert_eq!(why(unix.table(drift()).await), None);
 }
@@ -124,12 +124,12 @@ async fn a_clients_certificate_has_the_role_of_its_name() {
     assert_eq!(ask(&url, "", &authority, Some(&stranger)).await, no_role);
     assert_eq!(ask(&url, "", &authority, None).await.unwrap().1, 6001);
     assert_eq!(ask(&url, "reader", &authority, None).await, None);
-    // A certificate that another authority signed does not even connect.
+    // With a certificate of another authority the client cannot even connect.
     assert_ne!(ask(&url, "", &authority, Some(&forged)).await, None);
     assert_ne!(ask(&url, "reader", &authority, Some(&forged)).await, None);
 }
 
-/// What a client says first: its ClientHello.
+/// A client's first message: its ClientHello.
 fn client_hello() -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
@@ -158,7 +158,8 @@ async fn who_does_not_finish_the_handshake_is_hung_up_on_and_a_good_client_goes_
 
     let hello = client_hello();
     assert!(hello.len() > 100 && hello.starts_with(b"\x16\x03"), "{hello:?}");
-    // Nothing, a byte, the head of a record, half a ClientHello, and a whole one with nothing after.
+    // Nothing, a byte, the head of a record, half a ClientHello, and a complete one followed by
+    // silence.
     let mut silent = JoinSet::new();
     for said in [0, 1, 5, hello.len() / 2, hello.len()] {
         let (first, address) = (hello[..said].to_owned(), address.clone());
@@ -182,7 +183,7 @@ async fn who_does_not_finish_the_handshake_is_hung_up_on_and_a_good_client_goes_
     }
     assert!(asked > 1, "the good client was held up");
     for (said, took, answered) in hung_up {
-        // Not before its time, and not only after the ten seconds that hold where nothing is set.
+        // Not before the configured limit, and not only after the default of ten seconds.
         assert!(took > Duration::from_millis(500), "{said} bytes: {took:?}");
         assert!(took < Limits::default().handshake.duration(), "{said} bytes: {took:?}");
         assert_eq!(answered > 0, said == hello.len(), "{said} bytes: {answered} of an answer");
@@ -196,7 +197,7 @@ fn beyond_loopback_nothing_is_served_without_tls_and_keys() {
     let (chain, key) = (files.write("chain.pem", &chain), files.write("key.pem", &key));
     let (keys, source) =
         (files.keys(&ALL_ROLES), format!("file://{}", files.repository().display()));
-    // Nobody has this address (RFC 5737), so what is not refused fails at the socket.
+    // No host has this address (RFC 5737), so a start that is not refused fails at the socket.
     let tried = |more: &[&str]| {
         let sockets = files.path("sockets");
         let all = ["serve", "--source", &source, "--socket", sockets.to_str().unwrap()];
@@ -216,13 +217,13 @@ fn beyond_loopback_nothing_is_served_without_tls_and_keys() {
         assert_eq!(status, Some(1), "{told}");
         assert!(told.contains("cannot listen on 192.0.2.1:0"), "{told}");
     }
-    // The CCDB side asks for no key, so it is not opened beside them.
+    // The CCDB side checks no keys, so it is not opened beside keys.
     let near = ["--listen", "127.0.0.1:0", "--ccdb", "192.0.2.1:0"];
     let (status, told) = tried(&[&near[..], &with_keys].concat());
     assert!(status == Some(5) && told.contains("CCDB"), "{status:?} {told}");
     let (status, told) = tried(&near);
     assert!(status == Some(1) && told.contains("cannot listen"), "{status:?} {told}");
-    // An empty file of keys, or one that everybody can write, lets nobody start.
+    // With an empty file of keys, or one that is world-writable, the service does not start.
     let empty = files.write("empty", "");
     assert_eq!(tried(&["--listen", "127.0.0.1:0", "--tokens", &empty]).0, Some(2));
     use std::os::unix::fs::PermissionsExt as _;

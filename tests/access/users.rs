@@ -1,4 +1,5 @@
-//! Other users of the node: a real second uid that reads, maps, writes and swaps what it can reach.
+//! Other users of the node: a real second uid that tries to read, map, write and replace what it
+//! can reach.
 
 use std::ffi::CString;
 use std::fs::{self, OpenOptions, Permissions};
@@ -14,12 +15,12 @@ use iovcache::shm::attach::{Announcement, LineReader};
 use crate::common::Service;
 use crate::files::{Files, exists};
 
-/// A user and a group that own nothing.
+/// A user and a group that own no file.
 const STRANGER: u32 = 65_534;
-/// A group that the stranger is only a member of.
+/// A group of which the stranger is only a member.
 const GROUP: u32 = 4_242;
 
-/// Not a test of its own: what a process of the second user does.
+/// Not a test of its own: the tasks of a process of the second user.
 #[test]
 fn a_process_of_another_user() {
     let Ok(task) = std::env::var("IOVCACHE_TEST_AS_STRANGER") else { return };
@@ -36,7 +37,7 @@ fn a_process_of_another_user() {
     println!("said: {said}");
 }
 
-/// Tries to get at the segments of a process of another user.
+/// Tries to reach the segments of a process of another user.
 fn steal(folder: &Path, pid: &str) -> String {
     let mut got = Vec::new();
     for number in 0..64 {
@@ -48,7 +49,7 @@ fn steal(folder: &Path, pid: &str) -> String {
     if fs::File::open(format!("/proc/{pid}/mem")).is_ok() {
         got.push("mem".to_owned());
     }
-    // Neither does it get between the service and its clients.
+    // Nor can it replace the sockets between the service and its clients.
     for name in ["flight.sock", "attach.sock", "lock"] {
         if fs::remove_file(folder.join(name)).is_ok() {
             got.push(format!("removed {name}"));
@@ -60,7 +61,7 @@ fn steal(folder: &Path, pid: &str) -> String {
     if got.is_empty() { "nothing".to_owned() } else { got.join(", ") }
 }
 
-/// Attaches as one who may, and tries to write into what it gets.
+/// Attaches as a permitted user, and tries to write to the segments it receives.
 fn misuse(socket: &Path) -> String {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.write_all(b"{\"hello\": 1, \"consumer\": \"stranger\"}\n").unwrap();
@@ -82,7 +83,7 @@ fn misuse(socket: &Path) -> String {
     if (&segment).write_all(b"x").is_ok() {
         got.push("written");
     }
-    // A memfd can be opened anew, by its descriptor, for writing: the seals must hold then too.
+    // A memfd can be reopened for writing through its descriptor: the seals must hold then too.
     let own = CString::new(format!("/proc/self/fd/{}", segment.as_raw_fd())).unwrap();
     let own = own.to_str().unwrap();
     if let Ok(mut anew) = OpenOptions::new().read(true).write(true).open(own) {
@@ -106,7 +107,7 @@ fn misuse(socket: &Path) -> String {
 }
 
 fn map_writable(file: &fs::File) -> Result<(), ()> {
-    // dd writes through a mapping nowhere; Python maps as any process would.
+    // dd never writes through a mapping; Python maps as any process would.
     let script = "import mmap, sys; mmap.mmap(0, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE)";
     let mapped = Command::new("python3")
         .args(["-c", script])
@@ -117,7 +118,7 @@ fn map_writable(file: &fs::File) -> Result<(), ()> {
     if mapped.success() { Ok(()) } else { Err(()) }
 }
 
-/// Runs this very program as the stranger; what it said.
+/// Runs this test program as the stranger; returns its output.
 fn as_stranger(task: &str, socket: &Path, service: &Service) -> String {
     let program = std::env::current_exe().unwrap();
     let output = setpriv(&[])
@@ -154,7 +155,7 @@ fn status(service: &Service, groups: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Whether there can be a second user here: only root can become another.
+/// Whether a second user is possible here: only root can become another user.
 fn is_root() -> bool {
     let root = rustix_uid() == 0;
     if !root {
@@ -168,7 +169,7 @@ fn rustix_uid() -> u32 {
     fs::metadata("/proc/self").unwrap().uid()
 }
 
-/// Lets others walk to the sockets, so that what keeps them out is the service.
+/// Opens the path to the sockets, so that only the service itself can refuse others.
 fn open_folder(service: &Service) {
     for path in [service.folder.path().to_owned(), service.folder.path().join("s")] {
         fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
@@ -185,7 +186,7 @@ fn another_user_gets_at_nothing_and_swaps_nothing() {
     let sockets = service.folder.path().join("s");
     let mode = |name: &str| fs::metadata(sockets.join(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("."), mode("flight.sock"), mode("attach.sock")), (0o750, 0o660, 0o660));
-    // The folder above is the test's own; the service's has to do.
+    // The folder above belongs to the test; the service's own folder must refuse.
     fs::set_permissions(service.folder.path(), Permissions::from_mode(0o755)).unwrap();
     for name in ["flight.sock", "attach.sock"] {
         let said = as_stranger("connect", &sockets.join(name), &service);

@@ -1,8 +1,7 @@
-//! Every error with a stable code, read from the source: `impl Coded for …`, and the texts of the
-//! variants.
+//! Every error with a stable code, read from the source: the tables `coded! { … }`, and the docs of
+//! the variants.
 #![allow(unreachable_pub, reason = "each test binary is a crate of its own")]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,9 +10,9 @@ pub struct Known {
     pub code: u16,
     /// `CacheError::Missing`.
     pub name: String,
-    /// What a caller can do about it, where the error says so by itself.
+    /// The action that a caller can take, if the error itself states it.
     pub kind: String,
-    /// What its documentation says.
+    /// Its documentation.
     pub text: String,
 }
 
@@ -24,12 +23,15 @@ pub fn all() -> Vec<Known> {
     for file in files {
         let whole = fs::read_to_string(&file).unwrap();
         let code = whole.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
-        for rest in code.split("\nimpl Coded for ").skip(1) {
-            let body = rest.split("\n}\n").next().unwrap_or_default();
-            let owner = body.split([' ', '<']).next().unwrap_or_default();
-            errors_of(owner, body, code, &mut all);
+        for rest in code.split("\ncoded! { ").skip(1) {
+            let (owner, table) = rest.split_once(' ').unwrap_or_default();
+            match table.strip_prefix("{\n") {
+                Some(table) => variants_of(owner, table, code, &mut all),
+                None => all.extend(whole_error(owner, table, code)),
+            }
         }
     }
+    assert!(all.len() > 100, "tables are found: {}", all.len());
     all.sort_by_key(|error| error.code);
     all
 }
@@ -45,105 +47,49 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The body of a function within an `impl`.
-fn function<'a>(body: &'a str, name: &str) -> &'a str {
-    let (_, rest) = body.split_once(&format!("fn {name}(")).unwrap_or_default();
-    rest.split("\n    }\n").next().unwrap_or_default()
+/// An error with one kind and code: `=> InvalidArgument 2001 }`.
+fn whole_error(owner: &str, table: &str, file: &str) -> Option<Known> {
+    let line = table.split(" }").next()?;
+    let (kind, code) = kind_and_code(line)?;
+    let starts = [format!("struct {owner}"), format!("pub enum {owner}")];
+    let text = text_before(file, &starts.each_ref().map(String::as_str));
+    Some(Known { code, name: owner.to_owned(), kind, text })
 }
 
-fn errors_of(owner: &str, body: &str, file: &str, all: &mut Vec<Known>) {
-    let (codes, kinds) = (function(body, "code"), function(body, "kind"));
-    let kinds = kinds_of(kinds);
-    let every = kinds.get("").cloned().unwrap_or_default();
-    if !codes.contains("match") {
-        let Some(code) = numbers(codes).next() else { return };
-        let text = text_before(
-            file,
-            &[
-                &format!("pub struct {owner}"),
-                &format!("struct {owner}"),
-                &format!("pub enum {owner}"),
-            ],
-        );
-        all.push(Known { code, name: owner.to_owned(), kind: every, text });
-        return;
-    }
-    for (arm, value) in arms(codes) {
-        let Some(code) = numbers(value).next() else { continue };
-        for variant in variants(arm) {
-            let kind = kinds.get(variant).unwrap_or(&every).clone();
-            let enumeration = file.split(&format!("enum {owner} {{")).nth(1).unwrap_or_default();
-            let starts =
-                ["\n    {v} {", "\n    {v}(", "\n    {v},"].map(|s| s.replace("{v}", variant));
-            let text = text_before(enumeration, &starts.each_ref().map(String::as_str));
-            all.push(Known { code, name: format!("{owner}::{variant}"), kind, text });
+/// The lines of a table. A line without a code has that of its cause, and is listed there.
+fn variants_of(owner: &str, table: &str, file: &str, all: &mut Vec<Known>) {
+    let table = table.split("\n} }").next().unwrap_or_default();
+    let enumeration = file.split(&format!("enum {owner} {{")).nth(1).unwrap_or_default();
+    // A line is indented once, what belongs to an expression in it deeper or closed by a bracket.
+    let mut lines: Vec<String> = Vec::new();
+    for line in table.lines().filter(|line| !line.trim().starts_with("//")) {
+        match line.strip_prefix("    ").filter(|line| line.starts_with(char::is_uppercase)) {
+            Some(line) => lines.push(line.to_owned()),
+            None => lines.last_mut().expect("a line begins").push_str(line.trim()),
         }
     }
-}
-
-/// The kinds by variant; under `""` the one of all.
-fn kinds_of(body: &str) -> BTreeMap<String, String> {
-    let kind = |text: &str| {
-        let name = text.split("ErrorKind::").nth(1)?;
-        Some(name.split(|c: char| !c.is_alphanumeric()).next()?.to_owned())
-    };
-    let mut kinds = BTreeMap::new();
-    if !body.contains("match") {
-        kinds.extend(kind(body).map(|kind| (String::new(), kind)));
-        return kinds;
+    for line in lines {
+        let variant = line.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+        let Some((kind, code)) = kind_and_code(line.trim_end_matches(',')) else { continue };
+        let starts = ["\n    {v} {", "\n    {v}(", "\n    {v},"].map(|s| s.replace("{v}", variant));
+        let text = text_before(enumeration, &starts.each_ref().map(String::as_str));
+        assert!(!text.is_empty(), "{owner}::{variant} has no docs");
+        all.push(Known { code, name: format!("{owner}::{variant}"), kind, text });
     }
-    for (arm, value) in arms(body) {
-        let first = value.split_whitespace().next().unwrap_or_default();
-        let block =
-            first == "{" && value.trim_start_matches(['{', ' ', '\n']).starts_with("ErrorKind::");
-        let direct = first.starts_with("ErrorKind::") || block;
-        for variant in variants(arm) {
-            let known = if direct { kind(value).unwrap_or_default() } else { String::new() };
-            kinds.entry(variant.to_owned()).or_insert(known);
-        }
-    }
-    kinds
 }
 
-/// Pattern and value of each arm.
-fn arms(body: &str) -> impl Iterator<Item = (&str, &str)> {
-    let mut pieces = body.split("=>").peekable();
-    let mut before = pieces.next().unwrap_or_default();
-    std::iter::from_fn(move || {
-        let value = pieces.next()?;
-        let arm = before;
-        before = value;
-        // The pattern begins behind the value of the arm before it.
-        Some((arm, value))
-    })
+/// What stands behind the first `=>`. The kind is empty where it depends on the content.
+fn kind_and_code(line: &str) -> Option<(String, u16)> {
+    let (_, value) = line.split_once("=> ")?;
+    let (kind, code) = value.rsplit_once(' ')?;
+    let kind = if kind.starts_with('(') { "" } else { kind };
+    Some((kind.to_owned(), code.parse().ok()?))
 }
 
-/// The variants that a pattern names: what stands behind the last value.
-fn variants(arm: &str) -> Vec<&str> {
-    let start = arm
-        .rmatch_indices(['\n'])
-        .map(|(at, _)| at)
-        .find(|at| {
-            let line = arm[*at..].trim_start();
-            let alone = line.starts_with("Self::");
-            let before = arm[..*at].trim_end();
-            alone && (before.ends_with([',', '{', '}']) || before.is_empty())
-        })
-        .unwrap_or(0);
-    let pattern = &arm[start..];
-    let names = pattern.split("Self::").skip(1);
-    names.map(|name| name.split(|c: char| !c.is_alphanumeric()).next().unwrap_or("")).collect()
-}
-
-fn numbers(text: &str) -> impl Iterator<Item = u16> {
-    let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
-    words.filter(|word| word.len() == 4).filter_map(|word| word.parse().ok())
-}
-
-/// The documentation above the first of `starts` that is found.
+/// The documentation above the first of `starts` that occurs.
 fn text_before(text: &str, starts: &[&str]) -> String {
     let Some(at) = starts.iter().find_map(|start| text.find(start)) else { return String::new() };
-    // Attributes stand between the two.
+    // Skips the attributes between them.
     let above = text[..at].lines().rev().map(str::trim);
     let above = above.take(40).skip_while(|line| !line.starts_with("///"));
     let mut lines: Vec<&str> =

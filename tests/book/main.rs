@@ -1,6 +1,6 @@
-//! The book: its reference is made from the code, its links lead somewhere, its first walk works.
+//! The book: its reference matches the code, its links resolve, and its first walk runs.
 //!
-//! `IOVCACHE_BLESS=1` writes the reference anew.
+//! `IOVCACHE_BLESS=1` rewrites the reference.
 #![cfg(feature = "cli")]
 
 #[path = "../common/mod.rs"]
@@ -8,11 +8,11 @@ mod common;
 
 mod errors;
 mod reference;
+mod shell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -22,7 +22,7 @@ fn docs() -> PathBuf {
     root().join("docs")
 }
 
-/// What stands in the book is what the code says; with `IOVCACHE_BLESS` it is written.
+/// Checks that a page of the book equals `text` from the code; with `IOVCACHE_BLESS` writes it.
 fn check_page(name: &str, text: &str) {
     let file = docs().join("reference").join(name);
     if std::env::var_os("IOVCACHE_BLESS").is_some() {
@@ -68,7 +68,7 @@ fn no_two_errors_share_a_code() {
     }
     by_code.retain(|_, names| names.len() > 1);
     assert!(by_code.is_empty(), "{by_code:?}");
-    // A message that leaves the process has its code in this table.
+    // The code of a message that the program prints is in this table.
     let output = common::run(&["serve", "--source", "gopher://x"]);
     let text = String::from_utf8(output.stderr).unwrap();
     let code = text.split("[IOV-").nth(1).and_then(|rest| rest.get(..4)).unwrap();
@@ -120,7 +120,7 @@ fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Follows the links of a page, all of which have to lead to files `within`; gives how many.
+/// Follows the links of a page, which must lead to files `within`; returns their number.
 fn follow(page: &Path, within: &Path) -> usize {
     let text = fs::read_to_string(page).unwrap();
     let mut count = 0;
@@ -153,7 +153,7 @@ fn every_link_of_the_book_leads_somewhere_and_every_page_is_in_the_summary() {
     let mut count = 0;
     for page in &all {
         assert!(listed.contains(page) || page.ends_with("SUMMARY.md"), "{page:?} is not listed");
-        // Once it is rendered the book stands alone.
+        // The rendered book contains only its own folder.
         count += follow(page, &docs().canonicalize().unwrap());
     }
     assert!(count > 20 && all.len() >= 10, "{count} links, {} pages", all.len());
@@ -169,29 +169,4 @@ fn every_link_of_the_other_pages_leads_somewhere() {
     let root = root().canonicalize().unwrap();
     let count: usize = all.iter().map(|page| follow(page, &root)).sum();
     assert!(count > 5 && all.len() >= 8, "{count} links, {} pages", all.len());
-}
-
-/// The block of shell of the walk runs as it stands.
-#[test]
-fn the_walk_with_a_folder_works_as_it_is_written() {
-    let text = fs::read_to_string(docs().join("walks.md")).unwrap();
-    let (_, rest) = text.split_once("```sh\n").unwrap();
-    let script = rest.split("```").next().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let program = Path::new(env!("CARGO_BIN_EXE_iovcache")).parent().unwrap();
-    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
-    // Ports are others' business here; what the walk leaves running is ended.
-    let script = format!("set -euo pipefail\ntrap 'kill $(jobs -p)' EXIT\n{script}");
-    let output = Command::new("bash")
-        .args(["-c", &script])
-        .current_dir(folder.path())
-        .env("PATH", path)
-        .env("IOVCACHE_LISTEN", "127.0.0.1:0")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let (out, error) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{out}\n{error}");
-    assert!(out.contains("drift 2"), "{out}\n{error}");
 }

@@ -1,4 +1,4 @@
-//! The pages that are made from the commands' help, the keys' texts and a service's metrics.
+//! Pages generated from the commands' help, the docs of the keys, and a service's metrics.
 #![allow(unreachable_pub, reason = "each test binary is a crate of its own")]
 
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ fn help(command: &[&str]) -> String {
     lines.join("\n")
 }
 
-/// The names of the commands below one.
+/// The names of a command's subcommands.
 fn below(help: &str) -> Vec<String> {
     let Some((_, rest)) = help.split_once("\nCommands:\n") else { return Vec::new() };
     let names = rest.lines().take_while(|line| !line.is_empty());
@@ -43,7 +43,7 @@ pub fn commands() -> String {
         text += &format!("\n## {command}\n\n```text\n{one}\n```\n");
         for inner in below(&one) {
             let two = help(&[&command, &inner]);
-            // What `config show` takes is what `serve` takes.
+            // `config show` takes the options of `serve`.
             let two = match (command.as_str(), inner.as_str()) {
                 ("config", "show") => {
                     let end = two.find("\nOptions:").unwrap_or(two.len());

@@ -1,4 +1,4 @@
-//! Requests of every call, from its grammar: all fields, all sizes, right and wrong.
+//! Requests of every call, generated from a grammar: all fields, all sizes, valid and invalid.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 pub(crate) const PATHS: [&str; 3] = ["TPC/Calib/VDrift", "TPC/Calib/Noise", "ITS/Large"];
 
-/// The bytes of the objects of a path.
+/// The bytes of all objects of a path.
 pub(crate) fn payload(path: usize) -> Vec<u8> {
     let length = [5, 3_000, 4 << 20][path];
     (0..length).map(|n| (n * 7 + path) as u8).collect()
@@ -26,16 +26,16 @@ pub(crate) enum Reading {
     Nothing,
 }
 
-/// A request as it is sent.
+/// A request as sent.
 pub(crate) struct Sent {
     pub(crate) call: String,
     pub(crate) messages: Vec<Vec<u8>>,
     /// The last message ends after this many bytes, its head included, and the stream stays open.
     pub(crate) cut: Option<usize>,
-    /// The stream of requests is not ended.
+    /// The stream of requests is left open.
     pub(crate) stays: bool,
     pub(crate) reading: Reading,
-    /// What it is, for people.
+    /// A description for people.
     about: String,
 }
 
@@ -47,7 +47,7 @@ impl fmt::Debug for Sent {
     }
 }
 
-/// Makes requests, the same ones for the same seed.
+/// Generates requests; equal seeds give equal requests.
 pub(crate) struct Grammar(u64);
 
 const FLIGHT: &str = "/arrow.flight.protocol.FlightService/";
@@ -187,7 +187,7 @@ impl Grammar {
         (0..count).map(entry).collect()
     }
 
-    /// A request for a table; without a time it is the one of an exchange.
+    /// A request for a table; without a time it is one for an exchange.
     fn table(&mut self, has_time: bool) -> Map<String, Value> {
         let mut request = Map::new();
         match self.once_in(12) {
@@ -314,8 +314,8 @@ impl Grammar {
         let consumers: Vec<String> =
             (0..self.pick(&[0, 1, 1_001])).map(|n| format!("c{n}")).collect();
         let register = json!({"columns": self.columns(), "consumers": consumers}).to_string();
-        // A registration that is complete stays in flight, and charged, by design: its stream is not
-        // ended, so that it never is.
+        // By design a complete registration stays in flight and charged. Here its stream is never
+        // ended, so that it never completes.
         let path = vec!["timeframe".to_owned(), (self.next() % 9).to_string()];
         if let Some(first) = data.first_mut() {
             first.flight_descriptor = Some(FlightDescriptor::new_path(path));
@@ -350,7 +350,7 @@ impl Grammar {
         (format!("{FLIGHT}ListFlights"), vec![message], "list".to_owned(), false)
     }
 
-    /// A message of any service that never ends.
+    /// An endless message to any service.
     fn half(&mut self) -> (String, Vec<Vec<u8>>, String, bool) {
         let call = match self.once_in(3) {
             true => format!("{FLIGHT}Handshake"),

@@ -1,12 +1,12 @@
-//! What one client can cost: requests from the grammar of every call, of every size, by clients that
-//! read slowly, stop, or send half a message, each against a small service of its own process.
+//! Cost of one client: requests from the grammar of every call, of every size, by clients that read
+//! slowly, stop, or send half a message, each against a small service in its own process.
 //!
-//! After each of them: the process grew by no more than the client's budget allows, all of it is
-//! returned within two seconds after the client is gone, and a client that behaves beside it gets the
-//! right bytes in time.
+//! After each of them the process has grown by no more than the client's budget allows, all of the
+//! budget is returned within two seconds after the client is gone, and a well-behaved client beside
+//! it gets the right bytes in time.
 //!
-//! A run has the same requests each time; `IOVCACHE_SEED=N` gives others. `IOVCACHE_NIGHTLY=1` takes a
-//! seed of its own and some minutes.
+//! Every run has the same requests; `IOVCACHE_SEED=N` gives others. With `IOVCACHE_NIGHTLY=1` the
+//! seed is random and the run takes some minutes.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -23,26 +23,26 @@ use iovcache::client::{Client, ClientOptions, TableRequest};
 use crate::common::{Service, Version, http_get, put};
 use crate::grammar::{Grammar, PATHS};
 
-/// Decides the requests where no other seed is given.
+/// Default seed of the requests.
 const SEED: u64 = 1_795_848_789_062_837_289;
-/// Memory of requests in all; one client may have a quarter.
+/// Memory of all requests; one client may use a quarter of it.
 const REQUEST_MEMORY: u64 = 64 << 20;
-/// What the process may grow by beyond that: buffers of HTTP/2 and of the allocator.
+/// Growth of the process that is allowed beyond that: buffers of HTTP/2 and of the allocator.
 const SLACK_BYTES: u64 = 24 << 20;
-/// Everything is returned within this after the client is gone. Without optimisation the work that is
-/// under way then takes many times as long.
+/// Time within which everything is returned after the client is gone. Without optimisation the work
+/// still running then takes many times as long.
 const RETURN_TIME: Duration = Duration::from_secs(if cfg!(debug_assertions) { 12 } else { 2 });
-/// The service's private memory, whatever comes; a request for more ends it.
+/// Hard limit of the service's private memory; an allocation beyond it ends the process.
 const DATA_LIMIT_KIB: u64 = 1 << 20;
 
-/// Bytes of the process's own memory, without the segments.
+/// Bytes of the process's private memory, without the segments.
 fn own_memory_bytes(service: &Service) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
-/// Bytes that are charged to clients.
+/// Bytes charged to clients.
 fn charged_bytes(service: &Service) -> u64 {
     let (_, metrics) = http_get(&service.http(), "/metrics");
     let name = "iovcache_request_memory_bytes ";
@@ -50,7 +50,7 @@ fn charged_bytes(service: &Service) -> u64 {
     line.unwrap_or_else(|| panic!("no {name}in {metrics}")).parse().unwrap()
 }
 
-/// The most of a process's own memory while something is done.
+/// Maximum private memory of a process during some work.
 struct Peak {
     over: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<u64>,
@@ -77,7 +77,7 @@ impl Peak {
     }
 }
 
-/// A client that behaves: the times that its tables took.
+/// A well-behaved client: the times that its tables took.
 struct Behaved {
     over: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<Vec<Duration>>,
@@ -147,7 +147,7 @@ async fn no_request_costs_more_than_its_budget_and_others_notice_nothing() {
     let client = Client::connect_with(&service.unix(), options).await.unwrap();
     let (mut quiet, mut beside) = (Vec::new(), Vec::new());
     let mut grammar = Grammar::new(seed);
-    // Threads, arenas and caches of the first requests are no request's own.
+    // Threads, arenas and caches of the first requests belong to no single request.
     for _ in 0..20 {
         wire::send(&service, &grammar.request()).await;
     }

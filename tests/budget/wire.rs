@@ -1,4 +1,4 @@
-//! Requests as they cross the wire: HTTP/2 by hand, so that a client can stop anywhere.
+//! Requests on the wire: HTTP/2 by hand, so that a client can stop anywhere.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::common::Service;
 use crate::grammar::{Reading, Sent};
 
-/// A client that reads everything ends after this.
+/// Time after which a client that reads everything ends.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Sends one request on a connection of its own, behaves as it says, and hangs up.
+/// Sends one request over its own connection, behaves as the request specifies, and hangs up.
 pub(crate) async fn send(service: &Service, sent: &Sent) {
     let address = service.tcp().trim_start_matches("grpc://").to_owned();
     let stream = TcpStream::connect(&address).await.unwrap();
@@ -22,7 +22,7 @@ pub(crate) async fn send(service: &Service, sent: &Sent) {
     let (calls, connection) = built.unwrap();
     let connection = tokio::spawn(async move { drop(connection.await) });
     let until = Instant::now() + PATIENCE;
-    // However it ends, the service must go on: what it answers is not looked at.
+    // The answer is ignored: whatever it is, the service must keep running.
     let done = timeout_at(until, call(calls, sent)).await;
     drop(done);
     connection.abort();
@@ -48,7 +48,7 @@ async fn call(calls: SendRequest<Bytes>, sent: &Sent) -> Result<(), h2::Error> {
         write(&mut body, bytes.freeze()).await?;
     }
     if sent.cut.is_some() || sent.stays {
-        // The rest never comes.
+        // The rest is never sent.
         tokio::time::sleep(Duration::from_millis(200)).await;
         return Ok(());
     }
@@ -70,7 +70,7 @@ async fn call(calls: SendRequest<Bytes>, sent: &Sent) -> Result<(), h2::Error> {
     Ok(())
 }
 
-/// As much as the service takes; it may refuse the rest.
+/// Writes as much as the service accepts; the service may refuse the rest.
 async fn write(body: &mut h2::SendStream<Bytes>, mut bytes: Bytes) -> Result<(), h2::Error> {
     while !bytes.is_empty() {
         body.reserve_capacity(bytes.len().min(64 << 10));

@@ -1,4 +1,4 @@
-//! Attached processes: what they do not read, what they report, and who uses their sessions and names.
+//! Attached processes: unread announcements, reports, and the owners of sessions and names.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -41,7 +41,7 @@ impl Attached {
         spawn_blocking(move || Attachment::open(&path, name, None).unwrap()).await.unwrap()
     }
 
-    /// A connection that says hello and nothing else.
+    /// A connection that sends hello and nothing else.
     async fn by_hand(&self, name: &str, count: usize) -> UnixStream {
         let mut stream = UnixStream::connect(&self.path).unwrap();
         writeln!(stream, r#"{{"hello": 1, "consumer": "{name}"}}"#).unwrap();
@@ -88,7 +88,7 @@ async fn segments(stream: &UnixStream) -> Option<Vec<SegmentEntry>> {
     Some(announcement.segments)
 }
 
-/// Versions of one path, each larger than a segment, and none as large as another.
+/// Versions of one path, each larger than a segment, and all of different sizes.
 fn large_objects(count: u8, least: usize, step: usize) -> Arc<Slow> {
     let source = Slow::default();
     for n in 0..count {
@@ -117,15 +117,15 @@ async fn announcements_that_are_not_read_hold_no_memory_and_end_no_session() {
         load_and_release(&kept.cache, at).await;
         add_up(&kept.cache);
         if at % 10 == 0 {
-            // Others that stop reading at other times, with another segment unread.
+            // Others stop reading at other times, each with another segment unread.
             reading.push(kept.by_hand("stopped", 2 + reading.len()).await);
         }
     }
-    // The largest object there can be still fits.
+    // The largest possible object still fits.
     kept.cache.invalidate(&ObjectPath::new("A/B").unwrap());
     let free = kept.cache.status().memory.largest_free_bytes;
     assert!(free > 6 << 20, "{free} bytes are free in one piece");
-    // One that reads sees where a new object lies.
+    // An attached process that reads learns where a new object lies.
     let attached = kept.attach("reads").await;
     let session = attached.session();
     let json =
@@ -135,7 +135,7 @@ async fn announcements_that_are_not_read_hold_no_memory_and_end_no_session() {
     let bytes = spawn_blocking(move || attached.mappings_for(&header).read(&header));
     assert_eq!(bytes.await.unwrap().unwrap(), bytes_of("A/B", 7, 1_570_000));
     kept.sessions(5).await;
-    // What the silent one reads at last: its welcome, then what there is now, in one line.
+    // The silent one finally reads: its welcome, then the current segments, in one line.
     let welcome = segments(&silent).await.unwrap();
     assert!(welcome.len() <= 1, "{welcome:?}");
     let now = segments(&silent).await.unwrap();
@@ -214,7 +214,7 @@ async fn an_attached_process_reports_on_its_socket_and_a_wrong_report_is_told_an
     left(0).await;
     nothing_is_pinned(&kept.cache);
     kept.sessions(1).await;
-    // A client that reports wrongly without end and reads nothing is read no more.
+    // The service stops reading from a client that sends endless wrong reports and reads nothing.
     stream.set_nonblocking(true).unwrap();
     let wrong = "{\"consumed\": 99}\n".repeat(4_000).into_bytes();
     let mut written = 0;
@@ -227,7 +227,7 @@ async fn an_attached_process_reports_on_its_socket_and_a_wrong_report_is_told_an
     assert!(written < 4 << 20, "{written} bytes were taken");
     drop(stream);
     kept.sessions(0).await;
-    // What is no line of the protocol is told, and ends the session.
+    // A line outside of the protocol is answered with an error, and ends the session.
     for wrong in [r#"{"colour": "red"}"#, "no json"] {
         let mut stream = kept.by_hand("x", 1).await;
         segments(&stream).await.unwrap();
@@ -258,7 +258,7 @@ async fn a_session_is_used_by_its_own_user_on_its_own_node_alone() {
         kept.cache.answer(&request, &asker).await
     };
     asked(client(Some(own))).await.unwrap();
-    // Over loopback too, where the kernel says so.
+    // Over loopback too, where the kernel reports the uid.
     asked(client(None).with_tcp_user(Some(own))).await.unwrap();
     let unknown = |json: &str| json.replace(attached.session(), "another");
     let unknown = Request::parse(unknown(&json).as_bytes()).unwrap();
@@ -295,7 +295,7 @@ async fn in_the_name_of_a_consumer_that_is_there_only_its_user_or_key_reports_an
     let one = Consumed::One { timeframe: 1, consumer: "x".to_owned() };
     let read = Request::parse(br#"{"timeframe": 1, "consumer": "x"}"#).unwrap();
     assert_eq!(put(1).await, 1);
-    // Nobody of that name is there: anybody reports.
+    // No process uses this name, so any process may report for it.
     cache.consumed_by(&below(1), &client(None), &ClientBudget::default()).unwrap();
     let attached = kept.attach("x").await;
     for stranger in [client(None), client(Some(own + 1))] {
@@ -312,7 +312,7 @@ async fn in_the_name_of_a_consumer_that_is_there_only_its_user_or_key_reports_an
     cache.consumed_by(&one, &client(Some(own)), &ClientBudget::default()).unwrap();
     assert_eq!(cache.timeframes().len(), 0);
     cache.consumed_by(&below(100), &client(Some(own)), &ClientBudget::default()).unwrap();
-    // It never goes back by what the consumer reports, and a role that may administer sets it back.
+    // A consumer's own reports never move it back; an administrator may.
     cache.consumed_by(&below(2), &client(Some(own)), &ClientBudget::default()).unwrap();
     assert_eq!(put(50).await, 0);
     let key = Some("shift".into());
@@ -324,7 +324,7 @@ async fn in_the_name_of_a_consumer_that_is_there_only_its_user_or_key_reports_an
     assert_eq!(put(2).await, 1);
     drop(attached);
     kept.sessions(0).await;
-    // A stream uses the name too, as long as it lasts.
+    // An open stream uses the name too.
     let template = Request::parse_template(br#"{"columns": {"b": "A/B"}, "consumer": "x"}"#);
     let stream =
         cache.exchange_of(template.unwrap(), client(Some(own)), ClientBudget::default()).unwrap();

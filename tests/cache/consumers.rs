@@ -1,8 +1,8 @@
-//! Quotas of consumers, and what becomes of those that do not let go.
+//! Quotas of consumers, and consumers that release nothing.
 
 use super::*;
 
-/// A cache whose consumers are limited, over two versions of 100 kB, and the clock that moves it.
+/// A cache whose consumers are limited, over two versions of 100 kB, and the clock that drives it.
 fn limited(limits: ConsumerLimits) -> (Cache, Clock) {
     let clock = Clock::manual(Timestamp::from_millis(0));
     let memory =
@@ -35,7 +35,7 @@ async fn a_consumer_over_its_quota_is_refused_until_it_has_let_go_and_others_are
     register_for_two(&cache, 4).await;
     get(&cache, 1, "x").await.unwrap();
     get(&cache, 2, "x").await.unwrap();
-    // The same again is no further one.
+    // A second request for the same table does not count again.
     get(&cache, 2, "x").await.unwrap();
     let error = get(&cache, 3, "x").await.unwrap_err();
     assert_eq!((error.kind(), error.code().0), (ErrorKind::ResourceExhausted, 5015));
@@ -45,7 +45,7 @@ async fn a_consumer_over_its_quota_is_refused_until_it_has_let_go_and_others_are
     get(&cache, 3, "x").await.unwrap();
     assert_eq!(cache.counters().over_quota.get(), 1);
 
-    // By bytes each object counts once, in however many tables it is.
+    // In bytes each object counts once, in however many tables it is.
     let quota = ConsumerLimits { quota_bytes: Some(250_000), ..ConsumerLimits::default() };
     let (cache, _) = limited(quota);
     let table = |at: &str| {
@@ -103,7 +103,7 @@ async fn a_slow_consumer_is_told_once_and_nothing_is_taken_from_it() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(cache.counters().slow_consumers.get(), 0);
     clock.advance(Duration::from_millis(1));
-    // x has it too long, and y does not fetch it.
+    // x has held it too long, and y has not fetched it.
     until_counted("slow", || cache.counters().slow_consumers.get(), 2).await;
     clock.advance(Duration::from_millis(500));
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -127,12 +127,12 @@ async fn a_slow_consumer_is_refused_until_it_has_let_go() {
     let error = get(&cache, 3, "x").await.unwrap_err();
     assert_eq!((error.kind(), error.code().0), (ErrorKind::ResourceExhausted, 5016));
     assert!(error.to_string().contains("for 120 ms, longer than 100 ms"), "{error}");
-    // Who only has not come yet may still come.
+    // A consumer that has fetched nothing yet may still do so.
     get(&cache, 1, "y").await.unwrap();
     done(&cache, 1, "x");
     get(&cache, 3, "x").await.unwrap();
     assert_eq!(cache.counters().slow_refused.get(), 1);
-    // A table without a timeframe counts as well.
+    // A table without a timeframe counts too.
     let table = r#"{"columns": {"b": "A/B"}, "timestamps": [5], "consumer": "z"}"#;
     let held = ask(&cache, table).await.unwrap().lease().clone();
     clock.advance(Duration::from_millis(150));
@@ -170,10 +170,10 @@ async fn what_a_slow_consumer_holds_is_revoked_and_what_it_reads_on_is_stale_onc
     until_counted("revoked", || cache.counters().slow_revoked.get(), 1).await;
     assert_eq!(cache.timeframes().len(), 0);
     nothing_is_pinned(&cache);
-    // To say afterwards that one is done with it is no harm to anybody.
+    // A report after the revocation is refused, without further effect.
     assert!(cache.consumed(&Consumed::One { timeframe: 1, consumer: "x".into() }).is_err());
     assert_eq!(ask(&cache, &json).await.unwrap_err().kind(), ErrorKind::NotFound);
-    // As long as nobody needs the room the bytes are still there, and right.
+    // Until its memory is reused, the object still has the right bytes.
     let mappings = attachment.mappings();
     assert_eq!(mappings.read(&header).unwrap(), bytes_of("A/B", 0, 100_000));
     cache.invalidate(&ObjectPath::new("A/B").unwrap());
@@ -198,7 +198,7 @@ async fn what_is_sent_to_a_client_that_does_not_read_ends_with_its_lease() {
         message.unwrap().map(|_: iovcache::table::Message| ()).unwrap_err().code().0
     };
 
-    // Revoked.
+    // The lease is revoked.
     let answer = ask(&cache, &table(r#", "consumer": "x""#)).await.unwrap();
     let mut unread = answer.messages().unwrap();
     drop(answer);
@@ -210,7 +210,7 @@ async fn what_is_sent_to_a_client_that_does_not_read_ends_with_its_lease() {
     assert_eq!(code(unread.next()), 5003);
     assert!(unread.next().is_none());
 
-    // Its time ran out; while it was read it did not.
+    // The lease expires; while the stream was read it did not.
     let answer = ask(&cache, &table("")).await.unwrap();
     let mut unread = answer.messages().unwrap();
     drop(answer);
@@ -224,7 +224,7 @@ async fn what_is_sent_to_a_client_that_does_not_read_ends_with_its_lease() {
     until_counted("expired", || cache.counters().leases_expired.get(), expired + 1).await;
     nothing_is_pinned(&cache);
 
-    // Released by whoever knows its id.
+    // The lease is released by a client that knows its id.
     let answer = ask(&cache, &table("")).await.unwrap();
     let (lease, mut unread) = (answer.lease().clone(), answer.messages().unwrap());
     drop(answer);
@@ -233,7 +233,7 @@ async fn what_is_sent_to_a_client_that_does_not_read_ends_with_its_lease() {
     nothing_is_pinned(&cache);
     assert_eq!(code(unread.next()), 5003);
 
-    // All of it read: it ends as it should, whatever becomes of the lease.
+    // A stream read to its end completes, whatever happens to the lease.
     let answer = ask(&cache, &table("")).await.unwrap();
     let (lease, unread) = (answer.lease().clone(), answer.messages().unwrap());
     drop(answer);

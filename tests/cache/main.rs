@@ -1,5 +1,5 @@
-//! A cache inside of this process: many who ask at the same time, memory that is too small, leases
-//! that run out. After each, everything has to add up.
+//! A cache within this process: many simultaneous requests, memory that is too small, leases that
+//! expire. After each test everything must add up.
 
 mod attached;
 mod consumers;
@@ -40,28 +40,29 @@ fn version(path: &str, n: u8, from: i64, until: i64) -> ObjectInfo {
     }
 }
 
-/// What a version's bytes are, wherever it lies.
+/// The bytes of a version, in any place.
 fn bytes_of(path: &str, n: u8, size: usize) -> Vec<u8> {
     let mut bytes = format!("{path} {n} ").into_bytes();
     bytes.resize(size, n);
     bytes
 }
 
-/// A source that counts what it is asked, and answers after a while.
+/// A source that counts its requests, and answers after a pause.
 #[derive(Debug, Default)]
 struct Slow {
     memory: MemorySource,
     pause: Duration,
-    /// Tells of the time that is asked for, and of no other.
+    /// Answers only for the requested time.
     by_time: bool,
-    /// Look-ups under way, and the most there ever were.
+    /// Current look-ups, and their maximum.
     under_way: AtomicU64,
     most: AtomicU64,
     look_ups: AtomicU64,
     fetches: AtomicU64,
-    /// Objects of this path come once there is a permit; before that one fails, its room taken.
+    /// Objects of this path are fetched once there is a permit; without one the fetch fails after
+    /// its memory was reserved.
     held_back: Option<(ObjectPath, Arc<Semaphore>)>,
-    /// Of objects of this path it does not tell the size.
+    /// The size of objects of this path is not announced.
     untold: Option<ObjectPath>,
 }
 
@@ -143,7 +144,7 @@ async fn ask(cache: &Cache, json: &str) -> Result<Answer, CacheError> {
     cache.answer(&request(json), &Caller::default()).await
 }
 
-/// The bytes that the cells name.
+/// The bytes of the cells' objects.
 fn resolved(answer: &Answer) -> Vec<Option<Vec<u8>>> {
     let pins = answer.pins();
     let mut rows = Vec::new();
@@ -164,7 +165,7 @@ fn resolved(answer: &Answer) -> Vec<Option<Vec<u8>>> {
     rows
 }
 
-/// Nothing is pinned any more, once what was under way in the background is done.
+/// Checks that no object is pinned once background work is done.
 fn nothing_is_pinned(cache: &Cache) {
     for _ in 0..1000 {
         if cache.status().memory.pinned_bytes == 0 {
@@ -175,7 +176,7 @@ fn nothing_is_pinned(cache: &Cache) {
     panic!("{:?}", cache.status());
 }
 
-/// Everything adds up, once what was under way in the background is done.
+/// Checks that everything adds up once background work is done.
 fn add_up(cache: &Cache) {
     let mut checked = cache.check();
     for _ in 0..1000 {
@@ -230,7 +231,7 @@ async fn five_hundred_who_want_the_same_cause_one_look_up_and_one_load() {
         one.await.unwrap();
     }
     assert_eq!(source.fetches.load(Ordering::SeqCst), 1);
-    // One per distinct timestamp at most: each was unknown when it was asked for.
+    // At most one per distinct timestamp: each was unknown when it was requested.
     assert!(source.look_ups.load(Ordering::SeqCst) <= 10);
     nothing_is_pinned(&cache);
     add_up(&cache);
@@ -314,7 +315,7 @@ async fn a_cache_that_is_busy_is_checked_again_and_again_and_nothing_is_made_up(
     add_up(&cache);
 }
 
-/// Each table needs three fifths of the memory, and half of that is also the other's.
+/// Each table needs three fifths of the memory, and half of that is needed by another table too.
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_that_each_lack_what_the_other_has_do_not_wait_for_each_other() {
     let source = slow(1, &["A/A", "B/B", "C/C"], 600_000);
@@ -391,7 +392,7 @@ async fn a_timeframe_is_dropped_when_the_last_consumer_is_done_and_its_id_is_fre
     add_up(&cache);
     let one = |name: &str| Consumed::One { timeframe: 42, consumer: name.to_owned() };
     assert_eq!(cache.consumed(&one("x")).unwrap().dropped, [0_u64; 0]);
-    // Twice is no mistake, and asking afterwards is one.
+    // A second report is accepted; a request for the table afterwards is an error.
     assert_eq!(cache.consumed(&one("x")).unwrap().dropped, [0_u64; 0]);
     let error = ask(&cache, &json("x")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
@@ -422,10 +423,10 @@ async fn who_registers_too_much_waits_in_order_until_something_is_consumed() {
     for (id, time) in [(1, 5), (2, 15), (3, 25)] {
         cache.register(id, at(time), &register("A/A"), None).await.unwrap();
     }
-    // By number, though its objects are there already.
+    // Refused by the number of timeframes, though its objects are loaded already.
     let error = cache.register(4, at(5), &register("A/A"), short).await.unwrap_err();
     assert_eq!((error.kind(), error.code().0), (ErrorKind::Unavailable, 5014));
-    // Again with the same content there is nothing to wait for.
+    // A repeated registration with the same content does not wait.
     cache.register(3, at(25), &register("A/A"), short).await.unwrap();
     let done = |id| Consumed::One { timeframe: id, consumer: "c".to_owned() };
     let first = tokio::spawn({
@@ -445,7 +446,7 @@ async fn who_registers_too_much_waits_in_order_until_something_is_consumed() {
     assert!(!second.is_finished());
     cache.consumed(&done(2)).unwrap();
     assert_eq!(second.await.unwrap().unwrap().timeframe, 6);
-    // By memory: 3, 5 and 6 need three objects; a fourth has no room, though a place is free.
+    // By memory: 3, 5 and 6 need three objects; a fourth does not fit, though a place is free.
     cache.consumed(&done(3)).unwrap();
     cache.register(7, at(15), &register("B/B"), None).await.unwrap();
     cache.consumed(&done(6)).unwrap();
@@ -482,7 +483,7 @@ async fn a_deadline_reaches_all_the_way_to_the_source() {
     let json = r#"{"columns": {"b": "A/B"}, "timestamps": [5], "wait_ms": 50}"#;
     let error = ask(&cache, json).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
-    // Nobody waits any more: asking again starts anew instead of joining what hangs.
+    // No request waits any more: a new one starts a new load instead of joining the one that hangs.
     let error = ask(&cache, json).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     assert_eq!(source.look_ups.load(Ordering::SeqCst), 2);
@@ -534,13 +535,13 @@ async fn who_moves_forwards_does_not_wait_at_the_border_and_others_load_nothing_
             assert_eq!(rows, [Some(bytes_of("A/B", (millis / 10) as u8, 100))]);
             done(&cache, next, "x");
         };
-        // Standing still, and back and forth: nothing beyond what is asked for.
+        // Standing still, and back and forth: only the requested versions are loaded.
         for millis in [1, 1, 1, 5, 1, 5, 1] {
             at(millis).await;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(source.fetches.load(Ordering::SeqCst), 1);
-        // Forwards: the next one is there before it is asked for.
+        // Forwards: the next version is loaded before it is requested.
         for millis in [2, 4, 6, 8] {
             at(millis).await;
         }

@@ -1,8 +1,8 @@
-//! Timeframes in flight have the memory for all that they need, and wait for it together.
+//! Timeframes in flight reserve memory for all of their objects, and wait for it as a whole.
 
 use super::*;
 
-/// 15 of these fit into each of four segments, 60 in all; by the sum of bytes it would be 63.
+/// 15 of these fit into each of four segments, 60 in total; by the sum of bytes it would be 63.
 const LARGE_BYTES: usize = 256 << 10;
 
 /// A cache of 16 MiB in segments of 4 MiB.
@@ -42,8 +42,8 @@ async fn who_is_in_flight_has_its_memory_whatever_comes_after_it() {
     let patience = Duration::from_secs(60);
     let table_of = |n: usize| format!(r#"{{"timeframe": {n}, "consumer": "c", "wait_ms": 60000}}"#);
     let (mut newest, mut refused) = (0, None);
-    // The oldest cannot be loaded yet; each newer one is, is sent, and stays pinned, as its consumer
-    // says only which is the oldest that it still needs.
+    // The oldest timeframe cannot be loaded yet. Each newer one is loaded, sent, and stays pinned,
+    // because its consumer reports only the oldest timeframe that it still needs.
     while refused.is_none() {
         let patience = if newest < 59 { patience } else { Duration::from_millis(200) };
         match register_at_5(&cache, newest as u64, [newest], patience).await {
@@ -58,7 +58,7 @@ async fn who_is_in_flight_has_its_memory_whatever_comes_after_it() {
     }
     let refused = refused.unwrap();
     assert_eq!((newest, refused.code().0), (60, 5014), "{refused:?}");
-    // What can never be there together does not wait for it.
+    // A timeframe that never fits is refused at once.
     let error = register_at_5(&cache, 100, 0..61, patience).await.unwrap_err();
     assert_eq!((error.kind(), error.code().0), (ErrorKind::ResourceExhausted, 4011), "{error:?}");
     permits.add_permits(1);
@@ -99,14 +99,14 @@ async fn timeframes_with_objects_of_unknown_size_do_not_hold_what_others_wait_fo
         }
     }
     let cache = in_one_segment(source);
-    // Each needs more than half of the memory, and nobody can know before they are loaded.
+    // Each needs more than half of the memory, which is unknown until they are loaded.
     let register = br#"{"columns": {"a": "A/A", "r": "R/R"}, "consumers": ["c"]}"#;
     let register = Register::parse(register).unwrap();
     for id in 0..4_u64 {
         let times = [Some(id as i64 * 10 + 5)].into_iter().collect::<Timestamps>();
         cache.register(id, times, &register, None).await.unwrap();
     }
-    // In whatever order they came to it: each is loaded once another is consumed.
+    // In any order: each is loaded once another is consumed.
     let all = (0..4_u64).map(async |id| {
         let json = format!(r#"{{"timeframe": {id}, "consumer": "c", "wait_ms": 60000}}"#);
         let answer = ask(&cache, &json).await.unwrap();
@@ -143,7 +143,7 @@ async fn a_timeframe_that_has_its_memory_passes_who_waits_for_some() {
             ask(&cache, json).await.map(|answer| cache.release(answer.lease()))
         }
     });
-    // What this waits for is pinned until both are consumed.
+    // The memory that this request waits for is pinned until both are consumed.
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!waits.is_finished());
     permits.add_permits(1);
@@ -175,7 +175,7 @@ async fn what_lies_in_the_way_goes_also_where_the_timeframe_needs_it() {
         cache.release(answer.lease());
     }
     nothing_is_pinned(&cache);
-    // 1, 3 and 5 are resident, and between them there is nowhere room for 8.
+    // 1, 3 and 5 are resident, and no gap between them is large enough for 8.
     register_at_5(&cache, 1, [1, 3, 5, 8], Duration::from_secs(60)).await.unwrap();
     let answer = ask(&cache, r#"{"timeframe": 1, "consumer": "c"}"#).await.unwrap();
     let sizes: Vec<_> = answer.pins().pins().iter().map(|pin| pin.payload().len()).collect();

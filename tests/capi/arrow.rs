@@ -1,4 +1,4 @@
-//! Arrow's own C++ libraries beside ours.
+//! Arrow's C++ libraries together with ours.
 
 use super::*;
 use crate::common::Service;
@@ -36,7 +36,7 @@ fn a_consumer_in_cpp_asks_over_arrow_flight_and_reads_without_a_copy() {
     let mut arguments = vec![url.as_str(), DRIFT];
     arguments.extend(times.iter().map(String::as_str));
     assert_eq!(well("reader", &run(&program, &arguments, b"")), lines());
-    // What is asked for in vain is said in the service's words.
+    // A failed request prints the service's message.
     let output = run(&program, &[&url, "No/Such/Path", "1000"], b"");
     assert_eq!(output.status.code(), Some(1));
     let told = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,24 +1,15 @@
-//! Segments that FairMQ's shared-memory transport, and Boost beneath it, open as their own.
+//! Segments that FairMQ's shared-memory transport, and Boost beneath it, open like their own.
 
 use std::time::Instant;
 
 use super::*;
 use crate::common::{PATIENCE, Service};
 
-/// What FairMQ makes of a session's name, as the documentation says it to users.
+/// FairMQ's number for a session's name, as documented for users.
 fn shmid(session: &str) -> String {
     let script = r#"printf '%s%s' "$(id -u)" "$1" | sha256sum | cut -c 1-8"#;
     let output = Command::new("sh").args(["-c", script, "sh", session]).output().unwrap();
     well("sha256sum", &output).trim().to_owned()
-}
-
-/// Whether Boost.Interprocess is installed; `.ci/run` does that.
-fn boost() -> bool {
-    let there = Path::new("/usr/include/boost/interprocess/managed_shared_memory.hpp").exists();
-    if !there {
-        eprintln!("skipped: Boost.Interprocess is not installed (Debian: libboost-dev)");
-    }
-    there
 }
 
 struct Session {
@@ -37,7 +28,7 @@ impl Session {
     }
 }
 
-/// A service that a test ends by force leaves its names behind.
+/// A service killed by a test leaves its names behind; this removes them.
 impl Drop for Session {
     fn drop(&mut self) {
         let prefixes = [format!("fmq_{}_", self.shmid), format!("iovcache_{}.", self.shmid)];
@@ -48,6 +39,114 @@ impl Drop for Session {
             }
         }
     }
+}
+
+/// `examples/fairmq/register.cpp`, against FairMQ or its stand-in.
+fn register_program(folder: &Path) -> PathBuf {
+    let options = host_memory::fairmq("-std=c++17").expect("Boost is there");
+    compile(folder, "c++", "examples/fairmq/register.cpp", &options)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_registers_its_segments_itself_and_takes_them_out_of_the_book_at_its_end() {
+    if !boost() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let session = Session::new();
+    let program = register_program(folder.path());
+    let decimal = u32::from_str_radix(&session.shmid, 16).unwrap();
+    // A decimal number of 8 digits is told from hexadecimal digits by a leading 0.
+    let decimal = format!("0{decimal:08}");
+    let program = program.display().to_string();
+    let named =
+        ["--fairmq-shmid", &decimal, "--fairmq-segment", "8", "--fairmq-register", &program];
+    let service = Service::over(&repository(folder.path()), &named);
+    assert_eq!(service.ready["fairmq"]["shmid"], session.shmid.as_str());
+    assert!(session.file("mng").exists(), "the program made the book");
+    assert_eq!(service.stop().0, Some(0));
+    // Nothing is left to be taken out.
+    let told =
+        well("register", &run(Path::new(&program), &["--remove", &session.shmid, "8:1"], b""));
+    assert_eq!(told, "");
+
+    let mut refused = Command::new(env!("CARGO_BIN_EXE_iovcache"));
+    let source = format!("file://{}", folder.path().join("repository").display());
+    refused.args(["serve", "--source", &source, "--listen", "127.0.0.1:0", "--memory", "64MiB"]);
+    refused.args(["--segment", "16MiB", "--fairmq-shmid", &session.shmid, "--fairmq-segment", "8"]);
+    let output = refused.args(["--fairmq-register", "/bin/false"]).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{told}");
+    assert!(told.contains("[IOV-8030]") && told.contains("/bin/false"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_caches_share_a_session_by_their_numbers_and_each_removes_its_own_leftovers_alone()
+{
+    let folder = tempfile::tempdir().unwrap();
+    let session = Session::new();
+    let repository = repository(folder.path());
+    let at = |first: &'static str| ["--fairmq-shmid", &session.shmid, "--fairmq-segment", first];
+    let numbers = |service: &Service| -> Vec<u64> {
+        let segments = service.ready["fairmq"]["segments"].as_array().unwrap();
+        segments.iter().map(|segment| segment["id"].as_u64().unwrap()).collect()
+    };
+    let one = Service::over(&repository, &at("8"));
+    let other = Service::over(&repository, &at("10"));
+    assert_eq!(numbers(&one), [8, 9, 10, 11]);
+    assert_eq!(numbers(&other), [12, 13, 14, 15], "no number twice in a session");
+    // The same range is taken, and the refusal says what to do.
+    let mut refused = Command::new(env!("CARGO_BIN_EXE_iovcache"));
+    let source = format!("file://{}", repository.display());
+    refused.args(["serve", "--source", &source, "--listen", "127.0.0.1:0", "--memory", "64MiB"]);
+    let output = refused.args(at("8")).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && told.contains("[IOV-4004]"), "{told}");
+    assert!(told.contains("fairmq_segment of its own"), "{told}");
+    // One is killed and comes back: its own leftovers go, and those of the other stay.
+    one.kill();
+    assert!(session.file("m_8").exists());
+    let one = Service::over(&repository, &at("8"));
+    assert_eq!(numbers(&one), [16, 17, 18, 19]);
+    assert!(!session.file("m_8").exists() && session.file("m_12").exists());
+    drop((one, other));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_lost_is_told_by_readyz_status_metrics_and_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let session = Session::new();
+    let named =
+        ["--fairmq-shmid", &session.shmid, "--fairmq-segment", "8", "--http", "127.0.0.1:0"];
+    let service = Service::over(&repository(folder.path()), &named);
+    let get = |path: &str| -> (u16, String) {
+        let mut stream = std::net::TcpStream::connect(service.http()).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+        (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
+    };
+    assert_eq!(get("/readyz").0, 200);
+    fs::remove_file(session.file("m_9")).unwrap();
+    // As `fairmq-shmmonitor --reset-content` does: an empty heap in place of the full one.
+    let file = fs::OpenOptions::new().write(true).open(session.file("m_10")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0; 8], 96).unwrap();
+    let (status, text) = get("/readyz");
+    assert_eq!(status, 503, "{text}");
+    assert!(text.contains("m_9 was removed") && text.contains("m_10 was reset"), "{text}");
+    let (_, metrics) = get("/metrics");
+    assert!(metrics.contains("iovcache_segments_lost 2"), "{metrics}");
+    let client = Client::connect(&service.unix()).await.unwrap();
+    assert_eq!(client.status().await.unwrap().lost_segments.len(), 2);
+    // The watch looks once a second.
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    // What another program put under the name stays.
+    fs::write(session.file("m_9"), "of another program").unwrap();
+    drop(client);
+    let (status, log) = service.stop();
+    assert_eq!(status, Some(0));
+    assert_eq!(log.matches("m_9 was removed").count(), 1, "{log}");
+    assert!(session.file("m_9").exists());
 }
 
 #[test]
@@ -80,7 +179,7 @@ async fn boost_opens_a_segment_with_a_name_of_fairmq_as_its_own() {
     assert_eq!(told, wanted);
     assert!(fs::read(session.file("m_3")).unwrap() == before, "opening it changes nothing");
 
-    // Our bytes are those of the same fields in C++.
+    // The header has the bytes of the same fields in C++.
     let header = iovcache::shm::MetaHeader::managed(
         0x3132,
         0x2122_2324_2526_2730,
@@ -101,7 +200,7 @@ async fn the_shim_registers_what_the_service_has_made_and_makes_nothing_itself()
     let session = Session::new();
     let named = ["--backing", "shm", "--fairmq-session", &session.name, "--fairmq-segment", "8"];
     let service = Service::over(&repository(folder.path()), &named);
-    // All are there before anything is loaded, and the ready line says which.
+    // All segments exist before any load, and the ready line lists them.
     let fairmq = &service.ready["fairmq"];
     assert_eq!(fairmq["shmid"], session.shmid.as_str());
     let segments: Vec<String> = fairmq["segments"]
@@ -113,10 +212,7 @@ async fn the_shim_registers_what_the_service_has_made_and_makes_nothing_itself()
     assert_eq!(segments, [8, 9, 10, 11].map(|id| format!("{id}:{}", 16 << 20)));
     assert!((8..12).all(|id| session.file(&format!("m_{id}")).exists()));
 
-    // FairMQ's own header where it is installed.
-    let stands_in = root().join("tests/capi/programs").display().to_string();
-    let options = ["-std=c++17".to_owned(), "-idirafter".to_owned(), stands_in];
-    let program = compile(folder.path(), "c++", "examples/fairmq/register.cpp", &options);
+    let program = register_program(folder.path());
     let mut arguments = vec![session.shmid.as_str()];
     arguments.extend(segments.iter().map(String::as_str));
     let told = well("register", &run(&program, &arguments, b""));
@@ -125,11 +221,16 @@ async fn the_shim_registers_what_the_service_has_made_and_makes_nothing_itself()
     let refused = run(&program, &[&session.shmid, "12:16777216"], b"");
     assert_eq!(refused.status.code(), Some(1));
     assert!(!session.file("m_12").exists());
+    // The counterpart takes out what is told, and what has no file any more.
+    fs::remove_file(session.file("m_9")).unwrap();
+    let told = well("register", &run(&program, &["--remove", &session.shmid, "8:1"], b""));
+    assert_eq!(told.lines().count(), 2, "{told}");
+    assert!(told.contains("m_8: removed") && told.contains("m_9: removed"), "{told}");
     for wrong in ["12", "x:1", "8:0", "70000:5", "8:5x"] {
         assert_eq!(run(&program, &[&session.shmid, wrong], b"").status.code(), Some(2), "{wrong}");
     }
 
-    // The cell of AliceO2's tables carries all that is needed.
+    // A cell of AliceO2's tables carries all fields that are needed.
     let client = Client::connect(&service.unix()).await.unwrap();
     let request = TableRequest::new().column("drift", DRIFT).timestamps(TIMES);
     let table = client.batches(&request.cell("o2").encoding("plain")).await.unwrap();

@@ -1,4 +1,4 @@
-//! A cache that a device in C or C++ hosts, in segments or in a region.
+//! A cache hosted by a device in C or C++, in segments or in a region.
 
 use super::*;
 
@@ -12,7 +12,7 @@ fn a_device_in_c_hosts_a_cache_and_another_process_attaches_to_it() {
     let mut arguments = vec![source.as_str(), socket.to_str().unwrap(), DRIFT];
     arguments.extend(times.iter().map(String::as_str));
     let told = well("device", &run(&program, &arguments, b""));
-    // Once by the device, once by the process that has attached.
+    // Printed once by the device, once by the attached process.
     assert_eq!(told, lines().repeat(2));
     assert!(!socket.exists(), "a cache that is closed takes its socket along");
 }
@@ -21,7 +21,7 @@ fn a_device_in_c_hosts_a_cache_and_another_process_attaches_to_it() {
 fn a_device_in_cpp_hosts_a_cache_in_segments_in_a_region_and_under_names_of_fairmq() {
     let folder = tempfile::tempdir().unwrap();
     let repository = repository(folder.path());
-    // Each takes nearly all of the memory: only one at a time, and nothing beside it.
+    // Each takes nearly all of the memory, so only one at a time fits, alone.
     for number in 0..2 {
         let big = vec![number; 1_000_000];
         put(&repository, &version(&format!("Walk/Big{number}"), 0, 9000, 1, &big));

@@ -1,5 +1,5 @@
-//! The C ABI from outside: the header is the one that the code makes, and programs in C and C++
-//! use the library under AddressSanitizer and UndefinedBehaviorSanitizer.
+//! The C ABI from outside: the header equals the one generated from the code, and programs in C and
+//! C++ use the library under AddressSanitizer and UndefinedBehaviorSanitizer.
 #![cfg(feature = "cli")]
 
 mod arrow;
@@ -8,8 +8,10 @@ mod common;
 mod fairmq;
 mod header;
 mod host;
+mod host_memory;
 mod install;
 mod local;
+mod readme;
 mod resolve;
 
 use std::io::Write as _;
@@ -30,14 +32,14 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Where cargo puts what it builds: the folder of all profiles.
+/// Cargo's target folder, above the profiles.
 fn target() -> PathBuf {
     let test = env::current_exe().unwrap();
     test.ancestors().nth(3).unwrap().to_owned()
 }
 
-/// The libraries, static and shared, built as the README says but for `--release`: the folder in
-/// which they are.
+/// The folder of the static and shared libraries, built as the README describes but without
+/// `--release`.
 static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| {
     let arguments = "rustc --locked --quiet --lib --crate-type staticlib,cdylib \
                      --no-default-features --features capi";
@@ -69,7 +71,7 @@ fn compile(folder: &Path, compiler: &str, source: &str, options: &[String]) -> P
     program
 }
 
-/// Options with which a program is linked to the static library.
+/// Options that link a program to the static library.
 fn with_library(more: &[&str]) -> Vec<String> {
     let mut options: Vec<String> = more.iter().map(|&option| option.to_owned()).collect();
     options.push(LIBRARIES.join("libiovcache.a").display().to_string());
@@ -92,11 +94,20 @@ fn run(program: &Path, arguments: &[&str], input: &[u8]) -> Output {
     child.wait_with_output().unwrap()
 }
 
+/// Whether Boost.Interprocess is installed; `.ci/run` does that.
+fn boost() -> bool {
+    let there = Path::new("/usr/include/boost/interprocess/managed_shared_memory.hpp").exists();
+    if !there {
+        eprintln!("skipped: Boost.Interprocess is not installed (Debian: libboost-dev)");
+    }
+    there
+}
+
 fn version<'a>(path: &'a str, from: i64, until: i64, created: i64, bytes: &'a [u8]) -> Version<'a> {
     Version { path, from, until, created, bytes }
 }
 
-/// Two versions of one path, the second created later and inside of the first.
+/// Two versions of one path; the second is created later and lies inside the first.
 fn repository(folder: &Path) -> PathBuf {
     let repository = folder.join("repository");
     put(&repository, &version(DRIFT, 1000, 9000, 1, b"drift 1"));
@@ -104,7 +115,7 @@ fn repository(folder: &Path) -> PathBuf {
     repository
 }
 
-/// What the examples print for [`TIMES`].
+/// Output of the examples for [`TIMES`].
 fn lines() -> String {
     let line = |at: &i64| match (3000..5000).contains(at) {
         true => format!("{at} 17 drift, the second\n"),
@@ -119,7 +130,7 @@ fn bytes_of(table: &Table, column: &str) -> Vec<u8> {
     (0..table.rows()).flat_map(|row| column.header(row).unwrap().to_bytes()).collect()
 }
 
-/// Headers of what the service holds, and the table that keeps it.
+/// Headers of resident objects, and the table that pins them.
 async fn cells(url: &str) -> (Vec<u8>, Table, Client) {
     let client = Client::connect(url).await.unwrap();
     let request = TableRequest::new().column("drift", DRIFT).timestamps(TIMES);

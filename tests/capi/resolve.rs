@@ -1,9 +1,9 @@
-//! MetaHeaders to pointers, by path and by descriptor, right ones and forged ones.
+//! MetaHeaders to pointers, by path and by descriptor, valid and forged ones.
 
 use super::*;
 use crate::common::Service;
 
-/// So many forged headers by default; `IOVCACHE_FORGED` says another number.
+/// Default number of forged headers; `IOVCACHE_FORGED` sets another.
 const FORGED: &str = "2000000";
 
 #[test]
@@ -38,7 +38,7 @@ async fn a_consumer_in_cpp_attaches_by_path_and_by_descriptor_and_resolves_in_ev
     assert_eq!(told, format!("drift 1\ndrift, the second\n\n\n{id}\n"));
 }
 
-/// Objects of many sizes, of 0 bytes too, in segments or in a region.
+/// Objects of many sizes, 0 bytes included, in segments or in a region.
 async fn forge(arguments: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let repository = repository(folder.path());

@@ -1,4 +1,4 @@
-//! The bytes of a version, from wherever they can be had.
+//! The bytes of a version, from every place that has them.
 
 use super::fake_ccdb::{Ask, Fault, Upload};
 use super::*;
@@ -89,7 +89,7 @@ async fn a_body_that_only_the_grid_has_is_asked_for_over_http_once() {
     let error = bytes_of(&source, &version).await.unwrap_err();
     assert!(matches!(error, SourceError::Unusable { .. }), "{error}");
     assert!(error.to_string().contains("no replica over HTTP"), "{error}");
-    // /path/from/uuid, /download/uuid, and the same with HTTPOnly: no retries of what cannot be.
+    // /path/from/uuid, /download/uuid, and again with HTTPOnly: no retries of permanent failures.
     assert_eq!(server.counts().bodies, 3);
 }
 
@@ -105,7 +105,7 @@ async fn http_only_finds_what_the_first_answer_kept_to_itself() {
         CcdbOptions { allowed_redirects: vec![other.url().replace("http://", "")], ..short() };
     let source = source(&server, options);
     let version = version_at(&source, "A/One", 50).await;
-    // The server's own copy is gone, too; with HTTPOnly it names the Grid's HTTP door.
+    // The server's own copy is missing too; with HTTPOnly the answer names the Grid's HTTP door.
     server.inject_for("/download/", Ask::Body, Fault::Status(404), 0);
     server.inject_for(
         "HTTPOnly=true",
@@ -154,7 +154,8 @@ async fn replicas_are_tried_in_order_until_one_is_right() {
 #[tokio::test]
 async fn a_base_path_is_kept_and_added_to_locations_that_lack_it() {
     let server = FakeCcdb::start(Kind::Sql).await;
-    // The fake knows nothing of a base; its path has it instead, so only what is prefixed works.
+    // The fake has no base path; its object path contains the base, so only prefixed requests
+    // succeed.
     server.upload(Upload::new("ccdb/A/One", 0, 100).bytes("hello"));
     let url = format!("{}/ccdb", server.url());
     let source = CcdbSource::new(&url, by_time()).unwrap();

@@ -1,9 +1,9 @@
-//! What a listed path costs while nothing changes, and how soon a change is seen.
+//! The cost of a listed path while nothing changes, and how soon a change is seen.
 
 use super::fake_ccdb::{Ask, Fault, Upload};
 use super::*;
 
-/// Every look-up asks, and compares only what is cheap.
+/// Every look-up asks the server, and compares only cheap fields.
 fn always() -> CcdbOptions {
     CcdbOptions { refresh_millis: 0, ..short() }
 }
@@ -56,7 +56,7 @@ async fn uploads_changes_and_deletions_at_the_newest_version_are_seen_by_the_nex
         assert_eq!(version_at(&source, "A/One", 15).await.id, id(newer));
         server.change(newer, |version| version.until = 16);
         assert_eq!(version_at(&source, "A/One", 16).await.id, id(ids[1]));
-        // Two in the same millisecond.
+        // Two versions with the same creation time.
         let twin = server.upload(Upload::new("A/One", 16, 17).created(200));
         assert_eq!(version_at(&source, "A/One", 16).await.id, id(twin));
         server.delete(twin);
@@ -148,7 +148,7 @@ async fn the_listing_of_a_cache_in_front_of_another_server_is_not_taken_for_the_
     assert!(bytes_of(&source, &found).await.is_ok());
     assert!(winner(&look_up(&source, "A/Two", 15).await.unwrap(), 15).is_some());
     assert!(winner(&look_up(&source, "A/One", 25).await.unwrap(), 25).is_none());
-    // Where it may not be followed, that is said.
+    // Where the redirect may not be followed, the error says so.
     let strict = super::source(&cache, short());
     let error = look_up(&strict, "A/One", 15).await.unwrap_err();
     assert!(matches!(error, SourceError::Unusable { .. }), "{error:?}");
@@ -170,7 +170,7 @@ async fn metadata_of_a_path_that_is_not_listed_are_spelled_as_uploaded() {
         assert_eq!(version.metadata["beamType"], "pp");
         assert_eq!(version.metadata["two words"], "2", "{kind:?}");
         assert_eq!(bytes_of(&source, &version).await.unwrap(), b"two");
-        // Nothing tells this one in full; it is found, and never in the place of another.
+        // No answer has all metadata of this one; it is found, and never in the place of another.
         assert_eq!(version_at(&source, "A/One", 1500).await.id, id(odd));
         let mut asked = query("A/One");
         asked.metadata.insert("id".into(), "abc".into());
@@ -218,7 +218,7 @@ async fn a_put_at_a_path_that_is_not_listed_is_seen_after_the_refresh_time() {
     server.change(put, |version| version.metadata[0].1 = "2".into());
     let one = query("A/One");
     let ask = || source.look_up(&one, at(5), Some(&held));
-    // Within that time a 304 will do.
+    // Within that time a 304 is enough.
     assert_eq!(winner(&ask().await.unwrap(), 5).unwrap().metadata["run"], "1");
     tokio::time::sleep(std::time::Duration::from_millis(600)).await;
     assert_eq!(winner(&ask().await.unwrap(), 5).unwrap().metadata["run"], "2");

@@ -1,11 +1,11 @@
-//! What servers do wrong, and that nothing wrong comes of it.
+//! Faults of servers: none of them leads to a wrong answer.
 
 use std::time::{Duration, Instant};
 
 use super::fake_ccdb::{Ask, Fault, Upload};
 use super::*;
 
-/// A server with one version, a source that knows it, and the version.
+/// A server with one version, a source with that version known, and the version.
 async fn one_version(
     kind: Kind,
     options: CcdbOptions,
@@ -191,7 +191,7 @@ async fn headers_that_do_not_fit_together_are_settled_by_the_listing_or_unusable
             Fault::Header("ETag", "foo".into()),
             Fault::Header("Valid-From", "7000".into()),
             Fault::Header("Valid-Until", "8".into()),
-            // Where the answer tells the place of the body, an ETag of another version is noticed.
+            // Where the answer names the place of the body, an ETag of another version is detected.
             Fault::Header("ETag", format!("\"{}\"", Uuid::new_v4())),
         ] {
             if kind == Kind::SqlLocalCopyFirst && matches!(fault, Fault::Without("Location")) {
@@ -215,8 +215,8 @@ async fn metadata_that_imitate_headers_never_publish_a_wrong_version() {
         let other = server.upload(Upload::new("B/Other", 1000, 2000).bytes("another object"));
         let fake = Upload::new("A/One", 1000, 2000).created(5).bytes("truth");
         let truth = server.upload(fake.metadata("ETag", &format!("\"{other}\"")));
-        // The keys that were not replaced and the replicas tell the truth, in the listing of the
-        // path and in that of the time; the bytes are known by their sum.
+        // The keys that were not replaced and the replicas are right, in the listing of the path
+        // and in that of the time; the bytes are verified by their checksum.
         for options in [by_time(), short()] {
             let source = source(&server, options);
             let version = version_at(&source, "A/One", 1500).await;
@@ -274,7 +274,7 @@ async fn a_redirect_loop_ends_after_five_hops() {
 async fn a_chain_of_redirects_is_cut_after_five() {
     let (server, source, version) = one_version(Kind::Sql, short(), vec![1; 10]).await;
     for n in 0..20 {
-        // Each leads to another address of the same kind.
+        // Each redirects to another address of the same kind.
         let next = Uuid::new_v4();
         server.inject(Ask::Body, Fault::Redirect(format!("/download/{next}?{n}")), 1);
     }
@@ -317,7 +317,7 @@ async fn credentials_do_not_travel_to_another_origin() {
     let source = CcdbSource::new(&url, CcdbOptions { allowed_redirects, ..short() }).unwrap();
     let version = version_at(&source, "A/One", 50).await;
     assert_eq!(bytes_of(&source, &version).await.unwrap(), b"hello");
-    // The listing, and the look-up that shows what the server does about a miss.
+    // The listing, and the look-up that shows the server's answer to a miss.
     assert_eq!(server.counts().with_credentials, 2);
     assert_eq!(elsewhere.counts().bodies_sent, 1);
     assert_eq!(elsewhere.counts().with_credentials, 0);

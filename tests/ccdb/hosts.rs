@@ -1,4 +1,4 @@
-//! Several hosts, one of them gone; how much is asked at once.
+//! Several hosts, one of them down; limits of concurrent requests.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use iovcache::source::Reachability;
 use super::fake_ccdb::{Ask, Fault, Upload};
 use super::*;
 
-/// An address at which nobody listens.
+/// An address without a listener.
 fn nobody() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
@@ -59,7 +59,7 @@ async fn refused_connections_open_the_breaker_and_a_probe_closes_it() {
     assert!(error.to_string().contains("left alone"), "{error}");
     assert!(started.elapsed() < Duration::from_millis(80));
     assert_eq!(source.health()[0].requests, requests);
-    // Somebody is there again: seen with the first probe.
+    // The server is back, which the first probe detects.
     let listener = tokio::net::TcpListener::bind(&address).await.unwrap();
     let answering = tokio::spawn(async move {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -104,8 +104,8 @@ async fn no_more_is_asked_at_once_than_is_allowed() {
     }
     assert_eq!(tasks.join_all().await.len(), 20);
     assert!(server.busiest() <= 3, "{}", server.busiest());
-    // A connection that is just being given back is not found by who looks for one: on a busy machine
-    // a few more are made than are used at once, but not one for each request.
+    // A connection that is just being returned is missed by a request that looks for one. On a busy
+    // machine a few more are opened than are used at once, but not one per request.
     assert!(server.counts().connections <= 10, "{}", server.counts().connections);
 }
 
@@ -129,7 +129,7 @@ async fn many_cold_objects_behind_a_slow_network_take_a_few_round_trips() {
     assert_eq!(tasks.join_all().await.iter().sum::<usize>(), 10_000_000);
     let took = started.elapsed();
     println!("100 objects of 100 kB behind 50 ms: {took:?}");
-    // 0.6 s are met where the machine is quiet; one after another it would be 10 s.
+    // A quiet machine needs 0.6 s; one after another would take 10 s.
     assert!(took < Duration::from_secs(4), "{took:?}");
 }
 

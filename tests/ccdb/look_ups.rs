@@ -38,7 +38,7 @@ async fn a_large_path_is_asked_by_time_and_its_listing_left_alone() {
             assert_eq!(known.span, ValidityInterval::new(at(n * 10 + 9), at(n * 10 + 10)).unwrap());
             let version = winner(&known, n * 10 + 9).unwrap();
             assert_eq!(version.id, id(ids[n as usize]), "{kind:?}");
-            // Headers have no case; the listing told how it is spelled.
+            // Header names have no case; the listing has the original spelling.
             assert_eq!(version.metadata["runNumber"], "42");
         }
         let counts = server.counts();
@@ -134,17 +134,18 @@ async fn a_valid_until_that_changed_behind_a_304_is_not_missed() {
     let old = server.upload(Upload::new("A/One", 1000, 2000));
     let source = source(&server, by_time());
     let held = version_at(&source, "A/One", 1500).await;
-    // Made longer: beyond what is known of it, the version is asked for without a condition.
+    // Made longer: beyond its known interval the version is requested without a condition.
     server.change(old, |version| version.until = 5000);
     let known = source.look_up(&query("A/One"), at(3000), Some(&held)).await.unwrap();
     assert_eq!(server.counts().not_modified, 0);
     assert_eq!(winner(&known, 3000).unwrap().validity.until(), at(5000));
-    // What was told in full since then is confirmed by a 304 no more: it would hide that change.
+    // A version received in full since then is not confirmed by a 304 any more, which would hide
+    // that change.
     server.habits().cache_valid_until = Some(5000);
     let known = source.look_up(&query("A/One"), at(1600), Some(&held)).await.unwrap();
     assert_eq!(server.counts().not_modified, 0);
     assert_eq!(known.span, ValidityInterval::new(at(1600), at(5000)).unwrap());
-    // Made shorter: the server itself finds it no more.
+    // Made shorter: the server itself no longer finds it.
     server.change(old, |version| version.until = 1550);
     let known = source.look_up(&query("A/One"), at(1600), Some(&held)).await.unwrap();
     assert!(winner(&known, 1600).is_none());
@@ -180,7 +181,7 @@ async fn creation_limits_are_inclusive_on_both_ways() {
             (Some(30), None, Some(30)),
             (Some(31), None, None),
             (Some(11), Some(29), Some(20)),
-            // To the server 0 and less are no limit; to us they are.
+            // For the server 0 and less mean no limit; for us they are limits.
             (None, Some(0), None),
             (None, Some(-5), None),
             (Some(-5), None, Some(30)),
@@ -226,7 +227,7 @@ async fn metadata_are_matched_exactly_by_listing_and_by_time() {
 
 #[tokio::test]
 async fn a_filter_that_the_server_takes_the_wrong_way_round_fools_nobody() {
-    // File-backed: a key that matches but for its case is inverted.
+    // File-backed: a key that matches except for its case is inverted.
     let server = FakeCcdb::start(Kind::Local).await;
     server.upload(Upload::new("A/One", 0, 100).created(2).metadata("quality", "good"));
     let right = server.upload(Upload::new("A/One", 0, 100).created(1).metadata("QUALITY", "bad"));
@@ -243,7 +244,7 @@ async fn an_answer_that_does_not_keep_the_limits_is_replaced_by_our_own_choice()
     let server = FakeCcdb::start(Kind::Sql).await;
     let old = server.upload(Upload::new("A/One", 0, 100).created(10));
     server.upload(Upload::new("A/One", 0, 100).created(20));
-    // As if a cache in between did not heed `If-Not-After`.
+    // Like a cache in between that ignores `If-Not-After`.
     server.inject(Ask::LookUp, Fault::Header("Created", "20".into()), 1);
     let source = source(&server, by_time());
     let mut query = query("A/One");

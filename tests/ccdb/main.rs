@@ -1,4 +1,4 @@
-//! The CCDB source against a server that answers as real ones do, and fails on demand.
+//! The CCDB source against a server that answers like real ones, and fails on demand.
 #![cfg(feature = "cli")]
 
 mod bodies;
@@ -26,7 +26,7 @@ use fake_ccdb::{FakeCcdb, Kind};
 
 const EVERY_KIND: [Kind; 4] = [Kind::Local, Kind::Sql, Kind::SqlLocalCopyFirst, Kind::Memory];
 
-/// Options whose limits are short enough for tests.
+/// Options with time limits short enough for tests.
 fn short() -> CcdbOptions {
     CcdbOptions {
         connect_millis: 500,
@@ -41,7 +41,7 @@ fn short() -> CcdbOptions {
     }
 }
 
-/// As [`short`], and every look-up asks for one time.
+/// Like [`short`], with every look-up for one time.
 fn by_time() -> CcdbOptions {
     CcdbOptions { browse_limit: 0, ..short() }
 }
@@ -62,7 +62,7 @@ fn id(uuid: Uuid) -> ObjectId {
     ObjectId::from_uuid(uuid)
 }
 
-/// Of what is known, the version that decides at a time.
+/// The winning version at a time, among the known ones.
 fn winner(known: &Knowledge, millis: i64) -> Option<Arc<ObjectInfo>> {
     assert!(known.span.contains(at(millis)), "{} does not hold {millis}", known.span);
     let holding = known.versions.iter().filter(|version| version.validity.contains(at(millis)));

@@ -1,4 +1,4 @@
-//! Whatever is uploaded and however it is asked for: the answer is that of a linear scan.
+//! For random uploads and requests the answer equals that of a linear scan.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::fake_ccdb::Upload;
 use super::*;
 
-/// What is done to a server and asked of a source, one after another.
+/// A change of the server or a request to the source, one after another.
 #[derive(Debug, Clone)]
 enum Step {
     Upload { from: i64, length: i64, created: i64, run: u8 },
@@ -23,7 +23,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         |(at, not_after, not_before, run, hold)| Step::Ask { at, not_after, not_before, run, hold },
     );
     let mixed = proptest::collection::vec(prop_oneof![2 => upload.clone(), 3 => ask], 1..40);
-    // Forwards and backwards through time as well, at the end of a random history.
+    // Also forwards and backwards through time, at the end of a random history.
     (mixed, proptest::collection::vec(upload, 0..10), any::<bool>()).prop_map(
         |(mut all, more, backwards)| {
             all.extend(more);
@@ -43,11 +43,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     )
 }
 
-/// Two versions of one creation time are told apart by no rule of the server's, so by time only
-/// the creation time of the winner is compared; by listing, its id.
+/// Servers have no rule for two versions with the same creation time. So by time only the creation
+/// time of the winner is compared; by listing, its id.
 async fn run(kind: Kind, browse_limit: usize, steps: Vec<Step>) -> Result<(), TestCaseError> {
     let server = FakeCcdb::start(kind).await;
-    // Every answer is asked for and compared in full: times of creation are of no order here.
+    // Every answer is requested and compared in full: creation times are in no order here.
     let options =
         CcdbOptions { browse_limit, refresh_millis: 0, listing_recheck_millis: 0, ..short() };
     let source = source(&server, options);
@@ -79,7 +79,7 @@ async fn run(kind: Kind, browse_limit: usize, steps: Vec<Step>) -> Result<(), Te
                 let held_now = held.as_ref().filter(|_| hold);
                 let known = source.look_up(&query, at(millis), held_now).await.unwrap();
                 prop_assert!(known.span.contains(at(millis)));
-                // Wherever something is said, it has to be right.
+                // A span that is answered must be right everywhere.
                 let (from, until) = (known.span.from(), known.span.until());
                 for moment in (-30..180).filter(|m| from <= at(*m) && at(*m) < until) {
                     let expected = truth

@@ -1,4 +1,4 @@
-//! The program in front of a CCDB: the whole way, from an upload to a cell.
+//! The program in front of a CCDB: from an upload to a cell.
 
 use std::time::Duration;
 

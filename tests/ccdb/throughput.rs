@@ -1,6 +1,6 @@
-//! How fast a large body comes, next to curl at the same server. Run it by name, in release:
-//! `IOVCACHE_MEASURE=1 cargo test --release --test ccdb -- --nocapture as_fast_as_curl`. Without that
-//! variable nothing is measured: it needs a quiet machine.
+//! Speed of a large body, beside curl at the same server. Run it by name, in release:
+//! `IOVCACHE_MEASURE=1 cargo test --release --test ccdb -- --nocapture as_fast_as_curl`. Without
+//! that variable it measures nothing, since it needs a quiet machine.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ async fn a_large_body_comes_nearly_as_fast_as_curl_throws_it_away() {
     let uuid = server.upload(Upload::new("A/Large", 0, 100).bytes(vec![7; SIZE]));
     let by_time = CcdbOptions { browse_limit: 0, ..CcdbOptions::default() };
     let source = source(&server, by_time);
-    // By time nothing is known of the MD5, but for what comes with the body.
+    // By time the MD5 is unknown until the body's own headers arrive.
     let version = version_at(&source, "A/Large", 50).await;
     let url = format!("{}/download/{uuid}", server.url());
     let mut checked = Vec::new();
@@ -65,7 +65,7 @@ async fn a_large_body_comes_nearly_as_fast_as_curl_throws_it_away() {
     ] {
         println!("{what}: best and median {:.0?} MB/s", rate(times));
     }
-    // Each hash has to be made, one byte after another: no body can be faster than its MD5.
+    // Each hash is computed one byte after another: no body can be faster than its MD5.
     let floor = *hashes.last().unwrap() + curls.last().copied().unwrap_or_default();
     assert!(checked[0] < floor * 2, "{:?}, against {floor:?}", checked[0]);
 }

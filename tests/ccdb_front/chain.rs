@@ -1,4 +1,4 @@
-//! One service as the source of another: equal tables, however the second asks.
+//! One service as the source of another: equal tables for every kind of request by the second.
 
 use iovcache::client::{Client, TableRequest};
 
@@ -8,7 +8,7 @@ use super::{address, before};
 
 const PATHS: [&str; 3] = ["A/One", "A/Two", "B"];
 
-/// A generator whose seed a failure prints.
+/// A generator; a failure prints its seed.
 struct Random(u64);
 
 impl Random {
@@ -72,7 +72,7 @@ async fn a_service_over_another_gives_equal_tables_for_random_timestamps() {
     for (how, second) in &seconds {
         assert_eq!(rows(second, &times).await, expected, "{how}, seed {seed}");
     }
-    // Paths and limits go through as well.
+    // Paths and limits are passed through as well.
     let client = Client::connect(&seconds[0].1.unix()).await.unwrap();
     let paths: Vec<String> = client.paths("").await.unwrap().into_iter().map(|p| p.path).collect();
     assert_eq!(paths, PATHS);

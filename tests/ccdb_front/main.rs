@@ -1,4 +1,5 @@
-//! The service as a CCDB to its neighbours: raw sockets, recorded exchanges, and one before another.
+//! The service as a CCDB for its neighbours: raw sockets, recorded exchanges, and one service in
+//! front of another.
 #![cfg(feature = "cli")]
 
 mod chain;
@@ -15,7 +16,7 @@ mod writes;
 use common::Service;
 use fake_ccdb::FakeCcdb;
 
-/// A service before `server` that is a CCDB itself.
+/// A service in front of `server` that is a CCDB itself.
 fn before(server: &FakeCcdb, arguments: &[&str]) -> Service {
     let url = server.url();
     let mut all = vec!["--source", url.as_str(), "--refresh", "200ms", "--ccdb", "127.0.0.1:0"];
@@ -23,7 +24,7 @@ fn before(server: &FakeCcdb, arguments: &[&str]) -> Service {
     Service::start(&all)
 }
 
-/// Where it is one: `host:port`.
+/// The address of its CCDB side: `host:port`.
 fn address(service: &Service) -> String {
     service.ready["ccdb"].as_str().unwrap().trim_start_matches("http://").to_owned()
 }

@@ -1,4 +1,4 @@
-//! Bodies go out of shared memory, and are pinned for just as long.
+//! Bodies are sent from shared memory, and are pinned exactly as long.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -59,19 +59,19 @@ async fn a_body_is_pinned_while_it_is_sent_and_not_longer_and_the_end_waits_for_
         stream
     };
     tokio::task::block_in_place(|| {
-        // A client that goes away in the middle.
+        // A client that disconnects in the middle.
         let leaving = beginning();
         assert!(pinned() >= SIZE as u64);
         assert_eq!(cache.check(), Ok(()));
         drop(leaving);
         not_pinned();
-        // One that reads it all: the sum is made, since the source gives none.
+        // One that reads everything: the checksum is computed, since the source provides none.
         let answer = get(&address, &target, &[]);
         assert!(answer.body == bytes);
         assert_eq!(answer.get("Content-MD5").map(str::len), Some(32));
         not_pinned();
         assert_eq!(cache.check(), Ok(()));
-        // And one that is slow, while the service is told to stop.
+        // A slow one, while the service is told to stop.
         let mut slow = beginning();
         stop.send(()).unwrap();
         std::thread::sleep(Duration::from_millis(200));

@@ -1,21 +1,21 @@
-//! A client that sees every byte.
+//! A client that exposes every byte.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 
 use super::common::PATIENCE;
 
-/// An answer as it came.
+/// An answer as received.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// In order and as spelled.
+    /// In order and with their spelling.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    /// The value of the header of exactly this spelling.
+    /// The value of the header with exactly this spelling.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
@@ -29,7 +29,7 @@ impl Answer {
     }
 }
 
-/// A connection that is kept.
+/// A persistent connection.
 pub(crate) struct Connection(BufReader<TcpStream>);
 
 impl Connection {
@@ -43,7 +43,7 @@ impl Connection {
         self.0.get_mut().write_all(bytes).unwrap();
     }
 
-    /// The next answer; to a HEAD there is no body, whatever the length.
+    /// The next answer; an answer to HEAD has no body, whatever its length field.
     pub(crate) fn receive(&mut self, is_head: bool) -> Answer {
         let mut line = || {
             let mut line = Vec::new();
@@ -85,7 +85,7 @@ impl Connection {
         answer
     }
 
-    /// The next chunk, as proxies send what they do not know the length of.
+    /// The next chunk; proxies send bodies of unknown length in chunks.
     fn chunk(&mut self) -> Option<Vec<u8>> {
         let mut line = String::new();
         self.0.read_line(&mut line).unwrap();
@@ -106,7 +106,7 @@ impl Connection {
         self.receive(method == "HEAD")
     }
 
-    /// Whether the other side has ended it.
+    /// Whether the other side has closed it.
     pub(crate) fn has_ended(&mut self) -> bool {
         matches!(self.0.read(&mut [0; 1]), Ok(0) | Err(_))
     }

@@ -1,7 +1,7 @@
-//! Header for header, what real servers answered to the same requests.
+//! Compares answers header by header with the recorded answers of real servers.
 //!
-//! The recordings lie beside the project (`../shared`, or `$IOVCACHE_SHARED`); where they are not,
-//! these tests say so and pass.
+//! The recordings are in a folder beside the project (`../shared`, or `$IOVCACHE_SHARED`); where
+//! they are missing, these tests print so and pass.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::fake_ccdb::{FakeCcdb, Kind, Upload};
 use super::raw::{Answer, Connection};
 use super::{address, before};
 
-/// What differs, and may. All else is the same, to the spelling of names.
+/// Permitted differences. Everything else must be equal, spelling of names included.
 const DIFFERENCES: &[(&str, Differs, &str)] = &[
     ("Date", Differs::InValue, "it is another day"),
     ("Last-Modified", Differs::InValue, "sources tell no such time: it is that of Created"),
@@ -26,7 +26,7 @@ const DIFFERENCES: &[(&str, Differs, &str)] = &[
     ("Content-Language", Differs::Wholly, "of a page in English, always told"),
 ];
 
-/// Exchanges that cannot be the same.
+/// Exchanges that cannot be equal.
 const NOT_COMPARED: &[(&str, &str)] = &[
     ("L57.", "the path is outside of our grammar, so there is no such object"),
     ("S57.", "likewise"),
@@ -39,7 +39,7 @@ enum Differs {
     Wholly,
 }
 
-/// Statuses that differ, by what was recorded and asked for.
+/// Statuses that differ, by the recorded exchange.
 fn expected_status(recorded: &Exchange) -> u16 {
     match recorded.answer.status {
         // A page of usage has no ETag: with status 200 clients take it for an object.
@@ -50,7 +50,7 @@ fn expected_status(recorded: &Exchange) -> u16 {
 
 type Headers = Vec<(String, String)>;
 
-/// What was asked and answered.
+/// A recorded request and its answer.
 #[derive(Debug)]
 struct Exchange {
     name: String,
@@ -124,7 +124,7 @@ fn exchanges(file: &Path) -> Vec<Exchange> {
     all
 }
 
-/// Uploads what the answers show of versions: each as it was, its bytes where they were recorded.
+/// Uploads each version that the answers show, with its bytes if they were recorded.
 fn upload_all(server: &FakeCcdb, all: &[Exchange]) {
     const PROTOCOL: &[&str] = &[
         "Accept-Ranges",
@@ -147,7 +147,7 @@ fn upload_all(server: &FakeCcdb, all: &[Exchange]) {
         "Valid-Until",
     ];
     let id = |answer: &Answer| Uuid::parse_str(answer.get("ETag")?.trim_matches('"')).ok();
-    // The first counts: later ones were altered behind the server's back.
+    // The first recording counts: later versions were altered behind the server's back.
     let bytes: BTreeMap<Uuid, &[u8]> = all
         .iter()
         .rev()
@@ -179,7 +179,7 @@ fn upload_all(server: &FakeCcdb, all: &[Exchange]) {
     }
 }
 
-/// The headers that count, each with its value where that counts.
+/// The headers to be compared, each with its value where that is compared too.
 fn comparable(answer: &Answer, is_head: bool) -> Vec<(String, String)> {
     let mut all: Vec<(String, String)> = Vec::new();
     for (name, value) in &answer.headers {
@@ -202,7 +202,8 @@ async fn compare(file: &str, names: &[&str], how: &str) {
     let all = exchanges(&folder.join(file));
     upload_all(&server, &all);
     let service = before(&server, &["--ccdb-answer", how]);
-    // Where a body is at once, the file-backed server's own address is as good as `/download`.
+    // Where the body is sent at once, the file-backed server's own address is as good as
+    // `/download`.
     let mut connection = Connection::open(&address(&service));
     let mut compared = 0;
     for recorded in &all {
@@ -256,7 +257,7 @@ async fn bodies_at_once_are_sent_as_the_sql_backed_server_does() {
     compare("sql-local-copy-first.md", &["S2", "S5", "S9", "S13", "S14"], "body").await;
 }
 
-/// What an entry of a listing has that differs, and may: see [`DIFFERENCES`].
+/// Permitted differences in an entry of a listing: see [`DIFFERENCES`].
 const OTHER_FIELDS: [&str; 6] = [
     "fileName",
     "contentType",

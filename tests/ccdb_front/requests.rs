@@ -1,4 +1,4 @@
-//! What clients of a CCDB ask for, byte by byte.
+//! Requests of CCDB clients, byte by byte.
 
 use uuid::Uuid;
 
@@ -11,7 +11,7 @@ fn id(n: u8) -> Uuid {
     Uuid::from_bytes([n; 16])
 }
 
-/// Two versions of `A/B`, the later one hiding the earlier from 1500 to 1800.
+/// Two versions of `A/B`; the later one hides the earlier from 1500 to 1800.
 async fn server() -> FakeCcdb {
     let server = FakeCcdb::start(Kind::Local).await;
     let first = Upload::new("A/B", 1000, 2000).id(id(1)).created(10).metadata("RunNumber", "42");
@@ -32,7 +32,7 @@ async fn header_names_go_out_as_ccdb_spells_them() {
         }
         assert_eq!(answer.get("ETag"), Some(&*format!("\"{}\"", id(1))));
         assert_eq!((answer.get("RunNumber"), answer.get("partName")), (Some("42"), Some("blob")));
-        // The end of the effective span: there the second version begins.
+        // The end of the effective span, where the second version begins.
         assert_eq!(answer.get("Cache-Valid-Until"), Some("1500"));
         let direct = format!("/A/B/1000/{}", id(1));
         let body = match how {
@@ -96,7 +96,7 @@ async fn limits_and_metadata_choose_the_version() {
     assert_eq!(winner("/A/B/1600/Other=1", &[]), None);
     assert_eq!(winner("/A/b/1600", &[]), None);
     assert_eq!(winner("/A/B%20C/1600", &[]), None);
-    // A version that never wins can still be had by its own address.
+    // A version that never wins can still be fetched at its own address.
     assert_eq!(get(&address(&service), &format!("/A/B/1000/{}", id(1)), &[]).status, 200);
     assert_eq!(get(&address(&service), &format!("/A/B/1000/{}", id(3)), &[]).status, 404);
     assert_eq!(get(&address(&service), &format!("/A/C/1000/{}", id(1)), &[]).status, 404);
@@ -185,7 +185,7 @@ async fn requests_that_come_together_are_answered_in_order() {
     assert_eq!(connection.receive(true).get("Content-Length"), Some("10"));
     assert_eq!(connection.receive(false).text(), "second");
     assert_eq!(connection.receive(false).status, 404);
-    // HTTP/1.0 without keep-alive ends.
+    // HTTP/1.0 without keep-alive closes the connection.
     connection.send(b"GET /A/B/1200 HTTP/1.0\r\n\r\n");
     assert_eq!(connection.receive(false).text(), "0123456789");
     assert!(connection.has_ended());

@@ -1,5 +1,5 @@
-//! Uploads, changes and deletions: what AliceO2's CcdbApi does in its own tests, case by case, with
-//! a repository and with a CCDB behind the service; and who may do so.
+//! Uploads, changes and deletions: the cases of AliceO2's own tests of CcdbApi, with a repository
+//! and with a CCDB behind the service; and access control.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ use super::fake_ccdb::{Ask, FakeCcdb, Fault, Kind, Upload};
 use super::raw::{Answer, Connection, get};
 use super::{address, before};
 
-/// A service that takes changes.
+/// A service that accepts changes.
 struct Writable {
     service: Service,
     _folder: Option<tempfile::TempDir>,
@@ -41,14 +41,14 @@ impl Writable {
         ]
     }
 
-    /// As CcdbApi uploads: a form with one part named `send`.
+    /// Like an upload of CcdbApi: a form with one part named `send`.
     fn store(&self, path: &str, from: i64, until: i64, metadata: &str, bytes: &[u8]) -> Answer {
         let metadata = if metadata.is_empty() { String::new() } else { format!("/{metadata}") };
         let target = format!("/{path}/{from}/{until}/ObjectType=TH1F{metadata}");
         post(&address(&self.service), &target, bytes, "")
     }
 
-    /// As CcdbApi retrieves: by time, the redirect followed.
+    /// Like a retrieval of CcdbApi: by time, following the redirect.
     fn retrieve(&self, path: &str, at: i64) -> Option<Answer> {
         let address = address(&self.service);
         let answer = get(&address, &format!("/{path}/{at}"), &[]);
@@ -103,7 +103,7 @@ async fn what_is_stored_is_retrieved_with_its_metadata_at_once() {
         assert_eq!(found.text(), "histogram");
         assert_eq!((found.get("Hello"), found.get("ObjectType")), (Some("World"), Some("TH1F")));
         assert_eq!(found.get("ETag"), stored.get("ETag"));
-        // One more hides it, at once: nothing older is served.
+        // Another version hides it at once: no older version is served.
         assert_eq!(writable.store("Test/th1", 1400, 1600, "", b"other").status, 201);
         assert_eq!(writable.retrieve("Test/th1", 1500).unwrap().text(), "other");
         assert_eq!(writable.retrieve("Test/th1", 1399).unwrap().text(), "histogram");
@@ -171,7 +171,7 @@ async fn folders_and_objects_are_listed_as_they_were_stored() {
         let json = [("Accept", "application/json")];
         let latest = get(&address(&writable.service), "/latest/Test/Detector", &json).json();
         assert_eq!(latest["objects"].as_array().unwrap().len(), 1);
-        // As CcdbApi reads folders, out of the text.
+        // Like CcdbApi, which parses folders from the text.
         let text = get(&address(&writable.service), "/browse/Test/Detector", &[]).text();
         assert!(text.contains("\nSubfolders:\n  Test/Detector/Sub\n"), "{text}");
     }
@@ -180,7 +180,7 @@ async fn folders_and_objects_are_listed_as_they_were_stored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn metadata_and_validity_are_updated_and_seen_at_once() {
     for writable in Writable::each().await {
-        // AliceO2's own test uses `id` for a key.
+        // AliceO2's own test uses `id` as a key.
         writable.store("Test/Update", 1000, 2000, "id=first", b"bytes");
         assert_eq!(writable.retrieve("Test/Update", 1500).unwrap().get("id"), Some("first"));
         let updated = writable.ask("PUT", "/Test/Update/1500?id=custom&custom=whatever%20else");
@@ -191,7 +191,7 @@ async fn metadata_and_validity_are_updated_and_seen_at_once() {
         assert_eq!(writable.retrieve("Test/Update", 2999).unwrap().text(), "bytes");
         let found = writable.retrieve("Test/Update", 1500).unwrap();
         let id = found.get("ETag").unwrap().trim_matches('"').to_owned();
-        // By the id, as CcdbApi does it; an empty value removes the key.
+        // By id, like CcdbApi; an empty value removes the key.
         assert_eq!(writable.ask("PUT", &format!("/Test/Update/1500/{id}?custom=")).status, 204);
         assert_eq!(writable.retrieve("Test/Update", 1500).unwrap().get("custom"), None);
         assert_eq!(writable.ask("PUT", "/Test/Update/9999?a=b").status, 404);
@@ -236,12 +236,12 @@ async fn nothing_is_acknowledged_that_the_source_has_not_acknowledged() {
     }
 }
 
-/// The status of an answer that may break off.
+/// The status of an answer that may be cut off.
 fn post_broken(address: &str, target: &str) -> u16 {
     broken_off(address, "POST", target, "").0
 }
 
-/// The status of an answer, and whether it broke off, as libcurl would report.
+/// The status of an answer, and whether it was cut off, as libcurl would report.
 fn broken_off(address: &str, method: &str, target: &str, more: &str) -> (u16, bool) {
     use std::io::Read as _;
     let body = "--B\r\nContent-Disposition: form-data; name=\"send\"; filename=\"f\"\r\n\r\nx\r\n--B--\r\n";
@@ -255,7 +255,7 @@ fn broken_off(address: &str, method: &str, target: &str, more: &str) -> (u16, bo
     stream.set_read_timeout(Some(super::common::PATIENCE)).unwrap();
     stream.write_all(head.as_bytes()).unwrap();
     let mut all = Vec::new();
-    // It may end in a reset: what came before counts.
+    // The connection may end in a reset: the bytes before it count.
     let _ = stream.read_to_end(&mut all);
     let text = String::from_utf8_lossy(&all).into_owned();
     let status = text.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0);
@@ -271,18 +271,18 @@ async fn where_nothing_may_be_written_ccdbapi_is_told_an_error_or_sent_to_the_so
     server.upload(Upload::new("A/B", 0, 100).id(Uuid::from_bytes([1; 16])));
     let service = before(&server, &[]);
     let front = address(&service);
-    // Uploads and updates follow redirects there.
+    // Uploads and updates follow redirects.
     let uploaded = post(&front, "/A/B/1/2/k=v", b"x", "");
     let there = |target: &str| format!("{}{target}", server.url());
     assert_eq!((uploaded.status, uploaded.get("Location")), (307, Some(&*there("/A/B/1/2/k=v"))));
     let mut connection = Connection::open(&front);
     let updated = connection.ask("PUT", "/A/B/1/2?k=v&l=", &[]);
     assert_eq!((updated.status, updated.get("Location")), (307, Some(&*there("/A/B/1/2?k=v&l="))));
-    // Deletions do not: libcurl reports an answer of which a part is missing.
+    // Deletions do not: libcurl reports the answer as incomplete.
     assert_eq!(broken_off(&front, "DELETE", "/A/B/1", ""), (403, true));
     assert_eq!(broken_off(&front, "GET", "/truncate/A/B", ""), (403, true));
     assert_eq!(get(&front, "/A/B/5", &[]).status, 303);
-    // A repository is nothing that could be asked instead.
+    // A repository has no other address to redirect to.
     let folder = tempfile::tempdir().unwrap();
     let url = format!("file://{}", folder.path().display());
     let service = Service::start(&["--source", &url, "--ccdb", "127.0.0.1:0"]);
@@ -318,12 +318,12 @@ async fn where_there_are_tokens_only_who_may_administer_writes() {
         String::new(),
         "Authorization: Bearer wrong\r\n".to_owned(),
         format!("Authorization: Bearer {reader}\r\n"),
-        // What a page in a browser sends, whatever token it has.
+        // The headers of a page in a browser, with any token.
         format!("Origin: http://evil.example\r\nAuthorization: Bearer {boss}\r\n"),
     ] {
         assert_eq!(broken_off(&front, "POST", "/A/B/1/2", &more), (403, true), "{more}");
     }
     let more = format!("Authorization: Bearer {boss}\r\n");
     assert_eq!(post(&front, "/A/B/1/200", b"x", &more).status, 201);
-    assert_eq!(get(&front, "/A/B/5", &[]).status, 303, "reading asks nobody");
+    assert_eq!(get(&front, "/A/B/5", &[]).status, 303, "reading needs no role");
 }

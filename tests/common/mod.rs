@@ -1,4 +1,4 @@
-//! What the tests of the program share: a real service in a process of its own, and a repository.
+//! Shared by the tests of the program: a real service in its own process, and a repository.
 //!
 //! Every wait is bounded, every process is ended by its pid.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// Longer than anything here takes on a slow and busy machine.
+/// Longer than any step takes on a slow and busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program under test.
@@ -25,7 +25,7 @@ pub fn run(arguments: &[&str]) -> Output {
     iovcache().args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
-/// Runs the program to its end, which must be a good one, and gives what it wrote to stdout.
+/// Runs the program to its end, which must be successful, and returns its stdout.
 pub fn run_well(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert!(
@@ -37,35 +37,36 @@ pub fn run_well(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A service in a process of its own.
+/// A service in its own process.
 pub struct Service {
     child: Child,
-    /// Reads what it writes to stderr: a pipe that nobody reads would hold it up.
+    /// Reads the service's stderr: an unread pipe would block it.
     log: Option<JoinHandle<String>>,
-    /// The line that it printed when it was ready.
+    /// The line printed when it was ready.
     pub ready: Value,
     pub folder: tempfile::TempDir,
 }
 
 impl Service {
-    /// Starts `iovcache serve` with Unix sockets in a folder of its own and TCP on a free port.
+    /// Starts `iovcache serve` with Unix sockets in a temporary folder and TCP on a free port.
     pub fn start(arguments: &[&str]) -> Self {
         Self::start_sized("64MiB", "16MiB", arguments)
     }
 
-    /// The same with so much memory, in segments of that size.
+    /// Like [`start`](Self::start), with the given memory and segment size.
     pub fn start_sized(memory: &str, segment: &str, arguments: &[&str]) -> Self {
         Self::start_by(iovcache(), memory, segment, arguments)
     }
 
-    /// Starts it with more in its environment.
+    /// Like [`start`](Self::start), with additional environment variables.
     pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut program = iovcache();
         program.envs(environment.iter().copied());
         Self::start_by(program, "64MiB", "16MiB", arguments)
     }
 
-    /// Starts it by `program`: the program itself, or one that becomes it (`ip netns exec …`).
+    /// Starts it through `program`: the program itself, or one that executes it (`ip netns exec
+    /// …`).
     pub fn start_by(mut program: Command, memory: &str, segment: &str, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sockets = folder.path().join("s");
@@ -126,8 +127,8 @@ impl Service {
         self.ready["http"].as_str().unwrap().trim_start_matches("http://").to_owned()
     }
 
-    /// Whether pins, places and bytes add up in it, and every object is as it was published: what
-    /// `iovcache status --check` says, and panics otherwise.
+    /// Checks by `iovcache status --check` that pins, places and bytes add up, and that every
+    /// object is as it was published; panics otherwise.
     pub fn adds_up(&self) -> Value {
         let told = self.check();
         assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
@@ -141,13 +142,13 @@ impl Service {
         told
     }
 
-    /// Sends SIGTERM and waits for the end: the exit status and what it wrote to stderr.
+    /// Sends SIGTERM and waits for the end; returns the exit status and the text on stderr.
     pub fn stop(self) -> (Option<i32>, String) {
         self.signal("TERM");
         self.wait()
     }
 
-    /// Waits until it ends by itself: the exit status and what it wrote to stderr.
+    /// Waits until it ends by itself; returns the exit status and the text on stderr.
     pub fn wait(mut self) -> (Option<i32>, String) {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
@@ -169,7 +170,7 @@ impl Service {
         assert!(status.success());
     }
 
-    /// SIGKILL.
+    /// Kills with SIGKILL.
     pub fn kill(mut self) -> tempfile::TempDir {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -179,7 +180,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // Whatever a test does with it, in the end everything adds up, if it can be asked.
+        // After every test everything must add up, if the service still answers.
         if !std::thread::panicking() && matches!(self.child.try_wait(), Ok(None)) {
             self.check();
         }
@@ -194,7 +195,7 @@ fn read_all(mut stderr: ChildStderr) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// Waits until `condition` gives something.
+/// Waits until `condition` returns a value.
 pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -206,7 +207,7 @@ pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A version to be put into a repository.
+/// A version to put into a repository.
 pub struct Version<'a> {
     pub path: &'a str,
     pub from: i64,
@@ -215,7 +216,7 @@ pub struct Version<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Puts a version by means of the program, as a user would; gives its id.
+/// Puts a version by running the program, as a user would; returns its id.
 pub fn put(repository: &Path, version: &Version<'_>) -> String {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), version.bytes).unwrap();
@@ -236,7 +237,7 @@ pub fn put(repository: &Path, version: &Version<'_>) -> String {
     told["id"].as_str().unwrap().to_owned()
 }
 
-/// The folder with the real objects, where it is there.
+/// The folder of the real objects, if it exists.
 pub fn shared() -> Option<PathBuf> {
     let folder = match std::env::var_os("IOVCACHE_SHARED") {
         Some(folder) => PathBuf::from(folder),

@@ -1,5 +1,5 @@
-//! A CCDB server for tests, which answers header for header as the recorded exchanges with real
-//! ones, and fails in every way that it is told to.
+//! A CCDB server for tests. It answers header for header like the recorded exchanges with real
+//! servers, and injects faults on demand.
 //!
 //! ```text
 //!  upload(…) ─▶ versions ─┐
@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The answers are written to the socket by hand: an HTTP library would change the spelling and
-//! order of headers, forbid most of the faults, and mend the rest.
+//! order of headers, forbid most of the faults, and repair the rest.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part of this")]
 
 mod pages;
@@ -29,23 +29,23 @@ use uuid::Uuid;
 pub use store::{Upload, Version};
 use wire::Reply;
 
-/// Which of the real servers this one is.
+/// The real server to imitate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// File-backed: `Location: /path/from/UUID`.
     Local,
     /// SQL-backed: `Location: /download/UUID`, `Content-Location` for each replica.
     Sql,
-    /// SQL-backed with `local.copy.first=true`: the body comes at once, with status 200.
+    /// SQL-backed with `local.copy.first=true`: the body is sent at once, with status 200.
     SqlLocalCopyFirst,
-    /// The node's cache: as file-backed, with `Location: from/UUID`.
+    /// The node's cache: like file-backed, with `Location: from/UUID`.
     Memory,
 }
 
-/// What kind of request an answer, a counter or a fault is about.
+/// The kind of request that an answer, a counter or a fault applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ask {
-    /// `/path/t`: which version.
+    /// `/path/t`: the valid version.
     LookUp,
     /// `/path/from/UUID` or `/download/UUID`.
     Body,
@@ -53,10 +53,10 @@ pub enum Ask {
     Listing,
 }
 
-/// Something that goes wrong.
+/// A fault.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// This status and nothing else.
+    /// This status and no other header or body.
     Status(u16),
     /// 503 with `Retry-After` in seconds.
     RetryAfter(u64),
@@ -66,15 +66,15 @@ pub enum Fault {
     HangUp,
     /// The page of usage, with status 200.
     Usage,
-    /// The body comes byte by byte, with this pause after each.
+    /// The body is sent byte by byte, with this pause after each.
     SlowBody(Duration),
-    /// So many bytes of the body are missing, and Content-Length fits what is left.
+    /// This many bytes of the body are missing, and Content-Length matches the rest.
     TruncatedWithMatchingLength(usize),
-    /// So many bytes of the body are missing, and the connection ends.
+    /// This many bytes of the body are missing, and the connection closes.
     Torn(usize),
-    /// One bit of the body is another.
+    /// One bit of the body is flipped.
     FlippedBit,
-    /// Content-MD5 is that of something else.
+    /// Content-MD5 belongs to other bytes.
     WrongMd5,
     /// This header is left out.
     Without(&'static str),
@@ -86,13 +86,13 @@ pub enum Fault {
     RedirectToItself,
     /// Chunked, without a length.
     Chunked,
-    /// Chunked, and it never ends.
+    /// Chunked, without an end.
     Endless,
     /// This Content-Length, whatever the body.
     Length(u64),
 }
 
-/// How often what was asked.
+/// Number of requests of each kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     pub connections: usize,
@@ -111,19 +111,19 @@ pub struct Counts {
 
 struct Planned {
     ask: Ask,
-    /// Only for paths that contain this.
+    /// Applies only to paths that contain this.
     path: String,
     fault: Fault,
-    /// How often; nothing: for ever.
+    /// Remaining requests; `None`: no limit.
     left: Option<usize>,
 }
 
-/// What can be changed while the server runs.
+/// Settings that can be changed while the server runs.
 #[derive(Default)]
 pub struct Habits {
-    /// Before each answer.
+    /// Pause before each answer.
     pub latency: Duration,
-    /// Newer servers tell until when an answer may be used.
+    /// `Cache-Valid-Until` of newer servers: time until which an answer may be used.
     pub cache_valid_until: Option<i64>,
     /// The URLs of replicas have scheme and host.
     pub absolute_urls: bool,
@@ -131,13 +131,13 @@ pub struct Habits {
     pub on_grid: bool,
     /// Only the Grid has one (SQL-backed).
     pub only_on_grid: bool,
-    /// Replicas in the place of the server's own, `{id}` for the UUID.
+    /// Replicas in the place of the server's own, with `{id}` for the UUID.
     pub replicas: Option<Vec<String>>,
-    /// `/browse/A` also lists what only begins with `A`.
+    /// `/browse/A` also lists paths that merely begin with `A`.
     pub browse_unanchored: bool,
     /// HEAD is answered with 501.
     pub no_head: bool,
-    /// Where the node's cache sends those who ask for what it does not have.
+    /// Redirect target of the node's cache for versions that it does not have.
     pub upstream: Option<String>,
 }
 
@@ -148,12 +148,12 @@ pub(crate) struct State {
     planned: Mutex<VecDeque<Planned>>,
     habits: Mutex<Habits>,
     counts: Mutex<Counts>,
-    /// Bodies that are being answered now, and the most there ever were.
+    /// Bodies being answered now, and their maximum so far.
     busy: AtomicUsize,
     busiest: AtomicUsize,
 }
 
-/// A running server on a port of its own; it ends when it is dropped.
+/// A running server on its own port; it ends when dropped.
 pub struct FakeCcdb {
     state: Arc<State>,
     listening: JoinHandle<()>,
@@ -193,7 +193,7 @@ impl FakeCcdb {
         format!("http://{}", self.state.address)
     }
 
-    /// Adds a version and gives its id.
+    /// Adds a version and returns its id.
     pub fn upload(&self, upload: Upload) -> Uuid {
         let version = upload.into_version();
         let id = version.id;
@@ -201,30 +201,30 @@ impl FakeCcdb {
         id
     }
 
-    /// Changes what is stored of a version, behind its ETag.
+    /// Changes a stored version behind its ETag.
     pub fn change(&self, id: Uuid, change: impl FnOnce(&mut Version)) {
         let mut versions = self.state.versions.lock().unwrap();
         change(versions.iter_mut().find(|version| version.id == id).unwrap());
     }
 
-    /// Forgets a version.
+    /// Removes a version.
     pub fn delete(&self, id: Uuid) {
         self.state.versions.lock().unwrap().retain(|version| version.id != id);
     }
 
-    /// The next `times` requests of this kind go wrong (0: all of them).
+    /// Injects a fault into the next `times` requests of this kind (0: all of them).
     pub fn inject(&self, ask: Ask, fault: Fault, times: usize) {
         self.inject_for("", ask, fault, times);
     }
 
-    /// As [`inject`](Self::inject), for paths that contain `path`.
+    /// Like [`inject`](Self::inject), for paths that contain `path`.
     pub fn inject_for(&self, path: &str, ask: Ask, fault: Fault, times: usize) {
         let left = (times > 0).then_some(times);
         let planned = Planned { ask, path: path.to_owned(), fault, left };
         self.state.planned.lock().unwrap().push_back(planned);
     }
 
-    /// Nothing goes wrong any more.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.state.planned.lock().unwrap().clear();
     }
@@ -237,7 +237,7 @@ impl FakeCcdb {
         *self.state.counts.lock().unwrap()
     }
 
-    /// The most requests that were being answered at the same time.
+    /// Maximum number of requests answered at the same time.
     pub fn busiest(&self) -> usize {
         self.state.busiest.load(Ordering::SeqCst)
     }

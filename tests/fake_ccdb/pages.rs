@@ -1,8 +1,8 @@
-//! The pages that real servers send with errors, and with what they do not understand.
+//! The pages that real servers send with errors, and in answer to requests that do not parse.
 
 use super::wire::{Reply, Request};
 
-/// `HTTP Status 404 – Not Found` and its like, as Tomcat draws them.
+/// `HTTP Status 404 – Not Found` and similar pages, in Tomcat's layout.
 pub(crate) fn status(status: u16, message: &str) -> Reply {
     let (title, description) = match status {
         404 => (
@@ -33,12 +33,12 @@ pub(crate) fn status(status: u16, message: &str) -> Reply {
     )
     .into_bytes()
     .into();
-    // 400, 500 and 501 end the connection.
+    // 400, 500 and 501 close the connection.
     reply.last = matches!(status, 400 | 500 | 501);
     reply
 }
 
-/// What a server says to a request that it does not understand, with status 200.
+/// The server's answer to a request that does not parse, with status 200.
 pub(crate) fn usage(request: &Request) -> Reply {
     let mut reply = Reply::new(200);
     reply.push("Content-Type", "text/plain;charset=ISO-8859-1");

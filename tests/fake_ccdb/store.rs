@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::wire::{Reply, Request};
 use super::{Ask, Kind, State, pages};
 
-/// A version as the server keeps it.
+/// A version as stored by the server.
 #[derive(Debug, Clone)]
 pub struct Version {
     pub path: String,
@@ -17,13 +17,13 @@ pub struct Version {
     pub created: i64,
     pub metadata: Vec<(String, String)>,
     pub bytes: Bytes,
-    /// Of the bytes as uploaded: servers do not look at them again.
+    /// Checksum of the bytes as uploaded: servers do not verify it again.
     pub md5: String,
-    /// When a PUT changed it last.
+    /// Time of the last change by PUT.
     pub modified: i64,
 }
 
-/// What is uploaded.
+/// An upload.
 #[derive(Debug, Clone)]
 pub struct Upload {
     path: String,
@@ -71,7 +71,7 @@ impl Upload {
     }
 }
 
-/// Which kind of request this is.
+/// The kind of a request.
 pub(crate) fn kind_of(request: &Request) -> Ask {
     if request.target.starts_with("/browse") {
         return Ask::Listing;
@@ -82,7 +82,7 @@ pub(crate) fn kind_of(request: &Request) -> Ask {
     if names_one { Ask::Body } else { Ask::LookUp }
 }
 
-/// A request as RequestParser understands it.
+/// A request as parsed by RequestParser.
 #[derive(Default)]
 struct Wanted {
     path: Vec<String>,
@@ -90,7 +90,7 @@ struct Wanted {
     until: Option<i64>,
     id: Option<Uuid>,
     filters: Vec<(String, String)>,
-    /// Something that does not parse.
+    /// Whether a part did not parse.
     nonsense: bool,
 }
 
@@ -131,7 +131,7 @@ fn first_part(body: &[u8], boundary: &str) -> Option<Vec<u8>> {
     Some(body[start..end].to_vec())
 }
 
-/// `+` is a blank there.
+/// `+` stands for a blank there.
 fn form_decoded(token: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = token.as_bytes();
@@ -182,7 +182,7 @@ impl State {
         };
         let versions = self.versions.lock().unwrap();
         let path_wanted = wanted.path.join("/");
-        // A file-backed server ignores the UUID where the time is not positive.
+        // A file-backed server ignores the UUID unless the time is positive.
         let by_id = wanted.id.filter(|_| is_sql || at > 0);
         let covering = |version: &&Version| match by_id {
             Some(id) if is_sql => version.id == id && version.from <= at && at < version.until,
@@ -218,7 +218,7 @@ impl State {
         }
     }
 
-    /// POST, PUT and DELETE, as the file-backed server does them.
+    /// POST, PUT and DELETE, as in the file-backed server.
     fn change(&self, request: &Request, path: &str, query: &str) -> Reply {
         let wanted = Wanted::parse(path);
         let (Some(at), false) = (wanted.at, wanted.nonsense) else { return pages::usage(request) };
@@ -277,8 +277,8 @@ impl State {
         reply
     }
 
-    /// Exact in the SQL-backed server; in the file-backed one, a key that only matches but for
-    /// its case is taken the wrong way round.
+    /// Exact in the SQL-backed server; in the file-backed one, a key that matches except for its
+    /// case inverts the result.
     fn passes(&self, version: &Version, (key, value): &(String, String)) -> bool {
         let exact = version.metadata.iter().find(|(k, _)| k == key);
         let nearly = version.metadata.iter().find(|(k, _)| k.eq_ignore_ascii_case(key));
@@ -289,7 +289,7 @@ impl State {
         }
     }
 
-    /// The answer to 'which version': 303, or the body at once.
+    /// The answer to a look-up: 303, or the body at once.
     fn name(&self, version: &Version, http_only: bool) -> Reply {
         let locations = self.locations(version, http_only);
         let is_sql = matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst);
@@ -368,7 +368,7 @@ impl State {
         }
         self.describe(version, &mut reply);
         let add = |reply: &mut Reply, name: &str, value: &str| {
-            // Metadata of that name stand there already and stay.
+            // Metadata with that name are present already and stay.
             if !reply.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name)) {
                 reply.push(name, value);
             }
@@ -411,7 +411,7 @@ impl State {
         }
     }
 
-    /// The SQL-backed server keeps the name of the part in which the bytes came.
+    /// The SQL-backed server adds the name of the uploaded form part.
     fn metadata_of(&self, version: &Version) -> Vec<(String, String)> {
         let mut metadata = version.metadata.clone();
         if matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst) {
@@ -426,7 +426,7 @@ impl State {
         let unanchored = self.habits.lock().unwrap().browse_unanchored;
         let versions = self.versions.lock().unwrap();
         let known = |key: &str| versions.iter().any(|v| v.metadata.iter().any(|(k, _)| k == key));
-        // A key that was never seen is no filter to the SQL-backed server.
+        // The SQL-backed server ignores a filter by a key that no version has ever had.
         let filters: Vec<_> = wanted
             .filters
             .iter()
@@ -538,7 +538,7 @@ fn created_within(version: &Version, request: &Request) -> bool {
         && limit("if-not-before").is_none_or(|ms| version.created >= ms)
 }
 
-/// Whether `If-None-Match` names this id, in one of the forms that servers take.
+/// Whether `If-None-Match` names this id, in one of the forms that servers accept.
 fn names(header: Option<&str>, id: Uuid) -> bool {
     header
         .map(|text| text.trim_start_matches("W/").trim_matches('"'))
@@ -546,7 +546,7 @@ fn names(header: Option<&str>, id: Uuid) -> bool {
         == Some(id)
 }
 
-/// A JSON string as the server writes it: slashes escaped, and all that is not ASCII.
+/// A JSON string as written by the server: slashes and all non-ASCII characters escaped.
 fn json(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {

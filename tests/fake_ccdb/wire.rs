@@ -1,4 +1,4 @@
-//! HTTP/1.1 by hand: requests read, answers written exactly as they are meant.
+//! HTTP/1.1 by hand: parses requests, and writes answers byte by byte as given.
 
 use std::io;
 use std::time::Duration;
@@ -15,18 +15,18 @@ pub(crate) struct Request {
     /// Path and query, as sent.
     pub(crate) target: String,
     headers: Vec<(String, String)>,
-    /// What came behind the head.
+    /// The bytes after the head.
     pub(crate) body: Vec<u8>,
 }
 
 impl Request {
-    /// The first header of this name (in lower case): real servers look at no other.
+    /// The first header of this name (in lower case): real servers ignore further ones.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// Reads one request's head; nothing at the end of the connection.
+/// Reads the head of a request; `None` at the end of the connection.
 pub(crate) async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Request> {
     let end = loop {
         if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -82,7 +82,7 @@ pub(crate) enum Pace {
     AtOnce,
     /// Byte by byte with a pause after each.
     Slow(Duration),
-    /// Only so much of it, then the connection ends.
+    /// Only this many bytes, then the connection closes.
     Torn(usize),
     Chunked,
     Endless,
@@ -95,7 +95,7 @@ pub(crate) struct Reply {
     pub(crate) body: Bytes,
     /// Whether the body is that of a version.
     pub(crate) is_version: bool,
-    /// Whether the connection ends with it.
+    /// Whether the connection closes after it.
     pub(crate) last: bool,
     pace: Pace,
     length: Option<u64>,
@@ -121,14 +121,14 @@ impl Reply {
         }
     }
 
-    /// A redirect that is none of CCDB's.
+    /// A redirect without any header of CCDB.
     pub(crate) fn redirect(location: &str) -> Self {
         let mut reply = Self::new(303);
         reply.push("Location", location);
         reply
     }
 
-    /// Where the node's cache sends those who ask for what it does not have.
+    /// The redirect of the node's cache for versions that it does not have.
     pub(crate) fn elsewhere(location: &str) -> Self {
         let mut reply = Self::new(307);
         reply.push("Cache-Control", "no-cache");
@@ -144,12 +144,12 @@ impl Reply {
         "HTTP/1.1 200 \r\nContent-Length: 123\r\n\r\n".len() + lines.sum::<usize>() + body
     }
 
-    /// Adds a header, behind those of its name.
+    /// Adds a header, after those of the same name.
     pub(crate) fn push(&mut self, name: &str, value: &str) {
         self.headers.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Replaces a header where it stands, or adds it: what metadata do to protocol headers.
+    /// Replaces a header in its place, or adds it: the effect of metadata on protocol headers.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         match self.headers.iter_mut().find(|(n, _)| n.eq_ignore_ascii_case(name)) {
             Some((_, old)) => value.clone_into(old),
@@ -157,7 +157,7 @@ impl Reply {
         }
     }
 
-    /// Lets go wrong what can go wrong with an answer.
+    /// Applies a fault to the answer.
     pub(crate) fn spoil(&mut self, fault: &Fault) {
         match fault {
             Fault::SlowBody(pause) => self.pace = Pace::Slow(*pause),
@@ -191,15 +191,16 @@ impl Reply {
         }
     }
 
-    /// Sends it; HEAD gets no body, and on all but 200 `Transfer-Encoding: chunked` for a length.
+    /// Sends it; HEAD gets no body, and unless the status is 200 `Transfer-Encoding: chunked`
+    /// instead of a length.
     pub(crate) async fn write(&self, stream: &mut TcpStream, request: &Request) -> io::Result<()> {
         let is_head = request.method == "HEAD";
-        // Status line without a reason, as Tomcat writes it.
+        // Status line without a reason, as in Tomcat.
         let mut head = format!("HTTP/1.1 {} \r\n", self.status).into_bytes();
         let mut line = |name: &str, value: &str| {
             head.extend_from_slice(name.as_bytes());
             head.extend_from_slice(b": ");
-            // Latin-1, as HTTP has it; what is outside becomes a question mark.
+            // Latin-1, as in HTTP; other characters become a question mark.
             head.extend(value.chars().map(|c| u8::try_from(c).unwrap_or(b'?')));
             head.extend_from_slice(b"\r\n");
         };

@@ -1,11 +1,12 @@
-//! A consumer in a process of its own, which does what it is told, line by line.
+//! A consumer in its own process, which executes commands line by line.
 //!
 //! ```text
 //!  Consumer (here) ──stdin: a line of JSON──▶ child::run (there) ──▶ service
 //!                  ◀──stdout: one line each──
 //! ```
 //!
-//! Every byte that it reads is compared with what the name of the object says; a wrong one ends it.
+//! Every byte that it reads is compared with the right byte for the object's name; a wrong one
+//! aborts the process.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -17,7 +18,7 @@ use crate::common::PATIENCE;
 
 const VARIABLE: &str = "IOVCACHE_TEST_CONSUMER";
 
-/// A consumer that runs; dropped, it is killed.
+/// A running consumer; dropping it kills the process.
 pub(crate) struct Consumer {
     child: Child,
     stdin: ChildStdin,
@@ -25,7 +26,7 @@ pub(crate) struct Consumer {
 }
 
 impl Consumer {
-    /// Starts one under a name, attached to the service at `url`.
+    /// Starts a consumer under a name, attached to the service at `url`.
     pub(crate) fn start(url: &str, name: &str) -> Self {
         let about = json!({"url": url, "name": name});
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -40,7 +41,7 @@ impl Consumer {
         let (sender, lines) = channel();
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
-                // The test harness around it says this and that, too.
+                // The test harness around it prints other lines too.
                 if let Ok(value @ Value::Object(_)) = serde_json::from_str(&line)
                     && sender.send(value).is_err()
                 {
@@ -55,12 +56,12 @@ impl Consumer {
         self.child.id()
     }
 
-    /// Tells it something, and does not wait.
+    /// Sends a command without waiting.
     pub(crate) fn tell(&mut self, command: &Value) {
         writeln!(self.stdin, "{command}").unwrap();
     }
 
-    /// What it says next.
+    /// Waits for its next answer.
     pub(crate) fn said(&mut self) -> Value {
         match self.lines.recv_timeout(PATIENCE) {
             Ok(value) => value,
@@ -68,24 +69,24 @@ impl Consumer {
         }
     }
 
-    /// What it has said last, if anything since then.
+    /// Its last answer, if there was one since the previous call.
     pub(crate) fn last_said(&mut self) -> Option<Value> {
         self.lines.try_iter().last()
     }
 
-    /// Tells it something, and gives its answer.
+    /// Sends a command, and returns the answer.
     pub(crate) fn ask(&mut self, command: &Value) -> Value {
         self.tell(command);
         self.said()
     }
 
-    /// Takes a table and keeps it: the column of each path at `at`.
+    /// Requests a table and keeps it: the column of each path at `at`.
     pub(crate) fn take(&mut self, paths: &[u64], at: i64) {
         let said = self.ask(&json!({"take": paths, "at": at}));
         assert!(said["taken"].is_u64(), "{said}");
     }
 
-    /// Reads all that it keeps once more. What it reads is right, or does not resolve any more.
+    /// Reads all kept tables again. Every cell must be right, or no longer resolve.
     pub(crate) fn verify(&mut self) -> Value {
         self.ask(&json!({"verify": true}))
     }
@@ -95,18 +96,18 @@ impl Consumer {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
-    /// SIGKILL.
+    /// Kills with SIGKILL.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Whether it is still there: one that read something wrong is not.
+    /// Checks that the process lives: a wrong byte would have aborted it.
     pub(crate) fn check_alive(&mut self) {
         assert!(self.child.try_wait().unwrap().is_none(), "it ended by itself: see above");
     }
 
-    /// Has it end by itself, after a last look at all that it keeps.
+    /// Makes it end by itself, after a last check of all kept tables.
     pub(crate) fn end(mut self) -> ExitStatus {
         self.tell(&json!({"end": true}));
         self.child.wait().unwrap()
@@ -120,7 +121,7 @@ impl Drop for Consumer {
     }
 }
 
-/// What happens in the consumer's own process.
+/// The consumer's own process.
 pub(crate) mod child {
     use std::path::Path;
     use std::time::Duration;
@@ -132,7 +133,7 @@ pub(crate) mod child {
     use super::VARIABLE;
     use crate::data::{Chance, PATHS, VERSIONS, bytes_at, path};
 
-    /// Does what stdin says; does nothing in a process that is no consumer.
+    /// Executes the commands on stdin; does nothing in a process that is not a consumer.
     pub(crate) fn run() {
         let Ok(about) = std::env::var(VARIABLE) else { return };
         let about: Value = serde_json::from_str(&about).unwrap();
@@ -208,7 +209,7 @@ pub(crate) mod child {
             Ok(bytes)
         }
 
-        /// How many of the kept tables are right, and how many do not resolve any more.
+        /// Number of kept tables that are right, and of those that no longer resolve.
         fn verify(&self) -> (u64, u64) {
             let (mut right, mut stale) = (0, 0);
             for (paths, at, table) in &self.kept {
@@ -221,7 +222,7 @@ pub(crate) mod child {
             (right, stale)
         }
 
-        /// What the cells of the tables that are kept come to in a new attachment.
+        /// The results of resolving the kept tables' cells in a new attachment.
         fn old_headers(&self) -> Vec<String> {
             let folder = Path::new(self.url.strip_prefix("grpc+unix://").unwrap()).parent();
             let attach = folder.unwrap().join("attach.sock");
@@ -244,7 +245,7 @@ pub(crate) mod child {
             resolved.collect()
         }
 
-        /// The request is on its way, the table may come: nobody takes it.
+        /// Sends a request and never reads the answer.
         async fn send_and_read_nothing(&self, command: &Value) {
             use arrow_flight::flight_service_client::FlightServiceClient;
             let folder = Path::new(self.url.strip_prefix("grpc+unix://").unwrap()).parent();
@@ -270,7 +271,7 @@ pub(crate) mod child {
             drop((stream, attachment));
         }
 
-        /// Takes tables by chance, keeps some for a while, and reads all of them again and again.
+        /// Requests random tables, keeps some for a while, and reads all of them repeatedly.
         async fn work(&mut self, seed: u64) {
             let mut chance = Chance::new(seed);
             for tables in 1_u64.. {
@@ -297,7 +298,7 @@ pub(crate) mod child {
             }
         }
 
-        /// The timeframes that wait for us, each read and reported.
+        /// Reads and reports each timeframe that waits for this consumer.
         async fn read_timeframes(&mut self) {
             let Ok(status) = self.client.status().await else { return };
             let waits = status.timeframes.iter().filter(|timeframe| {
@@ -324,25 +325,25 @@ pub(crate) mod child {
         }
     }
 
-    /// What can go wrong where processes are killed; all else is a bug.
+    /// Checks that an error is one that kills can cause; any other error is a bug.
     fn expected(error: &ClientError) {
         let may = [
             ErrorKind::Unavailable,
             ErrorKind::DeadlineExceeded,
             ErrorKind::FailedPrecondition,
-            // A timeframe that was dropped, or is another service's.
+            // A timeframe that was dropped, or that belongs to another service.
             ErrorKind::NotFound,
         ];
         assert!(may.contains(&error.kind()), "{}", error.message());
     }
 
-    /// Compares every cell, and gives the bytes that were read.
+    /// Compares every cell, and returns the number of bytes read.
     fn check(paths: &[u64], at: i64, table: &Table) -> Result<u64, ClientError> {
         let mut bytes = 0;
         for number in paths {
             let cell = table.column(&format!("c{number}"))?.get(0)?.unwrap();
             if cell != bytes_at(*number, at) {
-                // Overwritten while it was read? Then it does not resolve any more.
+                // If it was overwritten during the read, it no longer resolves.
                 table.column(&format!("c{number}"))?.get(0)?;
                 eprintln!("wrong bytes of path {number} at {at}");
                 std::process::abort();

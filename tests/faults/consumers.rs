@@ -1,4 +1,4 @@
-//! Consumers that die, stop, or let go in every way at once.
+//! Consumers that die, stop, or release in every way at once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,20 +19,20 @@ use crate::common::{Service, http_get, until};
 use crate::consumer::Consumer;
 use crate::data::{Chance, fill, path};
 
-/// A service over the objects, in so little memory that some have to go.
+/// A service over the objects, with so little memory that some must be evicted.
 pub(crate) fn service(repository: &Path, arguments: &[&str]) -> Service {
     let source = format!("file://{}", repository.display());
     let all = [&["--source", source.as_str(), "--refresh", "200ms"], arguments].concat();
     Service::start_sized("3MiB", "1MiB", &all)
 }
 
-/// Who looks at a service without a session of its own.
+/// A client that observes a service without a session of its own.
 pub(crate) async fn observer(service: &Service) -> Client {
     let options = ClientOptions { remote: true, ..ClientOptions::default() };
     Client::connect_with(&service.unix(), options).await.unwrap()
 }
 
-/// Waits until the session of a process is gone, and gives how long that took.
+/// Waits until the session of a process is gone, and returns the duration.
 pub(crate) async fn session_ends(client: &Client, pid: u32) -> Duration {
     let began = Instant::now();
     loop {
@@ -62,7 +62,7 @@ async fn a_killed_consumer_lets_go_and_the_bytes_of_others_stay() {
     let mut longest = Duration::ZERO;
     for round in 1..=5 {
         let mut victim = Consumer::start(&service.unix(), "victim");
-        // One object that the other holds too, and others of its own.
+        // One object that the survivor holds too, and others that it does not hold.
         victim.take(&[1, 2, 3], 5);
         assert!(client.status().await.unwrap().memory.pinned_bytes > held);
         let pid = victim.pid();
@@ -74,7 +74,7 @@ async fn a_killed_consumer_lets_go_and_the_bytes_of_others_stay() {
         service.adds_up();
     }
     eprintln!("the pins of a killed consumer were gone after {longest:?} at most");
-    // Room for something else is made of what the dead had, never of what the living have.
+    // Room for new objects is made from those of the dead, never from those of the living.
     for at in (5..80).step_by(10) {
         let mut other = Consumer::start(&service.unix(), "other");
         other.take(&[4, 5, 6, 7, 8, 9, 10, 11], at);
@@ -118,7 +118,7 @@ async fn a_stopped_consumer_is_not_dead_and_what_it_holds_is_there_when_it_goes_
     sleeper.take(&[0, 1, 2], 5);
     let held = client.status().await.unwrap().memory.pinned_bytes;
     sleeper.signal("STOP");
-    // Meanwhile others need all of the room, several times over.
+    // Meanwhile other consumers need all of the memory, several times over.
     let mut busy = Consumer::start(&service.unix(), "busy");
     for round in 0..40 {
         busy.take(&[3 + round % 9, 3 + (round + 1) % 9], (round as i64 * 7) % 80);
@@ -135,8 +135,8 @@ async fn a_stopped_consumer_is_not_dead_and_what_it_holds_is_there_when_it_goes_
     until("its pins to go", || (service.adds_up()["pinned_bytes"] == 0).then_some(()));
 }
 
-/// A lease that is released, whose session hangs up, whose time is over and whose timeframe is
-/// consumed and dropped, all at the same moment, ends once.
+/// A lease that is released while its session hangs up, its time expires and its timeframe is
+/// consumed and dropped, all at the same moment, ends exactly once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn release_hang_up_expiry_and_consumed_at_once_are_one_end() {
     let folder = tempfile::tempdir().unwrap();
@@ -171,7 +171,7 @@ async fn release_hang_up_expiry_and_consumed_at_once_are_one_end() {
         let columns = format!(r#"{{"a": "{}", "b": "{}"}}"#, path(0), path(chance.below(6)));
         let register = format!(r#"{{"columns": {columns}, "consumers": ["x"]}}"#);
         let register = Register::parse(register.as_bytes()).unwrap();
-        let times = [Some(5)].into_iter().collect();
+        let times: iovcache::index::Timestamps = [Some(5)].into_iter().collect();
         cache.register(round, times, &register, None).await.unwrap();
         let requests = [
             parsed(format!(r#"{{"timeframe": {round}, "consumer": "x", "session": "{session}"}}"#)),
@@ -207,13 +207,13 @@ async fn release_hang_up_expiry_and_consumed_at_once_are_one_end() {
                 cache.release(&lease);
             }));
         }
-        // In an order by chance, and all at once.
+        // In random order, and all at once.
         for place in (1..ends.len()).rev() {
             ends.swap(place, chance.below(place as u64 + 1) as usize);
         }
         let ends: Vec<_> = ends.into_iter().map(std::thread::spawn).collect();
         ends.into_iter().for_each(|end| end.join().unwrap());
-        until("all to be let go", || {
+        until("all to be released", || {
             let status = cache.status();
             (status.memory.pinned_bytes == 0 && status.sessions.is_empty()).then_some(())
         });
@@ -223,8 +223,8 @@ async fn release_hang_up_expiry_and_consumed_at_once_are_one_end() {
     attending.await.unwrap();
 }
 
-/// What a remote consumer holds is a lease: stopped for longer than that lasts it has lost it, and
-/// is told so.
+/// A remote consumer holds leases. A consumer stopped for longer than a lease lasts has lost it,
+/// and gets an error that says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_remote_consumer_that_sleeps_too_long_is_told_that_its_lease_has_ended() {
     if std::env::var_os("IOVCACHE_NIGHTLY").is_none() {

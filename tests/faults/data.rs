@@ -1,13 +1,13 @@
-//! Objects whose bytes can be told from their names, and numbers by chance that can be repeated.
+//! Objects whose bytes follow from their names, and reproducible random numbers.
 
 use std::path::Path;
 
 use iovcache::source::repository::{NewVersion, RepositoryWriter};
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 
-/// How many paths there are.
+/// Number of paths.
 pub(crate) const PATHS: u64 = 12;
-/// And versions of each: version `n` holds from `n * 10` to `n * 10 + 10`.
+/// Number of versions of each: version `n` is valid from `n * 10` to `n * 10 + 10`.
 pub(crate) const VERSIONS: u64 = 8;
 
 /// The path of a number.
@@ -15,12 +15,12 @@ pub(crate) fn path(number: u64) -> String {
     format!("Fault/Path{number}")
 }
 
-/// The bytes of the version of a path that holds at a time.
+/// The bytes of the version of a path that is valid at a time.
 pub(crate) fn bytes_at(path: u64, at: i64) -> Vec<u8> {
     bytes_of(path, at as u64 / 10)
 }
 
-/// The bytes of a version: from 20 kB to 120 kB, other ones for each.
+/// The bytes of a version: 20 kB to 120 kB, different for each.
 pub(crate) fn bytes_of(path: u64, version: u64) -> Vec<u8> {
     let mut chance = Chance::new(path * VERSIONS + version);
     let size = 20_000 + chance.below(100_000);
@@ -28,7 +28,7 @@ pub(crate) fn bytes_of(path: u64, version: u64) -> Vec<u8> {
     words.take(size as usize).collect()
 }
 
-/// Fills a repository with all of them.
+/// Fills a repository with all objects.
 pub(crate) fn fill(repository: &Path) {
     let writer = RepositoryWriter::new(repository).unwrap();
     for number in 0..PATHS {
@@ -48,7 +48,7 @@ pub(crate) fn fill(repository: &Path) {
     }
 }
 
-/// Numbers that follow from a seed (splitmix64).
+/// Random numbers from a seed (splitmix64).
 #[derive(Debug, Clone)]
 pub(crate) struct Chance(u64);
 
@@ -57,7 +57,8 @@ impl Chance {
         Self(seed)
     }
 
-    /// From `IOVCACHE_FAULTS_SEED`, else from the clock; printed, so that a test can be repeated.
+    /// Seeded from `IOVCACHE_FAULTS_SEED`, else from the clock; prints the seed, so that a run can
+    /// be repeated.
     pub(crate) fn of_the_test(name: &str) -> Self {
         let given = std::env::var("IOVCACHE_FAULTS_SEED").ok();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
@@ -79,13 +80,13 @@ impl Chance {
         self.next() % limit
     }
 
-    /// True in one of `count` cases.
+    /// True in one of `count` cases on average.
     pub(crate) fn one_in(&mut self, count: u64) -> bool {
         self.below(count) == 0
     }
 }
 
-/// How often a random test kills: `quick`, unless the environment says otherwise.
+/// Number of kills of a random test: `quick`, unless the environment variable is set.
 pub(crate) fn count_of(variable: &str, quick: u64) -> u64 {
     std::env::var(variable).map_or(quick, |count| count.parse().unwrap())
 }

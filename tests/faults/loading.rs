@@ -1,4 +1,4 @@
-//! Loads that are slow, fail, or whose consumers die half-way: a real consumer, a real slow server.
+//! Loads that are slow, fail, or lose their consumers: a real consumer, a real slow server.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::consumers::{observer, session_ends};
 use crate::data::{bytes_at, path};
 use crate::fake_ccdb::{Ask, FakeCcdb, Fault, Kind, Upload};
 
-/// A CCDB with path 0 and path 1, and a service before it.
+/// A CCDB with path 0 and path 1, and a service in front of it.
 async fn slow_server() -> (FakeCcdb, Service) {
     let server = FakeCcdb::start(Kind::Sql).await;
     for number in 0..2 {
@@ -46,7 +46,7 @@ async fn a_load_whose_consumer_dies_is_taken_over_by_those_who_wait_too() {
     session_ends(&client, pid).await;
     let said = follower.said();
     assert_eq!(said["taken"], bytes_at(0, 5).len());
-    assert_eq!(server.counts().bodies_sent, 1, "nobody had to begin anew");
+    assert_eq!(server.counts().bodies_sent, 1, "no load was repeated");
     assert!(follower.end().success());
 }
 
@@ -54,7 +54,7 @@ async fn a_load_whose_consumer_dies_is_taken_over_by_those_who_wait_too() {
 async fn a_load_that_nobody_waits_for_any_more_ends_and_its_room_is_free_again() {
     let (server, service) = slow_server().await;
     let client = observer(&service).await;
-    // So slow that it would take minutes.
+    // The load would take minutes.
     server.inject(Ask::Body, Fault::SlowBody(Duration::from_millis(2)), 0);
     for round in 1..=3 {
         let mut victim = Consumer::start(&service.unix(), "victim");
@@ -87,7 +87,7 @@ async fn a_load_that_nobody_waits_for_any_more_ends_and_its_room_is_free_again()
 async fn a_thousand_who_want_one_absent_object_cause_one_request_also_when_it_fails() {
     let (server, service) = slow_server().await;
     let client = observer(&service).await;
-    // What is valid is known before, so that all want the body.
+    // The valid version is known in advance, so all requests need the body.
     let objects = one(1).view("objects");
     server.inject(Ask::Body, Fault::HangUp, 0);
     let _ = client.batches(&objects.clone().wait(Duration::from_millis(500))).await;
@@ -103,7 +103,8 @@ async fn a_thousand_who_want_one_absent_object_cause_one_request_also_when_it_fa
     }
     assert_eq!(server.counts().bodies_sent, 1);
 
-    // The same for one that fails: nobody asks again while the first tries (and tries again).
+    // A load that fails is shared too: no request starts another while the first one tries (and
+    // retries).
     let before = server.counts().bodies;
     server.inject(Ask::Body, Fault::Status(404), 0);
     let asked = (0..1000).map(|_| {
@@ -116,7 +117,7 @@ async fn a_thousand_who_want_one_absent_object_cause_one_request_also_when_it_fa
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.message());
     }
     let bodies = server.counts().bodies - before;
-    assert!(bodies < 50, "{bodies} requests for a thousand who waited together");
+    assert!(bodies < 50, "{bodies} requests for a thousand clients that waited together");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,7 +129,7 @@ async fn a_source_that_is_down_names_path_and_time_and_what_is_known_is_served_s
     server.inject(Ask::Listing, Fault::Status(503), 0);
     server.inject(Ask::Body, Fault::Status(503), 0);
     let unknown = one(1).wait(Duration::from_millis(800));
-    let error = client.batches(&unknown).await.expect_err("nobody can say it");
+    let error = client.batches(&unknown).await.expect_err("it is unknown");
     assert!(error.kind().is_transient(), "{}", error.message());
     assert!(error.message().contains(&path(1)), "{}", error.message());
     let table = client.table(one(0)).await.unwrap();

@@ -1,5 +1,4 @@
-//! Faults, each one the real thing: processes that are killed and stopped, a file system that is
-//! full, a server that is slow.
+//! Real faults: processes that are killed and stopped, a full file system, a slow server.
 //!
 //! ```text
 //!  this process ──starts, kills, stops──▶ services, consumers (this very program), a CCDB
@@ -8,8 +7,8 @@
 //!           survivor reads is right
 //! ```
 //!
-//! Random tests print their seed and are repeated by it: `IOVCACHE_FAULTS_SEED`. How often they
-//! kill is said by `IOVCACHE_CONSUMER_KILLS` and `IOVCACHE_SERVICE_KILLS`.
+//! Random tests print their seed, and `IOVCACHE_FAULTS_SEED` repeats it. `IOVCACHE_CONSUMER_KILLS`
+//! and `IOVCACHE_SERVICE_KILLS` set the number of kills.
 #![cfg(feature = "cli")]
 
 #[path = "../common/mod.rs"]
@@ -31,7 +30,7 @@ fn the_process_of_a_consumer() {
     consumer::child::run();
 }
 
-/// The page that says which test proves what names tests that there are, for every row.
+/// Every row of the page of faults names a test that exists.
 #[test]
 fn the_page_of_faults_names_tests_that_exist() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,5 +1,5 @@
-//! Memory that is short: a real tmpfs or control group that is full, segments that are half made when their service
-//! is killed.
+//! Short memory: a real tmpfs or control group that is full, and segments that are half made when
+//! their service is killed.
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -15,7 +15,7 @@ use crate::common::{PATIENCE, Service, Version, iovcache, put};
 use crate::consumers::observer;
 use crate::data::{Chance, PATHS, VERSIONS, bytes_of, count_of, fill, path};
 
-/// A service that does not get as much memory as it was told that it has.
+/// A service that can get less memory than it is configured for.
 struct Confined {
     child: Child,
     url: String,
@@ -23,7 +23,7 @@ struct Confined {
 }
 
 impl Confined {
-    /// Before it begins, a shell (started by `before`) does what `confine` says.
+    /// Before the service starts, a shell (started by `before`) runs `confine`.
     fn start(repository: &Path, before: &[&str], confine: &str, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let program = iovcache();
@@ -54,8 +54,8 @@ impl Confined {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
-    /// Asks for the objects and keeps them until the memory is short. That is an error which says
-    /// each of `words`; what is there is right, and the service goes on.
+    /// Requests the objects and keeps them until memory runs out. The error must contain each of
+    /// `words`; the tables obtained stay right, and the service keeps running.
     async fn runs_short(&mut self, objects: &[Object], fit: usize, words: &[&str]) {
         let client = Client::connect(&self.url).await.unwrap();
         let mut held = Vec::new();
@@ -83,7 +83,7 @@ impl Confined {
         };
         check(&held);
         assert!(self.child.try_wait().unwrap().is_none());
-        // It has room again once somebody lets go.
+        // There is room again once tables are released.
         for (_, table) in held.drain(..fit / 2) {
             client.release(table).await.unwrap();
         }
@@ -91,8 +91,8 @@ impl Confined {
         held.push((last, client.table(last.request()).await.unwrap()));
         check(&held);
         assert_eq!(client.check(true).await.unwrap().faults, [""; 0]);
-        // A table that no system could give memory for is refused as long as it is asked for, and
-        // no longer: all are let go, and all of them come after each other.
+        // A table that does not fit is refused only while its memory is in use: after the release
+        // of all tables every object can be loaded, one after the other.
         for (_, table) in held.drain(..) {
             client.release(table).await.unwrap();
         }
@@ -113,7 +113,7 @@ impl Drop for Confined {
     }
 }
 
-/// An object, by where it is asked for.
+/// An object, by its path and time.
 struct Object {
     path: String,
     at: i64,
@@ -136,7 +136,7 @@ async fn a_tmpfs_that_is_full_is_an_error_that_names_the_bytes_and_never_a_sigbu
     let repository = tempfile::tempdir().unwrap();
     fill(repository.path());
     let small = tempfile::tempdir().unwrap();
-    // Two segments fit; the memory that it was told it has would be thirty.
+    // Two segments fit; the configured memory would be thirty.
     let confine = format!("mount -t tmpfs -o size=5m,mode=0750 tmpfs {}", small.path().display());
     let segments = small.path().join("segments");
     let memory = ["--memory", "64MiB", "--segment", "2MiB", "--backing", "shm", "--shm-folder"];
@@ -153,16 +153,16 @@ async fn a_tmpfs_that_is_full_is_an_error_that_names_the_bytes_and_never_a_sigbu
     service.runs_short(&objects, 20, &["[IOV-4003]", "2097152 bytes"]).await;
 }
 
-/// A control group with so much memory; it goes when this is dropped, and who was in it has ended.
+/// A control group with limited memory; dropped, it is removed after its processes have ended.
 struct Group(PathBuf);
 
 impl Group {
-    /// `None` where nobody may make one.
+    /// `None` if this user may not create one.
     fn of(bytes: u64) -> Option<Self> {
         let versions =
             [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
         for (root, limit) in versions {
-            // Where both are there, the first has the memory.
+            // If both versions exist, the first controls memory.
             let is_root = Path::new(root).join("cgroup.procs").exists();
             let group = Path::new(root).join(format!("iovcache-test-{}", std::process::id()));
             if !is_root || fs::create_dir(&group).is_err() {
@@ -211,8 +211,8 @@ async fn a_control_group_that_is_full_is_an_error_that_names_the_bytes_and_ends_
     service.runs_short(&objects, 5, &["[IOV-4003]", "16777216 bytes", &limit]).await;
 }
 
-/// Kills a service at any moment in which it may be making a segment with a name; what it leaves is
-/// removed by its successor, and what that one has goes with it.
+/// Kills a service at random moments while it may be making a named segment. Its successor removes
+/// the segments left behind, and its own are removed in the end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_segment_that_is_half_made_when_its_service_is_killed_is_removed_by_the_next() {
     let repository = tempfile::tempdir().unwrap();

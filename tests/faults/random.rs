@@ -1,4 +1,4 @@
-//! Kills by chance, of consumers and of the service, among consumers that read all the time.
+//! Random kills of consumers and of the service, among consumers that read all the time.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ fn worker(url: &str, number: usize, chance: &mut Chance) -> Consumer {
     consumer
 }
 
-/// Waits until each of them has got a table since now.
+/// Waits until each of them has received a table since the call.
 fn progress(workers: &mut [Consumer]) {
     for worker in workers {
         worker.last_said();
@@ -36,8 +36,7 @@ fn progress(workers: &mut [Consumer]) {
 async fn register(client: &Client, timeframe: u64, chance: &mut Chance) {
     let number = timeframe % PATHS;
     let path = ObjectPath::new(&path(number)).unwrap();
-    let columns =
-        [ColumnRequest { name: format!("c{number}").into(), path, metadata: Default::default() }];
+    let columns = [ColumnRequest::new(format!("c{number}"), path)];
     let at = (timeframe % (VERSIONS * 10)) as i64;
     let first = chance.below(WORKERS as u64) as usize;
     let names = [name(first), name((first + 1) % WORKERS)];
@@ -133,7 +132,7 @@ async fn a_service_killed_at_any_moment_takes_no_consumer_along() {
         drop(running.kill());
         workers.iter_mut().for_each(Consumer::check_alive);
         if chance.one_in(3) {
-            // One that does not even get to be ready.
+            // A service that is killed before it is ready.
             let source = format!("file://{}", folder.path().display());
             let mut young = iovcache()
                 .args(["serve", "--listen", "127.0.0.1:0", "--source", &source])
@@ -147,7 +146,7 @@ async fn a_service_killed_at_any_moment_takes_no_consumer_along() {
         }
         std::thread::sleep(Duration::from_millis(chance.below(100)));
         running = service(folder.path(), &arguments);
-        // They come back by themselves, and what they read is right, before and after.
+        // They recover by themselves, and all that they read is right, before and after.
         progress(&mut workers);
         adds_up(&observer(&running).await, kill % 10 == 0).await;
     }

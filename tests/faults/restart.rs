@@ -21,16 +21,16 @@ use crate::common::{PATIENCE, iovcache, until};
 use crate::consumer::Consumer;
 use crate::data::{Chance, bytes_of, count_of, fill, path};
 
-/// What is kept: descriptors by name.
+/// The kept descriptors by name.
 type Store = Arc<Mutex<BTreeMap<String, Arc<OwnedFd>>>>;
 
-/// A stand-in for systemd: takes and forgets descriptors as it is told, hands them to what it
-/// starts; and the repository that its service is over.
+/// A stand-in for systemd: stores and removes descriptors on request, and passes them to the
+/// services it starts; and the repository of the service.
 struct Manager {
     folder: tempfile::TempDir,
     repository: PathBuf,
     store: Store,
-    /// Listening sockets that are its own, by name.
+    /// Its own listening sockets, by name.
     sockets: Vec<(String, OwnedFd)>,
 }
 
@@ -56,12 +56,12 @@ impl Manager {
         self.kept().iter().filter(|name| name.contains("segment")).count()
     }
 
-    /// Starts the service with all that is kept.
+    /// Starts the service with all kept descriptors.
     fn start(&self) -> Managed {
         let store = self.store.lock().unwrap().clone();
         let kept = store.iter().map(|(name, file)| (name.as_str(), file.as_fd()));
         let sockets = self.sockets.iter().map(|(name, file)| (name.as_str(), file.as_fd()));
-        // Out of the way of 3, 4, …, and open beyond exec.
+        // Above 3, 4, …, and kept open across exec.
         let given: Vec<(&str, OwnedFd)> = sockets
             .chain(kept)
             .map(|(name, file)| {
@@ -100,7 +100,7 @@ impl Manager {
         Managed { child, ready }
     }
 
-    /// Starts it, and this version of so many paths is asked for.
+    /// Starts it, and requests this version of the first `paths` paths.
     async fn start_with(&self, paths: u64, version: u64) -> Managed {
         let service = self.start();
         let client = service.client().await;
@@ -117,7 +117,7 @@ fn listen(socket: &UnixDatagram, store: &Store) {
         if reader.read(socket).is_err() {
             return;
         }
-        // One datagram is one message; those that we send are short.
+        // One datagram is one message; those of the service are short.
         let lines: Vec<String> = std::iter::from_fn(|| reader.line())
             .map(|line| String::from_utf8_lossy(&line).trim().to_owned())
             .collect();
@@ -153,7 +153,7 @@ impl Managed {
         self.child.wait().unwrap();
     }
 
-    /// SIGTERM.
+    /// Stops with SIGTERM.
     fn stop(mut self) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
@@ -178,7 +178,7 @@ async fn read(client: &Client, number: u64, version: u64) {
     assert!(cell == bytes_of(number, version), "other bytes of {number}, {version}");
 }
 
-/// Waits until so many objects are there.
+/// Waits until the given number of objects is resident.
 async fn objects(client: &Client, count: u64) {
     for _ in 0..10_000 {
         if client.status().await.unwrap().objects == count {
@@ -194,7 +194,7 @@ async fn adds_up(client: &Client) {
     assert_eq!(found.faults, [""; 0], "{found:?}");
 }
 
-/// Until what is known is written down: that is done a moment later.
+/// Waits until the state is written, which happens a moment later.
 fn noted() {
     std::thread::sleep(Duration::from_millis(1_500));
 }
@@ -229,14 +229,14 @@ async fn what_was_resident_is_resident_again_after_a_kill_and_after_a_stop() {
         for number in 0..6 {
             read(&client, number, 1).await;
         }
-        // None of them was fetched.
+        // None of them was fetched from the source.
         assert_eq!(client.status().await.unwrap().loads, 0, "after a kill: {kill}");
-        // What the predecessors had is given back, but for what is ours.
+        // The service gives back all descriptors of its predecessors, and keeps its own.
         let of_now = service.ready["epoch"].as_str().unwrap().to_owned();
         until("the old ones to be given back", || {
             manager.kept().iter().all(|name| name.contains(&of_now)).then_some(())
         });
-        // Old headers are not those of the new blocks, although the objects are the same.
+        // Old headers do not resolve to the new blocks, although the objects are the same.
         let old = consumer.ask(&json!({"old": true}));
         let old: Vec<String> = serde_json::from_value(old["old"].clone()).unwrap();
         assert!(old.iter().all(|one| one == "IOV-4045" || one == "IOV-4040"), "{old:?}");
@@ -267,7 +267,7 @@ async fn a_successor_whose_source_is_down_serves_what_is_known_and_says_that_it_
     let batches = client.batches(&one(0, 2).view("objects")).await.unwrap();
     let how = batches[0].column_by_name("cache").unwrap().as_string::<i32>().value(0).to_owned();
     assert_eq!(how, "stale");
-    // What nobody had asked for is not known, and no 'nothing'.
+    // A version that was never requested is unknown: a transient error, not an empty answer.
     let error = client.table(one(7, 2).wait(Duration::from_secs(1))).await.unwrap_err();
     assert!(error.kind().is_transient(), "{}", error.message());
     std::fs::rename(&away, &manager.repository).unwrap();
@@ -308,7 +308,7 @@ async fn killed_at_any_moment_nothing_wrong_is_taken_over() {
             assert!(one.await.err().is_none_or(|error| error.is_cancelled()));
         }
     }
-    // Whatever was written when it was killed: every object that is there is right.
+    // Killed at any moment of writing: every object present is right.
     let service = manager.start();
     let client = service.client().await;
     adds_up(&client).await;
@@ -326,7 +326,7 @@ async fn what_a_predecessor_left_damaged_is_not_taken_over() {
     let manager = Manager::new();
     let service = manager.start_with(3, 1).await;
     service.kill();
-    // Sealed segments cannot be damaged; the ledger is, so that it says other things of them.
+    // Sealed segments cannot be damaged; so the ledger is damaged, and describes them wrongly.
     let ledger = {
         let store = manager.store.lock().unwrap();
         let (_, ledger) = store.iter().find(|(name, _)| name.contains("ledger")).unwrap();
@@ -338,7 +338,7 @@ async fn what_a_predecessor_left_damaged_is_not_taken_over() {
     let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &record[..252]) as u32;
     record[252..].copy_from_slice(&crc.to_le_bytes());
     rustix::io::pwrite(&*ledger, &record, 256).unwrap();
-    // One whose record is torn, and descriptors that are nobody's.
+    // A ledger with a torn record, and descriptors with foreign names.
     rustix::io::pwrite(&*ledger, &[0xff; 100], 512 + 80).unwrap();
     let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
     for name in ["iovcache-segment-0123456789abcdef-0", "iovcache-notes-0123456789abcdef-a", "x"] {
@@ -382,7 +382,7 @@ async fn sockets_that_systemd_holds_outlive_the_service_and_clients_wait_in_them
     consumer.take(&[0], 5);
     service.stop();
     assert!(sockets.join("flight.sock").exists(), "they are not the service's to remove");
-    // Nobody is there; who connects waits, and is served by the next.
+    // No service runs; a client that connects now waits, and the next service answers it.
     consumer.tell(&json!({"take": [1], "at": 5}));
     std::thread::sleep(Duration::from_millis(300));
     assert!(consumer.last_said().is_none());

@@ -31,9 +31,9 @@ async fn consumers_of_a_killed_service_read_on_and_come_back_by_themselves_and_o
     }
     drop(first.kill());
     for consumer in &mut consumers {
-        // No SIGBUS, and no other bytes.
+        // No SIGBUS, and unchanged bytes.
         assert_eq!(consumer.verify(), json!({"right": 2, "stale": 0}));
-        // Asked for while nobody is there: it waits.
+        // A request while no service runs: it waits.
         consumer.tell(&json!({"take": [5], "at": 25}));
     }
     std::thread::sleep(Duration::from_millis(200));
@@ -42,7 +42,7 @@ async fn consumers_of_a_killed_service_read_on_and_come_back_by_themselves_and_o
         let said = consumer.said();
         assert_eq!(said["taken"], bytes_at(5, 25).len(), "{said}");
         assert_eq!(consumer.verify(), json!({"right": 3, "stale": 0}));
-        // In the successor's segments: the first five were the dead one's.
+        // In the successor's segments: the first ones belonged to the dead service.
         let said = consumer.ask(&json!({"old": true}));
         let old: Vec<String> = serde_json::from_value(said["old"].clone()).unwrap();
         assert_eq!(old.len(), 4);
@@ -73,7 +73,7 @@ fn a_second_service_of_one_name_ends_and_says_who_has_it() {
     let first = Service::start(&first);
     let other = folder.path().join("other");
     let other = other.to_str().unwrap();
-    // The same sockets, and the same segments.
+    // Once with the first service's sockets, once with its segments.
     for (sockets, segments) in [(sockets, other), (other, segments)] {
         let arguments = named(sockets, segments);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -85,7 +85,7 @@ fn a_second_service_of_one_name_ends_and_says_who_has_it() {
     assert_eq!(first.stop().0, Some(0));
 }
 
-/// A service that is asked for something which its source does not give for minutes.
+/// A service with a request that its source does not answer for minutes.
 async fn asked_for_what_does_not_come() -> (FakeCcdb, Service, Client) {
     let server = FakeCcdb::start(Kind::Sql).await;
     server.upload(Upload::new(&path(0), 0, 10).bytes(bytes_at(0, 5)));
@@ -115,10 +115,10 @@ async fn sigterm_says_not_serving_drains_for_a_bounded_time_and_is_a_good_end() 
     assert_eq!(serving.status(), ServingStatus::Serving);
     let attach = service.attach();
     service.signal("TERM");
-    // Told before anything is broken off.
+    // The change is announced before any call is cut off.
     let stopping = tokio::time::timeout(PATIENCE, watch.message()).await.unwrap();
     assert_eq!(stopping.unwrap().unwrap().status(), ServingStatus::NotServing);
-    // The request under way would take minutes: it is given its time, and no more.
+    // The running request would take minutes: it gets its time limit, and no more.
     let began = Instant::now();
     let (status, log) = service.wait();
     assert_eq!(status, Some(0), "{log}");
@@ -140,7 +140,7 @@ async fn a_second_sigterm_does_not_wait_for_what_is_under_way() {
     assert!(!attach.exists(), "it still leaves in order");
 }
 
-/// A service that is stopped for a while (a debugger, a node that swaps) is slow, not gone.
+/// A service that pauses for a while (a debugger, a node that swaps) is slow, not dead.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_is_stopped_for_a_while_answers_when_it_goes_on() {
     let folder = tempfile::tempdir().unwrap();

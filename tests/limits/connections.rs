@@ -11,11 +11,11 @@ use crate::common::{PATIENCE, until};
 use crate::frames::{Connection, ENHANCE_YOUR_CALM, GOAWAY, PREFACE, REFUSED_STREAM, RST_STREAM};
 use crate::setup::{Limited, drift};
 
-/// Whether the other end hangs up, and after how long.
+/// Waits until the other end hangs up; returns how long that took.
 fn hung_up(stream: &mut impl std::io::Read) -> Duration {
     let start = Instant::now();
     let mut rest = Vec::new();
-    // An end or a reset; what it says before (SETTINGS, GOAWAY) does not count.
+    // An end or a reset; bytes before it (SETTINGS, GOAWAY) do not count.
     if let Err(error) = stream.read_to_end(&mut rest) {
         assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "it does not hang up");
     }
@@ -40,7 +40,7 @@ async fn connections_beyond_the_limit_are_closed_at_once_and_the_others_go_on() 
     }
     assert_eq!(limited.counted("connections_refused"), 10);
     early.table(drift()).await.unwrap();
-    // The Unix socket has places of its own.
+    // The Unix socket has its own places.
     limited.client(&limited.service.unix()).await.table(drift()).await.unwrap();
     for stream in &mut open {
         stream.set_nonblocking(true).unwrap();
@@ -63,7 +63,7 @@ async fn who_says_nothing_or_too_little_is_hung_up_on() {
         let mut stream = silent(&limited.address());
         stream.write_all(first).unwrap();
         let took = hung_up(&mut stream);
-        // What cannot become HTTP/2 any more goes at once.
+        // A beginning that cannot become HTTP/2 is closed at once.
         assert!(took > half || first.starts_with(b"\x16"), "{first:?} {took:?}");
         let mut stream =
             UnixStream::connect(limited.service.attach().with_file_name("flight.sock"));
@@ -95,8 +95,8 @@ async fn of_one_connection_so_many_calls_are_under_way_and_no_more() {
     for call in 0..20 {
         greedy.begin(call * 2 + 1, "DoExchange").unwrap();
     }
-    // Eight are begun, and wait for their first message. The limit reaches the client with the
-    // settings, so these are refused although it has never heard of it.
+    // Eight calls begin, and wait for their first message. The client learns the limit only from
+    // the settings, so the others are refused.
     let mut refused = 0;
     while refused < 12 {
         let frame = greedy.next().expect("the connection goes on");
@@ -110,7 +110,7 @@ async fn of_one_connection_so_many_calls_are_under_way_and_no_more() {
     assert!(more.is_none_or(|frame| frame.kind != RST_STREAM));
     limited.assert_serves().await;
 
-    // A client that heeds the limit waits, until one of its calls is over.
+    // A client that observes the limit waits until one of its calls ends.
     let tcp = tokio::net::TcpStream::connect(limited.address()).await.unwrap();
     let (mut send, connection) = h2::client::handshake(tcp).await.unwrap();
     tokio::spawn(connection);
@@ -128,8 +128,8 @@ async fn of_one_connection_so_many_calls_are_under_way_and_no_more() {
         send = send.ready().await.unwrap();
         calls.push(send.send_request(call(), false).unwrap());
     }
-    // This one has its end, and would be answered. It is sent only when the one before it is begun,
-    // since one at a time can wait in the client.
+    // This call has its end, and would be answered. It is sent only after the one before it has
+    // begun, since one call at a time can wait in the client.
     send = send.ready().await.unwrap();
     let (mut answer, _) = send.send_request(call(), true).unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(300), &mut answer).await.is_err());
@@ -148,7 +148,7 @@ async fn over_all_connections_so_many_calls_are_under_way_and_no_more() {
     let mut begun = 0;
     let deadline = Instant::now() + PATIENCE;
     let error = loop {
-        // Again, where our own call had the last place just when one of these came.
+        // Repeated, in case our own call took the last place just when one of these arrived.
         for connection in &mut greedy {
             for _ in 0..2 {
                 begun += 1;
@@ -183,7 +183,7 @@ async fn who_breaks_off_call_after_call_is_cut_off() {
         }
         begun += 1;
     }
-    // That it was told so can be lost with the connection, which is cut under what it still sends.
+    // The notice can be lost with the connection, which is cut while the client still sends.
     let mut told = None;
     while let Some(frame) = flooding.next() {
         if frame.kind == GOAWAY {
@@ -192,6 +192,6 @@ async fn who_breaks_off_call_after_call_is_cut_off() {
     }
     assert!(begun < 20_000 || told == Some(ENHANCE_YOUR_CALM), "{begun} calls, {told:?}");
     assert!(told.is_none_or(|told| told == ENHANCE_YOUR_CALM), "{told:?}");
-    // Other clients of this node are served on, over the same address too.
+    // The service still answers other clients of this node, over the same address too.
     limited.assert_serves().await;
 }

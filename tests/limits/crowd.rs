@@ -1,4 +1,4 @@
-//! A crowd of idle connections and a flood of resets, and one client that behaves.
+//! A crowd of idle connections and a flood of resets, beside one well-behaved client.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use crate::setup::{Limited, drift};
 
 const IDLE: usize = 2_000;
 
-/// How long single requests take: the median and the 99th percentile.
+/// Duration of single requests: the median and the 99th percentile.
 async fn measure(client: &Client, requests: usize) -> (Duration, Duration) {
     let mut took = Vec::with_capacity(requests);
     for _ in 0..requests {
@@ -24,10 +24,10 @@ async fn measure(client: &Client, requests: usize) -> (Duration, Duration) {
     (took[requests / 2], took[requests * 99 / 100])
 }
 
-/// Begins calls and breaks them off, on one connection after the other.
+/// Begins calls and resets them, on one connection after the other.
 ///
-/// It stands for clients on other nodes: what it takes of the processors here is not what it takes of
-/// the service, so it takes what is left over.
+/// It stands for clients on other nodes, which use no processor time of this one, so it runs at the
+/// lowest priority.
 fn flood(address: &str, stop: &AtomicBool, resets: &AtomicU64) {
     let _ = rustix::process::nice(19);
     while !stop.load(Ordering::Relaxed) {
@@ -43,8 +43,8 @@ fn flood(address: &str, stop: &AtomicBool, resets: &AtomicU64) {
     }
 }
 
-/// In the nightly form the 99th percentile at most doubles; a machine on which others work too does
-/// not allow to assert it each time, so here all has to be answered.
+/// In the nightly form the 99th percentile at most doubles. A machine with other load does not
+/// allow that assertion every time, so by default only all requests must be answered.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crowd_and_a_flood_leave_a_client_that_behaves_alone() {
     let limit = getrlimit(Resource::Nofile);
@@ -64,7 +64,7 @@ async fn a_crowd_and_a_flood_leave_a_client_that_behaves_alone() {
     }
 }
 
-/// How many times as long the 99th percentile of `client` is with a crowd and a flood.
+/// Ratio of the 99th percentile of `client` with and without a crowd and a flood.
 async fn slowed_down(limited: &Limited, client: &Client, requests: usize) -> f64 {
     let (alone_median, alone_p99) = measure(client, requests).await;
     let address = limited.address();

@@ -1,4 +1,4 @@
-//! Clients that say something on an exchange while they take nothing.
+//! Clients that send on an exchange while they read nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use crate::foreign::messages;
 use crate::setup::{DRIFT, Limited};
 
 const ROWS: usize = 20_000;
-/// Much more than the client's windows and the service's queue of answers take together.
+/// Much more than the client's windows and the service's queue of answers hold together.
 const TIMEFRAMES: std::ops::Range<u64> = 2..102;
 
-/// A message, and what goes beside it.
+/// A message with the given metadata.
 fn with(metadata: &Value, message: FlightData) -> FlightData {
     FlightData { app_metadata: metadata.to_string().into(), ..message }
 }
@@ -29,7 +29,7 @@ async fn what_a_client_lets_go_is_let_go_while_it_takes_no_tables() {
     let pinned = async || watching.status().await.unwrap().memory.pinned_bytes;
     let (say, said) = mpsc::unbounded_channel();
     let few = messages(Arc::new(Int64Array::from(vec![1])));
-    // Where nothing is valid, so nothing is held; 800 kB of table each.
+    // At this time no version is valid, so no object is held; the table has 800 kB.
     let many = messages(Arc::new(Int64Array::from(vec![100; ROWS])));
     let command = json!({"columns": {"d": DRIFT}, "encoding": "plain", "missing": "null"});
     let command = command.to_string();
@@ -38,7 +38,7 @@ async fn what_a_client_lets_go_is_let_go_while_it_takes_no_tables() {
     let mut client = limited.bare().await;
     let opened = client.do_exchange(UnboundedReceiverStream::new(said)).await;
     let mut tables = opened.unwrap().into_inner();
-    // The timeframe and the rows of the next batch.
+    // Reads the timeframe and the number of rows of the next batch.
     let mut next = async || loop {
         let next = tokio::time::timeout(PATIENCE, tables.message()).await;
         let message = next.expect("a message or the end in time").unwrap()?;
@@ -52,7 +52,7 @@ async fn what_a_client_lets_go_is_let_go_while_it_takes_no_tables() {
     for timeframe in TIMEFRAMES {
         say.send(with(&json!({"timeframe": timeframe}), many[1].clone())).unwrap();
     }
-    // Now it takes nothing. The service answers as much as there is room for, and no more.
+    // Now the client reads nothing. The service sends as much as fits, and no more.
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(pinned().await > 0);
     say.send(with(&json!({"consumed": [1]}), FlightData::default())).unwrap();
@@ -61,7 +61,7 @@ async fn what_a_client_lets_go_is_let_go_while_it_takes_no_tables() {
         assert!(Instant::now() < deadline, "what is consumed is held");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // It takes again, and misses nothing.
+    // The client reads again, and no table is missing.
     let mut taken = Vec::new();
     drop(say);
     while let Some((of, rows)) = next().await {

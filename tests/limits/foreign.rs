@@ -1,4 +1,4 @@
-//! Arrow that was damaged at random, sent to the real service. `IOVCACHE_SEED=N` repeats a run.
+//! Randomly damaged Arrow data, sent to the real service. `IOVCACHE_SEED=N` repeats a run.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use crate::common::PATIENCE;
 use crate::setup::{DRIFT, Limited};
 
-/// Small and fast, and the same for the same seed (xorshift).
+/// Small and fast, and reproducible by its seed (xorshift).
 struct Random(u64);
 
 impl Random {
@@ -73,7 +73,7 @@ fn damage(bytes: &mut bytes::Bytes, random: &mut Random) {
             1 => damaged[at] = random.next() as u8,
             2 => damaged.truncate(at),
             3 => {
-                // A length or an offset, most likely.
+                // Most likely a length or an offset.
                 let extreme = [0, 1, -1, i64::MAX, i64::MIN, i64::from(i32::MAX), 1 << 40];
                 let value = extreme[random.below(extreme.len())].to_le_bytes();
                 let end = (at + 8).min(damaged.len());
@@ -110,7 +110,7 @@ fn mutate(messages: &mut Vec<FlightData>, random: &mut Random) {
     }
 }
 
-/// What the fault of a client may be answered with.
+/// Checks that the status blames the client.
 fn assert_blames_the_client(seed: u64, case: usize, status: &Status) {
     let right = matches!(
         status.code(),
@@ -140,12 +140,12 @@ async fn put(
     client.do_action(drop).await.map(|_| ())
 }
 
-/// A client that cancels its call has not said that all timestamps came.
+/// A client that cancels its call has not completed its timestamps.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registration_that_is_cancelled_half_way_registers_nothing() {
     let limited = Limited::start("");
     let mut client = limited.bare().await;
-    // The object is resident, so a registration that is complete ends at once.
+    // The object is resident, so a complete registration ends at once.
     put(&mut client, 1_000, messages(Arc::new(Int64Array::from(vec![1, 5])))).await.unwrap();
     let tcp = tokio::net::TcpStream::connect(limited.address()).await.unwrap();
     let (mut calls, connection) = h2::client::handshake(tcp).await.unwrap();
@@ -170,7 +170,7 @@ async fn a_registration_that_is_cancelled_half_way_registers_nothing() {
             bytes.extend_from_slice(&message);
             body.send_data(bytes.into(), false).unwrap();
         }
-        // What was sent is read, and then the client gives up.
+        // The service reads what was sent, and then the client cancels.
         tokio::time::sleep(Duration::from_millis(5)).await;
         body.send_reset(h2::Reason::CANCEL);
         drop(answer);
@@ -211,7 +211,7 @@ async fn damaged_streams_are_the_clients_fault_and_never_the_services() {
     let limited = Limited::start("");
     let mut client = limited.bare().await;
     for (case, column) in columns().into_iter().enumerate() {
-        // As they are they are taken.
+        // Undamaged they are accepted.
         put(&mut client, case, messages(Arc::clone(&column))).await.unwrap();
         exchange(&mut client, messages(column)).await.unwrap();
     }
@@ -242,7 +242,7 @@ async fn damaged_streams_are_the_clients_fault_and_never_the_services() {
     let grown = limited.peak_memory_bytes().saturating_sub(before);
     assert!(grown < 256 << 20, "seed {seed}: {grown} bytes were taken");
     limited.assert_serves().await;
-    // What the last ones held is let go as their ends are seen.
+    // Objects held by the last calls are released when the service sees the calls end.
     let client = limited.client(&limited.service.unix()).await;
     let deadline = Instant::now() + PATIENCE;
     loop {

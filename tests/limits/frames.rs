@@ -1,4 +1,4 @@
-//! HTTP/2 by hand: a client that sends what no library would.
+//! HTTP/2 by hand: a client that sends frames that no library would.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -12,12 +12,12 @@ pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Not refused, the client shall send less: what a flood is answered with.
+/// Not refused, the client shall send less: the error code for a flood.
 pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
 /// The stream was not begun.
 pub(crate) const REFUSED_STREAM: u32 = 7;
 
-/// A frame that came.
+/// A received frame.
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
@@ -32,13 +32,13 @@ impl Frame {
     }
 }
 
-/// A connection of HTTP/2 in which nothing happens by itself.
+/// An HTTP/2 connection without any automatic frames.
 pub(crate) struct Connection {
     pub(crate) stream: TcpStream,
 }
 
 impl Connection {
-    /// Connects, and says what HTTP/2 begins with.
+    /// Connects, and sends the connection preface.
     pub(crate) fn open(address: &str) -> std::io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
@@ -65,19 +65,19 @@ impl Connection {
         self.stream.write_all(&frame)
     }
 
-    /// Begins a call that goes on.
+    /// Begins a call and leaves it open.
     pub(crate) fn begin(&mut self, stream: u32, method: &str) -> std::io::Result<()> {
         const END_HEADERS: u8 = 4;
         self.send(HEADERS, END_HEADERS, stream, &headers(method))
     }
 
-    /// Breaks a call off.
+    /// Resets a call.
     pub(crate) fn reset(&mut self, stream: u32) -> std::io::Result<()> {
         const CANCEL: u32 = 8;
         self.send(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())
     }
 
-    /// The next frame; nothing when the service has hung up.
+    /// The next frame; `None` after the service has hung up.
     pub(crate) fn next(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         self.stream.read_exact(&mut head).ok()?;
@@ -92,7 +92,7 @@ impl Connection {
     }
 }
 
-/// The headers of a call, each written out (HPACK, literal, not indexed).
+/// The headers of a call, each literal (HPACK, not indexed).
 fn headers(method: &str) -> Vec<u8> {
     let path = format!("/arrow.flight.protocol.FlightService/{method}");
     let mut block = Vec::new();

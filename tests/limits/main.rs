@@ -1,5 +1,4 @@
-//! What a client can take of the transport, and what it can send: the real service before clients
-//! that do not behave.
+//! Limits of the transport and of messages: the real service against misbehaving clients.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! Messages and headers: how long they can be, and how long they can take.
+//! Messages and headers: maximum lengths, and maximum durations.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ use tonic::transport::Endpoint;
 use crate::common::{PATIENCE, Service, Version, put};
 use crate::setup::{DRIFT, Limited};
 
-/// Calls by hand: the first `sent` bytes of a message that is said to have `length`; the status of
-/// gRPC, or of HTTP/2 where it does not come so far.
+/// Calls by hand: sends the first `sent` bytes of a message with the announced `length`; returns
+/// the gRPC status, or the HTTP status if there is none.
 async fn call(
     address: &str,
     method: &str,
@@ -37,7 +37,7 @@ async fn call(
     let mut bytes = vec![0];
     bytes.extend_from_slice(&length.to_be_bytes());
     bytes.resize(5 + sent, b'x');
-    // More than a window may never be taken.
+    // Bytes beyond the window may never be accepted.
     let _ = body.send_data(bytes.into(), false);
     let answered = async {
         let answer = answer.await.map_err(|error| error.to_string())?;
@@ -77,7 +77,7 @@ async fn a_message_of_a_gibibyte_is_refused_before_it_is_buffered() {
     {
         for length in [(64 << 20) + 1, 1 << 30, u32::MAX] {
             let told = call(&limited.address(), &method, length, 100_000, None).await;
-            // Beyond the size of a message, or beyond the memory that one client may have.
+            // Larger than a message may be, or than the memory of one client.
             let refusals = [Code::OutOfRange, Code::ResourceExhausted].map(|code| Ok(code as i32));
             assert!(refusals.contains(&told), "{method} {length}: {told:?}");
         }
@@ -92,7 +92,7 @@ async fn headers_beyond_the_limit_are_refused() {
     let limited = Limited::start("");
     let with = async |bytes| {
         let header = Some("h".repeat(bytes));
-        // A whole message of no bytes: no action has this name.
+        // A complete message of no bytes: no action has this name.
         call(&limited.address(), &flight("GetSchema"), 0, 0, header).await
     };
     // A unary call with its stream still open is answered all the same.
@@ -105,7 +105,7 @@ async fn headers_beyond_the_limit_are_refused() {
     limited.assert_serves().await;
 }
 
-/// A timeframe of so many bytes whose stream does not end.
+/// A timeframe of `bytes` bytes whose stream does not end.
 fn unfinished(id: &str, bytes: usize) -> impl futures::Stream<Item = FlightData> + Send + 'static {
     let first = FlightData {
         flight_descriptor: Some(FlightDescriptor::new_path(vec!["timeframe".into(), id.into()])),
@@ -182,7 +182,7 @@ async fn what_one_request_may_have_is_set_by_options() {
         assert_eq!(code, Code::InvalidArgument, "{message}");
         assert!(message.contains(limit), "{message}");
     }
-    // 1,000,000 times are parsed into 8 MB, and a client has a quarter of 10 MiB.
+    // 1,000,000 times are parsed into 8 MB, and a client may use a quarter of 10 MiB.
     let many = told(json!({"a": DRIFT}), json!({"timestamps": vec![1; 1_000_000]})).await;
     let (code, message) = many.unwrap();
     assert_eq!(code, Code::ResourceExhausted, "{message}");

@@ -1,4 +1,4 @@
-//! A service with limits that a test can reach, and a client that behaves.
+//! A service with limits that a test can reach, and a well-behaved client.
 
 use std::path::Path;
 
@@ -10,14 +10,14 @@ use crate::common::{Service, Version, http_get, put};
 
 pub(crate) const DRIFT: &str = "TPC/Calib/VDrift";
 
-/// A service over a repository with one object, and the folder in which that is.
+/// A service over a repository with one object, and the repository's folder.
 pub(crate) struct Limited {
     pub(crate) service: Service,
     _folder: tempfile::TempDir,
 }
 
 impl Limited {
-    /// `limits`: what stands under `[limits]`.
+    /// `limits` is the content of `[limits]`.
     pub(crate) fn start(limits: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let repository = folder.path().join("repository");
@@ -28,7 +28,7 @@ impl Limited {
         Self { service, _folder: folder }
     }
 
-    /// Where TCP is.
+    /// The TCP address.
     pub(crate) fn address(&self) -> String {
         self.service.tcp().trim_start_matches("grpc://").to_owned()
     }
@@ -38,13 +38,13 @@ impl Limited {
         Client::connect_with(url, options).await.unwrap()
     }
 
-    /// A connection to it that knows nothing of our client.
+    /// A connection that uses gRPC directly, without our client.
     pub(crate) async fn bare(&self) -> FlightServiceClient<Channel> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address())).unwrap();
         FlightServiceClient::new(endpoint.connect().await.unwrap())
     }
 
-    /// Asserts that who behaves is served on both transports.
+    /// Asserts that a well-behaved client is served on both transports.
     pub(crate) async fn assert_serves(&self) {
         for url in [self.service.tcp(), self.service.unix()] {
             let client = self.client(&url).await;
@@ -53,7 +53,7 @@ impl Limited {
         }
     }
 
-    /// What a counter came to.
+    /// The value of a counter.
     pub(crate) fn counted(&self, name: &str) -> u64 {
         let (_, metrics) = http_get(&self.service.http(), "/metrics");
         let name = format!("iovcache_{name}_total ");
@@ -61,7 +61,7 @@ impl Limited {
         line.unwrap_or_else(|| panic!("no {name}in {metrics}")).parse().unwrap()
     }
 
-    /// The most memory that the process ever had, segments aside.
+    /// Peak memory of the process, without segments.
     pub(crate) fn peak_memory_bytes(&self) -> u64 {
         let status = Path::new("/proc").join(self.service.pid().to_string()).join("status");
         let status = std::fs::read_to_string(status).unwrap();

@@ -84,7 +84,7 @@ impl Browser {
             body.len()
         )
         .unwrap();
-        // It does not hang up when it is done.
+        // The driver keeps the connection open after the answer.
         let mut answer = BufReader::new(stream);
         let mut length = 0;
         let mut head = String::new();
@@ -111,12 +111,12 @@ impl Browser {
         self.on_session("/url", &json!({"url": url}));
     }
 
-    /// Runs a script in the page and gives what it returns.
+    /// Runs a script in the page and returns its result.
     pub fn run(&self, script: &str) -> Value {
         self.on_session("/execute/sync", &json!({"script": script, "args": []}))
     }
 
-    /// The text of the first element that fits.
+    /// The text of the first element that matches.
     pub fn text(&self, selector: &str) -> String {
         let script = format!("return document.querySelector({selector:?})?.textContent ?? ''");
         self.run(&script).as_str().unwrap().to_owned()
@@ -137,7 +137,7 @@ impl Browser {
         self.develop("Emulation.setDeviceMetricsOverride", &size);
     }
 
-    /// As if the user had set a preference of the system.
+    /// Emulates a preference of the user's system.
     pub fn prefer(&self, feature: &str, value: &str) {
         let features = json!({"features": [{"name": feature, "value": value}]});
         self.develop("Emulation.setEmulatedMedia", &features);
@@ -148,7 +148,7 @@ impl Browser {
         self.on_session("/goog/cdp/execute", &body);
     }
 
-    /// What the page complained of: errors, and what its policy forbade.
+    /// Errors of the page, and violations of its policy.
     pub fn complaints(&self) -> Vec<String> {
         let log = self.on_session("/se/log", &json!({"type": "browser"}));
         let entries = log.as_array().unwrap().iter();
@@ -165,13 +165,13 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Ending the session ends the browser; the driver alone would leave it behind.
+        // Ending the session ends the browser; killing the driver alone would leave it running.
         if !self.session.is_empty() && !std::thread::panicking() {
             self.call("DELETE", &format!("/session/{}", self.session), &Value::Null);
         }
         let _ = self.driver.kill();
         let _ = self.driver.wait();
-        // What a failed test leaves behind: the processes with this very profile.
+        // Processes that a failed test leaves behind: those with this very profile.
         let profile = self._profile.path().display().to_string();
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();

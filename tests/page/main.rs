@@ -1,6 +1,8 @@
-//! The status page: in a real browser, of a real service under load; and what `/events` promises.
+//! The status page: in a real browser, of a real service under load; and the guarantees of
+//! `/events`.
 //!
-//! `IOVCACHE_PICTURES=docs/pictures` writes what the browser shows there.
+//! `IOVCACHE_PICTURES=docs/pictures` saves screenshots there. `IOVCACHE_AXE=axe.min.js` (of axe-core)
+//! also checks accessibility, at each width and in both colour schemes.
 #![cfg(feature = "cli")]
 
 #[path = "../common/mod.rs"]
@@ -24,7 +26,7 @@ use serde_json::Value;
 /// Midnight of a day in November 2024.
 const DAY: i64 = 1_731_024_000_000;
 const HOUR: i64 = 3_600_000;
-/// A name that would be markup, were it not set as text.
+/// A name that would be markup if it were not set as text.
 const ODD: &str = "<img src=x onerror=alert(1)>";
 
 fn paths() -> Vec<String> {
@@ -41,7 +43,7 @@ fn paths() -> Vec<String> {
     all.collect()
 }
 
-/// Versions of a day: of some paths every hour another, of some one for all of it.
+/// Versions of one day: on some paths a new one every hour, on others one for the whole day.
 fn fill(repository: &Path) {
     let manifest = repository.with_extension("csv");
     let mut text =
@@ -70,11 +72,8 @@ fn fill(repository: &Path) {
 }
 
 fn columns(paths: &[String]) -> Vec<ColumnRequest> {
-    let column = |path: &String| ColumnRequest {
-        name: path.replace('/', "_").into(),
-        path: ObjectPath::new(path).unwrap(),
-        metadata: Default::default(),
-    };
+    let column =
+        |path: &String| ColumnRequest::new(path.replace('/', "_"), ObjectPath::new(path).unwrap());
     paths.iter().map(column).collect()
 }
 
@@ -83,8 +82,8 @@ fn table(paths: &[String], at: i64) -> TableRequest {
     paths.iter().fold(request, |request, path| request.column(path.replace('/', "_"), path))
 }
 
-/// Consumers that hold tables, timeframes in all states, a source that is down, and requests that go
-/// on until it is dropped.
+/// Consumers that hold tables, timeframes in all states, a source that is down, and requests that
+/// continue until it is dropped.
 struct Load {
     service: Service,
     _held: Vec<iovcache::client::Table>,
@@ -109,7 +108,7 @@ async fn load() -> Load {
     let service = Service::start_sized("16MiB", "4MiB", &arguments);
     let client = Client::connect(&service.unix()).await.unwrap();
     let all = paths();
-    // The source that is down is seen as such once it was asked.
+    // The dead source is recognised once it was queried.
     let lost = client.table(table(&["DCS/Config".to_owned()], DAY).wait(Duration::from_secs(2)));
     assert!(lost.await.is_err());
     let consumers = ["tracker".to_owned(), "quality-control".to_owned()];
@@ -137,7 +136,7 @@ async fn load() -> Load {
     Load { service, _held: held, going, _folder: folder }
 }
 
-/// Keeps what the browser shows, where a folder is named for it.
+/// Saves a screenshot, if a folder is set.
 fn keep(browser: &Browser, name: &str) {
     let png = browser.snapshot();
     assert!(png.starts_with(b"\x89PNG") && png.len() > 10_000, "{name}: {} bytes", png.len());
@@ -147,7 +146,16 @@ fn keep(browser: &Browser, name: &str) {
     }
 }
 
-/// Waits until that many pictures more have come.
+/// Violations that axe-core finds in the page as it is displayed, if its file is set.
+fn check_accessibility(browser: &Browser, name: &str) {
+    let Some(file) = std::env::var_os("IOVCACHE_AXE") else { return };
+    browser.run(&std::fs::read_to_string(file).unwrap());
+    let found = "return axe.run().then((result) => result.violations.map((one) =>\
+        `${one.id}: ${one.nodes.map((node) => node.target).join(', ')}`))";
+    assert_eq!(browser.run(found), serde_json::json!([]), "{name}");
+}
+
+/// Waits until `more` further frames have arrived.
 fn frames(browser: &Browser, more: u64) {
     let count = || {
         let count = browser.run("return document.body.dataset.frames ?? '0'");
@@ -167,7 +175,7 @@ async fn the_page_shows_a_service_at_work_in_a_real_browser() {
     browser.open(&url);
     frames(&browser, if std::env::var_os("IOVCACHE_PICTURES").is_some() { 45 } else { 4 });
 
-    // What it tells.
+    // The displayed texts.
     assert_eq!(browser.text("#link"), "live");
     assert_eq!(browser.text("#paths-count"), format!("{} paths", paths().len() + 1));
     assert_eq!(browser.run("return timeline.paths[0].path"), "DCS/Config");
@@ -183,10 +191,22 @@ async fn the_page_shows_a_service_at_work_in_a_real_browser() {
     let down = browser.run("return document.querySelectorAll('#sources .chip.down').length");
     assert_eq!(down, 1, "{}", browser.text("#sources"));
     assert!(browser.text("#holders").contains("pinned by tracker"));
+    // The questions in an incident, answered in the first section.
+    let attention = browser.text("#attention");
+    assert!(attention.contains("source down") && attention.contains("127.0.0.1:9"), "{attention}");
+    assert!(
+        attention.contains("seen since 20")
+            && !attention.contains("1970")
+            && attention.contains(" UTC"),
+        "{attention}"
+    );
+    let facts = browser.text("#facts");
+    assert!(facts.contains("most memory pinned by") && facts.contains("tracker"), "{facts}");
+    assert!(facts.contains("oldest timeframe") && facts.contains("1000"), "{facts}");
     assert!(browser.text("#segments-count").contains("segments, "));
     let tables = "return Number(document.querySelector('[data-rate=tables] .value').textContent)";
     assert!(browser.run(tables).as_f64().unwrap() > 1.0, "{}", browser.text("#rates"));
-    // Something is drawn, in the colours of the legend.
+    // The canvas is drawn, in the colours of the legend.
     let drawn = "const canvas = document.querySelector('.segment canvas');\
         const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;\
         const seen = new Set();\
@@ -194,6 +214,7 @@ async fn the_page_shows_a_service_at_work_in_a_real_browser() {
         return seen.size";
     assert!(browser.run(drawn).as_u64().unwrap() >= 4);
     keep(&browser, "status-light");
+    check_accessibility(&browser, "light");
 
     // By keyboard alone.
     browser.keys("#timeline", "\u{e015}\u{e015}\u{e015}\u{e014}");
@@ -207,25 +228,30 @@ async fn the_page_shows_a_service_at_work_in_a_real_browser() {
     let block = browser.text("#segments-readout");
     assert!(block.contains("segment 0, at ") && block.contains("/Calib/"), "{block}");
 
-    // In the dark, in a narrow window, and without motion.
+    // In dark mode, in a narrow window, and without motion.
     let paper = "return getComputedStyle(document.documentElement).backgroundColor";
     let light = browser.run(paper);
     browser.prefer("prefers-color-scheme", "dark");
     assert_ne!(browser.run(paper), light);
     frames(&browser, 1);
     keep(&browser, "status-dark");
+    check_accessibility(&browser, "dark");
     browser.prefer("prefers-color-scheme", "light");
     browser.resize(390, 1_500);
     frames(&browser, 1);
     let fits = "return document.documentElement.scrollWidth <= window.innerWidth";
     assert_eq!(browser.run(fits), true);
+    let clipped = "const frame = document.querySelector('#timeframes').closest('.scroll');\
+        return frame.scrollWidth - frame.clientWidth";
+    assert_eq!(browser.run(clipped), 0, "the consumers of a timeframe are clipped");
     keep(&browser, "status-narrow");
+    check_accessibility(&browser, "narrow");
     browser.prefer("prefers-reduced-motion", "reduce");
     let motion =
         "return getComputedStyle(document.getElementById('link'), '::before').animationName";
     assert_eq!(browser.run(motion), "none");
 
-    // Names of others are text.
+    // Names given by users are displayed as text.
     let odd = [ODD.to_owned()];
     let client = Client::connect(&load.service.unix()).await.unwrap();
     let times = vec![Some(DAY)];
@@ -233,18 +259,18 @@ async fn the_page_shows_a_service_at_work_in_a_real_browser() {
     until("the timeframe", || browser.text("#timeframes").contains(ODD).then_some(()));
     assert_eq!(browser.run("return document.querySelectorAll('img').length"), 0);
 
-    // Nothing came from elsewhere, and nothing was forbidden or failed.
+    // No resource came from another host, and no request was forbidden or failed.
     let elsewhere = "return performance.getEntriesByType('resource').map((entry) => entry.name)\
         .filter((name) => !name.startsWith(location.origin) && !name.startsWith('data:')).length";
     assert_eq!(browser.run(elsewhere), 0);
     assert_eq!(browser.complaints(), Vec::<String>::new());
 
-    // A service that goes away is told as such.
+    // The page shows that the service is gone.
     drop(load);
     until("the loss", || (browser.text("#link") != "live").then_some(()));
 }
 
-/// A listener: the status line's code, and then event by event.
+/// A listener: the status line's code, then event by event.
 fn listen(address: &str) -> (u16, impl Iterator<Item = (String, Value)>) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -279,12 +305,12 @@ fn listeners_are_bounded_and_where_nobody_listens_nothing_is_drawn() {
             ("", &Value::from(0))
         );
     }
-    // Many listeners get the same pictures, which are drawn once.
+    // Many listeners get the same frames, which are drawn once.
     let others: Vec<_> = (0..15).map(|_| listen(&address)).collect();
     assert!(others.iter().all(|(status, _)| *status == 200));
     assert_eq!(listen(&address).0, 503);
     drop((first, others));
-    // A place is free again when the service has noticed, which is at its next picture.
+    // A place is free again when the service has noticed the disconnect, at its next frame.
     let (mut again, drawn) = until("a place", || {
         let (status, mut events) = listen(&address);
         (status == 200).then(|| {
@@ -300,7 +326,7 @@ fn listeners_are_bounded_and_where_nobody_listens_nothing_is_drawn() {
     let before = samples(listen(&address).1.next().unwrap()).len();
     std::thread::sleep(Duration::from_millis(3_000));
     let after = samples(listen(&address).1.next().unwrap()).len();
-    // Each of the two that looked in may have drawn one, and the time between them none.
+    // Each of the two listeners may have caused one sample, and the time between them none.
     assert!(after - before <= 1, "{before} {after}");
 }
 

@@ -1,11 +1,13 @@
-//! A site's tier above its nodes: the configurations of `deploy/`, with the real proxies.
+//! The proxy tier of a site, above its nodes: the configurations of `deploy/`, with the real
+//! proxies.
 //!
 //! ```text
 //!  20 services ─▶ Varnish, nginx or Squid ─▶ a CCDB that counts
 //! ```
 //!
-//! The services share the machine's loopback address, or each is a node with an address of its own,
-//! where network namespaces can be made. What is not there is not tested, and its tests say so.
+//! The services share the machine's loopback address; where network namespaces can be made, each is
+//! a node with its own address. A proxy that is not installed is not tested, and its tests print
+//! so.
 #![cfg(feature = "cli")]
 
 #[path = "../common/mod.rs"]

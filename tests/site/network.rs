@@ -1,5 +1,5 @@
-//! A site's network on one machine: nodes as network namespaces, each with an address and a wire
-//! (veth) of its own to one bridge. It takes root and `ip` (iproute2).
+//! A site's network on one machine: nodes as network namespaces, each with its own address and its
+//! own wire (veth) to one bridge. Requires root and `ip` (iproute2).
 //!
 //! ```text
 //!  node 0   198.18.n.2 ── veth ─┐
@@ -11,16 +11,16 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
-/// What there is of it goes when it is dropped, by its name.
+/// Dropping it removes everything whose name begins with `name`.
 pub(crate) struct Network {
-    /// By the process, so that two do not meet.
+    /// Contains the process id, so that two networks do not collide.
     name: String,
-    /// 198.18.0.0/15 is there for tests of networks (RFC 2544).
+    /// 198.18.0.0/15 is reserved for tests of networks (RFC 2544).
     net: [u8; 3],
     nodes: usize,
 }
 
-/// Runs `ip`, which has to succeed.
+/// Runs `ip`, which must succeed.
 fn ip(words: &str) -> Result<String, String> {
     let output = Command::new("ip").args(words.split(' ')).stdin(Stdio::null()).output();
     let output = output.map_err(|error| format!("ip: {error}"))?;
@@ -31,7 +31,7 @@ fn ip(words: &str) -> Result<String, String> {
 }
 
 impl Network {
-    /// Makes it with so many nodes, or says what it lacks.
+    /// Makes the network, or returns what is missing.
     pub(crate) fn of(nodes: usize) -> Result<Self, String> {
         let process = std::process::id();
         let first = (process % 512) as u16;
@@ -39,7 +39,7 @@ impl Network {
             .map(|n| [198, 18 + (n % 512 / 256) as u8, n as u8])
             .find(|[a, b, c]| ip(&format!("-o addr show to {a}.{b}.{c}.0/24")) == Ok(String::new()))
             .ok_or("`ip` shows no network that is free")?;
-        // Whatever fails from here on: what was made goes.
+        // On any error from here on, dropping removes what was made.
         let network = Self { name: format!("iov{process}x"), net, nodes };
         network.make()?;
         Ok(network)
@@ -68,7 +68,7 @@ impl Network {
         Ipv4Addr::new(a, b, c, host)
     }
 
-    /// The bridge's: what listens there is reached by every node.
+    /// The bridge's address: every node reaches a server that listens on it.
     pub(crate) fn address(&self) -> Ipv4Addr {
         self.host(1)
     }
@@ -77,12 +77,12 @@ impl Network {
         format!("{}-{node}", self.name)
     }
 
-    /// At most 15 bytes are the name of an interface.
+    /// An interface name has at most 15 bytes.
     fn wire(&self, node: usize) -> String {
         format!("{}n{node}", self.name)
     }
 
-    /// `program`, to be started on a node: `ip` goes there and becomes it.
+    /// A command that starts `program` on a node: `ip` enters the namespace and executes it.
     pub(crate) fn on(&self, node: usize, program: &Command) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.space(node)]);
@@ -90,13 +90,13 @@ impl Network {
         command
     }
 
-    /// How many bytes went to a node by its wire.
+    /// Bytes sent to a node over its wire.
     pub(crate) fn carried_to(&self, node: usize) -> u64 {
         let counter = format!("/sys/class/net/{}/statistics/tx_bytes", self.wire(node));
         fs::read_to_string(counter).unwrap().trim().parse().unwrap()
     }
 
-    /// Removes it, and looks whether nothing is left.
+    /// Removes it, and checks that nothing is left.
     pub(crate) fn remove(self) {
         let name = self.name.clone();
         drop(self);
@@ -108,7 +108,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        // The half of a wire that is here takes the other one along. Errors: what is not there.
+        // Deleting one end of a wire deletes the other. Errors mean that it does not exist.
         for node in 0..self.nodes {
             let _ = ip(&format!("link del {}", self.wire(node)));
             let _ = ip(&format!("netns del {}", self.space(node)));

@@ -26,12 +26,12 @@ async fn server(kind: Server, large: usize) -> FakeCcdb {
     server
 }
 
-/// Starts the nodes over `url`; each asks for all objects at once. Gives how long the last took.
+/// Starts the nodes over `url`; each requests all objects at once. Returns the longest duration.
 async fn start_cold(url: &str, nodes: usize, large: usize) -> Duration {
     start_cold_by(url, large, (0..nodes).map(|_| iovcache())).await
 }
 
-/// The same with as many nodes as there are programs to start them by.
+/// Like [`start_cold`], with one node per program.
 async fn start_cold_by(
     url: &str,
     large: usize,
@@ -43,7 +43,7 @@ async fn start_cold_by(
     };
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("node.toml");
-    // As the README of `deploy/` has it: a proxy that is started anew is waited for.
+    // As the README of `deploy/` recommends: services wait for a proxy that restarts.
     std::fs::write(&config, "[ccdb]\nretries = 60\nbreaker_failures = 1000\n").unwrap();
     let config = config.to_str().unwrap().to_owned();
     let together = Arc::new(Barrier::new(programs.len()));
@@ -80,7 +80,7 @@ async fn start_cold_by(
     longest
 }
 
-/// Twenty services at a time are enough for the machine.
+/// The machine has capacity for twenty services at a time.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 async fn cold(kind: Kind, from: Server, large: usize) {
@@ -93,11 +93,11 @@ async fn cold(kind: Kind, from: Server, large: usize) {
     assert_eq!(counts.bodies_sent, OBJECTS, "{counts:?}");
 }
 
-/// In the middle the proxy goes and comes again: nobody is left without an object.
+/// The proxy is restarted in the middle: every node still gets every object.
 async fn restarted(kind: Kind) {
     let _turn = TURN.lock().await;
     let server = server(Server::Local, 0).await;
-    // So slow that the middle can be met.
+    // Slow enough for the restart to fall into the middle.
     server.habits().latency = Duration::from_millis(20);
     let Some(mut proxy) = Proxy::start(kind, &server.url()) else { return };
     let url = proxy.url();
@@ -115,14 +115,14 @@ async fn restarted(kind: Kind) {
     let took = all.await.unwrap();
     let counts = server.counts();
     println!("{kind:?}, started anew after {before} bodies: {took:?}, {counts:?}");
-    // What was under way is fetched again; what is kept in memory alone, too.
+    // Interrupted fetches are repeated; so are those of objects that were kept in memory alone.
     let again = if kind.stores_on_disk() { 40 } else { OBJECTS };
     assert!((OBJECTS..=OBJECTS + again).contains(&counts.bodies_sent), "{counts:?}");
     drop(proxy);
 }
 
-/// Each service on a node of its own: a network namespace with a wire to the site's bridge, where
-/// the proxy is, and no way to the CCDB but through that.
+/// Each service on its own node: a network namespace with a wire to the site's bridge. The proxy is
+/// on the bridge, and is the only route to the CCDB.
 async fn on_nodes(kind: Kind) {
     let _turn = TURN.lock().await;
     let server = server(Server::Local, 0).await;
@@ -145,7 +145,7 @@ async fn on_nodes(kind: Kind) {
     network.remove();
 }
 
-/// One of our services in the place of the CCDB.
+/// One of our services in place of the CCDB.
 async fn over_a_service(kind: Kind) {
     let _turn = TURN.lock().await;
     let server = server(Server::Sql, 0).await;
@@ -199,7 +199,7 @@ async fn twenty_cold_services_behind_nginx_fetch_large_objects_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_cold_services_behind_squid_fetch_large_objects_once() {
-    // One alone: Squid hands large bodies on in pieces of 4 KiB, and takes its time.
+    // One node alone: Squid forwards large bodies in pieces of 4 KiB, which is slow.
     cold(Kind::Squid, Server::Local, 1).await;
 }
 

@@ -1,4 +1,4 @@
-//! Varnish, nginx and Squid as Debian has them, with the configurations of `deploy/`.
+//! Varnish, nginx and Squid from Debian, with the configurations of `deploy/`.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Longer than a proxy takes to come and to go on a slow and busy machine.
+/// Longer than a proxy takes to start and to stop on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,20 +28,20 @@ impl Kind {
         }
     }
 
-    /// Where the program is, if it is installed.
+    /// Path of the program, if it is installed.
     fn installed(self) -> Option<PathBuf> {
         let folders = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/usr/local/sbin";
         let found = folders.split(':').map(|folder| Path::new(folder).join(self.program()));
         found.into_iter().find(|path| path.exists())
     }
 
-    /// Whether what it has stored outlives it.
+    /// Whether its stored bodies survive a restart.
     pub(crate) fn stores_on_disk(self) -> bool {
         self != Self::Varnish
     }
 }
 
-/// A running proxy; it ends when this is dropped.
+/// A running proxy; it ends when dropped.
 pub(crate) struct Proxy {
     kind: Kind,
     program: PathBuf,
@@ -55,19 +55,20 @@ fn deployed(file: &str) -> String {
     fs::read_to_string(path).unwrap()
 }
 
-/// Replaces what stands there, once or more; a configuration that has it no more is an error.
+/// Replaces every occurrence; panics if the configuration does not contain `old`.
 fn replaced(text: String, old: &str, new: &str) -> String {
     assert!(text.contains(old), "the configuration has no {old:?}");
     text.replace(old, new)
 }
 
 impl Proxy {
-    /// Starts it before `upstream` (`http://host:port`); nothing, and a word, if it is not there.
+    /// Starts it in front of `upstream` (`http://host:port`); `None`, with a message, if it is not
+    /// installed.
     pub(crate) fn start(kind: Kind, upstream: &str) -> Option<Self> {
         Self::start_at(Ipv4Addr::LOCALHOST, kind, upstream)
     }
 
-    /// The same at another address of this machine.
+    /// Like [`start`](Self::start), at another address of this machine.
     pub(crate) fn start_at(host: Ipv4Addr, kind: Kind, upstream: &str) -> Option<Self> {
         let Some(program) = kind.installed() else {
             println!("{} is not installed: not tested", kind.program());
@@ -93,10 +94,10 @@ impl Proxy {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// The deployed file with addresses, folders and sizes of a test, and nothing else changed.
+    /// The deployed file with the test's addresses, folders and sizes, and no other change.
     fn configure(&self, upstream: &str) {
         let (host, port) = upstream.split_once(':').unwrap();
-        // Proxies that begin as root go on as somebody else.
+        // Proxies started as root continue as another user.
         fs::set_permissions(self.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
         match self.kind {
             Kind::Varnish => {
@@ -203,7 +204,7 @@ impl Proxy {
             .concat()
     }
 
-    /// SIGTERM, and by force after a while.
+    /// Stops it with SIGTERM, and after a while by force.
     fn stop(&mut self) {
         let Some(mut child) = self.child.take() else { return };
         let _ = Command::new("kill").arg("-TERM").arg(child.id().to_string()).status();
@@ -218,7 +219,7 @@ impl Proxy {
         let _ = child.wait();
     }
 
-    /// It goes and comes again, with what it has on disk.
+    /// Restarts it with its stored bodies on disk.
     pub(crate) fn restart(&mut self) {
         self.stop();
         self.run();

@@ -23,13 +23,13 @@ fn body(n: u8) -> String {
     format!("/A/B/{}000/{}", n, id(n))
 }
 
-/// Everything that a proxy before a CCDB has to do and not to do.
+/// All rules for a proxy in front of a CCDB.
 async fn rules(kind: Kind) {
     let server = server(Server::Local).await;
     let Some(proxy) = Proxy::start(kind, &server.url()) else { return };
     let at = proxy.address();
 
-    // Questions for a time pass, each of them, with what they ask for.
+    // Every look-up for a time is forwarded, with its headers.
     for _ in 0..3 {
         let before = server.counts();
         let answer = get(&at, "/A/B/1500", &[("If-Not-After", "1000000")]);
@@ -39,7 +39,7 @@ async fn rules(kind: Kind) {
         assert_eq!(get(&at, "/A/B/1500", &[("If-Not-After", "1")]).status, 404);
         assert_eq!(get(&at, "/browse/A/B", &[("Accept", "application/json")]).status, 200);
         let tag = format!("\"{}\"", id(1));
-        // nginx refuses the two lines that AliceO2 sends; our services send one.
+        // nginx refuses the two header lines that AliceO2 sends; our services send one.
         let lines = if kind == Kind::Nginx { 1 } else { 2 };
         let known = [("If-None-Match", &*tag), ("If-None-Match", "1500")];
         assert_eq!(get(&at, "/A/B/1500", &known[..lines]).status, 304);
@@ -47,7 +47,7 @@ async fn rules(kind: Kind) {
         assert_eq!((after.look_ups, after.listings), (before.look_ups + 3, before.listings + 1));
     }
 
-    // Bodies are fetched once, and keep their headers as spelled.
+    // Bodies are fetched once, and keep the spelling of their headers.
     for _ in 0..3 {
         let answer = get(&at, &body(1), &[]);
         assert_eq!((answer.status, answer.body.len()), (200, 1_000));
@@ -63,7 +63,7 @@ async fn rules(kind: Kind) {
     assert_eq!(get(&at, &body(2), &[]).body.len(), 1_000);
     assert_eq!(server.counts().bodies, 2, "a part is cut out of the whole");
 
-    // Of many at the same time one causes a fetch.
+    // Of many simultaneous requests one causes a fetch.
     server.habits().latency = std::time::Duration::from_millis(300);
     let asking: Vec<_> = (0..30)
         .map(|_| {
@@ -77,8 +77,8 @@ async fn rules(kind: Kind) {
     server.habits().latency = std::time::Duration::ZERO;
     assert_eq!(server.counts().bodies, 3);
 
-    // A page of usage, or a body of another version, never stays; and where the proxy can tell, it
-    // does not even pass.
+    // A page of usage, or a body of another version, is never stored; if the proxy can detect it,
+    // it is not even forwarded.
     let spoiled = [
         Fault::Usage,
         Fault::Without("ETag"),
@@ -91,7 +91,7 @@ async fn rules(kind: Kind) {
         let is_torn = matches!(fault, Fault::Torn(_));
         let other = matches!(fault, Fault::Header(..));
         if other && kind == Kind::Squid {
-            continue; // It cannot compare the two.
+            continue; // Squid cannot compare the two.
         }
         let before = server.counts().bodies;
         server.inject_for(&body(n), Ask::Body, fault, 1);
@@ -113,7 +113,7 @@ async fn rules(kind: Kind) {
         assert!(server.counts().bodies >= before + 2, "{n}");
     }
 
-    // Nothing that changes something gets through.
+    // No request that changes data passes.
     let before = server.counts();
     for method in ["POST", "PUT", "DELETE"] {
         let answer = Connection::open(&at).ask(method, "/A/B/1/2", &[("Content-Length", "0")]);
@@ -122,7 +122,7 @@ async fn rules(kind: Kind) {
     assert_eq!(get(&at, "/truncate/A/B", &[]).status, 403);
     assert_eq!(server.counts(), before);
 
-    // The server goes: what was fetched is served on.
+    // With the server gone, fetched bodies are still served.
     drop(server);
     for n in [1, 2, 9] {
         let answer = get(&at, &body(n), &[]);
@@ -148,14 +148,14 @@ async fn squid_keeps_bodies_and_nothing_else() {
     rules(Kind::Squid).await;
 }
 
-/// A store that speaks S3: objects by key, each with an ETag; listings are questions.
+/// A store that speaks S3: objects by key, each with an ETag; listings are forwarded.
 async fn rules_of_a_store(kind: Kind) {
     let server = server(Server::Local).await;
     server.upload(Upload::new("bucket/A/B", 1000, 2000).id(id(1)).bytes(b"bytes".to_vec()));
     let Some(proxy) = Proxy::start(kind, &server.url()) else { return };
     let at = proxy.address();
     let key = format!("/bucket/A/B/1000/{}", id(1));
-    // A store's ETag is no UUID.
+    // A store's ETag is not a UUID.
     let sum = Fault::Header("ETag", "\"4b8ab4ef3b6eb5e0ed9e5b5a7b6a2d3c\"".into());
     server.inject(Ask::Body, sum, 1);
     for _ in 0..3 {
@@ -168,7 +168,7 @@ async fn rules_of_a_store(kind: Kind) {
         get(&at, &format!("{key}.properties"), &[]);
         assert_eq!(server.counts().look_ups, 2 * n, "these pass");
     }
-    // Another version of the key is another question.
+    // Another version of the key is a separate entry.
     let before = server.counts().bodies;
     for _ in 0..2 {
         get(&at, &format!("{key}?versionId=1"), &[]);

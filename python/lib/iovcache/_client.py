@@ -17,7 +17,7 @@ from ._times import Time, integer, moment
 
 if sys.version_info >= (3, 11):
     from typing import Literal, NotRequired, TypedDict
-else:  # only the names: nothing at run time depends on them
+else:  # the names alone: nothing at run time depends on them
     from typing import Literal, TypedDict
 
     NotRequired = Optional
@@ -62,21 +62,21 @@ def connect(
 
     Args:
         url: the address of the service.
-        consumer: what this process calls itself.
-        token: what lets it in, where the service asks for it; default: ``IOVCACHE_TOKEN``.
+        consumer: the name of this process.
+        token: the token, if the service requires one; default: ``IOVCACHE_TOKEN``.
         remote: never attach, even on the node: objects come over the wire.
-        patience: for how long, in seconds, a call waits for a service that is gone to come back; of
-            a table, its own ``wait_ms`` counts.
-        tls_root_certs: the authorities that may have signed the service's certificate (PEM);
+        patience: seconds that a call waits for a service that restarts; for a table its own
+            ``wait_ms`` counts.
+        tls_root_certs: the authorities that are trusted for the service's certificate (PEM);
             default: the system's.
-        cert_chain: the certificate by which the service knows this client (PEM).
+        cert_chain: the certificate of this client (PEM).
         private_key: its key (PEM).
         insecure: send the token even over plain TCP to another node, where it can be read.
 
     Raises:
         Unavailable: the service cannot be reached.
-        Unauthenticated: the service asks for a token, or does not know this one.
-        InvalidArgument: the address is none, or the token would travel in the clear.
+        Unauthenticated: the service requires a token, or this one is not valid.
+        InvalidArgument: the address is invalid, or the token would be sent unencrypted.
     """
     options = {
         "consumer": consumer or f"python-{os.getpid()}",
@@ -142,7 +142,7 @@ class Client:
         wait_ms: Optional[int] = None,
         session: Optional[str] = None,
     ) -> Table:
-        """A table, its objects pinned until it is closed.
+        """Requests a table. Its objects are pinned until it is closed.
 
         Args:
             columns: ``{"name": "path"}`` or ``{"name": {"path": …, "metadata": {…}}}``, or the name
@@ -206,10 +206,10 @@ class Client:
         not_before: Optional[Time] = None,
         wait_ms: Optional[int] = None,
     ) -> Object:
-        """The object of a path at a time. It is pinned as long as it, or a view of it, is in use.
+        """Requests the object of a path at a time. It is pinned while it, or a view of it, is in use.
 
         Raises:
-            NotFound: nothing is valid then.
+            NotFound: no version is valid at that time.
         """
         column: ColumnLike = path if metadata is None else {"path": path, "metadata": metadata}
         table = self.table(
@@ -233,7 +233,7 @@ class Client:
         table: Optional[str] = None,
         consumers: Iterable[str] = (),
     ) -> Dict[str, Any]:
-        """Registers a timeframe; what it needs is loaded, and kept until each consumer is done.
+        """Registers a timeframe. Its objects are loaded, and kept until each consumer has consumed it.
 
         Returns:
             ``{"timeframe", "rows", "objects", "state"}``
@@ -264,9 +264,9 @@ class Client:
         lock: Any = None,
         wait_ms: Optional[int] = None,
     ) -> Table:
-        """The table of a timeframe; leaving its ``with`` reports the timeframe as consumed.
+        """Requests the table of a timeframe. Leaving its ``with`` reports the timeframe as consumed.
 
-        If the body raises, it is not reported: a consumer that failed may ask again.
+        If the body raises, nothing is reported, so that the consumer can ask again.
         """
         table = self.table(
             columns,
@@ -284,22 +284,22 @@ class Client:
         return Table(table._native, lambda: self.consumed(timeframe, consumer=consumer))
 
     def consumed(self, timeframe: int, *, consumer: str) -> Dict[str, Any]:
-        """Reports that a consumer is done with a timeframe."""
+        """Reports that a consumer has consumed a timeframe."""
         number = _count(timeframe, "timeframe")
         return self._act("consumed", {"timeframe": number, "consumer": consumer})
 
     def oldest_possible(self, timeframe: int, *, consumer: str) -> Dict[str, Any]:
-        """Reports that a consumer is done with all timeframes below one."""
+        """Reports that a consumer has consumed all timeframes below one."""
         number = _count(timeframe, "timeframe")
         return self._act("consumed", {"consumer": consumer, "oldest_possible": number})
 
     def prefetch(self, columns: Columns, *, range: Tuple[Time, Time]) -> Dict[str, Any]:  # noqa: A002
-        """Loads what a range of time needs, before it is asked for."""
+        """Loads the objects of a range of time in advance."""
         bounds = {"from": moment(range[0], "range from"), "until": moment(range[1], "range until")}
         return self._act("prefetch", {"columns": dict(columns), "range": bounds})
 
     def invalidate(self, path: str) -> Dict[str, Any]:
-        """Has the service forget what it knows of a path."""
+        """Makes the service ask the sources again about a path."""
         return self._act("invalidate", {"path": path})
 
     def drop_timeframe(self, timeframe: int) -> Dict[str, Any]:
@@ -378,7 +378,7 @@ def _list(values: Any) -> List[Any]:
 
 def _rows(lock: Any) -> List[Any]:
     rows = _list(lock)
-    # Arrow has maps as lists of pairs.
+    # Arrow represents maps as lists of pairs.
     return [
         {**row, "metadata": dict(row["metadata"])} if "metadata" in row else row for row in rows
     ]

@@ -1,4 +1,4 @@
-"""What went wrong, by what a caller can do about it."""
+"""Errors, one class for each kind of reaction of the caller."""
 
 from __future__ import annotations
 

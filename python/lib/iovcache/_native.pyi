@@ -44,7 +44,7 @@ class NativeTable:
 class Object:
     """An object: bytes-like, read-only, and the pin of its bytes.
 
-    Its buffer, and every memoryview or numpy array over it, stays what it is as long as it lives, also
+    Its buffer, and every memoryview or numpy array over it, stays unchanged as long as it lives, also
     after the table is closed.
     """
 

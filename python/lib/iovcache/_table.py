@@ -121,7 +121,7 @@ class Table:
         trace: Optional[TracebackType],
     ) -> None:
         self.close()
-        # A consumer that failed may ask again.
+        # A consumer that failed can ask again.
         if self._consumed is not None and kind is None:
             self._consumed()
 
@@ -148,13 +148,13 @@ def _read(stream: Any) -> pa.Table:
 def _plain(table: pa.Table) -> pa.Table:
     import pyarrow.compute
 
-    compute: Any = pyarrow.compute  # its functions are made at run time
+    compute: Any = pyarrow.compute  # its functions are created at run time
     columns: List[Any] = []
     for column in table.columns:
         if pa.types.is_run_end_encoded(column.type):
             column = compute.run_end_decode(column)
         elif pa.types.is_dictionary(column.type):
-            # A cast, and dictionary_decode, know no nested types.
+            # A cast, and dictionary_decode, do not support nested types.
             rows = [chunk.dictionary.take(chunk.indices) for chunk in column.chunks]
             column = pa.chunked_array(rows, column.type.value_type)
         columns.append(column)

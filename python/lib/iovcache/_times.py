@@ -96,7 +96,7 @@ def _text(text: str, what: str) -> int:
             date = datetime.date.fromisoformat(text)
             return moment(date, what)
         iso = re.sub(r"[zZ]$", "+00:00", text)
-        # Python 3.9 and 3.10 know fractions of 3 and 6 digits only.
+        # Python 3.9 and 3.10 parse only fractions of 3 and 6 digits.
         iso = re.sub(r"\.(\d+)", lambda m: "." + (m.group(1) + "000000")[:6], iso)
         parsed = datetime.datetime.fromisoformat(iso)
     except ValueError:

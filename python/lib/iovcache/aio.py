@@ -25,7 +25,7 @@ __all__ = ["AsyncClient", "AsyncTable", "connect"]
 
 
 async def _run(call: Callable[..., _T], *args: Any, **options: Any) -> _T:
-    # A call that is cancelled runs to its end in its thread; what it gives is then released.
+    # A call that is cancelled runs to its end in its thread; its result is then released.
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(None, functools.partial(call, *args, **options))
 

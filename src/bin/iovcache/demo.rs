@@ -10,14 +10,15 @@ use clap::Args;
 use iovcache::client::{Client, ClientError, ClientOptions, TableRequest};
 use iovcache::error::ErrorKind;
 use iovcache::source::repository::{NewVersion, RepositoryWriter};
-use iovcache::table::ColumnRequest;
+use iovcache::table::{ColumnRequest, Status};
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::common::{progress, show_bytes};
 use crate::failure::Failure;
 use crate::status::show;
-use crate::text_chart::{Bar, bars};
+use crate::text_chart::{Bar, bars, screen_columns, wrap};
 use crate::time;
 
 /// The versions that the demo makes: path, from, until, created, kilobytes. They overlap.
@@ -47,6 +48,9 @@ pub(crate) struct Arguments {
     /// How many timeframes are registered.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..=45))]
     timeframes: u64,
+    /// Keep the service running until Ctrl-C, to try more with it.
+    #[arg(long)]
+    stay: bool,
     /// Be a consumer of the demo: its name.
     #[arg(long, hide = true, requires = "flight")]
     consumer: Option<String>,
@@ -61,11 +65,11 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match (&arguments.consumer, &arguments.flight) {
         (Some(name), Some(flight)) => consume(name, flight, &arguments).await,
-        _ => show_all(arguments.timeframes).await,
+        _ => show_all(&arguments).await,
     }
 }
 
-/// What a consumer saw.
+/// The report of a consumer.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Report {
     consumer: String,
@@ -114,50 +118,124 @@ fn right(path: &str, at: i64) -> Option<usize> {
     valid.max_by_key(|(_, (_, from, _, created, _))| (*created, *from)).map(|(place, _)| place)
 }
 
-async fn show_all(timeframes: u64) -> Result<(), Failure> {
+async fn show_all(arguments: &Arguments) -> Result<(), Failure> {
     let folder = std::env::temp_dir().join(format!("iovcache-demo-{}", std::process::id()));
-    let shown = show_in(&folder, timeframes).await;
+    let shown = show_in(&folder, arguments).await;
     let _ = std::fs::remove_dir_all(&folder);
     shown
 }
 
-async fn show_in(folder: &Path, timeframes: u64) -> Result<(), Failure> {
+/// Prints a paragraph as wide as the screen, and an empty line.
+fn say(text: &str) {
+    println!("{}", wrap(text, screen_columns()));
+}
+
+async fn show_in(folder: &Path, arguments: &Arguments) -> Result<(), Failure> {
     let began = Instant::now();
     let repository = folder.join("repository");
     fill(&repository, &folder.join("object"))?;
-    println!(
-        "1. A repository of {} versions under 3 paths; intervals overlap, and of those that \
-              hold, the one created last wins.\n",
+    say(&format!(
+        "1. A repository of {} versions under 3 paths. Their intervals overlap; of those valid at a \
+         time, the version created last wins.",
         VERSIONS.len()
-    );
-
-    let (service, flight) = serve(&repository, &folder.join("sockets"))?;
-    let client = Client::connect(&flight).await?;
+    ));
+    let service = serve(&repository, &folder.join("sockets"))?;
+    let client = Client::connect(&service.flight).await?;
+    let columns = screen_columns().saturating_sub(3);
     for (_, path) in COLUMNS {
         println!("   {path}");
-        println!("{}", indented(&bars(&spans(&client, path).await?, |at| time::show_as(at, true))));
+        let spans = spans(&client, path).await?;
+        println!("{}", indented(&bars(&spans, |at| time::show_as(at, true), columns)));
     }
 
-    println!(
-        "2. {timeframes} timeframes of {ROWS} rows, and three consumers of different speed, \
-              each a process of its own.\n"
-    );
-    let columns: Vec<ColumnRequest> = COLUMNS
-        .iter()
-        .map(|(name, path)| {
-            Ok(ColumnRequest {
-                name: (*name).into(),
-                path: ObjectPath::new(path)?,
-                metadata: Default::default(),
-            })
-        })
-        .collect::<Result<_, iovcache::object::InvalidPath>>()?;
-    let names: Vec<String> = CONSUMERS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let timeframes = arguments.timeframes;
+    say(&format!(
+        "2. {timeframes} timeframes of {ROWS} rows, and three consumers of different speed, each a \
+         process of its own."
+    ));
     let started = Instant::now();
+    let consumers = start_consumers(&service.flight, timeframes)?;
+    let halfway = register(&client, timeframes).await?;
+    let mut reports = Vec::new();
+    for mut consumer in consumers {
+        let read = tokio::task::spawn_blocking(move || report_of(&mut consumer));
+        reports.push(read.await.map_err(Failure::failed)??);
+    }
+    let took = started.elapsed();
+    if let Some(status) = halfway {
+        say("   Halfway. Timeframes in flight are those that a consumer still reads:");
+        println!("{}", indented(&wrap(&show(&status), columns)));
+    }
+
+    say("3. One table as runs: which version served which rows of timeframe 7.");
+    show_table(&client).await?;
+
+    say("4. The result.");
+    show_reports(&reports);
+    let status = client.status().await?;
+    drop(client);
+    say("   At the end nothing is pinned:");
+    println!("{}", indented(&wrap(&show(&status), columns)));
+    let wrong: u64 = reports.iter().map(|report| report.wrong).sum();
+    let rows: u64 = reports.iter().map(|report| report.rows).sum();
+    say(&format!(
+        "   {rows} rows in {} ms, {wrong} of them wrong. All of this took {:.1} s.",
+        took.as_millis(),
+        began.elapsed().as_secs_f64()
+    ));
+    if wrong > 0 {
+        return Err(Failure::failed(format!("{wrong} rows were wrong")));
+    }
+    if status.memory.pinned_bytes > 0 || !status.timeframes.is_empty() {
+        return Err(Failure::failed("something is still held"));
+    }
+    if arguments.stay {
+        return stay(&service).await;
+    }
+    say(NEXT);
+    Ok(())
+}
+
+/// Suggestions after the demo.
+const NEXT: &str = "\
+5. What to try next.
+
+   iovcache demo --stay        keeps this service running: its page, and a snippet for Python
+   iovcache serve --source file:///a/folder        serves a repository of your own
+   iovcache serve --source http://a-ccdb:8080      keeps the objects of a CCDB in memory
+   README.md has walks of five minutes: a folder, Python, pyarrow, Rust, C and C++.";
+
+/// Keeps the service running until Ctrl-C or SIGTERM.
+async fn stay(service: &Running) -> Result<(), Failure> {
+    let Running { flight, http, .. } = service;
+    say("5. The service keeps running until Ctrl-C.");
+    println!("   status page   {http}/\n   service       {flight}\n");
+    println!("# Paste into another shell:\n");
+    println!("export IOVCACHE_SERVER={flight}");
+    println!("iovcache timeline Demo/Calib/Drift\niovcache status --watch\n");
+    println!("# Paste into Python, after pip install ./python:\n");
+    println!(
+        "import iovcache\n\
+         with iovcache.connect(\"{flight}\") as client:\n    \
+             columns = {{\"drift\": \"Demo/Calib/Drift\"}}\n    \
+             with client.table(columns, timestamps=range(0, 9000, 500)) as table:\n        \
+                 for start, end, view in table[\"drift\"].runs():\n            \
+                     print(start, end, bytes(view[:40]))\n"
+    );
+    let failed = |error| Failure::io("cannot wait for signals", error);
+    let mut terminated = signal(SignalKind::terminate()).map_err(failed)?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted.map_err(failed),
+        _ = terminated.recv() => Ok(()),
+    }
+}
+
+/// Starts the consumers, each a process.
+fn start_consumers(flight: &str, timeframes: u64) -> Result<Vec<Process>, Failure> {
     let mut consumers = Vec::new();
     for (name, work_ms) in CONSUMERS {
         let child = own_program()?
-            .args(["demo", "--consumer", name, "--flight", &flight])
+            .args(["demo", "--consumer", name, "--flight", flight])
             .args(["--timeframes", &timeframes.to_string()])
             .args(["--work-ms", &work_ms.to_string()])
             .stdin(Stdio::null())
@@ -166,6 +244,16 @@ async fn show_in(folder: &Path, timeframes: u64) -> Result<(), Failure> {
             .map_err(|error| Failure::io("cannot start a consumer", error))?;
         consumers.push(Process(child));
     }
+    Ok(consumers)
+}
+
+/// Registers the timeframes; gives the status of the service halfway.
+async fn register(client: &Client, timeframes: u64) -> Result<Option<Status>, Failure> {
+    let column =
+        |(name, path): &(&str, &str)| Ok(ColumnRequest::new(*name, ObjectPath::new(path)?));
+    let columns = COLUMNS.iter().map(column);
+    let columns: Vec<_> = columns.collect::<Result<_, iovcache::object::InvalidPath>>()?;
+    let names = CONSUMERS.map(|(name, _)| name.to_owned());
     let bar = progress("timeframes", timeframes);
     let mut halfway = None;
     for timeframe in 0..timeframes {
@@ -178,32 +266,18 @@ async fn show_in(folder: &Path, timeframes: u64) -> Result<(), Failure> {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     bar.finish_and_clear();
-    let mut reports = Vec::new();
-    for mut consumer in consumers {
-        let read = tokio::task::spawn_blocking(move || report_of(&mut consumer));
-        reports.push(read.await.map_err(Failure::failed)??);
-    }
-    let took = started.elapsed();
-    if let Some(status) = halfway {
-        println!("   Halfway (timeframes in flight are those that somebody still reads):");
-        println!("{}", indented(&show(&status)));
-    }
+    Ok(halfway)
+}
 
-    println!("3. One table, as runs: which version served which rows of timeframe 7.\n");
-    show_table(&client).await?;
-
-    println!("4. What came of it.\n");
-    println!(
-        "   {:<8} {:>10} {:>8} {:>6} {:>12}   waited for a table",
-        "", "timeframes", "rows", "wrong", "bytes read"
-    );
-    for report in &reports {
+fn show_reports(reports: &[Report]) {
+    println!("            timeframes     rows  wrong  bytes read  wait: median, 99 %");
+    for report in reports {
         let at = |share: f64| {
             let last = report.waits_us.len().saturating_sub(1);
             report.waits_us.get((last as f64 * share) as usize).copied().unwrap_or(0)
         };
         println!(
-            "   {:<8} {:>10} {:>8} {:>6} {:>12}   median {} µs, 99 % {} µs",
+            "   {:<8} {:>10} {:>8} {:>6} {:>11}  {} µs, {} µs",
             report.consumer,
             report.timeframes,
             report.rows,
@@ -213,24 +287,7 @@ async fn show_in(folder: &Path, timeframes: u64) -> Result<(), Failure> {
             at(0.99)
         );
     }
-    let status = client.status().await?;
-    println!("\n   In the end nothing is pinned any more:");
-    println!("{}", indented(&show(&status)));
-    let wrong: u64 = reports.iter().map(|report| report.wrong).sum();
-    let rows: u64 = reports.iter().map(|report| report.rows).sum();
-    println!(
-        "   {rows} rows in {} ms, {wrong} of them wrong. All of this took {:.1} s.",
-        took.as_millis(),
-        began.elapsed().as_secs_f64()
-    );
-    drop(service);
-    if wrong > 0 {
-        return Err(Failure::failed(format!("{wrong} rows were wrong")));
-    }
-    if status.memory.pinned_bytes > 0 || !status.timeframes.is_empty() {
-        return Err(Failure::failed("something is still held"));
-    }
-    Ok(())
+    println!();
 }
 
 fn indented(text: &str) -> String {
@@ -257,7 +314,14 @@ fn fill(repository: &Path, file: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn serve(repository: &Path, sockets: &Path) -> Result<(Process, String), Failure> {
+/// The service of the demo; it ends with this.
+struct Running {
+    _process: Process,
+    flight: String,
+    http: String,
+}
+
+fn serve(repository: &Path, sockets: &Path) -> Result<Running, Failure> {
     let mut child = own_program()?
         .arg("serve")
         .arg("--source")
@@ -270,7 +334,7 @@ fn serve(repository: &Path, sockets: &Path) -> Result<(Process, String), Failure
         .spawn()
         .map_err(|error| Failure::io("cannot start the service", error))?;
     let stdout = child.stdout.take();
-    let service = Process(child);
+    let process = Process(child);
     let mut line = String::new();
     if let Some(stdout) = stdout {
         BufReader::new(stdout)
@@ -282,7 +346,8 @@ fn serve(repository: &Path, sockets: &Path) -> Result<(Process, String), Failure
     let urls = ready["flight"].as_array().into_iter().flatten();
     let unix = urls.filter_map(|url| url.as_str()).find(|url| url.starts_with("grpc+unix"));
     let unix = unix.ok_or_else(|| Failure::failed("the service has no Unix socket"))?;
-    Ok((service, unix.to_owned()))
+    let http = ready["http"].as_str().unwrap_or_default().to_owned();
+    Ok(Running { _process: process, flight: unix.to_owned(), http })
 }
 
 async fn spans(client: &Client, path: &str) -> Result<Vec<Bar>, Failure> {

@@ -1,4 +1,6 @@
-//! `completions` and `man`: written from the very definition of the commands.
+//! `completions` and `man`: generated from the definition of the commands.
+
+use std::path::PathBuf;
 
 use crate::common::out;
 use crate::failure::Failure;
@@ -15,7 +17,20 @@ pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<(), Failur
     out(&text)
 }
 
-pub(crate) fn man() -> Result<(), Failure> {
+#[derive(Debug, clap::Args)]
+pub(crate) struct ManArguments {
+    /// Write a page for each command into this folder, e.g. iovcache-serve.1, instead of all of them
+    /// to stdout.
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+}
+
+pub(crate) fn man(arguments: &ManArguments) -> Result<(), Failure> {
+    if let Some(folder) = &arguments.output {
+        let command = crate::program().disable_help_subcommand(true);
+        return clap_mangen::generate_to(command, folder)
+            .map_err(|error| Failure::io(folder.display(), error));
+    }
     let mut text = Vec::new();
     let command = crate::program().disable_help_subcommand(true);
     let render = |command: clap::Command, text: &mut Vec<u8>| {

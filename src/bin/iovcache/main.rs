@@ -85,7 +85,7 @@ enum Command {
     /// Write the completions of a shell to stdout.
     Completions(generate::CompletionsArguments),
     /// Write the manual page to stdout.
-    Man,
+    Man(generate::ManArguments),
 }
 
 /// The commands with all of their options.
@@ -152,7 +152,7 @@ fn main() -> ExitCode {
             Command::Token(arguments) => token::run(&arguments),
             Command::Config(arguments) => config::run(arguments, &to_log, matches),
             Command::Completions(arguments) => generate::completions(&arguments),
-            Command::Man => generate::man(),
+            Command::Man(arguments) => generate::man(&arguments),
         }
     });
     let status = match done {

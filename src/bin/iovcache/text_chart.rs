@@ -4,8 +4,46 @@ use std::fmt::Write as _;
 
 use iovcache::escape::escape;
 
-/// How wide a picture is.
-const WIDTH: usize = 60;
+/// Widest chart of spans, without borders and labels.
+const MAX_WIDTH: usize = 60;
+/// Narrowest chart of spans: on a narrower screen its lines are wrapped.
+const MIN_WIDTH: usize = 10;
+/// Columns that are assumed where stdout is no terminal.
+const DEFAULT_COLUMNS: usize = 120;
+
+/// Columns of the terminal at stdout.
+pub(crate) fn screen_columns() -> usize {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout());
+    size.map_or(DEFAULT_COLUMNS, |size| match size.ws_col {
+        0 => DEFAULT_COLUMNS,
+        columns => columns.into(),
+    })
+}
+
+/// Breaks lines between words so that none is longer than `columns`, if its words are not. What is
+/// broken off is indented like its line, and by two more.
+pub(crate) fn wrap(text: &str, columns: usize) -> String {
+    let mut wrapped = String::new();
+    for line in text.lines() {
+        let mut left = columns;
+        let indent = line.len() - line.trim_start().len();
+        let mut rest = line;
+        loop {
+            let cut = rest.char_indices().nth(left).map(|(at, _)| at);
+            let place = cut.and_then(|at| rest[..at].rfind(' ')).filter(|&at| {
+                // A line of blanks alone would never end.
+                !rest[..at].trim().is_empty()
+            });
+            let Some(place) = place else { break };
+            wrapped += &format!("{}\n{:2$}", rest[..place].trim_end(), "", indent + 2);
+            rest = rest[place..].trim_start();
+            left = columns.saturating_sub(indent + 2).max(1);
+        }
+        wrapped += rest;
+        wrapped.push('\n');
+    }
+    wrapped
+}
 
 /// A span of time and what it is called.
 #[derive(Debug, Clone)]
@@ -15,33 +53,36 @@ pub(crate) struct Bar {
     pub(crate) label: String,
 }
 
-/// One line per span: its borders as `show` has them, where it lies among all of them, its label.
-pub(crate) fn bars(spans: &[Bar], show: impl Fn(i64) -> String) -> String {
+/// One line per span: its borders as `show` has them, where it lies among all of them, its label. A
+/// line has at most `columns` columns if that leaves the chart its least width.
+pub(crate) fn bars(spans: &[Bar], show: impl Fn(i64) -> String, columns: usize) -> String {
     // Ends without end would leave nothing of the rest: they are drawn a bit beyond it.
     let finite = || {
         let borders = spans.iter().flat_map(|span| [span.from, span.until]);
         borders.filter(|&at| at != i64::MIN && at != i64::MAX)
     };
     let (first, last) = (finite().min().unwrap_or(0), finite().max().unwrap_or(1));
-    let width = (i128::from(last) - i128::from(first)).max(1);
-    let margin = width / 10;
+    let margin = (i128::from(last) - i128::from(first)).max(1) / 10;
     let (begin, end) = (i128::from(first) - margin, i128::from(last) + margin);
+    let longest = |which: fn(&Bar) -> i64| {
+        spans.iter().map(|span| show(which(span)).len()).max().unwrap_or(0)
+    };
+    let (left, right) = (longest(|span| span.from), longest(|span| span.until));
+    let label = spans.iter().map(|span| span.label.chars().count()).max().unwrap_or(0);
+    let columns = columns.saturating_sub(left + right + label + " ─   ".chars().count() + 1);
+    let width = columns.clamp(MIN_WIDTH, MAX_WIDTH);
     let place = |at: i64| {
         let at = match at {
             i64::MIN => begin,
             i64::MAX => end,
             at => i128::from(at),
         };
-        usize::try_from((at - begin) * WIDTH as i128 / (end - begin)).unwrap_or(0).min(WIDTH)
+        usize::try_from((at - begin) * width as i128 / (end - begin)).unwrap_or(0).min(width)
     };
-    let longest = |which: fn(&Bar) -> i64| {
-        spans.iter().map(|span| show(which(span)).len()).max().unwrap_or(0)
-    };
-    let (left, right) = (longest(|span| span.from), longest(|span| span.until));
     let mut text = String::new();
     for span in spans {
         let (from, until) = (place(span.from), place(span.until).max(place(span.from) + 1));
-        let bar: String = (0..=WIDTH)
+        let bar: String = (0..=width)
             .map(|column| if (from..until).contains(&column) { '█' } else { '·' })
             .collect();
         // Writing to a String cannot fail.
@@ -76,7 +117,7 @@ mod tests {
     #[test]
     fn bars_stand_where_their_times_are() {
         let bar = |from, until| Bar { from, until, label: "x".to_owned() };
-        let text = bars(&[bar(0, 50), bar(50, 100), bar(100, i64::MAX)], crate::time::show);
+        let text = bars(&[bar(0, 50), bar(50, 100), bar(100, i64::MAX)], crate::time::show, 120);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         let first = |line: &str| line.find('█').unwrap();
@@ -85,10 +126,27 @@ mod tests {
     }
 
     #[test]
+    fn a_chart_is_as_narrow_as_the_screen() {
+        let bar = |from, until| Bar { from, until, label: "label".to_owned() };
+        for columns in [50, 80, 200] {
+            let text = bars(&[bar(0, 50), bar(50, 100)], |at| at.to_string(), columns);
+            let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
+            assert!(widest <= columns && (columns == 200 || widest > columns - 3), "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_are_wrapped_between_words_and_long_words_stay() {
+        assert_eq!(wrap("  one two three", 9), "  one two\n    three\n");
+        assert_eq!(wrap("short\n\nline", 9), "short\n\nline\n");
+        assert_eq!(wrap("aaaaaaaaaaaaa b", 5), "aaaaaaaaaaaaa b\n");
+    }
+
+    #[test]
     fn extreme_times_do_not_overflow() {
         let bar = |from, until| Bar { from, until, label: String::new() };
-        bars(&[bar(i64::MIN, i64::MAX)], crate::time::show);
-        bars(&[bar(i64::MIN + 1, i64::MAX - 1)], crate::time::show);
+        bars(&[bar(i64::MIN, i64::MAX)], crate::time::show, 120);
+        bars(&[bar(i64::MIN + 1, i64::MAX - 1)], crate::time::show, 120);
         assert_eq!(gauge(&[(1, '#'), (1, '+')], 4, 8), "##++····");
         assert_eq!(gauge(&[(9, '#')], 4, 4), "####");
     }

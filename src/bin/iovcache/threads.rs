@@ -2,9 +2,10 @@
 //! an error then, and not a panic or a request that waits for ever later.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use iovcache::sync::{Condvar, Mutex};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -120,18 +121,18 @@ struct GateState {
 
 impl Gate {
     fn wait(&self, limit: Duration) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         state.waiting += 1;
         let waited = self.opened.wait_timeout_while(state, limit, |state| !state.is_open);
         drop(waited);
     }
 
     fn waiting(&self) -> usize {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting
+        self.state.lock().waiting
     }
 
     fn open(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_open = true;
+        self.state.lock().is_open = true;
         self.opened.notify_all();
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::common::{Server, out};
 use crate::failure::Failure;
-use crate::text_chart::{Bar, bars};
+use crate::text_chart::{Bar, bars, screen_columns};
 use crate::{hints, time};
 
 #[derive(Debug, Args)]
@@ -71,7 +71,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         };
         spans.iter().map(line).collect()
     } else {
-        bars(&spans, |at| time::show_as(at, arguments.ms))
+        bars(&spans, |at| time::show_as(at, arguments.ms), screen_columns())
     };
     out(text.as_bytes())
 }

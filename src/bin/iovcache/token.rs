@@ -15,18 +15,21 @@ use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Whose token it is.
+    /// Name of the client that gets the token.
     name: String,
-    /// What its bearer may: read, register (timeframes, too), or administer (everything).
+    /// Role: read, register (also timeframes), or administer (everything).
     #[arg(long, default_value = "read", value_name = "ROLE")]
     role: Role,
-    /// For how long, e.g. 90d or 8h; without this for ever.
+    /// Lifetime, e.g. 90d or 8h; without it the token does not expire.
     #[arg(long = "for", value_name = "TIME", value_parser = days)]
     lifetime: Option<Duration>,
     /// The file to which its entry is added (see `serve --tokens`); without one it is printed on
     /// stderr.
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
+    /// Print one JSON object: token, name, role, expires (milliseconds or null) and entry.
+    #[arg(long)]
+    json: bool,
 }
 
 fn days(text: &str) -> Result<Duration, String> {
@@ -47,6 +50,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     });
     let entry = Keys::entry(&arguments.name, &Secret::from(&token[..]), arguments.role, expires);
     match &arguments.tokens {
+        None if arguments.json => {}
         None => entry.lines().for_each(crate::stderr::say),
         Some(file) => {
             let failed = |error| Failure::io(file.display(), error);
@@ -66,5 +70,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             write!(opened, "{gap}{entry}").map_err(failed)?;
         }
     }
-    out(format!("{token}\n").as_bytes())
+    let text = match arguments.json {
+        false => token,
+        true => serde_json::json!({
+            "token": token,
+            "name": arguments.name,
+            "role": arguments.role,
+            "expires": expires.map(Timestamp::as_millis),
+            "entry": entry,
+        })
+        .to_string(),
+    };
+    out(format!("{text}\n").as_bytes())
 }

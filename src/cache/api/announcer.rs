@@ -1,13 +1,13 @@
-//! What is sent to one attached process: segments that it does not have yet, and errors.
+//! Announces segments and errors to one attached process.
 //!
 //! ```text
-//!  untold segments ─▶ one line with descriptors ─▶ in the socket ─read─▶ the next line
+//!  unannounced segments ─▶ one line with descriptors ─▶ socket ─read─▶ the next line
 //! ```
 //!
-//! One line at a time is in the socket. A segment that is made meanwhile waits as a number in a list,
-//! not as a descriptor: a descriptor in a socket keeps the segment's memory, and counts against the
-//! limit of open files of the service's user (ETOOMANYREFS). So a process that does not read holds
-//! back one line, and nothing else waits for it.
+//! At most one line is in the socket. A segment created meanwhile waits as a number in a list, not
+//! as a descriptor: a descriptor in a socket keeps the segment's memory, and counts against the
+//! limit of open files of the service's user (ETOOMANYREFS). A process that does not read therefore
+//! holds back one line, and no other process waits for it.
 
 use std::collections::HashSet;
 use std::io;
@@ -28,15 +28,15 @@ use crate::shm::attach::{
 };
 use crate::shm::{InFlight, Kind, Pool, ServicePage, SharedSegment};
 
-/// Pause before the next attempt where the kernel takes no more descriptors in flight.
+/// Pause before the next attempt when the kernel accepts no more descriptors in flight.
 const RETRY: Duration = Duration::from_millis(50);
-/// Longest time until a line that was read is noticed, should the kernel not wake us.
+/// Interval for checking whether a line was read, in case the kernel sends no wake-up.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// The part of the memory that segments of single large objects, announced and unread, may have
-/// before each process gets one at a time.
+/// Share of the memory (one part in this many) that announced but unread segments of single large
+/// objects may have. Beyond it each process gets one such segment at a time.
 const LARGE_UNREAD_SHARE: u64 = 4;
 
-/// Descriptors in sockets that are not read yet, over all attached processes.
+/// Number of unread descriptors in the sockets of all attached processes.
 #[derive(Debug)]
 pub(crate) struct DescriptorsInFlight {
     unread: AtomicUsize,
@@ -48,7 +48,7 @@ impl DescriptorsInFlight {
         Self { unread: AtomicUsize::new(0), limit }
     }
 
-    /// Takes room for up to `wanted` descriptors, and for `least` even where there is none.
+    /// Takes room for up to `wanted` descriptors, and for `least` even beyond the limit.
     fn take(self: &Arc<Self>, wanted: usize, least: usize) -> DescriptorRoom {
         let mut count = 0;
         let _ = self.unread.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unread| {
@@ -59,7 +59,7 @@ impl DescriptorsInFlight {
     }
 }
 
-/// Room for descriptors in flight; given back when it is dropped.
+/// Room for descriptors in flight; returned on drop.
 #[derive(Debug)]
 struct DescriptorRoom {
     descriptors: Arc<DescriptorsInFlight>,
@@ -79,18 +79,18 @@ impl Drop for DescriptorRoom {
     }
 }
 
-/// A line in the socket that is not read yet.
+/// A line that was put into the socket and is not read yet.
 #[derive(Debug)]
 struct SentLine {
     bytes: Vec<u8>,
     sent: usize,
-    /// The segments whose descriptors are in it.
+    /// The segments whose descriptors are in the line.
     _in_flight: Vec<InFlight>,
     _room: Option<DescriptorRoom>,
 }
 
 impl SentLine {
-    /// Sends what is not sent yet; whether all of it was read.
+    /// Sends the unsent rest; true if the peer has read everything.
     fn is_read(&mut self, stream: &UnixStream) -> io::Result<bool> {
         match self.try_read(stream) {
             Ok(()) => Ok(true),
@@ -99,7 +99,7 @@ impl SentLine {
         }
     }
 
-    /// The same; `WouldBlock` where it was not all read.
+    /// Like [`is_read`](Self::is_read), with `WouldBlock` for lines that are not entirely read.
     fn try_read(&mut self, stream: &UnixStream) -> io::Result<()> {
         if self.sent < self.bytes.len() {
             self.sent += send(stream.as_fd(), &self.bytes[self.sent..], &[])?;
@@ -109,7 +109,7 @@ impl SentLine {
     }
 }
 
-/// The lines to one attached process.
+/// Sends lines to one attached process.
 #[derive(Debug)]
 pub(crate) struct Announcer<'a> {
     stream: &'a UnixStream,
@@ -119,20 +119,20 @@ pub(crate) struct Announcer<'a> {
     local: Option<&'a SessionPage>,
     descriptors: Arc<DescriptorsInFlight>,
     told: HashSet<(Kind, u16)>,
-    /// There may be segments that are not told.
+    /// Set if there may be unannounced segments.
     grown: bool,
-    /// An announcement is due even if it tells of no segment: the welcome, and the answer to `need`.
+    /// An announcement is due even without segments: the welcome, and the answer to `need`.
     answer: Option<Option<(Kind, u16)>>,
     error: Option<Vec<u8>>,
     line: Option<SentLine>,
-    /// The process has read a line.
+    /// The process has read at least one line.
     reads: bool,
-    /// The kernel took no more descriptors.
+    /// The kernel accepted no more descriptors.
     refused: bool,
 }
 
 impl<'a> Announcer<'a> {
-    /// The welcome is due.
+    /// Creates an announcer whose welcome is due.
     pub(crate) fn new(
         stream: &'a UnixStream,
         pool: &'a Pool,
@@ -156,23 +156,23 @@ impl<'a> Announcer<'a> {
         }
     }
 
-    /// There are new segments.
+    /// Notes that there are new segments.
     pub(crate) fn grown(&mut self) {
         self.grown = true;
     }
 
-    /// The process asks for a segment again.
+    /// Handles `need`: the process asks for a segment again.
     pub(crate) fn need(&mut self, kind: Kind, id: u16) {
         self.told.remove(&(kind, id));
         (self.grown, self.answer) = (true, Some(Some((kind, id))));
     }
 
-    /// Tells the process what is wrong with its last line.
+    /// Queues an error about the last line of the process.
     pub(crate) fn tell(&mut self, error: &(dyn Coded + Send + Sync)) {
         self.error = Some(refusal(error));
     }
 
-    /// The same for the last line that is sent: if the socket takes it now.
+    /// Sends a final error at once if the socket accepts it, else drops it.
     pub(crate) fn tell_at_once(&self, error: &(dyn Coded + Send + Sync)) {
         if self.line.as_ref().is_none_or(|line| line.sent == line.bytes.len()) {
             let _ = send(self.stream.as_fd(), &refusal(error), &[]);
@@ -180,16 +180,16 @@ impl<'a> Announcer<'a> {
     }
 
     /// Whether the answer to the last line of the process is sent. Until then no more of its lines
-    /// are read, so one that does not read makes no answers wait.
+    /// are read, so a process that does not read cannot queue up answers.
     pub(crate) fn is_ready(&self) -> bool {
         self.error.is_none() && self.answer.is_none()
     }
 
-    /// Sends what is due as far as the process has read what was sent before; waits until there may
-    /// be more to send. Can be dropped at any time.
+    /// Sends the due lines, each once the process has read the line before, and waits until there
+    /// may be more to send. Cancel-safe.
     ///
     /// # Errors
-    /// What the socket says.
+    /// Errors of the socket.
     pub(crate) async fn run(&mut self) -> Result<(), WireError> {
         loop {
             if self.line.is_none() && !self.begin()? {
@@ -202,8 +202,8 @@ impl<'a> Announcer<'a> {
             }
             let stream = self.stream;
             let Some(line) = &mut self.line else { continue };
-            // The readiness of the socket is cleared by an attempt that fails, so that the next
-            // buffer that is read wakes us; what came in between is seen by looking at once.
+            // A failed attempt clears the readiness of the socket, so the next buffer that is read
+            // wakes this task. An event in between is caught by checking at once.
             let is_read = line.is_read(stream)?
                 || match stream.try_io(Interest::WRITABLE, || line.try_read(stream)) {
                     Ok(()) => true,
@@ -212,14 +212,14 @@ impl<'a> Announcer<'a> {
                 };
             if is_read {
                 (self.line, self.reads) = (None, true);
-                // The caller may read the next line of the process.
+                // Returns because the caller may read the next line of the process now.
                 return Ok(());
             }
             let _ = tokio::time::timeout(LOOK_AGAIN, self.stream.writable()).await;
         }
     }
 
-    /// Begins the next line, if one is due.
+    /// Starts the next line, if one is due.
     fn begin(&mut self) -> Result<bool, WireError> {
         if let Some(bytes) = self.error.clone() {
             let begun = self.put(bytes, &[], Vec::new(), None)?;
@@ -269,10 +269,10 @@ impl<'a> Announcer<'a> {
         entries.into_iter().flatten()
     }
 
-    /// The segments that the process was not told of, the one that it asked for first.
+    /// The unannounced segments, the requested one first.
     fn untold(&mut self) -> Vec<SharedSegment> {
         let all = self.pool.segments();
-        // An id that is gone can come back as another segment.
+        // An id can be reused by another segment.
         self.told.retain(|(kind, id)| all.iter().any(|one| (one.kind(), one.id()) == (*kind, *id)));
         let is_untold = |one: &SharedSegment| {
             one.file().is_some() && !self.told.contains(&(one.kind(), one.id()))
@@ -284,8 +284,8 @@ impl<'a> Announcer<'a> {
         untold
     }
 
-    /// Those that go into the next line. A process that has read a line gets at least one; one that
-    /// has not yet gets what there is room for.
+    /// Selects the segments for the next line. A process that has read a line gets at least one;
+    /// before that it gets as many as the limit allows.
     fn part_of(
         &self,
         untold: &[SharedSegment],
@@ -309,7 +309,7 @@ impl<'a> Announcer<'a> {
         (part, in_flight, room)
     }
 
-    /// Puts a line into the socket, which is empty. Whether it is there now, or has to wait.
+    /// Puts a line into the empty socket. False if it has to wait.
     fn put(
         &mut self,
         bytes: Vec<u8>,
@@ -334,13 +334,13 @@ impl<'a> Announcer<'a> {
     }
 }
 
-/// Whether a line can be sent later: the socket takes nothing now, or the kernel no descriptors.
+/// Whether a line can be sent later: the socket is full, or the kernel accepts no descriptors.
 fn is_full(error: &io::Error, without_files: bool) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
         || (!without_files && error.raw_os_error() == Some(libc::ETOOMANYREFS))
 }
 
-/// The line that tells a process what is wrong.
+/// The line that reports an error to a process.
 pub(crate) fn refusal(error: &(dyn Coded + Send + Sync)) -> Vec<u8> {
     let refusal = AttachRefusal { kind: error.kind().name().to_owned(), error: error.message() };
     let mut line = serde_json::to_vec(&refusal).unwrap_or_default();

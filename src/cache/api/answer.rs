@@ -1,4 +1,4 @@
-//! A table that was asked for: its schema, its rows, and the pins that hold its objects.
+//! The answer to a request: the schema and rows of its table, and the pins of its objects.
 
 use std::sync::Arc;
 
@@ -16,23 +16,23 @@ use crate::table::{BatchMessages, Batches, Content, EncodeError, Message, Messag
 
 /// A table whose objects are in shared memory and pinned.
 ///
-/// It holds its pins itself too, until it is dropped. Its [`messages`](Self::messages) hold them as
-/// long as its lease lasts: after that they end with an error.
+/// It holds its pins itself until it is dropped. Its [`messages`](Self::messages) hold the pins as
+/// long as its lease lasts; afterwards they end with an error.
 #[derive(Debug)]
 pub struct Answer {
     pub(super) form: Arc<TableSchema>,
     pub(super) content: Content,
     pub(super) timeframe: Option<u64>,
     pub(super) lease: LeaseId,
-    /// Ends what is being sent once the lease ends.
+    /// Stops the messages when the lease ends.
     pub(super) gate: Arc<Gate>,
-    /// It is one of many of a stream: its schema names neither its lease nor its timeframe.
+    /// The table is one of many of a stream: its schema names neither its lease nor its timeframe.
     pub(super) of_stream: bool,
     pub(super) rows: u64,
     pub(super) pins: Arc<InUseGuard>,
-    /// The timeframe's own table, whose encoded batches are kept.
+    /// The timeframe's own table, whose encoded batches are cached.
     pub(super) assembled: Option<Arc<Assembled>>,
-    /// The memory of the table's timestamps and runs, as long as anything of it is sent.
+    /// Budget for the table's timestamps and runs, charged while any of it is being sent.
     pub(super) charges: Arc<[Arc<Charge>]>,
 }
 
@@ -48,7 +48,7 @@ impl Answer {
         self.form.shape.schema_of(&self.form.schema, timeframe, lease)
     }
 
-    /// What of it stands in its schema.
+    /// The timeframe and lease that the schema names.
     fn named(&self) -> (Option<u64>, Option<&str>) {
         match self.of_stream {
             true => (None, None),
@@ -63,12 +63,12 @@ impl Answer {
         made.unwrap_or_else(|| MessageWriter::begin(&self.schema()).1)
     }
 
-    /// How many timestamps, or effective spans, it answers.
+    /// Number of rows: timestamps, or effective spans.
     pub fn rows(&self) -> u64 {
         self.rows
     }
 
-    /// The table as IPC messages, the schema first: each is made when it is asked for.
+    /// The table as IPC messages, the schema first. Each message is made on demand.
     ///
     /// # Errors
     /// [`EncodeError`].
@@ -76,7 +76,7 @@ impl Answer {
         &self,
     ) -> Result<impl Iterator<Item = Result<Message, EncodeError>> + Send + 'static, EncodeError>
     {
-        // A batch that is taken apart here holds pins too, so all of it ends with the lease.
+        // The batches taken apart here hold pins too, so all messages end with the lease.
         let body = self.gate.guard(self.pinned_body()?.flat_map(|batch| {
             let (messages, error) = match batch {
                 Ok(batch) => (Some(batch.into_messages()), None),
@@ -87,7 +87,7 @@ impl Answer {
         Ok([Ok(self.head())].into_iter().chain(body))
     }
 
-    /// The same without the schema, batch by batch.
+    /// Like [`messages`](Self::messages) without the schema, one batch at a time.
     ///
     /// # Errors
     /// [`EncodeError`].
@@ -100,7 +100,7 @@ impl Answer {
         Ok(self.gate.guard(self.pinned_body()?))
     }
 
-    /// The batches, which keep what they name pinned until the last of them is taken.
+    /// The batches. Their objects stay pinned until the last batch is taken.
     fn pinned_body(
         &self,
     ) -> Result<
@@ -128,12 +128,12 @@ impl Answer {
         }))
     }
 
-    /// The batches for the wire, where their schema is that of the first message.
+    /// The batches for the wire, whose schema is that of the first message.
     fn encoded_batches(&self) -> Batches {
         self.content.batches_of(Arc::clone(&self.form.shape), Arc::clone(&self.form.schema))
     }
 
-    /// The table's batches, made one after the other; at least one, if only an empty one.
+    /// The table's batches, made one after the other. There is at least one, which may be empty.
     pub fn batches(&self) -> Batches {
         self.content.batches_of(Arc::clone(&self.form.shape), self.schema())
     }
@@ -146,22 +146,22 @@ impl Answer {
         self.batches().collect()
     }
 
-    /// What is pinned for it, one pin per distinct object.
+    /// The pins of the table, one per distinct object.
     pub fn pins(&self) -> &PinSet {
         &self.pins
     }
 
-    /// Keeps all of it in shared memory for as long as that lives.
+    /// Keeps all objects in shared memory until the returned value is dropped.
     pub fn hold(&self) -> Arc<InUseGuard> {
         Arc::clone(&self.pins)
     }
 }
 
-/// What can be said of a table before anything is loaded.
+/// The facts about a table that are known before anything is loaded.
 #[derive(Debug, Clone)]
 pub struct Described {
     /// The table's schema.
     pub schema: SchemaRef,
-    /// Its rows, where they can be told without a look at the versions.
+    /// Number of rows, if it is known without a look-up of versions.
     pub rows: Option<u64>,
 }

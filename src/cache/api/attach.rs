@@ -1,13 +1,13 @@
-//! The attach socket: hands the segments to the processes on the node, and sees them die.
+//! The attach socket: passes the segments to processes on the node, and detects their end.
 //!
 //! ```text
 //!  client ── {"hello": 1, "consumer": …} ──▶            session opens
 //!         ◀── {"session", "epoch", "segments"} + fds ──
-//!         ◀── one more such line for new segments ──    once the last one was read
-//!         ── {"need": {"kind", "id"}} ──▶               the same line again
+//!         ◀── one more such line for new segments ──    once the previous one was read
+//!         ── {"need": {"kind", "id"}} ──▶               that segment again, in such a line
 //!         ── {"release" | "delivered" | "consumed"} ──▶ no answer
-//!         ◀── {"kind", "error"}                         what it reports is wrong, or it is refused
-//!         hang-up (or death: the kernel hangs up)       session ends, its pins are gone
+//!         ◀── {"kind", "error"}                         a wrong report, or a refusal
+//!         hang-up (or death: the kernel hangs up)       session ends, its pins are released
 //! ```
 //!
 //! Linux only: SCM_RIGHTS, SO_PEERCRED.
@@ -15,7 +15,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -30,27 +30,28 @@ use crate::cache::error::CacheError;
 use crate::cache::holders::lease::{LeaseId, SessionKey};
 use crate::cache::holders::origin::Origin;
 use crate::cache::versions::publisher::SessionPage;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::{Coded, coded};
 use crate::secret::Secret;
 use crate::shm::ServicePage;
 use crate::shm::attach::{
     ClientMessage, Done, LineReader, Need, PeerCredentials, WireError, parse_hello, parse_line,
     send,
 };
+use crate::sync::Mutex;
 use crate::table::Consumed;
 
-/// How long a client may take to say hello.
+/// Time limit for the hello of a client.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
 
-/// How many processes can be attached at a time.
+/// Limits on the number of attached processes.
 ///
-/// Both are lowered to half of the files that the service may open (RLIMIT_NOFILE): the other half
+/// Both are lowered to half of the files that the service may open (RLIMIT_NOFILE). The other half
 /// is for everything else, and for descriptors that are not read yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttachLimits {
-    /// In all. Default: 4,096.
+    /// In total. Default: 4,096.
     pub attached: usize,
-    /// Of one user. Default: 3,072.
+    /// Per user. Default: 3,072.
     pub attached_per_user: usize,
 }
 
@@ -61,7 +62,7 @@ impl Default for AttachLimits {
 }
 
 impl AttachLimits {
-    /// What there is room for where so many files can be open.
+    /// The limits, lowered for at most `files` open files.
     fn within(self, files: usize) -> Self {
         let attached = self.attached.min(files / 2).max(1);
         let share = if attached < self.attached { attached - attached / 4 } else { attached };
@@ -69,19 +70,19 @@ impl AttachLimits {
     }
 }
 
-/// How many files the service may open.
+/// Maximum number of open files of the service (RLIMIT_NOFILE).
 fn files_limit() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
-/// Decides who may attach.
+/// Access control of the attach socket.
 pub trait AttachGate: Send + Sync {
-    /// Whether this process may, with the token that it sent, and what is proven of it: its session
-    /// belongs to that.
+    /// Admits or refuses a process with the token that it sent. The result is its proven origin, to
+    /// which its session belongs.
     ///
     /// # Errors
-    /// Why it may not; it is told so.
+    /// The reason for the refusal; it is sent to the process.
     fn admit(
         &self,
         peer: &PeerCredentials,
@@ -89,12 +90,12 @@ pub trait AttachGate: Send + Sync {
     ) -> Result<Origin, Box<dyn Coded + Send + Sync>>;
 }
 
-/// Who may attach, by what the kernel says of the peer.
+/// Access control by the user and groups that the kernel reports for the peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerPolicy {
-    /// Users that may; by default the service's own and root.
+    /// Users that may attach. Default: the service's own user and root.
     pub uids: Vec<u32>,
-    /// Groups whose members may.
+    /// Groups whose members may attach.
     pub gids: Vec<u32>,
 }
 
@@ -106,7 +107,7 @@ impl Default for PeerPolicy {
 }
 
 impl PeerPolicy {
-    /// Whether a peer with this user and these groups may.
+    /// Whether a peer with this user and these groups may attach.
     pub fn admits(&self, uid: u32, gids: &[u32]) -> bool {
         self.uids.contains(&uid) || gids.iter().any(|gid| self.gids.contains(gid))
     }
@@ -125,9 +126,9 @@ impl AttachGate for PeerPolicy {
     }
 }
 
-/// The user of a process on the node is not listed, nor is any of its groups.
+/// Neither the user nor a group of the process is listed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("user {uid} (groups {gids:?}) is none of those that may connect here")]
+#[error("user {uid} (groups {gids:?}) is not allowed to connect here")]
 pub struct NotListed {
     /// The user.
     pub uid: u32,
@@ -135,36 +136,20 @@ pub struct NotListed {
     pub gids: Vec<u32>,
 }
 
-impl Coded for NotListed {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::PermissionDenied
-    }
-    fn code(&self) -> Code {
-        Code(6005)
-    }
-}
+coded! { NotListed => PermissionDenied 6005 }
 
-/// No more processes can attach.
+/// The limit of attached processes is reached.
 #[derive(Debug, thiserror::Error)]
 enum AttachFull {
-    #[error("{0} processes are attached, as many as can be (limit: attached)")]
+    #[error("{0} processes are attached, which is the limit (attached)")]
     All(usize),
-    #[error(
-        "{0} processes of your user are attached, as many as can be (limit: attached_per_peer)"
-    )]
+    #[error("{0} processes of your user are attached, which is the limit (attached_per_peer)")]
     User(usize),
 }
 
-impl Coded for AttachFull {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::Unavailable
-    }
-    fn code(&self) -> Code {
-        Code(6011)
-    }
-}
+coded! { AttachFull => Unavailable 6011 }
 
-/// How many processes are attached, by user.
+/// Counts the attached processes by user.
 #[derive(Debug)]
 struct AttachedByUser {
     limits: AttachLimits,
@@ -177,7 +162,7 @@ impl AttachedByUser {
     }
 
     fn take(self: &Arc<Self>, uid: u32) -> Result<AttachSlot, AttachFull> {
-        let mut by_user = self.by_user.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_user = self.by_user.lock();
         if by_user.values().sum::<usize>() >= self.limits.attached {
             return Err(AttachFull::All(self.limits.attached));
         }
@@ -190,7 +175,7 @@ impl AttachedByUser {
     }
 }
 
-/// The place of one attached process.
+/// The slot of one attached process; dropping it frees the slot.
 #[derive(Debug)]
 struct AttachSlot {
     places: Arc<AttachedByUser>,
@@ -199,7 +184,7 @@ struct AttachSlot {
 
 impl Drop for AttachSlot {
     fn drop(&mut self) {
-        let mut by_user = self.places.by_user.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_user = self.places.by_user.lock();
         if let Some(count) = by_user.get_mut(&self.uid) {
             *count -= 1;
             if *count == 0 {
@@ -209,7 +194,7 @@ impl Drop for AttachSlot {
     }
 }
 
-/// Ends a session when its connection ends, however that ends.
+/// Ends a session when its connection ends in any way.
 struct Ending<'a> {
     cache: &'a Cache,
     session: &'a str,
@@ -222,7 +207,7 @@ impl Drop for Ending<'_> {
 }
 
 impl Cache {
-    /// Lets processes on the node attach, until `stop`: then their sessions end.
+    /// Lets processes on the node attach until `stop`, which ends their sessions.
     pub async fn serve_attach(
         &self,
         listener: UnixListener,
@@ -233,7 +218,7 @@ impl Cache {
         self.serve_attach_through(listener, Arc::new(policy), limits, stop).await;
     }
 
-    /// Like [`serve_attach`](Self::serve_attach), with a gate and limits given.
+    /// Like [`serve_attach`](Self::serve_attach), with the gate and the limits given.
     pub async fn serve_attach_through(
         &self,
         listener: UnixListener,
@@ -255,7 +240,8 @@ impl Cache {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    // Too many open files, most likely: the next try needs some time.
+                    // Most likely too many files are open: the pause gives others time to close
+                    // some.
                     tracing::warn!(%error, "accepting on the attach socket failed");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
@@ -265,7 +251,7 @@ impl Cache {
             let place = match places.take(peer.uid) {
                 Ok(place) => place,
                 Err(full) => {
-                    // What fits into the socket is sent at once, or not at all.
+                    // The refusal is sent at once if it fits into the socket, else dropped.
                     let _ = send(stream.as_fd(), &refusal(&full), &[]);
                     continue;
                 }
@@ -287,7 +273,7 @@ impl Cache {
         while connections.join_next().await.is_some() {}
     }
 
-    /// One connection, from hello to hang-up.
+    /// Serves one connection, from hello to hang-up.
     async fn attend(
         &self,
         stream: &UnixStream,
@@ -308,10 +294,11 @@ impl Cache {
                 tracing::warn!(
                     pid = peer.pid,
                     uid = peer.uid,
+                    consumer = hello.as_ref().ok().map(|hello| &*hello.consumer),
                     "cannot attach: {}",
                     denied.message()
                 );
-                // Nothing was sent before, so it fits into the socket.
+                // Nothing was sent before, so the refusal fits into the socket.
                 let _ = send(stream.as_fd(), &refusal(&*denied), &[]);
                 return Ok(());
             }
@@ -323,7 +310,7 @@ impl Cache {
                 return Err(error);
             }
         };
-        // Watched before the segments are listed, so that none is missed in between.
+        // Subscribed before the segments are listed, so that none is missed in between.
         let mut grown = self.0.grown.subscribe();
         let session = self.0.leases.open_session(consumer, peer.pid, peer.uid, origin);
         let _ending = Ending { cache: self, session: &session.id };
@@ -368,10 +355,10 @@ impl Cache {
         Some((publisher.open_page(session)?, charge.ok()?))
     }
 
-    /// What an attached process reports.
+    /// Handles the report of an attached process.
     fn take_line(&self, session: &SessionKey, message: ClientMessage) -> Result<(), CacheError> {
         let leases = &self.0.leases;
-        // Its own name it may always use; another one as any other client of its user or key.
+        // It may always use its own name; for other names the rules of its user or key apply.
         let name = |consumer: Option<String>| match consumer {
             Some(name) if name != session.consumer => {
                 leases.check_consumer(&name, &session.origin).map(|()| name)
@@ -425,8 +412,8 @@ async fn next_line(stream: &UnixStream, reader: &mut LineReader) -> Result<Vec<u
             Ok(()) => read?,
         }
         if reader.descriptors() > 0 {
-            // Nobody asked for files: they are closed, and so is the connection.
-            let reason = "descriptors, which a client does not send".to_owned();
+            // Unexpected files are closed, and so is the connection.
+            let reason = "descriptors, which clients do not send".to_owned();
             return Err(WireError::Malformed { expected: "a line of JSON", reason });
         }
     }
@@ -446,7 +433,7 @@ mod tests {
         taken.pop();
         assert!(places.take(1).is_ok());
         drop((taken, other));
-        assert!(places.by_user.lock().unwrap().is_empty());
+        assert!(places.by_user.lock().is_empty());
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! How a cache is made.
+//! The builder of a cache: options, defaults, and background tasks.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -26,31 +26,33 @@ use crate::cache::versions::catalog::Catalog;
 use crate::cache::versions::object_index::ObjectIndex;
 use crate::cache::versions::publisher::Publisher;
 use crate::clock::Clock;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::object::CreationLimits;
 use crate::shm::{Pool, PoolError, PoolOptions, give_back_free_memory};
 use crate::source::{Policies, Source};
-use crate::table::ColumnRequest;
+use crate::sync::Mutex;
+use crate::table::{ColumnRequest, RequestLimits};
 use crate::telemetry::Counters;
 
-/// How long a lease without an owner lasts, unless it is set otherwise.
+/// Default duration of a lease without an owner.
 const LEASE_LIMIT: Duration = Duration::from_secs(60);
-/// How many timeframes can be in flight, unless it is set otherwise.
+/// Default for the maximum number of timeframes in flight.
 const MAX_TIMEFRAMES: usize = 4_096;
-/// So often it is looked whether many links lead nowhere any more.
+/// Interval between sweeps of dangling links.
 const SWEEP_PAUSE: Duration = Duration::from_secs(5);
 
-/// Once requests took this much memory and hold less again, the free memory of the heap goes back to the
-/// system.
+/// Once requests have charged this much memory and hold less again, the free memory of the heap is
+/// returned to the system.
 const KEPT_FREE_BYTES: u64 = 16 << 20;
 
-/// Describes a cache; [`build`](Self::build) makes it.
+/// Collects the options of a cache; [`build`](Self::build) makes it.
 #[derive(Debug)]
 pub struct CacheBuilder {
     source: Option<Arc<dyn Source>>,
     memory: PoolOptions,
     limits: CreationLimits,
     tables: BTreeMap<String, Vec<ColumnRequest>>,
+    max_key_values: usize,
     policies: Policies,
     clock: Clock,
     lease_limit: Duration,
@@ -69,6 +71,7 @@ impl Default for CacheBuilder {
             memory: PoolOptions::default(),
             limits: CreationLimits::default(),
             tables: BTreeMap::new(),
+            max_key_values: RequestLimits::MOST.key_values,
             policies: Policies::default(),
             clock: Clock::system(),
             lease_limit: LEASE_LIMIT,
@@ -82,43 +85,32 @@ impl Default for CacheBuilder {
     }
 }
 
-/// Why a cache cannot be made.
+/// Why a cache cannot be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// Nowhere to get objects from.
+    /// No source was given.
     #[error("source: a cache needs one")]
     NoSource,
-    /// The shared memory cannot be had.
+    /// The shared memory cannot be allocated.
     #[error("memory")]
     Memory(#[from] PoolError),
 }
 
-impl Coded for BuildError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::NoSource => ErrorKind::InvalidArgument,
-            Self::Memory(error) => error.kind(),
-        }
-    }
-
-    fn code(&self) -> Code {
-        match self {
-            Self::NoSource => Code(8001),
-            Self::Memory(error) => error.code(),
-        }
-    }
-}
+coded! { BuildError {
+    NoSource => InvalidArgument 8001,
+    Memory(error) => error,
+} }
 
 impl Cache {
-    /// Starts to describe a cache.
+    /// Returns a builder with the defaults.
     pub fn builder() -> CacheBuilder {
         CacheBuilder::default()
     }
 }
 
 impl CacheBuilder {
-    /// Where objects come from. There is no default.
+    /// The source of objects. Required.
     #[must_use]
     pub fn source(mut self, source: Arc<dyn Source>) -> Self {
         self.source = Some(source);
@@ -132,58 +124,68 @@ impl CacheBuilder {
         self
     }
 
-    /// Which versions are seen, by any request. Default: all.
+    /// Limits on the creation time of versions, for every request. Default: all versions are seen.
     #[must_use]
     pub fn creation_limits(mut self, limits: CreationLimits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Sets of columns that requests may name. Default: none.
+    /// Named sets of columns that requests may refer to. Default: none.
     #[must_use]
     pub fn tables(mut self, tables: BTreeMap<String, Vec<ColumnRequest>>) -> Self {
         self.tables = tables;
         self
     }
 
-    /// What holds for single paths: here, what a table gets where nothing is valid. (Defaults,
-    /// time-outs and refresh times are the source's: [`PolicySource`](crate::source::PolicySource).)
+    /// Maximum number of distinct values of a key for which a column may have one look-up each.
+    /// Default: 10,000.
+    #[must_use]
+    pub fn max_key_values(mut self, values: usize) -> Self {
+        self.max_key_values = values;
+        self
+    }
+
+    /// Policies for single paths. The cache uses the values for timestamps without a valid object;
+    /// time-outs, refresh times and other defaults belong to the source
+    /// ([`PolicySource`](crate::source::PolicySource)).
     #[must_use]
     pub fn policies(mut self, policies: Policies) -> Self {
         self.policies = policies;
         self
     }
 
-    /// The clock by which leases run out and answers get old. Default: the system's.
+    /// The clock for the expiry of leases and the age of answers. Default: the system's.
     #[must_use]
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
     }
 
-    /// How long a lease lasts that belongs to no session and no consumer. Default: 60 s.
+    /// Duration of leases that belong to no session and no consumer. Default: 60 s.
     #[must_use]
     pub fn lease_limit(mut self, limit: Duration) -> Self {
         self.lease_limit = limit;
         self
     }
 
-    /// How many timeframes can be in flight; who registers one more waits. Default: 4,096.
+    /// Maximum number of timeframes in flight; further registrations wait. Default: 4,096.
     #[must_use]
     pub fn max_timeframes(mut self, limit: usize) -> Self {
         self.max_timeframes = limit.max(1);
         self
     }
 
-    /// What each consumer may hold, and for how long. Default: no limit.
+    /// Limits on the bytes, timeframes and requests of each consumer, and on the time for which it
+    /// may hold a table. Default: none.
     #[must_use]
     pub fn consumer_limits(mut self, limits: ConsumerLimits) -> Self {
         self.consumer_limits = limits;
         self
     }
 
-    /// Memory beside the segments that requests may hold. Default: no limit, since the callers of an
-    /// embedded cache are trusted.
+    /// Budget for the memory outside the segments that requests hold. Default: no limit, since the
+    /// callers of an embedded cache are trusted.
     #[must_use]
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budget = budget;
@@ -197,23 +199,23 @@ impl CacheBuilder {
         self
     }
 
-    /// Who keeps the segments, and what is known of them, for the process that comes next. Only
-    /// segments without names (memfds) can be kept so. Default: nobody.
+    /// A store that keeps the segments and the saved state for the next process. It can keep only
+    /// segments without names (memfds). Default: none.
     #[must_use]
     pub fn descriptor_store(mut self, descriptor_store: Arc<dyn DescriptorStore>) -> Self {
         self.descriptor_store = Some(descriptor_store);
         self
     }
 
-    /// What the process before left: its objects are taken over, each one once it is checked.
-    /// Default: nothing.
+    /// The state left by the previous process. Its objects are taken over, each after a check.
+    /// Default: none.
     #[must_use]
     pub fn inheritance(mut self, inheritance: Inheritance) -> Self {
         self.inheritance = inheritance;
         self
     }
 
-    /// Makes the cache. It needs a tokio runtime around it.
+    /// Builds the cache. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// [`BuildError`].
@@ -272,6 +274,7 @@ impl CacheBuilder {
             limits: self.limits,
             policies: self.policies,
             tables: self.tables,
+            max_key_values: self.max_key_values,
         };
         let hands: Arc<InUse> = Arc::default();
         let inherited_objects = Arc::new(self.inheritance.inherited_objects(descriptor_store));
@@ -320,8 +323,9 @@ impl CacheBuilder {
                 }
             }
         });
-        let publisher =
-            self.local_plane.then(|| Publisher::new(Arc::clone(&catalog), Arc::clone(&residency)));
+        // Memory of a host is mapped by its own processes alone.
+        let publisher = (self.local_plane && !pool.is_of_host())
+            .then(|| Publisher::new(Arc::clone(&catalog), Arc::clone(&residency)));
         if let Some(publisher) = &publisher {
             tasks.spawn(Arc::clone(publisher).publish_wanted());
             tasks.spawn(Arc::clone(publisher).take_samples());
@@ -361,12 +365,12 @@ impl CacheBuilder {
     }
 }
 
-/// So long after a change at the earliest it is noted for a successor.
+/// Shortest pause between two saves for the next process.
 const SAVE_PAUSE: Duration = Duration::from_secs(1);
-/// Of all time, at most one part in so many goes into noting.
+/// Saving takes at most one part in this many of all time.
 const SAVE_SHARE: u32 = 50;
 
-/// Notes what is known, again and again, until it is dropped.
+/// Saves the timelines periodically until it is dropped.
 async fn save_timelines(kept: Arc<RestartState>, catalog: Arc<Catalog>, residency: Arc<Residency>) {
     let mut pause = SAVE_PAUSE;
     loop {
@@ -384,7 +388,7 @@ async fn save_timelines(kept: Arc<RestartState>, catalog: Arc<Catalog>, residenc
     }
 }
 
-/// Takes over what a predecessor left, beside everything else.
+/// Takes over the objects of the previous process on a blocking thread.
 fn take_over(
     inherited_objects: Arc<InheritedObjects>,
     residency: Arc<Residency>,
@@ -396,24 +400,24 @@ fn take_over(
             if residency.is_closed() {
                 return false;
             }
-            // Without a digest nothing proves that it is what a source will describe.
+            // Without a digest the object cannot be compared with the description of a source.
             let Some(md5) = record.md5 else { return true };
             let (id, path) = (record.id, record.path.clone());
             let size_bytes = Some(record.header.size);
             let description = Description { id, path, size_bytes, md5: Some(md5) };
             match Verified::check(description, reservation, None) {
-                // Its pin goes at once: it stays as long as nobody needs the room.
+                // Its pin is dropped at once: the object stays until its memory is needed.
                 Ok(verified) => {
                     drop(residency.admit(verified));
                     counters.inherited.add(1);
                 }
                 Err(wrong) => {
-                    tracing::warn!(path = %record.path, %id, %wrong, "an object is not taken over");
+                    tracing::warn!(path = %record.path, %id, %wrong, "an inherited object is not taken over");
                 }
             }
             true
         });
         let inherited = counters.inherited.get();
-        tracing::info!("of {found} objects that a predecessor left {inherited} are taken over");
+        tracing::info!("{inherited} of {found} inherited objects are taken over");
     });
 }

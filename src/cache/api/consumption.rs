@@ -1,4 +1,4 @@
-//! Reports of consumers, and the end of timeframes.
+//! Reports of consumption, and the end of timeframes.
 
 use super::handle::{Cache, CacheInner};
 use crate::budget::ClientBudget;
@@ -7,10 +7,10 @@ use crate::cache::holders::origin::Origin;
 use crate::table::{Consumed, ConsumedAnswer};
 
 impl Cache {
-    /// Like [`consumed`](Self::consumed), for a client, whose budget pays for what is kept of it. In
-    /// the name of a consumer that is attached or has a stream, only its own user or key may report,
-    /// or a client that may administer. A client with an administering key sets a watermark back;
-    /// without keys the service's own user and root do, to 0.
+    /// Like [`consumed`](Self::consumed), for a client, whose budget pays for the kept state. In
+    /// the name of a consumer that is attached or has a stream, only its own user or key may
+    /// report, or a client that may administer. A client with an administering key sets a watermark
+    /// back; without keys the service's own user and root do, to 0.
     ///
     /// # Errors
     /// [`CacheError::ForeignConsumer`], [`CacheError::UnknownTimeframe`],
@@ -34,7 +34,7 @@ impl Cache {
         self.report_consumed(consumed, budget)
     }
 
-    /// A consumer is done with a timeframe, or with all below one.
+    /// Reports that a consumer has consumed one timeframe, or all timeframes below an id.
     ///
     /// # Errors
     /// [`CacheError::UnknownTimeframe`], [`CacheError::UnknownConsumer`].
@@ -67,8 +67,8 @@ impl Cache {
         Ok(ConsumedAnswer { dropped, in_flight: timeframes.len() as u64 })
     }
 
-    /// Like [`drop_timeframe`](Self::drop_timeframe), for a client: not while others than those that it
-    /// may act for are consumers of the timeframe and there.
+    /// Like [`drop_timeframe`](Self::drop_timeframe), for a client. Fails while another client uses
+    /// the name of a consumer of the timeframe and the caller may not act for it.
     ///
     /// # Errors
     /// [`CacheError::ForeignConsumer`], [`CacheError::UnknownTimeframe`].
@@ -84,7 +84,7 @@ impl Cache {
         self.drop_timeframe(timeframe)
     }
 
-    /// Drops a timeframe, whoever still waits for it.
+    /// Drops a timeframe, even if consumers have not consumed it.
     ///
     /// # Errors
     /// [`CacheError::UnknownTimeframe`].

@@ -1,15 +1,15 @@
-//! The long stream of one consumer: timestamps in, tables out, and all that it holds ends with it.
+//! The exchange: a long stream of one consumer, which sends timestamps and receives tables.
 //!
 //! ```text
 //!  timestamps of 7 ─▶ answer ─▶ table of 7 ──┐
 //!  timestamps of 8 ─▶ answer ─▶ table of 8 ──┤ leases by timeframe
-//!  consumed [7] ───────────────▶ let go ◀────┘
-//!  end of the stream, however it comes ─▶ all let go
+//!  consumed [7] ─▶ lease of 7 ends ◀─────────┘
+//!  end of the stream, for any cause ─▶ all its leases end
 //! ```
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use super::answer::Answer;
 use super::handle::Cache;
@@ -19,18 +19,20 @@ use crate::cache::holders::caller::Caller;
 use crate::cache::holders::lease::LeaseId;
 use crate::cache::holders::origin::Origin;
 use crate::cache::tables::schema_cache::{SchemaKey, StreamSchema};
-use crate::index::Timestamps;
-use crate::table::{Request, When};
+use crate::sync::{Mutex, MutexGuard};
+use crate::table::{Request, TableRows, When, key_names};
 
-/// What one stream holds. Dropped, all of it is let go.
+/// The state of one stream. Dropping it releases everything that the stream holds.
 #[derive(Debug)]
 pub struct Exchange {
     cache: Cache,
-    /// The request, but for its timestamps.
+    /// The request for each table, without timestamps.
     template: Request,
     common: StreamSchema,
+    /// Names of the keys that its columns depend on.
+    keys: Vec<Arc<str>>,
     origin: Origin,
-    /// The number under which it uses the name of its consumer.
+    /// The number of its claim on the name of its consumer.
     claim: Option<u64>,
     budget: ClientBudget,
     state: Mutex<ExchangeState>,
@@ -38,22 +40,22 @@ pub struct Exchange {
 
 #[derive(Debug, Default)]
 struct ExchangeState {
-    /// By timeframe; one that was asked for twice has two.
+    /// Leases by timeframe; a timeframe requested twice has two.
     held: BTreeMap<u64, Vec<LeaseId>>,
-    /// All below are done. Never goes back.
+    /// All timeframes below are consumed. Never decreases.
     oldest: u64,
-    /// Tables that are asked for and not begun, by timeframe, in order.
+    /// Requested tables whose work has not begun, by timeframe, in order.
     queued: BTreeMap<u64, VecDeque<Arc<Ordered>>>,
-    /// Tables that are being made.
+    /// Tables whose work has begun.
     in_work: Vec<(u64, Weak<Ordered>)>,
 }
 
-/// A table that is asked for; whether its consumer was done with it before it came.
+/// A requested table; true once its consumer has reported it consumed before it was sent.
 #[derive(Debug, Default)]
 struct Ordered(AtomicBool);
 
 impl ExchangeState {
-    /// The table of a timeframe is being made from now on.
+    /// Moves the next queued table of a timeframe into work.
     fn begin(&mut self, timeframe: u64) -> Arc<Ordered> {
         let queued = self.queued.get_mut(&timeframe);
         let ordered = queued.and_then(VecDeque::pop_front).unwrap_or_default();
@@ -63,7 +65,7 @@ impl ExchangeState {
         ordered
     }
 
-    /// Tables of a timeframe that have not come yet are done with, too.
+    /// Marks the tables of a timeframe that are not sent yet as consumed.
     fn consume_ordered(&self, timeframe: u64) {
         let queued = self.queued.get(&timeframe).into_iter().flatten().map(Arc::clone);
         let in_work = self.in_work.iter().filter(|(other, _)| *other == timeframe);
@@ -74,31 +76,36 @@ impl ExchangeState {
 
 impl Exchange {
     fn state(&self) -> MutexGuard<'_, ExchangeState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    /// The request that each table is made for, but for its timestamps.
+    /// The request for each table, without timestamps.
     pub fn template(&self) -> &Request {
         &self.template
     }
 
-    /// The table of a timeframe will be asked for. What is reported as consumed from now on counts for
-    /// it, too.
+    /// Names of the keys that its columns depend on: further columns of each batch.
+    pub fn keys(&self) -> &[Arc<str>] {
+        &self.keys
+    }
+
+    /// Announces a request for the table of a timeframe. Reports of consumption from now on apply
+    /// to it, too.
     pub fn expect(&self, timeframe: u64) {
         self.state().queued.entry(timeframe).or_default().push_back(Arc::default());
     }
 
-    /// The table of a timeframe, held until it is consumed.
+    /// Makes the table of a timeframe, held until it is consumed.
     ///
     /// # Errors
     /// [`CacheError`].
     pub async fn answer(
         &self,
         timeframe: u64,
-        timestamps: Timestamps,
+        rows: impl Into<TableRows>,
     ) -> Result<Answer, CacheError> {
         let ordered = self.state().begin(timeframe);
-        let when = When::Timestamps(timestamps);
+        let when = When::Timestamps(rows.into());
         let stream_timeframe = Some(timeframe);
         let (origin, budget) = (self.origin.clone(), self.budget.clone());
         let of_stream = true;
@@ -107,7 +114,7 @@ impl Exchange {
             self.cache.answer_for(&self.template, &when, &asker, Some(&self.common)).await?;
         let mut state = self.state();
         if timeframe < state.oldest || ordered.0.load(Ordering::Relaxed) {
-            // Done before it came: its table is sent, and not held.
+            // Consumed before it was sent: the table is sent, but not held.
             drop(state);
             self.cache.release(answer.lease());
         } else {
@@ -116,7 +123,7 @@ impl Exchange {
         Ok(answer)
     }
 
-    /// The consumer is done with these.
+    /// Releases the tables of these timeframes.
     pub fn consumed(&self, timeframes: &[u64]) {
         let done: Vec<LeaseId> = {
             let mut state = self.state();
@@ -126,7 +133,7 @@ impl Exchange {
         self.end(&done);
     }
 
-    /// The consumer is done with all below.
+    /// Releases the tables of all timeframes below `oldest`.
     pub fn oldest_possible(&self, oldest: u64) {
         let done: Vec<LeaseId> = {
             let mut state = self.state();
@@ -156,8 +163,8 @@ impl Drop for Exchange {
 }
 
 impl Cache {
-    /// Opens the stream of a consumer that asks for the same columns again and again. What its tables
-    /// take beside the segments is charged to nobody.
+    /// Opens a stream for a consumer that repeatedly requests the same columns. The memory that its
+    /// tables take outside the segments is charged to no budget.
     ///
     /// # Errors
     /// [`CacheError`] if the request itself is wrong.
@@ -165,9 +172,9 @@ impl Cache {
         self.exchange_of(template, Origin::Embedded, ClientBudget::default())
     }
 
-    /// Like [`exchange`](Self::exchange), for a client: what its tables take beside the segments is
-    /// charged to `budget`. The name of its consumer, if the template has one, is in use as long as
-    /// the stream lasts.
+    /// Like [`exchange`](Self::exchange), for a client: the memory that its tables take outside the
+    /// segments is charged to `budget`. The name of its consumer, if the template has one, is in
+    /// use as long as the stream lasts.
     ///
     /// # Errors
     /// [`CacheError`] if the request itself is wrong, or names the session of another user.
@@ -182,11 +189,11 @@ impl Cache {
             self.check_session(session, &origin)?;
         }
         let columns = self.0.columns.requested(&template.columns, None)?;
-        let form = self.form(SchemaKey::of_stream(&template), columns);
-        let common = StreamSchema::new(form);
+        let form = self.form(SchemaKey::of_stream(&template), columns, &[]);
+        let (common, keys) = (StreamSchema::new(form), key_names(columns));
         let consumer = template.consumer.as_deref();
         let claim = consumer.map(|consumer| self.0.leases.claim(consumer, origin.clone()));
         let (cache, state) = (self.clone(), Mutex::default());
-        Ok(Exchange { cache, template, common, origin, claim, budget, state })
+        Ok(Exchange { cache, template, common, keys, origin, claim, budget, state })
     }
 }

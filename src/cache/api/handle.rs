@@ -1,4 +1,4 @@
-//! The handle to a cache, and what its clones share.
+//! The handle to a cache, and the state that its clones share.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -29,8 +29,8 @@ use crate::telemetry::Counters;
 
 /// Keeps condition objects in shared memory and answers with tables of their MetaHeaders.
 ///
-/// Clones are the same cache. When the last one is dropped, its segments go; mappings of consumers
-/// stay readable, but no MetaHeader resolves in them any more.
+/// Clones share one cache. When the last one is dropped, its segments are unlinked; mappings of
+/// consumers stay readable, but no MetaHeader resolves in them any more.
 #[derive(Clone)]
 pub struct Cache(pub(super) Arc<CacheInner>);
 
@@ -48,31 +48,31 @@ pub(super) struct CacheInner {
     pub(super) leases: Arc<Leases>,
     pub(super) objects: Arc<ObjectIndex>,
     pub(super) hands: Arc<InUse>,
-    /// What is left to a successor, where anybody keeps it.
+    /// The state for the next process, if a descriptor store is configured.
     pub(super) kept: Option<Arc<RestartState>>,
     pub(super) timeframes: Arc<Timeframes>,
     pub(super) slow: Arc<ConsumerQuotas>,
-    /// So many can be in flight.
+    /// Maximum number of timeframes in flight.
     pub(super) max_timeframes: usize,
-    /// Memory beside the segments that requests may hold.
+    /// Budget for the memory outside the segments that requests hold.
     pub(super) budget: Budget,
-    /// Whose turn it is to wait for a place in flight.
+    /// Serialises registrations that wait for memory.
     pub(super) registering: tokio::sync::Mutex<()>,
-    /// What became of the loading that polls have started.
-    pub(super) polls: Arc<std::sync::Mutex<Polls>>,
+    /// Results of the loads that polls have started.
+    pub(super) polls: Arc<crate::sync::Mutex<Polls>>,
     pub(super) attach_path: OnceLock<PathBuf>,
-    /// Told of each new segment.
+    /// Notified of each new segment.
     pub(super) grown: watch::Sender<()>,
-    /// Set when no new work is taken.
+    /// Cancelled when no new work is accepted.
     pub(super) draining: CancellationToken,
     /// What attached consumers look up by themselves; `None` where that is turned off.
     pub(super) publisher: Option<Arc<Publisher>>,
-    /// The tasks that keep timelines fresh, let leases expire, load timeframes.
-    pub(super) tasks: std::sync::Mutex<JoinSet<()>>,
+    /// Background tasks: refresh timelines, expire leases, load timeframes.
+    pub(super) tasks: crate::sync::Mutex<JoinSet<()>>,
 }
 
 impl Cache {
-    /// The memory beside the segments that requests may hold.
+    /// The budget for the memory outside the segments that requests hold.
     pub fn budget(&self) -> &Budget {
         &self.0.budget
     }
@@ -82,7 +82,7 @@ impl Cache {
         self.0.publisher.as_ref().map(|publisher| publisher.figures())
     }
 
-    /// What it counted since its start.
+    /// The counters since the start.
     pub fn counters(&self) -> &Counters {
         &self.0.counters
     }

@@ -1,18 +1,18 @@
-//! Whether everything adds up: at rest, and while the service runs.
+//! Checks the invariants of the cache, at rest and while the service runs.
 //!
 //! ```text
-//!  places    no place is free and in use, each published one is the block of one object, or of the
+//!  places    no place is both free and in use; each published one is the block of one object, or of the
 //!            snapshot of a timeline
-//!  bytes     used == places that are taken; pinned == objects that have pins
-//!  pins      of each object == those of the sets that leases, timeframes, their places and hands have
-//!  books     each lease stands where it belongs
-//!  contents  (on demand) every header and CRC-32C as it was published
+//!  bytes     used == bytes of taken places; pinned == bytes of objects with pins
+//!  pins      of each object == pins in the sets of leases, timeframes, reservations, in_use
+//!  books     each lease is listed in its indexes
+//!  contents  (on demand) every header and CRC-32C is as published
 //! ```
 //!
-//! A look stops nobody, so what is on its way from one place to the next between two of its steps
-//! seems to be wrong. A service that runs is looked at again and again therefore: wrong is what is
-//! wrong each time. Pins that a load has in hand are in no set yet, so as long as objects are being
-//! loaded they do not count; nor does room without an object, as long as some is kept.
+//! A check locks nothing for its whole duration, so objects that move between two of its steps seem
+//! to be faults. While the service runs, the check is therefore repeated, and only a fault found
+//! each time is reported. Pins of a load in progress are in no set yet, so they do not count while
+//! objects are being loaded. Reserved room without an object does not count while room is reserved.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -26,30 +26,30 @@ use crate::object::ObjectId;
 use crate::shm::BlockLocation;
 use crate::table::CheckAnswer;
 
-/// For so long a service that runs is looked at, at most.
+/// Longest time over which the check of a running service is repeated.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// So long after the last look comes the next.
+/// Pause between two checks.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What is wrong: a name by which it is known again, and a sentence.
+/// Faults: a name that identifies each one across checks, and a sentence.
 type Faults = BTreeMap<String, String>;
 
 impl Cache {
-    /// Looks whether everything adds up, and reads every object. It means something only while
-    /// nobody asks anything; [`check_running`](Self::check_running) is for the rest.
+    /// Checks all invariants and reads every object. The result is valid only while no request is
+    /// running; else use [`check_running`](Self::check_running).
     ///
     /// # Errors
-    /// All that is wrong, each in a sentence.
+    /// All faults, one sentence each.
     pub fn check(&self) -> Result<(), Vec<String>> {
         let (mut faults, _) = self.look(true);
         faults.extend(self.damage().0);
         if faults.is_empty() { Ok(()) } else { Err(faults.into_values().collect()) }
     }
 
-    /// Looks whether everything adds up while the service runs; `contents`: reads every object too.
+    /// Checks the invariants while the service runs; with `contents` it reads every object, too.
     ///
-    /// Takes a moment where nothing is wrong. Where something is, it is looked at for 2 s before it
-    /// is told.
+    /// Returns at once if nothing is wrong. A fault is checked repeatedly for 2 s before it is
+    /// reported.
     pub async fn check_running(&self, contents: bool) -> CheckAnswer {
         let (damage, read_bytes) = match contents {
             false => Default::default(),
@@ -66,7 +66,7 @@ impl Cache {
         while !wrong.is_empty() && began.elapsed() < PATIENCE {
             tokio::time::sleep(PAUSE).await;
             let (again, seen) = self.look(false);
-            // In the words of the last look.
+            // With the sentence of the latest check.
             wrong = again.into_iter().filter(|(name, _)| wrong.contains_key(name)).collect();
             answer = CheckAnswer { looks: answer.looks + 1, ..seen };
         }
@@ -77,13 +77,13 @@ impl Cache {
         CheckAnswer { faults: wrong.into_values().collect(), read_bytes, ..answer }
     }
 
-    /// One look at everything but the contents.
+    /// Checks everything once, except the contents.
     fn look(&self, at_rest: bool) -> (Faults, CheckAnswer) {
         let inner = &*self.0;
         let keeps_room = || inner.loader.is_under_way() || inner.loader.keeps_room();
         let mut busy = !at_rest && inner.loader.is_under_way();
         let mut keeping = !at_rest && keeps_room();
-        // Objects first: those that are held here do not go while the rest is looked at.
+        // Objects first: these references keep them alive during the rest of the check.
         let residents = inner.residency.residents();
         let survey = inner.pool.survey();
         let mut held = inner.leases.pin_sets();
@@ -96,7 +96,7 @@ impl Cache {
 
         let mut faults = Faults::new();
         for fault in survey.faults {
-            // A sum has another value each time, and is the same fault.
+            // Numbers change from check to check while the fault is the same.
             let name: String = fault.chars().filter(|c| !c.is_ascii_digit()).collect();
             faults.insert(name, fault);
         }
@@ -126,14 +126,14 @@ impl Cache {
         (faults, answer)
     }
 
-    /// Objects that are not as they were published, and how many bytes were read to find out.
+    /// Objects that differ from their published state, and the number of bytes read.
     fn damage(&self) -> (Vec<(String, String)>, u64) {
         let mut read_bytes = 0;
         let mut damage = Vec::new();
         for resident in self.0.residency.residents() {
             read_bytes += resident.block().size_bytes();
             if !resident.block().is_intact() {
-                let fault = format!("{resident:?} is not as it was published");
+                let fault = format!("{resident:?} differs from its published state");
                 damage.push((format!("contents of {}", resident.id()), fault));
             }
         }
@@ -141,7 +141,7 @@ impl Cache {
     }
 }
 
-/// Whether the places that are taken are those of the objects.
+/// Compares the taken places with those of the objects.
 fn faults_of_places(
     residents: &[Arc<Resident>],
     snapshots: &[BlockLocation],
@@ -154,15 +154,15 @@ fn faults_of_places(
     for resident in residents {
         let (block, spot) = (resident.block(), resident.block().location());
         let fault = match taken.get(&spot) {
-            None => Some(format!("{resident:?} lies at {spot}, which is free")),
+            None => Some(format!("{resident:?} is at {spot}, which is free")),
             Some(_) if !block.has_its_header() => {
-                Some(format!("{resident:?} at {spot} has not its own header"))
+                Some(format!("{resident:?} at {spot} does not have its own header"))
             }
             Some(_) => None,
         };
         let other = used.insert(spot, resident);
-        let fault = fault
-            .or_else(|| other.map(|other| format!("{resident:?} and {other:?} lie at {spot}")));
+        let fault =
+            fault.or_else(|| other.map(|other| format!("{resident:?} and {other:?} share {spot}")));
         faults.extend(fault.map(|fault| (format!("place of {}", resident.id()), fault)));
     }
     let snapshots: HashSet<&BlockLocation> = snapshots.iter().collect();
@@ -173,16 +173,16 @@ fn faults_of_places(
         let fault = match (generation, used.contains_key(&spot)) {
             (_, true) => continue,
             (0, false) if busy => continue,
-            (0, false) => format!("the place at {spot} is taken, and for nothing"),
-            (_, false) => format!("the block at {spot} is that of no object"),
+            (0, false) => format!("the place at {spot} is taken for nothing"),
+            (_, false) => format!("the block at {spot} is of no object"),
         };
         faults.insert(format!("{spot} {generation}"), fault);
     }
     faults
 }
 
-/// Objects whose pins are not those of `held`, each set counted once; and whether there are more
-/// than these.
+/// Objects whose pin counts differ from those of `held`, each set counted once. The flag is true
+/// if the object has more pins than `held`.
 fn faults_of_pins(
     residents: &[Arc<Resident>],
     held: &[Arc<PinSet>],
@@ -212,7 +212,7 @@ mod tests {
     use crate::source::MemorySource;
     use crate::table::Request;
 
-    /// A cache whose one object is resident, and pinned by a lease.
+    /// A cache whose only object is resident and pinned by a lease.
     async fn with_an_object() -> (Cache, ObjectId) {
         let (source, id) = (MemorySource::new(), ObjectId::from_bytes([7; 16]));
         let info = ObjectInfo {
@@ -233,7 +233,7 @@ mod tests {
         (cache, id)
     }
 
-    /// Each of the things that must not be is done once, and found both ways.
+    /// Breaks each invariant once; both checks must find it.
     #[tokio::test]
     async fn what_is_broken_on_purpose_is_found() {
         type Break = fn(&Cache, ObjectId);

@@ -1,4 +1,4 @@
-//! Leases by their id and by ticket, and sessions.
+//! Leases by id and by ticket, and access to sessions.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use crate::cache::holders::lease::{LeaseId, LeaseOwner, LeaseTerms};
 use crate::cache::holders::origin::Origin;
 
 impl Cache {
-    /// Ends a lease; whether there was any.
+    /// Ends a lease; false if there was none.
     pub fn release(&self, lease: &LeaseId) -> bool {
         self.0.leases.end(lease)
     }
 
-    /// Ends all leases that were opened under a ticket; how many there were.
+    /// Ends all leases that were opened under a ticket, and returns their number.
     pub fn release_ticket(&self, ticket: &[u8]) -> usize {
         self.release_ticket_of(ticket, &Origin::Embedded, None)
     }
 
-    /// Ends the leases that were opened under a ticket and belong to the client: those that it opened
-    /// over this connection, and those of its sessions. How many there were.
+    /// Ends the leases that were opened under a ticket and belong to the client: those opened over
+    /// this connection, and those of its sessions. Returns their number.
     pub fn release_ticket_of(
         &self,
         ticket: &[u8],
@@ -30,7 +30,7 @@ impl Cache {
         leases.iter().filter(|lease| self.0.leases.end(lease)).count()
     }
 
-    /// Gives a lease its time anew: how long it lasts now, if it runs out at all.
+    /// Renews a lease. Returns its new duration, or `None` if it does not expire.
     ///
     /// # Errors
     /// [`CacheError::LeaseEnded`].
@@ -38,7 +38,7 @@ impl Cache {
         self.0.leases.renew(lease)
     }
 
-    /// Gives all leases that were opened under a ticket their time anew.
+    /// Renews all leases that were opened under a ticket.
     ///
     /// # Errors
     /// [`CacheError::LeaseEnded`] if there is none.
@@ -60,8 +60,8 @@ impl Cache {
         }
     }
 
-    /// Opens a lease for a request whose table is to be fetched later, and says how long it lasts.
-    /// It pins nothing yet.
+    /// Opens a lease for a request whose table is to be fetched later, and returns its duration. It
+    /// pins nothing yet.
     ///
     /// # Errors
     /// [`CacheError::Draining`].
@@ -73,11 +73,17 @@ impl Cache {
         Ok((lease, self.0.leases.time_limit()))
     }
 
-    /// Whether a process is attached under this id, and the client may use its session.
+    /// Checks that a process is attached under this id, and that the client may use its session.
     ///
     /// # Errors
     /// [`CacheError::UnknownSession`].
     pub fn check_session(&self, session: &str, origin: &Origin) -> Result<(), CacheError> {
         self.0.leases.check_session(session, origin)
+    }
+
+    /// The consumer that a session belongs to, for the log.
+    #[cfg(feature = "server")]
+    pub(crate) fn consumer_of_session(&self, session: &str) -> Option<String> {
+        self.0.leases.holder_of(session).map(|holder| holder.consumer)
     }
 }

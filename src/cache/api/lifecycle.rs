@@ -1,27 +1,25 @@
-//! Forgetting what is known of a path, and the end of a cache.
-
-use std::sync::PoisonError;
+//! Invalidation of a path, and the shutdown of a cache.
 
 use super::handle::Cache;
 use crate::cache::error::CacheError;
 use crate::object::ObjectPath;
 
 impl Cache {
-    /// Forgets what is known of a path: the next request asks the source. Objects in memory whose
-    /// versions are still the right ones are used on.
+    /// Forgets everything known about a path: the next request asks the source. Resident objects
+    /// are reused if their versions are still valid.
     pub fn invalidate(&self, path: &ObjectPath) {
         self.0.catalog.forget(path);
         self.0.objects.forget(path);
         self.0.residency.unlist(|resident| resident.path() == path);
     }
 
-    /// Takes no new work.
+    /// Refuses new work from now on.
     pub fn drain(&self) {
         self.0.draining.cancel();
     }
 
-    /// Ends everything: no new work is taken, all sessions, leases and timeframes end. Where
-    /// somebody keeps the segments, the objects are left in them as they lie.
+    /// Shuts down: refuses new work, and ends all sessions, leases and timeframes. If a descriptor
+    /// store keeps the segments, the objects are left in them unchanged.
     pub fn close(&self) {
         self.drain();
         if let Some(kept) = &self.0.kept {
@@ -41,7 +39,7 @@ impl Cache {
     }
 
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = self.0.tasks.lock();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
     }

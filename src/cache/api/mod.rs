@@ -1,10 +1,10 @@
-//! The cache as its users call it: the only room with `impl Cache`.
+//! The public API of the cache: the only folder with `impl Cache`.
 //!
 //! ```text
 //!  builder ─▶ handle (Cache)
-//!  register, answer, exchange, progress, prefetch, objects   what clients ask for
+//!  register, answer, exchange, progress, prefetch, objects   requests of clients
 //!  attach                                                    processes on the node
-//!  leases, status, lifecycle, invariants, snapshot           what operators ask for
+//!  leases, status, lifecycle, invariants, snapshot           operation
 //! ```
 
 mod announcer;

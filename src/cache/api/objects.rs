@@ -1,13 +1,13 @@
-//! Single objects, for those who do not ask for tables: which version holds, and its pinned bytes.
+//! Access to single objects instead of tables: look-up of a version, and its pinned bytes.
 //!
 //! ```text
-//!  (query, at) ─▶ Catalog ─▶ Effective: version, and the span in which it decides
-//!  path ────────▶ listings ─▶ every version, also those that never win
-//!  id ──────────▶ names (those told before) ─▶ listings ─▶ version
-//!  version ─────▶ Loader ─▶ Held: pinned, and counted as held until it is dropped
+//!  (query, at) ─▶ Catalog ─▶ Effective: version, and the span in which it is effective
+//!  path ────────▶ listings ─▶ every version, also those that are never effective
+//!  id ──────────▶ ids seen before ─▶ listings ─▶ version
+//!  version ─────▶ Loader ─▶ HeldObject: pinned and counted as in use until it is dropped
 //! ```
 //!
-//! Here are no bytes but those of the residency: names, listings and sums are small, and bounded.
+//! No bytes are copied from the residency. Ids, listings and checksums are small and bounded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,13 +19,14 @@ use super::handle::Cache;
 use crate::cache::deadline::{LOOK_UP, by_deadline};
 use crate::cache::error::CacheError;
 use crate::cache::memory::in_use::InUseGuard;
+use crate::cache::versions::catalog::QueryTimes;
 use crate::cache::versions::object_index::{Effective, Versions, effective_of};
 use crate::index::Timestamps;
 use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{Change, Changed, Details, UploadBytes, WriteTarget};
 
-/// Up to this size a sum is made here and now; above, beside the other work.
+/// Smaller objects are hashed on the calling thread, others on a blocking thread.
 const HASH_BESIDE_FROM_BYTES: usize = 256 << 10;
 
 /// One object in shared memory, which stays there until this is dropped.
@@ -42,13 +43,14 @@ impl HeldObject {
 }
 
 impl Cache {
-    /// Which version holds at `at`; nothing where none does.
+    /// The version that is effective at `at`, if any.
     ///
-    /// The limits of the service apply beside those of `query`. Where a path can be listed, a query
-    /// with metadata or limits of its own is answered from the listing: nothing is kept of it.
+    /// The limits of the service apply beside those of `query`. If the path can be listed, a query
+    /// with metadata or limits of its own is answered from the listing, and its result is not
+    /// cached.
     ///
     /// # Errors
-    /// [`CacheError`], where nothing older is known either.
+    /// [`CacheError`], if no older answer is known either.
     pub async fn version_at(
         &self,
         query: &Query,
@@ -61,7 +63,7 @@ impl Cache {
         let deadline = Instant::now() + patience;
         if !query.metadata.is_empty() || limits != self.0.columns.limits {
             let listing = self.0.objects.listing(&query.path);
-            let listing = by_deadline("the source to list a path", deadline, listing).await?;
+            let listing = by_deadline("the listing of a path", deadline, listing).await?;
             if listing.versions.whole {
                 let found = effective_of(&listing.versions.versions, &query, at);
                 found.iter().for_each(|effective| self.0.objects.name(&effective.version));
@@ -69,8 +71,8 @@ impl Cache {
             }
         }
         let timestamps = Timestamps::new(vec![at.as_millis()], None);
-        let known =
-            by_deadline(LOOK_UP, deadline, self.0.catalog.known_at(&query, &timestamps)).await?;
+        let times = QueryTimes::All(&timestamps);
+        let known = by_deadline(LOOK_UP, deadline, self.0.catalog.known_at(&query, &times)).await?;
         let found = known.timeline.version_at(at).zip(known.timeline.span_at(at));
         Ok(found.map(|(version, span)| {
             self.0.objects.name(version);
@@ -78,10 +80,10 @@ impl Cache {
         }))
     }
 
-    /// Every version of `path`, also those that others hide at every time.
+    /// Every version of `path`, including versions that others hide at all times.
     ///
     /// # Errors
-    /// [`CacheError`], where nothing older is known either.
+    /// [`CacheError`], if no older answer is known either.
     pub async fn versions(
         &self,
         path: &ObjectPath,
@@ -89,17 +91,17 @@ impl Cache {
     ) -> Result<Versions, CacheError> {
         self.check_open()?;
         let listing = self.0.objects.listing(path);
-        let what = "the source to list a path";
+        let what = "the listing of a path at the source";
         let listing = by_deadline(what, Instant::now() + patience, listing).await?;
         Ok(listing.versions.clone())
     }
 
-    /// Who takes changes of a path.
+    /// The target for changes of a path.
     pub fn write_target(&self, path: &ObjectPath) -> WriteTarget {
         self.0.catalog.source().write_target(path)
     }
 
-    /// Changes versions at their source; from then on this cache serves what is there.
+    /// Changes versions at their source and invalidates the path.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -115,7 +117,7 @@ impl Cache {
         changed.map_err(|error| CacheError::Paths { prefix: path(), error })
     }
 
-    /// The folders one level below a path, as whole paths, sorted.
+    /// The folders one level below a path, as full paths, sorted.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -125,13 +127,13 @@ impl Cache {
         found.map_err(|error| CacheError::Paths { prefix: path.to_owned(), error })
     }
 
-    /// How a version was uploaded, as far as that is at hand.
+    /// Upload details of a version, as far as they are known without asking the source.
     pub fn known_details_of(&self, version: &ObjectInfo) -> Details {
         self.0.catalog.source().known_details(version).unwrap_or_default()
     }
 
-    /// How a version was uploaded, as far as its source tells within `patience`; nothing of it
-    /// decides which version is served.
+    /// Upload details of a version, if its source returns them within `patience`. They do not
+    /// affect which version is served.
     pub async fn details_of(&self, version: &ObjectInfo, patience: Duration) -> Details {
         let told = self.0.catalog.source().details(version);
         match tokio::time::timeout(patience, told).await {
@@ -144,7 +146,7 @@ impl Cache {
         }
     }
 
-    /// The version `id` of `path`, of which it is said that it holds at `at`.
+    /// The version `id` of `path`, which is expected to be valid at `at`.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -175,12 +177,12 @@ impl Cache {
         Ok(effective.map(|effective| effective.version).filter(is_it))
     }
 
-    /// The version `id` of whatever path, if the cache has come across it. Asks no source.
+    /// The version `id` of any path, if the cache has seen it. Asks no source.
     pub fn version_known(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
         self.0.objects.known(id)
     }
 
-    /// Brings an object into shared memory and keeps it there.
+    /// Loads an object into shared memory and keeps it there.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -195,7 +197,7 @@ impl Cache {
         Ok(HeldObject { pins: self.0.hands.take(Arc::new(got.pins)) })
     }
 
-    /// The MD5 of an object: as its source gives it, else made once and remembered.
+    /// The MD5 of an object: from its source, else computed once and cached.
     pub async fn md5_of(&self, version: &ObjectInfo, held: &HeldObject) -> Option<Md5Sum> {
         let known = || held.pins.pins().first().and_then(|pin| pin.resident().md5());
         if let Some(md5) = version.md5.or_else(known) {
@@ -208,7 +210,7 @@ impl Cache {
         let md5 = match held.payload() {
             small if small.len() < HASH_BESIDE_FROM_BYTES => sum(small),
             _ => {
-                // Its memory is not taken anew before this is gone.
+                // The reference keeps its memory from being reused before the hash is done.
                 let object = Arc::clone(held.pins.pins().first()?.resident());
                 let beside = tokio::task::spawn_blocking(move || sum(object.block().payload()));
                 beside.await.ok()?

@@ -1,15 +1,14 @@
-//! Loads what comes next before anybody asks for it, so that a running workflow does not wait at
-//! the border of an interval.
+//! Prefetch: loads the next version of each column before it is requested, so that a running
+//! workflow does not wait at the end of a validity interval.
 //!
 //! ```text
-//!  a timeframe up to t ──▶ the span of each column around t ends soon? ──▶ who holds at its end?
-//!                                                                     └▶ load it, pin nothing
+//!  a timeframe up to t ──▶ the span of each column at t ends soon? ──▶ version valid at its end?
+//!                                                                  └▶ load it, pin nothing
 //! ```
 //!
-//! Only where the timeframes that are registered, or the batches of a stream, move forwards in time,
-//! several in a row, is anything looked ahead; soon is what
-//! the next few of them will reach at that pace. Nothing is thrown out for it, and nobody waits for
-//! it.
+//! Prefetch starts only if several registered timeframes, or batches of a stream, in a row move
+//! forwards in time. A span ends soon if the next few of them reach its end at that pace. Prefetch
+//! evicts nothing and blocks no request.
 
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use crate::cache::deadline::{LOOK_UP, by_deadline};
 use crate::cache::error::CacheError;
 use crate::cache::holders::caller::Caller;
 use crate::cache::tables::plan::Plan;
+use crate::cache::versions::catalog::QueryTimes;
 use crate::error::Coded as _;
 use crate::index::{State, Timestamps};
 use crate::interval::Timestamp;
@@ -27,12 +27,12 @@ use crate::object::Query;
 use crate::shm::Pool;
 use crate::table::{Prefetch, Request};
 
-/// Loading ahead takes no longer.
+/// Longest time for one prefetch.
 const LIMIT: Duration = Duration::from_secs(60);
 
 impl Cache {
-    /// Loads what a range of time needs. What it loads is not pinned: it can be thrown out again.
-    /// Gives the number of objects that are there now.
+    /// Loads the objects for a range of time. They are not pinned and can be evicted again. Returns
+    /// the number of objects that are resident now.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -48,19 +48,19 @@ impl Cache {
         Ok(got.pins.pins().len() as u64)
     }
 
-    /// Looks at what comes behind the timestamps of `plan`.
+    /// Prefetches the versions that follow the timestamps of `plan`.
     pub(crate) fn prefetch_next(&self, plan: &Plan) {
         let rows = plan.timestamps();
-        // Those in between need not be looked at: this is a guess in any case.
+        // The first and the last row suffice for a guess.
         let Some(last) = rows.len().checked_sub(1) else { return };
         let (Some(one), Some(other)) = (rows.value(0), rows.value(last)) else { return };
         let last = one.max(other);
-        for (column, known) in plan.known_columns() {
+        for (query, known) in plan.plain_queries() {
             let reach = known.pace.as_ref().and_then(|pace| pace.reach(last));
             let Some(reach) = reach else { continue };
             let horizon = last.as_millis().saturating_add(reach);
-            // What is effective at the last timestamp: its span where that is known, else the end
-            // of the version's own interval.
+            // The span at the last timestamp, if it is known, else the end of the version's own
+            // interval.
             let Some(span) = known.timeline.span_at(last) else { continue };
             let State::Version(index) = span.state else { continue };
             let mut border = span.interval.until();
@@ -74,13 +74,15 @@ impl Cache {
             {
                 continue;
             }
-            // Where the next one is known and in memory there is nothing to do.
+            // Nothing to do if the next version is known and resident.
             if let State::Version(next) = known.timeline.at(border).state
                 && self.0.residency.size_of(known.timeline.version(next).id).is_some()
             {
                 continue;
             }
-            let border = (column.query(self.0.columns.limits), border);
+            let (path, metadata) = (query.0.clone(), query.1.clone());
+            let query = Query { path, metadata, limits: self.0.columns.limits };
+            let border = (query, border);
             if self.0.prefetcher.begin(&border) {
                 let cache = self.clone();
                 self.spawn(async move {
@@ -98,13 +100,13 @@ impl Cache {
         let (query, at) = border;
         let work = async {
             let timestamps = Timestamps::new(vec![at.as_millis()], None);
-            let known = self.0.catalog.known_at(query, &timestamps).await?;
+            let known = self.0.catalog.known_at(query, &QueryTimes::All(&timestamps)).await?;
             let Some(version) = known.timeline.version_at(*at).cloned() else { return Ok(()) };
             let pool = self.0.residency.pool();
             let free_bytes = pool.total_bytes().saturating_sub(pool.used_bytes());
             let needed_bytes = Pool::charge(version.size_bytes.unwrap_or(pool.total_bytes() / 8));
             if needed_bytes <= free_bytes {
-                // The pins go at once: it stays as long as nobody needs the room.
+                // The pins are dropped at once: the object stays until its memory is needed.
                 drop(
                     self.0
                         .loader
@@ -115,8 +117,8 @@ impl Cache {
             Ok::<(), CacheError>(())
         };
         if let Ok(Err(error)) = tokio::time::timeout(LIMIT, work).await {
-            // Who asks for it is told.
-            tracing::debug!(path = %query.path, %at, error = error.message(), "not loaded ahead");
+            // A request for this version reports the error.
+            tracing::debug!(path = %query.path, %at, error = error.message(), "not prefetched");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! How far a table is: PollFlightInfo. What is asked for is loaded meanwhile, and kept by a lease.
+//! The progress of a table (PollFlightInfo). A poll loads its objects and pins them for a lease.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -12,25 +12,26 @@ use crate::cache::holders::lease::{LeaseHolder, LeaseId};
 use crate::cache::holders::polls::{Polled, Polls};
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::cache::yielder::Turns;
+use crate::sync::MutexGuard;
 use crate::table::Request;
 
-/// How far a table is.
+/// The progress of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Progress {
-    /// Its distinct objects.
+    /// Number of distinct objects.
     pub objects: u64,
-    /// Those of them that are in shared memory.
+    /// Number of these objects in shared memory.
     pub objects_loaded: u64,
-    /// The bytes of its objects, as far as they are known.
+    /// Bytes of these objects, as far as they are known.
     pub bytes: u64,
-    /// Those of them that are in shared memory.
+    /// Bytes of these objects in shared memory.
     pub bytes_loaded: u64,
-    /// Whether all is pinned, and the table would come at once.
+    /// Whether everything is pinned, so that the table would be returned at once.
     pub done: bool,
 }
 
 impl Progress {
-    /// From 0 to 1, by bytes where they are known, else by objects.
+    /// Progress from 0 to 1: by bytes if they are known, else by objects.
     pub fn share(&self) -> f64 {
         match (self.done, self.bytes, self.objects) {
             (true, ..) | (_, _, 0) => 1.0,
@@ -41,11 +42,11 @@ impl Progress {
 }
 
 impl Cache {
-    /// How far the table of `request` is. The first time its loading begins, for `lease`. Its memory
-    /// is charged to `budget`.
+    /// The progress of the table of `request`. The first call starts to load it for `lease`. Its
+    /// memory is charged to `budget`.
     ///
     /// # Errors
-    /// [`CacheError`], also why loading failed: asked again it begins anew.
+    /// [`CacheError`], also the error of a failed load; the next call starts a new load.
     pub async fn poll(
         &self,
         request: &Request,
@@ -59,7 +60,7 @@ impl Cache {
         let deadline = Instant::now() + request.wait;
         let asker = Caller { in_advance: true, lease: Some(lease.clone()), ..asker.clone() };
         let (versions, holder) = self.versions_for(request, &asker, deadline).await?;
-        // Nothing fails between here and the beginning of the load.
+        // No step between here and the start of the load may fail.
         if self.begin_poll(lease) {
             self.load_for(lease.clone(), Arc::clone(&versions), holder, deadline);
         }
@@ -82,10 +83,10 @@ impl Cache {
     }
 
     fn polls(&self) -> MutexGuard<'_, Polls> {
-        self.0.polls.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.polls.lock()
     }
 
-    /// Why the loading that a poll of this lease has started failed, told once.
+    /// The error of the load that a poll of this lease has started, returned once.
     fn failure_of(&self, lease: &LeaseId) -> Option<CacheError> {
         let mut polls = self.polls();
         if !matches!(polls.get(lease), Some(Polled::Failed(_))) {
@@ -97,19 +98,19 @@ impl Cache {
         }
     }
 
-    /// Whether this poll is the first one of its lease, which starts the loading.
+    /// Whether this is the first poll of its lease, which starts the load.
     fn begin_poll(&self, lease: &LeaseId) -> bool {
         let mut polls = self.polls();
         let first = !polls.contains_key(lease);
         if first {
-            // Those of leases that have ended are of no use any more.
+            // Entries of leases that have ended are removed.
             polls.retain(|lease, _| self.0.leases.is_open(lease));
             polls.insert(lease.clone(), Polled::Loading);
         }
         first
     }
 
-    /// Loads and pins `versions` for a lease. The task keeps nothing alive but what it needs.
+    /// Loads and pins `versions` for a lease. The task keeps only its own inputs alive.
     fn load_for(
         &self,
         lease: LeaseId,
@@ -126,7 +127,7 @@ impl Cache {
                 Ok(()) => Polled::Done,
                 Err(error) => Polled::Failed(error),
             };
-            polls.lock().unwrap_or_else(PoisonError::into_inner).insert(lease, polled);
+            polls.lock().insert(lease, polled);
         });
     }
 }

@@ -1,4 +1,4 @@
-//! Timeframes come: registered for consumers, and loaded at once.
+//! Registration of timeframes: reserves their memory and loads their objects at once.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,58 +19,57 @@ use crate::cache::tables::loader::{MAX_RETRY, MIN_RETRY};
 use crate::cache::tables::plan::Plan;
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::error::Coded as _;
-use crate::index::Timestamps;
-use crate::table::{PutAnswer, Register, Request, TimeframeState};
+use crate::table::{PutAnswer, Register, Request, TableRows, TimeframeState};
 
-/// After how long a timeframe that could not be loaded is tried again, the first time.
+/// First pause before a timeframe that failed to load is retried.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// And at most.
+/// Longest pause before a retry.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// For so long one registration may keep the others from getting a place.
+/// Longest time that one registration blocks the others while it waits for memory.
 const PLACE_TURN: Duration = Duration::from_secs(2);
-/// How long one try may take; without a limit a dead source would never be asked anew.
+/// Time limit of one attempt; without it a dead source would never be asked again.
 const TRY_LIMIT: Duration = Duration::from_secs(60);
 
 impl Cache {
-    /// Registers a timeframe and starts to load what it needs.
+    /// Registers a timeframe and starts to load its objects.
     ///
-    /// Which versions serve it is decided now: what the source gets later does not change it. That
-    /// nothing is valid for some timestamps is told to those who ask for its table.
+    /// The versions are decided now: later changes at the source do not affect the timeframe.
+    /// Timestamps without a valid object are reported to requests for the table.
     ///
     /// # Errors
-    /// [`CacheError::TimeframeExists`] if the id is in flight with another content,
-    /// [`CacheError::NeverFits`] if its objects can never be in memory together, and what the
-    /// source answers.
+    /// [`CacheError::TimeframeExists`] if the id is in flight with other content,
+    /// [`CacheError::NeverFits`] if its objects can never be in memory together, and the errors of
+    /// the source.
     pub async fn register(
         &self,
         timeframe: u64,
-        timestamps: Timestamps,
+        rows: impl Into<TableRows>,
         register: &Register,
         patience: Option<Duration>,
     ) -> Result<PutAnswer, CacheError> {
         let asker = Caller { patience, ..Caller::default() };
-        self.register_for(timeframe, timestamps, register, &asker).await
+        self.register_for(timeframe, rows, register, &asker).await
     }
 
-    /// Registers a timeframe like [`register`](Self::register); its plan is charged to the asker as
-    /// long as it is in flight.
+    /// Like [`register`](Self::register); the plan is charged to the budget of `asker` as long as
+    /// the timeframe is in flight.
     ///
     /// # Errors
     /// As [`register`](Self::register), and [`CacheError::Budget`].
     pub async fn register_for(
         &self,
         timeframe: u64,
-        timestamps: Timestamps,
+        rows: impl Into<TableRows>,
         register: &Register,
         asker: &Caller,
     ) -> Result<PutAnswer, CacheError> {
-        let entered = self.try_register(timeframe, timestamps, register, asker).await;
+        let entered = self.try_register(timeframe, rows.into(), register, asker).await;
         if entered.is_err() {
             self.0.counters.errors.add(1);
         }
         let (timeframe, state) = match entered? {
             Registered::New(timeframe) => {
-                // Where everything is there it takes no time, and no task.
+                // If everything is resident, this takes no time and needs no task.
                 let soon = Instant::now() + TRY_LIMIT;
                 if !timeframe.is_resident()
                     || load_timeframe(&self.0.loader, &timeframe, soon).await.is_err()
@@ -94,22 +93,24 @@ impl Cache {
     async fn try_register(
         &self,
         timeframe: u64,
-        timestamps: Timestamps,
+        rows: TableRows,
         register: &Register,
         asker: &Caller,
     ) -> Result<Registered, CacheError> {
         self.check_open()?;
-        let bytes = timestamps.memory_bytes() as u64 + register.memory_bytes();
+        let bytes = rows.memory_bytes() as u64 + register.memory_bytes();
         let charge = asker.budget.charge(bytes, "a timeframe")?;
         let wait =
             asker.patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
         let deadline = Instant::now() + wait;
         let columns = self.0.columns.requested(&register.columns, None)?;
-        let limits = self.0.columns.limits;
+        rows.keys.check(columns, rows.timestamps.len())?;
+        let (limits, budget) = (self.0.columns.limits, &asker.budget);
         let known = columns.iter().map(|_| None).collect();
-        let known = self.0.columns.all_known(columns, known, limits, &timestamps, deadline).await?;
+        let known =
+            self.0.columns.all_known(columns, known, limits, &rows, budget, deadline).await?;
         let columns = self.0.timeframes.shared_columns(columns);
-        let planned = Plan::new(Arc::new(timestamps), known, &asker.budget);
+        let planned = Plan::new(rows, known, &asker.budget);
         let plan = by_deadline(PLANNING, deadline, planned).await?;
         self.prefetch_next(&plan);
         let versions = Arc::clone(plan.versions());
@@ -117,14 +118,14 @@ impl Cache {
         let consumers = register.consumers.clone();
         let registration = Registration { timeframe, columns, consumers, plan, charge };
         let timeframes = &self.0.timeframes;
-        // What is in flight already needs no place of its own.
+        // A timeframe that is in flight already needs no further reservation.
         if let Some(known) = timeframes.known(&registration)? {
             return Ok(Registered::Known(known));
         }
         let placed = async {
             let claim = loop {
-                // In the order of asking: a registration that needs much is not passed by one that
-                // needs little, but for those that come while it pauses between two turns.
+                // In the order of arrival: a large registration is not overtaken by small ones,
+                // except by those that arrive while it pauses between two turns.
                 let _turn = self.0.registering.lock().await;
                 let placed = self.wait_for_a_place(&versions);
                 match tokio::time::timeout(PLACE_TURN, placed).await {
@@ -147,18 +148,18 @@ impl Cache {
         }
     }
 
-    /// Back-pressure: comes when one more timeframe with these objects can be in flight, with the
-    /// memory for all of them.
+    /// Back-pressure: waits until one more timeframe can be in flight, with the memory for all its
+    /// objects.
     ///
     /// # Errors
-    /// [`CacheError::Pool`] if the system gives no memory.
+    /// [`CacheError::Pool`] if the system provides no memory.
     async fn wait_for_a_place(&self, versions: &VersionSet) -> Result<Claim, CacheError> {
         let mut waited = false;
         let mut pause = MIN_RETRY;
         loop {
             let mut dropped = pin!(self.0.timeframes.room());
             let mut freed = pin!(self.0.residency.room());
-            // Listen first, look then: what goes in between is not missed.
+            // Subscribe before the check, so that no notification is missed.
             dropped.as_mut().enable();
             freed.as_mut().enable();
             let looked = Instant::now();
@@ -171,9 +172,9 @@ impl Cache {
                 self.0.counters.put_waits.add(1);
                 waited = true;
             }
-            // What rings while one looks can be what one has let go of oneself, and to look is dear
-            // where it makes segments: so who looks in vain looks less and less often, until a
-            // timeframe is dropped.
+            // A notification can come from memory that this task itself has returned, and a check
+            // is expensive if it creates segments. So the pause grows with each failed check, until
+            // a timeframe is dropped.
             let soon = pause.saturating_sub(looked.elapsed());
             let other = async {
                 let _ = tokio::time::timeout(MAX_RETRY, freed).await;
@@ -189,8 +190,8 @@ impl Cache {
         }
     }
 
-    /// Loads until it is there, or the timeframe is gone. The task keeps nothing alive but what it
-    /// needs: when the cache goes, it ends.
+    /// Loads until everything is resident or the timeframe is dropped. The task keeps only its
+    /// own inputs alive: it ends when the cache is dropped.
     fn load_in_background(&self, timeframe: Arc<Timeframe>) {
         let (loader, counters) = (Arc::clone(&self.0.loader), Arc::clone(&self.0.counters));
         let draining = self.0.draining.clone();
@@ -205,7 +206,7 @@ impl Cache {
                     let message = error.message();
                     tracing::warn!(timeframe = timeframe.id(), "not loaded yet: {message}");
                     if !error.kind().is_transient() {
-                        // Who asks for its table is told why.
+                        // Requests for its table report the error.
                         timeframe.give_up_claim();
                         return;
                     }
@@ -224,8 +225,8 @@ impl Cache {
     }
 }
 
-/// How far a timeframe is, in the words of an answer.
+/// The state of a timeframe as named in answers.
 fn state_of(timeframe: &Timeframe) -> &'static str {
-    // Meanwhile its consumers can have reported it as consumed.
+    // Its consumers may have reported it as consumed meanwhile.
     timeframe.state().map_or("consumed", TimeframeState::name)
 }

@@ -1,4 +1,4 @@
-//! The state of the cache in figures: `status`, paths, segments, sources.
+//! The state of the cache in numbers: status, paths, segments, sources.
 
 use std::path::Path;
 
@@ -6,27 +6,27 @@ use tokio::net::UnixListener;
 
 use super::handle::Cache;
 use crate::cache::error::CacheError;
-use crate::shm::{Epoch, Mappings, Usage};
+use crate::shm::{Epoch, LostSegment, Mappings, Usage};
 use crate::source::{PathSummary, Problem, Reachability, SourceHealth, in_place};
 use crate::table::{
     MemoryStatus, SegmentsAnswer, SourceState, SourceStatus, Status, TimeframeStatus,
 };
 
 impl Cache {
-    /// The paths that the source knows at `prefix` and below, sorted.
+    /// The paths of the source at `prefix` and below, sorted.
     ///
     /// # Errors
-    /// What the source answers.
+    /// The error of the source.
     pub async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, CacheError> {
         self.0.catalog.paths(prefix).await
     }
 
-    /// What the source has that cannot be read, each with the reason.
+    /// Unreadable entries of the source, each with the reason.
     pub fn problems(&self) -> Vec<Problem> {
         self.0.catalog.problems()
     }
 
-    /// Where objects come from, host by host, and how each does.
+    /// The health of each host of the source.
     pub fn sources(&self) -> Vec<SourceHealth> {
         self.0.catalog.source().health()
     }
@@ -45,23 +45,29 @@ impl Cache {
         }
     }
 
-    /// The memory as of now, for resolving in this very process: nothing is mapped a second time.
-    /// A segment that comes later is not in it.
+    /// Segments with names that another program has removed or overwritten: devices that find
+    /// segments by name can no longer read their objects.
+    pub fn lost_segments(&self) -> Vec<LostSegment> {
+        self.0.pool.lost_segments()
+    }
+
+    /// The current memory, for resolving in this process without a second mapping. Segments added
+    /// later are not included.
     pub fn mappings(&self) -> Mappings {
         self.0.pool.mappings()
     }
 
-    /// This instance.
+    /// The epoch of this instance.
     pub fn epoch(&self) -> Epoch {
         self.0.pool.epoch()
     }
 
-    /// Where processes attach, once [`serve_attach`](Self::serve_attach) runs.
+    /// The path of the attach socket, once [`serve_attach`](Self::serve_attach) runs.
     pub fn attach_path(&self) -> Option<&Path> {
         self.0.attach_path.get().map(AsRef::as_ref)
     }
 
-    /// Tells clients where processes attach; only the first such socket counts.
+    /// Publishes the path of the attach socket to clients. Only the first socket counts.
     pub fn tell_attach_path(&self, listener: &UnixListener) {
         if let Ok(address) = listener.local_addr()
             && let Some(path) = address.as_pathname()
@@ -70,7 +76,7 @@ impl Cache {
         }
     }
 
-    /// Where the memory is.
+    /// Use of the memory.
     pub(crate) fn memory(&self) -> MemoryStatus {
         let Usage { total_bytes, used_bytes, free_bytes, largest_free_bytes, .. } =
             self.0.pool.usage();
@@ -83,7 +89,7 @@ impl Cache {
         }
     }
 
-    /// One picture of everything.
+    /// The complete status.
     pub fn status(&self) -> Status {
         let inner = &*self.0;
         let uptime = inner.clock.now().since(inner.started);
@@ -101,7 +107,8 @@ impl Cache {
             evictions: inner.counters.evictions.get(),
             stale: inner.counters.stale.get(),
             timeframes: self.timeframes(),
-            // It counts every pin of every session.
+            lost_segments: self.lost_segments().iter().map(ToString::to_string).collect(),
+            // Counts every pin of every session.
             sessions: in_place(|| inner.leases.sessions()),
             sources: sources
                 .into_iter()

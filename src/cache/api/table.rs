@@ -1,4 +1,4 @@
-//! A request answered: its timestamps, its versions, their bytes, and who holds them.
+//! Answers a request: decides the versions of its rows, pins their objects, and opens the lease.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,14 +23,17 @@ use crate::cache::tables::audit_log::record;
 use crate::cache::tables::plan::{Assembled, Plan, PlannedIntervals, TableObjects};
 use crate::cache::tables::schema_cache::{Instance, SchemaKey, StreamSchema, TableSchema};
 use crate::cache::versions::linked_timeline::VersionSet;
-use crate::index::Timestamps;
 use crate::interval::ValidityInterval;
+use crate::object::Query;
 use crate::shm::Pool;
-use crate::table::{ColumnRequest, Content, Request, RequestError, TableBody, View, When};
+use crate::table::{
+    ColumnRequest, Columns, Content, Request, RequestError, TableBody, TableRows, View, When,
+    key_names,
+};
 
-/// For which rows a table is asked.
+/// The rows of a requested table.
 enum RowSource {
-    Timestamps(Arc<Timestamps>),
+    Timestamps(TableRows),
     Timeframe(Arc<Timeframe>),
     Range(ValidityInterval),
 }
@@ -43,27 +46,53 @@ impl RowSource {
         }
     }
 
-    fn has_nulls(&self) -> bool {
+    fn rows(&self) -> Option<&TableRows> {
         match self {
-            Self::Timestamps(timestamps) => timestamps.has_nulls(),
-            Self::Timeframe(timeframe) => timeframe.registration.plan.timestamps().has_nulls(),
-            Self::Range(_) => false,
+            Self::Timestamps(rows) => Some(rows),
+            Self::Timeframe(timeframe) => Some(timeframe.registration.plan.table_rows()),
+            Self::Range(_) => None,
         }
+    }
+
+    fn has_nulls(&self) -> bool {
+        self.rows().is_some_and(|rows| rows.timestamps.has_nulls())
+    }
+
+    /// The keys with null values.
+    fn null_keys(&self) -> Vec<Arc<str>> {
+        let keys = self.rows().into_iter().flat_map(|rows| rows.keys.iter());
+        keys.filter(|(_, key)| key.has_nulls()).map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    /// Checks that the keys that `columns` depend on are given.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    fn check_keys(&self, columns: &[ColumnRequest]) -> Result<(), CacheError> {
+        match self {
+            Self::Timestamps(rows) => rows.keys.check(columns, rows.timestamps.len())?,
+            Self::Timeframe(timeframe) => {
+                timeframe.registration.plan.table_rows().keys.check_columns(columns)?;
+            }
+            // The columns of a range are checked when their timelines are looked up.
+            Self::Range(_) => {}
+        }
+        Ok(())
     }
 }
 
-/// A table that is pinned, before anybody has it in hand.
+/// A pinned table that has no lease yet.
 struct PinnedTable {
     shown: TableBody,
     versions: Arc<VersionSet>,
     pins: Arc<PinSet>,
     /// The timeframe's own table.
     kept: Option<Arc<Assembled>>,
-    /// The memory of the table's timestamps and runs.
+    /// Budget for the table's timestamps and runs.
     charges: Vec<Arc<Charge>>,
 }
 
-/// A request, and who asks until when.
+/// A request with its caller and deadline.
 #[derive(Clone, Copy)]
 struct Work<'a> {
     request: &'a Request,
@@ -93,7 +122,7 @@ impl PinnedTable {
 }
 
 /// # Errors
-/// [`RequestError::Field`] if there are other columns than the view can have.
+/// [`RequestError::Field`] if the view does not allow these columns.
 fn check_columns(request: &Request, columns: &[ColumnRequest]) -> Result<(), RequestError> {
     if request.view == View::Chunks && columns.len() != 1 {
         let reason = "chunks needs exactly one column".to_owned();
@@ -106,19 +135,27 @@ impl Cache {
     fn subject(&self, when: &When) -> Result<RowSource, CacheError> {
         Ok(match when {
             When::Timeframe(id) => RowSource::Timeframe(self.0.timeframes.get(*id)?),
-            When::Timestamps(timestamps) => RowSource::Timestamps(Arc::new(timestamps.clone())),
+            When::Timestamps(rows) => RowSource::Timestamps(rows.clone()),
             When::Range(range) => RowSource::Range(*range),
         })
     }
 
-    /// The schema of the table that `request` asks for. Loads nothing, asks no source.
+    /// Names of the keys that the columns of a request depend on.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownTable`].
+    pub fn key_names(&self, columns: &Columns) -> Result<Vec<Arc<str>>, CacheError> {
+        Ok(key_names(self.0.columns.requested(columns, None)?))
+    }
+
+    /// The schema of the table that `request` asks for. Loads nothing and asks no source.
     ///
     /// # Errors
     /// [`CacheError`].
     pub fn describe(&self, request: &Request) -> Result<Described, CacheError> {
         let subject = self.subject(&request.when)?;
         let (registered, rows) = match &subject {
-            RowSource::Timestamps(timestamps) => (None, Some(timestamps.len() as u64)),
+            RowSource::Timestamps(rows) => (None, Some(rows.timestamps.len() as u64)),
             RowSource::Timeframe(timeframe) => (
                 Some(&timeframe.registration.columns[..]),
                 Some(timeframe.registration.plan.rows() as u64),
@@ -127,23 +164,24 @@ impl Cache {
         };
         let columns = self.0.columns.requested(&request.columns, registered)?;
         check_columns(request, columns)?;
+        subject.check_keys(columns)?;
         let timeframe = subject.timeframe();
         let key = SchemaKey::new(request, subject.has_nulls(), timeframe.is_some(), false);
-        let form = self.form(key, columns);
+        let form = self.form(key, columns, &subject.null_keys());
         let rows = rows.filter(|_| request.view == View::Rows);
         Ok(Described { schema: form.shape.schema_of(&form.schema, timeframe, None), rows })
     }
 
-    /// Waits until every object of the table is in shared memory and pinned for who asks.
+    /// Waits until every object of the table is in shared memory and pinned for the caller.
     ///
     /// # Errors
-    /// [`CacheError`]. After one, nothing is held.
+    /// [`CacheError`]. On error nothing stays pinned.
     pub async fn answer(&self, request: &Request, asker: &Caller) -> Result<Answer, CacheError> {
         self.answer_for(request, &request.when, asker, None).await
     }
 
-    /// The same for other times than those of the request; `common`: what is known of all tables of
-    /// its stream.
+    /// Like [`answer`](Self::answer), with the times given separately. `common` is the state shared
+    /// by all tables of a stream.
     pub(crate) async fn answer_for(
         &self,
         request: &Request,
@@ -192,7 +230,12 @@ impl Cache {
         let Ok(columns) = self.0.columns.requested(&request.columns, registered) else { return };
         if of_service.narrowed_by(request.limits) == of_service {
             let plain = columns.iter().filter(|column| column.metadata.is_empty());
-            plain.for_each(|column| self.0.catalog.want_published(&column.query(of_service)));
+            // A path that a key chooses, or a look-up at a key's value, is none by path and time.
+            for path in plain.filter_map(|column| column.plain_path()) {
+                let metadata = Default::default();
+                let query = Query { path: path.clone(), metadata, limits: of_service };
+                self.0.catalog.want_published(&query);
+            }
         }
     }
 
@@ -224,13 +267,14 @@ impl Cache {
             _ => None,
         };
         let columns = self.0.columns.requested(&request.columns, registered)?;
-        // Before anything is loaded: what cannot be sent need not be.
+        // Checked before anything is loaded.
         check_columns(request, columns)?;
+        subject.check_keys(columns)?;
         let asked = Work { request, asker, holder: holder.as_ref(), deadline };
         let found = match &subject {
             RowSource::Range(range) => self.intervals_of(asked, columns, *range).await?,
-            RowSource::Timestamps(timestamps) => {
-                self.rows_of_timestamps(asked, common, columns, timestamps).await?
+            RowSource::Timestamps(rows) => {
+                self.rows_of_timestamps(asked, common, columns, rows).await?
             }
             RowSource::Timeframe(timeframe) => {
                 self.rows_of_timeframe(asked, columns, timeframe).await?
@@ -265,7 +309,7 @@ impl Cache {
         })
     }
 
-    /// The form of the table of `subject`.
+    /// The schema of the table of `subject`.
     fn form_of(
         &self,
         request: &Request,
@@ -278,26 +322,31 @@ impl Cache {
             return Arc::clone(&common.form);
         }
         if asker.of_stream {
-            return self.form(SchemaKey::of_stream(request), columns);
+            return self.form(SchemaKey::of_stream(request), columns, &[]);
         }
         let (nulls, timeframe) = (subject.has_nulls(), subject.timeframe());
         let key = SchemaKey::new(request, nulls, timeframe.is_some(), true);
         match subject {
             RowSource::Timeframe(timeframe) if timeframe.has_the(columns) => {
-                timeframe.form(key, || self.form(key, columns))
+                timeframe.form(key, || self.form(key, columns, &subject.null_keys()))
             }
-            _ => self.form(key, columns),
+            _ => self.form(key, columns, &subject.null_keys()),
         }
     }
 
-    /// The form that `key` and `columns` decide.
-    pub(super) fn form(&self, key: SchemaKey, columns: &[ColumnRequest]) -> Arc<TableSchema> {
+    /// The schema for `key` and `columns`, with the keys that have nulls.
+    pub(super) fn form(
+        &self,
+        key: SchemaKey,
+        columns: &[ColumnRequest],
+        null_keys: &[Arc<str>],
+    ) -> Arc<TableSchema> {
         let instance = Instance {
             epoch: self.epoch(),
             attach: self.attach_path(),
             policies: &self.0.columns.policies,
         };
-        self.0.forms.form(key, columns, &instance)
+        self.0.forms.form(key, columns, null_keys, &instance)
     }
 
     /// The effective spans of a range, pinned.
@@ -335,55 +384,54 @@ impl Cache {
         by_deadline(PLANNING, deadline, planned).await
     }
 
-    /// The rows of timestamps, from the timeframe of a stream that has the same ones if there is one.
+    /// The rows of timestamps, from a registered timeframe of the stream with the same timestamps,
+    /// if any.
     async fn rows_of_timestamps(
         &self,
         asked: Work<'_>,
         common: Option<&StreamSchema>,
         columns: &[ColumnRequest],
-        timestamps: &Arc<Timestamps>,
+        rows: &TableRows,
     ) -> Result<PinnedTable, CacheError> {
-        if let Some(found) = self.registered_rows(asked, common, columns, timestamps).await? {
+        if let Some(found) = self.registered_rows(asked, common, columns, rows).await? {
             return Ok(found);
         }
-        let bytes = timestamps.memory_bytes() as u64;
+        let bytes = rows.memory_bytes() as u64;
         let charge = asked.asker.budget.charge(bytes, "the timestamps of a table")?;
-        let mut found = self.rows_at(asked, columns, timestamps, None).await?;
+        let mut found = self.rows_at(asked, columns, rows, None).await?;
         found.charges.push(Arc::new(charge));
         Ok(found)
     }
 
-    /// Which version serves which of the timestamps; for those of `timeframe`, as it was known when
-    /// the timeframe was registered.
+    /// Decides which version serves which timestamp. For timestamps of `timeframe` it uses the
+    /// timelines as known at registration.
     async fn plan_of(
         &self,
         asked: Work<'_>,
         columns: &[ColumnRequest],
-        timestamps: &Arc<Timestamps>,
+        rows: &TableRows,
         timeframe: Option<&Timeframe>,
     ) -> Result<Plan, CacheError> {
         let Work { request, asker, deadline, .. } = asked;
         let (registered, budget) = (timeframe.map(|one| &one.registration.plan), &asker.budget);
-        let known = self
-            .0
-            .columns
-            .known_at(request, columns, timestamps, registered, budget, deadline)
-            .await?;
-        let planned = Plan::new(Arc::clone(timestamps), known, &asker.budget);
+        let known =
+            self.0.columns.known_at(request, columns, rows, registered, budget, deadline).await?;
+        let planned = Plan::new(rows.clone(), known, &asker.budget);
         by_deadline(PLANNING, deadline, planned).await
     }
 
-    /// The rows of timestamps; of those of `timeframe` what was known when it was registered.
+    /// The rows of timestamps; for those of `timeframe` with the timelines as known at
+    /// registration.
     async fn rows_at(
         &self,
         asked: Work<'_>,
         columns: &[ColumnRequest],
-        timestamps: &Arc<Timestamps>,
+        rows: &TableRows,
         timeframe: Option<&Timeframe>,
     ) -> Result<PinnedTable, CacheError> {
         let Work { request, asker, holder, deadline } = asked;
-        let plan = self.plan_of(asked, columns, timestamps, timeframe).await?;
-        // Of those who ask for single tables nobody knows in which order they will.
+        let plan = self.plan_of(asked, columns, rows, timeframe).await?;
+        // Requests for single tables come in no known order.
         if asker.of_stream && request.is_plain() {
             self.prefetch_next(&plan);
         }
@@ -393,7 +441,7 @@ impl Cache {
         Ok(PinnedTable::rows_of(&plan, &plan.assemble(got)))
     }
 
-    /// Whether `holder` may hold `versions` too, asked before any of them is pinned or waited for.
+    /// Whether `holder` may hold `versions`, too. Checked before any of them is pinned or awaited.
     ///
     /// # Errors
     /// [`CacheError::OverQuota`].
@@ -411,14 +459,14 @@ impl Cache {
         self.0.leases.check_quota_of(holder, wanted)
     }
 
-    /// The rows of a stream's timeframe that is registered with the same columns and timestamps: who
-    /// reads it so gets what all others get.
+    /// The rows of a stream's timeframe that is registered with the same columns and timestamps.
+    /// All readers of such a timeframe get the same table.
     async fn registered_rows(
         &self,
         asked: Work<'_>,
         common: Option<&StreamSchema>,
         columns: &[ColumnRequest],
-        timestamps: &Timestamps,
+        rows: &TableRows,
     ) -> Result<Option<PinnedTable>, CacheError> {
         let Work { request, asker, deadline, .. } = asked;
         let Some(id) = asker.stream_timeframe.filter(|_| request.is_plain()) else {
@@ -430,19 +478,19 @@ impl Cache {
             Some(common) => common.has(columns, registered),
             None => *columns == **registered,
         };
-        if !same_columns || !plan.timestamps().same_rows(timestamps) {
+        if !same_columns || !plan.table_rows().same_rows(rows) {
             return Ok(None);
         }
         self.0.columns.check_missing(plan, request)?;
         match assembled(&self.0.loader, &timeframe, deadline).await {
             Ok(assembled) => Ok(Some(PinnedTable::kept(plan, assembled))),
-            // It was dropped meanwhile, which does not end what a stream asks for.
+            // The timeframe was dropped meanwhile, which does not end a request of a stream.
             Err(CacheError::UnknownTimeframe { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// The timeframe and the consumer that reads it, if anybody can be said to.
+    /// The timeframe and the consumer that reads it, if they are known.
     fn reader(
         &self,
         request: &Request,
@@ -455,8 +503,8 @@ impl Cache {
             timeframe.check_reader(consumer)?;
             return Ok(Some((timeframe.id(), consumer.clone())));
         }
-        // A session that does not say for whom it reads is the consumer that it attached as, if
-        // the timeframe waits for that one.
+        // A session without a named consumer reads as the consumer of its attach, if the timeframe
+        // is registered for that consumer.
         let session = request.session.as_ref();
         let consumer = session.and_then(|session| self.0.leases.holder_of(session));
         Ok(consumer
@@ -465,7 +513,7 @@ impl Cache {
             .map(|consumer| (timeframe.id(), consumer)))
     }
 
-    /// Who holds the table, if anybody has a name, and the timeframe that counts for it.
+    /// The holder of the table, if it has a name, and the timeframe of the table.
     fn holder(
         &self,
         request: &Request,
@@ -474,7 +522,7 @@ impl Cache {
     ) -> Option<LeaseHolder> {
         let session = request.session.as_ref();
         let attached = session.and_then(|session| self.0.leases.holder_of(session));
-        // Over TCP a session is no proof that its own process asks, so its quota is not used up.
+        // Over TCP a session does not prove that its own process asks, so its quota is not used.
         let account = match (&attached, &asker.origin) {
             (Some(name), Origin::Embedded) => name.account.clone(),
             (_, origin) => origin.account(),
@@ -513,7 +561,7 @@ impl Cache {
         self.0.leases.open(terms, vec![Arc::clone(pins)])
     }
 
-    /// What a timeframe was registered with, or other columns for its timestamps.
+    /// The rows of a registered timeframe, with its own or with other columns.
     async fn rows_of_timeframe(
         &self,
         asked: Work<'_>,
@@ -532,13 +580,13 @@ impl Cache {
                 assembled(&self.0.loader, timeframe, deadline).await?,
             ));
         }
-        self.rows_at(asked, columns, plan.timestamps(), Some(timeframe)).await
+        self.rows_at(asked, columns, plan.table_rows(), Some(timeframe)).await
     }
 
-    /// The versions of a table that is to be loaded for a lease, and who will hold it.
+    /// The versions of a table that is to be loaded for a lease, and the future holder.
     ///
     /// # Errors
-    /// As [`answer`](Self::answer), before anything is loaded.
+    /// As [`answer`](Self::answer), up to the load.
     pub(crate) async fn versions_for(
         &self,
         request: &Request,
@@ -549,21 +597,22 @@ impl Cache {
         let reader = self.reader(request, &subject, &asker.origin)?;
         let holder = self.holder(request, asker, reader.as_ref());
         let asked = Work { request, asker, holder: holder.as_ref(), deadline };
-        let (timestamps, timeframe) = match &subject {
+        let (rows, timeframe) = match &subject {
             RowSource::Range(range) => {
                 let columns = self.0.columns.requested(&request.columns, None)?;
                 let spans = self.spans_of(request, asker, columns, *range, deadline).await?;
                 self.check_quota(asked.holder, &**spans.versions())?;
                 return Ok((Arc::clone(spans.versions()), holder));
             }
-            RowSource::Timestamps(timestamps) => (timestamps, None),
+            RowSource::Timestamps(rows) => (rows, None),
             RowSource::Timeframe(timeframe) => {
-                (timeframe.registration.plan.timestamps(), Some(&**timeframe))
+                (timeframe.registration.plan.table_rows(), Some(&**timeframe))
             }
         };
         let registered = timeframe.map(|timeframe| &timeframe.registration.columns[..]);
         let columns = self.0.columns.requested(&request.columns, registered)?;
-        let plan = self.plan_of(asked, columns, timestamps, timeframe).await?;
+        subject.check_keys(columns)?;
+        let plan = self.plan_of(asked, columns, rows, timeframe).await?;
         self.0.columns.check_missing(&plan, request)?;
         self.check_quota(asked.holder, &**plan.versions())?;
         Ok((Arc::clone(plan.versions()), holder))

@@ -26,7 +26,7 @@ fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis)
 }
 
-/// Version `n` of a path: from n to n + 1, its bytes all `n`.
+/// Version `n` of a path: valid from n to n + 1, all its bytes equal to `n`.
 fn version(path: &str, n: u8) -> ObjectInfo {
     ObjectInfo {
         path: ObjectPath::new(path).unwrap(),
@@ -39,11 +39,11 @@ fn version(path: &str, n: u8) -> ObjectInfo {
     }
 }
 
-/// A source that can be told to answer wrongly, or for single times alone.
+/// A source that can give wrong bytes, or answer look-ups only for single times.
 #[derive(Debug, Default)]
 struct Tricky {
     memory: MemorySource,
-    /// Bodies have this many wrong bytes at their end.
+    /// Number of wrong bytes at the end of each body.
     wrong_bytes: AtomicUsize,
     by_time: AtomicBool,
     silent: AtomicBool,
@@ -122,16 +122,16 @@ async fn ask(cache: &Cache, fields: Value) -> Result<Answer, CacheError> {
     cache.answer(&request(fields), &Caller::default()).await
 }
 
-/// A load that has just ended has its pin a moment longer than those who asked for it.
+/// Waits until nothing is pinned: a load that has just ended keeps its pin a moment longer.
 async fn nothing_is_pinned(cache: &Cache) {
     let began = Instant::now();
     while cache.0.residency.pinned_bytes() > 0 {
-        assert!(began.elapsed() < Duration::from_secs(2), "something stays pinned");
+        assert!(began.elapsed() < Duration::from_secs(2), "an object stays pinned");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
-/// Everything adds up, once loads that have just ended have given up their pins.
+/// Checks the invariants once loads that have just ended have dropped their pins.
 async fn adds_up(cache: &Cache) {
     let began = Instant::now();
     while let Err(faults) = cache.check() {
@@ -151,7 +151,7 @@ fn entry(version: &ObjectInfo) -> Value {
 async fn a_lock_selects_versions_and_never_describes_one() {
     for by_time in [false, true] {
         let (cache, source) = cache(8, 4);
-        // What a lock selects is served although another version hides it today.
+        // A version selected by a lock is served even if another version hides it today.
         let newer = ObjectInfo {
             id: ObjectId::from_bytes([99; 16]),
             validity: ValidityInterval::new(at(0), at(4)).unwrap(),
@@ -174,7 +174,7 @@ async fn a_lock_selects_versions_and_never_describes_one() {
             entry[field] = value;
             locked(entry)
         };
-        // Its metadata means nothing: the source's own counts.
+        // Metadata in the request is ignored: that of the source counts.
         let forged = changed("metadata", json!({"source_id": "elsewhere"}));
         let answer = ask(&cache, forged).await.unwrap();
         assert_eq!(answer.pins().pins()[0].payload(), vec![1; SIZE]);
@@ -182,7 +182,7 @@ async fn a_lock_selects_versions_and_never_describes_one() {
             [("valid_until", json!(9)), ("valid_from", json!(0)), ("size", json!(7))]
         {
             let error = ask(&cache, changed(field, value)).await.unwrap_err();
-            // Looked up by time, a version that is said to begin elsewhere is not found there.
+            // With look-up by time, a version with a wrong start is not found.
             let kinds = [ErrorKind::InvalidArgument, ErrorKind::NotFound];
             assert!(kinds.contains(&error.kind()), "{field}, by time: {by_time}: {error}");
         }
@@ -211,7 +211,7 @@ async fn bytes_that_the_source_does_not_describe_are_never_published() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_of_other_bytes_gives_way_once_nobody_pins_it() {
     let (cache, source) = cache(8, 1);
-    // The source gives no digest at first, and other bytes later.
+    // First the source gives no digest, later other bytes.
     source.memory.put(ObjectInfo { md5: None, ..version("A/B", 0) }, vec![200; SIZE]);
     let answer = ask(&cache, table(&[0])).await.unwrap();
     assert_eq!(answer.pins().pins()[0].payload(), vec![200; SIZE]);
@@ -252,9 +252,9 @@ async fn a_table_that_waits_for_memory_holds_none_and_lets_others_pass() {
         cache.release(answer.lease());
         drop(answer);
         assert!(began.elapsed() < Duration::from_secs(2));
-        // An attempt pins for a moment; so does a load that has just ended.
+        // A retry pins for a moment; so does a load that has just ended.
         while cache.0.residency.pinned_bytes() != pinned {
-            assert!(began.elapsed() < Duration::from_secs(2), "who waits holds nothing");
+            assert!(began.elapsed() < Duration::from_secs(2), "a waiting request holds nothing");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -295,8 +295,8 @@ async fn a_quota_is_checked_before_anything_is_loaded() {
     let held = ask_as(&[0, 1]).await.unwrap();
     let error = ask_as(&[1, 2, 3]).await.unwrap_err();
     assert!(matches!(error, CacheError::OverQuota { .. }), "{error}");
-    assert_eq!(cache.0.residency.objects(), 2, "nothing was loaded for it");
-    assert!(ask_as(&[0, 1]).await.is_ok(), "what it holds counts once");
+    assert_eq!(cache.0.residency.objects(), 2, "no object was loaded for it");
+    assert!(ask_as(&[0, 1]).await.is_ok(), "an object that it holds counts once");
     drop(held);
 }
 
@@ -331,7 +331,7 @@ async fn runs_times_columns_are_charged_to_who_asks() {
     let error = cache.answer(&request(fields), &asker).await.unwrap_err();
     let CacheError::Budget(over) = &error else { panic!("{error}") };
     assert_eq!((over.holder, error.kind()), (LimitHolder::Client, ErrorKind::ResourceExhausted));
-    assert_eq!(budget.used_bytes(), 0, "what is refused is given back");
+    assert_eq!(budget.used_bytes(), 0, "the charge of a refused request is returned");
     let asker = Caller { budget: Budget::new(1 << 30).client("one"), ..asker };
     let answer = cache.answer(&request(table(&times)), &asker).await.unwrap();
     assert!(asker.budget.used_bytes() >= 100_000 * 12);
@@ -348,7 +348,7 @@ async fn a_path_that_nobody_has_is_not_asked_for_at_each_timestamp() {
     let error = ask(&cache, fields).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(source.look_ups.load(Ordering::SeqCst) <= 40);
-    // Few are asked for, one by one.
+    // A few are asked for one by one.
     let fields =
         json!({"columns": {"x": "No/Where"}, "timestamps": times[..20], "missing": "null"});
     assert_eq!(ask(&cache, fields).await.unwrap().rows(), 20);
@@ -367,7 +367,7 @@ async fn what_a_stream_reports_as_consumed_before_it_came_is_not_held() {
     nothing_is_pinned(&cache).await;
     drop(exchange.answer(8, times(2)).await.unwrap());
     assert!(cache.0.residency.pinned_bytes() > 0);
-    // Asked for again it is held again.
+    // Requested again, it is held again.
     drop(exchange.answer(7, times(1)).await.unwrap());
     exchange.consumed(&[8]);
     assert!(cache.0.residency.pinned_bytes() > 0);
@@ -381,7 +381,7 @@ async fn a_poll_that_failed_begins_anew() {
     let (lease, _) = cache.open_lease().unwrap();
     let asker = Caller::default();
     let far = request(table(&[1, 100]));
-    assert!(cache.poll(&far, &lease, &asker).await.is_err(), "nothing holds at 100");
+    assert!(cache.poll(&far, &lease, &asker).await.is_err(), "no version is valid at 100");
     source.memory.put(
         ObjectInfo {
             validity: ValidityInterval::new(at(100), at(101)).unwrap(),
@@ -391,11 +391,11 @@ async fn a_poll_that_failed_begins_anew() {
         },
         vec![9; SIZE],
     );
-    // What was learned in this very millisecond is still fresh.
+    // An answer of the same millisecond would still be fresh.
     tokio::time::sleep(Duration::from_millis(2)).await;
     let began = Instant::now();
     while !cache.poll(&far, &lease, &asker).await.unwrap().done {
-        assert!(began.elapsed() < Duration::from_secs(10), "its loading never began");
+        assert!(began.elapsed() < Duration::from_secs(10), "its load never began");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(cache.0.residency.pinned_bytes() >= 2 * SIZE as u64);

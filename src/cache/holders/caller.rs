@@ -1,4 +1,4 @@
-//! The sender of a request, and what it brings beyond the request itself.
+//! The caller of a request, and its data besides the request itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,26 +7,25 @@ use crate::budget::ClientBudget;
 use crate::cache::holders::lease::LeaseId;
 use crate::cache::holders::origin::Origin;
 
-/// Who asks, beyond what stands in the request itself.
+/// The caller of a request: origin, connection, limits and budget.
 #[derive(Debug, Clone, Default)]
 pub struct Caller {
-    /// Whom the request comes from, as far as it is proven. Default: this process.
+    /// The origin, as far as it is proven. Default: this process.
     pub origin: Origin,
-    /// The number of the connection over which it came.
+    /// Number of the connection.
     pub connection: Option<u64>,
-    /// The ticket under which the client can name the lease later.
+    /// The ticket that names the lease for later commands of the client.
     pub ticket: Option<Arc<[u8]>>,
-    /// A lease that was opened for this request before.
+    /// A lease opened earlier for this request.
     pub lease: Option<LeaseId>,
-    /// The table is held by a stream, which ends its lease itself.
+    /// The table belongs to a stream, which ends its lease itself.
     pub of_stream: bool,
-    /// The timeframe that the table of a stream is of.
+    /// The timeframe of a table of a stream.
     pub stream_timeframe: Option<u64>,
-    /// When the client stops waiting, if that is sooner than the request's own `wait_ms`.
+    /// Time until the client stops waiting, if shorter than the `wait_ms` of the request.
     pub patience: Option<Duration>,
-    /// The table is to be there when it is asked for: nothing is delivered to anybody yet.
+    /// The table is only prepared: it does not count as delivered to a consumer.
     pub in_advance: bool,
-    /// The account to which the memory that the request takes beside the segments is charged.
-    /// Default: without a limit.
+    /// The budget for the memory that the request takes outside the segments. Default: no limit.
     pub budget: ClientBudget,
 }

@@ -1,28 +1,29 @@
-//! Ties what is being sent of a table to the lease that keeps it.
+//! The gate of a lease: stops the messages of a table when its lease ends.
 //!
 //! ```text
-//!  Lease ──ends──▶ Gate ──close──▶ Gated: its messages, and the pins with them, are dropped at once
+//!  Lease ──ends──▶ Gate ──close──▶ Gated: drops its messages and their pins at once
 //! ```
 //!
 //! The transport asks for the next message only while the client reads. A client that does not read
 //! would otherwise keep its pins after its lease has ended.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::cache::holders::lease::{LeaseId, Leases, OnEnd};
 use crate::clock::Moment;
+use crate::sync::{Mutex, MutexGuard};
 use crate::table::EncodeError;
 
-/// A client that reads renews its lease this many times within its time limit, at most.
+/// A client that reads renews its lease at most this many times within its time limit.
 const RENEWALS: u32 = 4;
 
-/// What is being sent of one table, as its lease knows it.
+/// The messages in transit of one table, as its lease sees them.
 #[derive(Debug)]
 pub(crate) struct Gate {
     leases: Weak<Leases>,
     lease: LeaseId,
-    /// When a client that reads renewed the lease.
+    /// The last renewal by a client that reads.
     renewed: Mutex<Moment>,
     state: Mutex<GateState>,
 }
@@ -33,13 +34,13 @@ enum GateState {
     Closed,
 }
 
-/// Something that holds pins, and can be made to drop them.
+/// A holder of pins that can be made to drop them.
 trait Closing: fmt::Debug + Send + Sync {
     fn close(&self);
 }
 
 impl Gate {
-    /// The gate of a lease; closed at once if the lease has ended.
+    /// Creates the gate of a lease; it is closed if the lease has ended.
     pub(crate) fn of(leases: &Arc<Leases>, lease: LeaseId, of_stream: bool) -> Arc<Self> {
         let gate = Arc::new(Self {
             leases: Arc::downgrade(leases),
@@ -55,10 +56,10 @@ impl Gate {
     }
 
     fn state(&self) -> MutexGuard<'_, GateState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    /// Messages that end with an error once the lease ends.
+    /// Wraps messages so that they end with an error once the lease ends.
     pub(crate) fn guard<I: Iterator + Send + 'static>(self: &Arc<Self>, messages: I) -> Gated<I> {
         let messages = Arc::new(GuardedMessages(Mutex::new(Some(messages))));
         let closing: Weak<dyn Closing> =
@@ -76,11 +77,11 @@ impl Gate {
         Gated { gate: Arc::clone(self), messages, over: false }
     }
 
-    /// A client reads: a lease with a time limit does not run out meanwhile.
+    /// Renews the lease because the client reads, so that its time limit does not end it.
     fn renew(&self) {
         let Some(leases) = self.leases.upgrade() else { return };
         let now = leases.now();
-        let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut renewed = self.renewed.lock();
         if now.since(*renewed) < leases.time_limit() / RENEWALS {
             return;
         }
@@ -91,7 +92,7 @@ impl Gate {
 }
 
 impl OnEnd for Gate {
-    /// Drops what is being sent.
+    /// Drops the messages in transit.
     fn lease_ended(&self) {
         let before = std::mem::replace(&mut *self.state(), GateState::Closed);
         if let GateState::Open(sent) = before {
@@ -100,12 +101,12 @@ impl OnEnd for Gate {
     }
 }
 
-/// `None`: closed, or all were taken.
+/// `None` once closed, or after the last message.
 struct GuardedMessages<I>(Mutex<Option<I>>);
 
 impl<I> GuardedMessages<I> {
     fn messages(&self) -> MutexGuard<'_, Option<I>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -118,7 +119,7 @@ impl<I> fmt::Debug for GuardedMessages<I> {
 impl<I: Send> Closing for GuardedMessages<I> {
     fn close(&self) {
         let messages = self.messages().take();
-        // Outside of the lock: with it the objects may go.
+        // Outside of the lock, because this can free objects.
         drop(messages);
     }
 }

@@ -1,18 +1,18 @@
-//! Who holds what: sessions of processes on the node, and leases, each on the pins of one table.
+//! Leases: each holds the pins of one table for a session, a consumer, a stream, or a time limit.
 //!
 //! ```text
 //!  session (attach socket) ─┬─ lease ─ pins      until the socket hangs up, or released
 //!  timeframe + consumer ────┼─ lease ─ pins      until consumed
-//!  nobody named ────────────┴─ lease ─ pins      until its time runs out, or released
+//!  no name given ───────────┴─ lease ─ pins      until its time runs out, or released
 //! ```
 //!
-//! A lease ends once, in [`Leases::end_all`], whatever the cause: release, hang-up, expiry, consumed,
-//! shutdown. Who comes second finds nothing.
+//! A lease ends once, in [`Leases::end_all`], for every cause: release, hang-up, expiry, consumed,
+//! shutdown. A second end finds no lease.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::BuildHasher as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -25,10 +25,11 @@ use crate::cache::holders::origin::{Account, Origin};
 use crate::cache::memory::object::{PinSet, Resident};
 use crate::clock::{Clock, Moment};
 use crate::object::ObjectId;
+use crate::sync::{Mutex, MutexGuard};
 use crate::table::SessionStatus;
 use crate::telemetry::Counters;
 
-/// The id of a lease: a secret of whom it was given to.
+/// The id of a lease: a secret of the client that it was given to.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct LeaseId(Arc<str>);
 
@@ -38,7 +39,7 @@ impl LeaseId {
         Self((*Uuid::new_v4().simple().encode_lower(&mut text)).into())
     }
 
-    /// As it stands in messages to its owner.
+    /// The id as text, for messages to its owner.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -51,22 +52,22 @@ impl From<&str> for LeaseId {
 }
 
 impl fmt::Debug for LeaseId {
-    /// Without the id.
+    /// Does not print the id.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("LeaseId")
     }
 }
 
-/// Whose a lease is, which says when it ends by itself.
+/// The owner of a lease, which decides when it ends by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LeaseOwner {
     /// A process on the node: ends with its attach socket.
     Session(String),
-    /// A consumer of a timeframe: ends when it has consumed it.
+    /// A consumer of a timeframe: ends when the consumer has consumed it.
     Consumer,
     /// An exchange: ends with the stream.
     Stream,
-    /// Somebody who gave no name: ends when its time runs out.
+    /// A client without a name: ends when its time runs out.
     Nobody,
 }
 
@@ -77,7 +78,7 @@ pub(crate) struct Leases {
     time_limit: Duration,
     limits: ConsumerLimits,
     counters: Arc<Counters>,
-    /// Of the keys of tickets: nobody can choose two tickets with one key.
+    /// Hash the tickets; random, so that clients cannot construct two tickets with one key.
     hashers: [RandomState; 2],
     state: Mutex<LeaseState>,
 }
@@ -89,26 +90,26 @@ struct LeaseState {
     by_timeframe: LeaseMap<(u64, String), LeaseIds>,
     by_ticket: LeaseMap<TicketKey, LeaseIds>,
     by_consumer: LeaseMap<HolderName, LeaseIds>,
-    /// The sessions and streams that are there, by the name that they give themselves.
+    /// The current sessions and streams, by the consumer name they use.
     claims: LeaseMap<String, Vec<NameClaim>>,
-    /// The number of the last session or stream.
+    /// Number of the latest session or stream.
     last_number: u64,
 }
 
-/// Stands for a ticket, which can be long.
+/// Hash of a ticket, which can be long.
 pub(crate) type TicketKey = [u64; 2];
 
 type LeaseMap<K, V> = HashMap<K, V, RandomState>;
 type LeaseIds = HashSet<LeaseId, RandomState>;
 
-/// A session or stream that uses the name of a consumer.
+/// Use of a consumer's name by a session or stream.
 #[derive(Debug)]
 struct NameClaim {
     number: u64,
     origin: Origin,
 }
 
-/// What the connection of a session knows of it.
+/// The part of a session that its connection keeps.
 pub(crate) struct SessionKey {
     pub(crate) id: String,
     pub(crate) consumer: String,
@@ -120,7 +121,7 @@ struct Session {
     info: SessionStatus,
     origin: Origin,
     leases: LeaseIds,
-    /// Its process is gone: nothing more is held for it.
+    /// Its process is gone: no new leases are opened for it.
     ending: bool,
 }
 
@@ -129,17 +130,17 @@ struct Lease {
     owner: LeaseOwner,
     timeframe: Option<(u64, String)>,
     ticket: Option<TicketKey>,
-    /// The connection over which the ticket came.
+    /// The connection of the ticket.
     connection: Option<u64>,
     expires: Option<Moment>,
     holder: Option<LeaseHolder>,
-    /// What is being sent under it.
+    /// The messages in transit under it.
     gates: Vec<Weak<dyn OnEnd>>,
-    /// And of long streams: an ordinary end of the lease does not end these.
+    /// The messages of long streams: these do not end with an ordinary end of the lease.
     stream_gates: Vec<Weak<dyn OnEnd>>,
-    /// When it began to hold something.
+    /// When it got its first pins.
     since: Moment,
-    /// Its holder was told that it is slow.
+    /// Its holder was reported as slow.
     slow: bool,
     pins: Vec<Arc<PinSet>>,
 }
@@ -150,13 +151,13 @@ impl Drop for Lease {
     }
 }
 
-/// Something that is told when a lease ends. No lock is held meanwhile.
+/// Callback for the end of a lease. Called without any lock.
 pub(crate) trait OnEnd: fmt::Debug + Send + Sync {
     fn lease_ended(&self);
 }
 
-/// Whose quota counts: a consumer by the name that it gives itself, and what is proven of it, so that
-/// no other client uses up its quota by naming it.
+/// The holder that pays for pins with its quota: the consumer name that the client gives, and its
+/// proven account, so that no other client can use up the quota by naming it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct HolderName {
     pub(crate) consumer: String,
@@ -171,13 +172,13 @@ pub(crate) struct LeaseHolder {
     pub(crate) timeframe: Option<u64>,
 }
 
-/// What a lease is opened for.
+/// The terms under which a lease is opened.
 #[derive(Debug, Clone)]
 pub(crate) struct LeaseTerms {
     pub(crate) owner: LeaseOwner,
     /// The timeframe and the consumer that reads it.
     pub(crate) timeframe: Option<(u64, String)>,
-    /// The ticket under which a client can name it, and the connection over which that came.
+    /// The ticket that names it for the client, and the connection of the ticket.
     pub(crate) ticket: Option<(Arc<[u8]>, Option<u64>)>,
     pub(crate) holder: Option<LeaseHolder>,
 }
@@ -193,7 +194,7 @@ impl Leases {
         Self { clock, time_limit, limits, counters, hashers, state: Mutex::default() }
     }
 
-    /// How long a lease lasts that belongs to nobody.
+    /// Duration of a lease without an owner.
     pub(crate) const fn time_limit(&self) -> Duration {
         self.time_limit
     }
@@ -203,7 +204,7 @@ impl Leases {
     }
 
     fn state(&self) -> MutexGuard<'_, LeaseState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn key_of(&self, ticket: &[u8]) -> TicketKey {
@@ -230,8 +231,8 @@ impl Leases {
         key
     }
 
-    /// A stream uses the name of a consumer, until the number is given to
-    /// [`end_claim`](Self::end_claim).
+    /// Claims the name of a consumer for a stream, until [`end_claim`](Self::end_claim) is called
+    /// with the returned number.
     pub(crate) fn claim(&self, consumer: &str, origin: Origin) -> u64 {
         self.state().claim(consumer, origin)
     }
@@ -240,8 +241,8 @@ impl Leases {
         self.state().end_claim(consumer, number);
     }
 
-    /// Whether a client may report and read in the name of a consumer: while sessions or streams of
-    /// that name are there, only their user or key may, and who may administer.
+    /// Checks that a client may report and read in the name of a consumer. While sessions or
+    /// streams use that name, only their user or key may, and clients that may administer.
     ///
     /// # Errors
     /// [`CacheError::ForeignConsumer`].
@@ -267,7 +268,7 @@ impl Leases {
         if !ended.is_empty() {
             self.counters.sessions_ended_holding.add(1);
         }
-        // It is listed until everything that it held is released.
+        // The session stays listed until everything it held is released.
         revoke_gates(&ended);
         drop(ended);
         let mut state = self.state();
@@ -276,10 +277,11 @@ impl Leases {
         }
     }
 
-    /// Whether the session is there, and a client may use it: a process of its user on this node.
+    /// Checks that the session exists and that the client may use it: a process of its user on this
+    /// node.
     ///
     /// # Errors
-    /// [`CacheError::UnknownSession`], the same in both cases.
+    /// [`CacheError::UnknownSession`] in both cases.
     pub(crate) fn check_session(&self, session: &str, origin: &Origin) -> Result<(), CacheError> {
         let state = self.state();
         let found = state.sessions.get(session).filter(|entry| !entry.ending);
@@ -289,7 +291,7 @@ impl Leases {
         }
     }
 
-    /// Whose quota counts for what is held for a session.
+    /// The holder that pays for the pins of a session with its quota.
     pub(crate) fn holder_of(&self, session: &str) -> Option<HolderName> {
         let state = self.state();
         let session = state.sessions.get(session)?;
@@ -334,8 +336,8 @@ impl Leases {
         Ok(lease)
     }
 
-    /// Whether `holder` may hold `pins` too. Asked under the lock under which they are given to it,
-    /// so that two of its requests cannot both take the last of it.
+    /// Whether `holder` may hold `pins`, too. Called under the lock under which they are added, so
+    /// that two of its requests cannot both use the rest of the quota.
     fn check_quota(
         &self,
         state: &LeaseState,
@@ -364,8 +366,8 @@ impl Leases {
         Ok(())
     }
 
-    /// Whether `holder` may hold objects of these ids and charged bytes too. Nothing is pinned yet:
-    /// [`open`](Self::open) and [`add`](Self::add) decide.
+    /// Whether `holder` may hold objects with these ids and charged bytes, too. Nothing is pinned
+    /// yet: the decision is made in [`open`](Self::open) and [`add`](Self::add).
     ///
     /// # Errors
     /// [`CacheError::OverQuota`].
@@ -393,15 +395,15 @@ impl Leases {
         Err(CacheError::OverQuota { consumer, what: "bytes", wanted: bytes, limit })
     }
 
-    /// For how long a consumer holds what it holds longest, timeframes that it reads aside.
+    /// How long a consumer has held its oldest table. Timeframes that it reads do not count.
     pub(crate) fn held_longest(&self, name: &HolderName, now: Moment) -> Option<Duration> {
         let state = self.state();
         let held = state.held_by(name).filter(|lease| lease.is_of_a_table());
         held.map(|lease| now.since(lease.since)).max()
     }
 
-    /// The leases that are held for `after` now, and were not before; timeframes look after those
-    /// by which they are read.
+    /// The leases that have now been held for `after`, each returned once. Leases by which a
+    /// timeframe is read are left out: `Timeframes::newly_slow` covers them.
     pub(crate) fn newly_slow(&self, now: Moment, after: Duration) -> Vec<(LeaseId, SlowHolder)> {
         let mut late = Vec::new();
         for (id, lease) in &mut self.state().leases {
@@ -448,7 +450,7 @@ impl Leases {
         Ok(())
     }
 
-    /// Gives a lease its time anew; `None`: it does not run out.
+    /// Renews a lease and returns its new duration; `None` if it does not expire.
     ///
     /// # Errors
     /// [`CacheError::LeaseEnded`].
@@ -464,7 +466,7 @@ impl Leases {
         Ok(Some(self.time_limit))
     }
 
-    /// Whether it has not ended.
+    /// Whether the lease has not ended.
     pub(crate) fn is_open(&self, lease: &LeaseId) -> bool {
         self.state().leases.contains_key(lease)
     }
@@ -476,9 +478,9 @@ impl Leases {
         state.by_ticket.get(&key).map(|set| set.iter().cloned().collect()).unwrap_or_default()
     }
 
-    /// The leases that were opened under a ticket and belong to a client: those that were opened over
-    /// its connection, and those of sessions that it may use. Others can have sent the very same
-    /// request, so its text alone ends nothing.
+    /// The leases that were opened under a ticket and belong to a client: those opened over its
+    /// connection, and those of sessions that it may use. Other clients can have sent the same
+    /// request, so its text alone does not suffice.
     pub(crate) fn of_ticket_and_client(
         &self,
         ticket: &[u8],
@@ -500,21 +502,22 @@ impl Leases {
         all.into_iter().filter(|id| state.leases.get(id).is_some_and(is_its)).collect()
     }
 
-    /// Ends one lease; whether there was any.
+    /// Ends one lease; false if there was none.
     pub(crate) fn end(&self, lease: &LeaseId) -> bool {
         let ended = self.state().end_all([lease.clone()]);
         !ended.is_empty()
     }
 
-    /// Ends one lease, and what is being sent under it, long streams included; whether there was any.
+    /// Ends one lease and the messages in transit under it, long streams included; false if there
+    /// was none.
     pub(crate) fn revoke(&self, lease: &LeaseId) -> bool {
         let ended = self.state().end_all([lease.clone()]);
         revoke_gates(&ended);
         !ended.is_empty()
     }
 
-    /// What is being sent under a lease is dropped when the lease ends; of a long stream
-    /// (`of_stream`) only when it is revoked or its time runs out. Whether the lease is there.
+    /// Registers messages in transit, to be dropped when the lease ends. Those of a long stream
+    /// (`of_stream`) are dropped only when it is revoked or expires. False if there is no lease.
     pub(crate) fn add_gate(&self, lease: &LeaseId, gate: Weak<dyn OnEnd>, of_stream: bool) -> bool {
         let mut state = self.state();
         let Some(lease) = state.leases.get_mut(lease) else { return false };
@@ -524,7 +527,8 @@ impl Leases {
         true
     }
 
-    /// Ends all leases by which `consumer` reads `timeframe`, and what is being sent under them.
+    /// Ends all leases by which `consumer` reads `timeframe`, and the messages in transit under
+    /// them.
     pub(crate) fn revoke_reader(&self, timeframe: u64, consumer: &str) {
         let ended = {
             let mut state = self.state();
@@ -544,7 +548,7 @@ impl Leases {
         drop(ended);
     }
 
-    /// Ends the leases whose time has run out.
+    /// Ends the leases that have expired.
     pub(crate) fn expire(&self) {
         let now = self.clock.now();
         let ended = {
@@ -562,14 +566,14 @@ impl Leases {
         self.counters.leases_expired.add(ended.len() as u64);
     }
 
-    /// Ends everything.
+    /// Ends all sessions and leases.
     pub(crate) fn end_everything(&self) {
         let ended = std::mem::take(&mut *self.state());
         drop(ended);
     }
 
     pub(crate) fn sessions(&self) -> Vec<SessionStatus> {
-        // Only references are copied under the lock that every request takes.
+        // Only references are copied under the lock, which every request takes.
         let held: Vec<(SessionStatus, Vec<Arc<PinSet>>)> = {
             let state = self.state();
             let held = state.sessions.values().map(|session| {
@@ -588,7 +592,7 @@ impl Leases {
         sessions
     }
 
-    /// What each lease holds, and who holds it, as far as that has a name.
+    /// The pins of each lease, and the name of its holder, if it has one.
     pub(crate) fn holders(&self) -> Vec<(Option<String>, Vec<Arc<PinSet>>)> {
         let state = self.state();
         let held = state.leases.values().filter(|lease| !lease.pins.is_empty());
@@ -604,22 +608,22 @@ impl Leases {
         .collect()
     }
 
-    /// How many sessions and leases there are.
+    /// Number of sessions and leases.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let state = self.state();
         (state.sessions.len(), state.leases.len())
     }
 
-    /// What is wrong with who is said to have which lease, if anything.
+    /// Faults in the indexes of the leases.
     pub(crate) fn faults(&self) -> Vec<String> {
         let state = self.state();
         let mut faults = Vec::new();
         for (id, lease) in &state.leases {
             let holder = lease.holder.as_ref();
-            let named = holder.map_or("nobody", |holder| holder.name.consumer.as_str());
+            let named = holder.map_or("no consumer", |holder| holder.name.consumer.as_str());
             let mut must = |listed: bool, where_: &str| {
                 if !listed {
-                    faults.push(format!("a lease of {named} is missing {where_}"));
+                    faults.push(format!("a lease of {named} is not listed {where_}"));
                 }
             };
             if let LeaseOwner::Session(session) = &lease.owner {
@@ -637,7 +641,7 @@ impl Leases {
         let gone = lists.chain(state.by_consumer.values()).flatten();
         let gone = gone.filter(|lease| !state.leases.contains_key(lease)).count();
         if gone > 0 {
-            faults.push(format!("{gone} leases are listed that have ended"));
+            faults.push(format!("{gone} ended leases are still listed"));
         }
         faults
     }
@@ -650,19 +654,19 @@ impl Leases {
 }
 
 impl Lease {
-    /// Whether it is on a table of its own, and not how a timeframe is read.
+    /// Whether it is for a table of its own, not for reading a timeframe.
     fn is_of_a_table(&self) -> bool {
         self.timeframe.is_none() && !self.pins.is_empty()
     }
 }
 
-/// Drops what is being sent under these leases.
+/// Drops the messages in transit under these leases.
 fn revoke_gates(ended: &[Lease]) {
     let gates = ended.iter().flat_map(|lease| lease.gates.iter().chain(&lease.stream_gates));
     gates.filter_map(Weak::upgrade).for_each(|gate| gate.lease_ended());
 }
 
-/// The bytes that these pin, each object counted once.
+/// The bytes pinned by these sets, each object counted once.
 fn bytes_of<'a>(sets: impl Iterator<Item = &'a Arc<PinSet>>) -> u64 {
     let mut seen: HashSet<*const Resident, RandomState> = HashSet::default();
     let pins = sets.flat_map(|set| set.pins());
@@ -692,8 +696,8 @@ impl LeaseState {
         leases.filter_map(|lease| self.leases.get(lease))
     }
 
-    /// From now on nothing more is held for a session. What it held is returned, once: `None` if
-    /// there is no such session, or it ends already.
+    /// Marks a session as ending, so that no new leases are opened for it, and ends its leases.
+    /// `None` if there is no such session, or it is already ending.
     #[must_use]
     fn begin_end(&mut self, session: &str) -> Option<Vec<Lease>> {
         let entry = self.sessions.get_mut(session).filter(|entry| !entry.ending)?;
@@ -705,7 +709,7 @@ impl LeaseState {
     /// Opens a lease.
     ///
     /// # Errors
-    /// [`CacheError::UnknownSession`] if its session is not there, or ends.
+    /// [`CacheError::UnknownSession`] if its session is unknown or ending.
     fn insert(&mut self, id: &LeaseId, lease: Lease) -> Result<(), CacheError> {
         if let LeaseOwner::Session(session) = &lease.owner {
             let entry = self.sessions.get_mut(session).filter(|entry| !entry.ending);
@@ -727,7 +731,8 @@ impl LeaseState {
         Ok(())
     }
 
-    /// The one way in which leases end. Their pins are returned, to be dropped outside of the lock.
+    /// The only function that ends leases. Returns them, so that their pins are dropped without the
+    /// lock.
     #[must_use]
     fn end_all(&mut self, leases: impl IntoIterator<Item = LeaseId>) -> Vec<Lease> {
         let mut ended = Vec::new();
@@ -748,7 +753,7 @@ impl LeaseState {
     }
 }
 
-/// Whether a lease that has a key is listed under it.
+/// Whether a lease with a key is listed under that key.
 fn listed<K: Eq + std::hash::Hash>(
     index: &LeaseMap<K, LeaseIds>,
     key: Option<&K>,
@@ -768,69 +773,5 @@ fn forget<K: Eq + std::hash::Hash>(
         if leases.is_empty() {
             index.remove(key);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use loom::sync::{Arc, Mutex};
-    use loom::thread;
-
-    use super::*;
-
-    fn lease() -> Lease {
-        Lease {
-            owner: LeaseOwner::Session("s".to_owned()),
-            timeframe: Some((1, "x".to_owned())),
-            ticket: Some([1, 1]),
-            connection: None,
-            expires: None,
-            holder: Some(LeaseHolder {
-                name: HolderName { consumer: "x".to_owned(), account: Account::Embedded },
-                timeframe: Some(1),
-            }),
-            gates: Vec::new(),
-            stream_gates: Vec::new(),
-            since: Moment::default(),
-            slow: false,
-            pins: Vec::new(),
-        }
-    }
-
-    fn with_a_session() -> LeaseState {
-        let info =
-            SessionStatus { number: 1, consumer: "x".to_owned(), pid: 1, uid: 1, pinned_bytes: 0 };
-        let (origin, leases) = (Origin::Embedded, LeaseIds::default());
-        let session = Session { info, origin, leases, ending: false };
-        let sessions = LeaseMap::from_iter([("s".to_owned(), session)]);
-        LeaseState { sessions, ..LeaseState::default() }
-    }
-
-    /// The steps are those of [`Leases`]; only the lock around the state is another.
-    #[test]
-    fn a_lease_ends_once_whoever_comes_first_and_none_outlives_its_session() {
-        loom::model(|| {
-            let state = Arc::new(Mutex::new(with_a_session()));
-            let first = LeaseId::from("first");
-            state.lock().unwrap().insert(&first, lease()).unwrap();
-            let released = thread::spawn({
-                let (state, first) = (Arc::clone(&state), first.clone());
-                move || state.lock().unwrap().end_all([first]).len()
-            });
-            // One more table for the session, while its process dies.
-            let opened = thread::spawn({
-                let state = Arc::clone(&state);
-                move || state.lock().unwrap().insert(&LeaseId::from("second"), lease()).is_ok()
-            });
-            let hung_up = state.lock().unwrap().begin_end("s");
-            let hung_up = hung_up.expect("only one ends it").len();
-            state.lock().unwrap().sessions.remove("s");
-            let ended = hung_up + released.join().unwrap();
-            let opened = usize::from(opened.join().unwrap());
-            assert_eq!(ended, 1 + opened, "each that was opened ended, and once");
-            let state = state.lock().unwrap();
-            assert!(state.leases.is_empty() && state.by_timeframe.is_empty());
-            assert!(state.by_ticket.is_empty() && state.by_consumer.is_empty());
-        });
     }
 }

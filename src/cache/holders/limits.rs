@@ -1,4 +1,4 @@
-//! Limits on what one consumer holds, and the actions taken when it exceeds them.
+//! Limits per consumer, and the action against a consumer that exceeds its time limit.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What becomes of a consumer that holds a table for too long.
+/// The action against a consumer that holds a table for too long.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub enum SlowConsumer {
-    /// It is told once, in the log, and counted.
+    /// It is logged once, and counted.
     #[default]
     Warn,
-    /// Its further requests are refused, until it has let go.
+    /// Further requests of the consumer are refused until it has released the table.
     Refuse,
-    /// What it holds is let go, and a timeframe counts as consumed by it. Where the timeframe was
-    /// ready for so long and the consumer did not even ask, too.
+    /// Its pins are released, and the timeframe counts as consumed by it. This also applies to a
+    /// timeframe that was ready for this time and never requested by the consumer.
     Revoke,
 }
 
@@ -34,22 +34,22 @@ impl FromStr for SlowConsumer {
     }
 }
 
-/// What each consumer, by its name, may hold. By default there is no limit.
+/// Limits per consumer, by name. Default: no limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConsumerLimits {
     /// Bytes that it pins, each object counted once.
     pub quota_bytes: Option<u64>,
-    /// Timeframes that it was sent and has not consumed.
+    /// Timeframes delivered to it and not consumed.
     pub quota_timeframes: Option<u64>,
-    /// Requests for tables that are being answered.
+    /// Requests for tables in progress.
     pub quota_requests: Option<u64>,
-    /// For how long it may hold a table, and leave a timeframe that is ready alone.
+    /// Longest time that it may hold a table, or leave a ready timeframe unread.
     pub slow_after: Option<Duration>,
-    /// And if it holds one for longer.
+    /// The action after `slow_after`.
     pub slow_consumer: SlowConsumer,
 }
 
-/// What a consumer holds for too long.
+/// A consumer that holds a table or timeframe for too long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SlowHolder {
     pub(crate) consumer: String,

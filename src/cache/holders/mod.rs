@@ -1,9 +1,11 @@
-//! Sessions, leases and timeframes: what holds the pins of a table, and until when.
+//! Sessions, leases and timeframes: the holders of the pins of a table, and the end of each.
 
 pub(crate) mod caller;
 pub(crate) mod gate;
 pub(crate) mod lease;
 pub(crate) mod limits;
+#[cfg(all(test, feature = "loom"))]
+mod loom_model;
 pub(crate) mod origin;
 pub(crate) mod polls;
 pub(crate) mod quota;

@@ -1,37 +1,38 @@
-//! Whom a request comes from, as far as the transport proves it.
+//! The origin of a request, as far as the transport proves it.
 
 use std::sync::Arc;
 
 /// The sender of a request.
 ///
-/// Sessions, and the timeframes and watermark of a consumer that is there, belong to the origin that
-/// opened them: others do not change them.
+/// Sessions, and the timeframes and watermark of an active consumer, belong to the origin that
+/// opened them: other origins cannot change them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Origin {
-    /// The process that has the cache.
+    /// The process that embeds the cache.
     #[default]
     Embedded,
     /// A client of the service.
     Client {
         /// Its user, if it came over a Unix socket (SO_PEERCRED).
         uid: Option<u32>,
-        /// Its user, if it came over loopback and names a session: that it may use sessions of this
+        /// Its user, if it came over loopback and names a session. It may then use sessions of this
         /// user, and nothing else.
         tcp_uid: Option<u32>,
         /// The name of its token or certificate, if it presented one.
         key: Option<Arc<str>>,
-        /// It may administer: by its key, or without keys as the service's own user or root.
+        /// Whether it may administer: by its key, or without keys as the service's own user or
+        /// root.
         administers: bool,
     },
 }
 
-/// To which account what an origin holds is charged, beside the name that it gives itself.
+/// The account of an origin, to which its quota is charged together with the consumer name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Account {
     Embedded,
     Key(Arc<str>),
     User(u32),
-    /// Nothing is proven.
+    /// The transport proves nothing.
     Unproven,
 }
 
@@ -42,7 +43,7 @@ impl Origin {
         Self::Client { uid: Some(uid), tcp_uid: None, key: None, administers }
     }
 
-    /// Whether this is a process of that user on this node, so that it may use its sessions.
+    /// Whether this is a process of that user on this node, which may use the user's sessions.
     pub(crate) fn is_user(&self, owner: Option<u32>) -> bool {
         match self {
             Self::Embedded => true,
@@ -52,7 +53,7 @@ impl Origin {
         }
     }
 
-    /// The same client, which has proven to be a process of this user over loopback.
+    /// Adds a user that is proven over loopback.
     #[must_use]
     pub fn with_tcp_user(mut self, user: Option<u32>) -> Self {
         if let Self::Client { tcp_uid, .. } = &mut self {
@@ -61,13 +62,13 @@ impl Origin {
         self
     }
 
-    /// Whether this may change what belongs to `owner`: the user or the key is the same, or it may
+    /// Whether this may change state of `owner`: both have the same user or key, or this may
     /// administer.
     pub(crate) fn may_act_for(&self, owner: &Self) -> bool {
         match (self, owner) {
             (Self::Embedded | Self::Client { administers: true, .. }, _) => true,
-            // What is proven over loopback counts for sessions alone: over TCP a consumer's own process
-            // looks like every other of its user.
+            // A proof over loopback counts for sessions only: over TCP the process of a consumer
+            // cannot be told from other processes of its user.
             (Self::Client { uid, key, .. }, Self::Client { uid: its_uid, key: its_key, .. }) => {
                 (uid.is_some() && uid == its_uid) || (key.is_some() && key == its_key)
             }
@@ -110,7 +111,7 @@ mod tests {
         assert!(Origin::Embedded.may_act_for(&owner));
         for stranger in [client(Some(8), Some("b"), false), client(None, None, false)] {
             assert!(!stranger.may_act_for(&owner), "{stranger:?}");
-            // Two of whom nothing is known are not known to be the same.
+            // Two unproven origins are not taken as equal.
             assert!(!stranger.may_act_for(&client(None, None, false)), "{stranger:?}");
             assert!(!stranger.may_act_for(&Origin::Embedded), "{stranger:?}");
         }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::cache::error::CacheError;
 use crate::cache::holders::lease::LeaseId;
 
-/// What became of the loading that a poll has started.
+/// The state of a load that a poll has started.
 #[derive(Debug)]
 pub(crate) enum Polled {
     Loading,

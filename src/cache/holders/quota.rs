@@ -1,25 +1,26 @@
-//! What one consumer may hold, and what becomes of one that does not let go.
+//! Quotas per consumer, and the actions against slow consumers.
 //!
 //! ```text
-//!  delivered ──consumed in time──▶ let go
+//!  delivered ──consumed in time──▶ released
 //!      │ held for longer than `slow_after`
-//!      ├─ warn:   told once, and counted
-//!      ├─ refuse: and nothing more for this consumer until it has let go
-//!      └─ revoke: and released in its name: what is being sent to it ends with an error, and what it
-//!                 reads on does not resolve once its memory is reused
+//!      ├─ warn:   logged once, and counted
+//!      ├─ refuse: also refuses new requests of this consumer until it has released the table
+//!      └─ revoke: also releases its pins: messages in transit end with an error, and cells that it
+//!                 still reads do not resolve once the memory is reused
 //! ```
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::cache::error::CacheError;
 use crate::cache::holders::lease::{HolderName, Leases};
 use crate::cache::holders::limits::{ConsumerLimits, SlowConsumer, SlowHolder};
 use crate::cache::holders::timeframe::Timeframes;
 use crate::clock::Clock;
+use crate::sync::Mutex;
 use crate::telemetry::Counters;
 
-/// Looks after consumers that do not let go.
+/// Enforces the limits per consumer.
 #[derive(Debug)]
 pub(crate) struct ConsumerQuotas {
     pub(crate) limits: ConsumerLimits,
@@ -30,7 +31,7 @@ pub(crate) struct ConsumerQuotas {
     pub(crate) asking: Arc<Mutex<HashMap<HolderName, u64>>>,
 }
 
-/// One request of a consumer that is being answered.
+/// A request of a consumer in progress; dropping it frees its place in the quota.
 #[derive(Debug)]
 pub(crate) struct RequestPermit {
     asking: Arc<Mutex<HashMap<HolderName, u64>>>,
@@ -39,7 +40,7 @@ pub(crate) struct RequestPermit {
 
 impl Drop for RequestPermit {
     fn drop(&mut self) {
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asking = self.asking.lock();
         if let Some(count) = asking.get_mut(&self.name) {
             *count -= 1;
             if *count == 0 {
@@ -50,13 +51,13 @@ impl Drop for RequestPermit {
 }
 
 impl ConsumerQuotas {
-    /// Counts one more request of a consumer that is being answered.
+    /// Counts one more request in progress of a consumer.
     ///
     /// # Errors
     /// [`CacheError::OverQuota`].
     pub(crate) fn begin(&self, name: &HolderName) -> Result<Option<RequestPermit>, CacheError> {
         let Some(limit) = self.limits.quota_requests else { return Ok(None) };
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asking = self.asking.lock();
         let wanted = asking.get(name).map_or(1, |count| count + 1);
         if wanted > limit {
             self.counters.over_quota.add(1);
@@ -67,10 +68,11 @@ impl ConsumerQuotas {
         Ok(Some(RequestPermit { asking: Arc::clone(&self.asking), name: name.clone() }))
     }
 
-    /// Whether a consumer may ask for more.
+    /// Whether a consumer may make further requests.
     ///
     /// # Errors
-    /// [`CacheError::SlowConsumer`] if it holds something for too long, and is to be refused.
+    /// [`CacheError::SlowConsumer`] if it holds a table for too long and such consumers are
+    /// refused.
     pub(crate) fn admit(&self, name: &HolderName) -> Result<(), CacheError> {
         let (Some(after), SlowConsumer::Refuse) =
             (self.limits.slow_after, self.limits.slow_consumer)
@@ -93,7 +95,7 @@ impl ConsumerQuotas {
         }
     }
 
-    /// Deals with all that is held for too long by now.
+    /// Acts on all tables that are held for too long by now.
     pub(crate) fn look(&self) {
         let Some(after) = self.limits.slow_after else { return };
         let now = self.clock.now();
@@ -111,7 +113,7 @@ impl ConsumerQuotas {
         }
         for (timeframe, late) in self.timeframes.newly_slow(now, after) {
             said(&late);
-            // Meanwhile it can have let go by itself.
+            // The consumer can have consumed it meanwhile.
             if revoke && self.timeframes.consumed(timeframe, &late.consumer).is_ok() {
                 self.leases.revoke_reader(timeframe, &late.consumer);
                 self.counters.slow_revoked.add(1);

@@ -1,14 +1,14 @@
-//! Timeframes in flight: what they need stays until each of their consumers is done with them.
+//! Timeframes in flight: their objects stay pinned until every consumer has consumed them.
 //!
 //! ```text
-//!  register ──▶ loading ──all pinned──▶ ready ──each consumer was sent it──▶ delivered
+//!  register ──▶ loading ──all pinned──▶ ready ──sent to each consumer──▶ delivered
 //!                                                          │ each consumer has consumed it
 //!                                                          ▼
 //!                                                       dropped
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::futures::Notified;
@@ -23,29 +23,30 @@ use crate::cache::memory::reservations::Claim;
 use crate::cache::tables::plan::{Assembled, Plan};
 use crate::cache::tables::schema_cache::{SchemaKey, TableSchema};
 use crate::clock::{Clock, Moment};
+use crate::sync::{Mutex, MutexGuard};
 use crate::table::{ColumnRequest, ConsumerState, RequestLimits, TimeframeState, TimeframeStatus};
 use crate::telemetry::Counters;
 
-/// What a timeframe was registered with.
+/// The content of a registered timeframe.
 #[derive(Debug)]
 pub(crate) struct Registration {
     pub(crate) timeframe: u64,
-    /// Timeframes that are registered with equal ones share them.
+    /// Shared between timeframes that are registered with equal columns.
     pub(crate) columns: Arc<[ColumnRequest]>,
-    /// For whom it waits; empty: for those who ask.
+    /// The consumers that it is registered for; if empty, those that request it.
     pub(crate) consumers: Vec<String>,
     pub(crate) plan: Plan,
-    /// The memory of its timestamps and names, charged to the client that registered it.
+    /// Budget for its timestamps and names, charged to the client that registered it.
     #[expect(dead_code, reason = "held for its drop")]
     pub(crate) charge: Charge,
 }
 
-/// Whether the objects of a timeframe are there.
+/// Whether the objects of a timeframe are pinned.
 #[derive(Debug, Clone)]
 pub(crate) enum LoadState {
     Loading,
     Ready(Arc<Assembled>),
-    /// It was dropped.
+    /// The timeframe was dropped.
     Gone,
 }
 
@@ -54,21 +55,21 @@ pub(crate) enum LoadState {
 pub(crate) struct Timeframe {
     pub(crate) registration: Registration,
     load: watch::Sender<LoadState>,
-    /// What it has until its objects are there.
+    /// Its reservation until its objects are pinned.
     claim: Mutex<Claim>,
     clock: Clock,
     consumers: Mutex<BTreeMap<String, TimeframeConsumer>>,
-    /// The forms in which its own columns were asked for.
+    /// The schemas in which its own columns were requested.
     forms: Mutex<Vec<(SchemaKey, Arc<TableSchema>)>>,
 }
 
-/// How far a consumer is with a timeframe.
+/// The progress of a consumer with a timeframe.
 #[derive(Debug, Clone, Copy)]
 struct TimeframeConsumer {
     state: ConsumerState,
-    /// When it could have it, and from then on when it was sent it; `None`: it is not ready.
+    /// When it became ready, later when it was sent to this consumer; `None` before it is ready.
     since: Option<Moment>,
-    /// It was told that it is slow.
+    /// The consumer was reported as slow.
     slow: bool,
 }
 
@@ -88,25 +89,25 @@ impl Timeframe {
     }
 
     fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, TimeframeConsumer>> {
-        self.consumers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.consumers.lock()
     }
 
     pub(crate) fn id(&self) -> u64 {
         self.registration.timeframe
     }
 
-    /// Whether these are its own columns, the very same: others can be equal.
+    /// Whether these are its own columns by address; other columns may be equal.
     pub(crate) fn has_the(&self, columns: &[ColumnRequest]) -> bool {
         std::ptr::eq(columns, &*self.registration.columns)
     }
 
-    /// The form of its own columns that `key` decides, which `find` gives at first.
+    /// The schema of its own columns for `key`; `find` makes it the first time.
     pub(crate) fn form(
         &self,
         key: SchemaKey,
         find: impl FnOnce() -> Arc<TableSchema>,
     ) -> Arc<TableSchema> {
-        let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut forms = self.forms.lock();
         if let Some((_, form)) = forms.iter().find(|(known, _)| *known == key) {
             return Arc::clone(form);
         }
@@ -115,27 +116,27 @@ impl Timeframe {
         form
     }
 
-    /// Tells how far its objects are, and each change.
+    /// A receiver of the load state and its changes.
     pub(crate) fn load(&self) -> watch::Receiver<LoadState> {
         self.load.subscribe()
     }
 
-    /// Whether all that it needs is in memory, so that loading it is no more than pinning.
+    /// Whether all its objects are resident, so that loading only pins them.
     pub(crate) fn is_resident(&self) -> bool {
         self.claim().is_resident()
     }
 
-    /// It needs its claim no more: it has its pins, or never will.
+    /// Drops its claim: it has its pins, or will never get them.
     pub(crate) fn give_up_claim(&self) {
         let claim = std::mem::take(&mut *self.claim());
         drop(claim);
     }
 
     fn claim(&self) -> MutexGuard<'_, Claim> {
-        self.claim.lock().unwrap_or_else(PoisonError::into_inner)
+        self.claim.lock()
     }
 
-    /// Its objects are there; they stay pinned as long as it is in flight.
+    /// Sets the table; its objects stay pinned as long as it is in flight.
     pub(crate) fn set_ready(&self, assembled: Arc<Assembled>) {
         self.give_up_claim();
         self.load.send_if_modified(|load| {
@@ -151,17 +152,17 @@ impl Timeframe {
         }
     }
 
-    /// It is not in flight any more: nothing is held for it, and who loads it can stop.
+    /// Marks it as dropped: releases its pins and stops its load.
     fn set_gone(&self) {
         let before = self.load.send_replace(LoadState::Gone);
         self.give_up_claim();
         if let LoadState::Ready(assembled) = before {
-            // All that holds the objects at once; which they were is taken apart later.
+            // Releases all pins at once; the plan itself is freed later.
             Assembled::let_go(assembled);
         }
     }
 
-    /// Whether `consumer` may read it.
+    /// Checks that `consumer` may read it.
     ///
     /// # Errors
     /// [`CacheError::UnknownConsumer`], [`CacheError::AlreadyConsumed`].
@@ -181,7 +182,7 @@ impl Timeframe {
         }
     }
 
-    /// `consumer` is being sent its table.
+    /// Records that the table is being sent to `consumer`.
     pub(crate) fn set_delivered(&self, consumer: &str) {
         let mut consumers = self.consumers();
         let waiting = TimeframeConsumer::new(ConsumerState::Waiting, None);
@@ -191,7 +192,7 @@ impl Timeframe {
         }
     }
 
-    /// Returns whether now all are done.
+    /// Records a report of consumption; true if all consumers have consumed it.
     fn set_consumed(&self, consumer: &str) -> bool {
         let mut consumers = self.consumers();
         consumers
@@ -203,7 +204,7 @@ impl Timeframe {
         self.consumers().get(consumer).is_some_and(|reader| reader.state != ConsumerState::Consumed)
     }
 
-    /// The consumers that have it for `after` now, sent or not, and had not before.
+    /// The consumers for which it has been ready or sent for `after`, each returned once.
     fn newly_slow(&self, now: Moment, after: Duration) -> Vec<SlowHolder> {
         let mut late = Vec::new();
         for (consumer, reader) in self.consumers().iter_mut() {
@@ -216,7 +217,7 @@ impl Timeframe {
         late
     }
 
-    /// How far it is; `None`: it is not in flight any more.
+    /// Its state; `None` if it is no longer in flight.
     pub(crate) fn state(&self) -> Option<TimeframeState> {
         Some(self.status()?.state)
     }
@@ -226,7 +227,7 @@ impl Timeframe {
         self.consumers().keys().cloned().collect()
     }
 
-    /// What is told of it; `None`: it is not in flight any more.
+    /// Its status; `None` if it is no longer in flight.
     pub(crate) fn status(&self) -> Option<TimeframeStatus> {
         let load = self.load.borrow().clone();
         let consumers = self.consumers();
@@ -258,6 +259,9 @@ impl Timeframe {
         if !own.plan.timestamps().same_rows(other.plan.timestamps()) {
             return Some("timestamps");
         }
+        if !own.plan.table_rows().keys.same_rows(&other.plan.table_rows().keys) {
+            return Some("keys");
+        }
         let sorted = |names: &[String]| {
             let mut names = names.to_vec();
             names.sort_unstable();
@@ -267,32 +271,32 @@ impl Timeframe {
     }
 }
 
-/// All timeframes in flight, and how far each consumer is.
+/// All timeframes in flight, and the progress of each consumer.
 #[derive(Debug)]
 pub(crate) struct Timeframes {
     clock: Clock,
     counters: Arc<Counters>,
     state: Mutex<TimeframeMap>,
-    /// Those of the timeframe that came last.
+    /// The columns of the latest registration.
     last_columns: Mutex<Arc<[ColumnRequest]>>,
-    /// Rung when a timeframe is dropped.
+    /// Notified when a timeframe is dropped.
     room: Notify,
 }
 
 #[derive(Debug, Default)]
 struct TimeframeMap {
     in_flight: BTreeMap<u64, Arc<Timeframe>>,
-    /// By consumer: all timeframes below are done. Never goes back.
+    /// By consumer: all timeframes below are consumed. Only an administrator lowers it.
     watermarks: HashMap<String, Watermark>,
 }
 
-/// What came of a registration.
+/// The result of a registration.
 pub(crate) enum Registered {
-    /// It is in flight now.
+    /// Newly in flight.
     New(Arc<Timeframe>),
-    /// It was before, with the same content.
+    /// Already in flight with the same content.
     Known(Arc<Timeframe>),
-    /// All of its consumers are done with it already: it never was in flight.
+    /// All its consumers have already consumed it: it was never in flight.
     Consumed(Arc<Timeframe>),
 }
 
@@ -303,18 +307,18 @@ impl Timeframes {
     }
 
     fn state(&self) -> MutexGuard<'_, TimeframeMap> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    /// Comes when a timeframe is dropped.
+    /// Completes when a timeframe is dropped.
     pub(crate) fn room(&self) -> Notified<'_> {
         self.room.notified()
     }
 
-    /// The timeframe, if it is in flight already.
+    /// The timeframe, if it is already in flight.
     ///
     /// # Errors
-    /// [`CacheError::TimeframeExists`] if it is, with another content.
+    /// [`CacheError::TimeframeExists`] if it is in flight with other content.
     pub(crate) fn known(
         &self,
         registration: &Registration,
@@ -323,7 +327,7 @@ impl Timeframes {
     }
 
     /// # Errors
-    /// [`CacheError::TimeframeExists`] if the id is in flight with another content.
+    /// [`CacheError::TimeframeExists`] if the id is in flight with other content.
     pub(crate) fn register(
         &self,
         registration: Registration,
@@ -357,7 +361,7 @@ impl Timeframes {
         found.ok_or(CacheError::UnknownTimeframe { timeframe })
     }
 
-    /// `consumer` is done with `timeframe`. Returns the timeframe if that dropped it.
+    /// Records that `consumer` has consumed `timeframe`. Returns the timeframe if this dropped it.
     ///
     /// # Errors
     /// [`CacheError::UnknownTimeframe`], [`CacheError::UnknownConsumer`].
@@ -368,7 +372,7 @@ impl Timeframes {
     ) -> Result<Option<Arc<Timeframe>>, CacheError> {
         let mut state = self.state();
         let Some(entry) = state.in_flight.get(&timeframe) else {
-            // To say it twice is no mistake.
+            // A repeated report is no error.
             if state.watermarks.get(consumer).is_some_and(|mark| timeframe < mark.oldest) {
                 return Ok(None);
             }
@@ -388,7 +392,7 @@ impl Timeframes {
         Ok(dropped)
     }
 
-    /// These are not in flight any more.
+    /// Releases timeframes that are no longer in flight.
     fn let_go(&self, dropped: &[Arc<Timeframe>]) {
         for timeframe in dropped {
             self.counters.timeframes_dropped.add(1);
@@ -397,8 +401,8 @@ impl Timeframes {
         self.room.notify_waiters();
     }
 
-    /// `consumer` is done with all timeframes below `oldest`. Returns those of which it was still
-    /// expected, and those that are dropped now. The watermark is charged to `budget`.
+    /// Records that `consumer` has consumed all timeframes below `oldest`. Returns those that it
+    /// had not consumed before, and those dropped now. The watermark is charged to `budget`.
     ///
     /// # Errors
     /// [`CacheError::Budget`].
@@ -428,13 +432,13 @@ impl Timeframes {
         Ok((below.iter().map(|timeframe| timeframe.id()).collect(), dropped))
     }
 
-    /// Returns what is charged for the watermarks of clients that are gone. Of those, only the ones
-    /// that were set last are kept.
+    /// Refunds the charges for watermarks of clients that are gone. Of these watermarks only the
+    /// latest are kept.
     pub(crate) fn sweep_watermarks(&self) {
         self.state().sweep_watermarks();
     }
 
-    /// Lowers the watermark of a consumer; timeframes that were dropped stay dropped.
+    /// Lowers the watermark of a consumer; dropped timeframes stay dropped.
     pub(crate) fn set_watermark_back(&self, consumer: &str, oldest: u64) {
         let mut state = self.state();
         match state.watermarks.get_mut(consumer) {
@@ -444,7 +448,7 @@ impl Timeframes {
         }
     }
 
-    /// Drops a timeframe whoever still waits for it.
+    /// Drops a timeframe even if consumers have not consumed it.
     ///
     /// # Errors
     /// [`CacheError::UnknownTimeframe`].
@@ -454,7 +458,7 @@ impl Timeframes {
         dropped.ok_or(CacheError::UnknownTimeframe { timeframe })
     }
 
-    /// What is pinned for those that are there, and for those that will be.
+    /// The pins of the timeframes that are ready, and of the claims of the others.
     pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
         let pins = |timeframe: &Arc<Timeframe>| match &*timeframe.load.borrow() {
             LoadState::Ready(assembled) => Some(Arc::clone(&assembled.pins)),
@@ -465,7 +469,7 @@ impl Timeframes {
         all.iter().filter_map(pins).chain(all.iter().map(claimed)).collect()
     }
 
-    /// For how long `consumer` holds the timeframe that it was sent first of those it holds.
+    /// How long `consumer` has held its oldest delivered timeframe.
     pub(crate) fn held_longest(&self, consumer: &str, now: Moment) -> Option<Duration> {
         let held = |timeframe: &Arc<Timeframe>| {
             let consumers = timeframe.consumers();
@@ -476,7 +480,7 @@ impl Timeframes {
         self.all().iter().filter_map(held).max()
     }
 
-    /// Who has which timeframe for `after` now, and had not before.
+    /// Consumers that now have a timeframe for `after`, each returned once per timeframe.
     pub(crate) fn newly_slow(&self, now: Moment, after: Duration) -> Vec<(u64, SlowHolder)> {
         let late = |timeframe: &Arc<Timeframe>| {
             let late = timeframe.newly_slow(now, after).into_iter();
@@ -485,28 +489,28 @@ impl Timeframes {
         self.all().iter().flat_map(late).collect()
     }
 
-    /// All of them, by id.
+    /// All timeframes, by id.
     pub(crate) fn all(&self) -> Vec<Arc<Timeframe>> {
         self.state().in_flight.values().map(Arc::clone).collect()
     }
 
-    /// The `limit` with the highest ids.
+    /// The `limit` timeframes with the highest ids.
     pub(crate) fn latest(&self, limit: usize) -> Vec<Arc<Timeframe>> {
         let state = self.state();
         let latest = state.in_flight.values().rev().take(limit);
         latest.map(Arc::clone).collect()
     }
 
-    /// The columns as a registration has them: one after the other comes with the same.
+    /// The columns as shared by registrations: successive ones usually have equal columns.
     pub(crate) fn shared_columns(&self, columns: &[ColumnRequest]) -> Arc<[ColumnRequest]> {
-        let mut last = self.last_columns.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last_columns.lock();
         if **last != *columns {
             *last = columns.into();
         }
         Arc::clone(&last)
     }
 
-    /// How many are in flight.
+    /// Number of timeframes in flight.
     pub(crate) fn len(&self) -> usize {
         self.state().in_flight.len()
     }
@@ -518,17 +522,18 @@ impl Timeframes {
     }
 }
 
-/// Of consumers whose clients are gone, this many watermarks are kept.
+/// Maximum number of watermarks kept for consumers whose clients are gone.
 const MAX_IDLE_WATERMARKS: usize = 10_000;
-/// What a watermark takes beside the consumer's name.
+/// Bytes of a watermark without the consumer's name.
 const WATERMARK_BYTES: usize = 160;
 
-/// All timeframes below are done.
+/// All timeframes below `oldest` are consumed.
 #[derive(Debug)]
 struct Watermark {
     oldest: u64,
     set: Moment,
-    /// Its memory, charged to the client that set it first, as long as that is there.
+    /// Budget for its memory, charged to the client that set it first, as long as that is
+    /// connected.
     charge: Charge,
 }
 
@@ -540,7 +545,7 @@ impl TimeframeMap {
         budget: &ClientBudget,
         now: Moment,
     ) -> Result<(), CacheError> {
-        // No timeframe can be registered for such a consumer: there is nothing to keep.
+        // No timeframe can be registered for such a consumer, so there is nothing to keep.
         if consumer.len() > RequestLimits::MOST.name_bytes {
             return Ok(());
         }
@@ -619,7 +624,7 @@ mod tests {
         let set = |name: &str| timeframes.oldest_possible(name, 1, &client);
         let refused = (0..10).map(|n| set(&format!("n{n}"))).filter(Result::is_err).count();
         assert!(refused > 0 && refused < 10, "{refused}");
-        // One that is there moves on all the same, and a name that no timeframe can have is not kept.
+        // An existing watermark still advances, and a name that no timeframe can have is not kept.
         assert!(set("n0").is_ok());
         assert!(set(&"x".repeat(1_000_000)).is_ok());
         assert!(timeframes.state().watermarks.len() < 10);

@@ -1,4 +1,4 @@
-//! Loads the objects of a timeframe.
+//! Loads and pins the objects of a timeframe.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::cache::tables::plan::Assembled;
 /// Loads and pins all objects of a timeframe.
 ///
 /// # Errors
-/// [`CacheError`]. The timeframe then still waits for its objects.
+/// [`CacheError`]. The timeframe then stays in the state loading.
 pub(crate) async fn load_timeframe(
     loader: &Loader,
     timeframe: &Timeframe,
@@ -24,11 +24,11 @@ pub(crate) async fn load_timeframe(
     Ok(())
 }
 
-/// The table of a timeframe. Waits for the task that loads its objects, and meanwhile tries to load
-/// them itself.
+/// The table of a timeframe. Waits for the task that loads its objects, and tries to load them
+/// itself meanwhile.
 ///
 /// # Errors
-/// [`CacheError::UnknownTimeframe`] if the timeframe is dropped, and why loading fails.
+/// [`CacheError::UnknownTimeframe`] if the timeframe is dropped, else the error of the load.
 pub(crate) async fn assembled(
     loader: &Loader,
     timeframe: &Arc<Timeframe>,

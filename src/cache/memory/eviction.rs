@@ -1,37 +1,39 @@
-//! The objects that nobody pins, and which of them goes first.
+//! Eviction: the queues of evictable objects, and the order in which they are evicted (S3-FIFO).
 //!
 //! ```text
-//!  last pin gone ─┬─ new ──────────────▶ trial ──used again──▶ proven ◀─┐ used since: once more round
-//!                 │                        │ not                │  └────┘
-//!                 │                        ▼                    │ not
-//!                 └─ lately evicted ─▶ …proven      evicted ◀───┘
-//!                                       (evicted, and remembered for a while)
+//!  last pin gone ─┬─ new ─────────────▶ small ──used again──▶ main ◀─┐ used since: next round
+//!                 │                       │ not               │  └───┘
+//!                 │                       ▼                   │ not
+//!                 └─ in ghost ─▶ main    evicted ◀────────────┘
+//!                                       (its id stays in ghost for a while)
 //! ```
 //!
-//! Two queues, first in first out, and how often each was used: S3-FIFO (Yang, Zhang, Qiu, Yue,
-//! Rashmi: FIFO Queues are All You Need for Cache Eviction, SOSP 2023). What is looked at once, as by a
-//! scan over a year of data, goes through a tenth of the memory and leaves the rest alone. To use an
-//! object changes a number in it and nothing here, so no lock is on the way of a table; what is
-//! pinned again stays in its queue, and is taken out when its turn comes.
+//! Two FIFO queues and a use count per object: S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi: FIFO Queues
+//! are All You Need for Cache Eviction, SOSP 2023). Objects used once, as by a scan over a year of
+//! data, pass through a tenth of the memory and leave the rest alone. A use changes only a number
+//! in the object, so answering a table takes no lock here. An object that is pinned again stays in
+//! its queue and is removed when it reaches the front.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher as _;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
 use crate::cache::memory::object::Resident;
 use crate::object::ObjectId;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
-/// One part in so many of the bytes is for those on trial.
+/// The small queue gets one part in this many of the bytes.
 const SMALL_SHARE: u64 = 10;
-/// What was used more often than this while on trial is proven, as in the paper.
+/// Objects used more often than this while in the small queue move to the main queue, as in the
+/// paper.
 const PROMOTION_USES: u8 = 1;
-/// So many are looked at under one lock.
+/// Maximum number of objects examined under one lock.
 const MAX_SCANNED: usize = 64;
 
-/// What can go when room is needed.
+/// The evictable objects.
 #[derive(Debug, Default)]
 pub(crate) struct EvictionQueues {
     queues: Mutex<Queues>,
@@ -43,7 +45,7 @@ struct Queues {
     small: FifoQueue,
     main: FifoQueue,
     ghost: GhostQueue,
-    /// Nothing comes in any more.
+    /// No objects are added any more.
     closed: bool,
 }
 
@@ -65,7 +67,7 @@ impl FifoQueue {
         Some(first)
     }
 
-    /// Takes out those that `which` picks.
+    /// Removes the objects that `which` selects.
     fn take(&mut self, which: impl Fn(&Resident) -> bool) -> Vec<Arc<Resident>> {
         let all = std::mem::take(&mut self.order).into_iter();
         let (taken, rest): (VecDeque<_>, VecDeque<_>) = all.partition(|resident| which(resident));
@@ -75,13 +77,13 @@ impl FifoQueue {
     }
 }
 
-/// What becomes of the one whose turn it is.
+/// The result for the object at the front.
 enum EvictionStep {
-    /// It is taken out.
+    /// It was removed.
     Goes(Arc<Resident>),
-    /// It is in its queue, or the other one, again.
+    /// It was put back into its queue, or moved to the other one.
     Stays,
-    /// There is none.
+    /// The queues are empty.
     None,
 }
 
@@ -109,7 +111,7 @@ impl Queues {
     }
 }
 
-/// Who was evicted lately, as marks in a table that later ones write over: as good as a queue of ids,
+/// Ids evicted recently, as marks in a table that later marks overwrite: as good as a queue of ids,
 /// at four bytes each.
 #[derive(Debug, Default)]
 struct GhostQueue {
@@ -118,15 +120,15 @@ struct GhostQueue {
 }
 
 impl GhostQueue {
-    /// The place of `id`, and its mark.
+    /// The slot and mark of `id`.
     fn mark(&self, id: ObjectId) -> Option<(usize, u32)> {
         let hash = self.hasher.hash_one(id);
         let place = (hash as usize).checked_rem(self.marks.len())?;
-        // 0 stands for none.
+        // 0 means an empty slot.
         Some((place, (hash >> 32) as u32 | 1))
     }
 
-    /// One more, of about so many that are remembered.
+    /// Adds an id; about `objects` ids are remembered.
     fn add(&mut self, id: ObjectId, objects: usize) {
         if self.marks.len() < objects {
             self.marks = vec![0; (2 * objects).next_power_of_two()];
@@ -136,7 +138,7 @@ impl GhostQueue {
         }
     }
 
-    /// Whether it was one of them; it is none any more.
+    /// Removes an id; true if it was there.
     fn remove(&mut self, id: ObjectId) -> bool {
         match self.mark(id) {
             Some((place, mark)) if self.marks[place] == mark => {
@@ -150,25 +152,25 @@ impl GhostQueue {
 
 impl EvictionQueues {
     fn queues(&self) -> MutexGuard<'_, Queues> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queues.lock()
     }
 
-    /// Bytes of all of them, those that are pinned again included.
+    /// Bytes of all listed objects, including those pinned again.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// The same, counted anew.
+    /// Like [`bytes`](Self::bytes), but counted anew.
     pub(crate) fn counted_bytes(&self) -> u64 {
         let queues = self.queues();
         let all = queues.small.order.iter().chain(&queues.main.order);
         all.map(|resident| resident.charged_bytes()).sum()
     }
 
-    /// The last pin of an object is gone.
+    /// Lists an object whose last pin is gone.
     pub(crate) fn add(&self, resident: &Arc<Resident>) {
         if resident.is_listed() {
-            // It was one before, and still is; or is evicted just now, and then goes.
+            // It is still listed, or is being evicted now and will be freed.
             return;
         }
         let mut queues = self.queues();
@@ -183,10 +185,10 @@ impl EvictionQueues {
         }
     }
 
-    /// Takes out the one that goes first. Unless it is pinned meanwhile, it is gone when this is
-    /// dropped, which has to be without any lock.
+    /// Removes the next object to evict. Unless it is pinned meanwhile, it is freed when the result
+    /// is dropped, which must happen without any lock.
     pub(crate) fn evict(&self) -> Option<Arc<Resident>> {
-        // Where all were used much, it may take a look at each: who has one to add waits for a few.
+        // If all objects were used often, this may examine each; the lock is released in between.
         loop {
             match self.evict_among_some() {
                 EvictionStep::Goes(resident) => return Some(resident),
@@ -196,7 +198,7 @@ impl EvictionQueues {
         }
     }
 
-    /// Looks at some; `Stays`: none of them goes.
+    /// Examines some objects; `Stays` if none of them is to be evicted.
     fn evict_among_some(&self) -> EvictionStep {
         let mut queues = self.queues();
         let decided = (0..MAX_SCANNED)
@@ -213,7 +215,7 @@ impl EvictionQueues {
         decided
     }
 
-    /// Takes out those that `which` picks.
+    /// Removes the objects that `which` selects.
     pub(crate) fn take(&self, which: impl Fn(&Resident) -> bool) -> Vec<Arc<Resident>> {
         let mut queues = self.queues();
         let mut taken = queues.small.take(&which);
@@ -222,18 +224,18 @@ impl EvictionQueues {
         taken
     }
 
-    /// Takes all out; from now on nothing comes in.
+    /// Removes all objects; none are added from now on.
     pub(crate) fn close(&self) -> Vec<Arc<Resident>> {
         self.queues().closed = true;
         self.take(|_| true)
     }
 
-    /// Whether nothing comes in any more.
+    /// Whether no objects are added any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.queues().closed
     }
 
-    /// Under the lock of the queues.
+    /// Marks an object as not listed. Called under the lock of the queues.
     fn unlist(&self, resident: &Resident) {
         resident.set_listed(false);
         self.bytes.fetch_sub(resident.charged_bytes(), Ordering::Relaxed);
@@ -247,13 +249,13 @@ mod tests {
     use crate::cache::memory::residency::Residency;
     use crate::cache::memory::samples::{CHARGED_BYTES, home, id, object};
 
-    /// So many objects fit.
+    /// Number of objects that fit into the memory.
     const ROOM: usize = 100;
 
     /// The object `n`, used once more.
     fn used(home: &Arc<Residency>, n: usize) -> Pin {
         let pin = object(home, n);
-        // In a moment of its own.
+        // At a tick of its own.
         let uses = pin.resident().uses();
         (1..).find(|tick| {
             pin.resident().touch(*tick);
@@ -289,8 +291,8 @@ mod tests {
             }
             there(&home, 1_000..1_080)
         };
-        assert!(after(1) < 20, "what comes once has a tenth of the memory");
-        // Two that have the same mark in the table of the evicted may need some rounds more.
+        assert!(after(1) < 20, "objects used once get a tenth of the memory");
+        // Objects with the same mark in the ghost queue may need some more rounds.
         assert!(after(2) > 60);
         assert_eq!(after(10), 80);
     }
@@ -299,7 +301,7 @@ mod tests {
     fn what_comes_back_soon_after_it_was_evicted_is_proven() {
         let home = home(ROOM);
         (0..ROOM + 1).for_each(|n| drop(used(&home, n)));
-        assert_eq!(there(&home, 0..1), 0, "the first came first");
+        assert_eq!(there(&home, 0..1), 0, "the first object is evicted first");
         drop(used(&home, 0));
         (1_000..1_200).for_each(|n| drop(used(&home, n)));
         assert_eq!(there(&home, 0..ROOM + 1), 1);
@@ -313,7 +315,7 @@ mod tests {
         (1_000..1_200).for_each(|n| drop(used(&home, n)));
         assert_eq!(there(&home, 0..ROOM - 1), ROOM - 1);
         drop(pins);
-        // Candidates, pinned anew, and not.
+        // Evictable objects: pinned again, and not.
         let pins: Vec<Pin> = (0..50).map(|n| home.pin(id(n)).unwrap()).collect();
         (2_000..2_300).for_each(|n| drop(used(&home, n)));
         assert_eq!(there(&home, 0..50), 50);
@@ -328,6 +330,6 @@ mod tests {
         home.close();
         assert_eq!(home.objects(), 0);
         drop(used(&home, 1));
-        assert_eq!(home.objects(), 0, "nothing is kept any more");
+        assert_eq!(home.objects(), 0, "no object is kept any more");
     }
 }

@@ -1,18 +1,19 @@
-//! Pins in somebody's hands: of a table that is being sent, of an object that is being read.
+//! Pins in use outside of a lease: by a table that is being sent, or an object that is being read.
 //!
-//! They keep what they pin even where no lease does any more; and they are listed, so that for every
-//! pin it can be said whose it is.
+//! They keep their objects in memory even after the lease has ended. They are listed, so that every
+//! pin can be attributed to a holder.
 
 use std::collections::HashMap;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
 
 use crate::cache::memory::object::PinSet;
+use crate::sync::{Mutex, MutexGuard};
 
-/// All that is in somebody's hands now.
+/// All pins in use.
 #[derive(Debug, Default)]
 pub(crate) struct InUse {
     held: Mutex<HashMap<u64, Arc<PinSet>, RandomState>>,
@@ -21,10 +22,10 @@ pub(crate) struct InUse {
 
 impl InUse {
     fn held(&self) -> MutexGuard<'_, HashMap<u64, Arc<PinSet>, RandomState>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
-    /// Takes pins in hand, until what this gives is dropped.
+    /// Lists pins as in use until the returned guard is dropped.
     pub(crate) fn take(self: &Arc<Self>, pins: Arc<PinSet>) -> InUseGuard {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.held().insert(number, Arc::clone(&pins));
@@ -36,7 +37,7 @@ impl InUse {
     }
 }
 
-/// Pins that somebody has in hand: what they pin stays until this is dropped.
+/// Pins in use: their objects stay in memory until this is dropped.
 #[derive(Debug)]
 pub struct InUseGuard {
     pins: Arc<PinSet>,
@@ -55,7 +56,7 @@ impl Deref for InUseGuard {
 impl Drop for InUseGuard {
     fn drop(&mut self) {
         let gone = self.hands.held().remove(&self.number);
-        // Outside of the lock: with it the objects may go.
+        // Outside of the lock, because this can free objects.
         drop(gone);
     }
 }

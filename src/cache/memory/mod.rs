@@ -2,6 +2,8 @@
 
 mod eviction;
 pub(crate) mod in_use;
+#[cfg(all(test, feature = "loom"))]
+mod loom_model;
 pub(crate) mod object;
 mod pin_count;
 pub(crate) mod pin_request;

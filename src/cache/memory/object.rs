@@ -1,54 +1,57 @@
-//! An object whose bytes are in shared memory, and the pins that keep it there.
+//! Resident objects: their bytes in shared memory, and the pins that keep them there.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use crate::cache::memory::pin_count;
 use crate::cache::restart::LogEntry;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
 use crate::shm::{AHEAD, Block, MetaHeader, prefetch};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
 
-/// What keeps account of objects: the residency.
+/// Keeps account of objects; implemented by the residency.
 pub(crate) trait ObjectHome: Send + Sync {
-    /// The last reference to the object is gone, and its block is free.
+    /// Called when the last reference to the object is gone and its block is free.
     fn forget(&self, id: ObjectId);
 
-    /// The last pin of the object is gone: it can be evicted. The caller then reports its bytes with
-    /// [`unpinned`](Self::unpinned).
+    /// Called when the last pin of the object is gone, so that it can be evicted. The caller then
+    /// reports its bytes with [`unpinned`](Self::unpinned).
     fn last_pin_gone(&self, object: &Arc<Resident>);
 
-    /// Bytes that are no longer pinned.
+    /// Subtracts bytes that are no longer pinned.
     fn unpinned(&self, bytes: u64);
 }
 
-/// An object in shared memory. Its block is given up with the last `Arc`.
+/// An object in shared memory. Its block is freed with the last `Arc`.
 ///
-/// All that is looked at to pin it, to hand it out and to let go of it comes first: with the counts of
-/// the `Arc` that is one line of the cache. To pin thousands is to wait for memory.
+/// The fields for pinning, answering and unpinning come first: together with the counts of the
+/// `Arc` they fill one cache line. Pinning thousands of objects is limited by memory latency.
 #[repr(C)]
 pub(crate) struct Resident {
     pins: AtomicU32,
-    /// The moment of the last touch that counted; 0: none.
+    /// Tick of the last use that counted; 0: none.
     touched: AtomicU16,
-    /// Whether it is a candidate, or was one before it was pinned again; written under the lock of the
-    /// candidates.
+    /// Whether it is in an eviction queue, which can also be so after it was pinned again. Written
+    /// under the lock of the queues.
     listed: AtomicBool,
-    /// How often it was used, as far as that counts for the order in which candidates go.
+    /// Use count for the order of eviction, saturated.
     uses: AtomicU8,
-    // What is written down for a successor is crossed out before the block is free, and that is so
-    // before the farewell rings for room.
+    // The entry in the object log is erased before the block is freed, and the block is freed
+    // before the notifier wakes tasks that wait for memory.
     block: Block,
     entry: Option<LogEntry>,
     farewell: FreedNotifier,
-    /// Of its bytes, as far as it was verified.
+    /// MD5 of its bytes, if it was verified.
     md5: OnceLock<Md5Sum>,
-    /// The path under which it was loaded first.
+    /// The path of its first load.
     path: ObjectPath,
 }
 
+// loom's atomics are larger.
+#[cfg(not(all(test, feature = "loom")))]
 const _: () = assert!(std::mem::offset_of!(Resident, block) == 8);
-// With the counts of the `Arc` and what malloc takes for itself these are 176 bytes per object.
+// With the counts of the `Arc` and the overhead of malloc these are 176 bytes per object.
+#[cfg(not(all(test, feature = "loom")))]
 const _: () = assert!(size_of::<Resident>() <= 144);
 
 impl Drop for Resident {
@@ -57,7 +60,7 @@ impl Drop for Resident {
     }
 }
 
-/// Tells the home of an object that it is gone.
+/// Reports to the home of an object that the object is gone.
 struct FreedNotifier {
     id: ObjectId,
     home: Weak<dyn ObjectHome>,
@@ -111,13 +114,13 @@ impl Resident {
         }
     }
 
-    /// Whether the bytes of both are the same, as far as their digests say.
+    /// Whether size and, if known, digest of both are equal.
     pub(crate) fn has_bytes_of(&self, other: &Self) -> bool {
         let other_md5 = matches!((self.md5(), other.md5()), (Some(a), Some(b)) if a != b);
         !other_md5 && self.block.size_bytes() == other.block.size_bytes()
     }
 
-    /// Computes the MD5 of its bytes where it is not known. Takes the time to read all of them.
+    /// Computes the MD5 of its bytes if it is not known. Reads all of them.
     pub(crate) fn compute_md5(&self) -> Md5Sum {
         *self.md5.get_or_init(|| crate::cache::memory::publish::md5_of(self.block.payload()))
     }
@@ -126,15 +129,15 @@ impl Resident {
         &self.block
     }
 
-    /// The bytes of memory that it takes, its header and rounding included.
+    /// The memory that it takes, header and rounding included.
     pub(crate) fn charged_bytes(&self) -> u64 {
         self.block.charged_bytes()
     }
 
-    /// It is used in this moment.
+    /// Counts a use, at most one per tick.
     pub(crate) fn touch(&self, tick: u16) {
         const MOST_USES: u8 = 3;
-        // Two at once may both count, or one of them not: so exact need it not be.
+        // With two at once both may count, or one not: the count need not be exact.
         if self.touched.load(Ordering::Relaxed) != tick {
             self.touched.store(tick, Ordering::Relaxed);
             self.set_uses(MOST_USES.min(self.uses() + 1));
@@ -157,7 +160,7 @@ impl Resident {
         self.listed.store(listed, Ordering::Release);
     }
 
-    /// How many pins keep it.
+    /// Number of pins.
     pub(crate) fn pins(&self) -> u32 {
         self.pins.load(Ordering::Acquire)
     }
@@ -172,24 +175,24 @@ impl fmt::Debug for Resident {
 /// Whether an object in memory is that of a version with the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Likeness {
-    /// Its bytes are those that the source describes.
+    /// The bytes match the description of the source.
     Same,
-    /// The source describes other bytes.
+    /// The bytes differ from the description of the source.
     Other,
-    /// The source gives a digest, and that of the object was never computed.
+    /// The source gives a digest, and that of the object is not computed yet.
     Unverified,
 }
 
-/// Keeps one object in shared memory for as long as it lives.
+/// Keeps one object in shared memory until it is dropped.
 pub struct Pin {
     resident: Arc<Resident>,
-    /// It pins no more, and is about to be dropped.
+    /// Already unpinned; only the drop remains.
     ended: bool,
 }
 
 impl Pin {
-    /// A pin, and the bytes that are pinned by it, if it is the first; its home has to be told before
-    /// the pin is dropped.
+    /// A new pin, and the bytes that it newly pins if it is the first. The caller must report these
+    /// bytes to the home before the pin is dropped.
     pub(crate) fn taken(resident: Arc<Resident>) -> (Self, u64) {
         let mut bytes = 0;
         pin_count::pin(&resident.pins, || bytes = resident.charged_bytes());
@@ -201,7 +204,8 @@ impl Pin {
         self.resident.likeness(version)
     }
 
-    /// Ends it. The bytes that are pinned no more, if it was the last; its home has to be told.
+    /// Unpins. Returns the bytes no longer pinned, if it was the last; the caller reports them to
+    /// the home.
     fn end(&mut self, home: &dyn ObjectHome) -> u64 {
         let mut bytes = 0;
         pin_count::unpin(&self.resident.pins, || {
@@ -216,7 +220,7 @@ impl Pin {
         &self.resident
     }
 
-    /// Where the object lies.
+    /// The location of the object in shared memory.
     pub fn meta_header(&self) -> MetaHeader {
         self.resident.block.meta_header()
     }
@@ -226,12 +230,12 @@ impl Pin {
         self.resident.block.payload()
     }
 
-    /// Which version it is.
+    /// The id of its version.
     pub fn id(&self) -> ObjectId {
         self.resident.id()
     }
 
-    /// The bytes of memory that it takes, its header and rounding included.
+    /// The memory that it takes, header and rounding included.
     pub fn charged_bytes(&self) -> u64 {
         self.resident.charged_bytes()
     }
@@ -239,7 +243,7 @@ impl Pin {
 
 impl Clone for Pin {
     fn clone(&self) -> Self {
-        // It is pinned, so this is not the first one.
+        // The object is pinned already, so this is not the first pin.
         self.resident.pins.fetch_add(1, Ordering::AcqRel);
         Self { resident: Arc::clone(&self.resident), ended: false }
     }
@@ -266,7 +270,7 @@ impl fmt::Debug for Pin {
     }
 }
 
-/// The pins of one table: shared by all who hold that table, gone with the last of them.
+/// The pins of one table, shared by all its holders; unpinned when the last one is dropped.
 #[derive(Debug, Default)]
 pub struct PinSet {
     pins: Vec<Pin>,
@@ -285,7 +289,7 @@ impl PinSet {
 
 impl Drop for PinSet {
     fn drop(&mut self) {
-        // As if each were dropped, but what can be done once for all is done once: they have one home.
+        // Like dropping each pin, but the home is found, and its count updated, once for all.
         let home = self.pins.first().and_then(|pin| pin.resident.farewell.home.upgrade());
         if let Some(home) = home {
             let mut bytes = 0;

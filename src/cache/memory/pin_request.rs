@@ -1,4 +1,4 @@
-//! Versions that a caller wants pinned, and what memory holds of each.
+//! Pin requests: versions to pin, and the outcome for each.
 
 use std::sync::Arc;
 
@@ -6,15 +6,15 @@ use crate::cache::memory::object::{Likeness, Pin};
 use crate::cache::memory::residency::Residency;
 use crate::object::{ObjectId, ObjectInfo};
 
-/// What was found of a version.
+/// The result for one version.
 pub(crate) enum PinOutcome {
     /// Its object.
     Same(Pin),
-    /// An object of the same id, and of other bytes.
+    /// An object with the same id and other bytes.
     Other(Pin),
-    /// An object of the same id whose digest is not known, and the source gives one.
+    /// An object with the same id and an unknown digest, while the source gives one.
     Unverified(Pin),
-    /// It is not in memory.
+    /// The object is not in memory.
     Nothing,
 }
 
@@ -29,17 +29,17 @@ impl PinOutcome {
     }
 }
 
-/// Versions, each id once.
+/// Versions to pin, each id once.
 pub(crate) trait PinRequest: Sync {
-    /// How many.
+    /// Number of versions.
     fn len(&self) -> usize;
 
     fn id(&self, number: usize) -> ObjectId;
 
     fn info(&self, number: usize) -> &Arc<ObjectInfo>;
 
-    /// Pins those of `numbers` that are resident; `found` is told of each, in order. It must not drop
-    /// a pin: their bytes are counted when all are told.
+    /// Pins the resident ones of `numbers` and reports the outcome of each to `found`, in order.
+    /// `found` must not drop a pin: their bytes are counted after the last one.
     fn pin_each(
         &self,
         residency: &Residency,

@@ -1,21 +1,21 @@
-//! The one way from bytes to a block that resolves: size and MD5 are those of the source's own
-//! description.
+//! Publication of objects: bytes become a block that resolves only after their size and MD5 were
+//! checked against the description of the source.
 //!
 //! ```text
-//!  source, disk, predecessor ──bytes──▶ Reservation ──check──▶ Verified ──admit──▶ Resident
-//!                                            │ other size, other MD5
-//!                                            └──▶ NotAsDescribed, nothing is published
+//!  source, disk, previous process ──bytes──▶ Reservation ──check──▶ Verified ──admit──▶ Resident
+//!                                                 │ other size, other MD5
+//!                                                 └──▶ NotAsDescribed, nothing is published
 //! ```
 //!
-//! [`Residency::admit`](crate::cache::memory::residency::Residency::admit) takes nothing but a [`Verified`], and a
-//! [`Verified`] is made here alone.
+//! [`Residency::admit`](crate::cache::memory::residency::Residency::admit) accepts only a
+//! [`Verified`], which is made only here.
 
 use md5::{Digest as _, Md5};
 
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
 use crate::shm::{Block, Reservation};
 
-/// What the source says of a version's bytes.
+/// The source's description of the bytes of a version.
 #[derive(Debug, Clone)]
 pub(crate) struct Description {
     pub(crate) id: ObjectId,
@@ -31,7 +31,7 @@ impl From<&ObjectInfo> for Description {
     }
 }
 
-/// Bytes that are not those of their description.
+/// Bytes that differ from their description.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotAsDescribed {
     #[error("it has {found} bytes, expected {expected}")]
@@ -40,7 +40,7 @@ pub(crate) enum NotAsDescribed {
     Md5 { expected: Md5Sum, found: Md5Sum },
 }
 
-/// Bytes in shared memory that are those of their description, and not published yet.
+/// Checked bytes in shared memory, not published yet.
 #[derive(Debug)]
 pub(crate) struct Verified {
     reservation: Reservation,
@@ -48,12 +48,11 @@ pub(crate) struct Verified {
 }
 
 impl Verified {
-    /// Checks the whole payload of `reservation`. `md5` is the digest of these very bytes, where
-    /// their source has computed it while it wrote them; else it is computed here, which takes
-    /// [`hashes`](Self::hashes) bytes' time.
+    /// Checks the whole payload of `reservation`. `md5` is the digest of the payload, if its source
+    /// computed it while writing; else it is computed here, over [`hashes`](Self::hashes) bytes.
     ///
     /// # Errors
-    /// [`NotAsDescribed`]; the reservation is given back.
+    /// [`NotAsDescribed`]; the reservation is released.
     pub(crate) fn check(
         mut description: Description,
         mut reservation: Reservation,
@@ -76,7 +75,7 @@ impl Verified {
         Ok(Self { reservation, description })
     }
 
-    /// How many bytes [`check`](Self::check) has to hash.
+    /// Number of bytes that [`check`](Self::check) has to hash.
     pub(crate) fn hashes(
         description: &Description,
         reservation: &Reservation,
@@ -88,7 +87,7 @@ impl Verified {
         }
     }
 
-    /// Makes it a block that resolves.
+    /// Publishes it as a block that resolves.
     pub(crate) fn publish(self) -> (Block, ObjectPath, Option<Md5Sum>) {
         let Self { reservation, description: Description { id, path, md5, .. } } = self;
         (reservation.publish(id), path, md5)
@@ -128,8 +127,8 @@ mod tests {
             let refused = check(Some(5), Some(wrong), known).unwrap_err();
             assert_eq!(refused, NotAsDescribed::Md5 { expected: wrong, found: right });
         }
-        assert!(check(None, Some(right), Some(wrong)).is_err(), "the source says it is another");
-        assert_eq!(home.pool().used_bytes(), 0, "what is refused leaves nothing behind");
+        assert!(check(None, Some(right), Some(wrong)).is_err(), "the digest of the source differs");
+        assert_eq!(home.pool().used_bytes(), 0, "a refused object leaves no memory in use");
         let (block, _, md5) = check(None, None, Some(right)).unwrap().publish();
         assert_eq!((block.payload(), md5), (&b"right"[..], Some(right)));
     }

@@ -1,40 +1,40 @@
-//! Memory for timeframes in flight: whoever is let in has the places for all that it needs.
+//! Reservations: a timeframe in flight has memory for all its objects before it is registered.
 //!
 //! ```text
 //!  claim ──resident──▶ pin
-//!    │ another's place ──▶ shared
+//!    │ reserved for another timeframe ──▶ shared
 //!    ▼ neither
-//!  reserve, the largest first ──no room──▶ all of it goes back; whoever registers waits
+//!  reserve, the largest first ──no room──▶ all of it is released; the registration waits
 //!
-//!  place   free ──load──▶ being written ──▶ landed, pinned for all who share it
-//!           ▲                  │ failed
-//!           └──────────────────┘
+//!  Reserved  free ──load──▶ being written ──▶ landed, pinned for all that share it
+//!             ▲                  │ failed
+//!             └──────────────────┘
 //! ```
 //!
-//! A sum of bytes could not promise that: what is left over at the ends of segments, and between
-//! objects that stay where they are, counts in it and holds nothing. A timeframe that was let in and
-//! then found no room would wait for newer ones to be consumed, and their consumers for it. Where the
-//! source does not tell the size of each object there can be no such promise: then nothing is held, and
-//! the objects wait for memory as those of a table do.
+//! A sum of bytes would not suffice: it includes the rests at the ends of segments and the gaps
+//! between objects, which fit nothing. A timeframe registered without room would wait for newer
+//! ones to be consumed, while their consumers wait for it. If the source does not give the size of
+//! each object, nothing can be reserved: the objects then wait for memory like those of a table.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::cache::memory::object::{Pin, PinSet};
 use crate::cache::memory::pin_request::{PinOutcome, PinRequest};
 use crate::cache::memory::residency::Residency;
 use crate::object::ObjectId;
 use crate::shm::{Pool, PoolError, Reservation};
+use crate::sync::Mutex;
 
-/// Rooms that are kept, by what they are for.
+/// The reserved memory, by object.
 #[derive(Debug)]
 pub(crate) struct Reservations {
     residency: Arc<Residency>,
     by_id: Mutex<HashMap<ObjectId, Weak<Reserved>>>,
 }
 
-/// Room for one object that is not in memory yet, and its pin once it is.
+/// Memory reserved for one object that is not resident yet, and its pin once it is.
 pub(crate) struct Reserved {
     id: ObjectId,
     size_bytes: u64,
@@ -42,41 +42,37 @@ pub(crate) struct Reserved {
     content: Mutex<ReservedState>,
 }
 
-/// What a place holds. Neither: it is being written.
+/// The content of a reservation. With neither field set it is being written.
 #[derive(Debug, Default)]
 struct ReservedState {
     reservation: Option<Reservation>,
     landed: Option<Pin>,
 }
 
-/// Memory in somebody's hands, to be written; at first there may be none. Dropped, it goes back, and
-/// whoever waits for memory hears of it.
+/// Memory for a load, to be written; it may be empty at first. Dropping it releases the memory and
+/// notifies the tasks that wait for memory.
 #[derive(Debug)]
 pub(crate) struct LoadBuffer {
     reservation: Option<Reservation>,
-    /// Where it is from.
+    /// The reservation that it was taken from.
     place: Option<Arc<Reserved>>,
     residency: Arc<Residency>,
 }
 
-/// All that one timeframe needs: pinned, or with its place.
+/// The objects of one timeframe: each pinned or reserved.
 #[derive(Debug, Default)]
 pub(crate) struct Claim {
     pins: Arc<PinSet>,
     places: Vec<Arc<Reserved>>,
-    /// It holds nothing: the size of some object is not known.
+    /// It holds nothing, because the size of some object is unknown.
     open: bool,
 }
 
-/// What is missing to a claim.
+/// The objects for which a claim still needs memory.
 pub(crate) struct Shortfall {
     claim: Claim,
-    /// What needs a place of its own, and its size.
+    /// The ids of objects without a reservation, with their sizes.
     objects: Vec<(ObjectId, u64)>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Reservations {
@@ -84,18 +80,17 @@ impl Reservations {
         Arc::new(Self { residency, by_id: Mutex::default() })
     }
 
-    /// The place that is kept for an object.
+    /// The reservation of an object.
     pub(crate) fn find(&self, id: ObjectId) -> Option<Arc<Reserved>> {
-        lock(&self.by_id).get(&id)?.upgrade()
+        self.by_id.lock().get(&id)?.upgrade()
     }
 
-    /// Whether none is kept.
+    /// Whether nothing is reserved.
     pub(crate) fn is_empty(&self) -> bool {
-        lock(&self.by_id).is_empty()
+        self.by_id.lock().is_empty()
     }
 
-    /// Claims what is there: pins what is resident, shares the places of others. The rest takes
-    /// memory.
+    /// Pins the resident objects and shares existing reservations. The rest needs memory.
     pub(crate) fn claim(&self, versions: &(impl PinRequest + ?Sized)) -> Result<Claim, Shortfall> {
         let mut pins = Vec::with_capacity(versions.len());
         let mut objects = Vec::new();
@@ -104,13 +99,13 @@ impl Reservations {
             let id = versions.id(number);
             match found {
                 PinOutcome::Same(pin) => pins.push(pin),
-                // It is there already: only its digest has to be computed.
+                // The object is resident: only its digest has to be computed.
                 PinOutcome::Unverified(pin) => {
                     open = true;
                     others.push(pin);
                 }
                 found => {
-                    // An object of other bytes makes room for it.
+                    // It is replaced if the new one has other bytes.
                     if let PinOutcome::Other(pin) = found {
                         others.push(pin);
                     }
@@ -130,26 +125,26 @@ impl Reservations {
         }
     }
 
-    /// Takes the memory that is lacking, all of it or none, if need be at the cost of candidates.
-    /// `None`: there is no room beside what is pinned and reserved. A new segment takes its time.
+    /// Reserves the missing memory, all of it or none, evicting objects if necessary. `None`: there
+    /// is no room beside pinned and reserved memory. Creating a segment takes time.
     ///
     /// # Errors
-    /// What the pool says else.
+    /// Other errors of the pool.
     pub(crate) fn take(self: &Arc<Self>, shortfall: Shortfall) -> Result<Option<Claim>, PoolError> {
         let Shortfall { mut claim, mut objects } = shortfall;
         let bytes = objects.iter().map(|(_, size_bytes)| Pool::charge(*size_bytes));
         let bytes = bytes.fold(self.residency.unevictable_bytes(), u64::saturating_add);
         if bytes > self.residency.pool().total_bytes() {
-            // Nothing has to be evicted to know that.
+            // This needs no eviction to find out.
             return Ok(None);
         }
-        // What is large finds room only before what is small has been spread.
+        // Large objects fit only before small ones are spread over the segments.
         objects.sort_unstable_by_key(|(_, size_bytes)| std::cmp::Reverse(*size_bytes));
         for (id, size_bytes) in objects {
             match self.place(id, size_bytes) {
                 Ok(place) => claim.places.push(place),
                 Err(PoolError::NoRoom { .. }) => return Ok(None),
-                // What others let go of may do where the system gives nothing more.
+                // If the system gives no more memory, that released by others may suffice.
                 Err(error @ PoolError::Segment { .. }) => {
                     drop(claim);
                     let others = self.residency.unevictable_bytes() > 0;
@@ -161,7 +156,7 @@ impl Reservations {
         Ok(Some(claim.kept()))
     }
 
-    /// The place of an object: the one that is kept for it, or a new one.
+    /// The reservation of an object: the existing one, or a new one.
     fn place(self: &Arc<Self>, id: ObjectId, size_bytes: u64) -> Result<Arc<Reserved>, PoolError> {
         if let Some(place) = self.find(id) {
             return Ok(place);
@@ -169,7 +164,7 @@ impl Reservations {
         let reservation = Some(self.residency.reserve(size_bytes)?);
         let content = Mutex::new(ReservedState { reservation, landed: None });
         let place = Arc::new(Reserved { id, size_bytes, home: Arc::clone(self), content });
-        let mut by_id = lock(&self.by_id);
+        let mut by_id = self.by_id.lock();
         let other = by_id.get(&id).and_then(Weak::upgrade);
         if other.is_none() {
             by_id.insert(id, Arc::downgrade(&place));
@@ -178,7 +173,7 @@ impl Reservations {
         Ok(other.unwrap_or(place))
     }
 
-    /// Room for a payload of this size: the one that is kept at `place`, or other.
+    /// Memory for a payload of this size: the one reserved at `place`, or other memory.
     ///
     /// # Errors
     /// [`PoolError`].
@@ -196,13 +191,13 @@ impl Reservations {
         }
     }
 
-    /// Room in the segments that are there: it takes no time.
+    /// Memory in existing segments, which takes no time.
     pub(crate) fn room_now(&self, size_bytes: u64) -> Option<LoadBuffer> {
         let reservation = Some(self.residency.reserve_now(size_bytes)?);
         Some(LoadBuffer { reservation, place: None, residency: Arc::clone(&self.residency) })
     }
 
-    /// The room that is kept at `place`, if it is for a payload of this size.
+    /// The memory reserved at `place`, if it is for a payload of this size.
     pub(crate) fn kept_room(
         &self,
         place: Option<&Arc<Reserved>>,
@@ -212,27 +207,27 @@ impl Reservations {
         Some(LoadBuffer { reservation, place, residency: Arc::clone(&self.residency) })
     }
 
-    /// None yet.
+    /// An empty buffer.
     pub(crate) fn no_room(&self) -> LoadBuffer {
         LoadBuffer { reservation: None, place: None, residency: Arc::clone(&self.residency) }
     }
 
-    /// All pins that places hold.
+    /// The pins held by all reservations.
     pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
         let places: Vec<Arc<Reserved>> =
-            lock(&self.by_id).values().filter_map(Weak::upgrade).collect();
-        let pins = places.iter().filter_map(|place| lock(&place.content).landed.clone());
+            self.by_id.lock().values().filter_map(Weak::upgrade).collect();
+        let pins = places.iter().filter_map(|place| place.content.lock().landed.clone());
         vec![Arc::new(PinSet::new(pins.collect()))]
     }
 }
 
 impl LoadBuffer {
-    /// The size of the payload; `None`: there is no room.
+    /// The size of the payload; `None` if there is no memory yet.
     pub(crate) fn size_bytes(&self) -> Option<u64> {
         self.reservation.as_ref().map(Reservation::size_bytes)
     }
 
-    /// The payload from `offset` on, to be written.
+    /// The payload from `offset` on, for writing.
     pub(crate) fn rest_mut(&mut self, offset: usize) -> &mut [u8] {
         match &mut self.reservation {
             Some(reservation) => reservation.rest_mut(offset),
@@ -240,26 +235,26 @@ impl LoadBuffer {
         }
     }
 
-    /// The first `count` bytes are written for good.
+    /// Marks the first `count` bytes as final.
     pub(crate) fn settle(&mut self, count: usize) {
         if let Some(reservation) = &mut self.reservation {
             reservation.settle(count);
         }
     }
 
-    /// What is settled so far.
+    /// The final bytes.
     pub(crate) fn settled(&self) -> &[u8] {
         self.reservation.as_ref().map_or(&[], Reservation::settled)
     }
 
-    /// Writes `bytes` behind what is settled; the CRC-32C of all that is.
+    /// Appends `bytes` to the final bytes and returns the CRC-32C of all of them.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> Option<u32> {
         let reservation = self.reservation.as_mut()?;
         reservation.append(bytes);
         Some(reservation.crc32c())
     }
 
-    /// What was written, for good.
+    /// The written memory, for publication.
     pub(crate) fn into_reservation(mut self) -> Option<Reservation> {
         self.reservation.take()
     }
@@ -277,7 +272,7 @@ impl Drop for LoadBuffer {
 }
 
 impl Claim {
-    /// Who would wait for memory must not hold any meanwhile.
+    /// An incomplete claim holds nothing, since its timeframe must not hold memory while it waits.
     fn kept(self) -> Self {
         if self.open { Self { open: true, ..Self::default() } } else { self }
     }
@@ -287,12 +282,12 @@ impl Claim {
         self.places.is_empty() && !self.open
     }
 
-    /// Whether it holds nothing, because the size of some object is not known.
+    /// Whether it holds nothing, because the size of some object is unknown.
     pub(crate) fn is_open(&self) -> bool {
         self.open
     }
 
-    /// What it pins by itself.
+    /// Its own pins.
     pub(crate) fn pins(&self) -> &Arc<PinSet> {
         &self.pins
     }
@@ -300,26 +295,26 @@ impl Claim {
 
 impl Reserved {
     fn take(&self, size_bytes: u64) -> Option<Reservation> {
-        // The source may have another idea of the size than it had.
+        // The size from the source may have changed since the reservation.
         if size_bytes != self.size_bytes {
             return None;
         }
-        lock(&self.content).reservation.take()
+        self.content.lock().reservation.take()
     }
 
-    /// The load came to nothing: the room is kept for the next one.
+    /// Keeps the memory of a failed load for the next one.
     fn give_back(&self, mut reservation: Reservation) {
         reservation.unsettle();
-        let mut content = lock(&self.content);
+        let mut content = self.content.lock();
         if content.landed.is_none() && content.reservation.is_none() {
             content.reservation = Some(reservation);
         }
     }
 
-    /// The object is there. It stays as long as anybody has this place.
+    /// Stores the pin of the loaded object, which stays resident as long as the reservation.
     pub(crate) fn land(&self, pin: &Pin) {
         let content = ReservedState { reservation: None, landed: Some(pin.clone()) };
-        let before = std::mem::replace(&mut *lock(&self.content), content);
+        let before = std::mem::replace(&mut *self.content.lock(), content);
         let had_room = before.reservation.is_some();
         drop(before);
         if had_room {
@@ -331,13 +326,13 @@ impl Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         {
-            let mut by_id = lock(&self.home.by_id);
-            // Meanwhile another may be kept for the same object: then that is not ours.
+            let mut by_id = self.home.by_id.lock();
+            // There may be a new reservation for the same object by now, which stays.
             if by_id.get(&self.id).is_some_and(|place| place.strong_count() == 0) {
                 by_id.remove(&self.id);
             }
         }
-        let ReservedState { reservation, landed } = std::mem::take(&mut *lock(&self.content));
+        let ReservedState { reservation, landed } = std::mem::take(&mut *self.content.lock());
         let had_room = reservation.is_some();
         drop((reservation, landed));
         if had_room {

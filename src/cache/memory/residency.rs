@@ -1,21 +1,20 @@
-//! Which objects are in shared memory, and which of them have to go when room is needed.
+//! The residency: which objects are in shared memory, and eviction when memory is needed.
 //!
 //! ```text
 //!             load                    last pin gone
-//!   (source) ──────▶ resident, pinned ─────────────▶ resident, candidate ──evicted──▶ (free)
+//!   (source) ──────▶ resident, pinned ─────────────▶ resident, evictable ──evicted──▶ (free)
 //!                        ▲                                │
 //!                        └──────────── pinned again ──────┘
 //! ```
 //!
-//! An object lives as long as one `Arc<Resident>` does. Each pin holds one, and so does the queue of
-//! the candidates, which says who of them goes first; the map by id has only a `Weak`. So eviction
-//! never takes what is pinned, and what the allocator says decides alone whether there is room.
+//! An object lives as long as one `Arc<Resident>` does. Each pin holds one, and so do the eviction
+//! queues; the map by id holds only a `Weak`. So eviction never frees a pinned object, and only the
+//! allocator decides whether there is room.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
@@ -28,30 +27,31 @@ use crate::cache::memory::publish::Verified;
 use crate::cache::restart::{LogRecord, ObjectLog};
 use crate::object::ObjectId;
 use crate::shm::{Pool, PoolError, Reservation};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::Counters;
 
 const SHARDS: usize = 64;
 /// If so many times the size of an object was evicted in vain, what is no object goes too.
 const MANY_TIMES: u64 = 8;
-/// An object that is asked for again within this time was used once: by one table, as a rule, and its
-/// consumers.
+/// Uses of an object within this time count once: usually they are by the consumers of one table.
 const TOUCH_MILLIS: u128 = 256;
 
 /// The objects in shared memory.
 pub(crate) struct Residency {
     pool: Pool,
-    /// Where it is written down what lies where, if anybody keeps it.
+    /// The log of object locations for the next process, if a descriptor store is configured.
     object_log: Option<Arc<ObjectLog>>,
     map: ObjectMap,
     eviction_queues: EvictionQueues,
     counters: Arc<Counters>,
     pinned_bytes: AtomicU64,
     evicting: Mutex<()>,
-    /// Moments of touches are counted from here.
+    /// Start of the ticks.
     began: Instant,
-    /// How many objects have gone since the last [`sweep`](Self::sweep).
+    /// Number of objects freed since the last [`sweep`](Self::sweep).
     gone: AtomicU64,
-    /// Rung whenever memory may have become free.
+    /// Notified whenever memory may have become free.
     room: Notify,
     reclaimable: OnceLock<Weak<dyn Reclaimable>>,
 }
@@ -65,11 +65,11 @@ pub(crate) trait Reclaimable: Send + Sync {
     fn reclaim_all(&self);
 }
 
-/// Pins one object after the other; their bytes count as pinned when it is dropped, which has to be
-/// before any of the pins is.
+/// Pins objects one after the other. Their bytes are counted as pinned when it is dropped, which
+/// must happen before any of the pins is dropped.
 pub(crate) struct Pinning<'a> {
     home: &'a Residency,
-    /// This moment, for touches.
+    /// The current tick, for use counts.
     tick: u16,
     bytes: u64,
 }
@@ -109,16 +109,12 @@ type Shard = HashMap<ObjectId, Weak<Resident>, RandomState>;
 impl ObjectMap {
     fn shard(&self, id: ObjectId) -> MutexGuard<'_, Shard> {
         let index = self.hasher.hash_one(id) as usize % SHARDS;
-        lock(&self.shards[index])
+        self.shards[index].lock()
     }
 
     fn get(&self, id: ObjectId) -> Option<Arc<Resident>> {
         self.shard(id).get(&id)?.upgrade()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Residency {
@@ -147,19 +143,19 @@ impl Residency {
         &self.pool
     }
 
-    /// Pins the object if it is resident. That counts as a use.
+    /// Pins the object if it is resident, and counts a use.
     pub(crate) fn pin(&self, id: ObjectId) -> Option<Pin> {
         self.pinning().by_id(id)
     }
 
-    /// Pins many objects in the same moment.
+    /// Pins many objects at one tick.
     pub(crate) fn pinning(&self) -> Pinning<'_> {
         Pinning { home: self, tick: self.tick(), bytes: 0 }
     }
 
     /// This moment, for touches.
     fn tick(&self) -> u16 {
-        // Any two moments that are not the same one differ, for some hours; more is not needed.
+        // Ticks repeat only after some hours, which suffices.
         let tick = (self.began.elapsed().as_millis() / TOUCH_MILLIS) as u16;
         tick.wrapping_add(1)
     }
@@ -174,25 +170,25 @@ impl Residency {
         resident.touch(self.tick());
     }
 
-    /// The size of the object, if it is resident. That is no use of it.
+    /// The size of the object, if it is resident. Counts no use.
     pub(crate) fn size_of(&self, id: ObjectId) -> Option<u64> {
         Some(self.map.get(id)?.block().size_bytes())
     }
 
-    /// Room for `size_bytes`, if need be at the cost of candidates.
+    /// Reserves `size_bytes`, evicting objects if necessary.
     ///
-    /// That the system gives no further segment is no reason to fail as long as there are
-    /// candidates in those that it gave.
+    /// If the system gives no further segment, this fails only when the existing segments have no
+    /// evictable objects left.
     ///
     /// # Errors
-    /// [`PoolError::NoRoom`] if all that is left is pinned, and what the pool says else.
+    /// [`PoolError::NoRoom`] if all remaining memory is pinned, and other errors of the pool.
     pub(crate) fn reserve(&self, size_bytes: u64) -> Result<Reservation, PoolError> {
         match self.pool.reserve(size_bytes) {
             Err(PoolError::NoRoom { .. } | PoolError::Segment { .. }) => {}
             other => return other,
         }
-        // One evicts at a time, or two would throw out twice as much as they need.
-        let _evicting = lock(&self.evicting);
+        // One task evicts at a time, or two would evict twice as much as needed.
+        let _evicting = self.evicting.lock();
         let mut wanted_bytes = Pool::charge(size_bytes);
         let mut exhausted = false;
         loop {
@@ -211,12 +207,12 @@ impl Residency {
                     reclaimable.reclaim_all();
                 }
             }
-            // What was thrown out may lie scattered, or be pinned by somebody: ask for more.
+            // The evicted memory may be scattered, or an object pinned again: evict more.
             wanted_bytes = wanted_bytes.saturating_mul(2);
         }
     }
 
-    /// Room in the segments that are there, without evicting anything: it takes no time.
+    /// Reserves memory in existing segments without eviction, which takes no time.
     pub(crate) fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
         self.pool.reserve_now(size_bytes)
     }
@@ -250,27 +246,28 @@ impl Residency {
         self.reclaimable.get()?.upgrade()
     }
 
-    /// Candidates that `which` picks are none any more; unless pinned, they are gone. Gives how many
-    /// are.
+    /// Removes the objects that `which` selects from the eviction queues. Unless pinned, they are
+    /// freed. Returns the number of freed objects.
     pub(crate) fn unlist(&self, which: impl Fn(&Resident) -> bool) -> u64 {
         let taken = self.eviction_queues.take(which);
         taken.iter().filter(|resident| resident.pins() == 0).count() as u64
     }
 
-    /// Whether nothing is kept any more.
+    /// Whether no objects are kept any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.eviction_queues.is_closed()
     }
 
-    /// Lets all candidates go, and keeps none from now on.
+    /// Frees all evictable objects, and keeps none from now on.
     pub(crate) fn close(&self) {
         self.eviction_queues.close();
     }
 
-    /// Publishes an object and pins it: the only way in which bytes become visible under an id.
+    /// Publishes an object and pins it. Bytes become visible under an id only through this
+    /// function.
     ///
-    /// If the object is resident already, that one is pinned and the new block given up. If an object
-    /// of the same id and other bytes is resident, and nothing pins it, the new one takes its place.
+    /// If the object is already resident, that one is pinned and the new block is freed. An
+    /// unpinned object with the same id and other bytes is replaced.
     pub(crate) fn admit(self: &Arc<Self>, object: Verified) -> Pin {
         let (block, path, md5) = object.publish();
         let id = block.id();
@@ -299,7 +296,7 @@ impl Residency {
         pin
     }
 
-    /// Has `links` looked through, if many of them may lead to what has gone.
+    /// Calls `links` if many links may be dangling.
     pub(crate) fn sweep(&self, links: impl FnOnce()) {
         const MANY: u64 = 1_000;
         if self.gone.load(Ordering::Relaxed) >= MANY {
@@ -312,52 +309,51 @@ impl Residency {
         self.pinned_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// Wakes all who wait for [`room`](Self::room).
+    /// Wakes all tasks that wait in [`room`](Self::room).
     pub(crate) fn ring(&self) {
         self.room.notify_waiters();
     }
 
-    /// Comes when memory may have become free.
+    /// Completes when memory may have become free.
     pub(crate) fn room(&self) -> Notified<'_> {
         self.room.notified()
     }
 
-    /// Every resident object, as of now.
+    /// All resident objects.
     pub(crate) fn residents(&self) -> Vec<Arc<Resident>> {
         self.map
             .shards
             .iter()
             .flat_map(|shard| {
-                let shard = lock(shard);
+                let shard = shard.lock();
                 let residents = shard.values().filter_map(Weak::upgrade);
                 residents.collect::<Vec<_>>()
             })
             .collect()
     }
 
-    /// Looks at every resident object, a shard at a time and without keeping any: what is being
-    /// looked at while `look` runs holds up a 64th of the objects.
+    /// Calls `look` for every resident object, one shard at a time and without keeping references.
+    /// While it runs, it blocks access to a 64th of the objects.
     pub(crate) fn for_each_object(&self, mut look: impl FnMut(&Arc<Resident>)) {
         for shard in &self.map.shards {
             let mut last = Vec::new();
-            for resident in lock(shard).values() {
+            for resident in shard.lock().values() {
                 if let Some(resident) = resident.upgrade() {
                     look(&resident);
                     last.push(resident);
                 }
             }
-            // Outside of the lock: one of these may be the last reference meanwhile.
+            // Outside of the lock: one of these may be the last reference by now.
             drop(last);
         }
     }
 
-    /// Whether the object is resident, and how many pins keep it. No touch.
+    /// The number of pins of an object, if it is resident. Counts no use.
     pub(crate) fn pins_of(&self, id: ObjectId) -> Option<u32> {
         self.map.get(id).map(|resident| resident.pins())
     }
 
-    /// What is wrong with the bytes that are counted for `residents`, if anything: the name of each
-    /// sum, and a sentence.
+    /// Faults in the byte counts for `residents`: the name of each count, and a sentence.
     pub(crate) fn faults_of_sums(
         &self,
         residents: &[Arc<Resident>],
@@ -378,29 +374,34 @@ impl Residency {
         faults
     }
 
-    /// How many objects are resident.
+    /// Number of resident objects.
     pub(crate) fn objects(&self) -> usize {
-        self.map.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.map.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
-    /// Bytes that no eviction makes free: pinned, reserved, or in the hands of a load. At least so
-    /// many.
+    /// Bytes that no eviction frees: pinned, reserved, or taken by a load. A lower bound.
     pub(crate) fn unevictable_bytes(&self) -> u64 {
         let reclaimable = self.reclaimable().map_or(0, |reclaimable| reclaimable.bytes());
-        // A candidate that is pinned again stays one.
+        // An object pinned again stays in its eviction queue.
         let evictable = self.eviction_queues.bytes().saturating_add(reclaimable);
         self.pool.used_bytes().saturating_sub(evictable).max(self.pinned_bytes())
     }
 
-    /// Empties the memory of all that is not pinned, and gives the segments back that are empty then.
+    /// Bytes in the eviction queues, counted anew.
+    #[cfg(all(test, feature = "loom"))]
+    pub(crate) fn candidate_bytes(&self) -> u64 {
+        self.eviction_queues.bytes()
+    }
+
+    /// Frees everything that is not pinned, and returns empty segments to the system.
     pub(crate) fn clear_out(&self) {
-        let _evicting = lock(&self.evicting);
+        let _evicting = self.evicting.lock();
         let gone = self.unlist(|_| true);
         self.counters.evictions.add(gone);
         self.pool.give_back_empty_segments();
     }
 
-    /// Bytes of memory that pins keep.
+    /// Bytes pinned.
     pub(crate) fn pinned_bytes(&self) -> u64 {
         self.pinned_bytes.load(Ordering::Acquire)
     }
@@ -410,7 +411,7 @@ impl ObjectHome for Residency {
     fn forget(&self, id: ObjectId) {
         {
             let mut shard = self.map.shard(id);
-            // Meanwhile the object may have been loaded anew: then the entry belongs to the new one.
+            // The object may have been loaded anew by now; then the entry belongs to the new one.
             if shard.get(&id).is_some_and(|resident| resident.strong_count() == 0) {
                 shard.remove(&id);
             }

@@ -8,13 +8,13 @@ use crate::cache::memory::residency::Residency;
 use crate::object::{Md5Sum, ObjectId, ObjectPath};
 use crate::shm::{Pool, PoolOptions};
 
-/// What each takes of the memory.
+/// Memory taken by each object.
 pub(crate) const CHARGED_BYTES: u64 = 4096;
 pub(crate) const OBJECT_BYTES: u64 = CHARGED_BYTES - 64;
 
-/// Memory for so many.
+/// Memory for this many objects.
 pub(crate) fn home(objects: usize) -> Arc<Residency> {
-    // A page for the head of the segment, and one of which its last bytes stay unused.
+    // One page for the head of the segment, and one page with unused bytes at its end.
     let bytes = (objects as u64 + 2) * CHARGED_BYTES;
     let options =
         PoolOptions { memory_bytes: bytes, segment_bytes: bytes, ..PoolOptions::default() };
@@ -25,7 +25,7 @@ pub(crate) fn id(n: usize) -> ObjectId {
     ObjectId::from_bytes((n as u128).to_be_bytes())
 }
 
-/// The object `n`, loaded if it is not there.
+/// The object `n`, loaded if it is not resident.
 pub(crate) fn object(home: &Arc<Residency>, n: usize) -> Pin {
     home.pin(id(n)).unwrap_or_else(|| {
         let mut room = home.reserve(OBJECT_BYTES).unwrap();
@@ -33,7 +33,7 @@ pub(crate) fn object(home: &Arc<Residency>, n: usize) -> Pin {
         let md5 = Some(Md5Sum([n as u8; 16]));
         let path = ObjectPath::new("A/B").unwrap();
         let description = Description { id: id(n), path, size_bytes: None, md5 };
-        // As a source gives it: tests of places and links need no real digest.
+        // Given as by a source: tests of reservations and links need no real digest.
         home.admit(Verified::check(description, room, md5).unwrap())
     })
 }

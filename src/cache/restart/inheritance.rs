@@ -1,8 +1,8 @@
-//! What a predecessor left, and how it becomes ours: each object checked before it is trusted.
+//! Inheritance: takes over the objects of the previous process, each after a check.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::object_log::{LogRecord, ObjectLog};
 use super::state::{DescriptorStore, PREFIX};
@@ -10,20 +10,20 @@ use super::timelines::{SavedTimelines, TimelineFiles};
 use crate::error::Coded as _;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::{Epoch, Kind, Mappings, Pool, PoolError, Reservation};
+use crate::sync::{Mutex, MutexGuard};
 
-/// The descriptors that a predecessor left.
+/// The descriptors left by a previous process.
 #[derive(Debug, Default)]
 pub struct Inheritance {
     segments: BTreeMap<(u64, u16), (String, OwnedFd)>,
     ledgers: Vec<(u64, OwnedFd)>,
     notes: Vec<OwnedFd>,
-    /// Those of ledgers and notes.
+    /// The names of the object logs and timeline files.
     names: Vec<String>,
 }
 
 impl Inheritance {
-    /// Of these descriptors and their names, those that a service of ours left; the others come
-    /// back.
+    /// Selects the descriptors left by an earlier process of this service; the others are returned.
     pub fn of(
         files: impl IntoIterator<Item = (String, OwnedFd)>,
     ) -> (Self, Vec<(String, OwnedFd)>) {
@@ -49,24 +49,24 @@ impl Inheritance {
         (inheritance, others)
     }
 
-    /// What is noted of the versions, if it can be read.
+    /// The saved timelines, if they can be read.
     pub(crate) fn saved_timelines(&self) -> Option<SavedTimelines> {
         TimelineFiles::read(&self.notes)
     }
 
-    /// The objects that may be there.
+    /// The objects listed in the object logs.
     pub(crate) fn inherited_objects(
         self,
         descriptor_store: Option<Arc<dyn DescriptorStore>>,
     ) -> InheritedObjects {
-        // Each with its place in `by_segment`.
+        // Each with its index in `by_segment`.
         let mut segments: HashMap<(u64, u16), (Arc<Mappings>, usize)> = HashMap::new();
         let mut names = self.names;
         let mut by_segment: Vec<(String, Vec<Arc<InheritedObject>>)> = Vec::new();
         for (&(epoch, id), (name, file)) in &self.segments {
             let size = rustix::fs::fstat(file).map_or(0, |facts| facts.st_size);
             let size = u64::try_from(size).unwrap_or(0);
-            // Only what is sealed is mapped: nobody can shorten it under our feet.
+            // Only sealed segments are mapped: no other process can truncate them.
             let mapped =
                 Mappings::default().with(Kind::Segment, id, size, Epoch(epoch), file.as_fd());
             match mapped {
@@ -75,7 +75,7 @@ impl Inheritance {
                     by_segment.push((name.clone(), Vec::new()));
                 }
                 Err(error) => {
-                    tracing::info!("{name} is of no use: {}", error.message());
+                    tracing::info!("{name} cannot be used: {}", error.message());
                     names.push(name.clone());
                 }
             }
@@ -83,7 +83,7 @@ impl Inheritance {
         let mut by_id = HashMap::new();
         for (epoch, file) in &self.ledgers {
             let records = ObjectLog::read(file).unwrap_or_else(|error| {
-                tracing::warn!(%error, "the ledger of a predecessor cannot be read");
+                tracing::warn!(%error, "an inherited object log cannot be read");
                 Vec::new()
             });
             for record in records {
@@ -101,24 +101,24 @@ impl Inheritance {
     }
 }
 
-/// An object of a predecessor.
+/// An object of a previous process.
 #[derive(Debug)]
 pub(crate) struct InheritedObject {
     mapped: Arc<Mappings>,
     pub(crate) record: LogRecord,
 }
 
-/// Why an object of a predecessor is not taken over.
+/// Why an inherited object is not taken over.
 #[derive(Debug)]
 pub(crate) enum InheritRefusal {
-    /// It is not what the ledger says it is.
+    /// It differs from its record in the object log.
     Damaged(String),
     Pool(PoolError),
 }
 
 impl InheritedObject {
-    /// Whether it may be this version, by what the ledger says: of the digest that the source
-    /// describes, else of the same path. Its bytes are checked when it is published.
+    /// Whether its record matches this version: the same digest if the source gives one, else the
+    /// same path. Its bytes are checked on publication.
     fn is(&self, version: &ObjectInfo) -> bool {
         let LogRecord { header, md5, path, .. } = &self.record;
         let right = match version.md5 {
@@ -128,7 +128,7 @@ impl InheritedObject {
         right && version.size_bytes.is_none_or(|bytes| bytes == header.size)
     }
 
-    /// Copies it to where `reserve` makes room, checked by its block header and CRC-32C.
+    /// Copies it into memory from `reserve`, checking its block header and CRC-32C.
     ///
     /// # Errors
     /// [`InheritRefusal`].
@@ -143,7 +143,7 @@ impl InheritedObject {
         Ok(reservation)
     }
 
-    /// Its bytes, by its block header.
+    /// Its bytes, located by its block header.
     ///
     /// # Errors
     /// [`InheritRefusal::Damaged`].
@@ -152,7 +152,7 @@ impl InheritedObject {
         payload.map_err(|error| InheritRefusal::Damaged(error.message()))
     }
 
-    /// Whether a copy with this CRC-32C is right.
+    /// Checks the CRC-32C of a copy.
     ///
     /// # Errors
     /// [`InheritRefusal::Damaged`].
@@ -166,7 +166,7 @@ impl InheritedObject {
     }
 }
 
-/// The objects of predecessors that are not ours yet.
+/// The inherited objects that are not taken over yet.
 #[derive(Debug)]
 pub(crate) struct InheritedObjects {
     left: Mutex<InheritedState>,
@@ -182,29 +182,28 @@ struct InheritedState {
 
 impl InheritedObjects {
     fn left(&self) -> MutexGuard<'_, InheritedState> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+        self.left.lock()
     }
 
-    /// Whether a predecessor left nothing at all, not even what is of no use.
+    /// Whether a previous process left no descriptors at all.
     pub(crate) fn is_empty(&self) -> bool {
         let left = self.left();
         left.by_segment.is_empty() && left.names.is_empty()
     }
 
-    /// How many there are.
+    /// Number of objects.
     pub(crate) fn len(&self) -> usize {
         self.left().by_id.len()
     }
 
-    /// The object of a version, if it is there.
+    /// The inherited object of a version, if there is one.
     pub(crate) fn find(&self, version: &ObjectInfo) -> Option<Arc<InheritedObject>> {
         let left = self.left();
         left.by_id.get(&version.id).filter(|relic| relic.is(version)).cloned()
     }
 
-    /// Takes all of them over that fit without throwing anything out; `admit` publishes one, unless
-    /// that is not wanted any more. Gives segment after segment back. Blocks as long as the copying
-    /// takes.
+    /// Takes over the objects that fit without eviction. `admit` publishes one, and returns false
+    /// to stop. Releases the old segments one by one. Blocks as long as the copying takes.
     pub(crate) fn take_over(&self, pool: &Pool, admit: impl Fn(&LogRecord, Reservation) -> bool) {
         let mut going_on = true;
         loop {
@@ -213,13 +212,13 @@ impl InheritedObjects {
                 if !going_on {
                     break;
                 }
-                // One that a request has brought in meanwhile is admitted to no harm, and gone.
+                // If a request has loaded it meanwhile, `admit` pins that one and frees the copy.
                 match relic.copy(|bytes| pool.reserve(bytes)) {
                     Ok(reservation) => going_on = admit(&relic.record, reservation),
                     Err(InheritRefusal::Pool(_)) => going_on = false,
                     Err(InheritRefusal::Damaged(reason)) => {
                         let (path, id) = (&relic.record.path, relic.record.id);
-                        tracing::warn!(%path, %id, reason, "an object is not taken over");
+                        tracing::warn!(%path, %id, reason, "an inherited object is not taken over");
                     }
                 }
                 self.left().by_id.remove(&relic.record.id);

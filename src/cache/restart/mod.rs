@@ -1,24 +1,23 @@
-//! What outlives this process, where somebody keeps descriptors for the next one: a warm restart.
+//! Warm restart: state that a descriptor store keeps for the next process.
 //!
 //! ```text
-//!  this process                                   keeper (systemd)            its successor
-//!   segments (memfds, sealed) ──one name each──▶  holds the descriptors ──▶  Heritage
-//!   Ledger: which object lies where ───────────▶                              │ Relic: block header,
-//!   Notes: which version decides when ─────────▶                              │ CRC-32C right?
-//!                                                                             ▼
-//!                                              copied into segments of its own, under new generations
+//!  this process                                 DescriptorStore (systemd)     next process
+//!   segments (memfds, sealed) ──one name each──▶ keeps the descriptors ──▶ Inheritance
+//!   ObjectLog: location of each object ────────▶                            │ InheritedObject:
+//!   SavedTimelines: effective versions ────────▶                            │ header, CRC-32C?
+//!                                                                           ▼
+//!                                              copied into its own segments, with new generations
 //! ```
 //!
-//! The ledger is written as objects come and go: one record of 256 bytes each, with a checksum of its
-//! own, so a process that is killed in the middle leaves a record that says nothing. It is crossed
-//! out before the object's place is given back; what lies in a place that was given back is never
-//! taken for an object, whatever its bytes look like. The notes are written a moment later, in turn
-//! into two files, so that one of them is whole at any time.
+//! The object log is written as objects come and go: one record of 256 bytes each, with a checksum
+//! of its own, so a process killed during a write leaves an invalid record. A record is erased
+//! before its block is freed, so bytes in freed memory are never taken for an object, whatever they
+//! contain. The timelines are saved a moment later, alternating between two files, so that one of
+//! them is complete at any time.
 //!
-//! Sealed segments cannot be written any more, not even by us: so a successor copies what it takes
-//! over, object by object, and gives each old segment back when it has all of it. For that moment
-//! memory is needed twice. Sessions, leases and timeframes are not taken over: those who had them
-//! come back by themselves.
+//! Sealed segments cannot be written any more, not even by this service. So the next process copies
+//! the objects one by one, and releases each old segment when it is done. During that time the
+//! memory is needed twice. Sessions, leases and timeframes are not taken over: clients reopen them.
 
 mod inheritance;
 mod object_log;

@@ -1,7 +1,7 @@
-//! Which object lies where: a file without a name, one record per object.
+//! The object log: records the location of every object in an unnamed file.
 //!
 //! ```text
-//!   0  u64   generation of the block; 0: nothing is here
+//!   0  u64   generation of the block; 0: empty record
 //!   8  u64   its handle, as in a MetaHeader
 //!  16  u64   bytes of the payload
 //!  24  16 B  object id
@@ -11,16 +11,16 @@
 //!  62  u8    1: the MD5 is known
 //!  63  u8    bytes of the path
 //!  64        the path, then zeros
-//! 252  u32   CRC-32C of all before
+//! 252  u32   CRC-32C of all bytes before
 //! ```
 //!
-//! All numbers are little endian. A path that does not fit is not written down, and its objects are
-//! loaded anew.
+//! All numbers are little endian. Objects whose path does not fit are not recorded, and are loaded
+//! again after a restart.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crc_fast::{CrcAlgorithm, checksum};
 use rustix::fs::{MemfdFlags, fstat, memfd_create};
@@ -28,12 +28,13 @@ use rustix::io::{pread, pwrite, retry_on_intr};
 
 use crate::object::{Md5Sum, ObjectId, ObjectPath};
 use crate::shm::MetaHeader;
+use crate::sync::{Mutex, MutexGuard};
 
 const RECORD_BYTES: usize = 256;
 const PATH_AT: usize = 64;
 const CRC_AT: usize = RECORD_BYTES - 4;
 
-/// An object that lies somewhere.
+/// An object and its location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LogRecord {
     pub(crate) header: MetaHeader,
@@ -49,7 +50,7 @@ fn crc(bytes: &[u8]) -> u32 {
 }
 
 impl LogRecord {
-    /// `None` if there is no room for the path, or it lies in no segment.
+    /// `None` if the path does not fit, or the object is in no segment.
     fn to_bytes(&self) -> Option<[u8; RECORD_BYTES]> {
         let path = self.path.as_str().as_bytes();
         if path.len() > CRC_AT - PATH_AT || self.header.managed != 1 {
@@ -71,7 +72,7 @@ impl LogRecord {
         Some(bytes)
     }
 
-    /// `None` if nothing is there, or not all of it.
+    /// `None` if the record is empty or incomplete.
     fn parse(bytes: &[u8; RECORD_BYTES]) -> Option<Self> {
         fn part<const N: usize>(bytes: &[u8; RECORD_BYTES], at: usize) -> [u8; N] {
             let mut part = [0; N];
@@ -103,7 +104,7 @@ impl LogRecord {
 pub(crate) struct ObjectLog {
     file: OwnedFd,
     places: Mutex<FreeSlots>,
-    /// It stays as it is from now on.
+    /// Frozen: no further changes.
     left: AtomicBool,
 }
 
@@ -113,7 +114,7 @@ struct FreeSlots {
     next: u64,
 }
 
-/// The record of an object: crossed out when this is dropped, which is before its place is free.
+/// The record of an object. Dropping it erases the record, before the block is freed.
 #[derive(Debug)]
 pub(crate) struct LogEntry {
     object_log: Arc<ObjectLog>,
@@ -131,7 +132,7 @@ impl ObjectLog {
     }
 
     fn places(&self) -> MutexGuard<'_, FreeSlots> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock()
     }
 
     fn write(&self, place: u64, bytes: &[u8]) -> io::Result<()> {
@@ -142,7 +143,7 @@ impl ObjectLog {
         }
     }
 
-    /// Writes an object down. That it cannot be is no failure: then a successor loads it anew.
+    /// Records an object. On failure the next process loads it again.
     pub(crate) fn enter(self: &Arc<Self>, record: &LogRecord) -> Option<LogEntry> {
         let bytes = record.to_bytes()?;
         let place = {
@@ -154,18 +155,18 @@ impl ObjectLog {
         };
         let entry = LogEntry { object_log: Arc::clone(self), place };
         if let Err(error) = self.write(place, &bytes) {
-            tracing::debug!(%error, "an object is not written down for a successor");
+            tracing::debug!(%error, "an object is not recorded for the next process");
             return None;
         }
         Some(entry)
     }
 
-    /// Leaves everything as it stands now to a successor.
+    /// Freezes the log in its current state for the next process.
     pub(crate) fn leave(&self) {
         self.left.store(true, Ordering::Release);
     }
 
-    /// All that stands in the ledger of another process.
+    /// All valid records in the log of another process.
     pub(super) fn read(file: impl AsFd) -> io::Result<Vec<LogRecord>> {
         const PIECE: usize = 4096 * RECORD_BYTES;
         let bytes = u64::try_from(fstat(&file)?.st_size).unwrap_or(0);
@@ -177,7 +178,7 @@ impl ObjectLog {
             if count == 0 {
                 break;
             }
-            // A record is written by one call: what is cut off at the end is none.
+            // A record is written by one call, so a partial one at the end is invalid.
             let (whole, _) = piece[..count].as_chunks::<RECORD_BYTES>();
             records.extend(whole.iter().filter_map(LogRecord::parse));
             at += (whole.len().max(1) * RECORD_BYTES) as u64;
@@ -191,7 +192,7 @@ impl Drop for LogEntry {
         if self.object_log.left.load(Ordering::Acquire) {
             return;
         }
-        // If it cannot be crossed out it is never written over either: what it says is compared with
+        // If the record cannot be erased, its slot is not reused either: a reader compares it with
         // the header of the block, which is zeroed next.
         if self.object_log.write(self.place, &[0; 8]).is_ok() {
             self.object_log.places().free.push(self.place);
@@ -232,11 +233,11 @@ mod tests {
         drop(entries.remove(2));
         drop(entries.remove(0));
         assert_eq!(read(&object_log), [1, 3, 4].map(|number| record(number, "A/B")));
-        // The places are used again, and nothing grows.
+        // The slots are reused, and the file does not grow.
         entries.extend([5, 6].map(|number| object_log.enter(&record(number, "C")).unwrap()));
         assert_eq!(read(&object_log).len(), 5);
         assert_eq!(fstat(object_log.file()).unwrap().st_size, 5 * RECORD_BYTES as i64);
-        // Once it is left it stays.
+        // Once frozen it does not change.
         object_log.leave();
         drop(entries);
         assert_eq!(read(&object_log).len(), 5);

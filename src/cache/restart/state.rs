@@ -1,26 +1,27 @@
-//! What this process leaves to its successor.
+//! The state that this process saves for the next one.
 
 use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::object_log::ObjectLog;
 use super::timelines::{SavedTimelines, TimelineFiles};
 use crate::shm::Epoch;
+use crate::sync::Mutex;
 
-/// What stands before the name of each descriptor that is kept.
+/// Prefix of the name of each kept descriptor.
 pub(crate) const PREFIX: &str = "iovcache-";
 
-/// Keeps descriptors for the process that comes after this one.
+/// Keeps descriptors for the next process.
 pub trait DescriptorStore: fmt::Debug + Send + Sync + 'static {
-    /// Keeps a copy under a name, beside those that have it already.
+    /// Keeps a copy of a descriptor under a name, in addition to others with that name.
     fn keep(&self, name: &str, file: BorrowedFd<'_>);
 
-    /// Keeps those of this name no longer.
+    /// Drops the descriptors with this name.
     fn forget(&self, name: &str);
 }
 
-/// What this process leaves to its successor.
+/// The state that this process saves for the next one.
 #[derive(Debug)]
 pub(crate) struct RestartState {
     pub(crate) object_log: Arc<ObjectLog>,
@@ -40,16 +41,16 @@ impl RestartState {
         Ok(Self { object_log, notes: Mutex::new(notes) })
     }
 
-    /// Writes down what is known, if it is not what was written last.
+    /// Saves the timelines if they have changed since the last save.
     pub(crate) fn note(&self, saved_timelines: &SavedTimelines) {
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = self.notes.lock();
         if let Err(error) = notes.write(saved_timelines) {
-            tracing::warn!(%error, "what is known is not written down for a successor");
+            tracing::warn!(%error, "the timelines are not saved for the next process");
         }
     }
 }
 
-/// The name under which a segment is kept.
+/// The name of a segment in the descriptor store.
 pub(crate) fn segment_name(epoch: Epoch, id: u16) -> String {
     format!("{PREFIX}segment-{epoch}-{id}")
 }

@@ -1,8 +1,8 @@
-//! Which version decides when, written down for a successor: as far as its object is in memory.
+//! Saved timelines: the effective versions whose objects are in memory, for the next process.
 //!
 //! ```text
 //!   0  8 B   "IOVNOTE1"
-//!   8  u64   which one it is: of two that are whole the later counts
+//!   8  u64   sequence number; of two complete files the later one counts
 //!  16  u64   bytes of JSON
 //!  24  u32   CRC-32C of the JSON, then of the 24 bytes before
 //!  28        JSON
@@ -25,21 +25,21 @@ use crate::source::VersionRecord;
 
 const MAGIC: &[u8; 8] = b"IOVNOTE1";
 const HEAD_BYTES: usize = 28;
-/// There is nothing that needs more.
+/// Larger files are rejected; no saved state comes near this size.
 const MAX_JSON_BYTES: usize = 1 << 30;
 
-/// All that is noted.
+/// The saved state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SavedTimelines {
-    /// Where it was learned.
+    /// The source of the versions.
     pub(crate) source: String,
-    /// Each version once; pieces name their places.
+    /// Each version once; pieces refer to them by index.
     pub(crate) versions: Vec<VersionRecord>,
     pub(crate) series: Vec<SavedSeries>,
 }
 
-/// A query and the pieces of time in which versions decide.
+/// A query and the spans of time in which versions are effective.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SavedSeries {
@@ -58,7 +58,7 @@ fn crc(head: &[u8], json: &[u8]) -> u32 {
     digest.finalize() as u32
 }
 
-/// Two files, written in turn.
+/// Two files, written alternately.
 #[derive(Debug)]
 pub(super) struct TimelineFiles {
     files: [OwnedFd; 2],
@@ -76,7 +76,7 @@ impl TimelineFiles {
         &self.files
     }
 
-    /// Writes it, if it is not what was written last.
+    /// Writes the state, if it differs from the last one written.
     pub(super) fn write(&mut self, saved_timelines: &SavedTimelines) -> io::Result<()> {
         let json = serde_json::to_vec(saved_timelines)?;
         if json == self.last {
@@ -100,7 +100,7 @@ impl TimelineFiles {
         Ok(())
     }
 
-    /// The latest of these files that is whole.
+    /// The latest complete one of these files.
     pub(super) fn read(files: &[OwnedFd]) -> Option<SavedTimelines> {
         let whole = files.iter().filter_map(read_one);
         let (_, json) = whole.max_by_key(|(number, _)| *number)?;
@@ -146,8 +146,8 @@ mod tests {
             notes.write(&saved_timelines(source)).unwrap();
             assert_eq!(TimelineFiles::read(notes.files()), Some(saved_timelines(source)));
         }
-        assert_eq!(notes.written, 3, "the same again is not written");
-        // 'four' goes where 'two' stands: half of it is as if nothing had been written.
+        assert_eq!(notes.written, 3, "an unchanged state is not written again");
+        // 'four' overwrites 'two': half written, it must count as not written.
         let whole = {
             let mut other = TimelineFiles::new().unwrap();
             other.written = 3;

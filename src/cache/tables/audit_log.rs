@@ -1,6 +1,6 @@
-//! One line per table that was answered, so that anyone can later prove which version served what.
+//! The audit log: one line per answered table, to prove later which version served which rows.
 //!
-//! It is written at level info under [`TARGET`], and costs nothing where nobody listens to that:
+//! Written at level info under [`TARGET`]; without a subscriber for it, it costs nothing:
 //! `serve --log warn,iovcache::table=info`.
 
 use std::time::Duration;
@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use crate::cache::memory::object::PinSet;
 use crate::object::ObjectInfo;
-use crate::table::{Cell, Content, Request, TableBody, When};
+use crate::table::{Cell, ColumnPath, Content, Request, TableBody, When};
 
-/// Under which name the lines are logged.
+/// Target of the log lines.
 pub const TARGET: &str = "iovcache::table";
 
 /// A version, and the rows of a column that it served.
@@ -96,7 +96,12 @@ fn served(content: &Content) -> Vec<ServedRows<'_>> {
                     start = run.end;
                 }
                 let of = |(cell, rows)| {
-                    ServedRows::new(&column.name, column.path.as_str(), cell, version(cell), rows)
+                    let version = version(cell);
+                    let path = match &column.path {
+                        ColumnPath::One(path) => path,
+                        ColumnPath::ByRange(_) => &version.path,
+                    };
+                    ServedRows::new(&column.name, path.as_str(), cell, version, rows)
                 };
                 column.cells.iter().zip(rows).map(of).collect::<Vec<_>>()
             })
@@ -113,7 +118,7 @@ fn served(content: &Content) -> Vec<ServedRows<'_>> {
     }
 }
 
-/// The first and the last time that the table answers.
+/// The first and the last time in the table.
 fn times(content: &Content) -> (Option<i64>, Option<i64>) {
     let mut all: Box<dyn Iterator<Item = i64>> = match &content.shown {
         TableBody::Rows { timestamps, .. } => {

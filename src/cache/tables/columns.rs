@@ -1,10 +1,10 @@
-//! The columns of a request, and what is known of the versions of each.
+//! The columns of a request, and the known timelines of their versions.
 //!
 //! ```text
 //!  request ─▶ columns: its own, of a configured table, or of the timeframe
 //!                │ each: path, metadata, limits
 //!                ▼
-//!  lock ─▶ object index ┬─▶ timeline that is known at the timestamps, or over the range
+//!  lock ─▶ object index ┬─▶ timeline known at the timestamps, or over the range
 //!  else ─▶ catalog ─────┘
 //! ```
 
@@ -12,37 +12,47 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::try_join_all;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::time::Instant;
 
 use crate::budget::ClientBudget;
 use crate::cache::deadline::{LOOK_UP, PLANNING, by_deadline};
 use crate::cache::error::{CacheError, MissingColumn};
+use crate::cache::tables::key_look_ups::{KeyTerms, KeyedLookUps, KeyedTimelines};
+use crate::cache::tables::known_columns::{
+    ColumnTimelines, KnownColumn, QueryOfColumn, RangeTimeline,
+};
+use crate::cache::tables::lock_selection::LockTarget;
 use crate::cache::tables::plan::{Plan, PlannedIntervals};
-use crate::cache::versions::catalog::{Catalog, KnownTimeline};
+use crate::cache::versions::catalog::{Catalog, KnownTimeline, QueryTimes};
 use crate::cache::versions::object_index::ObjectIndex;
 use crate::cache::yielder::Turns;
 use crate::clock::Clock;
-use crate::index::Timestamps;
 use crate::interval::ValidityInterval;
-use crate::object::CreationLimits;
+use crate::object::{CreationLimits, ObjectPath, Query};
 use crate::source::{Policies, WhenMissing};
-use crate::table::{ColumnRequest, Columns, Missing, Request, RequestError};
+use crate::table::{
+    ColumnRequest, Columns, KeyError, KeyLookUp, KeyUse, LockEntry, Missing, Request, RequestError,
+    TableRows,
+};
 
-/// Finds the columns of a request, and their versions.
+/// Finds the columns of a request and their timelines.
 #[derive(Debug)]
 pub(crate) struct ColumnLookUp {
     pub(crate) clock: Clock,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) objects: Arc<ObjectIndex>,
-    /// What the service sees of the versions, for every request.
+    /// Limits on the versions that the service sees, for every request.
     pub(crate) limits: CreationLimits,
     pub(crate) policies: Policies,
-    /// Sets of columns that requests may name.
+    /// Named sets of columns that requests may refer to.
     pub(crate) tables: BTreeMap<String, Vec<ColumnRequest>>,
+    /// Maximum number of distinct values of a key for which a column may have one look-up each.
+    pub(crate) max_key_values: usize,
 }
 
 impl ColumnLookUp {
-    /// The columns that a message asks for; `registered` is what a timeframe has.
+    /// The columns that a request asks for; `registered` are those of its timeframe.
     ///
     /// # Errors
     /// [`CacheError::UnknownTable`].
@@ -68,8 +78,12 @@ impl ColumnLookUp {
     }
 
     /// # Errors
-    /// [`CacheError::Missing`] with the columns that must not have gaps, and have some.
+    /// [`CacheError::NoPath`] if values of a key are in no range of a column;
+    /// [`CacheError::Missing`] with the columns that must not have gaps but do.
     pub(crate) fn check_missing(&self, plan: &Plan, request: &Request) -> Result<(), CacheError> {
+        if request.missing == Missing::Error && !plan.unmatched().is_empty() {
+            return Err(CacheError::NoPath { columns: plan.unmatched().to_vec() });
+        }
         let wrong = |column: &&MissingColumn| match self.policies.missing(&column.path) {
             Some(WhenMissing::Required) => true,
             Some(WhenMissing::Optional) => false,
@@ -79,69 +93,179 @@ impl ColumnLookUp {
         if columns.is_empty() { Ok(()) } else { Err(CacheError::Missing { columns }) }
     }
 
-    /// What is known of each column at the timestamps; of those that a timeframe was registered
-    /// with, what was known then.
+    /// The known timeline of each column at the timestamps. Columns of a registered timeframe use
+    /// the timelines known at its registration.
     pub(crate) async fn known_at(
         &self,
         request: &Request,
         columns: &[ColumnRequest],
-        timestamps: &Timestamps,
+        rows: &TableRows,
         registered: Option<&Plan>,
         budget: &ClientBudget,
         deadline: Instant,
-    ) -> Result<Vec<(ColumnRequest, KnownTimeline)>, CacheError> {
+    ) -> Result<Vec<KnownColumn>, CacheError> {
         let limits = self.limits.narrowed_by(request.limits);
+        let mut known: Vec<Option<ColumnTimelines>> = columns.iter().map(|_| None).collect();
         if let Some(lock) = &request.lock {
-            let known = self.objects.locked(lock, columns, limits, budget, deadline).await?;
-            return Ok(columns.iter().cloned().zip(known).collect());
+            return self.locked(lock, columns, rows, limits, budget, deadline).await;
         }
-        let registered = registered
-            .filter(|_| request.limits == CreationLimits::default())
-            .map(Plan::known_queries)
-            .unwrap_or_default();
-        let known = |column: &ColumnRequest| {
-            registered.get(&(&column.path, &column.metadata)).map(|known| (*known).clone())
-        };
-        let known = columns.iter().map(known).collect();
-        self.all_known(columns, known, limits, timestamps, deadline).await
+        if let Some(plan) = registered.filter(|_| request.limits == CreationLimits::default()) {
+            let registered = plan.known_queries();
+            for (known, column) in known.iter_mut().zip(columns) {
+                *known = registered.get(&QueryOfColumn::new(column)).map(|known| (*known).clone());
+            }
+        }
+        self.all_known(columns, known, limits, rows, budget, deadline).await
     }
 
-    /// What is known of each column at the timestamps: as given, else the source is asked.
+    /// The known timeline of each column at the timestamps: the given one, or else from the source.
     pub(crate) async fn all_known(
         &self,
         columns: &[ColumnRequest],
-        mut known: Vec<Option<KnownTimeline>>,
+        known: Vec<Option<ColumnTimelines>>,
         limits: CreationLimits,
-        timestamps: &Timestamps,
+        rows: &TableRows,
+        budget: &ClientBudget,
         deadline: Instant,
-    ) -> Result<Vec<(ColumnRequest, KnownTimeline)>, CacheError> {
-        let now = self.clock.now();
-        let (mut turns, cost) = (Turns::new(), 4 + timestamps.entries() / 16);
-        let look = async {
-            for (known, column) in known.iter_mut().zip(columns) {
-                if known.is_none() {
-                    let query = column.query(limits);
-                    *known = self.catalog.known_now(&query, timestamps, now);
-                    turns.take(cost).await;
+    ) -> Result<Vec<KnownColumn>, CacheError> {
+        let terms = KeyTerms { max_values: self.max_key_values, query_per_value: false, budget };
+        let mut keyed: Vec<Option<KeyedLookUps>> = Vec::with_capacity(columns.len());
+        let prepare = async {
+            for (known, column) in known.iter().zip(columns) {
+                let used = column.key.as_ref().filter(|_| known.is_none());
+                keyed.push(match used {
+                    Some(used) => Some(KeyedLookUps::new(column, used, rows, terms).await?),
+                    None => None,
+                });
+            }
+            Ok(())
+        };
+        by_deadline(PLANNING, deadline, prepare).await?;
+        let mut asked = Vec::with_capacity(columns.len());
+        for ((known, keyed), column) in known.iter().zip(&keyed).zip(columns) {
+            match (known, keyed, column.plain_path()) {
+                (None, Some(look_ups), _) => {
+                    for (number, query) in look_ups.queries.iter().enumerate() {
+                        asked.push(AskedQuery {
+                            query: query.query(limits),
+                            times: look_ups.times_of(number),
+                            known: None,
+                        });
+                    }
                 }
+                (None, None, Some(path)) => asked.push(AskedQuery {
+                    query: plain_query(path, column, limits),
+                    times: QueryTimes::All(&rows.timestamps),
+                    known: None,
+                }),
+                _ => {}
+            }
+        }
+        if asked.len() > MAX_QUERIES {
+            let (queries, limit) = (asked.len(), MAX_QUERIES);
+            return Err(CacheError::TooManyQueries { queries, limit });
+        }
+        self.ask_all(&mut asked, rows.timestamps.entries(), deadline).await?;
+        let mut answers: Vec<Option<KnownTimeline>> =
+            asked.into_iter().map(|asked| asked.known).collect();
+        let mut answers = answers.drain(..);
+        let all =
+            known.into_iter().zip(keyed).zip(columns).filter_map(|((known, keyed), column)| {
+                let timelines = match (known, keyed) {
+                    (Some(known), _) => known,
+                    (None, Some(look_ups)) => {
+                        let known =
+                            answers.by_ref().take(look_ups.queries.len()).flatten().collect();
+                        ColumnTimelines::Keyed(Arc::new(KeyedTimelines { look_ups, known }))
+                    }
+                    (None, None) => ColumnTimelines::Plain(answers.next()??),
+                };
+                Some(KnownColumn { request: column.clone(), timelines })
+            });
+        Ok(all.collect())
+    }
+
+    /// Looks up the timelines of all queries.
+    async fn ask_all(
+        &self,
+        asked: &mut [AskedQuery<'_>],
+        entries: usize,
+        deadline: Instant,
+    ) -> Result<(), CacheError> {
+        let now = self.clock.now();
+        let (mut turns, cost) = (Turns::new(), 4 + entries / 16);
+        let look = async {
+            for AskedQuery { query, times, known } in asked.iter_mut() {
+                *known = self.catalog.known_now(query, times, now);
+                let is_one = matches!(times, QueryTimes::All(times) if times.len() == 1);
+                turns.take(if is_one { 4 } else { cost }).await;
             }
             Ok(())
         };
         by_deadline(PLANNING, deadline, look).await?;
-        if known.iter().any(Option::is_none) {
-            let open = known.iter_mut().zip(columns).filter(|(known, _)| known.is_none());
-            let asked = open.map(async |(known, column)| {
-                let query = column.query(limits);
-                *known = Some(self.catalog.known_at(&query, timestamps).await?);
-                Ok::<_, CacheError>(())
-            });
-            by_deadline(LOOK_UP, deadline, try_join_all(asked)).await?;
+        let open = asked.iter_mut().filter(|asked| asked.known.is_none());
+        let look_ups = open.map(async |AskedQuery { query, times, known }| {
+            *known = Some(self.catalog.known_at(query, times).await?);
+            Ok::<_, CacheError>(())
+        });
+        let look_ups: Vec<_> = look_ups.collect();
+        if look_ups.is_empty() {
+            return Ok(());
         }
-        let known = columns.iter().zip(known);
-        Ok(known.filter_map(|(column, known)| Some((column.clone(), known?))).collect())
+        let asked = stream::iter(look_ups).buffer_unordered(PARALLEL_QUERIES);
+        by_deadline(LOOK_UP, deadline, asked.try_collect::<()>()).await
     }
 
-    /// What is known of each column over `range`.
+    /// The timeline of each column with only the versions of a lock.
+    async fn locked(
+        &self,
+        lock: &[LockEntry],
+        columns: &[ColumnRequest],
+        rows: &TableRows,
+        limits: CreationLimits,
+        budget: &ClientBudget,
+        deadline: Instant,
+    ) -> Result<Vec<KnownColumn>, CacheError> {
+        let terms = KeyTerms { max_values: self.max_key_values, query_per_value: true, budget };
+        let mut keyed = Vec::with_capacity(columns.len());
+        let prepare = async {
+            for column in columns {
+                keyed.push(match &column.key {
+                    Some(used) => Some(KeyedLookUps::new(column, used, rows, terms).await?),
+                    None => None,
+                });
+            }
+            Ok(())
+        };
+        by_deadline(PLANNING, deadline, prepare).await?;
+        let targets = columns.iter().zip(&keyed).flat_map(|(column, keyed)| {
+            let name = &*column.name;
+            let plain = column.plain_path();
+            let plain = plain.map(|path| LockTarget { column: name, path, key: None });
+            let queries = keyed.iter().flat_map(|keyed| &keyed.queries);
+            plain.into_iter().chain(queries.map(move |query| LockTarget {
+                column: name,
+                path: &query.path,
+                key: query.value.as_deref(),
+            }))
+        });
+        let targets: Vec<LockTarget<'_>> = targets.collect();
+        let known = self.objects.locked(lock, &targets, limits, budget, deadline).await?;
+        let mut known = known.into_iter();
+        let all = columns.iter().zip(keyed).filter_map(|(column, keyed)| {
+            let timelines = match keyed {
+                Some(look_ups) => {
+                    let known = known.by_ref().take(look_ups.queries.len()).collect();
+                    ColumnTimelines::Keyed(Arc::new(KeyedTimelines { look_ups, known }))
+                }
+                None => ColumnTimelines::Plain(known.next()?),
+            };
+            Some(KnownColumn { request: column.clone(), timelines })
+        });
+        Ok(all.collect())
+    }
+
+    /// The known timeline of each column over `range`.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -152,20 +276,31 @@ impl ColumnLookUp {
         range: ValidityInterval,
         budget: &ClientBudget,
         deadline: Instant,
-    ) -> Result<Vec<(ColumnRequest, KnownTimeline)>, CacheError> {
+    ) -> Result<Vec<RangeTimeline>, CacheError> {
         let limits = self.limits.narrowed_by(request.limits);
-        if let Some(lock) = &request.lock {
-            let known = self.objects.locked(lock, columns, limits, budget, deadline).await?;
-            return Ok(columns.iter().cloned().zip(known).collect());
+        let mut targets = Vec::with_capacity(columns.len());
+        for column in columns {
+            let path = column.plain_path().ok_or_else(|| no_rows(column, "the view intervals"))?;
+            targets.push(LockTarget { column: &column.name, path, key: None });
         }
-        let known = columns.iter().map(async |column| {
-            let known = self.catalog.known_over(&column.query(limits), range).await?;
-            Ok::<_, CacheError>((column.clone(), known))
+        let known = match &request.lock {
+            Some(lock) => self.objects.locked(lock, &targets, limits, budget, deadline).await?,
+            None => {
+                let known = targets.iter().zip(columns).map(async |(target, column)| {
+                    let query = plain_query(target.path, column, limits);
+                    self.catalog.known_over(&query, range).await
+                });
+                by_deadline(LOOK_UP, deadline, try_join_all(known)).await?
+            }
+        };
+        let known = columns.iter().zip(targets).zip(known).map(|((column, target), known)| {
+            RangeTimeline { name: Arc::clone(&column.name), path: target.path.clone(), known }
         });
-        by_deadline(LOOK_UP, deadline, try_join_all(known)).await
+        Ok(known.collect())
     }
 
-    /// What is known of columns over a range, for the service's own limits.
+    /// The known timelines of columns over a range, with the service's own limits. A column whose
+    /// path depends on a key is looked up at each of its paths.
     pub(crate) async fn spans(
         &self,
         columns: &[ColumnRequest],
@@ -174,9 +309,38 @@ impl ColumnLookUp {
     ) -> Result<PlannedIntervals, CacheError> {
         let mut known = Vec::with_capacity(columns.len());
         for column in columns {
-            let query = column.query(self.limits);
-            known.push((column.clone(), self.catalog.known_over(&query, range).await?));
+            let by_time = |key: &KeyUse| key.look_up == KeyLookUp::AtTimestamp;
+            if !column.key.as_ref().is_none_or(by_time) {
+                return Err(no_rows(column, "a prefetch"));
+            }
+            for path in column.path.paths() {
+                let query = plain_query(path, column, self.limits);
+                let (name, path) = (Arc::clone(&column.name), path.clone());
+                let known_path = self.catalog.known_over(&query, range).await?;
+                known.push(RangeTimeline { name, path, known: known_path });
+            }
         }
         PlannedIntervals::new(range, known, budget).await
     }
+}
+
+fn no_rows(column: &ColumnRequest, what: &'static str) -> CacheError {
+    let key = column.key.as_ref().map(|key| key.key.to_string()).unwrap_or_default();
+    KeyError::NoRows { column: column.name.to_string(), key, what }.into()
+}
+
+fn plain_query(path: &ObjectPath, column: &ColumnRequest, limits: CreationLimits) -> Query {
+    Query { path: path.clone(), metadata: column.metadata.clone(), limits }
+}
+
+/// Maximum number of queries of one table.
+const MAX_QUERIES: usize = 200_000;
+/// Maximum number of parallel queries to the source.
+const PARALLEL_QUERIES: usize = 10_000;
+
+/// A query of a table, and its known timeline.
+struct AskedQuery<'a> {
+    query: Query,
+    times: QueryTimes<'a>,
+    known: Option<KnownTimeline>,
 }

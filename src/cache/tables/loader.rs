@@ -1,22 +1,22 @@
-//! Brings the bytes of versions into shared memory and pins them, all of a table's or none.
+//! The loader: loads versions into shared memory and pins them, all of a table or none.
 //!
 //! ```text
 //!  pin_all ──resident──▶ pin
 //!     │ not resident
 //!     ▼
-//!  one flight per object ──▶ Source::fetch ──▶ BlockBody ──▶ published block ──▶ pin
-//!     │ no room: all pins go
+//!  single flight per object ──▶ Source::fetch ──▶ BlockBody ──▶ published block ──▶ pin
+//!     │ no room: all pins are dropped
 //!     ▼
-//!  turn (200 ms at most, in the order of asking) ──room for all──▶ claim ──▶ load, without the turn
+//!  turn (200 ms at most, in order of arrival) ──room for all──▶ claim ──▶ load, without the turn
 //!     │ no room
 //!     ▼
 //!  rest (until there may be room, 1 s at most), then the next turn
 //! ```
 //!
-//! A request that waits for memory holds no pins, so two tables that each lack what the other has
-//! cannot wait for each other; and it keeps others from taking memory only for the short time of its
-//! turn, in which all that becomes free is its own. Registrations take the same turns. Timeframes in
-//! flight hold what they need and do not wait (`places`).
+//! A request that waits for memory holds no pins, so two tables that need each other's memory
+//! cannot deadlock. It keeps others from taking memory only during its turn, in which all memory
+//! that becomes free is its own. Registrations take the same turns. Timeframes in flight have their
+//! memory reserved and do not wait (`reservations`).
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -44,37 +44,37 @@ use crate::telemetry::Counters;
 
 /// Shortest pause between two attempts to get memory.
 pub(crate) const MIN_RETRY: Duration = Duration::from_millis(5);
-/// Longest pause between two attempts of a registration to get its place.
+/// Longest pause between two attempts of a registration to reserve memory.
 pub(crate) const MAX_RETRY: Duration = Duration::from_millis(250);
-/// For so long one request may keep the others from taking memory.
+/// Longest time that one request keeps the others from taking memory.
 const TURN: Duration = Duration::from_millis(200);
 /// Longest pause after a turn in which there was no room.
 const REST: Duration = Duration::from_secs(1);
-/// From this size on a digest is computed on a blocking thread.
+/// From this size on, a digest is computed on a blocking thread.
 const HASH_BESIDE_FROM_BYTES: u64 = 256 << 10;
-/// How many objects of one table are fetched at a time.
+/// Number of objects of one table fetched in parallel.
 const PARALLEL_LOADS: usize = 64;
 
-/// Brings objects into shared memory.
+/// Loads objects into shared memory.
 #[derive(Debug)]
 pub(crate) struct Loader {
     residency: Arc<Residency>,
     source: Arc<dyn Source>,
-    /// What a predecessor left is nearer than any source.
+    /// Objects of the previous process, which are faster than any source.
     inherited_objects: Arc<InheritedObjects>,
     counters: Arc<Counters>,
     single_flight: SingleFlight<LoadKey, Result<Pin, LoadFailure>>,
-    /// The room that timeframes in flight have for what they lack.
+    /// The memory reserved for timeframes in flight.
     places: Arc<Reservations>,
     /// Held by the request that may take memory while others wait for it; first come, first served.
     turn: tokio::sync::Mutex<()>,
-    /// Requests that wait for their turn, or have it.
+    /// Number of requests that wait for their turn, or have it.
     waiting: AtomicUsize,
-    /// How many are bringing objects in, and have pins in hand that nobody else knows of.
+    /// Number of loads in progress, whose pins are in no pin set yet.
     under_way: AtomicUsize,
 }
 
-/// One of those who are counted.
+/// Counts one task until it is dropped.
 struct CountGuard<'a>(&'a AtomicUsize);
 
 impl<'a> CountGuard<'a> {
@@ -90,7 +90,7 @@ impl Drop for CountGuard<'_> {
     }
 }
 
-/// What decides the outcome of a load: all that the source says of the version.
+/// The key of a load: the complete description of the version from the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct LoadKey(Arc<ObjectInfo>);
 
@@ -100,11 +100,11 @@ impl Hash for LoadKey {
     }
 }
 
-/// What a request that is not done yet waits for.
+/// The resource that an unfinished request waits for.
 #[derive(Debug, Default)]
 struct Wait {
     for_memory: AtomicBool,
-    /// Of the largest object that found no room.
+    /// Size of the largest object without room.
     lacking_bytes: AtomicU64,
 }
 
@@ -130,13 +130,13 @@ impl Wait {
     }
 }
 
-/// The memory that all of `versions` take, as far as their sizes are known.
+/// The memory that `versions` take, as far as their sizes are known.
 fn known_bytes(versions: &(impl PinRequest + ?Sized)) -> u64 {
     let known = (0..versions.len()).filter_map(|place| versions.info(place).size_bytes);
     known.map(Pool::charge).fold(0, u64::saturating_add)
 }
 
-/// Why one object did not come.
+/// Why one object was not loaded.
 #[derive(Debug, Clone)]
 enum LoadFailure {
     Source(SourceError),
@@ -144,18 +144,18 @@ enum LoadFailure {
     Pool(Arc<PoolError>),
 }
 
-/// What is pinned of the versions that are wanted, by their numbers.
+/// The pins obtained so far, by the number of the version.
 struct PartialPins {
     pins: Vec<Option<Pin>>,
     how: Vec<CacheState>,
 }
 
-/// All that was wanted is pinned.
+/// The pins of all requested versions.
 #[derive(Debug)]
 pub(crate) struct PinnedVersions {
     /// By number.
     pub(crate) pins: PinSet,
-    /// How each came.
+    /// How each was obtained.
     pub(crate) how: Vec<CacheState>,
 }
 
@@ -166,15 +166,15 @@ impl PartialPins {
         Self { pins, how: vec![CacheState::Hit; count] }
     }
 
-    /// The numbers of what is not pinned.
+    /// The numbers of the versions not pinned yet.
     fn open(&self) -> Vec<usize> {
         let open = self.pins.iter().enumerate().filter(|(_, pin)| pin.is_none());
         open.map(|(number, _)| number).collect()
     }
 
-    /// All of it.
+    /// The result once everything is pinned.
     fn into_pinned(self) -> PinnedVersions {
-        #[expect(clippy::filter_map_identity, reason = "flatten would take memory anew")]
+        #[expect(clippy::filter_map_identity, reason = "flatten would allocate anew")]
         let pins = self.pins.into_iter().filter_map(|pin| pin).collect();
         PinnedVersions { pins: PinSet::new(pins), how: self.how }
     }
@@ -203,28 +203,28 @@ impl Loader {
         }
     }
 
-    /// Whether objects are being loaded: then there are pins that are in no set yet.
+    /// Whether loads are in progress, whose pins are in no pin set yet.
     pub(crate) fn is_under_way(&self) -> bool {
         self.under_way.load(Ordering::Acquire) > 0
     }
 
-    /// Whether room is kept for objects that are to come. Their pins are in [`pin_sets`].
+    /// Whether memory is reserved for objects to be loaded. Their pins are in [`pin_sets`].
     ///
     /// [`pin_sets`]: Self::pin_sets
     pub(crate) fn keeps_room(&self) -> bool {
         !self.places.is_empty()
     }
 
-    /// What is pinned in the name of several timeframes.
+    /// The pins that several timeframes share.
     pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
         self.places.pin_sets()
     }
 
-    /// Pins what is resident of `versions` and takes the memory that the others need: all of it, or
-    /// none. `None`: for a short time, in which nobody else could take memory, there was no room.
+    /// Pins the resident ones of `versions` and reserves memory for the others, all of it or none.
+    /// `None` if there was no room during a short turn without other takers.
     ///
     /// # Errors
-    /// [`CacheError::Pool`] if the system gives no memory.
+    /// [`CacheError::Pool`] if the system provides no memory.
     pub(crate) async fn claim(
         &self,
         versions: &impl PinRequest,
@@ -234,19 +234,19 @@ impl Loader {
             return Ok(Some(claim));
         }
         let _waiting = CountGuard::new(&self.waiting);
-        // Where others wait for memory, what becomes free is theirs.
+        // While others wait for memory, free memory is theirs.
         let _turn = self.turn.lock().await;
         self.claim_in_turn(versions, Instant::now() + TURN).await
     }
 
-    /// Whose turn it is tries until `ends`. Nothing is held between two attempts.
+    /// Tries during its turn, until `ends`. Nothing is held between two attempts.
     async fn claim_in_turn(
         &self,
         versions: &(impl PinRequest + ?Sized),
         ends: Instant,
     ) -> Result<Option<Claim>, CacheError> {
         loop {
-            // Listen first, try then: room that is made in between is not missed.
+            // Subscribe before the attempt, so that no notification is missed.
             let mut room = std::pin::pin!(self.residency.room());
             room.as_mut().enable();
             let tried = Instant::now();
@@ -254,10 +254,10 @@ impl Loader {
                 return Ok(Some(claim));
             }
             if self.residency.unevictable_bytes() == 0 {
-                // All that is here could go, and still it does not fit: it lies in the way.
+                // Everything is evictable, and still it does not fit because of fragmentation.
                 let residency = Arc::clone(&self.residency);
                 let cleared = tokio::task::spawn_blocking(move || residency.clear_out()).await;
-                cleared.map_err(|error| lost("memory to be cleared", &error))?;
+                cleared.map_err(|error| lost("the eviction of all objects", &error))?;
                 return self.take_places(versions).await;
             }
             if tokio::time::timeout_at(ends, room).await.is_err() {
@@ -277,16 +277,17 @@ impl Loader {
         };
         let places = Arc::clone(&self.places);
         let taken = tokio::task::spawn_blocking(move || places.take(lacking)).await;
-        let taken = taken.map_err(|error| lost("memory to be taken", &error))?;
+        let taken = taken.map_err(|error| lost("the reservation of memory", &error))?;
         taken.map_err(|error| CacheError::Pool(Arc::new(error)))
     }
 
-    /// Pins every one of `versions` (distinct ids), in their order, loading what is not resident.
+    /// Pins all of `versions` (distinct ids), in order, and loads those that are not resident.
     ///
     /// # Errors
-    /// [`CacheError::NeverFits`] at once where that is so; [`CacheError::MemoryPinned`] if by
-    /// `deadline` there was no room; [`CacheError::DeadlineExceeded`] if there was, and the source
-    /// was not done; what the source answered.
+    /// [`CacheError::NeverFits`] at once if they do not fit into the memory;
+    /// [`CacheError::MemoryPinned`] if there was no room until `deadline`;
+    /// [`CacheError::DeadlineExceeded`] if there was, but the source was not done; errors of the
+    /// source.
     pub(crate) async fn pin_all(
         &self,
         versions: &(impl PinRequest + ?Sized),
@@ -310,13 +311,13 @@ impl Loader {
                 total_bytes: self.residency.pool().total_bytes(),
             }),
             Err(_) => Err(CacheError::DeadlineExceeded {
-                what: "objects to be loaded".to_owned(),
+                what: "the load of the objects".to_owned(),
                 wait_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             }),
         }
     }
 
-    /// Loads what is `absent`; waits where there is no room for it.
+    /// Loads the `absent` versions; waits if there is no room for them.
     async fn pin_absent(
         &self,
         versions: &(impl PinRequest + ?Sized),
@@ -324,8 +325,8 @@ impl Loader {
         mut got: PartialPins,
         wait: &Wait,
     ) -> Result<PinnedVersions, CacheError> {
-        // Where others wait for memory, only what needs none may pass them: else what is released
-        // for the first of them would be taken by whoever comes along.
+        // While others wait for memory, only requests that need none may overtake them: otherwise
+        // memory released for the first of them would go to any newcomer.
         let alone = self.waiting.load(Ordering::Acquire) == 0 && self.may_fit(versions, &absent);
         let secured = absent.iter().all(|&place| self.places.find(versions.id(place)).is_some());
         if alone || secured {
@@ -334,7 +335,7 @@ impl Loader {
                 Some(bytes) => wait.lacks(bytes),
             }
         }
-        // Nothing is held from here on while there is no room.
+        // From here on nothing is held while there is no room.
         drop(got);
         self.counters.waits.add(1);
         loop {
@@ -346,7 +347,7 @@ impl Loader {
         }
     }
 
-    /// Whether there may be memory for what is `absent`, beside what cannot be evicted.
+    /// Whether there may be memory for the `absent` versions beside unevictable memory.
     fn may_fit(&self, versions: &(impl PinRequest + ?Sized), absent: &[usize]) -> bool {
         let sizes = absent.iter().filter_map(|place| versions.info(*place).size_bytes);
         let needed_bytes = sizes.map(Pool::charge).fold(0, u64::saturating_add);
@@ -354,8 +355,8 @@ impl Loader {
         needed_bytes.saturating_add(taken_bytes) <= self.residency.pool().total_bytes()
     }
 
-    /// Tries to pin all of `versions` when it is their turn to take memory. `None`: there was no
-    /// room, and nothing is held.
+    /// Tries to pin all of `versions` during a turn. `None` if there was no room; then nothing is
+    /// held.
     async fn try_in_turn(
         &self,
         versions: &(impl PinRequest + ?Sized),
@@ -367,15 +368,15 @@ impl Loader {
         let Some(claim) = self.claim_in_turn(versions, ends).await? else { return Ok(None) };
         let mut got = PartialPins::none_of(versions.len());
         if !claim.is_open() {
-            // Memory is taken for all of it: loading it needs no turn.
+            // All memory is reserved, so the load needs no turn.
             drop((turn, waiting));
             wait.end();
             let lacking = self.try_pin_all(versions, &mut got).await?;
             lacking.into_iter().for_each(|bytes| wait.lacks(bytes));
             return Ok(lacking.is_none().then_some(got));
         }
-        // The source does not tell how large the objects are: what there is room for is kept while
-        // the rest is tried, for as long as the turn lasts.
+        // The source does not give the sizes: objects that fit are kept while the others are tried,
+        // until the turn ends.
         let mut turn = Some((turn, waiting));
         loop {
             let mut room = std::pin::pin!(self.residency.room());
@@ -386,7 +387,7 @@ impl Loader {
                 match tokio::time::timeout_at(ends, &mut loading).await {
                     Ok(lacking) => lacking?,
                     Err(_) => {
-                        // A slow source keeps nobody else from memory.
+                        // A slow source must not keep others from memory.
                         turn = None;
                         wait.end();
                         loading.await?
@@ -401,13 +402,13 @@ impl Loader {
             if turn.is_none() || tokio::time::timeout_at(ends, room).await.is_err() {
                 return Ok(None);
             }
-            // What rings while one tries can be one's own attempt (a body that outgrew its room):
-            // that must not become a question to the source without end.
+            // A notification can come from this attempt itself (a body that outgrew its buffer),
+            // and must not cause endless requests to the source.
             tokio::time::sleep(MIN_RETRY.saturating_sub(tried.elapsed())).await;
         }
     }
 
-    /// Comes when it makes sense to try again: there may be room, or some time has passed. Others
+    /// Waits until a new attempt makes sense: there may be room, or some time has passed. Others
     /// can take memory meanwhile.
     async fn rest(&self, versions: &(impl PinRequest + ?Sized)) {
         let needed_bytes = known_bytes(versions);
@@ -417,7 +418,7 @@ impl Loader {
                 room.as_mut().enable();
                 tokio::time::sleep(MIN_RETRY).await;
                 room.await;
-                // What of the table is pinned by others counts twice: then the time decides.
+                // Objects of the table that others pin count twice here; then the timeout decides.
                 let taken_bytes = self.residency.unevictable_bytes();
                 let total_bytes = self.residency.pool().total_bytes();
                 if needed_bytes.saturating_add(taken_bytes) <= total_bytes {
@@ -429,8 +430,8 @@ impl Loader {
     }
 
     /// # Errors
-    /// [`CacheError::NeverFits`] if these can never be in memory together, as far as their sizes
-    /// are known.
+    /// [`CacheError::NeverFits`] if these versions can never be in memory together, as far as their
+    /// sizes are known.
     pub(crate) fn check_known_sizes(
         &self,
         versions: &(impl PinRequest + ?Sized),
@@ -439,11 +440,11 @@ impl Loader {
         let needed_bytes = known_bytes(versions);
         self.check_fits(needed_bytes, versions.len())?;
         let pool = self.residency.pool();
-        // Half of the memory holds what is no larger, a few large objects aside, which then are
-        // waited for; only beyond it is looked closely.
+        // Half of the memory holds any objects of that size, except for a few large ones, which can
+        // be waited for. Only beyond that are the sizes examined.
         if needed_bytes > pool.total_bytes() / 2 && !pool.can_hold_together(known()) {
             let objects = versions.len();
-            let what = format!("a table of {objects} distinct objects, which do not pack into it,");
+            let what = format!("a table of {objects} distinct objects, which do not fit together,");
             let limit_bytes = pool.total_bytes();
             return Err(CacheError::NeverFits { what, needed_bytes, limit_bytes });
         }
@@ -459,7 +460,7 @@ impl Loader {
         Err(CacheError::NeverFits { what, needed_bytes, limit_bytes })
     }
 
-    /// Pins what is resident of `numbers`. Gives those of what is not.
+    /// Pins the resident ones of `numbers`. Returns the numbers of the others.
     fn pin_resident(
         &self,
         versions: &(impl PinRequest + ?Sized),
@@ -477,7 +478,7 @@ impl Loader {
             PinOutcome::Nothing => absent.push(number),
         });
         self.counters.hits.add((wanted - absent.len()) as u64);
-        // What others pin stays what it is; nobody gets it under this description.
+        // Objects pinned by others stay unchanged, but are not served under this description.
         let conflict = others.iter().find(|(number, pin)| {
             let other = pin.likeness(versions.info(*number)) == Likeness::Other;
             other && pin.resident().pins() > 1
@@ -488,7 +489,8 @@ impl Loader {
         }
     }
 
-    /// Pins what is not in `got` yet. `Some(bytes)`: an object of that size found no room.
+    /// Pins the versions not in `got` yet. `Some(bytes)`: there was no room for an object of this
+    /// size.
     async fn try_pin_all(
         &self,
         versions: &(impl PinRequest + ?Sized),
@@ -498,7 +500,7 @@ impl Loader {
         self.load_all(versions, absent, got).await
     }
 
-    /// Loads what is `absent`. `Some(bytes)`: an object of that size found no room.
+    /// Loads the `absent` versions. `Some(bytes)`: there was no room for an object of this size.
     async fn load_all(
         &self,
         versions: &(impl PinRequest + ?Sized),
@@ -518,7 +520,7 @@ impl Loader {
                 Ok(pin) => {
                     (got.pins[place], got.how[place]) = (Some(pin), CacheState::Loaded);
                 }
-                // Nothing is loaded, or held, for a table that has to wait.
+                // A table without room stops its loads: it must hold nothing while it waits.
                 Err(LoadFailure::NoRoom { needed_bytes }) => return Ok(Some(needed_bytes)),
                 Err(failure) => return Err(failure.of(&version, &self.residency)),
             }
@@ -557,7 +559,7 @@ impl Loader {
     }
 }
 
-/// One id is one content, and here are two.
+/// The error for one id with two contents.
 fn two_contents(version: &ObjectInfo, pin: &Pin) -> CacheError {
     let (path, other) = (version.path.clone(), pin.resident().path().clone());
     CacheError::TwoContents { id: version.id, path, other }
@@ -585,7 +587,7 @@ impl LoadFailure {
     }
 }
 
-/// A task of ours has ended without a result.
+/// The error for a task that ended without a result.
 fn lost(what: &str, error: &tokio::task::JoinError) -> CacheError {
     CacheError::Lost { what: format!("{what} ({error})") }
 }
@@ -595,13 +597,13 @@ struct ObjectLoad {
     source: Arc<dyn Source>,
     places: Arc<Reservations>,
     relic: Option<Arc<InheritedObject>>,
-    /// The room that is kept for it.
+    /// Its reservation.
     place: Option<Arc<Reserved>>,
     counters: Arc<Counters>,
 }
 
 impl ObjectLoad {
-    /// What a predecessor left of it, if that is right.
+    /// Takes over the inherited object of the version, if it is intact.
     async fn inherit(&self, version: &Arc<ObjectInfo>) -> Option<Result<Pin, LoadFailure>> {
         let (relic, places) = (Arc::clone(self.relic.as_ref()?), Arc::clone(&self.places));
         let place = self.place.clone();
@@ -619,7 +621,7 @@ impl ObjectLoad {
                     self.counters.inherited.add(1);
                     return Some(published);
                 }
-                // The source has what it describes.
+                // The source has the described bytes.
                 None
             }
             Err(InheritRefusal::Pool(PoolError::NoRoom { needed_bytes, .. })) => {
@@ -628,7 +630,7 @@ impl ObjectLoad {
             Err(InheritRefusal::Pool(error)) => Some(Err(LoadFailure::Pool(Arc::new(error)))),
             Err(InheritRefusal::Damaged(reason)) => {
                 let (path, id) = (&version.path, version.id);
-                tracing::warn!(%path, %id, reason, "what a predecessor left is not taken");
+                tracing::warn!(%path, %id, reason, "an inherited object is not used");
                 None
             }
         }
@@ -642,7 +644,7 @@ impl ObjectLoad {
         loaded
     }
 
-    /// What is in memory already, where its digest was never computed, if it is right.
+    /// The resident object with an unverified digest, if it turns out to match.
     async fn verify_resident(&self, version: &ObjectInfo) -> Option<Pin> {
         let pin = self.residency.pin(version.id)?;
         if pin.likeness(version) == Likeness::Unverified {
@@ -652,7 +654,7 @@ impl ObjectLoad {
         (pin.likeness(version) == Likeness::Same).then_some(pin)
     }
 
-    /// Publishes what came, if it is what the source describes.
+    /// Publishes the loaded bytes, if they match the description of the source.
     async fn publish(
         &self,
         version: &ObjectInfo,
@@ -722,14 +724,14 @@ impl ObjectLoad {
     }
 }
 
-/// The memory of a block that is being written: where a source puts the bytes.
+/// The block being written, as the target of a source.
 struct BlockBody {
     places: Arc<Reservations>,
-    /// Where room is kept for it.
+    /// Its reservation.
     place: Option<Arc<Reserved>>,
     room: LoadBuffer,
     written: usize,
-    /// Of all that is written, as its source has computed it.
+    /// Digest of everything written, if the source computed it.
     md5: Option<Md5Sum>,
     failure: Option<LoadFailure>,
 }
@@ -753,7 +755,7 @@ impl BlockBody {
             return Ok(room);
         }
         let places = Arc::clone(&self.places);
-        // A new segment takes its time: the kernel zeroes every page of it.
+        // Creating a segment takes time: the kernel zeroes every page of it.
         let reserved = tokio::task::spawn_blocking(move || places.room(None, size_bytes)).await;
         match reserved {
             Ok(Ok(room)) => Ok(room),
@@ -791,7 +793,7 @@ impl BlockBody {
                 url: url.to_owned(),
                 what: format!("{} {}", version.path, version.id),
                 reason: format!(
-                    "{} bytes came of {} that were announced",
+                    "{} of {} announced bytes arrived",
                     self.written,
                     other.map_or(0, |reservation| reservation.size_bytes())
                 ),

@@ -1,10 +1,10 @@
-//! The lock of a request: it selects among the versions that the source describes.
+//! The lock of a request: selects among the versions that the source describes.
 //!
 //! ```text
 //!  entries ──by path──▶ listing of the path ──by id──▶ the source's descriptions
 //!                                                         │ of each column
 //!                                                         ▼
-//!                                                      timeline, of the selected versions alone
+//!                                                      timeline of the selected versions only
 //! ```
 
 use std::collections::{HashMap, HashSet};
@@ -25,54 +25,85 @@ use crate::index::Timeline;
 use crate::interval::ValidityInterval;
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, VersionClaim};
 use crate::source::{in_place, select};
-use crate::table::{ColumnRequest, LockEntry, RequestError};
+use crate::table::{LockEntry, RequestError};
 
-/// Paths whose versions are looked up at the same time.
+/// Number of paths listed in parallel.
 const PARALLEL: usize = 16;
-/// What a version selected for one column takes: its place in the timeline, and a step or two.
+/// Memory per version selected for one column: its entry in the timeline, and one or two steps.
 const VERSION_BYTES: u64 = 128;
-/// From this number of versions on a timeline is built without keeping others from the thread.
+/// From this number of versions on, a timeline is built without blocking other tasks of the thread.
 const MANY_VERSIONS: usize = 4_096;
 
 /// The entries of one path.
 #[derive(Debug, Default)]
 struct OfPath<'a> {
     claims: Vec<VersionClaim>,
-    /// By column: the ids of entries that name it; `None`: of those that name none.
+    /// The ids by column name; `None`: entries without a column name.
     by_column: HashMap<Option<&'a str>, Vec<ObjectId>>,
+    /// The ids by column name and value of the key; `None`: entries without a value.
+    by_key: HashMap<(Option<&'a str>, Option<&'a str>), Vec<ObjectId>>,
 }
 
-/// Versions of one path, as the source describes them.
+impl<'a> OfPath<'a> {
+    fn of(&self, column: Option<&'a str>, target: &LockTarget<'a>) -> Vec<&Vec<ObjectId>> {
+        match target.key {
+            None => self.by_column.get(&column).into_iter().collect(),
+            Some(key) => {
+                let keys = [Some(key), None];
+                keys.iter().filter_map(|key| self.by_key.get(&(column, *key))).collect()
+            }
+        }
+    }
+
+    /// The ids of the entries for a target, and whether any of them names its column.
+    fn ids(&self, target: &LockTarget<'a>) -> (Vec<ObjectId>, bool) {
+        let (own, others) = (self.of(Some(target.column), target), self.of(None, target));
+        let mut seen = HashSet::new();
+        let ids = own.iter().chain(&others).flat_map(|ids| ids.iter().copied());
+        (ids.filter(|id| seen.insert(*id)).collect(), !own.is_empty())
+    }
+}
+
+/// The target for which a lock selects versions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LockTarget<'a> {
+    pub(crate) column: &'a str,
+    pub(crate) path: &'a ObjectPath,
+    /// The value of the key, if the target is only for that value: entries with another value are
+    /// ignored.
+    pub(crate) key: Option<&'a str>,
+}
+
+/// Versions of one path, as described by the source.
 type Told = HashMap<ObjectId, Arc<ObjectInfo>>;
 
 impl ObjectIndex {
-    /// What is known of each column where only the versions of `lock` are there, each for its own
-    /// interval.
+    /// The timeline of each column with only the versions of `lock`, each for its own interval.
     ///
     /// # Errors
-    /// [`CacheError::Claim`] for an entry that the source does not bear out.
+    /// [`CacheError::Claim`] for an entry that contradicts the source.
     pub(crate) async fn locked(
         &self,
         lock: &[LockEntry],
-        columns: &[ColumnRequest],
+        targets: &[LockTarget<'_>],
         limits: CreationLimits,
         budget: &ClientBudget,
         deadline: Instant,
     ) -> Result<Vec<KnownTimeline>, CacheError> {
-        let what = "the source to tell the versions of a lock";
-        by_deadline(what, deadline, self.select(lock, columns, limits, budget)).await
+        let what = "the look-up of the versions of a lock at the source";
+        by_deadline(what, deadline, self.select(lock, targets, limits, budget)).await
     }
 
     async fn select(
         &self,
         lock: &[LockEntry],
-        columns: &[ColumnRequest],
+        targets: &[LockTarget<'_>],
         limits: CreationLimits,
         budget: &ClientBudget,
     ) -> Result<Vec<KnownTimeline>, CacheError> {
         let mut turns = Turns::new();
         let mut charge = budget.charge(0, "lock of a request")?;
-        let by_path = by_path(lock, columns, &mut turns).await?;
+        let by_path = by_path(lock, targets, &mut turns).await?;
         let paths: Vec<_> = by_path.iter().collect();
         let mut told: HashMap<&ObjectPath, Told> = HashMap::new();
         for paths in paths.chunks(PARALLEL) {
@@ -82,27 +113,24 @@ impl ObjectIndex {
             });
             told.extend(try_join_all(asked).await?);
         }
-        let mut known = Vec::with_capacity(columns.len());
-        // Columns of one path without entries of their own share a timeline.
+        let mut known = Vec::with_capacity(targets.len());
+        // Targets of one path without entries of their own share a timeline.
         let mut shared: HashMap<&ObjectPath, Arc<LinkedTimeline>> = HashMap::new();
-        for column in columns {
-            let entries = by_path.get(&column.path);
-            let ids = |name| entries.and_then(|entries| entries.by_column.get(&name));
-            let own = ids(Some(&*column.name));
-            let timeline = match shared.get(&column.path) {
-                Some(timeline) if own.is_none() => Arc::clone(timeline),
-                _ => {
-                    let ids = own.into_iter().chain(ids(None)).flatten();
-                    let mut seen = HashSet::new();
-                    let ids: Vec<ObjectId> = ids.copied().filter(|id| seen.insert(*id)).collect();
+        for target in targets {
+            let ids = by_path.get(target.path).map(|entries| entries.ids(target));
+            let (ids, own) = ids.unwrap_or_default();
+            let is_shared = !own && target.key.is_none();
+            let timeline = match shared.get(target.path).filter(|_| is_shared) {
+                Some(timeline) => Arc::clone(timeline),
+                None => {
                     turns.take(ids.len()).await;
                     charge.grow(ids.len() as u64 * VERSION_BYTES)?;
-                    let told = told.get(&column.path);
+                    let told = told.get(target.path);
                     let versions = ids.iter().filter_map(|id| told?.get(id));
                     let versions: Vec<Arc<ObjectInfo>> = versions.map(Arc::clone).collect();
                     let timeline = Arc::new(timeline_of(&versions));
-                    if own.is_none() {
-                        shared.insert(&column.path, Arc::clone(&timeline));
+                    if is_shared {
+                        shared.insert(target.path, Arc::clone(&timeline));
                     }
                     timeline
                 }
@@ -115,7 +143,7 @@ impl ObjectIndex {
         Ok(known)
     }
 
-    /// The versions of `path` that are claimed, as the source describes them.
+    /// The claimed versions of `path`, as described by the source.
     async fn vouched(
         &self,
         path: &ObjectPath,
@@ -130,18 +158,18 @@ impl ObjectIndex {
     }
 }
 
-/// The entries of those paths that columns ask for.
+/// The entries of the requested paths.
 async fn by_path<'a>(
     lock: &'a [LockEntry],
-    columns: &'a [ColumnRequest],
+    targets: &'a [LockTarget<'a>],
     turns: &mut Turns,
 ) -> Result<HashMap<&'a ObjectPath, OfPath<'a>>, CacheError> {
     let mut by_path: HashMap<&ObjectPath, OfPath<'_>> = HashMap::new();
-    for column in columns {
-        by_path.entry(&column.path).or_default();
+    for target in targets {
+        by_path.entry(target.path).or_default();
         turns.take(1).await;
     }
-    let names: HashSet<&str> = columns.iter().map(|column| &*column.name).collect();
+    let names: HashSet<&str> = targets.iter().map(|target| target.column).collect();
     for entry in lock {
         turns.take(1).await;
         let Some(of_path) = by_path.get_mut(&entry.path) else { continue };
@@ -155,6 +183,7 @@ async fn by_path<'a>(
         })?;
         of_path.claims.push(claim);
         of_path.by_column.entry(column).or_default().push(claim.id);
+        of_path.by_key.entry((column, entry.key.as_deref())).or_default().push(claim.id);
     }
     by_path.retain(|_, entries| !entries.claims.is_empty());
     Ok(by_path)

@@ -1,9 +1,13 @@
-//! From columns and timestamps to a table: which version serves which row, its bytes loaded and
-//! pinned, and the schema and batches that are made once.
+//! From columns and timestamps to a table: assigns versions to rows, loads and pins their objects,
+//! and caches schemas and encoded batches.
 
 pub(crate) mod audit_log;
 pub(crate) mod columns;
+mod distinct;
+pub(crate) mod key_look_ups;
+pub(crate) mod known_columns;
 pub(crate) mod loader;
 mod lock_selection;
 pub(crate) mod plan;
+mod planning;
 pub(crate) mod schema_cache;

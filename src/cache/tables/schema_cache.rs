@@ -1,59 +1,73 @@
-//! What all tables of one form have in common, made once: the shape, the schema, and its bytes.
+//! The schema cache: layout, schema and encoded schema message, shared by tables of one kind.
 //!
 //! ```text
-//!  request × columns ──hash──▶ known? ──yes──▶ Form ──▶ Answer: lease and timeframe of its own
+//!  request × columns ──hash──▶ cached? ──yes──▶ TableSchema ──▶ Answer: with its lease
 //!                                 │ no               ▲
-//!                                 └─▶ make it, keep ─┘
+//!                                 └─▶ make, insert ──┘
 //! ```
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 
 use arrow_schema::SchemaRef;
 use foldhash::fast::RandomState;
 
+use crate::object::ObjectPath;
 use crate::shm::Epoch;
 use crate::source::{Policies, WhenMissing};
+use crate::sync::{Mutex, RwLock};
 use crate::table::{
     CellKind, ColumnRequest, Dictionaries, Encoding, Meta, Missing, Request, SchemaMessage,
     TableLayout, View,
 };
 
-/// So many forms are kept,
+/// Maximum number of cached schemas,
 const MAX_FORMS: usize = 1_000;
-/// which take this many bytes together; beyond, all are made anew as they are asked for.
+/// and of their bytes in total. Beyond either limit the cache is emptied.
 const MAX_BYTES: usize = 16 << 20;
-/// A form larger than this is not kept.
+/// A larger schema is not cached.
 const MAX_FORM_BYTES: usize = 8 << 20;
 
-/// A form of tables.
+/// The schema of tables of one kind.
 #[derive(Debug)]
 pub(crate) struct TableSchema {
     key: SchemaKey,
-    /// Lease and timeframe in it stand for any.
+    /// The keys with null values.
+    null_keys: Box<[Arc<str>]>,
+    /// The key that each column depends on.
+    keys: Box<[Option<Arc<str>>]>,
+    /// Its lease and timeframe are placeholders.
     pub(crate) shape: Arc<TableLayout>,
     /// Its metadata lack the lease and the timeframe.
     pub(crate) schema: SchemaRef,
     pub(crate) head: SchemaMessage,
-    /// Those of the last table.
+    /// The dictionaries of the latest table.
     pub(crate) dictionaries: Arc<Dictionaries>,
 }
 
 impl TableSchema {
-    fn has(&self, columns: &[ColumnRequest]) -> bool {
-        let own = self.shape.columns.iter().map(|(name, path)| (name, path));
-        own.eq(columns.iter().map(|column| (&column.name, &column.path)))
+    fn is_for(&self, key: SchemaKey, columns: &[ColumnRequest], null_keys: &[Arc<str>]) -> bool {
+        let own = self
+            .shape
+            .columns
+            .iter()
+            .zip(&self.keys)
+            .map(|((name, path), key)| (name, path, key.as_ref()));
+        let wanted = columns
+            .iter()
+            .map(|column| (&column.name, &column.path, column.key.as_ref().map(|used| &used.key)));
+        self.key == key && *self.null_keys == *null_keys && own.eq(wanted)
     }
 }
 
-/// What all tables of one stream have in common, found out once.
+/// The state shared by all tables of one stream.
 #[derive(Debug)]
 pub(crate) struct StreamSchema {
     pub(crate) form: Arc<TableSchema>,
-    /// The columns of a timeframe in flight that were found to be those of the stream: the next
-    /// timeframe has the very same, as a rule.
+    /// The columns of a registered timeframe that were found to equal those of the stream. The next
+    /// timeframe usually shares them.
     registered: Mutex<Option<Arc<[ColumnRequest]>>>,
 }
 
@@ -64,7 +78,7 @@ impl StreamSchema {
 
     /// Whether a timeframe is registered with the columns of the stream.
     pub(crate) fn has(&self, own: &[ColumnRequest], registered: &Arc<[ColumnRequest]>) -> bool {
-        let mut known = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.registered.lock();
         if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, registered)) {
             return true;
         }
@@ -76,7 +90,7 @@ impl StreamSchema {
     }
 }
 
-/// What decides the form, beside the columns.
+/// Everything that determines the schema, beside the columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct SchemaKey {
     view: View,
@@ -91,7 +105,7 @@ pub(crate) struct SchemaKey {
 }
 
 impl SchemaKey {
-    /// Of the table of a request, which has these things in its schema.
+    /// The key for the table of a request; the flags name the parts of its schema.
     pub(crate) fn new(request: &Request, nulls: bool, timeframe: bool, lease: bool) -> Self {
         Self {
             view: request.view,
@@ -106,14 +120,14 @@ impl SchemaKey {
         }
     }
 
-    /// Of one of many tables of a stream, which share one schema: cells can be null, since the
-    /// timestamps of another can be, and what is of one table alone is not in it.
+    /// The key for the tables of a stream, which share one schema. Cells can be null, since the
+    /// timestamps of some table can be, and data of a single table is not in the schema.
     pub(crate) fn of_stream(request: &Request) -> Self {
         Self::new(request, true, false, false)
     }
 }
 
-/// The forms of the tables that were sent.
+/// The schemas of recent tables.
 #[derive(Debug, Default)]
 pub(crate) struct SchemaCache {
     hasher: RandomState,
@@ -122,43 +136,46 @@ pub(crate) struct SchemaCache {
 
 #[derive(Debug, Default)]
 struct CachedSchema {
-    /// By hash; of two with the same one, the later.
+    /// By hash; with equal hashes the later one.
     forms: HashMap<u64, Arc<TableSchema>, RandomState>,
     bytes: usize,
 }
 
 impl SchemaCache {
-    fn hash(&self, key: SchemaKey, columns: &[ColumnRequest]) -> u64 {
+    fn hash(&self, key: SchemaKey, columns: &[ColumnRequest], null_keys: &[Arc<str>]) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         key.hash(&mut hasher);
+        null_keys.hash(&mut hasher);
         for column in columns {
             column.name.hash(&mut hasher);
             column.path.hash(&mut hasher);
+            column.key.as_ref().map(|used| &used.key).hash(&mut hasher);
         }
         hasher.finish()
     }
 }
 
 impl SchemaCache {
-    /// The form that `key` and `columns` decide.
+    /// The schema for `key` and `columns`, with the keys that have nulls.
     pub(crate) fn form(
         &self,
         key: SchemaKey,
         columns: &[ColumnRequest],
+        null_keys: &[Arc<str>],
         instance: &Instance<'_>,
     ) -> Arc<TableSchema> {
         let key = SchemaKey { attach: instance.attach.is_some(), ..key };
-        let hash = self.hash(key, columns);
+        let hash = self.hash(key, columns, null_keys);
         let known = {
-            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            let known = self.known.read();
             known.forms.get(&hash).map(Arc::clone)
         };
-        if let Some(form) = known.filter(|form| form.key == key && form.has(columns)) {
+        if let Some(form) = known.filter(|form| form.is_for(key, columns, null_keys)) {
             return form;
         }
-        let form = Arc::new(TableSchema::new(key, columns, instance));
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        // Its schema is there three times: encoded, as Arrow's, and as the shape.
+        let form = Arc::new(TableSchema::new(key, columns, null_keys, instance));
+        let mut known = self.known.write();
+        // The schema exists three times: encoded, as an Arrow schema, and as the layout.
         let bytes = form.head.bytes() * 4;
         if bytes <= MAX_FORM_BYTES {
             if known.forms.len() == MAX_FORMS || known.bytes + bytes > MAX_BYTES {
@@ -171,20 +188,28 @@ impl SchemaCache {
     }
 }
 
-/// What the service itself contributes to a schema.
+/// The properties of this service instance in a schema.
 #[derive(Debug)]
 pub(crate) struct Instance<'a> {
     pub(crate) epoch: Epoch,
-    /// The attach socket.
+    /// The path of the attach socket.
     pub(crate) attach: Option<&'a Path>,
     pub(crate) policies: &'a Policies,
 }
 
 impl TableSchema {
-    fn new(key: SchemaKey, columns: &[ColumnRequest], instance: &Instance<'_>) -> Self {
+    fn new(
+        key: SchemaKey,
+        columns: &[ColumnRequest],
+        null_keys: &[Arc<str>],
+        instance: &Instance<'_>,
+    ) -> Self {
         let policies = instance.policies;
-        let optional =
-            |column: &&ColumnRequest| policies.missing(&column.path) == Some(WhenMissing::Optional);
+        let is_optional = |path: &ObjectPath| policies.missing(path) == Some(WhenMissing::Optional);
+        let optional = |column: &&ColumnRequest| {
+            column.path.paths().into_iter().any(is_optional)
+                || column.key.as_ref().is_some_and(|used| null_keys.contains(&used.key))
+        };
         let optional = columns.iter().filter(optional).map(|column| column.name.to_string());
         let meta = Meta {
             epoch: instance.epoch.to_string(),
@@ -201,10 +226,20 @@ impl TableSchema {
             nullable: key.nullable,
             optional: optional.collect(),
             columns: columns.iter().map(|one| (one.name.clone(), one.path.clone())).collect(),
+            keyed: columns.iter().any(|one| one.key.is_some()),
             meta,
         };
         let head = SchemaMessage::new(&shape);
         let schema = shape.schema_of(&shape.schema(), None, None);
-        Self { key, shape: Arc::new(shape), schema, head, dictionaries: Arc::default() }
+        let keys = columns.iter().map(|one| Some(Arc::clone(&one.key.as_ref()?.key)));
+        Self {
+            key,
+            null_keys: null_keys.into(),
+            keys: keys.collect(),
+            shape: Arc::new(shape),
+            schema,
+            head,
+            dictionaries: Arc::default(),
+        }
     }
 }

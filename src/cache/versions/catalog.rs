@@ -1,18 +1,19 @@
-//! Who is valid when, as far as it is known, and how it gets known.
+//! The catalog: which version is valid when, as far as it is known, and its look-up at the source.
 //!
 //! ```text
-//!  known(query, timestamps) ──▶ Timeline ──all known and fresh──▶ use it, no lock taken
+//!  known(query, timestamps) ──▶ Timeline ──all known and fresh──▶ used, no lock taken
 //!                                  │ unknown or too old
 //!                                  ▼
 //!                one look-up per (query, t) ──▶ Source ──▶ learn ──▶ Timeline
-//!                                  │ fails, but an older answer is there
-//!                                  └──▶ use that one, marked stale
+//!                                  │ fails, but there is an older answer
+//!                                  └──▶ used, marked stale
 //! ```
 
 use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -28,28 +29,31 @@ use crate::cache::versions::publication::{Draft, Freshness};
 use crate::cache::versions::series::{PublishOutcome, Series};
 use crate::clock::{Clock, Moment};
 use crate::error::Coded as _;
-use crate::index::{State, Step, Timeline, Timestamps, open_times};
+use crate::index::{
+    State, Step, Timeline, Timestamps, closed_between_bounds, open_times, open_times_within,
+};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::shm::DirectoryEntry;
 use crate::source::{PathSummary, Problem, Source, SourceError, VersionRecord};
+use crate::sync::{Mutex, RwLock};
 use crate::telemetry::Counters;
 
-/// How many timelines are kept; beyond, those that were used longest ago go.
+/// Maximum number of timelines; beyond, the least recently used are dropped.
 const MAX_SERIES: usize = 100_000;
-/// Bytes that the queries of all timelines may take, which clients choose; beyond, those that were used
-/// longest ago go.
+/// Maximum number of bytes in the queries of all timelines, which clients choose; beyond, the least
+/// recently used are dropped.
 const MAX_QUERY_BYTES: usize = 16 << 20;
-/// What a timeline takes beside its query's texts and the versions of the source.
+/// Bytes of a timeline without the texts of its query and the versions of the source.
 const SERIES_BYTES: usize = 320;
-/// How many look-ups one table may need per column before it is refused as unreasonable.
+/// Maximum number of look-ups per column of one table.
 const MAX_LOOK_UPS: usize = 100_000;
-/// A path that its source does not list, and of which it names no version at this many timestamps of
+/// A path that its source does not list, and for which it has no version at this many timestamps of
 /// one request, is not asked for at the others.
 const MAX_IN_VAIN: usize = 31;
-/// How many problems are remembered.
+/// Maximum number of problems remembered.
 const MAX_PROBLEMS: usize = 10_000;
-/// What is learned is learned then at the earliest: before it lies only what nobody has confirmed.
+/// The earliest time of a confirmed answer; answers with an earlier time are not confirmed.
 const FIRST_MOMENT: Moment = Moment::from_millis(1);
 /// The part of the refresh time for which an answer of the source is used.
 const FRESH_PART: f64 = 0.75;
@@ -57,16 +61,16 @@ const FRESH_PART: f64 = 0.75;
 const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
 /// Interval at which deferred snapshots are looked for.
 const PUBLISH_RETRY: Duration = Duration::from_millis(50);
-/// So many times are looked up at once, at most, where each answer tells of a single time.
+/// Maximum number of parallel look-ups if each answer covers a single time.
 const PARALLEL_LOOK_UPS: usize = 16;
-/// Where an older answer is known, the source has this long to confirm it.
+/// Time for the source to confirm a known answer.
 const CONFIRM_TIME: Duration = Duration::from_secs(2);
-/// A series that nobody asked for this long is not refreshed in the background any more.
+/// A series without requests for this long is not refreshed in the background.
 const BUSY: Duration = Duration::from_secs(10);
-/// Look-ups after a change, until one was begun after it.
+/// Number of look-ups after a change, until one has started after it.
 const REFRESH_ATTEMPTS: usize = 3;
 
-/// The timelines of all queries that were asked so far.
+/// The timelines of all queries so far.
 #[derive(Debug)]
 pub(crate) struct Catalog {
     source: Arc<dyn Source>,
@@ -76,9 +80,9 @@ pub(crate) struct Catalog {
     /// Bytes of the queries of all timelines; written under the lock of `series`.
     query_bytes: AtomicUsize,
     look_ups: SingleFlight<(Query, Timestamp), Result<LookUpResult, SourceError>>,
-    /// Some series were told of changes.
+    /// Notified when a source has reported a change of some series.
     told: tokio::sync::Notify,
-    /// What was passed over, so that each is told once.
+    /// The entries that were skipped, so that each is reported once.
     problems: Mutex<HashSet<Problem>>,
     /// Series of which a snapshot is to be made.
     to_publish: Mutex<Vec<(Query, Weak<Series>)>>,
@@ -92,48 +96,89 @@ impl Series {
     }
 }
 
-/// What came of a look-up.
+/// The result of a look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LookUpResult {
-    /// The source has said it.
+    /// The source has answered.
     Now,
-    /// It could not be asked; what it said earlier was at hand.
+    /// The source did not answer, but an earlier answer is known.
     Earlier,
 }
 
-/// A timeline on which all that was asked for is known.
+/// A timeline that is known wherever it was requested.
 #[derive(Debug, Clone)]
 pub(crate) struct KnownTimeline {
     pub(crate) timeline: Arc<LinkedTimeline>,
-    /// The source could not confirm it in time.
+    /// The source did not confirm it in time.
     pub(crate) stale: bool,
-    /// How requests of this query move in time; none where the versions are given.
+    /// The pace of requests of this query; `None` if the versions are given by a lock.
     pub(crate) pace: Option<Arc<Pace>>,
-    /// Pays for the timeline, where it was made for one request.
+    /// Budget for a timeline made for one request.
     pub(crate) charge: Option<Arc<Charge>>,
 }
 
-/// Bytes that a timeline takes for its query.
+/// Bytes that the query of a timeline takes.
 fn query_bytes(query: &Query) -> usize {
     let metadata = query.metadata.iter().map(|(key, value)| key.len() + value.len() + 96);
     SERIES_BYTES + query.path.as_str().len() + metadata.sum::<usize>()
 }
 
-/// The first timestamps of which nothing is known, or what is known is too old, and for each whether
-/// it is nothing.
-fn open_at(timeline: &Timeline, timestamps: &Timestamps, oldest: Moment) -> Vec<(Timestamp, bool)> {
+/// The times at which a query is looked up.
+pub(crate) enum QueryTimes<'a> {
+    /// All of these timestamps.
+    All(&'a Timestamps),
+    /// The timestamps of some ranges of rows, which are computed on demand.
+    Rows(&'a Timestamps, Box<dyn Fn() -> &'a [Range<u32>] + Send + Sync + 'a>),
+}
+
+impl QueryTimes<'_> {
+    /// The first time that can have an object: in the very last millisecond nothing is ever valid,
+    /// so it is not asked for.
+    fn first(&self) -> Option<Timestamp> {
+        let is_possible = |at: &Timestamp| *at != Timestamp::MAX;
+        match self {
+            Self::All(timestamps) => timestamps.runs().filter_map(|(_, at)| at).find(is_possible),
+            Self::Rows(timestamps, ranges) => {
+                let rows = ranges().iter().flat_map(|rows| rows.clone());
+                rows.filter_map(|row| timestamps.value(row as usize)).find(is_possible)
+            }
+        }
+    }
+}
+
+/// The first timestamps where the timeline is unknown or too old, each with whether it is unknown.
+fn open_at(timeline: &Timeline, times: &QueryTimes<'_>, oldest: Moment) -> Vec<(Timestamp, bool)> {
     let open = |step: &Step| {
         let unknown = step.state == State::Unknown;
         (unknown || step.learned < oldest).then_some(unknown)
     };
-    // All of it was learned at once: one timestamp tells for all. In the very last millisecond
-    // nothing is ever valid, and that need not be asked.
+    // Everything was learned at once, so one timestamp stands for all.
     if timeline.is_whole() {
-        let mut there = timestamps.runs().filter_map(|(_, at)| at);
-        let first = there.find(|at| *at != Timestamp::MAX);
-        return first.and_then(|at| Some((at, open(&timeline.at(at))?))).into_iter().collect();
+        let known = match times {
+            QueryTimes::All(_) => None,
+            // Freshness is the same at all times, so the rows are not needed.
+            QueryTimes::Rows(..) => Some(open(&timeline.at(Timestamp::default())).is_none()),
+        };
+        if known == Some(true) {
+            return Vec::new();
+        }
+        return times
+            .first()
+            .and_then(|at| Some((at, open(&timeline.at(at))?)))
+            .into_iter()
+            .collect();
     }
-    open_times(timeline, timestamps, PARALLEL_LOOK_UPS + 1, open)
+    match times {
+        QueryTimes::All(timestamps) => {
+            open_times(timeline, timestamps, PARALLEL_LOOK_UPS + 1, open)
+        }
+        QueryTimes::Rows(timestamps, _) if closed_between_bounds(timeline, timestamps, open) => {
+            Vec::new()
+        }
+        QueryTimes::Rows(timestamps, ranges) => {
+            open_times_within(timeline, timestamps, ranges(), PARALLEL_LOOK_UPS + 1, open)
+        }
+    }
 }
 
 impl Catalog {
@@ -152,16 +197,16 @@ impl Catalog {
         }
     }
 
-    /// Has the source tell of changes, so that they are seen before what is known gets old.
+    /// Subscribes to changes at the source, so that they are seen before the timelines get old.
     pub(crate) fn listen(self: &Arc<Self>) {
         let catalog = Arc::downgrade(self);
         self.source.subscribe(Arc::new(move |paths| {
             let Some(catalog) = catalog.upgrade() else { return };
             let now = catalog.clock.now().since(Moment::default()).as_millis();
             let now = u64::try_from(now).unwrap_or(u64::MAX);
-            let series = catalog.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = catalog.series.read();
             for (_, series) in series.iter().filter(|(query, _)| paths.contains(&query.path)) {
-                // Requests in quick succession need not wait for the answer.
+                // Series in frequent use are refreshed in the background, so requests do not wait.
                 if Moment::from_millis(now).since(series.used()) < BUSY {
                     series.told.store(true, Ordering::Release);
                     catalog.told.notify_one();
@@ -180,11 +225,11 @@ impl Catalog {
     fn series(&self, query: &Query, now: Moment) -> Arc<Series> {
         let millis = u64::try_from(now.since(Moment::default()).as_millis()).unwrap_or(u64::MAX);
         let known = {
-            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = self.series.read();
             series.get(query).map(Arc::clone)
         };
         let series = known.unwrap_or_else(|| {
-            let mut all = self.series.write().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.series.write();
             let bytes = query_bytes(query) + self.query_bytes.load(Ordering::Relaxed);
             if all.len() >= MAX_SERIES || bytes > MAX_QUERY_BYTES {
                 let mut used: Vec<Moment> = all.values().map(|series| series.used()).collect();
@@ -206,45 +251,45 @@ impl Catalog {
         series
     }
 
-    /// What was learned before this is too old: so much less than the refresh time ago that what is
-    /// put into the source is seen within that, the source's own listing included.
+    /// Answers learned before this are too old. The age is less than the refresh time, so that a
+    /// change at the source is seen within that time, including the source's own listing.
     pub(crate) fn oldest_fresh(&self, path: &ObjectPath, now: Moment) -> Moment {
         let age = now.since(Moment::default());
         let fresh = age.saturating_sub(self.source.refresh_of(path).mul_f64(FRESH_PART));
         Moment::default().after(fresh).max(FIRST_MOMENT)
     }
 
-    /// The timeline of `query`, if `now` it is known and fresh at each of `timestamps`. Waits for
-    /// nothing.
+    /// The timeline of `query`, if it is known and fresh `now` at each of `timestamps`. Does not
+    /// wait.
     pub(crate) fn known_now(
         &self,
         query: &Query,
-        timestamps: &Timestamps,
+        times: &QueryTimes<'_>,
         now: Moment,
     ) -> Option<KnownTimeline> {
         let series = self.series(query, now);
         let timeline = series.timeline.load_full();
         let oldest = self.oldest_fresh(&query.path, now).max(series.changed());
-        let open = open_at(&timeline, timestamps, oldest);
+        let open = open_at(&timeline, times, oldest);
         open.is_empty().then(|| series.known(timeline, false))
     }
 
     /// The timeline of `query`, known and fresh at each of `timestamps`.
     ///
     /// # Errors
-    /// What the source answered, where nothing older is known.
+    /// The error of the source, if no older answer is known.
     pub(crate) async fn known_at(
         self: &Arc<Self>,
         query: &Query,
-        timestamps: &Timestamps,
+        times: &QueryTimes<'_>,
     ) -> Result<KnownTimeline, CacheError> {
-        self.known(query, |timeline, oldest| open_at(timeline, timestamps, oldest)).await
+        self.known(query, |timeline, oldest| open_at(timeline, times, oldest)).await
     }
 
-    /// The timeline of `query`, known and fresh all over `range`.
+    /// The timeline of `query`, known and fresh over all of `range`.
     ///
     /// # Errors
-    /// What the source answered, where nothing older is known.
+    /// The error of the source, if no older answer is known.
     pub(crate) async fn known_over(
         self: &Arc<Self>,
         query: &Query,
@@ -261,11 +306,11 @@ impl Catalog {
         self.known(query, wanted).await
     }
 
-    /// Asks the source until `wanted` finds nothing more that is unknown or too old: it gives the
-    /// first timestamps to ask for, and of each whether nothing at all is known there.
+    /// Asks the source until `wanted` returns no more timestamps that are unknown or too old.
+    /// `wanted` returns the first of them, each with whether it is unknown.
     ///
-    /// One is asked for first: its answer may tell of all the others. Where it tells of itself
-    /// alone, more and more are asked for at once.
+    /// The first look-up is for one timestamp, since its answer may cover all others. If it covers
+    /// only itself, an increasing number of look-ups run in parallel.
     async fn known(
         self: &Arc<Self>,
         query: &Query,
@@ -273,7 +318,7 @@ impl Catalog {
     ) -> Result<KnownTimeline, CacheError> {
         let now = self.clock.now();
         let series = self.series(query, now);
-        // As of now: what is learned from here on is fresh, however long it takes.
+        // As of now: answers from here on count as fresh, however long this takes.
         let mut oldest = self.oldest_fresh(&query.path, now).max(series.changed());
         let mut stale = false;
         let (mut at_once, mut expected) = (1, None);
@@ -301,7 +346,8 @@ impl Catalog {
         Err(CacheError::TooManyLookUps { path: query.path.clone(), limit: MAX_LOOK_UPS })
     }
 
-    /// Looks up; where an older answer is there, that one will do if the source does not confirm it.
+    /// Looks up; if an older answer is known, it is used when the source does not confirm it in
+    /// time.
     async fn confirm(
         self: &Arc<Self>,
         query: &Query,
@@ -321,7 +367,7 @@ impl Catalog {
             }
             Ok(learned) => learned,
             Err(_) => {
-                let error = "the source is silent";
+                let error = "the source did not answer in time";
                 tracing::warn!(path = %query.path, %at, error, "serving an older answer");
                 Ok(LookUpResult::Earlier)
             }
@@ -335,7 +381,7 @@ impl Catalog {
         at: Timestamp,
         oldest: Moment,
     ) -> Result<LookUpResult, CacheError> {
-        // Somebody's answer may have come in between our look at the timeline and now.
+        // Another look-up may have finished since the timeline was read.
         let landed = || {
             let step = series.timeline.load().at(at);
             (step.state != State::Unknown && step.learned >= oldest)
@@ -362,7 +408,7 @@ impl Catalog {
     ) -> Result<LookUpResult, SourceError> {
         self.counters.look_ups.add(1);
         series.asked.store(at.as_millis(), Ordering::Relaxed);
-        // As of before the question: what is put meanwhile may or may not be in the answer.
+        // As of before the look-up: a change during it may or may not be in the answer.
         let asked = self.clock.now().max(FIRST_MOMENT);
         let held = series.timeline.load().version_at(at).cloned();
         let began = std::time::Instant::now();
@@ -379,7 +425,7 @@ impl Catalog {
         self.tell(knowledge.problems);
         let (span, versions) = (knowledge.span, knowledge.versions);
         if knowledge.stale {
-            // It tells what is not known at all; what was confirmed since then stays.
+            // A stale answer fills gaps only; parts confirmed since then stay.
             let unknown = series.timeline.load().at(at).state == State::Unknown;
             if unknown {
                 let long_ago = Moment::default();
@@ -416,7 +462,7 @@ impl Catalog {
 
     fn add_to_publish(&self, query: &Query, series: &Arc<Series>) {
         if !series.to_publish.swap(true, Ordering::AcqRel) {
-            let mut to_publish = self.to_publish.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut to_publish = self.to_publish.lock();
             to_publish.push((query.clone(), Arc::downgrade(series)));
             drop(to_publish);
             self.publish.notify_one();
@@ -426,7 +472,7 @@ impl Catalog {
     /// A consumer that looks up by itself asked for this query: a snapshot of it is made.
     pub(crate) fn want_published(&self, query: &Query) {
         let found = {
-            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = self.series.read();
             series.get(query).map(Arc::clone)
         };
         if let Some(series) = found {
@@ -436,7 +482,7 @@ impl Catalog {
 
     /// Comes when a snapshot of some series is to be made.
     pub(crate) async fn to_publish(&self) {
-        let deferred = !self.to_publish.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        let deferred = !self.to_publish.lock().is_empty();
         match deferred {
             false => self.publish.notified().await,
             true => {
@@ -458,7 +504,7 @@ impl Catalog {
         let is_due = |series: &Series| {
             Moment::from_millis(series.publish_after.load(Ordering::Relaxed)) <= now
         };
-        let mut to_publish = self.to_publish.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut to_publish = self.to_publish.lock();
         let due = to_publish
             .extract_if(.., |(_, series)| series.upgrade().is_none_or(|series| is_due(&series)));
         let taken: Vec<_> = due.collect();
@@ -494,30 +540,30 @@ impl Catalog {
         series.used.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Says once of each entry that was passed over that it was.
+    /// Reports each skipped entry once.
     fn tell(&self, found: Vec<Problem>) {
         if found.is_empty() {
             return;
         }
-        let mut told = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.problems.lock();
         for problem in found {
             if told.len() < MAX_PROBLEMS && !told.contains(&problem) {
-                tracing::warn!(entry = %problem.entry, reason = %problem.reason, "passed over");
+                tracing::warn!(entry = %problem.entry, reason = %problem.reason, "entry skipped");
                 self.counters.problems.add(1);
                 told.insert(problem);
             }
         }
     }
 
-    /// What was passed over so far because it could not be read.
+    /// The entries skipped so far because they could not be read.
     pub(crate) fn problems(&self) -> Vec<Problem> {
-        let told = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = self.problems.lock();
         let mut problems: Vec<Problem> = told.iter().cloned().collect();
         problems.sort_by(|a, b| a.entry.cmp(&b.entry));
         problems
     }
 
-    /// Asks again for every timeline in use whose answer gets old, so that requests need not wait.
+    /// Refreshes every timeline in use whose answer gets old, so that requests need not wait.
     ///
     /// Runs until it is dropped.
     pub(crate) async fn keep_fresh(self: Arc<Self>) {
@@ -534,18 +580,18 @@ impl Catalog {
             next = tokio::time::Instant::now() + pause;
             let now = self.clock.now();
             let busy: Vec<(Query, Arc<Series>)> = {
-                let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+                let series = self.series.read();
                 let busy = series.iter().filter(|(_, series)| now.since(series.used()) < BUSY);
                 busy.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
             };
             for (query, series) in busy {
-                // Only where one answer covers everything: else there is no telling which time to
-                // ask for, and requests ask for their own.
+                // Only if one answer covers everything: otherwise the next time is unknown, and
+                // requests look up their own times.
                 let timeline = series.timeline.load();
                 let whole = timeline.is_whole();
                 drop(timeline);
                 if whole {
-                    // A failure is told to the request that needs the answer.
+                    // A request that needs the answer reports the error.
                     let at = Timestamp::default();
                     let _ = self.look_up(&query, &series, at, self.clock.now()).await;
                 }
@@ -553,10 +599,10 @@ impl Catalog {
         }
     }
 
-    /// Asks anew for the time around which each series that was told of changes was asked last.
+    /// Refreshes each series with a reported change, around the time of its latest look-up.
     async fn refresh_told(self: &Arc<Self>) {
         let told: Vec<(Query, Arc<Series>)> = {
-            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = self.series.read();
             let told = series.iter().filter(|(_, one)| one.told.swap(false, Ordering::AcqRel));
             told.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
         };
@@ -565,7 +611,7 @@ impl Catalog {
             let at = Timestamp::from_millis(series.asked.load(Ordering::Relaxed));
             let is_fresh = || series.timeline.load().at(at).learned >= since;
             for _ in 0..REFRESH_ATTEMPTS {
-                // One that was under way already may not know of the change.
+                // A look-up already in progress may not see the change.
                 let asked = self.look_up(&query, &series, at, since).await;
                 if asked.is_err() || is_fresh() {
                     break;
@@ -580,34 +626,33 @@ impl Catalog {
         }
     }
 
-    /// The paths that are `prefix` or lie below it, sorted.
+    /// The paths at and below `prefix`, sorted.
     ///
     /// # Errors
-    /// What the source answered.
+    /// The error of the source.
     pub(crate) async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, CacheError> {
         let found = self.source.paths(prefix).await;
         found.map_err(|error| CacheError::Paths { prefix: prefix.to_owned(), error })
     }
 
-    /// Lets go of what objects that have gone left here.
+    /// Removes links to objects that are gone.
     pub(crate) fn sweep(&self) {
         let all: Vec<Arc<Series>> = {
-            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = self.series.read();
             series.values().map(Arc::clone).collect()
         };
         all.iter().for_each(|series| series.timeline.load().sweep());
     }
 
-    /// The version `id`, if it decides anywhere on a timeline that is known.
+    /// The version `id`, if it is effective anywhere on a known timeline.
     pub(crate) fn version(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
-        let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let series = self.series.read();
         series.values().find_map(|series| series.timeline.load().version_of(id).cloned())
     }
 
-    /// The queries that were asked last, at most `limit`, with what is known for them; and how many
-    /// there are in all.
+    /// The latest queries, at most `limit`, with their timelines; and the number of all queries.
     pub(crate) fn asked_last(&self, limit: usize) -> (Vec<(Query, Arc<LinkedTimeline>)>, usize) {
-        let all = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.series.read();
         let mut asked: Vec<_> = all.iter().collect();
         if asked.len() > limit {
             asked.select_nth_unstable_by_key(limit, |(_, series)| std::cmp::Reverse(series.used()));
@@ -618,10 +663,11 @@ impl Catalog {
         (known.collect(), all.len())
     }
 
-    /// What is known, as far as `resident` says that the object of a version is there.
+    /// The known timelines, restricted to versions whose objects are resident according to
+    /// `resident`.
     pub(crate) fn saved_timelines(&self, resident: impl Fn(ObjectId) -> bool) -> SavedTimelines {
         let all: Vec<(Query, Arc<LinkedTimeline>)> = {
-            let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
+            let series = self.series.read();
             series.iter().map(|(query, one)| (query.clone(), one.timeline.load_full())).collect()
         };
         let mut places: HashMap<*const ObjectInfo, usize> = HashMap::new();
@@ -650,8 +696,8 @@ impl Catalog {
         SavedTimelines { source: self.source.url().to_owned(), versions, series }
     }
 
-    /// Takes over what a predecessor knew. It counts only where the source does not say otherwise:
-    /// nobody has confirmed it.
+    /// Adds the timelines of the previous process. They count only until the source says otherwise,
+    /// since they are not confirmed.
     pub(crate) fn remember(&self, saved_timelines: SavedTimelines) {
         if saved_timelines.source != self.source.url() {
             return;
@@ -678,10 +724,10 @@ impl Catalog {
         }
     }
 
-    /// Forgets what is known of a path.
+    /// Forgets everything known about a path.
     pub(crate) fn forget(&self, path: &ObjectPath) {
         self.source.forget(path);
-        let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
+        let mut series = self.series.write();
         series.retain(|query, one| {
             let kept = query.path != *path;
             if !kept {
@@ -707,7 +753,7 @@ mod tests {
             let path = ObjectPath::new("A").unwrap();
             let query = Query { path, metadata, limits: CreationLimits::default() };
             catalog.series(&query, Moment::from_millis(n));
-            let kept = catalog.series.read().unwrap();
+            let kept = catalog.series.read();
             let bytes: usize = kept.keys().map(query_bytes).sum();
             assert_eq!(bytes, catalog.query_bytes.load(Ordering::Relaxed));
             assert!(bytes <= MAX_QUERY_BYTES, "{bytes}");

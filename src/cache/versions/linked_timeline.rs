@@ -1,18 +1,18 @@
-//! Versions that are asked for, and the way from each to its object.
+//! A timeline with links from its versions to their objects in memory.
 //!
 //! ```text
 //!  Timeline: version n ──▶ ObjectInfo
-//!                     └──▶ link n ──▶ Resident     (Linked: both together)
-//!                             │ not there, or what it was has gone
-//!                             └──▶ map by id ──▶ Resident, and the link is made
+//!                     └──▶ link n ──▶ Resident     (LinkedTimeline: both together)
+//!                             │ no link, or the object is gone
+//!                             └──▶ map by id ──▶ Resident, and the link is set
 //! ```
 //!
-//! A table of thousands of distinct objects waits for memory. By their links they are pinned without
-//! a look at the map, at the versions or at each other: a link is made when its version was found to
-//! be of the same content as the object, and both stay what they are.
+//! Pinning a table of thousands of distinct objects is limited by memory latency. With links they
+//! are pinned without access to the map, to the versions or to each other: a link is set when its
+//! version was found to have the content of the object, and neither changes afterwards.
 
 use std::ops::Deref;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::cache::memory::object::{Likeness, Resident};
 use crate::cache::memory::pin_request::{PinOutcome, PinRequest};
@@ -20,11 +20,12 @@ use crate::cache::memory::residency::{Pinning, Residency};
 use crate::index::Timeline;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::shm::{AHEAD, prefetch};
+use crate::sync::RwLock;
 
-/// Links of so many versions that follow each other are under one lock.
+/// Number of consecutive versions whose links share one lock.
 const LINKS_PER_PAGE: usize = 128;
 
-/// A timeline, and where the objects of its versions were found.
+/// A timeline, with links to the objects of its versions.
 #[derive(Debug)]
 pub(crate) struct LinkedTimeline {
     timeline: Timeline,
@@ -37,7 +38,7 @@ impl LinkedTimeline {
         Self { timeline, links }
     }
 
-    /// What follows this one: versions that are known here keep their links.
+    /// A successor of this one: versions known here keep their links.
     pub(crate) fn followed_by(&self, timeline: Timeline) -> Self {
         let links = match timeline.has_versions_of(&self.timeline) {
             true if timeline.versions() <= self.links.0.len() * LINKS_PER_PAGE => {
@@ -52,9 +53,8 @@ impl LinkedTimeline {
     /// The object of a version, if it was found in memory before and is still there.
     pub(crate) fn linked(&self, version: u32) -> Option<Arc<Resident>> {
         let index = version as usize;
-        read(self.links.0.get(index / LINKS_PER_PAGE)?)
-            .get(index % LINKS_PER_PAGE)
-            .and_then(Weak::upgrade)
+        let page = self.links.0.get(index / LINKS_PER_PAGE)?.read();
+        page.get(index % LINKS_PER_PAGE).and_then(Weak::upgrade)
     }
 
     /// The object of a version, if it is in memory and of the content that the source describes.
@@ -66,13 +66,13 @@ impl LinkedTimeline {
         })
     }
 
-    /// Forgets the links to objects that have gone: each keeps some memory of theirs.
+    /// Removes links to objects that are gone, each of which keeps some of their memory allocated.
     pub(crate) fn sweep(&self) {
         for page in &self.links.0 {
             let has_gone =
                 |link: &Weak<Resident>| !link.ptr_eq(&Weak::new()) && link.strong_count() == 0;
-            if read(page).iter().any(has_gone) {
-                let mut page = page.write().unwrap_or_else(PoisonError::into_inner);
+            if page.read().iter().any(has_gone) {
+                let mut page = page.write();
                 page.iter_mut().filter(|link| has_gone(link)).for_each(|link| *link = Weak::new());
             }
         }
@@ -87,11 +87,11 @@ impl Deref for LinkedTimeline {
     }
 }
 
-/// By version of a timeline: its object, where it was found.
+/// Links by version of a timeline.
 #[derive(Debug)]
 struct LinkPages(Box<[Arc<RwLock<LinkPage>>]>);
 
-/// Links of [`LINKS_PER_PAGE`] versions; empty before the first one is made.
+/// Links of [`LINKS_PER_PAGE`] versions; empty until the first one is set.
 type LinkPage = Box<[Weak<Resident>]>;
 
 impl LinkPages {
@@ -99,7 +99,7 @@ impl LinkPages {
         Self((0..versions.div_ceil(LINKS_PER_PAGE)).map(|_| Arc::default()).collect())
     }
 
-    /// These, with room for `versions`.
+    /// These links, with room for `versions`.
     fn grown(&self, versions: usize) -> Self {
         let known = self.0.iter().map(Arc::clone);
         let room = versions.div_ceil(LINKS_PER_PAGE).saturating_sub(self.0.len());
@@ -107,8 +107,7 @@ impl LinkPages {
     }
 
     fn set(&self, index: usize, link: Weak<Resident>) {
-        let mut page =
-            self.0[index / LINKS_PER_PAGE].write().unwrap_or_else(PoisonError::into_inner);
+        let mut page = self.0[index / LINKS_PER_PAGE].write();
         if page.is_empty() {
             *page = std::iter::repeat_with(Weak::new).take(LINKS_PER_PAGE).collect();
         }
@@ -116,15 +115,11 @@ impl LinkPages {
     }
 }
 
-fn read<T>(page: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    page.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Versions of timelines, each id once; cells name them by number.
+/// Versions of timelines, each id once; cells refer to them by number.
 #[derive(Debug, Default)]
 pub(crate) struct VersionSet {
     timelines: Vec<Arc<LinkedTimeline>>,
-    /// By number: which timeline, and its index there.
+    /// By number: the timeline, and its index there.
     places: Vec<(u32, u32)>,
 }
 
@@ -133,7 +128,7 @@ impl VersionSet {
         Self { timelines, places }
     }
 
-    /// All that is said of each.
+    /// The descriptions of all versions.
     pub(crate) fn infos(&self) -> impl Iterator<Item = &Arc<ObjectInfo>> {
         (0..self.len()).map(|number| self.info(number))
     }
@@ -143,8 +138,8 @@ impl VersionSet {
         (&self.timelines[timeline as usize], index)
     }
 
-    /// Pins what the links say, and gives the numbers of those that they say nothing of. While it
-    /// goes along a page it has its lock.
+    /// Pins by links, and returns the numbers of versions without one. Holds the lock of a page
+    /// while it reads from it.
     fn pin_linked(
         &self,
         pinning: &mut Pinning<'_>,
@@ -162,7 +157,7 @@ impl VersionSet {
                 // One lock at a time.
                 drop(page.take());
                 page =
-                    Some(read(&self.timelines[timeline as usize].links.0[index / LINKS_PER_PAGE]));
+                    Some(self.timelines[timeline as usize].links.0[index / LINKS_PER_PAGE].read());
             }
             let links: &[Weak<Resident>] = page.as_ref().map_or(&[], |page| page);
             if let Some(next) = links.get(index % LINKS_PER_PAGE + AHEAD) {
@@ -245,7 +240,7 @@ mod tests {
         VersionSet::new(vec![Arc::clone(linked)], (0..count).map(|index| (0, index)).collect())
     }
 
-    /// The pins by number, and how many of them are of their version.
+    /// The pins by number, and the number of pins that match their version.
     fn pinned(set: &VersionSet, home: &Residency) -> (Vec<Option<Pin>>, usize) {
         let mut pins: Vec<Option<Pin>> = (0..set.len()).map(|_| None).collect();
         let mut right = 0;
@@ -266,9 +261,9 @@ mod tests {
         (pins, right)
     }
 
-    /// How many links there are.
+    /// Number of links.
     fn links(linked: &LinkedTimeline) -> usize {
-        let pages = linked.links.0.iter().map(|page| read(page).to_vec());
+        let pages = linked.links.0.iter().map(|page| page.read().to_vec());
         pages.flatten().filter(|link| !link.ptr_eq(&Weak::new())).count()
     }
 
@@ -290,7 +285,8 @@ mod tests {
         let before: Vec<u64> = first.iter().map(generation).collect();
         drop((first, again));
         assert_eq!(home.pinned_bytes(), 0);
-        // All go, every second one comes back: at another place, of another generation.
+        // All are evicted, and every second one is loaded again: at another place, with a new
+        // generation.
         home.clear_out();
         assert_eq!(home.objects(), 0);
         (0..COUNT).step_by(2).for_each(|n| drop(object(&home, n)));

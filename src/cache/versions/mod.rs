@@ -1,5 +1,5 @@
-//! Which version of a path is valid when, as far as the source has said, and the link from each
-//! version to its object.
+//! The versions of each path over time, as far as the source has reported them, and the link from
+//! each version to its object.
 
 pub(crate) mod catalog;
 pub(crate) mod linked_timeline;

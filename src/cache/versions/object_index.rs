@@ -1,11 +1,11 @@
-//! Versions by path and by id, for requests of single objects and for locks.
+//! The object index: versions by path and by id, for requests of single objects and for locks.
 //!
 //! ```text
-//!  path ──▶ listings ─▶ every version, also those that others hide at every time
-//!  id ────▶ names (those told before) ─▶ listings ─▶ catalog ─▶ version
+//!  path ──▶ listings ─▶ every version, including those that others hide at all times
+//!  id ────▶ ids seen before ─▶ listings ─▶ catalog ─▶ version
 //! ```
 //!
-//! Nothing here holds an object's bytes: names, listings and sums are small, and bounded.
+//! It holds no bytes of objects: ids, listings and checksums are small and bounded.
 
 use std::sync::Arc;
 
@@ -18,28 +18,28 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::SourceError;
 
-/// How many versions are known by their id alone.
+/// Maximum number of versions known by id only.
 const MAX_NAMES: u64 = 200_000;
-/// How many versions the listings have that are kept, in all.
+/// Maximum number of versions in all cached listings.
 const MAX_LISTED: u64 = 500_000;
 
-/// The version that decides at a time.
+/// The version that is effective at a time.
 #[derive(Debug, Clone)]
 pub struct Effective {
     /// The version.
     pub version: Arc<ObjectInfo>,
-    /// Where it decides, as far as that is known: no other version wins inside of this.
+    /// The span in which it is effective, as far as it is known: no other version wins inside.
     pub span: ValidityInterval,
-    /// The source could not confirm it in time.
+    /// The source did not confirm it in time.
     pub stale: bool,
 }
 
-/// Every version of a path that the service sees, in no order.
+/// Every version of a path that the service sees, in no particular order.
 #[derive(Debug, Clone)]
 pub struct Versions {
     /// The versions.
     pub versions: Vec<Arc<ObjectInfo>>,
-    /// Whether these are all: a source may have too many to list them.
+    /// Whether these are all versions: a source may have too many to list.
     pub whole: bool,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct VersionListing {
     learned: Moment,
 }
 
-/// Of all versions of a path, the one that decides at `at` among those that match, and where.
+/// Of all matching versions of a path, the one that is effective at `at`, and its span.
 pub(crate) fn effective_of(
     versions: &[Arc<ObjectInfo>],
     query: &Query,
@@ -60,7 +60,7 @@ pub(crate) fn effective_of(
     let version = holding.max_by_key(|version| version.rank())?;
     let (mut from, mut until) = (version.validity.from(), version.validity.until());
     for other in matching().filter(|other| other.rank() > version.rank()) {
-        // None of these holds at `at`.
+        // None of these is valid at `at`.
         if other.validity.from() > at {
             until = until.min(other.validity.from());
         } else {
@@ -71,12 +71,12 @@ pub(crate) fn effective_of(
     Some(Effective { version: Arc::clone(version), span, stale: false })
 }
 
-/// What is remembered for those who ask for single objects.
+/// Cached state for requests of single objects.
 #[derive(Debug)]
 pub(crate) struct ObjectIndex {
     catalog: Arc<Catalog>,
     clock: Clock,
-    /// What the service sees of the versions.
+    /// Limits on the versions that the service sees.
     limits: CreationLimits,
     names: moka::sync::Cache<ObjectId, Arc<ObjectInfo>>,
     sums: moka::sync::Cache<ObjectId, Md5Sum>,
@@ -106,7 +106,7 @@ impl ObjectIndex {
 
 impl ObjectIndex {
     pub(crate) fn name(&self, version: &Arc<ObjectInfo>) {
-        // What is told by time is the newest that is known of it: its end may have been moved.
+        // A look-up by time gives the newest description: its end may have been moved.
         if self.names.get(&version.id).is_none_or(|known| known != *version) {
             self.names.insert(version.id, Arc::clone(version));
         }
@@ -121,7 +121,7 @@ impl ObjectIndex {
         &self.catalog
     }
 
-    /// The version `id`, if it was named before.
+    /// The version `id`, if it was seen before.
     pub(crate) fn named(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
         self.names.get(&id)
     }
@@ -136,7 +136,8 @@ impl ObjectIndex {
         self.sums.insert(id, md5);
     }
 
-    /// Every version of `path` within the limits of the service, from a listing that is not too old.
+    /// Every version of `path` within the limits of the service, from a listing that is not too
+    /// old.
     pub(crate) async fn listing(
         &self,
         path: &ObjectPath,
@@ -149,14 +150,14 @@ impl ObjectIndex {
         let work = || {
             let (source, kept) = (Arc::clone(self.catalog.source()), self.listings.clone());
             let query = Query { limits: self.limits, ..Query::all(path.clone()) };
-            // As of before the question: what is put meanwhile may or may not be in the answer.
+            // As of before the request: a change during it may or may not be in the answer.
             let learned = self.clock.now();
             async move {
                 let listed = source.list(&query).await?;
                 let (whole, versions) = (listed.is_some(), listed.unwrap_or_default());
                 let listing = VersionListing { versions: Versions { versions, whole }, learned };
                 let listing = Arc::new(listing);
-                // A path of which there is nothing is not kept: anybody can ask for any.
+                // Empty paths are not cached: clients can request any number of them.
                 if !whole || !listing.versions.versions.is_empty() {
                     kept.insert(query.path, Arc::clone(&listing));
                 }
@@ -174,14 +175,14 @@ impl ObjectIndex {
         match (listed, self.listings.get(path)) {
             (Ok(listing), _) => Ok(listing),
             (Err(error), Some(older)) if error.kind().is_transient() => {
-                tracing::warn!(%path, %error, "listing what was known before");
+                tracing::warn!(%path, %error, "serving an older listing");
                 Ok(older)
             }
             (Err(error), _) => Err(CacheError::Paths { prefix: path.to_string(), error }),
         }
     }
 
-    /// The version `id` of whatever path, if the cache has come across it. Asks no source.
+    /// The version `id` of any path, if the cache has seen it. Asks no source.
     pub(crate) fn known(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
         if let Some(version) = self.names.get(&id) {
             return Some(version);
@@ -240,7 +241,7 @@ mod tests {
             if let Some(found) = found {
                 let (from, until) = (found.span.from().as_millis(), found.span.until().as_millis());
                 prop_assert!(found.span.contains(millis(at)));
-                // It wins all over its span, and right outside of it no more, or does not hold.
+                // It wins in all of its span, and just outside it no longer wins or is not valid.
                 prop_assert!((from..until).all(|at| winner(at) == Some(found.version.id)));
                 prop_assert!(winner(from - 1) != Some(found.version.id));
                 prop_assert!(winner(until) != Some(found.version.id));

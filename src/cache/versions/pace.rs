@@ -1,11 +1,11 @@
-//! How the requests of a query move in time, and the ends of intervals behind which the next version
-//! is being loaded ahead of them.
+//! The pace of requests: how far the requests of a query move in time, and the prefetches in
+//! progress.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
 
 use crate::interval::Timestamp;
 use crate::object::Query;
+use crate::sync::Mutex;
 
 /// Number of requests in a row that must have moved forwards before anything is prefetched.
 const STEPS: u32 = 3;
@@ -14,13 +14,13 @@ const STEPS_AHEAD: i64 = 4;
 /// Maximum number of versions that are prefetched at the same time.
 const MAX_UNDER_WAY: usize = 256;
 
-/// The borders that are being looked at.
+/// The interval ends whose next versions are being prefetched.
 #[derive(Debug, Default)]
 pub(crate) struct Prefetcher {
     under_way: Mutex<HashSet<(Query, Timestamp)>>,
 }
 
-/// How the requests of one query move in time.
+/// The steps in time between the requests of one query.
 #[derive(Debug, Default)]
 pub(crate) struct Pace(Mutex<PaceSteps>);
 
@@ -31,13 +31,13 @@ struct PaceSteps {
 }
 
 impl Pace {
-    /// How far beyond `newest` the next few requests will come, if they move forwards.
+    /// How far beyond `newest` the next few requests will reach, if they move forwards.
     pub(crate) fn reach(&self, newest: Timestamp) -> Option<i64> {
-        let mut steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut steps = self.0.lock();
         let before = steps.newest.replace(newest)?;
         let step = newest.as_millis().saturating_sub(before.as_millis());
         match step {
-            // Several consumers ask for the same.
+            // Several consumers request the same timestamp.
             0 => return None,
             1.. => steps.forwards += 1,
             _ => steps.forwards = 0,
@@ -48,11 +48,11 @@ impl Pace {
 
 impl Prefetcher {
     pub(crate) fn begin(&self, border: &(Query, Timestamp)) -> bool {
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = self.under_way.lock();
         under_way.len() < MAX_UNDER_WAY && under_way.insert(border.clone())
     }
 
     pub(crate) fn end(&self, border: &(Query, Timestamp)) {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(border);
+        self.under_way.lock().remove(border);
     }
 }

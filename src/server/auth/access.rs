@@ -10,7 +10,7 @@ use super::keys::Keys;
 use super::role::Role;
 use crate::cache::{AttachGate, NotListed, Origin, PeerPolicy};
 use crate::clock::Clock;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::{Coded, coded};
 use crate::secret::Secret;
 use crate::shm::attach::PeerCredentials;
 
@@ -247,18 +247,12 @@ pub struct Exposed {
     pub missing: &'static str,
 }
 
-impl Coded for Exposed {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::PermissionDenied
-    }
-    fn code(&self) -> Code {
-        Code(6020)
-    }
-}
+coded! { Exposed => PermissionDenied 6020 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
     use crate::interval::Timestamp;
 
     fn process(uid: u32, gids: &[u32]) -> Peer {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::role::Role;
 use crate::cache::NotListed;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::interval::Timestamp;
 
 /// A call or a process is refused. No message reveals the credentials presented.
@@ -59,29 +59,13 @@ pub enum Denied {
     },
 }
 
-impl Coded for Denied {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::NoCredentials | Self::UnknownToken | Self::Expired { .. } | Self::Malformed => {
-                ErrorKind::Unauthenticated
-            }
-            Self::Peer(_) | Self::Certificate { .. } | Self::Role { .. } => {
-                ErrorKind::PermissionDenied
-            }
-            Self::TooManyCalls { .. } => ErrorKind::Unavailable,
-        }
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::NoCredentials => 6001,
-            Self::UnknownToken => 6002,
-            Self::Expired { .. } => 6003,
-            Self::Malformed => 6004,
-            Self::Peer(error) => return error.code(),
-            Self::Certificate { .. } => 6006,
-            Self::Role { .. } => 6007,
-            Self::TooManyCalls { .. } => 6010,
-        })
-    }
-}
+coded! { Denied {
+    NoCredentials => Unauthenticated 6001,
+    UnknownToken => Unauthenticated 6002,
+    Expired => Unauthenticated 6003,
+    Malformed => Unauthenticated 6004,
+    Peer(error) => error,
+    Certificate => PermissionDenied 6006,
+    Role => PermissionDenied 6007,
+    TooManyCalls => Unavailable 6010,
+} }

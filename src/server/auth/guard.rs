@@ -17,6 +17,7 @@ use super::role::needed_for_call;
 use super::{Access, Denied, Identity, Role};
 use crate::cache::Cache;
 use crate::secret::Secret;
+use crate::server::call_origin::CallOrigin;
 use crate::server::connection::PeerInfo;
 use crate::server::meter::Metered;
 use crate::server::outgoing::Outgoing;
@@ -115,9 +116,15 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let peer = request.extensions().get::<PeerInfo>().map(|entered| &entered.peer);
         match self.by.admit(&request) {
-            Err(denied) => std::future::ready(Ok(status(&denied).into_http())).boxed(),
+            Err(denied) => {
+                let refused = CallOrigin::new(peer, None).sync_scope(|| status(&denied));
+                std::future::ready(Ok(refused.into_http())).boxed()
+            }
             Ok((identity, place)) => {
+                let key = identity.by_key.then(|| Arc::clone(&identity.name));
+                let origin = CallOrigin::new(peer, key);
                 // No later code needs the token, so none can reveal it.
                 request.headers_mut().remove(AUTHORIZATION);
                 request.extensions_mut().insert(identity);
@@ -135,7 +142,7 @@ where
                 });
                 let answer = self.inner.call(request);
                 async move {
-                    let answer = Outgoing::unpack(answer.await?);
+                    let answer = Outgoing::unpack(origin.scope(answer).await?);
                     if answer.body().is_end_stream() {
                         call.done();
                     }

@@ -24,7 +24,7 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
 use super::error::Denied;
 use super::role::Role;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::interval::Timestamp;
 use crate::secret::Secret;
 
@@ -69,14 +69,7 @@ pub struct KeysError {
     reason: String,
 }
 
-impl Coded for KeysError {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-    fn code(&self) -> Code {
-        Code(6030)
-    }
-}
+coded! { KeysError => InvalidArgument 6030 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

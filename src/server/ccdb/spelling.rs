@@ -9,7 +9,7 @@
 
 use std::convert::Infallible;
 use std::io::Cursor;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 
 use futures::FutureExt as _;
 use http_body_util::Empty;
@@ -18,6 +18,8 @@ use hyper::http::Extensions;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+
+use crate::sync::Mutex;
 
 /// Maximum cached sets of names.
 const REMEMBERED: u64 = 4_096;
@@ -46,7 +48,7 @@ fn read(names: &str) -> Extensions {
     head.extend_from_slice(b"\r\n");
     let found = Mutex::new(Extensions::new());
     let service = service_fn(|request: Request<Incoming>| {
-        *found.lock().unwrap_or_else(PoisonError::into_inner) = request.extensions().clone();
+        *found.lock() = request.extensions().clone();
         async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
     });
     let io = TokioIo::new(tokio::io::join(Cursor::new(head), tokio::io::sink()));
@@ -57,7 +59,7 @@ fn read(names: &str) -> Extensions {
         .serve_connection(io, service);
     // All input is in memory: the future completes without waiting.
     let _ = connection.now_or_never();
-    found.into_inner().unwrap_or_else(PoisonError::into_inner)
+    found.into_inner()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 
 /// Why a configuration is none: all that was found wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,11 +53,4 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-impl Coded for ConfigError {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::InvalidArgument
-    }
-    fn code(&self) -> Code {
-        Code(8020)
-    }
-}
+coded! { ConfigError => InvalidArgument 8020 }

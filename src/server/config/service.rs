@@ -42,13 +42,19 @@ pub struct Config {
     /// The folder of named segments.
     pub shm_folder: PathBuf,
     /// Name segments as managed segments of the FairMQ session with this id, which its devices can
-    /// then read: /dev/shm/fmq_ID_m_N. All of them are made at the start.
+    /// then read: /dev/shm/fmq_ID_m_N. 8 hexadecimal digits as in the names, or the decimal number
+    /// that FairMQ's --shmid takes (one of 8 digits with a leading 0). All of them are made at the
+    /// start.
     pub fairmq_shmid: Option<String>,
     /// The same, the session by its name: its id is the first 8 hexadecimal digits of SHA-256 of
     /// effective user id and name.
     pub fairmq_session: Option<String>,
     /// The number of the first of them; those below are FairMQ's own.
     pub fairmq_segment: Option<u16>,
+    /// A program that registers the segments with FairMQ before the service is ready, and takes them
+    /// out of FairMQ's book when it ends: `PROGRAM [--remove] SHMID NUMBER:BYTES…`
+    /// (examples/fairmq/register.cpp).
+    pub fairmq_register: Option<PathBuf>,
     /// An unmanaged region that somebody else has made, by its id and file as `7=/dev/shm/file`: all
     /// objects go there, and what it held is lost.
     pub region: Option<RegionPath>,
@@ -170,6 +176,7 @@ impl Default for Config {
             fairmq_shmid: None,
             fairmq_session: None,
             fairmq_segment: None,
+            fairmq_register: None,
             region: None,
             disk: None,
             disk_size: ByteSize::new(16 << 30),
@@ -232,6 +239,13 @@ impl Config {
             ([one], None) => fault(one, "fairmq_segment is needed with it".to_owned()),
             ([one, other], _) => fault(other, format!("either this or {one}")),
             _ => {}
+        }
+        if given.is_empty() && self.fairmq_register.is_some() {
+            let reason = "fairmq_session or fairmq_shmid is needed with it";
+            fault("fairmq_register", reason.to_owned());
+        }
+        if let Some(Err(error)) = self.fairmq_shmid.as_deref().map(crate::shm::shmid_of_text) {
+            fault("fairmq_shmid", error);
         }
         if let (Some(one), true) = (given.first(), self.region.is_some()) {
             fault("region", format!("either this or {one}: objects are in one place"));

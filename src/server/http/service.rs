@@ -164,6 +164,12 @@ impl Site {
     fn readyz(&self) -> Response<PageBody> {
         let reason = match self.readiness.get() {
             Readiness::READY => {
+                let lost = self.cache.lost_segments();
+                if !lost.is_empty() {
+                    let lost = lost.iter().map(|lost| format!("{}\n", escape(&lost.to_string())));
+                    let lost: String = lost.collect();
+                    return plain(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {lost}"));
+                }
                 let notes: String = self.notes().iter().map(|note| format!("{note}\n")).collect();
                 return plain(StatusCode::OK, &format!("ready\n{notes}"));
             }

@@ -5,11 +5,13 @@
 //! clients that send a byte now and then, or do not read, make room for active ones.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
+
+use crate::sync::{Mutex, MutexGuard};
 
 /// All connections of the port.
 #[derive(Debug, Clone)]
@@ -45,7 +47,7 @@ impl Visitors {
     }
 
     fn present(&self) -> MutexGuard<'_, Present> {
-        self.0.present.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.present.lock()
     }
 
     fn micros(&self) -> u64 {

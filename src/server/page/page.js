@@ -379,7 +379,13 @@ const rows = (table, list, cells, none) => {
     body.replaceChildren(make("tr", { class: "none" }, make("td", { colspan: "9" }, none)));
     return;
   }
-  body.replaceChildren(...list.map((entry) => make("tr", {}, ...cells(entry))));
+  // On a narrow screen each cell shows the heading of its column.
+  const headings = [...byId(table).tHead.rows[0].cells].map((cell) => cell.textContent);
+  body.replaceChildren(...list.map((entry) => {
+    const row = cells(entry);
+    row.forEach((cell, place) => { cell.dataset.label = headings[place]; });
+    return make("tr", {}, ...row);
+  }));
 };
 const text = (value) => make("td", {}, String(value));
 const figure = (value) => make("td", { class: "number" }, String(value));
@@ -422,11 +428,63 @@ const memory = ({ memory: all }) => {
   bar.setAttribute("aria-label", `Memory: ${figures.map(([, name, size]) => `${name} ${bytes(size)}`).join(", ")}`);
 };
 
+// ---- needs attention
+
+const utc = (at) => `${new Date(at).toISOString().slice(0, 19).replace("T", " ")} UTC`;
+const attention = {
+  // When this page first saw each condition, by its text without figures.
+  since: new Map(),
+  show(picture, sample) {
+    const found = this.find(picture, sample);
+    const keys = new Set(found.map(({ key }) => key));
+    for (const key of this.since.keys()) if (!keys.has(key)) this.since.delete(key);
+    // Samples count from the start of the service; the time of day is this browser's.
+    for (const key of keys) if (!this.since.has(key)) this.since.set(key, Date.now());
+    byId("attention-time").textContent = utc(Date.now());
+    byId("attention").replaceChildren(...found.map(({ key, state, label, text }) =>
+      make("li", {}, chip(state, label), `${text} `, make("small", {}, `seen since ${utc(this.since.get(key))}`))));
+    if (found.length === 0) byId("attention").append(make("li", {}, chip("up", "fine"), "No condition that needs attention."));
+    this.facts(picture);
+  },
+  find(picture, sample) {
+    const { memory: all, sources, timeframes } = picture, found = [];
+    const add = (state, label, key, text) => found.push({ state, label, key: `${label} ${key}`, text });
+    for (const one of sources) {
+      if (!one.up) add("down", "source down", one.url, `${one.url} does not answer, ${several(one.failures, "failure", "failures")} so far.`);
+      else if (one.latency_ms > 1000) add("waiting", "slow source", one.url, `${one.url} answers in ${millis(one.latency_ms)}.`);
+    }
+    const share = all.pinned_bytes / all.total_bytes;
+    if (share > 0.9) add("down", "memory", "", `${Math.round(share * 100)} % of the memory is pinned. Tables wait for memory.`);
+    const errors = rates.samples.length ? sample.errors - rates.samples[0].errors : 0;
+    if (errors > 0) add("waiting", "errors", "", `${several(errors, "request", "requests")} ended with an error in the last ${duration(sample.at - rates.samples[0].at)}.`);
+    const loading = timeframes.filter((one) => one.state === "loading").length;
+    if (loading > 0) add("waiting", "loading", "", `${several(loading, "timeframe waits", "timeframes wait")} for objects.`);
+    return found;
+  },
+  // Which consumer holds the memory, which source is slow, which timeframe is oldest.
+  facts(picture) {
+    const pinned = picture.holders.map(() => 0);
+    for (const segment of picture.segments) for (const piece of segment.pieces) for (const by of piece.by) pinned[by] += piece.pinned_bytes;
+    const most = pinned.map((size, holder) => [size, picture.holders[holder]]).filter(([size]) => size > 0)
+      .sort(([one], [other]) => other - one).slice(0, 2).map(([size, name]) => `${name}, ${bytes(size)}`);
+    const slowest = picture.sources.filter((one) => one.latency_ms != null).sort((a, b) => b.latency_ms - a.latency_ms)[0];
+    const oldest = picture.timeframes.reduce((first, one) => (first && first.timeframe <= one.timeframe ? first : one), null);
+    const missing = oldest ? Object.entries(oldest.consumers).filter(([, state]) => state !== "consumed").map(([name]) => name) : [];
+    const entries = [
+      ["most memory pinned by", most.join("; ") || "no consumer"],
+      ["slowest source", slowest ? `${slowest.url}, ${millis(slowest.latency_ms)}` : "none was asked"],
+      ["oldest timeframe", oldest ? `${oldest.timeframe}, not consumed by ${missing.join(", ") || "–"}` : "none in flight"],
+    ];
+    byId("facts").replaceChildren(...entries.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+  },
+};
+
 // ---- what comes
 
 let last = null;
 let frames = 0;
 const show = (picture) => {
+  attention.show(picture, rates.samples.at(-1));
   header(picture); memory(picture); rates.show(); timeline.show(picture); segments.show(picture); lists(picture);
   frames += 1;
   document.body.dataset.frames = frames;

@@ -1,4 +1,4 @@
-//! The consumer's end of the attach socket.
+//! The client of the attach socket: opens a session and maps the announced segments.
 
 use std::io;
 use std::net::Shutdown;
@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,36 +16,37 @@ use super::fork::ForkGuard;
 use super::wire::{
     Announcement, AttachRefusal, ClientMessage, Hello, LineReader, Need, SharedKind, WireError,
 };
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::{Code, Coded as _, ErrorKind, coded};
 use crate::secret::Secret;
 use crate::shm::layout::{Epoch, MetaHeader};
 use crate::shm::local::LocalFiles;
 use crate::shm::resolver::{MapError, Mappings};
 use crate::shm::segment::Kind;
+use crate::sync::{Condvar, Mutex};
 
-/// How long the service may take to let us in.
+/// Time limit for the welcome by the service.
 const WELCOME_LIMIT: Duration = Duration::from_secs(10);
-/// How long a segment that a table names may take to come.
+/// Time limit for a segment that a table refers to.
 const SEGMENT_LIMIT: Duration = Duration::from_secs(2);
 
-/// Why attaching failed.
+/// Why the attach failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
-    /// The socket or what came through it.
+    /// The socket or a message failed.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// A segment that came.
+    /// An announced segment cannot be mapped.
     #[error(transparent)]
     Add(#[from] MapError),
-    /// The service does not let us in, and says why.
+    /// The service refused the client.
     #[error("{message}")]
     Refused {
-        /// What can be done about it.
+        /// The kind of error, which tells what can be done.
         kind: ErrorKind,
-        /// The service's own code.
+        /// The error code of the service.
         code: Code,
-        /// What it said, without the code.
+        /// The message of the service, without the code.
         message: String,
     },
 }
@@ -56,29 +57,17 @@ impl From<io::Error> for AttachError {
     }
 }
 
-impl Coded for AttachError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Wire(error) => error.kind(),
-            Self::Add(error) => error.kind(),
-            Self::Refused { kind, .. } => *kind,
-        }
-    }
-
-    fn code(&self) -> Code {
-        match self {
-            Self::Wire(error) => error.code(),
-            Self::Add(error) => error.code(),
-            Self::Refused { code, .. } => *code,
-        }
-    }
-}
+coded! { AttachError {
+    Wire(error) => error,
+    Add(error) => error,
+    Refused { kind, code, .. } => (*kind, *code),
+} }
 
 /// A session with a service on the node: its segments, mapped as they are announced.
 ///
-/// The session lives as long as this does; when it is dropped, or the process dies, everything it
-/// held is released. A forked child has no part in it: there [`over`](Self::over) says so, and
-/// dropping the child's copy leaves the parent's session alone.
+/// The session ends when this is dropped or the process dies, which releases everything it held. A
+/// forked child does not share it: there [`over`](Self::over) reports that, and dropping the
+/// child's copy leaves the parent's session unaffected.
 #[derive(Debug)]
 pub struct Attachment {
     session: String,
@@ -94,12 +83,12 @@ pub struct Attachment {
 #[derive(Debug, Default)]
 struct AttachShared {
     mappings: ArcSwap<Mappings>,
-    /// Whether the service is gone, and why.
+    /// The reason, once the session is over.
     over: Mutex<Option<String>>,
     changed: Condvar,
-    /// How many announcements told of nothing: the answer where a segment that was asked for is not.
+    /// Number of announcements without segments: the answer to a request for an unknown segment.
     empty: AtomicU64,
-    /// One asks at a time, so that such an answer is to the one who waits.
+    /// Serialises requests, so that an empty answer belongs to the request that waits.
     asking: Mutex<()>,
     /// Directory and pins page, where the service has sent them.
     local: OnceLock<Arc<LocalFiles>>,
@@ -108,14 +97,14 @@ struct AttachShared {
 }
 
 impl AttachShared {
-    /// Takes the segments of an announcement, whose descriptors the reader holds.
+    /// Maps the segments of an announcement, whose descriptors the reader holds.
     fn take(
         &self,
         announcement: &Announcement,
         epoch: Epoch,
         reader: &mut LineReader,
     ) -> Result<(), AttachError> {
-        // What was given back may have been replaced under the same id: it goes first.
+        // Retired segments are unmapped first: another segment may have reused the id.
         let mut mappings = self.mappings.load().swept();
         let (mut directory, mut pins) = (None, None);
         for entry in &announcement.segments {
@@ -137,7 +126,7 @@ impl AttachShared {
             };
             mappings = match mappings.with(kind, entry.id, entry.size, epoch, file.as_fd()) {
                 Ok(more) => more,
-                // It was empty: nobody waits for it.
+                // It was empty, so no request waits for it.
                 Err(MapError::Retired { .. }) => continue,
                 Err(error) => return Err(error.into()),
             };
@@ -153,20 +142,20 @@ impl AttachShared {
         if announcement.segments.is_empty() {
             self.empty.fetch_add(1, Ordering::Relaxed);
         }
-        // The lock orders this with a waiter that has just looked and is about to wait.
-        drop(self.over.lock().unwrap_or_else(PoisonError::into_inner));
+        // The lock orders this after the check of a waiter that is about to wait.
+        drop(self.over.lock());
         self.changed.notify_all();
         Ok(())
     }
 
     fn end(&self, why: String) {
         self.ended.store(true, Ordering::Release);
-        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        *self.over.lock() = Some(why);
         self.changed.notify_all();
     }
 }
 
-/// What a service says that does not let us in.
+/// Parses the refusal of a service.
 fn refused(line: &[u8]) -> Option<AttachError> {
     let AttachRefusal { kind, error } = serde_json::from_slice(line).ok()?;
     let kind = match kind.as_str() {
@@ -190,7 +179,7 @@ fn parse(line: &[u8]) -> Result<(Announcement, Epoch), WireError> {
 }
 
 impl Attachment {
-    /// Opens a session. Blocks for a moment, at most 10 s.
+    /// Opens a session. Blocks for at most 10 s, usually much less.
     ///
     /// # Errors
     /// [`AttachError`].
@@ -219,7 +208,7 @@ impl Attachment {
         }
     }
 
-    /// Opens a session through a socket that is connected already. Blocks at most 10 s.
+    /// Opens a session through a connected socket. Blocks for at most 10 s.
     ///
     /// # Errors
     /// [`AttachError`].
@@ -276,17 +265,17 @@ impl Attachment {
         })
     }
 
-    /// The session's name, for requests.
+    /// The id of the session, for requests.
     pub fn session(&self) -> &str {
         &self.session
     }
 
-    /// The instance of the service.
+    /// The epoch of the service.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// What is mapped now.
+    /// The current mappings.
     pub fn mappings(&self) -> Arc<Mappings> {
         self.shared.mappings.load_full()
     }
@@ -302,35 +291,35 @@ impl Attachment {
         self.shared.ended.load(Ordering::Acquire)
     }
 
-    /// The same for a moment, without counting who uses them.
+    /// Like [`mappings`](Self::mappings) for a short time, without reference counting.
     #[cfg(feature = "capi")]
     #[inline]
     pub(crate) fn peek(&self) -> arc_swap::Guard<Arc<Mappings>> {
         self.shared.mappings.load()
     }
 
-    /// Lets go of what the service has given back.
+    /// Unmaps segments that the service has retired.
     pub fn sweep(&self) {
         self.shared.mappings.rcu(|mappings| mappings.swept());
     }
 
-    /// Whether the service is there; if not, why.
+    /// The reason, if the session is over.
     pub fn over(&self) -> Option<String> {
         if self.is_forked() {
             return Some("the session is that of the parent process".to_owned());
         }
-        self.shared.over.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.over.lock().clone()
     }
 
-    /// Ends a lease of this session. There is no answer; a lease that is over already is no error.
+    /// Ends a lease of this session. There is no answer; an unknown or ended lease is no error.
     /// Returns whether the line was sent.
     pub fn release(&self, lease: &str) -> bool {
         !self.is_forked() && self.send(&ClientMessage::Release { lease: lease.to_owned() })
     }
 
-    /// Sends a line. A service that does not read makes this wait, for 10 s at most.
+    /// Sends a line. Blocks for at most 10 s if the service does not read.
     fn send(&self, message: &ClientMessage) -> bool {
-        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let _sending = self.sending.lock();
         send_json(&mut &self.stream, message).is_ok()
     }
 
@@ -339,9 +328,9 @@ impl Attachment {
         self.guard.is_forked()
     }
 
-    /// The mappings with the segment or region that `header` lies in: if it is not there yet, it
-    /// is asked for and waited for: until the service says that there is none, at most 2 s. What does
-    /// not come is left to resolving to say.
+    /// The mappings with the segment or region of `header`. If it is not mapped yet, it is
+    /// requested, and awaited until the service answers that there is none, for at most 2 s. If it
+    /// does not arrive, resolving reports the error.
     pub fn mappings_for(&self, header: &MetaHeader) -> Arc<Mappings> {
         let mappings = self.mappings();
         if mappings.knows(header) || self.is_forked() {
@@ -351,7 +340,7 @@ impl Attachment {
             1 => (Kind::Segment, header.segment_id),
             _ => (Kind::Region, header.region_id),
         };
-        let _asking = self.shared.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let _asking = self.shared.asking.lock();
         let empty = || self.shared.empty.load(Ordering::Relaxed);
         let empty_before = empty();
         let message = ClientMessage::Need(Need { kind, id });
@@ -359,7 +348,7 @@ impl Attachment {
             return mappings;
         }
         let deadline = Instant::now() + SEGMENT_LIMIT;
-        let mut over = self.shared.over.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut over = self.shared.over.lock();
         loop {
             let mappings = self.mappings();
             let left = deadline.saturating_duration_since(Instant::now());
@@ -367,8 +356,7 @@ impl Attachment {
             if mappings.knows(header) || none || left.is_zero() || over.is_some() {
                 return mappings;
             }
-            let waited = self.shared.changed.wait_timeout(over, left);
-            (over, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            over = self.shared.changed.wait_timeout(over, left);
         }
     }
 }
@@ -376,11 +364,11 @@ impl Attachment {
 impl Drop for Attachment {
     fn drop(&mut self) {
         if self.is_forked() {
-            // The child's sockets lead nowhere, and no listener runs in it.
+            // The child's sockets are not connected, and it has no listener thread.
             std::mem::forget(self.listener.take());
             return;
         }
-        // This is what ends the session, and wakes the listener.
+        // This ends the session and wakes the listener.
         let _ = self.stream.shutdown(Shutdown::Both);
         if let Some(listener) = self.listener.take() {
             let _ = listener.join();
@@ -398,7 +386,7 @@ fn listen(shared: &AttachShared, epoch: Epoch, stream: &UnixStream, mut reader: 
     loop {
         while let Some(line) = reader.line() {
             if refused(&line).is_some() {
-                // One of our lines was wrong; what it asked for does not come.
+                // One of the client's lines was wrong; the requested segment does not arrive.
                 continue;
             }
             let taken = parse(&line)
@@ -429,7 +417,7 @@ mod tests {
     };
     use crate::shm::{Block, Pool, PoolOptions, SharedSegment};
 
-    /// The service's end: what a test tells it to send, and what it is asked for.
+    /// The service end of the socket, controlled by a test.
     struct Service {
         _folder: tempfile::TempDir,
         path: PathBuf,
@@ -439,7 +427,8 @@ mod tests {
 
     impl Service {
         fn new() -> Self {
-            // Two descriptors per segment in this process: more than some systems allow at first.
+            // Two descriptors per segment in this process: more than the initial limit of some
+            // systems.
             use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
             let limit = getrlimit(Resource::Nofile);
             let raised = Rlimit { current: limit.maximum, ..limit };
@@ -460,7 +449,7 @@ mod tests {
             reservation.publish(ObjectId::from_bytes([byte; 16]))
         }
 
-        /// Takes one client in and tells it of `segments`.
+        /// Accepts one client and announces `segments`.
         fn welcome(&self, segments: &[SharedSegment]) -> (UnixStream, LineReader) {
             let (stream, _) = self.listener.accept().unwrap();
             let mut reader = LineReader::default();
@@ -563,7 +552,7 @@ mod tests {
         let (kept, gone) = (stays.meta_header(), goes.meta_header());
         let spare = service.object(3);
         let segments = service.pool.segments();
-        // One empty segment is kept; the second one goes.
+        // One empty segment is kept; the second one is retired.
         drop(spare);
         drop(goes);
         assert_eq!(service.pool.usage().segments, 2);
@@ -574,7 +563,7 @@ mod tests {
             assert!(!attachment.mappings().knows(&gone));
             assert!(attachment.mappings().knows(&kept));
             assert_eq!(attachment.mappings().len(), 2);
-            // What is retired while it is mapped goes with the next announcement.
+            // A segment retired while it is mapped is unmapped at the next announcement.
             drop(stays);
             assert_eq!(service.pool.usage().segments, 1);
             let large = service.pool.reserve(100_000).unwrap();
@@ -618,7 +607,7 @@ mod tests {
             eventually("the end", || attachment.over().is_some());
             let mappings = attachment.mappings();
             assert_eq!(mappings.resolved(&block.meta_header()), Ok(block.payload()));
-            // Nobody is there to be asked: no waiting.
+            // The service is gone: no wait.
             let start = Instant::now();
             let mut unknown = block.meta_header();
             unknown.segment_id = 999;

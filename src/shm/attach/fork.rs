@@ -1,23 +1,23 @@
-//! Forked children: the session is the parent's, and a child neither uses nor prolongs it.
+//! Fork handling of attach sockets: the session stays with the parent, and a child cannot use it.
 //!
 //! ```text
-//!  parent: attach socket ── fork ──▶ child: generation + 1, and each attach socket replaced by a
-//!                                           socket that leads nowhere, under the same number
+//!  parent: attach socket ── fork ──▶ child: generation + 1, and each attach socket replaced by an
+//!                                           unconnected socket under the same number
 //! ```
 //!
 //! A child inherits the descriptors of its parent. With an open attach socket it would keep the
-//! parent's session, and so all of its pins, alive after the parent has died; and whatever it
-//! destroys would end the parent's session. The handler runs in the child before `fork` returns.
-//! It calls only what is allowed there (async-signal-safe).
+//! parent's session, and so all its pins, alive after the parent's death; and a destructor in the
+//! child would end the parent's session. The handler runs in the child before `fork` returns. It
+//! calls only async-signal-safe functions.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd as _, RawFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
 
-/// Forks between the first process that attached and this one.
+/// Number of forks between the first process that attached and this one.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
-/// The descriptors to replace, in a list that only grows; slots are used again.
+/// The descriptors to replace, in a list that only grows; slots are reused.
 static SOCKETS: AtomicPtr<ForkSlot> = AtomicPtr::new(std::ptr::null_mut());
 
 const FREE: RawFd = -1;
@@ -27,13 +27,13 @@ struct ForkSlot {
     next: *const ForkSlot,
 }
 
-/// Identifies this process among its forks: two values differ if a fork lies between them.
+/// Identifies this process among its forks: the value differs after each fork.
 #[inline]
 pub fn process_generation() -> u64 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// An attach socket that a forked child must not keep. Dropping it forgets the descriptor.
+/// An attach socket that a forked child must not keep. Dropping it unregisters the descriptor.
 #[derive(Debug)]
 pub(super) struct ForkGuard {
     slot: &'static AtomicI32,
@@ -115,7 +115,7 @@ extern "C" fn in_child() {
         let nowhere =
             unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
         if nowhere < 0 {
-            // Without a descriptor to spare, the parent's is closed all the same.
+            // Even without a spare descriptor, the child's copy is closed.
             // SAFETY: the number is that of the child's copy of the socket.
             unsafe { libc::close(descriptor) };
             continue;
@@ -150,7 +150,7 @@ mod tests {
             let byte = u8::from(guard.is_forked());
             // SAFETY: one byte of its own.
             unsafe { libc::write(pipe[1], (&raw const byte).cast(), 1) };
-            // It lives on until it is killed, as a worker does that its parent left behind.
+            // The child lives until it is killed, like a worker that survives its parent.
             loop {
                 // SAFETY: waits for a signal.
                 unsafe { libc::pause() };
@@ -160,7 +160,7 @@ mod tests {
         // SAFETY: one byte of room.
         assert_eq!(unsafe { libc::read(pipe[0], (&raw mut forked).cast(), 1) }, 1);
         assert_eq!(forked, 1);
-        // The parent's end is the last one: the peer sees the end although the child lives.
+        // The parent's end is the last one: the peer sees the hang-up although the child lives.
         drop(guard);
         drop(ours);
         let end = theirs.read(&mut [0; 1]);

@@ -1,17 +1,17 @@
-//! The attach socket: how segments come to the processes that read them.
+//! The attach socket: passes segments to the processes that read them.
 //!
 //! ```text
 //!  client ── {"hello": 1, "consumer": "…"} ──────────────▶ service
 //!         ◀── {"session", "epoch", "segments": […]} + fds ──
-//!         ◀── the same form for each new segment ─────────── once the last line was read
-//!         ── {"need": {"kind", "id"}} ───────────────────▶ it is sent again
+//!         ◀── the same message for each new segment ──────── once the previous line was read
+//!         ── {"need": {"kind", "id"}} ───────────────────▶ that segment is sent again
 //!         ── {"release"}, {"delivered"}, {"consumed"} ───▶ no answer, or {"error"}
 //!  refused: ◀── {"kind", "error"} ──
 //!  hang-up: the session ends, and everything it held is released
 //! ```
 //!
-//! One line of JSON per message; the descriptors of the segments that a line names come with it as
-//! SCM_RIGHTS, in the same order, at most 253 at a time (what the kernel takes). Linux only.
+//! One line of JSON per message. The descriptors of the segments in a line come with it as
+//! SCM_RIGHTS, in the same order, at most 253 at a time (the kernel's limit). Linux only.
 
 mod client;
 mod fork;

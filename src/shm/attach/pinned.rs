@@ -1,4 +1,4 @@
-//! Blocks that a lease pins: what hands out their bytes to safe code.
+//! Blocks pinned by a lease, with safe access to their bytes.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -9,11 +9,11 @@ use super::client::Attachment;
 use crate::shm::layout::MetaHeader;
 use crate::shm::resolver::{Location, Mappings, ResolveError};
 
-/// Called with the id of a lease that the attach socket does not take.
+/// Called with the id of a lease that cannot be released through the attach socket.
 pub(crate) type ReleaseLease = Box<dyn Fn(String) + Send + Sync>;
 
-/// The blocks of one answer: pinned by its lease, which is released when this is dropped, and by the
-/// session, which lives at least as long.
+/// The blocks of one answer. They are pinned by its lease, which is released when this is dropped,
+/// and by the session, which lives at least as long.
 pub(crate) struct PinnedBlocks {
     mappings: Arc<Mappings>,
     attachment: Arc<Attachment>,
@@ -28,7 +28,7 @@ impl fmt::Debug for PinnedBlocks {
 }
 
 impl PinnedBlocks {
-    /// What the lease of an answer to `attachment`'s session pins.
+    /// The blocks pinned by the lease of an answer to the session of `attachment`.
     pub(crate) fn new(
         attachment: Arc<Attachment>,
         lease: Option<String>,
@@ -47,13 +47,13 @@ impl PinnedBlocks {
     /// The bytes of one of the pinned blocks.
     ///
     /// # Errors
-    /// [`ResolveError`], also if `header` is none of the answer's and its block was given up.
+    /// [`ResolveError`], also if `header` is not of this answer and its block was freed.
     #[inline]
     pub(crate) fn resolve(&self, header: &MetaHeader) -> Result<&[u8], ResolveError> {
         self.mappings.resolve_pinned(header)
     }
 
-    /// What is mapped for these blocks.
+    /// The mappings for these blocks.
     pub(crate) fn mappings(&self) -> &Mappings {
         &self.mappings
     }
@@ -68,7 +68,7 @@ impl PinnedBlocks {
         self.lease.as_deref()
     }
 
-    /// The lease, for a caller that releases it.
+    /// Returns the lease to a caller that releases it.
     pub(crate) fn into_lease(mut self) -> Option<String> {
         self.lease.take()
     }
@@ -76,7 +76,7 @@ impl PinnedBlocks {
 
 impl Drop for PinnedBlocks {
     fn drop(&mut self) {
-        // In a forked child the lease is the parent's.
+        // In a forked child the lease belongs to the parent.
         if let Some(lease) = self.lease.take().filter(|_| !self.attachment.is_forked())
             && !self.attachment.release(&lease)
         {

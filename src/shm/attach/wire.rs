@@ -1,4 +1,4 @@
-//! Lines of JSON with descriptors beside them, over a Unix stream socket.
+//! The protocol of the attach socket: lines of JSON with descriptors, over a Unix stream socket.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -12,25 +12,25 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::coded;
 use crate::secret::Secret;
 use crate::shm::segment::{Kind, SharedSegment};
 
-/// How many descriptors the kernel takes with one message (SCM_MAX_FD).
+/// Maximum number of descriptors per message in the kernel (SCM_MAX_FD).
 pub const MAX_DESCRIPTORS: usize = 253;
 
-/// The longest line.
+/// Maximum length of a line.
 const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// The first line of a client.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hello {
-    /// The version of what is spoken: 1.
+    /// The protocol version: 1.
     pub hello: u32,
-    /// What the process calls itself.
+    /// The consumer name of the process.
     pub consumer: String,
-    /// What lets it in, where a token is configured.
+    /// The token for access, if one is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[serde(serialize_with = "Secret::reveal_to")]
     pub token: Option<Secret>,
@@ -40,43 +40,43 @@ pub struct Hello {
     pub local: bool,
 }
 
-/// Which segment a client asks for again.
+/// A segment that a client asks for again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Need {
     /// Segment or region.
     pub kind: Kind,
-    /// Its number.
+    /// Its id.
     pub id: u16,
 }
 
-/// Every later line of a client.
+/// All later lines of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientMessage {
-    /// Asks for a segment again. It is announced, and so is that there is none.
+    /// Asks for a segment again. The answer announces it, or is empty if there is none.
     Need(Need),
     /// Ends a lease of the session.
     Release {
         /// The lease.
         lease: String,
     },
-    /// The consumer has the table of a timeframe.
+    /// The consumer has received the table of a timeframe.
     Delivered {
         /// The timeframe.
         timeframe: u64,
         /// The consumer; `None`: the one of the hello.
         consumer: Option<String>,
     },
-    /// The consumer is done with timeframes.
+    /// The consumer has consumed timeframes.
     Consumed {
-        /// Which.
+        /// The timeframes.
         done: Done,
         /// The consumer; `None`: the one of the hello.
         consumer: Option<String>,
     },
 }
 
-/// The timeframes that a consumer is done with.
+/// The timeframes that a consumer has consumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Done {
@@ -84,12 +84,12 @@ pub enum Done {
     One(u64),
     /// All timeframes below an id.
     Below {
-        /// That id.
+        /// The id.
         oldest_possible: u64,
     },
 }
 
-/// A later line of a client as it crosses the socket: exactly one of the first four fields.
+/// A later line of a client in its wire form: exactly one of the first four fields is set.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct ClientLine {
@@ -161,9 +161,9 @@ impl SharedKind {
 pub struct SegmentEntry {
     /// What it is.
     pub kind: SharedKind,
-    /// Its number.
+    /// Its id.
     pub id: u16,
-    /// All of it, in bytes.
+    /// Its size in bytes.
     pub size: u64,
 }
 
@@ -173,78 +173,65 @@ impl From<&SharedSegment> for SegmentEntry {
     }
 }
 
-/// Every line of the service.
+/// A line of the service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {
-    /// The name of the session, for requests.
+    /// The id of the session, for requests.
     pub session: String,
-    /// The instance, in hexadecimal digits.
+    /// The epoch of the service, in hexadecimal digits.
     pub epoch: String,
     /// The segments whose descriptors come with this line, in the same order.
     pub segments: Vec<SegmentEntry>,
 }
 
-/// The last line of the service to a client that it does not let in.
+/// The last line of the service to a refused client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttachRefusal {
     /// The name of the kind of error, e.g. `UNAUTHENTICATED`.
     pub kind: String,
-    /// What is wrong; it begins with the stable code.
+    /// The message; it begins with the stable code.
     pub error: String,
 }
 
-/// Why a line is not taken.
+/// Why a line is rejected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
-    /// The socket fails.
+    /// The socket failed.
     #[error("the attach socket")]
     Io(#[from] io::Error),
     /// The peer has hung up.
     #[error("the peer hung up")]
     HungUp,
-    /// No message is so long.
+    /// The line exceeds the limit.
     #[error("a line of more than {MAX_LINE_BYTES} bytes")]
     TooLong,
-    /// Descriptors were lost on the way: the process may open no more files.
+    /// Descriptors were lost because the process has too many open files.
     #[error("descriptors were lost: too many open files")]
     DescriptorsLost,
-    /// It is not what the protocol says.
+    /// The line does not follow the protocol.
     #[error("expected {expected}: {reason}")]
     Malformed {
-        /// What was expected.
+        /// The expected input.
         expected: &'static str,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
 }
 
-impl Coded for WireError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Io(error) => match error.kind() {
-                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
-                _ => ErrorKind::Unavailable,
-            },
-            Self::HungUp => ErrorKind::Unavailable,
-            Self::DescriptorsLost => ErrorKind::ResourceExhausted,
-            Self::TooLong | Self::Malformed { .. } => ErrorKind::InvalidArgument,
-        }
-    }
+coded! { WireError {
+    Io(error) => (match error.kind() {
+        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        _ => ErrorKind::Unavailable,
+    }) 4060,
+    HungUp => Unavailable 4061,
+    TooLong => InvalidArgument 4062,
+    DescriptorsLost => ResourceExhausted 4063,
+    Malformed => InvalidArgument 4064,
+} }
 
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Io(_) => 4060,
-            Self::HungUp => 4061,
-            Self::TooLong => 4062,
-            Self::DescriptorsLost => 4063,
-            Self::Malformed { .. } => 4064,
-        })
-    }
-}
-
-/// The first line of a client.
+/// Parses the first line of a client.
 ///
 /// # Errors
 /// [`WireError::Malformed`], which names unknown fields.
@@ -260,7 +247,7 @@ pub fn parse_hello(line: &[u8]) -> Result<Hello, WireError> {
     Ok(hello)
 }
 
-/// A later line of a client.
+/// Parses a later line of a client.
 ///
 /// # Errors
 /// [`WireError::Malformed`], which names unknown fields.
@@ -286,7 +273,7 @@ pub fn parse_line(line: &[u8]) -> Result<ClientMessage, WireError> {
     }
 }
 
-/// Whether a consumer may call itself so.
+/// Checks the name of a consumer.
 fn check_consumer(name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
         return Err("a consumer's name has 1 to 200 printable characters".to_owned());
@@ -294,10 +281,10 @@ fn check_consumer(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Sends as much of `bytes` as the socket takes, `descriptors` with the first of them.
+/// Sends as much of `bytes` as the socket accepts, with `descriptors` at the first byte.
 ///
 /// # Errors
-/// What the socket says; `WouldBlock` where it is full.
+/// Errors of the socket; `WouldBlock` if it is full.
 ///
 /// # Panics
 /// If there are more than [`MAX_DESCRIPTORS`].
@@ -311,11 +298,10 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
     Ok(sendmsg(socket, &slices, &mut control, SendFlags::NOSIGNAL)?)
 }
 
-/// Whether the peer has read everything that was sent to it. Descriptors that it has not read yet
-/// keep their files alive.
+/// Whether the peer has read everything. Unread descriptors keep their files alive.
 ///
 /// # Errors
-/// What the kernel says.
+/// Errors of the kernel.
 pub fn is_all_read(socket: impl AsFd) -> io::Result<bool> {
     let mut unread: libc::c_int = 0;
     let socket = socket.as_fd().as_raw_fd();
@@ -324,16 +310,16 @@ pub fn is_all_read(socket: impl AsFd) -> io::Result<bool> {
     if status != 0 {
         return Err(io::Error::last_os_error());
     }
-    // It counts the kernel's buffers. While the last of them is freed, a byte of it is left; no whole
-    // buffer is so small.
+    // The count includes the kernel's buffers. While the last buffer is being freed, one byte of it
+    // still counts; every whole buffer is larger than this bound.
     Ok(unread < 64)
 }
 
-/// Takes lines apart and keeps the descriptors that came, in their order.
+/// Splits the input into lines and keeps the received descriptors in order.
 #[derive(Debug, Default)]
 pub struct LineReader {
     bytes: Vec<u8>,
-    /// So many were searched for the end of the line.
+    /// Number of bytes already searched for the end of the line.
     searched: usize,
     descriptors: VecDeque<OwnedFd>,
 }
@@ -342,7 +328,7 @@ impl LineReader {
     /// Reads once from the socket.
     ///
     /// # Errors
-    /// [`WireError`]; `Io` of kind `WouldBlock` where nothing is there.
+    /// [`WireError`]; `Io` of kind `WouldBlock` if there is no input.
     pub fn read(&mut self, socket: impl AsFd) -> Result<(), WireError> {
         let mut piece = [0; 4096];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
@@ -350,7 +336,7 @@ impl LineReader {
         let mut slices = [IoSliceMut::new(&mut piece)];
         let got = recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC)
             .map_err(io::Error::from)?;
-        // Taken out before anything else, so that on errors they are closed.
+        // Taken out first, so that they are closed on errors.
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
                 self.descriptors.extend(descriptors);
@@ -359,7 +345,7 @@ impl LineReader {
         if got.flags.contains(ReturnFlags::CTRUNC) {
             return Err(WireError::DescriptorsLost);
         }
-        // Each comes with the line that names it, so there are never those of more than two lines.
+        // Descriptors come with the line that names them, so at most those of two lines are kept.
         if self.descriptors.len() > 2 * MAX_DESCRIPTORS {
             self.descriptors.clear();
             return Err(WireError::Malformed {
@@ -377,7 +363,7 @@ impl LineReader {
         Ok(())
     }
 
-    /// The next whole line, without its end.
+    /// The next complete line, without its end.
     pub fn line(&mut self) -> Option<Vec<u8>> {
         let Some(found) = self.bytes[self.searched..].iter().position(|&byte| byte == b'\n') else {
             self.searched = self.bytes.len();
@@ -390,44 +376,44 @@ impl LineReader {
         Some(line)
     }
 
-    /// The next descriptor that came.
+    /// The next received descriptor.
     pub fn descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptors.pop_front()
     }
 
-    /// How many descriptors came and were not taken.
+    /// Number of received descriptors not taken yet.
     pub fn descriptors(&self) -> usize {
         self.descriptors.len()
     }
 }
 
-/// Who is on the other end of a Unix socket, as the kernel says.
+/// The peer of a Unix socket, as reported by the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerCredentials {
-    /// Its process, when it connected; 0 if that is in a container whose processes we cannot see.
+    /// Its process id at connect; 0 if it is in a container whose processes are not visible here.
     pub pid: i32,
-    /// Its user.
+    /// Its user id.
     pub uid: u32,
     /// Its groups, the primary one first.
     pub gids: Vec<u32>,
 }
 
-/// How many groups a user can be in (NGROUPS_MAX).
+/// Maximum number of groups of a user (NGROUPS_MAX).
 const MAX_GROUPS: usize = 65_536;
 
 impl PeerCredentials {
-    /// Of the peer of this socket, when it connected (SO_PEERCRED, SO_PEERGROUPS).
+    /// Reads the credentials of the peer at connect (SO_PEERCRED, SO_PEERGROUPS).
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the kernel.
     pub fn of(socket: impl AsFd) -> io::Result<Self> {
-        // Not rustix's: there a pid is never 0, and the kernel's can be.
+        // Not with rustix, whose pid is never 0, while the kernel's can be.
         let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
         let mut length = size_of::<libc::ucred>() as libc::socklen_t;
         let place = (&raw mut peer).cast();
         let socket = socket.as_fd().as_raw_fd();
-        // SAFETY: the kernel writes at most `length` bytes to `peer`, which has as many, all of
-        // whose values are valid; both live until it returns.
+        // SAFETY: the kernel writes at most `length` bytes to `peer`, which has as many, and
+        // any of their values is valid; both live until it returns.
         let status = unsafe {
             libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut length)
         };
@@ -447,8 +433,8 @@ fn other_groups(socket: i32) -> io::Result<Vec<u32>> {
         let mut length = size_of_val(&groups[..]) as libc::socklen_t;
         let place = groups.as_mut_ptr().cast();
         let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERGROUPS);
-        // SAFETY: the kernel writes at most `length` bytes to `groups`, which has as many; both live
-        // until it returns.
+        // SAFETY: the kernel writes at most `length` bytes to `groups`, which has as many; both
+        // live until it returns.
         let status = unsafe { libc::getsockopt(socket, level, name, place, &raw mut length) };
         let count = length as usize / size_of::<u32>();
         match status {
@@ -456,11 +442,11 @@ fn other_groups(socket: i32) -> io::Result<Vec<u32>> {
                 groups.truncate(count);
                 return Ok(groups);
             }
-            // It says how many there are, where they do not fit.
+            // If they do not fit, the kernel returns their number.
             _ if count > groups.len() && count <= MAX_GROUPS => groups.resize(count, 0),
             _ => {
                 let error = io::Error::last_os_error();
-                // Kernels before 4.13 do not tell.
+                // Kernels before 4.13 do not support this.
                 let unknown = error.raw_os_error() == Some(libc::ENOPROTOOPT);
                 return if unknown { Ok(Vec::new()) } else { Err(error) };
             }

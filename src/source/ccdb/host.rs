@@ -1,8 +1,8 @@
 //! One server as we experience it: is it there, how much do we ask of it at once, how often did
 //! it fail.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::address::Address;
 use super::options::CcdbOptions;
 use crate::source::{Reachability, SourceHealth};
+use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::Histogram;
 
 /// Requests that are made at the same time of a host that is overloaded.
@@ -90,13 +91,13 @@ impl CcdbHost {
     /// Whether it sends those elsewhere who ask for what it does not have, if that was seen within
     /// `longest`.
     pub(super) fn forwards_misses(&self, longest: Duration) -> Option<bool> {
-        let misses = self.misses.lock().unwrap_or_else(PoisonError::into_inner);
+        let misses = self.misses.lock();
         misses.filter(|(_, seen)| seen.elapsed() < longest).map(|(forwards, _)| forwards)
     }
 
     /// Remembers what it does about a miss.
     pub(super) fn note_misses(&self, forwards: bool) {
-        let mut misses = self.misses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut misses = self.misses.lock();
         *misses = Some((forwards, Instant::now()));
     }
 
@@ -141,9 +142,9 @@ impl CcdbHost {
         }
     }
 
-    fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
         // Nothing in there can be left half-done by a panic.
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+        self.breaker.lock()
     }
 }
 

@@ -12,14 +12,15 @@
 //! that listing is expected to take.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::listing::Traces;
 use crate::object::ObjectInfo;
+use crate::sync::{Mutex, MutexGuard};
 
 /// The first listing of a path asks for this many versions.
 pub(super) const FIRST_LISTING: usize = 256;
@@ -219,7 +220,7 @@ impl PathMemory {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         // Nothing in there can be left half-done by a panic.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

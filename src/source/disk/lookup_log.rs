@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::lru_folder::LruFolder;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, ObjectPath, Query};
 use crate::source::{Knowledge, PathSummary, in_place};
+use crate::sync::{Condvar, Mutex};
 
 /// Of a source that tells only single times, so many answers are kept per query.
 const MAX_PIECES: usize = 1_000;
@@ -171,24 +172,18 @@ struct LogShared {
     changed: Condvar,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl LogShared {
     fn run(&self) {
         loop {
-            let mut waiting = locked(&self.waiting);
+            let mut waiting = self.waiting.lock();
             while waiting.queries.is_empty() && !waiting.closed {
-                let woken = self.changed.wait(waiting);
-                waiting = woken.unwrap_or_else(PoisonError::into_inner);
+                waiting = self.changed.wait(waiting);
             }
             if waiting.queries.is_empty() {
                 return;
             }
             if !waiting.closed {
-                let rested = self.changed.wait_timeout(waiting, GATHER);
-                (waiting, _) = rested.unwrap_or_else(PoisonError::into_inner);
+                waiting = self.changed.wait_timeout(waiting, GATHER);
             }
             let queries = std::mem::take(&mut waiting.queries);
             waiting.writing = true;
@@ -198,13 +193,13 @@ impl LogShared {
                     tracing::warn!(path = %query.path, %error, "an answer is not kept on the disk");
                 }
             }
-            locked(&self.waiting).writing = false;
+            self.waiting.lock().writing = false;
             self.changed.notify_all();
         }
     }
 
     fn write(&self, name: Uuid, query: &Query, said: &Mutex<QueryLog>) -> io::Result<()> {
-        let written = Written::of(&self.source, query, &locked(said));
+        let written = Written::of(&self.source, query, &said.lock());
         let json = serde_json::to_vec(&written)?;
         if !self.shelf.can_hold(json.len() as u64) {
             // Better nothing than something old.
@@ -275,10 +270,10 @@ impl LookupLog {
     /// Keeps an answer.
     pub(super) fn keep(&self, query: &Query, knowledge: &Knowledge) {
         let (name, said) = self.said(query);
-        if !locked(&said).learn(knowledge) {
+        if !said.lock().learn(knowledge) {
             return;
         }
-        let mut waiting = locked(&self.shared.waiting);
+        let mut waiting = self.shared.waiting.lock();
         waiting.queries.insert(name, (query.clone(), said));
         self.shared.changed.notify_all();
     }
@@ -286,7 +281,7 @@ impl LookupLog {
     /// The last answer for this time.
     pub(super) fn find(&self, query: &Query, at: Timestamp) -> Option<Knowledge> {
         let (_, said) = self.said(query);
-        let said = locked(&said);
+        let said = said.lock();
         said.knowledge(at)
     }
 
@@ -313,17 +308,16 @@ impl LookupLog {
 
     /// Waits until all that was said is on the disk.
     pub(super) fn flush(&self) {
-        let mut waiting = locked(&self.shared.waiting);
+        let mut waiting = self.shared.waiting.lock();
         while waiting.writing || !waiting.queries.is_empty() {
-            let woken = self.shared.changed.wait(waiting);
-            waiting = woken.unwrap_or_else(PoisonError::into_inner);
+            waiting = self.shared.changed.wait(waiting);
         }
     }
 }
 
 impl Drop for LookupLog {
     fn drop(&mut self) {
-        locked(&self.shared.waiting).closed = true;
+        self.shared.waiting.lock().closed = true;
         self.shared.changed.notify_all();
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();

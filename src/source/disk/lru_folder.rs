@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use uuid::Uuid;
 
 use super::file::{PART, open_regular};
+use crate::sync::{Mutex, MutexGuard};
 
 /// What a file takes beyond its bytes, about: its last block, its inode.
 const FILE_BYTES: u64 = 4096;
@@ -81,8 +81,8 @@ impl LruFolder {
         Ok(shelf)
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, FolderState> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held(&self) -> MutexGuard<'_, FolderState> {
+        self.held.lock()
     }
 
     pub(super) fn place(&self, name: Uuid) -> PathBuf {

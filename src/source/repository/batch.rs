@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use md5::{Digest as _, Md5};
@@ -198,7 +198,7 @@ impl<'a> Batch<'a> {
         if together {
             sync_all(root)?;
         }
-        let mut ids = self.writer.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = self.writer.ids.lock();
         for staged in &self.staged {
             if let Some(known) = ids.get_mut(&staged.info.path) {
                 known.insert(staged.info.id, staged.info.validity.from().as_millis());
@@ -341,7 +341,7 @@ impl RepositoryWriter {
     fn elsewhere(&self, wanted: &ObjectInfo) -> Result<Option<ObjectInfo>, RepositoryError> {
         let folder_of_path = self.root.path().join(wanted.path.as_str());
         let io = |error| failed(&folder_of_path)(error);
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = self.ids.lock();
         if !ids.contains_key(&wanted.path) {
             let known = super::local::ids(&self.root, &wanted.path).map_err(io)?;
             ids.insert(wanted.path.clone(), known);

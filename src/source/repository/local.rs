@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use md5::{Digest as _, Md5};
@@ -35,6 +35,7 @@ use crate::source::{
     Body, BodyError, ChangeListener, Knowledge, PageKey, PathSummary, Problem, SourceError,
     VersionPage, in_place,
 };
+use crate::sync::Mutex;
 
 /// Versions in memory before the paths that were asked for longest ago are given up.
 const MAX_ROWS: usize = 4 << 20;
@@ -198,7 +199,7 @@ impl ReadPath {
     /// Takes the rows of the index. Where the folder of the path is as it was when they were written,
     /// and has as many folders as the rows, it need not be listed.
     fn load(&mut self, root: &Root, index: &Mutex<IndexSet>, folder: &PathFolder) {
-        let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut index = index.lock();
         index.refresh(root);
         if index.is_empty() {
             return;
@@ -371,7 +372,7 @@ impl LocalRepository {
 
     /// Gives up what was read of `path`, so that the next look-up reads it anew.
     pub(super) fn forget(&self, path: &ObjectPath) {
-        let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paths = self.paths.lock();
         let gone = paths.remove(path);
         self.rows.fetch_sub(gone.map_or(0, |slot| slot.rows.load(Relaxed)), Relaxed);
     }
@@ -406,7 +407,7 @@ impl LocalRepository {
 
     /// The state of a path; made if it is not there.
     fn slot(&self, path: &ObjectPath) -> Arc<PathSlot> {
-        let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paths = self.paths.lock();
         let slot = paths.entry(path.clone()).or_insert_with(|| {
             Arc::new(PathSlot {
                 used: Mutex::new(Instant::now()),
@@ -414,14 +415,14 @@ impl LocalRepository {
                 state: Arc::new(AsyncMutex::new(ReadPath::new(path.clone()))),
             })
         });
-        *slot.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *slot.used.lock() = Instant::now();
         Arc::clone(slot)
     }
 
     /// Notes how many rows a path has, and gives up the paths that were asked for longest ago where
     /// there are too many. A path without any version is not kept: anybody can ask for any.
     fn settle(&self, path: &ObjectPath, slot: &PathSlot, rows: usize) {
-        let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paths = self.paths.lock();
         // One that was given up meanwhile does not count any more.
         if !paths.get(path).is_some_and(|known| std::ptr::eq(&**known, slot)) {
             return;
@@ -436,7 +437,7 @@ impl LocalRepository {
         if paths.len() <= MAX_PATHS && self.rows.load(Relaxed) <= MAX_ROWS {
             return;
         }
-        let used = |slot: &PathSlot| *slot.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = |slot: &PathSlot| *slot.used.lock();
         let mut by_use: Vec<(Instant, ObjectPath)> =
             paths.iter().map(|(path, slot)| (used(slot), path.clone())).collect();
         by_use.sort_unstable();
@@ -639,7 +640,7 @@ impl LocalRepository {
         let (shared, start) = (Arc::clone(&self.shared), prefix.to_owned());
         let counted = self.blocking(prefix, move || {
             let counts = {
-                let mut index = shared.index.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut index = shared.index.lock();
                 index.refresh(&shared.root);
                 index.counts(&start)
             };

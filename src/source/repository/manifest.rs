@@ -10,7 +10,7 @@ use md5::{Digest as _, Md5};
 use serde::Deserialize;
 
 use super::writer::{NewVersion, RepositoryError, RepositoryWriter};
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::{coded, kind_of_file};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectPath};
 
@@ -86,29 +86,13 @@ pub enum ManifestError {
     },
 }
 
-impl Coded for ManifestError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Io { error, .. } => match error.kind() {
-                io::ErrorKind::NotFound => ErrorKind::NotFound,
-                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
-                _ => ErrorKind::FailedPrecondition,
-            },
-            // The command was right, its input is not: that is a failure, no wrong usage.
-            Self::Table { .. } | Self::Line { .. } => ErrorKind::FailedPrecondition,
-            Self::Put { error, .. } => error.kind(),
-        }
-    }
-
-    fn code(&self) -> Code {
-        match self {
-            Self::Io { .. } => Code(3030),
-            Self::Table { .. } => Code(3031),
-            Self::Line { .. } => Code(3032),
-            Self::Put { error, .. } => error.code(),
-        }
-    }
-}
+coded! { ManifestError {
+    Io { error, .. } => (kind_of_file(error)) 3030,
+    // The command was right, its input is not: that is a failure, no wrong usage.
+    Table => FailedPrecondition 3031,
+    Line => FailedPrecondition 3032,
+    Put { error, .. } => error,
+} }
 
 struct Checked {
     line: u64,

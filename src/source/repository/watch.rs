@@ -16,7 +16,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
@@ -26,6 +26,7 @@ use super::beneath::Root;
 use super::folder::from_of;
 use crate::object::ObjectPath;
 use crate::source::ChangeListener;
+use crate::sync::Mutex;
 
 /// Watches of one repository at most; each takes about 1 KiB of the kernel's memory.
 const MAX_WATCHES: usize = 16_384;
@@ -107,10 +108,6 @@ impl Drop for Watcher {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Watcher {
     /// For a repository; without any watch where they are of no use.
     pub(super) fn new(root: &Root) -> Self {
@@ -137,7 +134,7 @@ impl Watcher {
     /// Has `listener` told which path changed.
     pub(super) fn subscribe(&self, listener: ChangeListener) {
         if let Some(shared) = &self.shared {
-            lock(&shared.listeners).push(WatchListener(listener));
+            shared.listeners.lock().push(WatchListener(listener));
         }
     }
 
@@ -196,7 +193,7 @@ impl Drop for PathWatch {
 
 impl PathWatch {
     fn add(&self, from: Option<i64>) -> io::Result<i32> {
-        let mut watched = lock(&self.shared.watched);
+        let mut watched = self.shared.watched.lock();
         if watched.len() >= self.shared.limit {
             return Err(Errno::NOSPC.into());
         }
@@ -222,7 +219,7 @@ impl PathWatch {
 
     /// Ends a watch, unless it is another's by now: a folder has one, whoever asks for it.
     fn remove(&self, descriptor: i32) {
-        let mut watched = lock(&self.shared.watched);
+        let mut watched = self.shared.watched.lock();
         let own = Arc::downgrade(&self.changes);
         if watched.get(&descriptor).is_some_and(|watched| watched.changes.ptr_eq(&own)) {
             watched.remove(&descriptor);
@@ -233,7 +230,7 @@ impl PathWatch {
     /// Watches the folder of a `from`, from before it is read.
     pub(super) fn watch_versions(&mut self, from: i64) {
         // A watch ends with its folder, which may have been made anew.
-        let is_alive = |descriptor| lock(&self.shared.watched).contains_key(descriptor);
+        let is_alive = |descriptor| self.shared.watched.lock().contains_key(descriptor);
         if self.versions.get(&from).is_some_and(is_alive) {
             return;
         }
@@ -263,12 +260,12 @@ impl PathWatch {
 
     /// What changed since this was asked last.
     pub(super) fn take(&self) -> Changes {
-        std::mem::take(&mut *lock(&self.changes))
+        std::mem::take(&mut *self.changes.lock())
     }
 
     /// Whether anything changed since [`take`](Self::take).
     pub(super) fn has_changes(&self) -> bool {
-        let changes = lock(&self.changes);
+        let changes = self.changes.lock();
         changes.all || !changes.froms.is_empty()
     }
 }
@@ -297,7 +294,7 @@ fn listen(shared: &WatchShared) -> io::Result<()> {
         }
         if !changed.is_empty() {
             let listeners: Vec<ChangeListener> =
-                lock(&shared.listeners).iter().map(|listener| Arc::clone(&listener.0)).collect();
+                shared.listeners.lock().iter().map(|listener| Arc::clone(&listener.0)).collect();
             listeners.iter().for_each(|listener| listener(&changed));
             // What comes meanwhile is read together.
             std::thread::sleep(TELL_PAUSE);
@@ -309,7 +306,7 @@ impl WatchShared {
     /// Has all paths compared from here on.
     fn give_up(&self) {
         self.ended.store(true, Ordering::Release);
-        for watched in lock(&self.watched).values() {
+        for watched in self.watched.lock().values() {
             note(watched, &mut HashSet::new(), |changes| changes.all = true);
         }
     }
@@ -322,7 +319,7 @@ impl WatchShared {
         name: Option<&str>,
         changed: &mut HashSet<ObjectPath>,
     ) {
-        let mut all_watched = lock(&self.watched);
+        let mut all_watched = self.watched.lock();
         if events.contains(ReadFlags::QUEUE_OVERFLOW) {
             for watched in all_watched.values() {
                 note(watched, changed, |changes| changes.all = true);
@@ -361,7 +358,7 @@ impl Changes {
 
 fn note(watched: &Watched, changed: &mut HashSet<ObjectPath>, note: impl FnOnce(&mut Changes)) {
     if let Some(changes) = watched.changes.upgrade() {
-        note(&mut lock(&changes));
+        note(&mut changes.lock());
         if !changed.contains(&watched.path) {
             changed.insert(watched.path.clone());
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::beneath::Root;
@@ -12,9 +12,10 @@ use super::entry::{
     VALID_UNTIL, is_system_key,
 };
 use super::properties::Properties;
-use crate::error::{Code, Coded, ErrorKind};
+use crate::error::{coded, kind_of_file};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+use crate::sync::Mutex;
 
 /// A version that is to be put.
 #[derive(Debug, Clone)]
@@ -85,29 +86,12 @@ pub enum RepositoryError {
     },
 }
 
-impl Coded for RepositoryError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Io { error, .. } => match error.kind() {
-                io::ErrorKind::NotFound => ErrorKind::NotFound,
-                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
-                _ => ErrorKind::FailedPrecondition,
-            },
-            Self::Store { .. } => ErrorKind::Unavailable,
-            Self::Taken { .. } => ErrorKind::AlreadyExists,
-            Self::Key { .. } => ErrorKind::InvalidArgument,
-        }
-    }
-
-    fn code(&self) -> Code {
-        Code(match self {
-            Self::Io { .. } => 3020,
-            Self::Taken { .. } => 3021,
-            Self::Key { .. } => 3022,
-            Self::Store { .. } => 3023,
-        })
-    }
-}
+coded! { RepositoryError {
+    Io { error, .. } => (kind_of_file(error)) 3020,
+    Taken => AlreadyExists 3021,
+    Key => InvalidArgument 3022,
+    Store => Unavailable 3023,
+} }
 
 impl RepositoryError {
     /// With the name of the file whose bytes could not be read, which the copy does not know.

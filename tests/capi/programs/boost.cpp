@@ -1,9 +1,9 @@
-// Opens a segment of ours as Boost.Interprocess opens its own, and finds objects by its handles.
+// Opens one of our segments as Boost.Interprocess opens its own, and finds objects by its handles.
 //
 //   boost NAME < cells        cells: 40 bytes each
 //
-// prints the size of the segment, and for each cell its size and its bytes: found through FairMQ's
-// kind of segment and Boost's usual one, opened for writing and for reading.
+// prints the size of the segment, and for each cell its size and its bytes, found through FairMQ's
+// and through Boost's usual type of segment, opened for writing and for reading.
 #include <boost/interprocess/indexes/null_index.hpp>
 #include <boost/interprocess/managed_shared_memory.hpp>
 
@@ -15,7 +15,7 @@
 
 namespace bi = boost::interprocess;
 
-// FairMQ's kind of managed segments, unless a device asks for another.
+// FairMQ's default type of managed segments.
 using BestFit = bi::basic_managed_shared_memory<
   char, bi::rbtree_best_fit<bi::mutex_family, bi::offset_ptr<void>>, bi::null_index>;
 
@@ -34,8 +34,8 @@ static_assert(offsetof(Header, hint) == 8 && offsetof(Header, handle) == 16);
 static_assert(offsetof(Header, shared) == 24 && offsetof(Header, region) == 32);
 static_assert(offsetof(Header, segment) == 34 && offsetof(Header, managed) == 36);
 
-// What stands in front of a payload there leads to it: how far the counts are, and from behind them
-// how far the payload is.
+// The fields before the payload lead to it: the offset of the counts, and from their end the offset
+// of the payload.
 const char* payload(const char* chunk)
 {
   std::uint16_t to_counts = 0, counts[2] = {};
@@ -64,7 +64,7 @@ int find(Open open, const char* name, const std::vector<Header>& cells, std::str
 
 int main(int count, char** arguments)
 {
-  // Byte for byte what the same fields in C++ give; the three last are padding.
+  // Identical to the bytes of the same fields in C++; the last three are padding.
   if (count == 2 && std::strcmp(arguments[1], "header") == 0) {
     Header header;
     std::memset(&header, 0, sizeof header);
@@ -93,7 +93,7 @@ int main(int count, char** arguments)
       find<bi::managed_shared_memory>(bi::open_only, name, cells, told) != 0 || told != first) {
     return 4;
   }
-  // The heap is full: what allocates in it by mistake is told so, and changes nothing.
+  // The heap is full: an accidental allocation in it fails and changes nothing.
   BestFit full(bi::open_only, name);
   for (const std::size_t bytes : {1, 64, 4096, 1 << 20}) {
     try {

@@ -1,10 +1,10 @@
-// Forged headers through iovc_resolve: no crash, and no byte from outside of a live block.
+// Forged headers through iovc_resolve: no crash, and no byte outside of a live block.
 //
 //   forged ATTACH_SOCKET COUNT SEED < cells        cells: 40 bytes each, of live objects
 //
-// A segment that there is not is asked for, which takes its time: so that is tried seldom. Each
-// header is a real one with some of its fields changed, or random. What resolves must be
-// exactly what a real header names, and it is read.
+// Each header is a real one with some of its fields changed, or random. A missing segment is
+// requested from the service, which is slow, so it is tried rarely. A header that resolves must
+// yield exactly the bytes of a real one, and they are read.
 #include "iovcache.hpp"
 
 #include <cinttypes>
@@ -60,7 +60,7 @@ int main(int count, char** arguments)
       case 11: forged.managed = static_cast<std::uint8_t>(2 + value % 254); break;
       case 12: forged.handle = real[value % real.size()].handle; break;
       case 13: forged.size = real[value % real.size()].size; break;
-      // A segment that there is not is asked for, which takes its time: seldom.
+      // A missing segment is requested from the service, which is slow: rarely.
       case 14:
         if (value % 4096 == 0) {
           auto& number = value & 4096 ? forged.segment_id : forged.region_id;
@@ -88,7 +88,7 @@ int main(int count, char** arguments)
                    bytes->size(), arguments[3]);
       return 1;
     }
-    // Long ones all through now and then, else their ends.
+    // Long objects are read completely now and then, otherwise at their ends.
     const auto step = bytes->size() > 4096 && round % 64 != 0 ? bytes->size() - 1 : 1;
     for (std::size_t place = 0; place < bytes->size(); place += step) {
       sum += static_cast<std::uint8_t>((*bytes)[place]);

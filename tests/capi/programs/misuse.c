@@ -1,4 +1,4 @@
-/* Every function with null in every place where a pointer goes: a status, never a crash. */
+/* Every function with null for every pointer argument: a status, never a crash. */
 #include "iovcache.h"
 
 #include <stdio.h>
@@ -94,7 +94,7 @@ int main(int count, char **arguments)
   header.managed = 7;
   EXPECT(IOVC_INVALID_ARGUMENT, iovc_resolve(attach, &header, &data, &size));
   memset(&header, 0, sizeof header);
-  /* 40 zeros are a null cell among many. */
+  /* 40 zero bytes are a null cell in an array of cells. */
   data = &header;
   EXPECT(IOVC_OK, iovc_resolve_many(attach, &header, 1, &data, &size));
   if (data != NULL || size != 0) {

@@ -1,4 +1,4 @@
-// All that the header for C++ gives, once: a consumer of a service, and a device that hosts a cache.
+// All calls of the C++ header, once: a consumer of a service, and a device that hosts a cache.
 //
 //   walk consumer ATTACH_SOCKET < cells          cells: 40 bytes each, the second of them twice
 //   walk host SOURCE PATH ATTACH_SOCKET [region FILE | fairmq SHMID]
@@ -14,7 +14,7 @@
 #include <type_traits>
 #include <vector>
 
-// The Arrow C Data Interface: two structures that everybody may repeat.
+// The Arrow C Data Interface: two structures that every program may define.
 struct ArrowSchema {
   const char *format, *name, *metadata;
   std::int64_t flags, n_children;
@@ -90,14 +90,14 @@ int consumer(const char* path)
   }
   std::printf("\n");
 
-  // Each run once: rows 1 to 4 of a column whose first run ends behind row 2.
+  // Each run once: rows 1 to 4 of a column whose first run ends after row 2.
   const std::int32_t ends[] = {3, 9};
   const auto rows = attached->resolve_runs(cells.data(), ends, 2, 1, 4);
   CHECK(rows && rows->size() == 4);
   CHECK((*rows)[0].data() == (*many)[0].data() && (*rows)[1].data() == (*many)[0].data());
   CHECK((*rows)[2].data() == (*many)[1].data() && (*rows)[3].data() == (*many)[1].data());
 
-  // A cell that is null, and one that is wrong among right ones.
+  // A null cell, and a wrong one among right ones.
   auto spoilt = cells;
   spoilt[0] = iovc_meta_header_t{};
   const auto with_null = attached->resolve_many(spoilt.data(), spoilt.size());
@@ -113,7 +113,7 @@ int consumer(const char* path)
                           sizes.data()) == IOVC_FAILED_PRECONDITION);
   CHECK(data[0] == nullptr && data[1] == (*many)[1].data() && sizes[1] == (*many)[1].size());
 
-  // A handle that was moved from is empty, and gives nothing back twice.
+  // A moved-from handle is empty, and releases nothing twice.
   auto moved = std::move(*attached);
   CHECK(moved.resolve(cells[0]));
   CHECK(!attached->resolve(cells[0]) && !attached->alive());
@@ -202,7 +202,8 @@ int host(const char* source, const char* path, const char* socket, const std::st
   Batch batch({1000, 3000, 1000});
   CHECK(cache->register_timeframe(7, &batch.array, &batch.schema, request) == IOVC_OK);
   CHECK(batch.array.release == nullptr && batch.schema.release == nullptr);
-  // Taken over also where it fails: one is in flight, and there is place for no other.
+  // Ownership is taken also on failure: one timeframe is in flight, and there is no place for
+  // another.
   Batch more({1000});
   CHECK(cache->register_timeframe(8, &more.array, &more.schema, request, 50) == IOVC_UNAVAILABLE);
   CHECK(more.array.release == nullptr && more.schema.release == nullptr);
@@ -245,7 +246,7 @@ int host(const char* source, const char* path, const char* socket, const std::st
   table.release(&table);
   schema.release(&schema);
 
-  // Nobody holds it now. What comes next takes its place, and says so.
+  // The table has no holder now. The next objects take its memory, and it becomes stale.
   CHECK(iovc_cache_drop_timeframe(cache->get(), 7) == IOVC_NOT_FOUND);
   for (int round = 0; round < 2; ++round) {
     const auto big = R"({"columns": {"big": "Walk/Big)" + std::to_string(round) +
@@ -256,7 +257,7 @@ int host(const char* source, const char* path, const char* socket, const std::st
     schema.release(&schema);
     CHECK(cache->release(*held) == IOVC_OK && cache->release(*held) == IOVC_NOT_FOUND);
   }
-  // What holds a lease gives its bytes, and releases it once, wherever it was moved to.
+  // A holder of a lease resolves its cells, and releases it once, also after a move.
   const auto wide = R"({"columns": {"big": "Walk/Big1"}, "timestamps": [5], "encoding": "plain"})";
   const auto last = cache->table(wide, &table, &schema);
   CHECK(last);
@@ -271,13 +272,13 @@ int host(const char* source, const char* path, const char* socket, const std::st
   CHECK(iovc_release(nullptr, last->c_str()) == IOVC_INVALID_ARGUMENT);
   table.release(&table);
   schema.release(&schema);
-  // The cells below are those of the first table, whose objects are gone.
+  // The cells below are those of the first table, whose objects were evicted.
   std::memcpy(&first, &old, sizeof first);
   CHECK(!attached->still_valid(&first) && !other->still_valid(&first));
   const auto gone = attached->resolve(first);
   CHECK(!gone && gone.status() == IOVC_FAILED_PRECONDITION);
 
-  // When the cache is gone the session is over, and what was mapped stays readable.
+  // When the cache is destroyed the session ends, and mapped memory stays readable.
   const auto nothing = cache->table("{", &table, &schema);
   CHECK(!nothing && nothing.status() == IOVC_INVALID_ARGUMENT && table.release == nullptr);
   *attached = std::move(*other);

@@ -1,18 +1,18 @@
-//! The work as it is told on the command line, and how it is measured.
+//! The work as given on the command line, and how it is measured.
 
 use std::error::Error;
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Whatever goes wrong.
+/// Any error.
 pub type Failure = Box<dyn Error>;
 
-/// Bytes of each object that is looked up by its key.
+/// Bytes of each object that is looked up by key.
 pub const SMALL_BYTES: usize = 64;
 const PAGE_BYTES: usize = 4096;
 
-/// How much of what, and where files may be.
+/// Sizes of the work, and the folder for files.
 #[derive(Debug, Clone)]
 pub struct Work {
     pub folder: PathBuf,
@@ -28,7 +28,7 @@ impl Work {
     /// `FOLDER KEYS LARGE LARGE_BYTES STORED STORED_BYTES ROUNDS`.
     ///
     /// # Errors
-    /// If it is something else.
+    /// If the arguments differ from that.
     pub fn of_arguments(arguments: &[String]) -> Result<Self, Failure> {
         let [folder, numbers @ ..] = arguments else { return Err("no arguments".into()) };
         let numbers: Vec<usize> =
@@ -49,7 +49,7 @@ pub fn touch(bytes: &[u8]) -> u64 {
 /// The median of the rounds in nanoseconds; the first one is not counted.
 ///
 /// # Errors
-/// What a turn says.
+/// The error of a round.
 pub fn median(
     rounds: usize,
     mut turn: impl FnMut() -> Result<u64, Failure>,

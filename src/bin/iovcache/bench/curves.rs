@@ -160,7 +160,7 @@ impl Bench {
     async fn over_sent_rows(&self) -> Result<Curve, Failure> {
         let path = path(0, VERSIONS);
         let path = ObjectPath::new(&path)?;
-        let column = ColumnRequest { name: "c0".into(), path, metadata: Default::default() };
+        let column = ColumnRequest::new("c0", path);
         let (columns, names) = ([column], ["curve".to_owned()]);
         let next = std::cell::Cell::new(0);
         let mut points = Vec::new();

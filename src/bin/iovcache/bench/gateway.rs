@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream;
@@ -18,6 +18,7 @@ use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use iovcache::sync::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
@@ -91,7 +92,7 @@ impl Gateway {
 
     /// How often it was asked, and how often it did what.
     pub(super) fn counts(&self) -> BTreeMap<String, u64> {
-        self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.counts.lock().clone()
     }
 }
 
@@ -157,13 +158,13 @@ impl Shared {
 
     /// What goes wrong with the next answer.
     fn fault(&self) -> Option<Fault> {
-        let mut left = self.random.lock().unwrap_or_else(PoisonError::into_inner).below(1_000);
+        let mut left = self.random.lock().below(1_000);
         let fault = FAULTS.iter().find(|(_, _, share)| {
             let hit = left < *share;
             left = left.wrapping_sub(*share);
             hit
         });
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock();
         *counts.entry("requests".to_owned()).or_default() += 1;
         let (fault, name, _) = fault?;
         *counts.entry((*name).to_owned()).or_default() += 1;

@@ -178,7 +178,7 @@ async fn of_profile(arguments: &Arguments, mut profile: Profile) -> Result<Profi
 fn columns(profile: &Profile) -> Result<Vec<ColumnRequest>, Failure> {
     let column = |path: &super::profile::PathPlan| {
         let (name, path) = (path.column.clone(), ObjectPath::new(&path.path)?);
-        Ok(ColumnRequest { name: name.into(), path, metadata: Default::default() })
+        Ok(ColumnRequest::new(name, path))
     };
     profile.paths.iter().map(column).collect()
 }

@@ -68,18 +68,25 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     shm_folder: Option<PathBuf>,
     /// Name segments as managed segments of this FairMQ session, which its devices can then read:
-    /// /dev/shm/fmq_<ID>_m_<N>. All of them are made at the start, and are to be registered with
-    /// FairMQ before its devices start (examples/fairmq). Nobody must allocate in them, or send
-    /// their headers over a channel: the receiver would free what is not FairMQ's.
+    /// /dev/shm/fmq_<ID>_m_<N>. ID is 8 hexadecimal digits as in the names, or the decimal number
+    /// that FairMQ's --shmid takes (one of 8 digits with a leading 0). All segments are made at the
+    /// start, and are to be registered with FairMQ before its devices start (--fairmq-register). Do
+    /// not allocate in them or send their headers over a channel: the receiver would free memory
+    /// that is not FairMQ's.
     #[arg(long, value_name = "ID")]
     fairmq_shmid: Option<String>,
     /// The same, the session by its name (FairMQ's --session): its ID is the first 8 hexadecimal
     /// digits of SHA-256 of effective user id and name, and stands in the line that says ready.
     #[arg(long, value_name = "NAME")]
     fairmq_session: Option<String>,
-    /// The number of the first of them; those below are FairMQ's own (its --shm-segment-id).
+    /// The number of the first of them; those below are FairMQ's own (its --shm-segment-id). Each
+    /// cache of a session needs another one.
     #[arg(long, value_name = "N")]
     fairmq_segment: Option<u16>,
+    /// A program that registers the segments with FairMQ before the service is ready, and takes them
+    /// out of FairMQ's book when it ends (examples/fairmq/register.cpp).
+    #[arg(long, value_name = "PROGRAM")]
+    fairmq_register: Option<PathBuf>,
     /// Place all objects into an unmanaged region that somebody else has made, given by its id and
     /// file, e.g. 7=/dev/shm/fmq_<shmid>_rg_7. What it held is lost.
     #[arg(long, value_name = "ID=PATH")]
@@ -179,6 +186,13 @@ struct LimitsArguments {
     /// Consumers of a timeframe; at most 1,000.
     #[arg(id = "limits.consumers", long = "limit-consumers", value_name = "N")]
     consumers: Option<usize>,
+    /// Ranges of a key in the path of a column; at most 1,000.
+    #[arg(id = "limits.path_ranges", long = "limit-path-ranges", value_name = "N")]
+    path_ranges: Option<usize>,
+    /// Distinct values of a key for each of which a column has a look-up of its own; at most
+    /// 10,000.
+    #[arg(id = "limits.key_values", long = "limit-key-values", value_name = "N")]
+    key_values: Option<usize>,
     /// Entries of a lock; at most 100,000.
     #[arg(id = "limits.lock_entries", long = "limit-lock-entries", value_name = "N")]
     lock_entries: Option<usize>,

@@ -8,16 +8,16 @@ use iovcache::server::{
     Config, ListenOptions, LogWriter, MissingConfig, PathConfig, RemapConfig, SegmentBacking,
     ServeOptions, SourceConfig, TimeSpan,
 };
-use iovcache::shm::{Backing, PoolOptions, Region};
+use iovcache::shm::{Backing, PoolOptions, Region, shmid_of_session, shmid_of_text};
 use iovcache::source::{
     ChainSource, DiskSource, Link, PathPolicy, Policies, PolicySource, Remap, Source,
     SourceOptions, WhenMissing,
 };
 use iovcache::{Cache, CreationLimits};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use super::access::AccessFiles;
+use super::fairmq::Registrar;
 use super::systemd::SystemdStore;
 use crate::failure::Failure;
 
@@ -49,6 +49,7 @@ pub(super) fn cache(
             not_after: config.not_after,
         })
         .tables(config.columns())
+        .max_key_values(config.limits.key_values)
         .policies(policies)
         .local_plane(!config.no_local)
         .max_timeframes(config.max_timeframes)
@@ -95,19 +96,24 @@ pub(super) fn serve_options(config: &Config, log: LogWriter) -> Result<ServeOpti
     })
 }
 
-/// FairMQ's id of a session of ours.
-fn shmid(session: &str) -> String {
-    let user = rustix::process::geteuid().as_raw();
-    let hash = Sha256::digest(format!("{user}{session}"));
-    hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+/// What registers the segments with FairMQ, if that is configured.
+pub(super) fn registrar(config: &Config, cache: &Cache) -> Option<Registrar> {
+    let program = config.fairmq_register.as_deref()?;
+    Some(Registrar::new(program, &shmid(config)?, &cache.segments()))
+}
+
+/// FairMQ's id of the session, if there is one.
+fn shmid(config: &Config) -> Option<String> {
+    let session = config.fairmq_session.as_deref().map(shmid_of_session);
+    // What is no shmid is refused where the configuration is read.
+    let given = || config.fairmq_shmid.as_deref().and_then(|text| shmid_of_text(text).ok());
+    session.or_else(given)
 }
 
 fn memory(config: &Config) -> Result<PoolOptions, Failure> {
     let region = config.region.as_ref().map(|region| Region::open(&region.path, region.id));
     let region = region.transpose()?;
-    let session = config.fairmq_session.as_ref().map(|session| shmid(session));
-    let shmid = session.or_else(|| config.fairmq_shmid.clone());
-    let backing = match (shmid, config.fairmq_segment, config.backing) {
+    let backing = match (shmid(config), config.fairmq_segment, config.backing) {
         (Some(shmid), Some(first_segment), _) => Backing::FairMq { shmid, first_segment },
         (_, _, SegmentBacking::Memfd) => Backing::Memfd,
         (_, _, SegmentBacking::Shm) => Backing::Folder(config.shm_folder.clone()),

@@ -10,6 +10,7 @@ mod access;
 pub(crate) mod arguments;
 mod assemble;
 mod check;
+mod fairmq;
 mod ready;
 mod signals;
 mod system;
@@ -39,13 +40,22 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     iovcache::server::hush_panics_of_decoding();
     // Sockets that listen already, and what a predecessor left.
     let (inheritance, sockets) = Inheritance::of(iovcache::shm::inherited_files());
-    let (cache, fairmq) = assemble::cache(&config, inheritance, notifier.descriptor_store())?;
+    let (cache, registration) = assemble::cache(&config, inheritance, notifier.descriptor_store())?;
     let listeners = Listeners::bind_with(&assemble::listen_options(&config), sockets).await?;
     if !config.insecure {
         listeners.check_exposed(&options.access)?;
     }
     share_descriptors(&config, &mut options);
-    let ready = Ready::new(&config, &cache, &listeners, fairmq);
+    let registrar = assemble::registrar(&config, &cache);
+    if let Some(registrar) = &registrar {
+        registrar.register().await?;
+    }
+    // Held until the segments are out of FairMQ's book.
+    let named = registration.is_some().then(|| cache.clone());
+    if let Some(cache) = named.clone() {
+        tokio::spawn(fairmq::watch_names(cache));
+    }
+    let ready = Ready::new(&config, &cache, &listeners, registration);
     let shutdown = {
         let (signals, hurry) = (Signals::listen()?, options.hurry.clone());
         let notifier = notifier.clone();
@@ -66,6 +76,10 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     let hangup = signals::hangup()?;
     tokio::spawn(access::reload_on_hangup(hangup, given.clone(), config, access, tls));
     let served = iovcache::server::run(listeners, cache, options, shutdown, tell).await;
+    if let Some(registrar) = registrar {
+        registrar.unregister().await;
+    }
+    drop(named);
     notifier.flush().await;
     Ok(served?)
 }

@@ -1,4 +1,4 @@
-//! Who pins what, as far as that can be told in one glance.
+//! The holders of pins: which lease, timeframe or session pins which object.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,15 +8,15 @@ use crate::cache::holders::timeframe::Timeframes;
 use crate::cache::memory::object::PinSet;
 use crate::object::ObjectId;
 
-/// So many holders have a name each; all others are one.
+/// Maximum number of holders with a name of their own; all others share one.
 const MAX_NAMES: usize = 32;
-/// How many pins are looked at; beyond, an object is pinned without saying by whom.
+/// Maximum number of pins examined; objects of further pins have no named holder.
 const MAX_PINS: usize = 100_000;
 
-/// A set of holders.
+/// A set of holders, as a bit mask.
 pub(super) type Mask = u64;
 
-/// Who pins what.
+/// The holders of each pinned object.
 #[derive(Debug, Default)]
 pub(super) struct Holders {
     names: Vec<String>,
@@ -28,10 +28,10 @@ impl Holders {
     pub(super) fn new(leases: &Leases, timeframes: &Timeframes, in_hand: Vec<Arc<PinSet>>) -> Self {
         let mut holders = Self::default();
         for (name, sets) in leases.holders() {
-            holders.add(name.as_deref().unwrap_or("a lease without a name"), &sets);
+            holders.add(name.as_deref().unwrap_or("leases without a name"), &sets);
         }
         holders.add("timeframes in flight", &timeframes.pin_sets());
-        holders.add("what is being sent", &in_hand);
+        holders.add("tables and objects in use", &in_hand);
         holders
     }
 
@@ -61,7 +61,7 @@ impl Holders {
         self.of.get(&id).copied().unwrap_or(0)
     }
 
-    /// The places of the names in a set.
+    /// The positions of the names in a set.
     pub(super) fn places(mask: Mask) -> Vec<u8> {
         (0..64_u8).filter(|place| mask & (1 << place) != 0).collect()
     }

@@ -1,7 +1,7 @@
-//! What lies where in shared memory.
+//! The layout of shared memory in a snapshot: which objects are at which place.
 //!
-//! Few objects are drawn each in its place. Of many, neighbours share a cell: a segment is cut into
-//! so many cells that all segments together have at most [`MAX_PIECES`].
+//! A few objects are drawn one by one. If there are many, neighbours share a cell: segments are
+//! divided into cells, so that all segments together have at most [`MAX_PIECES`].
 
 use std::collections::BTreeMap;
 
@@ -13,11 +13,11 @@ use crate::cache::memory::residency::Residency;
 use crate::object::ObjectPath;
 use crate::shm::{Kind, MetaHeader, Pool};
 
-/// How many pieces are drawn in all.
+/// Maximum number of pieces.
 const MAX_PIECES: usize = 2_048;
-/// How many segments are.
+/// Maximum number of segments.
 const MAX_SEGMENTS: usize = 64;
-/// From a block's begin to the place that a MetaHeader names.
+/// Distance from the start of a block to the offset in its MetaHeader.
 const BLOCK_HEADER_BYTES: u64 = 48;
 
 /// A segment or region.
@@ -25,34 +25,34 @@ const BLOCK_HEADER_BYTES: u64 = 48;
 pub struct SegmentSnapshot {
     /// Segment or region.
     pub kind: Kind,
-    /// Its number among those of its kind.
+    /// Its id among those of its kind.
     pub id: u16,
-    /// All of it.
+    /// Size in bytes.
     pub size_bytes: u64,
-    /// What lies in it, in order; what is between them is free.
+    /// The occupied pieces, in order; the gaps are free.
     pub pieces: Vec<SegmentPiece>,
 }
 
-/// One object in its place, or what lies in a cell.
+/// One object, or the contents of one cell.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SegmentPiece {
-    /// Where it begins, from the segment's start.
+    /// Start, as an offset in the segment.
     pub at: u64,
-    /// How far it reaches.
+    /// Length in bytes.
     pub length: u64,
-    /// What of that objects take.
+    /// Bytes used by objects.
     pub used_bytes: u64,
-    /// And what of that is pinned; the rest are candidates for eviction.
+    /// Bytes of pinned objects; the rest can be evicted.
     pub pinned_bytes: u64,
-    /// How many objects.
+    /// Number of objects.
     pub objects: u32,
     /// The path of one of them.
     pub path: Option<ObjectPath>,
-    /// Who pins some of it: places among the picture's holders.
+    /// The holders of its pins, as positions in the snapshot's list of holders.
     pub by: Vec<u8>,
 }
 
-/// What is known of a piece while it is drawn.
+/// A piece under construction.
 #[derive(Debug, Clone, Default)]
 struct PieceBuilder {
     used_bytes: u64,
@@ -82,16 +82,16 @@ impl PieceBuilder {
     }
 }
 
-/// A segment that is being drawn.
+/// A segment under construction.
 struct Sheet {
     size_bytes: u64,
-    /// Where each begins, and how far it reaches.
+    /// Cells by start offset, with their lengths.
     cells: BTreeMap<u64, (u64, PieceBuilder)>,
-    /// How long a cell is; 0: as long as its object.
+    /// Length of a cell; 0 if each object is a cell.
     cell_bytes: u64,
 }
 
-/// The segments, and how many more there are.
+/// The segments, and the number of segments left out.
 pub(super) fn draw(
     pool: &Pool,
     residency: &Residency,
@@ -121,7 +121,7 @@ pub(super) fn draw(
             cell.add(resident, bytes, holders);
             return;
         }
-        // What is longer than a cell fills those that it reaches into.
+        // An object longer than a cell fills all cells that it overlaps.
         let end = (at + bytes).min(sheet.size_bytes);
         let mut from = at;
         while from < end {
@@ -141,7 +141,7 @@ pub(super) fn draw(
     (pictures.collect(), segments.len() - drawn)
 }
 
-/// In which segment a block lies, and where it begins there.
+/// The segment of a block, and the offset of its start.
 fn place_of(header: &MetaHeader) -> ((Kind, u16), u64) {
     let at = u64::try_from(header.handle).unwrap_or(0);
     match header.managed {

@@ -1,10 +1,10 @@
-//! A picture of the cache for people who look at it: of bounded size however much there is, and
-//! drawn without holding up anybody.
+//! A snapshot of the cache for display. Its size is bounded for any number of objects, and it
+//! blocks no request.
 //!
 //! ```text
-//!  Residency ──shard by shard──▶ memory: what lies where, and by whom it is pinned
-//!  Catalog ────timelines───────▶ paths: which version holds when, and whether it is there
-//!  Timeframes, Leases, Source ─▶ the lists, their newest entries
+//!  Residency ──shard by shard──▶ memory: place and holders of each object
+//!  Catalog ────timelines───────▶ paths: the version at each time, and whether it is resident
+//!  Timeframes, Leases, Source ─▶ the lists, newest entries
 //! ```
 
 mod holders;

@@ -1,4 +1,4 @@
-//! Which version of which path holds when, and whether it is in shared memory.
+//! The versions of each path over time, and whether they are in shared memory.
 
 use std::sync::Arc;
 
@@ -10,55 +10,54 @@ use crate::index::{State, Timeline};
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, Query};
 
-/// How many spans are drawn in all.
+/// Maximum number of spans in total.
 const MAX_SPANS: usize = 2_048;
-/// How many steps of a timeline are looked at.
+/// Maximum number of steps of a timeline that are examined.
 const MAX_STEPS: usize = 10_000;
-/// Times beyond the year 2100 and before 1970 say 'without end', and tell nothing of when
-/// something is used.
+/// Times before 1970 and after 2100 mean "without end", and are ignored for the time range.
 const TOLD: std::ops::Range<i64> = 1..4_102_444_800_000;
 
-/// A path as it was asked for.
+/// A requested path.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PathSnapshot {
-    /// The path, with the metadata and limits that were asked for, if any.
+    /// The path, with the metadata and limits of the request, if any.
     pub path: String,
-    /// What is known of it, in order; where there is none, nobody has asked.
+    /// The known spans, in order; gaps have never been looked up.
     pub spans: Vec<SpanSnapshot>,
-    /// It has more that is not drawn.
+    /// Whether spans were left out.
     pub cut: bool,
 }
 
-/// A piece of time.
+/// A span of time with one state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SpanSnapshot {
-    /// From then (ms).
+    /// First millisecond.
     pub from: i64,
-    /// Until before then (ms).
+    /// End in milliseconds, exclusive.
     pub until: i64,
-    /// What holds.
+    /// State of the span.
     pub state: SpanState,
-    /// Which version, where one does.
+    /// The valid version, if there is one.
     pub id: Option<ObjectId>,
-    /// Its size, where that is known.
+    /// Size of the object, if known.
     pub size_bytes: Option<u64>,
 }
 
-/// What holds in a piece of time.
+/// State of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SpanState {
-    /// Nothing: that is known.
+    /// No version is valid.
     Absent,
     /// A version that is not in shared memory.
     Known,
     /// A version in shared memory that can be evicted.
     Resident,
-    /// A version in shared memory that somebody pins.
+    /// A version in shared memory that is pinned.
     Pinned,
 }
 
-/// The paths by name, and the time in which most of what is resident lies.
+/// The paths by name, and the time range of most resident objects.
 pub(super) fn draw(
     asked: Vec<(Query, Arc<LinkedTimeline>)>,
     residency: &Residency,
@@ -92,7 +91,7 @@ fn name(query: &Query) -> String {
     name
 }
 
-/// What is drawn of a timeline: all of it, or as much as there is room for around what is resident.
+/// The spans of a timeline: all, or those around the resident ones if there are too many.
 fn spans(timeline: &Timeline, residency: &Residency, room: usize) -> (Vec<SpanSnapshot>, bool) {
     let mut spans: Vec<SpanSnapshot> = Vec::new();
     let mut steps = timeline.steps(ValidityInterval::ALL);
@@ -130,8 +129,8 @@ fn spans(timeline: &Timeline, residency: &Residency, room: usize) -> (Vec<SpanSn
     (spans, cut)
 }
 
-/// From the first tenth to the last of all borders of the spans that `which` picks, and some room
-/// around.
+/// The range from the first tenth to the last tenth of all ends of the spans that `which` selects,
+/// plus a margin.
 fn window(paths: &[PathSnapshot], which: impl Fn(&SpanSnapshot) -> bool) -> Option<(i64, i64)> {
     let chosen = paths.iter().flat_map(|path| &path.spans).filter(|span| which(span));
     let borders = chosen.flat_map(|span| [span.from, span.until]);

@@ -1,4 +1,4 @@
-//! The snapshot as a whole: figures, lists, and their newest entries.
+//! The snapshot as a whole: counters, and lists with their newest entries.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use super::paths::{self, PathSnapshot};
 use crate::source::Reachability;
 use crate::table::{MemoryStatus, TimeframeStatus};
 
-/// How many entries of a list are drawn; beyond, they are only counted.
+/// Maximum number of entries in a list; further ones are only counted.
 const MAX_ENTRIES: usize = 64;
 
 /// The cache as of one moment.
@@ -23,71 +23,71 @@ pub struct Snapshot {
     pub epoch: String,
     /// Its process.
     pub pid: u32,
-    /// How long it runs, in milliseconds.
+    /// Time since the start, in milliseconds.
     pub uptime_ms: u64,
-    /// Where the memory is.
+    /// Use of the memory.
     pub memory: MemoryStatus,
     /// Objects in shared memory.
     pub objects: u64,
     /// Every counter by its name.
     pub counters: BTreeMap<&'static str, u64>,
-    /// How long things take as of late, in milliseconds.
+    /// Recent durations, in milliseconds.
     pub recent_ms: BTreeMap<&'static str, f64>,
-    /// Who pins something: what pieces and spans refer to by place.
+    /// Names of the holders of pins; pieces and spans refer to them by position.
     pub holders: Vec<String>,
     /// The segments, by id.
     pub segments: Vec<SegmentSnapshot>,
-    /// How many more there are.
+    /// Number of segments left out.
     pub more_segments: usize,
-    /// The paths that were asked for last, by name.
+    /// The paths requested last, by name.
     pub paths: Vec<PathSnapshot>,
-    /// How many more there are.
+    /// Number of paths left out.
     pub more_paths: usize,
-    /// The time in which most of what is resident lies, as far as there is one: from, until.
+    /// The time range of most resident objects, if there is one: from, until.
     pub window: Option<(i64, i64)>,
     /// The newest timeframes in flight, by id.
     pub timeframes: Vec<TimeframeStatus>,
-    /// How many more there are.
+    /// Number of timeframes left out.
     pub more_timeframes: usize,
-    /// The processes that are attached.
+    /// The attached processes.
     pub sessions: Vec<SessionSnapshot>,
-    /// How many more there are.
+    /// Number of sessions left out.
     pub more_sessions: usize,
-    /// Where objects come from.
+    /// The sources of objects.
     pub sources: Vec<SourceSnapshot>,
 }
 
-/// A process that is attached. Its session's name is a secret, and not in here.
+/// An attached process. The id of its session is a secret and left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SessionSnapshot {
-    /// What it calls itself.
+    /// Its name as a consumer.
     pub consumer: String,
-    /// Its process.
+    /// Process id.
     pub pid: i32,
-    /// Its user.
+    /// User id.
     pub uid: u32,
-    /// Bytes that it pins.
+    /// Bytes pinned.
     pub pinned_bytes: u64,
 }
 
-/// A source, or a host of one.
+/// A source, or one host of a source.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SourceSnapshot {
     /// As configured, without credentials.
     pub url: String,
-    /// Whether it answers.
+    /// Whether it is reachable.
     pub up: bool,
-    /// What it was asked.
+    /// Number of requests.
     pub requests: u64,
-    /// What of that failed.
+    /// Number of failed requests.
     pub failures: u64,
-    /// How long its answers take as of late, in milliseconds.
+    /// Recent latency, in milliseconds.
     pub latency_ms: Option<f64>,
 }
 
 impl Cache {
-    /// A picture for people. Its cost grows with the number of objects, by some 50 ns for each; do
-    /// not draw it on a thread that others wait for.
+    /// A snapshot for display. It takes about 50 ns per object; do not call it on a thread that
+    /// other tasks need.
     pub fn snapshot(&self) -> Snapshot {
         let inner = &*self.0;
         let holders = Holders::new(&inner.leases, &inner.timeframes, inner.hands.pin_sets());

@@ -1,5 +1,5 @@
-//! iceoryx2: a server process with a hash map answers which keys lie where in a file in shared
-//! memory, all keys in one request; objects are stored by publishing them.
+//! iceoryx2: a server process with a hash map answers at which offset of a shared-memory file each
+//! key lies, all keys in one request; objects are stored by publishing them.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -15,10 +15,10 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// The key that ends the server.
 const END: u64 = u64::MAX;
 
-/// Where an object lies.
+/// Offset and size of an object.
 type Place = (u64, u64);
 
-/// The objects in the order in which they lie in the file: key and size.
+/// The objects in file order: key and size.
 fn objects(work: &Work) -> impl Iterator<Item = (u64, u64)> {
     let small = (0..work.keys as u64).map(|key| (key, SMALL_BYTES as u64));
     let (keys, bytes) = (work.keys as u64, work.large_bytes as u64);
@@ -32,7 +32,7 @@ fn file(work: &Work) -> std::path::PathBuf {
 struct Server(Child);
 
 impl Server {
-    /// Waits until it ends by itself: one that is killed leaves its files behind.
+    /// Waits until the process ends by itself: a killed one leaves its files behind.
     fn wait(&mut self) -> Result<(), Failure> {
         let begun = Instant::now();
         while begun.elapsed() < LIMIT {
@@ -74,7 +74,7 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Answers requests until it is told to end, or nobody asks any more.
+/// Answers requests until the end key arrives or no client is left.
 fn serve(work: &Work, name: &str) -> Result<(), Failure> {
     let mut places: HashMap<u64, Place> = HashMap::new();
     let mut at = 0;
@@ -123,7 +123,7 @@ fn measure(work: &Work, arguments: &[String]) -> Result<String, Failure> {
     // SAFETY: the file is this run's own.
     let mut writer = unsafe { MmapMut::map_mut(&opened) }?;
     writer.fill(7);
-    // SAFETY: nothing writes to it any more.
+    // SAFETY: no process writes to it any more.
     let reader = unsafe { Mmap::map(&File::open(file(work))?) }?;
 
     let name = format!("iovcache/peers/{}", std::process::id());

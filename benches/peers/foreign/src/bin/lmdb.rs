@@ -1,4 +1,4 @@
-//! LMDB: written once, opened anew, and read in one transaction.
+//! LMDB: written once, reopened, and read in one transaction.
 
 use heed::types::{Bytes, Str};
 use heed::{Database, Env, EnvFlags, EnvOpenOptions};
@@ -11,9 +11,9 @@ fn open(work: &Work) -> Result<(Env, Objects), Failure> {
     let bytes = (bytes * 2 + (256 << 20)).next_multiple_of(4096);
     let mut options = EnvOpenOptions::new();
     options.map_size(bytes);
-    // SAFETY: nothing but LMDB touches the files, and no durability is asked for.
+    // SAFETY: only LMDB uses the files, and durability is not required.
     let options = unsafe { options.flags(EnvFlags::NO_SYNC | EnvFlags::WRITE_MAP) };
-    // SAFETY: the folder is this run's own, and it is opened once at a time.
+    // SAFETY: the folder belongs to this run, and it is opened once at a time.
     let env = unsafe { options.open(&work.folder) }?;
     let mut write = env.write_txn()?;
     let objects = env.create_database(&mut write, None)?;
@@ -24,7 +24,7 @@ fn open(work: &Work) -> Result<(Env, Objects), Failure> {
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut work = Work::of_arguments(&arguments)?;
-    // In memory, as the others are.
+    // In memory, like the other peers.
     if std::path::Path::new("/dev/shm").is_dir() {
         work.folder = format!("/dev/shm/iovcache-peers-{}", std::process::id()).into();
         std::fs::create_dir_all(&work.folder)?;

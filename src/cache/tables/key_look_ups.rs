@@ -1,0 +1,279 @@
+//! The look-ups of a column that depends on a key: the rows that each serves, and the queries to
+//! the source.
+//!
+//! ```text
+//!  key × paths by range, metadata, uniform ─▶ RowChoices: rows ─▶ look-up
+//!                                                look-up ─▶ query (path, metadata), and its time
+//!                                                             │ each query once
+//!                                                             ▼
+//!                                                          timeline
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock};
+
+use arrow_buffer::NullBuffer;
+
+use crate::budget::{Charge, ClientBudget};
+use crate::cache::error::CacheError;
+use crate::cache::versions::catalog::{KnownTimeline, QueryTimes};
+use crate::cache::yielder::Turns;
+use crate::index::{ChoiceSource, KeyColumn, KeyValue, RowChoices, RowRanges, Slot, Timestamps};
+use crate::interval::Timestamp;
+use crate::object::{CreationLimits, ObjectPath, Query};
+use crate::table::{ColumnPath, ColumnRequest, KeyError, KeyLookUp, KeyUse, TableRows};
+
+/// Memory per query without its path and metadata.
+const QUERY_BYTES: usize = 240;
+/// Memory per look-up.
+const LOOK_UP_BYTES: usize = size_of::<KeyedLookUp>() + 16;
+
+/// The look-ups of one column.
+#[derive(Debug)]
+pub(crate) struct KeyedLookUps {
+    /// The look-up that serves each row.
+    pub(crate) rows: RowChoices,
+    /// By number.
+    pub(crate) look_ups: Vec<KeyedLookUp>,
+    pub(crate) queries: Vec<KeyedQuery>,
+    /// The time of each row for look-ups without a time of their own: the timestamps, or the key.
+    pub(crate) times: Arc<Timestamps>,
+    pub(crate) key: KeyColumn,
+    /// The rows of each query, computed on demand.
+    ranges: OnceLock<RowRanges>,
+    /// Budget for the look-ups.
+    _charge: Charge,
+}
+
+/// One look-up of a column.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KeyedLookUp {
+    /// The query; `None` if there is no path for this value of the key.
+    pub(crate) query: Option<u32>,
+    /// The time for all its rows; `None` if each row has its own.
+    pub(crate) at: Option<Timestamp>,
+}
+
+/// A query to the source.
+#[derive(Debug)]
+pub(crate) struct KeyedQuery {
+    pub(crate) path: ObjectPath,
+    pub(crate) metadata: BTreeMap<String, String>,
+    /// The value of the key, if the query is only for that value.
+    pub(crate) value: Option<String>,
+    /// The times of its look-ups, ascending; `None`: the times of its rows.
+    times: Option<Timestamps>,
+}
+
+/// The look-ups of a column, with the known timeline of each query.
+#[derive(Debug)]
+pub(crate) struct KeyedTimelines {
+    pub(crate) look_ups: KeyedLookUps,
+    /// By query.
+    pub(crate) known: Vec<KnownTimeline>,
+}
+
+/// The rules by which look-ups are made from the values of a key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KeyTerms<'a> {
+    /// Maximum number of distinct values for which a column may have one look-up each.
+    pub(crate) max_values: usize,
+    /// Each value has a query of its own even if other values have equal ones: with a lock, each
+    /// value selects its own versions.
+    pub(crate) query_per_value: bool,
+    pub(crate) budget: &'a ClientBudget,
+}
+
+impl KeyedTimelines {
+    /// The source of the cells of a look-up.
+    pub(crate) fn source_of(&self, look_up: &KeyedLookUp) -> ChoiceSource<'_> {
+        let timeline = look_up.query.map(|query| &self.known[query as usize].timeline);
+        match (timeline, look_up.at) {
+            (Some(timeline), Some(at)) => ChoiceSource::Fixed(timeline.at(at).state.into()),
+            (Some(timeline), None) => ChoiceSource::Timeline(timeline),
+            (None, _) => ChoiceSource::Fixed(Slot::Absent),
+        }
+    }
+}
+
+impl KeyedQuery {
+    pub(crate) fn query(&self, limits: CreationLimits) -> Query {
+        Query { path: self.path.clone(), metadata: self.metadata.clone(), limits }
+    }
+}
+
+impl KeyedLookUps {
+    /// The look-ups of `column`, which depends on the key `used`. Yields if it takes long.
+    ///
+    /// # Errors
+    /// [`KeyError`], [`CacheError::Budget`].
+    pub(crate) async fn new(
+        column: &ColumnRequest,
+        used: &KeyUse,
+        rows: &TableRows,
+        terms: KeyTerms<'_>,
+    ) -> Result<Self, CacheError> {
+        let key = rows.keys.get(&used.key).ok_or_else(|| missing(column, used))?.clone();
+        let at_key = used.look_up == KeyLookUp::AtKey;
+        let with_metadata = matches!(used.look_up, KeyLookUp::WithMetadata(_));
+        let bytes = key.run_count() * size_of::<u64>();
+        let charge = terms.budget.charge(bytes as u64, "the look-ups of a key")?;
+        let values = (at_key || matches!(column.path, ColumnPath::ByRange(_)))
+            .then(|| Arc::new(as_timestamps(&key)));
+        let times = match &values {
+            Some(values) if at_key => Arc::clone(values),
+            _ => Arc::clone(&rows.timestamps),
+        };
+        let making = Making { column, used, rows, terms, key: &key, charge, turns: Turns::new() };
+        let (choices, look_ups, queries, charge) = match (used.uniform && !at_key) || with_metadata
+        {
+            true => making.by_value().await?,
+            false => making.by_path(values.as_deref()).await?,
+        };
+        let ranges = OnceLock::new();
+        Ok(Self { rows: choices, look_ups, queries, times, key, ranges, _charge: charge })
+    }
+
+    /// The times at which a query is looked up.
+    pub(crate) fn times_of(&self, query: usize) -> QueryTimes<'_> {
+        if let Some(times) = &self.queries[query].times {
+            return QueryTimes::All(times);
+        }
+        let only = self.rows.only().and_then(|choice| self.look_ups.get(choice as usize));
+        if only.is_some_and(|look_up| look_up.query == Some(query as u32)) {
+            return QueryTimes::All(&self.times);
+        }
+        let ranges = Box::new(move || {
+            let group = |look_up: u32| {
+                let query = self.look_ups.get(look_up as usize)?.query?;
+                Some(query as usize)
+            };
+            let all = self.ranges.get_or_init(|| self.rows.ranges(self.queries.len(), group));
+            all.of_group(query)
+        });
+        QueryTimes::Rows(&self.times, ranges)
+    }
+}
+
+fn missing(column: &ColumnRequest, used: &KeyUse) -> CacheError {
+    let (column, key) = (column.name.to_string(), used.key.to_string());
+    KeyError::Missing { column, key, known: Vec::new() }.into()
+}
+
+/// The values of a key as timestamps; texts were checked before, and are all null here.
+fn as_timestamps(key: &KeyColumn) -> Timestamps {
+    key.to_timestamps().unwrap_or_else(|| {
+        let nulls = NullBuffer::new_null(key.len());
+        Timestamps::new(vec![0; key.len()], Some(nulls))
+    })
+}
+
+type NewLookUps = (RowChoices, Vec<KeyedLookUp>, Vec<KeyedQuery>, Charge);
+
+/// Look-ups under construction.
+struct Making<'a> {
+    column: &'a ColumnRequest,
+    used: &'a KeyUse,
+    rows: &'a TableRows,
+    terms: KeyTerms<'a>,
+    key: &'a KeyColumn,
+    charge: Charge,
+    turns: Turns,
+}
+
+impl Making<'_> {
+    /// One look-up per path, at the times of its rows.
+    async fn by_path(mut self, values: Option<&Timestamps>) -> Result<NewLookUps, CacheError> {
+        let (starts, places) = self.column.path.steps();
+        let choices = match values {
+            Some(values) => RowChoices::by_steps(values, &starts, |step| places[step]),
+            None => RowChoices::where_valid(self.key),
+        };
+        self.turns.take(choices.run_count() + starts.len()).await;
+        let choices = choices.without_null_timestamps(&self.rows.timestamps);
+        let mut queries = Vec::new();
+        for path in self.column.path.paths() {
+            queries.push(self.query(path, None)?);
+        }
+        let look_ups = (0..queries.len() as u32).map(|n| KeyedLookUp { query: Some(n), at: None });
+        Ok((choices, look_ups.collect(), queries, self.charge))
+    }
+
+    /// One look-up per distinct value of the key.
+    async fn by_value(mut self) -> Result<NewLookUps, CacheError> {
+        let ids = self.key.ids();
+        self.turns.take(self.key.run_count()).await;
+        let (distinct, limit) = (ids.len(), self.terms.max_values);
+        if distinct > limit {
+            let (column, key) = (self.column.name.to_string(), self.used.key.to_string());
+            return Err(KeyError::TooManyValues { column, key, distinct, limit }.into());
+        }
+        self.charge.grow((distinct * LOOK_UP_BYTES) as u64)?;
+        let timestamps = &self.rows.timestamps;
+        let choices = RowChoices::by_value(self.key).without_null_timestamps(timestamps);
+        let first_rows = timestamps.has_nulls().then(|| choices.first_rows(distinct));
+        let (starts, places) = self.column.path.steps();
+        let paths = self.column.path.paths();
+        let (mut look_ups, mut queries) = (Vec::with_capacity(distinct), Vec::new());
+        // By query, the times of its look-ups.
+        let mut times: Vec<Vec<i64>> = Vec::new();
+        let mut known: HashMap<u32, u32> = HashMap::new();
+        for id in 0..distinct {
+            let (value, first_row) = self.key.distinct(id);
+            let place = match value {
+                KeyValue::Integer(value) => places[starts.partition_point(|at| *at <= value) - 1],
+                KeyValue::Text(_) => places[0],
+            };
+            let first_row = match &first_rows {
+                Some(first_rows) => first_rows[id],
+                None => Some(first_row),
+            };
+            self.turns.take(4).await;
+            let (Some(place), Some(first_row)) = (place, first_row) else {
+                look_ups.push(KeyedLookUp { query: None, at: None });
+                continue;
+            };
+            let at = self.used.uniform.then(|| timestamps.value(first_row)).flatten();
+            let shared = match (&self.used.look_up, self.terms.query_per_value) {
+                (KeyLookUp::WithMetadata(_), _) | (_, true) => None,
+                _ => known.get(&place).copied(),
+            };
+            let query = match shared {
+                Some(query) => query,
+                None => {
+                    queries.push(self.query(paths[place as usize], Some(value))?);
+                    times.push(Vec::new());
+                    let query = queries.len() as u32 - 1;
+                    known.insert(place, query);
+                    query
+                }
+            };
+            times[query as usize].extend(at.map(Timestamp::as_millis));
+            look_ups.push(KeyedLookUp { query: Some(query), at });
+        }
+        if self.used.uniform {
+            for (query, mut times) in queries.iter_mut().zip(times) {
+                times.sort_unstable();
+                times.dedup();
+                query.times = Some(Timestamps::new(times, None));
+            }
+        }
+        Ok((choices, look_ups, queries, self.charge))
+    }
+
+    fn query(
+        &mut self,
+        path: &ObjectPath,
+        value: Option<KeyValue<'_>>,
+    ) -> Result<KeyedQuery, CacheError> {
+        let mut metadata = self.column.metadata.clone();
+        let value = value.map(|value| value.to_string());
+        if let (KeyLookUp::WithMetadata(name), Some(value)) = (&self.used.look_up, &value) {
+            metadata.insert(name.to_string(), value.clone());
+        }
+        let texts: usize = metadata.iter().map(|(key, value)| key.len() + value.len() + 96).sum();
+        let bytes = QUERY_BYTES + path.as_str().len() + 2 * texts;
+        self.charge.grow(bytes as u64)?;
+        Ok(KeyedQuery { path: path.clone(), metadata, value, times: None })
+    }
+}

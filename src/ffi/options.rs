@@ -1,0 +1,173 @@
+//! What an embedded cache is made with.
+
+use std::ffi::c_char;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::arguments::{many, optional_text, text};
+use super::host_memory::HostMemoryFunctions;
+use super::status::CallFailure;
+
+use crate::error::ErrorKind;
+use crate::interval::Timestamp;
+use crate::object::CreationLimits;
+use crate::shm::{Backing, HostMemory, PoolOptions, Region, shmid_of_session, shmid_of_text};
+use crate::source::{self, ChainSource, HeaderSource, Link, Source, SourceOptions};
+
+/// What a cache is made with. Begin with iovc_cache_options, then set what differs.
+#[repr(C)]
+pub struct CacheOptions {
+    /// Where objects come from, asked in order: `http(s)://host:port` (CCDB), `file:///folder`,
+    /// `s3://bucket/prefix`; `URL#PREFIX,PREFIX` for some paths only.
+    pub sources: *const *const c_char,
+    /// How many they are.
+    pub source_count: usize,
+    /// Bytes of shared memory in all. Default: 4 GiB.
+    pub memory_bytes: u64,
+    /// Bytes of one segment. Default: 512 MiB.
+    pub segment_bytes: u64,
+    /// Where other processes attach: a Unix socket that is made there. Null: nowhere.
+    pub attach_path: *const c_char,
+    /// An existing shared-memory file, e.g. a region that FairMQ made, into which the objects go
+    /// instead of into segments. What it held is lost. Null: none.
+    pub region_path: *const c_char,
+    /// Its id, as FairMQ knows it.
+    pub region_id: u16,
+    /// Segments get the names of FairMQ's managed segments of the session with this id: 8
+    /// hexadecimal digits as in the names, or the decimal number that FairMQ's --shmid takes (one
+    /// of 8 digits with a leading 0). Null: they have no names.
+    pub fairmq_shmid: *const c_char,
+    /// The number of the first of them; those below are FairMQ's own.
+    pub fairmq_segment: u16,
+    /// How many timeframes can be in flight; who registers one more waits. Default: 4096.
+    pub max_timeframes: usize,
+    /// Like fairmq_shmid, the session given by its name (FairMQ's --session). Null: none.
+    pub fairmq_session: *const c_char,
+    /// Memory of this program, into which the objects go instead of into segments. Null: none. The
+    /// structure is copied.
+    pub host_memory: *const HostMemoryFunctions,
+    /// Whether AliceO2's flattened map of headers follows each object and counts in its size: for
+    /// each header `key NUL value NUL`, then the length of the whole map as int32, then
+    /// `$HEADER$ NUL`. The headers are the object's metadata, ETag, Valid-From, Valid-Until and
+    /// Created, and Content-Length and Content-MD5 of the object alone. Default: false.
+    pub append_headers: bool,
+    /// Versions that were created after this are not seen (ms). Default: INT64_MAX, all are.
+    pub not_after: i64,
+    /// Versions that were created before this are not seen (ms). Default: INT64_MIN, all are.
+    pub not_before: i64,
+    /// Bytes that one consumer may pin, each object counted once. Default: UINT64_MAX, no limit.
+    pub quota_bytes: u64,
+}
+
+/// The options that hold where nothing else is set.
+#[unsafe(no_mangle)]
+pub extern "C" fn iovc_cache_options() -> CacheOptions {
+    let memory = PoolOptions::default();
+    CacheOptions {
+        sources: std::ptr::null(),
+        source_count: 0,
+        memory_bytes: memory.memory_bytes,
+        segment_bytes: memory.segment_bytes,
+        attach_path: std::ptr::null(),
+        region_path: std::ptr::null(),
+        region_id: 0,
+        fairmq_shmid: std::ptr::null(),
+        fairmq_segment: 0,
+        max_timeframes: 4_096,
+        fairmq_session: std::ptr::null(),
+        host_memory: std::ptr::null(),
+        append_headers: false,
+        not_after: i64::MAX,
+        not_before: i64::MIN,
+        quota_bytes: u64::MAX,
+    }
+}
+
+impl CacheOptions {
+    /// # Errors
+    /// If there is none, or one cannot be opened.
+    ///
+    /// # Safety
+    /// `sources` leads to `source_count` texts that end with a 0.
+    pub(super) unsafe fn source(&self) -> Result<Arc<dyn Source>, CallFailure> {
+        // SAFETY: as the caller says.
+        let sources = unsafe { many(self.sources, self.source_count, "sources") }?;
+        let mut links = Vec::with_capacity(sources.len());
+        for &url in sources {
+            // SAFETY: as above.
+            let (url, prefixes) = source::split_prefixes(unsafe { text(url, "a source") }?);
+            let source = source::open(url, &SourceOptions::default())?;
+            links.push(Link { source, prefixes });
+        }
+        if links.is_empty() {
+            return Err(crate::cache::BuildError::NoSource.into());
+        }
+        let chain = Arc::new(ChainSource::new(links, Vec::new()));
+        Ok(if self.append_headers { Arc::new(HeaderSource::new(chain)) } else { chain })
+    }
+
+    /// The memory, and the host's where it is that.
+    ///
+    /// # Errors
+    /// If more than one place for the objects is given, or one cannot be used.
+    ///
+    /// # Safety
+    /// The texts are null or end with a 0; `host_memory` is null or its functions are as said there.
+    pub(super) unsafe fn memory(&self) -> Result<(PoolOptions, Option<HostMemory>), CallFailure> {
+        // SAFETY: as the caller says.
+        let region = unsafe { optional_text(self.region_path, "region_path") }?;
+        // SAFETY: as the caller says.
+        let shmid = unsafe { optional_text(self.fairmq_shmid, "fairmq_shmid") }?;
+        // SAFETY: as the caller says.
+        let session = unsafe { optional_text(self.fairmq_session, "fairmq_session") }?;
+        // SAFETY: as the caller says.
+        let functions = unsafe { self.host_memory.as_ref() };
+        let given = [
+            ("region_path", region.is_some()),
+            ("fairmq_shmid", shmid.is_some()),
+            ("fairmq_session", session.is_some()),
+            ("host_memory", functions.is_some()),
+        ];
+        let given: Vec<&str> =
+            given.iter().filter_map(|(name, is_given)| is_given.then_some(*name)).collect();
+        if let [one, other, ..] = given[..] {
+            let message =
+                format!("[IOV-7113] {other}: either this or {one}: objects are in one place");
+            return Err(CallFailure::new(ErrorKind::InvalidArgument, message));
+        }
+        // SAFETY: as the caller says.
+        let host = functions.map(|functions| unsafe { functions.memory() }).transpose()?;
+        let shmid = match (session, shmid) {
+            (Some(session), _) => Some(shmid_of_session(session)),
+            (None, Some(shmid)) => Some(shmid_of_text(shmid).map_err(|error| {
+                let message = format!("[IOV-7114] fairmq_shmid: {error}");
+                CallFailure::new(ErrorKind::InvalidArgument, message)
+            })?),
+            (None, None) => None,
+        };
+        let backing = match (&host, shmid) {
+            (Some(host), _) => Backing::Host(host.clone()),
+            (None, Some(shmid)) => Backing::FairMq { shmid, first_segment: self.fairmq_segment },
+            (None, None) => Backing::Memfd,
+        };
+        let region = region.map(|path| Region::open(Path::new(path), self.region_id));
+        let memory = PoolOptions {
+            memory_bytes: self.memory_bytes,
+            segment_bytes: self.segment_bytes,
+            backing,
+            region: region.transpose()?,
+            first_generation: None,
+        };
+        Ok((memory, host))
+    }
+
+    /// Which versions are seen.
+    pub(super) fn creation_limits(&self) -> CreationLimits {
+        let limit =
+            |millis: i64, none: i64| (millis != none).then(|| Timestamp::from_millis(millis));
+        CreationLimits {
+            not_before: limit(self.not_before, i64::MIN),
+            not_after: limit(self.not_after, i64::MAX),
+        }
+    }
+}

@@ -1,0 +1,587 @@
+//! The join of a column that has several look-ups, of which a key chooses one for each row.
+//!
+//! ```text
+//!  key column ──▶ RowChoices: rows 0..7 look-up 0, 7..9 look-up 1, 9..12 none (null key)
+//!                     × a Timeline per look-up × Timestamps ──▶ runs: rows, look-up, version
+//! ```
+//!
+//! The cost follows the runs of the key, and within each run the runs of the join. Each look-up
+//! keeps the step that its last row was in: interleaved keys cost one comparison per run.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::join::{Piece, Run, Slot, join_steps, join_timeline, open_times_of};
+use super::key_column::{KeyColumn, KeyIds};
+use super::timeline::{Step, Timeline};
+use super::timestamps::{Order, Timestamps};
+use crate::interval::Timestamp;
+
+/// Runs with at least this many rows are joined like a column of their own.
+const LONG_RUN_ROWS: usize = 64;
+
+/// Which look-up serves which rows: runs that tile the rows.
+#[derive(Debug, Clone)]
+pub struct RowChoices {
+    /// The row behind the last one of each run.
+    ends: Arc<[i32]>,
+    /// By run: the number of the look-up, [`NULL`](Self::NULL) or [`NONE`](Self::NONE).
+    choices: Arc<[u32]>,
+}
+
+impl RowChoices {
+    /// The cell is null: the key or the timestamp is.
+    pub const NULL: u32 = KeyIds::NULL;
+    /// No look-up is for that value of the key.
+    pub const NONE: u32 = u32::MAX - 1;
+
+    /// One look-up for each distinct value of the key, by its number.
+    pub fn by_value(key: &KeyColumn) -> Self {
+        Self { ends: Arc::clone(key.ends()), choices: Arc::clone(&key.ids().by_run) }
+    }
+
+    /// Look-up 0 wherever the key is not null.
+    pub fn where_valid(key: &KeyColumn) -> Self {
+        let (mut ends, mut choices) = (Vec::new(), Vec::<u32>::new());
+        for (end, value) in key.runs() {
+            let choice = if value.is_some() { 0 } else { Self::NULL };
+            match (ends.last_mut(), choices.last()) {
+                (Some(last), Some(&before)) if before == choice => *last = end as i32,
+                _ => {
+                    ends.push(end as i32);
+                    choices.push(choice);
+                }
+            }
+        }
+        Self { ends: ends.into(), choices: choices.into() }
+    }
+
+    /// The look-up that a step function gives for the value of the key: `choice(n)` holds from
+    /// `starts[n]` on. `values`: the key's values as timestamps.
+    ///
+    /// # Panics
+    /// If `starts` do not ascend from the least i64 on.
+    pub fn by_steps(
+        values: &Timestamps,
+        starts: &[i64],
+        choice: impl Fn(usize) -> Option<u32>,
+    ) -> Self {
+        let slot = |step: usize| choice(step).map_or(Slot::Absent, Slot::Version);
+        let runs = join_steps(starts, slot, values);
+        let choice = |run: Run| match run.slot {
+            Slot::Version(choice) => choice,
+            Slot::Absent | Slot::Unknown => Self::NONE,
+            Slot::Null => Self::NULL,
+        };
+        Self {
+            ends: runs.iter().map(|run| run.end as i32).collect(),
+            choices: runs.iter().map(choice).collect(),
+        }
+    }
+
+    /// These, with a null wherever the timestamp is null.
+    #[must_use]
+    pub fn without_null_timestamps(self, timestamps: &Timestamps) -> Self {
+        if !timestamps.has_nulls() {
+            return self;
+        }
+        let (mut ends, mut choices) = (Vec::new(), Vec::<u32>::new());
+        let mut times = timestamps.runs().peekable();
+        let mut start = 0;
+        for (_, end, choice) in self.runs() {
+            while start < end {
+                let Some(&(time_end, at)) = times.peek() else { break };
+                let stop = end.min(time_end);
+                let choice = if at.is_none() { Self::NULL } else { choice };
+                match (ends.last_mut(), choices.last()) {
+                    (Some(last), Some(&before)) if before == choice => *last = stop as i32,
+                    _ => {
+                        ends.push(stop as i32);
+                        choices.push(choice);
+                    }
+                }
+                start = stop;
+                if stop == time_end {
+                    times.next();
+                }
+            }
+        }
+        Self { ends: ends.into(), choices: choices.into() }
+    }
+
+    /// Number of runs.
+    pub fn run_count(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The runs: first row, row behind the last one, choice.
+    pub fn runs(&self) -> impl Iterator<Item = (usize, usize, u32)> {
+        let mut start = 0;
+        self.ends.iter().zip(self.choices.iter()).map(move |(&end, &choice)| {
+            let end = end as usize;
+            (std::mem::replace(&mut start, end), end, choice)
+        })
+    }
+
+    /// The first row of each of `count` look-ups; `None`: it serves no row.
+    pub fn first_rows(&self, count: usize) -> Vec<Option<usize>> {
+        let mut first = vec![None; count];
+        for (start, _, choice) in self.runs() {
+            if let Some(first) = first.get_mut(choice as usize) {
+                first.get_or_insert(start);
+            }
+        }
+        first
+    }
+
+    /// The only choice, where all rows have the same.
+    pub fn only(&self) -> Option<u32> {
+        match self.choices[..] {
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+
+    /// The ranges of rows of each of `groups` groups; `group` gives that of a look-up.
+    pub fn ranges(&self, groups: usize, group: impl Fn(u32) -> Option<usize>) -> RowRanges {
+        let mut offsets = vec![0_usize; groups + 1];
+        let grouped = || {
+            let with_group = |(start, end, choice)| {
+                let group = (choice < Self::NONE).then(|| group(choice)).flatten()?;
+                Some((start as u32..end as u32, group))
+            };
+            self.runs().filter_map(with_group)
+        };
+        grouped().for_each(|(_, group)| offsets[group + 1] += 1);
+        for group in 0..groups {
+            offsets[group + 1] += offsets[group];
+        }
+        let mut next = offsets.clone();
+        let mut ranges = vec![0..0; offsets[groups]];
+        for (rows, group) in grouped() {
+            ranges[next[group]] = rows;
+            next[group] += 1;
+        }
+        RowRanges { offsets, ranges }
+    }
+
+    /// Bytes of memory that it takes, where it shares nothing.
+    pub fn memory_bytes(&self) -> usize {
+        self.ends.len() * (size_of::<i32>() + size_of::<u32>())
+    }
+}
+
+/// Ranges of rows by group, ascending.
+#[derive(Debug)]
+pub struct RowRanges {
+    /// By group: where its ranges begin.
+    offsets: Vec<usize>,
+    ranges: Vec<Range<u32>>,
+}
+
+impl RowRanges {
+    /// Those of one group.
+    ///
+    /// # Panics
+    /// If there is no such group.
+    pub fn of_group(&self, group: usize) -> &[Range<u32>] {
+        &self.ranges[self.offsets[group]..self.offsets[group + 1]]
+    }
+
+    /// Bytes of memory that they take.
+    pub fn memory_bytes(&self) -> usize {
+        size_of_val(&self.offsets[..]) + size_of_val(&self.ranges[..])
+    }
+}
+
+/// What serves the rows of one look-up.
+#[derive(Debug, Clone, Copy)]
+pub enum ChoiceSource<'a> {
+    /// The same for all of its rows.
+    Fixed(Slot),
+    /// What holds at each row's timestamp.
+    Timeline(&'a Timeline),
+}
+
+/// Rows that follow each other, have one look-up, and are served by the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChoiceRun {
+    /// The first row.
+    pub start: usize,
+    /// The row behind the last one.
+    pub end: usize,
+    /// The look-up.
+    pub choice: u32,
+    /// What serves them.
+    pub slot: Slot,
+}
+
+/// The step in which the last row of a look-up was.
+#[derive(Debug, Clone, Copy)]
+struct Cursor {
+    from: i64,
+    until: i64,
+    slot: Slot,
+}
+
+/// The join of one column with several look-ups, in pieces, so that other work can be done in
+/// between.
+#[derive(Debug)]
+pub struct ChoicePieces<'a> {
+    choices: &'a RowChoices,
+    sources: &'a [ChoiceSource<'a>],
+    timestamps: &'a Timestamps,
+    /// By look-up.
+    cursors: Vec<Cursor>,
+    run: usize,
+    row: usize,
+    /// The entry of the timestamps that holds `row`.
+    entry: usize,
+    piece: Vec<Run>,
+}
+
+impl<'a> ChoicePieces<'a> {
+    /// Rows or runs of one piece, about.
+    const MAX_RUNS: usize = 1 << 14;
+
+    /// From the first row on.
+    pub fn new(
+        choices: &'a RowChoices,
+        sources: &'a [ChoiceSource<'a>],
+        timestamps: &'a Timestamps,
+    ) -> Self {
+        let nowhere = Cursor { from: i64::MAX, until: i64::MIN, slot: Slot::Unknown };
+        let cursors = vec![nowhere; sources.len()];
+        Self { choices, sources, timestamps, cursors, run: 0, row: 0, entry: 0, piece: Vec::new() }
+    }
+
+    /// Replaces `runs` by those of the next rows; false where there are no more rows. The first run
+    /// may go on with what the last one of the piece before ended with.
+    pub fn next_into(&mut self, runs: &mut Vec<ChoiceRun>) -> bool {
+        runs.clear();
+        let mut work = 0;
+        while work < Self::MAX_RUNS
+            && let Some(&end) = self.choices.ends.get(self.run)
+        {
+            let (end, choice) = (end as usize, self.choices.choices[self.run]);
+            match self.sources.get(choice as usize) {
+                None => {
+                    let slot = if choice == RowChoices::NULL { Slot::Null } else { Slot::Absent };
+                    push(runs, ChoiceRun { start: self.row, end, choice, slot });
+                    self.row = end;
+                }
+                Some(ChoiceSource::Fixed(slot)) => {
+                    push(runs, ChoiceRun { start: self.row, end, choice, slot: *slot });
+                    self.row = end;
+                }
+                Some(ChoiceSource::Timeline(timeline)) => {
+                    self.skip_entries();
+                    if end - self.row < LONG_RUN_ROWS {
+                        work += end - self.row;
+                        self.join_short(timeline, choice, end, runs);
+                    } else {
+                        work += self.join_long(timeline, choice, end, runs);
+                    }
+                }
+            }
+            work += 1;
+            if self.row == end {
+                self.run += 1;
+            }
+        }
+        !runs.is_empty()
+    }
+
+    /// Moves on to the entry that holds the next row.
+    fn skip_entries(&mut self) {
+        if self.timestamps.has_row_entries() {
+            self.entry = self.row;
+            return;
+        }
+        let mut steps = 0;
+        while self.timestamps.row_end(self.entry) <= self.row {
+            self.entry += 1;
+            steps += 1;
+            if steps == LONG_RUN_ROWS {
+                self.entry = self.timestamps.entry_of(self.row);
+                return;
+            }
+        }
+    }
+
+    /// Row by row, from the step of the look-up's last row.
+    fn join_short(
+        &mut self,
+        timeline: &Timeline,
+        choice: u32,
+        end: usize,
+        runs: &mut Vec<ChoiceRun>,
+    ) {
+        let cursor = &mut self.cursors[choice as usize];
+        while self.row < end {
+            let entry_end = self.timestamps.row_end(self.entry);
+            let stop = entry_end.min(end);
+            let slot = match self.timestamps.entry(self.entry) {
+                None => Slot::Null,
+                Some(at) => {
+                    let millis = at.as_millis();
+                    if millis < cursor.from || cursor.until <= millis {
+                        let (from, until, step) = timeline.step_around(at);
+                        *cursor = Cursor { from, until, slot: step.state.into() };
+                    }
+                    cursor.slot
+                }
+            };
+            push(runs, ChoiceRun { start: self.row, end: stop, choice, slot });
+            self.row = stop;
+            if stop == entry_end {
+                self.entry += 1;
+            }
+        }
+    }
+
+    /// Like a column of its own; as many rows as one piece may have. Gives what it cost.
+    fn join_long(
+        &mut self,
+        timeline: &Timeline,
+        choice: u32,
+        end: usize,
+        runs: &mut Vec<ChoiceRun>,
+    ) -> usize {
+        let timestamps = self.timestamps;
+        let whole = matches!(timestamps.order(), Order::Sorted) && !timestamps.has_nulls();
+        let last = timestamps.entry_of(end - 1) + 1;
+        let last = if whole { last } else { last.min(self.entry + Self::MAX_RUNS) };
+        let piece = Piece { entries: self.entry..last, max_runs: Self::MAX_RUNS };
+        self.piece.clear();
+        let done = join_timeline(&mut self.piece, timeline, timestamps, piece);
+        for run in &self.piece {
+            let (start, end) = (run.start.max(self.row), run.end.min(end));
+            push(runs, ChoiceRun { start, end, choice, slot: run.slot });
+        }
+        // `done` > `self.entry`: each piece has an entry at least.
+        let joined = timestamps.row_end(done - 1).min(end);
+        self.row = joined;
+        self.entry = done - usize::from(timestamps.row_end(done - 1) > joined);
+        if whole { self.piece.len() } else { last }
+    }
+}
+
+fn push(runs: &mut Vec<ChoiceRun>, run: ChoiceRun) {
+    match runs.last_mut() {
+        Some(last) if last.slot == run.slot && last.choice == run.choice => last.end = run.end,
+        _ => runs.push(run),
+    }
+}
+
+/// The first few timestamps of `ranges` of rows that stand on a step for which `open` says
+/// something, each once, and what it says.
+pub fn open_times_within<T>(
+    timeline: &Timeline,
+    timestamps: &Timestamps,
+    ranges: &[Range<u32>],
+    limit: usize,
+    open: impl Fn(&Step) -> Option<T>,
+) -> Vec<(Timestamp, T)> {
+    let mut found: Vec<(Timestamp, T)> = Vec::new();
+    // Where the last closed step begins and ends.
+    let mut closed = (i64::MAX, i64::MIN);
+    for rows in ranges {
+        let first = timestamps.entry_of(rows.start as usize);
+        let last = match rows.len() {
+            1 => first,
+            _ => timestamps.entry_of(rows.end as usize - 1),
+        };
+        if last > first {
+            let more = open_times_of(timeline, timestamps, first..last + 1, limit, &open);
+            let is_new = |at: &Timestamp| found.iter().all(|(known, _)| known != at);
+            let more: Vec<_> = more.into_iter().filter(|(at, _)| is_new(at)).collect();
+            found.extend(more);
+        } else if let Some(at) = timestamps.entry(first) {
+            let millis = at.as_millis();
+            if closed.0 <= millis && millis < closed.1 {
+                continue;
+            }
+            let (from, until, step) = timeline.step_around(at);
+            match open(&step) {
+                None => closed = (from, until),
+                Some(told) if found.iter().all(|(known, _)| *known != at) => found.push((at, told)),
+                Some(_) => {}
+            }
+        }
+        if found.len() >= limit {
+            found.truncate(limit);
+            break;
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::clock::Moment;
+    use crate::index::State;
+    use crate::interval::ValidityInterval;
+    use crate::object::{ObjectId, ObjectInfo, ObjectPath};
+
+    fn timeline(pieces: &[(i64, i64)], known: Option<(i64, i64)>) -> Timeline {
+        let at = Timestamp::from_millis;
+        let version = |(n, &(from, until)): (usize, &(i64, i64))| {
+            Arc::new(ObjectInfo {
+                path: ObjectPath::new("A").unwrap(),
+                id: ObjectId::from_bytes([n as u8; 16]),
+                validity: ValidityInterval::new(at(from), at(until)).unwrap(),
+                created: at(n as i64),
+                size_bytes: None,
+                md5: None,
+                metadata: Default::default(),
+            })
+        };
+        let versions: Vec<_> = pieces.iter().enumerate().map(version).collect();
+        let span = match known {
+            Some((from, until)) => ValidityInterval::new(at(from), at(until)).unwrap(),
+            None => ValidityInterval::ALL,
+        };
+        Timeline::unknown().learn(span, &versions, Moment::from_millis(5))
+    }
+
+    fn pieces() -> impl Strategy<Value = Vec<(i64, i64)>> {
+        let piece = (-60_i64..60, 1_i64..40).prop_map(|(from, length)| (from, from + length));
+        proptest::collection::vec(piece, 0..12)
+    }
+
+    /// Rows in the layouts that timestamps come in: sorted or not, with nulls, run-encoded, paced.
+    fn timestamps() -> impl Strategy<Value = Timestamps> {
+        let rows = proptest::collection::vec(
+            prop_oneof![9 => (-70_i64..70).prop_map(Some), 1 => Just(None)],
+            1..400,
+        );
+        (rows, 0..5_usize, 1..30_i32).prop_map(|(mut rows, layout, length)| match layout {
+            0 => rows.into_iter().collect(),
+            1 => rows.into_iter().map(|at| at.or(Some(3))).collect(),
+            2 => {
+                rows.sort_by_key(|at| at.unwrap_or(7));
+                rows.into_iter().collect()
+            }
+            3 => {
+                let plain: Timestamps = rows.iter().copied().collect();
+                let ends: Vec<i32> = (1..=plain.len() as i32).map(|n| n * length).collect();
+                plain.with_ends(ends)
+            }
+            _ => Timestamps::stepped(Timestamp::from_millis(-70), 3, rows.len()),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn each_row_gets_what_its_own_look_up_says(
+            timestamps in timestamps(),
+            key in proptest::collection::vec((prop_oneof![
+                9 => (0_i64..8).prop_map(Some), 1 => Just(None)
+            ], 1..200_usize), 1..400),
+            all in proptest::collection::vec(pieces(), 5),
+            known in proptest::option::of((-50_i64..0, 1_i64..50)),
+            fixed in 0..5_usize,
+        ) {
+            let mut builder = super::super::KeyBuilder::new(super::super::KeyType::Integers);
+            for (value, rows) in key.iter().cycle() {
+                let rows = (*rows).min(timestamps.len() - builder.len());
+                builder.push(rows, value.map(super::super::KeyValue::Integer));
+                if builder.len() == timestamps.len() {
+                    break;
+                }
+            }
+            let key = builder.finish();
+            // Values 0..5 have look-ups of their own, 5 that of 0, and 6 and 7 none.
+            let values = key.to_timestamps().unwrap();
+            let starts = [i64::MIN, 0, 1, 2, 3, 4, 5, 6];
+            let of = |step: usize| [None, Some(0), Some(1), Some(2), Some(3), Some(4), Some(0), None]
+                [step];
+            let choices = RowChoices::by_steps(&values, &starts, of);
+            let timelines: Vec<Timeline> = all.iter().map(|all| timeline(all, known)).collect();
+            let sources: Vec<ChoiceSource<'_>> = timelines
+                .iter()
+                .enumerate()
+                .map(|(n, one)| match n == fixed {
+                    true => ChoiceSource::Fixed(Slot::Version(99)),
+                    false => ChoiceSource::Timeline(one),
+                })
+                .collect();
+            let mut joined: Vec<(u32, Slot)> = Vec::new();
+            let (mut join, mut runs) = (ChoicePieces::new(&choices, &sources, &timestamps), vec![]);
+            while join.next_into(&mut runs) {
+                for run in &runs {
+                    prop_assert_eq!(run.start, joined.len());
+                    prop_assert!(run.end > run.start);
+                    joined.resize(run.end, (run.choice, run.slot));
+                }
+            }
+            prop_assert_eq!(joined.len(), timestamps.len());
+            for (row, (choice, slot)) in joined.into_iter().enumerate() {
+                let expected = match key.value(row) {
+                    None => (RowChoices::NULL, Slot::Null),
+                    Some(super::super::KeyValue::Integer(value)) if value > 5 => {
+                        (RowChoices::NONE, Slot::Absent)
+                    }
+                    Some(super::super::KeyValue::Integer(value)) => {
+                        let choice = (value % 5) as usize;
+                        let slot = match (choice == fixed, timestamps.value(row)) {
+                            (true, _) => Slot::Version(99),
+                            (false, None) => Slot::Null,
+                            (false, Some(at)) => timelines[choice].at(at).state.into(),
+                        };
+                        (choice as u32, slot)
+                    }
+                    Some(super::super::KeyValue::Text(_)) => unreachable!(),
+                };
+                prop_assert_eq!((choice, slot), expected, "row {}", row);
+            }
+            // The open times of each look-up are those of its own rows that are not known.
+            let ranges = choices.ranges(5, |choice| Some(choice as usize));
+            for (choice, timeline) in timelines.iter().enumerate() {
+                let unknown = |step: &Step| (step.state == State::Unknown).then_some(());
+                let found =
+                    open_times_within(timeline, &timestamps, ranges.of_group(choice), 1000, unknown);
+                let mut found: Vec<_> = found.into_iter().map(|(at, ())| at).collect();
+                let rows = choices.runs().filter(|(.., one)| *one == choice as u32);
+                let rows = rows.flat_map(|(start, end, _)| start..end);
+                let mut expected: Vec<_> = rows.filter_map(|row| timestamps.value(row)).collect();
+                expected.retain(|at| timeline.at(*at).state == State::Unknown);
+                expected.sort_unstable();
+                expected.dedup();
+                found.sort_unstable();
+                // Neighbouring ranges of one piece may tell a time twice only in a piece.
+                found.dedup();
+                prop_assert_eq!(found, expected);
+            }
+        }
+
+        #[test]
+        fn null_timestamps_have_no_look_up(
+            timestamps in timestamps(),
+            values in proptest::collection::vec(proptest::option::of(0_i64..3), 1..20),
+        ) {
+            let rows = (0..timestamps.len()).map(|row| values[row / 3 % values.len()]);
+            let key: KeyColumn = rows.collect();
+            let choices = RowChoices::by_value(&key).without_null_timestamps(&timestamps);
+            let mut row = 0;
+            for (start, end, choice) in choices.runs() {
+                prop_assert_eq!(start, row);
+                for at in start..end {
+                    let expected = match (timestamps.value(at), key.value(at)) {
+                        (Some(_), Some(value)) => Some(value),
+                        _ => None,
+                    };
+                    let got = (choice != RowChoices::NULL)
+                        .then(|| key.distinct(choice as usize).0);
+                    prop_assert_eq!(got, expected);
+                }
+                row = end;
+            }
+            prop_assert_eq!(row, timestamps.len());
+        }
+    }
+}

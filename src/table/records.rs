@@ -1,0 +1,200 @@
+//! The views of records: which version served which rows, and which objects a table has.
+
+use std::sync::Arc;
+
+use arrow_array::builder::{Int64Builder, MapBuilder, MapFieldNames, StringBuilder, UInt64Builder};
+use arrow_array::{ArrayRef, RecordBatch};
+
+use super::cells::cell_array;
+use super::column::ColumnPath;
+use super::content::{Cell, Column};
+use super::encode::{
+    Batches, MAX_CELL_BYTES, PAYLOAD_BATCH_BYTES, RECORD_BYTES, RECORD_FIXED_BYTES, RECORD_ROWS,
+};
+use super::encode_error::EncodeError;
+use super::request::{CellKind, Encoding};
+use super::text_runs::TextRuns;
+use crate::object::{ObjectId, ObjectInfo, ObjectPath};
+
+/// The value of a column's key at `row`, as text, and the row up to which it and `end` hold.
+fn key_of(column: &Column, row: usize, end: usize) -> (Option<String>, usize) {
+    let Some(key) = &column.key else { return (None, end) };
+    let run = key.run_of(row);
+    match run < key.run_count() {
+        true => (key.run_value(run).map(|value| value.to_string()), key.run_rows(run).end.min(end)),
+        false => (None, end),
+    }
+}
+
+/// The path of an object in a column: two paths can have a version of one id.
+fn path_of<'a>(column: &'a Column, version: &'a ObjectInfo) -> &'a ObjectPath {
+    match &column.path {
+        ColumnPath::One(path) => path,
+        ColumnPath::ByRange(_) => &version.path,
+    }
+}
+
+impl Batches {
+    /// The record of what served the rows: one row per run.
+    pub(super) fn records(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
+        let objects = Arc::clone(&self.content.objects);
+        let mut texts: [StringBuilder; 4] = Default::default();
+        let mut numbers: [Int64Builder; 5] = Default::default();
+        let mut sizes: [UInt64Builder; 2] = Default::default();
+        let mut keys = StringBuilder::new();
+        let names = MapFieldNames {
+            entry: "entries".to_owned(),
+            key: "key".to_owned(),
+            value: "value".to_owned(),
+        };
+        let value =
+            Arc::new(arrow_schema::Field::new("value", arrow_schema::DataType::Utf8, false));
+        let mut metadata = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new())
+            .with_values_field(value);
+        let (mut rows, mut bytes) = (0, 0);
+        let (mut place, mut next_run) = self.next_in_column;
+        while rows < RECORD_ROWS && bytes < RECORD_BYTES && place < columns.len() {
+            let column = &columns[place];
+            let Some(run) = column.runs.get(next_run) else {
+                (place, next_run, self.next) = (place + 1, 0, 0);
+                continue;
+            };
+            let start = self.next;
+            // A run goes on over several values of a key: each has a record of its own.
+            let (key, end) = key_of(column, start, run.end as usize);
+            self.next = end;
+            next_run += usize::from(end == run.end as usize);
+            let Some(cell) = run.cell.map(|cell| &column.cells[cell as usize]) else { continue };
+            let version = objects.version(cell.object);
+            let mut id = [0; ObjectId::TEXT_BYTES];
+            let id = version.id.text(&mut id);
+            let path = path_of(column, version).as_str();
+            let said = [&column.name[..], path, id, cell.cache.name()];
+            texts.iter_mut().zip(said).for_each(|(builder, text)| builder.append_value(text));
+            let counted = [
+                start as i64,
+                end as i64,
+                version.validity.from().as_millis(),
+                version.validity.until().as_millis(),
+                version.created.as_millis(),
+            ];
+            numbers.iter_mut().zip(counted).for_each(|(builder, n)| builder.append_value(n));
+            sizes[0].append_value(cell.header.size);
+            sizes[1].append_value(cell.header.hint);
+            for (key, value) in &version.metadata {
+                metadata.keys().append_value(key);
+                metadata.values().append_value(value);
+                bytes += key.len() + value.len() + 8;
+            }
+            metadata.append(true)?;
+            bytes += key.as_ref().map_or(0, String::len);
+            keys.append_option(key);
+            rows += 1;
+            bytes += column.name.len() + path.len() + RECORD_FIXED_BYTES;
+        }
+        // What is left may be runs without an object.
+        while let Some(column) = columns.get(place)
+            && column.runs[next_run..].iter().all(|run| run.cell.is_none())
+        {
+            (place, next_run, self.next) = (place + 1, 0, 0);
+        }
+        self.over = place == columns.len();
+        self.next_in_column = (place, next_run);
+        let [column, path, id, cache] =
+            texts.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let [start, end, from, until, created] =
+            numbers.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let [size, generation] =
+            sizes.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let metadata: ArrayRef = Arc::new(metadata.finish());
+        let mut arrays = vec![
+            column, path, start, end, id, from, until, created, size, generation, cache, metadata,
+        ];
+        if self.shape.keyed {
+            arrays.push(Arc::new(keys.finish()));
+        }
+        self.batch(arrays, rows)
+    }
+
+    /// The distinct objects: one record per entry of each column's dictionary, in its order.
+    pub(super) fn distinct(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
+        let objects = Arc::clone(&self.content.objects);
+        let mut names: [TextRuns<'_>; 2] = Default::default();
+        let mut ids = StringBuilder::new();
+        let mut numbers = [0, 1].map(|_| Int64Builder::new());
+        let mut cells: Vec<Option<&Cell>> = Vec::new();
+        let (mut bytes, mut payload_bytes) = (0, 0);
+        let (mut place, mut next_cell) = self.next_in_column;
+        let mut served = std::mem::take(&mut self.served);
+        while cells.len() < RECORD_ROWS && bytes < RECORD_BYTES && place < columns.len() {
+            let column = &columns[place];
+            if next_cell == 0 {
+                served = rows_of_cells(column);
+            }
+            let Some(cell) = column.cells.get(next_cell) else {
+                (place, next_cell) = (place + 1, 0);
+                continue;
+            };
+            if self.shape.cell == CellKind::Payload {
+                payload_bytes += self.payload_of(column, cell)?;
+            }
+            let (first_row, rows) = served[next_cell];
+            next_cell += 1;
+            let path = path_of(column, objects.version(cell.object)).as_str();
+            names[0].push(&column.name);
+            names[1].push(path);
+            ids.append_value(objects.id(cell.object).text(&mut [0; ObjectId::TEXT_BYTES]));
+            numbers[0].append_value(first_row);
+            numbers[1].append_value(rows);
+            cells.push(Some(cell));
+            bytes += RECORD_FIXED_BYTES;
+            if self.shape.encoding != Encoding::RunEnd {
+                bytes += column.name.len() + path.len();
+            }
+            if payload_bytes >= PAYLOAD_BATCH_BYTES {
+                break;
+            }
+        }
+        while columns.get(place).is_some_and(|column| column.cells.len() <= next_cell) {
+            (place, next_cell) = (place + 1, 0);
+        }
+        self.over = place == columns.len();
+        self.served = served;
+        self.next_in_column = (place, next_cell);
+        let rows = cells.len();
+        let [column, path] = names.map(|runs| runs.finish(self.shape.encoding, rows));
+        let [first_row, count] =
+            numbers.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let cells = cell_array(self.shape.cell, cells.into_iter(), self.objects())?;
+        self.batch(vec![column?, path?, Arc::new(ids.finish()), cells, first_row, count], rows)
+    }
+
+    /// The bytes of an object that is a cell of its own.
+    ///
+    /// # Errors
+    /// [`EncodeError::TooLarge`].
+    fn payload_of(&self, column: &Column, cell: &Cell) -> Result<u64, EncodeError> {
+        let bytes = self.bytes_of(cell);
+        if bytes <= MAX_CELL_BYTES {
+            return Ok(bytes);
+        }
+        let (column, path) = (column.name.to_string(), column.path.to_string());
+        Err(EncodeError::TooLarge { column, path, bytes, limit_bytes: MAX_CELL_BYTES })
+    }
+}
+
+/// By cell of a column: the first row that it serves, and how many it serves.
+fn rows_of_cells(column: &Column) -> Vec<(i64, i64)> {
+    let mut served = vec![(0, 0); column.cells.len()];
+    let mut start = 0;
+    for run in column.runs.iter() {
+        if let Some((first_row, rows)) = run.cell.and_then(|cell| served.get_mut(cell as usize)) {
+            if *rows == 0 {
+                *first_row = i64::from(start);
+            }
+            *rows += i64::from(run.end - start);
+        }
+        start = run.end;
+    }
+    served
+}

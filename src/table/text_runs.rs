@@ -1,0 +1,39 @@
+//! A column of texts in which equal ones follow each other, as runs.
+
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, Int32Array, StringArray};
+
+use super::cells::run_array;
+use super::encode_error::EncodeError;
+use super::layout::text_type;
+use super::request::Encoding;
+
+/// Texts, each with the number of rows that it stands for.
+#[derive(Default)]
+pub(super) struct TextRuns<'a>(Vec<(&'a str, i32)>);
+
+impl<'a> TextRuns<'a> {
+    pub(super) fn push(&mut self, text: &'a str) {
+        match self.0.last_mut() {
+            Some((last, rows)) if *last == text => *rows += 1,
+            _ => self.0.push((text, 1)),
+        }
+    }
+
+    pub(super) fn finish(self, encoding: Encoding, rows: usize) -> Result<ArrayRef, EncodeError> {
+        let Self(runs) = self;
+        if encoding == Encoding::RunEnd {
+            let lengths = runs.iter().map(|(_, rows)| *rows);
+            let ends = lengths.scan(0, |end, rows| {
+                *end += rows;
+                Some(*end)
+            });
+            let texts = StringArray::from_iter_values(runs.iter().map(|(text, _)| *text));
+            let ends = Int32Array::from_iter_values(ends);
+            return run_array(&text_type(encoding), ends, &texts, rows);
+        }
+        let texts = runs.iter().flat_map(|(text, rows)| std::iter::repeat_n(*text, *rows as usize));
+        Ok(Arc::new(StringArray::from_iter_values(texts)))
+    }
+}

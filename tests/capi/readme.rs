@@ -1,0 +1,67 @@
+//! The blocks of the README for C and C++ work as they are written.
+
+use std::os::unix::fs::symlink;
+
+use super::*;
+use crate::common::Service;
+
+/// The blocks of one language in the section for C and C++.
+fn blocks(language: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, rest) = text.split_once("\n## Five minutes: from C and C++\n").unwrap();
+    let section = rest.split("\n## ").next().unwrap();
+    let fence = format!("```{language}\n");
+    let found = section.split(&fence).skip(1);
+    found.map(|block| block.split("```").next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_shell_block_of_the_readme_compiles_links_and_runs_the_examples() {
+    if !target().join("python/bin/python").exists() {
+        eprintln!("skipped: no pyarrow beneath target/python; ./test installs it");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // A checkout in which the libraries are built, in debug.
+    fs::create_dir_all(folder.path().join("target")).unwrap();
+    let links = [
+        (LIBRARIES.clone(), "target/release"),
+        (target().join("python"), "venv"),
+        (root().join("schemas"), "schemas"),
+        (root().join("examples"), "examples"),
+    ];
+    for (there, here) in links {
+        symlink(there, folder.path().join(here)).unwrap();
+    }
+    let repo = folder.path().join("repo");
+    put(&repo, &version("TPC/Calib/VDriftTgl", 1000, 9000, 1, b"drift 1"));
+    put(&repo, &version("TPC/Calib/VDriftTgl", 3000, 5000, 2, b"drift 2"));
+    let service = Service::over(&repo, &[]);
+    let found = blocks("sh");
+    let [script] = &found[..] else { panic!("one block") };
+    let (cargo, script) = script.split_once('\n').unwrap();
+    // `LIBRARIES` did the same, but for `--release`.
+    assert!(cargo.starts_with("cargo rustc --release --lib --no-default-features --features capi"));
+    let script = script.replace("grpc+unix:///tmp/iov/flight.sock", &service.unix());
+    let script = format!("set -euo pipefail\n{script}");
+    let output = Command::new("bash").args(["-c", &script]).current_dir(folder.path()).output();
+    let printed = well("the block", &output.unwrap());
+    // The device, the process that attaches to it, and the consumer of the service.
+    let lines = "1000 7 drift 1\n4000 7 drift 2\n";
+    assert_eq!(printed, lines.repeat(3));
+}
+
+#[test]
+fn the_program_of_the_readme_in_cpp_compiles_and_attaches() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::over(&repository(folder.path()), &[]);
+    let found = blocks("cpp");
+    let [program] = &found[..] else { panic!("one block") };
+    let attach = service.attach().display().to_string();
+    let source = folder.path().join("print.cpp");
+    fs::write(&source, program.replace("/tmp/iov/attach.sock", &attach)).unwrap();
+    let source = source.display().to_string();
+    let program = compile(folder.path(), "c++", &source, &with_library(&["-std=c++17"]));
+    let session = well("the program", &run(&program, &[], b""));
+    assert!(session.trim().len() >= 16, "{session}");
+}
