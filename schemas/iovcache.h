@@ -2,8 +2,9 @@
  * @file
  * iovcache: condition objects in shared memory, for C.
  *
- * Resolve the MetaHeaders of tables to read-only pointers (iovc_attach, iovc_resolve), or host a
- * cache in a process of your own (iovc_cache_open). Every function that can fail returns an
+ * Resolve the MetaHeaders of tables to read-only pointers (iovc_attach, iovc_resolve), look objects
+ * up by path and time without a call (iovc_local_open, iovc_local_get), or host a cache in a process
+ * of your own (iovc_cache_open). Every function that can fail returns an
  * iovc_status_t; iovc_last_error tells what exactly went wrong. `iovcache.hpp` is C++17 over this.
  *
  * Generated from src/ffi; changes here are lost.
@@ -96,6 +97,16 @@ typedef struct iovc_attach_t iovc_attach_t;
  * A cache in this process.
  */
 typedef struct iovc_cache_t iovc_cache_t;
+
+/**
+ * Look-ups in the shared memory of a service. Any number of threads may use one at the same time.
+ */
+typedef struct iovc_local_t iovc_local_t;
+
+/**
+ * A path to look up in. One thread at a time uses it.
+ */
+typedef struct iovc_local_path_t iovc_local_path_t;
 
 /**
  * The location of an object in shared memory: 40 bytes that fit into a message or a cell of a
@@ -267,6 +278,40 @@ typedef struct iovc_segment_t {
   uint8_t managed;
 } iovc_segment_t;
 
+/**
+ * An object in shared memory, which stays what it is until iovc_view_release.
+ */
+typedef struct iovc_view_t {
+  /**
+   * The first byte.
+   */
+  const void *data;
+  /**
+   * Number of bytes.
+   */
+  size_t size;
+  /**
+   * The version's id: a UUID, most significant byte first.
+   */
+  uint8_t object_id[16];
+  /**
+   * The version's own validity interval, in milliseconds since the Unix epoch: from here,
+   */
+  int64_t valid_from;
+  /**
+   * to here, which is not inside.
+   */
+  int64_t valid_until;
+  /**
+   * What pins it; null where it pins nothing.
+   */
+  const void *pin;
+  /**
+   * A part of the pin.
+   */
+  uint32_t slot;
+} iovc_view_t;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -281,7 +326,8 @@ extern "C" {
  * @param attach    where the handle goes; null is written if it fails
  *
  * The handle is a session of the service: what it holds for this process it lets go when the
- * handle is given back with iovc_detach, or the process ends, however it ends.
+ * handle is given back with iovc_detach (and what was opened by iovc_local_open), or the process
+ * ends, however it ends.
  *
  * # Safety
  * `path`, `consumer` and `token` are null or end with a 0; `attach` is null or writable.
@@ -471,6 +517,97 @@ iovc_status_t iovc_cache_status(const struct iovc_cache_t *cache, char **json);
  * `text` is null or came from iovc_cache_status, and was not given back yet.
  */
 void iovc_free_text(char *text);
+
+/**
+ * Look-ups by a handle of iovc_attach, without a call.
+ *
+ * @param local  where the handle goes; null is written if it fails
+ * @return IOVC_FAILED_PRECONDITION where the service does not offer look-ups, or by a handle of
+ *         iovc_cache_attach
+ *
+ * It keeps the session, also after iovc_detach.
+ *
+ * # Safety
+ * `attach` is null or a handle, `local` is null or writable.
+ */
+iovc_status_t iovc_local_open(const struct iovc_attach_t *attach, struct iovc_local_t **local);
+
+/**
+ * Gives a handle back. Null is allowed. Paths and views of it stay what they are; the session ends
+ * with the last of all.
+ *
+ * # Safety
+ * `local` is null or a handle that was not given back yet.
+ */
+void iovc_local_close(struct iovc_local_t *local);
+
+/**
+ * A path to look up in. Makes no call; the service need not know the path.
+ *
+ * @param path    the object path
+ * @param handle  where the handle goes; null is written if it fails
+ *
+ * One thread at a time may use it.
+ *
+ * # Safety
+ * `local` is null or a handle, `path` is null or ends with a 0, `handle` is null or writable.
+ */
+iovc_status_t iovc_local_path(const struct iovc_local_t *local,
+                              const char *path,
+                              struct iovc_local_path_t **handle);
+
+/**
+ * Gives a path back. Null is allowed. Its views stay what they are.
+ *
+ * # Safety
+ * `path` is null or a handle that was not given back yet.
+ */
+void iovc_local_path_close(struct iovc_local_path_t *path);
+
+/**
+ * The object of a path that is valid at a time, in milliseconds since the Unix epoch. Makes no
+ * system call.
+ *
+ * @param view  where it goes; it pins the object until iovc_view_release. Without one (any status
+ *              but IOVC_OK) it pins nothing
+ * @return IOVC_UNAVAILABLE where the service has to be asked: nothing is valid, or it does not lie
+ *         in shared memory, or is not confirmed. A request for the path that names the session has
+ *         it published
+ *
+ * # Safety
+ * `path` is null or a handle that no other thread uses meanwhile, `view` is null or writable.
+ */
+iovc_status_t iovc_local_get(const struct iovc_local_path_t *path,
+                             int64_t at,
+                             struct iovc_view_t *view);
+
+/**
+ * The objects of a path at many times.
+ *
+ * @param at     `count` times
+ * @param views  room for as many; those that are not found pin nothing, and have null as `pin`
+ * @param found  how many were found; may be null
+ * @return IOVC_OK also where some were not found: the service is to be asked for them
+ *
+ * # Safety
+ * As `iovc_local_get`; `at` leads to `count` times, `views` to room for as many, `found` is null
+ * or writable.
+ */
+iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
+                                  const int64_t *at,
+                                  size_t count,
+                                  struct iovc_view_t *views,
+                                  size_t *found);
+
+/**
+ * Ends the pin of a view; what it points to may not be read any more. A view that pins nothing, and
+ * null, are allowed. Any thread may do it.
+ *
+ * # Safety
+ * `view` is null or leads to a view that iovc_local_get or iovc_local_get_many has written, and
+ * no copy of it was released.
+ */
+void iovc_view_release(struct iovc_view_t *view);
 
 /**
  * The options that hold where nothing else is set.
@@ -649,7 +786,8 @@ const char *iovc_last_error(void);
  * @param attach    where the handle goes; null is written if it fails
  *
  * The handle is a session of the service: what it holds for this process it lets go when the
- * handle is given back with iovc_detach, or the process ends, however it ends.
+ * handle is given back with iovc_detach (and what was opened by iovc_local_open), or the process
+ * ends, however it ends.
  *
  * # Safety
  * `path`, `consumer` and `token` are null or end with a 0; `attach` is null or writable.
@@ -977,6 +1115,97 @@ iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
                                struct ArrowArray *table,
                                struct ArrowSchema *schema,
                                char *lease);
+
+/**
+ * Look-ups by a handle of iovc_attach, without a call.
+ *
+ * @param local  where the handle goes; null is written if it fails
+ * @return IOVC_FAILED_PRECONDITION where the service does not offer look-ups, or by a handle of
+ *         iovc_cache_attach
+ *
+ * It keeps the session, also after iovc_detach.
+ *
+ * # Safety
+ * `attach` is null or a handle, `local` is null or writable.
+ */
+iovc_status_t iovc_local_open(const struct iovc_attach_t *attach, struct iovc_local_t **local);
+
+/**
+ * Gives a handle back. Null is allowed. Paths and views of it stay what they are; the session ends
+ * with the last of all.
+ *
+ * # Safety
+ * `local` is null or a handle that was not given back yet.
+ */
+void iovc_local_close(struct iovc_local_t *local);
+
+/**
+ * A path to look up in. Makes no call; the service need not know the path.
+ *
+ * @param path    the object path
+ * @param handle  where the handle goes; null is written if it fails
+ *
+ * One thread at a time may use it.
+ *
+ * # Safety
+ * `local` is null or a handle, `path` is null or ends with a 0, `handle` is null or writable.
+ */
+iovc_status_t iovc_local_path(const struct iovc_local_t *local,
+                              const char *path,
+                              struct iovc_local_path_t **handle);
+
+/**
+ * Gives a path back. Null is allowed. Its views stay what they are.
+ *
+ * # Safety
+ * `path` is null or a handle that was not given back yet.
+ */
+void iovc_local_path_close(struct iovc_local_path_t *path);
+
+/**
+ * The object of a path that is valid at a time, in milliseconds since the Unix epoch. Makes no
+ * system call.
+ *
+ * @param view  where it goes; it pins the object until iovc_view_release. Without one (any status
+ *              but IOVC_OK) it pins nothing
+ * @return IOVC_UNAVAILABLE where the service has to be asked: nothing is valid, or it does not lie
+ *         in shared memory, or is not confirmed. A request for the path that names the session has
+ *         it published
+ *
+ * # Safety
+ * `path` is null or a handle that no other thread uses meanwhile, `view` is null or writable.
+ */
+iovc_status_t iovc_local_get(const struct iovc_local_path_t *path,
+                             int64_t at,
+                             struct iovc_view_t *view);
+
+/**
+ * The objects of a path at many times.
+ *
+ * @param at     `count` times
+ * @param views  room for as many; those that are not found pin nothing, and have null as `pin`
+ * @param found  how many were found; may be null
+ * @return IOVC_OK also where some were not found: the service is to be asked for them
+ *
+ * # Safety
+ * As `iovc_local_get`; `at` leads to `count` times, `views` to room for as many, `found` is null
+ * or writable.
+ */
+iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
+                                  const int64_t *at,
+                                  size_t count,
+                                  struct iovc_view_t *views,
+                                  size_t *found);
+
+/**
+ * Ends the pin of a view; what it points to may not be read any more. A view that pins nothing, and
+ * null, are allowed. Any thread may do it.
+ *
+ * # Safety
+ * `view` is null or leads to a view that iovc_local_get or iovc_local_get_many has written, and
+ * no copy of it was released.
+ */
+void iovc_view_release(struct iovc_view_t *view);
 
 #ifdef __cplusplus
 }  // extern "C"

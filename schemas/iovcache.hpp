@@ -313,6 +313,110 @@ class [[nodiscard]] Held
 
 inline Held Attachment::hold(std::string lease) const { return Held(*this, std::move(lease)); }
 
+/** An object in shared memory, pinned as long as this lives; see iovc_local_get. */
+class [[nodiscard]] View
+{
+ public:
+  View() noexcept = default;
+  explicit View(const iovc_view_t& view) noexcept : mView(view) {}
+  View(View&& other) noexcept : mView(std::exchange(other.mView, iovc_view_t{})) {}
+  View& operator=(View&& other) noexcept
+  {
+    if (this != &other) {
+      iovc_view_release(&mView);
+      mView = std::exchange(other.mView, iovc_view_t{});
+    }
+    return *this;
+  }
+  View(const View&) = delete;
+  View& operator=(const View&) = delete;
+  ~View() { iovc_view_release(&mView); }
+
+  /** Whether it pins an object. */
+  explicit operator bool() const noexcept { return mView.pin != nullptr; }
+  /** Its bytes, which stay what they are as long as this lives. */
+  [[nodiscard]] Bytes bytes() const noexcept { return detail::bytes(mView.data, mView.size); }
+  [[nodiscard]] const std::byte* data() const noexcept { return bytes().data(); }
+  [[nodiscard]] std::size_t size() const noexcept { return mView.size; }
+  /** The version's id: a UUID, most significant byte first. */
+  [[nodiscard]] const std::uint8_t* object_id() const noexcept { return mView.object_id; }
+  /** The version's own validity interval, in milliseconds; `valid_until` is not inside. */
+  [[nodiscard]] std::int64_t valid_from() const noexcept { return mView.valid_from; }
+  [[nodiscard]] std::int64_t valid_until() const noexcept { return mView.valid_until; }
+
+ private:
+  iovc_view_t mView{};
+};
+
+/** A path to look up in, for one thread at a time; see iovc_local_path. */
+class LocalPath
+{
+ public:
+  /** The object that is valid at a time, in milliseconds; IOVC_UNAVAILABLE: ask the service. */
+  [[nodiscard]] Result<View> get(std::int64_t at) const noexcept
+  {
+    iovc_view_t view{};
+    const auto status = iovc_local_get(mHandle.get(), at, &view);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return View(view);
+  }
+
+  /** The objects of many times; those for which the service is to be asked pin nothing. */
+  [[nodiscard]] Result<std::vector<View>> get_many(const std::vector<std::int64_t>& at) const
+  {
+    std::vector<iovc_view_t> found(at.size());
+    const auto status =
+      iovc_local_get_many(mHandle.get(), at.data(), at.size(), found.data(), nullptr);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    std::vector<View> views;
+    views.reserve(found.size());
+    for (const auto& view : found) {
+      views.emplace_back(view);
+    }
+    return views;
+  }
+
+ private:
+  friend class Local;
+  explicit LocalPath(iovc_local_path_t* path) noexcept : mHandle(path) {}
+
+  detail::Handle<iovc_local_path_t, iovc_local_path_close> mHandle;
+};
+
+/** Look-ups in shared memory, without a call; see iovc_local_open. */
+class Local
+{
+ public:
+  static Result<Local> open(const Attachment& attachment) noexcept
+  {
+    iovc_local_t* local = nullptr;
+    const auto status = iovc_local_open(attachment.get(), &local);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return Local(local);
+  }
+
+  [[nodiscard]] Result<LocalPath> path(const std::string& path) const noexcept
+  {
+    iovc_local_path_t* handle = nullptr;
+    const auto status = iovc_local_path(mHandle.get(), path.c_str(), &handle);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return LocalPath(handle);
+  }
+
+ private:
+  explicit Local(iovc_local_t* local) noexcept : mHandle(local) {}
+
+  detail::Handle<iovc_local_t, iovc_local_close> mHandle;
+};
+
 /** A cache in this process; see iovc_cache_open. */
 class Cache
 {

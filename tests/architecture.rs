@@ -112,6 +112,10 @@ const SUB_ROOMS: &[(&str, &[(&str, &[&str])])] = &[(
 const SHARED_NAMES: &[(&str, &str)] = &[
     ("Arguments", "of each command"),
     ("Column", "`client::Column` and `table::Column`: the module qualifies it"),
+    (
+        "View",
+        "`client::View` is an object in use, `table::View` a shape of tables: the module qualifies it",
+    ),
 ];
 
 /// A path in the crate, e.g. `["cache", "api", "answer"]`.

@@ -156,3 +156,4 @@ pub use self::restart::{DescriptorStore, Inheritance};
 pub use self::tables::audit_log::TARGET as TABLE_LOG;
 pub use self::tables::run_information::RunInformation;
 pub use self::versions::object_index::{Effective, Versions};
+pub use self::versions::publisher::{LocalFigures, LookUpSums};

@@ -33,6 +33,7 @@ mod cells;
 mod connect;
 mod error;
 mod large;
+mod local;
 mod local_join;
 mod options;
 mod request;
@@ -42,6 +43,7 @@ mod table;
 mod tls_files;
 
 pub use error::ClientError;
+pub use local::{Local, LocalPath, View};
 pub use options::ClientOptions;
 pub use request::TableRequest;
 pub use service::{Client, PathEntry};

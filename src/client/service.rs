@@ -22,6 +22,7 @@ use tokio::sync::{Mutex, mpsc};
 
 use super::connect::{CONNECT_LIMIT, FlightClient, ServiceAddress, token};
 use super::error::ClientError;
+use super::local::LocalShared;
 use super::local_join::LocalJoin;
 use super::options::ClientOptions;
 use super::request::TableRequest;
@@ -71,6 +72,10 @@ struct ClientInner {
     answered: AtomicBool,
     /// The process that connected, among its forks.
     process: u64,
+    /// Its session looks up by itself.
+    looks_up: bool,
+    /// What it looks up by itself, once that was asked for.
+    local: crate::sync::Mutex<Option<Arc<LocalShared>>>,
 }
 
 /// The Unix socket of a service on the node: a session is used over it alone, where the kernel says
@@ -105,6 +110,15 @@ impl Client {
     /// # Errors
     /// [`ClientError::Address`], [`ClientError::Connect`].
     pub async fn connect_with(url: &str, options: ClientOptions) -> Result<Self, ClientError> {
+        Self::connect_as(url, options, false).await
+    }
+
+    /// Connects; `looks_up`: its session is one that looks up by itself.
+    pub(super) async fn connect_as(
+        url: &str,
+        options: ClientOptions,
+        looks_up: bool,
+    ) -> Result<Self, ClientError> {
         let address = ServiceAddress::parse(url)?;
         let options = ClientOptions { token: token(options.token)?, ..options };
         let connecting = address.connect(url, &options);
@@ -130,8 +144,40 @@ impl Client {
             releases,
             answered: AtomicBool::new(false),
             process: process_generation(),
+            looks_up,
+            local: crate::sync::Mutex::default(),
         };
         Ok(Self(Arc::new(inner)))
+    }
+
+    /// The process that connected, among its forks.
+    pub(super) fn process(&self) -> u64 {
+        self.0.process
+    }
+
+    pub(super) fn options(&self) -> &ClientOptions {
+        &self.0.options
+    }
+
+    /// What it looks up by itself, once that was asked for.
+    pub(super) fn local_shared(&self) -> &crate::sync::Mutex<Option<Arc<LocalShared>>> {
+        &self.0.local
+    }
+
+    /// The session on the node, if it is there now.
+    pub(super) async fn session(&self) -> Option<Arc<Attachment>> {
+        match &*self.0.attached.lock().await {
+            Attached::Here(attachment) => Some(Arc::clone(attachment)),
+            Attached::NotTried | Attached::Lost | Attached::Remote => None,
+        }
+    }
+
+    /// Attaches, where the address itself says how.
+    pub(super) async fn attach_beside(&self) -> Result<(), ClientError> {
+        if self.0.address.folder().is_some() && !self.0.options.remote {
+            self.attachment(&TableRequest::new()).await?;
+        }
+        Ok(())
     }
 
     /// Where requests go now.
@@ -227,7 +273,7 @@ impl Client {
         })
     }
 
-    fn patience(&self) -> Duration {
+    pub(super) fn patience(&self) -> Duration {
         self.0.options.patience.unwrap_or(PATIENCE)
     }
 
@@ -520,12 +566,16 @@ impl Client {
     }
 
     async fn attach(&self, path: &Path) -> Result<Attachment, ClientError> {
-        let (path, options) = (path.to_owned(), self.0.options.clone());
+        let (path, options, looks_up) = (path.to_owned(), self.0.options.clone(), self.0.looks_up);
         let opened = tokio::task::spawn_blocking(move || {
             let consumer =
                 options.consumer.unwrap_or_else(|| format!("process-{}", std::process::id()));
-            Attachment::open(&path, &consumer, options.token.as_ref().map(Secret::reveal))
-                .map_err(|error| ClientError::Attach { path, error })
+            let token = options.token.as_ref().map(Secret::reveal);
+            let opened = match looks_up {
+                true => Attachment::open_local(&path, &consumer, token),
+                false => Attachment::open(&path, &consumer, token),
+            };
+            opened.map_err(|error| ClientError::Attach { path, error })
         });
         opened.await.map_err(|error| answer(&error.to_string()))?
     }

@@ -213,6 +213,14 @@ impl Table {
         }
     }
 
+    /// What pins its objects, if they lie in shared memory that this client has mapped.
+    pub(super) fn into_pinned(self) -> Option<PinnedBlocks> {
+        match self.hold {
+            Hold::Pinned(pinned) => Some(pinned),
+            Hold::Lease(_) => None,
+        }
+    }
+
     /// The lease, for a caller that releases it.
     pub(super) fn into_lease(self) -> Option<String> {
         match self.hold {

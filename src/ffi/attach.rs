@@ -28,7 +28,7 @@ pub struct Attach {
 
 enum Memory {
     /// That of a service on the node.
-    Service(Attachment),
+    Service(Arc<Attachment>),
     /// That of a cache in this process.
     Own { cache: Cache, mappings: Mutex<Arc<Mappings>> },
 }
@@ -50,13 +50,21 @@ impl Attach {
 
     fn of_service(attachment: Attachment) -> Self {
         let (session, epoch) = (attachment.session().to_owned(), attachment.epoch().to_string());
-        Self::new(Memory::Service(attachment), &session, &epoch)
+        Self::new(Memory::Service(Arc::new(attachment)), &session, &epoch)
     }
 
     pub(super) fn of_cache(cache: Cache) -> Self {
         let epoch = cache.epoch().to_string();
         let mappings = Mutex::new(Arc::new(cache.mappings()));
         Self::new(Memory::Own { cache, mappings }, "", &epoch)
+    }
+
+    /// The session with a service.
+    pub(super) fn attachment(&self) -> Option<&Arc<Attachment>> {
+        match &self.memory {
+            Memory::Service(attachment) => Some(attachment),
+            Memory::Own { .. } => None,
+        }
     }
 
     /// Runs `work` with what is mapped now. Pointers that it gives stay mapped: until
@@ -119,7 +127,8 @@ impl Attach {
 /// @param attach    where the handle goes; null is written if it fails
 ///
 /// The handle is a session of the service: what it holds for this process it lets go when the
-/// handle is given back with iovc_detach, or the process ends, however it ends.
+/// handle is given back with iovc_detach (and what was opened by iovc_local_open), or the process
+/// ends, however it ends.
 ///
 /// # Safety
 /// `path`, `consumer` and `token` are null or end with a 0; `attach` is null or writable.
@@ -138,7 +147,7 @@ pub unsafe extern "C" fn iovc_attach(
         let path = unsafe { text(path, "path") }?;
         // SAFETY: as the caller says.
         let (consumer, token) = unsafe { names(consumer, token) }?;
-        let attachment = Attachment::open(Path::new(path), consumer, token)?;
+        let attachment = Attachment::open_local(Path::new(path), consumer, token)?;
         *place = Box::into_raw(Box::new(Attach::of_service(attachment)));
         Ok(())
     })

@@ -1,7 +1,7 @@
 //! The metrics of a cache in Prometheus' format, each with a help text.
 //!
-//! Labels are bounded: besides `version` of `build_info` the only one is `source`, with one value
-//! per configured source, and at most [`MAX_SOURCES`].
+//! Labels are bounded: besides `version` of `build_info` these are `source`, with one value per
+//! configured source, and at most [`MAX_SOURCES`], and `reason` of `local_asks`.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::log::LogWriter;
-use crate::cache::Cache;
+use crate::cache::{Cache, LocalFigures, LookUpSums};
 use crate::source::SourceHealth;
 use crate::table::SourceState;
 use crate::telemetry::{Histogram, Timing};
@@ -112,8 +112,44 @@ impl Collector for Figures {
             let place = encoder.encode_descriptor(name, help, unit, MetricType::Histogram)?;
             encode_timing(&timing, place)?;
         }
+        if let Some(figures) = self.0.local_figures() {
+            encode_local(&figures, &mut encoder)?;
+        }
         encode_sources(&by_url(self.0.sources()), &mut encoder)
     }
+}
+
+/// What consumers look up by themselves.
+fn encode_local(
+    figures: &LocalFigures,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> Result<(), fmt::Error> {
+    let hits = ConstCounter::new(figures.look_ups.hits);
+    let help = "Look-ups that consumers answered from shared memory by themselves.";
+    hits.encode(encoder.encode_descriptor("local_hits", help, None, hits.metric_type())?)?;
+    let help = "Look-ups for which consumers had to ask the service, by reason.";
+    let mut asks = encoder.encode_descriptor("local_asks", help, None, MetricType::Counter)?;
+    for (reason, count) in LookUpSums::REASONS.into_iter().zip(figures.look_ups.asks) {
+        ConstCounter::new(count).encode(asks.encode_family(&[("reason", reason)])?)?;
+    }
+    let bytes = Some(&Unit::Bytes);
+    let gauges = [
+        ("local_sessions", "Sessions that can look up by themselves.", None, figures.sessions),
+        ("local_pins", "Objects that consumers pin by themselves.", None, figures.slots),
+        ("local_paths", "Paths that are published for look-ups.", None, figures.paths),
+        ("local_snapshots", "Memory that published timelines take.", bytes, figures.snapshot_bytes),
+        (
+            "local_quarantined",
+            "Memory of objects that were given up and that a consumer still pins.",
+            bytes,
+            figures.quarantined_bytes,
+        ),
+    ];
+    for (name, help, unit, value) in gauges {
+        let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)?;
+    }
+    Ok(())
 }
 
 /// Merges the metrics of sources with the same URL, which may be configured for several paths.

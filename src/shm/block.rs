@@ -13,6 +13,7 @@ use super::allocator::AllocatedNode;
 use super::block_location::BlockLocation;
 use super::block_location::charge;
 use super::layout::{BLOCK_OVERHEAD_BYTES, BlockHeader, ChunkHeader, MetaHeader};
+use super::local;
 use super::mapping::Mapping;
 use super::pool_state::PoolInner;
 use super::segment::{Kind, Segment, SegmentMemory};
@@ -306,6 +307,19 @@ impl Block {
         self.place.crc32c
     }
 
+    /// Eight bytes of the payload, which this process changes after publication. Nobody may borrow
+    /// the payload of such a block.
+    ///
+    /// # Panics
+    /// If they are outside of the payload or not aligned.
+    #[cfg(feature = "cache")]
+    pub(super) fn payload_word(&self, offset: usize) -> &AtomicU64 {
+        let end = offset.checked_add(size_of::<u64>());
+        assert!(end.is_some_and(|end| end <= self.place.size), "{offset} is outside");
+        let (mapping, payload) = self.place.payload();
+        mapping.atomic_u64(payload + offset)
+    }
+
     /// Its location.
     #[cfg(feature = "cache")]
     pub(crate) fn location(&self) -> BlockLocation {
@@ -320,7 +334,20 @@ impl Drop for Block {
             return;
         }
         // Before the memory is released, which dropping `place` does afterwards.
-        sync::give_up(self.place.generation());
+        local::retire(self.place.generation());
+        if self.place.pool.pages.names(self.generation)
+            && let Some(place) = self.place.place.take()
+        {
+            let segment = Arc::clone(&self.place.segment);
+            let bytes = charge(self.place.size as u64);
+            self.place.pool.quarantine(local::QuarantinedPlace {
+                generation: self.generation,
+                block: self.place.block,
+                segment,
+                place,
+                bytes,
+            });
+        }
     }
 }
 

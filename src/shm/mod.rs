@@ -43,6 +43,7 @@ mod host_blocks;
 mod huge_pages;
 mod inherited_fds;
 mod layout;
+mod local;
 mod mapping;
 mod numbers;
 mod pool;
@@ -65,6 +66,11 @@ pub(crate) use heap::give_back_free_memory;
 pub use host::{HostAllocator, HostBuffer, HostError, HostMemory};
 pub use inherited_fds::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
+pub use local::{AskReason, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView, PlanePath};
+#[cfg(feature = "cache")]
+pub(crate) use local::{
+    Directory, DirectoryEntry, PublishedSnapshot, ServicePage, SnapshotSpan, monotonic_millis,
+};
 pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};
 pub use pool_state::InFlight;
 #[cfg(any(feature = "cache", feature = "client"))]

@@ -25,6 +25,7 @@ use super::layout::{
     BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
     usable_bytes,
 };
+use super::local::PageRegistry;
 use super::pool_state::{
     AllocatedBlock, InFlight, MAX_SEGMENT_BYTES, PAGE_BYTES, PoolInner, PoolState, SegmentSlot,
 };
@@ -251,6 +252,7 @@ impl Pool {
             listener: Mutex::default(),
             farewell: Mutex::default(),
             left: AtomicBool::new(false),
+            pages: PageRegistry::default(),
         })))
     }
 
@@ -302,6 +304,9 @@ impl Pool {
         };
         let left = self.0.is_frozen();
         let mut taken = if left { None } else { self.0.state.lock().take(granules) };
+        if taken.is_none() && !left && self.0.reclaim() {
+            taken = self.0.state.lock().take(granules);
+        }
         if taken.is_none() && !left && self.0.fixed_bytes.is_none() {
             taken = self.grow(granules)?;
         }
@@ -470,8 +475,41 @@ impl Pool {
         retired.iter().for_each(|segment| self.0.notify_retired(segment));
     }
 
+    /// Whether the blocks are in a host's memory instead of in segments.
+    #[cfg(feature = "cache")]
+    pub(crate) fn is_of_host(&self) -> bool {
+        self.0.host.is_some()
+    }
+
+    /// Looks for pins in the page of a session before a place is handed out again. The page's
+    /// descriptor is to be sent after this.
+    #[cfg(feature = "cache")]
+    pub(crate) fn add_pins_page(&self, page: &Arc<super::local::ServicePage>) {
+        self.0.pages.add(Arc::clone(page));
+    }
+
+    /// The session of a page is over: it pins nothing any more.
+    #[cfg(feature = "cache")]
+    pub(crate) fn remove_pins_page(&self, page: &Arc<super::local::ServicePage>) {
+        self.0.pages.remove(page);
+        self.0.reclaim();
+    }
+
+    /// The generations that consumers have in the slots of their pages, sorted. They may be any.
+    #[cfg(feature = "cache")]
+    pub(crate) fn used_slots(&self) -> Vec<u64> {
+        self.0.pages.used_slots()
+    }
+
+    /// Bytes of blocks that were given up and that a consumer still pins.
+    #[cfg(feature = "cache")]
+    pub(crate) fn quarantined_bytes(&self) -> u64 {
+        self.0.pages.quarantined_bytes()
+    }
+
     /// The use of the memory.
     pub fn usage(&self) -> Usage {
+        self.0.reclaim();
         if let Some(host) = &self.0.host {
             let (total_bytes, used_bytes) = (self.0.memory_bytes, self.used_bytes());
             let free_bytes = total_bytes.saturating_sub(used_bytes);
@@ -580,6 +618,7 @@ impl Pool {
 
     /// Everything that [`check`](Self::check) examines, and the allocated places.
     pub(crate) fn survey(&self) -> Survey {
+        self.0.reclaim();
         if let Some(host) = &self.0.host {
             let HostSurvey { mut faults, taken, used_bytes } = host.survey();
             if used_bytes != self.used_bytes() {
@@ -600,7 +639,11 @@ impl Pool {
                 let offset = segment.block_at(start);
                 faults.extend(fault_of_headers(segment, offset, bytes).map(named));
                 let generation = sync::seen(segment.mapping().atomic_u64(offset));
-                taken.push((BlockLocation { kind: segment.kind, id: *id, offset }, generation));
+                // Of a block that was given up and that a consumer still pins.
+                if !self.0.pages.is_quarantined(segment, offset) {
+                    let location = BlockLocation { kind: segment.kind, id: *id, offset };
+                    taken.push((location, generation));
+                }
                 granules += u64::from(length);
             }
         }

@@ -9,6 +9,7 @@ use super::allocator::{AllocatedNode, Allocator};
 use super::backing::Maker;
 use super::host_blocks::HostBlocks;
 use super::layout::{Epoch, GRANULE_BYTES, usable_bytes};
+use super::local::{PageRegistry, QuarantinedPlace};
 use super::segment::{Kind, Segment, SharedSegment};
 use super::sync;
 use crate::sync::Mutex;
@@ -41,6 +42,8 @@ pub(super) struct PoolInner {
     pub(super) farewell: Mutex<Option<RetiredHook>>,
     /// Frozen: all blocks stay unchanged for the next process.
     pub(super) left: AtomicBool,
+    /// The blocks that consumers pin without a call.
+    pub(super) pages: PageRegistry,
 }
 
 pub(super) struct PoolState {
@@ -125,6 +128,26 @@ impl PoolInner {
             host.give(segment, block);
             self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
+    }
+
+    /// Keeps a place until no consumer pins the block that it had.
+    pub(super) fn quarantine(&self, place: QuarantinedPlace) {
+        self.pages.keep(place);
+        // The page that named it may have gone meanwhile, and looked before it was kept.
+        self.reclaim();
+    }
+
+    /// Frees the places that no consumer pins any more. Returns whether there were any.
+    pub(super) fn reclaim(&self) -> bool {
+        if self.is_frozen() {
+            return false;
+        }
+        let unused = self.pages.take_unused();
+        let any = !unused.is_empty();
+        for QuarantinedPlace { segment, place, bytes, .. } in unused {
+            self.give(&segment, place, bytes);
+        }
+        any
     }
 
     pub(super) fn give(&self, segment: &Segment, place: AllocatedNode, bytes: u64) {

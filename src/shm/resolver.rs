@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -127,6 +128,18 @@ impl<const FIRST: u64> MappingTable<FIRST> {
         let &MappedSegment { first, room, .. } = self.entries.get(usize::from(id))?;
         let offset = payload.wrapping_sub(FIRST);
         (offset <= room).then(|| first.wrapping_add(offset as usize))
+    }
+
+    /// The place whose payload would begin at `payload`, if that lies inside.
+    fn raw(&self, id: u16, payload: u64) -> Option<RawBlock> {
+        let place = self.place_of(id, payload)?;
+        let room = self.entries.get(usize::from(id))?.room - payload.wrapping_sub(FIRST);
+        let payload = NonNull::new(place.cast_mut())?;
+        payload
+            .addr()
+            .get()
+            .is_multiple_of(GRANULE_BYTES as usize)
+            .then_some(RawBlock { payload, room })
     }
 
     /// The block whose payload begins at `payload`, if it matches `header`.
@@ -277,6 +290,57 @@ pub struct Location {
     pub address: *const u8,
     /// Number of bytes.
     pub size: usize,
+}
+
+/// A block as the local plane reads it: inside of a mapping, and pinned by nothing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RawBlock {
+    /// 64 bytes of headers stand before it, `room` bytes from it on are mapped.
+    payload: NonNull<u8>,
+    room: u64,
+}
+
+impl RawBlock {
+    fn header_word(&self, offset: usize) -> &AtomicU64 {
+        // SAFETY: 64 bytes of headers stand before the payload.
+        let block = unsafe { self.payload.sub(BLOCK_OVERHEAD_BYTES as usize) };
+        // SAFETY: `offset` is that of a field of the header.
+        let place = unsafe { block.add(offset) };
+        // SAFETY: aligned, and mapped as long as the mappings live that it came from, which whoever
+        // has a `RawBlock` keeps. Other processes access it atomically.
+        unsafe { AtomicU64::from_ptr(place.as_ptr().cast()) }
+    }
+
+    /// Its generation word.
+    #[inline]
+    pub(super) fn generation(&self) -> &AtomicU64 {
+        self.header_word(offset_of!(BlockHeader, generation))
+    }
+
+    /// The size of its payload, if so many bytes are mapped.
+    pub(super) fn size(&self) -> Option<usize> {
+        let size = self.header_word(offset_of!(BlockHeader, size)).load(Ordering::Relaxed);
+        (size <= self.room).then_some(size as usize)
+    }
+
+    /// Which object it is.
+    #[inline]
+    pub(super) fn object_id(&self) -> [u8; 16] {
+        let halves = [0, 8].map(|half| {
+            let word = self.header_word(offset_of!(BlockHeader, object_id) + half);
+            word.load(Ordering::Relaxed).to_le_bytes()
+        });
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&halves[0]);
+        id[8..].copy_from_slice(&halves[1]);
+        id
+    }
+
+    /// Its first byte, at a multiple of 64.
+    #[inline]
+    pub(super) fn payload(&self) -> NonNull<u8> {
+        self.payload
+    }
 }
 
 /// A checked block: its address, and the length of its payload.
@@ -433,6 +497,24 @@ impl Mappings {
             }
             0 => self.regions.find(header.region_id, handle, header),
             _ => None,
+        }
+    }
+
+    /// The block that `header` names, if it has its generation and size now. Keeps nothing.
+    #[inline]
+    pub(super) fn live_block(&self, header: &MetaHeader) -> Option<RawBlock> {
+        let CheckedHeader { block, size } = self.find(header)?;
+        // SAFETY: `find` has seen that the headers lie inside of the mapping.
+        let payload = unsafe { block.add(BLOCK_OVERHEAD_BYTES as usize) };
+        Some(RawBlock { payload: NonNull::new(payload.cast_mut())?, room: size as u64 })
+    }
+
+    /// The block that begins at `offset` of a segment or region, whatever it is.
+    pub(super) fn raw_block(&self, managed: bool, id: u16, offset: u64) -> Option<RawBlock> {
+        let payload = offset.checked_add(BLOCK_OVERHEAD_BYTES)?;
+        match managed {
+            true => self.segments.raw(id, payload),
+            false => self.regions.raw(id, payload),
         }
     }
 

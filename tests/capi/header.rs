@@ -6,7 +6,9 @@ use super::*;
 fn the_header_is_what_the_code_says() {
     let config = cbindgen::Config::from_file(root().join("cbindgen.toml")).unwrap();
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for file in ["mod", "status", "attach", "resolve", "options", "host_memory", "host", "table"] {
+    for file in
+        ["mod", "status", "attach", "resolve", "options", "host_memory", "host", "table", "local"]
+    {
         builder = builder.with_src(root().join("src/ffi").join(file).with_extension("rs"));
     }
     let bindings = builder.with_src(root().join("src/shm/layout.rs")).generate().unwrap();
@@ -37,6 +39,11 @@ fn every_function_of_the_header_is_in_the_libraries_and_no_other_symbol_of_that_
         "iovc_strerror",
         "iovc_detach",
         "iovc_abi_version",
+        "iovc_local_open",
+        "iovc_local_path",
+        "iovc_local_get",
+        "iovc_local_get_many",
+        "iovc_view_release",
     ] {
         assert!(named.contains(&function), "{function}");
     }

@@ -20,11 +20,13 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 
+use crate::cache::versions::publisher::SessionPage;
 use crate::error::Coded;
 use crate::shm::attach::{
-    Announcement, AttachRefusal, MAX_DESCRIPTORS, SegmentEntry, WireError, is_all_read, send,
+    Announcement, AttachRefusal, MAX_DESCRIPTORS, SegmentEntry, SharedKind, WireError, is_all_read,
+    send,
 };
-use crate::shm::{InFlight, Kind, Pool, SharedSegment};
+use crate::shm::{InFlight, Kind, Pool, ServicePage, SharedSegment};
 
 /// Pause before the next attempt when the kernel accepts no more descriptors in flight.
 const RETRY: Duration = Duration::from_millis(50);
@@ -113,6 +115,8 @@ pub(crate) struct Announcer<'a> {
     stream: &'a UnixStream,
     pool: &'a Pool,
     session: &'a str,
+    /// Goes with the welcome: directory and pins page of a process that looks up by itself.
+    local: Option<&'a SessionPage>,
     descriptors: Arc<DescriptorsInFlight>,
     told: HashSet<(Kind, u16)>,
     /// Set if there may be unannounced segments.
@@ -133,12 +137,14 @@ impl<'a> Announcer<'a> {
         stream: &'a UnixStream,
         pool: &'a Pool,
         session: &'a str,
+        local: Option<&'a SessionPage>,
         descriptors: Arc<DescriptorsInFlight>,
     ) -> Self {
         Self {
             stream,
             pool,
             session,
+            local,
             descriptors,
             told: HashSet::new(),
             grown: true,
@@ -234,12 +240,13 @@ impl<'a> Announcer<'a> {
         let message = Announcement {
             session: self.session.to_owned(),
             epoch: self.pool.epoch().to_string(),
-            segments: part.iter().map(SegmentEntry::from).collect(),
+            segments: part.iter().map(SegmentEntry::from).chain(self.local_entries()).collect(),
         };
         let mut bytes = serde_json::to_vec(&message).map_err(io::Error::from)?;
         bytes.push(b'\n');
         let begun = self.put(bytes, &part, in_flight, Some(room))?;
         if !self.refused {
+            self.local = None;
             self.told.extend(part.iter().map(|one| (one.kind(), one.id())));
             self.grown = part.len() < untold.len();
             let answered = |wanted: Option<(Kind, u16)>| {
@@ -248,6 +255,18 @@ impl<'a> Announcer<'a> {
             self.answer = self.answer.filter(|wanted| !answered(*wanted));
         }
         Ok(begun)
+    }
+
+    /// Directory and pins page, as long as the process was not told of them.
+    fn local_entries(&self) -> impl Iterator<Item = SegmentEntry> + use<> {
+        let entries = self.local.map(|local| {
+            let entry = |kind, size| SegmentEntry { kind, id: 0, size };
+            [
+                entry(SharedKind::Directory, local.directory().size_bytes()),
+                entry(SharedKind::Pins, ServicePage::BYTES),
+            ]
+        });
+        entries.into_iter().flatten()
     }
 
     /// The unannounced segments, the requested one first.
@@ -271,7 +290,8 @@ impl<'a> Announcer<'a> {
         &self,
         untold: &[SharedSegment],
     ) -> (Vec<SharedSegment>, Vec<InFlight>, DescriptorRoom) {
-        let (least, most) = (usize::from(self.reads), MAX_DESCRIPTORS.min(untold.len()));
+        let of_segments = MAX_DESCRIPTORS - 2 * usize::from(self.local.is_some());
+        let (least, most) = (usize::from(self.reads), of_segments.min(untold.len()));
         let mut room = self.descriptors.take(most, least.min(most));
         let (mut part, mut in_flight) = (Vec::new(), Vec::new());
         let large_limit = self.pool.total_bytes() / LARGE_UNREAD_SHARE;
@@ -297,7 +317,10 @@ impl<'a> Announcer<'a> {
         in_flight: Vec<InFlight>,
         room: Option<DescriptorRoom>,
     ) -> Result<bool, WireError> {
-        let files: Vec<BorrowedFd<'_>> = segments.iter().filter_map(|one| one.file()).collect();
+        let local = self.local.filter(|_| room.is_some());
+        let local = local.map(|local| [local.directory().file(), local.page().file()]);
+        let files = segments.iter().filter_map(|one| one.file());
+        let files: Vec<BorrowedFd<'_>> = files.chain(local.into_iter().flatten()).collect();
         let sent = match send(self.stream.as_fd(), &bytes, &files) {
             Ok(sent) => sent,
             Err(error) if is_full(&error, files.is_empty()) => {

@@ -24,12 +24,15 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::handle::Cache;
+use crate::budget::Charge;
 use crate::cache::api::announcer::{Announcer, DescriptorsInFlight, refusal};
 use crate::cache::error::CacheError;
 use crate::cache::holders::lease::{LeaseId, SessionKey};
 use crate::cache::holders::origin::Origin;
+use crate::cache::versions::publisher::SessionPage;
 use crate::error::{Coded, coded};
 use crate::secret::Secret;
+use crate::shm::ServicePage;
 use crate::shm::attach::{
     ClientMessage, Done, LineReader, Need, PeerCredentials, WireError, parse_hello, parse_line,
     send,
@@ -300,8 +303,8 @@ impl Cache {
                 return Ok(());
             }
         };
-        let consumer = match hello {
-            Ok(hello) => hello.consumer,
+        let (consumer, local) = match hello {
+            Ok(hello) => (hello.consumer, hello.local),
             Err(error) => {
                 let _ = send(stream.as_fd(), &refusal(&error), &[]);
                 return Err(error);
@@ -311,7 +314,9 @@ impl Cache {
         let mut grown = self.0.grown.subscribe();
         let session = self.0.leases.open_session(consumer, peer.pid, peer.uid, origin);
         let _ending = Ending { cache: self, session: &session.id };
-        let mut announcer = Announcer::new(stream, &self.0.pool, &session.id, descriptors);
+        let local = if local { self.local_page(&session.id, &peer) } else { None };
+        let page = local.as_ref().map(|(page, _)| page);
+        let mut announcer = Announcer::new(stream, &self.0.pool, &session.id, page, descriptors);
         loop {
             tokio::select! {
                 line = next_line(stream, &mut reader), if announcer.is_ready() => {
@@ -335,6 +340,19 @@ impl Cache {
                 ran = announcer.run() => ran?,
             }
         }
+    }
+
+    /// The pins page of a session that looks up by itself, and what pays for it. Without one, the
+    /// process asks for everything.
+    fn local_page(&self, session: &str, peer: &PeerCredentials) -> Option<(SessionPage, Charge)> {
+        let publisher = self.0.publisher.as_ref()?;
+        let client = match peer.pid {
+            0 => format!("uid {}", peer.uid),
+            pid => format!("uid {}, pid {pid}", peer.uid),
+        };
+        let charged = self.0.budget.client(&client).charge(ServicePage::BYTES, "pins page");
+        let charge = charged.inspect_err(|error| tracing::info!("attach: {}", error.message()));
+        Some((publisher.open_page(session)?, charge.ok()?))
     }
 
     /// Handles the report of an attached process.

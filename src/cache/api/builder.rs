@@ -25,6 +25,7 @@ use crate::cache::tables::loader::Loader;
 use crate::cache::tables::run_information::RunInformation;
 use crate::cache::versions::catalog::Catalog;
 use crate::cache::versions::object_index::ObjectIndex;
+use crate::cache::versions::publisher::Publisher;
 use crate::clock::Clock;
 use crate::error::coded;
 use crate::object::CreationLimits;
@@ -62,6 +63,7 @@ pub struct CacheBuilder {
     budget: Budget,
     descriptor_store: Option<Arc<dyn DescriptorStore>>,
     inheritance: Inheritance,
+    local_plane: bool,
 }
 
 impl Default for CacheBuilder {
@@ -81,6 +83,7 @@ impl Default for CacheBuilder {
             budget: Budget::unlimited(),
             descriptor_store: None,
             inheritance: Inheritance::default(),
+            local_plane: true,
         }
     }
 }
@@ -200,6 +203,13 @@ impl CacheBuilder {
         self
     }
 
+    /// Whether attached consumers may look up by themselves (`schemas/directory.md`). Default: yes.
+    #[must_use]
+    pub fn local_plane(mut self, offered: bool) -> Self {
+        self.local_plane = offered;
+        self
+    }
+
     /// A store that keeps the segments and the saved state for the next process. It can keep only
     /// segments without names (memfds). Default: none.
     #[must_use]
@@ -269,12 +279,20 @@ impl CacheBuilder {
             tasks.spawn(save_timelines(kept, Arc::clone(&catalog), Arc::clone(&residency)));
         }
         tasks.spawn(Arc::clone(&catalog).keep_fresh());
+        // Memory of a host is mapped by its own processes alone.
+        let publisher = (self.local_plane && !pool.is_of_host())
+            .then(|| Publisher::new(Arc::clone(&catalog), Arc::clone(&residency)));
+        if let Some(publisher) = &publisher {
+            tasks.spawn(Arc::clone(publisher).publish_wanted());
+            tasks.spawn(Arc::clone(publisher).take_samples());
+        }
         let budget = self.budget.clone();
         tasks.spawn(sweep(Arc::clone(&catalog), Arc::clone(&residency), budget));
         tasks.spawn(end_overdue(Arc::clone(&quotas), self.lease_limit));
         let counts = Arc::clone(&counters);
         let loader = Loader::new(Arc::clone(&residency), source, inherited_objects, counts);
         Ok(Cache(Arc::new(CacheInner {
+            publisher,
             started: self.clock.now(),
             clock: self.clock.clone(),
             loader: Arc::new(loader),

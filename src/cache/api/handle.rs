@@ -22,6 +22,7 @@ use crate::cache::tables::schema_cache::SchemaCache;
 use crate::cache::versions::catalog::Catalog;
 use crate::cache::versions::object_index::ObjectIndex;
 use crate::cache::versions::pace::Prefetcher;
+use crate::cache::versions::publisher::{LocalFigures, Publisher};
 use crate::clock::{Clock, Moment};
 use crate::shm::Pool;
 use crate::telemetry::Counters;
@@ -64,6 +65,8 @@ pub(super) struct CacheInner {
     pub(super) grown: watch::Sender<()>,
     /// Cancelled when no new work is accepted.
     pub(super) draining: CancellationToken,
+    /// What attached consumers look up by themselves; `None` where that is turned off.
+    pub(super) publisher: Option<Arc<Publisher>>,
     /// Background tasks: refresh timelines, expire leases, load timeframes.
     pub(super) tasks: crate::sync::Mutex<JoinSet<()>>,
 }
@@ -72,6 +75,11 @@ impl Cache {
     /// The budget for the memory outside the segments that requests hold.
     pub fn budget(&self) -> &Budget {
         &self.0.budget
+    }
+
+    /// How much consumers look up by themselves; `None` where that is turned off.
+    pub fn local_figures(&self) -> Option<LocalFigures> {
+        self.0.publisher.as_ref().map(|publisher| publisher.figures())
     }
 
     /// The counters since the start.

@@ -24,6 +24,7 @@ use crate::cache::tables::plan::{Assembled, Plan, PlannedIntervals, TableObjects
 use crate::cache::tables::schema_cache::{Instance, SchemaKey, StreamSchema, TableSchema};
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::interval::ValidityInterval;
+use crate::object::Query;
 use crate::shm::Pool;
 use crate::table::{
     ColumnRequest, Columns, Content, Request, RequestError, TableBody, TableRows, View, When,
@@ -227,10 +228,38 @@ impl Cache {
                 record(answer.rows, &answer.pins, &answer.content, request, took);
                 counters.tables.add(1);
                 counters.rows.add(answer.rows);
+                self.publish_for(request, when);
             }
             Err(_) => counters.errors.add(1),
         }
         answered
+    }
+
+    /// Has the paths of a table published, if a session asked for it that looks up by itself: next
+    /// time it need not ask.
+    fn publish_for(&self, request: &Request, when: &When) {
+        let (Some(publisher), Some(session)) = (&self.0.publisher, &request.session) else {
+            return;
+        };
+        if request.lock.is_some() || !publisher.is_read_by(session) {
+            return;
+        }
+        let of_service = self.0.columns.limits;
+        let timeframe = match when {
+            When::Timeframe(id) => self.0.timeframes.get(*id).ok(),
+            When::Timestamps(_) | When::Range(_) | When::Run(_) => None,
+        };
+        let registered = timeframe.as_ref().map(|timeframe| &timeframe.registration.columns[..]);
+        let Ok(columns) = self.0.columns.requested(&request.columns, registered) else { return };
+        if of_service.narrowed_by(request.limits) == of_service {
+            let plain = columns.iter().filter(|column| column.metadata.is_empty());
+            // A path that a key chooses, or a look-up at a key's value, is none by path and time.
+            for path in plain.filter_map(|column| column.plain_path()) {
+                let metadata = Default::default();
+                let query = Query { path: path.clone(), metadata, limits: of_service };
+                self.0.catalog.want_published(&query);
+            }
+        }
     }
 
     async fn try_answer(

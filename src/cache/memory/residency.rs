@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
@@ -32,6 +32,8 @@ use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::Counters;
 
 const SHARDS: usize = 64;
+/// If so many times the size of an object was evicted in vain, what is no object goes too.
+const MANY_TIMES: u64 = 8;
 /// Uses of an object within this time count once: usually they are by the consumers of one table.
 const TOUCH_MILLIS: u128 = 256;
 
@@ -51,6 +53,16 @@ pub(crate) struct Residency {
     gone: AtomicU64,
     /// Notified whenever memory may have become free.
     room: Notify,
+    reclaimable: OnceLock<Weak<dyn Reclaimable>>,
+}
+
+/// Blocks in the memory that are no objects, and that are given back when objects need their room.
+pub(crate) trait Reclaimable: Send + Sync {
+    /// What they take of the memory.
+    fn bytes(&self) -> u64;
+
+    /// Gives all of them back.
+    fn reclaim_all(&self);
 }
 
 /// Pins objects one after the other. Their bytes are counted as pinned when it is dropped, which
@@ -123,6 +135,7 @@ impl Residency {
             began: Instant::now(),
             gone: AtomicU64::new(0),
             room: Notify::new(),
+            reclaimable: OnceLock::new(),
         })
     }
 
@@ -137,10 +150,24 @@ impl Residency {
 
     /// Pins many objects at one tick.
     pub(crate) fn pinning(&self) -> Pinning<'_> {
+        Pinning { home: self, tick: self.tick(), bytes: 0 }
+    }
+
+    /// This moment, for touches.
+    fn tick(&self) -> u16 {
         // Ticks repeat only after some hours, which suffices.
         let tick = (self.began.elapsed().as_millis() / TOUCH_MILLIS) as u16;
-        let tick = tick.wrapping_add(1);
-        Pinning { home: self, tick, bytes: 0 }
+        tick.wrapping_add(1)
+    }
+
+    /// The object if it is resident. That is no use of it, and pins nothing.
+    pub(crate) fn find(&self, id: ObjectId) -> Option<Arc<Resident>> {
+        self.map.get(id)
+    }
+
+    /// An object is used by a consumer that looked it up by itself.
+    pub(crate) fn used(&self, resident: &Resident) {
+        resident.touch(self.tick());
     }
 
     /// The size of the object, if it is resident. Counts no use.
@@ -163,16 +190,23 @@ impl Residency {
         // One task evicts at a time, or two would evict twice as much as needed.
         let _evicting = self.evicting.lock();
         let mut wanted_bytes = Pool::charge(size_bytes);
+        let mut exhausted = false;
         loop {
             match self.pool.reserve(size_bytes) {
                 Err(error @ (PoolError::NoRoom { .. } | PoolError::Segment { .. })) => {
-                    if self.eviction_queues.bytes() == 0 {
+                    if exhausted {
                         return Err(error);
                     }
                 }
                 other => return other,
             }
-            self.evict_bytes(wanted_bytes);
+            exhausted = self.evict_bytes(wanted_bytes) < wanted_bytes;
+            if exhausted || wanted_bytes >= MANY_TIMES.saturating_mul(Pool::charge(size_bytes)) {
+                // It may lie between what is free, and is made again.
+                if let Some(reclaimable) = self.reclaimable() {
+                    reclaimable.reclaim_all();
+                }
+            }
             // The evicted memory may be scattered, or an object pinned again: evict more.
             wanted_bytes = wanted_bytes.saturating_mul(2);
         }
@@ -183,15 +217,33 @@ impl Residency {
         self.pool.reserve_now(size_bytes)
     }
 
-    /// Removes at least `wanted_bytes` from the eviction queues, or everything.
-    fn evict_bytes(&self, wanted_bytes: u64) {
-        let mut bytes = 0;
+    /// Evicts at least `wanted_bytes`, or everything that is not pinned. Gives how many bytes it
+    /// evicted.
+    fn evict_bytes(&self, wanted_bytes: u64) -> u64 {
+        let in_use = self.pool.used_slots();
+        let (mut bytes, mut used) = (0, Vec::new());
         while bytes < wanted_bytes
             && let Some(resident) = self.eviction_queues.evict()
         {
+            if in_use.binary_search(&resident.block().generation()).is_ok() {
+                used.push(resident);
+                continue;
+            }
             bytes += resident.charged_bytes();
             self.counters.evictions.add(u64::from(resident.pins() == 0));
         }
+        // Those that are pinned from here on keep their places: see `Block`'s drop.
+        used.iter().for_each(|resident| self.eviction_queues.add(resident));
+        bytes
+    }
+
+    /// What is given back for objects. Set once.
+    pub(crate) fn set_reclaimable(&self, reclaimable: Weak<dyn Reclaimable>) {
+        let _ = self.reclaimable.set(reclaimable);
+    }
+
+    fn reclaimable(&self) -> Option<Arc<dyn Reclaimable>> {
+        self.reclaimable.get()?.upgrade()
     }
 
     /// Removes the objects that `which` selects from the eviction queues. Unless pinned, they are
@@ -329,8 +381,10 @@ impl Residency {
 
     /// Bytes that no eviction frees: pinned, reserved, or taken by a load. A lower bound.
     pub(crate) fn unevictable_bytes(&self) -> u64 {
+        let reclaimable = self.reclaimable().map_or(0, |reclaimable| reclaimable.bytes());
         // An object pinned again stays in its eviction queue.
-        self.pool.used_bytes().saturating_sub(self.eviction_queues.bytes()).max(self.pinned_bytes())
+        let evictable = self.eviction_queues.bytes().saturating_add(reclaimable);
+        self.pool.used_bytes().saturating_sub(evictable).max(self.pinned_bytes())
     }
 
     /// Bytes in the eviction queues, counted anew.

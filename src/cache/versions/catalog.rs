@@ -12,11 +12,10 @@
 use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 use tracing::Instrument as _;
 
@@ -26,6 +25,8 @@ use crate::cache::restart::{SavedSeries, SavedTimelines};
 use crate::cache::single_flight::{CallLost, SingleFlight};
 use crate::cache::versions::linked_timeline::LinkedTimeline;
 use crate::cache::versions::pace::Pace;
+use crate::cache::versions::publication::{Draft, Freshness};
+use crate::cache::versions::series::{PublishOutcome, Series};
 use crate::clock::{Clock, Moment};
 use crate::error::Coded as _;
 use crate::index::{
@@ -33,6 +34,7 @@ use crate::index::{
 };
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::shm::DirectoryEntry;
 use crate::source::{PathSummary, Problem, Source, SourceError, VersionRecord};
 use crate::sync::{Mutex, RwLock};
 use crate::telemetry::Counters;
@@ -53,6 +55,12 @@ const MAX_IN_VAIN: usize = 31;
 const MAX_PROBLEMS: usize = 10_000;
 /// The earliest time of a confirmed answer; answers with an earlier time are not confirmed.
 const FIRST_MOMENT: Moment = Moment::from_millis(1);
+/// The part of the refresh time for which an answer of the source is used.
+const FRESH_PART: f64 = 0.75;
+/// Pause after which a snapshot that would have said the same is made again.
+const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
+/// Interval at which deferred snapshots are looked for.
+const PUBLISH_RETRY: Duration = Duration::from_millis(50);
 /// Maximum number of parallel look-ups if each answer covers a single time.
 const PARALLEL_LOOK_UPS: usize = 16;
 /// Time for the source to confirm a known answer.
@@ -76,37 +84,15 @@ pub(crate) struct Catalog {
     told: tokio::sync::Notify,
     /// The entries that were skipped, so that each is reported once.
     problems: Mutex<HashSet<Problem>>,
-}
-
-#[derive(Debug)]
-struct Series {
-    timeline: ArcSwap<LinkedTimeline>,
-    used: AtomicU64,
-    /// Time of the latest reported change; 0: never. Requests then ask the source.
-    changed: AtomicU64,
-    /// The source reported a change, and the series is to be refreshed in the background.
-    told: AtomicBool,
-    /// The time of the latest look-up.
-    asked: AtomicI64,
-    pace: Arc<Pace>,
+    /// Series of which a snapshot is to be made.
+    to_publish: Mutex<Vec<(Query, Weak<Series>)>>,
+    /// Some were added to them.
+    publish: tokio::sync::Notify,
 }
 
 impl Series {
     fn known(&self, timeline: Arc<LinkedTimeline>, stale: bool) -> KnownTimeline {
         KnownTimeline { timeline, stale, pace: Some(Arc::clone(&self.pace)), charge: None }
-    }
-
-    fn learn(&self, span: ValidityInterval, versions: &[Arc<ObjectInfo>], learned: Moment) {
-        self.timeline.rcu(|known| known.followed_by(known.learn(span, versions, learned)));
-    }
-
-    /// Answers from before this may be outdated.
-    fn changed(&self) -> Moment {
-        Moment::from_millis(self.changed.load(Ordering::Acquire))
-    }
-
-    fn used(&self) -> Moment {
-        Moment::from_millis(self.used.load(Ordering::Relaxed))
     }
 }
 
@@ -206,6 +192,8 @@ impl Catalog {
             look_ups: SingleFlight::default(),
             told: tokio::sync::Notify::new(),
             problems: Mutex::default(),
+            to_publish: Mutex::default(),
+            publish: tokio::sync::Notify::new(),
         }
     }
 
@@ -224,6 +212,7 @@ impl Catalog {
                     catalog.told.notify_one();
                 } else {
                     series.changed.store(now, Ordering::Release);
+                    series.withdraw();
                 }
             }
         }));
@@ -254,14 +243,7 @@ impl Catalog {
                 Entry::Occupied(entry) => Arc::clone(entry.get()),
                 Entry::Vacant(entry) => {
                     self.query_bytes.fetch_add(query_bytes(query), Ordering::Relaxed);
-                    Arc::clone(entry.insert(Arc::new(Series {
-                        timeline: ArcSwap::from_pointee(LinkedTimeline::new(Timeline::unknown())),
-                        used: AtomicU64::new(millis),
-                        changed: AtomicU64::new(0),
-                        told: AtomicBool::new(false),
-                        asked: AtomicI64::new(0),
-                        pace: Arc::default(),
-                    })))
+                    Arc::clone(entry.insert(Arc::new(Series::new(millis))))
                 }
             }
         });
@@ -273,7 +255,7 @@ impl Catalog {
     /// change at the source is seen within that time, including the source's own listing.
     pub(crate) fn oldest_fresh(&self, path: &ObjectPath, now: Moment) -> Moment {
         let age = now.since(Moment::default());
-        let fresh = age.saturating_sub(self.source.refresh_of(path).mul_f64(0.75));
+        let fresh = age.saturating_sub(self.source.refresh_of(path).mul_f64(FRESH_PART));
         Moment::default().after(fresh).max(FIRST_MOMENT)
     }
 
@@ -421,7 +403,7 @@ impl Catalog {
     async fn ask(
         &self,
         query: &Query,
-        series: &Series,
+        series: &Arc<Series>,
         at: Timestamp,
     ) -> Result<LookUpResult, SourceError> {
         self.counters.look_ups.add(1);
@@ -447,12 +429,115 @@ impl Catalog {
             let unknown = series.timeline.load().at(at).state == State::Unknown;
             if unknown {
                 let long_ago = Moment::default();
-                series.learn(span, &versions, long_ago);
+                self.learn(query, series, span, &versions, long_ago);
             }
             return Ok(LookUpResult::Earlier);
         }
-        series.learn(span, &versions, asked);
+        self.learn(query, series, span, &versions, asked);
         Ok(LookUpResult::Now)
+    }
+
+    fn learn(
+        &self,
+        query: &Query,
+        series: &Arc<Series>,
+        span: ValidityInterval,
+        versions: &[Arc<ObjectInfo>],
+        learned: Moment,
+    ) {
+        if series.learn(span, versions, learned, || self.freshness(&query.path, series)) {
+            self.add_to_publish(query, series);
+        }
+    }
+
+    /// How long what is learned of a series may be used by consumers without a call.
+    fn freshness(&self, path: &ObjectPath, series: &Series) -> Freshness {
+        let fresh_for = self.source.refresh_of(path).mul_f64(FRESH_PART);
+        Freshness {
+            clock: self.clock.clone(),
+            fresh_for,
+            oldest: series.changed().max(FIRST_MOMENT),
+        }
+    }
+
+    fn add_to_publish(&self, query: &Query, series: &Arc<Series>) {
+        if !series.to_publish.swap(true, Ordering::AcqRel) {
+            let mut to_publish = self.to_publish.lock();
+            to_publish.push((query.clone(), Arc::downgrade(series)));
+            drop(to_publish);
+            self.publish.notify_one();
+        }
+    }
+
+    /// A consumer that looks up by itself asked for this query: a snapshot of it is made.
+    pub(crate) fn want_published(&self, query: &Query) {
+        let found = {
+            let series = self.series.read();
+            series.get(query).map(Arc::clone)
+        };
+        if let Some(series) = found {
+            self.add_to_publish(query, &series);
+        }
+    }
+
+    /// Comes when a snapshot of some series is to be made.
+    pub(crate) async fn to_publish(&self) {
+        let deferred = !self.to_publish.lock().is_empty();
+        match deferred {
+            false => self.publish.notified().await,
+            true => {
+                let _ = tokio::time::timeout(PUBLISH_RETRY, self.publish.notified()).await;
+            }
+        }
+    }
+
+    /// A snapshot of a series would say what the last one says: it is not made again at once,
+    /// however often it is asked for.
+    pub(crate) fn defer_publishing(&self, series: &Series) {
+        let after = self.clock.now().after(PUBLISH_PAUSE).since(Moment::default()).as_millis();
+        series.publish_after.store(u64::try_from(after).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The series of which a snapshot is to be made now.
+    pub(crate) fn take_to_publish(&self) -> Vec<(Query, Arc<Series>)> {
+        let now = self.clock.now();
+        let is_due = |series: &Series| {
+            Moment::from_millis(series.publish_after.load(Ordering::Relaxed)) <= now
+        };
+        let mut to_publish = self.to_publish.lock();
+        let due = to_publish
+            .extract_if(.., |(_, series)| series.upgrade().is_none_or(|series| is_due(&series)));
+        let taken: Vec<_> = due.collect();
+        drop(to_publish);
+        let there = taken.into_iter().filter_map(|(query, series)| {
+            let series = series.upgrade()?;
+            // What comes from here on is to be published again.
+            series.to_publish.store(false, Ordering::Release);
+            Some((query, series))
+        });
+        there.collect()
+    }
+
+    /// Publishes a draft of a series, unless its timeline was replaced meanwhile: then it is to be
+    /// made again. `entry` takes an entry of the directory, if there is one.
+    pub(crate) fn publish(
+        &self,
+        query: &Query,
+        series: &Arc<Series>,
+        draft: Draft,
+        entry: impl FnOnce() -> Option<DirectoryEntry>,
+    ) -> PublishOutcome {
+        let outcome = series.publish(draft, || self.freshness(&query.path, series), entry);
+        if outcome == PublishOutcome::Changed {
+            self.add_to_publish(query, series);
+        }
+        outcome
+    }
+
+    /// A consumer used a series by itself: it is kept fresh like any other that is asked for.
+    pub(crate) fn used(&self, series: &Series) {
+        let millis = self.clock.now().since(Moment::default()).as_millis();
+        series.used.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Reports each skipped entry once.
@@ -536,6 +621,7 @@ impl Catalog {
                 let millis = since.since(Moment::default()).as_millis();
                 let millis = u64::try_from(millis).unwrap_or(u64::MAX);
                 series.changed.store(millis, Ordering::Release);
+                series.withdraw();
             }
         }
     }
@@ -642,7 +728,13 @@ impl Catalog {
     pub(crate) fn forget(&self, path: &ObjectPath) {
         self.source.forget(path);
         let mut series = self.series.write();
-        series.retain(|query, _| query.path != *path);
+        series.retain(|query, one| {
+            let kept = query.path != *path;
+            if !kept {
+                one.close();
+            }
+            kept
+        });
         self.query_bytes.store(series.keys().map(query_bytes).sum(), Ordering::Relaxed);
     }
 }

@@ -14,7 +14,7 @@
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
 
-use crate::cache::memory::object::Resident;
+use crate::cache::memory::object::{Likeness, Resident};
 use crate::cache::memory::pin_request::{PinOutcome, PinRequest};
 use crate::cache::memory::residency::{Pinning, Residency};
 use crate::index::Timeline;
@@ -48,6 +48,22 @@ impl LinkedTimeline {
             false => return Self::new(timeline),
         };
         Self { timeline, links }
+    }
+
+    /// The object of a version, if it was found in memory before and is still there.
+    pub(crate) fn linked(&self, version: u32) -> Option<Arc<Resident>> {
+        let index = version as usize;
+        let page = self.links.0.get(index / LINKS_PER_PAGE)?.read();
+        page.get(index % LINKS_PER_PAGE).and_then(Weak::upgrade)
+    }
+
+    /// The object of a version, if it is in memory and of the content that the source describes.
+    /// That is no use of it.
+    pub(crate) fn resident(&self, version: u32, residency: &Residency) -> Option<Arc<Resident>> {
+        self.linked(version).or_else(|| {
+            let resident = residency.find(self.id(version))?;
+            (resident.likeness(self.version(version)) == Likeness::Same).then_some(resident)
+        })
     }
 
     /// Removes links to objects that are gone, each of which keeps some of their memory allocated.

@@ -5,3 +5,6 @@ pub(crate) mod catalog;
 pub(crate) mod linked_timeline;
 pub(crate) mod object_index;
 pub(crate) mod pace;
+mod publication;
+pub(crate) mod publisher;
+mod series;

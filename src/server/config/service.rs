@@ -91,6 +91,8 @@ pub struct Config {
     pub tokens: Option<PathBuf>,
     /// Let others than this node connect without TLS or keys.
     pub insecure: bool,
+    /// Let no attached consumer look up in shared memory by itself: each asks.
+    pub no_local: bool,
     /// How many timeframes can be in flight; who registers one more waits.
     pub max_timeframes: usize,
     /// Bytes that one consumer may pin; without this there is no limit.
@@ -196,6 +198,7 @@ impl Default for Config {
             allow_gids: Vec::new(),
             tokens: None,
             insecure: false,
+            no_local: false,
             max_timeframes: 4_096,
             quota_bytes: None,
             quota_timeframes: None,

@@ -5,18 +5,21 @@ use std::net::Shutdown;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
 use super::fork::ForkGuard;
-use super::wire::{Announcement, AttachRefusal, ClientMessage, Hello, LineReader, Need, WireError};
+use super::wire::{
+    Announcement, AttachRefusal, ClientMessage, Hello, LineReader, Need, SharedKind, WireError,
+};
 use crate::error::{Code, Coded as _, ErrorKind, coded};
 use crate::secret::Secret;
 use crate::shm::layout::{Epoch, MetaHeader};
+use crate::shm::local::LocalFiles;
 use crate::shm::resolver::{MapError, Mappings};
 use crate::shm::segment::Kind;
 use crate::sync::{Condvar, Mutex};
@@ -87,6 +90,10 @@ struct AttachShared {
     empty: AtomicU64,
     /// Serialises requests, so that an empty answer belongs to the request that waits.
     asking: Mutex<()>,
+    /// Directory and pins page, where the service has sent them.
+    local: OnceLock<Arc<LocalFiles>>,
+    /// The service is gone.
+    ended: AtomicBool,
 }
 
 impl AttachShared {
@@ -99,12 +106,25 @@ impl AttachShared {
     ) -> Result<(), AttachError> {
         // Retired segments are unmapped first: another segment may have reused the id.
         let mut mappings = self.mappings.load().swept();
+        let (mut directory, mut pins) = (None, None);
         for entry in &announcement.segments {
             let file = reader.descriptor().ok_or_else(|| WireError::Malformed {
                 expected: "a descriptor for each segment",
                 reason: format!("none for {:?} {}", entry.kind, entry.id),
             })?;
-            mappings = match mappings.with(entry.kind, entry.id, entry.size, epoch, file.as_fd()) {
+            let kind = match entry.kind {
+                SharedKind::Segment => Kind::Segment,
+                SharedKind::Region => Kind::Region,
+                SharedKind::Directory => {
+                    directory = Some((file, entry.size));
+                    continue;
+                }
+                SharedKind::Pins => {
+                    pins = Some((file, entry.size));
+                    continue;
+                }
+            };
+            mappings = match mappings.with(kind, entry.id, entry.size, epoch, file.as_fd()) {
                 Ok(more) => more,
                 // It was empty, so no request waits for it.
                 Err(MapError::Retired { .. }) => continue,
@@ -112,6 +132,13 @@ impl AttachShared {
             };
         }
         self.mappings.store(Arc::new(mappings));
+        if let (Some((directory, directory_bytes)), Some((pins, pins_bytes))) = (directory, pins) {
+            let directory = (directory.as_fd(), directory_bytes);
+            // Of another version, for instance: the service is asked for everything then.
+            if let Ok(files) = LocalFiles::open(directory, (pins.as_fd(), pins_bytes), epoch) {
+                let _ = self.local.set(Arc::new(files));
+            }
+        }
         if announcement.segments.is_empty() {
             self.empty.fetch_add(1, Ordering::Relaxed);
         }
@@ -122,6 +149,7 @@ impl AttachShared {
     }
 
     fn end(&self, why: String) {
+        self.ended.store(true, Ordering::Release);
         *self.over.lock() = Some(why);
         self.changed.notify_all();
     }
@@ -159,19 +187,49 @@ impl Attachment {
         Self::of_stream(UnixStream::connect(path)?, consumer, token)
     }
 
+    /// Opens a session that looks up by itself ([`LocalPlane`](crate::shm::LocalPlane)), where the
+    /// service offers that; else an ordinary one. Blocks at most 10 s.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn open_local(
+        path: &Path,
+        consumer: &str,
+        token: Option<&str>,
+    ) -> Result<Self, AttachError> {
+        match Self::greet(UnixStream::connect(path)?, consumer, token, true) {
+            // An older service knows no such field.
+            Err(AttachError::Refused { kind: ErrorKind::InvalidArgument, message, .. })
+                if message.contains("local") =>
+            {
+                Self::open(path, consumer, token)
+            }
+            opened => opened,
+        }
+    }
+
     /// Opens a session through a connected socket. Blocks for at most 10 s.
     ///
     /// # Errors
     /// [`AttachError`].
     pub(crate) fn of_stream(
+        stream: UnixStream,
+        consumer: &str,
+        token: Option<&str>,
+    ) -> Result<Self, AttachError> {
+        Self::greet(stream, consumer, token, false)
+    }
+
+    fn greet(
         mut stream: UnixStream,
         consumer: &str,
         token: Option<&str>,
+        local: bool,
     ) -> Result<Self, AttachError> {
         stream.set_read_timeout(Some(WELCOME_LIMIT))?;
         stream.set_write_timeout(Some(WELCOME_LIMIT))?;
         let token = token.map(Secret::from);
-        let hello = Hello { hello: 1, consumer: consumer.to_owned(), token };
+        let hello = Hello { hello: 1, consumer: consumer.to_owned(), token, local };
         send_json(&mut stream, &hello)?;
         let mut reader = LineReader::default();
         let line = loop {
@@ -220,6 +278,17 @@ impl Attachment {
     /// The current mappings.
     pub fn mappings(&self) -> Arc<Mappings> {
         self.shared.mappings.load_full()
+    }
+
+    /// Directory and pins page, where the service has sent them.
+    pub(in crate::shm) fn local_files(&self) -> Option<Arc<LocalFiles>> {
+        self.shared.local.get().map(Arc::clone)
+    }
+
+    /// Whether the service is known to be gone.
+    #[inline]
+    pub(in crate::shm) fn has_ended(&self) -> bool {
+        self.shared.ended.load(Ordering::Acquire)
     }
 
     /// Like [`mappings`](Self::mappings) for a short time, without reference counting.

@@ -22,10 +22,10 @@ mod wire;
 pub use client::{AttachError, Attachment};
 pub use fork::process_generation;
 #[cfg(feature = "client")]
-pub(crate) use pinned::PinnedBlocks;
+pub(crate) use pinned::{LeasedBytes, PinnedBlocks};
 #[doc(hidden)]
 pub use wire::is_all_read;
 pub use wire::{
     Announcement, AttachRefusal, ClientMessage, Done, Hello, LineReader, MAX_DESCRIPTORS, Need,
-    PeerCredentials, SegmentEntry, WireError, parse_hello, parse_line, send,
+    PeerCredentials, SegmentEntry, SharedKind, WireError, parse_hello, parse_line, send,
 };

@@ -1,11 +1,13 @@
 //! Blocks pinned by a lease, with safe access to their bytes.
+#![allow(unsafe_code)]
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use super::client::Attachment;
 use crate::shm::layout::MetaHeader;
-use crate::shm::resolver::{Mappings, ResolveError};
+use crate::shm::resolver::{Location, Mappings, ResolveError};
 
 /// Called with the id of a lease that cannot be released through the attach socket.
 pub(crate) type ReleaseLease = Box<dyn Fn(String) + Send + Sync>;
@@ -80,5 +82,46 @@ impl Drop for PinnedBlocks {
         {
             (self.release)(lease);
         }
+    }
+}
+
+/// The bytes of one block, and what pins it.
+pub(crate) struct LeasedBytes {
+    _blocks: Arc<PinnedBlocks>,
+    location: Location,
+}
+
+// SAFETY: it only reads bytes that nobody writes as long as it lives.
+unsafe impl Send for LeasedBytes {}
+// SAFETY: as above.
+unsafe impl Sync for LeasedBytes {}
+
+impl LeasedBytes {
+    /// The bytes of one of the blocks that a lease pins.
+    ///
+    /// # Errors
+    /// [`ResolveError`], also if the block was given up.
+    pub(crate) fn new(
+        blocks: Arc<PinnedBlocks>,
+        header: &MetaHeader,
+    ) -> Result<Self, ResolveError> {
+        let location = blocks.mappings.locate(header)?;
+        Ok(Self { _blocks: blocks, location })
+    }
+}
+
+impl Deref for LeasedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: inside of a mapping that `_blocks` keeps (`locate` has seen it), of a block that
+        // its lease pins for as long.
+        unsafe { std::slice::from_raw_parts(self.location.address, self.location.size) }
+    }
+}
+
+impl fmt::Debug for LeasedBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LeasedBytes({} bytes)", self.location.size)
     }
 }

@@ -34,6 +34,10 @@ pub struct Hello {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[serde(serialize_with = "Secret::reveal_to")]
     pub token: Option<Secret>,
+    /// Whether it looks up by itself: then directory and pins page come with the welcome, where the
+    /// service offers them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub local: bool,
 }
 
 /// A segment that a client asks for again.
@@ -118,11 +122,45 @@ impl Serialize for ClientMessage {
     }
 }
 
+/// What the descriptor of an announcement is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SharedKind {
+    /// A segment of the service.
+    Segment,
+    /// A region that another process owns.
+    Region,
+    /// The directory of the local plane (`schemas/directory.md`).
+    Directory,
+    /// The pins page of this session.
+    Pins,
+}
+
+impl From<Kind> for SharedKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Segment => Self::Segment,
+            Kind::Region => Self::Region,
+        }
+    }
+}
+
+impl SharedKind {
+    /// Segment or region; `None` for what holds no blocks.
+    pub fn of_blocks(self) -> Option<Kind> {
+        match self {
+            Self::Segment => Some(Kind::Segment),
+            Self::Region => Some(Kind::Region),
+            Self::Directory | Self::Pins => None,
+        }
+    }
+}
+
 /// One segment of an announcement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentEntry {
-    /// Segment or region.
-    pub kind: Kind,
+    /// What it is.
+    pub kind: SharedKind,
     /// Its id.
     pub id: u16,
     /// Its size in bytes.
@@ -131,7 +169,7 @@ pub struct SegmentEntry {
 
 impl From<&SharedSegment> for SegmentEntry {
     fn from(shared: &SharedSegment) -> Self {
-        Self { kind: shared.kind(), id: shared.id(), size: shared.size_bytes() }
+        Self { kind: shared.kind().into(), id: shared.id(), size: shared.size_bytes() }
     }
 }
 

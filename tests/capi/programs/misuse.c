@@ -54,6 +54,21 @@ int main(int count, char **arguments)
   if (iovc_session(NULL) != NULL || iovc_epoch(NULL) != NULL) {
     return wrong(__LINE__, 0);
   }
+  iovc_local_t *local = NULL;
+  iovc_local_path_t *path = NULL;
+  iovc_view_t view;
+  memset(&view, 0, sizeof view);
+  const int64_t time = 5;
+  EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_open(NULL, &local));
+  EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_open(NULL, NULL));
+  EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_path(NULL, "A/B", &path));
+  EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_get(NULL, time, &view));
+  EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_get(NULL, time, NULL));
+  EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_get_many(NULL, &time, 1, &view, NULL));
+  iovc_view_release(NULL);
+  iovc_view_release(&view);
+  iovc_local_path_close(NULL);
+  iovc_local_close(NULL);
   EXPECT(IOVC_INVALID_ARGUMENT, iovc_cache_open(NULL, &cache));
   iovc_cache_options_t options = iovc_cache_options();
   EXPECT(IOVC_INVALID_ARGUMENT, iovc_cache_open(&options, &cache));

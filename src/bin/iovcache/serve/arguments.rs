@@ -116,6 +116,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     insecure: bool,
+    /// Let no attached consumer look up in shared memory by itself: each asks.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    no_local: bool,
     #[command(flatten)]
     tls: TlsArguments,
     /// How many timeframes can be in flight; who registers one more waits.

@@ -52,6 +52,7 @@ pub(super) fn cache(
         .max_key_values(config.limits.key_values)
         .run_information(config.runs())
         .policies(policies)
+        .local_plane(!config.no_local)
         .max_timeframes(config.max_timeframes)
         .budget(Budget::new(config.limits.request_memory.bytes()))
         .consumer_limits(ConsumerLimits {

@@ -1,0 +1,279 @@
+//! What is published of one timeline for consumers that look up by themselves.
+//!
+//! ```text
+//!  learn: next timeline ──all that is published is right in it──▶ confirmed until then
+//!                     └─ something is not ──▶ withdrawn, before anybody sees the next timeline
+//! ```
+//!
+//! The service answers from the timeline, and consumers from its snapshot. So a snapshot is withdrawn
+//! under the lock under which the timeline is replaced, and named under it only while the timeline is
+//! the one that it was made of.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::linked_timeline::LinkedTimeline;
+use crate::clock::{Clock, Moment};
+use crate::index::{State, Timeline};
+use crate::interval::ValidityInterval;
+use crate::object::ObjectId;
+use crate::shm::{BlockLocation, DirectoryEntry, PublishedSnapshot, monotonic_millis};
+
+/// The clocks are read one after the other, each rounded to a millisecond.
+const ROUNDING_MILLIS: u64 = 2;
+
+/// How long what is learned of a path may be used.
+#[derive(Debug, Clone)]
+pub(crate) struct Freshness {
+    pub(crate) clock: Clock,
+    pub(crate) fresh_for: Duration,
+    /// What was learned before counts for nothing: nobody has confirmed it, or it has changed.
+    pub(crate) oldest: Moment,
+}
+
+impl Freshness {
+    /// Until when what was learned then may be used, in milliseconds of CLOCK_MONOTONIC; 0: not at
+    /// all.
+    fn confirmed_until(&self, learned: Moment) -> u64 {
+        let age = self.clock.now().since(learned);
+        let left = self.fresh_for.saturating_sub(age).as_millis();
+        let left = u64::try_from(left).unwrap_or(u64::MAX).saturating_sub(ROUNDING_MILLIS);
+        match learned < self.oldest || left == 0 {
+            true => 0,
+            false => monotonic_millis().saturating_add(left),
+        }
+    }
+}
+
+/// A snapshot whose bytes count among those of all.
+#[derive(Debug)]
+pub(crate) struct CountedSnapshot {
+    snapshot: PublishedSnapshot,
+    all_bytes: Arc<AtomicU64>,
+}
+
+impl CountedSnapshot {
+    pub(crate) fn new(snapshot: PublishedSnapshot, all_bytes: &Arc<AtomicU64>) -> Self {
+        all_bytes.fetch_add(snapshot.charged_bytes(), Ordering::Relaxed);
+        Self { snapshot, all_bytes: Arc::clone(all_bytes) }
+    }
+}
+
+impl Deref for CountedSnapshot {
+    type Target = PublishedSnapshot;
+
+    fn deref(&self) -> &PublishedSnapshot {
+        &self.snapshot
+    }
+}
+
+impl Drop for CountedSnapshot {
+    fn drop(&mut self) {
+        self.all_bytes.fetch_sub(self.snapshot.charged_bytes(), Ordering::Relaxed);
+    }
+}
+
+/// One span of a snapshot, as the timeline has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PublishedSpan {
+    pub(crate) interval: ValidityInterval,
+    pub(crate) version: u32,
+    pub(crate) id: ObjectId,
+    /// That of its object's block.
+    pub(crate) generation: u64,
+}
+
+/// A snapshot and its entry in the directory. Dropped, consumers ask the service.
+#[derive(Debug)]
+pub(crate) struct Publication {
+    // The entry goes first: then nobody is led to the snapshot any more.
+    entry: DirectoryEntry,
+    snapshot: CountedSnapshot,
+    /// The timeline by whose numbers the spans name versions.
+    timeline: Arc<LinkedTimeline>,
+    spans: Arc<[PublishedSpan]>,
+    is_named: bool,
+}
+
+/// A snapshot that no consumer sees yet.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) snapshot: CountedSnapshot,
+    pub(crate) timeline: Arc<LinkedTimeline>,
+    pub(crate) spans: Arc<[PublishedSpan]>,
+}
+
+impl Draft {
+    /// Whether each of its spans is right in `current` too.
+    pub(crate) fn is_right_in(&self, current: &Timeline) -> bool {
+        all_right(&self.spans, current)
+    }
+}
+
+fn all_right(spans: &[PublishedSpan], timeline: &Timeline) -> bool {
+    spans.iter().all(|span| learned_in(timeline, span).is_some())
+}
+
+impl Publication {
+    /// Nobody is led to it yet.
+    pub(crate) fn new(entry: DirectoryEntry, draft: Draft) -> Self {
+        let Draft { snapshot, timeline, spans } = draft;
+        Self { entry, snapshot, timeline, spans, is_named: false }
+    }
+
+    /// Replaces the snapshot by a newer one, which is right in `current`. Gives the earlier one, to
+    /// be dropped without a lock.
+    pub(crate) fn replace(
+        &mut self,
+        draft: Draft,
+        current: &Timeline,
+        freshness: &Freshness,
+    ) -> CountedSnapshot {
+        let Draft { snapshot, timeline, spans } = draft;
+        (self.timeline, self.spans) = (timeline, spans);
+        let before = std::mem::replace(&mut self.snapshot, snapshot);
+        self.is_named = false;
+        self.confirm(current, freshness);
+        before
+    }
+
+    /// The number of its entry.
+    pub(crate) fn entry(&self) -> u32 {
+        self.entry.index()
+    }
+
+    /// Where its snapshot lies.
+    pub(crate) fn location(&self) -> BlockLocation {
+        self.snapshot.location()
+    }
+
+    /// What it takes of the memory.
+    pub(crate) fn charged_bytes(&self) -> u64 {
+        self.snapshot.charged_bytes()
+    }
+
+    /// Whether it says the same as a draft would.
+    pub(crate) fn says(&self, spans: &[PublishedSpan]) -> bool {
+        self.is_named && *self.spans == *spans
+    }
+
+    /// The timeline, and the number in it of the version that decides in a span.
+    pub(crate) fn span(&self, span: u32) -> Option<(&Arc<LinkedTimeline>, u32)> {
+        let span = self.spans.get(span as usize)?;
+        Some((&self.timeline, span.version))
+    }
+
+    /// Whether each of its spans is right in `next` too. Takes one pass over them.
+    pub(crate) fn is_right_in(&self, next: &Timeline) -> bool {
+        all_right(&self.spans, next)
+    }
+
+    /// No consumer is led to it from now on.
+    pub(crate) fn withdraw(&mut self) {
+        if self.is_named {
+            self.entry.withdraw();
+            self.is_named = false;
+        }
+    }
+
+    /// It is right in `timeline`, which says since when that is known.
+    pub(crate) fn confirm(&mut self, timeline: &Timeline, freshness: &Freshness) {
+        if timeline.is_whole() {
+            let first = self.spans.first().and_then(|span| learned_in(timeline, span));
+            let until = first.map_or(0, |learned| freshness.confirmed_until(learned));
+            self.snapshot.confirm(until);
+        } else {
+            self.snapshot.confirm(0);
+            for (number, span) in self.spans.iter().enumerate() {
+                let learned = learned_in(timeline, span).unwrap_or_default();
+                self.snapshot.confirm_span(number, freshness.confirmed_until(learned));
+            }
+        }
+        if !self.is_named {
+            self.entry.name(self.snapshot.name());
+            self.is_named = true;
+        }
+    }
+}
+
+/// When the oldest part of a span was learned, if its version decides all over it.
+fn learned_in(timeline: &Timeline, span: &PublishedSpan) -> Option<Moment> {
+    let mut oldest = None;
+    for step in timeline.steps(span.interval) {
+        match step.state {
+            State::Version(version) if timeline.id(version) == span.id => {
+                oldest =
+                    Some(oldest.map_or(step.learned, |oldest: Moment| oldest.min(step.learned)));
+            }
+            _ => return None,
+        }
+    }
+    oldest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interval::Timestamp;
+    use crate::object::{ObjectInfo, ObjectPath};
+
+    fn interval(from: i64, until: i64) -> ValidityInterval {
+        let [from, until] = [from, until].map(Timestamp::from_millis);
+        ValidityInterval::new(from, until).unwrap()
+    }
+
+    fn version(n: u8, validity: ValidityInterval, created: i64) -> Arc<ObjectInfo> {
+        Arc::new(ObjectInfo {
+            path: ObjectPath::new("A/B").unwrap(),
+            id: ObjectId::from_bytes([n; 16]),
+            validity,
+            created: Timestamp::from_millis(created),
+            size_bytes: None,
+            md5: None,
+            metadata: Default::default(),
+        })
+    }
+
+    fn span(n: u8, interval: ValidityInterval) -> PublishedSpan {
+        PublishedSpan { interval, version: 0, id: ObjectId::from_bytes([n; 16]), generation: 1 }
+    }
+
+    #[test]
+    fn a_span_is_right_where_its_version_decides_all_over_it() {
+        let first = version(1, interval(0, 100), 1);
+        let at = Moment::from_millis;
+        let timeline =
+            Timeline::unknown().learn(interval(0, 100), std::slice::from_ref(&first), at(5));
+        assert_eq!(learned_in(&timeline, &span(1, interval(0, 100))), Some(at(5)));
+        assert_eq!(learned_in(&timeline, &span(2, interval(0, 100))), None);
+        // Learned anew in a part: what was learned first decides until when all of it counts.
+        let again = timeline.learn(interval(40, 60), std::slice::from_ref(&first), at(9));
+        assert_eq!(learned_in(&again, &span(1, interval(0, 100))), Some(at(5)));
+        // A newer version decides in the middle.
+        let newer = version(2, interval(50, 60), 2);
+        let changed = again.learn(interval(0, 100), &[first, newer], at(12));
+        assert_eq!(learned_in(&changed, &span(1, interval(0, 100))), None);
+        assert_eq!(learned_in(&changed, &span(1, interval(0, 50))), Some(at(12)));
+        assert_eq!(learned_in(&changed, &span(2, interval(50, 60))), Some(at(12)));
+    }
+
+    #[test]
+    fn what_nobody_has_confirmed_or_is_too_old_is_not_confirmed() {
+        let clock = Clock::manual(Timestamp::from_millis(0));
+        clock.advance(Duration::from_secs(10));
+        let oldest = Moment::from_millis(1);
+        let freshness = |fresh_for| Freshness { clock: clock.clone(), fresh_for, oldest };
+        let second = freshness(Duration::from_secs(1));
+        assert_eq!(second.confirmed_until(Moment::default()), 0);
+        assert_eq!(second.confirmed_until(Moment::from_millis(9_000)), 0);
+        let now = monotonic_millis();
+        let until = second.confirmed_until(Moment::from_millis(9_500));
+        assert!((now + 400..now + 5_000).contains(&until), "{until} at {now}");
+        let changed = Freshness { oldest: Moment::from_millis(9_600), ..second };
+        assert_eq!(changed.confirmed_until(Moment::from_millis(9_500)), 0);
+        let forever = freshness(Duration::MAX);
+        assert!(forever.confirmed_until(Moment::from_millis(1)) > now + 1_000_000);
+    }
+}

@@ -1,0 +1,370 @@
+//! Publishes timelines for consumers that look up by themselves.
+//!
+//! ```text
+//!  a session with a pins page asks for a table ─▶ its paths are to be published
+//!                                                        │  a part of the time at most
+//!                                                        ▼
+//!  timeline, objects in memory ─▶ Draft (a snapshot) ─▶ Catalog::publish ─▶ directory
+//!  pins pages ─samples─▶ the series and the object are used
+//! ```
+//!
+//! Only what was asked for by such a session is published, and of that what is in memory. Snapshots
+//! lie in the memory for objects, take a part of it at most, and go when objects need their room.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use super::catalog::Catalog;
+use super::linked_timeline::LinkedTimeline;
+use super::publication::{CountedSnapshot, Draft, Publication, PublishedSpan};
+use super::series::{PublishOutcome, Series};
+use crate::cache::memory::residency::{Reclaimable, Residency};
+use crate::index::State;
+use crate::interval::ValidityInterval;
+use crate::object::Query;
+use crate::shm::{
+    AskReason, BlockLocation, Directory, PublishedSnapshot, ServicePage, SnapshotSpan,
+};
+use crate::sync::{Mutex, MutexGuard};
+
+/// One part in this many of the memory can hold snapshots.
+const MEMORY_SHARE: u64 = 8;
+/// Bytes of memory per entry of the directory.
+const MEMORY_PER_ENTRY: u64 = 8192;
+/// Most entries of a directory: 512 KiB.
+const MAX_ENTRIES: u64 = 16_384;
+/// Time in which requests are gathered before snapshots are made of them.
+const GATHER: Duration = Duration::from_millis(1);
+/// Of all time, one part in this many goes into making snapshots, at most.
+const WORK_SHARE: u32 = 5;
+/// Interval at which samples are taken from the pins pages.
+const SAMPLE_PAUSE: Duration = Duration::from_millis(200);
+/// Versions of a timeline up to which objects are looked for that no table linked yet.
+const LOOKED_UP_VERSIONS: usize = 10_000;
+
+/// Publishes timelines, and keeps the pins pages of the sessions that read them.
+pub(crate) struct Publisher {
+    catalog: Arc<Catalog>,
+    residency: Arc<Residency>,
+    /// Made with the first session that reads it.
+    directory: OnceLock<Option<Arc<Directory>>>,
+    /// What all snapshots take of the memory.
+    snapshot_bytes: Arc<AtomicU64>,
+    state: Mutex<PublisherState>,
+}
+
+#[derive(Default)]
+struct PublisherState {
+    /// The pages, by the id of their session.
+    pages: HashMap<String, Arc<ServicePage>>,
+    /// By entry of the directory.
+    published: HashMap<u32, Weak<Series>>,
+    /// Look-ups of sessions that are over.
+    ended: LookUpSums,
+}
+
+/// Look-ups that consumers made by themselves, as they say.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LookUpSums {
+    /// Answered from shared memory.
+    pub hits: u64,
+    /// Not answered, by reason: those of [`LookUpSums::REASONS`].
+    pub asks: [u64; LookUpSums::REASONS.len()],
+}
+
+impl LookUpSums {
+    /// Why the service had to be asked.
+    pub const REASONS: [&'static str; AskReason::COUNTED.len()] = AskReason::COUNTED;
+
+    fn add(&mut self, page: &ServicePage) {
+        let (hits, asks) = page.counts();
+        self.hits = self.hits.saturating_add(hits);
+        let sums = self.asks.iter_mut().zip(asks);
+        sums.for_each(|(sum, count)| *sum = sum.saturating_add(count));
+    }
+}
+
+/// How much consumers look up by themselves, and what it takes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LocalFigures {
+    /// Look-ups so far.
+    pub look_ups: LookUpSums,
+    /// Sessions that can look up.
+    pub sessions: u64,
+    /// Slots in use: objects that consumers pin by themselves.
+    pub slots: u64,
+    /// Paths that are published.
+    pub paths: u64,
+    /// What their snapshots take of the memory.
+    pub snapshot_bytes: u64,
+    /// What objects take that were given up and that a consumer still pins.
+    pub quarantined_bytes: u64,
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher")
+            .field("pages", &self.state().pages.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The pins page of a session. Dropped, it pins nothing any more.
+#[derive(Debug)]
+pub(crate) struct SessionPage {
+    publisher: Arc<Publisher>,
+    session: String,
+    page: Arc<ServicePage>,
+    directory: Arc<Directory>,
+}
+
+impl SessionPage {
+    pub(crate) fn page(&self) -> &ServicePage {
+        &self.page
+    }
+
+    pub(crate) fn directory(&self) -> &Directory {
+        &self.directory
+    }
+}
+
+impl Drop for SessionPage {
+    fn drop(&mut self) {
+        {
+            let mut state = self.publisher.state();
+            state.pages.remove(&self.session);
+            state.ended.add(&self.page);
+        }
+        self.publisher.residency.pool().remove_pins_page(&self.page);
+        self.publisher.residency.ring();
+    }
+}
+
+impl Reclaimable for Publisher {
+    fn bytes(&self) -> u64 {
+        self.snapshot_bytes.load(Ordering::Relaxed)
+    }
+
+    fn reclaim_all(&self) {
+        for (entry, series) in self.series() {
+            series.unpublish();
+            self.state().published.remove(&entry);
+        }
+    }
+}
+
+impl Publisher {
+    pub(crate) fn new(catalog: Arc<Catalog>, residency: Arc<Residency>) -> Arc<Self> {
+        let publisher = Arc::new(Self {
+            catalog,
+            residency: Arc::clone(&residency),
+            directory: OnceLock::new(),
+            snapshot_bytes: Arc::default(),
+            state: Mutex::default(),
+        });
+        let reclaimable: Arc<dyn Reclaimable> = publisher.clone();
+        residency.set_reclaimable(Arc::downgrade(&reclaimable));
+        publisher
+    }
+
+    fn state(&self) -> MutexGuard<'_, PublisherState> {
+        self.state.lock()
+    }
+
+    /// Everything that is published.
+    fn series(&self) -> Vec<(u32, Arc<Series>)> {
+        let mut state = self.state();
+        state.published.retain(|_, series| series.strong_count() > 0);
+        let there = |(entry, series): (&u32, &Weak<Series>)| Some((*entry, series.upgrade()?));
+        state.published.iter().filter_map(there).collect()
+    }
+
+    fn directory(&self) -> Option<&Arc<Directory>> {
+        let made = self.directory.get_or_init(|| {
+            let pool = self.residency.pool();
+            let entries = (pool.total_bytes() / MEMORY_PER_ENTRY).clamp(1, MAX_ENTRIES) as u32;
+            match Directory::new(pool.epoch(), entries) {
+                Ok(directory) => Some(Arc::new(directory)),
+                Err(error) => {
+                    tracing::warn!(%error, "no directory for consumers that look up by themselves");
+                    None
+                }
+            }
+        });
+        made.as_ref()
+    }
+
+    /// A page for a session; `None` where the system gives none: it asks the service then.
+    pub(crate) fn open_page(self: &Arc<Self>, session: &str) -> Option<SessionPage> {
+        let directory = Arc::clone(self.directory()?);
+        let page = match ServicePage::new() {
+            Ok(page) => Arc::new(page),
+            Err(error) => {
+                tracing::warn!(%error, "no pins page for a session");
+                return None;
+            }
+        };
+        self.residency.pool().add_pins_page(&page);
+        self.state().pages.insert(session.to_owned(), Arc::clone(&page));
+        Some(SessionPage {
+            publisher: Arc::clone(self),
+            session: session.to_owned(),
+            page,
+            directory,
+        })
+    }
+
+    /// Whether a session reads what is published.
+    pub(crate) fn is_read_by(&self, session: &str) -> bool {
+        self.state().pages.contains_key(session)
+    }
+
+    /// Where snapshots lie in the memory.
+    pub(crate) fn locations(&self) -> Vec<BlockLocation> {
+        let series = self.series().into_iter();
+        series.filter_map(|(_, series)| series.with_publication(Publication::location)).collect()
+    }
+
+    /// How much consumers look up by themselves.
+    pub(crate) fn figures(&self) -> LocalFigures {
+        let (pages, mut look_ups) = {
+            let state = self.state();
+            let pages: Vec<Arc<ServicePage>> = state.pages.values().cloned().collect();
+            (pages, state.ended)
+        };
+        pages.iter().for_each(|page| look_ups.add(page));
+        LocalFigures {
+            look_ups,
+            sessions: pages.len() as u64,
+            slots: pages.iter().map(|page| page.used_slots().count() as u64).sum(),
+            paths: self.series().len() as u64,
+            snapshot_bytes: self.snapshot_bytes.load(Ordering::Relaxed),
+            quarantined_bytes: self.residency.pool().quarantined_bytes(),
+        }
+    }
+
+    /// Makes snapshots of what is asked for. Runs until it is dropped.
+    pub(crate) async fn publish_wanted(self: Arc<Self>) {
+        loop {
+            self.catalog.to_publish().await;
+            tokio::time::sleep(GATHER).await;
+            let began = std::time::Instant::now();
+            let publisher = Arc::clone(&self);
+            let published = tokio::task::spawn_blocking(move || {
+                for (query, series) in publisher.catalog.take_to_publish() {
+                    publisher.publish(&query, &series);
+                }
+            });
+            if published.await.is_err() {
+                return;
+            }
+            tokio::time::sleep(began.elapsed() * WORK_SHARE).await;
+        }
+    }
+
+    /// Makes a snapshot of one timeline and publishes it.
+    fn publish(&self, query: &Query, series: &Arc<Series>) {
+        let Some(directory) = self.directory() else { return };
+        let path = query.path.as_str();
+        let timeline = series.timeline();
+        let (spans, cells) = spans_in_memory(&timeline, &self.residency);
+        if series.with_publication(|one| one.says(&spans)) == Some(true) {
+            return self.catalog.defer_publishing(series);
+        }
+        let size = PublishedSnapshot::size_bytes(cells.len(), path).filter(|_| !cells.is_empty());
+        let room = size.filter(|size| self.make_room(*size)).and_then(|size| {
+            // At the cost of objects that nobody uses: the memory of a service is full as a rule.
+            self.residency.reserve(size).ok()
+        });
+        let Some(room) = room else { return series.unpublish() };
+        let snapshot = PublishedSnapshot::publish(room, path, &cells);
+        let snapshot = CountedSnapshot::new(snapshot, &self.snapshot_bytes);
+        let draft = Draft { snapshot, timeline, spans: spans.into() };
+        let entry = || directory.take(path);
+        let published = self.catalog.publish(query, series, draft, entry);
+        if let PublishOutcome::New { entry } = published {
+            self.state().published.insert(entry, Arc::downgrade(series));
+        }
+    }
+
+    /// Has a snapshot of `size` bytes fit into the part of the memory that is for snapshots: those
+    /// that were used longest ago go.
+    fn make_room(&self, size: u64) -> bool {
+        let limit = self.residency.pool().total_bytes() / MEMORY_SHARE;
+        if size > limit {
+            return false;
+        }
+        let mut bytes = self.bytes();
+        if bytes + size <= limit {
+            return true;
+        }
+        let mut all = self.series();
+        all.sort_by_key(|(_, series)| series.used());
+        for (entry, series) in all {
+            if bytes + size <= limit {
+                break;
+            }
+            bytes -= series.with_publication(|one| one.charged_bytes()).unwrap_or(0).min(bytes);
+            series.unpublish();
+            self.state().published.remove(&entry);
+        }
+        true
+    }
+
+    /// Learns from the pages what consumers use. Runs until it is dropped.
+    pub(crate) async fn take_samples(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(SAMPLE_PAUSE).await;
+            let pages: Vec<Arc<ServicePage>> = self.state().pages.values().cloned().collect();
+            for page in pages {
+                page.take_samples(|entry, span| self.used(entry, span));
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// A consumer says that it used a span of a published timeline. It may say anything.
+    fn used(&self, entry: u32, span: u32) {
+        let series = self.state().published.get(&entry).and_then(Weak::upgrade);
+        let Some(series) = series else { return };
+        self.catalog.used(&series);
+        let found = series.with_publication(|publication| {
+            let (timeline, version) = publication.span(span)?;
+            timeline.linked(version)
+        });
+        if let Some(resident) = found.flatten() {
+            self.residency.used(&resident);
+        }
+    }
+}
+
+/// The parts of a timeline whose object is in memory.
+fn spans_in_memory(
+    timeline: &LinkedTimeline,
+    residency: &Residency,
+) -> (Vec<PublishedSpan>, Vec<SnapshotSpan>) {
+    let looks_up = timeline.versions() <= LOOKED_UP_VERSIONS;
+    let (mut spans, mut cells) = (Vec::new(), Vec::new());
+    for step in timeline.steps(ValidityInterval::ALL) {
+        let State::Version(version) = step.state else { continue };
+        let resident = match looks_up {
+            true => timeline.resident(version, residency),
+            false => timeline.linked(version),
+        };
+        let Some(resident) = resident else { continue };
+        let (info, block) = (timeline.version(version), resident.block());
+        let header = block.meta_header();
+        let interval = step.interval;
+        spans.push(PublishedSpan { interval, version, id: info.id, generation: header.hint });
+        cells.push(SnapshotSpan {
+            from: interval.from().as_millis(),
+            until: interval.until().as_millis(),
+            validity: (info.validity.from().as_millis(), info.validity.until().as_millis()),
+            header,
+        });
+    }
+    (spans, cells)
+}

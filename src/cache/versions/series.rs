@@ -1,0 +1,198 @@
+//! The timeline of one query, and what is published of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+
+use crate::cache::versions::linked_timeline::LinkedTimeline;
+use crate::cache::versions::pace::Pace;
+use crate::cache::versions::publication::{Draft, Freshness, Publication};
+use crate::clock::Moment;
+use crate::index::Timeline;
+use crate::interval::ValidityInterval;
+use crate::object::ObjectInfo;
+use crate::shm::DirectoryEntry;
+use crate::sync::{Mutex, MutexGuard};
+
+/// The timeline of one query, and how it is used.
+#[derive(Debug)]
+pub(crate) struct Series {
+    pub(super) timeline: ArcSwap<LinkedTimeline>,
+    pub(super) used: AtomicU64,
+    /// When the source told that the path changed; 0: never. Requests ask it then.
+    pub(super) changed: AtomicU64,
+    /// The source told that the path changed, and it is asked in the background.
+    pub(super) told: AtomicBool,
+    /// For what time the source was asked last.
+    pub(super) asked: AtomicI64,
+    pub(super) pace: Arc<Pace>,
+    /// Held while the timeline is replaced.
+    published: Mutex<PublishedState>,
+    /// It is among those of which a snapshot is to be made.
+    pub(super) to_publish: AtomicBool,
+    /// Not before this moment, in milliseconds of the catalog's clock.
+    pub(super) publish_after: AtomicU64,
+}
+
+/// What consumers that look up by themselves read of a series.
+#[derive(Debug, Default)]
+enum PublishedState {
+    #[default]
+    Nothing,
+    Snapshot(Box<Publication>),
+    /// The series is forgotten: nothing is published of it any more.
+    Closed,
+}
+
+impl PublishedState {
+    fn publication(&mut self) -> Option<&mut Publication> {
+        match self {
+            Self::Snapshot(publication) => Some(publication),
+            Self::Nothing | Self::Closed => None,
+        }
+    }
+}
+
+impl Series {
+    /// The timeline of a query of which nothing is known.
+    pub(super) fn new(used: u64) -> Self {
+        Self {
+            timeline: ArcSwap::from_pointee(LinkedTimeline::new(Timeline::unknown())),
+            used: AtomicU64::new(used),
+            changed: AtomicU64::new(0),
+            told: AtomicBool::new(false),
+            asked: AtomicI64::new(0),
+            pace: Arc::default(),
+            published: Mutex::default(),
+            to_publish: AtomicBool::new(false),
+            publish_after: AtomicU64::new(0),
+        }
+    }
+
+    fn published(&self) -> MutexGuard<'_, PublishedState> {
+        self.published.lock()
+    }
+
+    /// Whether what consumers read is not right any more; it is withdrawn then.
+    pub(super) fn learn(
+        &self,
+        span: ValidityInterval,
+        versions: &[Arc<ObjectInfo>],
+        learned: Moment,
+        freshness: impl FnOnce() -> Freshness,
+    ) -> bool {
+        let mut published = self.published();
+        let known = self.timeline.load();
+        let next = Arc::new(known.followed_by(known.learn(span, versions, learned)));
+        drop(known);
+        let Some(publication) = published.publication() else {
+            self.timeline.store(next);
+            return false;
+        };
+        let right = publication.is_right_in(&next);
+        if !right {
+            publication.withdraw();
+        }
+        self.timeline.store(Arc::clone(&next));
+        if right {
+            publication.confirm(&next, &freshness());
+        }
+        !right
+    }
+
+    /// The timeline as of now.
+    pub(crate) fn timeline(&self) -> Arc<LinkedTimeline> {
+        self.timeline.load_full()
+    }
+
+    /// What is published, if anything.
+    pub(crate) fn with_publication<T>(&self, look: impl FnOnce(&Publication) -> T) -> Option<T> {
+        self.published().publication().map(|publication| look(publication))
+    }
+
+    /// Publishes a draft, unless it is not right any more. `entry` takes an entry of the directory, if
+    /// there is one.
+    pub(super) fn publish(
+        &self,
+        draft: Draft,
+        freshness: impl FnOnce() -> Freshness,
+        entry: impl FnOnce() -> Option<DirectoryEntry>,
+    ) -> PublishOutcome {
+        let mut published = self.published();
+        let current = self.timeline.load();
+        if !Arc::ptr_eq(&current, &draft.timeline) && !draft.is_right_in(&current) {
+            return PublishOutcome::Changed;
+        }
+        match &mut *published {
+            PublishedState::Closed => PublishOutcome::Closed,
+            PublishedState::Snapshot(publication) => {
+                let before = publication.replace(draft, &current, &freshness());
+                drop(published);
+                // Its memory goes back without the lock.
+                drop(before);
+                PublishOutcome::Replaced
+            }
+            PublishedState::Nothing => {
+                let Some(entry) = entry() else { return PublishOutcome::NoEntry };
+                let mut publication = Publication::new(entry, draft);
+                publication.confirm(&current, &freshness());
+                let entry = publication.entry();
+                *published = PublishedState::Snapshot(Box::new(publication));
+                PublishOutcome::New { entry }
+            }
+        }
+    }
+
+    /// Publishes nothing until a snapshot is made anew.
+    pub(crate) fn unpublish(&self) {
+        let mut published = self.published();
+        if matches!(&*published, PublishedState::Snapshot(_)) {
+            let before = std::mem::take(&mut *published);
+            drop(published);
+            drop(before);
+        }
+    }
+
+    /// Consumers ask the service until something is learned anew.
+    pub(super) fn withdraw(&self) {
+        if let Some(publication) = self.published().publication() {
+            publication.withdraw();
+        }
+    }
+
+    /// Nothing is published any more.
+    pub(super) fn close(&self) {
+        let published = std::mem::replace(&mut *self.published(), PublishedState::Closed);
+        // Its memory goes back without the lock.
+        drop(published);
+    }
+
+    /// What was learned before this may have changed.
+    pub(super) fn changed(&self) -> Moment {
+        Moment::from_millis(self.changed.load(Ordering::Acquire))
+    }
+
+    /// When it was asked for last.
+    pub(crate) fn used(&self) -> Moment {
+        Moment::from_millis(self.used.load(Ordering::Relaxed))
+    }
+}
+
+/// What came of publishing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PublishOutcome {
+    /// Its first snapshot, under this entry of the directory.
+    New {
+        /// The entry's number.
+        entry: u32,
+    },
+    /// Instead of an earlier snapshot.
+    Replaced,
+    /// The timeline has changed: it is to be made again.
+    Changed,
+    /// The directory has no entry left for the path.
+    NoEntry,
+    /// The series is forgotten.
+    Closed,
+}

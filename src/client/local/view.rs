@@ -1,0 +1,95 @@
+//! An object that was looked up.
+
+use std::fmt;
+use std::ops::Deref;
+
+use super::shared::{AskedBytes, AskedObject};
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::ObjectId;
+use crate::shm::{OwnedPinnedView, PinnedView};
+
+/// The bytes of an object, which stay where they are as long as this lives.
+///
+/// ```no_run
+/// # fn main() -> Result<(), iovcache::client::ClientError> {
+/// # let runtime = tokio::runtime::Runtime::new().unwrap();
+/// # let client = runtime.block_on(iovcache::client::Client::connect("grpc://127.0.0.1:50051"))?;
+/// let drift = client.local()?.path("TPC/Calib/VDriftTgl")?;
+/// if let Some(view) = drift.at(iovcache::Timestamp::from_millis(1_700_000_000_000))? {
+///     println!("{} bytes of version {}", view.len(), view.id());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct View<'a>(ViewBytes<'a>);
+
+enum ViewBytes<'a> {
+    Pinned(PinnedView<'a>),
+    Owned(OwnedPinnedView),
+    Asked(AskedObject),
+}
+
+impl<'a> View<'a> {
+    pub(super) fn pinned(view: PinnedView<'a>) -> Self {
+        Self(ViewBytes::Pinned(view))
+    }
+
+    pub(super) fn asked(object: AskedObject) -> Self {
+        Self(ViewBytes::Asked(object))
+    }
+
+    /// The version's id.
+    pub fn id(&self) -> ObjectId {
+        match &self.0 {
+            ViewBytes::Pinned(view) => view.id(),
+            ViewBytes::Owned(view) => view.id(),
+            ViewBytes::Asked(object) => object.id,
+        }
+    }
+
+    /// The version's own validity interval, milliseconds since the Unix epoch.
+    pub fn validity(&self) -> ValidityInterval {
+        let (from, until) = match &self.0 {
+            ViewBytes::Pinned(view) => view.validity_millis(),
+            ViewBytes::Owned(view) => view.validity_millis(),
+            ViewBytes::Asked(object) => object.validity,
+        };
+        let [from, until] = [from, until].map(Timestamp::from_millis);
+        // What a service publishes is an interval; of another one nothing is known.
+        ValidityInterval::new(from, until).unwrap_or(ValidityInterval::ALL)
+    }
+
+    /// Whether it was found in shared memory, without asking the service.
+    pub fn is_local(&self) -> bool {
+        !matches!(self.0, ViewBytes::Asked(_))
+    }
+
+    /// The same view, which does not borrow from its path.
+    pub fn into_owned(self) -> View<'static> {
+        View(match self.0 {
+            ViewBytes::Pinned(view) => ViewBytes::Owned(view.into_owned()),
+            ViewBytes::Owned(view) => ViewBytes::Owned(view),
+            ViewBytes::Asked(object) => ViewBytes::Asked(object),
+        })
+    }
+}
+
+impl Deref for View<'_> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            ViewBytes::Pinned(view) => view,
+            ViewBytes::Owned(view) => view,
+            ViewBytes::Asked(AskedObject { bytes: AskedBytes::Leased(bytes), .. }) => bytes,
+            ViewBytes::Asked(AskedObject { bytes: AskedBytes::Copied(bytes), .. }) => bytes,
+        }
+    }
+}
+
+impl fmt::Debug for View<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "View({} bytes of {})", self.len(), self.id())
+    }
+}

@@ -1,0 +1,221 @@
+//! The thread that asks the service for what a look-up did not find.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use arrow_array::RecordBatch;
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::Int64Type;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::path::Local;
+use super::shared::{AskedBytes, AskedObject, AskedObjects, LocalShared, Question};
+use crate::client::error::ClientError;
+use crate::client::options::ClientOptions;
+use crate::client::request::TableRequest;
+use crate::client::service::Client;
+use crate::client::table::Table;
+use crate::error::{Coded as _, ErrorKind};
+use crate::object::ObjectId;
+use crate::shm::LocalPlane;
+use crate::shm::attach::{LeasedBytes, process_generation};
+
+/// The name of the only column of a question.
+const COLUMN: &str = "object";
+/// Attempts to get a table and the record of what served it of one moment.
+const ATTEMPTS: usize = 4;
+
+/// An object's id, and its validity interval in milliseconds.
+type VersionFacts = (ObjectId, (i64, i64));
+
+impl Client {
+    /// Look-ups in shared memory, without a call, for a client on the node of the service; what does
+    /// not lie there the service is asked for. All handles of a client share one session of their
+    /// own.
+    ///
+    /// Blocks until that is connected, 10 s at most.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] and what else connecting gives; [`ClientError::ForkedProcess`].
+    pub fn local(&self) -> Result<Local, ClientError> {
+        if self.process() != process_generation() {
+            return Err(ClientError::ForkedProcess);
+        }
+        let mut local = self.local_shared().lock();
+        if let Some(shared) = &*local {
+            return Ok(Local::new(Arc::clone(shared)));
+        }
+        let shared = start(self.url(), self.options().clone(), self.patience())?;
+        *local = Some(Arc::clone(&shared));
+        Ok(Local::new(shared))
+    }
+}
+
+/// Starts the worker. It ends with the last handle.
+fn start(
+    url: &str,
+    options: ClientOptions,
+    patience: Duration,
+) -> Result<Arc<LocalShared>, ClientError> {
+    let (questions, asked) = unbounded_channel();
+    let plane = Arc::new(ArcSwapOption::empty());
+    let (connected, is_connected) = sync_channel(1);
+    let failed = |error| ClientError::Io { what: "cannot start a thread".to_owned(), error };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(failed)?;
+    let work = {
+        let (url, plane) = (url.to_owned(), Arc::clone(&plane));
+        move || {
+            runtime.block_on(async move {
+                match connect(&url, options).await {
+                    Ok(client) => {
+                        publish_plane(&client, &plane).await;
+                        let _ = connected.send(Ok(()));
+                        serve(client, &plane, asked).await;
+                    }
+                    Err(error) => {
+                        let _ = connected.send(Err(error));
+                    }
+                }
+            });
+        }
+    };
+    std::thread::Builder::new().name("iovcache-local".into()).spawn(work).map_err(failed)?;
+    let gone = || ClientError::Closed { what: "connection of the local plane" };
+    is_connected.recv().map_err(|_| gone())??;
+    Ok(Arc::new(LocalShared { plane, questions, patience }))
+}
+
+async fn connect(url: &str, options: ClientOptions) -> Result<Client, ClientError> {
+    let client = Client::connect_as(url, options, true).await?;
+    client.attach_beside().await?;
+    Ok(client)
+}
+
+/// Answers questions until nobody can ask any more.
+async fn serve(
+    client: Client,
+    plane: &Arc<ArcSwapOption<LocalPlane>>,
+    mut asked: UnboundedReceiver<Question>,
+) {
+    while let Some(Question { path, times, answer }) = asked.recv().await {
+        let (client, plane) = (client.clone(), Arc::clone(plane));
+        tokio::spawn(async move {
+            let objects = ask(&client, path.as_str(), &times).await;
+            publish_plane(&client, &plane).await;
+            // Whoever asked may have given up.
+            let _ = answer.send(objects);
+        });
+    }
+}
+
+/// Hands the plane of the client's session to the handles, if it is another one than before.
+async fn publish_plane(client: &Client, plane: &ArcSwapOption<LocalPlane>) {
+    let Some(session) = client.session().await else { return };
+    let is_known = |known: &Arc<LocalPlane>| Arc::ptr_eq(known.attachment(), &session);
+    if !plane.load().as_ref().is_some_and(is_known)
+        && let Some(newer) = LocalPlane::new(session)
+    {
+        plane.store(Some(newer));
+    }
+}
+
+/// The objects of some times.
+async fn ask(client: &Client, path: &str, times: &[i64]) -> AskedObjects {
+    match ask_together(client, path, times).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => match times {
+            // A path whose policy is that something must be valid.
+            [_] => Ok(vec![None]),
+            _ => {
+                let mut objects = Vec::with_capacity(times.len());
+                for time in times {
+                    match ask_together(client, path, &[*time]).await {
+                        Ok(mut object) => objects.push(object.pop().flatten()),
+                        Err(error) if error.kind() == ErrorKind::NotFound => objects.push(None),
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(objects)
+            }
+        },
+        objects => objects,
+    }
+}
+
+async fn ask_together(client: &Client, path: &str, times: &[i64]) -> AskedObjects {
+    let mut attempts = ATTEMPTS;
+    loop {
+        let request = TableRequest::new().column(COLUMN, path);
+        let request = request.timestamps(times.iter().copied()).missing_as_null();
+        let table = client.table(request).await?;
+        match client.objects(&table).await {
+            Ok((_, batches)) => return objects_of(table, &descriptions(&batches)?),
+            Err(ClientError::Changed) if attempts > 1 => attempts -= 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What the objects view says, by the first row of each run.
+fn descriptions(batches: &[RecordBatch]) -> Result<HashMap<usize, VersionFacts>, ClientError> {
+    let unreadable = |what: &str| ClientError::Answer { reason: format!("objects view: {what}") };
+    let mut described = HashMap::new();
+    for batch in batches {
+        let integers = |name: &str| {
+            let column = batch.column_by_name(name);
+            let column = column.and_then(|column| column.as_primitive_opt::<Int64Type>());
+            column.ok_or_else(|| unreadable(name))
+        };
+        let (starts, from) = (integers("row_start")?, integers("valid_from")?);
+        let until = integers("valid_until")?;
+        let ids = batch.column_by_name("object_id").and_then(|ids| ids.as_string_opt::<i32>());
+        let ids = ids.ok_or_else(|| unreadable("object_id"))?;
+        for row in 0..batch.num_rows() {
+            let id = ObjectId::parse(ids.value(row)).ok_or_else(|| unreadable(ids.value(row)))?;
+            let start = usize::try_from(starts.value(row)).map_err(|_| unreadable("row_start"))?;
+            described.insert(start, (id, (from.value(row), until.value(row))));
+        }
+    }
+    Ok(described)
+}
+
+/// The object of each row of a table with one column.
+fn objects_of(table: Table, described: &HashMap<usize, VersionFacts>) -> AskedObjects {
+    let (rows, is_mapped) = (table.rows(), table.is_mapped());
+    let column = table.column(COLUMN)?;
+    let mut start = 0;
+    let mut runs = Vec::new();
+    for (run, end) in column.ends().iter().enumerate() {
+        let cell = match column.run(run)? {
+            None => None,
+            Some(bytes) => {
+                let header = column.header(start);
+                let copied = (!is_mapped).then(|| Arc::<[u8]>::from(bytes));
+                let missing = || ClientError::Answer { reason: format!("row {start} has no id") };
+                Some((header, copied, *described.get(&start).ok_or_else(missing)?))
+            }
+        };
+        runs.push((*end, cell));
+        start = *end;
+    }
+    let pinned = table.into_pinned().map(Arc::new);
+    let mut objects = Vec::with_capacity(rows);
+    for (end, cell) in runs {
+        let object = match (cell, &pinned) {
+            (None, _) => None,
+            (Some((_, Some(copied), (id, validity))), _) => {
+                Some(AskedObject { bytes: AskedBytes::Copied(copied), id, validity })
+            }
+            (Some((Some(header), None, (id, validity))), Some(pinned)) => {
+                let bytes = Arc::new(LeasedBytes::new(Arc::clone(pinned), &header)?);
+                Some(AskedObject { bytes: AskedBytes::Leased(bytes), id, validity })
+            }
+            (Some(_), _) => return Err(ClientError::NotAttached),
+        };
+        objects.resize(end, object);
+    }
+    Ok(objects)
+}

@@ -1,0 +1,309 @@
+//! The directory: from the hash of a path to the snapshot of its timeline.
+//!
+//! ```text
+//!  0        64            64 + 32 n
+//!  ┌────────┬──────┬──────┬───
+//!  │ header │entry │entry │ …      a path's entry is one of the PROBES from its hash on
+//!  └────────┴──────┴──────┴───
+//! ```
+#![allow(unsafe_code)]
+
+use std::mem::{offset_of, size_of};
+use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::AtomicU64;
+
+use rustix::fs::SealFlags;
+
+use super::super::layout::Epoch;
+use super::super::mapping::{MapAccess, Mapping};
+use super::block_place::BlockPlace;
+use super::protocol;
+use super::sealed::{make_sealed, map_sealed};
+use crate::sync::{Mutex, MutexGuard};
+
+/// The first bytes of the directory.
+#[repr(C)]
+pub(super) struct DirectoryHeader {
+    pub(super) magic: [u8; 8],
+    pub(super) version: u32,
+    /// How many entries follow: a power of two.
+    pub(super) entries: u32,
+    pub(super) epoch: u64,
+    /// All of it, in bytes.
+    pub(super) size: u64,
+    pub(super) reserved: [u64; 4],
+}
+
+/// One entry. It is free where `hash` is 0, and names no snapshot where `generation` is 0.
+#[repr(C)]
+pub(super) struct EntryLayout {
+    pub(super) hash: u64,
+    pub(super) generation: u64,
+    /// See [`BlockPlace`].
+    pub(super) place: u64,
+    pub(super) reserved: u64,
+}
+
+const _: () = assert!(size_of::<DirectoryHeader>() == 64);
+const _: () = assert!(offset_of!(DirectoryHeader, version) == 8);
+const _: () = assert!(offset_of!(DirectoryHeader, entries) == 12);
+const _: () = assert!(offset_of!(DirectoryHeader, epoch) == 16);
+const _: () = assert!(offset_of!(DirectoryHeader, size) == 24);
+const _: () = assert!(size_of::<EntryLayout>() == 32);
+const _: () = assert!(offset_of!(EntryLayout, generation) == 8);
+const _: () = assert!(offset_of!(EntryLayout, place) == 16);
+
+impl DirectoryHeader {
+    pub(super) const MAGIC: [u8; 8] = *b"IOVDIREC";
+    pub(super) const VERSION: u32 = 1;
+}
+
+/// Entries in which a path can stand: its hash's own and those behind it, around the end.
+pub(super) const PROBES: u64 = 16;
+
+/// FNV-1a of the path's bytes; 1 where that is 0, which marks a free entry.
+pub(super) fn path_hash(path: &str) -> u64 {
+    let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash.max(1)
+}
+
+fn entry_offset(index: u32) -> usize {
+    size_of::<DirectoryHeader>() + index as usize * size_of::<EntryLayout>()
+}
+
+/// The indices in which a path of this hash can stand.
+fn probes(hash: u64, entries: u32) -> impl Iterator<Item = u32> {
+    let mask = u64::from(entries) - 1;
+    (0..PROBES.min(u64::from(entries))).map(move |step| (hash.wrapping_add(step) & mask) as u32)
+}
+
+/// The directory as a consumer sees it: checked once, then read by atomics only.
+#[derive(Debug)]
+pub(super) struct DirectoryView {
+    mapping: Mapping,
+    entries: u32,
+}
+
+impl DirectoryView {
+    /// Maps the directory of the service with this epoch.
+    ///
+    /// # Errors
+    /// Why it cannot be used. A newer service may have another layout: then its consumers ask it.
+    pub(super) fn open(file: BorrowedFd<'_>, size: u64, epoch: Epoch) -> Result<Self, String> {
+        let mapping = map_sealed(file, size, MapAccess::Read)?;
+        // SAFETY: the service writes the header once, before it sends the descriptor.
+        let header = unsafe { mapping.bytes(0, size_of::<DirectoryHeader>()) };
+        let word = |at: usize| header[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
+        let entries = (word(8) >> 32) as u32;
+        let (version, magic) = (word(8) as u32, u64::from_le_bytes(DirectoryHeader::MAGIC));
+        let needed = entry_offset(entries) as u64;
+        let right = word(offset_of!(DirectoryHeader, magic)) == magic
+            && version == DirectoryHeader::VERSION
+            && word(offset_of!(DirectoryHeader, epoch)) == epoch.0
+            && word(offset_of!(DirectoryHeader, size)) == size
+            && entries.is_power_of_two()
+            && needed <= size;
+        match right {
+            true => Ok(Self { mapping, entries }),
+            false => Err(format!("a directory of version {version} with {entries} entries")),
+        }
+    }
+
+    fn word(&self, index: u32, field: usize) -> &AtomicU64 {
+        self.mapping.atomic_u64(entry_offset(index) + field)
+    }
+
+    /// The words of an entry: generation and place. `index` was given by [`find`](Self::find).
+    #[inline]
+    pub(super) fn entry(&self, index: u32) -> EntryWords<'_> {
+        EntryWords {
+            generation: self.word(index, offset_of!(EntryLayout, generation)),
+            place: self.word(index, offset_of!(EntryLayout, place)),
+        }
+    }
+
+    /// Entries with this hash that name a snapshot. Paths can share a hash: what the snapshot says
+    /// decides.
+    pub(super) fn find(&self, hash: u64) -> impl Iterator<Item = u32> {
+        probes(hash, self.entries).filter(move |&index| {
+            let stored = self.word(index, offset_of!(EntryLayout, hash));
+            // Relaxed: a wrong guess is found by the snapshot's own path.
+            stored.load(std::sync::atomic::Ordering::Relaxed) == hash
+                && self.entry(index).load().0 != 0
+        })
+    }
+}
+
+/// The two words of an entry that change.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EntryWords<'a> {
+    generation: &'a AtomicU64,
+    place: &'a AtomicU64,
+}
+
+impl EntryWords<'_> {
+    /// Generation (0: none) and place of the snapshot.
+    #[inline]
+    pub(super) fn load(self) -> (u64, u64) {
+        protocol::load_entry(self.generation, self.place)
+    }
+}
+
+/// The service's side: the only writer.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    file: OwnedFd,
+    mapping: Mapping,
+    entries: u32,
+    /// Which entries are taken.
+    taken: Mutex<Vec<bool>>,
+}
+
+impl Directory {
+    /// A directory of the instance `epoch` with this many entries, at least [`PROBES`].
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn new(epoch: Epoch, entries: u32) -> std::io::Result<Self> {
+        let entries = entries.next_power_of_two().max(PROBES as u32);
+        let size = (entry_offset(entries) as u64).next_multiple_of(4096);
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+        let (file, mapping) = make_sealed(c"iovcache-directory", size, seals)?;
+        let mut header = [0; size_of::<DirectoryHeader>()];
+        let mut put = |offset: usize, bytes: &[u8]| {
+            header[offset..offset + bytes.len()].copy_from_slice(bytes);
+        };
+        put(offset_of!(DirectoryHeader, magic), &DirectoryHeader::MAGIC);
+        put(offset_of!(DirectoryHeader, version), &DirectoryHeader::VERSION.to_le_bytes());
+        put(offset_of!(DirectoryHeader, entries), &entries.to_le_bytes());
+        put(offset_of!(DirectoryHeader, epoch), &epoch.0.to_le_bytes());
+        put(offset_of!(DirectoryHeader, size), &size.to_le_bytes());
+        // SAFETY: no other process knows of the file yet, and it is longer than its header.
+        unsafe { mapping.write(0, &header) };
+        Ok(Self { file, mapping, entries, taken: Mutex::new(vec![false; entries as usize]) })
+    }
+
+    /// The file, for consumers.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// All of it, in bytes.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.mapping.length() as u64
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Vec<bool>> {
+        self.taken.lock()
+    }
+
+    fn word(&self, index: u32, field: usize) -> &AtomicU64 {
+        self.mapping.atomic_u64(entry_offset(index) + field)
+    }
+
+    /// Takes an entry for `path`; `None` where all of those in which it could stand are taken.
+    pub(crate) fn take(self: &std::sync::Arc<Self>, path: &str) -> Option<DirectoryEntry> {
+        let hash = path_hash(path);
+        let mut taken = self.taken();
+        let index = probes(hash, self.entries).find(|&index| !taken[index as usize])?;
+        taken[index as usize] = true;
+        let stored = self.word(index, offset_of!(EntryLayout, hash));
+        stored.store(hash, std::sync::atomic::Ordering::Relaxed);
+        Some(DirectoryEntry { directory: std::sync::Arc::clone(self), index })
+    }
+}
+
+/// The entry of one path. Dropped, it is free and names nothing.
+#[derive(Debug)]
+pub(crate) struct DirectoryEntry {
+    directory: std::sync::Arc<Directory>,
+    index: u32,
+}
+
+impl DirectoryEntry {
+    /// Its number, as consumers name it in samples.
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+
+    fn store(&self, generation: u64, place: u64) {
+        let words = [offset_of!(EntryLayout, generation), offset_of!(EntryLayout, place)];
+        let [first, second] = words.map(|field| self.directory.word(self.index, field));
+        protocol::store_entry(first, second, (generation, place));
+    }
+
+    /// Names a snapshot, instead of the one before.
+    pub(crate) fn name(&self, (generation, place): (u64, BlockPlace)) {
+        self.store(generation, place.to_word());
+    }
+
+    /// Names no snapshot: consumers ask the service.
+    pub(crate) fn withdraw(&self) {
+        self.store(0, 0);
+    }
+}
+
+impl Drop for DirectoryEntry {
+    fn drop(&mut self) {
+        self.withdraw();
+        let hash = self.directory.word(self.index, offset_of!(EntryLayout, hash));
+        hash.store(0, std::sync::atomic::Ordering::Relaxed);
+        self.directory.taken()[self.index as usize] = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd as _;
+    use std::sync::Arc;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    #[test]
+    fn a_path_is_found_in_its_entries_and_gone_with_them() {
+        let epoch = Epoch(7);
+        let directory = Arc::new(Directory::new(epoch, 32).unwrap());
+        let size = directory.size_bytes();
+        let view = DirectoryView::open(directory.file(), size, epoch).unwrap();
+        let hash = path_hash("A/B");
+        let entry = directory.take("A/B").unwrap();
+        assert_eq!(view.find(hash).count(), 0, "it names no snapshot yet");
+        entry.store(5, 64);
+        assert_eq!(view.find(hash).collect::<Vec<_>>(), [entry.index()]);
+        assert_eq!(view.entry(entry.index()).load(), (5, 64));
+        drop(entry);
+        assert_eq!(view.find(hash).count(), 0);
+        assert!(directory.taken().iter().all(|taken| !taken));
+    }
+
+    #[test]
+    fn paths_whose_entries_are_all_taken_are_not_published() {
+        let directory = Arc::new(Directory::new(Epoch(7), 16).unwrap());
+        let taken: Vec<_> = (0..40).filter_map(|n| directory.take(&format!("A/{n}x"))).collect();
+        assert_eq!(taken.len(), 16);
+        drop(taken);
+        assert!(directory.take("A").is_some());
+    }
+
+    #[test]
+    fn a_directory_that_could_change_or_is_anothers_is_not_used() {
+        let directory = Directory::new(Epoch(7), 32).unwrap();
+        let size = directory.size_bytes();
+        assert!(DirectoryView::open(directory.file(), size, Epoch(8)).is_err(), "another epoch");
+        assert!(DirectoryView::open(directory.file(), size + 1, Epoch(7)).is_err(), "its size");
+        assert!(rustix::io::pwrite(directory.file(), b"x", 0).is_err(), "it can be written");
+        let loose = tempfile::tempfile().unwrap();
+        loose.set_len(size).unwrap();
+        assert!(DirectoryView::open(loose.as_fd(), size, Epoch(7)).is_err(), "no seals");
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let open = File::from(memfd_create(c"open", flags).unwrap());
+        open.set_len(size).unwrap();
+        assert!(DirectoryView::open(open.as_fd(), size, Epoch(7)).is_err(), "it could shrink");
+    }
+}

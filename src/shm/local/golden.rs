@@ -1,0 +1,131 @@
+//! The bytes of released versions: what consumers of every language read, held by files.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use super::super::layout::{Epoch, MetaHeader};
+use super::super::{Pool, PoolOptions};
+use super::directory::{Directory, path_hash};
+use super::pins_page::{ConsumerPage, ServicePage};
+use super::snapshot::{PublishedSnapshot, SnapshotSpan};
+
+const EPOCH: Epoch = Epoch(0x1112_1314_1516_1718);
+const GENERATION: u64 = 0x0102_0304_0506_0708;
+const PATH: &str = "TPC/Calib/VDriftTgl";
+
+fn golden(name: &str) -> Vec<u8> {
+    let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/golden");
+    std::fs::read(folder.join(name)).unwrap()
+}
+
+fn spans() -> [SnapshotSpan; 2] {
+    let span = |from, until, n: u64| SnapshotSpan {
+        from,
+        until,
+        validity: (from - 5, until + 5),
+        header: MetaHeader::managed(n as u16, 4096 + 48 + 64 * n as i64, 9 + n, 100 + n),
+    };
+    [span(1_000, 2_000, 1), span(3_000, 4_000, 2)]
+}
+
+fn snapshot(pool: &Pool) -> PublishedSnapshot {
+    let size = PublishedSnapshot::size_bytes(2, PATH).unwrap();
+    let snapshot = PublishedSnapshot::publish(pool.reserve(size).unwrap(), PATH, &spans());
+    snapshot.confirm(0x21);
+    snapshot.confirm_span(1, 0x22);
+    snapshot
+}
+
+fn pool() -> Pool {
+    Pool::new(PoolOptions {
+        memory_bytes: 64 << 10,
+        first_generation: Some(GENERATION),
+        ..PoolOptions::default()
+    })
+    .unwrap()
+}
+
+fn read(file: impl std::os::fd::AsFd, offset: u64, bytes: usize) -> Vec<u8> {
+    let mut read = vec![0; bytes];
+    assert_eq!(rustix::io::pread(file, &mut read, offset), Ok(bytes));
+    read
+}
+
+#[test]
+fn a_directory_is_byte_for_byte_as_drawn() {
+    let directory = Arc::new(Directory::new(EPOCH, 16).unwrap());
+    let pool = pool();
+    let snapshot = snapshot(&pool);
+    let entry = directory.take(PATH).unwrap();
+    entry.name(snapshot.name());
+    let bytes = read(directory.file(), 0, 64 + 16 * 32);
+    assert_eq!(bytes, golden("directory.bin"));
+    // And by hand, from the drawing.
+    let mut drawn = vec![0; 64 + 16 * 32];
+    drawn[..8].copy_from_slice(b"IOVDIREC");
+    drawn[8] = 1;
+    drawn[12] = 16;
+    drawn[16..24].copy_from_slice(&EPOCH.0.to_le_bytes());
+    drawn[24..32].copy_from_slice(&4096_u64.to_le_bytes());
+    let at = 64 + 32 * (path_hash(PATH) % 16) as usize;
+    drawn[at..at + 8].copy_from_slice(&path_hash(PATH).to_le_bytes());
+    drawn[at + 8..at + 16].copy_from_slice(&GENERATION.to_le_bytes());
+    // Segment 0, the block behind the head of 4 KiB.
+    drawn[at + 16..at + 24].copy_from_slice(&(1 << 63 | 64_u64).to_le_bytes());
+    assert_eq!(bytes, drawn);
+}
+
+#[test]
+fn a_snapshot_is_byte_for_byte_as_drawn() {
+    let pool = pool();
+    let _snapshot = snapshot(&pool);
+    let size = PublishedSnapshot::size_bytes(2, PATH).unwrap() as usize;
+    let bytes = read(pool.segments()[0].file().unwrap(), 4096 + 64, size);
+    assert_eq!(bytes, golden("timeline-snapshot.bin"));
+    let mut drawn = vec![0; size];
+    drawn[..4].copy_from_slice(b"IOVT");
+    (drawn[4], drawn[8], drawn[16], drawn[20]) = (1, 0x21, 2, PATH.len() as u8);
+    drawn[64..72].copy_from_slice(&1_000_i64.to_le_bytes());
+    drawn[72..80].copy_from_slice(&3_000_i64.to_le_bytes());
+    for (n, at) in [(1_u64, 128), (2, 192)] {
+        let from = 2_000 * n - 1_000;
+        let words = [9 + n, 100 + n, 4144 + 64 * n, n << 16 | 1 << 32, from + 1_000];
+        let confirmed = if n == 2 { 0x22 } else { 0 };
+        let words = words.into_iter().chain([confirmed, from - 5, from + 1_005]);
+        for (place, word) in words.enumerate() {
+            let at = at + 8 * place;
+            drawn[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+    drawn[256..].copy_from_slice(PATH.as_bytes());
+    assert_eq!(bytes, drawn);
+}
+
+#[test]
+fn a_pins_page_is_byte_for_byte_as_drawn() {
+    let service = ServicePage::new().unwrap();
+    let consumer = ConsumerPage::open(service.file(), ServicePage::BYTES).unwrap();
+    let slot = consumer.pin(2, &AtomicU64::new(GENERATION), GENERATION).unwrap();
+    consumer.sample(3, 4);
+    consumer.count_hits(5);
+    consumer.count_ask(1);
+    let bytes = read(service.file(), 0, 4096 + 32);
+    assert_eq!(bytes, golden("pins-page.bin"));
+    let mut drawn = vec![0; 4096 + 32];
+    drawn[..8].copy_from_slice(b"IOVPINS\0");
+    drawn[8] = 1;
+    drawn[12..16].copy_from_slice(&3584_u32.to_le_bytes());
+    drawn[16..24].copy_from_slice(&32_768_u64.to_le_bytes());
+    (drawn[24], drawn[64], drawn[80]) = (3, 5, 1);
+    (drawn[256], drawn[260]) = (4, 4);
+    drawn[4112..4120].copy_from_slice(&GENERATION.to_le_bytes());
+    assert_eq!((slot, bytes), (2, drawn));
+}
+
+#[test]
+fn the_hash_of_a_path_is_fnv_1a() {
+    // From the authors' test vectors.
+    assert_eq!(path_hash("a"), 0xaf63_dc4c_8601_ec8c);
+    assert_eq!(path_hash("foobar"), 0x8594_4171_f739_67e8);
+}

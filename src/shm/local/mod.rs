@@ -1,0 +1,45 @@
+//! The local plane: from (path, time) to pinned bytes without a system call.
+//!
+//! ```text
+//!  directory (sealed, read-only)    snapshot (a block)           object (a block)
+//!   hash of path ─▶ generation ───▶ starts │ cells ────────────▶ generation │ payload
+//!                   and place                                        ▲
+//!  pins page (one per session, written by its consumer)              │ same word
+//!   slots: generations of the blocks in use ─────────────────────────┘
+//! ```
+//!
+//! Drawn byte by byte in `schemas/directory.md`; who waits for whom stands in [`protocol`]. The
+//! service writes directory and snapshots and reads the pages; a consumer reads the first two and
+//! writes its own page. Everything that a consumer reads is checked, so garbage in it costs an
+//! answer; everything that the service reads in a page is compared to generations of its own, so
+//! garbage in it delays the reuse of memory at most.
+#![cfg_attr(
+    not(feature = "cache"),
+    allow(dead_code, unused_imports, reason = "the service's side")
+)]
+
+mod ask_reason;
+mod block_place;
+mod directory;
+mod files;
+#[cfg(test)]
+mod golden;
+mod monotonic;
+mod pins_page;
+mod plane;
+mod protocol;
+mod registry;
+mod sealed;
+mod snapshot;
+mod view;
+
+pub use ask_reason::AskReason;
+pub(crate) use directory::{Directory, DirectoryEntry};
+pub(super) use files::LocalFiles;
+pub(crate) use monotonic::monotonic_millis;
+pub(crate) use pins_page::ServicePage;
+pub use plane::{LocalPlane, LookUpCounts};
+pub(super) use protocol::retire;
+pub(super) use registry::{PageRegistry, QuarantinedPlace};
+pub(crate) use snapshot::{PublishedSnapshot, SnapshotSpan};
+pub use view::{OwnedPinnedView, PinnedView, PlanePath};

@@ -1,0 +1,44 @@
+//! The clock by which the service says until when a timeline is confirmed.
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+
+fn millis_of(clock: libc::clockid_t) -> u64 {
+    let mut time = MaybeUninit::<libc::timespec>::uninit();
+    // SAFETY: the kernel writes one timespec to `time`, which lives until it returns.
+    let status = unsafe { libc::clock_gettime(clock, time.as_mut_ptr()) };
+    if status != 0 {
+        // Both clocks are there since Linux 2.6.32. Without one nothing counts as confirmed.
+        return u64::MAX;
+    }
+    // SAFETY: the call above has succeeded, so it has written all of it.
+    let time = unsafe { time.assume_init() };
+    let millis = i128::from(time.tv_sec) * 1_000 + i128::from(time.tv_nsec) / 1_000_000;
+    u64::try_from(millis).unwrap_or(u64::MAX)
+}
+
+/// Milliseconds of CLOCK_MONOTONIC, which all processes of the node share.
+pub(crate) fn monotonic_millis() -> u64 {
+    millis_of(libc::CLOCK_MONOTONIC)
+}
+
+/// The same clock as of its last tick, which is some milliseconds ago at most: it takes a fourth of
+/// the time to read. What the service confirms ends a quarter of the refresh time before it has to,
+/// so a tick does not count.
+#[inline]
+pub(super) fn coarse_monotonic_millis() -> u64 {
+    millis_of(libc::CLOCK_MONOTONIC_COARSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_clocks_are_one_but_for_a_tick() {
+        for _ in 0..1_000 {
+            let (coarse, exact) = (coarse_monotonic_millis(), monotonic_millis());
+            assert!(coarse <= exact && exact - coarse < 200, "{coarse} {exact}");
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! The pins page: the only memory that a consumer writes, one per session.
+//!
+//! ```text
+//!  0        64         128    256         4096                        32768
+//!  ┌────────┬──────────┬──────┬───────────┬──────┬──────┬─────────────┐
+//!  │ header │ counters │      │ samples   │ slot │ slot │             │
+//!  └────────┴──────────┴──────┴───────────┴──────┴──────┴─────────────┘
+//! ```
+//!
+//! The service believes nothing of it: slots are compared to generations of its own, samples name
+//! what it published or nothing, counters are sums of a consumer about itself.
+
+use std::mem::{offset_of, size_of};
+use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::SealFlags;
+
+use super::super::mapping::{MapAccess, Mapping};
+use super::protocol::{self, PinAttempt};
+use super::sealed::{make_sealed, map_sealed};
+
+/// The first bytes of a page. The service writes the first four fields, the consumer the others.
+#[repr(C)]
+pub(super) struct PageHeader {
+    pub(super) magic: [u8; 8],
+    pub(super) version: u32,
+    pub(super) slots: u32,
+    pub(super) size: u64,
+    /// Slots from this one on were never used. The service does not look at them.
+    pub(super) high_water: u64,
+    pub(super) reserved: [u64; 4],
+    /// Look-ups that were answered from shared memory.
+    pub(super) hits: u64,
+    /// Look-ups for which the service had to be asked, by reason.
+    pub(super) asks: [u64; REASONS],
+}
+
+/// What the service believes of a counter at most: sums of many of these overflow nothing.
+const MOST_COUNTED: u64 = 1 << 48;
+/// Reasons that are counted: see [`AskReason`](super::ask_reason::AskReason).
+pub(super) const REASONS: usize = 7;
+/// The size of a page.
+pub(super) const PAGE_BYTES: u64 = 32 << 10;
+const SAMPLES_OFFSET: usize = 256;
+/// Samples that a page holds.
+pub(super) const SAMPLES: usize = 480;
+const SLOTS_OFFSET: usize = 4096;
+/// Slots that a page holds: as many views at a time.
+pub(super) const SLOTS: u32 = ((PAGE_BYTES as usize - SLOTS_OFFSET) / size_of::<u64>()) as u32;
+
+const MAGIC: [u8; 8] = *b"IOVPINS\0";
+const VERSION: u32 = 1;
+
+const _: () = assert!(offset_of!(PageHeader, version) == 8);
+const _: () = assert!(offset_of!(PageHeader, slots) == 12);
+const _: () = assert!(offset_of!(PageHeader, size) == 16);
+const _: () = assert!(offset_of!(PageHeader, high_water) == 24);
+const _: () = assert!(offset_of!(PageHeader, hits) == 64);
+const _: () = assert!(offset_of!(PageHeader, asks) == 72);
+const _: () = assert!(size_of::<PageHeader>() == 128);
+const _: () = assert!(SAMPLES_OFFSET + SAMPLES * size_of::<u64>() == SLOTS_OFFSET);
+const _: () = assert!(SLOTS == 3584);
+
+/// A sample: the entry of a path in the directory and the span that was used, as one word that is
+/// not 0.
+fn sample_word(entry: u32, span: u32) -> u64 {
+    (u64::from(entry) + 1) << 32 | u64::from(span)
+}
+
+fn slot(mapping: &Mapping, index: u32) -> &AtomicU64 {
+    mapping.atomic_u64(SLOTS_OFFSET + index as usize * size_of::<u64>())
+}
+
+fn sample(mapping: &Mapping, index: usize) -> &AtomicU64 {
+    mapping.atomic_u64(SAMPLES_OFFSET + index % SAMPLES * size_of::<u64>())
+}
+
+/// A page as its consumer sees it.
+#[derive(Debug)]
+pub(super) struct ConsumerPage {
+    mapping: Mapping,
+    /// The next sample.
+    next_sample: AtomicU64,
+}
+
+impl ConsumerPage {
+    /// Maps the page that the service sent.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub(super) fn open(file: BorrowedFd<'_>, size: u64) -> Result<Self, String> {
+        let mapping = map_sealed(file, size, MapAccess::ReadWrite)?;
+        let word = |at: usize| mapping.atomic_u64(at).load(Ordering::Relaxed);
+        let (version, slots) = (word(8) as u32, (word(8) >> 32) as u32);
+        let right = word(offset_of!(PageHeader, magic)) == u64::from_le_bytes(MAGIC)
+            && version == VERSION
+            && size == PAGE_BYTES
+            && slots == SLOTS;
+        match right {
+            true => Ok(Self { mapping, next_sample: AtomicU64::new(0) }),
+            false => Err(format!("a pins page of version {version} with {slots} slots")),
+        }
+    }
+
+    fn high_water(&self) -> &AtomicU64 {
+        self.mapping.atomic_u64(offset_of!(PageHeader, high_water))
+    }
+
+    /// A slot by its number, which [`pin`](Self::pin) gave.
+    #[inline]
+    fn slot(&self, index: u32) -> &AtomicU64 {
+        slot(&self.mapping, index)
+    }
+
+    /// Pins a block by the first free slot from `hint` on, around the end. Its number; an error
+    /// where there is none, or the block is gone.
+    #[inline]
+    pub(super) fn pin(
+        &self,
+        hint: u32,
+        block: &AtomicU64,
+        generation: u64,
+    ) -> Result<u32, PinAttempt> {
+        let mut index = hint % SLOTS;
+        for _ in 0..SLOTS {
+            let slot = self.slot(index);
+            if slot.load(Ordering::Relaxed) == 0 {
+                // SYNC(pin): before the slot is claimed, in the order of all SeqCst operations.
+                if self.high_water().load(Ordering::SeqCst) <= u64::from(index) {
+                    self.high_water().fetch_max(u64::from(index) + 1, Ordering::SeqCst);
+                }
+                match protocol::pin(slot, block, generation) {
+                    PinAttempt::Pinned => return Ok(index),
+                    PinAttempt::SlotTaken => {}
+                    PinAttempt::Gone => return Err(PinAttempt::Gone),
+                }
+            }
+            index = if index + 1 == SLOTS { 0 } else { index + 1 };
+        }
+        Err(PinAttempt::SlotTaken)
+    }
+
+    /// Ends the pin of a slot.
+    #[inline]
+    pub(super) fn unpin(&self, index: u32) {
+        protocol::unpin(self.slot(index));
+    }
+
+    /// Whether nothing is pinned.
+    pub(super) fn is_unused(&self) -> bool {
+        let used = self.high_water().load(Ordering::SeqCst).min(u64::from(SLOTS)) as u32;
+        (0..used).all(|index| self.slot(index).load(Ordering::SeqCst) == 0)
+    }
+
+    /// Tells the service what was used.
+    pub(super) fn sample(&self, entry: u32, span: u32) {
+        let next = self.next_sample.fetch_add(1, Ordering::Relaxed) as usize;
+        sample(&self.mapping, next).store(sample_word(entry, span), Ordering::Relaxed);
+    }
+
+    pub(super) fn count_hits(&self, hits: u64) {
+        let word = self.mapping.atomic_u64(offset_of!(PageHeader, hits));
+        word.fetch_add(hits, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_ask(&self, reason: usize) {
+        let offset = offset_of!(PageHeader, asks) + reason.min(REASONS - 1) * size_of::<u64>();
+        self.mapping.atomic_u64(offset).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The counters: hits, and asks by reason.
+    pub(super) fn counts(&self) -> (u64, [u64; REASONS]) {
+        counts(&self.mapping)
+    }
+}
+
+fn counts(mapping: &Mapping) -> (u64, [u64; REASONS]) {
+    let word = |offset: usize| mapping.atomic_u64(offset).load(Ordering::Relaxed);
+    let hits = word(offset_of!(PageHeader, hits));
+    let ask = |reason| word(offset_of!(PageHeader, asks) + reason * size_of::<u64>());
+    (hits, std::array::from_fn(ask))
+}
+
+/// A page as the service sees it: it writes the header once, and reads.
+#[derive(Debug)]
+pub(crate) struct ServicePage {
+    file: OwnedFd,
+    mapping: Mapping,
+}
+
+impl ServicePage {
+    /// What a page takes of the memory once all of it was used.
+    pub(crate) const BYTES: u64 = PAGE_BYTES;
+
+    /// A new page. It takes no memory before it is written.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        let (file, mapping) = make_sealed(c"iovcache-pins", PAGE_BYTES, seals)?;
+        let put = |offset: usize, value: u64| {
+            mapping.atomic_u64(offset).store(value, Ordering::Relaxed);
+        };
+        put(offset_of!(PageHeader, magic), u64::from_le_bytes(MAGIC));
+        put(offset_of!(PageHeader, version), u64::from(SLOTS) << 32 | u64::from(VERSION));
+        put(offset_of!(PageHeader, size), PAGE_BYTES);
+        Ok(Self { file, mapping })
+    }
+
+    /// The file, for its consumer.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// The slots that its consumer says it has used.
+    fn slots(&self) -> impl Iterator<Item = &AtomicU64> {
+        let high_water = self.mapping.atomic_u64(offset_of!(PageHeader, high_water));
+        // SYNC(pin): after the fence in `retire`.
+        let used = high_water.load(Ordering::SeqCst).min(u64::from(SLOTS)) as u32;
+        (0..used).map(|index| slot(&self.mapping, index))
+    }
+
+    /// Whether a slot names the block of `generation`, which was [retired](protocol::retire).
+    pub(super) fn names(&self, generation: u64) -> bool {
+        self.slots().any(|slot| protocol::names(slot, generation))
+    }
+
+    /// The words in its slots that are not 0, as of now.
+    pub(crate) fn used_slots(&self) -> impl Iterator<Item = u64> {
+        self.slots().map(|slot| slot.load(Ordering::Relaxed)).filter(|word| *word != 0)
+    }
+
+    /// Takes the samples that came since the last call: entry and span of each. They may be any.
+    pub(crate) fn take_samples(&self, mut each: impl FnMut(u32, u32)) {
+        for index in 0..SAMPLES {
+            let word = sample(&self.mapping, index);
+            // A look first: a page that is not used is not written.
+            if word.load(Ordering::Relaxed) != 0 {
+                let taken = word.swap(0, Ordering::Relaxed);
+                if let Some(entry) = (taken >> 32).checked_sub(1) {
+                    each(entry as u32, taken as u32);
+                }
+            }
+        }
+    }
+
+    /// The consumer's counters, which may be any: hits, and asks by reason.
+    pub(crate) fn counts(&self) -> (u64, [u64; REASONS]) {
+        let (hits, asks) = counts(&self.mapping);
+        (hits.min(MOST_COUNTED), asks.map(|count| count.min(MOST_COUNTED)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (ServicePage, ConsumerPage) {
+        let service = ServicePage::new().unwrap();
+        let consumer = ConsumerPage::open(service.file(), PAGE_BYTES).unwrap();
+        (service, consumer)
+    }
+
+    #[test]
+    fn a_pin_is_seen_by_the_service_until_it_ends() {
+        let (service, consumer) = pair();
+        let block = AtomicU64::new(7);
+        let slot = consumer.pin(5, &block, 7).unwrap();
+        assert_eq!(slot, 5);
+        assert!(service.names(7) && !service.names(8));
+        assert!(!consumer.is_unused());
+        consumer.unpin(slot);
+        assert!(!service.names(7) && consumer.is_unused());
+    }
+
+    #[test]
+    fn a_block_that_was_given_up_is_not_pinned() {
+        let (service, consumer) = pair();
+        assert_eq!(consumer.pin(0, &AtomicU64::new(0), 7), Err(PinAttempt::Gone));
+        assert_eq!(service.used_slots().count(), 0);
+    }
+
+    #[test]
+    fn as_many_views_as_there_are_slots_are_pinned_at_a_time() {
+        let (service, consumer) = pair();
+        let block = AtomicU64::new(7);
+        let mut taken: Vec<u32> = (0..SLOTS).map(|_| consumer.pin(9, &block, 7).unwrap()).collect();
+        assert_eq!(consumer.pin(9, &block, 7), Err(PinAttempt::SlotTaken));
+        assert_eq!(service.used_slots().count(), SLOTS as usize);
+        let free = taken.swap_remove(1_000);
+        consumer.unpin(free);
+        assert_eq!(consumer.pin(9, &block, 7), Ok(free));
+    }
+
+    #[test]
+    fn any_bytes_in_a_page_do_no_harm_to_the_service() {
+        let service = ServicePage::new().unwrap();
+        let mapping = map_sealed(service.file(), PAGE_BYTES, MapAccess::ReadWrite).unwrap();
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..100 {
+            for offset in (0..PAGE_BYTES as usize).step_by(8) {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let word = if random.is_multiple_of(5) { u64::MAX } else { random };
+                mapping.atomic_u64(offset).store(word, Ordering::Relaxed);
+            }
+            let _ = service.names(random);
+            assert!(service.used_slots().count() <= SLOTS as usize);
+            let mut samples = 0;
+            service.take_samples(|_, _| samples += 1);
+            assert!(samples <= SAMPLES);
+            let _ = service.counts();
+        }
+    }
+
+    #[test]
+    fn samples_are_taken_once() {
+        let (service, consumer) = pair();
+        consumer.sample(0, 3);
+        consumer.sample(u32::MAX - 1, u32::MAX);
+        let mut taken = Vec::new();
+        service.take_samples(|entry, span| taken.push((entry, span)));
+        assert_eq!(taken, [(0, 3), (u32::MAX - 1, u32::MAX)]);
+        service.take_samples(|_, _| panic!("once"));
+    }
+
+    #[test]
+    fn a_consumer_cannot_change_the_size_of_its_page() {
+        let (service, _) = pair();
+        let file = std::fs::File::from(service.file().try_clone_to_owned().unwrap());
+        assert!(file.set_len(0).is_err() && file.set_len(1 << 20).is_err());
+    }
+}

@@ -1,0 +1,430 @@
+//! The snapshot of a timeline: which object decides when, and where it lies, in one block.
+//!
+//! ```text
+//!  0        64           64 + 8 n, rounded up to 64     + 64 n
+//!  ┌────────┬────────────┬──────┬──────┬─── … ──────────┬──────┐
+//!  │ header │ starts     │ cell │ cell │                │ path │
+//!  └────────┴────────────┴──────┴──────┴─── … ──────────┴──────┘
+//! ```
+//!
+//! The starts are sorted, so a look-up reads a few lines of them, and one line of the cells. Of what
+//! is not in it (nothing valid, not in memory, not known), the service is asked.
+#![allow(unsafe_code)]
+
+use std::mem::{offset_of, size_of};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+
+use super::super::block::{Block, Reservation};
+use super::super::block_location::BlockLocation;
+use super::super::layout::{BLOCK_OVERHEAD_BYTES, GRANULE_BYTES, MetaHeader};
+use super::block_place::BlockPlace;
+use crate::object::ObjectId;
+
+/// The first bytes of a snapshot.
+#[repr(C)]
+pub(super) struct SnapshotHeader {
+    pub(super) magic: u32,
+    pub(super) version: u32,
+    /// Until when all of it is confirmed, in milliseconds of CLOCK_MONOTONIC; 0: see the cells. The
+    /// service changes it.
+    pub(super) confirmed_until: u64,
+    pub(super) spans: u32,
+    pub(super) path_bytes: u32,
+    pub(super) reserved: [u64; 5],
+}
+
+/// The object that decides from its start on.
+#[repr(C)]
+pub(super) struct SpanCell {
+    /// The fields of a [`MetaHeader`] but for `shared`, which is -1.
+    pub(super) size: u64,
+    pub(super) generation: u64,
+    pub(super) handle: i64,
+    pub(super) region_id: u16,
+    pub(super) segment_id: u16,
+    pub(super) managed: u8,
+    pub(super) pad: [u8; 3],
+    /// Where it does not decide any more.
+    pub(super) until: i64,
+    /// Until when this is confirmed, in milliseconds of CLOCK_MONOTONIC. The service changes it.
+    pub(super) confirmed_until: u64,
+    /// The version's own validity interval.
+    pub(super) valid_from: i64,
+    pub(super) valid_until: i64,
+}
+
+const _: () = assert!(size_of::<SnapshotHeader>() == 64);
+const _: () = assert!(offset_of!(SnapshotHeader, version) == 4);
+const _: () = assert!(offset_of!(SnapshotHeader, confirmed_until) == 8);
+const _: () = assert!(offset_of!(SnapshotHeader, spans) == 16);
+const _: () = assert!(offset_of!(SnapshotHeader, path_bytes) == 20);
+const _: () = assert!(size_of::<SpanCell>() == 64);
+const _: () = assert!(offset_of!(SpanCell, generation) == 8);
+const _: () = assert!(offset_of!(SpanCell, handle) == 16);
+const _: () = assert!(offset_of!(SpanCell, region_id) == 24);
+const _: () = assert!(offset_of!(SpanCell, segment_id) == 26);
+const _: () = assert!(offset_of!(SpanCell, managed) == 28);
+const _: () = assert!(offset_of!(SpanCell, until) == 32);
+const _: () = assert!(offset_of!(SpanCell, confirmed_until) == 40);
+const _: () = assert!(offset_of!(SpanCell, valid_from) == 48);
+const _: () = assert!(offset_of!(SpanCell, valid_until) == 56);
+
+const MAGIC: u32 = u32::from_le_bytes(*b"IOVT");
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = size_of::<SnapshotHeader>();
+
+/// Where the parts of a snapshot with this many spans begin: cells, path.
+fn parts(spans: u32) -> (usize, usize) {
+    let starts_end = HEADER_BYTES + spans as usize * size_of::<i64>();
+    let cells = starts_end.next_multiple_of(GRANULE_BYTES as usize);
+    (cells, cells + spans as usize * size_of::<SpanCell>())
+}
+
+/// One span of a timeline whose object is in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SnapshotSpan {
+    /// Where its object decides: from here,
+    pub(crate) from: i64,
+    /// to here.
+    pub(crate) until: i64,
+    /// The version's own validity interval.
+    pub(crate) validity: (i64, i64),
+    /// Where the object lies.
+    pub(crate) header: MetaHeader,
+}
+
+/// A snapshot in memory. Dropped, it does not resolve any more.
+///
+/// The bytes of its block are never borrowed: the service changes words in it.
+#[derive(Debug)]
+pub(crate) struct PublishedSnapshot {
+    block: Block,
+    spans: u32,
+}
+
+impl PublishedSnapshot {
+    /// The bytes that a snapshot of this many spans needs; `None` where there are too many.
+    pub(crate) fn size_bytes(spans: usize, path: &str) -> Option<u64> {
+        /// So many take 72 MB.
+        const MOST_SPANS: usize = 1_000_000;
+        let spans = u32::try_from(spans).ok().filter(|spans| *spans as usize <= MOST_SPANS)?;
+        Some((parts(spans).1 + path.len()) as u64)
+    }
+
+    /// Writes and publishes it. `confirmed_until` of the whole is 0 until it is
+    /// [set](Self::confirm), and so is that of each span.
+    ///
+    /// # Panics
+    /// If `room` is not as large as [`size_bytes`](Self::size_bytes) says.
+    pub(crate) fn publish(mut room: Reservation, path: &str, spans: &[SnapshotSpan]) -> Self {
+        let count = spans.len() as u32;
+        let (cells, path_at) = parts(count);
+        let bytes = room.payload_mut();
+        assert_eq!(bytes.len(), path_at + path.len(), "a snapshot of {count} spans");
+        bytes[..path_at].fill(0);
+        bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[4..8].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[16..20].copy_from_slice(&count.to_le_bytes());
+        bytes[20..24].copy_from_slice(&(path.len() as u32).to_le_bytes());
+        let starts = bytes[HEADER_BYTES..].chunks_exact_mut(size_of::<i64>());
+        starts.zip(spans).for_each(|(to, span)| to.copy_from_slice(&span.from.to_le_bytes()));
+        let all = bytes[cells..path_at].chunks_exact_mut(size_of::<SpanCell>());
+        all.zip(spans).for_each(|(cell, span)| write_cell(cell, span));
+        bytes[path_at..].copy_from_slice(path.as_bytes());
+        // No object: nobody asks for it by an id.
+        Self { block: room.publish(ObjectId::from_bytes([0; 16])), spans: count }
+    }
+
+    /// What an entry of the directory says of it.
+    pub(crate) fn name(&self) -> (u64, BlockPlace) {
+        (self.block.generation(), self.place())
+    }
+
+    /// The bytes of memory that it takes.
+    pub(crate) fn charged_bytes(&self) -> u64 {
+        self.block.charged_bytes()
+    }
+
+    /// Where its block begins.
+    pub(crate) fn location(&self) -> BlockLocation {
+        self.block.location()
+    }
+
+    fn place(&self) -> BlockPlace {
+        let header = self.block.meta_header();
+        let (managed, overhead) = match header.managed {
+            1 => (true, BLOCK_OVERHEAD_BYTES - 16),
+            _ => (false, BLOCK_OVERHEAD_BYTES),
+        };
+        let id = if managed { header.segment_id } else { header.region_id };
+        BlockPlace { managed, id, offset: header.handle.cast_unsigned() - overhead }
+    }
+
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        self.block.payload_word(offset)
+    }
+
+    /// Confirms all of it until this millisecond of CLOCK_MONOTONIC.
+    pub(crate) fn confirm(&self, until: u64) {
+        self.word(offset_of!(SnapshotHeader, confirmed_until)).store(until, Ordering::Relaxed);
+    }
+
+    /// Confirms one span.
+    ///
+    /// # Panics
+    /// If there is no such span.
+    pub(crate) fn confirm_span(&self, span: usize, until: u64) {
+        assert!(span < self.spans as usize, "span {span} of {}", self.spans);
+        let cell = parts(self.spans).0 + span * size_of::<SpanCell>();
+        let word = self.word(cell + offset_of!(SpanCell, confirmed_until));
+        word.store(until, Ordering::Relaxed);
+    }
+}
+
+fn write_cell(cell: &mut [u8], span: &SnapshotSpan) {
+    let MetaHeader { size, hint, handle, region_id, segment_id, managed, .. } = span.header;
+    let mut put = |offset: usize, bytes: &[u8]| {
+        cell[offset..offset + bytes.len()].copy_from_slice(bytes);
+    };
+    put(offset_of!(SpanCell, size), &size.to_le_bytes());
+    put(offset_of!(SpanCell, generation), &hint.to_le_bytes());
+    put(offset_of!(SpanCell, handle), &handle.to_le_bytes());
+    put(offset_of!(SpanCell, region_id), &region_id.to_le_bytes());
+    put(offset_of!(SpanCell, segment_id), &segment_id.to_le_bytes());
+    put(offset_of!(SpanCell, managed), &[managed]);
+    put(offset_of!(SpanCell, until), &span.until.to_le_bytes());
+    put(offset_of!(SpanCell, valid_from), &span.validity.0.to_le_bytes());
+    put(offset_of!(SpanCell, valid_until), &span.validity.1.to_le_bytes());
+}
+
+/// A snapshot as a consumer reads it: without a pin, so every word by an atomic, and nothing counts
+/// before the block's generation was seen again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SnapshotView {
+    payload: *const u8,
+    cells: usize,
+    path: usize,
+    spans: u32,
+    path_bytes: u32,
+}
+
+/// What a snapshot says of a time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FoundSpan {
+    pub(super) header: MetaHeader,
+    pub(super) number: u32,
+    pub(super) from: i64,
+    pub(super) until: i64,
+    pub(super) validity: (i64, i64),
+    pub(super) confirmed_until: u64,
+}
+
+impl SnapshotView {
+    /// A snapshot of `size` bytes at `payload`; `None` where its own counts do not fit the size, as
+    /// in a place that was taken anew.
+    ///
+    /// # Safety
+    /// `size` bytes at `payload`, a multiple of 64, are mapped as long as the view is used, and
+    /// written by the service alone.
+    pub(super) unsafe fn new(payload: *const u8, size: usize) -> Option<Self> {
+        if size < HEADER_BYTES {
+            return None;
+        }
+        let (cells, path) = (0, 0);
+        let header = Self { payload, cells, path, spans: 0, path_bytes: 0 };
+        if header.u32_at(0) != MAGIC || header.u32_at(4) != VERSION {
+            return None;
+        }
+        let spans = header.u32_at(offset_of!(SnapshotHeader, spans));
+        let path_bytes = header.u32_at(offset_of!(SnapshotHeader, path_bytes));
+        if spans as usize > size / size_of::<SpanCell>() {
+            return None;
+        }
+        let (cells, path) = parts(spans);
+        let whole = path.checked_add(path_bytes as usize) == Some(size);
+        whole.then_some(Self { payload, cells, path, spans, path_bytes })
+    }
+
+    #[inline]
+    fn word(&self, offset: usize) -> u64 {
+        // SAFETY: every caller's offset is a multiple of 8 inside of the `size` bytes of `new`.
+        let place = unsafe { self.payload.add(offset) };
+        // SAFETY: mapped and aligned by the contract of `new`; other processes access it by atomics.
+        let word = unsafe { AtomicU64::from_ptr(place.cast_mut().cast()) };
+        word.load(Ordering::Relaxed)
+    }
+
+    fn u32_at(&self, offset: usize) -> u32 {
+        // SAFETY: inside of the header, which `new` has seen to be there.
+        let place = unsafe { self.payload.add(offset) };
+        // SAFETY: as in `word`, at a multiple of 4.
+        let word = unsafe { AtomicU32::from_ptr(place.cast_mut().cast()) };
+        word.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn start(&self, span: usize) -> i64 {
+        // SAFETY: `span` is less than `spans`, so the word is inside.
+        let place = unsafe { self.payload.add(HEADER_BYTES + span * size_of::<i64>()) };
+        // SAFETY: as in `word`.
+        let word = unsafe { AtomicI64::from_ptr(place.cast_mut().cast()) };
+        word.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is that of `path`.
+    pub(super) fn is_of(&self, path: &str) -> bool {
+        if self.path_bytes as usize != path.len() {
+            return false;
+        }
+        let bytes = path.as_bytes();
+        (0..bytes.len()).all(|index| {
+            // SAFETY: the path's bytes lie inside of the `size` bytes of `new`.
+            let place = unsafe { self.payload.add(self.path + index) };
+            // SAFETY: mapped by the contract of `new`; a byte has no alignment.
+            let byte = unsafe { std::sync::atomic::AtomicU8::from_ptr(place.cast_mut()) };
+            byte.load(Ordering::Relaxed) == bytes[index]
+        })
+    }
+
+    /// The span in which `at` lies, if its object was in memory when the snapshot was made.
+    #[inline]
+    pub(super) fn find(&self, at: i64) -> Option<FoundSpan> {
+        // The number of starts that are not after `at`.
+        let (mut base, mut length) = (0_usize, self.spans as usize);
+        while length > 0 {
+            let half = length / 2;
+            let right = self.start(base + half) <= at;
+            base = if right { base + half + 1 } else { base };
+            length = if right { length - half - 1 } else { half };
+        }
+        let number = base.checked_sub(1)?;
+        let cell = self.cells + number * size_of::<SpanCell>();
+        let word = |field: usize| self.word(cell + field);
+        let until = word(offset_of!(SpanCell, until)).cast_signed();
+        if at >= until {
+            return None;
+        }
+        let place = word(offset_of!(SpanCell, region_id));
+        let (size, generation) =
+            (word(offset_of!(SpanCell, size)), word(offset_of!(SpanCell, generation)));
+        let handle = word(offset_of!(SpanCell, handle)).cast_signed();
+        let header = match (place >> 32) as u8 {
+            1 => MetaHeader::managed((place >> 16) as u16, handle, size, generation),
+            _ => MetaHeader::unmanaged(place as u16, handle, size, generation),
+        };
+        let whole = self.word(offset_of!(SnapshotHeader, confirmed_until));
+        Some(FoundSpan {
+            header,
+            number: number as u32,
+            from: self.start(number),
+            until,
+            validity: (
+                word(offset_of!(SpanCell, valid_from)).cast_signed(),
+                word(offset_of!(SpanCell, valid_until)).cast_signed(),
+            ),
+            confirmed_until: whole.max(word(offset_of!(SpanCell, confirmed_until))),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::super::{Pool, PoolOptions};
+    use super::*;
+
+    fn pool() -> Pool {
+        Pool::new(PoolOptions { memory_bytes: 1 << 20, ..PoolOptions::default() }).unwrap()
+    }
+
+    fn span(from: i64, until: i64, generation: u64) -> SnapshotSpan {
+        let header = MetaHeader::managed(3, 4144, 9, generation);
+        SnapshotSpan { from, until, validity: (from - 1, until + 1), header }
+    }
+
+    fn published(pool: &Pool, path: &str, spans: &[SnapshotSpan]) -> PublishedSnapshot {
+        let size = PublishedSnapshot::size_bytes(spans.len(), path).unwrap();
+        PublishedSnapshot::publish(pool.reserve(size).unwrap(), path, spans)
+    }
+
+    fn view(pool: &Pool, snapshot: &PublishedSnapshot) -> SnapshotView {
+        let location = pool.mappings().locate(&snapshot.block.meta_header()).unwrap();
+        // SAFETY: the pool keeps its segments, and so their mappings, as long as the test runs.
+        unsafe { SnapshotView::new(location.address, location.size) }.unwrap()
+    }
+
+    #[test]
+    fn borders_belong_to_the_span_that_begins_there() {
+        let pool = pool();
+        let spans = [span(0, 10, 1), span(10, 20, 2), span(30, 40, 3)];
+        let snapshot = published(&pool, "A/B", &spans);
+        let view = view(&pool, &snapshot);
+        let generation = |at| view.find(at).map(|found| found.header.hint);
+        for (at, expected) in [
+            (i64::MIN, None),
+            (-1, None),
+            (0, Some(1)),
+            (9, Some(1)),
+            (10, Some(2)),
+            (19, Some(2)),
+            (20, None),
+            (29, None),
+            (30, Some(3)),
+            (39, Some(3)),
+            (40, None),
+            (i64::MAX, None),
+        ] {
+            assert_eq!(generation(at), expected, "{at}");
+        }
+        let found = view.find(15).unwrap();
+        assert_eq!(found.header, MetaHeader::managed(3, 4144, 9, 2));
+        assert_eq!((found.from, found.until, found.validity), (10, 20, (9, 21)));
+        assert!(view.is_of("A/B") && !view.is_of("A/C") && !view.is_of("A/BB"));
+    }
+
+    #[test]
+    fn a_span_is_confirmed_by_itself_or_with_the_whole() {
+        let pool = pool();
+        let snapshot = published(&pool, "A", &[span(0, 10, 1), span(10, 20, 2)]);
+        let view = view(&pool, &snapshot);
+        let confirmed = || [5, 15].map(|at| view.find(at).unwrap().confirmed_until);
+        assert_eq!(confirmed(), [0, 0]);
+        snapshot.confirm_span(1, 7);
+        assert_eq!(confirmed(), [0, 7]);
+        snapshot.confirm(5);
+        assert_eq!(confirmed(), [5, 7]);
+    }
+
+    #[test]
+    fn bytes_that_are_no_snapshot_are_not_read_as_one() {
+        let pool = pool();
+        let snapshot = published(&pool, "A", &[span(0, 10, 1)]);
+        let location = pool.mappings().locate(&snapshot.block.meta_header()).unwrap();
+        for size in [0, 63, 64, location.size - 1, location.size + 1] {
+            // SAFETY: as in `view`; behind the payload there is room in the segment.
+            let view = unsafe { SnapshotView::new(location.address, size) };
+            assert!(view.is_none(), "{size}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_snapshot_says_what_a_linear_scan_says(
+            mut borders in proptest::collection::btree_set(-50_i64..50, 0..20),
+            at in -60_i64..60,
+        ) {
+            if borders.len() % 2 == 1 {
+                borders.pop_last();
+            }
+            let borders: Vec<i64> = borders.into_iter().collect();
+            let pairs = borders.chunks(2).enumerate();
+            let spans: Vec<_> = pairs.map(|(n, b)| span(b[0], b[1], n as u64 + 1)).collect();
+            let expected = spans.iter().find(|span| (span.from..span.until).contains(&at));
+            let pool = pool();
+            let snapshot = published(&pool, "A/B/C", &spans);
+            let found = view(&pool, &snapshot).find(at).map(|found| found.header);
+            prop_assert_eq!(found, expected.map(|span| span.header));
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! A look-up: from a path and a time to pinned bytes.
+#![allow(unsafe_code)]
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::super::layout::MetaHeader;
+use super::super::resolver::{Mappings, RawBlock};
+use super::super::sync;
+use super::ask_reason::AskReason;
+use super::block_place::BlockPlace;
+use super::directory::path_hash;
+use super::monotonic::coarse_monotonic_millis;
+use super::plane::LocalPlane;
+use super::protocol::PinAttempt;
+use super::snapshot::{FoundSpan, SnapshotView};
+use crate::object::{ObjectId, ObjectPath};
+
+/// Interval at which a path tells the service that it is used, in milliseconds.
+const SAMPLE_MILLIS: u64 = 256;
+/// Attempts to read a timeline that is replaced meanwhile.
+const ATTEMPTS: usize = 4;
+
+/// A path of the local plane. It is for one thread; a clone is cheap.
+pub struct PlanePath {
+    plane: Arc<LocalPlane>,
+    path: ObjectPath,
+    hash: u64,
+    mappings: RefCell<Arc<Mappings>>,
+    snapshot: Cell<Option<CachedSnapshot>>,
+    /// When it tells the service that it is used, in milliseconds of CLOCK_MONOTONIC.
+    next_sample: Cell<u64>,
+    /// Look-ups that are not counted in the page yet.
+    hits: Cell<u64>,
+}
+
+/// The snapshot that was read last. It lies in the path's mappings.
+#[derive(Clone, Copy)]
+struct CachedSnapshot {
+    entry: u32,
+    generation: u64,
+    block: RawBlock,
+    view: SnapshotView,
+}
+
+impl Clone for PlanePath {
+    fn clone(&self) -> Self {
+        Self::new(Arc::clone(&self.plane), self.path.clone())
+    }
+}
+
+impl fmt::Debug for PlanePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PlanePath({})", self.path)
+    }
+}
+
+// SAFETY: the pointers of the cached snapshot lead into mappings that the path itself keeps; nothing
+// of it is bound to a thread. It is not `Sync`, as its cells say.
+unsafe impl Send for PlanePath {}
+
+/// Where a thread begins to look for a free slot: beside the one it used last. Threads begin in
+/// lines of their own.
+fn next_hint() -> u32 {
+    const SLOTS_PER_LINE: u32 = 8;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(SLOTS_PER_LINE, Ordering::Relaxed)
+}
+
+thread_local! {
+    static HINT: Cell<u32> = Cell::new(next_hint());
+}
+
+impl LocalPlane {
+    /// A path to look up in. Does no I/O; the path need not be known to the service.
+    pub fn path(self: &Arc<Self>, path: &ObjectPath) -> PlanePath {
+        PlanePath::new(Arc::clone(self), path.clone())
+    }
+}
+
+impl PlanePath {
+    fn new(plane: Arc<LocalPlane>, path: ObjectPath) -> Self {
+        let mappings = RefCell::new(plane.attachment().mappings());
+        let hash = path_hash(path.as_str());
+        let (next_sample, hits) = (Cell::new(0), Cell::new(0));
+        Self { plane, path, hash, mappings, snapshot: Cell::new(None), next_sample, hits }
+    }
+
+    /// The path.
+    pub fn path(&self) -> &ObjectPath {
+        &self.path
+    }
+
+    /// The object that is valid at a time, in milliseconds since the Unix epoch: exactly what the
+    /// service answers for a request without limits, metadata or lock. Makes no system call.
+    ///
+    /// # Errors
+    /// Why the service has to be asked.
+    #[inline]
+    pub fn at(&self, at_millis: i64) -> Result<PinnedView<'_>, AskReason> {
+        match self.try_at(at_millis) {
+            Ok(view) => Ok(view),
+            Err(reason) => self.at_again(at_millis, reason),
+        }
+    }
+
+    /// What a first attempt did not find may be in a segment or a timeline that is new.
+    #[cold]
+    #[inline(never)]
+    fn at_again(&self, at: i64, mut reason: AskReason) -> Result<PinnedView<'_>, AskReason> {
+        for _ in 0..ATTEMPTS {
+            let again = match reason {
+                AskReason::NotMapped | AskReason::NotResident => self.remap(),
+                AskReason::Unpublished => self.snapshot.take().is_some(),
+                _ => false,
+            };
+            if !again {
+                break;
+            }
+            match self.try_at(at) {
+                Ok(view) => return Ok(view),
+                Err(next) => reason = next,
+            }
+        }
+        self.plane.count_ask(reason);
+        Err(reason)
+    }
+
+    #[inline]
+    fn try_at(&self, at: i64) -> Result<PinnedView<'_>, AskReason> {
+        let plane = &*self.plane;
+        plane.check()?;
+        let now = coarse_monotonic_millis();
+        let snapshot = self.snapshot()?;
+        let found = snapshot.view.find(at);
+        // SYNC(give-up): what was read since the entry was read is the snapshot's.
+        if sync::seen_again(snapshot.block.generation()) != snapshot.generation {
+            return Err(AskReason::Unpublished);
+        }
+        let found = found.ok_or(AskReason::Uncovered)?;
+        if now >= found.confirmed_until {
+            return Err(AskReason::Unconfirmed);
+        }
+        let view = self.pin(&found)?;
+        self.hits.set(self.hits.get() + 1);
+        if now >= self.next_sample.get() {
+            self.sample(now, snapshot.entry, found.number);
+        }
+        Ok(view)
+    }
+
+    /// Pins the object of a span.
+    #[inline]
+    fn pin(&self, found: &FoundSpan) -> Result<PinnedView<'_>, AskReason> {
+        let block = {
+            let mappings = self.mappings.borrow();
+            match mappings.live_block(&found.header) {
+                Some(block) => block,
+                None if mappings.knows(&found.header) => return Err(AskReason::NotResident),
+                None => return Err(AskReason::NotMapped),
+            }
+        };
+        let page = &self.plane.files().page;
+        let MetaHeader { hint: generation, size, .. } = found.header;
+        let slot = match page.pin(HINT.get(), block.generation(), generation) {
+            Ok(slot) => slot,
+            Err(PinAttempt::SlotTaken) => return Err(AskReason::NoSlot),
+            Err(PinAttempt::Gone | PinAttempt::Pinned) => return Err(AskReason::NotResident),
+        };
+        HINT.set(slot);
+        let bytes = PinnedBytes {
+            slot,
+            data: block.payload(),
+            size: size as usize,
+            id: ObjectId::from_bytes(block.object_id()),
+            span: (found.from, found.until),
+            validity: found.validity,
+        };
+        Ok(PinnedView { plane: &self.plane, bytes })
+    }
+
+    /// The snapshot that the directory names for the path.
+    #[inline]
+    fn snapshot(&self) -> Result<CachedSnapshot, AskReason> {
+        if let Some(cached) = self.snapshot.get() {
+            let (generation, _) = self.plane.files().directory.entry(cached.entry).load();
+            if generation == cached.generation {
+                return Ok(cached);
+            }
+        }
+        self.find_snapshot()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_snapshot(&self) -> Result<CachedSnapshot, AskReason> {
+        self.snapshot.set(None);
+        let directory = &self.plane.files().directory;
+        let mut unmapped = false;
+        for entry in directory.find(self.hash) {
+            let (generation, place) = directory.entry(entry).load();
+            let place = BlockPlace::from_word(place);
+            let mappings = self.mappings.borrow();
+            let Some(block) = mappings.raw_block(place.managed, place.id, place.offset) else {
+                unmapped = true;
+                continue;
+            };
+            if let Some(cached) = self.read_snapshot(entry, generation, block) {
+                self.snapshot.set(Some(cached));
+                return Ok(cached);
+            }
+            // A segment of the same number may have taken its place.
+            unmapped = true;
+        }
+        Err(if unmapped { AskReason::NotMapped } else { AskReason::Unpublished })
+    }
+
+    /// The snapshot in `block`, if it has this generation and is that of the path.
+    fn read_snapshot(
+        &self,
+        entry: u32,
+        generation: u64,
+        block: RawBlock,
+    ) -> Option<CachedSnapshot> {
+        if generation == 0 || sync::seen(block.generation()) != generation {
+            return None;
+        }
+        let size = block.size()?;
+        // SAFETY: `size` bytes of payload at a multiple of 64 lie in the mapping, which `mappings`
+        // keeps as long as the snapshot is cached; the service alone writes there.
+        let view = unsafe { SnapshotView::new(block.payload().as_ptr(), size) }?;
+        let is_of_path = view.is_of(self.path.as_str());
+        // SYNC(give-up): its size and path are those of this generation.
+        let seen_again = sync::seen_again(block.generation()) == generation;
+        (is_of_path && seen_again).then_some(CachedSnapshot { entry, generation, block, view })
+    }
+
+    /// Takes the mappings of now; whether they are others than before.
+    fn remap(&self) -> bool {
+        let newest = self.plane.attachment().mappings();
+        if Arc::ptr_eq(&newest, &self.mappings.borrow()) {
+            return false;
+        }
+        self.snapshot.set(None);
+        let before = self.mappings.replace(newest);
+        // Views of this path may read what is mapped there.
+        self.plane.retain(before);
+        true
+    }
+
+    /// Tells the service that the object of a span is used.
+    #[cold]
+    #[inline(never)]
+    fn sample(&self, now: u64, entry: u32, span: u32) {
+        self.next_sample.set(now + SAMPLE_MILLIS);
+        self.plane.files().page.sample(entry, span);
+        self.plane.files().page.count_hits(self.hits.replace(0));
+    }
+}
+
+impl Drop for PlanePath {
+    fn drop(&mut self) {
+        // In a forked child the page is the parent's.
+        if self.plane.attachment().is_forked() {
+            return;
+        }
+        self.plane.files().page.count_hits(self.hits.get());
+        // Owned views may read what is mapped there.
+        self.plane.retain(Arc::clone(&self.mappings.borrow()));
+    }
+}
+
+/// The bytes of a block that a slot pins.
+#[derive(Clone, Copy)]
+struct PinnedBytes {
+    slot: u32,
+    data: NonNull<u8>,
+    size: usize,
+    id: ObjectId,
+    span: (i64, i64),
+    validity: (i64, i64),
+}
+
+impl PinnedBytes {
+    /// # Safety
+    /// The slot pins the block, and its mapping lives, as long as the slice does.
+    unsafe fn bytes<'a>(&self) -> &'a [u8] {
+        // SAFETY: `size` bytes lie in the mapping, as `live_block` has seen. A pinned block is not
+        // written (SYNC(pin) in `protocol`); both last by this function's contract.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.size) }
+    }
+}
+
+/// An object in shared memory, pinned as long as this lives.
+pub struct PinnedView<'a> {
+    plane: &'a Arc<LocalPlane>,
+    bytes: PinnedBytes,
+}
+
+/// An object in shared memory, pinned as long as this lives; it keeps the session too.
+pub struct OwnedPinnedView {
+    plane: Arc<LocalPlane>,
+    bytes: PinnedBytes,
+}
+
+// SAFETY: it reads bytes that nobody writes as long as it lives, and clears its slot by an atomic.
+unsafe impl Send for PinnedView<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for PinnedView<'_> {}
+// SAFETY: as above.
+unsafe impl Send for OwnedPinnedView {}
+// SAFETY: as above.
+unsafe impl Sync for OwnedPinnedView {}
+
+impl<'a> PinnedView<'a> {
+    /// The same view, which lives on its own.
+    pub fn into_owned(self) -> OwnedPinnedView {
+        let this = ManuallyDrop::new(self);
+        OwnedPinnedView { plane: Arc::clone(this.plane), bytes: this.bytes }
+    }
+}
+
+impl OwnedPinnedView {
+    /// Its parts, for a caller that hands them back to [`release_raw`](Self::release_raw). Its
+    /// bytes stay pinned until then.
+    #[cfg(feature = "capi")]
+    pub(crate) fn into_raw(self) -> (*const LocalPlane, u32) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not used or dropped any more, so the plane is taken once.
+        let plane = unsafe { std::ptr::read(&raw const this.plane) };
+        (Arc::into_raw(plane), this.bytes.slot)
+    }
+
+    /// Ends a pin.
+    ///
+    /// # Safety
+    /// [`into_raw`](Self::into_raw) gave both, and they were not released yet.
+    #[cfg(feature = "capi")]
+    pub(crate) unsafe fn release_raw(plane: *const LocalPlane, slot: u32) {
+        // SAFETY: it came from `Arc::into_raw`, and is taken back once.
+        let plane = unsafe { Arc::from_raw(plane) };
+        unpin(&plane, slot);
+    }
+}
+
+/// Ends the pin of a slot. In a forked child the slot is the parent's.
+#[inline]
+fn unpin(plane: &LocalPlane, slot: u32) {
+    if !plane.attachment().is_forked() {
+        plane.files().page.unpin(slot);
+    }
+}
+
+impl Drop for PinnedView<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        unpin(self.plane, self.bytes.slot);
+    }
+}
+
+impl Drop for OwnedPinnedView {
+    fn drop(&mut self) {
+        unpin(&self.plane, self.bytes.slot);
+    }
+}
+
+macro_rules! pinned_view {
+    ($view:ty) => {
+        impl Deref for $view {
+            type Target = [u8];
+
+            #[inline]
+            fn deref(&self) -> &[u8] {
+                // SAFETY: the slot is cleared when the view is dropped, and the plane keeps each
+                // mapping as long as a slot is used (`LocalPlane::retain`) or the path has it.
+                unsafe { self.bytes.bytes() }
+            }
+        }
+
+        impl $view {
+            /// The version's id.
+            pub fn id(&self) -> ObjectId {
+                self.bytes.id
+            }
+
+            /// The version's own validity interval, in milliseconds: from, and until.
+            pub fn validity_millis(&self) -> (i64, i64) {
+                self.bytes.validity
+            }
+
+            /// Where the version decides around the time that was asked for, in milliseconds: from,
+            /// and until. A part of its validity interval.
+            pub fn span_millis(&self) -> (i64, i64) {
+                self.bytes.span
+            }
+        }
+
+        impl fmt::Debug for $view {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "PinnedView({} bytes of {})", self.bytes.size, self.bytes.id)
+            }
+        }
+    };
+}
+
+pinned_view!(PinnedView<'_>);
+pinned_view!(OwnedPinnedView);
