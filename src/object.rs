@@ -46,6 +46,7 @@ impl ObjectPath {
     }
 
     /// Where ALICE's objects are that tell when a run was.
+    #[cfg(feature = "cache")]
     pub(crate) fn run_information() -> Self {
         Self("RCT/Info/RunInformation".into())
     }

@@ -15,7 +15,8 @@ use super::options::CacheOptions;
 use super::status::{CallFailure, StatusCode};
 use crate::cache::{Cache, ConsumerLimits, LeaseId, PeerPolicy};
 use crate::error::ErrorKind;
-use crate::shm::{HostMemory, Kind};
+use crate::shm::HostMemory;
+use crate::shm::attach::SharedKind;
 use crate::table::Consumed;
 
 /// How long a cache that is closed waits for its attach socket to end.
@@ -215,7 +216,7 @@ pub unsafe extern "C" fn iovc_cache_segments(
         let known = host.cache.segments().segments;
         *count = known.len();
         for (place, entry) in places.iter_mut().zip(known) {
-            let managed = u8::from(entry.kind == Kind::Segment);
+            let managed = u8::from(entry.kind == SharedKind::Segment);
             *place = SegmentNumber { size: entry.size, number: entry.id, managed };
         }
         Ok(())

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crc_fast::{CrcAlgorithm, Digest};
 
 use super::allocator::AllocatedNode;
-#[cfg(feature = "cache")]
 use super::block_location::BlockLocation;
 use super::block_location::charge;
 use super::layout::{BLOCK_OVERHEAD_BYTES, BlockHeader, ChunkHeader, MetaHeader};
@@ -312,7 +311,6 @@ impl Block {
     ///
     /// # Panics
     /// If they are outside of the payload or not aligned.
-    #[cfg(feature = "cache")]
     pub(super) fn payload_word(&self, offset: usize) -> &AtomicU64 {
         let end = offset.checked_add(size_of::<u64>());
         assert!(end.is_some_and(|end| end <= self.place.size), "{offset} is outside");
@@ -321,7 +319,6 @@ impl Block {
     }
 
     /// Its location.
-    #[cfg(feature = "cache")]
     pub(crate) fn location(&self) -> BlockLocation {
         let Segment { kind, id, .. } = *self.place.segment;
         BlockLocation { kind, id, offset: self.place.block }

@@ -210,9 +210,9 @@ impl Pool {
         let segment_bytes =
             segment_bytes.clamp(least, MAX_SEGMENT_BYTES).next_multiple_of(PAGE_BYTES);
         let maker = Maker::new(&backing).map_err(PoolError::Backing)?;
-        let areas = BTreeMap::new();
+        let segments = BTreeMap::new();
         let unread = Vec::new();
-        let mut state = PoolState { areas, area_bytes: 0, unread, next_id: 0 };
+        let mut state = PoolState { segments, segment_bytes_in_all: 0, unread, next_id: 0 };
         let epoch = Epoch(random().map_err(PoolError::Backing)?);
         let mut fixed_bytes = None;
         if let Some(region) = region {
@@ -223,14 +223,14 @@ impl Pool {
         } else if all_at_once {
             let mut most = 0;
             loop {
-                let budget = (memory_bytes - state.area_bytes) / PAGE_BYTES * PAGE_BYTES;
+                let budget = (memory_bytes - state.segment_bytes_in_all) / PAGE_BYTES * PAGE_BYTES;
                 let bytes = segment_bytes.min(budget);
                 if bytes < least {
                     break;
                 }
                 let Some(id) = maker.take_number().map_err(PoolError::Backing)? else { break };
                 let segment = segment(&maker, epoch, id, bytes)?;
-                state.area_bytes += bytes;
+                state.segment_bytes_in_all += bytes;
                 most = most.max(state.insert(segment));
             }
             fixed_bytes = Some(most);
@@ -250,7 +250,7 @@ impl Pool {
             growing: Mutex::default(),
             state: Mutex::new(state),
             listener: Mutex::default(),
-            farewell: Mutex::default(),
+            retired_hook: Mutex::default(),
             left: AtomicBool::new(false),
             pages: PageRegistry::default(),
         })))
@@ -272,10 +272,10 @@ impl Pool {
         *self.0.listener.lock() = Some(Arc::new(listener));
     }
 
-    /// Calls `farewell` with the id of each segment retired from now on, before its memory is
+    /// Calls `retired_hook` with the id of each segment retired from now on, before its memory is
     /// freed. Replaces the previous hook. Called without a lock.
-    pub fn on_retired_segment(&self, farewell: impl Fn(u16) + Send + Sync + 'static) {
-        *self.0.farewell.lock() = Some(Arc::new(farewell));
+    pub fn on_retired_segment(&self, retired_hook: impl Fn(u16) + Send + Sync + 'static) {
+        *self.0.retired_hook.lock() = Some(Arc::new(retired_hook));
     }
 
     /// Freezes the pool: from now on no block is allocated or freed, even if it is dropped. A
@@ -394,7 +394,7 @@ impl Pool {
                 let bytes = wanted.min(budget / PAGE_BYTES * PAGE_BYTES);
                 if bytes >= least {
                     let Some(id) = state.unused_id() else { return Ok(None) };
-                    state.area_bytes += bytes;
+                    state.segment_bytes_in_all += bytes;
                     break (id, bytes, retired);
                 }
                 // Retiring an empty segment of another size may free enough budget.
@@ -405,7 +405,7 @@ impl Pool {
         retired.iter().for_each(|segment| inner.notify_retired(segment));
         drop(retired);
         let segment = segment(&inner.maker, inner.epoch, id, bytes)
-            .inspect_err(|_| inner.state.lock().area_bytes -= bytes)?;
+            .inspect_err(|_| inner.state.lock().segment_bytes_in_all -= bytes)?;
         let shared = SharedSegment(Arc::clone(&segment));
         let taken = {
             let mut state = inner.state.lock();
@@ -439,7 +439,7 @@ impl Pool {
         let (mut left, mut budget) = match self.0.fixed_bytes {
             Some(_) => {
                 let state = self.0.state.lock();
-                (state.areas.values().map(|slot| granules(&slot.segment)).collect(), 0)
+                (state.segments.values().map(|slot| granules(&slot.segment)).collect(), 0)
             }
             None => (Vec::new(), self.0.memory_bytes / PAGE_BYTES * PAGE_BYTES),
         };
@@ -468,8 +468,8 @@ impl Pool {
         let retired: Vec<_> = {
             let mut state = self.0.state.lock();
             let empty = |slot: &SegmentSlot| slot.allocator.is_empty() && slot.in_flight == 0;
-            let areas = state.areas.iter().filter(|(_, slot)| empty(slot));
-            let ids: Vec<u16> = areas.map(|(id, _)| *id).collect();
+            let segments = state.segments.iter().filter(|(_, slot)| empty(slot));
+            let ids: Vec<u16> = segments.map(|(id, _)| *id).collect();
             ids.into_iter().filter_map(|id| state.take_out(id)).collect()
         };
         retired.iter().for_each(|segment| self.0.notify_retired(segment));
@@ -517,7 +517,7 @@ impl Pool {
             return Usage { total_bytes, used_bytes, free_bytes, largest_free_bytes, segments: 0 };
         }
         let state = self.0.state.lock();
-        let longest = state.areas.values().map(|slot| slot.allocator.largest_free()).max();
+        let longest = state.segments.values().map(|slot| slot.allocator.largest_free()).max();
         let in_areas = u64::from(longest.unwrap_or(0)) * GRANULE_BYTES;
         let in_a_new_one = if self.0.fixed_bytes.is_some() {
             0
@@ -533,7 +533,7 @@ impl Pool {
             used_bytes,
             free_bytes: total_bytes.saturating_sub(used_bytes),
             largest_free_bytes: in_areas.max(in_a_new_one).saturating_sub(BLOCK_OVERHEAD_BYTES),
-            segments: state.areas.len(),
+            segments: state.segments.len(),
         }
     }
 
@@ -551,7 +551,7 @@ impl Pool {
     /// dropped. `None`: the segment is retired, and its descriptor must not be sent.
     pub fn put_in_flight(&self, segment: &SharedSegment) -> Option<InFlight> {
         let mut state = self.0.state.lock();
-        let slot = state.areas.get_mut(&segment.id())?;
+        let slot = state.segments.get_mut(&segment.id())?;
         if !Arc::ptr_eq(&slot.segment, &segment.0) {
             return None;
         }
@@ -568,7 +568,7 @@ impl Pool {
         }
         let state = self.0.state.lock();
         let others = state
-            .areas
+            .segments
             .values()
             .filter(|slot| slot.in_flight > 0 && !Arc::ptr_eq(&slot.segment, &segment.0));
         let others = others.map(|slot| slot.segment.length());
@@ -580,7 +580,7 @@ impl Pool {
     /// All current segments and regions.
     pub fn segments(&self) -> Vec<SharedSegment> {
         let state = self.0.state.lock();
-        state.areas.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
+        state.segments.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
     }
 
     /// Segments with names that another program has removed or overwritten.
@@ -596,7 +596,7 @@ impl Pool {
             return Mappings::of_host(Arc::clone(host) as _);
         }
         let state = self.0.state.lock();
-        state.areas.values().fold(Mappings::default(), |mappings, slot| {
+        state.segments.values().fold(Mappings::default(), |mappings, slot| {
             mappings.with_mapped(
                 slot.segment.kind,
                 slot.segment.id,
@@ -631,7 +631,7 @@ impl Pool {
         let mut faults = Vec::new();
         let mut taken = Vec::new();
         let mut granules = 0;
-        for (id, SegmentSlot { segment, allocator, .. }) in &state.areas {
+        for (id, SegmentSlot { segment, allocator, .. }) in &state.segments {
             let named = |why| format!("{} {id}: {why}", segment.kind);
             faults.extend(allocator.faults().into_iter().map(named));
             for (start, length) in allocator.taken_places() {
@@ -652,12 +652,12 @@ impl Pool {
             faults.push(format!("{used_bytes} bytes are taken, {} are counted", self.used_bytes()));
         }
         let unread = state.unread.iter().map(|unread| unread.segment.length());
-        let kept = state.area_bytes + self.0.counted_bytes(unread);
+        let kept = state.segment_bytes_in_all + self.0.counted_bytes(unread);
         if kept > self.0.memory_bytes {
             let limit = self.0.memory_bytes;
             faults.push(format!("segments keep {kept} bytes, and there are {limit}"));
         }
-        let report = PoolReport { segments: state.areas.len(), used_bytes };
+        let report = PoolReport { segments: state.segments.len(), used_bytes };
         Survey { faults, taken, report }
     }
 }

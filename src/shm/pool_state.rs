@@ -39,7 +39,7 @@ pub(super) struct PoolInner {
     pub(super) growing: Mutex<()>,
     pub(super) state: Mutex<PoolState>,
     pub(super) listener: Mutex<Option<SegmentListener>>,
-    pub(super) farewell: Mutex<Option<RetiredHook>>,
+    pub(super) retired_hook: Mutex<Option<RetiredHook>>,
     /// Frozen: all blocks stay unchanged for the next process.
     pub(super) left: AtomicBool,
     /// The blocks that consumers pin without a call.
@@ -47,9 +47,9 @@ pub(super) struct PoolInner {
 }
 
 pub(super) struct PoolState {
-    pub(super) areas: BTreeMap<u16, SegmentSlot>,
+    pub(super) segments: BTreeMap<u16, SegmentSlot>,
     /// Bytes of all segments, including those being created.
-    pub(super) area_bytes: u64,
+    pub(super) segment_bytes_in_all: u64,
     /// Segments retired while their descriptor was unread in a socket: the kernel keeps their
     /// memory until it is read.
     pub(super) unread: Vec<Unread>,
@@ -117,9 +117,9 @@ impl PoolInner {
     }
 
     pub(super) fn notify_retired(&self, segment: &Segment) {
-        let farewell = self.farewell.lock().clone();
-        if let (Some(farewell), Kind::Segment) = (farewell, segment.kind) {
-            farewell(segment.id);
+        let retired_hook = self.retired_hook.lock().clone();
+        if let (Some(retired_hook), Kind::Segment) = (retired_hook, segment.kind) {
+            retired_hook(segment.id);
         }
     }
 
@@ -157,7 +157,7 @@ impl PoolInner {
         self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         let retired = {
             let mut state = self.state.lock();
-            let Some(slot) = state.areas.get_mut(&segment.id) else { return };
+            let Some(slot) = state.segments.get_mut(&segment.id) else { return };
             slot.allocator.give(place);
             self.take_out_if_useless(&mut state, segment)
         };
@@ -178,13 +178,13 @@ impl PoolInner {
         segment: &Segment,
     ) -> Option<Arc<Segment>> {
         let slot =
-            state.areas.get(&segment.id).filter(|slot| std::ptr::eq(&*slot.segment, segment))?;
+            state.segments.get(&segment.id).filter(|slot| std::ptr::eq(&*slot.segment, segment))?;
         let oversized = segment.mapping().length() as u64 > self.segment_bytes;
         let empty = |slot: &SegmentSlot| slot.allocator.is_empty();
         let useless = empty(slot)
             && slot.in_flight == 0
             && self.fixed_bytes.is_none()
-            && (oversized || state.areas.values().filter(|slot| empty(slot)).count() > 1);
+            && (oversized || state.segments.values().filter(|slot| empty(slot)).count() > 1);
         if useless { state.take_out(segment.id) } else { None }
     }
 
@@ -193,7 +193,7 @@ impl PoolInner {
     pub(super) fn landed(&self, segment: &Arc<Segment>) {
         let (retired, unread) = {
             let mut state = self.state.lock();
-            let listed = state.areas.get_mut(&segment.id);
+            let listed = state.segments.get_mut(&segment.id);
             if let Some(slot) = listed.filter(|slot| Arc::ptr_eq(&slot.segment, segment)) {
                 slot.in_flight -= 1;
                 let left = self.is_frozen();
@@ -212,18 +212,18 @@ impl PoolInner {
     /// Bytes available for new segments.
     pub(super) fn budget(&self, state: &PoolState) -> u64 {
         let unread = state.unread.iter().map(|unread| unread.segment.length());
-        let taken = state.area_bytes + self.counted_bytes(unread);
+        let taken = state.segment_bytes_in_all + self.counted_bytes(unread);
         self.memory_bytes.saturating_sub(taken)
     }
 
     /// Like [`budget`](Self::budget), if all empty segments were retired.
     pub(super) fn budget_without_empty(&self, state: &PoolState) -> u64 {
-        let in_flight = state.areas.values().filter(|slot| {
+        let in_flight = state.segments.values().filter(|slot| {
             slot.in_flight > 0 && slot.allocator.is_empty() && self.fixed_bytes.is_none()
         });
         let unread = state.unread.iter().map(|unread| unread.segment.length());
         let unread = unread.chain(in_flight.map(|slot| slot.segment.length()));
-        let taken = state.area_bytes - state.empty_bytes() + self.counted_bytes(unread);
+        let taken = state.segment_bytes_in_all - state.empty_bytes() + self.counted_bytes(unread);
         self.memory_bytes.saturating_sub(taken)
     }
 
@@ -244,12 +244,12 @@ impl PoolState {
     pub(super) fn insert(&mut self, segment: Arc<Segment>) -> u64 {
         let granules = segment.granules();
         let allocator = Allocator::new(granules);
-        self.areas.insert(segment.id, SegmentSlot { segment, allocator, in_flight: 0 });
+        self.segments.insert(segment.id, SegmentSlot { segment, allocator, in_flight: 0 });
         u64::from(granules) * GRANULE_BYTES
     }
 
     pub(super) fn take(&mut self, granules: u32) -> Option<AllocatedBlock> {
-        self.areas.values_mut().find_map(|slot| {
+        self.segments.values_mut().find_map(|slot| {
             let (start, place) = slot.allocator.take(granules)?;
             let block = slot.segment.block_at(start);
             // The bytes there may look like a generation. Cleared under the lock, so that an
@@ -264,26 +264,26 @@ impl PoolState {
         (0..=u16::MAX).find_map(|_| {
             let id = self.next_id;
             self.next_id = id.wrapping_add(1);
-            (!self.areas.contains_key(&id)).then_some(id)
+            (!self.segments.contains_key(&id)).then_some(id)
         })
     }
 
     /// Bytes of empty segments.
     pub(super) fn empty_bytes(&self) -> u64 {
-        let empty = self.areas.values().filter(|slot| slot.allocator.is_empty());
+        let empty = self.segments.values().filter(|slot| slot.allocator.is_empty());
         empty.map(|slot| slot.segment.length()).sum()
     }
 
     /// Removes an empty segment, preferably one with memory that becomes free at once.
     pub(super) fn take_out_an_empty_one(&mut self) -> Option<Arc<Segment>> {
-        let empty = self.areas.iter().filter(|(_, slot)| slot.allocator.is_empty());
+        let empty = self.segments.iter().filter(|(_, slot)| slot.allocator.is_empty());
         let id = empty.min_by_key(|(_, slot)| slot.in_flight > 0).map(|(id, _)| *id)?;
         self.take_out(id)
     }
 
     pub(super) fn take_out(&mut self, id: u16) -> Option<Arc<Segment>> {
-        let SegmentSlot { segment, in_flight, .. } = self.areas.remove(&id)?;
-        self.area_bytes -= segment.length();
+        let SegmentSlot { segment, in_flight, .. } = self.segments.remove(&id)?;
+        self.segment_bytes_in_all -= segment.length();
         segment.retire();
         if in_flight > 0 {
             self.unread.push(Unread { segment: Arc::clone(&segment), in_flight });

@@ -175,7 +175,6 @@ mod traces {
     use tracing_subscriber::registry::LookupSpan;
 
     use crate::failure::Failure;
-    use crate::stderr;
 
     static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
 

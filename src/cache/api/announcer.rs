@@ -232,7 +232,7 @@ impl<'a> Announcer<'a> {
             return Ok(false);
         }
         let untold = self.untold();
-        let (part, in_flight, room) = self.part_of(&untold);
+        let (part, in_flight, freed) = self.part_of(&untold);
         if part.is_empty() && self.answer.is_none() {
             self.grown = false;
             return Ok(false);
@@ -244,7 +244,7 @@ impl<'a> Announcer<'a> {
         };
         let mut bytes = serde_json::to_vec(&message).map_err(io::Error::from)?;
         bytes.push(b'\n');
-        let begun = self.put(bytes, &part, in_flight, Some(room))?;
+        let begun = self.put(bytes, &part, in_flight, Some(freed))?;
         if !self.refused {
             self.local = None;
             self.told.extend(part.iter().map(|one| (one.kind(), one.id())));
@@ -292,10 +292,10 @@ impl<'a> Announcer<'a> {
     ) -> (Vec<SharedSegment>, Vec<InFlight>, DescriptorRoom) {
         let of_segments = MAX_DESCRIPTORS - 2 * usize::from(self.local.is_some());
         let (least, most) = (usize::from(self.reads), of_segments.min(untold.len()));
-        let mut room = self.descriptors.take(most, least.min(most));
+        let mut freed = self.descriptors.take(most, least.min(most));
         let (mut part, mut in_flight) = (Vec::new(), Vec::new());
         let large_limit = self.pool.total_bytes() / LARGE_UNREAD_SHARE;
-        for one in untold.iter().take(room.count) {
+        for one in untold.iter().take(freed.count) {
             let first = self.reads && part.is_empty();
             if !first && self.pool.large_in_flight_with(one) > large_limit {
                 continue;
@@ -305,8 +305,8 @@ impl<'a> Announcer<'a> {
                 in_flight.push(flying);
             }
         }
-        room.shrink_to(part.len());
-        (part, in_flight, room)
+        freed.shrink_to(part.len());
+        (part, in_flight, freed)
     }
 
     /// Puts a line into the empty socket. False if it has to wait.
@@ -315,9 +315,9 @@ impl<'a> Announcer<'a> {
         bytes: Vec<u8>,
         segments: &[SharedSegment],
         in_flight: Vec<InFlight>,
-        room: Option<DescriptorRoom>,
+        freed: Option<DescriptorRoom>,
     ) -> Result<bool, WireError> {
-        let local = self.local.filter(|_| room.is_some());
+        let local = self.local.filter(|_| freed.is_some());
         let local = local.map(|local| [local.directory().file(), local.page().file()]);
         let files = segments.iter().filter_map(|one| one.file());
         let files: Vec<BorrowedFd<'_>> = files.chain(local.into_iter().flatten()).collect();
@@ -329,7 +329,7 @@ impl<'a> Announcer<'a> {
             }
             Err(error) => return Err(error.into()),
         };
-        self.line = Some(SentLine { bytes, sent, _in_flight: in_flight, _room: room });
+        self.line = Some(SentLine { bytes, sent, _in_flight: in_flight, _room: freed });
         Ok(true)
     }
 }

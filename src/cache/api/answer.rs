@@ -20,7 +20,7 @@ use crate::table::{BatchMessages, Batches, Content, EncodeError, Message, Messag
 /// long as its lease lasts; afterwards they end with an error.
 #[derive(Debug)]
 pub struct Answer {
-    pub(super) form: Arc<TableSchema>,
+    pub(super) table_schema: Arc<TableSchema>,
     pub(super) content: Content,
     pub(super) timeframe: Option<u64>,
     pub(super) lease: LeaseId,
@@ -45,7 +45,7 @@ impl Answer {
     /// The table's schema.
     pub fn schema(&self) -> SchemaRef {
         let (timeframe, lease) = self.named();
-        self.form.shape.schema_of(&self.form.schema, timeframe, lease)
+        self.table_schema.shape.schema_of(&self.table_schema.schema, timeframe, lease)
     }
 
     /// The timeframe and lease that the schema names.
@@ -59,7 +59,7 @@ impl Answer {
     /// The first message: the schema.
     pub fn head(&self) -> Message {
         let (timeframe, lease) = self.named();
-        let made = self.form.head.message(timeframe, lease);
+        let made = self.table_schema.head.message(timeframe, lease);
         made.unwrap_or_else(|| MessageWriter::begin(&self.schema()).1)
     }
 
@@ -108,13 +108,13 @@ impl Answer {
         EncodeError,
     > {
         let kept = match &self.assembled {
-            Some(assembled) => assembled.encoded(&self.form, &self.content)?,
+            Some(assembled) => assembled.encoded(&self.table_schema, &self.content)?,
             None => None,
         };
         let (kept, made) = match kept {
             Some(messages) => (Some(messages), None),
             None => {
-                let dictionaries = Arc::clone(&self.form.dictionaries);
+                let dictionaries = Arc::clone(&self.table_schema.dictionaries);
                 let batches = self.encoded_batches();
                 batches.check()?;
                 (None, Some(batches.into_messages(dictionaries)))
@@ -130,12 +130,13 @@ impl Answer {
 
     /// The batches for the wire, whose schema is that of the first message.
     fn encoded_batches(&self) -> Batches {
-        self.content.batches_of(Arc::clone(&self.form.shape), Arc::clone(&self.form.schema))
+        self.content
+            .batches_of(Arc::clone(&self.table_schema.shape), Arc::clone(&self.table_schema.schema))
     }
 
     /// The table's batches, made one after the other. There is at least one, which may be empty.
     pub fn batches(&self) -> Batches {
-        self.content.batches_of(Arc::clone(&self.form.shape), self.schema())
+        self.content.batches_of(Arc::clone(&self.table_schema.shape), self.schema())
     }
 
     /// All batches at once.

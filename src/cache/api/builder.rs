@@ -268,7 +268,7 @@ impl CacheBuilder {
             max_key_values: self.max_key_values,
             runs: self.runs,
         };
-        let hands: Arc<InUse> = Arc::default();
+        let in_use: Arc<InUse> = Arc::default();
         let inherited_objects = Arc::new(self.inheritance.inherited_objects(descriptor_store));
         if !inherited_objects.is_empty() {
             let (residency, counters) = (Arc::clone(&residency), Arc::clone(&counters));
@@ -298,7 +298,7 @@ impl CacheBuilder {
             loader: Arc::new(loader),
             timeframes: Arc::clone(&quotas.timeframes),
             leases: Arc::clone(&quotas.leases),
-            slow: quotas,
+            quotas: quotas,
             max_timeframes: self.max_timeframes,
             budget: self.budget,
             registering: tokio::sync::Mutex::default(),
@@ -308,9 +308,9 @@ impl CacheBuilder {
             catalog,
             columns,
             prefetcher: Default::default(),
-            forms: Default::default(),
+            schema_cache: Default::default(),
             objects,
-            hands,
+            in_use,
             kept,
             polls: Arc::default(),
             attach_path: OnceLock::new(),
@@ -352,8 +352,8 @@ fn consumer_quotas(
     let counts = Arc::clone(&counters);
     let leases = Arc::new(Leases::new(clock.clone(), lease_limit, limits.clone(), counts));
     let timeframes = Arc::new(Timeframes::new(clock.clone(), Arc::clone(&counters)));
-    let asking = Arc::default();
-    Arc::new(ConsumerQuotas { limits, clock, leases, timeframes, counters, asking })
+    let permits = Arc::default();
+    Arc::new(ConsumerQuotas { limits, clock, leases, timeframes, counters, permits })
 }
 
 /// Removes links to objects that are gone, and gives free memory back after much was charged.

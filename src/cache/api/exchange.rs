@@ -28,7 +28,7 @@ pub struct Exchange {
     cache: Cache,
     /// The request for each table, without timestamps.
     template: Request,
-    common: StreamSchema,
+    stream_schema: StreamSchema,
     /// Names of the keys that its columns depend on.
     keys: Vec<Arc<str>>,
     origin: Origin,
@@ -109,9 +109,11 @@ impl Exchange {
         let stream_timeframe = Some(timeframe);
         let (origin, budget) = (self.origin.clone(), self.budget.clone());
         let of_stream = true;
-        let asker = Caller { of_stream, stream_timeframe, origin, budget, ..Caller::default() };
-        let answer =
-            self.cache.answer_for(&self.template, &when, &asker, Some(&self.common)).await?;
+        let caller = Caller { of_stream, stream_timeframe, origin, budget, ..Caller::default() };
+        let answer = self
+            .cache
+            .answer_for(&self.template, &when, &caller, Some(&self.stream_schema))
+            .await?;
         let mut state = self.state();
         if timeframe < state.oldest || ordered.0.load(Ordering::Relaxed) {
             // Consumed before it was sent: the table is sent, but not held.
@@ -189,11 +191,11 @@ impl Cache {
             self.check_session(session, &origin)?;
         }
         let columns = self.0.columns.requested(&template.columns, None)?;
-        let form = self.form(SchemaKey::of_stream(&template), columns, &[]);
-        let (common, keys) = (StreamSchema::new(form), key_names(columns));
+        let table_schema = self.table_schema(SchemaKey::of_stream(&template), columns, &[]);
+        let (stream_schema, keys) = (StreamSchema::new(table_schema), key_names(columns));
         let consumer = template.consumer.as_deref();
         let claim = consumer.map(|consumer| self.0.leases.claim(consumer, origin.clone()));
         let (cache, state) = (self.clone(), Mutex::default());
-        Ok(Exchange { cache, template, common, keys, origin, claim, budget, state })
+        Ok(Exchange { cache, template, stream_schema, keys, origin, claim, budget, state })
     }
 }

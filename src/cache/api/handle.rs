@@ -43,15 +43,15 @@ pub(super) struct CacheInner {
     pub(super) catalog: Arc<Catalog>,
     pub(super) columns: ColumnLookUp,
     pub(super) prefetcher: Prefetcher,
-    pub(super) forms: SchemaCache,
+    pub(super) schema_cache: SchemaCache,
     pub(super) loader: Arc<Loader>,
     pub(super) leases: Arc<Leases>,
     pub(super) objects: Arc<ObjectIndex>,
-    pub(super) hands: Arc<InUse>,
+    pub(super) in_use: Arc<InUse>,
     /// The state for the next process, if a descriptor store is configured.
     pub(super) kept: Option<Arc<RestartState>>,
     pub(super) timeframes: Arc<Timeframes>,
-    pub(super) slow: Arc<ConsumerQuotas>,
+    pub(super) quotas: Arc<ConsumerQuotas>,
     /// Maximum number of timeframes in flight.
     pub(super) max_timeframes: usize,
     /// Budget for the memory outside the segments that requests hold.

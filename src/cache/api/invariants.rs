@@ -88,7 +88,7 @@ impl Cache {
         let survey = inner.pool.survey();
         let mut held = inner.leases.pin_sets();
         held.extend(inner.timeframes.pin_sets());
-        held.extend(inner.hands.pin_sets());
+        held.extend(inner.in_use.pin_sets());
         held.extend(inner.loader.pin_sets());
         let pins = faults_of_pins(&residents, &held);
         busy |= !at_rest && inner.loader.is_under_way();
@@ -152,31 +152,31 @@ fn faults_of_places(
     let taken: HashMap<BlockLocation, u64> = taken.iter().copied().collect();
     let mut used: HashMap<BlockLocation, &Arc<Resident>> = HashMap::with_capacity(residents.len());
     for resident in residents {
-        let (block, spot) = (resident.block(), resident.block().location());
-        let fault = match taken.get(&spot) {
-            None => Some(format!("{resident:?} is at {spot}, which is free")),
+        let (block, location) = (resident.block(), resident.block().location());
+        let fault = match taken.get(&location) {
+            None => Some(format!("{resident:?} is at {location}, which is free")),
             Some(_) if !block.has_its_header() => {
-                Some(format!("{resident:?} at {spot} does not have its own header"))
+                Some(format!("{resident:?} at {location} does not have its own header"))
             }
             Some(_) => None,
         };
-        let other = used.insert(spot, resident);
-        let fault =
-            fault.or_else(|| other.map(|other| format!("{resident:?} and {other:?} share {spot}")));
+        let other = used.insert(location, resident);
+        let fault = fault
+            .or_else(|| other.map(|other| format!("{resident:?} and {other:?} share {location}")));
         faults.extend(fault.map(|fault| (format!("place of {}", resident.id()), fault)));
     }
     let snapshots: HashSet<&BlockLocation> = snapshots.iter().collect();
-    for (spot, generation) in taken {
-        if snapshots.contains(&spot) {
+    for (location, generation) in taken {
+        if snapshots.contains(&location) {
             continue;
         }
-        let fault = match (generation, used.contains_key(&spot)) {
+        let fault = match (generation, used.contains_key(&location)) {
             (_, true) => continue,
             (0, false) if busy => continue,
-            (0, false) => format!("the place at {spot} is taken for nothing"),
-            (_, false) => format!("the block at {spot} is of no object"),
+            (0, false) => format!("the place at {location} is taken for nothing"),
+            (_, false) => format!("the block at {location} is of no object"),
         };
-        faults.insert(format!("{spot} {generation}"), fault);
+        faults.insert(format!("{location} {generation}"), fault);
     }
     faults
 }

@@ -194,7 +194,7 @@ impl Cache {
         self.check_open()?;
         let versions = std::slice::from_ref(version);
         let got = self.0.loader.pin_all(versions, Instant::now() + patience).await?;
-        Ok(HeldObject { pins: self.0.hands.take(Arc::new(got.pins)) })
+        Ok(HeldObject { pins: self.0.in_use.take(Arc::new(got.pins)) })
     }
 
     /// The MD5 of an object: from its source, else computed once and cached.

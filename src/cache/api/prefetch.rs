@@ -36,13 +36,13 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError`].
-    pub async fn prefetch(&self, prefetch: &Prefetch, asker: &Caller) -> Result<u64, CacheError> {
+    pub async fn prefetch(&self, prefetch: &Prefetch, caller: &Caller) -> Result<u64, CacheError> {
         self.check_open()?;
         let wait =
-            asker.patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
+            caller.patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
         let deadline = Instant::now() + wait;
         let columns = self.0.columns.requested(&prefetch.columns, None)?;
-        let spans = self.0.columns.spans(columns, prefetch.range, &asker.budget);
+        let spans = self.0.columns.spans(columns, prefetch.range, &caller.budget);
         let spans = by_deadline(LOOK_UP, deadline, spans).await?;
         let got = self.0.loader.pin_all(&**spans.versions(), deadline).await?;
         Ok(got.pins.pins().len() as u64)

@@ -51,15 +51,15 @@ impl Cache {
         &self,
         request: &Request,
         lease: &LeaseId,
-        asker: &Caller,
+        caller: &Caller,
     ) -> Result<Progress, CacheError> {
         self.0.leases.renew(lease)?;
         if let Some(error) = self.failure_of(lease) {
             return Err(error);
         }
         let deadline = Instant::now() + request.wait;
-        let asker = Caller { in_advance: true, lease: Some(lease.clone()), ..asker.clone() };
-        let (versions, holder) = self.versions_for(request, &asker, deadline).await?;
+        let caller = Caller { in_advance: true, lease: Some(lease.clone()), ..caller.clone() };
+        let (versions, holder) = self.versions_for(request, &caller, deadline).await?;
         // No step between here and the start of the load may fail.
         if self.begin_poll(lease) {
             self.load_for(lease.clone(), Arc::clone(&versions), holder, deadline);

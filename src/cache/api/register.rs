@@ -47,11 +47,11 @@ impl Cache {
         register: &Register,
         patience: Option<Duration>,
     ) -> Result<PutAnswer, CacheError> {
-        let asker = Caller { patience, ..Caller::default() };
-        self.register_for(timeframe, rows, register, &asker).await
+        let caller = Caller { patience, ..Caller::default() };
+        self.register_for(timeframe, rows, register, &caller).await
     }
 
-    /// Like [`register`](Self::register); the plan is charged to the budget of `asker` as long as
+    /// Like [`register`](Self::register); the plan is charged to the budget of `caller` as long as
     /// the timeframe is in flight.
     ///
     /// # Errors
@@ -61,9 +61,9 @@ impl Cache {
         timeframe: u64,
         rows: impl Into<TableRows>,
         register: &Register,
-        asker: &Caller,
+        caller: &Caller,
     ) -> Result<PutAnswer, CacheError> {
-        let entered = self.try_register(timeframe, rows.into(), register, asker).await;
+        let entered = self.try_register(timeframe, rows.into(), register, caller).await;
         if entered.is_err() {
             self.0.counters.errors.add(1);
         }
@@ -95,22 +95,22 @@ impl Cache {
         timeframe: u64,
         rows: TableRows,
         register: &Register,
-        asker: &Caller,
+        caller: &Caller,
     ) -> Result<Registered, CacheError> {
         self.check_open()?;
         let bytes = rows.memory_bytes() as u64 + register.memory_bytes();
-        let charge = asker.budget.charge(bytes, "a timeframe")?;
+        let charge = caller.budget.charge(bytes, "a timeframe")?;
         let wait =
-            asker.patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
+            caller.patience.map_or(Request::DEFAULT_WAIT, |wait| wait.min(Request::DEFAULT_WAIT));
         let deadline = Instant::now() + wait;
         let columns = self.0.columns.requested(&register.columns, None)?;
         rows.keys.check(columns, rows.timestamps.len())?;
-        let (limits, budget) = (self.0.columns.limits, &asker.budget);
+        let (limits, budget) = (self.0.columns.limits, &caller.budget);
         let known = columns.iter().map(|_| None).collect();
         let known =
             self.0.columns.all_known(columns, known, limits, &rows, budget, deadline).await?;
         let columns = self.0.timeframes.shared_columns(columns);
-        let planned = Plan::new(rows, known, &asker.budget);
+        let planned = Plan::new(rows, known, &caller.budget);
         let plan = by_deadline(PLANNING, deadline, planned).await?;
         self.prefetch_next(&plan);
         let versions = Arc::clone(plan.versions());
@@ -157,8 +157,8 @@ impl Cache {
         let mut waited = false;
         let mut pause = MIN_RETRY;
         loop {
-            let mut dropped = pin!(self.0.timeframes.room());
-            let mut freed = pin!(self.0.residency.room());
+            let mut dropped = pin!(self.0.timeframes.freed());
+            let mut freed = pin!(self.0.residency.freed());
             // Subscribe before the check, so that no notification is missed.
             dropped.as_mut().enable();
             freed.as_mut().enable();

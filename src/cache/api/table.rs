@@ -98,7 +98,7 @@ struct PinnedTable {
 #[derive(Clone, Copy)]
 struct Work<'a> {
     request: &'a Request,
-    asker: &'a Caller,
+    caller: &'a Caller,
     holder: Option<&'a LeaseHolder>,
     deadline: Instant,
 }
@@ -190,27 +190,30 @@ impl Cache {
         subject.check_keys(columns)?;
         let timeframe = subject.timeframe();
         let key = SchemaKey::new(request, subject.has_nulls(), timeframe.is_some(), false);
-        let form = self.form(key, columns, &subject.null_keys());
+        let table_schema = self.table_schema(key, columns, &subject.null_keys());
         let rows = rows.filter(|_| request.view == View::Rows);
-        Ok(Described { schema: form.shape.schema_of(&form.schema, timeframe, None), rows })
+        Ok(Described {
+            schema: table_schema.shape.schema_of(&table_schema.schema, timeframe, None),
+            rows,
+        })
     }
 
     /// Waits until every object of the table is in shared memory and pinned for the caller.
     ///
     /// # Errors
     /// [`CacheError`]. On error nothing stays pinned.
-    pub async fn answer(&self, request: &Request, asker: &Caller) -> Result<Answer, CacheError> {
-        self.answer_for(request, &request.when, asker, None).await
+    pub async fn answer(&self, request: &Request, caller: &Caller) -> Result<Answer, CacheError> {
+        self.answer_for(request, &request.when, caller, None).await
     }
 
-    /// Like [`answer`](Self::answer), with the times given separately. `common` is the state shared
+    /// Like [`answer`](Self::answer), with the times given separately. `stream_schema` is the state shared
     /// by all tables of a stream.
     pub(crate) async fn answer_for(
         &self,
         request: &Request,
         when: &When,
-        asker: &Caller,
-        common: Option<&StreamSchema>,
+        caller: &Caller,
+        stream_schema: Option<&StreamSchema>,
     ) -> Result<Answer, CacheError> {
         let asked = Instant::now();
         let timeframe = match when {
@@ -219,7 +222,7 @@ impl Cache {
         };
         let consumer = request.consumer.as_deref();
         let span = tracing::info_span!("answer", timeframe, consumer);
-        let answered = self.try_answer(request, when, asker, common).instrument(span).await;
+        let answered = self.try_answer(request, when, caller, stream_schema).instrument(span).await;
         let counters = &self.0.counters;
         match &answered {
             Ok(answer) => {
@@ -266,24 +269,24 @@ impl Cache {
         &self,
         request: &Request,
         when: &When,
-        asker: &Caller,
-        common: Option<&StreamSchema>,
+        caller: &Caller,
+        stream_schema: Option<&StreamSchema>,
     ) -> Result<Answer, CacheError> {
         self.check_open()?;
         if let Some(session) = &request.session {
-            self.0.leases.check_session(session, &asker.origin)?;
+            self.0.leases.check_session(session, &caller.origin)?;
         }
         let subject = self.subject(when)?;
-        let reader = self.reader(request, &subject, &asker.origin)?;
-        let holder = self.holder(request, asker, reader.as_ref());
+        let reader = self.reader(request, &subject, &caller.origin)?;
+        let holder = self.holder(request, caller, reader.as_ref());
         let _asking = match &holder {
             Some(holder) => {
-                self.0.slow.admit(&holder.name)?;
-                self.0.slow.begin(&holder.name)?
+                self.0.quotas.admit(&holder.name)?;
+                self.0.quotas.begin(&holder.name)?
             }
             None => None,
         };
-        let wait = asker.patience.map_or(request.wait, |patience| patience.min(request.wait));
+        let wait = caller.patience.map_or(request.wait, |patience| patience.min(request.wait));
         let deadline = Instant::now() + wait.min(Duration::from_secs(86_400));
         let subject = self.with_times(subject, when, request, deadline).await?;
         let registered = match &subject {
@@ -294,34 +297,34 @@ impl Cache {
         // Checked before anything is loaded.
         check_columns(request, columns)?;
         subject.check_keys(columns)?;
-        let asked = Work { request, asker, holder: holder.as_ref(), deadline };
+        let asked = Work { request, caller, holder: holder.as_ref(), deadline };
         let found = match &subject {
             RowSource::Range(range) => self.intervals_of(asked, columns, *range).await?,
             RowSource::Run => return Err(no_times()),
             RowSource::Timestamps(rows) => {
-                self.rows_of_timestamps(asked, common, columns, rows).await?
+                self.rows_of_timestamps(asked, stream_schema, columns, rows).await?
             }
             RowSource::Timeframe(timeframe) => {
                 self.rows_of_timeframe(asked, columns, timeframe).await?
             }
         };
-        let lease = self.lease_for(request, asker, reader.clone(), holder, &found.pins)?;
+        let lease = self.lease_for(request, caller, reader.clone(), holder, &found.pins)?;
         if let (RowSource::Timeframe(timeframe), Some((_, consumer))) = (&subject, &reader)
-            && !asker.in_advance
+            && !caller.in_advance
         {
             timeframe.set_delivered(consumer);
         }
         let timeframe = subject.timeframe();
-        let form = self.form_of(request, asker, common, &subject, columns);
-        let (of_stream, rows) = (asker.of_stream, found.rows());
+        let table_schema = self.table_schema_of(request, caller, stream_schema, &subject, columns);
+        let (of_stream, rows) = (caller.of_stream, found.rows());
         let gate = Gate::of(&self.0.leases, lease.clone(), of_stream);
-        let pins = Arc::new(self.0.hands.take(Arc::clone(&found.pins)));
+        let pins = Arc::new(self.0.in_use.take(Arc::clone(&found.pins)));
         let charges: Arc<[Arc<Charge>]> = found.charges.into();
         let (versions, _charges) = (found.versions, Arc::clone(&charges));
         let objects = Arc::new(TableObjects { versions, pins: Arc::clone(&pins), _charges });
         let (content, assembled) = (Content { shown: found.shown, objects }, found.kept);
         Ok(Answer {
-            form,
+            table_schema,
             content,
             timeframe,
             lease,
@@ -335,32 +338,31 @@ impl Cache {
     }
 
     /// The schema of the table of `subject`.
-    fn form_of(
+    fn table_schema_of(
         &self,
         request: &Request,
-        asker: &Caller,
-        common: Option<&StreamSchema>,
+        caller: &Caller,
+        stream_schema: Option<&StreamSchema>,
         subject: &RowSource,
         columns: &[ColumnRequest],
     ) -> Arc<TableSchema> {
-        if let Some(common) = common {
-            return Arc::clone(&common.form);
+        if let Some(stream_schema) = stream_schema {
+            return Arc::clone(&stream_schema.table_schema);
         }
-        if asker.of_stream {
-            return self.form(SchemaKey::of_stream(request), columns, &[]);
+        if caller.of_stream {
+            return self.table_schema(SchemaKey::of_stream(request), columns, &[]);
         }
         let (nulls, timeframe) = (subject.has_nulls(), subject.timeframe());
         let key = SchemaKey::new(request, nulls, timeframe.is_some(), true);
         match subject {
-            RowSource::Timeframe(timeframe) if timeframe.has_the(columns) => {
-                timeframe.form(key, || self.form(key, columns, &subject.null_keys()))
-            }
-            _ => self.form(key, columns, &subject.null_keys()),
+            RowSource::Timeframe(timeframe) if timeframe.has_the(columns) => timeframe
+                .table_schema(key, || self.table_schema(key, columns, &subject.null_keys())),
+            _ => self.table_schema(key, columns, &subject.null_keys()),
         }
     }
 
     /// The schema for `key` and `columns`, with the keys that have nulls.
-    pub(super) fn form(
+    pub(super) fn table_schema(
         &self,
         key: SchemaKey,
         columns: &[ColumnRequest],
@@ -371,7 +373,7 @@ impl Cache {
             attach: self.attach_path(),
             policies: &self.0.columns.policies,
         };
-        self.0.forms.form(key, columns, null_keys, &instance)
+        self.0.schema_cache.table_schema(key, columns, null_keys, &instance)
     }
 
     /// The effective spans of a range, pinned.
@@ -381,8 +383,8 @@ impl Cache {
         columns: &[ColumnRequest],
         range: ValidityInterval,
     ) -> Result<PinnedTable, CacheError> {
-        let Work { request, asker, holder, deadline } = asked;
-        let spans = self.spans_of(request, asker, columns, range, deadline).await?;
+        let Work { request, caller, holder, deadline } = asked;
+        let spans = self.spans_of(request, caller, columns, range, deadline).await?;
         if let Some(gap) = request.gap {
             spans.check_length(range, gap)?;
         }
@@ -398,14 +400,14 @@ impl Cache {
     async fn spans_of(
         &self,
         request: &Request,
-        asker: &Caller,
+        caller: &Caller,
         columns: &[ColumnRequest],
         range: ValidityInterval,
         deadline: Instant,
     ) -> Result<PlannedIntervals, CacheError> {
         let look_up = &self.0.columns;
-        let known = look_up.known_over(request, columns, range, &asker.budget, deadline).await?;
-        let planned = PlannedIntervals::new(range, known, &asker.budget);
+        let known = look_up.known_over(request, columns, range, &caller.budget, deadline).await?;
+        let planned = PlannedIntervals::new(range, known, &caller.budget);
         by_deadline(PLANNING, deadline, planned).await
     }
 
@@ -414,15 +416,15 @@ impl Cache {
     async fn rows_of_timestamps(
         &self,
         asked: Work<'_>,
-        common: Option<&StreamSchema>,
+        stream_schema: Option<&StreamSchema>,
         columns: &[ColumnRequest],
         rows: &TableRows,
     ) -> Result<PinnedTable, CacheError> {
-        if let Some(found) = self.registered_rows(asked, common, columns, rows).await? {
+        if let Some(found) = self.registered_rows(asked, stream_schema, columns, rows).await? {
             return Ok(found);
         }
         let bytes = rows.memory_bytes() as u64;
-        let charge = asked.asker.budget.charge(bytes, "the timestamps of a table")?;
+        let charge = asked.caller.budget.charge(bytes, "the timestamps of a table")?;
         let mut found = self.rows_at(asked, columns, rows, None).await?;
         found.charges.push(Arc::new(charge));
         Ok(found)
@@ -437,11 +439,11 @@ impl Cache {
         rows: &TableRows,
         timeframe: Option<&Timeframe>,
     ) -> Result<Plan, CacheError> {
-        let Work { request, asker, deadline, .. } = asked;
-        let (registered, budget) = (timeframe.map(|one| &one.registration.plan), &asker.budget);
+        let Work { request, caller, deadline, .. } = asked;
+        let (registered, budget) = (timeframe.map(|one| &one.registration.plan), &caller.budget);
         let known =
             self.0.columns.known_at(request, columns, rows, registered, budget, deadline).await?;
-        let planned = Plan::new(rows.clone(), known, &asker.budget);
+        let planned = Plan::new(rows.clone(), known, &caller.budget);
         by_deadline(PLANNING, deadline, planned).await
     }
 
@@ -454,10 +456,10 @@ impl Cache {
         rows: &TableRows,
         timeframe: Option<&Timeframe>,
     ) -> Result<PinnedTable, CacheError> {
-        let Work { request, asker, holder, deadline } = asked;
+        let Work { request, caller, holder, deadline } = asked;
         let plan = self.plan_of(asked, columns, rows, timeframe).await?;
         // Requests for single tables come in no known order.
-        if asker.of_stream && request.is_plain() {
+        if caller.of_stream && request.is_plain() {
             self.prefetch_next(&plan);
         }
         self.0.columns.check_missing(&plan, request)?;
@@ -489,18 +491,18 @@ impl Cache {
     async fn registered_rows(
         &self,
         asked: Work<'_>,
-        common: Option<&StreamSchema>,
+        stream_schema: Option<&StreamSchema>,
         columns: &[ColumnRequest],
         rows: &TableRows,
     ) -> Result<Option<PinnedTable>, CacheError> {
-        let Work { request, asker, deadline, .. } = asked;
-        let Some(id) = asker.stream_timeframe.filter(|_| request.is_plain()) else {
+        let Work { request, caller, deadline, .. } = asked;
+        let Some(id) = caller.stream_timeframe.filter(|_| request.is_plain()) else {
             return Ok(None);
         };
         let Ok(timeframe) = self.0.timeframes.get(id) else { return Ok(None) };
         let Registration { plan, columns: registered, .. } = &timeframe.registration;
-        let same_columns = match common {
-            Some(common) => common.has(columns, registered),
+        let same_columns = match stream_schema {
+            Some(stream_schema) => stream_schema.has(columns, registered),
             None => *columns == **registered,
         };
         if !same_columns || !plan.table_rows().same_rows(rows) {
@@ -542,13 +544,13 @@ impl Cache {
     fn holder(
         &self,
         request: &Request,
-        asker: &Caller,
+        caller: &Caller,
         reader: Option<&(u64, String)>,
     ) -> Option<LeaseHolder> {
         let session = request.session.as_ref();
         let attached = session.and_then(|session| self.0.leases.holder_of(session));
         // Over TCP a session does not prove that its own process asks, so its quota is not used.
-        let account = match (&attached, &asker.origin) {
+        let account = match (&attached, &caller.origin) {
             (Some(name), Origin::Embedded) => name.account.clone(),
             (_, origin) => origin.account(),
         };
@@ -560,28 +562,28 @@ impl Cache {
             Some(consumer) => HolderName { consumer: consumer.clone(), account },
             None => HolderName { consumer: attached?.consumer, account },
         };
-        Some(LeaseHolder { name, timeframe: asker.stream_timeframe })
+        Some(LeaseHolder { name, timeframe: caller.stream_timeframe })
     }
 
     fn lease_for(
         &self,
         request: &Request,
-        asker: &Caller,
+        caller: &Caller,
         reader: Option<(u64, String)>,
         holder: Option<LeaseHolder>,
         pins: &Arc<PinSet>,
     ) -> Result<LeaseId, CacheError> {
-        if let Some(lease) = &asker.lease {
+        if let Some(lease) = &caller.lease {
             self.0.leases.add(lease, Arc::clone(pins), holder)?;
             return Ok(lease.clone());
         }
         let owner = match &request.session {
             Some(session) => LeaseOwner::Session(session.clone()),
             None if reader.is_some() => LeaseOwner::Consumer,
-            None if asker.of_stream => LeaseOwner::Stream,
+            None if caller.of_stream => LeaseOwner::Stream,
             None => LeaseOwner::Nobody,
         };
-        let ticket = asker.ticket.clone().map(|ticket| (ticket, asker.connection));
+        let ticket = caller.ticket.clone().map(|ticket| (ticket, caller.connection));
         let terms = LeaseTerms { owner, timeframe: reader, ticket, holder };
         self.0.leases.open(terms, vec![Arc::clone(pins)])
     }
@@ -615,18 +617,18 @@ impl Cache {
     pub(crate) async fn versions_for(
         &self,
         request: &Request,
-        asker: &Caller,
+        caller: &Caller,
         deadline: Instant,
     ) -> Result<(Arc<VersionSet>, Option<LeaseHolder>), CacheError> {
         let subject = self.subject(&request.when)?;
-        let reader = self.reader(request, &subject, &asker.origin)?;
-        let holder = self.holder(request, asker, reader.as_ref());
+        let reader = self.reader(request, &subject, &caller.origin)?;
+        let holder = self.holder(request, caller, reader.as_ref());
         let subject = self.with_times(subject, &request.when, request, deadline).await?;
-        let asked = Work { request, asker, holder: holder.as_ref(), deadline };
+        let asked = Work { request, caller, holder: holder.as_ref(), deadline };
         let (rows, timeframe) = match &subject {
             RowSource::Range(range) => {
                 let columns = self.0.columns.requested(&request.columns, None)?;
-                let spans = self.spans_of(request, asker, columns, *range, deadline).await?;
+                let spans = self.spans_of(request, caller, columns, *range, deadline).await?;
                 self.check_quota(asked.holder, &**spans.versions())?;
                 return Ok((Arc::clone(spans.versions()), holder));
             }

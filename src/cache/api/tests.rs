@@ -327,16 +327,16 @@ async fn runs_times_columns_are_charged_to_who_asks() {
         (0..20).map(|n| (format!("c{n}"), json!("A/B"))).collect();
     let fields = json!({"columns": columns, "timestamps": times});
     let budget = Budget::new(16 << 20);
-    let asker = Caller { budget: budget.client("one"), ..Caller::default() };
-    let error = cache.answer(&request(fields), &asker).await.unwrap_err();
+    let caller = Caller { budget: budget.client("one"), ..Caller::default() };
+    let error = cache.answer(&request(fields), &caller).await.unwrap_err();
     let CacheError::Budget(over) = &error else { panic!("{error}") };
     assert_eq!((over.holder, error.kind()), (LimitHolder::Client, ErrorKind::ResourceExhausted));
     assert_eq!(budget.used_bytes(), 0, "the charge of a refused request is returned");
-    let asker = Caller { budget: Budget::new(1 << 30).client("one"), ..asker };
-    let answer = cache.answer(&request(table(&times)), &asker).await.unwrap();
-    assert!(asker.budget.used_bytes() >= 100_000 * 12);
+    let caller = Caller { budget: Budget::new(1 << 30).client("one"), ..caller };
+    let answer = cache.answer(&request(table(&times)), &caller).await.unwrap();
+    assert!(caller.budget.used_bytes() >= 100_000 * 12);
     drop(answer);
-    assert_eq!(asker.budget.used_bytes(), 0);
+    assert_eq!(caller.budget.used_bytes(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -379,9 +379,9 @@ async fn what_a_stream_reports_as_consumed_before_it_came_is_not_held() {
 async fn a_poll_that_failed_begins_anew() {
     let (cache, source) = cache(4, 4);
     let (lease, _) = cache.open_lease().unwrap();
-    let asker = Caller::default();
+    let caller = Caller::default();
     let far = request(table(&[1, 100]));
-    assert!(cache.poll(&far, &lease, &asker).await.is_err(), "no version is valid at 100");
+    assert!(cache.poll(&far, &lease, &caller).await.is_err(), "no version is valid at 100");
     source.memory.put(
         ObjectInfo {
             validity: ValidityInterval::new(at(100), at(101)).unwrap(),
@@ -394,7 +394,7 @@ async fn a_poll_that_failed_begins_anew() {
     // An answer of the same millisecond would still be fresh.
     tokio::time::sleep(Duration::from_millis(2)).await;
     let began = Instant::now();
-    while !cache.poll(&far, &lease, &asker).await.unwrap().done {
+    while !cache.poll(&far, &lease, &caller).await.unwrap().done {
         assert!(began.elapsed() < Duration::from_secs(10), "its load never began");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

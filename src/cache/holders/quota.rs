@@ -28,23 +28,23 @@ pub(crate) struct ConsumerQuotas {
     pub(crate) leases: Arc<Leases>,
     pub(crate) timeframes: Arc<Timeframes>,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) asking: Arc<Mutex<HashMap<HolderName, u64>>>,
+    pub(crate) permits: Arc<Mutex<HashMap<HolderName, u64>>>,
 }
 
 /// A request of a consumer in progress; dropping it frees its place in the quota.
 #[derive(Debug)]
 pub(crate) struct RequestPermit {
-    asking: Arc<Mutex<HashMap<HolderName, u64>>>,
+    permits: Arc<Mutex<HashMap<HolderName, u64>>>,
     name: HolderName,
 }
 
 impl Drop for RequestPermit {
     fn drop(&mut self) {
-        let mut asking = self.asking.lock();
-        if let Some(count) = asking.get_mut(&self.name) {
+        let mut permits = self.permits.lock();
+        if let Some(count) = permits.get_mut(&self.name) {
             *count -= 1;
             if *count == 0 {
-                asking.remove(&self.name);
+                permits.remove(&self.name);
             }
         }
     }
@@ -57,15 +57,15 @@ impl ConsumerQuotas {
     /// [`CacheError::OverQuota`].
     pub(crate) fn begin(&self, name: &HolderName) -> Result<Option<RequestPermit>, CacheError> {
         let Some(limit) = self.limits.quota_requests else { return Ok(None) };
-        let mut asking = self.asking.lock();
-        let wanted = asking.get(name).map_or(1, |count| count + 1);
+        let mut permits = self.permits.lock();
+        let wanted = permits.get(name).map_or(1, |count| count + 1);
         if wanted > limit {
             self.counters.over_quota.add(1);
             let consumer = name.consumer.clone();
             return Err(CacheError::OverQuota { consumer, what: "requests", wanted, limit });
         }
-        asking.insert(name.clone(), wanted);
-        Ok(Some(RequestPermit { asking: Arc::clone(&self.asking), name: name.clone() }))
+        permits.insert(name.clone(), wanted);
+        Ok(Some(RequestPermit { permits: Arc::clone(&self.permits), name: name.clone() }))
     }
 
     /// Whether a consumer may make further requests.

@@ -60,7 +60,7 @@ pub(crate) struct Timeframe {
     clock: Clock,
     consumers: Mutex<BTreeMap<String, TimeframeConsumer>>,
     /// The schemas in which its own columns were requested.
-    forms: Mutex<Vec<(SchemaKey, Arc<TableSchema>)>>,
+    schema_cache: Mutex<Vec<(SchemaKey, Arc<TableSchema>)>>,
 }
 
 /// The progress of a consumer with a timeframe.
@@ -85,7 +85,7 @@ impl Timeframe {
         let consumers = registration.consumers.iter().map(|name| (name.clone(), waiting));
         let consumers = Mutex::new(consumers.collect());
         let (load, claim) = (watch::Sender::new(LoadState::Loading), Mutex::new(claim));
-        Self { registration, load, claim, clock, consumers, forms: Mutex::default() }
+        Self { registration, load, claim, clock, consumers, schema_cache: Mutex::default() }
     }
 
     fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, TimeframeConsumer>> {
@@ -102,18 +102,18 @@ impl Timeframe {
     }
 
     /// The schema of its own columns for `key`; `find` makes it the first time.
-    pub(crate) fn form(
+    pub(crate) fn table_schema(
         &self,
         key: SchemaKey,
         find: impl FnOnce() -> Arc<TableSchema>,
     ) -> Arc<TableSchema> {
-        let mut forms = self.forms.lock();
-        if let Some((_, form)) = forms.iter().find(|(known, _)| *known == key) {
-            return Arc::clone(form);
+        let mut schema_cache = self.schema_cache.lock();
+        if let Some((_, table_schema)) = schema_cache.iter().find(|(known, _)| *known == key) {
+            return Arc::clone(table_schema);
         }
-        let form = find();
-        forms.push((key, Arc::clone(&form)));
-        form
+        let table_schema = find();
+        schema_cache.push((key, Arc::clone(&table_schema)));
+        table_schema
     }
 
     /// A receiver of the load state and its changes.
@@ -280,7 +280,7 @@ pub(crate) struct Timeframes {
     /// The columns of the latest registration.
     last_columns: Mutex<Arc<[ColumnRequest]>>,
     /// Notified when a timeframe is dropped.
-    room: Notify,
+    freed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -303,7 +303,7 @@ pub(crate) enum Registered {
 impl Timeframes {
     pub(crate) fn new(clock: Clock, counters: Arc<Counters>) -> Self {
         let (state, last_columns) = (Mutex::default(), Mutex::new(Arc::default()));
-        Self { clock, counters, state, last_columns, room: Notify::new() }
+        Self { clock, counters, state, last_columns, freed: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, TimeframeMap> {
@@ -311,8 +311,8 @@ impl Timeframes {
     }
 
     /// Completes when a timeframe is dropped.
-    pub(crate) fn room(&self) -> Notified<'_> {
-        self.room.notified()
+    pub(crate) fn freed(&self) -> Notified<'_> {
+        self.freed.notified()
     }
 
     /// The timeframe, if it is already in flight.
@@ -398,7 +398,7 @@ impl Timeframes {
             self.counters.timeframes_dropped.add(1);
             timeframe.set_gone();
         }
-        self.room.notify_waiters();
+        self.freed.notify_waiters();
     }
 
     /// Records that `consumer` has consumed all timeframes below `oldest`. Returns those that it
@@ -518,7 +518,7 @@ impl Timeframes {
     pub(crate) fn clear(&self) {
         let dropped = std::mem::take(&mut self.state().in_flight);
         dropped.values().for_each(|timeframe| timeframe.set_gone());
-        self.room.notify_waiters();
+        self.freed.notify_waiters();
     }
 }
 

@@ -29,7 +29,7 @@ impl InUse {
     pub(crate) fn take(self: &Arc<Self>, pins: Arc<PinSet>) -> InUseGuard {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.held().insert(number, Arc::clone(&pins));
-        InUseGuard { pins, number, hands: Arc::clone(self) }
+        InUseGuard { pins, number, in_use: Arc::clone(self) }
     }
 
     pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
@@ -42,7 +42,7 @@ impl InUse {
 pub struct InUseGuard {
     pins: Arc<PinSet>,
     number: u64,
-    hands: Arc<InUse>,
+    in_use: Arc<InUse>,
 }
 
 impl Deref for InUseGuard {
@@ -55,7 +55,7 @@ impl Deref for InUseGuard {
 
 impl Drop for InUseGuard {
     fn drop(&mut self) {
-        let gone = self.hands.held().remove(&self.number);
+        let gone = self.in_use.held().remove(&self.number);
         // Outside of the lock, because this can free objects.
         drop(gone);
     }

@@ -40,7 +40,7 @@ pub(crate) struct Resident {
     // before the notifier wakes tasks that wait for memory.
     block: Block,
     entry: Option<LogEntry>,
-    farewell: FreedNotifier,
+    freed_notifier: FreedNotifier,
     /// MD5 of its bytes, if it was verified.
     md5: OnceLock<Md5Sum>,
     /// The path of its first load.
@@ -82,14 +82,14 @@ impl Resident {
         block: Block,
         home: Weak<dyn ObjectHome>,
     ) -> Arc<Self> {
-        let farewell = FreedNotifier { id: block.id(), home };
+        let freed_notifier = FreedNotifier { id: block.id(), home };
         let (pins, touched, listed, uses) = Default::default();
         let md5 = md5.map_or_else(OnceLock::new, OnceLock::from);
-        Arc::new(Self { pins, touched, listed, uses, block, entry, farewell, md5, path })
+        Arc::new(Self { pins, touched, listed, uses, block, entry, freed_notifier, md5, path })
     }
 
     pub(crate) fn id(&self) -> ObjectId {
-        self.farewell.id
+        self.freed_notifier.id
     }
 
     pub(crate) fn path(&self) -> &ObjectPath {
@@ -254,7 +254,7 @@ impl Drop for Pin {
         if self.ended {
             return;
         }
-        match self.resident.farewell.home.upgrade() {
+        match self.resident.freed_notifier.home.upgrade() {
             Some(home) => {
                 let bytes = self.end(&*home);
                 home.unpinned(bytes);
@@ -290,7 +290,7 @@ impl PinSet {
 impl Drop for PinSet {
     fn drop(&mut self) {
         // Like dropping each pin, but the home is found, and its count updated, once for all.
-        let home = self.pins.first().and_then(|pin| pin.resident.farewell.home.upgrade());
+        let home = self.pins.first().and_then(|pin| pin.resident.freed_notifier.home.upgrade());
         if let Some(home) = home {
             let mut bytes = 0;
             let mut pins = self.pins.drain(..);

@@ -111,13 +111,13 @@ mod tests {
     #[test]
     fn only_bytes_of_the_described_size_and_digest_can_be_published() {
         let home = home(4);
-        let room = || {
-            let mut room = home.reserve(5).unwrap();
-            room.fill(b"right");
-            room
+        let freed = || {
+            let mut freed = home.reserve(5).unwrap();
+            freed.fill(b"right");
+            freed
         };
         let (right, wrong) = (md5_of(b"right"), md5_of(b"wrong"));
-        let check = |size, md5, known| Verified::check(description(size, md5), room(), known);
+        let check = |size, md5, known| Verified::check(description(size, md5), freed(), known);
         assert!(check(None, None, None).is_ok());
         assert!(check(Some(5), Some(right), None).is_ok());
         assert!(check(Some(5), Some(right), Some(right)).is_ok());

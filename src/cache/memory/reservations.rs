@@ -177,13 +177,13 @@ impl Reservations {
     ///
     /// # Errors
     /// [`PoolError`].
-    pub(crate) fn room(
+    pub(crate) fn freed(
         &self,
         place: Option<&Arc<Reserved>>,
         size_bytes: u64,
     ) -> Result<LoadBuffer, PoolError> {
         match self.kept_room(place, size_bytes) {
-            Some(room) => Ok(room),
+            Some(freed) => Ok(freed),
             None => {
                 let reservation = Some(self.residency.reserve(size_bytes)?);
                 Ok(LoadBuffer { reservation, place: None, residency: Arc::clone(&self.residency) })
@@ -267,7 +267,7 @@ impl Drop for LoadBuffer {
             Some(place) => place.give_back(reservation),
             None => drop(reservation),
         }
-        self.residency.ring();
+        self.residency.notify_freed();
     }
 }
 
@@ -318,7 +318,7 @@ impl Reserved {
         let had_room = before.reservation.is_some();
         drop(before);
         if had_room {
-            self.home.residency.ring();
+            self.home.residency.notify_freed();
         }
     }
 }
@@ -336,7 +336,7 @@ impl Drop for Reserved {
         let had_room = reservation.is_some();
         drop((reservation, landed));
         if had_room {
-            self.home.residency.ring();
+            self.home.residency.notify_freed();
         }
     }
 }

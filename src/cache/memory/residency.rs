@@ -52,7 +52,7 @@ pub(crate) struct Residency {
     /// Number of objects freed since the last [`sweep`](Self::sweep).
     gone: AtomicU64,
     /// Notified whenever memory may have become free.
-    room: Notify,
+    freed: Notify,
     reclaimable: OnceLock<Weak<dyn Reclaimable>>,
 }
 
@@ -134,7 +134,7 @@ impl Residency {
             evicting: Mutex::new(()),
             began: Instant::now(),
             gone: AtomicU64::new(0),
-            room: Notify::new(),
+            freed: Notify::new(),
             reclaimable: OnceLock::new(),
         })
     }
@@ -309,14 +309,14 @@ impl Residency {
         self.pinned_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// Wakes all tasks that wait in [`room`](Self::room).
-    pub(crate) fn ring(&self) {
-        self.room.notify_waiters();
+    /// Wakes all tasks that wait in [`freed`](Self::room).
+    pub(crate) fn notify_freed(&self) {
+        self.freed.notify_waiters();
     }
 
     /// Completes when memory may have become free.
-    pub(crate) fn room(&self) -> Notified<'_> {
-        self.room.notified()
+    pub(crate) fn freed(&self) -> Notified<'_> {
+        self.freed.notified()
     }
 
     /// All resident objects.
@@ -417,7 +417,7 @@ impl ObjectHome for Residency {
             }
         }
         self.gone.fetch_add(1, Ordering::Relaxed);
-        self.ring();
+        self.notify_freed();
     }
 
     fn last_pin_gone(&self, object: &Arc<Resident>) {
@@ -427,7 +427,7 @@ impl ObjectHome for Residency {
     fn unpinned(&self, bytes: u64) {
         if bytes > 0 {
             self.pinned_bytes.fetch_sub(bytes, Ordering::AcqRel);
-            self.ring();
+            self.notify_freed();
         }
     }
 }

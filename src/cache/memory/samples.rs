@@ -28,12 +28,12 @@ pub(crate) fn id(n: usize) -> ObjectId {
 /// The object `n`, loaded if it is not resident.
 pub(crate) fn object(home: &Arc<Residency>, n: usize) -> Pin {
     home.pin(id(n)).unwrap_or_else(|| {
-        let mut room = home.reserve(OBJECT_BYTES).unwrap();
-        room.fill(&[n as u8; OBJECT_BYTES as usize]);
+        let mut freed = home.reserve(OBJECT_BYTES).unwrap();
+        freed.fill(&[n as u8; OBJECT_BYTES as usize]);
         let md5 = Some(Md5Sum([n as u8; 16]));
         let path = ObjectPath::new("A/B").unwrap();
         let description = Description { id: id(n), path, size_bytes: None, md5 };
         // Given as by a source: tests of reservations and links need no real digest.
-        home.admit(Verified::check(description, room, md5).unwrap())
+        home.admit(Verified::check(description, freed, md5).unwrap())
     })
 }

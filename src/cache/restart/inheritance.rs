@@ -89,9 +89,9 @@ impl Inheritance {
             for record in records {
                 let place = (*epoch, record.header.segment_id);
                 let Some((mapped, place)) = segments.get(&place) else { continue };
-                let relic = Arc::new(InheritedObject { mapped: Arc::clone(mapped), record });
-                by_segment[*place].1.push(Arc::clone(&relic));
-                by_id.insert(relic.record.id, relic);
+                let inherited = Arc::new(InheritedObject { mapped: Arc::clone(mapped), record });
+                by_segment[*place].1.push(Arc::clone(&inherited));
+                by_id.insert(inherited.record.id, inherited);
             }
         }
         InheritedObjects {
@@ -199,7 +199,7 @@ impl InheritedObjects {
     /// The inherited object of a version, if there is one.
     pub(crate) fn find(&self, version: &ObjectInfo) -> Option<Arc<InheritedObject>> {
         let left = self.left();
-        left.by_id.get(&version.id).filter(|relic| relic.is(version)).cloned()
+        left.by_id.get(&version.id).filter(|inherited| inherited.is(version)).cloned()
     }
 
     /// Takes over the objects that fit without eviction. `admit` publishes one, and returns false
@@ -208,20 +208,20 @@ impl InheritedObjects {
         let mut going_on = true;
         loop {
             let Some((name, inherited_objects)) = self.left().by_segment.pop() else { break };
-            for relic in inherited_objects {
+            for inherited in inherited_objects {
                 if !going_on {
                     break;
                 }
                 // If a request has loaded it meanwhile, `admit` pins that one and frees the copy.
-                match relic.copy(|bytes| pool.reserve(bytes)) {
-                    Ok(reservation) => going_on = admit(&relic.record, reservation),
+                match inherited.copy(|bytes| pool.reserve(bytes)) {
+                    Ok(reservation) => going_on = admit(&inherited.record, reservation),
                     Err(InheritRefusal::Pool(_)) => going_on = false,
                     Err(InheritRefusal::Damaged(reason)) => {
-                        let (path, id) = (&relic.record.path, relic.record.id);
+                        let (path, id) = (&inherited.record.path, inherited.record.id);
                         tracing::warn!(%path, %id, reason, "an inherited object is not taken over");
                     }
                 }
-                self.left().by_id.remove(&relic.record.id);
+                self.left().by_id.remove(&inherited.record.id);
             }
             self.forget(&name);
         }

@@ -247,8 +247,8 @@ impl Loader {
     ) -> Result<Option<Claim>, CacheError> {
         loop {
             // Subscribe before the attempt, so that no notification is missed.
-            let mut room = std::pin::pin!(self.residency.room());
-            room.as_mut().enable();
+            let mut freed = std::pin::pin!(self.residency.freed());
+            freed.as_mut().enable();
             let tried = Instant::now();
             if let Some(claim) = self.take_places(versions).await? {
                 return Ok(Some(claim));
@@ -260,7 +260,7 @@ impl Loader {
                 cleared.map_err(|error| lost("the eviction of all objects", &error))?;
                 return self.take_places(versions).await;
             }
-            if tokio::time::timeout_at(ends, room).await.is_err() {
+            if tokio::time::timeout_at(ends, freed).await.is_err() {
                 return Ok(None);
             }
             tokio::time::sleep(MIN_RETRY.saturating_sub(tried.elapsed())).await;
@@ -379,8 +379,8 @@ impl Loader {
         // until the turn ends.
         let mut turn = Some((turn, waiting));
         loop {
-            let mut room = std::pin::pin!(self.residency.room());
-            room.as_mut().enable();
+            let mut freed = std::pin::pin!(self.residency.freed());
+            freed.as_mut().enable();
             let tried = Instant::now();
             let lacking = {
                 let mut loading = std::pin::pin!(self.try_pin_all(versions, &mut got));
@@ -399,7 +399,7 @@ impl Loader {
             wait.lacks(bytes);
             let held: u64 = got.pins.iter().flatten().map(Pin::charged_bytes).sum();
             self.check_fits(held.saturating_add(Pool::charge(bytes)), versions.len())?;
-            if turn.is_none() || tokio::time::timeout_at(ends, room).await.is_err() {
+            if turn.is_none() || tokio::time::timeout_at(ends, freed).await.is_err() {
                 return Ok(None);
             }
             // A notification can come from this attempt itself (a body that outgrew its buffer),
@@ -414,10 +414,10 @@ impl Loader {
         let needed_bytes = known_bytes(versions);
         let fits = async {
             loop {
-                let mut room = std::pin::pin!(self.residency.room());
-                room.as_mut().enable();
+                let mut freed = std::pin::pin!(self.residency.freed());
+                freed.as_mut().enable();
                 tokio::time::sleep(MIN_RETRY).await;
-                room.await;
+                freed.await;
                 // Objects of the table that others pin count twice here; then the timeout decides.
                 let taken_bytes = self.residency.unevictable_bytes();
                 let total_bytes = self.residency.pool().total_bytes();
@@ -539,7 +539,7 @@ impl Loader {
                 residency: Arc::clone(&self.residency),
                 source: Arc::clone(&self.source),
                 places: Arc::clone(&self.places),
-                relic: self.inherited_objects.find(&version),
+                inherited: self.inherited_objects.find(&version),
                 place: self.places.find(id),
                 counters: Arc::clone(&self.counters),
             };
@@ -596,7 +596,7 @@ struct ObjectLoad {
     residency: Arc<Residency>,
     source: Arc<dyn Source>,
     places: Arc<Reservations>,
-    relic: Option<Arc<InheritedObject>>,
+    inherited: Option<Arc<InheritedObject>>,
     /// Its reservation.
     place: Option<Arc<Reserved>>,
     counters: Arc<Counters>,
@@ -605,18 +605,18 @@ struct ObjectLoad {
 impl ObjectLoad {
     /// Takes over the inherited object of the version, if it is intact.
     async fn inherit(&self, version: &Arc<ObjectInfo>) -> Option<Result<Pin, LoadFailure>> {
-        let (relic, places) = (Arc::clone(self.relic.as_ref()?), Arc::clone(&self.places));
+        let (inherited, places) = (Arc::clone(self.inherited.as_ref()?), Arc::clone(&self.places));
         let place = self.place.clone();
         let copied = tokio::task::spawn_blocking(move || {
-            let payload = relic.payload()?;
-            let room = places.room(place.as_ref(), payload.len() as u64);
-            let mut room = room.map_err(InheritRefusal::Pool)?;
-            relic.check(room.append(payload).unwrap_or_default())?;
-            Ok(room)
+            let payload = inherited.payload()?;
+            let freed = places.freed(place.as_ref(), payload.len() as u64);
+            let mut freed = freed.map_err(InheritRefusal::Pool)?;
+            inherited.check(freed.append(payload).unwrap_or_default())?;
+            Ok(freed)
         });
         match copied.await.ok()? {
-            Ok(room) => {
-                let published = self.publish(version, room.into_reservation()?, None).await;
+            Ok(freed) => {
+                let published = self.publish(version, freed.into_reservation()?, None).await;
                 if published.is_ok() {
                     self.counters.inherited.add(1);
                     return Some(published);
@@ -693,7 +693,7 @@ impl ObjectLoad {
         let mut body = BlockBody {
             places: Arc::clone(&self.places),
             place: self.place.clone(),
-            room: self.places.no_room(),
+            freed: self.places.no_room(),
             written: 0,
             md5: None,
             failure: None,
@@ -729,7 +729,7 @@ struct BlockBody {
     places: Arc<Reservations>,
     /// Its reservation.
     place: Option<Arc<Reserved>>,
-    room: LoadBuffer,
+    freed: LoadBuffer,
     written: usize,
     /// Digest of everything written, if the source computed it.
     md5: Option<Md5Sum>,
@@ -743,22 +743,23 @@ impl BlockBody {
             None => self.other_room(size_bytes).await?,
         };
         if self.written > 0 {
-            fresh.rest_mut(0)[..self.written].copy_from_slice(&self.room.settled()[..self.written]);
+            fresh.rest_mut(0)[..self.written]
+                .copy_from_slice(&self.freed.settled()[..self.written]);
             fresh.settle(self.written);
         }
-        self.room = fresh;
+        self.freed = fresh;
         Ok(())
     }
 
     async fn other_room(&mut self, size_bytes: u64) -> Result<LoadBuffer, BodyError> {
-        if let Some(room) = self.places.room_now(size_bytes) {
-            return Ok(room);
+        if let Some(freed) = self.places.room_now(size_bytes) {
+            return Ok(freed);
         }
         let places = Arc::clone(&self.places);
         // Creating a segment takes time: the kernel zeroes every page of it.
-        let reserved = tokio::task::spawn_blocking(move || places.room(None, size_bytes)).await;
+        let reserved = tokio::task::spawn_blocking(move || places.freed(None, size_bytes)).await;
         match reserved {
-            Ok(Ok(room)) => Ok(room),
+            Ok(Ok(freed)) => Ok(freed),
             Ok(Err(error)) => {
                 let answer = match error {
                     PoolError::NeverFits { limit_bytes, .. } => {
@@ -781,13 +782,13 @@ impl BlockBody {
         version: &ObjectInfo,
         url: &str,
     ) -> Result<(Reservation, Option<Md5Sum>), LoadFailure> {
-        if self.room.size_bytes().is_none() && self.take_room(0).await.is_err() {
+        if self.freed.size_bytes().is_none() && self.take_room(0).await.is_err() {
             return Err(self.failure.take().unwrap_or(LoadFailure::NoRoom { needed_bytes: 0 }));
         }
         let written = self.written as u64;
-        let complete = self.room.size_bytes() == Some(written);
-        let room = std::mem::replace(&mut self.room, self.places.no_room());
-        match room.into_reservation() {
+        let complete = self.freed.size_bytes() == Some(written);
+        let freed = std::mem::replace(&mut self.freed, self.places.no_room());
+        match freed.into_reservation() {
             Some(reservation) if complete => Ok((reservation, self.md5)),
             other => Err(LoadFailure::Source(SourceError::Unusable {
                 url: url.to_owned(),
@@ -805,14 +806,14 @@ impl BlockBody {
 #[async_trait]
 impl Body for BlockBody {
     async fn reserve(&mut self, size_bytes: u64) -> Result<(), BodyError> {
-        match self.room.size_bytes() {
+        match self.freed.size_bytes() {
             Some(size) if size == size_bytes => Ok(()),
             _ => self.take_room(size_bytes).await,
         }
     }
 
     fn spare(&mut self) -> &mut [u8] {
-        self.room.rest_mut(self.written)
+        self.freed.rest_mut(self.written)
     }
 
     fn advance(&mut self, count: usize) {
@@ -820,7 +821,7 @@ impl Body for BlockBody {
         assert!(count <= spare, "advanced by {count} bytes where {spare} were spare");
         self.written += count;
         self.md5 = None;
-        self.room.settle(self.written);
+        self.freed.settle(self.written);
     }
 
     fn written_bytes(&self) -> u64 {

@@ -234,10 +234,10 @@ impl Assembled {
     /// [`EncodeError`].
     pub(crate) fn encoded(
         &self,
-        form: &TableSchema,
+        table_schema: &TableSchema,
         content: &Content,
     ) -> Result<Option<EncodedBatches>, EncodeError> {
-        let shape = &form.shape;
+        let shape = &table_schema.shape;
         let key = (shape.encoding, shape.cell, shape.nullable);
         let rows = match &content.shown {
             TableBody::Rows { timestamps, .. } => timestamps.len(),
@@ -264,8 +264,8 @@ impl Assembled {
         if known.is_some() {
             return Ok(known);
         }
-        let batches = content.batches_of(Arc::clone(shape), Arc::clone(&form.schema));
-        let batches = batches.into_messages(Arc::clone(&form.dictionaries));
+        let batches = content.batches_of(Arc::clone(shape), Arc::clone(&table_schema.schema));
+        let batches = batches.into_messages(Arc::clone(&table_schema.dictionaries));
         let batches = Arc::new(batches.collect::<Result<Vec<_>, EncodeError>>()?);
         if batches.iter().map(BatchMessages::bytes).sum::<usize>() <= MAX_ENCODED_BYTES {
             let mut encoded = self.encoded.lock();

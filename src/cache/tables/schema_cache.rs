@@ -24,11 +24,11 @@ use crate::table::{
 };
 
 /// Maximum number of cached schemas,
-const MAX_FORMS: usize = 1_000;
+const MAX_SCHEMAS: usize = 1_000;
 /// and of their bytes in total. Beyond either limit the cache is emptied.
 const MAX_BYTES: usize = 16 << 20;
 /// A larger schema is not cached.
-const MAX_FORM_BYTES: usize = 8 << 20;
+const MAX_SCHEMA_BYTES: usize = 8 << 20;
 
 /// The schema of tables of one kind.
 #[derive(Debug)]
@@ -65,15 +65,15 @@ impl TableSchema {
 /// The state shared by all tables of one stream.
 #[derive(Debug)]
 pub(crate) struct StreamSchema {
-    pub(crate) form: Arc<TableSchema>,
+    pub(crate) table_schema: Arc<TableSchema>,
     /// The columns of a registered timeframe that were found to equal those of the stream. The next
     /// timeframe usually shares them.
     registered: Mutex<Option<Arc<[ColumnRequest]>>>,
 }
 
 impl StreamSchema {
-    pub(crate) fn new(form: Arc<TableSchema>) -> Self {
-        Self { form, registered: Mutex::default() }
+    pub(crate) fn new(table_schema: Arc<TableSchema>) -> Self {
+        Self { table_schema, registered: Mutex::default() }
     }
 
     /// Whether a timeframe is registered with the columns of the stream.
@@ -137,7 +137,7 @@ pub(crate) struct SchemaCache {
 #[derive(Debug, Default)]
 struct CachedSchema {
     /// By hash; with equal hashes the later one.
-    forms: HashMap<u64, Arc<TableSchema>, RandomState>,
+    schema_cache: HashMap<u64, Arc<TableSchema>, RandomState>,
     bytes: usize,
 }
 
@@ -157,7 +157,7 @@ impl SchemaCache {
 
 impl SchemaCache {
     /// The schema for `key` and `columns`, with the keys that have nulls.
-    pub(crate) fn form(
+    pub(crate) fn table_schema(
         &self,
         key: SchemaKey,
         columns: &[ColumnRequest],
@@ -168,23 +168,25 @@ impl SchemaCache {
         let hash = self.hash(key, columns, null_keys);
         let known = {
             let known = self.known.read();
-            known.forms.get(&hash).map(Arc::clone)
+            known.schema_cache.get(&hash).map(Arc::clone)
         };
-        if let Some(form) = known.filter(|form| form.is_for(key, columns, null_keys)) {
-            return form;
+        if let Some(table_schema) =
+            known.filter(|table_schema| table_schema.is_for(key, columns, null_keys))
+        {
+            return table_schema;
         }
-        let form = Arc::new(TableSchema::new(key, columns, null_keys, instance));
+        let table_schema = Arc::new(TableSchema::new(key, columns, null_keys, instance));
         let mut known = self.known.write();
         // The schema exists three times: encoded, as an Arrow schema, and as the layout.
-        let bytes = form.head.bytes() * 4;
-        if bytes <= MAX_FORM_BYTES {
-            if known.forms.len() == MAX_FORMS || known.bytes + bytes > MAX_BYTES {
+        let bytes = table_schema.head.bytes() * 4;
+        if bytes <= MAX_SCHEMA_BYTES {
+            if known.schema_cache.len() == MAX_SCHEMAS || known.bytes + bytes > MAX_BYTES {
                 *known = CachedSchema::default();
             }
             known.bytes += bytes;
-            known.forms.insert(hash, Arc::clone(&form));
+            known.schema_cache.insert(hash, Arc::clone(&table_schema));
         }
-        form
+        table_schema
     }
 }
 

@@ -139,7 +139,7 @@ impl Drop for SessionPage {
             state.ended.add(&self.page);
         }
         self.publisher.residency.pool().remove_pins_page(&self.page);
-        self.publisher.residency.ring();
+        self.publisher.residency.notify_freed();
     }
 }
 

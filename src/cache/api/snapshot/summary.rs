@@ -90,7 +90,7 @@ impl Cache {
     /// other tasks need.
     pub fn snapshot(&self) -> Snapshot {
         let inner = &*self.0;
-        let holders = Holders::new(&inner.leases, &inner.timeframes, inner.hands.pin_sets());
+        let holders = Holders::new(&inner.leases, &inner.timeframes, inner.in_use.pin_sets());
         let (segments, more_segments) = memory::draw(&inner.pool, &inner.residency, &holders);
         let (asked, all) = inner.catalog.asked_last(MAX_ENTRIES);
         let more_paths = all - asked.len();
