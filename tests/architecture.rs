@@ -20,8 +20,11 @@ use std::sync::LazyLock;
 
 use syn::visit::{self, Visit};
 
+/// A room, and the rooms that it may import from.
+type Arrow = (&'static str, &'static [&'static str]);
+
 /// Each room and the rooms that it may import from.
-const ARROWS: &[(&str, &[&str])] = &[
+const ARROWS: &[Arrow] = &[
     ("error", &[]),
     ("escape", &[]),
     ("telemetry", &[]),
@@ -76,7 +79,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Like [`ARROWS`], for the sub-rooms of a room: files and folders in it.
-const SUB_ROOMS: &[(&str, &[(&str, &[&str])])] = &[(
+const SUB_ROOMS: &[(&str, &[Arrow])] = &[(
     "cache",
     &[
         ("error", &[]),

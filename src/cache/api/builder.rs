@@ -298,7 +298,7 @@ impl CacheBuilder {
             loader: Arc::new(loader),
             timeframes: Arc::clone(&quotas.timeframes),
             leases: Arc::clone(&quotas.leases),
-            quotas: quotas,
+            quotas,
             max_timeframes: self.max_timeframes,
             budget: self.budget,
             registering: tokio::sync::Mutex::default(),
