@@ -539,7 +539,7 @@ async fn what_is_wrong_with_keys_is_told_with_column_key_and_row() {
         assert!(message.contains(said), "{message}");
         let parsed = Request::parse(request.to_string().as_bytes());
         if code != 1047 {
-            // What is known before anything is loaded is told with the schema, too.
+            // GetSchema reports errors that are known before loading, too.
             assert!(parsed.map_or(true, |request| cache.describe(&request).is_err()));
         }
     }

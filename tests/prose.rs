@@ -66,6 +66,19 @@ const ALLOWED_FILES: &[(&str, &str)] = &[
     ("CHANGELOG.md", "entries of released versions stay as released"),
 ];
 
+/// Rooms with comments that are not rewritten yet, and how many places each may have: the numbers
+/// only go down.
+const REMAINING: &[(&str, usize)] = &[
+    ("src/bin/", 87),
+    ("src/client/", 51),
+    ("src/ffi/", 40),
+    ("src/index/", 24),
+    ("src/server/", 28),
+    ("src/shm/local/", 24),
+    ("src/source/", 166),
+    ("src/table/", 77),
+];
+
 /// Texts that hold such words, each with the reason.
 const ALLOWED_TEXTS: &[(&str, &str)] = &[];
 
@@ -402,6 +415,14 @@ fn prose_names_its_subjects() {
         let language = Language::of(&file).unwrap();
         let all = faults_of(language, &text).into_iter();
         faults.extend(all.map(|(line, fault)| format!("{inside}:{line}: {fault}")));
+    }
+    for (room, most) in REMAINING {
+        let (there, others): (Vec<String>, Vec<String>) =
+            faults.into_iter().partition(|fault| fault.starts_with(room));
+        let count = there.len();
+        assert!(count <= *most, "{room}: {count} places, at most {most}:\n{}", there.join("\n"));
+        assert!(count == *most, "{room}: only {count} places are left, write that here");
+        faults = others;
     }
     let count = faults.len();
     assert!(faults.is_empty(), "{count} places:\n{}", faults.join("\n"));

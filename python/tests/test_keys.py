@@ -165,7 +165,7 @@ def by_flight(service):
 
 
 def batches():
-    """The same rows in the layouts that Arrow has for them."""
+    """Equal rows in each layout that Arrow has for them."""
     times = pa.array(TIMES, pa.int64())
     micros = pa.array([at * 1000 for at in TIMES], pa.timestamp("us"))
     runs = {

@@ -155,7 +155,7 @@ class Resolver
     return inside(*mapped, header);
   }
 
-  /** The same for the 40 bytes of a cell, aligned or not. */
+  /** Like the function above, for the 40 bytes of a cell, aligned or not. */
   [[nodiscard]] Result<Bytes> resolve(const void* cell)
   {
     iovc_meta_header_t header;
@@ -183,7 +183,7 @@ class Resolver
     return found;
   }
 
-  /** The same into `found`, which has room for `count`. */
+  /** Like the function above, into `found`, which has room for `count`. */
   [[nodiscard]] iovc_status_t resolve_many(const void* cells, std::size_t count, Bytes* found)
   {
     constexpr std::size_t ahead = 16;
@@ -311,7 +311,7 @@ class Resolver
     return true;
   }
 
-  /** What GetRegionInfo does not tell may be known to FairMQ's own function. */
+  /** FairMQ's own function may know a region that GetRegionInfo does not report. */
   Result<Bytes> elsewhere(const iovc_meta_header_t& header)
   {
     if (header.managed > 1) {

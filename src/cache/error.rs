@@ -123,7 +123,7 @@ pub enum CacheError {
         run: i64,
         /// Where it is looked for.
         path: ObjectPath,
-        /// What is missing.
+        /// The missing fact.
         reason: String,
     },
     /// The table exceeds a limit on its look-ups.

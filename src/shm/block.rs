@@ -306,8 +306,8 @@ impl Block {
         self.place.crc32c
     }
 
-    /// Eight bytes of the payload, which this process changes after publication. Nobody may borrow
-    /// the payload of such a block.
+    /// Eight bytes of the payload, which this process changes after publication. The payload of
+    /// such a block must not be borrowed.
     ///
     /// # Panics
     /// If they are outside of the payload or not aligned.

@@ -306,8 +306,8 @@ impl RawBlock {
         let block = unsafe { self.payload.sub(BLOCK_OVERHEAD_BYTES as usize) };
         // SAFETY: `offset` is that of a field of the header.
         let place = unsafe { block.add(offset) };
-        // SAFETY: aligned, and mapped as long as the mappings live that it came from, which whoever
-        // has a `RawBlock` keeps. Other processes access it atomically.
+        // SAFETY: aligned, and mapped as long as the mappings of the block live; the holder of a
+        // `RawBlock` keeps these. Other processes access it atomically.
         unsafe { AtomicU64::from_ptr(place.as_ptr().cast()) }
     }
 

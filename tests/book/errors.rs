@@ -79,7 +79,7 @@ fn variants_of(owner: &str, table: &str, file: &str, all: &mut Vec<Known>) {
     }
 }
 
-/// What stands behind the first `=>`. The kind is empty where it depends on the content.
+/// The text behind the first `=>`. The kind is empty where it depends on the content.
 fn kind_and_code(line: &str) -> Option<(String, u16)> {
     let (_, value) = line.split_once("=> ")?;
     let (kind, code) = value.rsplit_once(' ')?;

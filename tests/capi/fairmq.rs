@@ -140,7 +140,7 @@ async fn a_name_that_is_lost_is_told_by_readyz_status_metrics_and_log() {
     assert_eq!(client.status().await.unwrap().lost_segments.len(), 2);
     // The watch looks once a second.
     tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
-    // What another program put under the name stays.
+    // A file of another program under the name stays.
     fs::write(session.file("m_9"), "of another program").unwrap();
     drop(client);
     let (status, log) = service.stop();

@@ -28,7 +28,7 @@ fn copied_transport(programs: &Path) -> PathBuf {
     folder
 }
 
-/// What `host_memory.cpp` expects of path number `path` at version number `version`.
+/// The bytes that `host_memory.cpp` expects of path number `path` at version number `version`.
 fn object(path: u64, version: u64) -> Vec<u8> {
     let mut word = 0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(path * 1000 + version + 1);
     let size = 2000 + 37 * ((path * 31 + version * 17) % 900);

@@ -1,4 +1,4 @@
-//! What a look-up says is what the service says.
+//! A look-up gives the answer of the service.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Look-ups in shared memory: they say what the service says, whoever dies, lies or is stopped.
+//! Look-ups in shared memory: they give the answers of the service, even if a process dies, lies or is stopped.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 
 use crate::common::{PATIENCE, Service, Version, put};
 
-/// What a new version may take to be seen: the refresh time of the services here, and as much again
+/// Longest time until a new version is seen: the refresh time of the services here, and as much again
 /// for a machine that is busy with other tests.
 pub(crate) const REFRESH: Duration = Duration::from_millis(200);
 
@@ -39,7 +39,7 @@ impl Consumer {
         self.client.local().unwrap()
     }
 
-    /// What the service itself says: the bytes, or that nothing is valid.
+    /// The answer of the service itself: the bytes, or `None` if nothing is valid.
     pub(crate) fn asked(&self, path: &str, at: i64) -> Option<Vec<u8>> {
         let request = TableRequest::new().column("object", path).timestamps([at]);
         let table = self.client.table(request.missing_as_null());

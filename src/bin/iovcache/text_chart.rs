@@ -29,10 +29,12 @@ pub(crate) fn wrap(text: &str, columns: usize) -> String {
         let indent = line.len() - line.trim_start().len();
         let mut rest = line;
         loop {
-            let cut = rest.char_indices().nth(left).map(|(at, _)| at);
-            let place = cut.and_then(|at| rest[..at].rfind(' ')).filter(|&at| {
+            let is_long = rest.chars().nth(left).is_some();
+            // A blank right behind the limit is a place to break, too.
+            let blanks = rest.char_indices().take(left + 1).filter(|&(_, c)| c == ' ');
+            let place = blanks.last().map(|(at, _)| at).filter(|&at| {
                 // A line of blanks alone would never end.
-                !rest[..at].trim().is_empty()
+                is_long && !rest[..at].trim().is_empty()
             });
             let Some(place) = place else { break };
             wrapped += &format!("{}\n{:2$}", rest[..place].trim_end(), "", indent + 2);
@@ -128,7 +130,7 @@ mod tests {
     #[test]
     fn a_chart_is_as_narrow_as_the_screen() {
         let bar = |from, until| Bar { from, until, label: "label".to_owned() };
-        for columns in [50, 80, 200] {
+        for columns in [50, 70, 200] {
             let text = bars(&[bar(0, 50), bar(50, 100)], |at| at.to_string(), columns);
             let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
             assert!(widest <= columns && (columns == 200 || widest > columns - 3), "{text}");

@@ -65,7 +65,7 @@ pub(super) struct CacheInner {
     pub(super) grown: watch::Sender<()>,
     /// Cancelled when no new work is accepted.
     pub(super) draining: CancellationToken,
-    /// What attached consumers look up by themselves; `None` where that is turned off.
+    /// Publishes timelines for look-ups by attached consumers; `None` if the local plane is off.
     pub(super) publisher: Option<Arc<Publisher>>,
     /// Background tasks: refresh timelines, expire leases, load timeframes.
     pub(super) tasks: crate::sync::Mutex<JoinSet<()>>,

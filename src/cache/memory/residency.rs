@@ -58,7 +58,7 @@ pub(crate) struct Residency {
 
 /// Blocks in the memory that are no objects, and that are given back when objects need their room.
 pub(crate) trait Reclaimable: Send + Sync {
-    /// What they take of the memory.
+    /// Bytes of memory that they take.
     fn bytes(&self) -> u64;
 
     /// Gives all of them back.
@@ -237,7 +237,7 @@ impl Residency {
         bytes
     }
 
-    /// What is given back for objects. Set once.
+    /// Called to free memory for objects. Set once.
     pub(crate) fn set_reclaimable(&self, reclaimable: Weak<dyn Reclaimable>) {
         let _ = self.reclaimable.set(reclaimable);
     }

@@ -511,7 +511,7 @@ impl Catalog {
         drop(to_publish);
         let there = taken.into_iter().filter_map(|(query, series)| {
             let series = series.upgrade()?;
-            // What comes from here on is to be published again.
+            // Changes from here on are published again.
             series.to_publish.store(false, Ordering::Release);
             Some((query, series))
         });

@@ -1,8 +1,8 @@
-//! What is published of one timeline for consumers that look up by themselves.
+//! The published part of one timeline, for look-ups by attached consumers.
 //!
 //! ```text
 //!  learn: next timeline ──all that is published is right in it──▶ confirmed until then
-//!                     └─ something is not ──▶ withdrawn, before anybody sees the next timeline
+//!                     └─ something is not ──▶ withdrawn, before a request sees the next timeline
 //! ```
 //!
 //! The service answers from the timeline, and consumers from its snapshot. So a snapshot is withdrawn
@@ -29,7 +29,7 @@ const ROUNDING_MILLIS: u64 = 2;
 pub(crate) struct Freshness {
     pub(crate) clock: Clock,
     pub(crate) fresh_for: Duration,
-    /// What was learned before counts for nothing: nobody has confirmed it, or it has changed.
+    /// Spans learned before this moment are not published: they are unconfirmed, or have changed.
     pub(crate) oldest: Moment,
 }
 
@@ -88,10 +88,10 @@ pub(crate) struct PublishedSpan {
 /// A snapshot and its entry in the directory. Dropped, consumers ask the service.
 #[derive(Debug)]
 pub(crate) struct Publication {
-    // The entry goes first: then nobody is led to the snapshot any more.
+    // The entry goes first: then no look-up finds the snapshot any more.
     entry: DirectoryEntry,
     snapshot: CountedSnapshot,
-    /// The timeline by whose numbers the spans name versions.
+    /// The spans name versions by their numbers in this timeline.
     timeline: Arc<LinkedTimeline>,
     spans: Arc<[PublishedSpan]>,
     is_named: bool,
@@ -117,7 +117,7 @@ fn all_right(spans: &[PublishedSpan], timeline: &Timeline) -> bool {
 }
 
 impl Publication {
-    /// Nobody is led to it yet.
+    /// No entry of the directory names it yet.
     pub(crate) fn new(entry: DirectoryEntry, draft: Draft) -> Self {
         let Draft { snapshot, timeline, spans } = draft;
         Self { entry, snapshot, timeline, spans, is_named: false }
@@ -149,7 +149,7 @@ impl Publication {
         self.snapshot.location()
     }
 
-    /// What it takes of the memory.
+    /// Bytes of memory that it takes.
     pub(crate) fn charged_bytes(&self) -> u64 {
         self.snapshot.charged_bytes()
     }

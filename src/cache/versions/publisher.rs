@@ -51,7 +51,7 @@ pub(crate) struct Publisher {
     residency: Arc<Residency>,
     /// Made with the first session that reads it.
     directory: OnceLock<Option<Arc<Directory>>>,
-    /// What all snapshots take of the memory.
+    /// Bytes of memory that all snapshots take.
     snapshot_bytes: Arc<AtomicU64>,
     state: Mutex<PublisherState>,
 }
@@ -98,9 +98,9 @@ pub struct LocalFigures {
     pub slots: u64,
     /// Paths that are published.
     pub paths: u64,
-    /// What their snapshots take of the memory.
+    /// Bytes of memory that their snapshots take.
     pub snapshot_bytes: u64,
-    /// What objects take that were given up and that a consumer still pins.
+    /// Bytes of freed objects that a consumer still pins.
     pub quarantined_bytes: u64,
 }
 
@@ -276,7 +276,7 @@ impl Publisher {
         }
         let size = PublishedSnapshot::size_bytes(cells.len(), path).filter(|_| !cells.is_empty());
         let room = size.filter(|size| self.make_room(*size)).and_then(|size| {
-            // At the cost of objects that nobody uses: the memory of a service is full as a rule.
+            // Evicts unused objects if necessary: the memory of a service is usually full.
             self.residency.reserve(size).ok()
         });
         let Some(room) = room else { return series.unpublish() };

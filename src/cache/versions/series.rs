@@ -35,7 +35,7 @@ pub(crate) struct Series {
     pub(super) publish_after: AtomicU64,
 }
 
-/// What consumers that look up by themselves read of a series.
+/// The published part of a series.
 #[derive(Debug, Default)]
 enum PublishedState {
     #[default]
@@ -106,7 +106,7 @@ impl Series {
         self.timeline.load_full()
     }
 
-    /// What is published, if anything.
+    /// The publication, if there is one.
     pub(crate) fn with_publication<T>(&self, look: impl FnOnce(&Publication) -> T) -> Option<T> {
         self.published().publication().map(|publication| look(publication))
     }
@@ -168,7 +168,7 @@ impl Series {
         drop(published);
     }
 
-    /// What was learned before this may have changed.
+    /// Spans learned before this moment may have changed.
     pub(super) fn changed(&self) -> Moment {
         Moment::from_millis(self.changed.load(Ordering::Acquire))
     }
@@ -179,7 +179,7 @@ impl Series {
     }
 }
 
-/// What came of publishing.
+/// The result of publishing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PublishOutcome {
     /// Its first snapshot, under this entry of the directory.

@@ -91,7 +91,7 @@ pub(crate) struct LeasedBytes {
     location: Location,
 }
 
-// SAFETY: it only reads bytes that nobody writes as long as it lives.
+// SAFETY: it only reads bytes that no process writes while it lives.
 unsafe impl Send for LeasedBytes {}
 // SAFETY: as above.
 unsafe impl Sync for LeasedBytes {}

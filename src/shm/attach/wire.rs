@@ -122,7 +122,7 @@ impl Serialize for ClientMessage {
     }
 }
 
-/// What the descriptor of an announcement is of.
+/// The kind of file that a descriptor of an announcement leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SharedKind {
@@ -159,7 +159,7 @@ impl SharedKind {
 /// One segment of an announcement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentEntry {
-    /// What it is.
+    /// Its kind.
     pub kind: SharedKind,
     /// Its id.
     pub id: u16,
