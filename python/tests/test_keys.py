@@ -279,3 +279,11 @@ def test_the_command_line_has_keys_and_runs(service, tmp_path):
     run(*table, *columns, "--range=0:9:1", "--key=run=1", status=2)
     run(*table, *columns, at, status=2)
     run(*table, "--column=ecs=GLO/Config/GRPECS", "--run=77:5", status=3)
+
+
+def test_a_data_frame_without_keys_is_refused(client):
+    frame = pandas.DataFrame({"timestamp": TIMES})
+    with pytest.raises(iovcache.InvalidArgument, match="column"):
+        client.table({"a": "A/B"}, timestamps=frame)
+    with pytest.raises(iovcache.InvalidArgument, match="column"):
+        client.put_timeframe(77, frame, columns={"a": "A/B"}, consumers=["c"])

@@ -100,6 +100,9 @@ def split(
         names = [str(name) for name in keys]
     elif keys is None:
         names = named_in(columns)
+    if not names and not given:
+        # Without keys a DataFrame is refused: nothing says which of its columns is meant.
+        return timestamps, {}
     table = frame(timestamps)
     if table is None:
         if names and keys is not None:
