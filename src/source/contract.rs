@@ -96,19 +96,26 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// The URL under which this source was configured, without credentials.
     fn url(&self) -> &str;
 
+    /// The source that this one wraps, if it wraps one: it gets the calls that a wrapper does not
+    /// implement itself and that have a default here, listings by page aside.
+    fn inner(&self) -> Option<&dyn Source> {
+        None
+    }
+
     /// How long an answer of [`look_up`](Self::look_up) may be used before it is asked again.
     fn refresh(&self) -> Duration;
 
     /// The same for a single path.
     fn refresh_of(&self, path: &ObjectPath) -> Duration {
-        let _ = path;
-        self.refresh()
+        self.inner().map_or_else(|| self.refresh(), |inner| inner.refresh_of(path))
     }
 
     /// Has `listener` told of changes, where the source gets to know of them by itself. It must be
     /// quick. By default nothing is told: what changes is seen when the source is asked.
     fn subscribe(&self, listener: ChangeListener) {
-        drop(listener);
+        if let Some(inner) = self.inner() {
+            inner.subscribe(listener);
+        }
     }
 
     /// Which versions decide at `at`, and in which span around it.
@@ -184,13 +191,14 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
 
     /// Drops what it remembers of `path`, so that the next look-up asks anew.
     fn forget(&self, path: &ObjectPath) {
-        let _ = path;
+        if let Some(inner) = self.inner() {
+            inner.forget(path);
+        }
     }
 
     /// How `version` was uploaded, as far as that is known without a question to a server.
     fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
-        let _ = version;
-        None
+        self.inner()?.known_details(version)
     }
 
     /// How `version` was uploaded, as far as the source tells.
@@ -198,7 +206,10 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`SourceError`]. That it tells nothing is no error.
     async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
-        Ok(self.known_details(version).unwrap_or_default())
+        match self.inner() {
+            Some(inner) => inner.details(version).await,
+            None => Ok(self.known_details(version).unwrap_or_default()),
+        }
     }
 
     /// The folders one level below `path` (`""`: at the top), as whole paths, sorted.
@@ -208,6 +219,9 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`SourceError`].
     async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
+        if let Some(inner) = self.inner() {
+            return inner.subfolders(path).await;
+        }
         let below = self.paths(path).await?;
         let mut folders: Vec<String> = below
             .iter()
@@ -226,8 +240,7 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
 
     /// Who takes changes of `path`.
     fn write_target(&self, path: &ObjectPath) -> WriteTarget {
-        let _ = path;
-        WriteTarget::ReadOnly
+        self.inner().map_or(WriteTarget::ReadOnly, |inner| inner.write_target(path))
     }
 
     /// Changes versions where they are kept; what it gives is true there by then. `bytes` are those
@@ -240,7 +253,9 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         change: &Change,
         bytes: Option<UploadBytes>,
     ) -> Result<Changed, SourceError> {
-        drop(bytes);
+        if let Some(inner) = self.inner() {
+            return inner.change(change, bytes).await;
+        }
         Err(SourceError::NotAllowed {
             url: self.url().to_owned(),
             what: change.path.to_string(),

@@ -21,8 +21,8 @@ use async_trait::async_trait;
 use md5::{Digest as _, Md5};
 
 use super::{
-    Body, BodyError, Change, ChangeListener, Changed, Details, Knowledge, PageKey, PathSummary,
-    Source, SourceError, SourceHealth, UploadBytes, VersionPage, WriteTarget, in_place, write_all,
+    Body, BodyError, Details, Knowledge, PageKey, PathSummary, Source, SourceError, SourceHealth,
+    VersionPage, in_place, write_all,
 };
 use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
@@ -162,16 +162,12 @@ impl Source for HeaderSource {
         self.inner.url()
     }
 
+    fn inner(&self) -> Option<&dyn Source> {
+        Some(&*self.inner)
+    }
+
     fn refresh(&self) -> Duration {
         self.inner.refresh()
-    }
-
-    fn refresh_of(&self, path: &ObjectPath) -> Duration {
-        self.inner.refresh_of(path)
-    }
-
-    fn subscribe(&self, listener: ChangeListener) {
-        self.inner.subscribe(listener);
     }
 
     async fn look_up(
@@ -253,32 +249,12 @@ impl Source for HeaderSource {
         stored.await.map_err(|error| SourceError::Body { what, error })
     }
 
-    fn forget(&self, path: &ObjectPath) {
-        self.inner.forget(path);
-    }
-
     fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
         self.inner.known_details(&without_map(version))
     }
 
     async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
         self.inner.details(&without_map(version)).await
-    }
-
-    async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
-        self.inner.subfolders(path).await
-    }
-
-    fn write_target(&self, path: &ObjectPath) -> WriteTarget {
-        self.inner.write_target(path)
-    }
-
-    async fn change(
-        &self,
-        change: &Change,
-        bytes: Option<UploadBytes>,
-    ) -> Result<Changed, SourceError> {
-        self.inner.change(change, bytes).await
     }
 
     fn health(&self) -> Vec<SourceHealth> {

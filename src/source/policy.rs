@@ -11,10 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use md5::{Digest as _, Md5};
 
-use super::{
-    Body, Change, ChangeListener, Changed, Details, Knowledge, PathSummary, Source, SourceError,
-    SourceHealth, UploadBytes, WriteTarget, write_all,
-};
+use super::{Body, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth, write_all};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 
@@ -139,6 +136,10 @@ impl Source for PolicySource {
         self.inner.url()
     }
 
+    fn inner(&self) -> Option<&dyn Source> {
+        Some(&*self.inner)
+    }
+
     fn refresh(&self) -> Duration {
         self.inner.refresh()
     }
@@ -146,10 +147,6 @@ impl Source for PolicySource {
     fn refresh_of(&self, path: &ObjectPath) -> Duration {
         let own = self.policies.of(path).and_then(|policy| policy.refresh);
         own.unwrap_or_else(|| self.inner.refresh_of(path))
-    }
-
-    fn subscribe(&self, listener: ChangeListener) {
-        self.inner.subscribe(listener);
     }
 
     async fn look_up(
@@ -208,30 +205,6 @@ impl Source for PolicySource {
             return stored.await.map_err(|error| SourceError::Body { what, error });
         }
         self.in_time(&version.path, self.inner.fetch(version, body)).await
-    }
-
-    fn forget(&self, path: &ObjectPath) {
-        self.inner.forget(path);
-    }
-
-    fn write_target(&self, path: &ObjectPath) -> WriteTarget {
-        self.inner.write_target(path)
-    }
-
-    async fn change(
-        &self,
-        change: &Change,
-        bytes: Option<UploadBytes>,
-    ) -> Result<Changed, SourceError> {
-        self.inner.change(change, bytes).await
-    }
-
-    fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
-        self.inner.known_details(version)
-    }
-
-    async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
-        self.inner.subfolders(path).await
     }
 
     async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {

@@ -15,8 +15,7 @@ use crate::error::Coded as _;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, Change, ChangeListener, Changed, Details, Knowledge, PathSummary, Reachability, Source,
-    SourceError, SourceHealth, UploadBytes, WriteTarget,
+    Body, Knowledge, PathSummary, Reachability, Source, SourceError, SourceHealth,
 };
 use crate::telemetry::Timing;
 
@@ -112,16 +111,12 @@ impl Source for DiskSource {
         self.inner.url()
     }
 
+    fn inner(&self) -> Option<&dyn Source> {
+        Some(&*self.inner)
+    }
+
     fn refresh(&self) -> Duration {
         self.inner.refresh()
-    }
-
-    fn refresh_of(&self, path: &ObjectPath) -> Duration {
-        self.inner.refresh_of(path)
-    }
-
-    fn subscribe(&self, listener: ChangeListener) {
-        self.inner.subscribe(listener);
     }
 
     async fn look_up(
@@ -187,34 +182,6 @@ impl Source for DiskSource {
         self.inner.fetch(version, &mut through).await?;
         through.keep().await;
         Ok(())
-    }
-
-    fn forget(&self, path: &ObjectPath) {
-        self.inner.forget(path);
-    }
-
-    fn write_target(&self, path: &ObjectPath) -> WriteTarget {
-        self.inner.write_target(path)
-    }
-
-    async fn change(
-        &self,
-        change: &Change,
-        bytes: Option<UploadBytes>,
-    ) -> Result<Changed, SourceError> {
-        self.inner.change(change, bytes).await
-    }
-
-    fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
-        self.inner.known_details(version)
-    }
-
-    async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
-        self.inner.subfolders(path).await
-    }
-
-    async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
-        self.inner.details(version).await
     }
 
     fn health(&self) -> Vec<SourceHealth> {
