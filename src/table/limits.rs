@@ -21,6 +21,8 @@ pub struct RequestLimits {
     pub path_ranges: usize,
     /// Distinct values of a key, for each of which a column has a look-up of its own.
     pub key_values: usize,
+    /// Queries of a table for its columns and keys, of all columns together.
+    pub queries: usize,
     /// Entries of a lock.
     pub lock_entries: usize,
     /// The name of a column, a table, a consumer or a session.
@@ -36,6 +38,7 @@ impl RequestLimits {
         consumers: 1_000,
         path_ranges: 1_000,
         key_values: 10_000,
+        queries: 200_000,
         lock_entries: 100_000,
         name_bytes: 256,
         metadata_bytes: 64 << 10,

@@ -54,6 +54,7 @@ pub struct CacheBuilder {
     limits: CreationLimits,
     tables: BTreeMap<String, Vec<ColumnRequest>>,
     max_key_values: usize,
+    max_queries: usize,
     runs: RunInformation,
     policies: Policies,
     clock: Clock,
@@ -74,6 +75,7 @@ impl Default for CacheBuilder {
             limits: CreationLimits::default(),
             tables: BTreeMap::new(),
             max_key_values: RequestLimits::MOST.key_values,
+            max_queries: RequestLimits::MOST.queries,
             runs: RunInformation::default(),
             policies: Policies::default(),
             clock: Clock::system(),
@@ -154,6 +156,14 @@ impl CacheBuilder {
     #[must_use]
     pub fn max_key_values(mut self, values: usize) -> Self {
         self.max_key_values = values;
+        self
+    }
+
+    /// Maximum number of queries of one table: one per column without a key, and one per path or
+    /// value of the key of the others. Default: 200,000.
+    #[must_use]
+    pub fn max_queries(mut self, queries: usize) -> Self {
+        self.max_queries = queries;
         self
     }
 
@@ -266,6 +276,7 @@ impl CacheBuilder {
             policies: self.policies,
             tables: self.tables,
             max_key_values: self.max_key_values,
+            max_queries: self.max_queries,
             runs: self.runs,
         };
         let in_use: Arc<InUse> = Arc::default();
