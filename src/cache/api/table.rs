@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::answer::{Answer, Described};
+use super::answer::{Answer, Described, TableObjects};
 use super::handle::Cache;
 use crate::budget::Charge;
 use crate::cache::deadline::{PLANNING, by_deadline};
@@ -20,7 +20,7 @@ use crate::cache::holders::timeframe_load::assembled;
 use crate::cache::memory::object::PinSet;
 use crate::cache::memory::pin_request::PinRequest;
 use crate::cache::tables::audit_log::record;
-use crate::cache::tables::plan::{Assembled, Plan, PlannedIntervals, TableObjects};
+use crate::cache::tables::plan::{Assembled, Plan, PlannedIntervals};
 use crate::cache::tables::schema_cache::{Instance, SchemaKey, StreamSchema, TableSchema};
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::interval::ValidityInterval;
@@ -320,8 +320,12 @@ impl Cache {
         let gate = Gate::of(&self.0.leases, lease.clone(), of_stream);
         let pins = Arc::new(self.0.in_use.take(Arc::clone(&found.pins)));
         let charges: Arc<[Arc<Charge>]> = found.charges.into();
-        let (versions, _charges) = (found.versions, Arc::clone(&charges));
-        let objects = Arc::new(TableObjects { versions, pins: Arc::clone(&pins), _charges });
+        let objects = Arc::new(TableObjects {
+            versions: found.versions,
+            pins: Arc::clone(&pins),
+            gate: Arc::clone(&gate),
+            _charges: Arc::clone(&charges),
+        });
         let (content, assembled) = (Content { shown: found.shown, objects }, found.kept);
         Ok(Answer {
             table_schema,

@@ -15,9 +15,7 @@ use std::sync::Arc;
 
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::error::{CacheError, MissingColumn, UnmatchedColumn};
-use crate::cache::memory::in_use::InUseGuard;
 use crate::cache::memory::object::PinSet;
-use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::tables::distinct::Distinct;
 use crate::cache::tables::known_columns::{
     ColumnTimelines, KnownColumn, QueryOfColumn, RangeTimeline,
@@ -30,13 +28,13 @@ use crate::cache::versions::linked_timeline::VersionSet;
 use crate::cache::yielder::Turns;
 use crate::index::{State, Timestamps};
 use crate::interval::ValidityInterval;
-use crate::object::{ObjectId, ObjectInfo, ObjectPath};
+use crate::object::ObjectPath;
 use crate::shm::MetaHeader;
 use crate::source::in_place;
 use crate::sync::Mutex;
 use crate::table::{
     BatchMessages, CacheState, Cell, CellKind, Column, Content, EncodeError, Encoding,
-    IntervalColumn, IntervalRow, Objects, TableBody, TableRows, View,
+    IntervalColumn, IntervalRow, TableBody, TableRows, View,
 };
 
 /// Tables with at least this many columns are freed on a blocking thread. Starting one takes 20 µs,
@@ -286,29 +284,6 @@ impl Assembled {
     /// The memory that its objects take.
     pub(crate) fn charged_bytes(&self) -> u64 {
         self.pins.pins().iter().map(crate::cache::memory::object::Pin::charged_bytes).sum()
-    }
-}
-
-/// The objects of the cells of a table, in use.
-#[derive(Debug)]
-pub(crate) struct TableObjects {
-    pub(crate) versions: Arc<VersionSet>,
-    pub(crate) pins: Arc<InUseGuard>,
-    /// Budget for the table, charged as long as it is being sent.
-    pub(crate) _charges: Arc<[Arc<Charge>]>,
-}
-
-impl Objects for TableObjects {
-    fn id(&self, number: u32) -> ObjectId {
-        self.versions.id(number as usize)
-    }
-
-    fn version(&self, number: u32) -> &ObjectInfo {
-        self.versions.info(number as usize)
-    }
-
-    fn bytes(&self, number: u32) -> &[u8] {
-        self.pins.pins()[number as usize].payload()
     }
 }
 
