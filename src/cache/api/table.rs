@@ -13,7 +13,9 @@ use crate::cache::deadline::{PLANNING, by_deadline};
 use crate::cache::error::CacheError;
 use crate::cache::holders::caller::Caller;
 use crate::cache::holders::gate::Gate;
-use crate::cache::holders::lease::{HolderName, LeaseHolder, LeaseId, LeaseOwner, LeaseTerms};
+use crate::cache::holders::lease::{
+    HolderName, LeaseHolder, LeaseId, LeaseOwner, LeaseTerms, charge_lease,
+};
 use crate::cache::holders::origin::Origin;
 use crate::cache::holders::timeframe::{Registration, Timeframe};
 use crate::cache::holders::timeframe_load::assembled;
@@ -308,7 +310,7 @@ impl Cache {
                 self.rows_of_timeframe(asked, columns, timeframe).await?
             }
         };
-        let lease = self.lease_for(request, caller, reader.clone(), holder, &found.pins)?;
+        let lease = self.lease_for(request, caller, reader.clone(), holder, &found)?;
         if let (RowSource::Timeframe(timeframe), Some((_, consumer))) = (&subject, &reader)
             && !caller.in_advance
         {
@@ -575,21 +577,25 @@ impl Cache {
         caller: &Caller,
         reader: Option<(u64, String)>,
         holder: Option<LeaseHolder>,
-        pins: &Arc<PinSet>,
+        found: &PinnedTable,
     ) -> Result<LeaseId, CacheError> {
+        // A timeframe's own pins are its own, whoever reads it.
+        let own_pins = if found.kept.is_some() { 0 } else { found.pins.pins().len() };
+        let charge = charge_lease(&caller.budget, own_pins)?;
+        let pins = Arc::clone(&found.pins);
         if let Some(lease) = &caller.lease {
-            self.0.leases.add(lease, Arc::clone(pins), holder)?;
+            self.0.leases.add(lease, pins, holder, charge)?;
             return Ok(lease.clone());
         }
         let owner = match &request.session {
             Some(session) => LeaseOwner::Session(session.clone()),
             None if reader.is_some() => LeaseOwner::Consumer,
             None if caller.of_stream => LeaseOwner::Stream,
-            None => LeaseOwner::Nobody,
+            None => LeaseOwner::Unnamed,
         };
         let ticket = caller.ticket.clone().map(|ticket| (ticket, caller.connection));
         let terms = LeaseTerms { owner, timeframe: reader, ticket, holder };
-        self.0.leases.open(terms, vec![Arc::clone(pins)])
+        self.0.leases.open(terms, vec![pins], charge)
     }
 
     /// The rows of a registered timeframe, with its own or with other columns.
