@@ -1,5 +1,5 @@
-//! Files that commands read: `-` is stdin, and what editors of Windows put before a text is none
-//! of it.
+//! Input files of commands: `-` is stdin, and a byte order mark (as Windows editors write it) is
+//! removed.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::failure::Failure;
 
-/// All bytes of a file, or of stdin where it is called `-`.
+/// All bytes of a file; `-` is stdin.
 pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
     if path.as_os_str() != "-" {
         return fs::read(path).map_err(|error| Failure::io(path.display(), error));
@@ -23,7 +23,7 @@ pub(crate) fn text(path: &Path) -> Result<String, Failure> {
     as_text(bytes(path)?, path)
 }
 
-/// The same of bytes that were read from `path`.
+/// Like [`text`], of `bytes` that were read from `path`.
 pub(crate) fn as_text(bytes: Vec<u8>, path: &Path) -> Result<String, Failure> {
     let path = path.display();
     if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
