@@ -81,8 +81,8 @@ fn parse(filter: &str) -> Result<EnvFilter, Failure> {
 /// Replaces the filter of the log.
 pub(crate) fn set_filter(filter: &str) -> Result<(), Failure> {
     let filter = parse(filter)?;
+    // Unset only before the log begins.
     let Some(set) = FILTER.get() else { return Ok(()) };
-    // `FILTER` is unset only where the log has not begun.
     set(filter).map_err(|error| Failure::failed(format!("the filter of the log: {error}")))
 }
 
