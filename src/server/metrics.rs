@@ -119,7 +119,7 @@ impl Collector for Figures {
     }
 }
 
-/// What consumers look up by themselves.
+/// Look-ups, pins and paths of consumers that look up by themselves.
 fn encode_local(
     figures: &LocalFigures,
     encoder: &mut DescriptorEncoder<'_>,

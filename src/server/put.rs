@@ -83,9 +83,9 @@ impl Service {
             let charge = charge_message(&message, budget)?;
             messages.push((message, charge));
         }
-        // hyper ends the body of a call that the client cancels (RST_STREAM with CANCEL) like one that is
-        // complete, and looks for the cancellation only when the call waits. Here it waits once, so
-        // that a timeframe of which only a part came is never registered.
+        // hyper ends the body of a call that the client cancels (RST_STREAM with CANCEL) like a
+        // complete one, and checks for the cancellation only when the call waits. The call yields
+        // once here, so that a timeframe of which only a part came is never registered.
         tokio::task::yield_now().await;
         let timeframe = timeframe
             .ok_or_else(|| malformed("no descriptor, expected path [\"timeframe\", id]"))?;

@@ -26,7 +26,7 @@ use crate::error::coded;
 /// The compiled descriptor of `schemas/flight.proto`, for reflection.
 pub const FLIGHT_DESCRIPTOR: &[u8] = include_bytes!("../../schemas/flight.bin");
 
-/// How a service runs.
+/// Options of a service.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
     /// Access control.

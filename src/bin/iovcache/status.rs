@@ -82,7 +82,7 @@ async fn check(client: &Client, arguments: &Arguments) -> Result<(), Failure> {
     }
     match found.faults.len() {
         0 => Ok(()),
-        count => Err(Failure::failed(format!("{count} faults found"))),
+        count => Err(Failure::failed(format!("{count} figures do not add up"))),
     }
 }
 

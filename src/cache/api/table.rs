@@ -579,7 +579,7 @@ impl Cache {
         holder: Option<LeaseHolder>,
         found: &PinnedTable,
     ) -> Result<LeaseId, CacheError> {
-        // A timeframe's own pins are its own, whoever reads it.
+        // The pins of a timeframe are charged to the timeframe, for any reader.
         let own_pins = if found.kept.is_some() { 0 } else { found.pins.pins().len() };
         let charge = charge_lease(&caller.budget, own_pins)?;
         let pins = Arc::clone(&found.pins);

@@ -97,7 +97,7 @@ struct CertificateEntry {
 }
 
 impl Keys {
-    /// From TOML.
+    /// Parses keys in TOML.
     ///
     /// # Errors
     /// [`KeysError`] names the line, or the token.
