@@ -91,7 +91,7 @@ pub enum ListenError {
         pid: String,
     },
     /// The folder is world-writable: another user could put a socket into it.
-    #[error("{folder} can be written by everybody; use a folder of the service's own")]
+    #[error("{folder} can be written by every user; use a folder of the service's own")]
     Open {
         /// The folder.
         folder: PathBuf,
