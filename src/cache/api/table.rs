@@ -135,7 +135,7 @@ fn check_columns(request: &Request, columns: &[ColumnRequest]) -> Result<(), Req
     Ok(())
 }
 
-/// A range of a run whose times were not looked up: a bug of ours.
+/// The times of a run were not looked up: an internal error.
 fn no_times() -> CacheError {
     CacheError::Lost { what: "the look-up of the times of a run".to_owned() }
 }
@@ -150,7 +150,7 @@ impl Cache {
         })
     }
 
-    /// The rows of a range that names a run, with the times that are looked up for it.
+    /// Replaces a range that names a run by the times of the run.
     async fn with_times(
         &self,
         subject: RowSource,
@@ -240,8 +240,8 @@ impl Cache {
         answered
     }
 
-    /// Has the paths of a table published, if a session asked for it that looks up by itself: next
-    /// time it need not ask.
+    /// Publishes the paths of a table that was requested by a session with look-ups of its own: the
+    /// next time it need not ask.
     fn publish_for(&self, request: &Request, when: &When) {
         let (Some(publisher), Some(session)) = (&self.0.publisher, &request.session) else {
             return;
@@ -258,7 +258,7 @@ impl Cache {
         let Ok(columns) = self.0.columns.requested(&request.columns, registered) else { return };
         if of_service.narrowed_by(request.limits) == of_service {
             let plain = columns.iter().filter(|column| column.metadata.is_empty());
-            // A path that a key chooses, or a look-up at a key's value, is none by path and time.
+            // A column with a key has no query by path and time.
             for path in plain.filter_map(|column| column.plain_path()) {
                 let metadata = Default::default();
                 let query = Query { path: path.clone(), metadata, limits: of_service };

@@ -7,7 +7,7 @@ use foldhash::fast::RandomState;
 use crate::cache::error::CacheError;
 use crate::cache::holders::lease::LeaseId;
 
-/// Entries below this number are not worth a sweep.
+/// Smaller maps are not swept.
 const FIRST_SWEEP: usize = 64;
 
 /// The state of a load that a poll has started.
@@ -33,8 +33,9 @@ impl Default for Polls {
 }
 
 impl Polls {
-    /// Whether this is the first poll of its lease, which starts the load. Entries of leases that
-    /// have ended are removed now and then, so that a poll costs the same with many leases.
+    /// Whether this is the first poll of its lease, which starts the load. Entries of ended leases
+    /// are removed each time the number of entries has doubled, so that the cost of a poll does not
+    /// grow with them.
     pub(crate) fn begin(&mut self, lease: &LeaseId, is_open: impl Fn(&LeaseId) -> bool) -> bool {
         if self.by_lease.contains_key(lease) {
             return false;

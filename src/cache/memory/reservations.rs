@@ -135,7 +135,7 @@ impl Reservations {
         let bytes = objects.iter().map(|(_, size_bytes)| Pool::charge(*size_bytes));
         let bytes = bytes.fold(self.residency.unevictable_bytes(), u64::saturating_add);
         if bytes > self.residency.pool().total_bytes() {
-            // This needs no eviction to find out.
+            // Without this check, objects would be evicted in vain.
             return Ok(None);
         }
         // Large objects fit only before small ones are spread over the segments.

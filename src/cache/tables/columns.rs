@@ -50,7 +50,7 @@ pub(crate) struct ColumnLookUp {
     pub(crate) tables: BTreeMap<String, Vec<ColumnRequest>>,
     /// Maximum number of distinct values of a key for which a column may have one look-up each.
     pub(crate) max_key_values: usize,
-    /// Where the times of runs stand.
+    /// The objects with the times of runs.
     pub(crate) runs: RunInformation,
 }
 
