@@ -188,7 +188,7 @@ impl Service {
         prefix: &[u8],
     ) -> Result<Response<ResponseStream<FlightInfo>>, Status> {
         let prefix = std::str::from_utf8(prefix).map_err(|_| {
-            let reason = "it is no UTF-8".to_owned();
+            let reason = "it is not UTF-8".to_owned();
             status(&RequestError::Malformed { what: "prefix of paths", reason })
         })?;
         let mut paths = Vec::new();

@@ -106,7 +106,7 @@ pub enum ListenError {
         error: io::Error,
     },
     /// A socket that was passed to the service cannot be used.
-    #[error("the socket {name:?} that was handed over cannot be used")]
+    #[error("the socket {name:?} that was passed to the service cannot be used")]
     Given {
         /// Its name.
         name: String,
@@ -240,7 +240,7 @@ impl Given {
             let failed = |error| ListenError::Given { name: name.clone(), error };
             let address = rustix::net::getsockname(&file).map_err(io::Error::from);
             let Ok(address) = address else {
-                tracing::warn!(name, "a descriptor that was handed over is of no use");
+                tracing::warn!(name, "a descriptor that was passed to the service is not used");
                 continue;
             };
             if address.address_family() != rustix::net::AddressFamily::UNIX {
@@ -260,7 +260,7 @@ impl Given {
                 sorted.folder = path.parent().map(Path::to_owned);
                 sorted.unix.insert(file_name.to_owned(), listener);
             } else {
-                tracing::warn!(name, path = %path.display(), "this socket is of no use");
+                tracing::warn!(name, path = %path.display(), "this socket is not used");
             }
         }
         Ok(sorted)

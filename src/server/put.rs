@@ -58,9 +58,8 @@ impl Service {
         let mut messages = Vec::new();
         loop {
             let next = tokio::time::timeout(self.message_pause, stream.message()).await;
-            let next = next.map_err(|_| {
-                Status::deadline_exceeded("[IOV-1050] the client sends nothing more")
-            })?;
+            let next = next
+                .map_err(|_| Status::deadline_exceeded("[IOV-1050] the client stopped sending"))?;
             let Some(mut message) = next? else { break };
             if let Some(descriptor) = message.flight_descriptor.take() {
                 timeframe = match &descriptor.path[..] {

@@ -199,7 +199,7 @@ async fn end_servers<T: 'static>(
         () = hurry.cancelled() => false,
     };
     if !drained {
-        tracing::warn!("requests under way are broken off");
+        tracing::warn!("running requests are cancelled");
         servers.shutdown().await;
     }
 }

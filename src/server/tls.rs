@@ -40,7 +40,7 @@ pub enum TlsError {
         error: pem::Error,
     },
     /// Certificate and key do not belong together, or are invalid.
-    #[error("certificate and key do not go together")]
+    #[error("certificate and key do not belong together")]
     Pair(#[source] rustls::Error),
     /// The authority of clients is invalid.
     #[error("the authority of clients cannot be used")]

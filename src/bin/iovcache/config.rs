@@ -76,7 +76,7 @@ fn check(file: PathBuf, as_json: bool) -> Result<(), Failure> {
             crate::stderr::say(&format!("note: {}", escape(note)));
         }
         if faults.is_empty() {
-            crate::stderr::say(&format!("{} is right", escape(&file.display().to_string())));
+            crate::stderr::say(&format!("{} is valid", escape(&file.display().to_string())));
         }
     }
     if faults.is_empty() {

@@ -91,7 +91,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     } else {
         let (new, unchanged) = (copied.new, copied.unchanged);
         let bytes = show_bytes(copied.bytes);
-        out_line(format_args!("{new} versions copied ({bytes}), {unchanged} were there already"))?;
+        out_line(format_args!("{new} versions copied ({bytes}), {unchanged} unchanged"))?;
         for (version, error) in &copied.failed {
             let text = format!("not copied: {} {}: {}", version.path, version.id, error.message());
             crate::stderr::say(&escape(&text));

@@ -407,7 +407,7 @@ fn report_of(consumer: &mut Process) -> Result<Report, Failure> {
     if let Some(stdout) = consumer.0.stdout.take() {
         BufReader::new(stdout)
             .read_line(&mut line)
-            .map_err(|error| Failure::io("a consumer says nothing", error))?;
+            .map_err(|error| Failure::io("a consumer sends no report", error))?;
     }
     serde_json::from_str(&line).map_err(|_| Failure::failed("a consumer failed"))
 }

@@ -95,17 +95,17 @@ fn nearest(path: &str, at: i64, spans: &[(i64, i64)]) -> String {
     let at = time::show(at);
     match (before, after) {
         (Some(before), Some(after)) => format!(
-            "{path} has nothing at {at}; the nearest intervals are {} and {}",
+            "{path} has no version at {at}; the nearest intervals are {} and {}",
             show(before),
             show(after)
         ),
         (Some(before), None) => {
-            format!("{path} has nothing at {at}; its last interval is {}", show(before))
+            format!("{path} has no version at {at}; its last interval is {}", show(before))
         }
         (None, Some(after)) => {
-            format!("{path} has nothing at {at}; its first interval is {}", show(after))
+            format!("{path} has no version at {at}; its first interval is {}", show(after))
         }
-        (None, None) => format!("{path} has nothing at {at}"),
+        (None, None) => format!("{path} has no version at {at}"),
     }
 }
 

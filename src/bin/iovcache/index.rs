@@ -61,7 +61,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     match check && !report.is_current() {
         true => {
-            Err(Failure::failed("the index is not as the folders are; iovcache index mends it"))
+            Err(Failure::failed("the index differs from the folders; iovcache index rebuilds it"))
         }
         false => Ok(()),
     }

@@ -31,7 +31,7 @@ pub(crate) fn as_text(bytes: Vec<u8>, path: &Path) -> Result<String, Failure> {
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        Failure::usage(format!("{path} is no text in UTF-8: byte {at} cannot be read"))
+        Failure::usage(format!("{path} is not UTF-8: invalid byte at {at}"))
     })?;
     Ok(match text.strip_prefix('\u{feff}') {
         Some(text) => text.to_owned(),

@@ -83,7 +83,7 @@ pub(crate) fn set_filter(filter: &str) -> Result<(), Failure> {
     let filter = parse(filter)?;
     // Unset only before the log begins.
     let Some(set) = FILTER.get() else { return Ok(()) };
-    set(filter).map_err(|error| Failure::failed(format!("the filter of the log: {error}")))
+    set(filter).map_err(|error| Failure::failed(format!("the log filter: {error}")))
 }
 
 /// Formats fields as `name=value`, and the message without its name. Each value is escaped: it may

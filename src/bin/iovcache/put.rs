@@ -88,7 +88,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             "new": stored.new,
         }))?;
     } else {
-        let word = if stored.new { "put" } else { "was there already:" };
+        let word = if stored.new { "put" } else { "already stored:" };
         let (from, until) = (info.validity.from(), info.validity.until());
         let (from, until) = (time::show(from.as_millis()), time::show(until.as_millis()));
         crate::stderr::say(&format!("{word} {} [{from}, {until}) {}", info.path, info.id));

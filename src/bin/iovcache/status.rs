@@ -103,7 +103,7 @@ fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
     let picture = gauge(&[(memory.pinned_bytes, '█'), (candidates, '▒')], memory.total_bytes, 50);
     writeln!(
         text,
-        "memory   {picture}  {} pinned █, {} can go ▒, {} in all",
+        "memory   {picture}  {} pinned █, {} evictable ▒, {} in all",
         show_bytes(memory.pinned_bytes),
         show_bytes(candidates),
         show_bytes(memory.total_bytes)

@@ -211,7 +211,7 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
         request = request.timeframe(timeframe);
     } else if arguments.at.is_none() && arguments.timestamps.is_none() {
         return Err(Failure::usage(
-            "for which times? --at, --timestamps, --range, --run or --timeframe",
+            "no times given: use --at, --timestamps, --range, --run or --timeframe",
         ));
     }
     if let Some(consumer) = &arguments.consumer {

@@ -30,13 +30,15 @@ pub(crate) fn parse(text: &str) -> Result<i64, String> {
     }
     let naive = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M"];
     if naive.iter().any(|form| NaiveDateTime::parse_from_str(&normal, form).is_ok()) {
-        return Err(format!("{text:?} has no time zone: append Z for UTC, or an offset as +01:00"));
+        return Err(format!(
+            "{text:?} has no time zone: append Z for UTC, or an offset such as +01:00"
+        ));
     }
     Err(wrong(text))
 }
 
 fn wrong(text: &str) -> String {
-    format!("{text:?} is no time, expected {FORMS}")
+    format!("{text:?} is not a time, expected {FORMS}")
 }
 
 /// Now plus an offset: `""`, `-1h`, `+30m`. In ms since the Unix epoch.
@@ -84,7 +86,7 @@ pub(crate) fn parse_range(text: &str) -> Result<(i64, i64, Option<i64>), String>
         }
     }
     Err(format!(
-        "{text:?} is no range, expected FROM:UNTIL or FROM:UNTIL:STEP with times as {FORMS}, and a \
+        "{text:?} is not a range, expected FROM:UNTIL or FROM:UNTIL:STEP with times as {FORMS}, and a \
          step in milliseconds or as 30s"
     ))
 }
@@ -92,7 +94,7 @@ pub(crate) fn parse_range(text: &str) -> Result<(i64, i64, Option<i64>), String>
 /// A step in ms, from a text with milliseconds or such as `30s`.
 pub(crate) fn parse_step(text: &str) -> Result<i64, String> {
     let step = text.parse().ok().or_else(|| span(text));
-    step.ok_or_else(|| format!("{text:?} is no step, expected milliseconds or as 30s"))
+    step.ok_or_else(|| format!("{text:?} is not a step, expected milliseconds or e.g. 30s"))
 }
 
 /// A time in ISO 8601 in UTC, with milliseconds if they are not zero.

@@ -42,7 +42,7 @@ fn days(text: &str) -> Result<Duration, String> {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut random = [0; 32];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| Failure::io("no random numbers can be had", error.into()))?;
+        .map_err(|error| Failure::io("the system gives no random numbers", error.into()))?;
     let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     let expires = arguments.lifetime.map(|lifetime| {
         let millis = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);

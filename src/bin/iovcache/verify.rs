@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             .collect();
         out(format!("{}\n", json!({"right": files, "bytes": bytes, "wrong": damaged})).as_bytes())?;
     } else {
-        let mut text = format!("{files} are right, {} in all\n", show_bytes(*bytes));
+        let mut text = format!("{files} files are intact, {} in total\n", show_bytes(*bytes));
         for one in damaged {
             let (file, reason, done) = (one.file.display(), &one.reason, one.done.name());
             text += &format!("{}\n", Escaped(format_args!("{file}: {reason} ({done})")));
@@ -53,6 +53,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     match damaged.iter().filter(|one| one.done == RepairOutcome::LeftAlone).count() {
         0 => Ok(()),
-        count => Err(Failure::failed(format!("{count} are not right"))),
+        count => Err(Failure::failed(format!("{count} files are damaged"))),
     }
 }

@@ -17,7 +17,7 @@ pub enum Denied {
     )]
     NoCredentials,
     /// The token is unknown.
-    #[error("the token is not known here")]
+    #[error("the token is unknown")]
     UnknownToken,
     /// The token has expired.
     #[error("the token {name:?} has expired at {expired}")]
@@ -52,7 +52,7 @@ pub enum Denied {
         needs: Role,
     },
     /// The maximum number of concurrent calls is reached.
-    #[error("{limit} calls are under way, no more are taken")]
+    #[error("{limit} calls are running, which is the limit (calls)")]
     TooManyCalls {
         /// The maximum number of concurrent calls.
         limit: usize,

@@ -114,7 +114,7 @@ impl Keys {
         for TokenEntry { name, sha256, role, expires } in file.token {
             let named = |reason: &str| wrong(format!("token {name:?}: {reason}"));
             if name.is_empty() || tokens.iter().any(|token| *token.name == *name) {
-                return Err(named("each has a name of its own"));
+                return Err(named("each token needs a name of its own"));
             }
             let hash = hash_of_hex(&sha256)
                 .ok_or_else(|| named("sha256 is the token's SHA-256: 64 hexadecimal digits"))?;

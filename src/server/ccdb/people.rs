@@ -222,7 +222,8 @@ fn picture(versions: &[std::sync::Arc<ObjectInfo>]) -> String {
     }
     text.push_str("</svg>\n");
     if left_out > 0 {
-        let _ = writeln!(text, "<p>{left_out} that were created earlier are not drawn.</p>");
+        let _ =
+            writeln!(text, "<p>{left_out} versions that were created earlier are not drawn.</p>");
     }
     text
 }

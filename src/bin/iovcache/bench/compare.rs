@@ -66,7 +66,7 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let pairs = pairs(before, after);
     if pairs.is_empty() {
-        return Err(Failure::usage("the two results have nothing in common"));
+        return Err(Failure::usage("the two results have no figures in common"));
     }
     match arguments.json {
         true => out(format!("{}\n", json(&pairs)).as_bytes())?,

@@ -87,7 +87,9 @@ pub(super) fn fill(folder: &Path, profile: &mut Profile) -> Result<(), Failure> 
             })
             .collect();
         threads.into_iter().try_for_each(|thread| {
-            thread.join().unwrap_or_else(|_| Err(Failure::failed("a writer of objects died")))
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(Failure::failed("a thread that writes objects panicked")))
         })
     });
     bar.finish_and_clear();

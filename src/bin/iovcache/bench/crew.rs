@@ -69,7 +69,9 @@ impl Crew {
                 match crew.hear().await.event {
                     Some(Event::Ready) => ready += 1,
                     Some(_) => {}
-                    None => return Err(Failure::failed("a consumer ended before it began")),
+                    None => {
+                        return Err(Failure::failed("a consumer ended before it was connected"));
+                    }
                 }
             }
             Ok(())
@@ -100,7 +102,7 @@ impl Crew {
         let (lines, receiver) = blocking::channel();
         // Cannot fail: the receiver is still alive.
         let _ = lines.send(setup);
-        let silent = || Failure::failed("a consumer cannot be spoken to");
+        let silent = || Failure::failed("a consumer does not read its input");
         let stdin = process.0.stdin.take().ok_or_else(silent)?;
         let stdout = process.0.stdout.take().ok_or_else(silent)?;
         std::thread::spawn(move || write_lines(stdin, &receiver));
@@ -184,7 +186,7 @@ fn read_events(stdout: ChildStdout, mut tell: impl FnMut(Option<Event>)) {
     for line in BufReader::new(stdout).lines().map_while(Result::ok) {
         match serde_json::from_str(&line) {
             Ok(event) => tell(Some(event)),
-            Err(error) => tracing::warn!(%error, "a consumer said something else"),
+            Err(error) => tracing::warn!(%error, "a line of a consumer cannot be parsed"),
         }
     }
     tell(None);

@@ -68,7 +68,7 @@ struct Shared {
 impl Gateway {
     /// Opens a gateway to the CCDB at `upstream`.
     pub(super) async fn open(upstream: &str, seed: u64) -> Result<Self, Failure> {
-        let no_socket = |error| Failure::io("the failing source has no socket", error);
+        let no_socket = |error| Failure::io("cannot open the socket of the failing source", error);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(no_socket)?;
         let url = format!("http://{}", listener.local_addr().map_err(no_socket)?);
         let client = reqwest::Client::builder()

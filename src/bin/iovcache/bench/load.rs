@@ -190,7 +190,7 @@ impl Rig<'_> {
             Some(Event::Failed { kind, message, .. }) => counts.tables.fail(&kind, &message, 1),
             Some(Event::Done { took_us, .. }) => counts.consumed.record_us(took_us),
             Some(Event::Ready) => {}
-            None => return Err(Failure::failed("a consumer died by itself")),
+            None => return Err(Failure::failed("a consumer ended unexpectedly")),
         }
         Ok(())
     }

@@ -261,10 +261,10 @@ impl BenchResult {
                 if done == 0 && expected > 0 {
                     let first = phase.tables.failures.values().next();
                     let first = first.map_or("", |failure| failure.first.as_str());
-                    faults.push(format!("{name}, {}: no table came: {first}", phase.name));
+                    faults.push(format!("{name}, {}: no table arrived: {first}", phase.name));
                 }
                 if lost > 0 && deaths == 0 {
-                    faults.push(format!("{name}, {}: {lost} tables never came", phase.name));
+                    faults.push(format!("{name}, {}: {lost} tables never arrived", phase.name));
                 }
             }
             if profile.left_pinned_bytes > 0 || profile.left_in_flight > 0 {

@@ -214,7 +214,10 @@ impl Stage {
         let (mut source, mut gateway, mut ccdb) = (repository.clone(), None, None);
         if profile.hostile {
             let behind = serve(&folder.path().join("ccdb"), &repository, 64 << 20, true)?;
-            let url = behind.ccdb.clone().ok_or_else(|| Failure::failed("there is no CCDB"))?;
+            let url = behind
+                .ccdb
+                .clone()
+                .ok_or_else(|| Failure::failed("the service has no CCDB address"))?;
             let failing = Gateway::open(&url, arguments.seed).await?;
             source = failing.url().to_owned();
             (gateway, ccdb) = (Some(failing), Some(behind));

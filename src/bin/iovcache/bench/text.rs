@@ -111,7 +111,7 @@ fn write_profile(text: &mut String, profile: &ProfileResult) -> fmt::Result {
     line(text, "private memory", &of(|used| show_bytes(used.memory.private_bytes)))?;
     line(text, "shared memory, used", &of(|used| show_bytes(used.used_bytes)))?;
     line(text, "shared memory, pinned", &of(|used| show_bytes(used.pinned_bytes)))?;
-    line(text, "tables that came", &|phase| {
+    line(text, "tables received", &|phase| {
         format!("{} of {}", phase.tables.done, phase.tables.expected)
     })?;
     line(text, "failed, lost", &|phase| format!("{}, {}", phase.tables.failed, phase.tables.lost))?;

@@ -44,7 +44,7 @@ impl AccessFiles<'_> {
         let keys = keys.map_err(|error| of(&name, &error))?;
         // An empty file would open the service to every client, and is hardly intended.
         match keys.is_empty() {
-            true => Err(Failure::usage(format!("{name}: there is no key in it"))),
+            true => Err(Failure::usage(format!("{name}: the file contains no key"))),
             false => Ok(keys),
         }
     }

@@ -78,7 +78,7 @@ fn sources(config: &Config, found: &mut Findings) {
         let Some(folder) = url.and_then(|url| url.strip_prefix("file://")) else { continue };
         let reason = match std::fs::metadata(folder) {
             Ok(metadata) if metadata.is_dir() => continue,
-            Ok(_) => "it is no folder".to_owned(),
+            Ok(_) => "it is not a folder".to_owned(),
             Err(error) => error.to_string(),
         };
         found.fault(key, format!("{folder}: {reason}"));

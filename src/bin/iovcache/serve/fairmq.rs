@@ -58,7 +58,7 @@ impl Registrar {
     pub(crate) async fn unregister(&self) {
         if let Err(reason) = self.run(true).await {
             let program = self.program.display();
-            tracing::warn!(%program, reason, "the segments stay in FairMQ's book");
+            tracing::warn!(%program, reason, "the segments stay in FairMQ's registry");
         }
     }
 

@@ -49,7 +49,7 @@ impl Ready {
             let mut out = std::io::stdout();
             let told = writeln!(out, "{line}").and_then(|()| out.flush());
             if let Err(error) = told {
-                tracing::warn!(%error, "the line that says ready cannot be written to stdout");
+                tracing::warn!(%error, "the ready line cannot be written to stdout");
             }
         });
     }

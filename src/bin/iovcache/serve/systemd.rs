@@ -51,7 +51,7 @@ impl Notifier {
         match address(name.as_bytes()).and_then(|address| Ok((connect(&address)?, address))) {
             Ok((socket, address)) => Self::over(socket, address),
             Err(error) => {
-                tracing::warn!(%error, socket = ?name, "systemd is not told of the service's state");
+                tracing::warn!(%error, socket = ?name, "the service's state is not sent to systemd");
                 Self { queue: None }
             }
         }
@@ -147,7 +147,7 @@ async fn deliver(
                 .async_io(Interest::WRITABLE, || send(socket.as_fd(), text.as_bytes(), &files));
             let Err(error) = sent.await else { break };
             if attempt == ATTEMPTS {
-                tracing::warn!(%error, "systemd was not told {:?}", text.trim_end());
+                tracing::warn!(%error, "not sent to systemd: {:?}", text.trim_end());
                 break;
             }
             // A socket that was made anew (by another manager) needs a new connection.
@@ -171,7 +171,9 @@ impl DescriptorStore for SystemdStore {
                 let text = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n");
                 self.0.push(Message::Text(text, Some(file)));
             }
-            Err(error) => tracing::warn!(%error, name, "nothing is kept for a successor"),
+            Err(error) => {
+                tracing::warn!(%error, name, "the descriptor is not kept for the next process")
+            }
         }
     }
 
