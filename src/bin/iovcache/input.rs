@@ -8,6 +8,9 @@ use std::path::Path;
 use crate::failure::Failure;
 
 /// All bytes of a file; `-` is stdin.
+///
+/// # Errors
+/// [`Failure`] if the file cannot be read.
 pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
     if path.as_os_str() != "-" {
         return fs::read(path).map_err(|error| Failure::io(path.display(), error));
@@ -19,6 +22,9 @@ pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 /// A text in UTF-8, without a byte order mark.
+///
+/// # Errors
+/// [`Failure`] if the file cannot be read or is not UTF-8.
 pub(crate) fn text(path: &Path) -> Result<String, Failure> {
     as_text(bytes(path)?, path)
 }

@@ -11,7 +11,11 @@ use crate::failure::Failure;
 use crate::input;
 
 /// Adds the keys of `arguments` to the request: `NAME=VALUE`, `NAME=VALUE,VALUE…`, `NAME=FILE`, or
-/// `NAME` for a column of `batches`.
+/// `NAME` for a column of `batches`. Each key has one value for each of `rows` timestamps.
+///
+/// # Errors
+/// [`Failure`] if a file cannot be read, a column is missing, or the number of values is not
+/// `rows`.
 pub(crate) fn with_keys(
     mut request: TableRequest,
     arguments: &[String],

@@ -32,11 +32,17 @@ type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Syn
 static FILTER: OnceLock<SetFilter> = OnceLock::new();
 
 /// Logs to stderr the events that `filter` selects.
+///
+/// # Errors
+/// [`Failure`] if `filter` is invalid, or the collector of traces cannot be used.
 pub(crate) fn begin(filter: &str, format: LogFormat) -> Result<(), Failure> {
     start(filter, format, io::stderr)
 }
 
 /// Like [`begin`], with a thread that writes. Panics are logged too.
+///
+/// # Errors
+/// As [`begin`], or if the thread cannot be started.
 pub(crate) fn begin_queued(filter: &str, format: LogFormat) -> Result<LogWriter, Failure> {
     let failed = |error| Failure::io("cannot start the thread that writes the log", error);
     // Not `io::stderr()`: a blocked write holds its lock and would block all others.

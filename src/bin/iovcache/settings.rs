@@ -41,6 +41,9 @@ impl CommandLine {
     }
 
     /// Reads the file, and overrides it with the options and variables.
+    ///
+    /// # Errors
+    /// [`Failure`] with all faults of the configuration.
     pub(crate) fn settings(&self) -> Result<Settings, Failure> {
         let document = self.file.as_deref().map(read).transpose()?;
         Settings::merge(document.as_ref(), self.said.clone()).map_err(wrong)
@@ -48,6 +51,9 @@ impl CommandLine {
 }
 
 /// The settings of a file.
+///
+/// # Errors
+/// [`Failure`] if the file cannot be read, or with all of its faults.
 pub(crate) fn of_file(file: &Path) -> Result<Settings, Failure> {
     Settings::merge(Some(&read(file)?), Vec::new()).map_err(wrong)
 }

@@ -10,6 +10,9 @@ pub(crate) const FORMS: &str = "milliseconds since 1970, ISO 8601 with a zone \
     (2024-11-06T12:00:00Z), a date (its midnight UTC), now, now-1h or now+30m";
 
 /// Milliseconds since the Unix epoch, from a text in one of the [`FORMS`].
+///
+/// # Errors
+/// A message with the text and the accepted forms.
 pub(crate) fn parse(text: &str) -> Result<i64, String> {
     let text = text.trim();
     if let Ok(millis) = text.parse() {
@@ -67,6 +70,9 @@ fn span(text: &str) -> Option<i64> {
 }
 
 /// Splits `FROM:UNTIL` or `FROM:UNTIL:STEP`, in ms; times may contain colons.
+///
+/// # Errors
+/// A message with the text and the accepted forms.
 pub(crate) fn parse_range(text: &str) -> Result<(i64, i64, Option<i64>), String> {
     let pieces: Vec<&str> = text.split(':').collect();
     let time = |pieces: &[&str]| parse(&pieces.join(":")).ok();
@@ -92,6 +98,9 @@ pub(crate) fn parse_range(text: &str) -> Result<(i64, i64, Option<i64>), String>
 }
 
 /// A step in ms, from a text with milliseconds or such as `30s`.
+///
+/// # Errors
+/// A message with the text and the accepted forms.
 pub(crate) fn parse_step(text: &str) -> Result<i64, String> {
     let step = text.parse().ok().or_else(|| span(text));
     step.ok_or_else(|| format!("{text:?} is not a step, expected milliseconds or e.g. 30s"))

@@ -208,8 +208,8 @@ impl Cache {
         self.answer_for(request, &request.when, caller, None).await
     }
 
-    /// Like [`answer`](Self::answer), with the times given separately. `stream_schema` is the state shared
-    /// by all tables of a stream.
+    /// Like [`answer`](Self::answer), with the times given separately. `stream_schema` is the state
+    /// shared by all tables of a stream.
     pub(crate) async fn answer_for(
         &self,
         request: &Request,

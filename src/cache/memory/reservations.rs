@@ -90,7 +90,10 @@ impl Reservations {
         self.by_id.lock().is_empty()
     }
 
-    /// Pins the resident objects and shares existing reservations. The rest needs memory.
+    /// Pins the resident objects and shares existing reservations.
+    ///
+    /// # Errors
+    /// [`Shortfall`] with the objects that need memory.
     pub(crate) fn claim(&self, versions: &(impl PinRequest + ?Sized)) -> Result<Claim, Shortfall> {
         let mut pins = Vec::with_capacity(versions.len());
         let mut objects = Vec::new();

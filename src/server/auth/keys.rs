@@ -147,8 +147,11 @@ impl Keys {
         self.tokens.is_empty() && self.certificates.is_empty()
     }
 
-    /// The name and role of a token. All are compared, each in constant time: the duration reveals
-    /// neither how much of the token was right nor which entry it matches.
+    /// The name and role of a token at `now`. All tokens are compared, each in constant time: the
+    /// duration reveals neither how much of the token was right nor which entry it matches.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownToken`], [`Denied::Expired`].
     pub(super) fn bearer(
         &self,
         token: &Secret,
