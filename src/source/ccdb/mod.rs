@@ -16,8 +16,8 @@
 //! status 200, or serves incomplete uploads. An inconsistent answer is
 //! [`Unusable`](super::SourceError::Unusable); an object never gets a wrong name.
 //!
-//! **Run-dependent objects.** AliceO2 has three modes. Mode 0 asks by time. Mode 1 asks by time for a
-//! version with the metadata `runNumber=<run>`: set it in
+//! **Run-dependent objects.** AliceO2 has three modes. Mode 0 asks by time. Mode 1 asks by time for
+//! a version with the metadata `runNumber=<run>`: set it in
 //! [`Query::metadata`](crate::object::Query). Mode 2 uses the run number as the time: ask at
 //! `Timestamp::from_millis(run)`. The source has no special code for any of them.
 //!
