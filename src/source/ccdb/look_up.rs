@@ -142,7 +142,7 @@ impl CcdbSource {
     /// Whether a 304 is sufficient for a version that the caller holds.
     ///
     /// A 304 confirms only the id: it hides a changed end of validity and changed metadata. So it
-    /// is accepted only for a version that is valid at this time as far as known, and whose last
+    /// is accepted only for a version that is valid at this time as far as known, if its last
     /// full answer is within the refresh time.
     fn may_be_confirmed(&self, version: &ObjectInfo, query: &Query, at: Timestamp) -> bool {
         let refresh = Duration::from_millis(self.transport.options.refresh_millis);
