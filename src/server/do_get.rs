@@ -116,7 +116,7 @@ impl Service {
         let (lease, limit) = if owned {
             (None, None)
         } else {
-            let (lease, limit) = self.cache.open_lease().map_err(|error| status(&error))?;
+            let (lease, limit) = self.cache.open_lease(budget).map_err(|error| status(&error))?;
             (Some(lease), Some(limit))
         };
         let ticket = ticket::issue(&request, lease.as_ref()).map_err(|error| status(&error))?;
@@ -150,7 +150,7 @@ impl Service {
         let (lease, ticket) = match known {
             Some(lease) => (lease, command),
             None => {
-                let (lease, _) = self.cache.open_lease().map_err(|error| status(&error))?;
+                let (lease, _) = self.cache.open_lease(&budget).map_err(|error| status(&error))?;
                 let ticket = ticket::issue(&command, Some(&lease));
                 (lease, ticket.map_err(|error| status(&error))?)
             }
