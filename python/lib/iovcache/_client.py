@@ -306,7 +306,7 @@ class Client:
         return self._act("consumed", {"timeframe": number, "consumer": consumer})
 
     def oldest_possible(self, timeframe: int, *, consumer: str) -> Dict[str, Any]:
-        """Reports that a consumer has consumed all timeframes with smaller ids than ``timeframe``."""
+        """Reports that a consumer has consumed all timeframes with ids below ``timeframe``."""
         number = _count(timeframe, "timeframe")
         return self._act("consumed", {"consumer": consumer, "oldest_possible": number})
 

@@ -1,4 +1,4 @@
-"""The calls of :mod:`iovcache` for asyncio. Each runs in a thread and does not block the event loop.
+"""The calls of :mod:`iovcache` for asyncio. Each call runs in a thread.
 
     >>> from iovcache import aio
     >>> async def main():
