@@ -78,7 +78,7 @@ pub fn properties(data: &[u8]) {
     }
 }
 
-/// MetaHeaders forged from real ones: the input selects a header and the bits that are flipped in it.
+/// MetaHeaders forged from real ones: the input selects a header and the bits to flip in it.
 pub fn resolver(data: &[u8]) {
     static MEMORY: OnceLock<Memory> = OnceLock::new();
     let memory = MEMORY.get_or_init(Memory::new);

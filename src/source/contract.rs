@@ -146,7 +146,7 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// if the source cannot list all of them.
     ///
     /// # Errors
-    /// [`SourceError`].
+    /// [`SourceError`] if the source gives no usable answer.
     async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
         let knowledge = self.look_up(query, Timestamp::default(), None).await?;
         Ok((knowledge.span == ValidityInterval::ALL).then_some(knowledge.versions))
@@ -158,7 +158,7 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// The default is cut from [`list`](Self::list).
     ///
     /// # Errors
-    /// [`SourceError`].
+    /// [`SourceError`] if the source gives no usable answer.
     async fn list_page(
         &self,
         query: &Query,
@@ -177,7 +177,7 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// millisecond.
     ///
     /// # Errors
-    /// [`SourceError`].
+    /// [`SourceError`] if the source gives no usable answer.
     async fn describe(
         &self,
         path: &ObjectPath,
@@ -215,7 +215,7 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// Facts about the upload of `version`. Fields that the source does not know are `None`.
     ///
     /// # Errors
-    /// [`SourceError`].
+    /// [`SourceError`] if the source gives no usable answer.
     async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
         match self.inner() {
             Some(inner) => inner.details(version).await,
@@ -228,7 +228,7 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// The default is derived from [`paths`](Self::paths).
     ///
     /// # Errors
-    /// [`SourceError`].
+    /// [`SourceError`] if the source gives no usable answer.
     async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
         if let Some(inner) = self.inner() {
             return inner.subfolders(path).await;
@@ -281,7 +281,7 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// The paths that equal `prefix` or lie below it (`""`: all), sorted.
     ///
     /// # Errors
-    /// [`SourceError`].
+    /// [`SourceError`] if the source gives no usable answer.
     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError>;
 }
 

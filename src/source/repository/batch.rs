@@ -34,7 +34,7 @@ use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
 
 const PIECE_BYTES: usize = 256 << 10;
 
-/// Versions that are put together. Dropped before it is committed, it leaves nothing.
+/// Versions that are stored together. A batch that is dropped before its commit stores nothing.
 #[derive(Debug)]
 pub struct Batch<'a> {
     writer: &'a RepositoryWriter,
@@ -86,7 +86,8 @@ impl RepositoryWriter {
     /// Stores a version with the bytes of a file.
     ///
     /// # Errors
-    /// [`RepositoryError`].
+    /// [`RepositoryError::Key`] for a reserved metadata key, [`RepositoryError::Taken`] if another
+    /// version has the id, [`RepositoryError::Io`] if a file cannot be read or written.
     pub fn put_file(&self, version: &NewVersion, file: &Path) -> Result<Stored, RepositoryError> {
         let mut opened = File::open(file).map_err(failed(file))?;
         self.put(version, &mut opened).map_err(|error| error.of_file(file))
@@ -98,7 +99,8 @@ impl RepositoryWriter {
     /// version again changes nothing.
     ///
     /// # Errors
-    /// [`RepositoryError`].
+    /// [`RepositoryError::Key`] for a reserved metadata key, [`RepositoryError::Taken`] if another
+    /// version has the id, [`RepositoryError::Io`] if a file cannot be read or written.
     pub fn put(
         &self,
         version: &NewVersion,
@@ -134,7 +136,9 @@ impl<'a> Batch<'a> {
     /// Stages a version with all bytes of `bytes`. Readers see it after [`commit`](Self::commit).
     ///
     /// # Errors
-    /// [`RepositoryError`]. The batch is unchanged.
+    /// [`RepositoryError::Key`] for a reserved metadata key, [`RepositoryError::Taken`] if another
+    /// version has the id, [`RepositoryError::Io`] if a file cannot be read or written.
+    /// The batch is then unchanged.
     pub fn put(
         &mut self,
         version: &NewVersion,
@@ -147,7 +151,9 @@ impl<'a> Batch<'a> {
     /// Stages a version with the bytes of a file.
     ///
     /// # Errors
-    /// [`RepositoryError`]. The batch is unchanged.
+    /// [`RepositoryError::Key`] for a reserved metadata key, [`RepositoryError::Taken`] if another
+    /// version has the id, [`RepositoryError::Io`] if a file cannot be read or written.
+    /// The batch is then unchanged.
     pub fn put_file(
         &mut self,
         version: &NewVersion,
@@ -181,7 +187,7 @@ impl<'a> Batch<'a> {
     /// Makes all staged versions visible, and returns when they are on the disk.
     ///
     /// # Errors
-    /// [`RepositoryError`]. In that case none is acknowledged, but some may be stored.
+    /// [`RepositoryError::Io`]. In that case none is acknowledged, but some may be stored.
     pub fn commit(mut self) -> Result<(), RepositoryError> {
         let root = &self.writer.root;
         let together = self.writer.durability == Durability::Batch;

@@ -84,7 +84,9 @@ impl Bucket {
     /// Calling it again completes an interrupted put.
     ///
     /// # Errors
-    /// [`RepositoryError`].
+    /// [`RepositoryError::Key`] for a reserved metadata key, [`RepositoryError::Taken`] if another
+    /// version has the id, [`RepositoryError::Io`] if the file cannot be read, and
+    /// [`RepositoryError::Store`] if the store refuses a request.
     pub async fn put_file(
         &self,
         version: &NewVersion,

@@ -1,4 +1,4 @@
-//! Java's `.properties` files (`java.util.Properties`): ISO-8859-1, with escapes.
+//! Java's `.properties` files (`java.util.Properties`): text in ISO-8859-1 with escapes.
 
 use std::fmt::Write as _;
 
@@ -49,7 +49,7 @@ impl Properties {
     /// Parses the bytes of a file.
     ///
     /// # Errors
-    /// [`PropertiesError`].
+    /// [`PropertiesError`] for a `\u` escape that is malformed or half of a surrogate pair.
     pub fn parse(bytes: &[u8]) -> Result<Self, PropertiesError> {
         let mut properties = Self::new();
         let mut lines = natural_lines(bytes).into_iter().enumerate();

@@ -204,7 +204,7 @@ impl RepositoryWriter {
     /// Opens the folder `root`, and creates it if it does not exist.
     ///
     /// # Errors
-    /// [`RepositoryError::Io`].
+    /// [`RepositoryError::Io`] if it cannot be created or opened.
     pub fn new(root: impl Into<PathBuf>) -> Result<Self, RepositoryError> {
         let root = root.into();
         std::fs::create_dir_all(&root).map_err(failed(&root))?;
