@@ -8,7 +8,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::config::{ByteSize, TimeSpan};
+use super::units::{ByteSize, TimeSpan};
 use crate::budget::Budget;
 use crate::table::RequestLimits;
 

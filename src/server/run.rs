@@ -11,10 +11,11 @@ use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tower::layer::util::{Identity as Bare, Stack};
 
-use super::auth::{Access, GuardLayer};
+use super::auth::Access;
 use super::ccdb::{self, Answering};
 use super::connection::{self, Acceptor};
 use super::flight::Service;
+use super::guard::GuardLayer;
 use super::http::{self, HttpOptions, Readiness};
 use super::limits::{Limits, in_memory};
 use super::listen::Listeners;

@@ -102,7 +102,8 @@ impl Cache {
         let polls = Arc::clone(&self.0.polls);
         self.spawn(async move {
             let loaded = loader.pin_all(&*versions, deadline).await;
-            let held = loaded.and_then(|got| leases.add(&lease, Arc::new(got.pins), holder, charge));
+            let held =
+                loaded.and_then(|got| leases.add(&lease, Arc::new(got.pins), holder, charge));
             let polled = match held {
                 Ok(()) => Polled::Done,
                 Err(error) => Polled::Failed(error),

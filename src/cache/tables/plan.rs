@@ -250,9 +250,8 @@ impl Assembled {
             TableBody::Rows { timestamps, .. } => timestamps.len(),
             TableBody::Intervals(_) => return Ok(None),
         };
-        let is_cached = shape.view == View::Rows
-            && shape.cell != CellKind::Payload
-            && !shape.timestamps_column;
+        let is_cached =
+            shape.view == View::Rows && shape.cell != CellKind::Payload && !shape.timestamps_column;
         let bytes = self.encoded_bytes(shape.encoding, rows);
         if !is_cached || bytes > MAX_ENCODED_BYTES {
             return Ok(None);

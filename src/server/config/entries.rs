@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::units::TimeSpan;
 use crate::object::ObjectPath;
+use crate::server::units::TimeSpan;
 use crate::source::split_prefixes;
 
 /// One source.

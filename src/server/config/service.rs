@@ -8,13 +8,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::entries::{PathConfig, RemapConfig, SourceConfig};
-use super::units::{ByteSize, RegionPath, SocketMode, TimeSpan};
 use crate::cache::RunInformation;
 use crate::cache::SlowConsumer;
 use crate::interval::Timestamp;
 use crate::object::ObjectPath;
 use crate::server::ccdb::CcdbServerConfig;
 use crate::server::limits::Limits;
+use crate::server::units::{ByteSize, RegionPath, SocketMode, TimeSpan};
 use crate::source::ccdb::CcdbOptions;
 use crate::table::{ColumnList, ColumnRequest};
 
