@@ -194,8 +194,9 @@ coded! { CopyError {
     Batch => FailedPrecondition 3042,
 } }
 
-/// Copies the versions of `selection`, `parallel` of them at a time. After each batch it calls
-/// `progress` with the number of finished versions, the number of all, and the bytes copied.
+/// Copies the versions of `selection`, `parallel` of them at a time. At the start and after each
+/// batch it calls `progress` with the number of finished versions, the number of all, and the bytes
+/// copied.
 ///
 /// # Errors
 /// [`CopyError`] if the versions to copy cannot be determined. A single version that fails is
