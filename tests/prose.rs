@@ -75,7 +75,6 @@ const REMAINING: &[(&str, usize)] = &[
     ("src/index/", 24),
     ("src/server/", 28),
     ("src/shm/local/", 24),
-    ("src/source/", 166),
     ("src/table/", 77),
 ];
 
