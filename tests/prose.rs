@@ -73,7 +73,6 @@ const REMAINING: &[(&str, usize)] = &[
     ("src/ffi/", 40),
     ("src/index/", 24),
     ("src/shm/local/", 24),
-    ("src/source/", 166),
     ("src/table/", 77),
 ];
 
