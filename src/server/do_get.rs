@@ -66,7 +66,7 @@ impl Service {
         }
     }
 
-    /// Notes for the log which consumer asks: the one that the request names, else the session's.
+    /// Records the consumer for the log: the one that the request names, else that of the session.
     fn note_consumer(&self, request: &Request) {
         let session = request.session.as_deref();
         let consumer = request.consumer.clone();
@@ -258,7 +258,7 @@ fn request_of(descriptor: &FlightDescriptor) -> Result<Vec<u8>, RequestError> {
 }
 
 /// # Errors
-/// [`RequestError`] if it is no u64.
+/// [`RequestError`] if it is not a u64.
 pub(super) fn timeframe_id(text: &str) -> Result<u64, RequestError> {
     text.parse().map_err(|_| RequestError::Field {
         field: "timeframe",
