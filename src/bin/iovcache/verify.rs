@@ -53,6 +53,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     match damaged.iter().filter(|one| one.done == RepairOutcome::LeftAlone).count() {
         0 => Ok(()),
-        count => Err(Failure::failed(format!("{count} files are damaged"))),
+        count => Err(Failure::failed(format!("{count} files are damaged or incomplete"))),
     }
 }

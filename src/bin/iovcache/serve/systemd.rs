@@ -172,7 +172,7 @@ impl DescriptorStore for SystemdStore {
                 self.0.push(Message::Text(text, Some(file)));
             }
             Err(error) => {
-                tracing::warn!(%error, name, "the descriptor is not kept for the next process")
+                tracing::warn!(%error, name, "not kept for the next process")
             }
         }
     }
