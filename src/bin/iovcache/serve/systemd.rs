@@ -171,9 +171,7 @@ impl DescriptorStore for SystemdStore {
                 let text = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n");
                 self.0.push(Message::Text(text, Some(file)));
             }
-            Err(error) => {
-                tracing::warn!(%error, name, "not kept for the next process")
-            }
+            Err(error) => tracing::warn!(%error, name, "not kept for the next process"),
         }
     }
 
