@@ -288,6 +288,7 @@ impl Charge {
     ///
     /// # Errors
     /// [`OverBudget`]; nothing is charged then.
+    #[cfg(feature = "cache")]
     pub(crate) fn sibling(&self, bytes: u64, what: &'static str) -> Result<Self, OverBudget> {
         let mut charge = Self { client: Arc::clone(&self.client), bytes: 0, what };
         charge.grow(bytes)?;

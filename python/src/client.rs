@@ -102,14 +102,9 @@ impl NativeClient {
     ) -> PyResult<NativeTable> {
         let owned = self.client()?;
         let client = owned.get()?;
-        let mut request = TableRequest::new();
+        let mut request = TableRequest::new().fields_json(fields);
         for (name, column) in columns {
-            request = request.column_value(name, parsed(&column)?);
-        }
-        if let Value::Object(fields) = parsed(fields)? {
-            for (name, value) in fields {
-                request = request.field(name, value);
-            }
+            request = request.column_json(&name, &column);
         }
         if let Some(timestamps) = timestamps {
             let timestamps = arrow::millis(timestamps)?;

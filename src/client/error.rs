@@ -8,7 +8,7 @@ use tonic::Status;
 use crate::error::{Code, ErrorKind, coded, kind_of_file};
 use crate::shm::ResolveError;
 use crate::shm::attach::AttachError;
-use crate::table::DecodeError;
+use crate::table::{DecodeError, RequestError};
 
 /// Why a client does not get what it asked for.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,9 @@ pub enum ClientError {
         /// Why.
         reason: &'static str,
     },
+    /// The request has an invalid value.
+    #[error(transparent)]
+    Request(#[from] RequestError),
     /// The service cannot be reached.
     #[error("cannot reach {url}: {reason}")]
     Connect {
@@ -201,6 +204,7 @@ impl From<Status> for ClientError {
 
 coded! { ClientError {
     Decode(error) => error,
+    Request(error) => error,
     Attach { error, .. } => error,
     Resolve(error) => error,
     Service { kind, code, .. } => (*kind, *code),

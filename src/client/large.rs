@@ -18,20 +18,19 @@ use arrow_array::{ArrayRef, DictionaryArray, Int32Array, LargeBinaryArray, Recor
 use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, Schema};
 use futures::StreamExt as _;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::error::ClientError;
-use super::request::TableRequest;
 use super::service::{Client, answer, of_flight};
 use super::table::{Hold, Table};
-use crate::table::{CellValue, ColumnRuns};
+use crate::table::{CellKind, CellValue, ColumnRuns, Encoding, LockEntry, TableRequest, View};
 
 /// A version as the objects view describes it.
 struct ObjectVersion {
     path: String,
     valid_from: i64,
     size: u64,
-    lock: Value,
+    lock: LockEntry,
 }
 
 impl Client {
@@ -42,9 +41,9 @@ impl Client {
         request: TableRequest,
         limit: Duration,
     ) -> Result<Table, ClientError> {
-        let cells = request.clone().cell("binary").encoding("run_end");
+        let cells = request.clone().cell(CellKind::Binary).encoding(Encoding::RunEnd);
         let (schema, batches) = self.get(&cells).await?;
-        let asked = request.clone().without("timestamps_column").view("objects");
+        let asked = request.clone().objects_view();
         let (objects_schema, objects) = self.get(&asked).await?;
         let versions = versions(&objects)?;
         let mut fields = Vec::new();
@@ -122,7 +121,7 @@ impl Client {
             .column("object", &version.path)
             .timestamps([version.valid_from])
             .lock(vec![version.lock.clone()])
-            .view("chunks")
+            .view(View::Chunks)
             .wait(limit);
         let before = bytes.len();
         let in_time =
@@ -178,13 +177,14 @@ fn versions(objects: &[RecordBatch]) -> Result<HashMap<u64, ObjectVersion>, Clie
         for row in 0..batch.num_rows() {
             let path = paths.value(row).to_owned();
             let valid_from = from.value(row);
-            let lock = json!({
+            let lock = serde_json::from_value(json!({
                 "path": path,
                 "object_id": ids.value(row),
                 "valid_from": valid_from,
                 "valid_until": until.value(row),
                 "created": created.value(row),
-            });
+            }));
+            let lock = lock.map_err(|error| answer(&format!("row {row}: {error}")))?;
             let version = ObjectVersion { path, valid_from, size: sizes.value(row), lock };
             versions.insert(generations.value(row), version);
         }

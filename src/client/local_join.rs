@@ -14,15 +14,13 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_schema::{Schema, SchemaRef};
-use serde_json::{Value, json};
 
 use super::cells::Cells;
 use super::error::ClientError;
-use super::request::TableRequest;
 use crate::index::Timestamps;
-use crate::object::ObjectPath;
 use crate::table::{
-    CellKind, ColumnPath, ColumnSpans, Encoding, Meta, SHORT_SPAN, TableLayout, View,
+    CellKind, ColumnPath, ColumnRequest, ColumnSpans, Encoding, Meta, Missing, SHORT_SPAN,
+    TableLayout, TableRequest, Times, View,
 };
 
 /// Fewer timestamps than this are sent along: that costs less than spans, which are larger than cells.
@@ -51,35 +49,33 @@ pub(super) struct JoinedRows {
 impl LocalJoin {
     /// The request for the spans, where `request` is one whose rows can be made here.
     pub(super) fn of(request: &TableRequest) -> Option<Self> {
-        let timestamps = request.held().filter(|at| at.len() >= MIN_ROWS)?;
-        let is = |field, wanted: &str| request.get(field).is_none_or(|value| value == wanted);
-        let plain = is("view", "rows") && is("encoding", "run_end") && is("cell", "binary");
-        let others = ["table", "timeframe", "range"];
-        if !plain
-            || request.has_keys()
-            || request.get("timestamps_column").is_some_and(|value| value != false)
-            || others.iter().any(|field| request.get(field).is_some())
-        {
+        let fields = request.checked().ok()?;
+        let Times(timestamps) = fields.timestamps.as_ref()?;
+        let is_plain = fields.view.is_none_or(|view| view == View::Rows)
+            && fields.encoding.is_none_or(|encoding| encoding == Encoding::RunEnd)
+            && fields.cell.is_none_or(|cell| cell == CellKind::Binary)
+            && fields.timestamps_column != Some(true)
+            && fields.keys.is_none()
+            && fields.table.is_none()
+            && fields.timeframe.is_none()
+            && fields.range.is_none();
+        if !is_plain || timestamps.len() < MIN_ROWS {
             return None;
         }
-        let columns = request.columns().iter().map(|(name, column)| {
-            // What depends on a key is no step function of time.
-            if column.get("key").is_some() {
-                return None;
-            }
-            let path = column.as_str().or_else(|| column.get("path")?.as_str())?;
-            Some((name.as_str().into(), ColumnPath::One(ObjectPath::new(path).ok()?)))
-        });
+        // A column that depends on a key is no step function of time.
+        let column = |column: &ColumnRequest| {
+            let path = column.plain_path()?;
+            Some((Arc::clone(&column.name), ColumnPath::One(path.clone())))
+        };
+        let columns = fields.columns.as_ref()?.0.iter().map(column);
         let columns = columns.collect::<Option<Vec<_>>>()?;
         let (first, last) = timestamps.bounds()?;
         let gap = i64::try_from(timestamps.gap()).ok()?;
-        // Nothing is valid in the very last millisecond: who asks for that is told by the service.
+        // Nothing is valid in the very last millisecond. The service reports that as an error.
         let until = last.checked_add(1).filter(|_| last < i64::MAX - 1)?;
-        let range = json!({"from": first, "until": until, "gap": gap.max(1)});
-        let nullable =
-            timestamps.has_nulls() || request.get("missing") == Some(&Value::from("null"));
+        let nullable = timestamps.has_nulls() || fields.missing == Some(Missing::Null);
         let timestamps = Arc::clone(timestamps);
-        let request = request.clone().spans_of(range);
+        let request = request.clone().spans_of(first, until, gap.max(1));
         Some(Self { timestamps, columns, nullable, request })
     }
 

@@ -25,15 +25,14 @@ use super::error::ClientError;
 use super::local::LocalShared;
 use super::local_join::LocalJoin;
 use super::options::ClientOptions;
-use super::request::TableRequest;
 use super::retry;
 use super::table::{Hold, Releases, Table};
 use crate::error::{Coded as _, ErrorKind};
 use crate::secret::Secret;
 use crate::shm::attach::{Attachment, process_generation};
 use crate::table::{
-    CheckAnswer, ColumnRequest, ConsumedAnswer, MessageWriter, PutAnswer, Register, SegmentsAnswer,
-    Status,
+    CellKind, CheckAnswer, ColumnRequest, ConsumedAnswer, Encoding, MessageWriter, PutAnswer,
+    Register, SegmentsAnswer, Status, TableRequest, View,
 };
 
 /// As long as a service waits with a table, unless it is told otherwise.
@@ -207,8 +206,8 @@ impl Client {
             // A cell has a limit, and so has an answer; chunks have none.
             Err(error)
                 if error.kind() == ErrorKind::ResourceExhausted
-                    && request.get("cell").is_none()
-                    && request.get("session").is_none()
+                    && request.fields().cell.is_none()
+                    && request.fields().session.is_none()
                     && self.is_remote().await =>
             {
                 self.large_table(request, limit + GRACE).await
@@ -225,7 +224,7 @@ impl Client {
                     // The service was restarted: its successor knows another session of ours.
                     Err(error)
                         if error.is_unknown_session()
-                            && request.get("session").is_none()
+                            && request.fields().session.is_none()
                             && self.forget_lost_session().await =>
                     {
                         self.try_table(request).await
@@ -278,20 +277,25 @@ impl Client {
     }
 
     fn patience_of(&self, request: &TableRequest) -> Duration {
-        request.patience().unwrap_or_else(|| self.patience())
+        let wait = request.fields().wait_ms.map(Duration::from_millis);
+        wait.unwrap_or_else(|| self.patience())
     }
 
     async fn try_table(&self, request: TableRequest) -> Result<Table, ClientError> {
-        let attachment = match request.get("session") {
+        let attachment = match &request.fields().session {
             Some(_) => None,
             None => self.attachment(&request).await?,
         };
-        let request = request.or("encoding", "run_end");
+        let request = request.with(|fields| {
+            fields.encoding.get_or_insert(Encoding::RunEnd);
+        });
         let request = match &attachment {
             Some(attachment) => request.session(attachment.session()),
             // Who names a session resolves the cells by it.
-            None if request.get("session").is_some() => request,
-            None => request.or("cell", "payload"),
+            None if request.fields().session.is_some() => request,
+            None => request.with(|fields| {
+                fields.cell.get_or_insert(CellKind::Payload);
+            }),
         };
         if let Some(attachment) = &attachment
             && let Some(held) = LocalJoin::of(&request)
@@ -301,7 +305,7 @@ impl Client {
         }
         let (schema, batches) = self.get(&request).await?;
         let hold = self.hold(attachment, &schema);
-        if request.get("cell").is_some_and(|cell| cell == "payload") {
+        if request.fields().cell == Some(CellKind::Payload) {
             // The objects are here already.
             drop(hold);
             return Table::new(&schema, batches, Hold::new(None, None, self.releases()), request);
@@ -332,7 +336,7 @@ impl Client {
         &self,
         table: &Table,
     ) -> Result<(Arc<Schema>, Vec<RecordBatch>), ClientError> {
-        let request = table.request().clone().without("timestamps_column").view("objects");
+        let request = table.request().clone().objects_view();
         let limit = self.patience_of(&request);
         let objects = self.until_answered(limit, |left| {
             let request = within(&request, left);
@@ -399,7 +403,7 @@ impl Client {
             async move { self.get(&request).await }
         });
         let (schema, batches) = got.await?;
-        if request.get("session").is_none() && request.get("consumer").is_none() {
+        if request.fields().session.is_none() && request.fields().consumer.is_none() {
             self.end_lease(&schema).await?;
         }
         Ok(batches)
@@ -433,7 +437,7 @@ impl Client {
         &self,
         request: &TableRequest,
     ) -> Result<FlightRecordBatchStream, ClientError> {
-        let ticket = Ticket::new(request.to_json());
+        let ticket = Ticket::new(request.to_json()?);
         let stream = self.flight().do_get(ticket).await?.into_inner();
         let stream = stream.map_err(|status| FlightError::Tonic(Box::new(status)));
         Ok(FlightRecordBatchStream::new_from_flight_data(stream))
@@ -449,7 +453,8 @@ impl Client {
         at: i64,
         mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<(), ClientError> {
-        let request = TableRequest::new().column("object", path).timestamps([at]).view("chunks");
+        let request =
+            TableRequest::new().column("object", path).timestamps([at]).view(View::Chunks);
         // Once bytes were handed on they cannot be taken back, so only the beginning is repeated.
         let mut stream = self.until_answered(self.patience(), |_| self.stream(&request)).await?;
         while let Some(batch) = stream.next().await {
@@ -557,7 +562,7 @@ impl Client {
         &self,
         request: &TableRequest,
     ) -> Result<Option<(PathBuf, String)>, ClientError> {
-        let descriptor = FlightDescriptor::new_cmd(request.to_json());
+        let descriptor = FlightDescriptor::new_cmd(request.to_json()?);
         let result = self.0.flight.clone().get_schema(descriptor).await?.into_inner();
         let schema = Schema::try_from(&result).map_err(|error| answer(&error.to_string()))?;
         let said = |key: &str| schema.metadata().get(key);
@@ -591,7 +596,7 @@ impl Client {
         columns: &[ColumnRequest],
         consumers: &[String],
     ) -> Result<PutAnswer, ClientError> {
-        let about = Register::to_json(columns, consumers);
+        let about = Register::new(columns.to_vec(), consumers.to_vec()).to_json();
         self.register(timeframe, Arc::new(Int64Array::from(timestamps)), about).await
     }
 

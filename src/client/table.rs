@@ -10,10 +10,9 @@ use tokio::sync::mpsc;
 use super::cells::Cells;
 use super::error::ClientError;
 use super::local_join::JoinedRows;
-use super::request::TableRequest;
 use crate::shm::attach::{Attachment, PinnedBlocks};
 use crate::shm::{AHEAD, MetaHeader};
-use crate::table::{CellValue, ColumnRuns, run_end_batch};
+use crate::table::{CellValue, ColumnRuns, TableRequest, run_end_batch};
 
 /// A table and the objects of its cells, which stay where they are as long as it lives: it holds the
 /// lease that pins them, and releases it when it is dropped.

@@ -161,19 +161,22 @@ impl Register {
         columns + names as u64
     }
 
+    /// A registration with these columns.
+    pub fn new(
+        columns: impl IntoIterator<Item = ColumnRequest>,
+        consumers: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        let columns = Columns::Own(columns.into_iter().collect());
+        Self { columns, consumers: consumers.into_iter().map(Into::into).collect() }
+    }
+
     /// From `{"columns" or "table", "consumers": […]}`.
     ///
     /// # Errors
     /// [`RequestError`].
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Raw {
-            columns: Option<ColumnList>,
-            table: Option<String>,
-            consumers: Option<AtMost<String, { RequestLimits::MOST.consumers }>>,
-        }
-        let Raw { columns, table, consumers } = parse_json("registration of a timeframe", json)?;
+        let message = parse_json("registration of a timeframe", json)?;
+        let RegisterMessage { columns, table, consumers } = message;
         let consumers = consumers.map(|AtMost(consumers)| consumers).unwrap_or_default();
         let most = RequestLimits::MOST.name_bytes;
         let mut seen = HashSet::with_capacity(consumers.len());
@@ -195,17 +198,28 @@ impl Register {
         }
     }
 
-    /// The registration as it crosses the wire.
-    pub fn to_json(columns: &[ColumnRequest], consumers: &[String]) -> String {
-        #[derive(Serialize)]
-        struct Message<'a> {
-            columns: ColumnList,
-            consumers: &'a [String],
-        }
-        let message = Message { columns: ColumnList(columns.to_vec()), consumers };
+    /// The registration as it crosses the wire (`schemas/register-timeframe.schema.json`).
+    pub fn to_json(&self) -> String {
+        let (columns, table) = match self.columns.clone() {
+            Columns::Own(columns) => (Some(ColumnList(columns)), None),
+            Columns::Table(table) => (None, Some(table)),
+            Columns::Registered => (None, None),
+        };
+        let consumers = Some(AtMost(self.consumers.clone()));
         // Strings alone: nothing in them can fail.
-        serde_json::to_string(&message).unwrap_or_default()
+        serde_json::to_string(&RegisterMessage { columns, table, consumers }).unwrap_or_default()
     }
+}
+
+/// A registration field by field.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RegisterMessage {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    columns: Option<ColumnList>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table: Option<String>,
+    consumers: Option<AtMost<String, { RequestLimits::MOST.consumers }>>,
 }
 
 /// What DoPut answers.

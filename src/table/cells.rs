@@ -14,7 +14,7 @@ use arrow_schema::{ArrowError, DataType};
 use super::content::{Cell, Objects};
 use super::encode_error::EncodeError;
 use super::layout::{header_fields, o2_item};
-use super::request::CellKind;
+use super::request_options::CellKind;
 use crate::shm::MetaHeader;
 
 /// What stands under a null: it means nothing, but it must be the same everywhere.

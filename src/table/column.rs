@@ -175,6 +175,15 @@ impl ColumnRequest {
         Self { name: name.into(), path, metadata: BTreeMap::new(), key: None }
     }
 
+    /// A column as the request's schema describes it: a path, or an object with path, key and more.
+    ///
+    /// # Errors
+    /// An error that names what is wrong.
+    pub fn from_json(name: &str, json: &str) -> Result<Self, serde_json::Error> {
+        let OneColumn(column) = serde_json::from_str(json)?;
+        checked(name.into(), column)
+    }
+
     /// The path, where there is only one and no key.
     #[doc(hidden)]
     pub fn plain_path(&self) -> Option<&ObjectPath> {
@@ -386,17 +395,22 @@ impl<'de> Deserialize<'de> for ColumnList {
                     }
                     columns.push(checked(name, column)?);
                 }
-                let mut names: Vec<&str> = columns.iter().map(|column| &*column.name).collect();
-                names.sort_unstable();
-                match names.windows(2).find(|pair| pair[0] == pair[1]) {
-                    Some(pair) => {
-                        Err(A::Error::custom(format!("column {:?} stands twice", pair[0])))
-                    }
-                    None => Ok(ColumnList(columns)),
-                }
+                check_column_names(&columns).map_err(A::Error::custom)?;
+                Ok(ColumnList(columns))
             }
         }
         deserializer.deserialize_map(InOrder)
+    }
+}
+
+/// # Errors
+/// A text that names a column which occurs twice.
+pub(super) fn check_column_names(columns: &[ColumnRequest]) -> Result<(), String> {
+    let mut names: Vec<&str> = columns.iter().map(|column| &*column.name).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(format!("column {:?} stands twice", pair[0])),
+        None => Ok(()),
     }
 }
 

@@ -21,7 +21,7 @@ use super::records::{
     MAX_CELL_BYTES, PAYLOAD_BATCH_BYTES, RECORD_BYTES, RECORD_FIXED_BYTES, RECORD_ROWS,
     RecordCursor,
 };
-use super::request::{CellKind, Encoding, View};
+use super::request_options::{CellKind, Encoding, View};
 use super::text_runs::TextRuns;
 use crate::index::Timestamps;
 use crate::object::ObjectId;

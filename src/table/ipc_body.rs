@@ -24,7 +24,7 @@ use super::content::{Cell, Column, Objects};
 use super::encode_error::EncodeError;
 use super::ipc::Message;
 use super::part::{ObjectPart, Part, PayloadPins};
-use super::request::CellKind;
+use super::request_options::CellKind;
 use crate::index::Timestamps;
 use crate::shm::MetaHeader;
 use crate::sync::{Mutex, MutexGuard};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::column::ColumnRequest;
 use super::limits::{RequestLimits, check_name};
@@ -285,8 +285,47 @@ pub fn key_names(columns: &[ColumnRequest]) -> Vec<Arc<str>> {
 
 /// `{"<name>": [values]}` of a request: what is wrong with a value is kept until the request is
 /// complete, so that it is told as [`KeyError`].
-#[derive(Debug)]
-pub(super) struct JsonKeys(pub(super) Result<KeyColumns, KeyError>);
+#[derive(Debug, Clone)]
+pub(crate) struct JsonKeys(pub(super) Result<KeyColumns, KeyError>);
+
+impl Default for JsonKeys {
+    fn default() -> Self {
+        Self(Ok(KeyColumns::default()))
+    }
+}
+
+impl JsonKeys {
+    /// Adds a key, or replaces its values.
+    pub(super) fn insert(&mut self, name: Arc<str>, values: KeyColumn) {
+        if let Ok(KeyColumns(keys)) = &mut self.0 {
+            Arc::make_mut(keys).insert(name, values);
+        }
+    }
+}
+
+impl Serialize for JsonKeys {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let keys = self.0.as_ref().map_err(serde::ser::Error::custom)?;
+        serializer.collect_map(keys.iter().map(|(name, values)| (name, KeyRows(values))))
+    }
+}
+
+/// The values of a key, one per row.
+struct KeyRows<'a>(&'a KeyColumn);
+
+impl Serialize for KeyRows<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut start = 0;
+        serializer.collect_seq(self.0.runs().flat_map(|(end, value)| {
+            let value = match value {
+                None => serde_json::Value::Null,
+                Some(KeyValue::Integer(value)) => value.into(),
+                Some(KeyValue::Text(text)) => text.into(),
+            };
+            std::iter::repeat_n(value, end - std::mem::replace(&mut start, end))
+        }))
+    }
+}
 
 impl<'de> Deserialize<'de> for JsonKeys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

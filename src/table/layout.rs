@@ -7,7 +7,7 @@ use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 
 use super::arrow_timestamps::TIMESTAMP;
 use super::column::ColumnPath;
-use super::request::{CellKind, Encoding, View};
+use super::request_options::{CellKind, Encoding, View};
 use crate::shm::MetaHeader;
 
 /// The key under which a column names its object path, as AliceO2's tables do.

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 
 /// What one request may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +74,8 @@ pub(super) fn check_metadata<E: Error>(metadata: &BTreeMap<String, String>) -> R
 }
 
 /// A list of at most `MOST` items: the first one beyond ends the parsing.
-#[derive(Debug)]
-pub(super) struct AtMost<T, const MOST: usize>(pub(super) Vec<T>);
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct AtMost<T, const MOST: usize>(pub(crate) Vec<T>);
 
 impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T, MOST> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

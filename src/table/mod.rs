@@ -32,8 +32,11 @@ mod part;
 mod range;
 mod records;
 mod request;
+mod request_message;
+mod request_options;
 mod schema_message;
 mod status;
+mod table_request;
 #[cfg(test)]
 mod tests;
 mod text_runs;
@@ -69,9 +72,13 @@ pub use limits::RequestLimits;
 pub use lock_file::LockEntry;
 pub use part::{ObjectPart, Part, PayloadPins};
 pub use range::{RangeError, RangeRequest, RunRange, SHORT_SPAN};
-pub use request::{CellKind, Columns, Encoding, Missing, Request, RequestError, View, When};
+pub use request::{Columns, Request, RequestError, When};
+#[cfg(feature = "client")]
+pub(crate) use request_message::Times;
+pub use request_options::{CellKind, Encoding, Missing, View};
 pub use schema_message::SchemaMessage;
 pub use status::{
     ConsumerState, MemoryStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeState,
     TimeframeStatus,
 };
+pub use table_request::TableRequest;

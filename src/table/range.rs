@@ -82,9 +82,9 @@ pub struct RunRange {
 }
 
 /// `{"from", "until", "step"}` or `{"run", "step"}`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "RawRange")]
-pub(super) enum RequestedRange {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawRange", into = "RawRange")]
+pub(crate) enum RequestedRange {
     Times(RangeRequest),
     Run { run: RunRange, gap: Option<i64> },
 }
@@ -105,14 +105,30 @@ impl RequestedRange {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRange {
+    #[serde(skip_serializing_if = "Option::is_none")]
     from: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     step: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     gap: Option<i64>,
+}
+
+impl From<RequestedRange> for RawRange {
+    fn from(range: RequestedRange) -> Self {
+        let (step, gap) = (range.step(), range.gap());
+        let (from, until, run) = match range {
+            RequestedRange::Times(range) => (Some(range.from), Some(range.until), None),
+            RequestedRange::Run { run, .. } => (None, None, Some(run.run)),
+        };
+        Self { from, until, run, step, gap }
+    }
 }
 
 impl TryFrom<RawRange> for RequestedRange {

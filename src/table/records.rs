@@ -10,7 +10,7 @@ use super::column::ColumnPath;
 use super::content::{Cell, Column, Objects};
 use super::encode_error::EncodeError;
 use super::layout::TableLayout;
-use super::request::{CellKind, Encoding};
+use super::request_options::{CellKind, Encoding};
 use super::text_runs::TextRuns;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 

@@ -1,78 +1,20 @@
 //! What a table is asked for with: JSON, every rule checked, every unknown field refused by name.
 
-use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use arrow_buffer::NullBufferBuilder;
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::column::{ColumnList, ColumnRequest};
 use super::key_rows::{JsonKeys, KeyColumns, KeyError, TableRows};
 use super::limits::{AtMost, RequestLimits};
 use super::lock_file::LockEntry;
 use super::range::{RangeError, RangeRequest, RequestedRange, RunRange};
+use super::request_message::{RequestMessage, Times};
+use super::request_options::{CellKind, Encoding, Missing, View};
 use crate::error::coded;
 use crate::index::Timestamps;
-use crate::interval::{Timestamp, ValidityInterval};
+use crate::interval::ValidityInterval;
 use crate::object::CreationLimits;
-
-/// The shape of a column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Encoding {
-    /// `Dictionary<Int32, cell>`.
-    #[default]
-    Dictionary,
-    /// `RunEndEncoded<Int32, cell>`.
-    RunEnd,
-    /// The cell itself in every row.
-    Plain,
-}
-
-/// What stands in a cell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CellKind {
-    /// The MetaHeader's bytes: `FixedSizeBinary(40)`.
-    #[default]
-    Binary,
-    /// The MetaHeader's seven fields: `Struct`.
-    Struct,
-    /// handle, segment id, size: `FixedSizeList<Int64>[3]`, the cell of AliceO2's CCDB tables.
-    O2,
-    /// The object's bytes: `LargeBinary`.
-    Payload,
-}
-
-/// What the rows of the answer are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum View {
-    /// One per timestamp.
-    #[default]
-    Rows,
-    /// One per run: which version served it.
-    Objects,
-    /// One per effective span that touches a range.
-    Intervals,
-    /// Pieces of one object.
-    Chunks,
-    /// One per distinct object of a column.
-    Distinct,
-}
-
-/// What happens where nothing is valid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Missing {
-    /// The request fails.
-    #[default]
-    Error,
-    /// The cell is null.
-    Null,
-}
 
 /// Which columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,74 +146,11 @@ coded! { RequestError {
     Key(error) => error,
 } }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Raw {
-    columns: Option<ColumnList>,
-    table: Option<String>,
-    timeframe: Option<u64>,
-    timestamps: Option<Times>,
-    keys: Option<JsonKeys>,
-    range: Option<RequestedRange>,
-    consumer: Option<String>,
-    session: Option<String>,
-    #[serde(default)]
-    encoding: Encoding,
-    #[serde(default)]
-    cell: CellKind,
-    #[serde(default)]
-    view: View,
-    #[serde(default)]
-    missing: Missing,
-    #[serde(default)]
-    timestamps_column: bool,
-    not_after: Option<Timestamp>,
-    not_before: Option<Timestamp>,
-    lock: Option<AtMost<LockEntry, { RequestLimits::MOST.lock_entries }>>,
-    wait_ms: Option<u64>,
-}
-
-/// Timestamps as a list of numbers and nulls.
-struct Times(Timestamps);
-
-impl<'de> Deserialize<'de> for Times {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List;
-        impl<'de> Visitor<'de> for List {
-            type Value = Times;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of milliseconds and nulls")
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Times, A::Error> {
-                let mut values: Vec<i64> = Vec::new();
-                let mut nulls: Option<NullBufferBuilder> = None;
-                while let Some(at) = list.next_element::<Option<i64>>()? {
-                    if at.is_none() && nulls.is_none() {
-                        let mut before = NullBufferBuilder::new(values.len() + 1);
-                        before.append_n_non_nulls(values.len());
-                        nulls = Some(before);
-                    }
-                    if let Some(nulls) = &mut nulls {
-                        nulls.append(at.is_some());
-                    }
-                    if values.len() == Timestamps::MAX_ROWS {
-                        return Err(A::Error::custom("more rows than a table can have"));
-                    }
-                    values.push(at.unwrap_or_default());
-                }
-                let nulls = nulls.and_then(|mut nulls| nulls.finish());
-                Ok(Times(Timestamps::new(values, nulls)))
-            }
-        }
-        deserializer.deserialize_seq(List)
-    }
-}
-
 const WHEN: &str = "timeframe, timestamps, range";
 
-impl Raw {
+impl RequestMessage {
     fn check_step(&self, range: &RequestedRange) -> Result<(), RequestError> {
-        let is_intervals = self.view == View::Intervals;
+        let is_intervals = self.view == Some(View::Intervals);
         let wrong = |reason: &str| Err(RangeRequest::wrong(reason.to_owned()).into());
         match (range.step(), range.gap()) {
             (Some(_), _) if is_intervals => wrong("it has no step for the view intervals"),
@@ -298,13 +177,13 @@ impl Raw {
         Ok(Some(match (self.timeframe, self.timestamps.take(), self.range) {
             (Some(timeframe), None, None) => When::Timeframe(timeframe),
             (None, Some(Times(timestamps)), None) => {
-                When::Timestamps(TableRows { timestamps: Arc::new(timestamps), keys })
+                When::Timestamps(TableRows { timestamps, keys })
             }
             (None, None, Some(range)) => {
                 self.check_step(&range)?;
                 match range {
                     RequestedRange::Run { run, .. } => When::Run(run),
-                    RequestedRange::Times(range) if self.view == View::Intervals => {
+                    RequestedRange::Times(range) if self.view == Some(View::Intervals) => {
                         When::Range(range.interval()?)
                     }
                     RequestedRange::Times(range) => When::Timestamps(range.timestamps()?.into()),
@@ -325,9 +204,14 @@ impl Request {
     /// # Errors
     /// [`RequestError`].
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
-        let mut raw: Raw = parse_json("request", json)?;
-        let when = raw.when()?.ok_or(RequestError::NoneOf { fields: WHEN })?;
-        let request = Self::of(raw, when)?;
+        Self::from_message(parse_json("request", json)?)
+    }
+
+    /// # Errors
+    /// [`RequestError`] if the fields of the message do not go together.
+    pub(super) fn from_message(mut message: RequestMessage) -> Result<Self, RequestError> {
+        let when = message.when()?.ok_or(RequestError::NoneOf { fields: WHEN })?;
+        let request = Self::of(message, when)?;
         request.check_view()?;
         Ok(request)
     }
@@ -338,13 +222,13 @@ impl Request {
     /// # Errors
     /// [`RequestError`].
     pub fn parse_template(json: &[u8]) -> Result<Self, RequestError> {
-        let mut raw: Raw = parse_json("request", json)?;
-        if raw.when()?.is_some() {
+        let mut message: RequestMessage = parse_json("request", json)?;
+        if message.when()?.is_some() {
             let reason = "in an exchange the timestamps come with each batch".to_owned();
             return Err(RequestError::Field { field: WHEN, reason });
         }
         let when = When::Timestamps(Timestamps::new(Vec::new(), None).into());
-        let request = Self::of(raw, when)?;
+        let request = Self::of(message, when)?;
         match request.view {
             View::Rows | View::Objects | View::Distinct => request.check_view()?,
             View::Intervals | View::Chunks => {
@@ -355,25 +239,25 @@ impl Request {
         Ok(request)
     }
 
-    fn of(raw: Raw, when: When) -> Result<Self, RequestError> {
-        let columns = Columns::of(raw.columns, raw.table)?;
+    fn of(message: RequestMessage, when: When) -> Result<Self, RequestError> {
+        let columns = Columns::of(message.columns, message.table)?;
         if columns == Columns::Registered && !matches!(when, When::Timeframe(_)) {
             return Err(RequestError::NoneOf { fields: "columns, table" });
         }
         Ok(Self {
             columns,
             when,
-            gap: raw.range.and_then(|range| range.gap()),
-            consumer: raw.consumer,
-            session: raw.session,
-            encoding: raw.encoding,
-            cell: raw.cell,
-            view: raw.view,
-            missing: raw.missing,
-            timestamps_column: raw.timestamps_column,
-            limits: CreationLimits { not_before: raw.not_before, not_after: raw.not_after },
-            lock: raw.lock.map(|AtMost(entries)| entries),
-            wait: raw.wait_ms.map_or(Self::DEFAULT_WAIT, Duration::from_millis),
+            gap: message.range.and_then(|range| range.gap()),
+            consumer: message.consumer,
+            session: message.session,
+            encoding: message.encoding.unwrap_or_default(),
+            cell: message.cell.unwrap_or_default(),
+            view: message.view.unwrap_or_default(),
+            missing: message.missing.unwrap_or_default(),
+            timestamps_column: message.timestamps_column.unwrap_or_default(),
+            limits: CreationLimits { not_before: message.not_before, not_after: message.not_after },
+            lock: message.lock.map(|AtMost(entries)| entries),
+            wait: message.wait_ms.map_or(Self::DEFAULT_WAIT, Duration::from_millis),
         })
     }
 
@@ -434,6 +318,7 @@ pub(super) fn parse_json<'a, T: Deserialize<'a>>(
 mod tests {
     use super::*;
     use crate::error::Coded as _;
+    use crate::interval::Timestamp;
 
     fn error(json: &str) -> String {
         Request::parse(json.as_bytes()).unwrap_err().message()

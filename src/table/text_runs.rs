@@ -7,7 +7,7 @@ use arrow_array::{ArrayRef, Int32Array, StringArray};
 use super::cells::run_array;
 use super::encode_error::EncodeError;
 use super::layout::text_type;
-use super::request::Encoding;
+use super::request_options::Encoding;
 
 /// Texts, each with the number of rows that it stands for.
 #[derive(Default)]

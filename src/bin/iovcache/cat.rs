@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 
 use clap::Args;
 use iovcache::client::{Client, ClientError, ClientOptions, TableRequest};
+use iovcache::table::CellKind;
 
 use crate::common::Server;
 use crate::failure::Failure;
@@ -54,7 +55,8 @@ async fn local(
         return Ok(None);
     }
     // An object that is too large for a cell is read in chunks. Here it would only be an error.
-    let request = TableRequest::new().column("object", path).timestamps([at]).cell("binary");
+    let request =
+        TableRequest::new().column("object", path).timestamps([at]).cell(CellKind::Binary);
     let table = client.table(request).await?;
     let here = table.column("object")?.get(0).is_ok();
     Ok(here.then_some(table))

@@ -10,7 +10,7 @@ use clap::Args;
 use iovcache::client::{Client, ClientError, ClientOptions, TableRequest};
 use iovcache::error::ErrorKind;
 use iovcache::source::repository::{NewVersion, RepositoryWriter};
-use iovcache::table::{ColumnRequest, Status};
+use iovcache::table::{CellKind, ColumnRequest, Status};
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
@@ -367,7 +367,7 @@ fn serve(repository: &Path, sockets: &Path) -> Result<Running, Failure> {
 async fn spans(client: &Client, path: &str) -> Result<Vec<Bar>, Failure> {
     let request = TableRequest::new().column("object", path).intervals(-1_000, 10_000);
     let mut spans = Vec::new();
-    for batch in client.batches(&request.cell("payload")).await? {
+    for batch in client.batches(&request.cell(CellKind::Payload)).await? {
         use arrow_array::cast::AsArray as _;
         use arrow_array::types::Int64Type;
         let from = batch.column(2).as_primitive::<Int64Type>();

@@ -12,11 +12,15 @@ use arrow_cast::pretty::pretty_format_batches;
 use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::ArrowError;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use iovcache::client::{ClientOptions, TableRequest};
 use iovcache::escape::{escape, must_escape};
 use iovcache::server::TimeSpan;
-use iovcache::table::{CellValue, column_runs, rows_from_batches};
+use iovcache::table::{
+    CellKind, CellValue, ColumnRequest, Encoding, View, column_runs, rows_from_batches,
+};
+use serde::de::DeserializeOwned;
 
 use crate::common::{Server, out};
 use crate::failure::Failure;
@@ -61,14 +65,14 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "NAME")]
     consumer: Option<String>,
     /// Rows of the table.
-    #[arg(long, value_enum, default_value_t = View::Rows)]
+    #[arg(long, default_value = "rows", value_parser = one_of::<View>(VIEWS))]
     view: View,
     /// Encoding of the columns.
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = one_of::<Encoding>(ENCODINGS))]
     encoding: Option<Encoding>,
     /// Content of a cell.
-    #[arg(long, value_enum)]
-    cell: Option<Cell>,
+    #[arg(long, value_parser = one_of::<CellKind>(CELLS))]
+    cell: Option<CellKind>,
     /// Give null cells where nothing is valid, instead of an error.
     #[arg(long)]
     missing_as_null: bool,
@@ -108,31 +112,6 @@ impl Arguments {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum View {
-    Rows,
-    Objects,
-    Intervals,
-    Chunks,
-    Distinct,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-enum Encoding {
-    Dictionary,
-    RunEnd,
-    Plain,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Cell {
-    Binary,
-    Struct,
-    O2,
-    Payload,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
     /// A table for people.
     Table,
@@ -143,9 +122,16 @@ enum Output {
     Arrow,
 }
 
-/// The name of a value in requests.
-fn name(value: impl ValueEnum) -> String {
-    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+const VIEWS: [&str; 5] = ["rows", "objects", "intervals", "chunks", "distinct"];
+const ENCODINGS: [&str; 3] = ["dictionary", "run_end", "plain"];
+const CELLS: [&str; 4] = ["binary", "struct", "o2", "payload"];
+
+/// Parses an option of the request, whose values have these names in JSON.
+fn one_of<T>(names: impl Into<PossibleValuesParser>) -> impl TypedValueParser<Value = T>
+where
+    T: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    names.into().try_map(|name| serde_json::from_value::<T>(name.into()))
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -184,7 +170,11 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
             .split_once('=')
             .ok_or_else(|| Failure::usage(format!("--column {column:?}: expected NAME=PATH")))?;
         request = match path.starts_with('{') {
-            true => request.column_value(name, column_of(column, path)?),
+            true => {
+                ColumnRequest::from_json(name, path)
+                    .map_err(|error| Failure::usage(format!("--column {column:?}: {error}")))?;
+                request.column_json(name, path)
+            }
             false => request.column(name, path),
         };
     }
@@ -217,12 +207,12 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
     if let Some(consumer) = &arguments.consumer {
         request = request.consumer(consumer);
     }
-    request = request.view(name(arguments.view));
+    request = request.view(arguments.view);
     if let Some(encoding) = arguments.encoding {
-        request = request.encoding(name(encoding));
+        request = request.encoding(encoding);
     }
     if let Some(cell) = arguments.cell {
-        request = request.cell(name(cell));
+        request = request.cell(cell);
     }
     if arguments.missing_as_null {
         request = request.missing_as_null();
@@ -245,11 +235,6 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
         request = request.wait(wait.duration());
     }
     Ok(request)
-}
-
-fn column_of(column: &str, json: &str) -> Result<serde_json::Value, Failure> {
-    serde_json::from_str(json)
-        .map_err(|error| Failure::usage(format!("--column {column:?}: {error}")))
 }
 
 fn with_range(request: TableRequest, range: &str) -> Result<TableRequest, Failure> {

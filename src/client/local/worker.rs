@@ -15,13 +15,13 @@ use super::path::Local;
 use super::shared::{AskedBytes, AskedObject, AskedObjects, LocalShared, Question};
 use crate::client::error::ClientError;
 use crate::client::options::ClientOptions;
-use crate::client::request::TableRequest;
 use crate::client::service::Client;
 use crate::client::table::Table;
 use crate::error::{Coded as _, ErrorKind};
 use crate::object::ObjectId;
 use crate::shm::LocalPlane;
 use crate::shm::attach::{LeasedBytes, process_generation};
+use crate::table::TableRequest;
 
 /// The name of the only column of a question.
 const COLUMN: &str = "object";
