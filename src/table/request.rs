@@ -1,4 +1,4 @@
-//! What a table is asked for with: JSON, every rule checked, every unknown field refused by name.
+//! Requests for tables: JSON with every rule checked and every unknown field refused by name.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::CreationLimits;
 
-/// The shape of a column.
+/// Arrow encoding of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Encoding {
@@ -27,11 +27,11 @@ pub enum Encoding {
     Dictionary,
     /// `RunEndEncoded<Int32, cell>`.
     RunEnd,
-    /// The cell itself in every row.
+    /// The cell in every row, not encoded.
     Plain,
 }
 
-/// What stands in a cell.
+/// Kind of the cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CellKind {
@@ -46,24 +46,24 @@ pub enum CellKind {
     Payload,
 }
 
-/// What the rows of the answer are.
+/// Kind of the rows of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum View {
-    /// One per timestamp.
+    /// One row per timestamp.
     #[default]
     Rows,
-    /// One per run: which version served it.
+    /// One row per run, with the version that served it.
     Objects,
-    /// One per effective span that touches a range.
+    /// One row per effective span that touches a range.
     Intervals,
-    /// Pieces of one object.
+    /// One row per chunk of one object.
     Chunks,
-    /// One per distinct object of a column.
+    /// One row per distinct object of a column.
     Distinct,
 }
 
-/// What happens where nothing is valid.
+/// Treatment of timestamps at which no object is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Missing {
@@ -74,19 +74,19 @@ pub enum Missing {
     Null,
 }
 
-/// Which columns.
+/// Columns of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Columns {
-    /// These.
+    /// The columns given in the request.
     Own(Vec<ColumnRequest>),
-    /// Those that the configuration names so.
+    /// The columns that the configuration lists under this name.
     Table(String),
-    /// Those that the timeframe was registered with.
+    /// The columns with which the timeframe was registered.
     Registered,
 }
 
 impl Columns {
-    /// From the two fields of a message, of which at most one may be there.
+    /// From the two fields of a message, of which at most one may be given.
     pub(super) fn of(
         columns: Option<ColumnList>,
         table: Option<String>,
@@ -108,84 +108,84 @@ impl Columns {
     }
 }
 
-/// For which times.
+/// Timestamps or time span of a request.
 #[derive(Debug, Clone)]
 pub enum When {
     /// The timestamps of a timeframe in flight.
     Timeframe(u64),
-    /// These, with the values of the keys beside them.
+    /// The timestamps of the request, with the values of the keys.
     Timestamps(TableRows),
     /// All effective spans between two times.
     Range(ValidityInterval),
-    /// The time of a run, which is looked up first.
+    /// The time span of a run, which is looked up first.
     Run(RunRange),
 }
 
 /// A request for a table.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Which columns.
+    /// The columns.
     pub columns: Columns,
-    /// For which times.
+    /// The timestamps or the time span.
     pub when: When,
-    /// Of a range without a step: so far apart are the timestamps that the spans are for, at most.
-    /// A span in which none of them may lie is refused.
+    /// Of a range without a step: longest pause in milliseconds between two neighbouring timestamps
+    /// that the spans will be joined with. A span that may contain none of them is refused.
     pub gap: Option<i64>,
-    /// Who reads.
+    /// Name of the consumer that reads the table.
     pub consumer: Option<String>,
-    /// For which session the objects are pinned.
+    /// Id of the session for which the objects are pinned.
     pub session: Option<String>,
-    /// The shape of the columns.
+    /// Arrow encoding of the columns.
     pub encoding: Encoding,
-    /// What stands in a cell.
+    /// Kind of the cells.
     pub cell: CellKind,
-    /// What the rows are.
+    /// Kind of the rows.
     pub view: View,
-    /// What happens where nothing is valid.
+    /// Treatment of timestamps at which no object is valid.
     pub missing: Missing,
-    /// Whether the timestamps come first.
+    /// Whether the timestamps are the first column.
     pub timestamps_column: bool,
-    /// Which versions are seen.
+    /// Limits on the creation time of the versions considered.
     pub limits: CreationLimits,
-    /// The only versions that there are.
+    /// The only versions considered.
     pub lock: Option<Vec<LockEntry>>,
-    /// How long it may take, the source included.
+    /// Maximum duration of the request, source included.
     pub wait: Duration,
 }
 
-/// Why a request is no request.
+/// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// It is not the JSON that is expected.
+    /// The body is not the expected JSON.
     #[error("this is no {what}: {reason}")]
     Malformed {
-        /// What was expected.
+        /// The expected message.
         what: &'static str,
-        /// What is wrong, unknown fields by name.
+        /// The reason; unknown fields are named.
         reason: String,
     },
-    /// A field says something impossible.
+    /// A field has an impossible value.
     #[error("{field}: {reason}")]
     Field {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// One is needed.
+    /// A required field is missing.
     #[error("one of {fields} is needed")]
     NoneOf {
-        /// Of these.
+        /// The fields, of which one is required.
         fields: &'static str,
     },
-    /// Only one may stand there.
+    /// More than one of several exclusive fields is given.
     #[error("only one of {fields} may be given")]
     TooMany {
-        /// Of these.
+        /// The fields, of which at most one may be given.
         fields: &'static str,
     },
-    /// The key columns do not fit.
+    /// The key columns do not fit the request.
     #[error(transparent)]
     Key(#[from] KeyError),
 }
@@ -231,7 +231,7 @@ struct Raw {
     wait_ms: Option<u64>,
 }
 
-/// Timestamps as a list of numbers and nulls.
+/// List of timestamps: numbers and nulls.
 struct Times(Timestamps);
 
 impl<'de> Deserialize<'de> for Times {
@@ -285,7 +285,7 @@ impl Raw {
         }
     }
 
-    /// For which times, if that is said.
+    /// The timestamps or the time span, if one is given.
     fn when(&mut self) -> Result<Option<When>, RequestError> {
         let keys = match self.keys.take() {
             Some(JsonKeys(keys)) => keys?,
@@ -317,13 +317,13 @@ impl Raw {
 }
 
 impl Request {
-    /// How long a request may take that does not say.
+    /// Maximum duration of a request that gives none.
     pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 
-    /// From JSON.
+    /// Parses a request from JSON.
     ///
     /// # Errors
-    /// [`RequestError`].
+    /// [`RequestError`], which names the faulty field.
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
         let mut raw: Raw = parse_json("request", json)?;
         let when = raw.when()?.ok_or(RequestError::NoneOf { fields: WHEN })?;
@@ -332,11 +332,12 @@ impl Request {
         Ok(request)
     }
 
-    /// From JSON without `timeframe`, `timestamps` and `range`: the request of an exchange, in which
-    /// the timestamps come later. Its tables can have null cells, since timestamps can.
+    /// Parses the request of an exchange, in which the timestamps follow as batches: JSON without
+    /// `timeframe`, `timestamps` and `range`. Its tables can have null cells, since timestamps can
+    /// be null.
     ///
     /// # Errors
-    /// [`RequestError`].
+    /// [`RequestError`], which names the faulty field.
     pub fn parse_template(json: &[u8]) -> Result<Self, RequestError> {
         let mut raw: Raw = parse_json("request", json)?;
         if raw.when()?.is_some() {
@@ -377,7 +378,7 @@ impl Request {
         })
     }
 
-    /// Whether it sees all versions that the service sees.
+    /// Whether it considers all versions that the service knows.
     #[doc(hidden)]
     pub fn is_plain(&self) -> bool {
         self.limits == CreationLimits::default() && self.lock.is_none()
@@ -421,7 +422,7 @@ impl Request {
     }
 }
 
-/// JSON of a known form.
+/// Parses JSON; `what` names the message in the error.
 pub(super) fn parse_json<'a, T: Deserialize<'a>>(
     what: &'static str,
     json: &'a [u8],
