@@ -1,4 +1,4 @@
-//! What a client asks for.
+//! Requests of a client.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::index::{KeyColumn, KeyValue, Timestamps};
 use crate::interval::Timestamp;
 
-/// A request for a table, built step by step; what is wrong with it is said by the service.
+/// Builder of a request for a table. The service checks it.
 ///
 /// ```
 /// use iovcache::client::TableRequest;
@@ -30,7 +30,7 @@ pub struct TableRequest {
 }
 
 impl TableRequest {
-    /// Asks for nothing yet.
+    /// A request without columns and timestamps.
     pub fn new() -> Self {
         Self::default()
     }
@@ -40,14 +40,14 @@ impl TableRequest {
         self
     }
 
-    /// One more column with the objects of `path`.
+    /// Adds a column with the objects of `path`.
     #[must_use]
     pub fn column(mut self, name: impl Into<String>, path: impl Into<String>) -> Self {
         self.columns.push((name.into(), Value::from(path.into())));
         self
     }
 
-    /// One more column with the objects of `path` that have this metadata, key by key.
+    /// Adds a column with the objects of `path` that have all of this metadata.
     #[must_use]
     pub fn column_with_metadata(
         mut self,
@@ -67,105 +67,107 @@ impl TableRequest {
         self
     }
 
-    /// One more column as the request's schema describes it: a path, or an object with path, key and
-    /// more.
+    /// Adds a column in the form of the request's schema: a path, or an object with a path, a key
+    /// and further fields.
     #[must_use]
     pub fn column_value(mut self, name: impl Into<String>, column: Value) -> Self {
         self.columns.push((name.into(), column));
         self
     }
 
-    /// Any field of the request by name, as `schemas/request.schema.json` describes it; the service
-    /// refuses those that it does not know.
+    /// Sets any field of the request by name, as `schemas/request.schema.json` describes it. The
+    /// service refuses unknown fields.
     #[must_use]
     pub fn field(mut self, name: impl Into<String>, value: Value) -> Self {
         self.fields.insert(Cow::Owned(name.into()), value);
         self
     }
 
-    /// The columns of a table that the service's configuration names, instead of own ones.
+    /// Requests the columns of a table of the service's configuration, instead of own columns.
     #[must_use]
     pub fn table(self, name: impl Into<String>) -> Self {
         self.with("table", name.into())
     }
 
-    /// One row per timestamp (ms since the Unix epoch); `None` gives a null cell.
+    /// One row per timestamp, in milliseconds since the Unix epoch; `None` gives a null cell.
     #[must_use]
     pub fn timestamps<T: Into<Option<i64>>>(self, at: impl IntoIterator<Item = T>) -> Self {
         let at: Timestamps = at.into_iter().map(Into::into).collect();
         self.shared_timestamps(Arc::new(at))
     }
 
-    /// The same with timestamps that the caller keeps: in which order they are is found out once for
-    /// all requests.
+    /// Like [`timestamps`](Self::timestamps), with timestamps that requests share; their order is
+    /// determined once for all requests.
     #[must_use]
     pub fn shared_timestamps(mut self, at: Arc<Timestamps>) -> Self {
         self.timestamps = Some(at);
         self
     }
 
-    /// The values of a key on which columns depend, one per timestamp.
+    /// Values of a key on which columns depend, one per timestamp.
     #[must_use]
     pub fn key(mut self, name: impl Into<String>, values: KeyColumn) -> Self {
         self.keys.push((name.into(), values));
         self
     }
 
-    /// One row per `step` ms from `from` (inside) to `until` (not inside).
+    /// One row per `step` ms from `from` (inclusive) to `until` (exclusive), in milliseconds since
+    /// the Unix epoch.
     #[must_use]
     pub fn range(self, from: i64, until: i64, step: i64) -> Self {
         self.with("range", serde_json::json!({"from": from, "until": until, "step": step}))
     }
 
-    /// One row per `step` ms of the time of a run.
+    /// One row per `step` ms of the time span of a run.
     #[must_use]
     pub fn run(self, run: i64, step: i64) -> Self {
         self.with("range", serde_json::json!({"run": run, "step": step}))
     }
 
-    /// All effective spans in the time of a run, instead of rows.
+    /// All effective spans in the time span of a run, instead of rows.
     #[must_use]
     pub fn intervals_of_run(self, run: i64) -> Self {
         self.with("range", serde_json::json!({"run": run})).view("intervals")
     }
 
-    /// All effective spans between `from` and `until`, instead of rows.
+    /// All effective spans between `from` (inclusive) and `until` (exclusive), in milliseconds
+    /// since the Unix epoch, instead of rows.
     #[must_use]
     pub fn intervals(self, from: i64, until: i64) -> Self {
         self.with("range", serde_json::json!({"from": from, "until": until})).view("intervals")
     }
 
-    /// The timestamps, and unless others are named the columns, of a timeframe in flight.
+    /// The timestamps of a timeframe in flight, and its columns unless the request has own columns.
     #[must_use]
     pub fn timeframe(self, timeframe: u64) -> Self {
         self.with("timeframe", timeframe)
     }
 
-    /// The consumer that reads a timeframe.
+    /// Name of the consumer that reads a timeframe.
     #[must_use]
     pub fn consumer(self, name: impl Into<String>) -> Self {
         self.with("consumer", name.into())
     }
 
-    /// `rows` (default), `objects`, `intervals` or `chunks`.
+    /// View: `rows` (default), `objects`, `intervals`, `chunks` or `distinct`.
     #[must_use]
     pub fn view(self, view: impl Into<String>) -> Self {
         self.with("view", view.into())
     }
 
-    /// `dictionary`, `run_end` or `plain`.
+    /// Encoding of the columns: `dictionary`, `run_end` or `plain`.
     #[must_use]
     pub fn encoding(self, encoding: impl Into<String>) -> Self {
         self.with("encoding", encoding.into())
     }
 
-    /// `binary` (default), `struct`, `o2` or `payload`.
+    /// Kind of the cells: `binary` (default), `struct`, `o2` or `payload`.
     #[must_use]
     pub fn cell(self, cell: impl Into<String>) -> Self {
         self.with("cell", cell.into())
     }
 
-    /// Where nothing is valid, a null cell instead of an error.
+    /// A null cell instead of an error at timestamps at which no object is valid.
     #[must_use]
     pub fn missing_as_null(self) -> Self {
         self.with("missing", "null")
@@ -177,46 +179,46 @@ impl TableRequest {
         self.with("timestamps_column", true)
     }
 
-    /// Only versions created at or before `millis`.
+    /// Considers only versions created at or before `millis`, since the Unix epoch.
     #[must_use]
     pub fn not_after(self, millis: i64) -> Self {
         self.with("not_after", millis)
     }
 
-    /// Only versions created at or after `millis`.
+    /// Considers only versions created at or after `millis`, since the Unix epoch.
     #[must_use]
     pub fn not_before(self, millis: i64) -> Self {
         self.with("not_before", millis)
     }
 
-    /// The very versions of an earlier table: the rows of its `objects` view.
+    /// Requests exactly the versions of an earlier table, given by the rows of its `objects` view.
     #[must_use]
     pub fn lock(self, rows: Vec<Value>) -> Self {
         self.with("lock", rows)
     }
 
-    /// How long the service may take, its source included.
+    /// Maximum duration of the request in the service, source included.
     #[must_use]
     pub fn wait(self, limit: Duration) -> Self {
         self.with("wait_ms", u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Names the session, as the client does for what it asks by itself.
+    /// Sets the session, as the client does in its own requests.
     pub(super) fn session(self, session: &str) -> Self {
         self.with("session", session)
     }
 
-    /// Whether columns depend on keys that are given.
+    /// Whether columns depend on keys given in the request.
     pub(super) fn has_keys(&self) -> bool {
         !self.keys.is_empty() || self.fields.contains_key("keys")
     }
 
-    /// The timestamps that the client has.
+    /// The timestamps of the request, if they are in memory.
     pub(super) fn held(&self) -> Option<&Arc<Timestamps>> {
         self.timestamps.as_ref()
     }
 
-    /// Name, and path or more, of each column.
+    /// The columns: name, and path or description.
     pub(super) fn columns(&self) -> &[(String, Value)] {
         &self.columns
     }
@@ -227,12 +229,12 @@ impl TableRequest {
         self.with("range", range).view("intervals")
     }
 
-    /// How long the service may take, if that is said.
+    /// Maximum duration of the request, if it is given.
     pub(super) fn patience(&self) -> Option<Duration> {
         self.get("wait_ms").and_then(Value::as_u64).map(Duration::from_millis)
     }
 
-    /// The same without a field.
+    /// The request without a field.
     pub(super) fn without(mut self, field: &str) -> Self {
         self.fields.remove(field);
         self
@@ -242,14 +244,14 @@ impl TableRequest {
         self.fields.get(field)
     }
 
-    /// The value of `field`, set to `value` if it is not there.
+    /// Sets `field` to `value` unless it is set.
     pub(super) fn or(self, field: &'static str, value: &str) -> Self {
         if self.fields.contains_key(field) { self } else { self.with(field, value) }
     }
 
-    /// The request as it crosses the wire (`schemas/request.schema.json`).
+    /// The request as JSON (`schemas/request.schema.json`).
     pub fn to_json(&self) -> String {
-        // The order of the columns counts, and serde_json's map would sort them.
+        // The order of the columns matters, and serde_json's map would sort them.
         struct Columns<'a>(&'a [(String, Value)]);
         impl Serialize for Columns<'_> {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -298,7 +300,7 @@ impl TableRequest {
         let timestamps = self.timestamps.as_deref().map(Times);
         let keys = (!self.keys.is_empty()).then_some(KeysByName(&self.keys));
         let message = Message { columns, fields: &self.fields, timestamps, keys };
-        // Strings and values of JSON: nothing in them can fail.
+        // Strings and JSON values: serialising them cannot fail.
         serde_json::to_string(&message).unwrap_or_default()
     }
 }
