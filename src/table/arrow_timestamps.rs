@@ -1,4 +1,5 @@
-//! Reads timestamps from Arrow: each supported type is converted exactly, or refused.
+//! Reads timestamps from Arrow: each supported type is converted to milliseconds, finer units
+//! rounded down, or refused.
 
 use std::sync::Arc;
 
@@ -193,8 +194,8 @@ fn together(parts: &[Timestamps]) -> Result<Timestamps, TimestampsError> {
 }
 
 /// Timestamps of a received batch that has one column, plain and without nulls: read in place, or
-/// copied once if they are not aligned. `None`: the batch has another form or contradicts itself,
-/// and arrow's decoder must read it.
+/// copied if they are short. `None`: the batch has another form or contradicts itself, and arrow's
+/// decoder must read it.
 #[cfg(feature = "server")]
 pub(crate) fn plain_timestamps(
     schema: &Schema,
@@ -275,7 +276,7 @@ pub fn timestamps_from_array(
             let dictionary = array.as_any_dictionary_opt().ok_or_else(wrong_type)?;
             let values = timestamps_from_array(column, dictionary.values())?;
             if values.is_empty() {
-                // Then every key is null.
+                // Without values, every key is null.
                 let nothing = ScalarBuffer::from(vec![0; array.len()]);
                 return Ok(Timestamps::new(nothing, Some(NullBuffer::new_null(array.len()))));
             }

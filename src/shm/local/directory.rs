@@ -165,8 +165,8 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// A directory of the instance `epoch` with at least `entries` entries, and at least
-    /// [`PROBES`].
+    /// A directory of the instance `epoch`. `entries` is rounded up to a power of two, and to at
+    /// least [`PROBES`].
     ///
     /// # Errors
     /// The error of the system.
