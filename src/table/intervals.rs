@@ -43,7 +43,7 @@ impl ColumnSpans {
         Self { starts: vec![i64::MIN], cells: vec![None], empty }
     }
 
-    /// Appends a span; returns whether it begins at or after the end of the last one.
+    /// Appends a span; returns `false` if it is empty or overlaps the last one.
     fn push(&mut self, from: i64, until: i64, cell: (usize, usize)) -> bool {
         let Some(&last) = self.starts.last() else { return false };
         if from < last || from >= until {
@@ -62,7 +62,8 @@ impl ColumnSpans {
     /// Spans of the columns `names` from the batches of an intervals view.
     ///
     /// # Errors
-    /// [`DecodeError`] if a column is missing or unknown, or if spans of one column overlap.
+    /// [`DecodeError`] if the batches have other columns, a span is of a column that is not in `names`,
+    /// or spans of one column overlap.
     #[doc(hidden)]
     pub fn of_batches(names: &[&str], batches: &[RecordBatch]) -> Result<Vec<Self>, DecodeError> {
         let places: HashMap<&str, usize> = names.iter().copied().zip(0..).collect();

@@ -71,7 +71,7 @@ impl Meta {
 }
 
 impl TableLayout {
-    /// Arrow schema of the table.
+    /// Arrow schema of the table; [`View`] lists the columns.
     pub fn schema(&self) -> SchemaRef {
         let fields = match self.view {
             View::Rows => self.row_fields(),

@@ -50,16 +50,22 @@ pub enum CellKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum View {
-    /// One row per timestamp.
+    /// One row per timestamp: optionally `timestamp` (Int64, milliseconds), then a column of cells for
+    /// each requested column.
     #[default]
     Rows,
-    /// One row per run, with the version that served it.
+    /// One row per run, with the version that served it: `column`, `path` (Utf8), `row_start`,
+    /// `row_end` (Int64), `object_id` (Utf8), `valid_from`, `valid_until`, `created` (Int64,
+    /// milliseconds), `size` in bytes, `generation` (UInt64), `cache` (Utf8), `metadata` (Map), and
+    /// `key` (Utf8) if a column depends on a key.
     Objects,
-    /// One row per effective span that touches a range.
+    /// One row per effective span that touches a range: `column`, `path` (Utf8, also run-end encoded),
+    /// `from`, `until` (Int64, milliseconds), `object_id` (Utf8), `cell`.
     Intervals,
-    /// One row per chunk of one object.
+    /// One row per chunk of one object: `offset` in bytes (Int64), `bytes` (Binary).
     Chunks,
-    /// One row per distinct object of a column.
+    /// One row per distinct object of a column: `column`, `path` (Utf8, also run-end encoded),
+    /// `object_id` (Utf8), `cell`, `first_row`, `rows` (Int64).
     Distinct,
 }
 
