@@ -157,7 +157,6 @@ typedef struct iovc_meta_header_t {
  *
  * Both functions are called from any thread, also from several at a time. They must not wait for
  * memory, throw, or call into the cache. They are not called after iovc_cache_close has returned.
- * memory, throw, or call into the cache. After iovc_cache_close has returned neither is called.
  */
 typedef struct iovc_host_memory_t {
   /**

@@ -141,8 +141,8 @@ pub unsafe extern "C" fn iovc_cache_open(
 
 /// Closes a cache: its objects are released, and its attach socket is removed. Null is allowed.
 ///
-/// Attached processes can still read objects that they have resolved, but resolve no further ones.
-/// Close the handles of iovc_cache_attach first.
+/// Attached processes can still read objects that they have resolved, but no header resolves any
+/// more. Close the handles of iovc_cache_attach first.
 ///
 /// # Safety
 /// `cache` is null or a handle that was not closed yet and is not used any more.
@@ -245,8 +245,8 @@ pub unsafe extern "C" fn iovc_cache_consumed(
     })
 }
 
-/// Reports that a consumer has finished with all timeframes below `oldest_possible`. This value
-/// never decreases: a lower one has no effect.
+/// Reports that a consumer has finished with all timeframes below `oldest_possible`, the oldest one
+/// that it may still need. The value never decreases: a lower one has no effect.
 ///
 /// # Safety
 /// `cache` is null or a handle, `consumer` is null or ends with a 0.

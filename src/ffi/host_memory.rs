@@ -14,7 +14,6 @@ use crate::shm::{HostAllocator, HostBuffer, HostMemory, MetaHeader};
 ///
 /// Both functions are called from any thread, also from several at a time. They must not wait for
 /// memory, throw, or call into the cache. They are not called after iovc_cache_close has returned.
-/// memory, throw, or call into the cache. After iovc_cache_close has returned neither is called.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct HostMemoryFunctions {
@@ -44,7 +43,7 @@ type AllocateFunction =
 type ReleaseFunction = unsafe extern "C" fn(*mut c_void, *const MetaHeader);
 
 impl HostMemoryFunctions {
-    /// If a function is null.
+    /// # Errors
     /// If a function is null.
     ///
     /// # Safety
