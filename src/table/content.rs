@@ -19,6 +19,9 @@ pub trait Objects: fmt::Debug + Send + Sync {
 
     /// Payload of the object.
     fn bytes(&self, number: u32) -> &[u8];
+
+    /// Called for each frame that a client takes, so that a slow client that reads keeps its lease.
+    fn note_reading(&self) {}
 }
 
 /// Where an object came from.

@@ -14,8 +14,9 @@ use super::cells::{cell_array, run_array};
 use super::content::{Cell, Column, Content, IntervalColumn, Objects, TableBody};
 use super::encode_error::EncodeError;
 use super::ipc::{BatchMessages, MessageWriter};
-use super::ipc_body::{Dictionaries, RowWindow, payload_dictionaries, with_payloads};
+use super::ipc_body::{Dictionaries, Payloads, RowWindow, payload_dictionaries, with_payloads};
 use super::layout::TableLayout;
+use super::part::PayloadPins;
 use super::records::{
     MAX_CELL_BYTES, PAYLOAD_BATCH_BYTES, RECORD_BYTES, RECORD_FIXED_BYTES, RECORD_ROWS,
     RecordCursor,
@@ -94,16 +95,25 @@ impl Iterator for Batches {
 /// Iterator over the batches as messages: for each batch the dictionaries that it needs, then the
 /// batch.
 pub struct EncodedMessages {
+    pins: Arc<PayloadPins>,
     batches: Batches,
     writer: MessageWriter,
     dictionaries: Arc<Dictionaries>,
+}
+
+impl EncodedMessages {
+    /// The pins of the payloads that the messages name. The messages hold them until all parts are
+    /// read, or until they are withdrawn.
+    pub fn payload_pins(&self) -> &Arc<PayloadPins> {
+        &self.pins
+    }
 }
 
 impl Iterator for EncodedMessages {
     type Item = Result<BatchMessages, EncodeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let Self { batches, writer, dictionaries } = self;
+        let Self { pins, batches, writer, dictionaries } = self;
         if batches.over {
             return None;
         }
@@ -113,10 +123,10 @@ impl Iterator for EncodedMessages {
                 if shape.view == View::Rows
                     && matches!(shape.cell, CellKind::Binary | CellKind::Payload) =>
             {
-                batches.row_messages(&columns, &timestamps, dictionaries)
+                batches.row_messages(&columns, &timestamps, dictionaries, pins)
             }
             TableBody::Intervals(columns) if shape.cell == CellKind::Payload => {
-                batches.interval_messages(&columns, writer)
+                batches.interval_messages(&columns, writer, pins)
             }
             _ => return Some(batches.next()?.and_then(|batch| writer.write(&batch))),
         };
@@ -130,6 +140,7 @@ impl Batches {
     /// tables.
     pub fn into_messages(self, dictionaries: Arc<Dictionaries>) -> EncodedMessages {
         EncodedMessages {
+            pins: PayloadPins::new(Arc::clone(&self.content.objects)),
             writer: MessageWriter::after_schema(&self.schema),
             batches: self,
             dictionaries,
@@ -170,6 +181,7 @@ impl Batches {
         columns: &[Column],
         timestamps: &Timestamps,
         kept: &Dictionaries,
+        pins: &Arc<PayloadPins>,
     ) -> Result<BatchMessages, EncodeError> {
         let shape = Arc::clone(&self.shape);
         if self.next == 0 {
@@ -177,15 +189,15 @@ impl Batches {
         }
         let (from, until) = self.next_rows(columns, timestamps)?;
         let timestamps = shape.timestamps_column.then_some(timestamps);
-        let objects = &self.content.objects;
-        let window = RowWindow { columns, timestamps, from, until, cell: shape.cell, objects };
+        let payloads = Payloads { objects: self.objects(), pins };
+        let window = RowWindow { columns, timestamps, from, until, cell: shape.cell, payloads };
         let (dictionaries, batch) = match shape.encoding {
             Encoding::RunEnd => (Arc::default(), window.run_end()),
             Encoding::Plain => (Arc::default(), window.plain()),
             Encoding::Dictionary if from > 0 => (Arc::default(), window.dictionary()),
             Encoding::Dictionary => {
                 let dictionaries = match shape.cell {
-                    CellKind::Payload => payload_dictionaries(columns, objects),
+                    CellKind::Payload => payload_dictionaries(columns, payloads),
                     _ => kept.messages(columns),
                 };
                 (dictionaries, window.dictionary())
@@ -199,13 +211,14 @@ impl Batches {
         &mut self,
         columns: &[IntervalColumn],
         writer: &mut MessageWriter,
+        pins: &Arc<PayloadPins>,
     ) -> Result<BatchMessages, EncodeError> {
-        let objects = Arc::clone(&self.content.objects);
         let (mut arrays, cells) = self.next_intervals(columns)?;
         let empty = OffsetBuffer::<i64>::new_zeroed(cells.len());
         arrays.push(Arc::new(LargeBinaryArray::try_new(empty, Buffer::default(), None)?));
         let messages = writer.write(&self.batch(arrays, cells.len())?)?;
-        let batch = with_payloads(&messages.batch, &cells, &objects)?;
+        let batch =
+            with_payloads(&messages.batch, &cells, Payloads { objects: self.objects(), pins })?;
         Ok(BatchMessages { batch, ..messages })
     }
 

@@ -12,20 +12,21 @@ use arrow_ipc::writer::{
     IpcWriteOptions,
 };
 use arrow_schema::{DataType, Schema};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::encode_error::EncodeError;
+use super::part::Part;
 
 /// One IPC message: schema, dictionary or batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Message {
     /// The flatbuffer (`data_header` of FlightData).
     pub header: Bytes,
     /// The buffers (`data_body` of FlightData), or the first part of them.
     pub body: Bytes,
-    /// The parts of the buffers after `body`. Large objects are parts of their own: their bytes
-    /// stay in shared memory and are pinned until the part is dropped.
-    pub rest: Vec<Bytes>,
+    /// The parts of the buffers after `body`. The payload of a large object is a part of its own,
+    /// which stays in shared memory until it is sent.
+    pub rest: Vec<Part>,
 }
 
 impl Message {
@@ -34,25 +35,46 @@ impl Message {
         Self { header, body, rest: Vec::new() }
     }
 
-    /// The parts of the buffers, in order.
-    pub fn parts(&self) -> impl Iterator<Item = &Bytes> {
-        [&self.body].into_iter().chain(&self.rest)
+    /// All buffers in one piece. Copies the payloads.
+    ///
+    /// # Errors
+    /// [`EncodeError::LeaseEnded`] if the lease of the table has ended.
+    pub fn whole_body(&self) -> Result<Bytes, EncodeError> {
+        if self.rest.is_empty() {
+            return Ok(self.body.clone());
+        }
+        let mut body = BytesMut::with_capacity(self.body.len() + self.rest_bytes());
+        body.extend_from_slice(&self.body);
+        for mut part in self.rest.iter().cloned() {
+            body.extend_from_slice(&part.take_front(usize::MAX)?);
+        }
+        Ok(body.freeze())
+    }
+
+    /// Size of the parts after `body` in bytes.
+    pub fn rest_bytes(&self) -> usize {
+        self.rest.iter().map(Part::len).sum()
     }
 
     /// Size of the header and all buffers in bytes.
     pub fn bytes(&self) -> usize {
-        self.header.len() + self.parts().map(Bytes::len).sum::<usize>()
+        self.header.len() + self.body.len() + self.rest_bytes()
     }
+}
 
-    /// Whether both messages share their memory, and so need not be compared.
-    pub fn is(&self, other: &Self) -> bool {
-        let same =
-            |one: &Bytes, other: &Bytes| (one.as_ptr(), one.len()) == (other.as_ptr(), other.len());
-        same(&self.header, &other.header)
-            && same(&self.body, &other.body)
-            && self.rest.is_empty()
+/// Payloads in shared memory are not compared: a message with such payloads equals no message.
+impl PartialEq for Message {
+    fn eq(&self, other: &Self) -> bool {
+        self.rest.is_empty()
             && other.rest.is_empty()
+            && is_same(&self.header, &other.header)
+            && is_same(&self.body, &other.body)
     }
+}
+
+/// Compares addresses before bytes: cached messages are the same memory.
+fn is_same(one: &Bytes, other: &Bytes) -> bool {
+    (one.as_ptr(), one.len()) == (other.as_ptr(), other.len()) || one == other
 }
 
 /// Messages of one batch.

@@ -23,6 +23,7 @@ use super::cells::NOTHING;
 use super::content::{Cell, Column, Objects};
 use super::encode_error::EncodeError;
 use super::ipc::Message;
+use super::part::{ObjectPart, Part, PayloadPins};
 use super::request::CellKind;
 use crate::index::Timestamps;
 use crate::shm::MetaHeader;
@@ -40,22 +41,18 @@ const SHARED_BYTES: usize = 4 << 10;
 struct BodyBuffers {
     /// The bytes after `parts`.
     bytes: Vec<u8>,
-    parts: Vec<Bytes>,
+    parts: Vec<Part>,
     /// Total length of the parts.
     parts_bytes: usize,
     buffers: Vec<Buffer>,
 }
 
-/// Bytes of an object in place; `objects` keeps them there.
-struct ObjectBytes {
-    objects: Arc<dyn Objects>,
-    number: u32,
-}
-
-impl AsRef<[u8]> for ObjectBytes {
-    fn as_ref(&self) -> &[u8] {
-        self.objects.bytes(self.number)
-    }
+/// Payloads of a table, for copying into a message or for parts of it.
+#[derive(Clone, Copy)]
+pub(super) struct Payloads<'a> {
+    pub(super) objects: &'a dyn Objects,
+    /// The same objects, for the parts of messages.
+    pub(super) pins: &'a Arc<PayloadPins>,
 }
 
 impl BodyBuffers {
@@ -82,7 +79,7 @@ impl BodyBuffers {
         self.buffers.push(Buffer::new(start as i64, length as i64));
     }
 
-    fn part(&mut self, part: Bytes) {
+    fn part(&mut self, part: Part) {
         if !part.is_empty() {
             self.parts_bytes += part.len();
             self.parts.push(part);
@@ -108,9 +105,10 @@ impl BodyBuffers {
     fn payloads<'a>(
         &mut self,
         cells: impl Iterator<Item = Option<&'a Cell>> + Clone,
-        objects: &Arc<dyn Objects>,
+        payloads: Payloads<'_>,
     ) {
-        let payload = |cell: Option<&Cell>| cell.map_or(&[][..], |cell| objects.bytes(cell.object));
+        let payload =
+            |cell: Option<&Cell>| cell.map_or(&[][..], |cell| payloads.objects.bytes(cell.object));
         self.buffer(|bytes| {
             let mut end = 0_i64;
             bytes.extend_from_slice(&end.to_le_bytes());
@@ -120,7 +118,6 @@ impl BodyBuffers {
             }
         });
         let start = self.len();
-        let mut last: Option<(u32, Bytes)> = None;
         for cell in cells {
             let Some(Cell { object: number, .. }) = cell else { continue };
             let bytes = payload(cell);
@@ -129,16 +126,8 @@ impl BodyBuffers {
                 continue;
             }
             let before = std::mem::take(&mut self.bytes);
-            self.part(before.into());
-            let part = match last.take().filter(|(known, _)| known == number) {
-                Some((_, part)) => part,
-                None => {
-                    let objects = Arc::clone(objects);
-                    Bytes::from_owner(ObjectBytes { objects, number: *number })
-                }
-            };
-            self.part(part.clone());
-            last = Some((*number, part));
+            self.part(Part::Own(before.into()));
+            self.part(Part::Object(ObjectPart::new(payloads.pins, *number, bytes.len())));
         }
         self.end_buffer(start);
     }
@@ -148,13 +137,13 @@ impl BodyBuffers {
         &mut self,
         cells: impl ExactSizeIterator<Item = Option<&'a Cell>> + Clone,
         kind: CellKind,
-        objects: &Arc<dyn Objects>,
+        payloads: Payloads<'_>,
     ) -> FieldNode {
         let nulls = cells.clone().filter(Option::is_none).count();
         let count = cells.len();
         self.validity(nulls, cells.clone().map(|cell| cell.is_some()));
         match kind {
-            CellKind::Payload => self.payloads(cells, objects),
+            CellKind::Payload => self.payloads(cells, payloads),
             _ => self.buffer(|bytes| {
                 for cell in cells {
                     let header = cell.map_or(NOTHING, |cell| cell.header);
@@ -170,7 +159,7 @@ impl BodyBuffers {
         let body_bytes = self.len();
         let Self { bytes, mut parts, buffers, .. } = self;
         if !bytes.is_empty() {
-            parts.push(bytes.into());
+            parts.push(Part::Own(bytes.into()));
         }
         let room = buffers.len() * 16 + nodes.len() * 16 + 256;
         let mut builder = FlatBufferBuilder::with_capacity(room);
@@ -198,9 +187,13 @@ impl BodyBuffers {
         let message = message.finish();
         builder.finish(message, None);
         let header = builder.finished_data().to_vec().into();
-        let mut parts = parts.into_iter();
-        let body = parts.next().unwrap_or_default();
-        Message { header, body, rest: parts.collect() }
+        let mut rest = parts.into_iter().peekable();
+        let own = rest.next_if(|part| matches!(part, Part::Own(_)));
+        let body = match own {
+            Some(Part::Own(bytes)) => bytes,
+            _ => Bytes::new(),
+        };
+        Message { header, body, rest: rest.collect() }
     }
 }
 
@@ -267,13 +260,10 @@ fn dictionary_message(cells: &[Cell], id: i64) -> Message {
 }
 
 /// Dictionaries of columns whose cells are payloads, in the order of the columns.
-pub(super) fn payload_dictionaries(
-    columns: &[Column],
-    objects: &Arc<dyn Objects>,
-) -> Arc<[Message]> {
+pub(super) fn payload_dictionaries(columns: &[Column], payloads: Payloads<'_>) -> Arc<[Message]> {
     let message = |(column, id): (&Column, i64)| {
         let mut body = BodyBuffers::default();
-        let node = body.cells(column.cells.iter().map(Some), CellKind::Payload, objects);
+        let node = body.cells(column.cells.iter().map(Some), CellKind::Payload, payloads);
         body.into_message(column.cells.len(), &[node], Some(id))
     };
     columns.iter().zip(0..).map(message).collect()
@@ -287,7 +277,7 @@ pub(super) fn payload_dictionaries(
 pub(super) fn with_payloads(
     message: &Message,
     cells: &[Option<&Cell>],
-    objects: &Arc<dyn Objects>,
+    payloads: Payloads<'_>,
 ) -> Result<Message, EncodeError> {
     let wrong = |reason: String| EncodeError::Arrow { reason };
     let parsed = root_as_message(&message.header).map_err(|error| wrong(error.to_string()))?;
@@ -301,7 +291,7 @@ pub(super) fn with_payloads(
     let bytes = message.body.get(..end).ok_or_else(|| wrong("no body".to_owned()))?.to_vec();
     let mut body = BodyBuffers { bytes, buffers, ..BodyBuffers::default() };
     body.buffer(|_| {});
-    body.payloads(cells.iter().copied(), objects);
+    body.payloads(cells.iter().copied(), payloads);
     Ok(body.into_message(cells.len(), &nodes, None))
 }
 
@@ -314,7 +304,7 @@ pub(super) struct RowWindow<'a> {
     pub(super) until: usize,
     /// Kind of the cells: binary or payload.
     pub(super) cell: CellKind,
-    pub(super) objects: &'a Arc<dyn Objects>,
+    pub(super) payloads: Payloads<'a>,
 }
 
 impl RowWindow<'_> {
@@ -381,7 +371,7 @@ impl RowWindow<'_> {
                 ends.for_each(|end| bytes.extend_from_slice(&end.to_le_bytes()));
             });
             let cells = runs.iter().map(|run| run.cell.map(|cell| &column.cells[cell as usize]));
-            nodes.push(body.cells(cells, self.cell, self.objects));
+            nodes.push(body.cells(cells, self.cell, self.payloads));
         }
         body.into_message(self.rows(), &nodes, None)
     }
@@ -421,7 +411,7 @@ impl RowWindow<'_> {
             let runs = self.runs(column);
             if self.cell == CellKind::Payload {
                 let rows = runs.flat_map(|(rows, place)| std::iter::repeat_n(cell(place), rows));
-                body.payloads(rows, self.objects);
+                body.payloads(rows, self.payloads);
                 continue;
             }
             body.buffer(|bytes| {
