@@ -432,8 +432,8 @@ iovc_status_t iovc_cache_open(const struct iovc_cache_options_t *options,
 /**
  * Closes a cache: its objects are released, and its attach socket is removed. Null is allowed.
  *
- * Attached processes can still read objects that they have resolved, but resolve no further ones.
- * Close the handles of iovc_cache_attach first.
+ * Attached processes can still read objects that they have resolved, but no header resolves any
+ * more. Close the handles of iovc_cache_attach first.
  *
  * # Safety
  * `cache` is null or a handle that was not closed yet and is not used any more.
@@ -477,8 +477,8 @@ iovc_status_t iovc_cache_consumed(const struct iovc_cache_t *cache,
                                   const char *consumer);
 
 /**
- * Reports that a consumer has finished with all timeframes below `oldest_possible`. This value
- * never decreases: a lower one has no effect.
+ * Reports that a consumer has finished with all timeframes below `oldest_possible`, the oldest one
+ * that it may still need. The value never decreases: a lower one has no effect.
  *
  * # Safety
  * `cache` is null or a handle, `consumer` is null or ends with a 0.
@@ -990,8 +990,8 @@ iovc_status_t iovc_cache_open(const struct iovc_cache_options_t *options,
 /**
  * Closes a cache: its objects are released, and its attach socket is removed. Null is allowed.
  *
- * Attached processes can still read objects that they have resolved, but resolve no further ones.
- * Close the handles of iovc_cache_attach first.
+ * Attached processes can still read objects that they have resolved, but no header resolves any
+ * more. Close the handles of iovc_cache_attach first.
  *
  * # Safety
  * `cache` is null or a handle that was not closed yet and is not used any more.
@@ -1035,8 +1035,8 @@ iovc_status_t iovc_cache_consumed(const struct iovc_cache_t *cache,
                                   const char *consumer);
 
 /**
- * Reports that a consumer has finished with all timeframes below `oldest_possible`. This value
- * never decreases: a lower one has no effect.
+ * Reports that a consumer has finished with all timeframes below `oldest_possible`, the oldest one
+ * that it may still need. The value never decreases: a lower one has no effect.
  *
  * # Safety
  * `cache` is null or a handle, `consumer` is null or ends with a 0.

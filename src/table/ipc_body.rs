@@ -51,7 +51,7 @@ struct BodyBuffers {
 #[derive(Clone, Copy)]
 pub(super) struct Payloads<'a> {
     pub(super) objects: &'a dyn Objects,
-    /// The same objects, for the parts of messages.
+    /// Keeps these objects in place for the parts of messages.
     pub(super) pins: &'a Arc<PayloadPins>,
 }
 
