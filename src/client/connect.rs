@@ -144,7 +144,7 @@ impl ServiceAddress {
             _ => return Err(wrong("it needs a port from 1 to 65535")),
         }
         if format!("http://{host}").parse::<Uri>().is_err() {
-            return Err(wrong("its host is none"));
+            return Err(wrong("its host is not valid"));
         }
         Ok(match secured {
             Some(_) => Self::Tls(format!("https://{host}")),
@@ -176,7 +176,7 @@ impl ServiceAddress {
         options: &ClientOptions,
     ) -> Result<FlightClient, ClientError> {
         if options.token.is_some() && self.is_overheard() && !options.insecure {
-            let reason = "it would travel in the clear: use grpc+tls://, or say that it may";
+            let reason = "it would travel in the clear: use grpc+tls://, or allow that (insecure)";
             return Err(ClientError::Token { reason });
         }
         let bearer = Bearer::new(options.token.as_ref())?;

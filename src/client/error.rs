@@ -89,10 +89,10 @@ pub enum ClientError {
         limit_millis: u128,
     },
     /// The process was forked; the connection and the session belong to the parent.
-    #[error("this process was forked, and the client is its parent's: connect anew in the child")]
+    #[error("this process was forked, and its parent owns the client: connect again in the child")]
     ForkedProcess,
     /// The versions of a table were requested again, and other versions would serve it now.
-    #[error("versions were put since the table was made: ask for the table anew")]
+    #[error("versions were stored since the table was made: request the table again")]
     Changed,
     /// The client or the table is closed.
     #[error("the {what} is closed")]

@@ -98,7 +98,7 @@ impl Client {
                 },
                 CellValue::Null => None,
                 CellValue::O2 { .. } | CellValue::Payload(_) => {
-                    return Err(answer("cells of another kind than asked for came"));
+                    return Err(answer("the cells are not of the requested kind"));
                 }
             };
             keys.resize(end, key);

@@ -82,7 +82,7 @@ fn check_extent<T>(count: usize, name: &str) -> Result<(), CallFailure> {
     match count.checked_mul(size_of::<T>()) {
         Some(bytes) if isize::try_from(bytes).is_ok() => Ok(()),
         _ => {
-            let reason = format!("[IOV-7102] {count} are more {name} than memory can hold");
+            let reason = format!("[IOV-7102] {count} {name} exceed the address space");
             Err(CallFailure::new(ErrorKind::InvalidArgument, reason))
         }
     }

@@ -169,7 +169,7 @@ pub unsafe extern "C" fn iovc_attach_socket(
 ) -> StatusCode {
     guarded(|| {
         if socket < 0 {
-            let reason = format!("[IOV-7104] {socket} is no descriptor");
+            let reason = format!("[IOV-7104] {socket} is not a descriptor");
             return Err(CallFailure::new(ErrorKind::InvalidArgument, reason));
         }
         // SAFETY: as the caller says, it is open and passed to this function.

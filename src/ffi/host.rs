@@ -92,7 +92,7 @@ impl EmbeddedCache {
             if left > 0 {
                 tracing::warn!(
                     left,
-                    "objects in the host's memory are still in use: it has to free them"
+                    "objects in the host's memory are still in use: the host must free them"
                 );
             }
         }

@@ -134,7 +134,7 @@ impl CacheOptions {
             given.iter().filter_map(|(name, is_given)| is_given.then_some(*name)).collect();
         if let [one, other, ..] = given[..] {
             let message =
-                format!("[IOV-7113] {other}: either this or {one}: objects are in one place");
+                format!("[IOV-7113] {other} and {one} exclude each other: objects have one place");
             return Err(CallFailure::new(ErrorKind::InvalidArgument, message));
         }
         // SAFETY: as the caller says.

@@ -184,13 +184,13 @@ pub unsafe extern "C" fn iovc_resolve_runs(
         if end.is_none_or(|end| end > reached) {
             let reason = format!(
                 "[IOV-7105] the runs end at row {reached}, and {rows} rows from {offset} on are \
-                 wanted"
+                 requested"
             );
             return Err(wrong(reason));
         }
         let rising = run_ends.iter().try_fold(0, |before, &end| (end > before).then_some(end));
         if rising.is_none() {
-            return Err(wrong("[IOV-7106] run_ends do not rise".to_owned()));
+            return Err(wrong("[IOV-7106] run_ends are not strictly ascending".to_owned()));
         }
         let mut first = None;
         let (mut row, mut run) = (0, run_ends.partition_point(|&end| end as usize <= offset));

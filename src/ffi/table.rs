@@ -51,7 +51,7 @@ unsafe fn rows(
     if matches!(data.data_type(), DataType::Struct(_)) {
         let table = StructArray::from(data);
         if table.null_count() > 0 {
-            let reason = "[IOV-7122] rows of the timestamps are null as a whole";
+            let reason = "[IOV-7122] whole rows of the timestamps are null";
             return Err(CallFailure::new(ErrorKind::InvalidArgument, reason));
         }
         return Ok(ForeignRows::Batch(RecordBatch::from(table)));

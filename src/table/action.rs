@@ -182,7 +182,7 @@ impl Register {
             let wrong = if name.is_empty() || name.len() > most {
                 Some(format!("a name has 1 to {most} bytes, not {}", name.len()))
             } else if !seen.insert(name) {
-                Some(format!("{name:?} stands twice"))
+                Some(format!("{name:?} occurs twice"))
             } else {
                 None
             };

@@ -68,7 +68,7 @@ pub enum TimestampsError {
         rows: usize,
     },
     /// The batches have different schemas.
-    #[error("batch {batch} has other columns than the first")]
+    #[error("batch {batch} and the first have different columns")]
     Batches {
         /// Index of the first batch that differs, from 0.
         batch: usize,

@@ -389,7 +389,7 @@ impl<'de> Deserialize<'de> for ColumnList {
                 names.sort_unstable();
                 match names.windows(2).find(|pair| pair[0] == pair[1]) {
                     Some(pair) => {
-                        Err(A::Error::custom(format!("column {:?} stands twice", pair[0])))
+                        Err(A::Error::custom(format!("column {:?} occurs twice", pair[0])))
                     }
                     None => Ok(ColumnList(columns)),
                 }

@@ -277,7 +277,7 @@ impl CellArray {
                     integers.ok_or_else(|| wrong(array, "its integers are not Int64"))?;
                 Ok(Self::Places(cells, integers))
             }
-            _ => Err(wrong(array, "it is no cell")),
+            _ => Err(wrong(array, "it is not an array of cells")),
         }
     }
 

@@ -35,7 +35,7 @@ pub enum EncodeError {
     )]
     LeaseEnded,
     /// A bug in the encoder.
-    #[error("the table cannot be put together: {reason}")]
+    #[error("the table cannot be encoded: {reason}")]
     Arrow {
         /// The error of Arrow.
         reason: String,

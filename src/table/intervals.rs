@@ -80,13 +80,13 @@ impl ColumnSpans {
             let headers = cells[number].as_fixed_size_binary_opt();
             let headers = headers.filter(|headers| headers.null_count() == 0);
             let (Some(from), Some(until), Some(_)) = (from, until, headers) else {
-                return Err(wrong(batch.column(0), "from, until and cell are of other types"));
+                return Err(wrong(batch.column(0), "from, until and cell have other types"));
             };
             let mut row = 0;
             for (end, name) in text_runs(column("column")?)? {
                 let place = places.get(name).copied();
                 let place = place.ok_or_else(|| {
-                    wrong(batch.column(0), &format!("{name:?} was not asked for"))
+                    wrong(batch.column(0), &format!("{name:?} was not requested"))
                 })?;
                 let spans = &mut columns[place];
                 for row in row..end {
@@ -130,7 +130,7 @@ impl ColumnSpans {
 fn column_of<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, DecodeError> {
     batch.column_by_name(name).ok_or_else(|| DecodeError {
         got: "missing".to_owned(),
-        reason: format!("the view intervals has a column {name:?}"),
+        reason: format!("the view intervals must have a column {name:?}"),
     })
 }
 
@@ -161,7 +161,7 @@ pub fn run_end_batch(
 
 /// Runs of equal texts in a column, run-end encoded or not.
 fn text_runs(column: &ArrayRef) -> Result<Vec<(usize, &str)>, DecodeError> {
-    let not_text = || wrong(column, "it is no text");
+    let not_text = || wrong(column, "it is not a column of text");
     if let Some(array) = column.as_string_opt::<i32>() {
         let mut runs: Vec<(usize, &str)> = Vec::new();
         for row in 0..array.len() {

@@ -18,7 +18,7 @@ use crate::index::{KeyBuilder, KeyColumn, KeyType, KeyValue, Timestamps};
 pub enum KeyError {
     /// A column depends on a key that was not given.
     #[error(
-        "column {column:?} depends on the key {key:?}, which is not given beside the timestamps; \
+        "column {column:?} depends on the key {key:?}, which is not given with the timestamps; \
          given are: {}",
         if known.is_empty() { "none".to_owned() } else { known.join(", ") }
     )]
@@ -302,14 +302,14 @@ impl<'de> Deserialize<'de> for JsonKeys {
                 while let Some(name) = map.next_key::<String>()? {
                     check_name("a key", &name)?;
                     if keys.len() == RequestLimits::MOST.columns {
-                        return Err(A::Error::custom("more keys than there can be columns"));
+                        return Err(A::Error::custom("more keys than a table can have columns"));
                     }
                     let name: Arc<str> = name.into();
                     let values = JsonValues::new(Arc::clone(&name));
                     match map.next_value_seed(values)? {
                         Ok(key) => {
                             if keys.insert(Arc::clone(&name), key).is_some() {
-                                let twice = format_args!("key {name:?} stands twice");
+                                let twice = format_args!("key {name:?} occurs twice");
                                 return Err(A::Error::custom(twice));
                             }
                         }

@@ -90,7 +90,7 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T,
                 while let Some(item) = list.next_element()? {
                     if items.len() == MOST {
                         return Err(A::Error::custom(format_args!(
-                            "a list has more than {MOST} items, which are possible"
+                            "a list has more than {MOST} items"
                         )));
                     }
                     items.push(item);

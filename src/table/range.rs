@@ -57,7 +57,7 @@ impl RangeRequest {
     pub fn timestamps(&self) -> Result<Timestamps, RangeError> {
         let interval = self.interval()?;
         let Some(step) = self.step else {
-            return Err(Self::wrong("it needs a step, but for the view intervals".into()));
+            return Err(Self::wrong("it needs a step, except in the view intervals".into()));
         };
         if step <= 0 {
             return Err(Self::wrong(format!("step is {step}, it must be positive")));

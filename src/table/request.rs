@@ -100,7 +100,7 @@ impl Columns {
         match (columns, table) {
             (Some(_), Some(_)) => Err(RequestError::TooMany { fields: "columns, table" }),
             (Some(ColumnList(columns)), None) if columns.is_empty() => {
-                Err(RequestError::Field { field: "columns", reason: "it names none".into() })
+                Err(RequestError::Field { field: "columns", reason: "it has no columns".into() })
             }
             (Some(ColumnList(columns)), None) => Ok(Self::Own(columns)),
             (None, Some(table)) if table.len() > RequestLimits::MOST.name_bytes => {
@@ -284,7 +284,7 @@ impl Raw {
             (_, Some(..=0)) if is_intervals => wrong("gap must be positive"),
             (_, Some(_)) if !is_intervals => wrong("gap goes with the view intervals"),
             (None, _) if !is_intervals && matches!(range, RequestedRange::Run { .. }) => {
-                wrong("it needs a step, but for the view intervals")
+                wrong("it needs a step, except in the view intervals")
             }
             (Some(step @ ..=0), _) => wrong(&format!("step is {step}, it must be positive")),
             _ => Ok(()),
@@ -298,7 +298,7 @@ impl Raw {
             None => KeyColumns::default(),
         };
         if !keys.is_empty() && self.timestamps.is_none() {
-            let reason = "they go with timestamps: one value per timestamp".to_owned();
+            let reason = "they need timestamps: one value per timestamp".to_owned();
             return Err(RequestError::Field { field: "keys", reason });
         }
         Ok(Some(match (self.timeframe, self.timestamps.take(), self.range) {
