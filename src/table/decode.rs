@@ -39,7 +39,7 @@ pub enum CellValue<'a> {
     Payload(&'a [u8]),
 }
 
-/// A column is not a column of a table.
+/// A received column does not have the form of a column of a table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a column is {got}: {reason}")]
 pub struct DecodeError {

@@ -6,7 +6,7 @@ use crate::error::Code;
 use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};
 
-/// Why a range is refused.
+/// A range is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct RangeError {

@@ -171,7 +171,7 @@ pub enum RequestError {
         /// The reason; unknown fields are named.
         reason: String,
     },
-    /// A field has an impossible value.
+    /// A field has a value that is not allowed.
     #[error("{field}: {reason}")]
     Field {
         /// Name of the field.
@@ -179,7 +179,7 @@ pub enum RequestError {
         /// The reason.
         reason: String,
     },
-    /// A required field is missing.
+    /// None of several fields is given, of which one is required.
     #[error("one of {fields} is needed")]
     NoneOf {
         /// The fields, of which one is required.
