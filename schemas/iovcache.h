@@ -575,9 +575,9 @@ void iovc_local_path_close(struct iovc_local_path_t *path);
  *
  * @param view  receives the object, pinned until iovc_view_release; pins nothing on failure (any
  *              status but IOVC_OK)
- * @return IOVC_UNAVAILABLE if the service must be asked: no object is valid, or it is not in shared
- *         memory, or not confirmed. A request for the path that names the session makes the service
- *         publish it
+ * @return IOVC_UNAVAILABLE if the service must be asked: no object is valid, or it is not in
+ *         shared memory, or not confirmed. A request for the path that names the session makes the
+ *         service publish it
  *
  * # Safety
  * `path` is null or a handle that no other thread uses during the call, `view` is null or
@@ -726,9 +726,9 @@ const char *iovc_last_error(void);
  * flight or memory is short.
  *
  * @param timeframe          id of the timeframe
- * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
- *                           array with a column `timestamp` and one for each key on which a column
- *                           depends. Taken over, also on failure
+ * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a
+ *                           struct array with a column `timestamp` and one for each key on which a
+ *                           column depends. Taken over, also on failure
  * @param timestamps_schema  its schema; taken over, also on failure
  * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
  * @param wait_ms            maximum wait in milliseconds; 0: 60 s
@@ -1086,9 +1086,9 @@ void iovc_free_text(char *text);
  * flight or memory is short.
  *
  * @param timeframe          id of the timeframe
- * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
- *                           array with a column `timestamp` and one for each key on which a column
- *                           depends. Taken over, also on failure
+ * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a
+ *                           struct array with a column `timestamp` and one for each key on which a
+ *                           column depends. Taken over, also on failure
  * @param timestamps_schema  its schema; taken over, also on failure
  * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
  * @param wait_ms            maximum wait in milliseconds; 0: 60 s
@@ -1178,9 +1178,9 @@ void iovc_local_path_close(struct iovc_local_path_t *path);
  *
  * @param view  receives the object, pinned until iovc_view_release; pins nothing on failure (any
  *              status but IOVC_OK)
- * @return IOVC_UNAVAILABLE if the service must be asked: no object is valid, or it is not in shared
- *         memory, or not confirmed. A request for the path that names the session makes the service
- *         publish it
+ * @return IOVC_UNAVAILABLE if the service must be asked: no object is valid, or it is not in
+ *         shared memory, or not confirmed. A request for the path that names the session makes the
+ *         service publish it
  *
  * # Safety
  * `path` is null or a handle that no other thread uses during the call, `view` is null or

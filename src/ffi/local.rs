@@ -172,9 +172,9 @@ pub unsafe extern "C" fn iovc_local_path_close(path: *mut LocalPathHandle) {
 ///
 /// @param view  receives the object, pinned until iovc_view_release; pins nothing on failure (any
 ///              status but IOVC_OK)
-/// @return IOVC_UNAVAILABLE if the service must be asked: no object is valid, or it is not in shared
-///         memory, or not confirmed. A request for the path that names the session makes the service
-///         publish it
+/// @return IOVC_UNAVAILABLE if the service must be asked: no object is valid, or it is not in
+///         shared memory, or not confirmed. A request for the path that names the session makes the
+///         service publish it
 ///
 /// # Safety
 /// `path` is null or a handle that no other thread uses during the call, `view` is null or

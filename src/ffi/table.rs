@@ -80,9 +80,9 @@ impl ForeignRows {
 /// flight or memory is short.
 ///
 /// @param timeframe          id of the timeframe
-/// @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
-///                           array with a column `timestamp` and one for each key on which a column
-///                           depends. Taken over, also on failure
+/// @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a
+///                           struct array with a column `timestamp` and one for each key on which a
+///                           column depends. Taken over, also on failure
 /// @param timestamps_schema  its schema; taken over, also on failure
 /// @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
 /// @param wait_ms            maximum wait in milliseconds; 0: 60 s

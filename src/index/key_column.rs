@@ -1,5 +1,5 @@
-//! Key columns: values beside the timestamps, such as run numbers, on which the look-up of a table's
-//! column depends.
+//! Key columns: values beside the timestamps, such as run numbers, on which the look-up of a
+//! table's column depends.
 
 use std::collections::HashMap;
 use std::fmt;

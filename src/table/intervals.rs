@@ -62,8 +62,8 @@ impl ColumnSpans {
     /// Spans of the columns `names` from the batches of an intervals view.
     ///
     /// # Errors
-    /// [`DecodeError`] if the batches have other columns, a span is of a column that is not in `names`,
-    /// or spans of one column overlap.
+    /// [`DecodeError`] if the batches have other columns, a span is of a column that is not in
+    /// `names`, or spans of one column overlap.
     #[doc(hidden)]
     pub fn of_batches(names: &[&str], batches: &[RecordBatch]) -> Result<Vec<Self>, DecodeError> {
         let places: HashMap<&str, usize> = names.iter().copied().zip(0..).collect();

@@ -50,8 +50,8 @@ pub enum CellKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum View {
-    /// One row per timestamp: optionally `timestamp` (Int64, milliseconds), then a column of cells for
-    /// each requested column.
+    /// One row per timestamp: optionally `timestamp` (Int64, milliseconds), then a column of cells
+    /// for each requested column.
     #[default]
     Rows,
     /// One row per run, with the version that served it: `column`, `path` (Utf8), `row_start`,
@@ -59,8 +59,8 @@ pub enum View {
     /// milliseconds), `size` in bytes, `generation` (UInt64), `cache` (Utf8), `metadata` (Map), and
     /// `key` (Utf8) if a column depends on a key.
     Objects,
-    /// One row per effective span that touches a range: `column`, `path` (Utf8, also run-end encoded),
-    /// `from`, `until` (Int64, milliseconds), `object_id` (Utf8), `cell`.
+    /// One row per effective span that touches a range: `column`, `path` (Utf8, also run-end
+    /// encoded), `from`, `until` (Int64, milliseconds), `object_id` (Utf8), `cell`.
     Intervals,
     /// One row per chunk of one object: `offset` in bytes (Int64), `bytes` (Binary).
     Chunks,

@@ -5,7 +5,7 @@
 //!  LocalPath::at(t) ─▶ shared memory ──found──▶ View (a slot of the pins page)
 //!                          │ not there, not confirmed, …
 //!                          └─▶ worker thread ─Flight─▶ service ─▶ View (a lease)
-//!                                                        └ publishes the path: next time it is found
+//!                                                        └ publishes the path for later look-ups
 //! ```
 //!
 //! The worker has its own connection and session, so look-ups can be made in any thread, with or
