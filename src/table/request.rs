@@ -100,7 +100,7 @@ impl Columns {
         match (columns, table) {
             (Some(_), Some(_)) => Err(RequestError::TooMany { fields: "columns, table" }),
             (Some(ColumnList(columns)), None) if columns.is_empty() => {
-                Err(RequestError::Field { field: "columns", reason: "it has no columns".into() })
+                Err(RequestError::Field { field: "columns", reason: "the list is empty".into() })
             }
             (Some(ColumnList(columns)), None) => Ok(Self::Own(columns)),
             (None, Some(table)) if table.len() > RequestLimits::MOST.name_bytes => {
