@@ -1,4 +1,4 @@
-//! Tables whose objects are too large for cells, over the wire: each object comes in chunks.
+//! Tables whose objects are too large for cells, sent over the network: each object in chunks.
 //!
 //! ```text
 //!  request, cell payload ──▶ RESOURCE_EXHAUSTED
@@ -6,7 +6,7 @@
 //!  request, view objects ──▶ generation, version ──┼─▶ per distinct version: view chunks ─▶ Table
 //! ```
 //!
-//! A lock of one version selects it for its chunks, so what is put meanwhile changes nothing.
+//! Each chunk request locks its version, so versions stored in between do not change the result.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::service::{Client, answer, of_flight};
 use super::table::{Hold, Table};
 use crate::table::{CellKind, CellValue, ColumnRuns, Encoding, LockEntry, TableRequest, View};
 
-/// A version as the objects view describes it.
+/// Description of a version in the objects view.
 struct ObjectVersion {
     path: String,
     valid_from: i64,
@@ -34,8 +34,8 @@ struct ObjectVersion {
 }
 
 impl Client {
-    /// The table of `request` with the objects' bytes, each version fetched once in chunks; `limit`
-    /// bounds the wait for each message.
+    /// The table of `request` with the bytes of its objects. Each version is fetched once, in
+    /// chunks; `limit` bounds the wait for each message.
     pub(super) async fn large_table(
         &self,
         request: TableRequest,
@@ -62,7 +62,7 @@ impl Client {
             let field = Field::new(field.name(), kind, field.is_nullable());
             fields.push(field.with_metadata(metadata));
         }
-        // Both leases have served: the objects are here.
+        // The leases are not needed any more: the objects are here.
         drop(self.hold(None, &objects_schema));
         drop(self.hold(None, &schema));
         let metadata = schema.metadata().clone();
@@ -97,7 +97,7 @@ impl Client {
                 },
                 CellValue::Null => None,
                 CellValue::O2 { .. } | CellValue::Payload(_) => {
-                    return Err(answer("cells of another kind than asked for came"));
+                    return Err(answer("the cells are not of the requested kind"));
                 }
             };
             keys.resize(end, key);
@@ -149,7 +149,7 @@ impl Client {
     }
 }
 
-/// The versions of an objects view, by the generation of their blocks.
+/// Versions of an objects view, by the generation of their blocks.
 fn versions(objects: &[RecordBatch]) -> Result<HashMap<u64, ObjectVersion>, ClientError> {
     let mut versions = HashMap::new();
     for batch in objects {

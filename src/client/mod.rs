@@ -1,16 +1,16 @@
-//! The client: asks a service for tables, and resolves their cells.
+//! The client: requests tables from a service, and resolves their cells.
 //!
 //! ```text
 //!  Client ──request──▶ service ──table of MetaHeaders──▶ Table ──get(row)──▶ &[u8]
 //!     └── attach socket ──▶ segments, mapped read-only ────┘
 //! ```
 //!
-//! On the node of the service, objects are read where they lie. Elsewhere they come over the wire,
-//! each once, and a table looks the same.
+//! On the node of the service, objects are read in shared memory. Elsewhere each object is sent
+//! once, and the tables look alike.
 //!
-//! A service that is gone comes back, most often: what does no harm when it is asked twice is asked
-//! again, with pauses that get longer, until the caller's time is over (the request's `wait`, else
-//! [`ClientOptions::patience`]). Tables that were got before stay readable meanwhile.
+//! A service that stops is mostly restarted. Calls that can safely be repeated are repeated, with
+//! growing pauses, until the time limit of the caller (the request's `wait`, else
+//! [`ClientOptions::patience`]). Earlier tables stay readable meanwhile.
 //!
 //! ```no_run
 //! use iovcache::client::{Client, TableRequest};

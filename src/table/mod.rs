@@ -1,11 +1,12 @@
-//! Tables: what is asked for, and the Arrow form of the answer. Shared by service and clients.
+//! Tables: requests, and the Arrow form of the answers. Shared by service and clients.
 //!
 //! ```text
 //!  JSON ──▶ Request ──(cache: versions, pins)──▶ Content (runs of cells) ──┐
-//!                                                                          ▼
-//!  Shape (encoding, cell, view, nulls) ─▶ schema ──────────▶ batches ─▶ IPC messages
-//!                                                               │ on the other side
-//!                                            runs of MetaHeaders ◀── decode
+//!                                                            ┌─────────────┘
+//!                                                            ▼
+//!  TableLayout (encoding, cell, view, nulls) ─▶ schema ─▶ batches ─▶ IPC messages
+//!                                                            │ on the other side
+//!                                         runs of MetaHeaders ◀── decode
 //! ```
 //!
 //! Everything works on runs of rows; only `plain` and the keys of `dictionary` ever expand them.

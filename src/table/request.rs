@@ -1,4 +1,4 @@
-//! What a table is asked for with: JSON, every rule checked, every unknown field refused by name.
+//! Requests for tables: JSON with every rule checked and every unknown field refused by name.
 
 use std::time::Duration;
 
@@ -16,19 +16,19 @@ use crate::index::Timestamps;
 use crate::interval::ValidityInterval;
 use crate::object::CreationLimits;
 
-/// Which columns.
+/// Columns of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Columns {
-    /// These.
+    /// The columns given in the request.
     Own(Vec<ColumnRequest>),
-    /// Those that the configuration names so.
+    /// The columns that the configuration lists under this name.
     Table(String),
-    /// Those that the timeframe was registered with.
+    /// The columns with which the timeframe was registered.
     Registered,
 }
 
 impl Columns {
-    /// From the two fields of a message, of which at most one may be there.
+    /// From the two fields of a message, of which at most one may be given.
     pub(super) fn of(
         columns: Option<ColumnList>,
         table: Option<String>,
@@ -36,7 +36,7 @@ impl Columns {
         match (columns, table) {
             (Some(_), Some(_)) => Err(RequestError::TooMany { fields: "columns, table" }),
             (Some(ColumnList(columns)), None) if columns.is_empty() => {
-                Err(RequestError::Field { field: "columns", reason: "it names none".into() })
+                Err(RequestError::Field { field: "columns", reason: "the list is empty".into() })
             }
             (Some(ColumnList(columns)), None) => Ok(Self::Own(columns)),
             (None, Some(table)) if table.len() > RequestLimits::MOST.name_bytes => {
@@ -50,84 +50,84 @@ impl Columns {
     }
 }
 
-/// For which times.
+/// Timestamps or time span of a request.
 #[derive(Debug, Clone)]
 pub enum When {
     /// The timestamps of a timeframe in flight.
     Timeframe(u64),
-    /// These, with the values of the keys beside them.
+    /// The timestamps of the request, with the values of the keys.
     Timestamps(TableRows),
     /// All effective spans between two times.
     Range(ValidityInterval),
-    /// The time of a run, which is looked up first.
+    /// The time span of a run, which is looked up first.
     Run(RunRange),
 }
 
 /// A request for a table.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Which columns.
+    /// The columns.
     pub columns: Columns,
-    /// For which times.
+    /// The timestamps or the time span.
     pub when: When,
-    /// Of a range without a step: so far apart are the timestamps that the spans are for, at most.
-    /// A span in which none of them may lie is refused.
+    /// Of a range without a step: longest pause in milliseconds between two neighbouring timestamps
+    /// that the spans will be joined with. A span that may contain none of them is refused.
     pub gap: Option<i64>,
-    /// Who reads.
+    /// Name of the consumer that reads the table.
     pub consumer: Option<String>,
-    /// For which session the objects are pinned.
+    /// Id of the session for which the objects are pinned.
     pub session: Option<String>,
-    /// The shape of the columns.
+    /// Arrow encoding of the columns.
     pub encoding: Encoding,
-    /// What stands in a cell.
+    /// Kind of the cells.
     pub cell: CellKind,
-    /// What the rows are.
+    /// Kind of the rows.
     pub view: View,
-    /// What happens where nothing is valid.
+    /// Treatment of timestamps at which no object is valid.
     pub missing: Missing,
-    /// Whether the timestamps come first.
+    /// Whether the timestamps are the first column.
     pub timestamps_column: bool,
-    /// Which versions are seen.
+    /// Limits on the creation time of the versions considered.
     pub limits: CreationLimits,
-    /// The only versions that there are.
+    /// The only versions considered.
     pub lock: Option<Vec<LockEntry>>,
-    /// How long it may take, the source included.
+    /// Maximum duration of the request, source included.
     pub wait: Duration,
 }
 
-/// Why a request is no request.
+/// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// It is not the JSON that is expected.
+    /// The body is not the expected JSON.
     #[error("this is no {what}: {reason}")]
     Malformed {
-        /// What was expected.
+        /// The expected message.
         what: &'static str,
-        /// What is wrong, unknown fields by name.
+        /// The reason; unknown fields are named.
         reason: String,
     },
-    /// A field says something impossible.
+    /// A field has a value that is not allowed.
     #[error("{field}: {reason}")]
     Field {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// One is needed.
+    /// None of several fields is given, of which one is required.
     #[error("one of {fields} is needed")]
     NoneOf {
-        /// Of these.
+        /// The fields, of which one is required.
         fields: &'static str,
     },
-    /// Only one may stand there.
+    /// More than one of several exclusive fields is given.
     #[error("only one of {fields} may be given")]
     TooMany {
-        /// Of these.
+        /// The fields, of which at most one may be given.
         fields: &'static str,
     },
-    /// The key columns do not fit.
+    /// The key columns do not fit the request.
     #[error(transparent)]
     Key(#[from] KeyError),
 }
@@ -157,21 +157,21 @@ impl RequestMessage {
             (_, Some(..=0)) if is_intervals => wrong("gap must be positive"),
             (_, Some(_)) if !is_intervals => wrong("gap goes with the view intervals"),
             (None, _) if !is_intervals && matches!(range, RequestedRange::Run { .. }) => {
-                wrong("it needs a step, but for the view intervals")
+                wrong("it needs a step, except in the view intervals")
             }
             (Some(step @ ..=0), _) => wrong(&format!("step is {step}, it must be positive")),
             _ => Ok(()),
         }
     }
 
-    /// For which times, if that is said.
+    /// The timestamps or the time span, if one is given.
     fn when(&mut self) -> Result<Option<When>, RequestError> {
         let keys = match self.keys.take() {
             Some(JsonKeys(keys)) => keys?,
             None => KeyColumns::default(),
         };
         if !keys.is_empty() && self.timestamps.is_none() {
-            let reason = "they go with timestamps: one value per timestamp".to_owned();
+            let reason = "they need timestamps: one value per timestamp".to_owned();
             return Err(RequestError::Field { field: "keys", reason });
         }
         Ok(Some(match (self.timeframe, self.timestamps.take(), self.range) {
@@ -196,13 +196,13 @@ impl RequestMessage {
 }
 
 impl Request {
-    /// How long a request may take that does not say.
+    /// Maximum duration of a request that gives none.
     pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 
-    /// From JSON.
+    /// Parses a request from JSON.
     ///
     /// # Errors
-    /// [`RequestError`].
+    /// [`RequestError`], which names the faulty field.
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
         Self::from_message(parse_json("request", json)?)
     }
@@ -216,11 +216,12 @@ impl Request {
         Ok(request)
     }
 
-    /// From JSON without `timeframe`, `timestamps` and `range`: the request of an exchange, in which
-    /// the timestamps come later. Its tables can have null cells, since timestamps can.
+    /// Parses the request of an exchange, in which the timestamps follow as batches: JSON without
+    /// `timeframe`, `timestamps` and `range`. Its tables can have null cells, since timestamps can
+    /// be null.
     ///
     /// # Errors
-    /// [`RequestError`].
+    /// [`RequestError`], which names the faulty field.
     pub fn parse_template(json: &[u8]) -> Result<Self, RequestError> {
         let mut message: RequestMessage = parse_json("request", json)?;
         if message.when()?.is_some() {
@@ -261,7 +262,7 @@ impl Request {
         })
     }
 
-    /// Whether it sees all versions that the service sees.
+    /// Whether it considers all versions that the service knows.
     #[doc(hidden)]
     pub fn is_plain(&self) -> bool {
         self.limits == CreationLimits::default() && self.lock.is_none()
@@ -305,7 +306,7 @@ impl Request {
     }
 }
 
-/// JSON of a known form.
+/// Parses JSON; `what` names the message in the error.
 pub(super) fn parse_json<'a, T: Deserialize<'a>>(
     what: &'static str,
     json: &'a [u8],

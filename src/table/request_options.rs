@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The shape of a column.
+/// Arrow encoding of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Encoding {
@@ -11,11 +11,11 @@ pub enum Encoding {
     Dictionary,
     /// `RunEndEncoded<Int32, cell>`.
     RunEnd,
-    /// The cell itself in every row.
+    /// The cell in every row, not encoded.
     Plain,
 }
 
-/// What stands in a cell.
+/// Kind of the cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CellKind {
@@ -30,24 +30,30 @@ pub enum CellKind {
     Payload,
 }
 
-/// What the rows of the answer are.
+/// Kind of the rows of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum View {
-    /// One per timestamp.
+    /// One row per timestamp: optionally `timestamp` (Int64, milliseconds), then a column of cells
+    /// for each requested column.
     #[default]
     Rows,
-    /// One per run: which version served it.
+    /// One row per run, with the version that served it: `column`, `path` (Utf8), `row_start`,
+    /// `row_end` (Int64), `object_id` (Utf8), `valid_from`, `valid_until`, `created` (Int64,
+    /// milliseconds), `size` in bytes, `generation` (UInt64), `cache` (Utf8), `metadata` (Map), and
+    /// `key` (Utf8) if a column depends on a key.
     Objects,
-    /// One per effective span that touches a range.
+    /// One row per effective span that touches a range: `column`, `path` (Utf8, also run-end
+    /// encoded), `from`, `until` (Int64, milliseconds), `object_id` (Utf8), `cell`.
     Intervals,
-    /// Pieces of one object.
+    /// One row per chunk of one object: `offset` in bytes (Int64), `bytes` (Binary).
     Chunks,
-    /// One per distinct object of a column.
+    /// One row per distinct object of a column: `column`, `path` (Utf8, also run-end encoded),
+    /// `object_id` (Utf8), `cell`, `first_row`, `rows` (Int64).
     Distinct,
 }
 
-/// What happens where nothing is valid.
+/// Treatment of timestamps at which no object is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Missing {

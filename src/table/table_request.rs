@@ -365,7 +365,7 @@ mod tests {
             (valid.clone().column("a", "12/13"), "all digits"),
             (valid.clone().column_json("a", r#"{"path": "A", "colour": 1}"#), "colour"),
             (valid.clone().fields_json(r#"{"colour": 1}"#), "colour"),
-            (valid.clone().column("a", "A").column("a", "B"), "stands twice"),
+            (valid.clone().column("a", "A").column("a", "B"), "occurs twice"),
         ] {
             let error = request.to_json().unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
