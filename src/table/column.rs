@@ -433,32 +433,42 @@ fn checked<E: serde::de::Error>(name: Arc<str>, column: RawColumn) -> Result<Col
 
 impl Serialize for ColumnList {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Full<'a> {
-            path: &'a ColumnPath,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            key: Option<&'a str>,
-            #[serde(rename = "as", skip_serializing_if = "Option::is_none")]
-            look_up: Option<String>,
-            #[serde(skip_serializing_if = "std::ops::Not::not")]
-            uniform: bool,
-            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-            metadata: &'a BTreeMap<String, String>,
+        serializer.collect_map(self.0.iter().map(|column| (&column.name, JsonColumn::of(column))))
+    }
+}
+
+/// A column without its name, as it is written: a plain one is its path alone.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum JsonColumn<'a> {
+    Plain(&'a ColumnPath),
+    Full {
+        path: &'a ColumnPath,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        key: Option<&'a str>,
+        #[serde(rename = "as", skip_serializing_if = "Option::is_none")]
+        look_up: Option<String>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        uniform: bool,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        metadata: &'a BTreeMap<String, String>,
+    },
+}
+
+impl<'a> JsonColumn<'a> {
+    fn of(column: &'a ColumnRequest) -> Self {
+        let ColumnRequest { path, metadata, key, .. } = column;
+        if column.plain_path().is_some() && metadata.is_empty() {
+            return Self::Plain(path);
         }
-        let full = |column: &'_ ColumnRequest| {
-            let look_up = column.key.as_ref().and_then(|key| match &key.look_up {
-                KeyLookUp::AtTimestamp => None,
-                KeyLookUp::AtKey => Some(AS_TIMESTAMP.to_owned()),
-                KeyLookUp::WithMetadata(name) => Some(format!("{AS_METADATA}{name}")),
-            });
-            (look_up, column.key.as_ref().is_some_and(|key| key.uniform))
-        };
-        serializer.collect_map(self.0.iter().map(|column| {
-            let (look_up, uniform) = full(column);
-            let key = column.key.as_ref().map(|key| &*key.key);
-            let (path, metadata) = (&column.path, &column.metadata);
-            (&column.name, Full { path, key, look_up, uniform, metadata })
-        }))
+        let look_up = key.as_ref().and_then(|key| match &key.look_up {
+            KeyLookUp::AtTimestamp => None,
+            KeyLookUp::AtKey => Some(AS_TIMESTAMP.to_owned()),
+            KeyLookUp::WithMetadata(name) => Some(format!("{AS_METADATA}{name}")),
+        });
+        let uniform = key.as_ref().is_some_and(|key| key.uniform);
+        let key = key.as_ref().map(|key| &*key.key);
+        Self::Full { path, key, look_up, uniform, metadata }
     }
 }
 

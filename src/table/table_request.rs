@@ -308,6 +308,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::table::When;
 
     #[test]
     fn the_columns_keep_the_order_in_which_they_were_named() {
@@ -351,9 +352,20 @@ mod tests {
             .not_before(-9)
             .wait(Duration::from_millis(250))
             .fields_json(r#"{"session": "s", "lock": []}"#);
-        let json = request.to_json().unwrap();
-        let parsed = Request::parse(json.as_bytes()).unwrap();
-        assert_eq!(format!("{parsed:?}"), format!("{:?}", request.build().unwrap()));
+        let parsed = Request::parse(request.to_json().unwrap().as_bytes()).unwrap();
+        let built = request.build().unwrap();
+        assert_eq!(parsed.columns, built.columns);
+        let (When::Timestamps(parsed_rows), When::Timestamps(rows)) = (&parsed.when, &built.when)
+        else {
+            panic!("{:?}", parsed.when)
+        };
+        assert!(parsed_rows.keys.same_rows(&rows.keys));
+        assert!(parsed_rows.timestamps.rows().eq(rows.timestamps.rows()));
+        let options = |request: &Request| {
+            (request.encoding, request.cell, request.view, request.missing, request.limits)
+        };
+        assert_eq!(options(&parsed), options(&built));
+        assert_eq!((&parsed.consumer, parsed.wait), (&built.consumer, built.wait));
         assert_eq!(parsed.wait, Duration::from_millis(250));
         assert_eq!((parsed.session.as_deref(), parsed.lock.as_deref()), (Some("s"), Some(&[][..])));
     }
