@@ -12,7 +12,7 @@ pub(super) fn guarded(work: impl FnOnce() -> Result<(), CallFailure>) -> StatusC
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(())) => StatusCode::IOVC_OK,
         Ok(Err(failure)) => remember(failure),
-        Err(_) => remember(CallFailure::new(ErrorKind::Internal, "[IOV-9001] a bug of iovcache")),
+        Err(_) => remember(CallFailure::new(ErrorKind::Internal, "[IOV-9003] a bug of iovcache")),
     }
 }
 

@@ -51,7 +51,7 @@ impl HostMemoryFunctions {
     pub(super) unsafe fn memory(&self) -> Result<HostMemory, CallFailure> {
         let (Some(allocate), Some(release)) = (self.allocate, self.release) else {
             let missing = if self.allocate.is_none() { "allocate" } else { "release" };
-            let message = format!("[IOV-7112] host_memory: {missing} is null");
+            let message = format!("[IOV-7130] host_memory: {missing} is null");
             return Err(CallFailure::new(ErrorKind::InvalidArgument, message));
         };
         Ok(HostMemory::new(Functions { context: self.context, allocate, release }))

@@ -21,7 +21,7 @@ use crate::table::{Register, Request, TableRows, rows_from_batches, timestamps_f
 const LEASE_BYTES: usize = 64;
 
 fn arrow(error: &ArrowError) -> CallFailure {
-    CallFailure::new(ErrorKind::InvalidArgument, format!("[IOV-7120] Arrow C data: {error}"))
+    CallFailure::new(ErrorKind::InvalidArgument, format!("[IOV-7131] Arrow C data: {error}"))
 }
 
 /// Takes over rows: an array of timestamps, or a struct array (a record batch) with a column of
@@ -42,7 +42,7 @@ unsafe fn rows(
     // SAFETY: as above.
     let schema = unsafe { FFI_ArrowSchema::from_raw(schema) };
     if array.is_released() || schema.release().is_none() {
-        let reason = "[IOV-7121] the timestamps were released already";
+        let reason = "[IOV-7132] the timestamps were released already";
         return Err(CallFailure::new(ErrorKind::InvalidArgument, reason));
     }
     // SAFETY: as the caller says, these are valid structures.
