@@ -1,11 +1,11 @@
-"""Builds the wheel: maturin builds the native part, and the program ``iovcache`` goes along.
+"""Builds the wheel: the native part with maturin, and the program ``iovcache``.
 
-Both come from the same crates, features and profile, so nothing is compiled twice. ``IOVCACHE_PROFILE``
-names another profile of Cargo than ``release`` (``dev`` in the tests, ``dist`` for what is published),
-``IOVCACHE_PROGRAM`` a program that is built already.
+Both come from the same crates, features and profile, so nothing is compiled twice.
+``IOVCACHE_PROFILE`` selects a profile of Cargo other than ``release`` (``dev`` for tests, ``dist``
+for published wheels), ``IOVCACHE_PROGRAM`` a program that is already built.
 
-The wheel is tagged for the oldest manylinux whose C library has what the program needs; maturin checks
-the native part against this tag.
+The wheel is tagged with the oldest manylinux whose C library has the symbols that the program needs.
+maturin checks the native part against this tag.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _platform(program: Optional[pathlib.Path]) -> str:
 
 
 class _Folder:
-    """The folder that maturin packs, for the time of the build."""
+    """The folder that maturin packs. It exists during the build."""
 
     def __init__(self) -> None:
         self.folder = HERE / "iovcache.data"
@@ -110,7 +110,7 @@ class _Folder:
 
 
 class _Program(_Folder):
-    """The folder with the program in it."""
+    """The folder, with the program."""
 
     def __enter__(self) -> Optional[pathlib.Path]:
         given = os.environ.get("IOVCACHE_PROGRAM")
@@ -134,7 +134,7 @@ def _built() -> pathlib.Path:
     manifest = next(
         (one["manifest_path"] for one in described["packages"] if one["name"] == "iovcache"), None
     )
-    if manifest is None:  # unpacked from an sdist: a dependency by path
+    if manifest is None:  # in an unpacked sdist, the crate is a path dependency
         described = json.loads(_cargo(["metadata", "--format-version", "1"], HERE))
         packages = described["packages"]
         manifest = next(one["manifest_path"] for one in packages if one["name"] == "iovcache")

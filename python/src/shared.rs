@@ -1,4 +1,4 @@
-//! The client's table with its lease: what every object of the table keeps alive.
+//! A client's table with its lease, kept alive by every object of the table.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::process::{OwnedByProcess, wait};
 
 pub(crate) type Batches = (SchemaRef, Vec<RecordBatch>);
 
-/// Kept alive by a table while it is open, and by each of its objects.
+/// A table with its lease. The open table and each of its objects keep it alive.
 pub(crate) struct Shared {
     client: Arc<OwnedByProcess<Client>>,
     pub(crate) table: OwnedByProcess<Table>,
-    /// The objects view, once it was requested.
+    /// The objects view, after the first request for it.
     objects: Mutex<Option<Arc<ObjectsView>>>,
 }
 
@@ -50,7 +50,7 @@ impl Shared {
         }
     }
 
-    /// The objects view, requested once.
+    /// The objects view, requested from the service once.
     pub(crate) fn objects(&self, py: Python<'_>) -> PyResult<Arc<ObjectsView>> {
         if let Some(known) = self.objects.lock().clone() {
             return Ok(known);

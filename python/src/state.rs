@@ -7,7 +7,7 @@
 //!                     └─▶ one Object per run
 //! ```
 //!
-//! Closing empties the state. The lease then lasts until the last object in use is gone.
+//! Closing empties the state. The lease then lasts until the last object in use is destroyed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,12 +22,12 @@ use crate::process::OwnedByProcess;
 use crate::runs::RunIndex;
 use crate::shared::Shared;
 
-/// The part of a column that needs no table.
+/// The part of a column that does not need the open table.
 pub(crate) struct ColumnState {
     pub(crate) name: String,
     pub(crate) path: String,
     pub(crate) runs: RunIndex,
-    /// The object of each run, once it was requested; Python's `None` for null cells.
+    /// The object of each run, after the first access; Python's `None` for null cells.
     cache: Mutex<Vec<Option<Py<PyAny>>>>,
 }
 
@@ -95,17 +95,17 @@ impl State {
         };
         let mut cache = state.cache.lock();
         if self.is_closed() {
-            // Closed meanwhile: the object stands alone.
+            // Closed in the meantime: the object is not cached.
             return Ok(made);
         }
         if cache.len() < state.runs.len() {
             cache.resize_with(state.runs.len(), || None);
         }
-        // If another thread has stored an object meanwhile, that one is used.
+        // If another thread has stored an object in the meantime, that one is used.
         Ok(cache[run].get_or_insert(made).clone_ref(py))
     }
 
-    /// Closes; returns whether objects are still in use.
+    /// Closes the table. Returns whether objects are still in use.
     pub(crate) fn close(&self) -> bool {
         let Some(shared) = self.open.lock().take() else { return false };
         self.closed.store(true, Ordering::Release);

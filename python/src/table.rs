@@ -68,7 +68,7 @@ impl NativeTable {
         self.state.is_closed()
     }
 
-    /// Closes; returns whether objects are still in use.
+    /// Closes the table. Returns whether objects are still in use.
     fn close(&self) -> bool {
         self.state.close()
     }

@@ -82,8 +82,8 @@ impl Service {
         let mut stream = request.into_inner();
         let first = tokio::time::timeout(self.message_pause, stream.message()).await;
         let first = first
-            .map_err(|_| Status::deadline_exceeded("[IOV-1050] the client sends nothing more"))?;
-        let first = first?.ok_or_else(|| malformed("no message came"))?;
+            .map_err(|_| Status::deadline_exceeded("[IOV-1050] the client stopped sending"))?;
+        let first = first?.ok_or_else(|| malformed("the stream has no message"))?;
         let descriptor = first
             .flight_descriptor
             .as_ref()

@@ -1,14 +1,14 @@
-//! MetaHeaders as they cross the wire, without arrays in between: what most tables are, and where an
-//! array for each of many short columns would cost more than all else.
+//! Writes MetaHeaders as IPC messages without intermediate arrays. Most tables hold MetaHeaders,
+//! and for many short columns building an array each would dominate the cost.
 //!
 //! ```text
 //!  run_end     node rows ─ run_ends: node, no validity, Int32 … ─ values: node, validity, 40 B …
 //!  dictionary  node rows ─ validity, keys Int32 …           and before, by column: values 40 B …
 //! ```
 //!
-//! From one table of a kind to the next most objects are the same, so most dictionaries are: those
-//! that were encoded last are kept, and what is the same message again can be seen without a look at
-//! its bytes.
+//! Consecutive tables of a kind have mostly the same objects, and so the same dictionaries. The
+//! dictionaries encoded last are kept, and equal messages are recognised by their address, without
+//! comparing their bytes.
 
 use std::sync::Arc;
 
@@ -24,33 +24,34 @@ use super::content::{Cell, Column, Objects};
 use super::encode_error::EncodeError;
 use super::ipc::Message;
 use super::part::{ObjectPart, Part, PayloadPins};
-use super::request::CellKind;
+use super::request_options::CellKind;
 use crate::index::Timestamps;
 use crate::shm::MetaHeader;
 use crate::sync::{Mutex, MutexGuard};
 
-/// Arrow pads each buffer to this.
+/// Alignment of each buffer, as in Arrow's writer.
 const ALIGNMENT: usize = 64;
 
-/// Objects of at least this size are not copied into a message: they are parts of it where they lie.
+/// Objects of at least this size are not copied into a message: their bytes in shared memory become
+/// parts of it.
 const SHARED_BYTES: usize = 4 << 10;
 
-/// The body of a message, and where its buffers are in it.
+/// Body of a message, and the positions of its buffers.
 #[derive(Default)]
 struct BodyBuffers {
-    /// The bytes behind `parts`.
+    /// The bytes after `parts`.
     bytes: Vec<u8>,
     parts: Vec<Part>,
-    /// Length of all parts.
+    /// Total length of the parts.
     parts_bytes: usize,
     buffers: Vec<Buffer>,
 }
 
-/// The payloads of a table: to be copied into a message, or named by it.
+/// Payloads of a table, for copying into a message or for parts of it.
 #[derive(Clone, Copy)]
 pub(super) struct Payloads<'a> {
     pub(super) objects: &'a dyn Objects,
-    /// The same objects, for the parts of messages.
+    /// Keeps these objects in place for the parts of messages.
     pub(super) pins: &'a Arc<PayloadPins>,
 }
 
@@ -64,7 +65,7 @@ impl BodyBuffers {
         self.parts_bytes + self.bytes.len()
     }
 
-    /// One more buffer, with what `write` puts behind the others.
+    /// Appends a buffer with the bytes that `write` adds.
     fn buffer(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.len();
         write(&mut self.bytes);
@@ -85,7 +86,8 @@ impl BodyBuffers {
         }
     }
 
-    /// One more buffer: a bit for each item, set where `is_valid`; empty if all are.
+    /// Appends a validity buffer: a bit per item, set where `is_valid`; empty if all items are
+    /// valid.
     fn validity(&mut self, nulls: usize, is_valid: impl ExactSizeIterator<Item = bool>) {
         self.buffer(|bytes| {
             if nulls > 0 {
@@ -98,8 +100,8 @@ impl BodyBuffers {
         });
     }
 
-    /// Two more buffers: where the payload of each cell ends, and the payloads. Those of large objects
-    /// stay where they lie.
+    /// Appends two buffers: the end offset of each cell's payload, and the payloads. Payloads of
+    /// large objects are not copied.
     fn payloads<'a>(
         &mut self,
         cells: impl Iterator<Item = Option<&'a Cell>> + Clone,
@@ -130,7 +132,7 @@ impl BodyBuffers {
         self.end_buffer(start);
     }
 
-    /// The buffers of an array of these cells; its node.
+    /// Appends the buffers of an array of these cells; returns its node.
     fn cells<'a>(
         &mut self,
         cells: impl ExactSizeIterator<Item = Option<&'a Cell>> + Clone,
@@ -195,23 +197,23 @@ impl BodyBuffers {
     }
 }
 
-/// The dictionaries that were encoded last, for tables of one kind.
+/// The dictionaries encoded last, for tables of one kind.
 #[derive(Debug, Default)]
 pub struct Dictionaries(Mutex<Arc<SentDictionaries>>);
 
 #[derive(Debug, Default)]
 struct SentDictionaries {
-    /// By column: what stands in it.
+    /// By column: the cells of its dictionary.
     cells: Vec<Vec<MetaHeader>>,
-    /// And as messages.
+    /// The dictionaries as messages.
     messages: Arc<[Message]>,
 }
 
-/// Beyond so many cells in all, dictionaries are made anew for each table.
+/// Above this total number of cells, dictionaries are encoded anew for each table.
 const MAX_KEPT_CELLS: usize = 512;
 
 impl Dictionaries {
-    /// Those of these columns, in their order.
+    /// The dictionaries of these columns, in the order of the columns.
     pub(super) fn messages(&self, columns: &[Column]) -> Arc<[Message]> {
         let made = |(column, id): (&Column, i64)| dictionary_message(&column.cells, id);
         if columns.iter().map(|column| column.cells.len()).sum::<usize>() > MAX_KEPT_CELLS {
@@ -246,7 +248,7 @@ impl Dictionaries {
     }
 }
 
-/// The message of a dictionary whose values are these MetaHeaders.
+/// Dictionary message whose values are the MetaHeaders of `cells`.
 fn dictionary_message(cells: &[Cell], id: i64) -> Message {
     let mut body = BodyBuffers::with_capacity(cells.len() * MetaHeader::BYTES + ALIGNMENT, 2);
     body.buffer(|_| {});
@@ -257,7 +259,7 @@ fn dictionary_message(cells: &[Cell], id: i64) -> Message {
     body.into_message(cells.len(), &nodes, Some(id))
 }
 
-/// The dictionaries of columns whose cells are payloads, in their order.
+/// Dictionaries of columns whose cells are payloads, in the order of the columns.
 pub(super) fn payload_dictionaries(columns: &[Column], payloads: Payloads<'_>) -> Arc<[Message]> {
     let message = |(column, id): (&Column, i64)| {
         let mut body = BodyBuffers::default();
@@ -267,8 +269,8 @@ pub(super) fn payload_dictionaries(columns: &[Column], payloads: Payloads<'_>) -
     columns.iter().zip(0..).map(message).collect()
 }
 
-/// The message of a batch whose last column, of payloads, was left empty: with the payloads of
-/// `cells`.
+/// Fills the last column, of payloads, of a batch message that was encoded with an empty one, with
+/// the payloads of `cells`.
 ///
 /// # Errors
 /// [`EncodeError::Arrow`] if `message` is not such a batch.
@@ -293,14 +295,14 @@ pub(super) fn with_payloads(
     Ok(body.into_message(cells.len(), &nodes, None))
 }
 
-/// The rows of one batch: those from `from` to before `until`.
+/// The rows `from..until` of a table: one batch.
 pub(super) struct RowWindow<'a> {
     pub(super) columns: &'a [Column],
-    /// Where the table has a column of them.
+    /// The timestamps, if the table has a column of them.
     pub(super) timestamps: Option<&'a Timestamps>,
     pub(super) from: usize,
     pub(super) until: usize,
-    /// Binary or payload.
+    /// Kind of the cells: binary or payload.
     pub(super) cell: CellKind,
     pub(super) payloads: Payloads<'a>,
 }
@@ -310,7 +312,7 @@ impl RowWindow<'_> {
         self.until - self.from
     }
 
-    /// The runs of a column that touch the rows: the rows of each, and its cell.
+    /// The runs of a column within the window: the rows of each, and its cell.
     fn runs<'c>(
         &self,
         column: &'c Column,
@@ -323,7 +325,7 @@ impl RowWindow<'_> {
         })
     }
 
-    /// The column of timestamps, if there is one.
+    /// Appends the timestamp column, if there is one.
     fn begin(&self, body: &mut BodyBuffers, nodes: &mut Vec<FieldNode>) {
         let Some(timestamps) = self.timestamps else { return };
         let mut runs: Vec<(usize, Option<i64>)> = Vec::new();
@@ -347,7 +349,7 @@ impl RowWindow<'_> {
         });
     }
 
-    /// The batch with columns that are run-end encoded.
+    /// Batch message with run-end encoded columns.
     pub(super) fn run_end(&self) -> Message {
         let (from, until) = (self.from as i32, self.until as i32);
         let runs = self.columns.iter().map(|one| &one.runs[one.runs_within(from, until)]);
@@ -374,7 +376,7 @@ impl RowWindow<'_> {
         body.into_message(self.rows(), &nodes, None)
     }
 
-    /// The batch whose columns are keys: places of the columns' cells.
+    /// Batch message with dictionary columns: their keys index the columns' cells.
     pub(super) fn dictionary(&self) -> Message {
         let room = (self.rows() * size_of::<i32>()).next_multiple_of(ALIGNMENT) + ALIGNMENT;
         let mut body =
@@ -385,7 +387,7 @@ impl RowWindow<'_> {
             nodes.push(self.validity(&mut body, column));
             body.buffer(|bytes| {
                 for (rows, cell) in self.runs(column) {
-                    // As in Arrow's own: under a null stands the first.
+                    // As in Arrow's own encoder, the key under a null is the first.
                     let key = cell.map_or(0, |cell| cell as i32);
                     repeat(bytes, &key.to_le_bytes(), rows);
                 }
@@ -394,7 +396,7 @@ impl RowWindow<'_> {
         body.into_message(self.rows(), &nodes, None)
     }
 
-    /// The batch with a cell in each row.
+    /// Batch message with a cell in each row.
     pub(super) fn plain(&self) -> Message {
         let mut body = BodyBuffers::default();
         if self.cell == CellKind::Binary {
@@ -422,7 +424,7 @@ impl RowWindow<'_> {
         body.into_message(self.rows(), &nodes, None)
     }
 
-    /// Which rows of a column are not null; its node.
+    /// Appends the validity buffer of a column; returns its node.
     fn validity(&self, body: &mut BodyBuffers, column: &Column) -> FieldNode {
         let runs = self.runs(column);
         let nulls = runs.clone().filter(|(_, cell)| cell.is_none());
@@ -432,7 +434,7 @@ impl RowWindow<'_> {
     }
 }
 
-/// One more buffer: a bit per row, set in the runs that are valid; empty if all are.
+/// Appends a validity buffer: a bit per row, set in the valid runs; empty if all are valid.
 fn bits(
     body: &mut BodyBuffers,
     rows: usize,
@@ -454,7 +456,7 @@ fn bits(
     });
 }
 
-/// Writes `item` `times` times. What is written doubles with each copy.
+/// Writes `item` `times` times. Each copy doubles the bytes that were written.
 fn repeat(bytes: &mut Vec<u8>, item: &[u8], times: usize) {
     let start = bytes.len();
     let wanted = item.len() * times;

@@ -29,7 +29,7 @@ impl PayloadPins {
     /// Drops the pins. Parts that were not copied before cannot be read any more.
     pub fn withdraw(&self) {
         let objects = self.0.lock().take();
-        // Outside of the lock, because this can free objects.
+        // Outside the lock, because this can free objects.
         drop(objects);
     }
 
@@ -90,7 +90,7 @@ impl Part {
         self.len() == 0
     }
 
-    /// Removes the first bytes, `most` of them if there are as many. Those of an object are copied.
+    /// Removes at most `most` bytes from the front. Bytes of an object are copied.
     ///
     /// # Errors
     /// [`EncodeError::LeaseEnded`] if the object's pin was withdrawn.
