@@ -405,9 +405,19 @@ def test_asyncio_has_the_same_calls(service):
                 got.append(bytes(table["v"][0]))
             got.append(bytes(await client.get(DRIFT, at=3000)))
             assert not (await client.status())["timeframes"]
+            with pytest.raises(TypeError, match="colour"):
+                await client.table({"v": DRIFT}, timestamps=[1], colour="red")
             return got
 
     assert asyncio.run(walk()) == [b"drift 1", b"drift 2", b"drift 1", b"drift 1", b"drift 2"]
+
+
+def test_asyncio_has_every_member_of_client_and_table():
+    from iovcache import aio
+
+    public = lambda kind: {name for name in vars(kind) if not name.startswith("_")}  # noqa: E731
+    assert public(iovcache.Client) <= public(aio.AsyncClient)
+    assert public(iovcache.Table) <= public(aio.AsyncTable)
 
 
 def test_a_program_that_ends_without_closing_anything_ends(service):
