@@ -1,10 +1,11 @@
 //! Calls to a service.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use iovcache::Secret;
 use iovcache::client::{Client, ClientError, ClientOptions, TableRequest, TlsFiles};
+use iovcache::sync::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use serde_json::Value;
@@ -72,8 +73,7 @@ fn parsed(json: &str) -> PyResult<Value> {
 
 impl NativeClient {
     pub(crate) fn client(&self) -> PyResult<Arc<OwnedByProcess<Client>>> {
-        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        client.clone().ok_or_else(|| error::closed("client"))
+        self.client.lock().clone().ok_or_else(|| error::closed("client"))
     }
 }
 
@@ -165,12 +165,12 @@ impl NativeClient {
     /// Whether the client is closed.
     #[getter]
     fn closed(&self) -> bool {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.client.lock().is_none()
     }
 
     /// Closes the connection. The session ends with its last table and object.
     fn close(&self, py: Python<'_>) {
-        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let client = self.client.lock().take();
         // Ending a session joins its thread, which needs no GIL.
         py.detach(|| drop(client));
     }
