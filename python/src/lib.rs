@@ -18,6 +18,8 @@ mod error;
 mod object;
 mod process;
 mod runs;
+mod shared;
+mod state;
 mod table;
 
 use pyo3::prelude::*;

@@ -1,31 +1,34 @@
-//! The views of records: which version served which rows, and which objects a table has.
+//! The views of records: objects (which version served which rows) and distinct (the objects of a
+//! table).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow_array::ArrayRef;
 use arrow_array::builder::{Int64Builder, MapBuilder, MapFieldNames, StringBuilder, UInt64Builder};
+use arrow_schema::{DataType, Field};
 
 use super::cells::cell_array;
 use super::column::ColumnPath;
 use super::content::{Cell, Column, Objects};
 use super::encode_error::EncodeError;
 use super::layout::TableLayout;
-use super::request::{CellKind, Encoding};
+use super::request_options::{CellKind, Encoding};
 use super::text_runs::TextRuns;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 
-/// Batches of payloads aim at this; one row can have more.
+/// Target size of batches of payloads; a single row can exceed it.
 pub(super) const PAYLOAD_BATCH_BYTES: u64 = 4 << 20;
-/// Batches of the views objects and intervals aim at this.
+/// Target size of batches of the views objects and intervals.
 pub(super) const RECORD_BYTES: usize = 1 << 20;
-/// What a row of them takes beside its texts.
+/// Size of a record without its texts.
 pub(super) const RECORD_FIXED_BYTES: usize = 128;
-/// A payload cell can have this much.
+/// Maximum size of a payload cell.
 pub(super) const MAX_CELL_BYTES: u64 = 64 << 20;
-/// Rows of one batch of the views objects and intervals.
+/// Maximum number of rows of one batch of the views objects and intervals.
 pub(super) const RECORD_ROWS: usize = 4_000;
 
-/// The value of a column's key at `row`, as text, and the row up to which it and `end` hold.
+/// Value of a column's key at `row` as text, and the first row up to `end` where it changes.
 fn key_of(column: &Column, row: usize, end: usize) -> (Option<String>, usize) {
     let Some(key) = &column.key else { return (None, end) };
     let run = key.run_of(row);
@@ -35,7 +38,7 @@ fn key_of(column: &Column, row: usize, end: usize) -> (Option<String>, usize) {
     }
 }
 
-/// The path of an object in a column: two paths can have a version of one id.
+/// Path of an object in a column. Versions with one id can occur under two paths.
 fn path_of<'a>(column: &'a Column, version: &'a ObjectInfo) -> &'a ObjectPath {
     match &column.path {
         ColumnPath::One(path) => path,
@@ -43,46 +46,122 @@ fn path_of<'a>(column: &'a Column, version: &'a ObjectInfo) -> &'a ObjectPath {
     }
 }
 
-/// Where the records of a table go on.
+/// Position of the next record.
 #[derive(Debug, Default)]
 pub(super) struct RecordCursor {
-    /// The next column.
+    /// Index of the column.
     column: usize,
-    /// Its next run or cell.
+    /// Index of its run or cell.
     item: usize,
-    /// Its next row.
+    /// The row in the column.
     row: usize,
-    /// By cell of the column: its first row and number of rows.
+    /// By cell of the column: its first row and its number of rows.
     served: Vec<(i64, i64)>,
     is_over: bool,
 }
 
+/// Builders of the columns of the objects view.
+struct ObjectRecords {
+    /// Column, path, id, cache.
+    texts: [StringBuilder; 4],
+    /// First row, end of the rows, from, until, created.
+    numbers: [Int64Builder; 5],
+    /// Size in bytes, generation.
+    sizes: [UInt64Builder; 2],
+    metadata: MapBuilder<StringBuilder, StringBuilder>,
+    keys: StringBuilder,
+}
+
+impl Default for ObjectRecords {
+    fn default() -> Self {
+        let names = MapFieldNames {
+            entry: "entries".to_owned(),
+            key: "key".to_owned(),
+            value: "value".to_owned(),
+        };
+        let value = Field::new("value", DataType::Utf8, false);
+        let metadata = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new())
+            .with_values_field(Arc::new(value));
+        Self {
+            texts: Default::default(),
+            numbers: Default::default(),
+            sizes: Default::default(),
+            metadata,
+            keys: StringBuilder::new(),
+        }
+    }
+}
+
+impl ObjectRecords {
+    /// Adds the record of `rows`, and returns its approximate size in bytes.
+    fn push(
+        &mut self,
+        column: &Column,
+        cell: &Cell,
+        version: &ObjectInfo,
+        rows: Range<usize>,
+        key: Option<String>,
+    ) -> Result<usize, EncodeError> {
+        let mut id = [0; ObjectId::TEXT_BYTES];
+        let id = version.id.text(&mut id);
+        let path = path_of(column, version).as_str();
+        let texts = [&column.name[..], path, id, cell.cache.name()];
+        self.texts.iter_mut().zip(texts).for_each(|(builder, text)| builder.append_value(text));
+        let numbers = [
+            rows.start as i64,
+            rows.end as i64,
+            version.validity.from().as_millis(),
+            version.validity.until().as_millis(),
+            version.created.as_millis(),
+        ];
+        self.numbers.iter_mut().zip(numbers).for_each(|(builder, n)| builder.append_value(n));
+        self.sizes[0].append_value(cell.header.size);
+        self.sizes[1].append_value(cell.header.hint);
+        let mut bytes = column.name.len() + path.len() + RECORD_FIXED_BYTES;
+        for (key, value) in &version.metadata {
+            self.metadata.keys().append_value(key);
+            self.metadata.values().append_value(value);
+            bytes += key.len() + value.len() + 8;
+        }
+        self.metadata.append(true)?;
+        bytes += key.as_ref().map_or(0, String::len);
+        self.keys.append_option(key);
+        Ok(bytes)
+    }
+
+    /// The columns, with that of the keys if a column of the table has one.
+    fn finish(mut self, keyed: bool) -> Vec<ArrayRef> {
+        let [column, path, id, cache] =
+            self.texts.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let [start, end, from, until, created] =
+            self.numbers.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let [size, generation] =
+            self.sizes.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let metadata: ArrayRef = Arc::new(self.metadata.finish());
+        let mut arrays = vec![
+            column, path, start, end, id, from, until, created, size, generation, cache, metadata,
+        ];
+        if keyed {
+            arrays.push(Arc::new(self.keys.finish()));
+        }
+        arrays
+    }
+}
+
 impl RecordCursor {
-    /// Whether there are no more records.
+    /// Whether all records were made.
     pub(super) fn is_over(&self) -> bool {
         self.is_over
     }
 
-    /// The record of what served the rows: one row per run.
+    /// Batch of the objects view: one record per run of rows.
     pub(super) fn objects(
         &mut self,
         columns: &[Column],
         objects: &dyn Objects,
         keyed: bool,
     ) -> Result<(Vec<ArrayRef>, usize), EncodeError> {
-        let mut texts: [StringBuilder; 4] = Default::default();
-        let mut numbers: [Int64Builder; 5] = Default::default();
-        let mut sizes: [UInt64Builder; 2] = Default::default();
-        let mut keys = StringBuilder::new();
-        let names = MapFieldNames {
-            entry: "entries".to_owned(),
-            key: "key".to_owned(),
-            value: "value".to_owned(),
-        };
-        let value =
-            Arc::new(arrow_schema::Field::new("value", arrow_schema::DataType::Utf8, false));
-        let mut metadata = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new())
-            .with_values_field(value);
+        let mut records = ObjectRecords::default();
         let (mut rows, mut bytes) = (0, 0);
         let (mut place, mut next_run) = (self.column, self.item);
         while rows < RECORD_ROWS && bytes < RECORD_BYTES && place < columns.len() {
@@ -92,39 +171,15 @@ impl RecordCursor {
                 continue;
             };
             let start = self.row;
-            // A run goes on over several values of a key: each has a record of its own.
+            // A run that spans several values of a key has a record per value.
             let (key, end) = key_of(column, start, run.end as usize);
             self.row = end;
             next_run += usize::from(end == run.end as usize);
             let Some(cell) = run.cell.map(|cell| &column.cells[cell as usize]) else { continue };
-            let version = objects.version(cell.object);
-            let mut id = [0; ObjectId::TEXT_BYTES];
-            let id = version.id.text(&mut id);
-            let path = path_of(column, version).as_str();
-            let said = [&column.name[..], path, id, cell.cache.name()];
-            texts.iter_mut().zip(said).for_each(|(builder, text)| builder.append_value(text));
-            let counted = [
-                start as i64,
-                end as i64,
-                version.validity.from().as_millis(),
-                version.validity.until().as_millis(),
-                version.created.as_millis(),
-            ];
-            numbers.iter_mut().zip(counted).for_each(|(builder, n)| builder.append_value(n));
-            sizes[0].append_value(cell.header.size);
-            sizes[1].append_value(cell.header.hint);
-            for (key, value) in &version.metadata {
-                metadata.keys().append_value(key);
-                metadata.values().append_value(value);
-                bytes += key.len() + value.len() + 8;
-            }
-            metadata.append(true)?;
-            bytes += key.as_ref().map_or(0, String::len);
-            keys.append_option(key);
+            bytes += records.push(column, cell, objects.version(cell.object), start..end, key)?;
             rows += 1;
-            bytes += column.name.len() + path.len() + RECORD_FIXED_BYTES;
         }
-        // What is left may be runs without an object.
+        // The remaining runs may all be without an object.
         while let Some(column) = columns.get(place)
             && column.runs[next_run..].iter().all(|run| run.cell.is_none())
         {
@@ -132,23 +187,10 @@ impl RecordCursor {
         }
         self.is_over = place == columns.len();
         (self.column, self.item) = (place, next_run);
-        let [column, path, id, cache] =
-            texts.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let [start, end, from, until, created] =
-            numbers.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let [size, generation] =
-            sizes.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let metadata: ArrayRef = Arc::new(metadata.finish());
-        let mut arrays = vec![
-            column, path, start, end, id, from, until, created, size, generation, cache, metadata,
-        ];
-        if keyed {
-            arrays.push(Arc::new(keys.finish()));
-        }
-        Ok((arrays, rows))
+        Ok((records.finish(keyed), rows))
     }
 
-    /// The distinct objects: one record per entry of each column's dictionary, in its order.
+    /// Batch of the distinct view: one record per entry of each column's dictionary, in its order.
     pub(super) fn distinct(
         &mut self,
         columns: &[Column],
@@ -206,10 +248,10 @@ impl RecordCursor {
     }
 }
 
-/// The bytes of an object that is a cell of its own.
+/// Size in bytes of an object as a payload cell.
 ///
 /// # Errors
-/// [`EncodeError::TooLarge`].
+/// [`EncodeError::TooLarge`] if it exceeds the limit of a cell.
 fn payload_of(column: &Column, cell: &Cell, objects: &dyn Objects) -> Result<u64, EncodeError> {
     let bytes = objects.bytes(cell.object).len() as u64;
     if bytes <= MAX_CELL_BYTES {
@@ -219,7 +261,7 @@ fn payload_of(column: &Column, cell: &Cell, objects: &dyn Objects) -> Result<u64
     Err(EncodeError::TooLarge { column, path, bytes, limit_bytes: MAX_CELL_BYTES })
 }
 
-/// By cell of a column: the first row that it serves, and how many it serves.
+/// By cell of a column: the first row that it serves, and the number of rows.
 fn rows_of_cells(column: &Column) -> Vec<(i64, i64)> {
     let mut served = vec![(0, 0); column.cells.len()];
     let mut start = 0;

@@ -285,21 +285,17 @@ impl CacheBuilder {
             let (residency, counters) = (Arc::clone(&residency), Arc::clone(&counters));
             take_over(Arc::clone(&inherited_objects), residency, counters);
         }
-        let mut tasks = JoinSet::new();
-        if let Some(kept) = kept.clone() {
-            tasks.spawn(save_timelines(kept, Arc::clone(&catalog), Arc::clone(&residency)));
-        }
-        tasks.spawn(Arc::clone(&catalog).keep_fresh());
-        // Memory of a host is mapped by its own processes alone.
+        // Only processes of the host may map its memory.
         let publisher = (self.local_plane && !pool.is_of_host())
             .then(|| Publisher::new(Arc::clone(&catalog), Arc::clone(&residency)));
-        if let Some(publisher) = &publisher {
-            tasks.spawn(Arc::clone(publisher).publish_wanted());
-            tasks.spawn(Arc::clone(publisher).take_samples());
-        }
-        let budget = self.budget.clone();
-        tasks.spawn(sweep(Arc::clone(&catalog), Arc::clone(&residency), budget));
-        tasks.spawn(end_overdue(Arc::clone(&quotas), self.lease_limit));
+        let background = Background {
+            kept: kept.as_ref(),
+            publisher: publisher.as_ref(),
+            catalog: &catalog,
+            residency: &residency,
+            quotas: &quotas,
+        };
+        let tasks = background.spawn(self.budget.clone(), self.lease_limit);
         let counts = Arc::clone(&counters);
         let loader = Loader::new(Arc::clone(&residency), source, inherited_objects, counts);
         Ok(Cache(Arc::new(CacheInner {
@@ -332,7 +328,39 @@ impl CacheBuilder {
     }
 }
 
-/// New segments are sent to attached processes and kept for a successor; retired ones no longer.
+/// The parts of a cache that its background tasks keep up to date.
+struct Background<'a> {
+    kept: Option<&'a Arc<RestartState>>,
+    publisher: Option<&'a Arc<Publisher>>,
+    catalog: &'a Arc<Catalog>,
+    residency: &'a Arc<Residency>,
+    quotas: &'a Arc<ConsumerQuotas>,
+}
+
+impl Background<'_> {
+    /// Starts the tasks. They end when the returned set is dropped.
+    fn spawn(self, budget: Budget, lease_limit: Duration) -> JoinSet<()> {
+        let Self { kept, publisher, catalog, residency, quotas } = self;
+        let parts = || (Arc::clone(catalog), Arc::clone(residency));
+        let mut tasks = JoinSet::new();
+        if let Some(kept) = kept {
+            let (catalog, residency) = parts();
+            tasks.spawn(save_timelines(Arc::clone(kept), catalog, residency));
+        }
+        tasks.spawn(Arc::clone(catalog).keep_fresh());
+        if let Some(publisher) = publisher {
+            tasks.spawn(Arc::clone(publisher).publish_wanted());
+            tasks.spawn(Arc::clone(publisher).take_samples());
+        }
+        let (catalog, residency) = parts();
+        tasks.spawn(sweep(catalog, residency, budget));
+        tasks.spawn(end_overdue(Arc::clone(quotas), lease_limit));
+        tasks
+    }
+}
+
+/// Sends new segments to attached processes and to the descriptor store, and withdraws retired
+/// ones.
 fn report_segments(
     pool: &Pool,
     grown: &watch::Sender<()>,
@@ -367,7 +395,8 @@ fn consumer_quotas(
     Arc::new(ConsumerQuotas { limits, clock, leases, timeframes, counters, permits })
 }
 
-/// Removes links to objects that are gone, and gives free memory back after much was charged.
+/// Removes links to objects that are gone, and returns free memory to the system after large
+/// charges.
 async fn sweep(catalog: Arc<Catalog>, residency: Arc<Residency>, budget: Budget) {
     let mut charged = 0;
     loop {
