@@ -43,7 +43,7 @@ impl Device {
     }
 }
 
-/// What the program prints for a column.
+/// Output of the program for a column.
 fn cells(name: &str, rows: [&str; 5]) -> String {
     rows.iter().map(|row| format!("{name} {row}\n")).collect()
 }
@@ -68,7 +68,7 @@ fn a_key_in_every_layout_of_arrow_chooses_the_objects_of_its_rows() {
 }
 
 #[test]
-fn what_is_wrong_with_a_key_is_told_in_c_with_its_code_and_the_rows_are_taken_over() {
+fn a_wrong_key_is_an_error_in_c_with_its_code_and_the_rows_are_taken_over() {
     let device = Device::new();
     for (layout, columns, said) in [
         ("missing", COLUMNS, ["[IOV-1040]", "\"information\" depends on the key \"run\""]),

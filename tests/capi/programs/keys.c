@@ -1,5 +1,5 @@
 /*
- * A device in C whose rows have a key beside the timestamps: a struct array of the Arrow C Data
+ * A device in C with a key column beside the timestamps of its rows: a struct array of the Arrow C Data
  * Interface with the columns `timestamp` and `run`, the latter in one of the layouts that Arrow has.
  *
  *   ./keys SOURCE LAYOUT COLUMNS NAME [NAME ...]
@@ -243,7 +243,7 @@ static int run(const iovc_cache_t *cache, const char *layout, const char *column
     bad = print_table(cache, timeframe, count, names);
   }
   if (!bad) {
-    /* The same rows in a request of its own. */
+    /* A request with these rows gives an equal table. */
     const char *quote = strcmp(layout, "string") == 0 ? "\"" : "";
     snprintf(text, sizeof text,
              "{\"columns\": %s, \"timestamps\": [10, 600, 20, 700, 800], \"encoding\": \"plain\","
