@@ -12,18 +12,18 @@ use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyMemoryView, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyMemoryView, PyTuple, PyType};
 
-use crate::error;
+use crate::holder::Holder;
+use crate::local::PlaneObject;
 use crate::table::{ColumnState, Shared, lock};
 
 /// The object that serves a run of rows, and the pin that keeps its bytes.
 #[pyclass(frozen, subclass, weakref, module = "iovcache._native", name = "Pin")]
 pub(crate) struct Pin {
-    /// Keeps the lease, so that the bytes below stay unchanged.
-    shared: Arc<Shared>,
-    column: String,
-    path: String,
+    /// Keeps the bytes below unchanged.
+    holder: Holder,
+    path: Arc<str>,
     row_start: usize,
     row_end: usize,
     address: usize,
@@ -41,47 +41,24 @@ impl Pin {
         length: usize,
     ) -> Self {
         let (row_start, row_end) = column.runs.bounds(run).unwrap_or_default();
-        Self {
-            shared,
-            column: column.name.clone(),
-            path: column.path.clone(),
-            row_start,
-            row_end,
-            address: address.expose_provenance(),
-            length,
-        }
+        let holder = Holder::Table { shared, column: column.name.clone(), row: row_start };
+        let (path, address) = (column.path.as_str().into(), address.expose_provenance());
+        Self { holder, path, row_start, row_end, address, length }
+    }
+
+    /// An object that was looked up by path and time.
+    pub(crate) fn of_plane(object: PlaneObject) -> Self {
+        let (bytes, path) = (object.bytes(), object.path());
+        let (address, length) = (bytes.as_ptr().expose_provenance(), bytes.len());
+        let holder = Holder::Plane(object);
+        Self { holder, path, row_start: 0, row_end: 1, address, length }
     }
 
     fn bytes(&self) -> &[u8] {
         let address = std::ptr::with_exposed_provenance(self.address);
-        // SAFETY: `new` got them from a slice that borrows from the table in `shared`, which pins
-        // them and lives as long as `self`.
+        // SAFETY: `new` and `of_plane` got them from a slice of what `holder` pins, which lives as long
+        // as `self`.
         unsafe { std::slice::from_raw_parts(address, self.length) }
-    }
-
-    /// In a forked child no object is pinned: each read checks that the block still holds the
-    /// object.
-    fn check(&self) -> PyResult<()> {
-        if self.shared.table.is_forked() {
-            let table = self.shared.table.get_anywhere();
-            let column = table.column(&self.column).map_err(error::of_client)?;
-            if let Some(header) = column.header(self.row_start)
-                && !table.is_live(&header)
-            {
-                let expected = header.hint;
-                let found = 0;
-                return Err(error::of_resolve(iovcache::shm::ResolveError::Stale {
-                    expected,
-                    found,
-                }));
-            }
-        }
-        Ok(())
-    }
-
-    fn record<'py>(&self, py: Python<'py>, field: &str) -> PyResult<Bound<'py, PyAny>> {
-        let record: Bound<'py, PyDict> = self.shared.record(py, &self.column, self.row_start)?;
-        record.as_any().get_item(field)
     }
 }
 
@@ -112,26 +89,25 @@ impl Pin {
     /// The object id, which names the version.
     #[getter]
     fn id(&self, py: Python<'_>) -> PyResult<String> {
-        self.record(py, "object_id")?.extract()
+        self.holder.id(py)
     }
 
     /// The version's own validity interval: (from, until) in milliseconds, half-open.
     #[getter]
     fn validity(&self, py: Python<'_>) -> PyResult<(i64, i64)> {
-        let from = self.record(py, "valid_from")?.extract()?;
-        Ok((from, self.record(py, "valid_until")?.extract()?))
+        self.holder.validity(py)
     }
 
     /// When the version was created, in milliseconds.
     #[getter]
     fn created(&self, py: Python<'_>) -> PyResult<i64> {
-        self.record(py, "created")?.extract()
+        self.holder.record(py, "created")?.extract()
     }
 
     /// The version's metadata.
     #[getter]
     fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.record(py, "metadata")
+        self.holder.record(py, "metadata")
     }
 
     /// Always true.
@@ -156,7 +132,7 @@ impl Pin {
 
     /// A copy of the bytes.
     fn __bytes__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        self.check()?;
+        self.holder.check()?;
         Ok(PyBytes::new(py, self.bytes()))
     }
 
@@ -289,7 +265,7 @@ unsafe extern "C" fn get_buffer(
     if flags & WRITABLE != 0 {
         return failed(py, PyBufferError::new_err("objects are read-only"));
     }
-    if let Err(error) = pin.check() {
+    if let Err(error) = pin.holder.check() {
         return failed(py, error);
     }
     view.buf = std::ptr::with_exposed_provenance_mut(pin.address);

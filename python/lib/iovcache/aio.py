@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Dict, Optional, Type, TypeVar
+from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar
 
 from . import _client
 from ._native import Column, Object
@@ -90,6 +90,10 @@ class AsyncClient:
     async def get(self, path: str, *args: Any, **options: Any) -> Object:
         """As :meth:`iovcache.Client.get`."""
         return await _run(self.client.get, path, *args, **options)
+
+    async def get_many(self, keys: Iterable[Tuple[str, Any]]) -> List[Optional[Object]]:
+        """As :meth:`iovcache.Client.get_many`."""
+        return await _run(self.client.get_many, list(keys))
 
     async def put_timeframe(self, timeframe: int, timestamps: Any, **options: Any) -> Dict[str, Any]:
         """As :meth:`iovcache.Client.put_timeframe`."""

@@ -25,8 +25,7 @@ impl Local {
     /// # Errors
     /// [`ClientError::Argument`] if `path` is no object path.
     pub fn path(&self, path: &str) -> Result<LocalPath, ClientError> {
-        let path = ObjectPath::new(path)
-            .map_err(|error| ClientError::Argument { reason: format!("{path:?}: {error}") })?;
+        let path = object_path(path)?;
         Ok(LocalPath { first: PlaneStep::new(&self.0, &path), shared: Arc::clone(&self.0), path })
     }
 
@@ -61,10 +60,35 @@ impl Local {
         Ok(views)
     }
 
+    /// Asks the service for the objects of a path at some times, in their order; `None` where nothing
+    /// is valid. Does not look into shared memory first: for a caller whose
+    /// [`try_at`](LocalPath::try_at) found nothing, and that must not block its thread.
+    ///
+    /// # Errors
+    /// As [`LocalPath::at`].
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with a timer.
+    pub async fn ask(
+        &self,
+        path: &str,
+        times: &[Timestamp],
+    ) -> Result<Vec<Option<View<'static>>>, ClientError> {
+        let path = object_path(path)?;
+        let times = times.iter().map(|at| at.as_millis()).collect();
+        let objects = self.0.ask_async(&path, times).await?;
+        Ok(objects.into_iter().map(|object| object.map(View::asked)).collect())
+    }
+
     /// What its session looked up so far; nothing before it is attached.
     pub fn counts(&self) -> LookUpCounts {
         self.0.plane.load().as_ref().map(|plane| plane.counts()).unwrap_or_default()
     }
+}
+
+fn object_path(path: &str) -> Result<ObjectPath, ClientError> {
+    ObjectPath::new(path)
+        .map_err(|error| ClientError::Argument { reason: format!("{path:?}: {error}") })
 }
 
 /// A path to look up in. It is for one thread; a clone is cheap.
@@ -160,13 +184,18 @@ impl LocalPath {
     #[cold]
     fn ask(&self, times: Vec<i64>) -> Result<Vec<Option<View<'_>>>, ClientError> {
         let objects = self.shared.ask(&self.path, times);
-        // The session may be another one by now: the first, or that of a service that came back.
+        self.follow_session();
+        Ok(objects?.into_iter().map(|object| object.map(View::asked)).collect())
+    }
+
+    /// Looks up in the plane of the current session from now on. It may be another one after the
+    /// service was asked: the first, or that of a service that was restarted.
+    pub fn follow_session(&self) {
         let last = self.last();
         let plane = self.shared.plane.load();
         let known = last.plane.as_ref().map(|(plane, _)| Arc::as_ptr(plane));
         if plane.is_some() && plane.as_ref().map(Arc::as_ptr) != known {
             let _ = last.next.set(Box::new(PlaneStep::new(&self.shared, &self.path)));
         }
-        Ok(objects?.into_iter().map(|object| object.map(View::asked)).collect())
     }
 }

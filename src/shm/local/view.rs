@@ -5,7 +5,6 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -175,7 +174,8 @@ impl PlanePath {
         HINT.set(slot);
         let bytes = PinnedBytes {
             slot,
-            data: block.payload(),
+            block,
+            generation,
             size: size as usize,
             id: ObjectId::from_bytes(block.object_id()),
             span: (found.from, found.until),
@@ -279,7 +279,8 @@ impl Drop for PlanePath {
 #[derive(Clone, Copy)]
 struct PinnedBytes {
     slot: u32,
-    data: NonNull<u8>,
+    block: RawBlock,
+    generation: u64,
     size: usize,
     id: ObjectId,
     span: (i64, i64),
@@ -292,7 +293,7 @@ impl PinnedBytes {
     unsafe fn bytes<'a>(&self) -> &'a [u8] {
         // SAFETY: `size` bytes lie in the mapping, as `live_block` has seen. A pinned block is not
         // written (SYNC(pin) in `protocol`); both last by this function's contract.
-        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.size) }
+        unsafe { std::slice::from_raw_parts(self.block.payload().as_ptr(), self.size) }
     }
 }
 
@@ -386,6 +387,13 @@ macro_rules! pinned_view {
             /// The version's id.
             pub fn id(&self) -> ObjectId {
                 self.bytes.id
+            }
+
+            /// Whether its bytes are those of the object. Always true in the process that looked it
+            /// up. A forked child has no part in the pin: there the block can be given up.
+            pub fn is_live(&self) -> bool {
+                !self.plane.attachment().is_forked()
+                    || sync::seen(self.bytes.block.generation()) == self.bytes.generation
             }
 
             /// The version's own validity interval, in milliseconds: from, and until.
