@@ -4,5 +4,6 @@
 mod common;
 
 mod answers;
+mod changes;
 mod pressure;
 mod setup;

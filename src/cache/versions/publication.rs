@@ -178,6 +178,12 @@ impl Publication {
         }
     }
 
+    /// Wakes consumers that wait for a change of the path. What the service answers from now on is
+    /// visible before this.
+    pub(crate) fn tell_changed(&self) {
+        self.entry.tell_changed();
+    }
+
     /// It is right in `timeline`, which says since when that is known.
     pub(crate) fn confirm(&mut self, timeline: &Timeline, freshness: &Freshness) {
         if timeline.is_whole() {
@@ -196,6 +202,33 @@ impl Publication {
             self.is_named = true;
         }
     }
+}
+
+/// Whether the answer of a service that knows `next` differs anywhere in `range` from that of one that
+/// knows `known`. What was not known before is no change.
+pub(crate) fn differs(known: &Timeline, next: &Timeline, range: ValidityInterval) -> bool {
+    let answer = |timeline: &Timeline, state| match state {
+        State::Version(version) => Some(Some(timeline.id(version))),
+        State::Absent => Some(None),
+        State::Unknown => None,
+    };
+    let (mut before, mut after) = (known.steps(range), next.steps(range));
+    let (mut left, mut right) = (before.next(), after.next());
+    while let (Some(old), Some(new)) = (left, right) {
+        if let (Some(old), Some(new)) = (answer(known, old.state), answer(next, new.state))
+            && old != new
+        {
+            return true;
+        }
+        let (old_until, new_until) = (old.interval.until(), new.interval.until());
+        if old_until <= new_until {
+            left = before.next();
+        }
+        if new_until <= old_until {
+            right = after.next();
+        }
+    }
+    false
 }
 
 /// When the oldest part of a span was learned, if its version decides all over it.
@@ -257,6 +290,25 @@ mod tests {
         assert_eq!(learned_in(&changed, &span(1, interval(0, 100))), None);
         assert_eq!(learned_in(&changed, &span(1, interval(0, 50))), Some(at(12)));
         assert_eq!(learned_in(&changed, &span(2, interval(50, 60))), Some(at(12)));
+    }
+
+    #[test]
+    fn timelines_differ_where_another_version_decides_and_not_where_nothing_was_known() {
+        let all = interval(0, 100);
+        let at = Moment::from_millis;
+        let [first, second] = [1, 2].map(|n| version(n, all, i64::from(n)));
+        let nothing = Timeline::unknown();
+        let one = nothing.learn(all, std::slice::from_ref(&first), at(5));
+        assert!(!differs(&nothing, &one, all), "nothing was known");
+        let again = one.learn(interval(20, 40), std::slice::from_ref(&first), at(9));
+        assert!(!differs(&one, &again, all), "it was confirmed in a part");
+        let two = again.learn(interval(50, 60), &[first, second], at(12));
+        assert!(differs(&again, &two, all) && differs(&two, &again, all));
+        assert!(!differs(&again, &two, interval(0, 50)));
+        assert!(!differs(&again, &two, interval(60, 100)));
+        assert!(differs(&again, &two, interval(59, 60)));
+        let gone = two.learn(interval(90, 100), &[], at(13));
+        assert!(differs(&two, &gone, all), "nothing is valid there any more");
     }
 
     #[test]

@@ -321,8 +321,18 @@ impl Publisher {
             let pages: Vec<Arc<ServicePage>> = self.state().pages.values().cloned().collect();
             for page in pages {
                 page.take_samples(|entry, span| self.used(entry, span));
+                page.watched().for_each(|entry| self.watched(entry));
                 tokio::task::yield_now().await;
             }
+        }
+    }
+
+    /// A consumer says that it waits for changes of a path: the path is kept fresh meanwhile. It may
+    /// say anything.
+    fn watched(&self, entry: u32) {
+        let series = self.state().published.get(&entry).and_then(Weak::upgrade);
+        if let Some(series) = series {
+            self.catalog.used(&series);
         }
     }
 

@@ -20,6 +20,7 @@
 
 mod ask_reason;
 mod block_place;
+mod change_notice;
 mod directory;
 mod files;
 #[cfg(test)]
@@ -42,4 +43,4 @@ pub use plane::{LocalPlane, LookUpCounts};
 pub(super) use protocol::retire;
 pub(super) use registry::{PageRegistry, QuarantinedPlace};
 pub(crate) use snapshot::{PublishedSnapshot, SnapshotSpan};
-pub use view::{OwnedPinnedView, PinnedView, PlanePath};
+pub use view::{ChangeNotice, LOOK_AGAIN, OwnedPinnedView, PinnedView, PlanePath};

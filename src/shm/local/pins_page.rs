@@ -1,14 +1,14 @@
 //! The pins page: the only memory that a consumer writes, one per session.
 //!
 //! ```text
-//!  0        64         128    256         4096                        32768
-//!  ┌────────┬──────────┬──────┬───────────┬──────┬──────┬─────────────┐
-//!  │ header │ counters │      │ samples   │ slot │ slot │             │
-//!  └────────┴──────────┴──────┴───────────┴──────┴──────┴─────────────┘
+//!  0        64         128    256       3584      4096                        32768
+//!  ┌────────┬──────────┬──────┬─────────┬─────────┬──────┬──────┬─────────────┐
+//!  │ header │ counters │      │ samples │ watches │ slot │ slot │             │
+//!  └────────┴──────────┴──────┴─────────┴─────────┴──────┴──────┴─────────────┘
 //! ```
 //!
-//! The service believes nothing of it: slots are compared to generations of its own, samples name
-//! what it published or nothing, counters are sums of a consumer about itself.
+//! The service believes nothing of it: slots are compared to generations of its own, samples and
+//! watches name what it published or nothing, counters are sums of a consumer about itself.
 
 use std::mem::{offset_of, size_of};
 use std::os::fd::BorrowedFd;
@@ -45,7 +45,10 @@ pub(super) const REASONS: usize = 7;
 pub(super) const PAGE_BYTES: u64 = 32 << 10;
 const SAMPLES_OFFSET: usize = 256;
 /// Samples that a page holds.
-pub(super) const SAMPLES: usize = 480;
+pub(super) const SAMPLES: usize = 416;
+const WATCHES_OFFSET: usize = 3584;
+/// Watches that a page holds: threads that wait for a change at a time.
+const WATCHES: u32 = 64;
 const SLOTS_OFFSET: usize = 4096;
 /// Slots that a page holds: as many views at a time.
 pub(super) const SLOTS: u32 = ((PAGE_BYTES as usize - SLOTS_OFFSET) / size_of::<u64>()) as u32;
@@ -60,7 +63,8 @@ const _: () = assert!(offset_of!(PageHeader, high_water) == 24);
 const _: () = assert!(offset_of!(PageHeader, hits) == 64);
 const _: () = assert!(offset_of!(PageHeader, asks) == 72);
 const _: () = assert!(size_of::<PageHeader>() == 128);
-const _: () = assert!(SAMPLES_OFFSET + SAMPLES * size_of::<u64>() == SLOTS_OFFSET);
+const _: () = assert!(SAMPLES_OFFSET + SAMPLES * size_of::<u64>() == WATCHES_OFFSET);
+const _: () = assert!(WATCHES_OFFSET + WATCHES as usize * size_of::<u64>() == SLOTS_OFFSET);
 const _: () = assert!(SLOTS == 3584);
 
 /// A sample: the entry of a path in the directory and the span that was used, as one word that is
@@ -75,6 +79,10 @@ fn slot(mapping: &Mapping, index: u32) -> &AtomicU64 {
 
 fn sample(mapping: &Mapping, index: usize) -> &AtomicU64 {
     mapping.atomic_u64(SAMPLES_OFFSET + index % SAMPLES * size_of::<u64>())
+}
+
+fn watch(mapping: &Mapping, index: u32) -> &AtomicU64 {
+    mapping.atomic_u64(WATCHES_OFFSET + index as usize * size_of::<u64>())
 }
 
 /// A page as its consumer sees it.
@@ -158,6 +166,23 @@ impl ConsumerPage {
     pub(super) fn sample(&self, entry: u32, span: u32) {
         let next = self.next_sample.fetch_add(1, Ordering::Relaxed) as usize;
         sample(&self.mapping, next).store(sample_word(entry, span), Ordering::Relaxed);
+    }
+
+    /// Tells the service that a thread waits for a change of the path in an entry, so that it keeps
+    /// the path fresh. A number for [`end_watch`](Self::end_watch); `None` if too many wait.
+    pub(super) fn begin_watch(&self, entry: u32) -> Option<u32> {
+        // Relaxed: the service reads it now and then.
+        let claimed = |index: &u32| {
+            let word = watch(&self.mapping, *index);
+            let value = u64::from(entry) + 1;
+            word.compare_exchange(0, value, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        };
+        (0..WATCHES).find(claimed)
+    }
+
+    /// The thread does not wait any more.
+    pub(super) fn end_watch(&self, index: u32) {
+        watch(&self.mapping, index).store(0, Ordering::Relaxed);
     }
 
     pub(super) fn count_hits(&self, hits: u64) {
@@ -247,6 +272,12 @@ impl ServicePage {
         }
     }
 
+    /// The entries for which threads wait. They may be any.
+    pub(crate) fn watched(&self) -> impl Iterator<Item = u32> {
+        let words = (0..WATCHES).map(|index| watch(&self.mapping, index).load(Ordering::Relaxed));
+        words.filter_map(|word| u32::try_from(word.checked_sub(1)?).ok())
+    }
+
     /// The consumer's counters, which may be any: hits, and asks by reason.
     pub(crate) fn counts(&self) -> (u64, [u64; REASONS]) {
         let (hits, asks) = counts(&self.mapping);
@@ -313,6 +344,7 @@ mod tests {
             let mut samples = 0;
             service.take_samples(|_, _| samples += 1);
             assert!(samples <= SAMPLES);
+            assert!(service.watched().count() <= WATCHES as usize);
             let _ = service.counts();
         }
     }
@@ -326,6 +358,19 @@ mod tests {
         service.take_samples(|entry, span| taken.push((entry, span)));
         assert_eq!(taken, [(0, 3), (u32::MAX - 1, u32::MAX)]);
         service.take_samples(|_, _| panic!("once"));
+    }
+
+    #[test]
+    fn watches_are_seen_until_they_end() {
+        let (service, consumer) = pair();
+        assert_eq!(service.watched().count(), 0);
+        let taken: Vec<u32> =
+            (0..WATCHES).map(|entry| consumer.begin_watch(entry).unwrap()).collect();
+        assert_eq!(consumer.begin_watch(7), None);
+        assert_eq!(service.watched().collect::<Vec<_>>(), (0..WATCHES).collect::<Vec<_>>());
+        consumer.end_watch(taken[3]);
+        assert_eq!(consumer.begin_watch(u32::MAX), Some(taken[3]));
+        assert!(service.watched().any(|entry| entry == u32::MAX));
     }
 
     #[test]

@@ -7,12 +7,15 @@ use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
+use super::super::futex;
 use super::super::layout::MetaHeader;
 use super::super::resolver::{Mappings, RawBlock};
 use super::super::sync;
 use super::ask_reason::AskReason;
 use super::block_place::BlockPlace;
+use super::change_notice;
 use super::directory::path_hash;
 use super::monotonic::coarse_monotonic_millis;
 use super::plane::LocalPlane;
@@ -24,6 +27,33 @@ use crate::object::{ObjectId, ObjectPath};
 const SAMPLE_MILLIS: u64 = 256;
 /// Attempts to read a timeline that is replaced meanwhile.
 const ATTEMPTS: usize = 4;
+
+/// Time after which the answer for a path can have changed that the service does not refresh by
+/// itself.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A state of a path, which changes are told apart from. See [`PlanePath::notice`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangeNotice {
+    entry: u32,
+    count: u32,
+    is_refreshed: bool,
+}
+
+impl ChangeNotice {
+    /// As two words, for other languages.
+    #[cfg(feature = "capi")]
+    pub(crate) fn to_words(self) -> [u64; 2] {
+        [u64::from(self.entry) << 32 | u64::from(self.count), u64::from(self.is_refreshed)]
+    }
+
+    /// What [`to_words`](Self::to_words) gave. Other words name an entry that may not be there.
+    #[cfg(feature = "capi")]
+    pub(crate) fn from_words([place, refreshed]: [u64; 2]) -> Self {
+        let (entry, count) = ((place >> 32) as u32, place as u32);
+        Self { entry, count, is_refreshed: refreshed != 0 }
+    }
+}
 
 /// A path of the local plane. It is for one thread; a clone is cheap.
 pub struct PlanePath {
@@ -240,6 +270,74 @@ impl PlanePath {
         (is_of_path && seen_again).then_some(CachedSnapshot { entry, generation, block, view })
     }
 
+    /// What to hand to [`wait_change`](Self::wait_change). Taken before the answer is looked up, in
+    /// shared memory or at the service, no change after that answer is missed.
+    ///
+    /// # Errors
+    /// Why changes of the path cannot be waited for: a request that names the session has it
+    /// published.
+    pub fn notice(&self) -> Result<ChangeNotice, AskReason> {
+        let mut reason = AskReason::Unpublished;
+        for _ in 0..ATTEMPTS {
+            self.plane.check()?;
+            let entry = match self.snapshot.get().map_or_else(|| self.find_snapshot(), Ok) {
+                Ok(known) => known.entry,
+                Err(AskReason::NotMapped) if self.remap() => continue,
+                Err(other) => return Err(other),
+            };
+            let directory = &self.plane.files().directory;
+            // SYNC(notice): before it is seen that the entry names a snapshot of the path.
+            let count = change_notice::note(directory.changes(entry));
+            match self.snapshot() {
+                Ok(now) if now.entry == entry => {
+                    let is_refreshed = now.view.is_refreshed();
+                    return Ok(ChangeNotice { entry, count, is_refreshed });
+                }
+                Ok(_) => reason = AskReason::Unpublished,
+                Err(AskReason::NotMapped) if self.remap() => {}
+                Err(other) => return Err(other),
+            }
+        }
+        Err(reason)
+    }
+
+    /// Waits until the answer for the path can be another one than when `notice` was taken, or until
+    /// `deadline`; whether it can. Uses no CPU time meanwhile.
+    ///
+    /// A path that the service does not refresh by itself, since its source answers for single times,
+    /// can have changed after [`LOOK_AGAIN`].
+    ///
+    /// # Errors
+    /// The session is over.
+    pub fn wait_change(
+        &self,
+        notice: &ChangeNotice,
+        deadline: Option<Instant>,
+    ) -> Result<bool, AskReason> {
+        let files = self.plane.files();
+        let (count, end) = (files.directory.changes(notice.entry), self.plane.attachment());
+        let watch = Watch { plane: &self.plane, number: files.page.begin_watch(notice.entry) };
+        let look_again = match watch.number {
+            Some(_) if notice.is_refreshed => None,
+            _ => Some(Instant::now() + LOOK_AGAIN),
+        };
+        loop {
+            self.plane.check()?;
+            if change_notice::note(count) != notice.count {
+                return Ok(true);
+            }
+            let now = Instant::now();
+            if look_again.is_some_and(|at| at <= now) {
+                return Ok(true);
+            }
+            if deadline.is_some_and(|at| at <= now) {
+                return Ok(false);
+            }
+            let until = deadline.into_iter().chain(look_again).min();
+            futex::wait_either((count, end.end_word().word()), (notice.count, 0), until);
+        }
+    }
+
     /// Takes the mappings of now; whether they are others than before.
     fn remap(&self) -> bool {
         let newest = self.plane.attachment().mappings();
@@ -260,6 +358,22 @@ impl PlanePath {
         self.next_sample.set(now + SAMPLE_MILLIS);
         self.plane.files().page.sample(entry, span);
         self.plane.files().page.count_hits(self.hits.replace(0));
+    }
+}
+
+/// A thread that waits for a change, as the service knows of it.
+struct Watch<'a> {
+    plane: &'a LocalPlane,
+    number: Option<u32>,
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number
+            && !self.plane.attachment().is_forked()
+        {
+            self.plane.files().page.end_watch(number);
+        }
     }
 }
 
