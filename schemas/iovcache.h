@@ -312,6 +312,16 @@ typedef struct iovc_view_t {
   uint32_t slot;
 } iovc_view_t;
 
+/**
+ * A state of a path, from which changes are told apart.
+ */
+typedef struct iovc_notice_t {
+  /**
+   * What it is a state of.
+   */
+  uint64_t words[2];
+} iovc_notice_t;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -598,6 +608,37 @@ iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
                                   size_t count,
                                   struct iovc_view_t *views,
                                   size_t *found);
+
+/**
+ * The state of a path, for iovc_local_wait. Where it is taken before an object is looked up, in
+ * shared memory or at the service, no change after that look-up is missed.
+ *
+ * @return IOVC_UNAVAILABLE where changes cannot be waited for: the path is not published. A request
+ *         for it that names the session has it published
+ *
+ * # Safety
+ * `path` is null or a handle that no other thread uses meanwhile, `notice` is null or writable.
+ */
+iovc_status_t iovc_local_notice(const struct iovc_local_path_t *path, struct iovc_notice_t *notice);
+
+/**
+ * Waits until the answer for a path can be another one than when `notice` was taken. Blocks this
+ * thread, and uses no CPU time meanwhile.
+ *
+ * @param notice         what iovc_local_notice has written
+ * @param timeout_millis time limit; less than 0: none
+ * @param changed        whether the answer can be another one; false after the time limit
+ * @return IOVC_FAILED_PRECONDITION once the session is over
+ *
+ * A path whose source answers for single times alone can have changed after a second.
+ *
+ * # Safety
+ * As `iovc_local_notice`; `changed` is null or writable.
+ */
+iovc_status_t iovc_local_wait(const struct iovc_local_path_t *path,
+                              const struct iovc_notice_t *notice,
+                              int64_t timeout_millis,
+                              bool *changed);
 
 /**
  * Ends the pin of a view; what it points to may not be read any more. A view that pins nothing, and
@@ -1196,6 +1237,37 @@ iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
                                   size_t count,
                                   struct iovc_view_t *views,
                                   size_t *found);
+
+/**
+ * The state of a path, for iovc_local_wait. Where it is taken before an object is looked up, in
+ * shared memory or at the service, no change after that look-up is missed.
+ *
+ * @return IOVC_UNAVAILABLE where changes cannot be waited for: the path is not published. A request
+ *         for it that names the session has it published
+ *
+ * # Safety
+ * `path` is null or a handle that no other thread uses meanwhile, `notice` is null or writable.
+ */
+iovc_status_t iovc_local_notice(const struct iovc_local_path_t *path, struct iovc_notice_t *notice);
+
+/**
+ * Waits until the answer for a path can be another one than when `notice` was taken. Blocks this
+ * thread, and uses no CPU time meanwhile.
+ *
+ * @param notice         what iovc_local_notice has written
+ * @param timeout_millis time limit; less than 0: none
+ * @param changed        whether the answer can be another one; false after the time limit
+ * @return IOVC_FAILED_PRECONDITION once the session is over
+ *
+ * A path whose source answers for single times alone can have changed after a second.
+ *
+ * # Safety
+ * As `iovc_local_notice`; `changed` is null or writable.
+ */
+iovc_status_t iovc_local_wait(const struct iovc_local_path_t *path,
+                              const struct iovc_notice_t *notice,
+                              int64_t timeout_millis,
+                              bool *changed);
 
 /**
  * Ends the pin of a view; what it points to may not be read any more. A view that pins nothing, and

@@ -8,10 +8,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use iovcache::Timestamp;
 use iovcache::client::{Client, ClientError, Local, LocalPath, TableRequest, View};
 use iovcache::shm::AskReason;
+use iovcache::{ObjectId, Timestamp};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyInt, PyList, PyString};
@@ -24,6 +25,8 @@ use crate::table::{lock, record};
 
 /// Paths that a client keeps; beyond, all are dropped and looked up anew.
 const MAX_PATHS: usize = 65_536;
+/// Longest part of a wait for a change: a wait that a signal ends leaves a thread behind for as long.
+const WAIT_SLICE: Duration = Duration::from_secs(1);
 /// The column of a request for what is known of a version.
 const COLUMN: &str = "object";
 
@@ -128,6 +131,26 @@ fn millis_of(at: &Bound<'_, PyAny>) -> PyResult<Timestamp> {
         PyModule::import(py, "iovcache._times")?.getattr("moment").map(Bound::unbind)
     })?;
     Ok(Timestamp::from_millis(moment.bind(py).call1((at, "at"))?.extract()?))
+}
+
+/// A version as Python code names it: an object, its id, or `None`.
+fn version_of(known: &Bound<'_, PyAny>) -> PyResult<Option<ObjectId>> {
+    if known.is_none() {
+        return Ok(None);
+    }
+    let id: String = match known.cast::<PyString>() {
+        Ok(id) => id.extract()?,
+        Err(_) => match known.cast::<Pin>() {
+            Ok(object) => object.get().version(known.py())?,
+            Err(_) => {
+                let reason =
+                    format!("known is {}; expected an object, its id or None", known.repr()?);
+                return Err(error::invalid(&reason));
+            }
+        },
+    };
+    let parsed = ObjectId::parse(&id);
+    parsed.map(Some).ok_or_else(|| error::invalid(&format!("known is {id:?}, which is no id")))
 }
 
 impl LookUps {
@@ -289,6 +312,44 @@ impl Path {
     /// `None`. Makes no call.
     fn try_at(&self, at: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyAny>>> {
         self.find(at.py(), millis_of(at)?)
+    }
+
+    /// Waits until the object at a time is another one than `known` (`None`: nothing is valid), or
+    /// for `timeout` seconds; whether it is another one. A change before the call counts too.
+    #[pyo3(signature = (at, known, timeout=None))]
+    fn changed(
+        &self,
+        at: &Bound<'_, PyAny>,
+        known: &Bound<'_, PyAny>,
+        timeout: Option<f64>,
+    ) -> PyResult<bool> {
+        let (py, at, known) = (at.py(), millis_of(at)?, version_of(known)?);
+        let timeout = timeout.map(|seconds| {
+            Duration::try_from_secs_f64(seconds)
+                .map_err(|_| error::invalid(&format!("timeout is {seconds} s")))
+        });
+        let timeout = timeout.transpose()?;
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        // Its own handle: others look up meanwhile.
+        let mut path = lock(self.in_plane.get()?).clone();
+        loop {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let slice = left.map_or(WAIT_SLICE, |left| left.min(WAIT_SLICE));
+            let work = move || {
+                let changed = path.changed(at, known, Some(slice));
+                (path, changed)
+            };
+            let waited = wait(py, async {
+                let waited = tokio::task::spawn_blocking(work).await;
+                waited.map_err(|_| ClientError::Closed { what: "wait for a change" })
+            });
+            let (same, changed) = waited?;
+            path = same;
+            let changed = changed.map_err(error::of_client)?;
+            if changed || left.is_some_and(|left| left == slice) {
+                return Ok(changed);
+            }
+        }
     }
 
     fn __repr__(&self) -> String {

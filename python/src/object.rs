@@ -54,6 +54,11 @@ impl Pin {
         Self { holder, path, row_start: 0, row_end: 1, address, length }
     }
 
+    /// The object id.
+    pub(crate) fn version(&self, py: Python<'_>) -> PyResult<String> {
+        self.holder.id(py)
+    }
+
     fn bytes(&self) -> &[u8] {
         let address = std::ptr::with_exposed_provenance(self.address);
         // SAFETY: `new` and `of_plane` got them from a slice of what `holder` pins, which lives as long

@@ -2,7 +2,10 @@
 
 import gc
 import multiprocessing
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 from conftest import put, right, until
@@ -152,6 +155,51 @@ def test_a_newer_version_is_seen_within_the_refresh_time(start, tmp_path, reposi
         until("the newest version", lambda: bytes(path.at(5)) == b"newest")
         with pytest.raises(iovcache.FailedPrecondition, match="IOV-7012"):
             late.created  # noqa: B018
+
+
+def test_a_wait_ends_with_the_next_version(start, tmp_path):
+    own = tmp_path / "copy"
+    put(own, ("A/B", 0, 9000, 1, b"old"), tmp_path)
+    service = start("--refresh", "200ms", source=own)
+    with iovcache.connect(service.unix) as client:
+        path = client.path("A/B")
+        found = published(path, 5)
+        assert path.changed(5, None) is True
+        began = time.monotonic()
+        assert path.changed(5, found, timeout=0.2) is False
+        assert path.changed(5, found.id, 0) is False
+        assert 0.2 <= time.monotonic() - began < 5
+        later = threading.Timer(0.3, put, (own, ("A/B", 0, 9000, 2, b"new"), tmp_path))
+        later.start()
+        assert path.changed(5, found, timeout=30) is True
+        later.join()
+        assert bytes(path.at(5)) == b"new" and bytes(found) == b"old"
+        # A change before the wait counts too, and what nothing was valid for counts as well.
+        assert path.changed(5, found, timeout=30) is True
+        assert path.changed(9500, None, timeout=0.1) is False
+        for wrong in (7, b"id", "no id"):
+            with pytest.raises(iovcache.InvalidArgument):
+                path.changed(5, wrong)
+        with pytest.raises(iovcache.InvalidArgument):
+            path.changed(5, found, timeout=-1)
+
+
+def test_a_wait_is_ended_by_a_signal(service):
+    code = f"""if True:
+        import iovcache, os, signal, threading
+        with iovcache.connect({service.unix!r}) as client:
+            path = client.path({DRIFT!r})
+            found = path.at(4000)
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                path.changed(4000, found)
+            except KeyboardInterrupt:
+                print("interrupted")
+    """
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.stdout == b"interrupted\n", done.stderr.decode()
+    assert time.monotonic() - began < 10
 
 
 def test_limits_and_metadata_are_asked_of_the_service(client):

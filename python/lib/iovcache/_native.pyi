@@ -43,6 +43,17 @@ class Path:
         """
     def try_at(self, at: Time) -> Optional[Object]:
         """The object at a time if it lies in shared memory, confirmed; else None. Makes no call."""
+    def changed(
+        self, at: Time, known: Union[Object, str, None], timeout: Optional[float] = None
+    ) -> bool:
+        """Waits until the object at a time is another one than ``known``, an object or its id.
+
+        ``None`` means that nothing is valid. A change before the call counts too, so none is missed:
+        look up, use it, wait. Uses no CPU time where the path lies in shared memory.
+
+        Returns:
+            False after ``timeout`` seconds.
+        """
 
 @final
 class ArrowStream:

@@ -130,6 +130,11 @@ impl DirectoryView {
         }
     }
 
+    /// Whether there is such an entry.
+    pub(super) fn has(&self, index: u32) -> bool {
+        index < self.entries
+    }
+
     /// The count of changes of an entry.
     #[inline]
     pub(super) fn changes(&self, index: u32) -> &AtomicU32 {

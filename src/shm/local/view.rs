@@ -315,6 +315,9 @@ impl PlanePath {
         deadline: Option<Instant>,
     ) -> Result<bool, AskReason> {
         let files = self.plane.files();
+        if !files.directory.has(notice.entry) {
+            return Err(AskReason::Unpublished);
+        }
         let (count, end) = (files.directory.changes(notice.entry), self.plane.attachment());
         let watch = Watch { plane: &self.plane, number: files.page.begin_watch(notice.entry) };
         let look_again = match watch.number {
