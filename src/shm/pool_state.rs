@@ -25,6 +25,8 @@ pub(super) type RetiredHook = Arc<dyn Fn(u16) + Send + Sync>;
 
 pub(super) struct PoolInner {
     pub(super) memory_bytes: u64,
+    /// The part of it that is used beside the segments.
+    pub(super) aside_bytes: AtomicU64,
     pub(super) segment_bytes: u64,
     pub(super) maker: Maker,
     /// Size of the largest block if all memory exists from the start and is never created or
@@ -97,7 +99,7 @@ impl PoolInner {
         if let Some(bytes) = self.fixed_bytes {
             return bytes;
         }
-        let whole = (self.memory_bytes / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
+        let whole = (self.segments_limit() / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
         usable_bytes(whole)
     }
 
@@ -132,9 +134,9 @@ impl PoolInner {
 
     /// Keeps a place until no consumer pins the block that it had.
     pub(super) fn quarantine(&self, place: QuarantinedPlace) {
-        self.pages.keep(place);
-        // The page that named it may have gone meanwhile, and looked before it was kept.
-        self.reclaim();
+        if self.pages.keep(place) {
+            self.reclaim();
+        }
     }
 
     /// Frees the places that no consumer pins any more. Returns whether there were any.
@@ -213,7 +215,12 @@ impl PoolInner {
     pub(super) fn budget(&self, state: &PoolState) -> u64 {
         let unread = state.unread.iter().map(|unread| unread.segment.length());
         let taken = state.segment_bytes_in_all + self.counted_bytes(unread);
-        self.memory_bytes.saturating_sub(taken)
+        self.segments_limit().saturating_sub(taken)
+    }
+
+    /// Bytes that segments can take in all.
+    pub(super) fn segments_limit(&self) -> u64 {
+        self.memory_bytes.saturating_sub(self.aside_bytes.load(Ordering::Relaxed))
     }
 
     /// Like [`budget`](Self::budget), if all empty segments were retired.
@@ -224,7 +231,7 @@ impl PoolInner {
         let unread = state.unread.iter().map(|unread| unread.segment.length());
         let unread = unread.chain(in_flight.map(|slot| slot.segment.length()));
         let taken = state.segment_bytes_in_all - state.empty_bytes() + self.counted_bytes(unread);
-        self.memory_bytes.saturating_sub(taken)
+        self.segments_limit().saturating_sub(taken)
     }
 
     /// The part of the memory of unread segments that counts against the pool. The largest of them

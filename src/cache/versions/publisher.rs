@@ -165,6 +165,8 @@ impl Publisher {
             snapshot_bytes: Arc::default(),
             state: Mutex::default(),
         });
+        let pool = residency.pool();
+        pool.set_aside(Directory::bytes_for(entries(pool.total_bytes())));
         let reclaimable: Arc<dyn Reclaimable> = publisher.clone();
         residency.set_reclaimable(Arc::downgrade(&reclaimable));
         publisher
@@ -185,8 +187,7 @@ impl Publisher {
     fn directory(&self) -> Option<&Arc<Directory>> {
         let made = self.directory.get_or_init(|| {
             let pool = self.residency.pool();
-            let entries = (pool.total_bytes() / MEMORY_PER_ENTRY).clamp(1, MAX_ENTRIES) as u32;
-            match Directory::new(pool.epoch(), entries) {
+            match Directory::new(pool.epoch(), entries(pool.total_bytes())) {
                 Ok(directory) => Some(Arc::new(directory)),
                 Err(error) => {
                     tracing::warn!(%error, "no directory for consumers that look up by themselves");
@@ -351,6 +352,11 @@ impl Publisher {
     }
 }
 
+/// Entries of the directory for this much memory.
+fn entries(memory_bytes: u64) -> u32 {
+    (memory_bytes / MEMORY_PER_ENTRY).clamp(1, MAX_ENTRIES) as u32
+}
+
 /// The parts of a timeline whose object is in memory.
 fn spans_in_memory(
     timeline: &LinkedTimeline,
@@ -366,6 +372,7 @@ fn spans_in_memory(
         };
         let Some(resident) = resident else { continue };
         let (info, block) = (timeline.version(version), resident.block());
+        block.enter_snapshot();
         let header = block.meta_header();
         let interval = step.interval;
         spans.push(PublishedSpan { interval, version, id: info.id, generation: header.hint });

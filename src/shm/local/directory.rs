@@ -179,13 +179,22 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
+    fn rounded(entries: u32) -> u32 {
+        entries.next_power_of_two().max(PROBES as u32)
+    }
+
+    /// The memory that a directory with this many entries takes.
+    pub(crate) fn bytes_for(entries: u32) -> u64 {
+        (entry_offset(Self::rounded(entries)) as u64).next_multiple_of(4096)
+    }
+
     /// A directory of the instance `epoch` with this many entries, at least [`PROBES`].
     ///
     /// # Errors
     /// What the system says.
     pub(crate) fn new(epoch: Epoch, entries: u32) -> std::io::Result<Self> {
-        let entries = entries.next_power_of_two().max(PROBES as u32);
-        let size = (entry_offset(entries) as u64).next_multiple_of(4096);
+        let size = Self::bytes_for(entries);
+        let entries = Self::rounded(entries);
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         let (file, mapping) = make_sealed(c"iovcache-directory", size, seals)?;
         let mut header = [0; size_of::<DirectoryHeader>()];

@@ -248,14 +248,9 @@ impl ServicePage {
         (0..used).map(|index| slot(&self.mapping, index))
     }
 
-    /// Whether a slot names the block of `generation`, which was [retired](protocol::retire).
-    pub(super) fn names(&self, generation: u64) -> bool {
-        self.slots().any(|slot| protocol::names(slot, generation))
-    }
-
-    /// The words in its slots that are not 0, as of now.
+    /// The words in its slots that are not 0.
     pub(crate) fn used_slots(&self) -> impl Iterator<Item = u64> {
-        self.slots().map(|slot| slot.load(Ordering::Relaxed)).filter(|word| *word != 0)
+        self.slots().map(protocol::named).filter(|word| *word != 0)
     }
 
     /// Takes the samples that came since the last call: entry and span of each. They may be any.
@@ -301,10 +296,10 @@ mod tests {
         let block = AtomicU64::new(7);
         let slot = consumer.pin(5, &block, 7).unwrap();
         assert_eq!(slot, 5);
-        assert!(service.names(7) && !service.names(8));
+        assert_eq!(service.used_slots().collect::<Vec<_>>(), [7]);
         assert!(!consumer.is_unused());
         consumer.unpin(slot);
-        assert!(!service.names(7) && consumer.is_unused());
+        assert!(service.used_slots().next().is_none() && consumer.is_unused());
     }
 
     #[test]
@@ -339,7 +334,6 @@ mod tests {
                 let word = if random.is_multiple_of(5) { u64::MAX } else { random };
                 mapping.atomic_u64(offset).store(word, Ordering::Relaxed);
             }
-            let _ = service.names(random);
             assert!(service.used_slots().count() <= SLOTS as usize);
             let mut samples = 0;
             service.take_samples(|_, _| samples += 1);
