@@ -73,7 +73,8 @@ pub use local::{
 };
 #[cfg(feature = "cache")]
 pub(crate) use local::{
-    Directory, DirectoryEntry, PublishedSnapshot, ServicePage, SnapshotSpan, monotonic_millis,
+    Directory, DirectoryEntry, PublishedSnapshot, ServicePage, SnapshotSpan, UseSample,
+    monotonic_millis,
 };
 pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};
 pub use pool_state::InFlight;

@@ -504,6 +504,12 @@ impl Pool {
         self.0.reclaim();
     }
 
+    /// Number of pins pages that are looked at.
+    #[cfg(feature = "cache")]
+    pub(crate) fn pins_pages(&self) -> usize {
+        self.0.pages.pages()
+    }
+
     /// The generations that consumers had in the slots of their pages a moment ago, sorted. They may
     /// be any.
     #[cfg(feature = "cache")]

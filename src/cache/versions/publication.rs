@@ -15,11 +15,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::linked_timeline::LinkedTimeline;
+use crate::cache::memory::object::Resident;
 use crate::clock::{Clock, Moment};
 use crate::index::{State, Timeline};
 use crate::interval::ValidityInterval;
 use crate::object::ObjectId;
-use crate::shm::{BlockLocation, DirectoryEntry, PublishedSnapshot, monotonic_millis};
+use crate::shm::{BlockLocation, DirectoryEntry, PublishedSnapshot, UseSample, monotonic_millis};
 
 /// The clocks are read one after the other, each rounded to a millisecond.
 const ROUNDING_MILLIS: u64 = 2;
@@ -94,6 +95,8 @@ pub(crate) struct Publication {
     /// The spans name versions by their numbers in this timeline.
     timeline: Arc<LinkedTimeline>,
     spans: Arc<[PublishedSpan]>,
+    /// Those of the snapshot before, which consumers may still speak of.
+    earlier_spans: Arc<[PublishedSpan]>,
     is_named: bool,
 }
 
@@ -120,7 +123,7 @@ impl Publication {
     /// No entry of the directory names it yet.
     pub(crate) fn new(entry: DirectoryEntry, draft: Draft) -> Self {
         let Draft { snapshot, timeline, spans } = draft;
-        Self { entry, snapshot, timeline, spans, is_named: false }
+        Self { entry, snapshot, timeline, spans, earlier_spans: Arc::default(), is_named: false }
     }
 
     /// Replaces the snapshot by a newer one, which is right in `current`. Gives the earlier one, to
@@ -132,7 +135,8 @@ impl Publication {
         freshness: &Freshness,
     ) -> CountedSnapshot {
         let Draft { snapshot, timeline, spans } = draft;
-        (self.timeline, self.spans) = (timeline, spans);
+        self.timeline = timeline;
+        self.earlier_spans = std::mem::replace(&mut self.spans, spans);
         let before = std::mem::replace(&mut self.snapshot, snapshot);
         self.is_named = false;
         self.confirm(current, freshness);
@@ -159,10 +163,20 @@ impl Publication {
         self.is_named && *self.spans == *spans
     }
 
-    /// The timeline, and the number in it of the version that decides in a span.
-    pub(crate) fn span(&self, span: u32) -> Option<(&Arc<LinkedTimeline>, u32)> {
-        let span = self.spans.get(span as usize)?;
-        Some((&self.timeline, span.version))
+    /// The span that a consumer says it has used, if it is one of this or of the snapshot before; and
+    /// the object, if it is still linked.
+    pub(crate) fn used(
+        &self,
+        sample: &UseSample,
+    ) -> Option<(PublishedSpan, Option<Arc<Resident>>)> {
+        let of = |spans: &[PublishedSpan]| {
+            let span = spans.get(sample.span as usize).copied();
+            span.filter(|span| span.generation == sample.generation)
+        };
+        match of(&self.spans) {
+            Some(span) => Some((span, self.timeline.linked(span.version))),
+            None => Some((of(&self.earlier_spans)?, None)),
+        }
     }
 
     /// Whether each of its spans is right in `next` too. Takes one pass over them.

@@ -19,14 +19,15 @@ use std::time::Duration;
 
 use super::catalog::Catalog;
 use super::linked_timeline::LinkedTimeline;
+use super::look_up_record::LookUpRecord;
 use super::publication::{CountedSnapshot, Draft, Publication, PublishedSpan};
 use super::series::{PublishOutcome, Series};
 use crate::cache::memory::residency::{Reclaimable, Residency};
 use crate::index::State;
 use crate::interval::ValidityInterval;
-use crate::object::Query;
+use crate::object::{ObjectPath, Query};
 use crate::shm::{
-    AskReason, BlockLocation, Directory, PublishedSnapshot, ServicePage, SnapshotSpan,
+    AskReason, BlockLocation, Directory, PublishedSnapshot, ServicePage, SnapshotSpan, UseSample,
 };
 use crate::sync::{Mutex, MutexGuard};
 
@@ -59,11 +60,18 @@ pub(crate) struct Publisher {
 #[derive(Default)]
 struct PublisherState {
     /// The pages, by the id of their session.
-    pages: HashMap<String, Arc<ServicePage>>,
+    pages: HashMap<String, PageEntry>,
     /// By entry of the directory.
-    published: HashMap<u32, Weak<Series>>,
+    published: HashMap<u32, (ObjectPath, Weak<Series>)>,
     /// Look-ups of sessions that are over.
     ended: LookUpSums,
+}
+
+/// The page of a session, and what the session looked up.
+#[derive(Debug, Clone)]
+struct PageEntry {
+    page: Arc<ServicePage>,
+    record: Arc<Mutex<LookUpRecord>>,
 }
 
 /// Look-ups that consumers made by themselves, as they say.
@@ -118,10 +126,17 @@ pub(crate) struct SessionPage {
     publisher: Arc<Publisher>,
     session: String,
     page: Arc<ServicePage>,
+    record: Arc<Mutex<LookUpRecord>>,
     directory: Arc<Directory>,
 }
 
 impl SessionPage {
+    /// What the session looked up, up to now: look-ups, and versions.
+    pub(crate) fn with_record<T>(&self, look: impl FnOnce(u64, &LookUpRecord) -> T) -> T {
+        self.publisher.take_samples_of(&self.page, &self.record);
+        look(self.page.counts().0, &self.record.lock())
+    }
+
     pub(crate) fn page(&self) -> &ServicePage {
         &self.page
     }
@@ -179,9 +194,9 @@ impl Publisher {
     /// Everything that is published.
     fn series(&self) -> Vec<(u32, Arc<Series>)> {
         let mut state = self.state();
-        state.published.retain(|_, series| series.strong_count() > 0);
-        let there = |(entry, series): (&u32, &Weak<Series>)| Some((*entry, series.upgrade()?));
-        state.published.iter().filter_map(there).collect()
+        state.published.retain(|_, (_, series)| series.strong_count() > 0);
+        let there = state.published.iter();
+        there.filter_map(|(entry, (_, series))| Some((*entry, series.upgrade()?))).collect()
     }
 
     fn directory(&self) -> Option<&Arc<Directory>> {
@@ -209,13 +224,11 @@ impl Publisher {
             }
         };
         self.residency.pool().add_pins_page(&page);
-        self.state().pages.insert(session.to_owned(), Arc::clone(&page));
-        Some(SessionPage {
-            publisher: Arc::clone(self),
-            session: session.to_owned(),
-            page,
-            directory,
-        })
+        let record: Arc<Mutex<LookUpRecord>> = Arc::default();
+        let entry = PageEntry { page: Arc::clone(&page), record: Arc::clone(&record) };
+        self.state().pages.insert(session.to_owned(), entry);
+        let (publisher, session) = (Arc::clone(self), session.to_owned());
+        Some(SessionPage { publisher, session, page, record, directory })
     }
 
     /// Whether a session reads what is published.
@@ -229,11 +242,47 @@ impl Publisher {
         series.filter_map(|(_, series)| series.with_publication(Publication::location)).collect()
     }
 
+    /// Slots in use by session. A session says this of itself.
+    pub(crate) fn slots(&self) -> HashMap<String, u64> {
+        let pages: Vec<(String, PageEntry)> = {
+            let state = self.state();
+            state.pages.iter().map(|(session, entry)| (session.clone(), entry.clone())).collect()
+        };
+        let slots = |entry: &PageEntry| entry.page.used_slots().count() as u64;
+        pages.iter().map(|(session, entry)| (session.clone(), slots(entry))).collect()
+    }
+
+    /// What does not add up, one sentence each; `sessions` tells whether a session is there.
+    pub(crate) fn faults(&self, is_session: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+        let (gone, pages) = {
+            let state = self.state();
+            let gone = state.pages.keys().filter(|session| !is_session(session)).count();
+            (gone, state.pages.len())
+        };
+        let mut faults = Vec::new();
+        if gone > 0 {
+            faults.push(("pins pages", format!("{gone} pins pages have no session")));
+        }
+        let listed = self.residency.pool().pins_pages();
+        if listed != pages {
+            let fault = format!("{listed} pins pages are looked at, and {pages} sessions have one");
+            faults.push(("pins pages looked at", fault));
+        }
+        let charged =
+            |(_, series): (u32, Arc<Series>)| series.with_publication(|one| one.charged_bytes());
+        let sum: u64 = self.series().into_iter().filter_map(charged).sum();
+        if sum != self.bytes() {
+            let fault = format!("snapshots take {sum} bytes, {} are counted", self.bytes());
+            faults.push(("bytes of snapshots", fault));
+        }
+        faults
+    }
+
     /// How much consumers look up by themselves.
     pub(crate) fn figures(&self) -> LocalFigures {
         let (pages, mut look_ups) = {
             let state = self.state();
-            let pages: Vec<Arc<ServicePage>> = state.pages.values().cloned().collect();
+            let pages: Vec<_> = state.pages.values().map(|entry| Arc::clone(&entry.page)).collect();
             (pages, state.ended)
         };
         pages.iter().for_each(|page| look_ups.add(page));
@@ -287,7 +336,8 @@ impl Publisher {
         let entry = || directory.take(path);
         let published = self.catalog.publish(query, series, draft, entry);
         if let PublishOutcome::New { entry } = published {
-            self.state().published.insert(entry, Arc::downgrade(series));
+            let published = (query.path.clone(), Arc::downgrade(series));
+            self.state().published.insert(entry, published);
         }
     }
 
@@ -319,35 +369,47 @@ impl Publisher {
     pub(crate) async fn take_samples(self: Arc<Self>) {
         loop {
             tokio::time::sleep(SAMPLE_PAUSE).await;
-            let pages: Vec<Arc<ServicePage>> = self.state().pages.values().cloned().collect();
-            for page in pages {
-                page.take_samples(|entry, span| self.used(entry, span));
+            let pages: Vec<PageEntry> = self.state().pages.values().cloned().collect();
+            for PageEntry { page, record } in pages {
+                self.take_samples_of(&page, &record);
                 page.watched().for_each(|entry| self.watched(entry));
                 tokio::task::yield_now().await;
             }
         }
     }
 
+    fn take_samples_of(&self, page: &ServicePage, record: &Mutex<LookUpRecord>) {
+        page.take_samples(|sample| self.used(&sample, &mut record.lock()));
+    }
+
+    fn published(&self, entry: u32) -> Option<(ObjectPath, Arc<Series>)> {
+        let state = self.state();
+        let (path, series) = state.published.get(&entry)?;
+        Some((path.clone(), series.upgrade()?))
+    }
+
     /// A consumer says that it waits for changes of a path: the path is kept fresh meanwhile. It may
     /// say anything.
     fn watched(&self, entry: u32) {
-        let series = self.state().published.get(&entry).and_then(Weak::upgrade);
-        if let Some(series) = series {
+        if let Some((_, series)) = self.published(entry) {
             self.catalog.used(&series);
         }
     }
 
     /// A consumer says that it used a span of a published timeline. It may say anything.
-    fn used(&self, entry: u32, span: u32) {
-        let series = self.state().published.get(&entry).and_then(Weak::upgrade);
-        let Some(series) = series else { return };
+    fn used(&self, sample: &UseSample, record: &mut LookUpRecord) {
+        let Some((path, series)) = self.published(sample.entry) else {
+            return record.add_unknown();
+        };
         self.catalog.used(&series);
-        let found = series.with_publication(|publication| {
-            let (timeline, version) = publication.span(span)?;
-            timeline.linked(version)
-        });
-        if let Some(resident) = found.flatten() {
-            self.residency.used(&resident);
+        match series.with_publication(|publication| publication.used(sample)).flatten() {
+            None => record.add_unknown(),
+            Some((span, resident)) => {
+                record.add(&path, span.id, span.interval);
+                if let Some(resident) = resident {
+                    self.residency.used(&resident);
+                }
+            }
         }
     }
 }

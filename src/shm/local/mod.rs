@@ -38,7 +38,7 @@ pub use ask_reason::AskReason;
 pub(crate) use directory::{Directory, DirectoryEntry};
 pub(super) use files::LocalFiles;
 pub(crate) use monotonic::monotonic_millis;
-pub(crate) use pins_page::ServicePage;
+pub(crate) use pins_page::{ServicePage, UseSample};
 pub use plane::{LocalPlane, LookUpCounts};
 pub(super) use protocol::retire;
 pub(super) use registry::{PageRegistry, QuarantinedPlace};

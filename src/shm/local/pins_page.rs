@@ -44,8 +44,9 @@ pub(super) const REASONS: usize = 7;
 /// The size of a page.
 pub(super) const PAGE_BYTES: u64 = 32 << 10;
 const SAMPLES_OFFSET: usize = 256;
-/// Samples that a page holds.
-pub(super) const SAMPLES: usize = 416;
+/// Samples that a page holds, of two words each.
+pub(super) const SAMPLES: usize = 208;
+const SAMPLE_BYTES: usize = 2 * size_of::<u64>();
 const WATCHES_OFFSET: usize = 3584;
 /// Watches that a page holds: threads that wait for a change at a time.
 const WATCHES: u32 = 64;
@@ -63,22 +64,28 @@ const _: () = assert!(offset_of!(PageHeader, high_water) == 24);
 const _: () = assert!(offset_of!(PageHeader, hits) == 64);
 const _: () = assert!(offset_of!(PageHeader, asks) == 72);
 const _: () = assert!(size_of::<PageHeader>() == 128);
-const _: () = assert!(SAMPLES_OFFSET + SAMPLES * size_of::<u64>() == WATCHES_OFFSET);
+const _: () = assert!(SAMPLES_OFFSET + SAMPLES * SAMPLE_BYTES == WATCHES_OFFSET);
 const _: () = assert!(WATCHES_OFFSET + WATCHES as usize * size_of::<u64>() == SLOTS_OFFSET);
 const _: () = assert!(SLOTS == 3584);
 
-/// A sample: the entry of a path in the directory and the span that was used, as one word that is
-/// not 0.
-fn sample_word(entry: u32, span: u32) -> u64 {
-    (u64::from(entry) + 1) << 32 | u64::from(span)
+/// An object that was used: where it is named, and the generation of its block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct UseSample {
+    /// The entry of its path in the directory.
+    pub(crate) entry: u32,
+    /// The number of the span in the snapshot.
+    pub(crate) span: u32,
+    pub(crate) generation: u64,
 }
 
 fn slot(mapping: &Mapping, index: u32) -> &AtomicU64 {
     mapping.atomic_u64(SLOTS_OFFSET + index as usize * size_of::<u64>())
 }
 
-fn sample(mapping: &Mapping, index: usize) -> &AtomicU64 {
-    mapping.atomic_u64(SAMPLES_OFFSET + index % SAMPLES * size_of::<u64>())
+/// The two words of a sample: generation (0: taken), and entry and span.
+fn sample(mapping: &Mapping, index: usize) -> [&AtomicU64; 2] {
+    let at = SAMPLES_OFFSET + index % SAMPLES * SAMPLE_BYTES;
+    [mapping.atomic_u64(at), mapping.atomic_u64(at + size_of::<u64>())]
 }
 
 fn watch(mapping: &Mapping, index: u32) -> &AtomicU64 {
@@ -162,10 +169,18 @@ impl ConsumerPage {
         (0..used).all(|index| self.slot(index).load(Ordering::SeqCst) == 0)
     }
 
-    /// Tells the service what was used.
-    pub(super) fn sample(&self, entry: u32, span: u32) {
+    /// Tells the service what was used. Whether there was room for it.
+    pub(super) fn sample(&self, used: UseSample) -> bool {
         let next = self.next_sample.fetch_add(1, Ordering::Relaxed) as usize;
-        sample(&self.mapping, next).store(sample_word(entry, span), Ordering::Relaxed);
+        let [generation, place] = sample(&self.mapping, next);
+        let has_room = generation.load(Ordering::Relaxed) == 0;
+        if has_room {
+            let word = (u64::from(used.entry) + 1) << 32 | u64::from(used.span);
+            place.store(word, Ordering::Relaxed);
+            // SYNC(sample): the service that sees the generation sees the place.
+            generation.store(used.generation, Ordering::Release);
+        }
+        has_room
     }
 
     /// Tells the service that a thread waits for a change of the path in an entry, so that it keeps
@@ -253,16 +268,20 @@ impl ServicePage {
         self.slots().map(protocol::named).filter(|word| *word != 0)
     }
 
-    /// Takes the samples that came since the last call: entry and span of each. They may be any.
-    pub(crate) fn take_samples(&self, mut each: impl FnMut(u32, u32)) {
+    /// Takes the samples that came since the last call. They may be any.
+    pub(crate) fn take_samples(&self, mut each: impl FnMut(UseSample)) {
         for index in 0..SAMPLES {
-            let word = sample(&self.mapping, index);
-            // A look first: a page that is not used is not written.
-            if word.load(Ordering::Relaxed) != 0 {
-                let taken = word.swap(0, Ordering::Relaxed);
-                if let Some(entry) = (taken >> 32).checked_sub(1) {
-                    each(entry as u32, taken as u32);
-                }
+            let [generation, place] = sample(&self.mapping, index);
+            // SYNC(sample): pairs with the Release store in `sample`. A look first: a page that is not
+            // used is not written.
+            let taken = generation.load(Ordering::Acquire);
+            if taken == 0 {
+                continue;
+            }
+            let word = place.load(Ordering::Relaxed);
+            generation.store(0, Ordering::Relaxed);
+            if let Some(entry) = (word >> 32).checked_sub(1) {
+                each(UseSample { entry: entry as u32, span: word as u32, generation: taken });
             }
         }
     }
@@ -336,7 +355,7 @@ mod tests {
             }
             assert!(service.used_slots().count() <= SLOTS as usize);
             let mut samples = 0;
-            service.take_samples(|_, _| samples += 1);
+            service.take_samples(|_| samples += 1);
             assert!(samples <= SAMPLES);
             assert!(service.watched().count() <= WATCHES as usize);
             let _ = service.counts();
@@ -346,12 +365,15 @@ mod tests {
     #[test]
     fn samples_are_taken_once() {
         let (service, consumer) = pair();
-        consumer.sample(0, 3);
-        consumer.sample(u32::MAX - 1, u32::MAX);
+        let used = |entry, span| UseSample { entry, span, generation: 9 };
+        let last = used(u32::MAX - 1, u32::MAX);
+        assert!(consumer.sample(used(0, 3)) && consumer.sample(last));
         let mut taken = Vec::new();
-        service.take_samples(|entry, span| taken.push((entry, span)));
-        assert_eq!(taken, [(0, 3), (u32::MAX - 1, u32::MAX)]);
-        service.take_samples(|_, _| panic!("once"));
+        service.take_samples(|sample| taken.push(sample));
+        assert_eq!(taken, [used(0, 3), last]);
+        service.take_samples(|_| panic!("once"));
+        let room = (0..2 * SAMPLES).filter(|_| consumer.sample(last)).count();
+        assert_eq!(room, SAMPLES, "what the service has not taken is not overwritten");
     }
 
     #[test]

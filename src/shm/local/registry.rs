@@ -81,6 +81,11 @@ impl PageRegistry {
         self.live.fetch_sub(before - pages.len(), Ordering::SeqCst);
     }
 
+    /// Number of pages.
+    pub(in crate::shm) fn pages(&self) -> usize {
+        self.pages.read().len()
+    }
+
     /// Whether a consumer can have pinned a block that was [retired](super::protocol::retire) just
     /// now.
     pub(in crate::shm) fn has_pages(&self) -> bool {

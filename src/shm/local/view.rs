@@ -18,6 +18,7 @@ use super::block_place::BlockPlace;
 use super::change_notice;
 use super::directory::path_hash;
 use super::monotonic::coarse_monotonic_millis;
+use super::pins_page::UseSample;
 use super::plane::LocalPlane;
 use super::protocol::PinAttempt;
 use super::snapshot::{FoundSpan, SnapshotView};
@@ -66,6 +67,8 @@ pub struct PlanePath {
     next_sample: Cell<u64>,
     /// Look-ups that are not counted in the page yet.
     hits: Cell<u64>,
+    /// One bit for each span of the cached snapshot: the service was told that it is used.
+    reported: RefCell<Vec<u64>>,
 }
 
 /// The snapshot that was read last. It lies in the path's mappings.
@@ -116,8 +119,9 @@ impl PlanePath {
     fn new(plane: Arc<LocalPlane>, path: ObjectPath) -> Self {
         let mappings = RefCell::new(plane.attachment().mappings());
         let hash = path_hash(path.as_str());
+        let (snapshot, reported) = (Cell::new(None), RefCell::default());
         let (next_sample, hits) = (Cell::new(0), Cell::new(0));
-        Self { plane, path, hash, mappings, snapshot: Cell::new(None), next_sample, hits }
+        Self { plane, path, hash, mappings, snapshot, next_sample, hits, reported }
     }
 
     /// The path.
@@ -177,8 +181,8 @@ impl PlanePath {
         }
         let view = self.pin(&found)?;
         self.hits.set(self.hits.get() + 1);
-        if now >= self.next_sample.get() {
-            self.sample(now, snapshot.entry, found.number);
+        if now >= self.next_sample.get() || !self.is_reported(found.number) {
+            self.sample(now, snapshot.entry, &found);
         }
         Ok(view)
     }
@@ -242,6 +246,7 @@ impl PlanePath {
             };
             if let Some(cached) = self.read_snapshot(entry, generation, block) {
                 self.snapshot.set(Some(cached));
+                self.reported.borrow_mut().clear();
                 return Ok(cached);
             }
             // A segment of the same number may have taken its place.
@@ -354,13 +359,31 @@ impl PlanePath {
         true
     }
 
+    /// Whether the service was told that the object of a span of the snapshot is used.
+    #[inline]
+    fn is_reported(&self, span: u32) -> bool {
+        let reported = self.reported.borrow();
+        reported.get(span as usize / 64).is_some_and(|word| word >> (span % 64) & 1 == 1)
+    }
+
     /// Tells the service that the object of a span is used.
     #[cold]
     #[inline(never)]
-    fn sample(&self, now: u64, entry: u32, span: u32) {
-        self.next_sample.set(now + SAMPLE_MILLIS);
-        self.plane.files().page.sample(entry, span);
-        self.plane.files().page.count_hits(self.hits.replace(0));
+    fn sample(&self, now: u64, entry: u32, found: &FoundSpan) {
+        let page = &self.plane.files().page;
+        let used = UseSample { entry, span: found.number, generation: found.header.hint };
+        if page.sample(used) {
+            let mut reported = self.reported.borrow_mut();
+            let word = found.number as usize / 64;
+            if reported.len() <= word {
+                reported.resize(word + 1, 0);
+            }
+            reported[word] |= 1 << (found.number % 64);
+        }
+        if now >= self.next_sample.get() {
+            self.next_sample.set(now + SAMPLE_MILLIS);
+            page.count_hits(self.hits.replace(0));
+        }
     }
 }
 
