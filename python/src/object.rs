@@ -1,4 +1,4 @@
-//! Objects: bytes-like, read-only, and pinned.
+//! Objects: bytes-like, read-only and pinned.
 //!
 //! Python's stable interface has a slot for the buffer protocol only since 3.11, but the
 //! interpreters accept it since 3.9. So the class is made in two steps: `Pin` has the methods, and
@@ -18,7 +18,7 @@ use crate::holder::Holder;
 use crate::local::PlaneObject;
 use crate::table::{ColumnState, Shared, lock};
 
-/// The object that serves a run of rows, and the pin that keeps its bytes.
+/// The object of a run of rows, with the pin on its bytes.
 #[pyclass(frozen, subclass, weakref, module = "iovcache._native", name = "Pin")]
 pub(crate) struct Pin {
     /// Keeps the bytes below unchanged.
@@ -91,7 +91,7 @@ impl Pin {
         (self.row_start, self.row_end)
     }
 
-    /// The object id, which names the version.
+    /// The object id, which identifies the version.
     #[getter]
     fn id(&self, py: Python<'_>) -> PyResult<String> {
         self.holder.id(py)
@@ -103,7 +103,7 @@ impl Pin {
         self.holder.validity(py)
     }
 
-    /// When the version was created, in milliseconds.
+    /// Creation time of the version in milliseconds.
     #[getter]
     fn created(&self, py: Python<'_>) -> PyResult<i64> {
         self.holder.record(py, "created")?.extract()

@@ -51,6 +51,7 @@ mod pool;
 mod pool_state;
 mod prefetch;
 mod region;
+mod resolve_error;
 mod resolver;
 mod segment;
 mod sync;
@@ -83,5 +84,6 @@ pub(crate) use prefetch::AHEAD;
 #[cfg(feature = "cache")]
 pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionError};
-pub use resolver::{Location, MapError, Mappings, ResolveError};
+pub use resolve_error::{MapError, ResolveError};
+pub use resolver::{Location, Mappings};
 pub use segment::{Kind, LostSegment, SegmentLoss, SharedSegment};

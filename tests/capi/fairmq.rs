@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::common::{PATIENCE, Service};
+use iovcache::table::{CellKind, Encoding};
 
 /// FairMQ's number for a session's name, as documented for users.
 fn shmid(session: &str) -> String {
@@ -233,7 +234,8 @@ async fn the_shim_registers_what_the_service_has_made_and_makes_nothing_itself()
     // A cell of AliceO2's tables carries all fields that are needed.
     let client = Client::connect(&service.unix()).await.unwrap();
     let request = TableRequest::new().column("drift", DRIFT).timestamps(TIMES);
-    let table = client.batches(&request.cell("o2").encoding("plain")).await.unwrap();
+    let table =
+        client.batches(&request.cell(CellKind::O2).encoding(Encoding::Plain)).await.unwrap();
     let cells = arrow_array::cast::AsArray::as_fixed_size_list(table[0].column(0));
     for (row, at) in TIMES.iter().enumerate() {
         let cell = cells.value(row);

@@ -1,4 +1,4 @@
-//! Handles: the local plane of a client, and one path of it.
+//! Handles for local look-ups: those of a client, and a path of it.
 
 use std::cell::OnceCell;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::shm::{AskReason, ChangeNotice, LOOK_AGAIN, LocalPlane, LookUpCounts, 
 /// the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
-/// The local plane of a client. Clones share it.
+/// Local look-ups of a client. Clones share the session.
 #[derive(Debug, Clone)]
 pub struct Local(Arc<LocalShared>);
 
@@ -25,17 +25,17 @@ impl Local {
         Self(shared)
     }
 
-    /// A path to look up in. Makes no call; the path need not be known to the service.
+    /// A path to look up objects in. No request is sent; the service need not know the path.
     ///
     /// # Errors
-    /// [`ClientError::Argument`] if `path` is no object path.
+    /// [`ClientError::Argument`] if `path` is not an object path.
     pub fn path(&self, path: &str) -> Result<LocalPath, ClientError> {
         let path = object_path(path)?;
         Ok(LocalPath { first: PlaneStep::new(&self.0, &path), shared: Arc::clone(&self.0), path })
     }
 
-    /// Objects of several paths and times, in their order; `None` where nothing is valid. What does
-    /// not lie in shared memory is asked for in one request per path.
+    /// Objects of several paths and times, in the given order; `None` where no object is valid.
+    /// Objects that are not in shared memory are requested, with one request per path.
     ///
     /// # Errors
     /// As [`LocalPath::at`].
@@ -85,7 +85,7 @@ impl Local {
         Ok(objects.into_iter().map(|object| object.map(View::asked)).collect())
     }
 
-    /// What its session looked up so far; nothing before it is attached.
+    /// Counts of look-ups in this session; zeros before it is attached.
     pub fn counts(&self) -> LookUpCounts {
         self.0.plane.load().as_ref().map(|plane| plane.counts()).unwrap_or_default()
     }
@@ -96,15 +96,15 @@ fn object_path(path: &str) -> Result<ObjectPath, ClientError> {
         .map_err(|error| ClientError::Argument { reason: format!("{path:?}: {error}") })
 }
 
-/// A path to look up in. It is for one thread; a clone is cheap.
+/// A path to look up objects in. It is used by one thread; a clone is cheap.
 pub struct LocalPath {
     shared: Arc<LocalShared>,
     path: ObjectPath,
     first: PlaneStep,
 }
 
-/// The path in the plane of one session, and in those of later sessions: views borrow from each, so
-/// none is dropped before the handle is.
+/// The path in the plane of one session, linked to those of later sessions. Views borrow from each,
+/// so all are kept until the handle is dropped.
 struct PlaneStep {
     plane: Option<(Arc<LocalPlane>, PlanePath)>,
     next: OnceCell<Box<PlaneStep>>,
@@ -151,7 +151,7 @@ impl fmt::Debug for LocalPath {
 }
 
 impl LocalPath {
-    /// The path.
+    /// The object path.
     pub fn path(&self) -> &ObjectPath {
         &self.path
     }
@@ -164,12 +164,12 @@ impl LocalPath {
         step
     }
 
-    /// The object that is valid at `at`; `None` where nothing is. Without a call where it lies in
-    /// shared memory and the service has confirmed it; else the service is asked, which takes as long
-    /// as a table does and blocks this thread meanwhile.
+    /// The object that is valid at `at`; `None` if none is. Makes no request if the object is in
+    /// shared memory and the service has confirmed it. Otherwise the service is asked, which takes
+    /// as long as a table and blocks this thread.
     ///
     /// # Errors
-    /// What the service answers; [`ClientError::ForkedProcess`].
+    /// The error of the service; [`ClientError::ForkedProcess`].
     #[inline]
     pub fn at(&self, at: Timestamp) -> Result<Option<View<'_>>, ClientError> {
         match self.find(at)? {
@@ -178,17 +178,17 @@ impl LocalPath {
         }
     }
 
-    /// The object that is valid at `at`, if it lies in shared memory and the service has confirmed
-    /// it. Never makes a call, and never blocks.
+    /// The object that is valid at `at`, if it is in shared memory and the service has confirmed
+    /// it. Makes no request and never blocks.
     ///
     /// # Errors
-    /// Why the service would have to be asked.
+    /// The reason why the service must be asked.
     #[inline]
     pub fn try_at(&self, at: Timestamp) -> Result<View<'_>, AskReason> {
         self.last().in_plane()?.at(at.as_millis()).map(View::pinned)
     }
 
-    /// The object, if it lies in shared memory.
+    /// The object; `None` if it is not in shared memory.
     #[inline]
     fn find(&self, at: Timestamp) -> Result<Option<View<'_>>, ClientError> {
         match self.try_at(at) {
@@ -198,7 +198,7 @@ impl LocalPath {
         }
     }
 
-    /// Asks the service for the objects of some times.
+    /// Requests the objects of several times from the service.
     #[cold]
     fn ask(&self, times: Vec<i64>) -> Result<Vec<Option<View<'_>>>, ClientError> {
         let objects = self.shared.ask(&self.path, times);
@@ -260,8 +260,8 @@ impl LocalPath {
         }
     }
 
-    /// Looks up in the plane of the current session from now on. It may be another one after the
-    /// service was asked: the first, or that of a service that was restarted.
+    /// Uses the plane of the current session. The session can change with a request: it is the first
+    /// one, or that of a restarted service.
     pub fn follow_session(&self) {
         let last = self.last();
         let plane = self.shared.plane.load();

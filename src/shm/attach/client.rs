@@ -21,7 +21,8 @@ use crate::secret::Secret;
 use crate::shm::futex::EndWord;
 use crate::shm::layout::{Epoch, MetaHeader};
 use crate::shm::local::LocalFiles;
-use crate::shm::resolver::{MapError, Mappings};
+use crate::shm::resolve_error::MapError;
+use crate::shm::resolver::Mappings;
 use crate::shm::segment::Kind;
 use crate::sync::{Condvar, Mutex};
 

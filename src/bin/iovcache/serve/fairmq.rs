@@ -1,5 +1,5 @@
-//! What a service with FairMQ's names does beside serving: registers its segments with FairMQ, and
-//! watches that their names stay.
+//! FairMQ tasks of a service: registers its segments with FairMQ, and watches that their names
+//! stay.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -11,12 +11,12 @@ use iovcache::shm::LostSegment;
 use iovcache::table::SegmentsAnswer;
 use tokio::process::Command;
 
-/// How long the program may take that registers segments.
+/// Time limit for the program that registers segments.
 const REGISTER_LIMIT: Duration = Duration::from_secs(30);
-/// How often the names of segments are looked at.
+/// Interval between checks of the segments' names.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The segments are not in FairMQ's book.
+/// The segments could not be registered with FairMQ.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{} did not register the segments with FairMQ: {reason}; run it by hand to see why, or leave out \
@@ -30,7 +30,7 @@ pub(crate) struct RegisterError {
 
 coded! { RegisterError => Unavailable 8030 }
 
-/// The program that registers segments with FairMQ, and what it registers.
+/// The program that registers segments with FairMQ, with its arguments.
 #[derive(Debug)]
 pub(crate) struct Registrar {
     program: PathBuf,
@@ -54,11 +54,11 @@ impl Registrar {
         self.run(false).await.map_err(failed)
     }
 
-    /// Takes all segments out of FairMQ's book. That it fails is logged.
+    /// Removes all segments from FairMQ's registry. A failure is logged.
     pub(crate) async fn unregister(&self) {
         if let Err(reason) = self.run(true).await {
             let program = self.program.display();
-            tracing::warn!(%program, reason, "the segments stay in FairMQ's book");
+            tracing::warn!(%program, reason, "the segments stay in FairMQ's registry");
         }
     }
 
@@ -68,7 +68,7 @@ impl Registrar {
             command.arg("--remove");
         }
         command.arg(&self.shmid).args(&self.segments);
-        // Stdout is for the ready line alone.
+        // Stdout is reserved for the ready line.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let output = command.kill_on_drop(true).output();
         match tokio::time::timeout(REGISTER_LIMIT, output).await {
@@ -84,7 +84,7 @@ impl Registrar {
     }
 }
 
-/// Logs each segment whose name or head is lost, once.
+/// Logs each segment whose name or header is lost, once.
 pub(crate) async fn watch_names(cache: Cache) {
     let mut known: Vec<LostSegment> = Vec::new();
     loop {
