@@ -315,11 +315,11 @@ typedef struct iovc_view_t {
 } iovc_view_t;
 
 /**
- * A state of a path, from which changes are told apart.
+ * The state of a path at a moment, for iovc_local_wait.
  */
 typedef struct iovc_notice_t {
   /**
-   * What it is a state of.
+   * Opaque.
    */
   uint64_t words[2];
 } iovc_notice_t;
@@ -617,27 +617,28 @@ iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
                                   size_t *found);
 
 /**
- * The state of a path, for iovc_local_wait. Where it is taken before an object is looked up, in
- * shared memory or at the service, no change after that look-up is missed.
+ * The state of a path, for iovc_local_wait. Take it before the object is looked up, in shared memory
+ * or at the service: then no change after that look-up is missed.
  *
- * @return IOVC_UNAVAILABLE where changes cannot be waited for: the path is not published. A request
- *         for it that names the session has it published
+ * @return IOVC_UNAVAILABLE if the path is not published. A request for it with the id of the session
+ *         makes the service publish it
  *
  * # Safety
  * `path` is null or a handle that no other thread uses meanwhile, `notice` is null or writable.
  */
-iovc_status_t iovc_local_notice(const struct iovc_local_path_t *path, struct iovc_notice_t *notice);
+iovc_status_t iovc_local_notice(const struct iovc_local_path_t *path,
+                                struct iovc_notice_t *notice);
 
 /**
- * Waits until the answer for a path can be another one than when `notice` was taken. Blocks this
- * thread, and uses no CPU time meanwhile.
+ * Waits until the answer for a path can differ from that at the time of `notice`. Blocks the thread
+ * without using CPU time.
  *
- * @param notice         what iovc_local_notice has written
+ * @param notice         written by iovc_local_notice
  * @param timeout_millis time limit; less than 0: none
- * @param changed        whether the answer can be another one; false after the time limit
- * @return IOVC_FAILED_PRECONDITION once the session is over
+ * @param changed        true: the answer can differ; false: the time limit has passed
+ * @return IOVC_FAILED_PRECONDITION if the session has ended
  *
- * A path whose source answers for single times alone can have changed after a second.
+ * If the source of a path answers for single times only, the answer can differ after one second.
  *
  * # Safety
  * As `iovc_local_notice`; `changed` is null or writable.
@@ -648,8 +649,8 @@ iovc_status_t iovc_local_wait(const struct iovc_local_path_t *path,
                               bool *changed);
 
 /**
- * Ends the pin of a view; what it points to may not be read any more. A view that pins nothing, and
- * null, are allowed. Any thread may do it.
+ * Unpins the object of a view; its bytes may not be read afterwards. Null, and a view that pins
+ * nothing, are allowed. Any thread may call it.
  *
  * # Safety
  * `view` is null or points to a view written by iovc_local_get or iovc_local_get_many, no copy of
@@ -1251,27 +1252,28 @@ iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
                                   size_t *found);
 
 /**
- * The state of a path, for iovc_local_wait. Where it is taken before an object is looked up, in
- * shared memory or at the service, no change after that look-up is missed.
+ * The state of a path, for iovc_local_wait. Take it before the object is looked up, in shared memory
+ * or at the service: then no change after that look-up is missed.
  *
- * @return IOVC_UNAVAILABLE where changes cannot be waited for: the path is not published. A request
- *         for it that names the session has it published
+ * @return IOVC_UNAVAILABLE if the path is not published. A request for it with the id of the session
+ *         makes the service publish it
  *
  * # Safety
  * `path` is null or a handle that no other thread uses meanwhile, `notice` is null or writable.
  */
-iovc_status_t iovc_local_notice(const struct iovc_local_path_t *path, struct iovc_notice_t *notice);
+iovc_status_t iovc_local_notice(const struct iovc_local_path_t *path,
+                                struct iovc_notice_t *notice);
 
 /**
- * Waits until the answer for a path can be another one than when `notice` was taken. Blocks this
- * thread, and uses no CPU time meanwhile.
+ * Waits until the answer for a path can differ from that at the time of `notice`. Blocks the thread
+ * without using CPU time.
  *
- * @param notice         what iovc_local_notice has written
+ * @param notice         written by iovc_local_notice
  * @param timeout_millis time limit; less than 0: none
- * @param changed        whether the answer can be another one; false after the time limit
- * @return IOVC_FAILED_PRECONDITION once the session is over
+ * @param changed        true: the answer can differ; false: the time limit has passed
+ * @return IOVC_FAILED_PRECONDITION if the session has ended
  *
- * A path whose source answers for single times alone can have changed after a second.
+ * If the source of a path answers for single times only, the answer can differ after one second.
  *
  * # Safety
  * As `iovc_local_notice`; `changed` is null or writable.
@@ -1282,8 +1284,8 @@ iovc_status_t iovc_local_wait(const struct iovc_local_path_t *path,
                               bool *changed);
 
 /**
- * Ends the pin of a view; what it points to may not be read any more. A view that pins nothing, and
- * null, are allowed. Any thread may do it.
+ * Unpins the object of a view; its bytes may not be read afterwards. Null, and a view that pins
+ * nothing, are allowed. Any thread may call it.
  *
  * # Safety
  * `view` is null or points to a view written by iovc_local_get or iovc_local_get_many, no copy of
