@@ -1,4 +1,4 @@
-//! What keeps the bytes of an object unchanged: the lease of its table, or the pin of a look-up.
+//! The holder of an object's bytes: the lease of its table, or the pin of a look-up.
 
 use std::sync::Arc;
 

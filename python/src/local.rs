@@ -197,8 +197,8 @@ impl LookUps {
         Ok(made)
     }
 
-    /// Objects of many (path, time) pairs. What is not in shared memory is requested together, one
-    /// request per path.
+    /// Objects of many (path, time) pairs. Those that are not in shared memory are requested
+    /// together, one request per path.
     pub(crate) fn get_many<'py>(&self, keys: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
         let py = keys.py();
         let found = PyList::empty(py);

@@ -66,3 +66,16 @@ def test_the_notebook_of_the_documentation_runs(start, tmp_path):
         printed = pasted(code, service)
     assert "(3000, 5000) 8 b'drift 2\\n'" in printed and "1000 2990 b'drift'" in printed
     assert "(800, 8) b'drift 1\\n'" in printed
+
+
+def test_the_blocks_about_look_ups_run_as_they_are_written(start, tmp_path):
+    service = served(start, tmp_path)
+    page = "docs/local.md"
+    printed = {
+        section: [pasted(block, service) for block in blocks(section, page)]
+        for section in sections(page)
+    }
+    found = "b'drift 2\\n'\n8 None\n[b'drift 1\\n', b'drift 2\\n']\n"
+    assert printed.pop("Python") == [found]
+    assert printed.pop("Waiting for a change") == ["False\n"]
+    assert not printed

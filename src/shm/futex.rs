@@ -66,7 +66,7 @@ pub(super) fn wait_either(
     }
 }
 
-/// The same for one word, for a short time: the caller looks at the other one after it.
+/// Waits for the shared word alone, for a short time. The caller checks the other one afterwards.
 fn wait_slice(shared: &AtomicU32, seen: u32, deadline: Option<Instant>) {
     let left = deadline.map_or(SLICE, |at| at.saturating_duration_since(Instant::now()));
     let limit = monotonic_length(left.min(SLICE));

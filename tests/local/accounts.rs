@@ -1,5 +1,4 @@
-//! What a service knows of the look-ups that it does not see: slots, uses, and versions for the audit
-//! log.
+//! Accounts of look-ups that the service does not see: slots, uses, and versions for the audit log.
 
 use std::time::Duration;
 

@@ -158,7 +158,7 @@ fn a_wait_uses_no_cpu_time_here_or_in_the_service() {
 
 #[test]
 fn a_wait_for_longer_than_a_path_is_kept_fresh_still_sees_the_change() {
-    // A path that nobody asks for is not refreshed after 10 s: one that is waited for is.
+    // A path without requests is not refreshed after 10 s; one with a waiting consumer is.
     let (service, repository) = service(&[(PATH, (0, 100), 1)], &[]);
     let consumer = Consumer::new(&service.unix(), "waits");
     let path = consumer.local().path(PATH).unwrap();

@@ -6,5 +6,6 @@ mod common;
 mod accounts;
 mod answers;
 mod changes;
+mod kills;
 mod pressure;
 mod setup;

@@ -1,4 +1,4 @@
-//! What a session looked up by itself, for the audit log.
+//! The versions that a session looked up by itself, for the audit log.
 //!
 //! ```text
 //!  samples of its pins page ─▶ span of a publication ─▶ LookUpRecord ─session ends─▶ one line

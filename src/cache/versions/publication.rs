@@ -192,8 +192,8 @@ impl Publication {
         }
     }
 
-    /// Wakes consumers that wait for a change of the path. What the service answers from now on is
-    /// visible before this.
+    /// Wakes consumers that wait for a change of the path. The next answers of the
+    /// service must be visible before this.
     pub(crate) fn tell_changed(&self) {
         self.entry.tell_changed();
     }
@@ -220,7 +220,7 @@ impl Publication {
 }
 
 /// Whether the answer of a service that knows `next` differs anywhere in `range` from that of one that
-/// knows `known`. What was not known before is no change.
+/// knows `known`. A version where none was known is no change.
 pub(crate) fn differs(known: &Timeline, next: &Timeline, range: ValidityInterval) -> bool {
     let answer = |timeline: &Timeline, state| match state {
         State::Version(version) => Some(Some(timeline.id(version))),

@@ -132,7 +132,7 @@ pub(crate) struct SessionPage {
 }
 
 impl SessionPage {
-    /// What the session looked up, up to now: look-ups, and versions.
+    /// Calls `look` with the number of look-ups of the session so far, and their versions.
     pub(crate) fn with_record<T>(&self, look: impl FnOnce(u64, &LookUpRecord) -> T) -> T {
         self.publisher.take_samples_of(&self.page, &self.record);
         look(self.page.counts().0, &self.record.lock())
@@ -254,7 +254,8 @@ impl Publisher {
         pages.iter().map(|(session, entry)| (session.clone(), slots(entry))).collect()
     }
 
-    /// What does not add up, one sentence each; `sessions` tells whether a session is there.
+    /// Faults in pages and sums, each with a name and a sentence. `is_session` tells whether a session
+    /// exists.
     pub(crate) fn faults(&self, is_session: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
         let (gone, pages) = {
             let state = self.state();

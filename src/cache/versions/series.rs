@@ -101,7 +101,7 @@ impl Series {
             publication.confirm(&next, &freshness());
         }
         if differs {
-            // After requests see the next timeline: those who are woken may ask.
+            // After the next timeline is visible to requests: a woken consumer may send one.
             publication.tell_changed();
         }
         !right

@@ -21,7 +21,7 @@
 //! **The count is that of an entry of the directory**, and only rises, also when the entry is given
 //! to another path. A consumer loads it before it sees that the entry names a snapshot of its path;
 //! so every later change of its path raises it above what was loaded. An entry that is given up
-//! raises it, too: its path is not published any more, and those who wait ask the service.
+//! raises it, too: its path is not published any more, and waiting consumers ask the service.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -121,7 +121,7 @@ mod tests {
             load_entry(&self.entry[0], &self.entry[1]).0
         }
 
-        /// What a consumer does that knows `answer`: its next one.
+        /// The next answer, for a consumer that knows `answer`.
         fn changed(&self, answer: u64) -> u64 {
             loop {
                 let seen = note(&self.count);

@@ -48,7 +48,7 @@ impl ChangeNotice {
         [u64::from(self.entry) << 32 | u64::from(self.count), u64::from(self.is_refreshed)]
     }
 
-    /// What [`to_words`](Self::to_words) gave. Other words name an entry that may not be there.
+    /// The notice of [`to_words`](Self::to_words). Other words name an entry that may not exist.
     #[cfg(feature = "capi")]
     pub(crate) fn from_words([place, refreshed]: [u64; 2]) -> Self {
         let (entry, count) = ((place >> 32) as u32, place as u32);
@@ -277,8 +277,8 @@ impl PlanePath {
         (is_of_path && seen_again).then_some(CachedSnapshot { entry, generation, block, view })
     }
 
-    /// What to hand to [`wait_change`](Self::wait_change). Taken before the answer is looked up, in
-    /// shared memory or at the service, no change after that answer is missed.
+    /// A notice for [`wait_change`](Self::wait_change). If it is taken before the answer is looked up,
+    /// in shared memory or at the service, no change after that answer is missed.
     ///
     /// # Errors
     /// Why changes of the path cannot be waited for: a request that names the session has it
