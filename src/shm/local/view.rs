@@ -321,6 +321,8 @@ impl PlanePath {
         notice: &ChangeNotice,
         deadline: Option<Instant>,
     ) -> Result<bool, AskReason> {
+        // In a forked child the page is the parent's.
+        self.plane.check()?;
         let files = self.plane.files();
         if !files.directory.has(notice.entry) {
             return Err(AskReason::Unpublished);
