@@ -34,11 +34,10 @@ fn status_tells_the_slots_in_use_by_session_and_check_knows_them() {
 fn looked_up(service: Service) -> Vec<(u64, Vec<Value>, u64)> {
     let (_, log) = service.stop();
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let of_look_ups = lines.filter(|line| line["fields"]["message"] == "look-ups");
+    let of_look_ups = lines.filter(|line| line["message"] == "look-ups");
     let found = of_look_ups.map(|line| {
-        let fields = &line["fields"];
-        let versions = serde_json::from_str(fields["versions"].as_str().unwrap()).unwrap();
-        (fields["look_ups"].as_u64().unwrap(), versions, fields["unnamed"].as_u64().unwrap())
+        let versions = serde_json::from_str(line["versions"].as_str().unwrap()).unwrap();
+        (line["look_ups"].as_u64().unwrap(), versions, line["unnamed"].as_u64().unwrap())
     });
     found.collect()
 }

@@ -165,6 +165,7 @@ impl Reclaimable for Publisher {
     }
 
     fn reclaim_all(&self) {
+        self.take_all_samples();
         for (entry, series) in self.series() {
             series.unpublish();
             self.state().published.remove(&entry);
@@ -332,11 +333,15 @@ impl Publisher {
             // Evicts unused objects if necessary: the memory of a service is usually full.
             self.residency.reserve(size).ok()
         });
-        let Some(room) = room else { return series.unpublish() };
+        let Some(room) = room else {
+            self.take_all_samples();
+            return series.unpublish();
+        };
         let snapshot = PublishedSnapshot::publish(room, path, &cells);
         let snapshot = CountedSnapshot::new(snapshot, &self.snapshot_bytes);
         let draft = Draft { snapshot, timeline, spans: spans.into() };
         let entry = || directory.take(path);
+        self.take_all_samples();
         let published = self.catalog.publish(query, series, draft, entry);
         if let PublishOutcome::New { entry } = published {
             let published = (query.path.clone(), Arc::downgrade(series));
@@ -355,6 +360,7 @@ impl Publisher {
         if bytes + size <= limit {
             return true;
         }
+        self.take_all_samples();
         let mut all = self.series();
         all.sort_by_key(|(_, series)| series.used());
         for (entry, series) in all {
@@ -372,12 +378,22 @@ impl Publisher {
     pub(crate) async fn take_samples(self: Arc<Self>) {
         loop {
             tokio::time::sleep(SAMPLE_PAUSE).await;
-            let pages: Vec<PageEntry> = self.state().pages.values().cloned().collect();
-            for PageEntry { page, record } in pages {
+            for PageEntry { page, record } in self.page_entries() {
                 self.take_samples_of(&page, &record);
                 page.watched().for_each(|entry| self.watched(entry));
                 tokio::task::yield_now().await;
             }
+        }
+    }
+
+    fn page_entries(&self) -> Vec<PageEntry> {
+        self.state().pages.values().cloned().collect()
+    }
+
+    /// Takes the samples of all pages, before the spans that they name are replaced.
+    fn take_all_samples(&self) {
+        for PageEntry { page, record } in self.page_entries() {
+            self.take_samples_of(&page, &record);
         }
     }
 
