@@ -52,6 +52,7 @@ mod prefetch;
 mod region;
 mod resolver;
 mod segment;
+mod segment_names;
 mod sync;
 
 pub use backing::Backing;

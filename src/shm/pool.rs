@@ -23,7 +23,7 @@ use super::host::HostError;
 use super::host_blocks::{HostBlocks, HostSurvey};
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
-    usable_bytes,
+    SegmentHeader, usable_bytes,
 };
 use super::local::PageRegistry;
 use super::pool_state::{
@@ -162,7 +162,7 @@ coded! { PoolError {
         _ => ErrorKind::Unavailable,
     }) 4003,
     Backing(error) => (match error.kind() {
-        io::ErrorKind::ResourceBusy => ErrorKind::AlreadyExists,
+        io::ErrorKind::ResourceBusy | io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
         io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
         io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
         _ => ErrorKind::Unavailable,
@@ -229,7 +229,15 @@ impl Pool {
                     break;
                 }
                 let Some(id) = maker.take_number().map_err(PoolError::Backing)? else { break };
-                let segment = segment(&maker, epoch, id, bytes)?;
+                let segment = match segment(&maker, epoch, id, bytes) {
+                    Err(PoolError::Segment { error, .. })
+                        if error.kind() == io::ErrorKind::AlreadyExists =>
+                    {
+                        // Another program was faster; the number is skipped.
+                        continue;
+                    }
+                    segment => segment?,
+                };
                 state.segment_bytes_in_all += bytes;
                 most = most.max(state.insert(segment));
             }
@@ -393,7 +401,9 @@ impl Pool {
                 let budget = inner.budget(&state);
                 let bytes = wanted.min(budget / PAGE_BYTES * PAGE_BYTES);
                 if bytes >= least {
-                    let Some(id) = state.unused_id() else { return Ok(None) };
+                    let Some(id) = state.unused_id(|id| inner.maker.is_free(id)) else {
+                        return Ok(None);
+                    };
                     state.segment_bytes_in_all += bytes;
                     break (id, bytes, retired);
                 }
@@ -668,16 +678,14 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// Creates a segment, writes its head, and seals it if its backing allows it.
+/// Creates a segment with its head, and seals it if its backing allows it.
 fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segment>, PoolError> {
     let make = || {
-        let made = maker.make(id, bytes)?;
-        let segment = Segment { kind: Kind::Segment, id, memory: SegmentMemory::Segment(made) };
-        segment.write_segment_header(epoch, maker.range());
-        if let SegmentMemory::Segment(made) = &segment.memory {
-            maker.seal(made)?;
-        }
-        Ok(Arc::new(segment))
+        let head = SegmentHeader::new(epoch, id, maker.range(), bytes).to_bytes();
+        let made = maker.make(id, bytes, &head)?;
+        maker.seal(&made)?;
+        let memory = SegmentMemory::Segment(made);
+        Ok(Arc::new(Segment { kind: Kind::Segment, id, memory }))
     };
     make().map_err(|error| PoolError::Segment { bytes, error })
 }

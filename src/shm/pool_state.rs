@@ -260,11 +260,11 @@ impl PoolState {
     }
 
     /// Ids ascend, so that consumers do not soon see another segment under an id they know.
-    pub(super) fn unused_id(&mut self) -> Option<u16> {
+    pub(super) fn unused_id(&mut self, is_free: impl Fn(u16) -> bool) -> Option<u16> {
         (0..=u16::MAX).find_map(|_| {
             let id = self.next_id;
             self.next_id = id.wrapping_add(1);
-            (!self.segments.contains_key(&id)).then_some(id)
+            (!self.segments.contains_key(&id) && is_free(id)).then_some(id)
         })
     }
 

@@ -174,13 +174,6 @@ impl Segment {
         u32::try_from(bytes / GRANULE_BYTES).unwrap_or(u32::MAX - 1)
     }
 
-    pub(super) fn write_segment_header(&self, epoch: Epoch, range: u32) {
-        let mapping = self.mapping();
-        let header = SegmentHeader::new(epoch, self.id, range, mapping.length() as u64).to_bytes();
-        // SAFETY: the segment is new: no other process knows it, and it is longer than its head.
-        unsafe { mapping.write(0, &header) };
-    }
-
     /// Checks its name and its head, if it has a name.
     pub(super) fn loss(&self, epoch: Epoch, range: u32) -> Option<LostSegment> {
         let SegmentMemory::Segment(made) = &self.memory else { return None };
