@@ -177,6 +177,14 @@ impl TableRequest {
         self.with("timestamps_column", true)
     }
 
+    /// Keys and values for the metadata of the table's schema, beside those of the service. Keys
+    /// that begin with `iovcache.` or `ARROW:` are reserved.
+    #[must_use]
+    pub fn schema_metadata(self, metadata: &BTreeMap<String, String>) -> Self {
+        let entries = metadata.iter().map(|(key, value)| (key.clone(), value.as_str().into()));
+        self.with("schema_metadata", Value::Object(entries.collect()))
+    }
+
     /// Only versions created at or before `millis`.
     #[must_use]
     pub fn not_after(self, millis: i64) -> Self {

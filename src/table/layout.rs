@@ -8,6 +8,7 @@ use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 use super::arrow_timestamps::TIMESTAMP;
 use super::column::ColumnPath;
 use super::request::{CellKind, Encoding, View};
+use super::schema_metadata::SchemaMetadata;
 use crate::shm::MetaHeader;
 
 /// The key under which a column names its object path, as AliceO2's tables do.
@@ -29,6 +30,8 @@ pub struct Meta {
     pub timeframe: Option<u64>,
     /// What keeps the objects.
     pub lease: Option<String>,
+    /// What the request asked for.
+    pub requested: SchemaMetadata,
 }
 
 /// The form of a table.
@@ -66,7 +69,9 @@ impl Meta {
             (LEASE, self.lease.clone()),
         ];
         let there = entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
-        there.collect()
+        let requested = self.requested.iter();
+        let requested = requested.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        there.chain(requested).collect()
     }
 }
 

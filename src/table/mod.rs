@@ -32,6 +32,7 @@ mod range;
 mod records;
 mod request;
 mod schema_message;
+mod schema_metadata;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -69,6 +70,7 @@ pub use lock_file::LockEntry;
 pub use range::{RangeError, RangeRequest, RunRange, SHORT_SPAN};
 pub use request::{CellKind, Columns, Encoding, Missing, Request, RequestError, View, When};
 pub use schema_message::SchemaMessage;
+pub use schema_metadata::SchemaMetadata;
 pub use status::{
     ConsumerState, MemoryStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeState,
     TimeframeStatus,

@@ -13,6 +13,7 @@ use super::key_rows::{JsonKeys, KeyColumns, KeyError, TableRows};
 use super::limits::{AtMost, RequestLimits};
 use super::lock_file::LockEntry;
 use super::range::{RangeError, RangeRequest, RequestedRange, RunRange};
+use super::schema_metadata::SchemaMetadata;
 use crate::error::coded;
 use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};
@@ -145,6 +146,8 @@ pub struct Request {
     pub missing: Missing,
     /// Whether the timestamps come first.
     pub timestamps_column: bool,
+    /// Metadata of the schema, beside that of the service.
+    pub schema_metadata: SchemaMetadata,
     /// Which versions are seen.
     pub limits: CreationLimits,
     /// The only versions that there are.
@@ -225,6 +228,8 @@ struct Raw {
     missing: Missing,
     #[serde(default)]
     timestamps_column: bool,
+    #[serde(default)]
+    schema_metadata: SchemaMetadata,
     not_after: Option<Timestamp>,
     not_before: Option<Timestamp>,
     lock: Option<AtMost<LockEntry, { RequestLimits::MOST.lock_entries }>>,
@@ -371,6 +376,7 @@ impl Request {
             view: raw.view,
             missing: raw.missing,
             timestamps_column: raw.timestamps_column,
+            schema_metadata: raw.schema_metadata,
             limits: CreationLimits { not_before: raw.not_before, not_after: raw.not_after },
             lock: raw.lock.map(|AtMost(entries)| entries),
             wait: raw.wait_ms.map_or(Self::DEFAULT_WAIT, Duration::from_millis),

@@ -1,5 +1,6 @@
 //! `table`: asks for a table and prints it.
 
+use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -78,6 +79,9 @@ pub(crate) struct Arguments {
     /// Only versions created at or after this are seen.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     not_before: Option<i64>,
+    /// Metadata for the schema of the table, as consumers of --output arrow may expect it.
+    #[arg(long = "schema-metadata", value_name = "KEY=VALUE")]
+    schema_metadata: Vec<String>,
     /// The very versions of an earlier table (- is stdin): what `--view objects --output json` wrote.
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
@@ -229,6 +233,9 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
     if arguments.view == View::Rows && arguments.output() != Output::Arrow {
         request = request.timestamps_column();
     }
+    if !arguments.schema_metadata.is_empty() {
+        request = request.schema_metadata(&schema_metadata(&arguments.schema_metadata)?);
+    }
     if let Some(not_after) = arguments.not_after {
         request = request.not_after(not_after);
     }
@@ -244,6 +251,18 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
         request = request.wait(wait.duration());
     }
     Ok(request)
+}
+
+fn schema_metadata(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let mut metadata = BTreeMap::new();
+    for entry in given {
+        let wrong = |reason| Failure::usage(format!("--schema-metadata {entry:?}: {reason}"));
+        let (key, value) = entry.split_once('=').ok_or_else(|| wrong("expected KEY=VALUE"))?;
+        if metadata.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(wrong("this key is given twice"));
+        }
+    }
+    Ok(metadata)
 }
 
 fn column_of(column: &str, json: &str) -> Result<serde_json::Value, Failure> {
