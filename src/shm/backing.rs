@@ -26,6 +26,7 @@ use super::cgroup;
 use super::host::HostMemory;
 use super::huge_pages;
 use super::mapping::{MapAccess, Mapping};
+use super::renewal::SegmentCreation;
 use super::segment_names::{NameLock, SegmentNames, same_file};
 
 /// The kind of files that back the segments.
@@ -40,9 +41,9 @@ pub enum Backing {
     Folder(PathBuf),
     /// Files (0640) with the names of FairMQ's managed segments, `/dev/shm/fmq_<shmid>_m_<n>`, so
     /// that an unmodified FairMQ consumer opens them. Not sealed either. FairMQ may read them but
-    /// must not allocate in them, since it does not know their free places. All of them are made at
-    /// the start and stay: FairMQ registers a segment before its devices start, and creates one
-    /// itself if there is none with that name.
+    /// must not allocate in them, since it does not know their free places. FairMQ opens a segment
+    /// only if it is registered in the session, and creates one itself if there is none with that
+    /// name.
     FairMq {
         /// FairMQ's id of the session: the first 8 hexadecimal digits of SHA-256 of user and
         /// session.
@@ -51,6 +52,8 @@ pub enum Backing {
         /// never used twice in a session: `/dev/shm/iovcache_<shmid>.numbers` holds the next one,
         /// and outlives the service.
         first_segment: u16,
+        /// When they are created.
+        creation: SegmentCreation,
     },
     /// Memory that the surrounding program allocates, one buffer per object: no segment is created.
     Host(HostMemory),
@@ -87,6 +90,13 @@ impl Made {
         self.name.as_ref().map(|(path, _)| path.as_path())
     }
 
+    /// Removes the name, if it still refers to this file.
+    pub(crate) fn remove_name(&self) {
+        if let Some(path) = self.path().filter(|_| !self.has_lost_its_name()) {
+            let _ = fs::remove_file(path);
+        }
+    }
+
     /// Whether the file had a name that no longer refers to it.
     pub(crate) fn has_lost_its_name(&self) -> bool {
         let Some(path) = self.path() else { return false };
@@ -101,10 +111,8 @@ impl Made {
 
 impl Drop for Made {
     fn drop(&mut self) {
-        // A file of another program under that name must not be removed.
-        if let Some(path) = self.path().filter(|_| !self.has_lost_its_name()) {
-            let _ = fs::remove_file(path);
-        }
+        // A file of another program under that name stays.
+        self.remove_name();
     }
 }
 
@@ -119,7 +127,7 @@ impl Maker {
         match backing {
             Backing::Memfd | Backing::Host(_) => Ok(Self(None)),
             Backing::Folder(folder) => Ok(Self(Some(SegmentNames::in_folder(folder)?))),
-            Backing::FairMq { shmid, first_segment } => {
+            Backing::FairMq { shmid, first_segment, .. } => {
                 Ok(Self(Some(SegmentNames::in_session(shmid, *first_segment)?)))
             }
         }
@@ -365,14 +373,13 @@ mod tests {
     #[test]
     fn fairmq_finds_its_names_and_keeps_its_own_segments() {
         let shmid = new_shmid(0);
-        let backing = Backing::FairMq { shmid: shmid.clone(), first_segment: 5 };
         let name = |id: u16| Path::new(SHM_FOLDER).join(format!("fmq_{shmid}_m_{id}"));
         // FairMQ's own segment must stay; one left by a dead service is removed.
         fs::write(name(0), vec![0; 4096]).unwrap();
         let mut left = vec![0; 4096];
         left[SegmentHeader::MAGIC_OFFSET..][..8].copy_from_slice(&SegmentHeader::MAGIC);
         fs::write(name(6), left).unwrap();
-        let maker = Maker::new(&backing).unwrap();
+        let maker = in_session(&shmid, 5).unwrap();
         assert!(name(0).exists() && !name(6).exists());
         // 6 was used and may still be mapped, so the next one is 7.
         assert_eq!(maker.take_number().unwrap(), Some(7));
@@ -384,19 +391,18 @@ mod tests {
         assert_eq!(fs::read_to_string(&numbers).unwrap(), "8\n");
         // The next service starts after it, and skips names in use.
         fs::write(name(8), "of another program").unwrap();
-        assert_eq!(Maker::new(&backing).unwrap().take_number().unwrap(), Some(9));
+        assert_eq!(in_session(&shmid, 5).unwrap().take_number().unwrap(), Some(9));
         fs::write(&numbers, "65536").unwrap();
-        let error = Maker::new(&backing).unwrap().take_number().unwrap_err();
+        let error = in_session(&shmid, 5).unwrap().take_number().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
         assert!(error.to_string().contains(numbers.to_str().unwrap()), "{error}");
         fs::write(&numbers, "many").unwrap();
-        assert_eq!(Maker::new(&backing).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(in_session(&shmid, 5).unwrap_err().kind(), io::ErrorKind::InvalidData);
         for file in [name(0), name(8), numbers] {
             fs::remove_file(file).unwrap();
         }
         for wrong in ["", "../x", "a b"] {
-            let backing = Backing::FairMq { shmid: wrong.into(), first_segment: 0 };
-            let error = Maker::new(&backing).unwrap_err();
+            let error = in_session(wrong, 0).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{wrong:?}");
         }
     }
@@ -407,7 +413,11 @@ mod tests {
     }
 
     fn in_session(shmid: &str, first_segment: u16) -> io::Result<Maker> {
-        Maker::new(&Backing::FairMq { shmid: shmid.to_owned(), first_segment })
+        Maker::new(&Backing::FairMq {
+            shmid: shmid.to_owned(),
+            first_segment,
+            creation: SegmentCreation::AtStart,
+        })
     }
 
     #[test]

@@ -50,6 +50,7 @@ mod pool;
 mod pool_state;
 mod prefetch;
 mod region;
+mod renewal;
 mod resolver;
 mod segment;
 mod segment_names;
@@ -79,5 +80,6 @@ pub(crate) use prefetch::AHEAD;
 #[cfg(feature = "cache")]
 pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionError};
+pub use renewal::{SegmentCreation, SegmentRegistrar};
 pub use resolver::{Location, MapError, Mappings, ResolveError};
 pub use segment::{Kind, LostSegment, SegmentLoss, SharedSegment};
